@@ -1,0 +1,71 @@
+"""The errors a user can see, each with its exit code.
+
+    PipelineError (1, unexpected)
+    |-- JobError (2)            the command or the job file is wrong
+    |-- GateRefused (3)         a check refused; nothing was published
+    |-- PartitionBusy (4)       another run holds the partition
+    |-- PublishConflict (5)     another run published something different meanwhile
+    |-- Stopped (6)             asked to stop; what is done is kept
+    `-- InfraError (7)          storage or cluster trouble that a retry may cure
+
+Every class takes one string, so that it survives pickling between Ray's processes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PipelineError(Exception):
+    """One line: what happened, to which thing, what would be right."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class JobError(PipelineError):
+    """The command line or the job file asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class GateRefused(PipelineError):
+    """A gate refused the staged predictions; the published partition is unchanged."""
+
+    exit_code = 3
+
+
+class PartitionBusy(PipelineError):
+    """Another live run holds the lease of this partition."""
+
+    exit_code = 4
+
+
+class PublishConflict(PipelineError):
+    """Another run published something different while this one was working."""
+
+    exit_code = 5
+
+
+class Stopped(PipelineError):
+    """The run was asked to stop; finished slices are kept and a rerun goes on from there."""
+
+    exit_code = 6
+
+
+class InfraError(PipelineError):
+    """Storage or the cluster failed in a way that running again may cure."""
+
+    exit_code = 7
+
+
+def find_cause(error: BaseException) -> PipelineError | None:
+    """Return the first of our own errors in the chain of causes, through Ray's wrappers."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        if isinstance(current, PipelineError):
+            return current
+        seen.add(id(current))
+        wrapped = getattr(current, "cause", None)
+        current = wrapped if isinstance(wrapped, BaseException) else current.__cause__
+    return None

@@ -1,0 +1,290 @@
+"""The job file: strict pydantic models, safe YAML, two substitutions, and one clear error.
+
+Nothing here touches storage, Ray or torch: a job is a frozen value that everybody may read.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import JobError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Triple = tuple[float, float, float]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True
+    )
+
+
+class Source(_Section):
+    """Where the rows come from."""
+
+    uri: str = Field(min_length=1)
+    """A folder, a file or a glob (`*`, `**`) on local disk or in an object store (`s3://...`)."""
+    format: Literal["images", "parquet"]
+    """`images`: one file is one row. `parquet`: encoded images lie in a binary column."""
+    image_column: str = "image"
+    """Parquet: the binary column that holds the encoded image."""
+    id_column: str | None = None
+    """Parquet: the column that becomes `row_id`; left out, the id is `<shard path>#<row>`."""
+    pass_through: tuple[str, ...] = ()
+    """Parquet: columns copied unchanged beside the predictions."""
+    max_image_bytes: PositiveInt = 64 * 1024 * 1024
+    """An encoded image of more bytes is quarantined as `too_large` without being decoded."""
+    max_image_px: PositiveInt = 100_000_000
+    """An image of more pixels (width x height) is quarantined as `too_large` from its header."""
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
+
+
+class Transform(_Section):
+    """How a decoded image becomes model input; what is left out comes from the model."""
+
+    size_px: PositiveInt | None = None
+    """Side of the square centre crop that the model sees."""
+    resize_px: PositiveInt | None = None
+    """The shorter side is resized to this before the crop."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Resampling filter, with antialiasing."""
+    mean: Triple | None = None
+    """Channel means in [0, 1], subtracted on the device."""
+    std: Triple | None = None
+    """Channel standard deviations in [0, 1], divided by on the device."""
+
+
+class Model(_Section):
+    """Which model predicts, and how."""
+
+    name: str | None = None
+    """An installed entry point of group `pipeline.models`, or a torchvision model name."""
+    factory: str | None = None
+    """`package.module:callable` returning an `nn.Module`; its prefix must be allowed."""
+    weights: str | None = None
+    """URI of a state dict: `.safetensors`, or `.pt`/`.pth` loaded with weights_only."""
+    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Expected digest of the weights file; another digest is refused."""
+    labels: str | tuple[str, ...] | None = None
+    """Class names: a list, or the URI of a text file with one a line or of a JSON list."""
+    task: Literal["classify"] = "classify"
+    """What to make of the outputs: `classify` gives label, score and the top k."""
+    top_k: PositiveInt = 5
+    """How many classes `top_k` lists (fewer where the model has fewer)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the model; scores are always float32. `fp16` needs a GPU."""
+    batch_size: PositiveInt | None = None
+    """Rows of one model call; left out: 32 on CPU, 128 on GPU. Out of memory halves it."""
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """fsspec options for the weights and labels; never written anywhere."""
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Model:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give exactly one of name and factory")
+        return self
+
+
+class Resources(_Section):
+    """What one model actor takes, and how many there are; left out: filled by the cluster."""
+
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of one actor; fractions share a card. 0 runs on the CPU."""
+    num_cpus: Annotated[float, Field(gt=0)] | None = None
+    """CPU cores (and torch threads) of one actor; left out: 1."""
+    min_actors: PositiveInt | None = None
+    """Smallest size of the actor pool; left out: max_actors."""
+    max_actors: PositiveInt | None = None
+    """Largest size of the actor pool; left out: what the cluster holds."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Resources:
+        if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
+            raise ValueError(
+                f"min_actors ({self.min_actors}) must not exceed max_actors ({self.max_actors})"
+            )
+        return self
+
+
+class Sink(_Section):
+    """Where the predictions go."""
+
+    uri: str = Field(min_length=1)
+    """Root folder of the output; its layout is in the README."""
+    partition: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_.:-]+$")
+    """The published piece, `key=value`, usually `date=${date}`; left out: the whole output."""
+    target_part_mib: Annotated[float, Field(gt=0)] = 128.0
+    """Published parts are cut near this size (encoded)."""
+    compression: Literal["zstd", "snappy", "gzip", "none"] = "zstd"
+    """Parquet compression of everything that is written."""
+    keep_versions: Annotated[int, Field(ge=0)] = 3
+    """How many replaced versions of the partition stay for `pipeline rollback`."""
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
+
+
+class Gates(_Section):
+    """What must hold before anything is published. Conservation and unique ids always must."""
+
+    max_error_pct: Annotated[float, Field(ge=0, le=100)] = 5.0
+    """Refuse when more than this share of the rows was quarantined (0 to 100)."""
+    min_rows: Annotated[int, Field(ge=0)] = 100
+    """`max_error_pct` is judged from this many rows on; below, only all rows failing refuses."""
+    allow_empty: bool = False
+    """Publish an empty partition when there are no inputs, instead of refusing."""
+
+
+class Run(_Section):
+    """How one execution behaves."""
+
+    limit_rows: PositiveInt | None = None
+    """Predict only about the first this many rows (whole input files or row ranges), for trying."""
+    slice_rows: PositiveInt | None = None
+    """Rows of one slice, the grain of resuming; left out: a whole number of batches near 256."""
+    lease_ttl_s: Annotated[float, Field(ge=1)] = 60.0
+    """A run whose lease was not renewed for so long is taken for dead."""
+    single_writer: bool = False
+    """Accept a store without create-once: you promise that no other run writes this partition."""
+    price_per_node_hour: Annotated[float, Field(ge=0)] | None = None
+    """Price of one node for one hour; the report then says what a million rows cost."""
+
+
+class Job(_Section):
+    """One offline inference job."""
+
+    source: Source
+    transform: Transform = Transform()
+    model: Model
+    resources: Resources = Resources()
+    sink: Sink
+    gates: Gates = Gates()
+    run: Run = Run()
+
+
+_SUBSTITUTION = re.compile(r"\$\{([^}]*)\}")
+
+
+def load_job(path: str, *, date: dt.date, overrides: Sequence[str] = ()) -> Job:
+    """Read, substitute and validate a job file.
+
+    Args:
+        path: Path of the YAML file.
+        date: The logical date, the value of `${date}`.
+        overrides: `section.field=value` strings; the values are YAML.
+
+    Raises:
+        JobError: The file, a field or an override is wrong; one line says which and what is right.
+    """
+    document = _read_yaml(path)
+    for override in overrides:
+        _apply_override(document, override)
+    return parse_job(document, date=date, origin=path)
+
+
+def parse_job(document: Mapping[str, Any], *, date: dt.date, origin: str) -> Job:
+    """Substitute and validate an already loaded document; `origin` names it in errors."""
+    substituted = _substitute(dict(document), date, origin)
+    try:
+        return Job.model_validate_json(_to_json(substituted, origin))
+    except ValidationError as error:
+        raise JobError(_describe(error, origin)) from None
+
+
+def _to_json(document: Any, origin: str) -> str:
+    # JSON mode keeps validation strict yet lets YAML lists become tuples.
+    import json
+
+    try:
+        return json.dumps(document)
+    except TypeError as error:
+        raise JobError(f"{origin}: only text, numbers, lists and mappings: {error}") from None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: cannot read the job file: {error}") from None
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise JobError(f"{path}: not valid YAML: {where}") from None
+    if not isinstance(document, dict):
+        raise JobError(f"{path}: a job file is a mapping with source, model and sink")
+    return document
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    path = name.strip().split(".")
+    if not separator or len(path) < 2 or not all(path):
+        raise JobError(f"--set {override}: write section.field=value, as in model.batch_size=64")
+    target: Any = document
+    for key in path[:-1]:
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise JobError(f"--set {override}: {key} is not a section")
+    try:
+        target[path[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise JobError(f"--set {override}: the value is not valid YAML") from None
+
+
+def _substitute(value: Any, date: dt.date, origin: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute(item, date, origin) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, date, origin) for item in value]
+    if isinstance(value, dt.date | dt.datetime):
+        return value.isoformat()
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name == "date":
+            return date.isoformat()
+        if name.startswith("env:"):
+            variable = name.removeprefix("env:")
+            if variable not in os.environ:
+                raise JobError(f"{origin}: ${{{name}}}: environment variable {variable} is not set")
+            return os.environ[variable]
+        raise JobError(f"{origin}: ${{{name}}}: only ${{date}} and ${{env:NAME}} are substituted")
+
+    return _SUBSTITUTION.sub(replace, value)
+
+
+def _describe(error: ValidationError, origin: str) -> str:
+    details = error.errors(include_url=False, include_context=True)
+    first = details[0]
+    field = ".".join(str(part) for part in first["loc"]) or "job"
+    if first["type"] == "extra_forbidden":
+        text = f"{field}: unknown key; {_allowed(first['loc'])}"
+    elif first["type"] == "missing":
+        text = f"{field}: required but missing"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        shown = "" if "storage_options" in field else f" = {first['input']!r:.80}"
+        text = f"{field}{shown if not isinstance(first['input'], dict) else ''}: {message}"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{origin}: {text}{more}"
+
+
+def _allowed(location: tuple[int | str, ...]) -> str:
+    model: type[BaseModel] = Job
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return "allowed are " + ", ".join(model.model_fields)

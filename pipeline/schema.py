@@ -1,0 +1,224 @@
+"""Column names, Arrow schemas and reason codes: the one place where they are spelled.
+
+A slice travels through Ray as ONE row of a block (see `pack`), because Ray cuts and merges blocks
+between rows: a slice that is a row cannot be cut or merged. Wrapping is free of copies: the rows
+of the slice are the single value of a list<struct> column.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+OUTPUT_SCHEMA_VERSION = 1
+
+ROW_ID, URI, IMAGE = "row_id", "uri", "image"
+ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
+SHA256, NUM_BYTES = "sha256", "num_bytes"
+LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
+
+MESSAGE_MAX_CHARS = 500
+
+
+class Reason(StrEnum):
+    """Why a row could not be predicted: a closed set."""
+
+    UNREADABLE_SHARD = "unreadable_shard"
+    MISSING = "missing"
+    EMPTY = "empty"
+    UNIDENTIFIED = "unidentified"
+    TRUNCATED = "truncated"
+    TOO_LARGE = "too_large"
+    DECODE_ERROR = "decode_error"
+    BAD_SCHEMA = "bad_schema"
+    NULL_INPUT = "null_input"
+    MODEL_ERROR = "model_error"
+    NON_FINITE = "non_finite"
+    OUT_OF_MEMORY = "out_of_memory"
+    DUPLICATE_ID = "duplicate_id"
+
+
+_FAILURE_FIELDS = [
+    pa.field(ERROR, pa.string()),
+    pa.field(ERROR_STAGE, pa.string()),
+    pa.field(MESSAGE, pa.string()),
+    pa.field(SHA256, pa.string()),
+    pa.field(NUM_BYTES, pa.int64()),
+]
+RESERVED_COLUMNS = frozenset(
+    [ROW_ID, URI, IMAGE, LABEL, LABEL_ID, SCORE, TOP_K, "unit", "row", "stage", "reason", "run_id"]
+    + [field.name for field in _FAILURE_FIELDS]
+)
+_TOP_K_TYPE = pa.list_(
+    pa.struct(
+        [
+            pa.field(LABEL, pa.string()),
+            pa.field(LABEL_ID, pa.int32()),
+            pa.field(SCORE, pa.float32()),
+        ]
+    )
+)
+
+
+def source_schema(pass_through: Sequence[pa.Field]) -> pa.Schema:
+    """Rows as the source yields them; `image` holds the encoded bytes, null where `error` is set."""
+    return pa.schema(
+        [
+            pa.field(ROW_ID, pa.string(), nullable=False),
+            pa.field(URI, pa.string(), nullable=False),
+            *pass_through,
+            pa.field(IMAGE, pa.large_binary()),
+            *_FAILURE_FIELDS,
+        ]
+    )
+
+
+def prediction_schema(pass_through: Sequence[pa.Field]) -> pa.Schema:
+    """Rows as they are published for task `classify`."""
+    return pa.schema(
+        [
+            pa.field(ROW_ID, pa.string(), nullable=False),
+            pa.field(URI, pa.string(), nullable=False),
+            *pass_through,
+            pa.field(LABEL, pa.string()),
+            pa.field(LABEL_ID, pa.int32()),
+            pa.field(SCORE, pa.float32()),
+            pa.field(TOP_K, _TOP_K_TYPE),
+        ]
+    )
+
+
+def staged_schema(pass_through: Sequence[pa.Field]) -> pa.Schema:
+    """Rows of a staged part: predictions and failures together, in input order."""
+    return pa.schema([*prediction_schema(pass_through), *_FAILURE_FIELDS])
+
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field(ROW_ID, pa.string(), nullable=False),
+        pa.field(URI, pa.string(), nullable=False),
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field(MESSAGE, pa.string()),
+        pa.field(SHA256, pa.string()),
+        pa.field(NUM_BYTES, pa.int64()),
+        pa.field("run_id", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one row failed: what the error columns of that row will say."""
+
+    reason: Reason
+    stage: str
+    message: str
+    sha256: str | None = None
+    num_bytes: int | None = None
+
+
+def clean_message(text: str) -> str:
+    """Return text as one printable line of at most 500 characters (log lines cannot be forged)."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())[:MESSAGE_MAX_CHARS]
+
+
+def failure_columns(failures: Sequence[Failure | None]) -> dict[str, pa.Array]:
+    """Turn one failure (or None) a row into the five error columns."""
+    return {
+        ERROR: pa.array([f.reason.value if f else None for f in failures], pa.string()),
+        ERROR_STAGE: pa.array([f.stage if f else None for f in failures], pa.string()),
+        MESSAGE: pa.array(
+            [clean_message(f.message) if f else None for f in failures], pa.string()
+        ),
+        SHA256: pa.array([f.sha256 if f else None for f in failures], pa.string()),
+        NUM_BYTES: pa.array([f.num_bytes if f else None for f in failures], pa.int64()),
+    }
+
+
+def failures_of(table: pa.Table) -> list[Failure | None]:
+    """Read the error columns of a table back into one failure (or None) a row."""
+    columns = [
+        table.column(name).to_pylist()
+        for name in (ERROR, ERROR_STAGE, MESSAGE, SHA256, NUM_BYTES)
+    ]
+    return [
+        Failure(Reason(error), stage or "", message or "", sha256, num_bytes) if error else None
+        for error, stage, message, sha256, num_bytes in zip(*columns, strict=True)
+    ]
+
+
+def images_to_arrow(images: npt.NDArray[np.uint8]) -> pa.Array:
+    """Wrap uint8 (N, S, S, 3) as a fixed-size binary array without copying."""
+    num_rows = images.shape[0]
+    row_bytes = int(np.prod(images.shape[1:]))
+    data = pa.py_buffer(np.ascontiguousarray(images))
+    return pa.Array.from_buffers(pa.binary(row_bytes), num_rows, [None, data])
+
+
+def images_from_arrow(column: pa.ChunkedArray | pa.Array, size_px: int) -> npt.NDArray[np.uint8]:
+    """View a fixed-size binary column as uint8 (N, S, S, 3); read-only, no copy for one chunk."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # zero chunks stay chunked
+        array = pa.concat_arrays(array.chunks or [pa.array([], array.type)])
+    row_bytes = size_px * size_px * 3
+    flat = np.frombuffer(array.buffers()[1] or b"", dtype=np.uint8)
+    start = array.offset * row_bytes
+    stop = start + len(array) * row_bytes
+    return flat[start:stop].reshape(len(array), size_px, size_px, 3)
+
+
+@dataclass(frozen=True)
+class SliceKey:
+    """Which rows these are: [start, end) of a unit."""
+
+    unit: int
+    start: int
+    end: int
+    is_last: bool
+
+    @property
+    def num_rows(self) -> int:
+        return self.end - self.start
+
+
+def pack(key: SliceKey, counters: dict[str, dict[str, float]], rows: pa.Table) -> pa.Table:
+    """Wrap the rows of a slice as one row: unit, start, end, is_last, counters (JSON), rows."""
+    struct = rows.combine_chunks().to_struct_array()
+    if isinstance(struct, pa.ChunkedArray):
+        struct = struct.combine_chunks()
+    return pa.table(
+        {
+            "unit": pa.array([key.unit], pa.int64()),
+            "start": pa.array([key.start], pa.int64()),
+            "end": pa.array([key.end], pa.int64()),
+            "is_last": pa.array([key.is_last], pa.bool_()),
+            "counters": pa.array([json.dumps(counters)], pa.string()),
+            "rows": pa.ListArray.from_arrays(pa.array([0, len(struct)], pa.int32()), struct),
+        }
+    )
+
+
+def unpack(block: pa.Table) -> list[tuple[SliceKey, dict[str, dict[str, float]], pa.Table]]:
+    """Undo `pack` for every row of a block; slices come back in order, rows without a copy."""
+    slices = []
+    for index in range(block.num_rows):
+        key = SliceKey(
+            block["unit"][index].as_py(),
+            block["start"][index].as_py(),
+            block["end"][index].as_py(),
+            block["is_last"][index].as_py(),
+        )
+        rows = block["rows"].slice(index, 1).combine_chunks()
+        if isinstance(rows, pa.ChunkedArray):
+            rows = rows.chunk(0)
+        table = pa.Table.from_struct_array(rows.flatten())
+        slices.append((key, json.loads(block["counters"][index].as_py()), table))
+    return slices
