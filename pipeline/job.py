@@ -120,7 +120,9 @@ class Sink(_Section):
 
     uri: str = Field(min_length=1)
     """Root folder of the output; its layout is in the README."""
-    partition: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_.:-]+$")
+    partition: str | None = Field(
+        default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_.:-]+$"
+    )
     """The published piece, `key=value`, usually `date=${date}`; left out: the whole output."""
     target_part_mib: Annotated[float, Field(gt=0)] = 128.0
     """Published parts are cut near this size (encoded)."""
@@ -147,7 +149,7 @@ class Run(_Section):
     """How one execution behaves."""
 
     limit_rows: PositiveInt | None = None
-    """Predict only about the first this many rows (whole input files or row ranges), for trying."""
+    """Predict only the first this many rows of the input order, for trying things out."""
     slice_rows: PositiveInt | None = None
     """Rows of one slice, the grain of resuming; left out: a whole number of batches near 256."""
     lease_ttl_s: Annotated[float, Field(ge=1)] = 60.0

@@ -67,7 +67,7 @@ _TOP_K_TYPE = pa.list_(
 
 
 def source_schema(pass_through: Sequence[pa.Field]) -> pa.Schema:
-    """Rows as the source yields them; `image` holds the encoded bytes, null where `error` is set."""
+    """Rows as the source yields them; `image` is encoded, null where `error` is set."""
     return pa.schema(
         [
             pa.field(ROW_ID, pa.string(), nullable=False),
@@ -135,9 +135,7 @@ def failure_columns(failures: Sequence[Failure | None]) -> dict[str, pa.Array]:
     return {
         ERROR: pa.array([f.reason.value if f else None for f in failures], pa.string()),
         ERROR_STAGE: pa.array([f.stage if f else None for f in failures], pa.string()),
-        MESSAGE: pa.array(
-            [clean_message(f.message) if f else None for f in failures], pa.string()
-        ),
+        MESSAGE: pa.array([clean_message(f.message) if f else None for f in failures], pa.string()),
         SHA256: pa.array([f.sha256 if f else None for f in failures], pa.string()),
         NUM_BYTES: pa.array([f.num_bytes if f else None for f in failures], pa.int64()),
     }
@@ -146,8 +144,7 @@ def failure_columns(failures: Sequence[Failure | None]) -> dict[str, pa.Array]:
 def failures_of(table: pa.Table) -> list[Failure | None]:
     """Read the error columns of a table back into one failure (or None) a row."""
     columns = [
-        table.column(name).to_pylist()
-        for name in (ERROR, ERROR_STAGE, MESSAGE, SHA256, NUM_BYTES)
+        table.column(name).to_pylist() for name in (ERROR, ERROR_STAGE, MESSAGE, SHA256, NUM_BYTES)
     ]
     return [
         Failure(Reason(error), stage or "", message or "", sha256, num_bytes) if error else None

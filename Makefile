@@ -1,0 +1,43 @@
+# Everything lives in .venv; the real commands are `pipeline --help`, pytest, ruff and mypy.
+# pip's own settings apply: PIP_INDEX_URL, or PIP_EXTRA_INDEX_URL for torch's CPU build.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint types clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+venv: .venv/.installed-dev ## Make .venv with all that development needs (again when pyproject.toml changed)
+
+demo: .venv/.installed-demo ## Install what the demo needs, make photos, classify them, show the report
+	$(BIN)/pipeline demo
+
+test: venv ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: venv ## Check style and format
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: venv ## Check types
+	$(BIN)/python -m mypy
+
+clean: ## Remove .venv, the demo's output and caches
+	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("this needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed-demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[demo,s3]'
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@ .venv/.installed-demo

@@ -1,0 +1,31 @@
+"""Named places where a test may end the process, so that every crash window can be entered.
+
+`PIPELINE_FAILPOINT=name:kill` kills the process with SIGKILL there, `name:raise` raises, and
+`name:kill:3` does so the third time. Unset, the cost is one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+VARIABLE = "PIPELINE_FAILPOINT"
+_reached: Counter[str] = Counter()
+
+
+def reach(name: str) -> None:
+    """Mark a place by name."""
+    wanted = os.environ.get(VARIABLE)
+    if wanted is None:
+        return
+    target, _, rest = wanted.partition(":")
+    action, _, nth = rest.partition(":")
+    if target != name:
+        return
+    _reached[name] += 1
+    if _reached[name] != int(nth or 1):
+        return
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise RuntimeError(f"failpoint {name}")

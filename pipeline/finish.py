@@ -1,0 +1,162 @@
+"""From staged slices to a published partition: verify, judge, compact, commit."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from pipeline.cluster import run_tasks
+from pipeline.compact import (
+    CompactedGroup,
+    Compactor,
+    cut_groups,
+    find_duplicates,
+    read_hashes,
+    sum_hashes,
+)
+from pipeline.errors import InfraError
+from pipeline.failpoints import reach
+from pipeline.gates import Verdict, judge, require_pass
+from pipeline.lease import Lease
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
+from pipeline.publish import commit, settle
+from pipeline.record import RunContext, file_metadata, package_versions
+from pipeline.schema import SliceKey
+from pipeline.storage import StoredFile
+
+_MIB = 2**20
+Slices = Sequence[tuple[SliceKey, StoredFile]]
+
+
+def finish(
+    run: RunContext,
+    plan: Plan,
+    staged: Mapping[SliceKey, StoredFile],
+    base: Manifest | None,
+    lease: Lease,
+) -> Manifest:
+    """Publish the staged slices of a plan.
+
+    Args:
+        run: The run.
+        plan: The plan that the slices must tile.
+        staged: The winning staged part of every slice.
+        base: What is published now; ours becomes the next version.
+        lease: Ours; checked before anything is made visible.
+
+    Raises:
+        GateRefused: A gate refused; the published partition is unchanged.
+        PartitionBusy: Another run took the lease over.
+        PublishConflict: Another run published something different meanwhile.
+        InfraError: Slices are missing, or the store failed.
+    """
+    with run.record.stage("publish") as published:
+        slices = require_tiling(plan, staged)
+        duplicates = _find_duplicates(run, slices)
+        verdicts = _judge(run, plan)
+        require_pass(verdicts)
+        lease.check()
+        number = base.number + 1 if base else 1
+        version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
+        folder = run.layout.compacted(plan.fingerprint, version)
+        compacted = _compact(run, plan, slices, duplicates, folder, version)
+        manifest = _manifest(run, plan, number, compacted, verdicts)
+        reach("compacted")
+        lease.check()
+        current = commit(run.store, run.layout, manifest, folder)
+        settle(run.store, run.layout, current, run.job.sink.keep_versions)
+        published.rows_in = published.rows_out = plan.num_rows
+        published.bytes_in = sum(file.size_bytes for _, file in slices)
+        published.bytes_out = sum(part.size_bytes for part in manifest.all_parts)
+    return current
+
+
+def require_tiling(plan: Plan, staged: Mapping[SliceKey, StoredFile]) -> Slices:
+    """Return the plan's slices in order, each with its part.
+
+    Raises:
+        InfraError: A slice has no part.
+    """
+    keys = list(plan.slices())
+    missing = [key for key in keys if key not in staged]
+    if missing:
+        first = missing[0]
+        raise InfraError(
+            f"{len(missing)} of {len(keys)} slices have no staged part (first: unit {first.unit}, "
+            f"rows {first.start} to {first.end}); run again to compute them"
+        )
+    return [(key, staged[key]) for key in keys]
+
+
+def _find_duplicates(run: RunContext, slices: Slices) -> Mapping[SliceKey, tuple[int, ...]]:
+    if run.job.source.id_column is None:
+        return {}  # paths and row numbers are unique by construction
+    paths = [(key, file.path) for key, file in slices]
+    hashes = run_tasks(read_hashes, [(run.store, path) for _, path in paths])
+    duplicates = find_duplicates(run.store, paths, hashes)
+    run.record.duplicates(Counter(label for rows in duplicates.values() for _, label in rows))
+    return {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
+
+
+def _judge(run: RunContext, plan: Plan) -> list[Verdict]:
+    verdicts = judge(
+        run.job.gates,
+        num_planned=plan.num_rows,
+        num_predicted=run.record.num_predicted,
+        num_quarantined=run.record.num_quarantined,
+        num_shards=plan.num_shards,
+    )
+    run.record.judged(verdicts)
+    return verdicts
+
+
+def _compact(
+    run: RunContext,
+    plan: Plan,
+    slices: Slices,
+    duplicates: Mapping[SliceKey, tuple[int, ...]],
+    folder: str,
+    version: str,
+) -> list[CompactedGroup]:
+    compactor = Compactor(
+        store=run.store,
+        folder=folder,
+        version=version,
+        pass_through=plan.pass_through,
+        compression=run.job.sink.compression,
+        metadata=file_metadata(plan, run.record.run_id),
+    )
+    sized = [(key, file.path, file.size_bytes) for key, file in slices]
+    groups = cut_groups(sized, run.job.sink.target_part_mib * _MIB, duplicates)
+    return run_tasks(compactor.compact, [(group,) for group in groups])
+
+
+def _manifest(
+    run: RunContext,
+    plan: Plan,
+    number: int,
+    compacted: Sequence[CompactedGroup],
+    verdicts: Sequence[Verdict],
+) -> Manifest:
+    return Manifest(
+        number=number,
+        kind="publish",
+        partition=run.layout.name,
+        fingerprint=plan.fingerprint,
+        run_id=run.record.run_id,
+        token=uuid.uuid4().hex,
+        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        num_rows=plan.num_rows,
+        num_predicted=run.record.num_predicted,
+        num_quarantined=run.record.num_quarantined,
+        num_unreadable_shards=run.record.num_unreadable_shards,
+        row_id_hash=sum_hashes([group.row_id_hash for group in compacted]),
+        parts=tuple(group.predictions for group in compacted if group.predictions),
+        quarantine_parts=tuple(group.quarantine for group in compacted if group.quarantine),
+        model=plan.model,
+        gates=tuple(verdict.to_dict() for verdict in verdicts),
+        versions=package_versions(),
+    )

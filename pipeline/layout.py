@@ -1,0 +1,106 @@
+"""Where everything lies under `sink.uri`: the one place that spells output paths."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import uuid
+from dataclasses import dataclass
+
+from pipeline.schema import SliceKey
+
+WHOLE_OUTPUT = "all"
+_STAGED_NAME = re.compile(r"(\d{6})-(\d{9})-(\d{9})(z?)-([0-9a-z]+)\.parquet$")
+_PART_NAME = re.compile(r"part-\d{5}-(\d{6})-[0-9a-f]{12}\.parquet$")
+
+
+def new_run_id(now: dt.datetime) -> str:
+    """Return a run id that sorts by time and is unique: 20261124T020000Z-1a2b3c4d."""
+    return f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one partition, relative to the sink root."""
+
+    partition: str | None
+
+    @property
+    def name(self) -> str:
+        """Return the partition's name; an output without partitions is called `all`."""
+        return self.partition or WHOLE_OUTPUT
+
+    @property
+    def predictions(self) -> str:
+        return f"predictions/{self.partition}" if self.partition else "predictions"
+
+    @property
+    def quarantine(self) -> str:
+        return f"quarantine/{self.partition}" if self.partition else "quarantine"
+
+    @property
+    def success(self) -> str:
+        return f"{self.predictions}/_SUCCESS"
+
+    def report(self, run_id: str, name: str) -> str:
+        return f"reports/{self.name}/{run_id}/{name}"
+
+    @property
+    def control(self) -> str:
+        return f"_control/{self.name}"
+
+    def plan(self, fingerprint: str) -> str:
+        return f"{self.control}/plan/{fingerprint}.json"
+
+    def staging(self, fingerprint: str) -> str:
+        return f"{self.control}/staging/{fingerprint}"
+
+    def compacted(self, fingerprint: str, version: str) -> str:
+        """Return the folder of parts that are whole but not yet in the published folder."""
+        return f"{self.staging(fingerprint)}/compacted-{version}"
+
+    @property
+    def leases(self) -> str:
+        return f"{self.control}/lease"
+
+    def lease(self, epoch: int) -> str:
+        return f"{self.leases}/{epoch:010d}.json"
+
+    def heartbeat(self, epoch: int) -> str:
+        return f"{self.leases}/{epoch:010d}.hb"
+
+    @property
+    def log(self) -> str:
+        return f"{self.control}/log"
+
+    def log_entry(self, number: int) -> str:
+        return f"{self.log}/{number:010d}.json"
+
+    def history(self, number: int) -> str:
+        return f"{self.control}/history/{number:010d}"
+
+
+def staged_name(key: SliceKey, attempt: str) -> str:
+    """Name a slice's part; a `z` after the end marks the last slice of its unit."""
+    last = "z" if key.is_last else ""
+    return f"{key.unit:06d}-{key.start:09d}-{key.end:09d}{last}-{attempt}.parquet"
+
+
+def parse_staged_name(path: str) -> SliceKey | None:
+    """Read a staged part's name back; None for anything else."""
+    match = _STAGED_NAME.search(path)
+    if match is None:
+        return None
+    unit, start, end, last, _ = match.groups()
+    return SliceKey(int(unit), int(start), int(end), is_last=bool(last))
+
+
+def part_name(index: int, version: str) -> str:
+    """Name a published part; `version` is `<log number>-<12 hex digits of the attempt>`."""
+    return f"part-{index:05d}-{version}.parquet"
+
+
+def part_target(path: str) -> int | None:
+    """Return the log number that a published part was made for; None for any other file."""
+    match = _PART_NAME.search(path)
+    return int(match.group(1)) if match else None

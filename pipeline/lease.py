@@ -1,0 +1,182 @@
+"""The lease of a partition: who works on it now.
+
+It saves money, it is not what makes publishing safe: two runs that both believe in their lease
+still meet at the create-once log entry. A lease is an epoch: taking over means making the next.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.errors import PartitionBusy, PipelineError
+from pipeline.layout import Layout
+from pipeline.storage import CreateOutcome, Store
+
+log = logging.getLogger(__name__)
+_RENEWALS_PER_TTL = 4
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds an epoch, with enough to see on the same machine whether it still lives."""
+
+    run_id: str
+    host: str
+    machine: str
+    pid: int
+    pid_started: float
+    ttl_s: float
+    token: str
+
+
+class Lease:
+    """One epoch of one partition, renewed by a thread until released."""
+
+    def __init__(self, store: Store, layout: Layout, epoch: int, owner: Owner) -> None:
+        self._store, self._layout = store, layout
+        self.epoch, self.owner = epoch, owner
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def check(self) -> None:
+        """Make sure nobody has taken over.
+
+        Raises:
+            PartitionBusy: A later epoch exists.
+        """
+        if _latest_epoch(self._store, self._layout) > self.epoch:
+            raise PartitionBusy(
+                f"partition {self._layout.name}: another run took over the lease of "
+                f"{self.owner.run_id}; finished slices are kept"
+            )
+
+    def start(self) -> None:
+        """Begin to renew."""
+        self._beat(released=False)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Stop renewing and let the next run in at once."""
+        self._stop.set()
+        self._thread.join()
+        self._beat(released=True)
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.owner.ttl_s / _RENEWALS_PER_TTL):
+            try:
+                self._beat(released=False)
+            except PipelineError as error:
+                log.warning("lease of %s not renewed: %s", self._layout.name, error)
+
+    def _beat(self, *, released: bool) -> None:
+        beat = json.dumps({"run_id": self.owner.run_id, "released": released})
+        self._store.put(self._layout.heartbeat(self.epoch), beat.encode())
+
+
+@contextmanager
+def hold_lease(store: Store, layout: Layout, run_id: str, ttl_s: float) -> Iterator[Lease]:
+    """Hold the partition's lease for the body.
+
+    Raises:
+        PartitionBusy: A live run holds it.
+    """
+    lease = _acquire(store, layout, run_id, ttl_s)
+    lease.start()
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float) -> Lease:
+    epoch = _latest_epoch(store, layout)
+    if epoch:
+        _require_dead(store, layout, epoch)
+    owner = _this_process(run_id, ttl_s)
+    data = json.dumps(asdict(owner)).encode()
+    if store.create_once(layout.lease(epoch + 1), data, owner.token) is CreateOutcome.OTHER:
+        raise PartitionBusy(
+            f"partition {layout.name}: another run took the lease at the same moment; "
+            "wait for it to end"
+        )
+    return Lease(store, layout, epoch + 1, owner)
+
+
+def _latest_epoch(store: Store, layout: Layout) -> int:
+    names = (Path(file.path).name for file in store.list_files(layout.leases))
+    return max((int(name[:10]) for name in names if name.endswith(".json")), default=0)
+
+
+def _require_dead(store: Store, layout: Layout, epoch: int) -> None:
+    owner = Owner(**json.loads(store.read_bytes(layout.lease(epoch))))
+    beat = store.stat(layout.heartbeat(epoch)) or store.stat(layout.lease(epoch))
+    if _is_released(store, layout, epoch) or _is_dead_here(owner):
+        return
+    age_s = (store.now() - beat.modified).total_seconds() if beat and beat.modified else owner.ttl_s
+    if age_s < owner.ttl_s:
+        raise PartitionBusy(
+            f"partition {layout.name}: run {owner.run_id} on {owner.host} (pid {owner.pid}) holds "
+            f"it, renewed {max(0.0, age_s):.0f} s ago; wait for it, or {owner.ttl_s:.0f} s after "
+            "it died"
+        )
+
+
+def _is_released(store: Store, layout: Layout, epoch: int) -> bool:
+    try:
+        beat: dict[str, Any] = json.loads(store.read_bytes(layout.heartbeat(epoch)))
+    except FileNotFoundError:
+        return False
+    return bool(beat["released"])
+
+
+def _this_process(run_id: str, ttl_s: float) -> Owner:
+    process = psutil.Process()
+    return Owner(
+        run_id=run_id,
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=process.pid,
+        pid_started=process.create_time(),
+        ttl_s=ttl_s,
+        token=uuid.uuid4().hex,
+    )
+
+
+def _machine() -> str:
+    """Identify this boot of this machine and this namespace of process ids."""
+    parts = [socket.gethostname(), str(psutil.boot_time())]
+    try:
+        parts = [
+            socket.gethostname(),
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            os.readlink("/proc/self/ns/pid"),
+        ]
+    except OSError:
+        log.debug("no /proc here: the boot time stands for the boot id")
+    return " ".join(parts)
+
+
+def _is_dead_here(owner: Owner) -> bool:
+    """Tell that the owner was a process of this machine that has ended."""
+    if owner.machine != _machine():
+        return False
+    try:
+        process = psutil.Process(owner.pid)
+        return (
+            abs(process.create_time() - owner.pid_started) > 1.0
+            or process.status() == psutil.STATUS_ZOMBIE
+        )
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,167 @@
+"""The manifest of a published partition: what it consists of, and how readers find it.
+
+The entries of `_control/<partition>/log/` are create-once; the highest number is current. A
+reader that goes by the manifest sees one whole version, never two and never a part of one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InfraError, JobError
+from pipeline.layout import WHOLE_OUTPUT, Layout
+from pipeline.storage import Store
+
+MANIFEST_VERSION = 1
+_READ_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """One published Parquet file; the path is relative to `sink.uri`."""
+
+    path: str
+    num_rows: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The receipt of one published version."""
+
+    number: int
+    kind: str
+    """`publish`, or `rollback` of an earlier version."""
+    partition: str
+    fingerprint: str
+    run_id: str
+    token: str
+    created_at: str
+    num_rows: int
+    num_predicted: int
+    num_quarantined: int
+    num_unreadable_shards: int
+    """Shards that could not be opened; each counts as one quarantined row, its rows unknown."""
+    row_id_hash: str
+    """Sum of the hashes of all row ids (predicted and quarantined), independent of order."""
+    parts: tuple[Part, ...]
+    quarantine_parts: tuple[Part, ...]
+    model: dict[str, Any]
+    gates: tuple[dict[str, Any], ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    restored_from: int | None = None
+    version: int = MANIFEST_VERSION
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        return self.parts + self.quarantine_parts
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            InfraError: The bytes are not a manifest.
+            JobError: A newer version of the pipeline wrote it.
+        """
+        try:
+            document = json.loads(data)
+            if document["version"] > MANIFEST_VERSION:
+                raise JobError(f"{where}: written by a newer version; upgrade this one")
+            for name in ("parts", "quarantine_parts"):
+                document[name] = tuple(Part(**part) for part in document[name])
+            document["gates"] = tuple(document["gates"])
+            return cls(**document)
+        except (KeyError, ValueError, TypeError) as error:
+            raise InfraError(f"{where}: not a manifest: {error}") from None
+
+
+def log_numbers(store: Store, layout: Layout) -> list[int]:
+    """List the numbers of the log entries, ascending."""
+    names = [PurePosixPath(file.path).name for file in store.list_files(layout.log)]
+    return sorted(int(name[:10]) for name in names if name.endswith(".json"))
+
+
+def read_manifest(store: Store, layout: Layout, number: int) -> Manifest:
+    """Read one log entry."""
+    path = layout.log_entry(number)
+    return Manifest.from_json(store.read_bytes(path), store.url(path))
+
+
+def current_manifest(store: Store, layout: Layout) -> Manifest | None:
+    """Return what is published now, or None."""
+    numbers = log_numbers(store, layout)
+    return read_manifest(store, layout, numbers[-1]) if numbers else None
+
+
+def list_partitions(store: Store) -> list[Layout]:
+    """List the partitions of an output that have ever been published."""
+    names = {
+        file.path.split("/")[1] for file in store.list_files("_control") if "/log/" in file.path
+    }
+    return [Layout(None if name == WHOLE_OUTPUT else name) for name in sorted(names)]
+
+
+def locate(uri: str, storage_options: dict[str, Any] | None = None) -> tuple[Store, Layout | None]:
+    """Find the output that a URI points into, and the partition if it names one.
+
+    Accepts the sink's root, and a partition's folder under `predictions/`.
+    """
+    trimmed = uri.rstrip("/")
+    head, separator, tail = trimmed.rpartition("/predictions")
+    if separator and (not tail or (tail.startswith("/") and "/" not in tail[1:])):
+        return Store(head, storage_options or {}), Layout(tail[1:] or None)
+    return Store(trimmed, storage_options or {}), None
+
+
+def read_predictions(
+    uri: str,
+    partition: str | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> pa.Table:
+    """Read one whole published version into memory, for notebooks.
+
+    Args:
+        uri: The sink's root, or a partition's folder.
+        partition: For instance `date=2026-11-24`; None for an output without partitions.
+        columns: The columns to read; None reads all.
+        storage_options: fsspec options.
+
+    Raises:
+        JobError: Nothing is published there.
+        InfraError: A part that the current manifest names is missing.
+    """
+    store, found = locate(uri, storage_options)
+    layout = found or Layout(partition)
+    missing = ""
+    for _ in range(_READ_TRIES):
+        manifest = current_manifest(store, layout)
+        if manifest is None:
+            raise JobError(f"{store.url('')}: partition {layout.name} is not published")
+        try:
+            tables = [read_part(store, part, columns) for part in manifest.parts]
+        except FileNotFoundError as error:
+            # Replaced while it was read: the next round takes the new version whole.
+            missing = str(error)
+            continue
+        return pa.concat_tables(tables)
+    raise InfraError(f"{store.url('')}: partition {layout.name}: a part is missing: {missing}")
+
+
+def read_part(store: Store, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one published part."""
+    with store.open(part.path) as handle:
+        return pq.ParquetFile(handle).read(columns=list(columns) if columns else None)

@@ -1,0 +1,334 @@
+"""From a job's model section to what actors need: a plain spec, and later the module itself.
+
+`resolve_model` runs on the driver, reads no weights into a model and imports torch only for a
+torchvision name. `load_module` runs in the actor. Weights are data: safetensors, or a state dict
+loaded with weights_only; pickled modules, TorchScript and .pt2 archives are code and refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from pipeline.errors import JobError
+from pipeline.job import Model, Transform
+from pipeline.storage import Store
+from pipeline.transform import TransformSpec
+
+if TYPE_CHECKING:
+    import torch
+
+ENTRY_POINT_GROUP = "pipeline.models"
+ALLOW_IMPORT_VARIABLE = "PIPELINE_ALLOW_IMPORT"
+_CODE_SUFFIXES = (".pt2", ".torchscript", ".ts", ".pkl", ".pickle")
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What an entry point of group `pipeline.models` returns; making one must not import torch."""
+
+    name: str
+    build: Callable[[], torch.nn.Module]
+    """Makes the architecture without weights (or whole, where weights_path is None)."""
+    transform: TransformSpec | None = None
+    labels: tuple[str, ...] | None = None
+    weights_path: str | None = None
+    """Local path of a state dict that ships with the package."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that decides the predictions, plain enough for JSON and for Ray."""
+
+    name: str
+    kind: Literal["entry_point", "torchvision", "factory"]
+    code_sha256: str
+    """Digest of the source that builds the module, so that changed code never reuses old work."""
+    weights_uri: str | None
+    weights_sha256: str | None
+    labels: tuple[str, ...]
+    transform: TransformSpec
+    task: str
+    top_k: int
+    precision: str
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what goes into fingerprints, plans and manifests (no storage options)."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "code_sha256": self.code_sha256,
+            "weights_sha256": self.weights_sha256,
+            "labels_sha256": hashlib.sha256("\n".join(self.labels).encode()).hexdigest(),
+            "num_labels": len(self.labels),
+            "transform": self.transform.to_dict(),
+            "task": self.task,
+            "top_k": self.top_k,
+            "precision": self.precision,
+        }
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """What an actor of the pool is made from."""
+
+    spec: ModelSpec
+    batch_size: int
+    """Rows of one model call, until out of memory halves it."""
+    num_gpus: float
+    """0 predicts on the CPU."""
+    num_threads: int
+    """Torch threads on the CPU."""
+    pass_through: pa.Schema
+
+
+def resolve_model(
+    model: Model, transform: Transform, *, allow_import: Sequence[str] = ()
+) -> ModelSpec:
+    """Find the model, its transform, labels and weights digest without building it.
+
+    Args:
+        model: The job's model section.
+        transform: The job's transform section; its fields win over the model's own.
+        allow_import: Prefixes of modules that `factory` may name, beside those of the
+            environment variable PIPELINE_ALLOW_IMPORT.
+
+    Raises:
+        JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
+            the transform is incomplete.
+    """
+    if model.factory is not None:
+        kind, card, code = _factory_card(model.factory, allow_import)
+    else:
+        kind, card, code = _named_card(model.name or "", wants_labels=model.labels is None)
+    weights_uri = model.weights or card.weights_path
+    if weights_uri is None and kind == "torchvision":
+        raise JobError(
+            f"model.weights: {card.name} needs the URI of a state dict "
+            f"({', '.join(_WEIGHT_SUFFIXES)}); nothing is downloaded silently"
+        )
+    if weights_uri is not None:
+        _check_weights_suffix(weights_uri)
+    labels = _read_labels(model) or card.labels
+    if not labels:
+        raise JobError(f"model.labels: {card.name} brings no class names; give a list or a file")
+    return ModelSpec(
+        name=card.name,
+        kind=kind,
+        code_sha256=code,
+        weights_uri=weights_uri,
+        weights_sha256=_weights_digest(model, weights_uri),
+        labels=tuple(labels),
+        transform=_merge_transform(card.name, card.transform, transform),
+        task=model.task,
+        top_k=min(model.top_k, len(labels)),
+        precision=model.precision,
+        storage_options=model.storage_options,
+    )
+
+
+def load_module(spec: ModelSpec) -> torch.nn.Module:
+    """Build the module and load its weights, in eval mode, float32, on the CPU.
+
+    Raises:
+        JobError: The weights do not fit the architecture, are not plain weights, or have another
+            digest than the spec says.
+    """
+    module = _build(spec)
+    if spec.weights_uri is not None:
+        state = _read_state_dict(spec)
+        try:
+            module.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise JobError(f"{spec.weights_uri}: does not fit {spec.name}: {reason}") from None
+    return module.eval()
+
+
+def _build(spec: ModelSpec) -> torch.nn.Module:
+    import torch
+
+    if spec.kind == "torchvision":
+        from torchvision.models import get_model
+
+        module = get_model(spec.name, weights=None, num_classes=len(spec.labels))
+    elif spec.kind == "entry_point":
+        module = _entry_point_card(spec.name).build()
+    else:
+        module = _import_factory(spec.name)()
+    if not isinstance(module, torch.nn.Module):
+        raise JobError(f"model {spec.name}: returned {type(module).__name__}, not an nn.Module")
+    return module
+
+
+def _named_card(
+    name: str, *, wants_labels: bool
+) -> tuple[Literal["entry_point", "torchvision"], ModelCard, str]:
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == name:
+            return "entry_point", _entry_point_card(name), _source_digest(entry.module)
+    from torchvision.models import get_model_builder, get_model_weights, list_models
+
+    if name not in list_models():
+        ours = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
+        raise JobError(
+            f"model.name = {name!r}: neither an installed model ({', '.join(ours) or 'none'}) "
+            "nor a torchvision one"
+        )
+    default = next(iter(get_model_weights(name)), None)
+    card = ModelCard(
+        name=name,
+        build=get_model_builder(name),
+        transform=_torchvision_transform(default.transforms()) if default else None,
+        labels=tuple(default.meta.get("categories", ())) if default and wants_labels else None,
+    )
+    from torchvision import __version__ as version
+
+    return "torchvision", card, hashlib.sha256(f"torchvision {version}".encode()).hexdigest()
+
+
+def _torchvision_transform(preset: Any) -> TransformSpec | None:
+    if not (hasattr(preset, "crop_size") and hasattr(preset, "mean")):
+        return None  # not an image classification preset: the job must say
+    return TransformSpec(
+        size_px=int(preset.crop_size[0]),
+        resize_px=int(preset.resize_size[0]),
+        interpolation=preset.interpolation.value,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
+
+
+def _entry_point_card(name: str) -> ModelCard:
+    entry = next(e for e in entry_points(group=ENTRY_POINT_GROUP) if e.name == name)
+    card = entry.load()()
+    if not isinstance(card, ModelCard):
+        raise JobError(f"model {name}: its entry point returned {type(card).__name__}")
+    return card
+
+
+def _factory_card(
+    factory: str, allow_import: Sequence[str]
+) -> tuple[Literal["factory"], ModelCard, str]:
+    module_name, separator, attribute = factory.partition(":")
+    if not separator or not attribute.isidentifier() or attribute.startswith("_"):
+        raise JobError(f"model.factory = {factory!r}: write package.module:callable")
+    from_environment = os.environ.get(ALLOW_IMPORT_VARIABLE, "").split(",")
+    allowed = [prefix.strip() for prefix in (*allow_import, *from_environment) if prefix.strip()]
+    if not any(module_name == p or module_name.startswith(p + ".") for p in allowed):
+        raise JobError(
+            f"model.factory = {factory!r}: importing {module_name} is not allowed; pass "
+            f"--allow-import {module_name} or set {ALLOW_IMPORT_VARIABLE}"
+        )
+    card = ModelCard(name=factory, build=_import_factory(factory))
+    return "factory", card, _source_digest(module_name)
+
+
+def _import_factory(factory: str) -> Callable[[], torch.nn.Module]:
+    module_name, _, attribute = factory.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise JobError(f"model.factory = {factory!r}: cannot import: {error}") from None
+    build = getattr(module, attribute, None)
+    if not callable(build):
+        raise JobError(f"model.factory = {factory!r}: {module_name} has no callable {attribute}")
+    return build  # type: ignore[no-any-return]  # checked when its result arrives
+
+
+def _source_digest(module_name: str) -> str:
+    found = importlib.util.find_spec(module_name)
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise JobError(f"model: no source file for {module_name}, so its changes go unnoticed")
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+
+
+def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform) -> TransformSpec:
+    base: dict[str, Any] = default.to_dict() if default else {}
+    given = {key: value for key, value in wanted.model_dump().items() if value is not None}
+    if "size_px" in given and "resize_px" not in given and base:
+        # Keep the model's own ratio of resize to crop.
+        given["resize_px"] = round(given["size_px"] * base["resize_px"] / base["size_px"])
+    merged = {**base, **given}
+    missing = [key for key in Transform.model_fields if key not in merged]
+    if missing:
+        raise JobError(f"transform: {name} brings no transform; give {', '.join(missing)}")
+    try:
+        return TransformSpec.from_dict(merged)
+    except ValueError as error:
+        raise JobError(f"transform: {error}") from None
+
+
+def _check_weights_suffix(uri: str) -> None:
+    if uri.endswith(_CODE_SUFFIXES):
+        raise JobError(f"model.weights = {uri}: such a file can run code; save a state dict")
+    if not uri.endswith(_WEIGHT_SUFFIXES):
+        raise JobError(f"model.weights = {uri}: expected one of {', '.join(_WEIGHT_SUFFIXES)}")
+
+
+def _read_file(uri: str, storage_options: Mapping[str, Any], what: str) -> bytes:
+    folder, _, name = uri.rpartition("/")
+    try:
+        return Store(folder or ("/" if uri.startswith("/") else "."), storage_options).read_bytes(
+            name
+        )
+    except FileNotFoundError:
+        raise JobError(f"{what} = {uri}: no such file") from None
+
+
+def _weights_digest(model: Model, weights_uri: str | None) -> str | None:
+    if weights_uri is None:
+        if model.weights_sha256 is not None:
+            raise JobError("model.weights_sha256: there is no weights file to compare it with")
+        return None
+    if model.weights_sha256 is not None:
+        return model.weights_sha256  # each actor checks it on the bytes that it loads
+    data = _read_file(weights_uri, model.storage_options, "model.weights")
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_state_dict(spec: ModelSpec) -> dict[str, torch.Tensor]:
+    import torch
+
+    uri = spec.weights_uri or ""
+    data = _read_file(uri, spec.storage_options, "model.weights")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != spec.weights_sha256:
+        raise JobError(f"{uri}: sha256 is {digest}, expected {spec.weights_sha256}")
+    try:
+        if uri.endswith(".safetensors"):
+            from safetensors.torch import load
+
+            return load(data)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  # any parser error means: not usable weights
+        reason = " ".join(str(error).split())[:200]
+        raise JobError(f"{uri}: not a plain state dict: {reason}") from None
+    if not isinstance(state, dict):
+        raise JobError(f"{uri}: holds a {type(state).__name__}, expected a state dict")
+    return state
+
+
+def _read_labels(model: Model) -> tuple[str, ...] | None:
+    if model.labels is None or not isinstance(model.labels, str):
+        return model.labels
+    text = _read_file(model.labels, model.storage_options, "model.labels").decode("utf-8")
+    if model.labels.endswith(".json"):
+        labels = json.loads(text)
+        if not (isinstance(labels, list) and all(isinstance(item, str) for item in labels)):
+            raise JobError(f"model.labels = {model.labels}: expected a JSON list of strings")
+        return tuple(labels)
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

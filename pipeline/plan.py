@@ -1,0 +1,286 @@
+"""The plan of a run: units, slices and the fingerprint. Deterministic, made once, then adopted.
+
+A unit is the grain of reading (one read task), a slice the grain of resuming (one staged part).
+Both are cut by rows, so that many small shards share a unit and a huge one becomes several.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import InfraError, JobError
+from pipeline.inputs import Extent, Inputs
+from pipeline.job import Job
+from pipeline.layout import Layout
+from pipeline.model import ModelSpec
+from pipeline.schema import OUTPUT_SCHEMA_VERSION, Reason, SliceKey
+from pipeline.storage import CreateOutcome, Store
+
+PLAN_VERSION = 1
+MAX_SLICE_BYTES = 256 * 1024 * 1024
+SLICE_ROWS_NEAR = 256
+_MAX_UNIT_SLICES = 8
+_MAX_UNITS_PER_ROW_GROUP = 4
+# The modules whose code decides what a prediction is; a change in one makes a new fingerprint.
+_SEMANTIC_MODULES = ("decode", "transform", "preprocess", "predictor", "model", "schema", "source")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one read task reads: extents in order, cut into slices at `bounds`."""
+
+    index: int
+    extents: tuple[Extent, ...]
+    bounds: tuple[int, ...]
+    """0 = bounds[0] < ... < bounds[-1] = rows of the unit; slice i is [bounds[i], bounds[i+1])."""
+
+    @property
+    def num_rows(self) -> int:
+        return self.bounds[-1]
+
+    def slices(self) -> list[SliceKey]:
+        last = len(self.bounds) - 2
+        return [
+            SliceKey(self.index, self.bounds[i], self.bounds[i + 1], is_last=i == last)
+            for i in range(last + 1)
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run of this fingerprint will do; stored once under `_control`."""
+
+    fingerprint: str
+    source_root: str
+    units: tuple[Unit, ...]
+    pass_through: pa.Schema
+    model: dict[str, Any]
+    batch_size: int
+    num_shards: int
+    input_bytes: int
+    ignored: tuple[str, ...]
+    created_at: str
+
+    @cached_property
+    def num_rows(self) -> int:
+        return sum(unit.num_rows for unit in self.units)
+
+    def slices(self) -> Iterator[SliceKey]:
+        for unit in self.units:
+            yield from unit.slices()
+
+
+def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) -> Plan:
+    """Cut the inputs into units and slices and compute the fingerprint.
+
+    Args:
+        job: The job; only what decides the predictions enters the fingerprint.
+        inputs: What `list_inputs` found.
+        model: The resolved model.
+        batch_size: Rows of one model call; slices are a whole number of batches.
+    """
+    extents = _limit(inputs.extents, job.run.limit_rows)
+    total = sum(extent.num_rows for extent in extents)
+    slice_rows = choose_slice_rows(job, batch_size)
+    per_unit = min(_MAX_UNIT_SLICES, max(1, total // (slice_rows * 64)))
+    return Plan(
+        fingerprint=_fingerprint(job, inputs, model),
+        source_root=inputs.root,
+        units=tuple(_cut_units(extents, slice_rows, slice_rows * per_unit)),
+        pass_through=inputs.pass_through,
+        model=model.to_dict(),
+        batch_size=batch_size,
+        num_shards=len(inputs.shards),
+        input_bytes=inputs.num_bytes,
+        ignored=inputs.ignored,
+        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def choose_slice_rows(job: Job, batch_size: int) -> int:
+    """Return the rows of a slice: what the job says, else whole batches near 256 rows."""
+    return job.run.slice_rows or batch_size * max(1, round(SLICE_ROWS_NEAR / batch_size))
+
+
+def _limit(extents: Sequence[Extent], limit_rows: int | None) -> list[Extent]:
+    if limit_rows is None:
+        return list(extents)
+    kept: list[Extent] = []
+    left = limit_rows
+    for extent in extents:
+        if left <= 0:
+            break
+        kept.append(replace(extent, num_rows=min(extent.num_rows, left)))
+        left -= kept[-1].num_rows
+    return kept
+
+
+def _cut_units(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> Iterator[Unit]:
+    pending: list[Extent] = []
+    rows = index = 0
+    for extent in _split_large(extents, slice_rows, unit_rows):
+        pending.append(extent)
+        rows += extent.num_rows
+        if rows >= unit_rows:
+            yield _make_unit(index, pending, slice_rows)
+            pending, rows, index = [], 0, index + 1
+    if pending:
+        yield _make_unit(index, pending, slice_rows)
+
+
+def _split_large(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> Iterator[Extent]:
+    """Cut extents far above a unit. A few pieces only: a row group is read from its beginning."""
+    for extent in extents:
+        pieces = min(_MAX_UNITS_PER_ROW_GROUP, extent.num_rows // unit_rows)
+        if pieces < 2 or extent.reason is not None:
+            yield extent
+            continue
+        piece_rows = -(-extent.num_rows // (pieces * slice_rows)) * slice_rows
+        for offset in range(0, extent.num_rows, piece_rows):
+            yield replace(
+                extent,
+                first_row=extent.first_row + offset,
+                num_rows=min(piece_rows, extent.num_rows - offset),
+            )
+
+
+def _make_unit(index: int, extents: Sequence[Extent], slice_rows: int) -> Unit:
+    num_rows = sum(extent.num_rows for extent in extents)
+    heaviest = max(extent.row_bytes for extent in extents)
+    step = slice_rows
+    while step > 1 and step * heaviest > MAX_SLICE_BYTES:
+        step = -(-step // 2)
+    bounds = (*range(0, num_rows, step), num_rows)
+    return Unit(index, tuple(extents), bounds)
+
+
+def _fingerprint(job: Job, inputs: Inputs, model: ModelSpec) -> str:
+    digest = hashlib.sha256()
+    settings = {
+        "output_schema_version": OUTPUT_SCHEMA_VERSION,
+        "code": code_digest(),
+        "model": model.to_dict(),
+        "source": job.source.model_dump(mode="json", exclude={"storage_options", "uri"}),
+        "root": Store(inputs.root).url(""),
+        "limit_rows": job.run.limit_rows,
+        "pass_through": _schema_to_text(inputs.pass_through),
+    }
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for shard in inputs.shards:
+        digest.update(json.dumps([shard.path, shard.size_bytes, shard.version]).encode())
+    return digest.hexdigest()
+
+
+def code_digest() -> str:
+    """Digest the source text of the modules that decide the predictions."""
+    digest = hashlib.sha256()
+    for name in _SEMANTIC_MODULES:
+        digest.update(resources.files("pipeline").joinpath(f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
+    """Store the plan if its fingerprint is new, else return the stored one (same units)."""
+    path = layout.plan(plan.fingerprint)
+    try:
+        return plan_from_json(store.read_bytes(path), plan.fingerprint)
+    except FileNotFoundError:
+        token = uuid.uuid4().hex
+    if store.create_once(path, plan_to_json(plan, token), token) is CreateOutcome.OTHER:
+        return plan_from_json(store.read_bytes(path), plan.fingerprint)
+    return plan
+
+
+def plan_to_json(plan: Plan, token: str) -> bytes:
+    """Serialise a plan; shards are listed once and extents refer to them by number."""
+    shards: dict[tuple[str, int, str], int] = {}
+    units = []
+    for unit in plan.units:
+        rows = [
+            [
+                shards.setdefault((e.path, e.size_bytes, e.version), len(shards)),
+                e.first_row,
+                e.num_rows,
+                round(e.row_bytes, 1),
+                *([e.reason.value, e.message] if e.reason else []),
+            ]
+            for e in unit.extents
+        ]
+        units.append({"extents": rows, "bounds": unit.bounds})
+    document = {
+        "version": PLAN_VERSION,
+        "token": token,
+        "fingerprint": plan.fingerprint,
+        "created_at": plan.created_at,
+        "source_root": Store(plan.source_root).url(""),
+        "model": plan.model,
+        "batch_size": plan.batch_size,
+        "num_rows": plan.num_rows,
+        "num_shards": plan.num_shards,
+        "input_bytes": plan.input_bytes,
+        "ignored": plan.ignored,
+        "pass_through": _schema_to_text(plan.pass_through),
+        "shards": list(shards),
+        "units": units,
+    }
+    return json.dumps(document).encode()
+
+
+def plan_from_json(data: bytes, fingerprint: str) -> Plan:
+    """Read a stored plan.
+
+    Raises:
+        InfraError: The stored bytes are not a plan of this fingerprint.
+        JobError: A newer version of the pipeline wrote it.
+    """
+    try:
+        document = json.loads(data)
+        if document["version"] > PLAN_VERSION:
+            raise JobError(f"plan {fingerprint[:12]}: written by a newer version; upgrade this one")
+        if document["fingerprint"] != fingerprint:
+            raise ValueError("another fingerprint")
+        units = tuple(
+            Unit(i, tuple(_extent(row, document["shards"]) for row in u["extents"]),
+                 tuple(u["bounds"]))
+            for i, u in enumerate(document["units"])
+        )  # fmt: skip
+        return Plan(
+            fingerprint=fingerprint,
+            source_root=document["source_root"],
+            units=units,
+            pass_through=_schema_from_text(document["pass_through"]),
+            model=document["model"],
+            batch_size=document["batch_size"],
+            num_shards=document["num_shards"],
+            input_bytes=document["input_bytes"],
+            ignored=tuple(document["ignored"]),
+            created_at=document["created_at"],
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise InfraError(f"plan {fingerprint[:12]}: the stored plan is damaged: {error}") from None
+
+
+def _extent(row: list[Any], shards: list[list[Any]]) -> Extent:
+    path, size_bytes, version = shards[row[0]]
+    reason = Reason(row[4]) if len(row) > 4 else None
+    message = row[5] if len(row) > 5 else ""
+    return Extent(path, size_bytes, version, row[1], row[2], row[3], reason, message)
+
+
+def _schema_to_text(schema: pa.Schema) -> str:
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def _schema_from_text(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

@@ -1,0 +1,144 @@
+"""Publish a partition: final parts first, one create-once log entry, then tidy up.
+
+The log entry is the commit. Before it, nothing that a manifest names is touched; after it,
+`settle` brings the folder in line with the manifest, and any later run can do that again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from pipeline.errors import InfraError, PublishConflict
+from pipeline.failpoints import reach
+from pipeline.layout import Layout, part_target
+from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
+from pipeline.storage import CreateOutcome, Store, StoredFile
+
+
+def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Manifest:
+    """Bring whole parts into the published folder and make them current.
+
+    Args:
+        store: The sink.
+        layout: The partition.
+        manifest: The new manifest; its part paths are relative to `folder`, as
+            `predictions/<name>` and `quarantine/<name>`.
+        folder: Where the parts lie now; they are copied, not moved.
+
+    Returns:
+        The manifest that is current now: ours, or one of the same fingerprint by another run.
+
+    Raises:
+        PublishConflict: Another run published something different under this number.
+    """
+    placed = replace(
+        manifest,
+        parts=_place(store, folder, manifest.parts, layout.predictions),
+        quarantine_parts=_place(store, folder, manifest.quarantine_parts, layout.quarantine),
+    )
+    reach("before_log")
+    path = layout.log_entry(manifest.number)
+    outcome = store.create_once(path, placed.to_json(), manifest.token)
+    reach("after_log")
+    if outcome is not CreateOutcome.OTHER:
+        return placed
+    winner = read_manifest(store, layout, manifest.number)
+    if winner.fingerprint != manifest.fingerprint:
+        raise PublishConflict(
+            f"partition {layout.name}: run {winner.run_id} published version {winner.number} "
+            "meanwhile, from other inputs or another model; ours stays unpublished"
+        )
+    return winner
+
+
+def _place(store: Store, folder: str, parts: Sequence[Part], target: str) -> tuple[Part, ...]:
+    placed = []
+    for part in parts:
+        path = f"{target}/{PurePosixPath(part.path).name}"
+        store.copy(f"{folder}/{part.path}", path)
+        reach("placed_part")
+        placed.append(replace(part, path=path))
+    return tuple(placed)
+
+
+def settle(store: Store, layout: Layout, manifest: Manifest, keep_versions: int) -> None:
+    """Make the published folder agree with the current manifest; safe to repeat.
+
+    Replaced parts move to the history, parts of attempts that can no longer win are deleted,
+    the history keeps `keep_versions` versions, and `_SUCCESS` is the manifest's copy.
+    """
+    named = {part.path for part in manifest.all_parts}
+    present = _published_files(store, layout)
+    lost = named - {file.path for file in present}
+    if lost:
+        raise InfraError(
+            f"{store.url(sorted(lost)[0])}: named by the current manifest but missing; "
+            "restore it, or run `pipeline rollback`"
+        )
+    strays = [file.path for file in present if file.path not in named]
+    if strays:
+        _retire(store, layout, manifest.number, strays)
+    _trim_history(store, layout, keep_versions)
+    data = manifest.to_json()
+    if _read_or_none(store, layout.success) != data:
+        store.put(layout.success, data)
+
+
+def _published_files(store: Store, layout: Layout) -> list[StoredFile]:
+    files = []
+    for folder in (layout.predictions, layout.quarantine):
+        depth = folder.count("/") + 1
+        files += [
+            file
+            for file in store.list_files(folder)
+            if file.path.count("/") == depth and part_target(file.path) is not None
+        ]
+    return files
+
+
+def _retire(store: Store, layout: Layout, number: int, strays: Sequence[str]) -> None:
+    owners = {
+        part.path: entry
+        for entry in log_numbers(store, layout)
+        if entry < number
+        for part in read_manifest(store, layout, entry).all_parts
+    }
+    dead = []
+    for path in strays:
+        if path in owners:
+            store.copy(path, f"{layout.history(owners[path])}/{_history_name(layout, path)}")
+            dead.append(path)
+        elif (part_target(path) or 0) <= number:
+            dead.append(path)  # made for a number that is taken: it can never be named
+    store.delete(dead)
+
+
+def _history_name(layout: Layout, path: str) -> str:
+    kind = "quarantine" if path.startswith(layout.quarantine + "/") else "predictions"
+    return f"{kind}/{PurePosixPath(path).name}"
+
+
+def _trim_history(store: Store, layout: Layout, keep_versions: int) -> None:
+    kept: dict[str, list[str]] = {}
+    for file in store.list_files(f"{layout.control}/history"):
+        version = file.path.removeprefix(f"{layout.control}/history/").split("/")[0]
+        kept.setdefault(version, []).append(file.path)
+    for version in sorted(kept, reverse=True)[keep_versions:]:
+        store.delete(kept[version])
+
+
+def _read_or_none(store: Store, path: str) -> bytes | None:
+    try:
+        return store.read_bytes(path)
+    except FileNotFoundError:
+        return None
+
+
+def repair(store: Store, layout: Layout, keep_versions: int) -> Manifest | None:
+    """Finish what a crashed run left after its commit; return the current manifest."""
+    manifest = current_manifest(store, layout)
+    if manifest is not None:
+        settle(store, layout, manifest, keep_versions)
+    return manifest

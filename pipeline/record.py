@@ -1,0 +1,251 @@
+"""Collect the facts of a run while it happens, so that a report can be made however it ends."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from time import perf_counter
+
+from pipeline.cluster import Allocation, Hardware
+from pipeline.gates import Verdict
+from pipeline.job import Job
+from pipeline.layout import Layout
+from pipeline.manifest import Manifest
+from pipeline.model import ModelSpec
+from pipeline.plan import Plan
+from pipeline.report import RunFacts, Status
+from pipeline.schema import Reason
+from pipeline.sink import META_PREFIX, StagedSlice
+from pipeline.stats import Counters, Measurement, measure, merge
+from pipeline.storage import Store
+
+_TOP_LABELS = 10
+_PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide predictions."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def file_metadata(plan: Plan, run_id: str) -> dict[str, str]:
+    """Return what every part's Parquet metadata says of how it was made."""
+    model = plan.model
+    return {
+        f"{META_PREFIX}run_id": run_id,
+        f"{META_PREFIX}fingerprint": plan.fingerprint,
+        f"{META_PREFIX}model": str(model["name"]),
+        f"{META_PREFIX}weights_sha256": str(model["weights_sha256"]),
+        f"{META_PREFIX}precision": str(model["precision"]),
+        f"{META_PREFIX}runtime": "eager",
+        f"{META_PREFIX}versions": json.dumps(package_versions()),
+    }
+
+
+class RunRecord:
+    """What is known so far of one run."""
+
+    def __init__(self, run_id: str, partition: str) -> None:
+        self.run_id = run_id
+        self.partition = partition
+        self.started_at = dt.datetime.now(dt.UTC)
+        self._started = perf_counter()
+        self._plan: Plan | None = None
+        self._model: dict[str, object] = {}
+        self._hardware: dict[str, object] = {}
+        self._output: dict[str, object] = {}
+        self._allocation: Allocation | None = None
+        self._verdicts: list[Verdict] = []
+        self._startup: dict[str, float] = {}
+        self._counters: Counters = {}
+        self._labels: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._rows: Counter[str] = Counter()
+        self._slices: Counter[str] = Counter()
+        self._streaming_wall_s: float | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Measurement]:
+        """Measure a stage that runs on the driver (list, publish)."""
+        with measure(self._counters, name) as counts:
+            yield counts
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Time from the first read to the last write."""
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            self._streaming_wall_s = perf_counter() - started
+
+    def planned(self, plan: Plan, model: ModelSpec, num_gpus: float) -> None:
+        """Note what is to be done."""
+        self._plan = plan
+        self._model = {
+            "name": model.name,
+            "weights_sha256": model.weights_sha256,
+            "precision": model.precision,
+            "device": "cuda" if num_gpus else "cpu",
+            "batch_size": plan.batch_size,
+        }
+
+    def connected(self, hardware: Hardware, allocation: Allocation, ray_start_s: float) -> None:
+        """Note on what it is done."""
+        self._allocation = allocation
+        self._startup["ray_start"] = ray_start_s
+        self._hardware = {
+            "nodes": hardware.num_nodes,
+            "cpus": hardware.cpus,
+            "gpus": hardware.gpus,
+            "gpu_name": hardware.gpu_name,
+        }
+
+    def computed(self, staged: StagedSlice) -> None:
+        """Count a slice that this run has committed."""
+        self._counters = merge(self._counters, staged.counters)
+        self._count("computed", staged)
+
+    def resumed(self, staged: StagedSlice) -> None:
+        """Count a slice that an earlier run had committed."""
+        self._count("resumed", staged)
+
+    def _count(self, how: str, staged: StagedSlice) -> None:
+        self._labels.update(staged.labels)
+        self._reasons.update(staged.reasons)
+        self._rows.update({how: staged.num_rows, "quarantined": staged.num_quarantined})
+        self._slices[how] += 1
+
+    def duplicates(self, labels: Counter[str | None]) -> None:
+        """Count rows that lost their prediction because an earlier row has the same id.
+
+        Args:
+            labels: How many of them had which label; None had failed already and counts no more.
+        """
+        for label, num_rows in labels.items():
+            if label is not None:
+                self._labels[label] -= num_rows
+                self._reasons[Reason.DUPLICATE_ID.value] += num_rows
+                self._rows["quarantined"] += num_rows
+
+    def judged(self, verdicts: list[Verdict]) -> None:
+        """Note what the gates said."""
+        self._verdicts = verdicts
+
+    def published(self, manifest: Manifest, uri: str) -> None:
+        """Note what is published now."""
+        self._output = {
+            "uri": uri,
+            "parts": len(manifest.parts),
+            "bytes": sum(part.size_bytes for part in manifest.parts),
+        }
+
+    @property
+    def num_accounted(self) -> int:
+        """Rows of all committed slices, of this run and of earlier ones."""
+        return self._rows["computed"] + self._rows["resumed"]
+
+    @property
+    def num_quarantined(self) -> int:
+        return self._rows["quarantined"]
+
+    @property
+    def num_predicted(self) -> int:
+        return self.num_accounted - self.num_quarantined
+
+    @property
+    def num_unreadable_shards(self) -> int:
+        """Shards of the plan whose row count is unknown."""
+        if self._plan is None:
+            return 0
+        return sum(
+            extent.row_bytes == 0.0 and extent.reason is not None
+            for unit in self._plan.units
+            for extent in unit.extents
+        )
+
+    def facts(
+        self, status: Status, exit_code: int, error: str | None, price_per_node_hour: float | None
+    ) -> RunFacts:
+        """Return everything known, for the report."""
+        finished_at = dt.datetime.now(dt.UTC)
+        total = self._plan.num_rows if self._plan else None
+        rows = {
+            "computed": self._rows["computed"],
+            "resumed": self._rows["resumed"],
+            "quarantined": self._rows["quarantined"],
+            "predicted": self.num_predicted,
+        }
+        slices = {"computed": self._slices["computed"], "resumed": self._slices["resumed"]}
+        if self._plan is not None and total is not None:
+            rows["total"] = total
+            slices["total"] = sum(1 for _ in self._plan.slices())
+        return RunFacts(
+            run_id=self.run_id,
+            partition=self.partition,
+            status=status,
+            exit_code=exit_code,
+            fingerprint=self._plan.fingerprint if self._plan else None,
+            error=error,
+            started_at=self.started_at.isoformat(timespec="seconds"),
+            finished_at=finished_at.isoformat(timespec="seconds"),
+            wall_s=perf_counter() - self._started,
+            streaming_wall_s=self._streaming_wall_s,
+            startup=self._startup_wall(),
+            rows=rows,
+            slices=slices,
+            reasons=dict(self._reasons),
+            unreadable_shards=self.num_unreadable_shards,
+            counters=self._counters,
+            slots=self._slots(),
+            hardware=self._hardware,
+            model=self._model,
+            output=self._output,
+            gates=[asdict(verdict) for verdict in self._verdicts],
+            price_per_node_hour=price_per_node_hour,
+            top_labels=self._labels.most_common(_TOP_LABELS),
+            versions=package_versions(),
+        )
+
+    def _startup_wall(self) -> dict[str, float]:
+        """Actors load the model side by side: their mean stands for the wall time."""
+        load_s = self._counters.get("model_load", {}).get("busy_s", 0.0)
+        if not load_s or self._allocation is None:
+            return self._startup
+        return {**self._startup, "model_load": load_s / self._allocation.max_actors}
+
+    def _slots(self) -> dict[str, float]:
+        slots = {"list": 1.0, "publish": 1.0}
+        if self._allocation is not None:
+            readers, actors = self._allocation.num_readers, self._allocation.max_actors
+            slots |= dict.fromkeys(("read", "decode", "transform"), float(readers))
+            slots |= dict.fromkeys(("transfer", "predict"), float(actors))
+            slots["write"] = float(self._allocation.num_writers)
+        return slots
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to a job."""
+
+    address: str | None = None
+    """The Ray cluster; None starts an embedded local one."""
+    allow_import: tuple[str, ...] = ()
+    """Module prefixes that `model.factory` may name."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every step of one run shares."""
+
+    job: Job
+    options: RunOptions
+    store: Store
+    layout: Layout
+    record: RunRecord

@@ -1,0 +1,488 @@
+"""The report of a run: one document (report.json), and the same for a browser and a terminal.
+
+In: `RunFacts`, whatever the run knows when it ends, however it ends. Out: a JSON document of a
+declared schema, self-contained HTML, a rich table. What is not known is null, never a guess.
+Callers write the bytes; nothing here touches storage.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.schema import clean_message
+from pipeline.stats import (
+    STAGES,
+    STARTUP_PARTS,
+    STREAMING_STAGES,
+    Counters,
+    Load,
+    Slots,
+    StageCounters,
+    find_bottleneck,
+    find_limits,
+    utilisation_pct,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+REPORT_VERSION: Final = 1
+
+Status = Literal["published", "refused", "stopped", "failed", "nothing_to_do"]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run hands over; the defaults say "not known", so that a failed run has a report too.
+
+    The dictionaries take the fields of the section of the same name in `Report`; an unknown key
+    is an error, a missing one is null.
+    """
+
+    run_id: str
+    partition: str
+    status: Status
+    exit_code: int
+    fingerprint: str | None = None
+    error: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    wall_s: float | None = None
+    streaming_wall_s: float | None = None
+    startup: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    slices: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    unreadable_shards: int = 0
+    counters: Counters = field(default_factory=dict)
+    slots: Slots = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    output: dict[str, Any] = field(default_factory=dict)
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    price_per_node_hour: float | None = None
+    top_labels: list[tuple[str, int]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        json_schema_serialization_defaults_required=True,
+        protected_namespaces=(),
+    )
+
+
+class Rows(_Section):
+    """Rows of the partition; of unreadable shards none are counted, for nobody knows them."""
+
+    total: int | None = None
+    """Rows of the input: predicted + quarantined."""
+    predicted: int | None = None
+    quarantined: int | None = None
+    computed: int | None = None
+    """Went through the stages in this run."""
+    resumed: int | None = None
+    """Taken over, finished, from an earlier run."""
+
+
+class Slices(_Section):
+    """Slices: the grain of resuming."""
+
+    total: int | None = None
+    computed: int | None = None
+    resumed: int | None = None
+
+
+class StartupPart(_Section):
+    """One reason why the first row had to wait."""
+
+    part: str
+    wall_s: float | None
+    """Seconds that the run waited for it; of parallel processes the slowest counts."""
+    busy_s: float | None
+    """Seconds summed over all processes."""
+    share_pct: float | None
+    """`wall_s` as a share of the wall time of the run."""
+
+
+class Stage(_Section):
+    """What one stage did in this run; all null where it was not measured."""
+
+    stage: str
+    rows_in: int | None
+    rows_out: int | None
+    rows_quarantined: int | None
+    bytes_in: int | None
+    bytes_out: int | None
+    busy_s: float | None
+    """Summed over all slots."""
+    slots: float | None
+    """How many of this stage could work at once; read, decode and transform share theirs."""
+    wall_s: float | None
+    """What the rates are over: the streaming wall; for list and publish the whole run."""
+    rows_per_s: float | None
+    """`rows_out / wall_s`."""
+    rows_per_busy_slot_s: float | None
+    """`rows_out / busy_s`: the speed of one slot that never waits."""
+    utilisation_pct: float | None
+    """`busy_s / (slots * wall_s)`."""
+
+
+class GroupLimit(_Section):
+    """How fast the stages that share slots (or all cores) could go if they alone mattered."""
+
+    group: str
+    """`reader`, `actor`, `writer` or `cores`."""
+    slots: float
+    busy_s: float
+    utilisation_pct: float
+    limit_rows_per_s: float
+    top_stage: str
+    top_share_pct: float
+    """Share of `busy_s` that `top_stage` takes."""
+
+
+class BottleneckSection(_Section):
+    """What held the run back, and the one change that would help most."""
+
+    limit: str
+    """`reader`, `actor`, `writer`, `cores`, `startup`, `waiting` (no stage) or `unknown`."""
+    stage: str | None
+    """The stage (or start-up part) that takes most of it."""
+    utilisation_pct: float | None
+    advice: str
+    """One sentence."""
+    predicted_rows_per_s: float | None
+    """Rate after the change that the advice names first."""
+    limit_rows_per_s: float | None
+    """Upper bound after that change: the next limit."""
+
+
+class Hardware(_Section):
+    """What the cluster had."""
+
+    nodes: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    gpu_name: str | None = None
+
+
+class ModelSection(_Section):
+    """What predicted."""
+
+    name: str | None = None
+    weights_sha256: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    batch_size: int | None = None
+
+
+class Output(_Section):
+    """What was published."""
+
+    uri: str | None = None
+    parts: int | None = None
+    bytes: int | None = None
+
+
+class Gate(_Section):
+    """One check before publishing."""
+
+    name: str
+    status: Literal["pass", "warn", "fail", "off"]
+    value: float | int | str | None = None
+    limit: float | int | str | None = None
+    message: str | None = None
+
+
+class LabelCount(_Section):
+    """How many rows were given a label."""
+
+    label: str
+    count: int
+
+
+class Report(_Section):
+    """One run of the pipeline over one partition."""
+
+    version: Literal[1]
+    """Version of this document; raised when a field changes its meaning or goes."""
+    run_id: str
+    partition: str
+    fingerprint: str | None
+    """Hash of all that decides the predictions."""
+    status: Status
+    exit_code: int
+    error: str | None
+    started_at: str | None
+    """ISO 8601, UTC."""
+    finished_at: str | None
+    """ISO 8601, UTC."""
+    wall_s: float | None
+    """Of the whole run."""
+    streaming_wall_s: float | None
+    """From the first read to the last write."""
+    rows_per_s: float | None
+    """Rows computed over the streaming wall."""
+    run_rows_per_s: float | None
+    """Rows computed over the wall time of the whole run, start-up and publishing included."""
+    price_per_node_hour: float | None
+    cost_per_million_rows: float | None
+    """In the currency of the price; rows computed in this run."""
+    rows: Rows
+    slices: Slices
+    reasons: dict[str, int]
+    """Quarantined rows by reason."""
+    unreadable_shards: int
+    """Shards that could not be opened: their row count is unknown."""
+    startup: list[StartupPart]
+    stages: list[Stage]
+    limits: list[GroupLimit]
+    bottleneck: BottleneckSection
+    hardware: Hardware
+    model: ModelSection
+    output: Output
+    gates: list[Gate]
+    top_labels: list[LabelCount]
+    versions: dict[str, str]
+
+
+def report_schema() -> dict[str, Any]:
+    """Return the JSON schema of report.json."""
+    return Report.model_json_schema(mode="serialization")
+
+
+def build_report(facts: RunFacts) -> dict[str, Any]:
+    """Turn the facts of a run into the report.json document."""
+    known = {f.name: _finite(getattr(facts, f.name)) for f in fields(facts)}
+    hardware, model = Hardware(**known["hardware"]), ModelSection(**known["model"])
+    rows = Rows(**known["rows"])
+    load = Load(
+        counters=facts.counters,
+        slots={stage: slots for stage, slots in known["slots"].items() if slots is not None},
+        streaming_wall_s=known["streaming_wall_s"],
+        wall_s=known["wall_s"],
+        startup={part: s for part, s in known["startup"].items() if s is not None},
+        cpus=hardware.cpus,
+        gpus=hardware.gpus,
+        is_on_gpu=model.device is not None and not model.device.startswith("cpu"),
+    )
+    same = set(Report.model_fields) & set(known)
+    report = Report(
+        **{name: known[name] for name in same - _BUILT},
+        version=REPORT_VERSION,
+        rows_per_s=_ratio(rows.computed, load.streaming_wall_s),
+        run_rows_per_s=_ratio(rows.computed, load.wall_s),
+        cost_per_million_rows=_cost(hardware.nodes, load.wall_s, facts, rows.computed),
+        rows=rows,
+        slices=Slices(**known["slices"]),
+        startup=_startup(load),
+        stages=[_stage(stage, load) for stage in STAGES],
+        limits=[GroupLimit(**vars(limit)) for limit in find_limits(load)],
+        bottleneck=BottleneckSection(**vars(find_bottleneck(load))),
+        hardware=hardware,
+        model=model,
+        output=Output(**known["output"]),
+        gates=[Gate(**gate) for gate in known["gates"]],
+        top_labels=[LabelCount(label=label, count=n) for label, n in facts.top_labels],
+    )
+    return report.model_dump(mode="json")
+
+
+_BUILT = frozenset(
+    ["rows", "slices", "startup", "hardware", "model", "output", "gates", "top_labels"]
+)
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN and no Infinity; what cannot be said is not known.
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _ratio(amount: float | None, of: float | None) -> float | None:
+    return amount / of if amount is not None and of else None
+
+
+def _cost(
+    nodes: int | None, wall_s: float | None, facts: RunFacts, rows: int | None
+) -> float | None:
+    price = _finite(facts.price_per_node_hour)
+    if nodes is None or wall_s is None or price is None or not rows:
+        return None
+    return float(nodes * wall_s / 3600 * price / rows * 1e6)
+
+
+def _startup(load: Load) -> list[StartupPart]:
+    measured = [part for part in STARTUP_PARTS if part in load.counters]
+    return [
+        StartupPart(
+            part=part,
+            wall_s=load.startup.get(part),
+            busy_s=load.busy_s(part) if part in load.counters else None,
+            share_pct=utilisation_pct(load.startup[part], 1, load.wall_s)
+            if part in load.startup
+            else None,
+        )
+        for part in dict.fromkeys([*load.startup, *measured])
+    ]
+
+
+def _stage(stage: str, load: Load) -> Stage:
+    slots = load.slots.get(stage)
+    wall_s = load.streaming_wall_s if stage in STREAMING_STAGES else load.wall_s
+    if stage not in load.counters:
+        unknown: dict[str, Any] = dict.fromkeys(Stage.model_fields)
+        return Stage(**(unknown | {"stage": stage, "slots": slots, "wall_s": wall_s}))
+    did = StageCounters.from_dict(load.counters[stage])
+    return Stage(
+        stage=stage,
+        **vars(did),
+        slots=slots,
+        wall_s=wall_s,
+        rows_per_s=_ratio(did.rows_out, wall_s),
+        rows_per_busy_slot_s=_ratio(did.rows_out, did.busy_s),
+        utilisation_pct=utilisation_pct(did.busy_s, slots, wall_s),
+    )
+
+
+def to_json(report: dict[str, Any]) -> bytes:
+    """Serialise a report, the same bytes for the same report."""
+    return (json.dumps(report, allow_nan=False, sort_keys=True, indent=2) + "\n").encode("ascii")
+
+
+def to_html(report: dict[str, Any]) -> str:
+    """Render a report as one page that loads nothing: inline CSS and SVG, all values escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=_count, rate=_rate, duration=_duration, size=_size, pct=_pct, plain=_plain
+    )
+    template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
+    return environment.from_string(template).render(report=report)
+
+
+def render_table(report: dict[str, Any]) -> RenderableType:
+    """Render the stages, the bottleneck and the totals for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, never markup: brackets in a label or a message must not become styles.
+    columns = ("stage", "rows", "rows/s", "busy", "slots", "used", "MiB/s in")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    for stage in report["stages"]:
+        is_limit = stage["stage"] == report["bottleneck"]["stage"]
+        table.add_row(
+            Text(clean_message(stage["stage"])),
+            _count(stage["rows_out"]),
+            _rate(stage["rows_per_s"]),
+            _duration(stage["busy_s"]),
+            _plain(stage["slots"]),
+            _pct(stage["utilisation_pct"]),
+            _mib(_ratio(stage["bytes_in"], stage["wall_s"])),
+            style="bold" if is_limit else "",
+        )
+    lines = [report["bottleneck"]["advice"], _totals(report)]
+    if report["error"]:
+        lines.append(report["error"])
+    return Group(table, *(Text(clean_message(line)) for line in lines))
+
+
+def _totals(report: dict[str, Any]) -> str:
+    rows = report["rows"]
+    parts = [report["status"].replace("_", " ")]
+    if rows["total"] is not None:
+        parts.append(
+            f"{_count(rows['total'])} rows = {_count(rows['predicted'])} predicted + "
+            f"{_count(rows['quarantined'])} quarantined"
+        )
+    if report["unreadable_shards"]:
+        parts.append(f"unreadable shards {report['unreadable_shards']} (rows unknown)")
+    if rows["resumed"]:
+        parts.append(f"{_count(rows['resumed'])} resumed")
+    if report["rows_per_s"] is not None:
+        parts.append(f"{_rate(report['rows_per_s'])} rows/s")
+    if report["wall_s"] is not None:
+        parts.append(f"{_duration(report['wall_s'])} in all")
+    if report["cost_per_million_rows"] is not None:
+        parts.append(f"a million rows cost {report['cost_per_million_rows']:,.2f}")
+    return "; ".join(parts)
+
+
+_UNKNOWN = "-"
+
+
+def _printable(value: Any) -> Any:
+    # A macro's result is already escaped; every other text is data and becomes one clean line.
+    if value is None:
+        return _UNKNOWN
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return clean_message(value)
+    return value
+
+
+def _count(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def _plain(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:g}"
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return _UNKNOWN
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _pct(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:.1f}%"
+
+
+def _duration(value_s: float | None) -> str:
+    if value_s is None:
+        return _UNKNOWN
+    if value_s < 60:
+        return f"{value_s:.1f} s"
+    minutes, seconds = divmod(round(value_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _mib(value_bytes: float | None) -> str:
+    return _UNKNOWN if value_bytes is None else f"{value_bytes / 2**20:,.1f}"
+
+
+def _size(value_bytes: float | None) -> str:
+    if value_bytes is None:
+        return _UNKNOWN
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value_bytes < 1024:
+            return f"{value_bytes:.0f} B" if unit == "B" else f"{value_bytes:.1f} {unit}"
+        value_bytes /= 1024
+    return f"{value_bytes:.1f} TiB"

@@ -1,0 +1,194 @@
+"""One run: the whole way of the data on one screen.
+
+    plan -> source -> preprocess -> Predictor (actor pool) -> sink (staging) -> gates -> publish
+
+What is here is the order of things; each step lives in the file of its name.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from pipeline.cluster import Allocation, allocate, connect, ray_errors
+from pipeline.errors import GateRefused, PartitionBusy, PipelineError, Stopped
+from pipeline.failpoints import reach
+from pipeline.finish import finish
+from pipeline.inputs import list_inputs
+from pipeline.job import Job
+from pipeline.layout import Layout, new_run_id
+from pipeline.lease import hold_lease
+from pipeline.manifest import Manifest, current_manifest
+from pipeline.model import ModelSpec, PredictorConfig, resolve_model
+from pipeline.plan import Plan, Unit, adopt_plan, choose_slice_rows, make_plan
+from pipeline.progress import Progress
+from pipeline.publish import repair
+from pipeline.record import RunContext, RunOptions, RunRecord, file_metadata
+from pipeline.report import Status, build_report, to_html, to_json
+from pipeline.schema import SliceKey
+from pipeline.sink import StagedSlice, StagingWriter, list_staged, read_footer
+from pipeline.source import Reader
+from pipeline.stages import PredictorActor, preprocess_stage, writer_stage
+from pipeline.storage import Store, StoredFile
+
+_CPU_BATCH, _GPU_BATCH = 32, 128
+_FOOTER_THREADS = 16
+
+
+def run_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]:
+    """Execute a job once and return its report; the report is stored beside the output.
+
+    Raises:
+        PipelineError: With the exit code of what happened. A report is stored for refusals,
+            stops and failures too, once the store has been found usable.
+    """
+    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
+    record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
+    run = RunContext(job, options, store, layout, record)
+    store.probe(single_writer=job.run.single_writer)
+    try:
+        status = _execute(run, progress)
+    except PipelineError as error:
+        if not isinstance(error, PartitionBusy):
+            save_report(run, _status_of(error), error)
+        raise
+    return save_report(run, status, None)
+
+
+def _execute(run: RunContext, progress: Progress) -> Status:
+    job, store, layout = run.job, run.store, run.layout
+    plan, model = prepare(run)
+    if _is_published(current_manifest(store, layout), plan):
+        _tidy_if_free(run)
+        return "nothing_to_do"
+    with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:
+        base = repair(store, layout, job.sink.keep_versions)
+        if _is_published(base, plan):
+            return "nothing_to_do"
+        plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
+        run.record.planned(plan, model, job.resources.num_gpus)
+        with connect(run.options.address) as (hardware, ray_start_s):
+            allocation = allocate(job.resources, hardware)
+            run.record.connected(hardware, allocation, ray_start_s)
+            staged = _predict_missing(run, plan, model, allocation, progress)
+            manifest = finish(run, plan, staged, base, lease)
+    run.record.published(manifest, store.url(layout.predictions))
+    return "published"
+
+
+def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
+    """Resolve the model, list the inputs and make the plan; starts nothing, writes nothing."""
+    job = run.job
+    model = resolve_model(job.model, job.transform, allow_import=run.options.allow_import)
+    batch_size = job.model.batch_size or (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH)
+    with run.record.stage("list") as listed:
+        inputs = list_inputs(job.source, max_extent_rows=choose_slice_rows(job, batch_size))
+        plan = make_plan(job, inputs, model, batch_size=batch_size)
+        listed.rows_in = listed.rows_out = plan.num_rows
+        listed.bytes_in = inputs.num_bytes
+    run.record.planned(plan, model, job.resources.num_gpus)
+    return plan, model
+
+
+def _predict_missing(
+    run: RunContext, plan: Plan, model: ModelSpec, allocation: Allocation, progress: Progress
+) -> Mapping[SliceKey, StoredFile]:
+    """Compute the slices that have no staged part yet; return the staged part of every slice."""
+    folder = run.layout.staging(plan.fingerprint)
+    staged = list_staged(run.store, folder)
+    done = [staged[key].path for key in plan.slices() if key in staged]
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        for footer in pool.map(lambda path: read_footer(run.store, path), done):
+            run.record.resumed(footer)
+    units = _missing(plan, staged)
+    if not units:
+        return staged
+    with progress.rows(plan.num_rows, done=run.record.num_accounted), run.record.streaming():
+        for committed in stream(run, plan, model, allocation, units):
+            run.record.computed(committed)
+            progress.advance(committed.num_rows, committed.num_quarantined)
+            reach("slice_done")
+    return list_staged(run.store, folder)
+
+
+def stream(
+    run: RunContext,
+    plan: Plan,
+    model: ModelSpec,
+    allocation: Allocation,
+    units: Mapping[Unit, Sequence[int]],
+) -> Iterator[StagedSlice]:
+    """Read, decode, transform, predict and stage slices; yield each one when it is committed."""
+    import ray
+
+    from pipeline.datasource import ShardSource
+
+    source = run.job.source
+    reader = Reader(Store(plan.source_root, source.storage_options), source, plan.pass_through)
+    predictor = PredictorConfig(
+        spec=model,
+        batch_size=run.job.model.batch_size or plan.batch_size,
+        num_gpus=allocation.actor_gpus,
+        num_threads=allocation.actor_threads,
+        pass_through=plan.pass_through,
+    )
+    writer = StagingWriter(
+        store=run.store,
+        folder=run.layout.staging(plan.fingerprint),
+        run_id=run.record.run_id,
+        compression=run.job.sink.compression,
+        metadata=file_metadata(plan, run.record.run_id),
+    )
+    with ray_errors():
+        # A row of this dataset is a slice (schema.pack): Ray cannot cut or merge slices.
+        dataset = (
+            ray.data.read_datasource(ShardSource(reader, units), **allocation.read(len(units)))
+            .map_batches(preprocess_stage(source, model.transform), **allocation.preprocess())
+            .map_batches(PredictorActor, fn_constructor_args=[predictor], **allocation.predict())
+            .map_batches(writer_stage(writer), **allocation.write())
+        )
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for text in block.column("staged").to_pylist():
+                yield StagedSlice.from_json(text)
+
+
+def _missing(plan: Plan, staged: Mapping[SliceKey, StoredFile]) -> dict[Unit, list[int]]:
+    """Return the units that have slices without a staged part, with the first rows of those."""
+    wanted = {
+        unit: [key.start for key in unit.slices() if key not in staged] for unit in plan.units
+    }
+    return {unit: starts for unit, starts in wanted.items() if starts}
+
+
+def _is_published(manifest: Manifest | None, plan: Plan) -> bool:
+    return manifest is not None and manifest.fingerprint == plan.fingerprint
+
+
+def _tidy_if_free(run: RunContext) -> None:
+    """Finish what a run that crashed after its commit left undone, unless someone is at it."""
+    try:
+        with hold_lease(run.store, run.layout, run.record.run_id, run.job.run.lease_ttl_s):
+            repair(run.store, run.layout, run.job.sink.keep_versions)
+    except PartitionBusy:
+        return
+
+
+def _status_of(error: PipelineError) -> Status:
+    if isinstance(error, GateRefused):
+        return "refused"
+    return "stopped" if isinstance(error, Stopped) else "failed"
+
+
+def save_report(run: RunContext, status: Status, error: PipelineError | None) -> dict[str, Any]:
+    """Build the report and store it as report.json and report.html."""
+    code = error.exit_code if error else 0
+    price = run.job.run.price_per_node_hour
+    report = build_report(run.record.facts(status, code, str(error) if error else None, price))
+    if status != "nothing_to_do":
+        path = run.layout.report
+        run.store.put(path(run.record.run_id, "report.json"), to_json(report))
+        run.store.put(path(run.record.run_id, "report.html"), to_html(report).encode())
+    return report

@@ -1,0 +1,123 @@
+"""Write the slices to staging: one Parquet part a slice, in one put, which is its commit.
+
+The part's footer carries the counters of its rows, so that figures survive crashes and are never
+counted twice. Names are unique per attempt: a late or doubled attempt only adds an object.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InfraError
+from pipeline.layout import parse_staged_name, staged_name
+from pipeline.schema import ERROR, LABEL, SliceKey
+from pipeline.stats import Counters, StageCounters, add
+from pipeline.storage import Store, StoredFile
+
+META_PREFIX = "pipeline."
+_SLICE_META = (META_PREFIX + "slice").encode()
+
+
+@dataclass(frozen=True)
+class StagedSlice:
+    """What is known of a committed slice; it travels in the footer and to the driver."""
+
+    run_id: str
+    num_rows: int
+    reasons: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    counters: Counters = field(default_factory=dict)
+
+    @property
+    def num_quarantined(self) -> int:
+        return sum(self.reasons.values())
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> StagedSlice:
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class StagingWriter:
+    """Everything needed to write any slice of one run; plain enough for Ray."""
+
+    store: Store
+    folder: str
+    run_id: str
+    compression: str
+    metadata: Mapping[str, str]
+    """File metadata of every part: fingerprint, model, versions (no secrets)."""
+
+    def write(self, key: SliceKey, counters: Counters, rows: pa.Table) -> StagedSlice:
+        """Commit one slice.
+
+        Returns:
+            What the footer says, plus the seconds that the put itself took.
+
+        Raises:
+            InfraError: The rows are not the slice's (nothing is written), or the store failed.
+        """
+        if rows.num_rows != key.num_rows:
+            raise InfraError(
+                f"slice {key.unit}-{key.start}-{key.end}: has {rows.num_rows} rows, "
+                f"expected {key.num_rows}; nothing was written, run again"
+            )
+        started = perf_counter()
+        reasons = Counter(reason for reason in rows.column(ERROR).to_pylist() if reason)
+        labels = Counter(label for label in rows.column(LABEL).to_pylist() if label is not None)
+        buffer = io.BytesIO()
+        with pq.ParquetWriter(buffer, rows.schema, compression=self.compression) as writer:
+            writer.write_table(rows)
+            written = StageCounters(
+                rows.num_rows, rows.num_rows, 0, rows.nbytes, buffer.tell(),
+                perf_counter() - started,
+            )  # fmt: skip
+            add(counters, "write", written)
+            staged = StagedSlice(self.run_id, rows.num_rows, dict(reasons), dict(labels), counters)
+            writer.add_key_value_metadata({**self.metadata, _SLICE_META: staged.to_json()})
+        encoded = perf_counter()
+        self.store.put(
+            f"{self.folder}/{staged_name(key, uuid.uuid4().hex[:12])}", buffer.getvalue()
+        )
+        add(counters, "write", StageCounters(busy_s=perf_counter() - encoded))
+        return staged
+
+
+def list_staged(store: Store, folder: str) -> dict[SliceKey, StoredFile]:
+    """List the committed slices of a fingerprint; of two attempts the first by name wins."""
+    winners: dict[SliceKey, StoredFile] = {}
+    for file in store.list_files(folder):
+        key = parse_staged_name(file.path)
+        if key is not None:
+            winners.setdefault(key, file)  # the listing is sorted by path
+    return winners
+
+
+def read_footer(store: Store, path: str) -> StagedSlice:
+    """Read what a staged part says of itself.
+
+    Raises:
+        InfraError: It is not a staged part of ours.
+    """
+    with store.open(path) as handle:
+        return staged_of(pq.ParquetFile(handle), path)
+
+
+def staged_of(part: pq.ParquetFile, path: str) -> StagedSlice:
+    """Take the `StagedSlice` out of an open part."""
+    metadata = part.metadata.metadata or {}
+    if _SLICE_META not in metadata:
+        raise InfraError(f"{path}: is not a staged part of this pipeline; move it away")
+    return StagedSlice.from_json(metadata[_SLICE_META])

@@ -1,0 +1,94 @@
+"""The Ray Data ends of the stages: unpack the slices of a block, call the stage, pack again.
+
+The driver builds the dataset from here without importing torch: workers import what they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipeline.errors import PipelineError
+from pipeline.job import Source
+from pipeline.model import PredictorConfig
+from pipeline.schema import pack, unpack
+from pipeline.sink import StagingWriter
+from pipeline.stats import Counters, StageCounters, add
+from pipeline.transform import TransformSpec
+
+if TYPE_CHECKING:
+    from pipeline.predictor import Predictor
+
+Stage = Callable[[pa.Table], pa.Table]
+"""A block of packed slices in, a block of packed slices (or of results) out."""
+
+
+def preprocess_stage(source: Source, spec: TransformSpec) -> Stage:
+    """Return the stage that decodes and transforms."""
+    max_bytes, max_px = source.max_image_bytes, source.max_image_px
+
+    def stage(block: pa.Table) -> pa.Table:
+        from pipeline.decode import DecodeLimits
+        from pipeline.preprocess import preprocess
+
+        limits = DecodeLimits(max_bytes, max_px)
+        packed = [
+            pack(key, counters, preprocess(rows, counters, limits, spec))
+            for key, counters, rows in unpack(block)
+        ]
+        return pa.concat_tables(packed)
+
+    return stage
+
+
+class PredictorActor:
+    """An actor of the pool: holds one Predictor."""
+
+    def __init__(self, config: PredictorConfig) -> None:
+        """Import torch and load the model, timing both.
+
+        A failure is kept and raised at the first call: what an actor's constructor raises
+        reaches the driver only as text.
+        """
+        self._startup: Counters = {}
+        self._predictor: Predictor | None = None
+        self._failure: PipelineError | None = None
+        started = perf_counter()
+        from pipeline.predictor import Predictor
+
+        imported = perf_counter()
+        try:
+            self._predictor = Predictor(config)
+        except PipelineError as error:
+            self._failure = error
+        add(self._startup, "imports", StageCounters(busy_s=imported - started))
+        add(self._startup, "model_load", StageCounters(busy_s=perf_counter() - imported))
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Predict every slice of a block.
+
+        Raises:
+            PipelineError: The model could not be loaded.
+        """
+        if self._predictor is None:
+            raise self._failure or PipelineError("the model was not loaded")
+        packed = []
+        for key, counters, rows in unpack(block):
+            for part, entry in self._startup.items():
+                add(counters, part, StageCounters.from_dict(entry))
+            self._startup = {}
+            packed.append(pack(key, counters, self._predictor.predict(rows, counters)))
+        return pa.concat_tables(packed)
+
+
+def writer_stage(writer: StagingWriter) -> Stage:
+    """Return the stage that commits slices; its rows are `StagedSlice`s as JSON."""
+
+    def stage(block: pa.Table) -> pa.Table:
+        staged = [writer.write(*packed).to_json() for packed in unpack(block)]
+        return pa.table({"staged": pa.array(staged, pa.string())})
+
+    return stage

@@ -1,0 +1,143 @@
+"""Resize and crop one decoded image to what the model sees; uint8 in, uint8 out.
+
+The pixels are those of torchvision's `Resize(resize_px, antialias=True)` and `CenterCrop(size_px)`
+on the same tensor, bit for bit. Normalisation is not here: it happens on the model's device. The
+driver reads a TransformSpec too, so torch is imported only where an image is transformed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.schema import Reason
+
+if TYPE_CHECKING:
+    import torch
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+# The whole resized image is made before the crop (resampling only the cropped window changes
+# pixels), so a strip of 1 x 5000 px at resize_px 256 would take 1 GB for a crop that shows a
+# five-thousandth of it. At this ratio it is 10 MB.
+MAX_ASPECT_RATIO = 50
+
+
+class Untransformable(Exception):
+    """This image does not become model input: the reason code and one line of explanation."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class TransformSpec:
+    """How a decoded image becomes model input."""
+
+    size_px: int
+    """Side of the square centre crop."""
+    resize_px: int
+    """The shorter side is resized to this before the crop; at least size_px."""
+    interpolation: str
+    """`bilinear` or `bicubic`, with antialiasing."""
+    mean: tuple[float, float, float]
+    """Channel means in [0, 1], subtracted on the device."""
+    std: tuple[float, float, float]
+    """Channel standard deviations in [0, 1], divided by on the device."""
+
+    def __post_init__(self) -> None:
+        if self.size_px < 1:
+            raise ValueError(f"size_px is {self.size_px}; it must be at least 1")
+        if self.resize_px < self.size_px:
+            raise ValueError(
+                f"resize_px is {self.resize_px}; it must be at least size_px ({self.size_px}), "
+                "or the crop would need padding"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation is {self.interpolation!r}; it must be one of "
+                f"{', '.join(INTERPOLATIONS)}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError("mean and std must have 3 values each, one a channel")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {list(self.std)}; its values must be above 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; equal specs give equal JSON."""
+        return {
+            "size_px": self.size_px,
+            "resize_px": self.resize_px,
+            "interpolation": self.interpolation,
+            "mean": [float(value) for value in self.mean],
+            "std": [float(value) for value in self.std],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TransformSpec:
+        """Undo `to_dict`, also after a round trip through JSON."""
+        mean = tuple(float(value) for value in values["mean"])
+        std = tuple(float(value) for value in values["std"])
+        return cls(**{**values, "mean": mean, "std": std})
+
+
+def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
+    """Resize the shorter side to resize_px and cut the centre out.
+
+    Args:
+        image: RGB uint8 (3, H, W).
+        spec: Sizes and filter.
+
+    Returns:
+        RGB uint8 (3, S, S), a view of the resized image.
+
+    Raises:
+        Untransformable: One side is more than MAX_ASPECT_RATIO times the other, or memory ran out.
+    """
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    height_px, width_px = int(image.shape[-2]), int(image.shape[-1])
+    if max(height_px, width_px) > MAX_ASPECT_RATIO * min(height_px, width_px):
+        raise Untransformable(
+            Reason.TOO_LARGE,
+            f"the image of {width_px} x {height_px} px is too long to resize, one side may be at "
+            f"most {MAX_ASPECT_RATIO} times the other",
+        )
+    try:
+        resized = functional.resize(
+            image, [spec.resize_px], InterpolationMode(spec.interpolation), antialias=True
+        )
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise Untransformable(
+            Reason.OUT_OF_MEMORY,
+            f"no memory to resize the image of {width_px} x {height_px} px",
+        ) from error
+    cropped: torch.Tensor = functional.center_crop(resized, [spec.size_px, spec.size_px])
+    return cropped
+
+
+def resize_and_crop_into(
+    image: torch.Tensor, spec: TransformSpec, out: npt.NDArray[np.uint8]
+) -> None:
+    """Do as `resize_and_crop` and write the result, height first and channels last, into `out`.
+
+    Args:
+        image: RGB uint8 (3, H, W).
+        spec: Sizes and filter.
+        out: Writable uint8 (S, S, 3).
+    """
+    wanted = (spec.size_px, spec.size_px, 3)
+    if out.shape != wanted or out.dtype != np.uint8:
+        raise ValueError(f"out is {out.dtype} {out.shape}; it must be uint8 {wanted}")
+    np.copyto(out, resize_and_crop(image, spec).permute(1, 2, 0).numpy())

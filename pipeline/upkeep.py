@@ -1,0 +1,118 @@
+"""What happens to a partition after it was published: roll back, and collect garbage."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from pipeline.errors import JobError
+from pipeline.layout import Layout, part_name
+from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
+from pipeline.publish import commit, settle
+from pipeline.storage import Store
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What `collect_garbage` removed."""
+
+    num_files: int
+    num_bytes: int
+
+
+def rollback(
+    store: Store, layout: Layout, run_id: str, *, keep_versions: int, to_number: int | None = None
+) -> Manifest:
+    """Publish a replaced version again, as a new version.
+
+    Args:
+        store: The sink.
+        layout: The partition; the caller holds its lease.
+        run_id: Of this command.
+        keep_versions: The job's sink.keep_versions.
+        to_number: Which version; None takes the newest one in the history.
+
+    Raises:
+        JobError: Nothing is published, or the history does not hold that version.
+        PublishConflict: Another run published meanwhile.
+    """
+    current = current_manifest(store, layout)
+    if current is None:
+        raise JobError(f"partition {layout.name}: nothing is published, so nothing to roll back")
+    kept = history_numbers(store, layout)
+    wanted = kept[-1] if to_number is None and kept else to_number
+    if wanted is None or wanted not in kept:
+        have = ", ".join(map(str, kept)) or "none"
+        raise JobError(
+            f"partition {layout.name}: version {wanted} is not in the history; it has {have}"
+        )
+    old = read_manifest(store, layout, wanted)
+    number = log_numbers(store, layout)[-1] + 1
+    version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
+    folder = f"{layout.control}/staging/{old.fingerprint}/rollback-{version}"
+    manifest = replace(
+        old,
+        number=number,
+        kind="rollback",
+        run_id=run_id,
+        token=uuid.uuid4().hex,
+        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        restored_from=wanted,
+        parts=_restage(store, layout, old.parts, wanted, folder, "predictions", version),
+        quarantine_parts=_restage(
+            store, layout, old.quarantine_parts, wanted, folder, "quarantine", version
+        ),
+    )
+    placed = commit(store, layout, manifest, folder)
+    settle(store, layout, placed, keep_versions)
+    return placed
+
+
+def history_numbers(store: Store, layout: Layout) -> list[int]:
+    """List the versions that the history holds, ascending."""
+    prefix = f"{layout.control}/history/"
+    files = store.list_files(prefix.rstrip("/"))
+    return sorted({int(file.path.removeprefix(prefix).split("/")[0]) for file in files})
+
+
+def _restage(
+    store: Store,
+    layout: Layout,
+    parts: tuple[Part, ...],
+    number: int,
+    folder: str,
+    kind: str,
+    version: str,
+) -> tuple[Part, ...]:
+    restaged = []
+    for index, part in enumerate(parts):
+        path = f"{kind}/{part_name(index, version)}"
+        source = f"{layout.history(number)}/{kind}/{PurePosixPath(part.path).name}"
+        store.copy(source, f"{folder}/{path}")
+        restaged.append(replace(part, path=path))
+    return tuple(restaged)
+
+
+def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
+    """Delete staging that is older than a grace period.
+
+    A published version does not need its staging any more; an unfinished one is kept for
+    `grace_s` after its last write, for the run that goes on from it.
+    """
+    now = store.now()
+    by_fingerprint: dict[str, list[tuple[str, int, float]]] = {}
+    prefix = f"{layout.control}/staging/"
+    for file in store.list_files(prefix.rstrip("/")):
+        age_s = (now - file.modified).total_seconds() if file.modified else 0.0
+        fingerprint = file.path.removeprefix(prefix).split("/")[0]
+        by_fingerprint.setdefault(fingerprint, []).append((file.path, file.size_bytes, age_s))
+    dead = [
+        (path, size_bytes)
+        for files in by_fingerprint.values()
+        if min(age_s for _, _, age_s in files) > grace_s
+        for path, size_bytes, _ in files
+    ]
+    store.delete([path for path, _ in dead])
+    return Garbage(len(dead), sum(size_bytes for _, size_bytes in dead))

@@ -1,0 +1,160 @@
+"""An HTTP proxy on loopback that loses answers: real requests, real servers, chosen faults.
+
+It forwards requests byte for byte (so that signatures stay valid), one request a connection.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import socketserver
+import struct
+import threading
+from dataclasses import dataclass, field
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+RESET_BEFORE = "reset-before"
+"""Drop the connection; the server never sees the request."""
+RESET_AFTER = "reset-after-forward"
+"""Let the server do it, then drop the connection: the lost answer."""
+UNAVAILABLE = "503"
+"""Answer 503 SlowDown; the server never sees the request."""
+
+_SLOW_DOWN = (
+    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+_TIMEOUT_S = 60.0
+
+
+@dataclass
+class Rule:
+    """Apply action to requests first..last (counted from 1) whose method and path match."""
+
+    action: str
+    method: str = "PUT"
+    path: str = ".*"
+    first: int = 1
+    last: int = 1
+    seen: int = field(default=0, init=False)
+
+    def applies(self, method: str, path: str) -> bool:
+        if not re.fullmatch(self.method, method) or not re.search(self.path, path):
+            return False
+        self.seen += 1
+        return self.first <= self.seen <= self.last
+
+
+class FaultProxy:
+    """Forwards to `upstream_url` while the context is open; the first rule that applies acts."""
+
+    def __init__(self, upstream_url: str, *rules: Rule) -> None:
+        self.rules = rules
+        self.requests: list[tuple[str, str, str]] = []
+        """Method, path and what was done: `forwarded` or the action."""
+        parts = urlsplit(upstream_url)
+        self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.proxy = self
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> FaultProxy:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def handle(self, client: socket.socket, stream: BinaryIO) -> None:
+        head = _read_head(stream)
+        if not head:
+            return
+        method, path, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
+        action = self._decide(method, path)
+        if action == RESET_BEFORE:
+            _reset(client)
+            return
+        if re.search(rb"(?i)\r\nexpect: *100-continue", head):
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            head = re.sub(rb"(?i)\r\nexpect:[^\r]*", b"", head)
+        body = _read_body(stream, head)
+        if action == UNAVAILABLE:
+            length = str(len(_SLOW_DOWN)).encode()
+            client.sendall(
+                b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Type: application/xml\r\n"
+                b"Content-Length: "
+                + length
+                + b"\r\n\r\n"
+                + (b"" if method == "HEAD" else _SLOW_DOWN)
+            )
+            return
+        answer = self._forward(head, body)
+        if action == RESET_AFTER:
+            _reset(client)
+            return
+        client.sendall(answer)
+
+    def _decide(self, method: str, path: str) -> str:
+        with self._lock:
+            applied = [rule.action for rule in self.rules if rule.applies(method, path)]
+            action = applied[0] if applied else "forwarded"
+            self.requests.append((method, path, action))
+        return action
+
+    def _forward(self, head: bytes, body: bytes) -> bytes:
+        head = _closing(head)
+        with socket.create_connection(self._upstream, _TIMEOUT_S) as upstream:
+            upstream.sendall(head + body)
+            answer = b"".join(iter(lambda: upstream.recv(1 << 16), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return _closing(head + b"\r\n\r\n") + body
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128
+    proxy: FaultProxy
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    timeout = _TIMEOUT_S
+
+    def handle(self) -> None:
+        self.server.proxy.handle(self.connection, self.rfile)
+
+
+def _read_head(stream: BinaryIO) -> bytes:
+    lines = []
+    for line in iter(stream.readline, b""):
+        lines.append(line)
+        if line == b"\r\n":
+            return b"".join(lines)
+    return b""
+
+
+def _read_body(stream: BinaryIO, head: bytes) -> bytes:
+    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    if length:
+        return stream.read(int(length[1]))
+    if not re.search(rb"(?i)\r\ntransfer-encoding: *chunked", head):
+        return b""
+    chunks = []
+    while True:
+        size_line = stream.readline()
+        size = int(size_line.split(b";")[0], 16)
+        chunks += [size_line, stream.read(size), stream.readline()]
+        if size == 0:
+            return b"".join(chunks)
+
+
+def _closing(head: bytes) -> bytes:
+    head = re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head)
+    return head[:-2] + b"Connection: close\r\n\r\n"
+
+
+def _reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()

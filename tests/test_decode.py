@@ -1,0 +1,235 @@
+"""Every bad file gets its reason, every valid one Pillow's pixels, and no file a grey filling."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from badfiles import (
+    MAX_IMAGE_BYTES,
+    MAX_IMAGE_PX,
+    BadFile,
+    bad_files,
+    base_image,
+    encode,
+    good_odd_files,
+)
+from PIL import Image, ImageOps
+
+from pipeline.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.schema import Reason
+
+SEED = 7
+LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
+BAD = bad_files(SEED)
+ODD = good_odd_files(SEED)
+
+# Pillow warns of palette transparency and of huge images; which pixels come out is the point here.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+
+
+def pillow_rgb(data: bytes) -> torch.Tensor:
+    """Decode with Pillow alone: the reference."""
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image)
+        return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
+
+
+def reason_of(data: bytes, limits: DecodeLimits = LIMITS) -> Reason:
+    with pytest.raises(Undecodable) as caught:
+        decode_image(data, limits)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_every_bad_file_gets_its_reason(bad: BadFile) -> None:
+    with pytest.raises(Undecodable) as caught:
+        decode_image(bad.data, LIMITS)
+    assert caught.value.reason == bad.reason, caught.value.message
+    assert "\n" not in caught.value.message
+    assert " at 0x" not in caught.value.message
+
+
+@pytest.mark.parametrize(("name", "data"), ODD, ids=[name for name, _ in ODD])
+def test_every_odd_file_has_the_pixels_of_pillow(name: str, data: bytes) -> None:
+    decoded = decode_image(data, LIMITS)
+    assert decoded.dtype == torch.uint8
+    assert decoded.permute(1, 2, 0).is_contiguous()
+    if name == "grey_16_bit.png":  # where Pillow clips and we do not
+        red = torch.from_numpy(np.array(base_image(SEED)))[:, :, 0]
+        assert torch.equal(decoded, red.expand(3, -1, -1))
+    else:
+        assert torch.equal(decoded, pillow_rgb(data))
+
+
+def test_both_16_bit_pngs_keep_the_high_byte() -> None:
+    files = dict(ODD)
+    grey = decode_image(files["grey_16_bit.png"], LIMITS)
+    rgb = decode_image(files["rgb_16_bit.png"], LIMITS)
+    assert torch.equal(grey[0], rgb[0])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_routes_agree_bit_for_bit(mode: str, subsampling: str, progressive: bool) -> None:
+    for width_px, height_px in [(64, 48), (63, 47), (1, 9), (17, 1), (200, 131)]:
+        image = base_image(SEED, width_px, height_px).convert(mode)
+        for quality in (10, 75, 95, 100):
+            data = encode(
+                image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive
+            )
+            assert torch.equal(decode_image(data, LIMITS), pillow_rgb(data)), (
+                width_px,
+                height_px,
+                quality,
+            )
+
+
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee"])
+def test_jpeg_routes_agree_on_photographs(name: str) -> None:
+    photos = pytest.importorskip("skimage.data")
+    photo = Image.fromarray(getattr(photos, name)())
+    for quality, progressive in [(60, True), (85, False), (95, False)]:
+        data = encode(photo, "JPEG", quality=quality, progressive=progressive)
+        assert torch.equal(decode_image(data, LIMITS), pillow_rgb(data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"quality": 80}),
+        ("JPEG", {"quality": 80, "progressive": True}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+    ],
+)
+def test_a_cut_at_any_byte_is_refused_or_changes_no_pixel(
+    kind: str, options: dict[str, object]
+) -> None:
+    data = encode(base_image(SEED, 40, 30), kind, **options)
+    whole = decode_image(data, LIMITS)
+    for kept in range(30, len(data)):
+        try:
+            decoded = decode_image(data[:kept], LIMITS)
+        except Undecodable as error:
+            assert error.reason == Reason.TRUNCATED, (kept, error.message)
+        else:  # only what follows the last pixel was missing
+            assert kind in ("GIF", "BMP")
+            assert torch.equal(decoded, whole), kept
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_tail_of_zeros_never_becomes_pixels(kind: str) -> None:
+    data = encode(base_image(SEED, 40, 30), kind)
+    for kept in range(30, len(data) - 1):
+        reason = reason_of(data[:kept] + bytes(len(data) - kept))
+        assert reason in (Reason.TRUNCATED, Reason.DECODE_ERROR, Reason.TOO_LARGE), kept
+
+
+def test_corrupt_entropy_data_is_judged_as_pillow_judges_it() -> None:
+    rng = np.random.default_rng(SEED)
+    whole = encode(base_image(SEED), "JPEG", quality=90)
+    start = whole.index(b"\xff\xda") + 14
+    for _ in range(200):
+        data = bytearray(whole)
+        for position in rng.integers(start, len(data) - 2, 3):
+            data[position] = rng.integers(0, 256)
+        try:
+            expected = pillow_rgb(bytes(data))
+        except (OSError, SyntaxError):
+            assert reason_of(bytes(data)) in (Reason.TRUNCATED, Reason.DECODE_ERROR)
+        else:
+            assert torch.equal(decode_image(bytes(data), LIMITS), expected)
+
+
+def test_mutated_files_raise_nothing_but_undecodable() -> None:
+    rng = np.random.default_rng(SEED)
+    small = DecodeLimits(MAX_IMAGE_BYTES, 100_000)
+    for _, whole in ODD:
+        for _ in range(12):
+            data = bytearray(whole)
+            for position in rng.integers(0, len(data), 4):
+                data[position] = rng.integers(0, 256)
+            try:
+                decoded = decode_image(bytes(data), small)
+            except Undecodable as error:
+                assert error.message
+            else:
+                assert decoded.shape[0] == 3
+
+
+def test_a_bomb_is_refused_from_its_header() -> None:
+    bomb = next(bad for bad in BAD if bad.name == "bomb.png")
+    tracemalloc.start()
+    try:
+        reason = reason_of(bomb.data)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert reason == Reason.TOO_LARGE
+    assert peak_bytes < 4 * len(bomb.data)
+
+
+def test_the_pixel_limit_is_inclusive_and_ours() -> None:
+    data = encode(base_image(SEED, 40, 30), "PNG")
+    assert decode_image(data, DecodeLimits(MAX_IMAGE_BYTES, 1200)).shape == (3, 30, 40)
+    assert reason_of(data, DecodeLimits(MAX_IMAGE_BYTES, 1199)) == Reason.TOO_LARGE
+
+
+def test_the_byte_limit_is_inclusive() -> None:
+    data = encode(base_image(SEED), "PNG")
+    assert decode_image(data, DecodeLimits(len(data), MAX_IMAGE_PX)).shape == (3, 61, 83)
+    assert reason_of(data, DecodeLimits(len(data) - 1, MAX_IMAGE_PX)) == Reason.TOO_LARGE
+
+
+def test_a_higher_limit_of_ours_does_not_disarm_the_guard_of_pillow() -> None:
+    bomb = next(bad for bad in BAD if bad.name == "bomb.png")
+    before = Image.MAX_IMAGE_PIXELS
+    assert reason_of(bomb.data, DecodeLimits(MAX_IMAGE_BYTES, 10**12)) == Reason.TOO_LARGE
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_unreadable_exif_leaves_the_image_as_it_is_stored() -> None:
+    image = base_image(SEED)
+    data = encode(image, "JPEG", exif=b"Exif\0\0no TIFF header here")
+    with pytest.raises(SyntaxError):
+        pillow_rgb(data)
+    assert torch.equal(decode_image(data, LIMITS), pillow_rgb(encode(image, "JPEG")))
+
+
+def test_memory_that_runs_out_is_its_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(self: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", lambda self, mode: exhausted(self))
+    data = encode(base_image(SEED), "BMP")
+    assert reason_of(data) == Reason.OUT_OF_MEMORY
+
+
+def test_decoding_warns_of_nothing_for_an_ordinary_jpeg() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_image(encode(base_image(SEED), "JPEG"), LIMITS)
+
+
+def test_undecodable_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(Undecodable(Reason.TRUNCATED, "cut")))
+    assert (error.reason, error.message, str(error)) == (Reason.TRUNCATED, "cut", "cut")
+    assert error.args == (Reason.TRUNCATED, "cut")
+
+
+def test_bad_files_are_equal_for_equal_seeds_and_have_unique_names() -> None:
+    assert bad_files(SEED) == BAD
+    assert bad_files(SEED + 1) != BAD
+    names = [bad.name for bad in BAD]
+    assert len(set(names)) == len(names) >= 12
+    assert all(len(bad.data) <= MAX_IMAGE_BYTES for bad in BAD if bad.name != "too_many_bytes.jpg")

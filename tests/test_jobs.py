@@ -1,0 +1,48 @@
+"""The job files in jobs/: they load as they are, and fit what `build_*` of photos.py writes."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.job import Job, load_job
+from pipeline.photos import build_parquet
+
+JOBS = Path(__file__).parent.parent / "jobs"
+DATE = dt.date(2026, 11, 24)
+
+
+def load(name: str, *overrides: str) -> Job:
+    return load_job(str(JOBS / name), date=DATE, overrides=overrides)
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_job_file_loads_alone_and_with_other_places(path: Path):
+    job = load(path.name)
+    assert job.model.name == "efficientnet-lite0"
+    assert job.source.uri.startswith("demo-output/input/")
+    assert job.sink.uri.startswith("demo-output/output/")
+    moved = load(path.name, "source.uri=s3://lake/in", "sink.uri=s3://lake/out")
+    assert (moved.source.uri, moved.sink.uri) == ("s3://lake/in", "s3://lake/out")
+    assert moved.model == job.model
+
+
+def test_no_two_job_files_write_to_the_same_place():
+    uris = [load(path.name).sink.uri for path in JOBS.glob("*.yaml")]
+    assert len(uris) == len(set(uris)) >= 3
+
+
+def test_the_nightly_partition_is_the_logical_date():
+    assert load("nightly.yaml").sink.partition == "date=2026-11-24"
+
+
+@pytest.mark.parametrize("name", ["classify_parquet.yaml", "nightly.yaml"])
+def test_the_columns_that_a_job_names_are_those_of_the_demo_shards(name: str, tmp_path: Path):
+    build_parquet(tmp_path, 2, seed=0, num_shards=1, num_bad=0)
+    columns = set(pq.read_schema(tmp_path / "shard-00000.parquet").names)
+    source = load(name).source
+    assert source.id_column is not None
+    assert {source.image_column, source.id_column, *source.pass_through} <= columns

@@ -1,0 +1,292 @@
+"""The report is valid and honest however the run ended, and no text of the data becomes markup."""
+
+import dataclasses
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import jsonschema
+import pytest
+from pydantic import ValidationError
+from rich.console import Console
+
+from pipeline.report import (
+    REPORT_VERSION,
+    RunFacts,
+    build_report,
+    render_table,
+    report_schema,
+    to_html,
+    to_json,
+)
+from pipeline.stats import STAGES, StageCounters
+
+ROWS, WALL_S, STREAMING_S = 9003, 80.0, 60.0
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=1>',
+    "</style><script src=https://evil.example/x.js></script>",
+    "</title><svg onload=alert(1)>",
+    "{{ 7 * 191 }}",
+]
+
+
+def counted(busy_s: float, quarantined: int = 0) -> dict[str, float]:
+    rows_out = ROWS - quarantined
+    return StageCounters(ROWS, rows_out, quarantined, 45_000, 150_528, busy_s).to_dict()
+
+
+FULL = RunFacts(
+    run_id="r-1",
+    partition="date=2026-11-24",
+    status="published",
+    exit_code=0,
+    fingerprint="9f" * 32,
+    started_at="2026-11-24T02:00:00Z",
+    finished_at="2026-11-24T02:01:20Z",
+    wall_s=WALL_S,
+    streaming_wall_s=STREAMING_S,
+    startup={"ray_start": 7.0, "imports": 3.0, "model_load": 2.0},
+    rows={
+        "total": 12003,
+        "predicted": 11990,
+        "quarantined": 13,
+        "computed": ROWS,
+        "resumed": 3000,
+    },
+    slices={"total": 47, "computed": 35, "resumed": 12},
+    reasons={"truncated": 9, "empty": 4},
+    unreadable_shards=1,
+    counters={
+        "list": counted(0.5),
+        "read": counted(2.0),
+        "decode": counted(12.0, quarantined=13),
+        "transform": counted(4.0),
+        "transfer": counted(3.0),
+        "predict": counted(117.0),
+        "write": counted(1.0),
+        "publish": counted(1.0),
+        "model_load": StageCounters(busy_s=4.0).to_dict(),
+    },
+    slots={stage: 2.0 if stage in ("transfer", "predict") else 1.0 for stage in STAGES},
+    hardware={"nodes": 1, "cpus": 4.0, "gpus": 0.0},
+    model={
+        "name": "efficientnet-lite0",
+        "weights_sha256": "ab" * 32,
+        "precision": "bf16",
+        "device": "cpu",
+        "batch_size": 64,
+    },
+    output={"uri": "s3://bucket/out", "parts": 2, "bytes": 1_234_567},
+    gates=[{"name": "max_error_pct", "status": "pass", "value": 0.1, "limit": 5.0}],
+    price_per_node_hour=1.2,
+    top_labels=[("tabby cat", 812), ("coffee mug", 122)],
+    versions={"ray": "2.60.0"},
+)
+BARE = {
+    status: RunFacts(run_id="r", partition="all", status=status, exit_code=code, error=error)
+    for status, code, error in [
+        ("published", 0, None),
+        ("nothing_to_do", 0, None),
+        ("refused", 3, "gate max_error_pct: 12% of the rows failed, 5% are allowed"),
+        ("stopped", 6, "asked to stop"),
+        ("failed", 7, "s3://bucket: cannot be listed"),
+    ]
+}
+ZEROS = dataclasses.replace(
+    FULL,
+    wall_s=0.0,
+    streaming_wall_s=0.0,
+    rows=dict.fromkeys(FULL.rows, 0),
+    counters={stage: StageCounters().to_dict() for stage in STAGES},
+)
+NOT_NUMBERS = dataclasses.replace(
+    FULL,
+    wall_s=math.nan,
+    streaming_wall_s=math.inf,
+    startup={"ray_start": math.nan},
+    slots=dict.fromkeys(STAGES, math.nan),
+    hardware={"nodes": 1, "cpus": math.inf},
+    gates=[{"name": "drift", "status": "warn", "value": math.nan, "limit": math.inf}],
+    price_per_node_hour=math.nan,
+)
+CASES = {"full": FULL, "zeros": ZEROS, "not_numbers": NOT_NUMBERS, **BARE}
+
+
+class Page(HTMLParser):
+    """Collect what a browser would see: elements, attributes and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def text_of(report) -> str:
+    console = Console(file=io.StringIO(), width=400, color_system=None)
+    console.print(render_table(report))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("facts", CASES.values(), ids=CASES)
+def test_every_report_matches_its_schema_and_renders(facts: RunFacts):
+    schema = report_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    report = build_report(facts)
+    document = json.loads(to_json(report))
+    jsonschema.validate(document, schema)
+    assert document == report
+    assert document["version"] == REPORT_VERSION
+    assert "NaN" not in to_json(report).decode()
+    assert facts.partition in Page(to_html(report)).text
+    assert facts.status.replace("_", " ") in text_of(report)
+
+
+def test_the_schema_is_documented_and_refuses_what_it_does_not_know():
+    schema = report_schema()
+    sections = [schema, *schema["$defs"].values()]
+    assert all(section["description"] for section in sections)
+    assert all(section["additionalProperties"] is False for section in sections)
+    assert all(set(section["required"]) >= set(section["properties"]) for section in sections)
+    report = build_report(FULL)
+    for broken in (report | {"version": 2}, report | {"more": 1}, report | {"wall_s": "80"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema)
+
+
+def test_rates_are_rows_over_their_wall_and_busy_time():
+    report = build_report(FULL)
+    assert [stage["stage"] for stage in report["stages"]] == list(STAGES)
+    for stage in report["stages"]:
+        assert stage["rows_per_s"] * stage["wall_s"] == pytest.approx(stage["rows_out"])
+        assert stage["rows_per_busy_slot_s"] * stage["busy_s"] == pytest.approx(stage["rows_out"])
+        assert stage["rows_in"] == stage["rows_out"] + stage["rows_quarantined"]
+        assert 0 < stage["utilisation_pct"] <= 100
+    walls = {stage["stage"]: stage["wall_s"] for stage in report["stages"]}
+    assert walls["list"] == walls["publish"] == WALL_S
+    assert walls["predict"] == STREAMING_S
+    assert report["rows_per_s"] * STREAMING_S == pytest.approx(ROWS)
+
+
+@pytest.mark.parametrize("facts", [ZEROS, NOT_NUMBERS, BARE["failed"]])
+def test_what_is_not_known_is_null(facts: RunFacts):
+    report = build_report(facts)
+    assert report["rows_per_s"] is None
+    assert report["cost_per_million_rows"] is None
+    assert report["bottleneck"]["limit"] == "unknown"
+    assert report["limits"] == []
+    for stage in report["stages"]:
+        assert stage["rows_per_s"] is None
+        assert stage["utilisation_pct"] is None
+
+
+def test_a_stage_that_was_not_measured_is_null_and_not_zero():
+    counters = {stage: did for stage, did in FULL.counters.items() if stage != "transfer"}
+    stages = build_report(dataclasses.replace(FULL, counters=counters))["stages"]
+    transfer = next(stage for stage in stages if stage["stage"] == "transfer")
+    assert transfer["rows_in"] is None
+    assert transfer["busy_s"] is None
+
+
+def test_cost_is_for_a_million_rows_of_this_run():
+    cost = build_report(FULL)["cost_per_million_rows"]
+    assert cost * ROWS / 1e6 == pytest.approx(1.2 * WALL_S / 3600)
+    two_nodes = dataclasses.replace(FULL, hardware={"nodes": 2})
+    assert build_report(two_nodes)["cost_per_million_rows"] == pytest.approx(2 * cost)
+
+
+def test_start_up_tells_waiting_from_the_sum_of_all_processes():
+    parts = {part["part"]: part for part in build_report(FULL)["startup"]}
+    assert parts["model_load"]["wall_s"] == 2.0
+    assert parts["model_load"]["busy_s"] == 4.0
+    assert parts["ray_start"]["busy_s"] is None
+    assert parts["ray_start"]["share_pct"] == pytest.approx(100 * 7 / WALL_S)
+
+
+def test_the_bottleneck_is_the_busiest_group():
+    neck = build_report(FULL)["bottleneck"]
+    assert (neck["limit"], neck["stage"], neck["utilisation_pct"]) == ("actor", "predict", 100.0)
+    assert neck["predicted_rows_per_s"] > build_report(FULL)["rows_per_s"]
+
+
+def test_an_unknown_fact_is_refused():
+    with pytest.raises(ValidationError, match="cores"):
+        build_report(dataclasses.replace(FULL, hardware={"cores": 4}))
+
+
+def test_the_same_facts_give_the_same_bytes():
+    assert to_json(build_report(FULL)) == to_json(build_report(dataclasses.replace(FULL)))
+
+
+def everywhere(text: str) -> RunFacts:
+    return dataclasses.replace(
+        FULL,
+        run_id=text,
+        partition=text,
+        fingerprint=text,
+        error=text,
+        started_at=text,
+        reasons={text: 3},
+        startup={text: 1.0},
+        hardware=FULL.hardware | {"gpu_name": text},
+        model=FULL.model | {"name": text, "precision": text},
+        output={"uri": text},
+        gates=[{"name": text, "status": "fail", "value": text, "limit": text, "message": text}],
+        top_labels=[(text, 1)],
+        versions={text: text},
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_the_data_never_becomes_markup(text: str):
+    clean, page = Page(to_html(build_report(FULL))), Page(to_html(build_report(everywhere(text))))
+    assert page.elements <= clean.elements
+    assert not page.elements & {"script", "img", "iframe", "object", "link", "base", "form", "a"}
+    names = {name for name, _ in page.attributes}
+    assert not [name for name in names if name.startswith("on") or name in ("src", "href")]
+    assert text not in to_html(build_report(everywhere(text))) or text.startswith("{{")
+    assert page.text.count(text) >= 15
+
+
+@pytest.mark.parametrize("facts", [FULL, everywhere(HOSTILE[2])])
+def test_the_page_loads_nothing(facts: RunFacts):
+    html = to_html(build_report(facts))
+    policies = [value for name, value in Page(html).attributes if name == "content"]
+    assert "default-src 'none'; style-src 'unsafe-inline'" in policies
+    assert html.index("Content-Security-Policy") < html.index("<style>")
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert not re.search(r"url\(|@import|https?:", style)
+    values = " ".join(value or "" for _, value in Page(html).attributes)
+    assert not re.search(r"https?:|//|data:|javascript:", values)
+
+
+@pytest.mark.parametrize("facts", [everywhere("a\x1b[2Jb\x07\r\nc\u202e[red]d\udcff")])
+def test_control_characters_reach_neither_terminal_nor_page(facts: RunFacts):
+    report = build_report(facts)
+    terminal = text_of(report)
+    assert "a [2Jb c [red]d" in terminal
+    for shown in (terminal, Page(to_html(report)).text):
+        assert all(c.isprintable() or c == "\n" for c in shown)
+    to_html(report).encode("utf-8")
+    assert json.loads(to_json(report))["output"]["uri"] == facts.output["uri"]
+
+
+def test_the_terminal_shows_stages_advice_and_totals():
+    report = build_report(FULL)
+    terminal = text_of(report)
+    assert all(re.search(rf"^{stage}\b", terminal, re.MULTILINE) for stage in STAGES)
+    assert report["bottleneck"]["advice"] in terminal
+    assert "12,003 rows = 11,990 predicted + 13 quarantined" in terminal
+    assert "unreadable shards 1 (rows unknown)" in terminal

@@ -1,0 +1,598 @@
+"""Storage: whole files only, one creator of each name, and one clear error for each trouble."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import datetime as dt
+import errno
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from faultproxy import RESET_AFTER, RESET_BEFORE, UNAVAILABLE, FaultProxy, Rule
+from s3server import S3Server, free_ports
+
+from pipeline.errors import InfraError, JobError
+from pipeline.storage import CreateOutcome, Store, classify, redact, storage_errors
+
+NO_RETRIES = {"config_kwargs": {"retries": {"max_attempts": 0}}}
+ODD_NAMES = ["a b/[1].jpg", "a b/1.jpg", "star*.bin", "per%41cent+#&=.bin", "deep/er/x"]
+RACERS, RACED_KEYS = 16, 50
+
+# Runs alone so that it imports only pipeline.storage; it uses the store before it forks, because
+# Ray and others fork, too, and a forked child must not use its parent's connections.
+RACE = """
+import json, multiprocessing, sys
+from pipeline.storage import Store
+
+def race(store, racer, racers, keys, gate, results):
+    outcomes = []
+    for key in range(keys):
+        token = f"token-{racer}-{key}"
+        gate.wait(60)
+        outcomes.append(store.create_once(f"race/{key:03}", f"by {token}.".encode(), token))
+    results.put((racer, outcomes))
+
+racers, keys = int(sys.argv[1]), int(sys.argv[2])
+store = Store(**json.load(sys.stdin))
+store.put("warm", b"x")
+context = multiprocessing.get_context("fork")
+gate, results = context.Barrier(racers), context.Queue()
+children = [
+    context.Process(target=race, args=(store, racer, racers, keys, gate, results))
+    for racer in range(racers)
+]
+for child in children:
+    child.start()
+print(json.dumps(dict(results.get(timeout=120) for _ in children)))
+for child in children:
+    child.join()
+"""
+
+ENDLESS_WRITER = """
+import itertools, sys
+from pipeline.storage import Store
+
+store = Store(sys.argv[1])
+for number in itertools.count():
+    store.put("folder/file", bytes([65 + number % 26]) * (4 << 20))
+    print(number, flush=True)
+"""
+
+
+def run_python(code: str, *args: str, stdin: str = "", **env: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**clean, **env},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def s3_store(s3: S3Server, **options: object) -> Store:
+    return Store(s3.uri(f"test-{uuid.uuid4().hex}"), {**s3.storage_options, **options})
+
+
+# ------------------------------------------------------------------ reading and writing
+
+
+def test_what_is_put_is_listed_read_and_described_alike(any_store: Store) -> None:
+    contents = {name: name.encode() * 3 for name in ODD_NAMES} | {"empty": b""}
+    for path, data in contents.items():
+        any_store.put(path, data)
+    listed = any_store.list_files()
+    assert [f.path for f in listed] == sorted(contents)
+    for file in listed:
+        assert any_store.read_bytes(file.path) == contents[file.path]
+        assert file.size_bytes == len(contents[file.path])
+        found = any_store.stat(file.path)
+        assert found is not None
+        assert (found.path, found.size_bytes) == (file.path, file.size_bytes)
+        assert found.version == file.version != ""
+        assert found.modified is not None
+        assert abs(found.modified - dt.datetime.now(dt.UTC)) < dt.timedelta(minutes=5)
+    assert any_store.read_many([*contents, "empty"]) == contents
+
+
+def test_a_listing_is_of_folders_and_not_of_name_prefixes(any_store: Store) -> None:
+    for path in ("part/1", "part/sub/2", "part2/3", "part.4"):
+        any_store.put(path, b"x")
+    assert [f.path for f in any_store.list_files("part")] == ["part/1", "part/sub/2"]
+    assert any_store.list_files("par") == []
+    assert any_store.list_files("part.4") == []
+    assert any_store.list_files("no/such/folder") == []
+    assert any_store.exists("part/sub")
+    assert any_store.stat("part/sub") is None
+    assert not any_store.exists("par")
+
+
+def test_a_listing_is_never_stale_and_a_new_content_has_a_new_version(any_store: Store) -> None:
+    versions = set()
+    for number in range(3):
+        any_store.put("folder/x", b"x" * (number + 1))
+        any_store.put(f"folder/{number}", b"")
+        files = {f.path: f for f in any_store.list_files("folder")}
+        assert len(files) == number + 2
+        versions.add(files["folder/x"].version)
+    assert len(versions) == 3
+
+
+def test_reading_what_is_not_there_is_left_to_the_caller(any_store: Store) -> None:
+    any_store.put("there", b"x")
+    for act in (
+        lambda: any_store.read_bytes("not there"),
+        lambda: any_store.open("not there"),
+        lambda: any_store.copy("not there", "target"),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            act()
+        assert caught.value.filename == any_store.url("not there")
+    found = any_store.read_many(["there", "not there"])
+    assert found["there"] == b"x"
+    assert isinstance(found["not there"], FileNotFoundError)
+    assert any_store.stat("not there") is None
+    assert any_store.read_many([]) == {}
+
+
+def test_a_copy_replaces_its_target_and_does_not_follow_its_source(any_store: Store) -> None:
+    any_store.put("source", b"first")
+    any_store.put("folder/target", b"old")
+    for _ in range(2):  # the second time both names are one file on local disk
+        any_store.copy("source", "folder/target")
+        any_store.copy("source", "source")
+    any_store.put("source", b"second")
+    assert any_store.read_bytes("folder/target") == b"first"
+    assert any_store.read_bytes("source") == b"second"
+    assert [f.path for f in any_store.list_files()] == ["folder/target", "source"]
+    assert any_store.list_leftovers() == []
+
+
+def test_delete_takes_names_literally_and_forgives_missing_ones(any_store: Store) -> None:
+    for path in ("x/[1]", "x/1", "x/a*", "x/ab"):
+        any_store.put(path, b"x")
+    any_store.delete(["x/[1]", "x/a*", "x/none", "none/none", "x/1/below a file"])
+    assert [f.path for f in any_store.list_files()] == ["x/1", "x/ab"]
+    any_store.delete([])
+
+
+def test_parquet_is_read_by_row_group(any_store: Store) -> None:
+    table = pa.table({"n": range(1000), "text": [str(i) * 20 for i in range(1000)]})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=100)
+    any_store.put("t.parquet", buffer.getvalue())
+    with any_store.open("t.parquet") as handle:
+        parquet = pq.ParquetFile(handle)
+        assert parquet.num_row_groups == 10
+        assert parquet.read_row_group(7).equals(table.slice(700, 100))
+    with any_store.open("t.parquet") as handle:
+        assert handle.read(4) == b"PAR1"
+        handle.seek(-4, io.SEEK_END)
+        assert (handle.read(), handle.read()) == (b"PAR1", b"")
+
+
+def test_a_large_object_is_put_and_read_whole(s3: S3Server) -> None:
+    store = s3_store(s3)
+    data = os.urandom(1 << 20) * 101  # above s3fs's limit for one request: a multipart upload
+    store.put("large", data)
+    assert store.create_once("large", b"my token", "my token") is CreateOutcome.OTHER
+    assert store.read_bytes("large") == data
+
+
+def test_the_clock_of_the_store_moves_on_and_leaves_nothing(any_store: Store) -> None:
+    any_store.put("beat", b"x")
+    first = any_store.now()
+    beat = any_store.stat("beat")
+    assert beat is not None
+    assert beat.modified is not None
+    assert dt.timedelta(0) <= first - beat.modified < dt.timedelta(minutes=1)
+    assert any_store.now() >= first
+    assert [f.path for f in any_store.list_files()] == ["beat"]
+
+
+# ------------------------------------------------------------------ create once
+
+
+def test_of_many_racing_processes_exactly_one_creates_each_name(any_store: Store) -> None:
+    value = json.dumps({"uri": any_store.uri, "storage_options": dict(any_store.storage_options)})
+    outcomes = json.loads(run_python(RACE, str(RACERS), str(RACED_KEYS), stdin=value))
+    assert len(outcomes) == RACERS
+    files = any_store.read_many([f"race/{key:03}" for key in range(RACED_KEYS)])
+    for key in range(RACED_KEYS):
+        by_racer = {racer: results[key] for racer, results in outcomes.items()}
+        # A winner that repeats its request after a hiccup finds its own object: still one winner.
+        winners = [racer for racer, outcome in by_racer.items() if outcome != "other"]
+        assert Counter(by_racer.values())["other"] == RACERS - 1, by_racer
+        assert files[f"race/{key:03}"] == f"by token-{winners[0]}-{key}.".encode()
+    assert any_store.list_leftovers() == []
+
+
+def test_create_once_knows_its_own_object_and_keeps_the_first(any_store: Store) -> None:
+    assert any_store.create_once("log/1", b"{mine}", "mine") is CreateOutcome.CREATED
+    assert any_store.create_once("log/1", b"{mine}", "mine") is CreateOutcome.MINE
+    assert any_store.create_once("log/1", b"{yours}", "yours") is CreateOutcome.OTHER
+    assert any_store.read_bytes("log/1") == b"{mine}"
+
+
+def test_create_once_needs_its_token_in_the_data(any_store: Store) -> None:
+    for token in ("absent", ""):
+        with pytest.raises(ValueError, match="token"):
+            any_store.create_once("x", b"data", token)
+    assert any_store.list_files() == []
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ([Rule(RESET_AFTER)], {CreateOutcome.MINE}),
+        ([Rule(RESET_AFTER, last=99)], {CreateOutcome.MINE}),
+        ([Rule(RESET_BEFORE, last=6)], {CreateOutcome.CREATED}),
+        ([Rule(UNAVAILABLE, last=6)], {CreateOutcome.CREATED}),
+        ([Rule(UNAVAILABLE), Rule(RESET_AFTER, first=2)], {CreateOutcome.MINE}),
+        (
+            [Rule(RESET_AFTER, last=99), Rule(RESET_BEFORE, method="GET|HEAD", last=6)],
+            {CreateOutcome.MINE},
+        ),
+    ],
+    ids=[
+        "answer lost once",
+        "every answer lost",
+        "requests lost",
+        "throttled",
+        "throttled, then answer lost",
+        "read back fails, too",
+    ],
+)
+def test_a_lost_answer_is_never_taken_for_a_lost_race(
+    s3: S3Server, rules: list[Rule], expected: set[CreateOutcome]
+) -> None:
+    direct = s3_store(s3)
+    with FaultProxy(s3.endpoint_url, *rules) as proxy:
+        options = {**direct.storage_options, **NO_RETRIES, "endpoint_url": proxy.url}
+        token = uuid.uuid4().hex
+        data = json.dumps({"token": token, "padding": "x" * 200_000}).encode()
+        outcome = Store(direct.uri, options).create_once("log/1", data, token)
+        done = [action for _, _, action in proxy.requests]
+    assert outcome in expected
+    assert set(done) - {"forwarded"} == {rule.action for rule in rules}
+    assert direct.read_bytes("log/1") == data
+    assert direct.create_once("log/1", b"other", "other") is CreateOutcome.OTHER
+
+
+def test_an_outcome_that_stays_unclear_is_said_and_nothing_is_deleted(s3: S3Server) -> None:
+    direct = s3_store(s3)
+    rules = Rule(RESET_AFTER, last=999), Rule(RESET_BEFORE, method="GET|HEAD", last=999)
+    with FaultProxy(s3.endpoint_url, *rules) as proxy:
+        options = {**direct.storage_options, **NO_RETRIES, "endpoint_url": proxy.url}
+        with pytest.raises(InfraError, match="unclear"):
+            Store(direct.uri, options).create_once("log/1", b"my token", "my token")
+        assert not [method for method, _, _ in proxy.requests if method == "DELETE"]
+    assert direct.read_bytes("log/1") == b"my token"
+
+
+def test_a_put_whose_answer_is_lost_leaves_the_whole_object(s3: S3Server) -> None:
+    direct = s3_store(s3)
+    with FaultProxy(s3.endpoint_url, Rule(RESET_AFTER), Rule(UNAVAILABLE, first=2)) as proxy:
+        options = {**direct.storage_options, **NO_RETRIES, "endpoint_url": proxy.url}
+        Store(direct.uri, options).put("part", b"x" * 300_000)
+    assert direct.read_bytes("part") == b"x" * 300_000
+
+
+def test_probe_accepts_a_store_that_keeps_the_promise(any_store: Store) -> None:
+    any_store.probe(single_writer=False)
+    any_store.probe(single_writer=True)
+    assert any_store.list_files() == []
+
+
+# ------------------------------------------------------------------ local disk
+
+
+def test_a_killed_writer_leaves_no_partial_file(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for puts_before_kill in (1, 2, 3, 2, 1):
+        with subprocess.Popen(
+            [sys.executable, "-c", ENDLESS_WRITER, str(tmp_path)], stdout=subprocess.PIPE
+        ) as writer:
+            for _ in range(puts_before_kill):
+                writer.stdout.readline()
+            writer.kill()
+        data = store.read_bytes("folder/file")
+        assert data == data[:1] * (4 << 20)
+        assert [f.path for f in store.list_files()] == ["folder/file"]
+    leftovers = [f.path for f in store.list_leftovers()]
+    assert all(Path(path).name.startswith(".") for path in leftovers)
+    store.delete(leftovers)
+    assert len(list(tmp_path.rglob("*"))) == 2
+
+
+def test_links_are_not_followed_in_listings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("x")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "plain").write_text("x")
+    (root / "file").symlink_to(tmp_path / "outside" / "secret")
+    (root / "folder").symlink_to(tmp_path / "outside")
+    (root / "circle").symlink_to(root)
+    (root / "dangling").symlink_to(tmp_path / "nothing")
+    assert [f.path for f in Store(str(root)).list_files()] == ["plain"]
+    assert "skipped 4 symbolic links" in caplog.text
+    (tmp_path / "alias").symlink_to(root)
+    assert [f.path for f in Store(str(tmp_path / "alias")).list_files()] == ["plain"]
+
+
+def test_local_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        Store(str(tmp_path)).put("x", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
+def test_local_roots_are_absolute_and_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = Store(str(tmp_path / "x"))
+    assert expected == Store("x") == Store("./y/../x/") == Store(f"file://{tmp_path}/x")
+    assert expected.url("a/b") == f"{tmp_path}/x/a/b"
+    assert Store("/").url("etc") == "/etc"
+
+
+def test_a_file_in_the_way_is_the_users_to_cure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    store = Store(str(tmp_path / "file"))
+    for act in (
+        lambda: store.put("x", b"x"),
+        lambda: store.put("a/b", b"x"),
+        lambda: store.create_once("x", b"token", "token"),
+        lambda: store.probe(single_writer=False),
+        lambda: store.now(),
+        lambda: store.read_bytes("x"),
+        lambda: Store(str(tmp_path)).read_bytes(""),
+        lambda: Store(str(tmp_path)).put("", b"x"),
+    ):
+        with pytest.raises(JobError, match=str(tmp_path)):
+            act()
+    assert store.list_files() == []
+    assert store.stat("x") is None
+    assert not store.exists("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# ------------------------------------------------------------------ errors
+
+
+def everything(store: Store) -> list[concurrent.futures.Future[object]]:
+    acts = [
+        lambda: store.list_files(),
+        lambda: store.stat("x"),
+        lambda: store.exists("x"),
+        lambda: store.read_bytes("x"),
+        lambda: store.open("x"),
+        lambda: store.put("x", b"token"),
+        lambda: store.copy("x", "y"),
+        lambda: store.delete(["x"]),
+        lambda: store.now(),
+    ]
+    with concurrent.futures.ThreadPoolExecutor(len(acts)) as pool:
+        futures = [pool.submit(act) for act in acts]
+    return futures
+
+
+def test_a_missing_bucket_is_the_users_to_cure(s3: S3Server) -> None:
+    store = Store("s3://no-such-bucket/x", s3.storage_options)
+    for future in everything(store):
+        with pytest.raises(JobError, match=r"s3://no-such-bucket/x.*no such bucket"):
+            future.result()
+    with pytest.raises(JobError, match="no such bucket"):
+        store.create_once("x", b"token", "token")
+    assert isinstance(store.read_many(["x"])["x"], JobError)
+
+
+def test_wrong_credentials_are_the_users_to_cure_and_stay_secret(s3: S3Server) -> None:
+    wrong = {"secret": "Wrong" + "S" * 35}, {"key": "UNKNOWNKEY", "secret": "t" * 40}
+    for options in wrong:
+        store = s3_store(s3, **options)
+        for future in everything(store):
+            with pytest.raises(JobError, match="credentials are wrong") as caught:
+                future.result()
+            for value in (*options.values(), s3.access_key, s3.secret_key):
+                assert value not in str(caught.value)
+        with pytest.raises(JobError, match="credentials are wrong"):
+            store.create_once("x", b"token", "token")
+
+
+def test_an_unreachable_store_is_worth_a_retry(s3: S3Server) -> None:
+    endpoint_url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    store = s3_store(s3, endpoint_url=endpoint_url, **NO_RETRIES)
+    for future in everything(store):
+        with pytest.raises(InfraError, match="cannot be reached") as caught:
+            future.result()
+        assert s3.secret_key not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_keeps_throttling_is_worth_a_retry(s3: S3Server) -> None:
+    with FaultProxy(s3.endpoint_url, Rule(UNAVAILABLE, method=".*", last=999)) as proxy:
+        store = s3_store(s3, endpoint_url=proxy.url, **NO_RETRIES)
+        with pytest.raises(InfraError, match="SlowDown"):
+            store.put("x", b"x")
+
+
+def test_trouble_while_arrow_reads_is_ours_too(s3: S3Server) -> None:
+    direct = s3_store(s3)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"n": range(10)}), buffer)
+    direct.put("t.parquet", buffer.getvalue())
+    with FaultProxy(s3.endpoint_url, Rule(RESET_AFTER, method="GET", last=999)) as proxy:
+        options = {**direct.storage_options, **NO_RETRIES, "endpoint_url": proxy.url}
+        with (
+            Store(direct.uri, options).open("t.parquet") as handle,
+            pytest.raises(InfraError, match="t.parquet"),
+        ):
+            pq.ParquetFile(handle)
+
+
+def test_a_file_that_changes_while_it_is_read_is_noticed(s3: S3Server) -> None:
+    store = s3_store(s3)
+    store.put("x", b"first content")
+    with store.open("x") as handle:
+        assert handle.read(5) == b"first"
+        store.put("x", b"other content")
+        with pytest.raises(InfraError, match="changed while it was read"):
+            handle.read(5)
+
+
+def test_options_that_the_library_refuses_are_the_users_to_cure(s3: S3Server) -> None:
+    for options in ({"frobnicate": 1}, {"endpoint_url": "no-url"}, {"config_kwargs": {"x": 1}}):
+        with pytest.raises(JobError, match="storage_options"):
+            s3_store(s3, **options).exists("x")
+    with pytest.raises(JobError, match="not a valid name"):
+        Store("s3://Not_A_Bucket!/x", s3.storage_options).exists("x")
+
+
+def test_environment_credentials_work_and_their_absence_is_said(s3: S3Server) -> None:
+    code = (
+        "import sys\nfrom pipeline.storage import Store\nfrom pipeline.errors import JobError\n"
+        "try:\n    print(Store(sys.argv[1]).exists('.ready'))\n"
+        "except JobError as error:\n    print(error)"
+    )
+    root = f"s3://{s3.bucket}"
+    assert run_python(code, root, **s3.env) == "True\n"
+    without = {k: v for k, v in s3.env.items() if "KEY" not in k}
+    home = {"HOME": "/nonexistent", "AWS_CONFIG_FILE": "/nonexistent"}
+    assert "credentials are wrong, expired or missing" in run_python(code, root, **without, **home)
+
+
+def test_a_missing_extra_says_what_to_install() -> None:
+    code = (
+        "import sys\nsys.modules['s3fs'] = None\nfrom pipeline.storage import Store\n"
+        "from pipeline.errors import JobError\n"
+        "try:\n    Store('s3://b/x').exists('y')\nexcept JobError as error:\n    print(error)"
+    )
+    assert "pip install 'batch-inference-pipeline[s3]'" in run_python(code)
+
+
+def test_importing_it_imports_no_file_system() -> None:
+    code = "import sys, pipeline.storage; print({'fsspec', 's3fs', 'botocore'} & set(sys.modules))"
+    assert run_python(code) == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, InfraError),
+        (errno.EDQUOT, InfraError),
+        (errno.EIO, InfraError),
+        (errno.ESTALE, InfraError),
+        (errno.ECONNRESET, InfraError),
+        (errno.ETIMEDOUT, InfraError),
+        (errno.EROFS, JobError),
+        (errno.EACCES, JobError),
+        (errno.EPERM, JobError),
+        (errno.ENOENT, JobError),
+        (errno.ENAMETOOLONG, JobError),
+    ],
+)
+def test_each_error_number_has_its_exit_code(number: int, kind: type[Exception]) -> None:
+    error = classify(OSError(number, os.strerror(number), "/x"), "cannot write /x")
+    assert type(error) is kind
+    assert str(error).startswith("cannot write /x: ")
+
+
+def test_mistakes_in_our_own_code_stay_visible() -> None:
+    for mistake in (KeyError("x"), ValueError("x"), TypeError("x")):
+        with pytest.raises(type(mistake)) as caught, storage_errors("cannot read x"):
+            raise mistake
+        assert caught.value is mistake
+
+
+def test_an_error_that_was_handled_before_does_not_decide(tmp_path: Path) -> None:
+    with pytest.raises(InfraError), storage_errors("cannot write x"):
+        try:
+            raise PermissionError(errno.EACCES, "no")
+        except PermissionError:
+            raise OSError(errno.ENOSPC, "full")  # noqa: B904 - the missing cause is the point
+
+
+# ------------------------------------------------------------------ what a Store is
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "a/../../x", "/etc/passwd", "..", "a/..", ".", "a/./b", "a\0b", "//x"]
+)
+def test_paths_outside_the_root_are_refused(any_store: Store, path: str) -> None:
+    for act in (
+        lambda: any_store.put(path, b"x"),
+        lambda: any_store.read_bytes(path),
+        lambda: any_store.list_files(path),
+        lambda: any_store.stat(path),
+        lambda: any_store.delete(["ok", path]),
+        lambda: any_store.copy("ok", path),
+        lambda: any_store.read_many(["ok", path]),
+        lambda: any_store.create_once(path, b"token", "token"),
+    ):
+        with pytest.raises(JobError, match="must stay below"):
+            act()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s3://", "expected s3://bucket"),
+        ("s3:/bucket/x", "two slashes"),
+        ("s3://bucket/a/../b", "'..'"),
+        ("s3://key:pass@bucket/x", "do not belong in a URI"),
+        ("http://host/x", "not supported"),
+        ("file://relative", "three slashes"),
+    ],
+)
+def test_uris_that_cannot_be_are_refused(uri: str, message: str) -> None:
+    with pytest.raises(JobError, match=message) as caught:
+        Store(uri)
+    assert "pass@" not in str(caught.value)
+
+
+def test_a_store_travels_without_connections_and_hides_its_options(s3: S3Server) -> None:
+    store = s3_store(s3)
+    before = pickle.dumps(store)
+    store.put("x", b"x")
+    after = pickle.dumps(store)
+    assert after == before
+    assert b"s3fs" not in after
+    again = pickle.loads(after)
+    assert again == store
+    assert hash(again) == hash(store)
+    assert again.read_bytes("x") == b"x"
+    for value in (s3.access_key, s3.secret_key, s3.endpoint_url):
+        assert value not in repr(store) + str(store) + store.url("x")
+
+
+def test_redact_takes_out_what_looks_like_a_credential() -> None:
+    text = redact(
+        "GET https://user:hunter2@host/x?X-Amz-Signature=abc123&part=1 failed\n"
+        'secret_key = "my-secret" {"token": "tok-1"} with swordfish',
+        ["swordfish"],
+    )
+    assert "\n" not in text
+    for secret in ("hunter2", "abc123", "my-secret", "tok-1", "swordfish"):
+        assert secret not in text
+    for kept in ("https://***@host/x", "part=1 failed", "secret_key"):
+        assert kept in text

@@ -1,0 +1,146 @@
+"""The transform is torchvision's, bit for bit, and refuses what it cannot afford."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import InterpolationMode, v2
+
+from pipeline.schema import Reason
+from pipeline.transform import (
+    MAX_ASPECT_RATIO,
+    TransformSpec,
+    Untransformable,
+    resize_and_crop,
+    resize_and_crop_into,
+)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def make_spec(size_px: int = 24, resize_px: int = 27, interpolation: str = "bilinear"):
+    return TransformSpec(size_px, resize_px, interpolation, MEAN, STD)
+
+
+def make_image(height_px: int, width_px: int, seed: int = 0) -> torch.Tensor:
+    """Noise, laid out in memory as decoders do: channels last."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def torchvision_pixels(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
+    mode = InterpolationMode(spec.interpolation)
+    resize = v2.Resize(spec.resize_px, mode, antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(spec.size_px)])(image)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    short_px=st.integers(1, 90),
+    ratio=st.floats(1, MAX_ASPECT_RATIO),
+    is_tall=st.booleans(),
+    size_px=st.integers(1, 40),
+    margin_px=st.integers(0, 9),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    is_channels_last=st.booleans(),
+)
+def test_pixels_equal_torchvision(
+    short_px, ratio, is_tall, size_px, margin_px, interpolation, is_channels_last
+) -> None:
+    long_px = int(short_px * ratio)
+    image = make_image(*((long_px, short_px) if is_tall else (short_px, long_px)), seed=long_px)
+    if not is_channels_last:
+        image = image.contiguous()
+    spec = make_spec(size_px, size_px + margin_px, interpolation)
+    result = resize_and_crop(image, spec)
+    assert result.shape == (3, size_px, size_px)
+    assert result.dtype == torch.uint8
+    assert torch.equal(result, torchvision_pixels(image, spec))
+    out = np.zeros((size_px, size_px, 3), np.uint8)
+    resize_and_crop_into(image, spec, out)
+    assert np.array_equal(out, result.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("height_px", "width_px"), [(375, 500), (1200, 801), (224, 224)])
+def test_usual_sizes_equal_torchvision(height_px: int, width_px: int, interpolation: str) -> None:
+    image, spec = make_image(height_px, width_px), make_spec(224, 256, interpolation)
+    assert torch.equal(resize_and_crop(image, spec), torchvision_pixels(image, spec))
+
+
+def test_memory_order_of_the_image_does_not_change_pixels() -> None:
+    image, spec = make_image(301, 402), make_spec(224, 256, "bicubic")
+    assert torch.equal(resize_and_crop(image, spec), resize_and_crop(image.contiguous(), spec))
+
+
+@pytest.mark.parametrize(("height_px", "width_px"), [(1, 5000), (10000, 3), (1, 51), (102, 2)])
+def test_strips_are_refused_as_too_large(height_px: int, width_px: int) -> None:
+    with pytest.raises(Untransformable, match=f"{width_px} x {height_px} px") as caught:
+        resize_and_crop(make_image(height_px, width_px), make_spec(224, 256))
+    assert caught.value.reason == Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(("height_px", "width_px"), [(1, 50), (200, 4)])
+def test_the_longest_allowed_strips_pass(height_px: int, width_px: int) -> None:
+    result = resize_and_crop(make_image(height_px, width_px), make_spec(224, 256))
+    assert result.shape == (3, 224, 224)
+
+
+def test_a_refused_image_leaves_the_buffer_alone() -> None:
+    out = np.full((24, 24, 3), 9, np.uint8)
+    with pytest.raises(Untransformable):
+        resize_and_crop_into(make_image(1, 5000), make_spec(), out)
+    assert (out == 9).all()
+
+
+@pytest.mark.parametrize(
+    "out", [np.zeros((24, 23, 3), np.uint8), np.zeros((24, 24, 3), np.float32)]
+)
+def test_a_buffer_of_another_form_is_refused(out: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"must be uint8 \(24, 24, 3\)"):
+        resize_and_crop_into(make_image(30, 30), make_spec(), out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resize_px": 23}, "resize_px is 23"),
+        ({"size_px": 0}, "size_px is 0"),
+        ({"interpolation": "lanczos"}, "bilinear, bicubic"),
+        ({"std": (0.2, 0.0, 0.2)}, "above 0"),
+        ({"mean": (0.5,)}, "3 values"),
+    ],
+)
+def test_impossible_specs_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TransformSpec.from_dict({**make_spec().to_dict(), **change})
+
+
+def test_a_spec_survives_json_and_gives_equal_json() -> None:
+    spec = TransformSpec(224, 256, "bicubic", (0, 0.5, 1), (1, 1, 1))
+    text = json.dumps(spec.to_dict())
+    again = TransformSpec.from_dict(json.loads(text))
+    assert again == spec
+    assert json.dumps(again.to_dict()) == text
+    assert hash(again) == hash(spec)
+
+
+def test_untransformable_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(Untransformable(Reason.TOO_LARGE, "long")))
+    assert (error.reason, error.message, str(error)) == (Reason.TOO_LARGE, "long", "long")
+
+
+def test_a_spec_needs_no_torch() -> None:
+    code = (
+        "import sys; from pipeline.transform import TransformSpec; "
+        "sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
