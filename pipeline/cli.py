@@ -35,9 +35,7 @@ OutputUri = Annotated[
 ]
 DateOption = Annotated[
     str | None,
-    typer.Option(
-        "--date", metavar="YYYY-MM-DD", help="Logical date, ${date}. Default: today, UTC."
-    ),
+    typer.Option("--date", metavar="YYYY-MM-DD", help="Value of ${date}. Default: today, UTC."),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -66,9 +64,7 @@ StorageOption = Annotated[
 
 @app.callback()
 def _common(
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and more log lines.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, more log.")] = False,
 ) -> None:
     _STATE["debug"] = debug
     logging.basicConfig(
@@ -265,7 +261,7 @@ def _storage_options(text: str | None) -> dict[str, Any]:
 def _report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     from rich.console import Console
 
-    from pipeline.report import render_table
+    from pipeline.render import render_table
 
     if not quiet:
         Console(stderr=as_json).print(render_table(document))

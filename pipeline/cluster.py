@@ -10,7 +10,9 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -181,7 +183,8 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
 
     _silence_ray()
     try:
-        _init(ray, address)
+        with _own_signal_handlers():
+            _init(ray, address)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InfraError(f"Ray at {address or 'this machine'}: cannot connect: {reason}") from None
@@ -203,6 +206,8 @@ def _configure_data() -> None:
     # Every slice leaves its task as a block of its own as soon as it is there.
     context.target_max_block_size = 1
     context.enable_progress_bars = False
+    # Ray's own wrapper loses the cause on the way to the driver.
+    context.raise_original_map_exception = True
     context.print_on_execution_start = False
 
 
@@ -260,6 +265,20 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
 
 def _call(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
     return function(*arguments)
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep our handlers: Ray replaces the one of SIGTERM and exits with another code."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _with_defaults(values: dict[str, str]) -> dict[str, str]:
@@ -337,6 +356,8 @@ def _store_bytes() -> int:
 def _silence_ray() -> None:
     """Keep Ray's own talk out of the user's terminal; its log files still have everything."""
     warnings.filterwarnings("ignore", module=r"ray(\.|$)")
+    # Ray attributes its own deprecations to whoever called it.
+    warnings.filterwarnings("ignore", message=r".*deprecated and will be removed in Ray")
     for name in ("ray", "ray.data", "ray.serve", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

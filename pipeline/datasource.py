@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,10 +14,10 @@ from pipeline.schema import pack
 from pipeline.source import Reader, read_slices
 
 
-class ShardSource(Datasource):
+class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that mypy follows
     """Reads the slices that have no staged part yet, and only those."""
 
-    def __init__(self, reader: Reader, units: Mapping[Unit, Set[int]]) -> None:
+    def __init__(self, reader: Reader, units: Mapping[Unit, Sequence[int]]) -> None:
         """Take the units to read, each with the first rows of its wanted slices."""
         super().__init__()
         self._reader = reader

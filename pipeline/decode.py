@@ -2,7 +2,7 @@
 
 The pixels are Pillow's: first frame, EXIF orientation applied, `convert("RGB")`. Two routes lead to
 them. JPEG goes through torchvision: bit-equal to Pillow for grey, YCbCr, RGB, CMYK and YCCK, faster
-(1.2 times at 500 x 375, 3 to 4 times from one megapixel on), and stricter, for it insists on the
+(1.2 times at 500 x 375, 3 times at six megapixels), and stricter, for it insists on the
 end marker where Pillow lets some zero-filled files pass. Everything else goes through Pillow;
 torchvision's PNG decoder is 1.3 times faster but has aborted whole processes on malformed files.
 
@@ -13,8 +13,9 @@ bytes announce. Two things differ from plain Pillow:
   of 16-bit grey clips, which turns nearly everything white.
 - PNG checksums are verified: Pillow ignores those of the pixel data and returns wrong pixels.
 
-Not detectable: WebP and BMP carry no checksums, and damage inside a JPEG's entropy-coded data that
-still ends in an end marker is a warning to both decoders.
+Not detected, as in Pillow: damage to WebP, GIF or BMP that keeps the file's length (they have no
+checksums); damage inside a JPEG's entropy-coded data while its end marker is there (a warning to
+both decoders); a PNG whose intact data hold fewer rows than its header says.
 """
 
 from __future__ import annotations
@@ -156,22 +157,22 @@ def _to_rgb(image: Image.Image) -> torch.Tensor:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Read the orientation from EXIF or XMP; metadata that cannot be read says nothing.
+    """Read the orientation from EXIF or XMP; metadata that cannot be read means upright.
 
     Broken metadata beside sound pixels is common, and viewers show such an image as it is stored.
     """
     try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+        value = image.getexif().get(_EXIF_ORIENTATION)
+        return int(value) if value in _TURNS else 1
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - parsing malformed EXIF raises anything
         return 1
-    return value if isinstance(value, int) else 1
 
 
 def _upright(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
-    """Apply an EXIF orientation; an unknown one leaves the image as it is."""
-    if orientation not in _TURNS:
+    """Apply an EXIF orientation, 1 to 8."""
+    if orientation == 1:
         return pixels
     swap, flips = _TURNS[orientation]
     turned = torch.flip(pixels.transpose(1, 2) if swap else pixels, flips)

@@ -63,9 +63,13 @@ def find_cause(error: BaseException) -> PipelineError | None:
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
-        if isinstance(current, PipelineError):
-            return current
         seen.add(id(current))
+        # Ray's wrapper poses as an instance of its cause: look inside first.
         wrapped = getattr(current, "cause", None)
-        current = wrapped if isinstance(wrapped, BaseException) else current.__cause__
+        if isinstance(wrapped, BaseException):
+            current = wrapped
+        elif isinstance(current, PipelineError):
+            return current
+        else:
+            current = current.__cause__
     return None

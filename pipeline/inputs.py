@@ -195,7 +195,8 @@ def _declare_pass_through(
     for shard, footer in readable:
         problem = _schema_problem(source, footer.schema)
         if not problem:
-            fields = [footer.schema.field(name) for name in source.pass_through]
+            schema: Any = footer.schema
+            fields = [schema.field(name) for name in source.pass_through]
             return pa.schema([field.remove_metadata().with_nullable(True) for field in fields])
         first_problem = first_problem or f"{shard.path}: {problem}"
     if readable:

@@ -174,9 +174,7 @@ def _is_dead_here(owner: Owner) -> bool:
         return False
     try:
         process = psutil.Process(owner.pid)
-        return (
-            abs(process.create_time() - owner.pid_started) > 1.0
-            or process.status() == psutil.STATUS_ZOMBIE
-        )
+        is_other = abs(process.create_time() - owner.pid_started) > 1.0
+        return bool(is_other or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True

@@ -35,6 +35,9 @@ _CODE_SUFFIXES = (".pt2", ".torchscript", ".ts", ".pkl", ".pickle")
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
+Kind = Literal["entry_point", "torchvision", "factory"]
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """What an entry point of group `pipeline.models` returns; making one must not import torch."""
@@ -53,7 +56,7 @@ class ModelSpec:
     """Everything that decides the predictions, plain enough for JSON and for Ray."""
 
     name: str
-    kind: Literal["entry_point", "torchvision", "factory"]
+    kind: Kind
     code_sha256: str
     """Digest of the source that builds the module, so that changed code never reuses old work."""
     weights_uri: str | None
@@ -110,10 +113,11 @@ def resolve_model(
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
             the transform is incomplete.
     """
-    if model.factory is not None:
-        kind, card, code = _factory_card(model.factory, allow_import)
-    else:
-        kind, card, code = _named_card(model.name or "", wants_labels=model.labels is None)
+    kind, card, code = (
+        _factory_card(model.factory, allow_import)
+        if model.factory is not None
+        else _named_card(model.name or "", wants_labels=model.labels is None)
+    )
     weights_uri = model.weights or card.weights_path
     if weights_uri is None and kind == "torchvision":
         raise JobError(
@@ -174,9 +178,7 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
     return module
 
 
-def _named_card(
-    name: str, *, wants_labels: bool
-) -> tuple[Literal["entry_point", "torchvision"], ModelCard, str]:
+def _named_card(name: str, *, wants_labels: bool) -> tuple[Kind, ModelCard, str]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             return "entry_point", _entry_point_card(name), _source_digest(entry.module)
@@ -220,9 +222,7 @@ def _entry_point_card(name: str) -> ModelCard:
     return card
 
 
-def _factory_card(
-    factory: str, allow_import: Sequence[str]
-) -> tuple[Literal["factory"], ModelCard, str]:
+def _factory_card(factory: str, allow_import: Sequence[str]) -> tuple[Kind, ModelCard, str]:
     module_name, separator, attribute = factory.partition(":")
     if not separator or not attribute.isidentifier() or attribute.startswith("_"):
         raise JobError(f"model.factory = {factory!r}: write package.module:callable")
@@ -312,7 +312,8 @@ def _read_state_dict(spec: ModelSpec) -> dict[str, torch.Tensor]:
         if uri.endswith(".safetensors"):
             from safetensors.torch import load
 
-            return load(data)
+            weights: dict[str, torch.Tensor] = load(data)
+            return weights
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  # any parser error means: not usable weights
         reason = " ".join(str(error).split())[:200]

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -28,6 +28,7 @@ from pipeline.schema import OUTPUT_SCHEMA_VERSION, Reason, SliceKey
 from pipeline.storage import CreateOutcome, Store
 
 PLAN_VERSION = 1
+RowIds = Literal["path", "path#row", "column"]
 MAX_SLICE_BYTES = 256 * 1024 * 1024
 SLICE_ROWS_NEAR = 256
 _MAX_UNIT_SLICES = 8
@@ -65,6 +66,8 @@ class Plan:
     source_root: str
     units: tuple[Unit, ...]
     pass_through: pa.Schema
+    row_ids: RowIds
+    """How ids come to be; those of a `column` cannot be told from the plan."""
     model: dict[str, Any]
     batch_size: int
     num_shards: int
@@ -99,6 +102,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         source_root=inputs.root,
         units=tuple(_cut_units(extents, slice_rows, slice_rows * per_unit)),
         pass_through=inputs.pass_through,
+        row_ids=_row_ids(job),
         model=model.to_dict(),
         batch_size=batch_size,
         num_shards=len(inputs.shards),
@@ -106,6 +110,12 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         ignored=inputs.ignored,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _row_ids(job: Job) -> RowIds:
+    if job.source.id_column:
+        return "column"
+    return "path" if job.source.format == "images" else "path#row"
 
 
 def choose_slice_rows(job: Job, batch_size: int) -> int:
@@ -231,6 +241,7 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "input_bytes": plan.input_bytes,
         "ignored": plan.ignored,
         "pass_through": _schema_to_text(plan.pass_through),
+        "row_ids": plan.row_ids,
         "shards": list(shards),
         "units": units,
     }
@@ -260,6 +271,7 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             source_root=document["source_root"],
             units=units,
             pass_through=_schema_from_text(document["pass_through"]),
+            row_ids=document["row_ids"],
             model=document["model"],
             batch_size=document["batch_size"],
             num_shards=document["num_shards"],

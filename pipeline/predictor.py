@@ -61,11 +61,8 @@ class Predictor:
         self._batch_size = config.batch_size
         self._device = _device(config)
         torch.set_num_threads(config.num_threads)
-        self._model = load_module(config.spec).to(
-            device=self._device,
-            dtype=_DTYPES[config.spec.precision],
-            memory_format=torch.channels_last,
-        )
+        module = load_module(config.spec).to(self._device, _DTYPES[config.spec.precision])
+        self._model = _channels_last(module)
         self._scale, self._shift = _normalisation(config.spec, self._device)
         self._input = _input_buffer(config, self._device)
 
@@ -190,6 +187,12 @@ class _Timer:
 
     transfer_s: float = 0.0
     predict_s: float = 0.0
+
+
+def _channels_last(module: torch.nn.Module) -> torch.nn.Module:
+    # torch's stubs of Module.to do not know memory_format.
+    converted: torch.nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return converted
 
 
 def _device(config: PredictorConfig) -> torch.device:

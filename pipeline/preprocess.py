@@ -19,7 +19,7 @@ from pipeline.schema import (
     images_to_arrow,
 )
 from pipeline.stats import Counters, StageCounters, add
-from pipeline.transform import TransformSpec, resize_and_crop_into
+from pipeline.transform import TransformSpec, Untransformable, resize_and_crop_into
 
 
 def preprocess(
@@ -57,7 +57,7 @@ def preprocess(
             resize_and_crop_into(image, spec, images[index])
             transform_s += perf_counter() - started
             transform += StageCounters(1, 1, 0, image.numel(), images[index].nbytes)
-        except Undecodable as error:
+        except (Undecodable, Untransformable) as error:
             failures[index] = _failure(error, stage, data)
             elapsed = perf_counter() - started
             if stage == "decode":
@@ -74,6 +74,6 @@ def preprocess(
     return pa.table(columns)
 
 
-def _failure(error: Undecodable, stage: str, data: bytes) -> Failure:
+def _failure(error: Undecodable | Untransformable, stage: str, data: bytes) -> Failure:
     reason, message = error.args
     return Failure(reason, stage, message, hashlib.sha256(data).hexdigest(), len(data))

@@ -1,8 +1,7 @@
-"""The report of a run: one document (report.json), and the same for a browser and a terminal.
+"""The report of a run as one document (report.json); render.py shows it to people.
 
 In: `RunFacts`, whatever the run knows when it ends, however it ends. Out: a JSON document of a
-declared schema, self-contained HTML, a rich table. What is not known is null, never a guess.
-Callers write the bytes; nothing here touches storage.
+declared schema. What is not known is null, never a guess. Callers write the bytes.
 """
 
 from __future__ import annotations
@@ -10,27 +9,19 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.schema import clean_message
-from pipeline.stats import (
-    STAGES,
-    STARTUP_PARTS,
+from pipeline.bottleneck import (
     STREAMING_STAGES,
-    Counters,
     Load,
     Slots,
-    StageCounters,
     find_bottleneck,
     find_limits,
     utilisation_pct,
 )
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from pipeline.stats import STAGES, STARTUP_PARTS, Counters, StageCounters
 
 REPORT_VERSION: Final = 1
 
@@ -364,125 +355,3 @@ def _stage(stage: str, load: Load) -> Stage:
 def to_json(report: dict[str, Any]) -> bytes:
     """Serialise a report, the same bytes for the same report."""
     return (json.dumps(report, allow_nan=False, sort_keys=True, indent=2) + "\n").encode("ascii")
-
-
-def to_html(report: dict[str, Any]) -> str:
-    """Render a report as one page that loads nothing: inline CSS and SVG, all values escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=_count, rate=_rate, duration=_duration, size=_size, pct=_pct, plain=_plain
-    )
-    template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
-    return environment.from_string(template).render(report=report)
-
-
-def render_table(report: dict[str, Any]) -> RenderableType:
-    """Render the stages, the bottleneck and the totals for a terminal."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    # Text, never markup: brackets in a label or a message must not become styles.
-    columns = ("stage", "rows", "rows/s", "busy", "slots", "used", "MiB/s in")
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in columns:
-        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    for stage in report["stages"]:
-        is_limit = stage["stage"] == report["bottleneck"]["stage"]
-        table.add_row(
-            Text(clean_message(stage["stage"])),
-            _count(stage["rows_out"]),
-            _rate(stage["rows_per_s"]),
-            _duration(stage["busy_s"]),
-            _plain(stage["slots"]),
-            _pct(stage["utilisation_pct"]),
-            _mib(_ratio(stage["bytes_in"], stage["wall_s"])),
-            style="bold" if is_limit else "",
-        )
-    lines = [report["bottleneck"]["advice"], _totals(report)]
-    if report["error"]:
-        lines.append(report["error"])
-    return Group(table, *(Text(clean_message(line)) for line in lines))
-
-
-def _totals(report: dict[str, Any]) -> str:
-    rows = report["rows"]
-    parts = [report["status"].replace("_", " ")]
-    if rows["total"] is not None:
-        parts.append(
-            f"{_count(rows['total'])} rows = {_count(rows['predicted'])} predicted + "
-            f"{_count(rows['quarantined'])} quarantined"
-        )
-    if report["unreadable_shards"]:
-        parts.append(f"unreadable shards {report['unreadable_shards']} (rows unknown)")
-    if rows["resumed"]:
-        parts.append(f"{_count(rows['resumed'])} resumed")
-    if report["rows_per_s"] is not None:
-        parts.append(f"{_rate(report['rows_per_s'])} rows/s")
-    if report["wall_s"] is not None:
-        parts.append(f"{_duration(report['wall_s'])} in all")
-    if report["cost_per_million_rows"] is not None:
-        parts.append(f"a million rows cost {report['cost_per_million_rows']:,.2f}")
-    return "; ".join(parts)
-
-
-_UNKNOWN = "-"
-
-
-def _printable(value: Any) -> Any:
-    # A macro's result is already escaped; every other text is data and becomes one clean line.
-    if value is None:
-        return _UNKNOWN
-    if isinstance(value, str) and not hasattr(value, "__html__"):
-        return clean_message(value)
-    return value
-
-
-def _count(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:,.0f}"
-
-
-def _plain(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:g}"
-
-
-def _rate(value: float | None) -> str:
-    if value is None:
-        return _UNKNOWN
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _pct(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:.1f}%"
-
-
-def _duration(value_s: float | None) -> str:
-    if value_s is None:
-        return _UNKNOWN
-    if value_s < 60:
-        return f"{value_s:.1f} s"
-    minutes, seconds = divmod(round(value_s), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
-
-
-def _mib(value_bytes: float | None) -> str:
-    return _UNKNOWN if value_bytes is None else f"{value_bytes / 2**20:,.1f}"
-
-
-def _size(value_bytes: float | None) -> str:
-    if value_bytes is None:
-        return _UNKNOWN
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value_bytes < 1024:
-            return f"{value_bytes:.0f} B" if unit == "B" else f"{value_bytes:.1f} {unit}"
-        value_bytes /= 1024
-    return f"{value_bytes:.1f} TiB"

@@ -27,7 +27,8 @@ from pipeline.plan import Plan, Unit, adopt_plan, choose_slice_rows, make_plan
 from pipeline.progress import Progress
 from pipeline.publish import repair
 from pipeline.record import RunContext, RunOptions, RunRecord, file_metadata
-from pipeline.report import Status, build_report, to_html, to_json
+from pipeline.render import to_html
+from pipeline.report import Status, build_report, to_json
 from pipeline.schema import SliceKey
 from pipeline.sink import StagedSlice, StagingWriter, list_staged, read_footer
 from pipeline.source import Reader

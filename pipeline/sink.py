@@ -24,7 +24,7 @@ from pipeline.stats import Counters, StageCounters, add
 from pipeline.storage import Store, StoredFile
 
 META_PREFIX = "pipeline."
-_SLICE_META = (META_PREFIX + "slice").encode()
+_SLICE_META = META_PREFIX + "slice"
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def read_footer(store: Store, path: str) -> StagedSlice:
 def staged_of(part: pq.ParquetFile, path: str) -> StagedSlice:
     """Take the `StagedSlice` out of an open part."""
     metadata = part.metadata.metadata or {}
-    if _SLICE_META not in metadata:
+    text = metadata.get(_SLICE_META.encode())
+    if text is None:
         raise InfraError(f"{path}: is not a staged part of this pipeline; move it away")
-    return StagedSlice.from_json(metadata[_SLICE_META])
+    return StagedSlice.from_json(text)

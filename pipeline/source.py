@@ -307,7 +307,8 @@ class _ParquetStream:
 
 def _groups_from(parquet: pq.ParquetFile, first: int, stop: int) -> tuple[list[int], int]:
     """Return the row groups that hold rows [first, stop) and the first row of the first one."""
-    groups, position, begin = [], 0, 0
+    groups: list[int] = []
+    position = begin = 0
     for index in range(parquet.metadata.num_row_groups):
         num_rows = parquet.metadata.row_group(index).num_rows
         if position < stop and position + num_rows > first:

@@ -748,19 +748,16 @@ def _translate(
 
 
 def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
+    """Decide whether running again may cure an error, and what to tell the user."""
     if type(error).__name__ == "FileExpired":
         return InfraError, "it changed while it was read; run again"
     code, status = _response_code(error)
-    if code in _JOB_CODES:
-        return JobError, _JOB_CODES[code]
-    if 400 <= status < 500 and status not in _RETRY_STATUS and not code.startswith("Throttl"):
-        return JobError, _JOB_CODES.get(str(status), f"refused with {code}")
     if code:
-        return InfraError, f"the store answered {code}; run again later"
-    for cause in _causes(error):
-        for base in type(cause).__mro__:
-            if base.__name__ in _JOB_CLASSES:
-                return JobError, _JOB_CLASSES[base.__name__]
+        return _diagnose_code(code, status)
+    names = (base.__name__ for cause in _causes(error) for base in type(cause).__mro__)
+    known = next((name for name in names if name in _JOB_CLASSES), None)
+    if known:
+        return JobError, _JOB_CLASSES[known]
     number = getattr(error, "errno", None)
     if number in _JOB_ERRNOS:
         return JobError, _JOB_ERRNOS[number]
@@ -769,6 +766,15 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
     if isinstance(error, TypeError | ValueError):
         return JobError, "refused by the storage library: see storage_options and the URI"
     return InfraError, "the store cannot be reached or broke off; check it and run again"
+
+
+def _diagnose_code(code: str, status: int) -> tuple[type[PipelineError], str]:
+    if code in _JOB_CODES:
+        return JobError, _JOB_CODES[code]
+    throttled = status in _RETRY_STATUS or code.startswith(("Throttl", "SlowDown"))
+    if 400 <= status < 500 and not throttled:
+        return JobError, _JOB_CODES.get(str(status), f"refused with {code}")
+    return InfraError, f"the store answered {code}; run again later"
 
 
 def _response_code(error: BaseException) -> tuple[str, int]:

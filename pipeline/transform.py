@@ -101,7 +101,8 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
         RGB uint8 (3, S, S), a view of the resized image.
 
     Raises:
-        Untransformable: One side is more than MAX_ASPECT_RATIO times the other, or memory ran out.
+        Untransformable: One side is more than MAX_ASPECT_RATIO times the other, memory ran out, or
+            torch refused this one shape.
     """
     from torchvision.transforms.v2 import InterpolationMode, functional
 
@@ -117,11 +118,11 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
             image, [spec.resize_px], InterpolationMode(spec.interpolation), antialias=True
         )
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
+        # torch has no class of its own for CPU memory, and bugs at degenerate sizes.
+        is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
         raise Untransformable(
-            Reason.OUT_OF_MEMORY,
-            f"no memory to resize the image of {width_px} x {height_px} px",
+            Reason.OUT_OF_MEMORY if is_memory else Reason.DECODE_ERROR,
+            f"resizing the image of {width_px} x {height_px} px failed: {error}",
         ) from error
     cropped: torch.Tensor = functional.center_crop(resized, [spec.size_px, spec.size_px])
     return cropped

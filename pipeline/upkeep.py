@@ -6,9 +6,12 @@ import datetime as dt
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 from pipeline.errors import JobError
-from pipeline.layout import Layout, part_name
+from pipeline.job import Job
+from pipeline.layout import Layout, new_run_id, part_name
+from pipeline.lease import hold_lease
 from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.publish import commit, settle
 from pipeline.storage import Store
@@ -116,3 +119,32 @@ def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
     ]
     store.delete([path for path, _ in dead])
     return Garbage(len(dead), sum(size_bytes for _, size_bytes in dead))
+
+
+def rollback_job(job: Job, to_number: int | None) -> dict[str, Any]:
+    """Roll the job's partition back, holding its lease; return what is published now."""
+    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
+    run_id = new_run_id(dt.datetime.now(dt.UTC))
+    with hold_lease(store, layout, run_id, job.run.lease_ttl_s):
+        manifest = rollback(
+            store, layout, run_id, keep_versions=job.sink.keep_versions, to_number=to_number
+        )
+    return {
+        "partition": layout.name,
+        "version": manifest.number,
+        "restored_from": manifest.restored_from,
+        "rows": manifest.num_rows,
+    }
+
+
+def collect_job_garbage(job: Job, *, grace_s: float) -> dict[str, Any]:
+    """Collect the garbage of the job's partition, holding its lease."""
+    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
+    run_id = new_run_id(dt.datetime.now(dt.UTC))
+    with hold_lease(store, layout, run_id, job.run.lease_ttl_s):
+        garbage = collect_garbage(store, layout, grace_s=grace_s)
+    return {
+        "partition": layout.name,
+        "deleted_files": garbage.num_files,
+        "deleted_bytes": garbage.num_bytes,
+    }

@@ -106,7 +106,9 @@ def _cut_files(seed: int) -> list[BadFile]:
     files["without_end.png"] = whole["png"][:-12]
     files["zeros_from_60_pct.jpg"] = _zero_tail(jpeg)
     files["zeros_from_60_pct.png"] = _zero_tail(whole["png"])
-    files["says_double_height.png"] = _png(image, said_height_px=2 * image.height)
+    tall = bytearray(whole["bmp"])
+    tall[22:26] = struct.pack("<i", 2 * image.height)
+    files["says_double_height.bmp"] = bytes(tall)
     return [BadFile(name, data, Reason.TRUNCATED) for name, data in files.items()]
 
 
@@ -161,12 +163,11 @@ def _chunk(kind: bytes, body: bytes, crc_error: int = 0) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
 
 
-def _png(image: Image.Image, *, said_height_px: int | None = None, crc_error: int = 0) -> bytes:
-    """Assemble an uncompressed RGB PNG, so that a flipped bit is a wrong pixel and no zlib error."""
+def _png(image: Image.Image, *, crc_error: int = 0) -> bytes:
+    """Assemble an uncompressed RGB PNG: a flipped bit is a wrong pixel and breaks no zlib code."""
     pixels = np.asarray(image)
     raw = b"".join(b"\0" + line.tobytes() for line in pixels)
-    said_px = (image.width, said_height_px or image.height)
-    header = struct.pack(">IIBBBBB", *said_px, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *image.size, 8, 2, 0, 0, 0)
     data = _chunk(b"IDAT", zlib.compress(raw, 0), crc_error)
     return _PNG_MAGIC + _chunk(b"IHDR", header) + data + _chunk(b"IEND", b"")
 

@@ -29,7 +29,10 @@ _TIMEOUT_S = 60.0
 
 @dataclass
 class Rule:
-    """Apply action to requests first..last (counted from 1) whose method and path match."""
+    """Apply action to requests first..last (counted from 1) whose method and path match.
+
+    A rule sees only requests that no earlier rule acted on.
+    """
 
     action: str
     method: str = "PUT"
@@ -98,8 +101,7 @@ class FaultProxy:
 
     def _decide(self, method: str, path: str) -> str:
         with self._lock:
-            applied = [rule.action for rule in self.rules if rule.applies(method, path)]
-            action = applied[0] if applied else "forwarded"
+            action = next((r.action for r in self.rules if r.applies(method, path)), "forwarded")
             self.requests.append((method, path, action))
         return action
 

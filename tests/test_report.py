@@ -1,36 +1,23 @@
-"""The report is valid and honest however the run ended, and no text of the data becomes markup."""
+"""The report is valid and honest however the run ended."""
 
 import dataclasses
-import io
 import json
 import math
-import re
-from html.parser import HTMLParser
 
 import jsonschema
 import pytest
 from pydantic import ValidationError
-from rich.console import Console
 
 from pipeline.report import (
     REPORT_VERSION,
     RunFacts,
     build_report,
-    render_table,
     report_schema,
-    to_html,
     to_json,
 )
 from pipeline.stats import STAGES, StageCounters
 
 ROWS, WALL_S, STREAMING_S = 9003, 80.0, 60.0
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=1>',
-    "</style><script src=https://evil.example/x.js></script>",
-    "</title><svg onload=alert(1)>",
-    "{{ 7 * 191 }}",
-]
 
 
 def counted(busy_s: float, quarantined: int = 0) -> dict[str, float]:
@@ -115,33 +102,8 @@ NOT_NUMBERS = dataclasses.replace(
 CASES = {"full": FULL, "zeros": ZEROS, "not_numbers": NOT_NUMBERS, **BARE}
 
 
-class Page(HTMLParser):
-    """Collect what a browser would see: elements, attributes and text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: set[str] = set()
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.add(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def text_of(report) -> str:
-    console = Console(file=io.StringIO(), width=400, color_system=None)
-    console.print(render_table(report))
-    return console.file.getvalue()
-
-
 @pytest.mark.parametrize("facts", CASES.values(), ids=CASES)
-def test_every_report_matches_its_schema_and_renders(facts: RunFacts):
+def test_every_report_matches_its_schema(facts: RunFacts):
     schema = report_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     report = build_report(facts)
@@ -150,8 +112,6 @@ def test_every_report_matches_its_schema_and_renders(facts: RunFacts):
     assert document == report
     assert document["version"] == REPORT_VERSION
     assert "NaN" not in to_json(report).decode()
-    assert facts.partition in Page(to_html(report)).text
-    assert facts.status.replace("_", " ") in text_of(report)
 
 
 def test_the_schema_is_documented_and_refuses_what_it_does_not_know():
@@ -228,65 +188,3 @@ def test_an_unknown_fact_is_refused():
 
 def test_the_same_facts_give_the_same_bytes():
     assert to_json(build_report(FULL)) == to_json(build_report(dataclasses.replace(FULL)))
-
-
-def everywhere(text: str) -> RunFacts:
-    return dataclasses.replace(
-        FULL,
-        run_id=text,
-        partition=text,
-        fingerprint=text,
-        error=text,
-        started_at=text,
-        reasons={text: 3},
-        startup={text: 1.0},
-        hardware=FULL.hardware | {"gpu_name": text},
-        model=FULL.model | {"name": text, "precision": text},
-        output={"uri": text},
-        gates=[{"name": text, "status": "fail", "value": text, "limit": text, "message": text}],
-        top_labels=[(text, 1)],
-        versions={text: text},
-    )
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_text_of_the_data_never_becomes_markup(text: str):
-    clean, page = Page(to_html(build_report(FULL))), Page(to_html(build_report(everywhere(text))))
-    assert page.elements <= clean.elements
-    assert not page.elements & {"script", "img", "iframe", "object", "link", "base", "form", "a"}
-    names = {name for name, _ in page.attributes}
-    assert not [name for name in names if name.startswith("on") or name in ("src", "href")]
-    assert text not in to_html(build_report(everywhere(text))) or text.startswith("{{")
-    assert page.text.count(text) >= 15
-
-
-@pytest.mark.parametrize("facts", [FULL, everywhere(HOSTILE[2])])
-def test_the_page_loads_nothing(facts: RunFacts):
-    html = to_html(build_report(facts))
-    policies = [value for name, value in Page(html).attributes if name == "content"]
-    assert "default-src 'none'; style-src 'unsafe-inline'" in policies
-    assert html.index("Content-Security-Policy") < html.index("<style>")
-    style = html[html.index("<style>") : html.index("</style>")]
-    assert not re.search(r"url\(|@import|https?:", style)
-    values = " ".join(value or "" for _, value in Page(html).attributes)
-    assert not re.search(r"https?:|//|data:|javascript:", values)
-
-
-@pytest.mark.parametrize("facts", [everywhere("a\x1b[2Jb\x07\r\nc\u202e[red]d\udcff")])
-def test_control_characters_reach_neither_terminal_nor_page(facts: RunFacts):
-    report = build_report(facts)
-    terminal = text_of(report)
-    assert "a [2Jb c [red]d" in terminal
-    for shown in (terminal, Page(to_html(report)).text):
-        assert all(c.isprintable() or c == "\n" for c in shown)
-    to_html(report).encode("utf-8")
-    assert json.loads(to_json(report))["output"]["uri"] == facts.output["uri"]
-
-
-def test_the_terminal_shows_stages_advice_and_totals():
-    report = build_report(FULL)
-    terminal = text_of(report)
-    assert all(re.search(rf"^{stage}\b", terminal, re.MULTILINE) for stage in STAGES)
-    assert report["bottleneck"]["advice"] in terminal
-    assert "12,003 rows = 11,990 predicted + 13 quarantined" in terminal
-    assert "unreadable shards 1 (rows unknown)" in terminal

@@ -1,4 +1,4 @@
-"""Counters add up whatever the order, and the advice names what was really the limit."""
+"""Counters add up whatever the order, survive JSON, and refuse what cannot be counted."""
 
 import json
 
@@ -11,14 +11,10 @@ from pipeline.stats import (
     STAGES,
     STARTUP_PARTS,
     Counters,
-    Load,
     StageCounters,
     add,
-    find_bottleneck,
-    find_limits,
     measure,
     merge,
-    utilisation_pct,
 )
 
 counts = st.integers(0, 2**50)
@@ -28,28 +24,6 @@ stage_counters = st.builds(StageCounters, counts, counts, counts, counts, counts
 all_counters = st.dictionaries(
     st.sampled_from(STAGES + STARTUP_PARTS), stage_counters.map(StageCounters.to_dict)
 )
-
-
-def counted(rows: int, busy_s: float) -> dict[str, float]:
-    return StageCounters(rows, rows, 0, rows * 100, rows * 100, busy_s).to_dict()
-
-
-def load_of(busy: dict[str, float], slots: dict[str, float], **more) -> Load:
-    return Load(
-        counters={stage: counted(1000, busy_s) for stage, busy_s in busy.items()},
-        slots={
-            stage: slots[group]
-            for stage, group in (
-                ("read", "reader"),
-                ("decode", "reader"),
-                ("transform", "reader"),
-                ("transfer", "actor"),
-                ("predict", "actor"),
-                ("write", "writer"),
-            )
-        },
-        **{"streaming_wall_s": 10.0, "wall_s": 12.0, **more},
-    )
 
 
 @given(all_counters, all_counters, all_counters)
@@ -118,110 +92,3 @@ def test_measure_counts_the_time_of_a_body_that_raises():
         predict()
     assert counters["predict"]["rows_in"] == 4
     assert counters["predict"]["busy_s"] > 0
-
-
-@given(st.floats(0.001, 1e6), st.floats(0.001, 1e4), st.floats(0, 1))
-def test_utilisation_exceeds_100_only_when_busy_does(wall_s, slots, share):
-    assert utilisation_pct(share * (wall_s * slots), slots, wall_s) <= 100
-    assert utilisation_pct(1.01 * wall_s * slots, slots, wall_s) > 100
-
-
-@pytest.mark.parametrize(("slots", "wall_s"), [(None, 1.0), (0.0, 1.0), (1.0, None), (1.0, 0.0)])
-def test_utilisation_is_unknown_without_slots_or_wall(slots, wall_s):
-    assert utilisation_pct(1.0, slots, wall_s) is None
-
-
-def test_a_reader_bound_run_names_the_readers():
-    # No stage of the reader is busier than predict; together they fill their slot.
-    busy = {"read": 3.0, "decode": 4.0, "transform": 2.7, "predict": 10.0, "write": 0.5}
-    slots = {"reader": 1, "actor": 2, "writer": 1}
-    neck = find_bottleneck(load_of(busy, slots, cpus=8))
-    assert (neck.limit, neck.stage) == ("reader", "decode")
-    assert neck.utilisation_pct == 97.0
-    assert "one more reader (2 instead of 1)" in neck.advice
-    # Two readers would reach 206 rows/s, twice today's rate is 200: the actors' 200 comes first.
-    assert neck.predicted_rows_per_s == pytest.approx(200)
-    assert neck.limit_rows_per_s == pytest.approx(200)
-
-
-def test_an_actor_bound_run_names_the_actors_and_the_next_limit():
-    busy = {"read": 1.0, "decode": 6.0, "transform": 1.0, "predict": 19.0, "write": 0.2}
-    neck = find_bottleneck(load_of(busy, {"reader": 1, "actor": 2, "writer": 1}, cpus=8))
-    assert (neck.limit, neck.stage) == ("actor", "predict")
-    assert "one more actor (3 instead of 2)" in neck.advice
-    # Three actors could do 150 rows/s, but the reader ends at 1000 / 8 s.
-    assert neck.predicted_rows_per_s == pytest.approx(125)
-    assert "where the readers become the limit" in neck.advice
-
-
-def test_a_run_on_full_cores_does_not_advise_more_actors():
-    busy = {"read": 0.5, "decode": 5.0, "transform": 1.0, "predict": 13.0, "write": 0.5}
-    slots = {"reader": 1, "actor": 2, "writer": 1}
-    neck = find_bottleneck(load_of(busy, slots, cpus=2))
-    assert (neck.limit, neck.stage) == ("cores", "predict")
-    assert "more actors on the same cores would not help" in neck.advice
-    assert "faster runtime" in neck.advice
-    # The same work with cores to spare is bound by something else.
-    assert find_bottleneck(load_of(busy, slots, cpus=8)).limit != "cores"
-
-
-def test_readers_that_wait_for_storage_are_not_blamed_on_the_cores():
-    busy = {"read": 19.0, "decode": 0.5, "predict": 2.0}
-    slots = {"reader": 2, "actor": 1, "writer": 1}
-    neck = find_bottleneck(load_of(busy, slots, cpus=2, gpus=1, is_on_gpu=True))
-    assert (neck.limit, neck.stage) == ("reader", "read")
-
-
-def test_actors_that_fill_the_gpus_need_a_gpu():
-    busy = {"read": 1.0, "decode": 2.0, "predict": 9.8}
-    slots = {"reader": 4, "actor": 1, "writer": 1}
-    load = load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True)
-    assert "one more GPU" in find_bottleneck(load).advice
-
-
-def test_a_short_run_blames_start_up_and_says_its_share():
-    busy = {"decode": 2.0, "predict": 3.0}
-    slots = {"reader": 1, "actor": 1, "writer": 1}
-    startup = {"ray_start": 8.0, "imports": 3.0}
-    neck = find_bottleneck(load_of(busy, slots, cpus=2, wall_s=22.0, startup=startup))
-    assert (neck.limit, neck.stage) == ("startup", "ray_start")
-    assert "50% of the run" in neck.advice
-
-
-def test_an_idle_run_with_little_start_up_says_that_nothing_was_the_limit():
-    busy = {"decode": 2.0, "predict": 3.0}
-    slots = {"reader": 1, "actor": 1, "writer": 1}
-    neck = find_bottleneck(load_of(busy, slots, cpus=4, startup={"ray_start": 1.0}))
-    assert neck.limit == "waiting"
-
-
-@pytest.mark.parametrize(
-    "load",
-    [
-        Load(),
-        Load(counters={"predict": counted(10, 1.0)}),
-        Load(counters={"predict": counted(0, 1.0)}, slots={"predict": 1}, streaming_wall_s=1.0),
-        Load(counters={"predict": counted(10, 1.0)}, slots={"predict": 1}, streaming_wall_s=0.0),
-    ],
-)
-def test_what_was_not_measured_gives_no_advice(load: Load):
-    neck = find_bottleneck(load)
-    assert neck.limit == "unknown"
-    assert neck.predicted_rows_per_s is None
-
-
-shares = st.floats(0.001, 1.0)
-
-
-@given(shares, shares, shares, st.integers(1, 64), st.integers(1, 64), st.integers(1, 256))
-def test_a_change_never_promises_less_than_today(reader, actor, writer, readers, actors, cpus):
-    slots = {"reader": readers, "actor": actors, "writer": 1}
-    busy = {"decode": 10 * reader * readers, "predict": 10 * actor * actors, "write": 10 * writer}
-    load = load_of(busy, slots, cpus=cpus)
-    neck = find_bottleneck(load)
-    if neck.limit in ("waiting", "startup"):
-        assert max(reader, actor, writer) <= 0.501
-        return
-    assert load.rows_per_s <= neck.predicted_rows_per_s <= neck.limit_rows_per_s * 1.0001
-    busiest = max(find_limits(load), key=lambda limit: limit.utilisation_pct)
-    assert neck.limit == "cores" or neck.utilisation_pct <= busiest.utilisation_pct

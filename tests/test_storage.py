@@ -29,31 +29,34 @@ ODD_NAMES = ["a b/[1].jpg", "a b/1.jpg", "star*.bin", "per%41cent+#&=.bin", "dee
 RACERS, RACED_KEYS = 16, 50
 
 # Runs alone so that it imports only pipeline.storage; it uses the store before it forks, because
-# Ray and others fork, too, and a forked child must not use its parent's connections.
+# a forked child must not use its parent's connections. All start together on the gated keys, then
+# each goes through the others in its own order.
 RACE = """
-import json, multiprocessing, sys
+import json, multiprocessing, random, sys
 from pipeline.storage import Store
 
-def race(store, racer, racers, keys, gate, results):
-    outcomes = []
-    for key in range(keys):
+def race(store, racer, keys, gated, gate, results):
+    outcomes = {}
+    order = random.Random(racer).sample(range(gated, keys), keys - gated)
+    for key in [*range(gated), *order]:
+        if key < gated:
+            gate.wait(120)
         token = f"token-{racer}-{key}"
-        gate.wait(60)
-        outcomes.append(store.create_once(f"race/{key:03}", f"by {token}.".encode(), token))
+        outcomes[key] = store.create_once(f"race/{key:03}", f"by {token}.".encode(), token)
     results.put((racer, outcomes))
 
-racers, keys = int(sys.argv[1]), int(sys.argv[2])
+racers, keys, gated = map(int, sys.argv[1:])
 store = Store(**json.load(sys.stdin))
 store.put("warm", b"x")
 context = multiprocessing.get_context("fork")
 gate, results = context.Barrier(racers), context.Queue()
 children = [
-    context.Process(target=race, args=(store, racer, racers, keys, gate, results))
+    context.Process(target=race, args=(store, racer, keys, gated, gate, results))
     for racer in range(racers)
 ]
 for child in children:
     child.start()
-print(json.dumps(dict(results.get(timeout=120) for _ in children)))
+print(json.dumps(dict(results.get(timeout=150) for _ in children)))
 for child in children:
     child.join()
 """
@@ -208,11 +211,13 @@ def test_the_clock_of_the_store_moves_on_and_leaves_nothing(any_store: Store) ->
 
 def test_of_many_racing_processes_exactly_one_creates_each_name(any_store: Store) -> None:
     value = json.dumps({"uri": any_store.uri, "storage_options": dict(any_store.storage_options)})
-    outcomes = json.loads(run_python(RACE, str(RACERS), str(RACED_KEYS), stdin=value))
+    # SeaweedFS makes those who meet at one name wait for whole seconds: few such meetings there.
+    gated = str(3 if any_store.is_object_store else RACED_KEYS)
+    outcomes = json.loads(run_python(RACE, str(RACERS), str(RACED_KEYS), gated, stdin=value))
     assert len(outcomes) == RACERS
     files = any_store.read_many([f"race/{key:03}" for key in range(RACED_KEYS)])
     for key in range(RACED_KEYS):
-        by_racer = {racer: results[key] for racer, results in outcomes.items()}
+        by_racer = {racer: results[str(key)] for racer, results in outcomes.items()}
         # A winner that repeats its request after a hiccup finds its own object: still one winner.
         winners = [racer for racer, outcome in by_racer.items() if outcome != "other"]
         assert Counter(by_racer.values())["other"] == RACERS - 1, by_racer
@@ -241,7 +246,7 @@ def test_create_once_needs_its_token_in_the_data(any_store: Store) -> None:
         ([Rule(RESET_AFTER, last=99)], {CreateOutcome.MINE}),
         ([Rule(RESET_BEFORE, last=6)], {CreateOutcome.CREATED}),
         ([Rule(UNAVAILABLE, last=6)], {CreateOutcome.CREATED}),
-        ([Rule(UNAVAILABLE), Rule(RESET_AFTER, first=2)], {CreateOutcome.MINE}),
+        ([Rule(UNAVAILABLE), Rule(RESET_AFTER)], {CreateOutcome.MINE}),
         (
             [Rule(RESET_AFTER, last=99), Rule(RESET_BEFORE, method="GET|HEAD", last=6)],
             {CreateOutcome.MINE},
@@ -285,7 +290,7 @@ def test_an_outcome_that_stays_unclear_is_said_and_nothing_is_deleted(s3: S3Serv
 
 def test_a_put_whose_answer_is_lost_leaves_the_whole_object(s3: S3Server) -> None:
     direct = s3_store(s3)
-    with FaultProxy(s3.endpoint_url, Rule(RESET_AFTER), Rule(UNAVAILABLE, first=2)) as proxy:
+    with FaultProxy(s3.endpoint_url, Rule(RESET_AFTER), Rule(UNAVAILABLE)) as proxy:
         options = {**direct.storage_options, **NO_RETRIES, "endpoint_url": proxy.url}
         Store(direct.uri, options).put("part", b"x" * 300_000)
     assert direct.read_bytes("part") == b"x" * 300_000
@@ -445,7 +450,7 @@ def test_trouble_while_arrow_reads_is_ours_too(s3: S3Server) -> None:
         options = {**direct.storage_options, **NO_RETRIES, "endpoint_url": proxy.url}
         with (
             Store(direct.uri, options).open("t.parquet") as handle,
-            pytest.raises(InfraError, match="t.parquet"),
+            pytest.raises(InfraError, match=r"t\.parquet"),
         ):
             pq.ParquetFile(handle)
 
@@ -524,12 +529,15 @@ def test_mistakes_in_our_own_code_stay_visible() -> None:
         assert caught.value is mistake
 
 
-def test_an_error_that_was_handled_before_does_not_decide(tmp_path: Path) -> None:
-    with pytest.raises(InfraError), storage_errors("cannot write x"):
+def test_an_error_that_was_handled_before_does_not_decide() -> None:
+    def fail_while_handling() -> None:
         try:
             raise PermissionError(errno.EACCES, "no")
         except PermissionError:
             raise OSError(errno.ENOSPC, "full")  # noqa: B904 - the missing cause is the point
+
+    with pytest.raises(InfraError), storage_errors("cannot write x"):
+        fail_while_handling()
 
 
 # ------------------------------------------------------------------ what a Store is

@@ -1,0 +1,159 @@
+"""Show a report to people: one page for a browser, a table for a terminal.
+
+In: the report.json document. Both ways escape or clean every text, for names and messages come
+from the data. Callers write the bytes; nothing here touches storage.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.schema import clean_message
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+def to_html(report: dict[str, Any]) -> str:
+    """Render a report as one page that loads nothing: inline CSS and SVG, all values escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=_count, rate=_rate, duration=_duration, size=_size, pct=_pct, plain=_plain
+    )
+    template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
+    return environment.from_string(template).render(report=report)
+
+
+def render_table(report: dict[str, Any]) -> RenderableType:
+    """Render the stages, the bottleneck and the totals for a terminal."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [_totals(report)]
+    if report["error"]:
+        lines.append(report["error"])
+    # Text, never markup: brackets in a label or a message must not become styles.
+    if report["status"] == "nothing_to_do":
+        return Group(*(Text(clean_message(line)) for line in lines))
+    lines.insert(0, report["bottleneck"]["advice"])
+    return Group(_stage_table(report), *(Text(clean_message(line)) for line in lines))
+
+
+def _stage_table(report: dict[str, Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = ("stage", "rows", "rows/s", "busy", "slots", "used", "MiB/s in")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    for stage in report["stages"]:
+        is_limit = stage["stage"] == report["bottleneck"]["stage"]
+        table.add_row(
+            Text(clean_message(stage["stage"])),
+            _count(stage["rows_out"]),
+            _rate(stage["rows_per_s"]),
+            _duration(stage["busy_s"]),
+            _plain(stage["slots"]),
+            _pct(stage["utilisation_pct"]),
+            _mib(stage["bytes_in"], stage["wall_s"]),
+            style="bold" if is_limit else "",
+        )
+    return table
+
+
+def _totals(report: dict[str, Any]) -> str:
+    slices = report["slices"]
+    parts = [report["status"].replace("_", " "), *_row_totals(report["status"], report["rows"])]
+    if report["unreadable_shards"]:
+        parts.append(f"unreadable shards {report['unreadable_shards']} (rows unknown)")
+    if slices["resumed"]:
+        parts.append(
+            f"{_count(slices['resumed'])} of {_count(slices['total'])} slices taken over from an "
+            "earlier run"
+        )
+    if report["rows_per_s"] is not None:
+        parts.append(f"{_rate(report['rows_per_s'])} rows/s")
+    if report["wall_s"] is not None:
+        parts.append(f"{_duration(report['wall_s'])} in all")
+    if report["cost_per_million_rows"] is not None:
+        parts.append(f"a million rows cost {report['cost_per_million_rows']:,.2f}")
+    return "; ".join(parts)
+
+
+def _row_totals(status: str, rows: dict[str, int | None]) -> list[str]:
+    total, predicted, quarantined = (rows[name] for name in ("total", "predicted", "quarantined"))
+    if total is None:
+        return []
+    split = f"{_count(predicted)} predicted + {_count(quarantined)} quarantined"
+    is_whole = (predicted or 0) + (quarantined or 0) == total
+    if status == "nothing_to_do":
+        # This run predicted nothing; its own figures say nothing of what is published.
+        return [f"already published: {_count(total)} rows" + (f" = {split}" if is_whole else "")]
+    return [f"{_count(total)} rows = {split}" if is_whole else f"{split} of {_count(total)} rows"]
+
+
+_UNKNOWN = "-"
+
+
+def _printable(value: Any) -> Any:
+    # A macro's result is already escaped; every other text is data and becomes one clean line.
+    if value is None:
+        return _UNKNOWN
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return clean_message(value)
+    return value
+
+
+def _count(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def _plain(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:g}"
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return _UNKNOWN
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _pct(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:.1f}%"
+
+
+def _duration(value_s: float | None) -> str:
+    if value_s is None:
+        return _UNKNOWN
+    if value_s < 60:
+        return f"{value_s:.1f} s"
+    minutes, seconds = divmod(round(value_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _mib(amount_bytes: float | None, over_s: float | None) -> str:
+    return (
+        _UNKNOWN if amount_bytes is None or not over_s else f"{amount_bytes / over_s / 2**20:,.1f}"
+    )
+
+
+def _size(value_bytes: float | None) -> str:
+    if value_bytes is None:
+        return _UNKNOWN
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value_bytes < 1024:
+            return f"{value_bytes:.0f} B" if unit == "B" else f"{value_bytes:.1f} {unit}"
+        value_bytes /= 1024
+    return f"{value_bytes:.1f} TiB"

@@ -1,0 +1,96 @@
+"""Run the real command line as a user does, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from models import LABELS, TRANSFORM
+
+TESTS = Path(__file__).parent
+TIMEOUT_S = 240
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The document on the last line of stdout."""
+        document: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
+        return document
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a user: no cluster named, the tests' models importable."""
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PIPELINE_FAILPOINT")}
+    env["PYTHONPATH"] = str(TESTS)
+    env["PIPELINE_ALLOW_IMPORT"] = "models"
+    return {**env, **(extra or {})}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", *arguments]
+
+
+def pipeline(*arguments: str, env: Mapping[str, str] | None = None) -> Result:
+    """Run `pipeline ARGUMENTS` to its end."""
+    done = subprocess.run(
+        command(*arguments),
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def start(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start `pipeline ARGUMENTS` as the leader of a process group of its own."""
+    return subprocess.Popen(
+        command(*arguments),
+        env=environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def write_job(path: Path, source: Mapping[str, Any], sink_uri: str, **sections: Any) -> str:
+    """Write a job file; the model is `models:colours` unless a section says otherwise."""
+    job: dict[str, Any] = {
+        "source": dict(source),
+        "model": {"factory": "models:colours", "labels": LABELS},
+        "transform": TRANSFORM,
+        "sink": {"uri": sink_uri, "partition": "date=${date}"},
+    }
+    for name, values in sections.items():
+        if values is None:
+            job.pop(name)
+        else:
+            job[name] = {**({} if name == "model" else job.get(name, {})), **values}
+    path.write_text(yaml.safe_dump(job))
+    return str(path)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Poll until a condition holds or the process has ended."""
+    while not condition() and process.poll() is None:
+        try:
+            process.wait(timeout=0.05)
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,84 @@
+"""Models that tests name as factories: real torch modules, small and with known behaviour.
+
+Input is (N, 3, 32, 32), normalised with mean 0 and std 1, so pixels are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+SIZE_PX = 32
+LABELS = ["dark", "bright", "red", "green", "blue"]
+TRANSFORM = {
+    "size_px": SIZE_PX,
+    "resize_px": SIZE_PX,
+    "interpolation": "bilinear",
+    "mean": [0.0, 0.0, 0.0],
+    "std": [1.0, 1.0, 1.0],
+}
+
+
+class Colours(nn.Module):
+    """Says which colour channel leads, by a fixed linear map of the channel means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.tensor([[-3.0, -3, -3], [3, 3, 3], [9, -4, -4], [-4, 9, -4], [-4, -4, 9]])
+        self.head = nn.Linear(3, len(LABELS))
+        self.head.weight.data = weight
+        self.head.bias.data = torch.tensor([4.5, -4.5, 0, 0, 0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.mean(dim=(2, 3)))
+
+
+class Fussy(Colours):
+    """Raises when a batch holds an image that is nearly black; NaN for a nearly white one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        brightness = x.float().mean(dim=(1, 2, 3))
+        if (brightness < 0.02).any():
+            raise ValueError("too dark to look at")
+        return torch.where((brightness > 0.98)[:, None], torch.nan, super().forward(x))
+
+
+class Hungry(Colours):
+    """Cannot take more than four rows at once."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("asked for too much")
+        return super().forward(x)
+
+
+class Counting(Colours):
+    """Leaves a file per loaded model, so that a test can see that none was loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        folder = os.environ["TEST_MODEL_LOADS"]
+        with open(os.path.join(folder, str(os.getpid())), "w"):
+            pass
+
+
+def colours() -> nn.Module:
+    return Colours()
+
+
+def fussy() -> nn.Module:
+    return Fussy()
+
+
+def hungry() -> nn.Module:
+    return Hungry()
+
+
+def counting() -> nn.Module:
+    return Counting()
+
+
+def not_a_module() -> str:
+    return "a string"

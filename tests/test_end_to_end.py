@@ -1,0 +1,455 @@
+"""The main job as a user runs it: real photos, a real model, real processes, a real kill -9."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files
+from cli import pipeline, start, wait_until, write_job
+from s3server import S3Server
+
+from pipeline.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.layout import Layout
+from pipeline.manifest import current_manifest, read_part, read_predictions
+from pipeline.photos import build_images, build_parquet
+from pipeline.plan import Plan, plan_from_json
+from pipeline.sink import list_staged
+from pipeline.storage import Store
+from pipeline.transform import resize_and_crop
+from pipeline.zoo import efficientnet_lite0
+
+DATE = "2026-11-24"
+PARTITION = f"date={DATE}"
+LITE0 = {"name": "efficientnet-lite0"}
+
+
+def predict_plainly(images: dict[str, bytes]) -> dict[str, tuple[str, float]]:
+    """The reference: decode, transform and predict one image after the other, without us or Ray."""
+    card = efficientnet_lite0()
+    assert card.transform is not None
+    assert card.labels is not None
+    module = card.build()
+    module.load_state_dict(torch.load(card.weights_path, weights_only=True))
+    module.eval()
+    mean = torch.tensor(card.transform.mean).view(3, 1, 1)
+    std = torch.tensor(card.transform.std).view(3, 1, 1)
+    found = {}
+    for name, data in images.items():
+        try:
+            pixels = decode_image(data, DecodeLimits(2**30, 10**9))
+        except Undecodable:
+            continue
+        x = (resize_and_crop(pixels, card.transform).float() / 255 - mean) / std
+        with torch.inference_mode():
+            scores = torch.softmax(module(x[None]), dim=1)[0]
+        best = int(scores.argmax())
+        found[name] = (card.labels[best], float(scores[best]))
+    return found
+
+
+def by_id(table: pa.Table) -> dict[str, tuple[str, float]]:
+    columns = table.select(["row_id", "label", "score"]).to_pydict()
+    return {row_id: (label, score) for row_id, label, score in zip(*columns.values(), strict=True)}
+
+
+def assert_same_predictions(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    assert {k: v[0] for k, v in found.items()} == {k: v[0] for k, v in expected.items()}
+    difference = max(abs(found[k][1] - expected[k][1]) for k in expected)
+    assert difference <= 1e-5
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
+    built = build_images(tmp_path / "images", 48, seed=3, num_bad=3)
+    job = write_job(
+        tmp_path / "job.yaml",
+        {"uri": str(tmp_path / "images"), "format": "images"},
+        str(tmp_path / "out"),
+        model=LITE0,
+        transform=None,
+        run={"slice_rows": 16},
+    )
+    result = pipeline("run", job, "--date", DATE, "--json")
+    assert result.code == 0, result.stderr
+    files = {
+        str(path.relative_to(tmp_path / "images")): path.read_bytes()
+        for path in (tmp_path / "images").rglob("*.*")
+    }
+    table = read_predictions(str(tmp_path / "out"), PARTITION)
+    assert_same_predictions(by_id(table), predict_plainly(files))
+    assert table["row_id"].to_pylist() == sorted(set(files) - set(built.bad))
+    assert result.json["rows"]["predicted"] == 45
+    verified = pipeline("verify", str(tmp_path / "out"), "--json")
+    assert (verified.code, verified.json["status"]) == (0, "ok"), verified.stderr
+
+
+def test_parquet_on_s3_keeps_ids_and_pass_through_columns(tmp_path: Path, s3: S3Server) -> None:
+    built = build_parquet(
+        tmp_path / "shards", 60, seed=4, num_shards=3, num_bad=3, row_group_rows=7
+    )
+    root = f"e2e-{uuid.uuid4().hex}"
+    store = Store(s3.uri(root), s3.storage_options)
+    images: dict[str, bytes] = {}
+    cameras: dict[str, str] = {}
+    for shard in sorted((tmp_path / "shards").glob("*.parquet")):
+        store.put(f"in/{shard.name}", shard.read_bytes())
+        table = pq.read_table(shard)
+        images |= zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True)
+        cameras |= zip(table["id"].to_pylist(), table["camera"].to_pylist(), strict=True)
+    source = {
+        "uri": s3.uri(f"{root}/in/*.parquet"),
+        "format": "parquet",
+        "id_column": "id",
+        "pass_through": ["camera", "taken_at"],
+    }
+    job = write_job(
+        tmp_path / "job.yaml", source, s3.uri(f"{root}/out"), model=LITE0, transform=None
+    )
+    result = pipeline("run", job, "--date", DATE, "--json", env=s3.env)
+    assert result.code == 0, result.stderr
+    out = Store(s3.uri(f"{root}/out"), s3.storage_options)
+    table = read_predictions(out.uri, PARTITION, storage_options=s3.storage_options)
+    good = {name: data for name, data in images.items() if name not in built.bad}
+    assert_same_predictions(by_id(table), predict_plainly(good))
+    assert table["camera"].to_pylist() == [cameras[i] for i in table["row_id"].to_pylist()]
+    quarantine = quarantine_of(out)
+    reasons = zip(quarantine["row_id"].to_pylist(), quarantine["reason"].to_pylist(), strict=True)
+    assert dict(reasons) == {name: reason.value for name, reason in built.bad.items()}
+    secrets = [s3.access_key, s3.secret_key]
+    for file in out.list_files():
+        text = out.read_bytes(file.path)
+        assert not any(secret.encode() in text for secret in secrets), file.path
+    assert not any(secret in result.stdout + result.stderr for secret in secrets)
+
+
+def quarantine_of(store: Store, partition: str = PARTITION) -> pa.Table:
+    manifest = current_manifest(store, Layout(partition))
+    assert manifest is not None
+    return pa.concat_tables([read_part(store, part) for part in manifest.quarantine_parts])
+
+
+class KillCase:
+    """One input, one store, one job; what an uninterrupted run gives is computed once."""
+
+    num_rows = 120
+
+    def __init__(self, folder: Path, sink_uri: str, storage_options: dict[str, Any]) -> None:
+        self.folder = folder
+        self.store = Store(sink_uri, storage_options)
+        self.env: dict[str, str] = {}
+
+    def job(self) -> str:
+        return write_job(
+            self.folder / "job.yaml",
+            {"uri": str(self.folder / "images"), "format": "images"},
+            self.store.uri,
+            model=LITE0,
+            transform=None,
+            run={"slice_rows": 8},
+        )
+
+    def plan(self) -> Plan | None:
+        plans = self.store.list_files(f"_control/{PARTITION}/plan")
+        if not plans:
+            return None
+        fingerprint = Path(plans[0].path).stem
+        return plan_from_json(self.store.read_bytes(plans[0].path), fingerprint)
+
+    def staged_rows(self) -> int:
+        plan = self.plan()
+        if plan is None:
+            return 0
+        staged = list_staged(self.store, Layout(PARTITION).staging(plan.fingerprint))
+        return sum(key.num_rows for key in staged)
+
+
+@pytest.fixture(scope="session")
+def kill_inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Photos, and the predictions of an uninterrupted run over them."""
+    folder = tmp_path_factory.mktemp("kill")
+    build_images(folder / "images", KillCase.num_rows, seed=5, num_bad=4)
+    case = KillCase(folder, str(folder / "golden"), {})
+    result = pipeline("run", case.job(), "--date", DATE, "--json")
+    assert result.code == 0, result.stderr
+    return folder, by_id(read_predictions(case.store.uri, PARTITION))
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("moment", ["30%", "60%", "publish"])
+def test_kill_9_and_rerun_equals_an_uninterrupted_run(
+    where: str,
+    moment: str,
+    tmp_path: Path,
+    kill_inputs: tuple[Path, dict[str, Any]],
+    request: pytest.FixtureRequest,
+) -> None:
+    inputs, golden = kill_inputs
+    (tmp_path / "images").symlink_to(inputs / "images")
+    if where == "local":
+        case = KillCase(tmp_path, str(tmp_path / "out"), {})
+    else:
+        server: S3Server = request.getfixturevalue("s3")
+        case = KillCase(tmp_path, server.uri(f"kill-{uuid.uuid4().hex}"), server.storage_options)
+        case.env = server.env
+    job = case.job()
+    if moment == "publish":
+        result = pipeline(
+            "run", job, "--date", DATE, env={**case.env, "PIPELINE_FAILPOINT": "placed_part:kill"}
+        )
+        assert result.code == -signal.SIGKILL
+        assert current_manifest(case.store, Layout(PARTITION)) is None
+    else:
+        wanted = case.num_rows * int(moment[:-1]) / 100
+        process = start("run", job, "--date", DATE, env=case.env)
+        wait_until(lambda: case.staged_rows() >= wanted, process)
+        assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    kept = case.staged_rows()
+    assert kept > 0
+
+    again = pipeline("run", job, "--date", DATE, "--json", env=case.env)
+    assert again.code == 0, again.stderr
+    assert again.json["rows"]["resumed"] >= kept
+    assert again.json["rows"]["resumed"] + again.json["rows"]["computed"] == case.num_rows
+    table = read_predictions(
+        case.store.uri, PARTITION, storage_options=dict(case.store.storage_options)
+    )
+    assert table.num_rows == len(set(table["row_id"].to_pylist()))
+    assert_same_predictions(by_id(table), golden)
+    verified = pipeline("verify", case.store.uri, "--json", env=case.env)
+    assert verified.code == 0, verified.stderr
+
+
+def test_the_same_run_again_loads_no_model_and_changes_nothing(tmp_path: Path) -> None:
+    build_images(tmp_path / "images", 30, seed=6, num_bad=0)
+    (tmp_path / "loads").mkdir()
+    env = {"TEST_MODEL_LOADS": str(tmp_path / "loads")}
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    model = {"factory": "models:counting", "labels": ["a", "b", "c", "d", "e"]}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model)
+    assert pipeline("run", job, "--date", DATE, env=env).code == 0
+    assert list((tmp_path / "loads").iterdir())
+    for path in (tmp_path / "loads").iterdir():
+        path.unlink()
+    before = checksums(tmp_path / "out" / "predictions")
+    again = pipeline("run", job, "--date", DATE, "--json", env=env)
+    assert (again.code, again.json["status"]) == (0, "nothing_to_do"), again.stderr
+    assert not list((tmp_path / "loads").iterdir())
+    assert checksums(tmp_path / "out" / "predictions") == before
+
+
+def test_of_two_runs_started_together_one_publishes_and_one_exits_4(tmp_path: Path) -> None:
+    build_images(tmp_path / "images", 60, seed=7, num_bad=2)
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    both = [start("run", job, "--date", DATE) for _ in range(2)]
+    outputs = [process.communicate(timeout=240) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 4], outputs
+    loser = next(o for o, p in zip(outputs, both, strict=True) if p.returncode == 4)
+    assert "holds it" in loser[1] or "same moment" in loser[1]
+    assert read_predictions(str(tmp_path / "out"), PARTITION).num_rows == 58
+    assert pipeline("verify", str(tmp_path / "out")).code == 0
+
+
+def test_bad_rows_are_quarantined_with_reasons_and_a_gate_protects_last_night(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "images"
+    build_images(folder, 475, seed=8, num_bad=0)
+    bad = [
+        file for file in bad_files(8) if Path(file.name).suffix in (".jpg", ".png", ".webp", ".gif")
+    ]
+    expected = {}
+    for index in range(25):
+        file = bad[index % len(bad)]
+        name = f"zz-{index:02d}-{file.name}"
+        (folder / name).write_bytes(file.data)
+        expected[name] = file.reason.value
+    assert len({file.name for file in bad}) >= 10
+    source = {
+        "uri": str(folder),
+        "format": "images",
+        "max_image_bytes": MAX_IMAGE_BYTES,
+        "max_image_px": MAX_IMAGE_PX,
+    }
+    out = tmp_path / "out"
+    job = write_job(tmp_path / "job.yaml", source, str(out))
+    result = pipeline("run", job, "--date", DATE, "--json")
+    assert result.code == 0, result.stderr
+    assert (result.json["rows"]["predicted"], result.json["rows"]["quarantined"]) == (475, 25)
+    table = quarantine_of(Store(str(out)))
+    found = dict(zip(table["row_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    assert found == expected
+    assert pipeline("verify", str(out)).code == 0
+
+    before = checksums(out / "predictions") | checksums(out / "quarantine")
+    strict = ["--set", "gates.max_error_pct=1", "--set", "model.top_k=1"]
+    refused = pipeline("run", job, "--date", DATE, "--json", *strict)
+    assert refused.code == 3, refused.stderr
+    assert "max_error_pct" in refused.stderr
+    assert checksums(out / "predictions") | checksums(out / "quarantine") == before
+
+
+def test_rows_that_the_model_cannot_take_cost_only_themselves(tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    build_images(folder, 40, seed=9, num_bad=0)
+    for name, level in (("black", 0), ("white", 255)):
+        Image.new("RGB", (64, 64), (level, level, level)).save(folder / f"{name}.png")
+    source = {"uri": str(folder), "format": "images"}
+    labels = {"labels": ["a", "b", "c", "d", "e"]}
+    job = write_job(
+        tmp_path / "job.yaml",
+        source,
+        str(tmp_path / "out"),
+        model={"factory": "models:fussy", **labels},
+    )
+    result = pipeline("run", job, "--date", DATE, "--json")
+    assert result.code == 0, result.stderr
+    table = quarantine_of(Store(str(tmp_path / "out")))
+    found = dict(zip(table["row_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    assert found == {"black.png": "model_error", "white.png": "non_finite"}
+    assert read_predictions(str(tmp_path / "out"), PARTITION).num_rows == 40
+
+
+def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
+    build_parquet(tmp_path / "a", 20, seed=10, num_shards=1, num_bad=0)
+    (tmp_path / "in").mkdir()
+    shard = next((tmp_path / "a").glob("*.parquet"))
+    table = pq.read_table(shard)
+    pq.write_table(table, tmp_path / "in" / "0.parquet")
+    pq.write_table(table.slice(0, 3), tmp_path / "in" / "1.parquet")
+    source = {
+        "uri": str(tmp_path / "in"),
+        "format": "parquet",
+        "id_column": "id",
+        "pass_through": ["camera"],
+    }
+    gates = {"max_error_pct": 20.0}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), gates=gates)
+    result = pipeline("run", job, "--date", DATE, "--json")
+    assert result.code == 0, result.stderr
+    predictions = read_predictions(str(tmp_path / "out"), PARTITION)
+    assert predictions["row_id"].to_pylist() == table["id"].to_pylist()
+    quarantine = quarantine_of(Store(str(tmp_path / "out")))
+    assert quarantine["row_id"].to_pylist() == table["id"].to_pylist()[:3]
+    assert quarantine["reason"].to_pylist() == ["duplicate_id"] * 3
+    assert pipeline("verify", str(tmp_path / "out")).code == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["model.weigths=x"], 2, "model.weigths: unknown key"),
+        (["model.top_k=many"], 2, "model.top_k"),
+        (["source.uri=nowhere"], 2, "no such file or folder"),
+        (["model.factory=os:system"], 2, "not allowed"),
+        (["model.factory=models:nothing"], 2, "no callable nothing"),
+        (["model.factory=models:not_a_module"], 2, "not an nn.Module"),
+        (["resources.num_gpus=1"], 2, "the cluster has 0 GPUs"),
+        (["resources.min_actors=64"], 2, "the cluster has"),
+        (["sink.uri=/proc/nowhere"], 2, "/proc/nowhere"),
+        (["sink.uri=s3://no-such-bucket-here/x"], 2, "no-such-bucket-here"),
+        (["model.labels=[a, b]"], 3, "max_error_pct"),
+    ],
+)
+def test_what_cannot_be_ends_in_one_line_and_its_exit_code(
+    overrides: list[str], code: int, words: str, tmp_path: Path, s3: S3Server
+) -> None:
+    build_images(tmp_path / "images", 4, seed=11, num_bad=0)
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    arguments = [part for override in overrides for part in ("--set", override)]
+    result = pipeline("run", job, *arguments, "--quiet", env=s3.env)
+    assert (result.code, result.stdout) == (code, "")
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_an_empty_source_is_refused_unless_allowed(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    refused = pipeline("run", job, "--date", DATE)
+    assert refused.code == 3, refused.stderr
+    allowed = pipeline("run", job, "--date", DATE, "--set", "gates.allow_empty=true")
+    assert allowed.code == 0, allowed.stderr
+    table = read_predictions(str(tmp_path / "out"), PARTITION)
+    assert table.num_rows == 0
+    assert table.schema.names == ["row_id", "uri", "label", "label_id", "score", "top_k"]
+
+
+def test_a_shard_that_cannot_be_opened_counts_as_one_row(tmp_path: Path) -> None:
+    build_parquet(tmp_path / "in", 40, seed=12, num_shards=2, num_bad=0)
+    (tmp_path / "in" / "broken.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
+    source = {"uri": str(tmp_path / "in"), "format": "parquet"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    result = pipeline("run", job, "--date", DATE, "--json")
+    assert result.code == 0, result.stderr
+    assert result.json["unreadable_shards"] == 1
+    assert result.json["rows"] | {"resumed": 0} == {
+        "total": 41, "predicted": 40, "quarantined": 1, "computed": 41, "resumed": 0,
+    }  # fmt: skip
+    quarantine = quarantine_of(Store(str(tmp_path / "out")))
+    assert quarantine["row_id"].to_pylist() == ["broken.parquet"]
+    assert quarantine["reason"].to_pylist() == ["unreadable_shard"]
+    assert pipeline("verify", str(tmp_path / "out")).code == 0
+
+
+def test_sigterm_keeps_what_is_done_and_exits_6(tmp_path: Path) -> None:
+    build_images(tmp_path / "images", 120, seed=13, num_bad=0)
+    case = KillCase(tmp_path, str(tmp_path / "out"), {})
+    process = start("run", case.job(), "--date", DATE)
+    wait_until(lambda: case.staged_rows() > 0, process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 6, stderr
+    assert "SIGTERM" in stderr
+    again = pipeline("run", case.job(), "--date", DATE, "--json")
+    assert again.code == 0, again.stderr
+    assert again.json["rows"]["resumed"] > 0
+
+
+def test_many_slices_make_exactly_as_many_staged_objects(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    (tmp_path / "in").mkdir()
+    from torchvision.io import encode_png
+
+    images = [
+        encode_png(torch.from_numpy(rng.integers(0, 255, (3, 8, 8), np.uint8))).numpy().tobytes()
+        for _ in range(50)
+    ]
+    table = pa.table({"image": [images[i % 50] for i in range(3000)]})
+    pq.write_table(table, tmp_path / "in" / "tiny.parquet")
+    source = {"uri": str(tmp_path / "in"), "format": "parquet"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), run={"slice_rows": 64})
+    result = pipeline("run", job, "--date", DATE, "--json")
+    assert result.code == 0, result.stderr
+    manifest = current_manifest(Store(str(tmp_path / "out")), Layout(PARTITION))
+    assert manifest is not None
+    folder = Layout(PARTITION).staging(manifest.fingerprint)
+    staged = list_staged(Store(str(tmp_path / "out")), folder)
+    assert len(staged) == result.json["slices"]["total"] == -(-3000 // 64)
+    ids = read_predictions(str(tmp_path / "out"), PARTITION)["row_id"].to_pylist()
+    assert ids == [f"tiny.parquet#{i}" for i in range(3000)]
