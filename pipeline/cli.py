@@ -275,7 +275,7 @@ def _show(document: dict[str, Any], *, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from pipeline.inspect import render_document
+    from pipeline.render import render_document
 
     Console().print(render_document(document))
 
@@ -312,5 +312,8 @@ def _fail(error: Exception, code: int) -> int:
     if _STATE["debug"] or os.environ.get("PIPELINE_DEBUG"):
         logging.getLogger("pipeline").exception("failed", exc_info=error)
     kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
-    typer.echo(f"error: {clean_message(kind + str(error))}", err=True)
+    message = clean_message(kind + str(error))
+    typer.echo(f"error: {message}", err=True)
+    if "--json" in sys.argv:
+        typer.echo(json.dumps({"status": "error", "exit_code": code, "error": message}))
     return code

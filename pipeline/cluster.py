@@ -49,6 +49,8 @@ _WORKER_ENVIRONMENT = {
 _EMBEDDED_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Ray ends workers that idle for a second; the next slice then waits for new imports of torch.
+    "RAY_idle_worker_killing_time_threshold_ms": "3600000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 

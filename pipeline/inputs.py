@@ -39,6 +39,11 @@ class Extent:
     """Set when the rows cannot be read; `message` says why."""
     message: str = ""
 
+    @property
+    def is_whole_shard(self) -> bool:
+        """Tell whether this one row stands for a shard whose row count is unknown."""
+        return self.reason in (Reason.UNREADABLE_SHARD, Reason.MISSING)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -98,7 +103,7 @@ def list_inputs(source: Source, *, max_extent_rows: int) -> Inputs:
     extents = tuple(
         extent
         for shard, footer in zip(shards, footers, strict=True)
-        for extent in _parquet_extents(shard, footer, declared, max_extent_rows)
+        for extent in _parquet_extents(shard, footer, source, declared, max_extent_rows)
     )
     return Inputs(root, shards, extents, declared, ignored)
 
@@ -179,7 +184,7 @@ def _wanted_bytes(group: Any, wanted: set[str | None]) -> int:
     return sum(
         column.total_uncompressed_size
         for column in columns
-        if column.path_in_schema.split(".")[0] in wanted
+        if column.path_in_schema in wanted or column.path_in_schema.split(".")[0] in wanted
     )
 
 
@@ -210,31 +215,40 @@ def _schema_problem(source: Source, schema: pa.Schema) -> str:
         if name is not None and schema.get_field_index(name) < 0:
             return f"no column {name!r}; it has {have}"
     kind = schema.field(source.image_column).type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    id_kind = schema.field(source.id_column).type if source.id_column else pa.string()
+    if pa.types.is_nested(id_kind) or _is_binary(id_kind):
+        return f"column {source.id_column!r} is {id_kind}, expected text or numbers"
+    if not _is_binary(kind):
         return f"column {source.image_column!r} is {kind}, expected encoded images as binary"
     return ""
 
 
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _type_problem(declared: pa.Schema, schema: pa.Schema) -> str:
+    for field_ in declared:
+        found = schema.field(field_.name).type
+        if found != field_.type:
+            return f"column {field_.name!r} is {found}, other shards have {field_.type}"
+    return ""
+
+
 def _parquet_extents(
-    shard: StoredFile, footer: _Footer, declared: pa.Schema, max_rows: int
+    shard: StoredFile, footer: _Footer, source: Source, declared: pa.Schema, max_rows: int
 ) -> Iterator[Extent]:
-    if footer.reason is not None:
+    if footer.schema is None:
         # Its row count is unknown: the shard itself stands as one row.
         yield Extent(
             shard.path, shard.size_bytes, shard.version, 0, 1, 0.0, footer.reason, footer.message
         )
         return
-    reason, message = None, ""
-    if footer.schema is not None:
-        for field_ in declared:
-            index = footer.schema.get_field_index(field_.name)
-            if index < 0 or footer.schema.field(index).type != field_.type:
-                found = "missing" if index < 0 else str(footer.schema.field(index).type)
-                reason = Reason.BAD_SCHEMA
-                message = f"column {field_.name!r} is {found}, other shards have {field_.type}"
+    message = _schema_problem(source, footer.schema) or _type_problem(declared, footer.schema)
+    reason = Reason.BAD_SCHEMA if message else None
     first = 0
     for num_rows, num_bytes in _join_groups(footer.group_rows, footer.group_bytes, max_rows):
-        row_bytes = num_bytes / num_rows
+        row_bytes = round(num_bytes / num_rows, 1)
         yield Extent(
             shard.path, shard.size_bytes, shard.version, first, num_rows, row_bytes, reason, message
         )

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.errors import JobError
 
@@ -23,7 +30,11 @@ Triple = tuple[float, float, float]
 
 class _Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -46,6 +57,13 @@ class Source(_Section):
     """An image of more pixels (width x height) is quarantined as `too_large` from its header."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
+
+    @field_validator("pass_through")
+    @classmethod
+    def _named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("name each column once")
+        return names
 
 
 class Transform(_Section):
@@ -217,29 +235,50 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: cannot read the job file: {error}") from None
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise JobError(f"{path}: not valid YAML: {where}") from None
+        document = _UniqueKeysLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise JobError(f"{path}: not valid YAML{_yaml_problem(error)}") from None
     if not isinstance(document, dict):
         raise JobError(f"{path}: a job file is a mapping with source, model and sink")
     return document
+
+
+class _UniqueKeysLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice instead of taking the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {name} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Say what is wrong and in which line, without the text there: it may be a credential."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ""
+    return f": line {error.problem_mark.line + 1}: {error.problem}"
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     path = name.strip().split(".")
     if not separator or len(path) < 2 or not all(path):
-        raise JobError(f"--set {override}: write section.field=value, as in model.batch_size=64")
+        raise JobError(f"--set {name}: write section.field=value, as in model.batch_size=64")
     target: Any = document
     for key in path[:-1]:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
-            raise JobError(f"--set {override}: {key} is not a section")
+            raise JobError(f"--set {name}: {key} is not a section")
     try:
         target[path[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise JobError(f"--set {override}: the value is not valid YAML") from None
+    except (yaml.YAMLError, ValueError):
+        raise JobError(f"--set {name}: the value is not valid YAML") from None
 
 
 def _substitute(value: Any, date: dt.date, origin: str) -> Any:
@@ -276,10 +315,15 @@ def _describe(error: ValidationError, origin: str) -> str:
         text = f"{field}: required but missing"
     else:
         message = first["msg"].removeprefix("Value error, ")
-        shown = "" if "storage_options" in field else f" = {first['input']!r:.80}"
-        text = f"{field}{shown if not isinstance(first['input'], dict) else ''}: {message}"
+        text = f"{field}{_shown(field, first['input'])}: {message}"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{origin}: {text}{more}"
+
+
+def _shown(field: str, value: Any) -> str:
+    """Show a wrong value, unless credentials may be in it."""
+    is_open = "storage_options" not in field and not isinstance(value, dict | list)
+    return f" = {value!r:.80}" if is_open else ""
 
 
 def _allowed(location: tuple[int | str, ...]) -> str:

@@ -113,9 +113,9 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
 
 
 def _row_ids(job: Job) -> RowIds:
-    if job.source.id_column:
-        return "column"
-    return "path" if job.source.format == "images" else "path#row"
+    if job.source.format == "images":
+        return "path"
+    return "column" if job.source.id_column else "path#row"
 
 
 def choose_slice_rows(job: Job, batch_size: int) -> int:
@@ -222,7 +222,7 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
                 shards.setdefault((e.path, e.size_bytes, e.version), len(shards)),
                 e.first_row,
                 e.num_rows,
-                round(e.row_bytes, 1),
+                e.row_bytes,
                 *([e.reason.value, e.message] if e.reason else []),
             ]
             for e in unit.extents

@@ -138,6 +138,11 @@ class RunRecord:
         """Note what the gates said."""
         self._verdicts = verdicts
 
+    def found_published(self, manifest: Manifest, uri: str) -> None:
+        """Note that all is done: an earlier run published exactly this."""
+        self._rows.update(resumed=manifest.num_rows, quarantined=manifest.num_quarantined)
+        self.published(manifest, uri)
+
     def published(self, manifest: Manifest, uri: str) -> None:
         """Note what is published now."""
         self._output = {
@@ -164,11 +169,7 @@ class RunRecord:
         """Shards of the plan whose row count is unknown."""
         if self._plan is None:
             return 0
-        return sum(
-            extent.row_bytes == 0.0 and extent.reason is not None
-            for unit in self._plan.units
-            for extent in unit.extents
-        )
+        return sum(extent.is_whole_shard for unit in self._plan.units for extent in unit.extents)
 
     def facts(
         self, status: Status, exit_code: int, error: str | None, price_per_node_hour: float | None

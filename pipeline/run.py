@@ -62,12 +62,12 @@ def run_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]
 def _execute(run: RunContext, progress: Progress) -> Status:
     job, store, layout = run.job, run.store, run.layout
     plan, model = prepare(run)
-    if _is_published(current_manifest(store, layout), plan):
+    if _is_published(run, current_manifest(store, layout), plan):
         _tidy_if_free(run)
         return "nothing_to_do"
     with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:
         base = repair(store, layout, job.sink.keep_versions)
-        if _is_published(base, plan):
+        if _is_published(run, base, plan):
             return "nothing_to_do"
         plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
         run.record.planned(plan, model, job.resources.num_gpus)
@@ -164,8 +164,11 @@ def _missing(plan: Plan, staged: Mapping[SliceKey, StoredFile]) -> dict[Unit, li
     return {unit: starts for unit, starts in wanted.items() if starts}
 
 
-def _is_published(manifest: Manifest | None, plan: Plan) -> bool:
-    return manifest is not None and manifest.fingerprint == plan.fingerprint
+def _is_published(run: RunContext, manifest: Manifest | None, plan: Plan) -> bool:
+    if manifest is None or manifest.fingerprint != plan.fingerprint:
+        return False
+    run.record.found_published(manifest, run.store.url(run.layout.predictions))
+    return True
 
 
 def _tidy_if_free(run: RunContext) -> None:

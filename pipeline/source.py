@@ -124,10 +124,9 @@ def _rows(
 def _failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> pa.Table:
     """Make one failed row for every row of an extent that could not be read."""
     num_rows = extent.num_rows - skip
-    whole_shard = failure.reason is extent.reason is not None and extent.row_bytes == 0.0
     ids = (
         [extent.path]
-        if whole_shard
+        if extent.is_whole_shard
         else [f"{extent.path}#{extent.first_row + skip + i}" for i in range(num_rows)]
     )
     uris = [reader.store.url(extent.path)] * num_rows

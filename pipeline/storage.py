@@ -690,7 +690,9 @@ _JOB_ERRNOS = {
     errno.EOPNOTSUPP: "this file system cannot do that (no hard links?)",
 }
 _LIBRARIES = frozenset({"aiobotocore", "aiohttp", "botocore", "fsspec", "s3fs"})
-_PUBLIC_OPTIONS = frozenset({"endpoint_url", "region_name", "signature_version"})
+_PUBLIC_OPTIONS = frozenset(
+    {"addressing_style", "endpoint_url", "mode", "profile", "region_name", "signature_version"}
+)
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 _KEY_VALUE = re.compile(
     r"(?i)([\w-]*(?:key|secret|token|password|signature|credential|sig)[\w-]*)"

@@ -11,9 +11,12 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import uuid
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -300,6 +303,54 @@ def test_probe_accepts_a_store_that_keeps_the_promise(any_store: Store) -> None:
     any_store.probe(single_writer=False)
     any_store.probe(single_writer=True)
     assert any_store.list_files() == []
+
+
+class ForgetfulS3(BaseHTTPRequestHandler):
+    """Just enough of an old S3 server: it stores objects and ignores If-None-Match."""
+
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    def do_PUT(self) -> None:
+        self.objects[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200)
+
+    def do_GET(self) -> None:
+        if self.path in self.objects:
+            self.answer(200, self.objects[self.path])
+        else:
+            self.answer(404)
+
+    do_HEAD = do_GET
+
+    def do_DELETE(self) -> None:
+        self.objects.pop(self.path, None)
+        self.answer(204)
+
+    def answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_probe_refuses_a_store_that_ignores_the_condition() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), ForgetfulS3) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        options = {
+            "key": "k",
+            "secret": "s",
+            "endpoint_url": f"http://127.0.0.1:{server.server_port}",
+        }
+        store = Store("s3://bucket/x", options)
+        with pytest.raises(JobError, match=r"--set run\.single_writer=true"):
+            store.probe(single_writer=False)
+        store.probe(single_writer=True)
+        server.shutdown()
+    assert ForgetfulS3.objects == {}
 
 
 # ------------------------------------------------------------------ local disk

@@ -1,0 +1,298 @@
+"""Say what a run would do, what is published, and what a past run reported; writes nothing.
+
+Out: plain nested dicts, for `--json` and for render.render_document.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from pipeline.errors import InfraError, JobError
+from pipeline.job import Job
+from pipeline.layout import WHOLE_OUTPUT, Layout, new_run_id
+from pipeline.manifest import Manifest, Part, current_manifest, list_partitions, locate
+from pipeline.model import ModelSpec
+from pipeline.plan import Plan, adopt_plan
+from pipeline.record import RunContext, RunOptions, RunRecord
+from pipeline.report import REPORT_VERSION, Report
+from pipeline.run import prepare
+from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE
+from pipeline.sink import list_staged
+from pipeline.storage import Store
+from pipeline.upkeep import history_numbers
+
+_DIGEST_CHARS = 12
+_EXAMPLES = 5
+_TOP_LABELS = 10
+_BATCH_ROWS = 65_536
+_READ_TRIES = 5
+
+
+def describe_plan(job: Job, options: RunOptions) -> dict[str, Any]:
+    """Say what a run of this job would do now.
+
+    Raises:
+        PipelineError: As the run itself would, before it starts anything.
+    """
+    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
+    record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
+    plan, model = prepare(RunContext(job, options, store, layout, record))
+    if store.stat(layout.plan(plan.fingerprint)):
+        plan = adopt_plan(store, layout, plan)
+    current = current_manifest(store, layout)
+    return {
+        "partition": layout.name,
+        "fingerprint": plan.fingerprint[:_DIGEST_CHARS],
+        **_next_step(plan, store, layout, current),
+        "input": _input(plan, record.num_unreadable_shards),
+        "model": _model(model, plan),
+        "published_now": _published(current),
+    }
+
+
+def _next_step(
+    plan: Plan, store: Store, layout: Layout, current: Manifest | None
+) -> dict[str, Any]:
+    is_published = current is not None and current.fingerprint == plan.fingerprint
+    staged = list_staged(store, layout.staging(plan.fingerprint))
+    slices = list(plan.slices())
+    done = [key for key in slices if key in staged]
+    action = "publish the first version" if current is None else f"replace version {current.number}"
+    if is_published:
+        action = "nothing: this is published already"
+    elif done:
+        action = f"resume, then {action}"
+    rows_left = plan.num_rows - sum(key.num_rows for key in done)
+    return {
+        "a_run_would": action,
+        "units": len(plan.units),
+        "slices": len(slices),
+        "slices_staged": len(done),
+        "rows_left": 0 if is_published else rows_left,
+    }
+
+
+def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
+    return {
+        "shards": plan.num_shards,
+        "unreadable_shards": num_unreadable,
+        "rows": plan.num_rows,
+        "bytes": plan.input_bytes,
+        "ignored_files": len(plan.ignored),
+        "first_ignored": list(plan.ignored[:_EXAMPLES]),
+    }
+
+
+def _model(model: ModelSpec, plan: Plan) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "precision": model.precision,
+        "weights_sha256": (model.weights_sha256 or "")[:_DIGEST_CHARS] or None,
+        "batch_size": plan.batch_size,
+    }
+
+
+def _published(manifest: Manifest | None) -> dict[str, Any] | None:
+    if manifest is None:
+        return None
+    return {
+        "version": manifest.number,
+        "run_id": manifest.run_id,
+        "created_at": manifest.created_at,
+        "rows": manifest.num_rows,
+    }
+
+
+def load_report(
+    uri: str, partition: str | None, run_id: str | None, storage_options: dict[str, Any]
+) -> dict[str, Any]:
+    """Read a stored report.json.
+
+    Args:
+        uri: The sink's root, a partition's folder, or a report.json itself.
+        partition: Which partition; None takes the latest run of all.
+        run_id: Which run; None takes the latest.
+        storage_options: fsspec options.
+
+    Raises:
+        JobError: There is no such report, or a newer version of the pipeline wrote it.
+        InfraError: What is there is not a report.
+    """
+    folder, _, name = uri.rpartition("/")
+    if name == "report.json":
+        store, path = Store(folder or ".", storage_options), name
+    else:
+        store, path = _find_report(uri, partition, run_id, storage_options)
+    try:
+        document = json.loads(store.read_bytes(path))
+        if document["version"] > REPORT_VERSION:
+            raise JobError(f"{store.url(path)}: written by a newer version; upgrade this one")
+        Report.model_validate(document)
+    except FileNotFoundError:
+        raise JobError(f"{store.url(path)}: there is no such report") from None
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise InfraError(f"{store.url(path)}: not a report: {_first_line(error)}") from None
+    return dict(document)
+
+
+def _find_report(
+    uri: str, partition: str | None, run_id: str | None, storage_options: dict[str, Any]
+) -> tuple[Store, str]:
+    store, found = locate(uri, storage_options)
+    if partition is None and found is not None and found.partition:
+        partition = found.name
+    prefix = f"reports/{partition}" if partition else "reports"
+    paths = [
+        PurePosixPath(file.path)
+        for file in store.list_files(prefix)
+        if file.path.endswith("/report.json")
+    ]
+    wanted = [path for path in paths if run_id in (None, path.parent.name)]
+    if not wanted:
+        what = f"of run {run_id}" if run_id else "of any run"
+        raise JobError(f"{store.url(prefix)}: no report {what}; it has {len(paths)} reports")
+    return store, str(max(wanted, key=lambda path: path.parent.name))
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
+
+
+def choose_partition(store: Store, found: Layout | None, partition: str | None) -> list[Layout]:
+    """Return the partition that is named, or else all that the output has.
+
+    Raises:
+        JobError: None is published.
+    """
+    if partition is not None:
+        return [Layout(None if partition == WHOLE_OUTPUT else partition)]
+    if found is not None and found.partition:
+        return [found]
+    known = list_partitions(store)
+    if not known:
+        raise JobError(f"{store.url('')}: nothing is published there")
+    return known
+
+
+def describe_output(
+    uri: str, partition: str | None, storage_options: dict[str, Any]
+) -> dict[str, Any]:
+    """Say what is published: of one partition, or a list of all and the newest one in full.
+
+    Args:
+        uri: The sink's root, or a partition's folder.
+        partition: Which partition; None takes all there are.
+        storage_options: fsspec options.
+
+    Raises:
+        JobError: Nothing is published there.
+        InfraError: A part that the current manifest names is missing.
+    """
+    store, found = locate(uri, storage_options)
+    layouts = choose_partition(store, found, partition)
+    if len(layouts) == 1:
+        return _describe_partition(store, layouts[0])
+    manifests = [_require_current(store, layout) for layout in layouts]
+    listed = sorted(zip(layouts, manifests, strict=True), key=lambda pair: pair[1].created_at)
+    return {
+        "partitions": [
+            {"partition": manifest.partition, **(_published(manifest) or {})}
+            for manifest in manifests
+        ],
+        "newest": _describe_partition(store, listed[-1][0]),
+    }
+
+
+def _require_current(store: Store, layout: Layout) -> Manifest:
+    manifest = current_manifest(store, layout)
+    if manifest is None:
+        raise JobError(f"{store.url('')}: partition {layout.name} is not published")
+    return manifest
+
+
+def _describe_partition(store: Store, layout: Layout) -> dict[str, Any]:
+    missing = ""
+    for _ in range(_READ_TRIES):
+        manifest = _require_current(store, layout)
+        try:
+            return _describe_version(store, layout, manifest)
+        except FileNotFoundError as error:
+            missing = str(error)  # replaced while it was read: the next round takes the new one
+    raise InfraError(f"{store.url('')}: partition {layout.name}: a part is missing: {missing}")
+
+
+def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[str, Any]:
+    with store.open(manifest.parts[0].path) as handle:
+        schema = pq.ParquetFile(handle).schema_arrow
+    return {
+        "partition": layout.name,
+        "version": manifest.number,
+        "kind": manifest.kind,
+        "restored_from": manifest.restored_from,
+        "run_id": manifest.run_id,
+        "created_at": manifest.created_at,
+        "fingerprint": manifest.fingerprint[:_DIGEST_CHARS],
+        "rows": {
+            "total": manifest.num_rows,
+            "predicted": manifest.num_predicted,
+            "quarantined": manifest.num_quarantined,
+            "unreadable_shards": manifest.num_unreadable_shards,
+        },
+        "parts": [
+            _sum_parts("predictions", manifest.parts),
+            _sum_parts("quarantine", manifest.quarantine_parts),
+        ],
+        "model": manifest.model,
+        "gates": list(manifest.gates),
+        "schema": [{"column": field.name, "type": str(field.type)} for field in schema],
+        "labels": _count(store, manifest.parts, LABEL)[:_TOP_LABELS],
+        "predictions": _first_rows(store, manifest.parts, [ROW_ID, LABEL, SCORE]),
+        "reasons": _count(store, manifest.quarantine_parts, "reason"),
+        "quarantine": _first_rows(store, manifest.quarantine_parts, [ROW_ID, "reason", MESSAGE]),
+        "history": history_numbers(store, layout),
+    }
+
+
+def _sum_parts(kind: str, parts: Sequence[Part]) -> dict[str, Any]:
+    size_bytes = sum(part.size_bytes for part in parts)
+    return {"kind": kind, "parts": len(parts), "bytes": size_bytes}
+
+
+def _count(store: Store, parts: Sequence[Part], column: str) -> list[dict[str, Any]]:
+    """Count the values of a text column, most frequent first, one batch in memory at a time."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        for batch in _batches(store, part, [column]):
+            for pair in pc.value_counts(batch.column(0)).to_pylist():
+                counts[pair["values"]] += pair["counts"]
+    return [{column: value, "rows": rows} for value, rows in counts.most_common()]
+
+
+def _first_rows(store: Store, parts: Sequence[Part], columns: list[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for part in parts:
+        for batch in _batches(store, part, columns, batch_rows=_EXAMPLES):
+            rows += batch.to_pylist()
+            if len(rows) >= _EXAMPLES:
+                return rows[:_EXAMPLES]
+    return rows
+
+
+def _batches(
+    store: Store, part: Part, columns: list[str], *, batch_rows: int = _BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    with store.open(part.path) as handle:
+        yield from pq.ParquetFile(handle).iter_batches(batch_size=batch_rows, columns=columns)

@@ -1,0 +1,338 @@
+"""Prove a published partition: nothing lost, nothing doubled, nothing changed.
+
+Parts are streamed: of every row only the 64-bit hash of its id stays in memory. The ids
+themselves are looked at again only where their hashes say that something is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.compact import hash_ids, sum_hashes
+from pipeline.errors import InfraError, JobError, PipelineError
+from pipeline.inspect import choose_partition
+from pipeline.layout import Layout
+from pipeline.manifest import Manifest, Part, current_manifest, locate
+from pipeline.plan import Plan, plan_from_json
+from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID, prediction_schema
+from pipeline.storage import Store
+
+_CHUNK_BYTES = 8 * 2**20
+_BATCH_ROWS = 65_536
+_PART_THREADS = 4
+_TRIES = 3
+
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found."""
+
+    name: str
+    status: Literal["pass", "fail", "skipped"]
+    message: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one part really is; `problem` says why its rows cannot be read."""
+
+    part: Part
+    size_bytes: int = 0
+    sha256: str = ""
+    schema: pa.Schema | None = None
+    hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+    problem: str = ""
+
+
+def verify_output(
+    uri: str, partition: str | None, storage_options: dict[str, Any]
+) -> dict[str, Any]:
+    """Prove the current version of a partition.
+
+    Args:
+        uri: The sink's root, or a partition's folder.
+        partition: Which partition; None takes the only one there is.
+        storage_options: fsspec options.
+
+    Returns:
+        Partition, version, status `ok` and every check.
+
+    Raises:
+        JobError: It is not published, or there are several partitions and none is named.
+        PipelineError: A check failed: something was lost, doubled or changed.
+    """
+    store, found = locate(uri, storage_options)
+    layouts = choose_partition(store, found, partition)
+    if len(layouts) > 1:
+        names = ", ".join(layout.name for layout in layouts[:5])
+        raise JobError(f"{store.url('')}: {len(layouts)} partitions; name one of them: {names}")
+    layout = layouts[0]
+    manifest, checks = _check_current(store, layout)
+    failed = [check for check in checks if check.status == "fail"]
+    if failed:
+        also = f"; also failed: {', '.join(check.name for check in failed[1:])}"
+        raise PipelineError(
+            f"verify failed: {len(failed)} of {len(checks)} checks: {failed[0].name}: "
+            f"{failed[0].message}{also if len(failed) > 1 else ''}"
+        )
+    return {
+        "partition": layout.name,
+        "version": manifest.number,
+        "status": "ok",
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def _check_current(store: Store, layout: Layout) -> tuple[Manifest, list[Check]]:
+    """Check what is current; a version that was replaced while it was read proves nothing."""
+    for _ in range(_TRIES):
+        manifest = current_manifest(store, layout)
+        if manifest is None:
+            raise JobError(f"{store.url('')}: partition {layout.name} is not published")
+        try:
+            checks = _check_version(store, layout, manifest)
+        except FileNotFoundError:
+            continue  # it vanished between two looks at it: the next round says whose fault it is
+        latest = current_manifest(store, layout)
+        if latest is not None and latest.number == manifest.number:
+            return manifest, checks
+    raise InfraError(f"partition {layout.name}: replaced {_TRIES} times while it was read")
+
+
+def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
+    with ThreadPoolExecutor(_PART_THREADS) as pool:
+        good = list(pool.map(lambda part: _look_at(store, part), manifest.parts))
+        bad = list(pool.map(lambda part: _look_at(store, part), manifest.quarantine_parts))
+    plan, plan_check = _read_plan(store, layout, manifest)
+    every = good + bad
+    checks = [
+        _check_parts(every),
+        _check_folder(store, layout, manifest),
+        _check_success(store, layout, manifest),
+        plan_check,
+    ]
+    if any(found.problem for found in every):
+        reason = "not every part can be read"
+        skipped = ("rows", "schema", "counts", "unique_ids", "row_id_hash", "planned_ids")
+        return [*checks, *(Check(name, "skipped", reason) for name in skipped)]
+    return [
+        *checks,
+        _check_rows(every),
+        _check_schema(good, bad, plan),
+        _check_counts(good, bad, manifest, plan),
+        _check_unique(store, good),
+        _check_hash(every, manifest),
+        _check_planned(store, every, plan),
+    ]
+
+
+def _look_at(store: Store, part: Part) -> _Found:
+    digest, size_bytes = hashlib.sha256(), 0
+    try:
+        with store.open(part.path) as handle:
+            while chunk := handle.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size_bytes += len(chunk)
+            handle.seek(0)
+            parquet = pq.ParquetFile(handle)
+            batches = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[ROW_ID])
+            hashes = [hash_ids(batch.column(0)) for batch in batches]
+            schema = parquet.schema_arrow
+    except FileNotFoundError:
+        return _Found(part, problem="is missing")
+    except PipelineError:
+        raise  # the store failed, which proves nothing
+    except Exception as error:  # noqa: BLE001  # changed bytes may surface as anything
+        return _Found(part, size_bytes, digest.hexdigest(), problem=f"cannot be read: {error}")
+    return _Found(part, size_bytes, digest.hexdigest(), schema, _join(hashes))
+
+
+def _join(hashes: Sequence[Hashes]) -> Hashes:
+    return np.concatenate([np.zeros(0, np.uint64), *hashes])
+
+
+def _verdict(name: str, problems: Sequence[str], fine: str) -> Check:
+    if not problems:
+        return Check(name, "pass", fine)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return Check(name, "fail", problems[0] + more)
+
+
+def _check_parts(every: Sequence[_Found]) -> Check:
+    problems = []
+    for found in every:
+        wanted, what = found.part, ""
+        if found.size_bytes == 0:
+            what = found.problem or "is empty"
+        elif found.size_bytes != wanted.size_bytes:
+            what = f"has {found.size_bytes} bytes, the manifest says {wanted.size_bytes}"
+        elif found.sha256 != wanted.sha256:
+            what = f"sha256 is {found.sha256}, the manifest says {wanted.sha256}"
+        else:
+            what = found.problem
+        if what:
+            problems.append(f"{wanted.path} {what}")
+    size_bytes = sum(found.size_bytes for found in every)
+    return _verdict("parts", problems, f"{len(every)} parts, {size_bytes} bytes as published")
+
+
+def _check_folder(store: Store, layout: Layout, manifest: Manifest) -> Check:
+    named = {part.path for part in manifest.all_parts}
+    present: set[str] = set()
+    for folder in (layout.predictions, layout.quarantine):
+        for file in store.list_files(folder):
+            below = file.path.removeprefix(folder + "/").split("/")
+            is_foreign = layout.partition is None and len(below) > 1  # another partition's
+            if not is_foreign and not below[-1].startswith(("_", ".")):
+                present.add(file.path)
+    hint = "a publish is under way, or run the job again to tidy up"
+    problems = [
+        f"{path} is no part of version {manifest.number}; {hint}" for path in present - named
+    ]
+    problems += [f"{path} is not there" for path in named - present]
+    return _verdict("folder", sorted(problems), f"exactly the {len(named)} parts of the manifest")
+
+
+def _check_success(store: Store, layout: Layout, manifest: Manifest) -> Check:
+    try:
+        is_same = store.read_bytes(layout.success) == manifest.to_json()
+    except FileNotFoundError:
+        return Check("success", "fail", f"{layout.success} is missing; run the job again")
+    problems = [] if is_same else [f"{layout.success} is not the copy of the current manifest"]
+    return _verdict("success", problems, "equals the manifest")
+
+
+def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan | None, Check]:
+    path = layout.plan(manifest.fingerprint)
+    try:
+        plan = plan_from_json(store.read_bytes(path), manifest.fingerprint)
+    except FileNotFoundError:
+        return None, Check("plan", "fail", f"{path} is missing: rows in cannot be proved")
+    except InfraError as error:
+        return None, Check("plan", "fail", str(error))
+    return plan, Check("plan", "pass", f"{plan.num_rows} rows of {plan.num_shards} shards")
+
+
+def _check_rows(every: Sequence[_Found]) -> Check:
+    problems = [
+        f"{found.part.path} has {len(found.hashes)} rows, the manifest says {found.part.num_rows}"
+        for found in every
+        if len(found.hashes) != found.part.num_rows
+    ]
+    return _verdict("rows", problems, "every part has the rows that the manifest says")
+
+
+def _check_schema(good: Sequence[_Found], bad: Sequence[_Found], plan: Plan | None) -> Check:
+    if plan is None:
+        return Check("schema", "skipped", "there is no plan")
+    expected = prediction_schema(list(plan.pass_through))
+    problems = [
+        f"{found.part.path} has other columns or types than were declared"
+        for parts, schema in ((good, expected), (bad, QUARANTINE_SCHEMA))
+        for found in parts
+        if found.schema is None or not found.schema.equals(schema, check_metadata=False)
+    ]
+    return _verdict("schema", problems, f"{len(expected)} columns in every part, as declared")
+
+
+def _check_counts(
+    good: Sequence[_Found], bad: Sequence[_Found], manifest: Manifest, plan: Plan | None
+) -> Check:
+    predicted, quarantined = (sum(len(found.hashes) for found in parts) for parts in (good, bad))
+    shown = f"{predicted} predicted + {quarantined} quarantined"
+    problems = []
+    if plan is not None and predicted + quarantined != plan.num_rows:
+        problems.append(f"{shown} = {predicted + quarantined} rows, planned {plan.num_rows}")
+    said = (manifest.num_predicted, manifest.num_quarantined)
+    if said != (predicted, quarantined) or sum(said) != manifest.num_rows:
+        problems.append(
+            f"{shown}, the manifest says {said[0]} + {said[1]} = {manifest.num_rows} rows"
+        )
+    return _verdict("counts", problems, f"{shown} = {manifest.num_rows} rows")
+
+
+def _check_unique(store: Store, good: Sequence[_Found]) -> Check:
+    """Find ids that two predictions have: hashes tell where to look, the ids themselves count."""
+    values, counts = np.unique(_join([found.hashes for found in good]), return_counts=True)
+    suspects = values[counts > 1]
+    seen: set[str] = set()
+    problems = []
+    for found in good if len(suspects) else ():
+        for value in _ids_of(store, found, suspects):
+            if value in seen:
+                problems.append(f"{value!r} has two predictions, again in {found.part.path}")
+            seen.add(value)
+    return _verdict("unique_ids", problems, f"{len(values)} ids, each predicted once")
+
+
+def _ids_of(store: Store, found: _Found, wanted: Hashes) -> Iterator[str]:
+    if not np.isin(found.hashes, wanted).any():
+        return
+    with store.open(found.part.path) as handle:
+        batches = pq.ParquetFile(handle).iter_batches(batch_size=_BATCH_ROWS, columns=[ROW_ID])
+        for batch in batches:
+            ids = batch.column(0)
+            yield from ids.filter(pa.array(np.isin(hash_ids(ids), wanted))).to_pylist()
+
+
+def _check_hash(every: Sequence[_Found], manifest: Manifest) -> Check:
+    total = _sum(_join([found.hashes for found in every]))
+    problems = []
+    if total != manifest.row_id_hash:
+        problems.append(f"the row ids add up to {total}, the manifest says {manifest.row_id_hash}")
+    return _verdict("row_id_hash", problems, f"the row ids add up to {total}")
+
+
+def _sum(hashes: Hashes) -> str:
+    return sum_hashes([int(hashes.sum(dtype=np.uint64))])
+
+
+def _check_planned(store: Store, every: Sequence[_Found], plan: Plan | None) -> Check:
+    if plan is None:
+        return Check("planned_ids", "skipped", "there is no plan")
+    if plan.row_ids == "column":
+        return Check("planned_ids", "skipped", "the ids come from a column, not from the plan")
+    planned = _join([hash_ids(pa.array(ids)) for ids in _chunks(_planned_ids(plan))])
+    present = _join([found.hashes for found in every])
+    if _sum(planned) == _sum(present):
+        return Check("planned_ids", "pass", f"{len(planned)} planned rows are there, no other")
+    lost, strange = np.setdiff1d(planned, present), np.setdiff1d(present, planned)
+    names = [value for ids in _chunks(_planned_ids(plan)) for value in _select(ids, lost[:1])]
+    names += [value for found in every for value in _ids_of(store, found, strange[:1])]
+    first = f"; first: {names[0]!r}" if names else ""
+    message = f"the rows are not the planned ones: lost {len(lost)}, strange {len(strange)}{first}"
+    return Check("planned_ids", "fail", message)
+
+
+def _planned_ids(plan: Plan) -> Iterator[str]:
+    """Yield the row ids that the source makes of a plan (see source.py), in input order."""
+    for unit in plan.units:
+        for extent in unit.extents:
+            is_whole_shard = extent.reason is not None and extent.row_bytes == 0.0
+            if plan.row_ids == "path" or is_whole_shard:
+                yield extent.path
+                continue
+            for row in range(extent.first_row, extent.first_row + extent.num_rows):
+                yield f"{extent.path}#{row}"
+
+
+def _chunks(ids: Iterator[str]) -> Iterator[list[str]]:
+    while chunk := list(islice(ids, _BATCH_ROWS)):
+        yield chunk
+
+
+def _select(ids: list[str], wanted: Hashes) -> list[str]:
+    found = np.isin(hash_ids(pa.array(ids)), wanted)
+    return [value for value, is_wanted in zip(ids, found.tolist(), strict=True) if is_wanted]

@@ -1,0 +1,262 @@
+"""Publish small hand-made rows the way a run does, without Ray and without a model.
+
+The pieces are the real ones (StagingWriter, Compactor, commit, settle); only the rows are made up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.compact import Compactor, cut_groups, find_duplicates, read_hashes, sum_hashes
+from pipeline.inputs import Extent
+from pipeline.layout import Layout
+from pipeline.manifest import Manifest, Part
+from pipeline.plan import Plan, RowIds, Unit, adopt_plan
+from pipeline.publish import commit, repair, settle
+from pipeline.schema import LABEL, Failure, Reason, SliceKey, failure_columns, staged_schema
+from pipeline.sink import StagingWriter, list_staged
+from pipeline.storage import Store
+
+PASS_THROUGH = pa.schema([pa.field("edition", pa.int32())])
+LABELS = ("cat", "dog", "fox")
+DAY = "date=2026-11-24"
+CREATED_AT = "2026-11-24T02:00:00+00:00"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What to publish; another `edition` is another fingerprint, and every row carries it."""
+
+    edition: int = 1
+    rows_per_slice: int = 6
+    num_slices: int = 4
+    slices_per_part: int = 2
+    fail_every: int = 5
+    """Every n-th row of a slice is quarantined; 0: none."""
+    row_ids: RowIds = "path#row"
+    unreadable_shards: int = 0
+    same_id_every: int = 0
+    """With row_ids=column: every n-th row repeats the id of row 0; 0: none."""
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    def ids(self, index: int) -> list[str]:
+        """Ids of one slice: of its own shard, as the source makes them."""
+        ids = [f"shard-{index}.parquet#{row}" for row in range(self.rows_per_slice)]
+        if self.row_ids == "column":
+            ids = [f"camera-{index}-{row}" for row in range(self.rows_per_slice)]
+        if self.same_id_every:
+            ids = [
+                "camera-0-0" if (index * len(ids) + row) % self.same_id_every == 0 else value
+                for row, value in enumerate(ids)
+            ]
+        return ids
+
+
+def make_plan(rows: Rows) -> Plan:
+    """One unit; a slice is a shard, and each unreadable shard is one more row in the last one."""
+    extents = [
+        Extent(f"shard-{index}.parquet", 1000, "v", 0, rows.rows_per_slice, 10.0)
+        for index in range(rows.num_slices)
+    ]
+    bounds = [index * rows.rows_per_slice for index in range(rows.num_slices + 1)]
+    for index in range(rows.unreadable_shards):
+        path = f"shard-{rows.num_slices + index}.parquet"
+        extents.append(Extent(path, 9, "v", 0, 1, 0.0, Reason.UNREADABLE_SHARD, "no footer"))
+        bounds[-1] += 1
+    return Plan(
+        fingerprint=rows.fingerprint,
+        source_root="in",
+        units=(Unit(0, tuple(extents), tuple(bounds)),),
+        pass_through=PASS_THROUGH,
+        row_ids=rows.row_ids,
+        model={"name": "made-up", "weights_sha256": "ab" * 32, "precision": "fp32"},
+        batch_size=rows.rows_per_slice,
+        num_shards=len(extents),
+        input_bytes=1000 * len(extents),
+        ignored=(),
+        created_at=CREATED_AT,
+    )
+
+
+def slice_table(rows: Rows, index: int) -> pa.Table:
+    """The staged rows of one slice."""
+    ids = rows.ids(index)
+    failures: list[Failure | None] = [
+        Failure(Reason.TRUNCATED, "decode", f"row {row} ends early", "cd" * 32, 7)
+        if rows.fail_every and row % rows.fail_every == rows.fail_every - 1
+        else None
+        for row in range(len(ids))
+    ]
+    if index == rows.num_slices - 1:
+        for more in range(rows.unreadable_shards):
+            ids.append(f"shard-{rows.num_slices + more}.parquet")
+            failures.append(Failure(Reason.UNREADABLE_SHARD, "read", "no footer", num_bytes=9))
+    labels = [
+        None if failure else LABELS[row % len(LABELS)] for row, failure in enumerate(failures)
+    ]
+    numbers = [None if label is None else LABELS.index(label) for label in labels]
+    scores = [None if label is None else 0.5 for label in labels]
+    top = [
+        None if label is None else [{"label": label, "label_id": number, "score": 0.5}]
+        for label, number in zip(labels, numbers, strict=True)
+    ]
+    columns = {
+        "row_id": ids,
+        "uri": [f"in/{value}" for value in ids],
+        "edition": [rows.edition] * len(ids),
+        "label": labels,
+        "label_id": numbers,
+        "score": scores,
+        "top_k": top,
+        **failure_columns(failures),
+    }
+    return pa.table(columns, schema=staged_schema(list(PASS_THROUGH)))
+
+
+def stage_rows(store: Store, layout: Layout, plan: Plan, rows: Rows, run_id: str) -> None:
+    """Write the slices that have no staged part yet."""
+    folder = layout.staging(plan.fingerprint)
+    writer = StagingWriter(store, folder, run_id, "zstd", {"pipeline.run_id": run_id})
+    staged = list_staged(store, folder)
+    for index, key in enumerate(plan.slices()):
+        if key not in staged:
+            writer.write(key, {}, slice_table(rows, index))
+
+
+def prepare_version(
+    store: Store, layout: Layout, rows: Rows, number: int, run_id: str
+) -> tuple[Manifest, str]:
+    """Stage and compact; return the manifest that can be committed, and the folder of its parts."""
+    plan = adopt_plan(store, layout, make_plan(rows))
+    stage_rows(store, layout, plan, rows, run_id)
+    staged = list_staged(store, layout.staging(plan.fingerprint))
+    slices = [(key, staged[key].path) for key in plan.slices()]
+    duplicates = _duplicates(store, slices)
+    version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
+    folder = layout.compacted(plan.fingerprint, version)
+    compactor = Compactor(store, folder, version, PASS_THROUGH, "zstd", {"pipeline.run_id": run_id})
+    sized = [(key, path, 1) for key, path in slices]
+    done = [
+        compactor.compact(group) for group in cut_groups(sized, rows.slices_per_part, duplicates)
+    ]
+    parts = tuple(group.predictions for group in done if group.predictions)
+    quarantine = tuple(group.quarantine for group in done if group.quarantine)
+    manifest = make_manifest(layout, plan, number, run_id, parts, quarantine)
+    total = sum_hashes([group.row_id_hash for group in done])
+    return dataclasses.replace(
+        manifest, row_id_hash=total, num_unreadable_shards=rows.unreadable_shards
+    ), folder
+
+
+def _duplicates(
+    store: Store, slices: list[tuple[SliceKey, str]]
+) -> dict[SliceKey, tuple[int, ...]]:
+    hashes = [read_hashes(store, path) for _, path in slices]
+    found = find_duplicates(store, slices, hashes)
+    return {key: tuple(row for row, _ in pairs) for key, pairs in found.items()}
+
+
+def make_manifest(
+    layout: Layout,
+    plan: Plan,
+    number: int,
+    run_id: str,
+    parts: tuple[Part, ...],
+    quarantine_parts: tuple[Part, ...],
+) -> Manifest:
+    """A manifest whose counts are those of its parts."""
+    predicted = sum(part.num_rows for part in parts)
+    quarantined = sum(part.num_rows for part in quarantine_parts)
+    return Manifest(
+        number=number,
+        kind="publish",
+        partition=layout.name,
+        fingerprint=plan.fingerprint,
+        run_id=run_id,
+        token=uuid.uuid4().hex,
+        created_at=f"2026-11-24T02:00:{number % 60:02d}+00:00",
+        num_rows=predicted + quarantined,
+        num_predicted=predicted,
+        num_quarantined=quarantined,
+        num_unreadable_shards=0,
+        row_id_hash="",
+        parts=parts,
+        quarantine_parts=quarantine_parts,
+        model=plan.model,
+        gates=({"name": "max_error_pct", "status": "pass", "value": 1.0, "limit": 5.0},),
+    )
+
+
+def publish_rows(
+    store: Store,
+    partition: str | None = DAY,
+    rows: Rows = Rows(),
+    *,
+    keep_versions: int = 2,
+    run_id: str | None = None,
+) -> Manifest:
+    """Publish as a run does: finish what a crashed run left, then do nothing or replace."""
+    layout = Layout(partition)
+    base = repair(store, layout, keep_versions)
+    if base is not None and base.fingerprint == rows.fingerprint:
+        return base
+    number = base.number + 1 if base else 1
+    run_id = run_id or f"20261124T0200{number:02d}Z-{uuid.uuid4().hex[:8]}"
+    manifest, folder = prepare_version(store, layout, rows, number, run_id)
+    placed = commit(store, layout, manifest, folder)
+    settle(store, layout, placed, keep_versions)
+    return placed
+
+
+def encode(table: pa.Table) -> bytes:
+    """One Parquet file in memory."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def put_part(store: Store, path: str, table: pa.Table) -> Part:
+    """Write one part and describe it truthfully."""
+    data = encode(table)
+    store.put(path, data)
+    return Part(path, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
+
+
+def read_part_table(store: Store, part: Part) -> pa.Table:
+    """All rows and columns of a part."""
+    with store.open(part.path) as handle:
+        return pq.ParquetFile(handle).read()
+
+
+def snapshot(store: Store, *folders: str) -> dict[str, str]:
+    """Digest of every file below the folders, to see whether a byte changed."""
+    return {
+        file.path: hashlib.sha256(store.read_bytes(file.path)).hexdigest()
+        for folder in folders
+        for file in store.list_files(folder)
+    }
+
+
+def put_report(store: Store, partition: str, run_id: str, report: dict[str, object]) -> None:
+    """Store a report where a run would."""
+    path = Layout(partition).report(run_id, "report.json")
+    store.put(path, json.dumps(report).encode())
+
+
+def labels_of(rows: Rows) -> Counter[str]:
+    """How many predictions of `rows` have which label."""
+    tables = [slice_table(rows, index) for index in range(rows.num_slices)]
+    values = [value for table in tables for value in table.column(LABEL).to_pylist()]
+    return Counter(value for value in values if value is not None)

@@ -1,0 +1,128 @@
+"""The examples do what they say: the custom model's numbers, its job, and the notebook on top."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+from cli import Result, pipeline
+
+from pipeline.manifest import read_predictions
+from pipeline.photos import build_images
+from pipeline.zoo import efficientnet_lite0
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+FOLDER = EXAMPLES / "custom_model"
+NOTEBOOK = EXAMPLES / "read_predictions.ipynb"
+NUM_ROWS, NUM_BAD = 24, 2
+
+
+@pytest.fixture(scope="module")
+def custom_model() -> ModuleType:
+    """The example's module, imported without touching sys.path."""
+    spec = importlib.util.spec_from_file_location("custom_model", FOLDER / "custom_model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The output of the example's job over a few photos, and what the command said."""
+    folder = tmp_path_factory.mktemp("examples")
+    build_images(folder / "images", NUM_ROWS, seed=5, num_bad=NUM_BAD)
+    result = pipeline(
+        *("run", str(FOLDER / "job.yaml"), "--allow-import", "custom_model", "--json"),
+        *("--set", f"source.uri={folder / 'images'}", "--set", f"sink.uri={folder / 'out'}"),
+        env={"PYTHONPATH": str(FOLDER), "PIPELINE_ALLOW_IMPORT": ""},
+    )
+    return folder / "out", result
+
+
+def test_every_class_is_in_exactly_one_group(custom_model: ModuleType) -> None:
+    labels = efficientnet_lite0().labels or ()
+    groups = [custom_model.group_of(class_id, name) for class_id, name in enumerate(labels)]
+    assert set(groups) == set(custom_model.GROUPS)
+    assert set(labels) >= custom_model._VEHICLES | custom_model._NOT_FOOD
+    merged = custom_model.coarse_groups().groups
+    assert sorted(class_id for ids in merged for class_id in ids) == list(range(len(labels)))
+
+
+def test_the_probability_of_a_group_is_the_sum_of_its_classes(custom_model: ModuleType) -> None:
+    model = custom_model.coarse_groups().eval()
+    images = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = torch.softmax(model(images), dim=1)
+        classes = torch.softmax(model.classifier(images), dim=1)
+    expected = torch.stack([classes[:, ids].sum(dim=1) for ids in model.groups], dim=1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_job_file_fits_the_model(custom_model: ModuleType) -> None:
+    job = yaml.safe_load((FOLDER / "job.yaml").read_text())
+    assert job["model"]["labels"] == list(custom_model.GROUPS)
+    card = efficientnet_lite0()
+    assert card.transform is not None
+    for name, value in card.transform.to_dict().items():
+        assert job["transform"][name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_the_pinned_weights_are_those_of_the_package(custom_model: ModuleType) -> None:
+    path = efficientnet_lite0().weights_path
+    assert path is not None
+    assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == custom_model.WEIGHTS_SHA256
+
+
+def test_the_job_tells_cats_food_and_vehicles_apart(published: tuple[Path, Result]) -> None:
+    output, result = published
+    assert result.code == 0, result.stderr
+    assert result.json["rows"]["predicted"] == NUM_ROWS - NUM_BAD
+    table = read_predictions(str(output), columns=["row_id", "label"])
+    rows = zip(table["row_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+    found = {row_id.split("/")[1].split("-")[0]: label for row_id, label in rows}
+    assert (found["chelsea"], found["coffee"], found["flower"]) == ("cat", "food", "other")
+
+
+def test_a_factory_that_was_not_allowed_is_refused() -> None:
+    env = {"PYTHONPATH": str(FOLDER), "PIPELINE_ALLOW_IMPORT": ""}
+    result = pipeline("plan", str(FOLDER / "job.yaml"), env=env)
+    assert (result.code, "--allow-import custom_model" in result.stderr) == (2, True)
+
+
+def test_the_notebook_is_stored_without_outputs() -> None:
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+def test_the_notebook_runs_on_a_published_output(published: tuple[Path, Result]) -> None:
+    output, _ = published
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", str(NOTEBOOK)],
+        env=os.environ | {"PIPELINE_OUTPUT": str(output), "MPLBACKEND": "agg"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_index_names_every_example() -> None:
+    text = (EXAMPLES / "README.md").read_text()
+    for path in EXAMPLES.glob("[!.]*"):
+        assert path.name == "README.md" or f"]({path.name}" in text, path.name

@@ -1,0 +1,229 @@
+"""Listing: which files are shards, what their footers say, and what a broken one costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import JobError
+from pipeline.inputs import Inputs, list_inputs, split_glob
+from pipeline.job import Source
+from pipeline.schema import RESERVED_COLUMNS, Reason
+from pipeline.storage import Store
+
+
+def listed(uri: str | Path, kind: Any, *, rows: int = 100, **fields: Any) -> Inputs:
+    return list_inputs(Source(uri=str(uri), format=kind, **fields), max_extent_rows=rows)
+
+
+def paths(inputs: Inputs) -> list[str]:
+    return [shard.path for shard in inputs.shards]
+
+
+def shards(folder: Path, *tables: Mapping[str, Any], row_group_size: int = 4) -> Path:
+    """Write one shard a table, s0.parquet and on."""
+    folder.mkdir(exist_ok=True)
+    for index, columns in enumerate(tables):
+        path = folder / f"s{index}.parquet"
+        pq.write_table(pa.table(dict(columns)), path, row_group_size=row_group_size)
+    return folder
+
+
+def images(count: int) -> list[bytes]:
+    return [b"x" * 50] * count
+
+
+FILES = {
+    "a.jpg": b"12345",
+    "b/c.JPEG": b"1",
+    "b/d.png": b"12",
+    "b/d/e.webp": b"123",
+    "b/notes.txt": b"text",
+    "b/.hidden.jpg": b"1",
+    ".cache/f.jpg": b"1",
+    "_SUCCESS": b"",
+    "b/_temporary/g.jpg": b"1",
+    "z.parquet": b"1",
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted", "ignored"),
+    [
+        ("", ["a.jpg", "b/c.JPEG", "b/d.png", "b/d/e.webp"], ["b/notes.txt", "z.parquet"]),
+        ("*.jpg", ["a.jpg"], []),
+        ("*", ["a.jpg"], ["z.parquet"]),
+        ("b/*", ["b/c.JPEG", "b/d.png"], ["b/notes.txt"]),
+        ("b/**", ["b/c.JPEG", "b/d.png", "b/d/e.webp"], ["b/notes.txt"]),
+        ("**/*.png", ["b/d.png"], []),
+        ("b/[cd].*", ["b/c.JPEG", "b/d.png"], []),
+        ("b/?.png", ["b/d.png"], []),
+        ("none/*", [], []),
+        ("a.jpg", ["a.jpg"], []),
+    ],
+)
+def test_folders_globs_and_single_files_name_their_shards(
+    pattern: str, wanted: list[str], ignored: list[str], any_store: Store
+):
+    for path, data in FILES.items():
+        any_store.put(path, data)
+    options = dict(any_store.storage_options)
+    found = listed(any_store.url(pattern), "images", storage_options=options)
+    root = Store(found.root, options)
+    shown = [root.url(path).removeprefix(any_store.url("") + "/") for path in paths(found)]
+    assert shown == wanted
+    assert [root.read_bytes(path) for path in paths(found)] == [FILES[name] for name in wanted]
+    assert len(found.ignored) == len(ignored)
+    assert all(any(name.endswith(path) for name in ignored) for path in found.ignored)
+
+
+@pytest.mark.parametrize(
+    ("uri", "root", "pattern"),
+    [
+        ("in/photos", "in/photos", ""),
+        ("in/photos/", "in/photos", ""),
+        ("in/*.jpg", "in", "*.jpg"),
+        ("in/2026-*/x/?.jpg", "in", "2026-*/x/?.jpg"),
+        ("s3://lake/in/**/*.jpg", "s3://lake/in", "**/*.jpg"),
+        ("/*", "/", "*"),
+        ("/", "/", ""),
+        ("*.jpg", ".", "*.jpg"),
+    ],
+)
+def test_a_glob_is_split_before_its_first_open_segment(uri: str, root: str, pattern: str):
+    assert split_glob(uri) == (root, pattern)
+
+
+def test_an_image_file_is_one_row_in_path_order(tmp_path: Path):
+    for name in ("b.jpg", "a.png", "c/a.jpg"):
+        Store(str(tmp_path)).put(name, name.encode() * 3)
+    found = listed(tmp_path, "images")
+    assert [(e.path, e.first_row, e.num_rows, e.size_bytes) for e in found.extents] == [
+        ("a.png", 0, 1, 15),
+        ("b.jpg", 0, 1, 15),
+        ("c/a.jpg", 0, 1, 21),
+    ]
+    assert (found.num_rows, found.num_bytes) == (3, 51)
+
+
+def test_a_folder_that_is_not_there_is_refused_and_an_empty_one_has_no_rows(tmp_path: Path):
+    with pytest.raises(JobError, match=r"source\.uri = .*none: no such file or folder"):
+        listed(tmp_path / "none", "images")
+    assert listed(tmp_path, "images").num_rows == 0
+    assert listed(tmp_path, "parquet").num_rows == 0
+
+
+def test_row_groups_are_joined_up_to_the_limit_and_empty_ones_dropped(tmp_path: Path):
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("image", pa.binary())])) as writer:
+        for num_rows in (3, 0, 4, 10, 1, 1, 30, 5):
+            writer.write_table(pa.table({"image": pa.array(images(num_rows), pa.binary())}))
+    found = listed(tmp_path, "parquet", rows=10)
+    cut = [(extent.first_row, extent.num_rows) for extent in found.extents]
+    assert cut == [(0, 7), (7, 10), (17, 2), (19, 30), (49, 5)]
+
+
+def test_only_the_columns_that_are_read_count_as_row_bytes(tmp_path: Path):
+    data = [bytes([i % 251]) * 1000 for i in range(20)]
+    for name in ("image", "a.dotted.image"):
+        folder = tmp_path / name
+        shards(folder, {name: data, "heavy": [b"y" * 50_000] * 20}, row_group_size=20)
+        (extent,) = listed(folder, "parquet", image_column=name).extents
+        assert 900 < extent.row_bytes < 1500
+
+
+def test_a_shard_without_a_readable_footer_is_one_row_with_a_reason(tmp_path: Path):
+    shards(tmp_path, {"image": images(6)}, {"image": images(6)}, {"image": images(2)})
+    cut = (tmp_path / "s1.parquet").read_bytes()[:-20]
+    (tmp_path / "s1.parquet").write_bytes(cut)
+    (tmp_path / "s3.parquet").write_bytes(b"")
+    (tmp_path / "s4.parquet").write_bytes(b"PAR1 is not enough PAR1")
+    found = listed(tmp_path, "parquet")
+    rows = {e.path: (e.num_rows, e.reason, e.is_whole_shard) for e in found.extents}
+    broken = (1, Reason.UNREADABLE_SHARD, True)
+    assert rows == {
+        "s0.parquet": (6, None, False),
+        "s1.parquet": broken,
+        "s2.parquet": (2, None, False),
+        "s3.parquet": broken,
+        "s4.parquet": broken,
+    }
+    assert all(extent.message for extent in found.extents if extent.reason)
+
+
+def test_shards_that_are_all_broken_are_rows_too(tmp_path: Path):
+    (tmp_path / "a.parquet").write_bytes(b"nothing")
+    found = listed(tmp_path, "parquet", pass_through=("x",))
+    assert [extent.reason for extent in found.extents] == [Reason.UNREADABLE_SHARD]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"image_column": "picture"}, "no column 'picture'; it has image, id"),
+        ({"id_column": "key"}, "no column 'key'"),
+        ({"pass_through": ("id", "camera")}, "no column 'camera'"),
+        ({"image_column": "id"}, "column 'id' is int64, expected encoded images as binary"),
+        ({"id_column": "image"}, "column 'image' is binary, expected text or numbers"),
+        ({"id_column": "tags"}, "column 'tags' is list<element: string>, expected text or"),
+    ],
+)
+def test_a_column_that_no_shard_has_is_an_error_of_the_job(
+    fields: dict[str, Any], words: str, tmp_path: Path
+):
+    columns = {"image": images(3), "id": [1, 2, 3], "tags": [["a"]] * 3}
+    shards(tmp_path, columns, columns)
+    with pytest.raises(JobError) as caught:
+        listed(tmp_path, "parquet", **fields)
+    assert words in str(caught.value)
+    assert "s0.parquet" in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["image", "id", "camera"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_column_that_some_shards_lack_costs_their_rows(missing: str, place: int, tmp_path: Path):
+    whole = {"image": images(5), "id": [*"abcde"], "camera": ["n"] * 5}
+    tables = [dict(whole) for _ in range(3)]
+    del tables[place][missing]
+    tables[place]["other"] = [1] * 5
+    shards(tmp_path, *tables, row_group_size=2)
+    found = listed(tmp_path, "parquet", rows=2, id_column="id", pass_through=("camera",))
+    assert found.num_rows == 15
+    for extent in found.extents:
+        is_bad = extent.path == f"s{place}.parquet"
+        assert extent.reason == (Reason.BAD_SCHEMA if is_bad else None)
+        assert not extent.is_whole_shard
+        assert missing in extent.message or not is_bad
+
+
+def test_a_pass_through_column_of_another_type_costs_its_rows(tmp_path: Path):
+    shards(tmp_path, *({"image": images(3), "n": numbers} for numbers in ([1] * 3, ["1"] * 3)))
+    found = listed(tmp_path, "parquet", pass_through=("n",))
+    assert [extent.reason for extent in found.extents] == [None, Reason.BAD_SCHEMA]
+    assert "column 'n' is string, other shards have int64" in found.extents[1].message
+    assert found.pass_through == pa.schema([pa.field("n", pa.int64())])
+
+
+def test_binary_and_large_binary_images_go_together(tmp_path: Path):
+    kinds = (pa.binary(), pa.large_binary())
+    shards(tmp_path, *({"image": pa.array(images(3), kind)} for kind in kinds))
+    assert [extent.reason for extent in listed(tmp_path, "parquet").extents] == [None, None]
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED_COLUMNS))
+def test_a_pass_through_column_must_not_hide_one_of_the_output(name: str, tmp_path: Path):
+    shards(tmp_path, {"picture": images(2), name: [1, 2]})
+    with pytest.raises(JobError, match=f"{name} is a column that the output makes"):
+        listed(tmp_path, "parquet", image_column="picture", pass_through=(name,))
+
+
+def test_pass_through_columns_become_nullable_and_lose_their_metadata(tmp_path: Path):
+    field = pa.field("n", pa.int32(), nullable=False, metadata={"from": "elsewhere"})
+    schema = pa.schema([pa.field("image", pa.binary()), field])
+    pq.write_table(pa.table({"image": images(2), "n": [1, 2]}, schema=schema), tmp_path / "a.pq")
+    (found,) = listed(tmp_path, "parquet", pass_through=("n",)).pass_through
+    assert found.equals(pa.field("n", pa.int32()), check_metadata=True)

@@ -1,0 +1,393 @@
+"""The plan: units and slices tile the input exactly, and equal work has an equal fingerprint."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InfraError, JobError
+from pipeline.inputs import Extent, Inputs
+from pipeline.job import Job, parse_job
+from pipeline.layout import Layout
+from pipeline.model import ModelSpec
+from pipeline.plan import (
+    MAX_SLICE_BYTES,
+    PLAN_VERSION,
+    Plan,
+    adopt_plan,
+    choose_slice_rows,
+    make_plan,
+    plan_from_json,
+    plan_to_json,
+)
+from pipeline.schema import Reason
+from pipeline.storage import Store, StoredFile
+from pipeline.transform import TransformSpec
+
+DOCUMENT: dict[str, Any] = {
+    "source": {"uri": "in", "format": "parquet"},
+    "model": {"name": "tiny", "labels": ["a", "b"]},
+    "sink": {"uri": "out"},
+}
+SPEC = ModelSpec(
+    name="tiny",
+    kind="entry_point",
+    code_sha256="c" * 64,
+    weights_uri="w.pt",
+    weights_sha256="a" * 64,
+    labels=("a", "b"),
+    transform=TransformSpec(8, 8, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    task="classify",
+    top_k=2,
+    precision="fp32",
+)
+
+
+def job(**fields: object) -> Job:
+    """The job above with fields set, as in run__limit_rows=3."""
+    document = copy.deepcopy(DOCUMENT)
+    for field, value in fields.items():
+        section, _, name = field.partition("__")
+        document.setdefault(section, {})[name] = value
+    return parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+
+
+def inputs_of(extents: list[Extent]) -> Inputs:
+    sizes = {e.path: StoredFile(e.path, e.size_bytes, e.version, None) for e in extents}
+    return Inputs("/in", tuple(sizes.values()), tuple(extents), ignored=("notes.txt",))
+
+
+def shard_extents(groups: list[list[int]], row_bytes: float = 100.0) -> list[Extent]:
+    """One shard a list, one extent a number of rows."""
+    extents = []
+    for index, rows in enumerate(groups):
+        first = 0
+        for num_rows in rows:
+            path = f"s{index:05d}.parquet"
+            extents.append(Extent(path, sum(rows), "v1", first, num_rows, row_bytes))
+            first += num_rows
+    return extents
+
+
+def planned(extents: list[Extent], batch_size: int = 32, **fields: object) -> Plan:
+    return make_plan(job(**fields), inputs_of(extents), SPEC, batch_size=batch_size)
+
+
+def rows_of(extents: list[Extent] | tuple[Extent, ...]) -> list[tuple[str, int]]:
+    return [(e.path, e.first_row + i) for e in extents for i in range(e.num_rows)]
+
+
+EXTENT_ROWS = st.lists(
+    st.lists(st.integers(1, 60) | st.integers(1, 1500), min_size=1, max_size=5),
+    min_size=0,
+    max_size=12,
+)
+
+
+@given(
+    groups=EXTENT_ROWS,
+    slice_rows=st.integers(1, 50),
+    row_bytes=st.sampled_from([0.0, 0.1, 100.0, 1e7, 1e9]),
+    bad=st.sets(st.integers(0, 11)),
+    limit_rows=st.none() | st.integers(1, 4000),
+)
+def test_units_tile_the_input_and_slices_tile_their_unit(
+    groups: list[list[int]],
+    slice_rows: int,
+    row_bytes: float,
+    bad: set[int],
+    limit_rows: int | None,
+):
+    extents = [
+        replace(e, reason=Reason.BAD_SCHEMA) if int(e.path[1:6]) in bad else e
+        for e in shard_extents(groups, row_bytes)
+    ]
+    plan = planned(extents, run__slice_rows=slice_rows, run__limit_rows=limit_rows)
+
+    wanted = rows_of(extents)[:limit_rows]
+    assert [row for unit in plan.units for row in rows_of(unit.extents)] == wanted
+    assert plan.num_rows == len(wanted)
+    assert [unit.index for unit in plan.units] == list(range(len(plan.units)))
+    for unit in plan.units:
+        slices = unit.slices()
+        assert [key.start for key in slices] == [0, *(key.end for key in slices[:-1])]
+        assert slices[-1].end == unit.num_rows == sum(e.num_rows for e in unit.extents)
+        assert [key.is_last for key in slices] == [False] * (len(slices) - 1) + [True]
+        assert {key.unit for key in slices} == {unit.index}
+        step = slices[0].num_rows
+        assert all(key.num_rows == step for key in slices[:-1])
+        assert 1 <= slices[-1].num_rows <= step <= slice_rows
+        heaviest = max(e.row_bytes for e in unit.extents)
+        assert step == 1 or step * heaviest <= MAX_SLICE_BYTES
+        if slice_rows * heaviest <= MAX_SLICE_BYTES and len(slices) > 1:
+            assert step == slice_rows
+    keys = list(plan.slices())
+    assert len(set(keys)) == len(keys)
+
+
+@given(
+    before=st.integers(0, 300),
+    huge=st.integers(1, 200_000),
+    after=st.integers(0, 300),
+    slice_rows=st.integers(1, 64),
+)
+def test_a_huge_row_group_is_read_from_its_beginning_by_few_units(
+    before: int, huge: int, after: int, slice_rows: int
+):
+    groups = [[n] for n in (before, huge, after) if n]
+    plan = planned(shard_extents(groups), run__slice_rows=slice_rows)
+    path = f"s{int(before > 0):05d}.parquet"
+    pieces = [e for unit in plan.units for e in unit.extents if e.path == path]
+    assert 1 <= len(pieces) <= 4
+    assert [e.first_row for e in pieces] == [0, *(e.first_row + e.num_rows for e in pieces[:-1])]
+    assert all(e.num_rows % slice_rows == 0 for e in pieces[:-1])
+
+
+def test_one_huge_row_group_keeps_several_readers_busy():
+    assert len(planned(shard_extents([[100_000]]), run__slice_rows=256).units) == 4
+
+
+def test_rows_that_cannot_be_read_are_not_cut():
+    (extent,) = shard_extents([[100_000]])
+    bad = replace(extent, reason=Reason.BAD_SCHEMA)
+    assert [u.extents for u in planned([bad], run__slice_rows=256).units] == [(bad,)]
+
+
+def test_many_tiny_shards_share_units():
+    plan = planned(shard_extents([[1]] * 10_000), run__slice_rows=100)
+    assert len(plan.units) <= 100
+    assert {key.num_rows for key in plan.slices()} == {100}
+
+
+def test_much_input_makes_units_of_several_slices():
+    plan = planned(shard_extents([[200]] * 5_000), run__slice_rows=200)
+    assert {len(unit.slices()) for unit in plan.units} == {8}
+    small = planned(shard_extents([[200]] * 20), run__slice_rows=200)
+    assert {len(unit.slices()) for unit in small.units} == {1}
+
+
+@given(batch_size=st.integers(1, 2000))
+def test_a_slice_is_a_whole_number_of_batches(batch_size: int):
+    rows = choose_slice_rows(job(), batch_size)
+    assert rows % batch_size == 0
+    assert rows == batch_size or 128 <= rows <= 384
+    assert choose_slice_rows(job(run__slice_rows=7), batch_size) == 7
+
+
+def test_nothing_makes_an_empty_plan():
+    plan = planned([])
+    assert (plan.units, plan.num_rows, list(plan.slices())) == ((), 0, [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "row_ids"),
+    [
+        ({"source__format": "images"}, "path"),
+        ({"source__format": "images", "source__id_column": "id"}, "path"),
+        ({}, "path#row"),
+        ({"source__id_column": "id"}, "column"),
+    ],
+)
+def test_a_plan_says_how_ids_come_to_be(fields: dict[str, object], row_ids: str):
+    assert planned(shard_extents([[1]]), **fields).row_ids == row_ids
+
+
+# ---------------------------------------------------------------------------- stored plans
+
+
+def example_plan() -> Plan:
+    extents = [
+        *shard_extents([[5, 7], [400]], row_bytes=0.1),
+        Extent("bad.parquet", 9, "v", 0, 1, 0.0, Reason.UNREADABLE_SHARD, "no footer"),
+        Extent("odd \u00fc#.parquet", 9, "v", 0, 3, 1 / 3, Reason.BAD_SCHEMA, "n is 'string'"),
+    ]
+    types = [("n", pa.int64()), ("when", pa.timestamp("us", "UTC")), ("l", pa.list_(pa.string()))]
+    inputs = replace(inputs_of(extents), pass_through=pa.schema(types))
+    return make_plan(job(run__slice_rows=16), inputs, SPEC, batch_size=4)
+
+
+def test_a_stored_plan_reads_back_exactly():
+    plan = example_plan()
+    assert plan_from_json(plan_to_json(plan, "token"), plan.fingerprint) == plan
+
+
+@given(groups=EXTENT_ROWS, row_bytes=st.floats(0, 1e12))
+def test_any_plan_reads_back_exactly(groups: list[list[int]], row_bytes: float):
+    plan = planned(shard_extents(groups, row_bytes))
+    assert plan_from_json(plan_to_json(plan, "token"), plan.fingerprint) == plan
+
+
+def test_a_shard_of_many_row_groups_is_stored_once():
+    extents = [replace(e, path="a/rather/long/name/" * 5) for e in shard_extents([[100] * 500])]
+    assert plan_to_json(planned(extents), "t").count(b"a/rather/long/name/" * 5) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: b"not json",
+        lambda d: b"[]",
+        lambda d: json.dumps({k: v for k, v in d.items() if k != "units"}).encode(),
+        lambda d: json.dumps({**d, "fingerprint": "0" * 64}).encode(),
+        lambda d: json.dumps({**d, "shards": []}).encode(),
+        lambda d: json.dumps({**d, "pass_through": "AAAA"}).encode(),
+        lambda d: json.dumps(d).encode()[:-9],
+    ],
+)
+def test_a_damaged_plan_is_refused(damage: Any):
+    plan = example_plan()
+    with pytest.raises(InfraError, match="stored plan is damaged"):
+        plan_from_json(damage(json.loads(plan_to_json(plan, "t"))), plan.fingerprint)
+
+
+def test_a_plan_of_a_newer_version_is_refused():
+    plan = example_plan()
+    document = {**json.loads(plan_to_json(plan, "t")), "version": PLAN_VERSION + 1}
+    with pytest.raises(JobError, match="newer version"):
+        plan_from_json(json.dumps(document).encode(), plan.fingerprint)
+
+
+def test_the_first_plan_of_a_fingerprint_is_adopted_by_the_next(any_store: Store):
+    layout = Layout(None)
+    first = planned(shard_extents([[1000]]), run__slice_rows=10)
+    second = planned(shard_extents([[1000]]), run__slice_rows=50)
+    assert first.fingerprint == second.fingerprint
+    assert first.units != second.units
+    assert adopt_plan(any_store, layout, first) == first
+    assert adopt_plan(any_store, layout, second) == first
+    other = planned(shard_extents([[999]]))
+    assert adopt_plan(any_store, layout, other) == other
+
+
+# ---------------------------------------------------------------------------- fingerprint
+
+EXTENTS = shard_extents([[4, 4], [8]])
+
+
+def fingerprint(
+    inputs: Inputs | None = None, spec: ModelSpec = SPEC, batch_size: int = 4, **fields: object
+) -> str:
+    inputs = inputs or inputs_of(EXTENTS)
+    return make_plan(job(**fields), inputs, spec, batch_size=batch_size).fingerprint
+
+
+def with_shard(**fields: Any) -> Inputs:
+    inputs = inputs_of(EXTENTS)
+    return replace(inputs, shards=(replace(inputs.shards[0], **fields), *inputs.shards[1:]))
+
+
+TRANSFORM = SPEC.transform
+OTHER_WORK: dict[str, str] = {
+    "path": fingerprint(with_shard(path="other.parquet")),
+    "size": fingerprint(with_shard(size_bytes=9)),
+    "version": fingerprint(with_shard(version="v2")),
+    "more shards": fingerprint(inputs_of(shard_extents([[4, 4], [8], [1]]))),
+    "fewer shards": fingerprint(inputs_of(EXTENTS[:2])),
+    "root": fingerprint(replace(inputs_of(EXTENTS), root="/elsewhere")),
+    "pass-through type": fingerprint(
+        replace(inputs_of(EXTENTS), pass_through=pa.schema([("n", pa.int8())]))
+    ),
+    "model name": fingerprint(spec=replace(SPEC, name="other")),
+    "model code": fingerprint(spec=replace(SPEC, code_sha256="d" * 64)),
+    "weights": fingerprint(spec=replace(SPEC, weights_sha256="b" * 64)),
+    "labels": fingerprint(spec=replace(SPEC, labels=("a", "c"))),
+    "order of labels": fingerprint(spec=replace(SPEC, labels=("b", "a"))),
+    "top_k": fingerprint(spec=replace(SPEC, top_k=1)),
+    "precision": fingerprint(spec=replace(SPEC, precision="bf16")),
+    "size_px": fingerprint(spec=replace(SPEC, transform=replace(TRANSFORM, size_px=4))),
+    "resize_px": fingerprint(spec=replace(SPEC, transform=replace(TRANSFORM, resize_px=9))),
+    "interpolation": fingerprint(
+        spec=replace(SPEC, transform=replace(TRANSFORM, interpolation="bicubic"))
+    ),
+    "mean": fingerprint(spec=replace(SPEC, transform=replace(TRANSFORM, mean=(0.1, 0.0, 0.0)))),
+    "std": fingerprint(spec=replace(SPEC, transform=replace(TRANSFORM, std=(1.0, 1.0, 0.9)))),
+    "limit_rows": fingerprint(run__limit_rows=3),
+    "id_column": fingerprint(source__id_column="id"),
+    "image_column": fingerprint(source__image_column="picture"),
+    "pass_through": fingerprint(source__pass_through=["n"]),
+    "max_image_px": fingerprint(source__max_image_px=10),
+    "max_image_bytes": fingerprint(source__max_image_bytes=10),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_WORK)
+def test_what_decides_the_predictions_changes_the_fingerprint(change: str):
+    assert OTHER_WORK[change] != fingerprint()
+
+
+def test_no_two_changes_have_the_same_fingerprint():
+    assert len(set(OTHER_WORK.values())) == len(OTHER_WORK)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("gates__max_error_pct", 50.0),
+        ("gates__min_rows", 1),
+        ("resources__num_gpus", 1.0),
+        ("resources__num_cpus", 2.0),
+        ("resources__max_actors", 3),
+        ("model__batch_size", 8),
+        ("sink__uri", "elsewhere"),
+        ("sink__partition", "date=2026-11-24"),
+        ("sink__compression", "gzip"),
+        ("sink__keep_versions", 0),
+        ("run__lease_ttl_s", 5.0),
+        ("run__slice_rows", 3),
+        ("run__price_per_node_hour", 1.0),
+        ("source__storage_options", {"key": "k"}),
+        ("sink__storage_options", {"key": "k"}),
+        ("model__storage_options", {"key": "k"}),
+    ],
+)
+def test_what_does_not_decide_them_keeps_the_fingerprint(field: str, value: object):
+    assert fingerprint(**{field: value}) == fingerprint()
+
+
+def test_batch_size_and_credentials_of_the_weights_keep_the_fingerprint():
+    assert fingerprint(batch_size=64) == fingerprint()
+    assert fingerprint(spec=replace(SPEC, storage_options={"key": "k"})) == fingerprint()
+    assert fingerprint(spec=replace(SPEC, weights_uri="copy.pt")) == fingerprint()
+
+
+def test_credentials_are_in_no_stored_plan():
+    plan = planned(EXTENTS, source__storage_options={"key": "hunter2"})
+    stored = plan_to_json(plan, "t")
+    assert b"hunter2" not in stored
+    assert b"storage_options" not in stored
+
+
+IN_ANOTHER_PROCESS = """
+import test_plan
+plan = test_plan.example_plan()
+print(plan.fingerprint, hash(plan.units[0].extents) and len(plan.units), [u.bounds for u in plan.units])
+"""
+
+
+def test_a_plan_is_the_same_in_every_process():
+    found = set()
+    for seed in ("0", "1"):
+        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)}
+        done = subprocess.run(
+            [sys.executable, "-c", IN_ANOTHER_PROCESS],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(done.stdout)
+    plan = example_plan()
+    assert len(found) == 1
+    assert found.pop().split()[0] == plan.fingerprint

@@ -1,0 +1,214 @@
+"""The README tells the truth: tables equal the code, the tree equals the folders, commands run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pytest
+import typer
+from annotated_types import Ge, Gt, Le
+from click import Group
+from pydantic.fields import FieldInfo
+
+from pipeline import errors, schema
+from pipeline.bottleneck import GROUPS
+from pipeline.cli import app
+from pipeline.job import Job
+from pipeline.photos import build_images
+from pipeline.stats import STAGES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("ascii")
+FOLDERS = ("pipeline", "jobs", "tests", "examples")
+SECTIONS = list(Job.model_fields)
+NUM_ROWS, NUM_BAD = 24, 2
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "mapping"}
+_SIGNS = ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"))
+_MARKED = re.compile(r"<!-- test -->\n```(sh|python)\n(.*?)```", re.DOTALL)
+
+
+def field_table(section: str) -> str:
+    """The table of a section as it must stand in the README."""
+    model: Any = Job.model_fields[section].annotation
+    lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        meaning = " ".join((field.description or "").split())
+        lines.append(f"| `{name}` | {field_type(field)} | {field_default(field)} | {meaning} |")
+    return "\n".join(lines)
+
+
+def field_type(field: FieldInfo) -> str:
+    return describe(field.annotation) + "".join(map(limit, field.metadata))
+
+
+def describe(annotation: Any) -> str:
+    """Name a type in plain words, with its limits."""
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    arguments = [item for item in get_args(annotation) if item is not type(None)]
+    match get_origin(annotation):
+        case origin if origin in (UnionType, Union):
+            return " or ".join(map(describe, arguments))
+        case origin if origin is Literal:
+            return " or ".join(f"`{choice}`" for choice in arguments)
+        case origin if origin is tuple:
+            is_open = arguments[-1] is ...
+            return f"{'list' if is_open else len(arguments)} of {describe(arguments[0])}"
+        case origin if origin is dict:
+            return _WORDS[dict]
+    inner, *metadata = arguments  # Annotated
+    bounds = [part for item in metadata for part in getattr(item, "metadata", [item])]
+    return describe(inner) + "".join(map(limit, bounds))
+
+
+def limit(constraint: Any) -> str:
+    """Show one constraint; a pattern is shown as code."""
+    for kind, sign, name in _SIGNS:
+        if isinstance(constraint, kind):
+            return f" {sign} {getattr(constraint, name):g}"
+    return ""
+
+
+def field_default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True)
+    return "-" if default is None else f"`{json.dumps(default)}`"
+
+
+def table_below(heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its head."""
+    text = README.split(f"\n{heading}\n", 1)[1]
+    rows = re.search(r"(^\|.*\n)+", text, re.MULTILINE)
+    assert rows is not None, heading
+    lines = rows.group(0).splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def first_cells(heading: str) -> list[str]:
+    return [row[0].strip("` ") for row in table_below(heading)]
+
+
+def files_of_the_tree() -> Iterator[str]:
+    """The paths in the README's tree; a line without a comment is an error."""
+    folders: list[str] = []
+    for line in README.split("<!-- tree -->\n```\n", 1)[1].split("```", 1)[0].splitlines():
+        name, _, comment = line.strip().partition(" ")
+        assert comment.strip(), f"{line!r} has no comment"
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = [*folders[:depth], name]
+        if not name.endswith("/") and depth:
+            yield "".join(folders)
+
+
+def files_of_the_repository() -> Iterator[str]:
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*"):
+            relative = path.relative_to(ROOT)
+            is_hidden = any(part.startswith((".", "__pycache__")) for part in relative.parts)
+            if path.is_file() and not is_hidden:
+                yield str(relative)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_table_of_a_section_equals_the_model(section: str) -> None:
+    below = README.split(f"\n### `{section}`", 1)[1].split("\n#", 1)[0]
+    table = field_table(section)
+    assert table in below, f"the README should have under {section}:\n{table}"
+
+
+def test_every_reason_is_in_the_table() -> None:
+    assert first_cells("### Reasons") == [reason.value for reason in schema.Reason]
+
+
+def test_every_exit_code_is_in_the_table() -> None:
+    kinds = [errors.PipelineError, *errors.PipelineError.__subclasses__()]
+    codes = {"0": "-", **{str(kind.exit_code): f"`{kind.__name__}`" for kind in kinds}}
+    assert {row[0]: row[1] for row in table_below("### Exit codes")} == codes
+
+
+def test_every_stage_is_in_the_table() -> None:
+    group_of = {stage: group for group, stages in GROUPS.items() for stage in stages}
+    found = {row[0].strip("`"): row[1] for row in table_below("## Read the report")}
+    assert found == {stage: group_of.get(stage, "-") for stage in STAGES}
+
+
+@pytest.mark.parametrize(
+    ("heading", "fields"),
+    [
+        ("### Columns of predictions", schema.prediction_schema([])),
+        ("### Columns of quarantine", schema.QUARANTINE_SCHEMA),
+    ],
+)
+def test_every_column_is_in_the_table(heading: str, fields: Any) -> None:
+    found = [(row[0].strip("`"), row[1].strip("`")) for row in table_below(heading)]
+    short = {"list<element: struct<label: string, label_id: int32, score: float>>"}
+    types = [str(field.type) for field in fields]
+    assert [name for name, _ in found] == fields.names
+    assert [t for _, t in found] == ["list<struct>" if t in short else t for t in types]
+
+
+def test_every_command_and_option_is_named() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, Group)
+    assert sorted(first_cells("## Commands")) == sorted(group.commands)
+    options = {
+        name
+        for command in group.commands.values()
+        for option in command.params
+        for name in option.opts
+        if name.startswith("--")
+    }
+    assert {name for name in options if f"`{name}" not in README} == set()
+
+
+def test_every_make_target_is_named() -> None:
+    targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {name for name in targets if f"make {name}" not in README} == set()
+
+
+def test_the_tree_lists_every_file_and_no_other() -> None:
+    listed = [path for path in files_of_the_tree() if path.startswith(FOLDERS)]
+    assert len(listed) == len(set(listed))
+    existing = set(files_of_the_repository())
+    assert set(listed) - existing == set(), "listed, but not there"
+    assert existing - set(listed) == set(), "there, but not listed"
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "examples" / "README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_marked_commands_run_in_order(tmp_path: Path) -> None:
+    """One folder for all of them, as a reader has it after the demo."""
+    for folder in ("jobs", "examples"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    build_images(tmp_path / "demo-output" / "input" / "images", NUM_ROWS, seed=6, num_bad=NUM_BAD)
+    blocks = _MARKED.findall(README)
+    assert len(blocks) >= 3
+    scripts = Path(sys.executable).parent
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
+    env["PATH"] = f"{scripts}{os.pathsep}{env['PATH']}"
+    for language, text in blocks:
+        command = ["bash", "-euo", "pipefail", "-c", text]
+        done = subprocess.run(
+            command if language == "sh" else [sys.executable, "-c", text],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"

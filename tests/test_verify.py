@@ -1,0 +1,269 @@
+"""Whatever is lost, doubled or changed after (or before) publishing is found, and named."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from published import (
+    DAY,
+    Rows,
+    encode,
+    make_manifest,
+    make_plan,
+    publish_rows,
+    put_part,
+    read_part_table,
+)
+
+from pipeline.compact import hash_ids, sum_hashes
+from pipeline.errors import JobError, PipelineError
+from pipeline.inputs import Extent
+from pipeline.layout import Layout, part_name
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan, Unit, adopt_plan
+from pipeline.publish import commit, settle
+from pipeline.schema import prediction_schema
+from pipeline.storage import Store
+from pipeline.verify import verify_output
+
+MILLION = 1_000_000
+LAYOUT = Layout(DAY)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "out"))
+
+
+def verify(store: Store, partition: str | None = None) -> dict[str, str]:
+    """Status of each check; the message is that of a failure."""
+    document = verify_output(store.uri, partition, dict(store.storage_options))
+    assert document["status"] == "ok"
+    return {check["name"]: check["status"] for check in document["checks"]}
+
+
+def failures(store: Store) -> tuple[list[str], str]:
+    """Names of the checks that fail, the first one's message first."""
+    with pytest.raises(PipelineError) as caught:
+        verify(store)
+    assert type(caught.value) is PipelineError
+    assert caught.value.exit_code == 1
+    message = str(caught.value)
+    match = re.fullmatch(
+        r"verify failed: (\d+) of \d+ checks: (\w+): (.*?)(?:; also failed: (.*))?", message
+    )
+    assert match
+    names = [match[2], *(match[4].split(", ") if match[4] else [])]
+    assert len(names) == int(match[1])
+    return names, message
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        Rows(),
+        Rows(fail_every=0),
+        Rows(fail_every=1),
+        Rows(num_slices=0),
+        Rows(unreadable_shards=2),
+        Rows(row_ids="column", same_id_every=7),
+    ],
+    ids=["some_fail", "none_fails", "all_fail", "empty", "unreadable", "same_ids"],
+)
+@pytest.mark.parametrize("partition", [DAY, None])
+def test_what_was_published_is_proved(store: Store, rows: Rows, partition: str | None):
+    publish_rows(store, partition, rows)
+    statuses = verify(store)
+    skipped = {"planned_ids"} if rows.row_ids == "column" else set()
+    assert {name for name, status in statuses.items() if status == "skipped"} == skipped
+    assert set(statuses.values()) <= {"pass", "skipped"}
+
+
+def test_a_replaced_version_is_proved_too(store: Store):
+    for edition in (1, 2, 3):
+        publish_rows(store, rows=Rows(edition))
+    assert verify(store)["parts"] == "pass"
+
+
+def flip_a_byte(store: Store, manifest: Manifest) -> None:
+    part = manifest.parts[1]
+    data = bytearray(store.read_bytes(part.path))
+    data[part.size_bytes // 3] ^= 1
+    store.put(part.path, bytes(data))
+
+
+def delete_a_part(store: Store, manifest: Manifest) -> None:
+    store.delete([manifest.parts[1].path])
+
+
+def lose_a_quarantine_part(store: Store, manifest: Manifest) -> None:
+    store.delete([manifest.quarantine_parts[0].path])
+
+
+def remove_a_row(store: Store, manifest: Manifest) -> None:
+    part = manifest.parts[1]
+    store.put(part.path, encode(read_part_table(store, part).slice(1)))
+
+
+def double_a_row(store: Store, manifest: Manifest) -> None:
+    part = manifest.parts[1]
+    table = read_part_table(store, part)
+    store.put(part.path, encode(pa.concat_tables([table, table.slice(0, 1)])))
+
+
+def drop_a_column(store: Store, manifest: Manifest) -> None:
+    part = manifest.parts[0]
+    store.put(part.path, encode(read_part_table(store, part).drop_columns(["score"])))
+
+
+def add_a_stray_part(store: Store, manifest: Manifest) -> None:
+    part = manifest.parts[0]
+    store.copy(part.path, f"{LAYOUT.predictions}/part-00009-000001-0123456789ab.parquet")
+
+
+def change_success(store: Store, manifest: Manifest) -> None:
+    other = dataclasses.replace(manifest, num_rows=manifest.num_rows + 1)
+    store.put(LAYOUT.success, other.to_json())
+
+
+def delete_success(store: Store, manifest: Manifest) -> None:
+    store.delete([LAYOUT.success])
+
+
+def delete_the_plan(store: Store, manifest: Manifest) -> None:
+    store.delete([LAYOUT.plan(manifest.fingerprint)])
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected", "said"),
+    [
+        (flip_a_byte, ["parts"], "sha256 is"),
+        (delete_a_part, ["parts", "folder"], "is missing"),
+        (lose_a_quarantine_part, ["parts", "folder"], "quarantine/"),
+        (
+            remove_a_row,
+            ["parts", "rows", "counts", "row_id_hash", "planned_ids"],
+            "the manifest says",
+        ),
+        (
+            double_a_row,
+            ["parts", "rows", "counts", "unique_ids", "row_id_hash", "planned_ids"],
+            "the manifest says",
+        ),
+        (drop_a_column, ["parts", "schema"], "the manifest says"),
+        (add_a_stray_part, ["folder"], "part-00009-000001-0123456789ab.parquet is no part"),
+        (change_success, ["success"], "is not the copy of the current manifest"),
+        (delete_success, ["success"], "is missing"),
+        (delete_the_plan, ["plan"], "rows in cannot be proved"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_damage_is_found_by_its_own_check(
+    store: Store, damage: Callable[[Store, Manifest], None], expected: list[str], said: str
+):
+    manifest = publish_rows(store)
+    damage(store, manifest)
+    names, message = failures(store)
+    assert names[0] == expected[0]
+    assert set(names) == set(expected)
+    assert said in message
+
+
+def test_a_flipped_byte_anywhere_in_a_part_is_found(store: Store):
+    part = publish_rows(store).parts[0]
+    data = store.read_bytes(part.path)
+    for position in range(0, len(data), 97):
+        changed = bytearray(data)
+        changed[position] ^= 0x40
+        store.put(part.path, bytes(changed))
+        assert failures(store)[0][0] == "parts"
+    store.put(part.path, data)
+    assert verify(store)["parts"] == "pass"
+
+
+def test_what_is_not_published_is_the_users_error(store: Store):
+    with pytest.raises(JobError, match="nothing is published"):
+        verify(store)
+    publish_rows(store)
+    with pytest.raises(JobError, match="date=2020-01-01 is not published"):
+        verify(store, "date=2020-01-01")
+    publish_rows(store, "date=2026-11-25")
+    with pytest.raises(JobError, match=f"2 partitions; name one of them: {DAY}"):
+        verify(store)
+    assert verify(store, "date=2026-11-25")["parts"] == "pass"
+
+
+def publish_million(store: Store, spoil: Callable[[pa.Table], pa.Table]) -> None:
+    """Publish a plan of a million rows in four parts; the third one is spoiled beforehand.
+
+    The manifest describes the spoiled parts truthfully, as a run that loses rows would write it.
+    """
+    plan = _million_plan()
+    adopt_plan(store, LAYOUT, plan)
+    quarter = MILLION // 4
+    schema = prediction_schema([])
+    version, parts, total = "000001-0123456789ab", [], 0
+    for index in range(4):
+        ids = [f"big.parquet#{row}" for row in range(index * quarter, (index + 1) * quarter)]
+        table = pa.table(
+            {name: pa.nulls(quarter, schema.field(name).type) for name in schema.names}
+        )
+        table = table.set_column(0, "row_id", pa.array(ids)).set_column(1, "uri", pa.array(ids))
+        table = spoil(table) if index == 2 else table
+        total += int(hash_ids(table.column("row_id")).sum())
+        path = f"predictions/{part_name(index, version)}"
+        parts.append(put_part(store, f"made/{path}", table.cast(schema)))
+        parts[-1] = dataclasses.replace(parts[-1], path=path)
+    manifest = make_manifest(LAYOUT, plan, 1, "r", tuple(parts), ())
+    manifest = dataclasses.replace(manifest, row_id_hash=sum_hashes([total]))
+    settle(store, LAYOUT, commit(store, LAYOUT, manifest, "made"), 2)
+
+
+def _million_plan() -> Plan:
+    extent = Extent("big.parquet", 1, "v", 0, MILLION, 1.0)
+    unit = Unit(0, (extent,), (0, MILLION))
+    return dataclasses.replace(
+        make_plan(Rows()), units=(unit,), pass_through=pa.schema([]), num_shards=1
+    )
+
+
+def lose_one(table: pa.Table) -> pa.Table:
+    return pa.concat_tables([table.slice(0, 123), table.slice(124)])
+
+
+def lose_one_and_double_another(table: pa.Table) -> pa.Table:
+    return pa.concat_tables([lose_one(table), table.slice(7, 1)])
+
+
+def swap_one_for_a_stranger(table: pa.Table) -> pa.Table:
+    stranger = table.slice(123, 1).set_column(0, "row_id", pa.array(["stranger"]))
+    return pa.concat_tables([lose_one(table), stranger])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected", "said"),
+    [
+        (lose_one, ["counts", "planned_ids"], "999999 rows, planned 1000000"),
+        (
+            lose_one_and_double_another,
+            ["unique_ids", "planned_ids"],
+            "'big.parquet#500007' has two predictions",
+        ),
+        (
+            swap_one_for_a_stranger,
+            ["planned_ids"],
+            "lost 1, strange 1; first: 'big.parquet#500123'",
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_one_lost_row_in_a_million_is_found_and_named(
+    store: Store, spoil: Callable[[pa.Table], pa.Table], expected: list[str], said: str
+):
+    publish_million(store, spoil)
+    names, message = failures(store)
+    assert names == expected
+    assert said in message
