@@ -11,10 +11,12 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -45,6 +47,11 @@ _WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
     "MALLOC_ARENA_MAX": "1",
+}
+_REACH_S = 10.0
+_REMOTE_ENVIRONMENT = {
+    # Ray's 20 tries take a quarter of an hour where nothing answers, 20 s where the token is wrong.
+    "RAY_NUM_REDIS_GET_RETRIES": "3",
 }
 _EMBEDDED_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -123,24 +130,25 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
     """
     threads = resources.num_cpus or 1.0
     num_readers = max(1, int(hardware.cpus) // _CPUS_PER_READER)
-    if resources.num_gpus > 0:
-        fit = _fit_gpus(resources, hardware)
-    else:
-        fit = max(1, math.floor(hardware.cpus / threads))
+    fit_cpus = max(1, math.floor(hardware.cpus / threads))
+    fit_gpus = _fit_gpus(resources, hardware) if resources.num_gpus > 0 else fit_cpus
+    # Beside a GPU, threads that nobody asked for are no reason to leave a GPU idle.
+    are_cpus_asked_for = bool(resources.num_cpus) or resources.num_gpus == 0
+    fit = min(fit_cpus, fit_gpus) if are_cpus_asked_for else fit_gpus
     wanted = resources.max_actors or max(fit, resources.min_actors or 1)
-    needed = max(1, resources.min_actors or wanted)
-    if resources.num_gpus > 0 and needed > fit:
+    needed = resources.min_actors or wanted
+    if needed > fit_gpus and resources.num_gpus > 0:
         raise JobError(
-            f"resources: {needed} actors x {resources.num_gpus:g} GPUs = "
-            f"{needed * resources.num_gpus:g} GPUs, the cluster has {hardware.gpus:g}"
+            f"resources: {needed} actors x {resources.num_gpus:g} GPUs do not fit, the cluster "
+            f"has {hardware.gpus:g} GPUs for {fit_gpus} such actors"
         )
-    if needed * threads > hardware.cpus and (resources.num_cpus or resources.num_gpus == 0):
+    if needed * threads > hardware.cpus and are_cpus_asked_for:
         raise JobError(
             f"resources: {needed} actors x {threads:g} CPUs = {needed * threads:g} CPUs, "
             f"the cluster has {hardware.cpus:g}"
         )
     for_actors = hardware.cpus - READER_CPUS
-    max_actors = min(wanted, fit) if resources.max_actors is None else wanted
+    max_actors = min(wanted, fit)
     actor_cpus = min(threads, math.floor(1000 * for_actors / max_actors) / 1000)
     if actor_cpus <= 0:
         raise JobError(
@@ -149,7 +157,7 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
         )
     left = hardware.cpus - max_actors * actor_cpus
     return Allocation(
-        min_actors=min(needed, max_actors),
+        min_actors=needed,
         max_actors=max_actors,
         actor_cpus=actor_cpus,
         actor_gpus=resources.num_gpus,
@@ -165,7 +173,14 @@ def _fit_gpus(resources: Resources, hardware: Hardware) -> int:
             f"resources.num_gpus = {resources.num_gpus:g}: the cluster has {hardware.gpus:g} GPUs; "
             "set it to 0 to run on the CPU, or connect to a cluster with GPUs (--address)"
         )
-    return math.floor(hardware.gpus / resources.num_gpus)
+    if resources.num_gpus >= 1:
+        if resources.num_gpus % 1:
+            raise JobError(
+                f"resources.num_gpus = {resources.num_gpus:g}: above 1 only whole numbers"
+            )
+        return math.floor(hardware.gpus / resources.num_gpus)
+    # An actor is on one card: three of 0.3 fit a card, and what is left of it fits none.
+    return math.floor(hardware.gpus) * math.floor(1 / resources.num_gpus + 1e-9)
 
 
 @contextlib.contextmanager
@@ -176,18 +191,23 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
         The hardware, and the seconds that it took (importing Ray included).
 
     Raises:
+        JobError: `address` is of another kind.
         InfraError: No cluster answers at `address`.
     """
     started = perf_counter()
     if address is None:
         os.environ.update({**_EMBEDDED_ENVIRONMENT, **_with_defaults(_WORKER_ENVIRONMENT)})
+    else:
+        os.environ.update(_with_defaults(_REMOTE_ENVIRONMENT))
+        send_token()
     import ray
 
     _silence_ray()
     try:
         with _own_signal_handlers():
-            _init(ray, address)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            if not (_SHARING.get() and ray.is_initialized()):
+                _init(ray, address)
+    except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InfraError(f"Ray at {address or 'this machine'}: cannot connect: {reason}") from None
     try:
@@ -195,7 +215,37 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
             _configure_data()
             yield _hardware(ray), perf_counter() - started
     finally:
-        ray.shutdown()
+        if not _SHARING.get():
+            ray.shutdown()
+
+
+_SHARING = ContextVar("_SHARING", default=False)
+
+
+@contextlib.contextmanager
+def share_ray() -> Iterator[None]:
+    """Let the runs of the body share one Ray: the first `connect` starts it, leaving stops it."""
+    token = _SHARING.set(True)
+    try:
+        yield
+    finally:
+        _SHARING.reset(token)
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+
+
+def send_token() -> bool:
+    """Turn Ray's token authentication on where the environment has a token for the cluster.
+
+    Not for the token in the home folder: that one is this machine's, and Ray itself sends it to
+    no cluster that is named by its address.
+
+    Returns:
+        Whether requests to the cluster carry a token.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
 def _configure_data() -> None:
@@ -294,6 +344,7 @@ def _init(ray: Any, address: str | None) -> None:
         "configure_logging": True,
     }
     if address is not None:
+        _reach(address)
         ray.init(address=address, runtime_env=_remote_environment(), **common)
         return
     # Inside a Ray job RAY_ADDRESS is set and the caller passes it; here a local Ray is meant.
@@ -303,6 +354,23 @@ def _init(ray: Any, address: str | None) -> None:
         object_store_memory=_store_bytes(),
         **common,
     )
+
+
+def _reach(address: str) -> None:
+    """Check that something listens at `HOST:PORT`; Ray finds what `auto` means by itself.
+
+    Raises:
+        JobError: The address is a URL.
+        OSError: Nothing listens there.
+    """
+    if "://" in address:
+        raise JobError(
+            f"--address {address}: write HOST:PORT of the cluster's head (its port is 6379 by "
+            "default); http:// is for `pipeline submit`"
+        )
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
 
 
 def _remote_environment() -> dict[str, Any]:

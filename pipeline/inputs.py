@@ -115,10 +115,12 @@ def _list_shards(
     root = store.uri
     if not files and not pattern:
         # Not a folder: a single shard is listed through its parent.
-        parent, _, name = source.uri.rstrip("/").rpartition("/")
-        single = Store(parent or ".", source.storage_options).stat(name) if name else None
-        if single is not None:
-            return parent or ".", (single,), ()
+        parent, _, name = root.rpartition("/")
+        if name and not parent.endswith("/"):
+            folder = Store(parent or "/", source.storage_options)
+            single = folder.stat(name)
+            if single is not None:
+                return folder.uri, (single,), ()
         if not store.is_object_store and not store.exists(""):
             raise JobError(f"source.uri = {store.url('')}: no such file or folder")
     if pattern:

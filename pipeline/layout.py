@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pipeline.schema import SliceKey
 
 WHOLE_OUTPUT = "all"
-_STAGED_NAME = re.compile(r"(\d{6})-(\d{9})-(\d{9})(z?)-([0-9a-z]+)\.parquet$")
-_PART_NAME = re.compile(r"part-\d{5}-(\d{6})-[0-9a-f]{12}\.parquet$")
+_STAGED_NAME = re.compile(r"(?:^|/)(\d{6,})-(\d{9,})-(\d{9,})(z?)-([0-9a-z]+)\.parquet$")
+_PART_NAME = re.compile(r"(?:^|/)part-\d{5,}-(\d{6,})-[0-9a-f]{12}\.parquet$")
 
 
 def new_run_id(now: dt.datetime) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, PipelineError
 from pipeline.job import Model, Transform
 from pipeline.storage import Store
 from pipeline.transform import TransformSpec
@@ -126,7 +126,7 @@ def resolve_model(
         )
     if weights_uri is not None:
         _check_weights_suffix(weights_uri)
-    labels = _read_labels(model) or card.labels
+    labels = card.labels if model.labels is None else _read_labels(model, model.labels)
     if not labels:
         raise JobError(f"model.labels: {card.name} brings no class names; give a list or a file")
     return ModelSpec(
@@ -151,7 +151,14 @@ def load_module(spec: ModelSpec) -> torch.nn.Module:
         JobError: The weights do not fit the architecture, are not plain weights, or have another
             digest than the spec says.
     """
-    module = _build(spec)
+    try:
+        module = _build(spec)
+    except PipelineError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a user's factory may raise anything
+        raise JobError(
+            f"model {spec.name}: cannot be built: {type(error).__name__}: {error}"
+        ) from error
     if spec.weights_uri is not None:
         state = _read_state_dict(spec)
         try:
@@ -241,8 +248,9 @@ def _import_factory(factory: str) -> Callable[[], torch.nn.Module]:
     module_name, _, attribute = factory.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise JobError(f"model.factory = {factory!r}: cannot import: {error}") from None
+    except Exception as error:  # noqa: BLE001  # a user's module may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise JobError(f"model.factory = {factory!r}: cannot import: {reason}") from error
     build = getattr(module, attribute, None)
     if not callable(build):
         raise JobError(f"model.factory = {factory!r}: {module_name} has no callable {attribute}")
@@ -317,19 +325,25 @@ def _read_state_dict(spec: ModelSpec) -> dict[str, torch.Tensor]:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  # any parser error means: not usable weights
         reason = " ".join(str(error).split())[:200]
+        if "weights_only" in reason:  # torch goes on to explain how to load it all the same
+            reason = "it holds more than tensors, and loading that could run code"
         raise JobError(f"{uri}: not a plain state dict: {reason}") from None
-    if not isinstance(state, dict):
-        raise JobError(f"{uri}: holds a {type(state).__name__}, expected a state dict")
+    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
+        raise JobError(f"{uri}: holds a {type(state).__name__}, expected names and tensors")
     return state
 
 
-def _read_labels(model: Model) -> tuple[str, ...] | None:
-    if model.labels is None or not isinstance(model.labels, str):
-        return model.labels
-    text = _read_file(model.labels, model.storage_options, "model.labels").decode("utf-8")
-    if model.labels.endswith(".json"):
-        labels = json.loads(text)
-        if not (isinstance(labels, list) and all(isinstance(item, str) for item in labels)):
-            raise JobError(f"model.labels = {model.labels}: expected a JSON list of strings")
-        return tuple(labels)
+def _read_labels(model: Model, labels: str | tuple[str, ...]) -> tuple[str, ...]:
+    if not isinstance(labels, str):
+        return labels
+    data = _read_file(labels, model.storage_options, "model.labels")
+    try:
+        text = data.decode("utf-8")
+        names = json.loads(text) if labels.endswith(".json") else None
+    except ValueError as error:
+        raise JobError(f"model.labels = {labels}: cannot be read: {error}") from None
+    if labels.endswith(".json"):
+        if not (isinstance(names, list) and all(isinstance(item, str) for item in names)):
+            raise JobError(f"model.labels = {labels}: expected a JSON list of strings")
+        return tuple(names)
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -106,26 +106,40 @@ class Predictor:
         timer: _Timer,
     ) -> Iterator[tuple[int, Failure]]:
         """Run rows `batch`; yield the rows that cannot be predicted, found by splitting."""
+        failure = self._try_forward(images, batch, scores, timer)
+        if failure is None:
+            finite = np.isfinite(scores.values[batch]).all(axis=1)
+            for row in batch[~finite]:
+                yield int(row), Failure(Reason.NON_FINITE, STAGE, "output is not finite")
+            return
+        if len(batch) == 1:
+            yield int(batch[0]), failure
+            return
+        half = len(batch) // 2
+        if failure.reason is Reason.OUT_OF_MEMORY:
+            self._batch_size = min(self._batch_size, half)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        yield from self._run(images, batch[:half], scores, timer)
+        yield from self._run(images, batch[half:], scores, timer)
+
+    def _try_forward(
+        self,
+        images: npt.NDArray[np.uint8],
+        batch: npt.NDArray[np.intp],
+        scores: _Scores,
+        timer: _Timer,
+    ) -> Failure | None:
+        """Predict rows `batch` into `scores`, or say why not.
+
+        Nothing is tried again in here: the exception's frames still hold the batch's tensors.
+        """
         try:
-            values, labels = self._forward(images, batch, timer)
+            scores.values[batch], scores.labels[batch] = self._forward(images, batch, timer)
         except Exception as error:  # noqa: BLE001  # whatever a user's model raises costs its row
             reason = Reason.OUT_OF_MEMORY if _is_out_of_memory(error) else Reason.MODEL_ERROR
-            if len(batch) == 1:
-                message = f"{type(error).__name__}: {error}"
-                yield int(batch[0]), Failure(reason, STAGE, message)
-                return
-            half = len(batch) // 2
-            if reason is Reason.OUT_OF_MEMORY:
-                self._batch_size = min(self._batch_size, half)
-                if self._device.type == "cuda":
-                    torch.cuda.empty_cache()
-            yield from self._run(images, batch[:half], scores, timer)
-            yield from self._run(images, batch[half:], scores, timer)
-            return
-        scores.values[batch] = values
-        scores.labels[batch] = labels
-        for position in np.flatnonzero(~np.isfinite(values).all(axis=1)):
-            yield int(batch[position]), Failure(Reason.NON_FINITE, STAGE, "output is not finite")
+            return Failure(reason, STAGE, f"{type(error).__name__}: {error}")
+        return None
 
     def _forward(
         self, images: npt.NDArray[np.uint8], batch: npt.NDArray[np.intp], timer: _Timer

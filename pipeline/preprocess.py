@@ -65,7 +65,7 @@ def preprocess(
                 decode += StageCounters(1, 0, 1, len(data), 0)
             else:
                 transform_s += elapsed
-                transform += StageCounters(1, 0, 1, 0, 0)
+                transform += StageCounters(1, 0, 1, image.numel(), 0)
     add(counters, "decode", decode + StageCounters(busy_s=decode_s))
     add(counters, "transform", transform + StageCounters(busy_s=transform_s))
     columns = {name: rows.column(name) for name in rows.column_names}

@@ -160,13 +160,19 @@ def images_to_arrow(images: npt.NDArray[np.uint8]) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(row_bytes), num_rows, [None, data])
 
 
+def as_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Return a column as one array; Arrow's own combine_chunks copies even a single chunk."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def images_from_arrow(column: pa.ChunkedArray | pa.Array, size_px: int) -> npt.NDArray[np.uint8]:
     """View a fixed-size binary column as uint8 (N, S, S, 3); read-only, no copy for one chunk."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):  # zero chunks stay chunked
-        array = pa.concat_arrays(array.chunks or [pa.array([], array.type)])
+    array = as_array(column)
     row_bytes = size_px * size_px * 3
     flat = np.frombuffer(array.buffers()[1] or b"", dtype=np.uint8)
+    flat.flags.writeable = False
     start = array.offset * row_bytes
     stop = start + len(array) * row_bytes
     return flat[start:stop].reshape(len(array), size_px, size_px, 3)
@@ -188,9 +194,7 @@ class SliceKey:
 
 def pack(key: SliceKey, counters: dict[str, dict[str, float]], rows: pa.Table) -> pa.Table:
     """Wrap the rows of a slice as one row: unit, start, end, is_last, counters (JSON), rows."""
-    struct = rows.combine_chunks().to_struct_array()
-    if isinstance(struct, pa.ChunkedArray):
-        struct = struct.combine_chunks()
+    struct = as_array(rows.combine_chunks().to_struct_array())
     return pa.table(
         {
             "unit": pa.array([key.unit], pa.int64()),
@@ -206,16 +210,13 @@ def pack(key: SliceKey, counters: dict[str, dict[str, float]], rows: pa.Table) -
 def unpack(block: pa.Table) -> list[tuple[SliceKey, dict[str, dict[str, float]], pa.Table]]:
     """Undo `pack` for every row of a block; slices come back in order, rows without a copy."""
     slices = []
-    for index in range(block.num_rows):
-        key = SliceKey(
-            block["unit"][index].as_py(),
-            block["start"][index].as_py(),
-            block["end"][index].as_py(),
-            block["is_last"][index].as_py(),
-        )
-        rows = block["rows"].slice(index, 1).combine_chunks()
-        if isinstance(rows, pa.ChunkedArray):
-            rows = rows.chunk(0)
-        table = pa.Table.from_struct_array(rows.flatten())
-        slices.append((key, json.loads(block["counters"][index].as_py()), table))
+    for batch in block.to_batches():
+        lists = batch.column("rows")
+        offsets = lists.offsets.to_pylist()
+        fields = ("unit", "start", "end", "is_last", "counters")
+        for index, values in enumerate(batch.select(fields).to_pylist()):
+            counters = json.loads(values.pop("counters"))
+            struct = lists.values.slice(offsets[index], offsets[index + 1] - offsets[index])
+            table = pa.Table.from_batches([pa.RecordBatch.from_struct_array(struct)])
+            slices.append((SliceKey(**values), counters, table))
     return slices

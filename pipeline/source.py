@@ -7,6 +7,7 @@ a new run plans it anew, so that old and new bytes are never mixed under one fin
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from pipeline.schema import (
     Failure,
     Reason,
     SliceKey,
+    as_array,
     failure_columns,
     source_schema,
 )
@@ -62,6 +64,8 @@ class _Stream(Protocol):
 
     def skip(self, num_rows: int) -> None: ...
 
+    def close(self) -> None: ...
+
 
 def read_slices(
     reader: Reader, unit: Unit, wanted_starts: Set[int]
@@ -83,18 +87,20 @@ def read_slices(
     stream: _Stream = (
         _ImageStream(reader, unit.extents) if images else _ParquetStream(reader, unit.extents)
     )
-    for key in unit.slices():
-        if key.start not in wanted_starts:
-            stream.skip(key.num_rows)
-            continue
-        counters: Counters = {}
-        with measure(counters, STAGE) as done:
-            table = stream.take(key.num_rows)
-            done.rows_in = table.num_rows
-            done.rows_out = table.column(ERROR).null_count
-            done.rows_quarantined = done.rows_in - done.rows_out
-            done.bytes_in = done.bytes_out = _encoded_bytes(table)
-        yield key, counters, table
+    with contextlib.closing(stream):
+        for key in unit.slices():
+            if key.start not in wanted_starts:
+                stream.skip(key.num_rows)
+                continue
+            counters: Counters = {}
+            with measure(counters, STAGE) as done:
+                table = stream.take(key.num_rows)
+                done.rows_in = table.num_rows
+                done.rows_out = table.column(ERROR).null_count
+                done.rows_quarantined = done.rows_in - done.rows_out
+                done.bytes_in = done.bytes_out = _encoded_bytes(table)
+            yield key, counters, table
+            del table  # not kept while the next one is read
 
 
 def _encoded_bytes(table: pa.Table) -> int:
@@ -152,6 +158,9 @@ class _ImageStream:
             for i in range(0, len(wanted), _FILES_AT_ONCE)
         ]
         return pa.concat_tables(pieces)
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
 
     def _read(self, extents: Sequence[Extent]) -> pa.Table:
         limit = self._reader.source.max_image_bytes
@@ -218,6 +227,10 @@ class _ParquetStream:
             num_rows -= pieces[-1].num_rows
         return pa.concat_tables(pieces)
 
+    def close(self) -> None:
+        """Let go of the open shard: it refers back to this object, so that it would outlive it."""
+        self._tables = self._rest = None
+
     def _fill(self) -> bool:
         """Have rows at hand from the extent that is open, if one is."""
         while self._rest is None and self._tables is not None:
@@ -283,9 +296,7 @@ class _ParquetStream:
         source = self._reader.source
         numbers = range(first_row, first_row + table.num_rows)
         ids = [f"{extent.path}#{number}" for number in numbers]
-        images = table.column(source.image_column).combine_chunks().cast(pa.large_binary())
-        if isinstance(images, pa.ChunkedArray):
-            images = images.chunk(0)
+        images = as_array(table.column(source.image_column)).cast(pa.large_binary())
         failures: list[Failure | None] = [
             None if valid else Failure(Reason.NULL_INPUT, STAGE, f"{source.image_column} is null")
             for valid in images.is_valid().to_pylist()
@@ -296,6 +307,8 @@ class _ParquetStream:
                 if value is None:
                     message = f"{source.id_column} is null"
                     failures[index] = Failure(Reason.NULL_INPUT, STAGE, message)
+            if None in given:
+                images = pc.if_else(pa.array([value is not None for value in given]), images, None)
             ids = [
                 fallback if value is None else value
                 for value, fallback in zip(given, ids, strict=True)

@@ -28,7 +28,9 @@ from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.cluster import send_token
 from pipeline.errors import InfraError, JobError, PipelineError, Stopped
+from pipeline.schema import clean_message
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ def _connect(address: str) -> Any:
         InfraError: Nothing answers, or not a job API.
     """
     shown = _shown(address)
-    _choose_authentication(address)
+    _warn_if_open(address, has_token=send_token())
     try:
         import aiohttp  # noqa: F401  # Ray's client imports it only where it is installed
         from ray.exceptions import AuthenticationError
@@ -139,8 +141,7 @@ def _connect(address: str) -> Any:
             f"{shown}: wants another token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
         ) from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = _one_line(error.__context__ or error)
-        raise InfraError(f"{shown}: no Ray job API answers there: {reason}") from None
+        raise InfraError(f"{shown}: no Ray job API answers: {_one_line(_root(error))}") from None
 
 
 def _shown(address: str) -> str:
@@ -157,19 +158,12 @@ def _shown(address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise JobError(
             f"--address {address}: the job API has an address like http://HOST:8265 "
-            "(HOST:6379 and ray:// are for `pipeline run --address`)"
+            "(HOST:6379 is for `pipeline run --address`)"
         )
     return f"{parts.scheme}://{parts.hostname}{port}"
 
 
-def _choose_authentication(address: str) -> None:
-    """Send a token where there is one, as `ray.init(address=...)` does; warn where none is."""
-    has_token = (
-        any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-        or (Path.home() / ".ray" / "auth_token").is_file()
-    )
-    if has_token:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+def _warn_if_open(address: str, *, has_token: bool) -> None:
     parts = urlsplit(address)
     if parts.scheme == "http" and not has_token and not _is_loopback(parts.hostname or ""):
         log.warning(
@@ -338,5 +332,13 @@ def _exit_code(details: Any, job_id: str) -> int:
     raise InfraError(f"job {job_id}: ended {how}: {_one_line(details.message)}")
 
 
+def _root(error: BaseException) -> BaseException:
+    """Return what the HTTP client met first: "connection refused" without three wrappers."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
 def _one_line(reason: object) -> str:
-    return " ".join(str(reason).split())[:300]
+    kind = f"{type(reason).__name__}: " if isinstance(reason, ValueError | KeyError) else ""
+    return clean_message(f"{kind}{reason}")

@@ -320,8 +320,7 @@ def _planned_ids(plan: Plan) -> Iterator[str]:
     """Yield the row ids that the source makes of a plan (see source.py), in input order."""
     for unit in plan.units:
         for extent in unit.extents:
-            is_whole_shard = extent.reason is not None and extent.row_bytes == 0.0
-            if plan.row_ids == "path" or is_whole_shard:
+            if plan.row_ids == "path" or extent.is_whole_shard:
                 yield extent.path
                 continue
             for row in range(extent.first_row, extent.first_row + extent.num_rows):

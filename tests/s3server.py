@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fsspec
+from pipeline.errors import PipelineError
+from pipeline.storage import Store
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -30,6 +31,7 @@ class S3Server:
         self.secret_key = secrets.token_hex(20)
         self.endpoint_url = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="s3-"))
 
     @property
@@ -82,6 +84,7 @@ class S3Server:
                     stdout=log,
                     stderr=log,
                 )
+            self._guard = _kill_when_we_die(self._process.pid)
             if self._wait_for_put(self._process):
                 return
             self._stop()
@@ -116,21 +119,21 @@ class S3Server:
         ]
 
     def _wait_for_put(self, process: subprocess.Popen[bytes]) -> bool:
-        fs = fsspec.filesystem(
-            "s3",
-            **self.storage_options,
-            config_kwargs={"retries": {"max_attempts": 0}},
-            skip_instance_cache=True,
-        )
+        quick = {**self.storage_options, "config_kwargs": {"retries": {"max_attempts": 0}}}
+        store = Store(f"s3://{self.bucket}", quick)
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(Exception):
-                fs.pipe_file(f"{self.bucket}/.ready", b"ready")
+            with contextlib.suppress(PipelineError):
+                store.put(".ready", b"ready")
                 return True
             time.sleep(POLL_S)
         return False
 
     def _stop(self) -> None:
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+            self._guard = None
         if self._process is None:
             return
         self._process.terminate()
@@ -140,6 +143,11 @@ class S3Server:
             self._process.kill()
             self._process.wait()
         self._process = None
+
+
+def _kill_when_we_die(pid: int) -> subprocess.Popen[bytes]:
+    """Watch our end of a pipe, so that a killed test run leaves no server behind."""
+    return subprocess.Popen(["sh", "-c", f"read _; kill -9 {pid}"], stdin=subprocess.PIPE)
 
 
 def free_ports(count: int) -> list[int]:

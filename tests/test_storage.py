@@ -25,7 +25,8 @@ from faultproxy import RESET_AFTER, RESET_BEFORE, UNAVAILABLE, FaultProxy, Rule
 from s3server import S3Server, free_ports
 
 from pipeline.errors import InfraError, JobError
-from pipeline.storage import CreateOutcome, Store, classify, redact, storage_errors
+from pipeline.storage import CreateOutcome, Store
+from pipeline.storage_errors import classify, redact, storage_errors
 
 NO_RETRIES = {"config_kwargs": {"retries": {"max_attempts": 0}}}
 ODD_NAMES = ["a b/[1].jpg", "a b/1.jpg", "star*.bin", "per%41cent+#&=.bin", "deep/er/x"]
@@ -62,6 +63,7 @@ for child in children:
 print(json.dumps(dict(results.get(timeout=150) for _ in children)))
 for child in children:
     child.join()
+store.put("warm", b"still alive")
 """
 
 ENDLESS_WRITER = """
@@ -308,6 +310,7 @@ def test_probe_accepts_a_store_that_keeps_the_promise(any_store: Store) -> None:
 class ForgetfulS3(BaseHTTPRequestHandler):
     """Just enough of an old S3 server: it stores objects and ignores If-None-Match."""
 
+    protocol_version = "HTTP/1.1"  # botocore asks for `100 Continue`
     objects: ClassVar[dict[str, bytes]] = {}
 
     def do_PUT(self) -> None:

@@ -70,8 +70,9 @@ def failures(store: Store) -> tuple[list[str], str]:
         Rows(num_slices=0),
         Rows(unreadable_shards=2),
         Rows(row_ids="column", same_id_every=7),
+        Rows(row_ids="path", rows_per_slice=1),
     ],
-    ids=["some_fail", "none_fails", "all_fail", "empty", "unreadable", "same_ids"],
+    ids=["some_fail", "none_fails", "all_fail", "empty", "unreadable", "same_ids", "files"],
 )
 @pytest.mark.parametrize("partition", [DAY, None])
 def test_what_was_published_is_proved(store: Store, rows: Rows, partition: str | None):

@@ -1,0 +1,163 @@
+"""Whole files on a POSIX file system: temporary file, sync, then a rename or a link."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import errno
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from pipeline.stored import StoredFile
+
+log = logging.getLogger(__name__)
+
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}$")
+
+
+class LocalDisk:
+    """POSIX files. fsspec is not used: its local writes are neither atomic nor synced."""
+
+    def list(self, folder: str) -> list[StoredFile]:
+        files: list[StoredFile] = []
+        links: list[str] = []
+        folders = [folder]
+        while folders:
+            try:
+                entries = os.scandir(folders.pop())
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            with entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        links.append(entry.path)
+                    elif entry.is_dir():
+                        folders.append(entry.path)
+                    elif entry.is_file():
+                        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                            files.append(_local_file(entry.path, entry.stat()))
+        if links:
+            log.warning("%s: skipped %d symbolic links, as %s", folder, len(links), min(links))
+        return files
+
+    def stat(self, path: str) -> StoredFile | None:
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return None if os.path.isdir(path) else _local_file(path, status)
+
+    def exists(self, path: str) -> bool:
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def read(self, path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    def read_many(self, paths: Sequence[str]) -> Sequence[bytes | Exception]:
+        values: list[bytes | Exception] = []
+        for path in paths:
+            try:
+                values.append(self.read(path))
+            except OSError as error:
+                values.append(error)
+        return values
+
+    def open(self, path: str) -> BinaryIO:
+        return open(path, "rb")
+
+    def put(self, path: str, data: bytes) -> None:
+        with _written_beside(path, data) as temporary:
+            os.replace(temporary, path)
+
+    def create(self, path: str, data: bytes) -> None:
+        # A link appears whole and fails where the name is taken; a rename would replace.
+        with _written_beside(path, data) as temporary:
+            os.link(temporary, path)
+
+    def copy(self, source: str, target: str) -> None:
+        if not os.path.isfile(source):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
+        temporary = _temporary_beside(target)
+        with _removed_at_exit(temporary):
+            try:
+                os.link(source, temporary)
+            except OSError:  # another device, or a file system without links
+                shutil.copyfile(source, temporary)
+                _sync(temporary)
+            os.replace(temporary, target)
+        _sync(os.path.dirname(target))
+
+    def delete(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(path)
+        for folder in {os.path.dirname(path) for path in paths}:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                _sync(folder)
+
+
+def _local_file(path: str, status: os.stat_result) -> StoredFile:
+    modified = dt.datetime.fromtimestamp(status.st_mtime, dt.UTC)
+    return StoredFile(path, status.st_size, str(status.st_mtime_ns), modified)
+
+
+@contextlib.contextmanager
+def _written_beside(path: str, data: bytes) -> Iterator[str]:
+    """Yield a synced temporary file beside path; then remove it and sync the folder."""
+    temporary = _temporary_beside(path)
+    with _removed_at_exit(temporary):
+        # Not mkstemp: its files are private, and published files are for everybody to read.
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    _sync(os.path.dirname(path))
+
+
+@contextlib.contextmanager
+def _removed_at_exit(temporary: str) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        # Also after a rename that worked: between two links to one file it does nothing at all.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _temporary_beside(path: str) -> str:
+    folder = os.path.dirname(path)
+    _make_folder(folder)
+    return os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
+
+
+def _make_folder(folder: str) -> None:
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    _make_folder(parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder)
+        _sync(parent)
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_temporary(path: str) -> bool:
+    return _TEMPORARY.match(path.rpartition("/")[2]) is not None

@@ -1,0 +1,215 @@
+"""Raw storage errors turned into ours: JobError, or InfraError where a retry may cure it.
+
+Knows the error codes of the stores by name and imports none of their libraries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import InfraError, JobError, PipelineError
+
+_ACCESS = "access denied: allow list, read, write and delete there"
+_CREDENTIALS = (
+    "the credentials are wrong, expired or missing: see storage_options or AWS_* variables"
+)
+_REGION = "wrong region or endpoint: see storage_options"
+_NAME = "not a valid name there: correct the URI"
+_JOB_CODES = {
+    "NoSuchBucket": "no such bucket: create it or correct the URI",
+    "InvalidBucketName": _NAME,
+    "KeyTooLongError": _NAME,
+    "AccessDenied": _ACCESS,
+    "AllAccessDisabled": _ACCESS,
+    "AccountProblem": _ACCESS,
+    "SignatureDoesNotMatch": _CREDENTIALS,
+    "InvalidAccessKeyId": _CREDENTIALS,
+    "InvalidToken": _CREDENTIALS,
+    "ExpiredToken": _CREDENTIALS,
+    "TokenRefreshRequired": _CREDENTIALS,
+    "RequestTimeTooSkewed": "the clock of this machine is wrong",
+    "AuthorizationHeaderMalformed": _REGION,
+    "PermanentRedirect": _REGION,
+    "IllegalLocationConstraintException": _REGION,
+    "301": _REGION,
+    "400": _REGION,
+    "401": _CREDENTIALS,
+    "403": f"{_ACCESS}, or {_CREDENTIALS}",
+    "404": "no such file",
+    "NoSuchKey": "no such file",
+    "NotImplemented": "this store cannot do that",
+    "501": "this store cannot do that",
+}
+_RETRY_STATUS = frozenset({408, 409, 412, 429})
+_JOB_CLASSES = {
+    "NoCredentialsError": _CREDENTIALS,
+    "PartialCredentialsError": _CREDENTIALS,
+    "CredentialRetrievalError": _CREDENTIALS,
+    "TokenRetrievalError": _CREDENTIALS,
+    "SSOError": _CREDENTIALS,
+    "ProfileNotFound": _CREDENTIALS,
+    "NoRegionError": _REGION,
+    "ParamValidationError": _NAME,
+}
+_JOB_ERRNOS = {
+    errno.ENOENT: "no such file or folder",
+    errno.EACCES: _ACCESS,
+    errno.EPERM: "not allowed there (a protected file, or a file system without hard links)",
+    errno.EROFS: "read-only file system",
+    errno.ENOTDIR: "a file stands where a folder should be",
+    errno.EEXIST: "a file stands where a folder should be",
+    errno.EISDIR: "a folder stands where a file should be",
+    errno.ENAMETOOLONG: _NAME,
+    errno.ELOOP: "symbolic links run in circles",
+    errno.EFBIG: "too large for this file system",
+    errno.EOPNOTSUPP: "this file system cannot do that (no hard links?)",
+}
+_LIBRARIES = frozenset({"aiobotocore", "aiohttp", "botocore", "fsspec", "s3fs"})
+_PUBLIC_OPTIONS = frozenset(
+    {"addressing_style", "endpoint_url", "mode", "profile", "region_name", "signature_version"}
+)
+_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
+_KEY_VALUE = re.compile(
+    r"(?i)([\w-]*(?:key|secret|token|password|signature|credential|sig)[\w-]*)"
+    r"(?:[\"']?\s*=\s*|[\"']\s*:\s*)(?:\"[^\"]*\"|'[^']*'|[^\s,;&\"']+)"
+)
+_LINE_MAX_CHARS = 400
+
+
+@contextlib.contextmanager
+def storage_errors(
+    what: str, secret_values: Sequence[str] = (), *, missing: str | None = None
+) -> Iterator[None]:
+    """Turn the storage trouble of a block into our errors; other exceptions pass unchanged.
+
+    Args:
+        what: Start of the message, such as `cannot read s3://bucket/file`.
+        secret_values: Strings that must not appear in the message.
+        missing: Raise FileNotFoundError, naming this, for a file that is not there; left out, that
+            is a JobError, too.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        translated = translate(error, what, secret_values, missing)
+        if translated is error:
+            raise
+        raise translated from error
+
+
+def classify(error: BaseException, what: str, secret_values: Sequence[str] = ()) -> PipelineError:
+    """Return our error for a raw storage error: JobError, or InfraError where a retry may cure."""
+    if isinstance(error, PipelineError):
+        return error
+    kind, advice = _diagnose(error)
+    detail = redact(str(error) or type(error).__name__, secret_values)
+    return kind(f"{redact(what, secret_values)}: {advice} ({detail})")
+
+
+def redact(text: str, secret_values: Iterable[str] = ()) -> str:
+    """Return text as one short line without credentials."""
+    for value in sorted(secret_values, key=len, reverse=True):
+        text = text.replace(value, "***")
+    text = _KEY_VALUE.sub(r"\1=***", _USERINFO.sub("***@", text))
+    return " ".join(text.split())[:_LINE_MAX_CHARS]
+
+
+def translate(
+    error: Exception, what: str, secret_values: Sequence[str], missing: str | None
+) -> Exception:
+    if missing is not None and is_missing(error):
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing)
+    return classify(error, what, secret_values) if _is_storage_trouble(error) else error
+
+
+def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
+    """Decide whether running again may cure an error, and what to tell the user."""
+    if type(error).__name__ == "FileExpired":
+        return InfraError, "it changed while it was read; run again"
+    code, status = _response_code(error)
+    if code:
+        return _diagnose_code(code, status)
+    names = (base.__name__ for cause in _causes(error) for base in type(cause).__mro__)
+    known = next((name for name in names if name in _JOB_CLASSES), None)
+    if known:
+        return JobError, _JOB_CLASSES[known]
+    number = getattr(error, "errno", None)
+    if number in _JOB_ERRNOS:
+        return JobError, _JOB_ERRNOS[number]
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return InfraError, "no space left: free some and run again"
+    if isinstance(error, TypeError | ValueError):
+        return JobError, "refused by the storage library: see storage_options and the URI"
+    return InfraError, "the store cannot be reached or broke off; check it and run again"
+
+
+def _diagnose_code(code: str, status: int) -> tuple[type[PipelineError], str]:
+    if code in _JOB_CODES:
+        return JobError, _JOB_CODES[code]
+    throttled = status in _RETRY_STATUS or code.startswith(("Throttl", "SlowDown"))
+    if 400 <= status < 500 and not throttled:
+        return JobError, _JOB_CODES.get(str(status), f"refused with {code}")
+    return InfraError, f"the store answered {code}; run again later"
+
+
+def _response_code(error: BaseException) -> tuple[str, int]:
+    """Find the code and HTTP status of a service's answer, without importing its library."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, Mapping):
+            code = str(response.get("Error", {}).get("Code", ""))
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return code or str(status), int(status)
+    return "", 0
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Follow declared causes only: the context may be an unrelated error handled further up."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        yield current
+        seen.add(id(current))
+        current = current.__cause__
+
+
+def is_missing(error: BaseException) -> bool:
+    """Tell a file that is not there from a bucket that is not there."""
+    return isinstance(error, FileNotFoundError) and _response_code(error)[0] != "NoSuchBucket"
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Tell whether a create was refused because the name is taken (by whom is yet unknown)."""
+    code, status = _response_code(error)
+    return isinstance(error, FileExistsError) or code == "PreconditionFailed" or status == 412
+
+
+def _is_storage_trouble(error: BaseException) -> bool:
+    """Tell trouble with storage from mistakes in our own code, which must stay visible."""
+    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _LIBRARIES:
+        return True
+    if not isinstance(error, TypeError | ValueError) or error.__traceback__ is None:
+        return False
+    innermost = error.__traceback__
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    module = str(innermost.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in _LIBRARIES
+
+
+def secret_values(options: Mapping[str, Any]) -> list[str]:
+    """Collect the strings among storage options, but for those that help and are no secrets."""
+    found: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            found += secret_values(value)
+        elif isinstance(value, str) and len(value) >= 4 and name not in _PUBLIC_OPTIONS:
+            found.append(value)
+    return found

@@ -1,0 +1,36 @@
+"""What a kind of storage must do for `pipeline.storage`, and what a listing shows."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file or object, as a listing shows it."""
+
+    path: str
+    """Relative to the root of the store."""
+    size_bytes: int
+    version: str
+    """Changes when the content does: the etag of an object, the mtime in ns of a local file."""
+    modified: dt.datetime | None
+    """By the clock of the store, in UTC."""
+
+
+class Backend(Protocol):
+    """What a kind of storage must do; paths are absolute, errors are raw."""
+
+    def list(self, folder: str) -> list[StoredFile]: ...
+    def stat(self, path: str) -> StoredFile | None: ...
+    def exists(self, path: str) -> bool: ...
+    def read(self, path: str) -> bytes: ...
+    def read_many(self, paths: Sequence[str]) -> Sequence[bytes | Exception]: ...
+    def open(self, path: str) -> BinaryIO: ...
+    def put(self, path: str, data: bytes) -> None: ...
+    def create(self, path: str, data: bytes) -> None: ...
+    def copy(self, source: str, target: str) -> None: ...
+    def delete(self, paths: Sequence[str]) -> None: ...

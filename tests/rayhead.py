@@ -1,0 +1,114 @@
+"""A real Ray head node of its own, as `ray start` makes it, with a job API and a token."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BIN = Path(sys.executable).parent
+START_TIMEOUT_S = 90
+
+
+def free_ports(number: int) -> list[int]:
+    """Return different ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class RayHead:
+    """Starts on entering; on leaving ends the processes that it started, and only those.
+
+    All ports are chosen here: two heads on one machine fight for Ray's default ones.
+    """
+
+    def __enter__(self) -> RayHead:
+        # Sockets lie in there, and their paths may have 107 characters.
+        self._folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+        self._token = secrets.token_hex(32)
+        gcs, api, agent, *others = free_ports(7)
+        self.address = f"127.0.0.1:{gcs}"
+        self.url = f"http://127.0.0.1:{api}"
+        self._process = psutil.Popen(
+            self._command(gcs, api, agent, others),
+            env=self._environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            self._wait_for(api, agent)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _command(self, gcs: int, api: int, agent: int, others: list[int]) -> list[str]:
+        names = ("dashboard-agent-grpc", "runtime-env-agent", "metrics-export", "ray-client-server")
+        return [
+            *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}"),
+            *("--include-dashboard=true", f"--dashboard-port={api}"),
+            f"--dashboard-agent-listen-port={agent}",
+            *(f"--{name}-port={port}" for name, port in zip(names, others, strict=True)),
+            *("--num-cpus=2", f"--object-store-memory={256 << 20}"),
+            *("--disable-usage-stats", f"--temp-dir={self._folder}"),
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        tests = str(Path(__file__).parent)
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        return {**env, "PATH": path, "PYTHONPATH": tests, "RAY_AUTH_MODE": "token", **self.secret}
+
+    @property
+    def secret(self) -> dict[str, str]:
+        """What a user's environment needs to be let in."""
+        return {"RAY_AUTH_TOKEN": self._token}
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """What the job API tells everybody who asks: every submitted job, oldest first."""
+        headers = {"Authorization": f"Bearer {self._token}"}
+        request = urllib.request.Request(f"{self.url}/api/jobs/", headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            submitted = [job for job in json.load(answer) if job["type"] == "SUBMISSION"]
+        return sorted(submitted, key=lambda job: job["start_time"])
+
+    def _wait_for(self, *ports: int) -> None:
+        waited_s = 0.0
+        while not all(map(_listens, ports)):
+            with contextlib.suppress(psutil.TimeoutExpired):
+                self._process.wait(timeout=0.1)
+            waited_s += 0.1
+            if not self._process.is_running() or waited_s > START_TIMEOUT_S:
+                raise RuntimeError("Ray's head node does not start")
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ours = [self._process, *self._process.children(recursive=True)]
+            # Asked politely, Ray takes 30 s to drain its only node.
+            for process in ours:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(ours, timeout=30)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    return False

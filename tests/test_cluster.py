@@ -1,0 +1,143 @@
+"""Dividing the cluster: what is handed out is there, and what cannot be is named with numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.cluster import READER_CPUS, Allocation, Hardware, allocate
+from pipeline.errors import JobError
+from pipeline.job import Resources
+
+ACTORS = st.none() | st.integers(1, 40)
+
+
+def divide(cpus: float, gpus: float = 0.0, **fields: float | None) -> Allocation:
+    return allocate(Resources.model_validate(fields), Hardware(1, cpus, gpus))
+
+
+def gpus_used(actors: int, each: float) -> float:
+    """Whole cards that are taken: an actor does not spread over two."""
+    if each >= 1:
+        return actors * each
+    return math.ceil(actors / math.floor(1 / each + 1e-9))
+
+
+@given(
+    cpus=st.integers(1, 128),
+    gpus=st.integers(0, 8),
+    num_gpus=st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0]),
+    num_cpus=st.none() | st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 8.0, 64.0]),
+    actors=st.tuples(ACTORS, ACTORS).filter(lambda pair: None in pair or pair[0] <= pair[1]),
+)
+def test_what_is_handed_out_is_there(
+    cpus: int,
+    gpus: int,
+    num_gpus: float,
+    num_cpus: float | None,
+    actors: tuple[int | None, int | None],
+):
+    least, most = actors
+    fields = {
+        "num_gpus": num_gpus,
+        "num_cpus": num_cpus,
+        "min_actors": least,
+        "max_actors": most,
+    }
+    needed = least or most or 1
+    fits = num_gpus != 1.5 and (not num_gpus or gpus_used(needed, num_gpus) <= gpus)
+    if num_cpus or not num_gpus:
+        fits = fits and needed * (num_cpus or 1.0) <= cpus
+    if not fits:
+        with pytest.raises(JobError):
+            divide(cpus, gpus, **fields)
+        return
+    found = divide(cpus, gpus, **fields)
+    assert 1 <= found.min_actors <= found.max_actors
+    assert found.min_actors >= (least or 1)
+    assert most is None or found.max_actors <= most
+    assert found.num_readers >= 1
+    assert found.num_writers >= 1
+    assert 0 < found.actor_cpus <= (num_cpus or 1.0)
+    used = found.max_actors * found.actor_cpus + found.num_readers * READER_CPUS
+    assert used <= cpus + 1e-9
+    assert found.actor_gpus == num_gpus
+    if num_gpus:
+        assert gpus_used(found.max_actors, num_gpus) <= gpus
+    if num_cpus or not num_gpus:
+        assert found.max_actors * (num_cpus or 1.0) <= cpus
+    assert found.actor_threads == max(1, int(num_cpus or 1))
+
+
+@given(cpus=st.integers(1, 128))
+def test_left_alone_there_is_one_actor_a_cpu(cpus: int):
+    found = divide(cpus)
+    assert (found.min_actors, found.max_actors) == (cpus, cpus)
+
+
+@given(gpus=st.integers(1, 8), cpus=st.integers(1, 128))
+def test_left_alone_there_is_one_actor_a_gpu_even_with_few_cpus(gpus: int, cpus: int):
+    found = divide(cpus, gpus, num_gpus=1.0)
+    assert (found.min_actors, found.max_actors) == (gpus, gpus)
+
+
+@pytest.mark.parametrize(("each", "on_one"), [(0.5, 2), (0.3, 3), (0.25, 4), (0.1, 10), (0.7, 1)])
+def test_fractions_share_a_card_and_do_not_span_two(each: float, on_one: int):
+    assert divide(64, 1, num_gpus=each).max_actors == on_one
+    assert divide(64, 4, num_gpus=each).max_actors == 4 * on_one
+    with pytest.raises(JobError, match=f"the cluster has 4 GPUs for {4 * on_one} such"):
+        divide(64, 4, num_gpus=each, min_actors=4 * on_one + 1)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "threads", "actors"),
+    [(1, None, 1), (2, None, 2), (4, 2.0, 2), (2, 2.0, 1), (1, 0.5, 2)],
+)
+def test_small_machines_work(cpus: int, threads: float | None, actors: int):
+    found = divide(cpus, num_cpus=threads)
+    assert (found.max_actors, found.num_readers) == (actors, 1)
+
+
+def test_cpus_that_are_asked_for_limit_the_actors_on_gpus():
+    assert divide(16, 8, num_gpus=1.0, num_cpus=4.0).max_actors == 4
+
+
+def test_the_pool_grows_no_further_than_the_cluster():
+    assert divide(8, min_actors=2, max_actors=100).max_actors == 8
+    assert divide(64, 4, num_gpus=1.0, min_actors=2, max_actors=100).max_actors == 4
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "fields", "words"),
+    [
+        (2, 0, {"num_gpus": 1.0}, ["num_gpus = 1", "has 0 GPUs"]),
+        (2, 1, {"num_gpus": 2.0}, ["num_gpus = 2", "has 1 GPUs"]),
+        (9, 4, {"num_gpus": 1.0, "min_actors": 5}, ["5 actors x 1 GPUs", "has 4 GPUs"]),
+        (9, 4, {"num_gpus": 2.0, "max_actors": 3}, ["3 actors x 2 GPUs", "has 4 GPUs"]),
+        (9, 4, {"num_gpus": 1.5}, ["num_gpus = 1.5", "whole numbers"]),
+        (2, 0, {"num_cpus": 4.0}, ["1 actors x 4 CPUs = 4 CPUs", "has 2"]),
+        (2, 0, {"min_actors": 3}, ["3 actors x 1 CPUs = 3 CPUs", "has 2"]),
+        (8, 2, {"num_gpus": 1.0, "num_cpus": 8.0, "min_actors": 2}, ["16 CPUs", "has 8"]),
+    ],
+)
+def test_asking_for_more_than_there_is_names_both_numbers(
+    cpus: int, gpus: int, fields: dict[str, float], words: list[str]
+):
+    with pytest.raises(JobError) as caught:
+        divide(cpus, gpus, **fields)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_readers_and_writers_grow_with_the_cluster_within_bounds():
+    few, many = divide(4, max_actors=1), divide(128, max_actors=1)
+    assert few.num_readers < many.num_readers <= 128
+    assert few.num_writers <= many.num_writers <= 16
+
+
+@given(cpus=st.integers(1, 128))
+def test_readers_never_vanish_behind_actors(cpus: int):
+    assert divide(cpus, num_cpus=0.25).num_readers >= 1

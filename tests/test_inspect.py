@@ -1,0 +1,321 @@
+"""What is said of a job, an output or a past run is what is there, and saying it writes nothing."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from models import LABELS, TRANSFORM
+from PIL import Image
+from published import DAY, Rows, labels_of, publish_rows, put_report, snapshot
+from rich.console import Console
+
+from pipeline.errors import InfraError, JobError
+from pipeline.inspect import describe_output, describe_plan, load_report
+from pipeline.job import Job
+from pipeline.layout import Layout, staged_name
+from pipeline.plan import adopt_plan
+from pipeline.publish import commit
+from pipeline.record import RunContext, RunOptions, RunRecord
+from pipeline.render import render_document
+from pipeline.report import RunFacts, build_report
+from pipeline.run import prepare
+from pipeline.storage import Store
+
+NEXT_DAY = "date=2026-11-25"
+OPTIONS = RunOptions(allow_import=("models",))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "out"))
+
+
+def shown(document: dict) -> str:
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    console.print(render_document(document))
+    return console.file.getvalue()
+
+
+def report_of(run_id: str, partition: str = DAY) -> dict:
+    return build_report(RunFacts(run_id, partition, "published", 0))
+
+
+# What is published
+
+
+def test_a_partition_is_described_as_it_is(any_store: Store):
+    rows = Rows(unreadable_shards=1)
+    for version in (rows, dataclasses.replace(rows, edition=2)):
+        manifest = publish_rows(any_store, rows=version)
+    found = describe_output(any_store.uri, None, dict(any_store.storage_options))
+    assert (found["partition"], found["version"], found["kind"]) == (DAY, 2, "publish")
+    assert found["run_id"] == manifest.run_id
+    assert found["rows"] == {
+        "total": 25,
+        "predicted": 20,
+        "quarantined": 5,
+        "unreadable_shards": 1,
+    }
+    assert found["parts"] == [
+        {"kind": "predictions", "parts": 2, "bytes": sum(p.size_bytes for p in manifest.parts)},
+        {
+            "kind": "quarantine",
+            "parts": 2,
+            "bytes": sum(p.size_bytes for p in manifest.quarantine_parts),
+        },
+    ]
+    assert {label["label"]: label["rows"] for label in found["labels"]} == labels_of(rows)
+    assert found["predictions"][0] == {
+        "row_id": "shard-0.parquet#0",
+        "label": "cat",
+        "score": 0.5,
+    }
+    assert len(found["predictions"]) == len(found["quarantine"]) == 5
+    assert found["reasons"] == [
+        {"reason": "truncated", "rows": 4},
+        {"reason": "unreadable_shard", "rows": 1},
+    ]
+    assert found["quarantine"][-1]["row_id"] == "shard-4.parquet"
+    assert {"column": "edition", "type": "int32"} in found["schema"]
+    assert found["history"] == [1]
+    json.dumps(found, allow_nan=False)
+
+
+def test_labels_are_counted_over_all_parts_and_the_ten_most_frequent_shown(store: Store):
+    rows = Rows(rows_per_slice=31, num_slices=7, fail_every=4)
+    publish_rows(store, rows=rows)
+    found = describe_output(store.uri, DAY, {})["labels"]
+    assert {label["label"]: label["rows"] for label in found} == labels_of(rows)
+    assert [label["rows"] for label in found] == sorted(labels_of(rows).values(), reverse=True)
+
+
+def test_of_several_partitions_all_are_listed_and_the_newest_is_shown(store: Store):
+    publish_rows(store, NEXT_DAY, Rows(1))
+    publish_rows(store, DAY, Rows(2))
+    publish_rows(store, DAY, Rows(3))
+    found = describe_output(store.uri, None, {})
+    listed = [(entry["partition"], entry["version"]) for entry in found["partitions"]]
+    assert listed == [(DAY, 2), (NEXT_DAY, 1)]
+    assert found["newest"]["partition"] == DAY
+    for uri, partition in (
+        (store.uri, NEXT_DAY),
+        (f"{store.uri}/predictions/{NEXT_DAY}/", None),
+    ):
+        assert describe_output(uri, partition, {})["partition"] == NEXT_DAY
+
+
+def test_an_output_without_partitions_is_described(store: Store):
+    publish_rows(store, None)
+    for partition in (None, "all"):
+        assert describe_output(store.uri, partition, {})["partition"] == "all"
+
+
+@pytest.mark.parametrize("rows", [Rows(fail_every=1), Rows(num_slices=0), Rows(fail_every=0)])
+def test_an_output_without_predictions_or_failures_is_described(store: Store, rows: Rows):
+    publish_rows(store, rows=rows)
+    found = describe_output(store.uri, None, {})
+    assert bool(found["labels"]) == bool(found["predictions"]) == bool(labels_of(rows))
+    assert shown(found)
+
+
+def test_what_is_not_published_is_the_users_error(store: Store):
+    with pytest.raises(JobError, match="nothing is published there"):
+        describe_output(store.uri, None, {})
+    publish_rows(store)
+    with pytest.raises(JobError, match=f"{NEXT_DAY} is not published"):
+        describe_output(store.uri, NEXT_DAY, {})
+
+
+def test_a_lost_part_is_said_to_be_lost(store: Store):
+    manifest = publish_rows(store)
+    store.delete([manifest.parts[1].path])
+    with pytest.raises(InfraError, match="a part is missing"):
+        describe_output(store.uri, None, {})
+
+
+def test_describing_writes_nothing(any_store: Store):
+    publish_rows(any_store)
+    before = snapshot(any_store, "")
+    describe_output(any_store.uri, None, dict(any_store.storage_options))
+    assert snapshot(any_store, "") == before
+
+
+# Reports
+
+
+def test_the_latest_report_is_found_by_root_partition_run_and_file(any_store: Store):
+    options = dict(any_store.storage_options)
+    for partition, run_id in ((DAY, "1-a"), (DAY, "3-b"), (NEXT_DAY, "2-c"), (None, "0-d")):
+        name = Layout(partition).name
+        put_report(any_store, partition, run_id, report_of(run_id, name))
+    root = any_store.uri
+    for uri, partition, run_id, expected in (
+        (root, None, None, "3-b"),
+        (root, NEXT_DAY, None, "2-c"),
+        (root, None, "1-a", "1-a"),
+        (root, DAY, "1-a", "1-a"),
+        (root, "all", None, "0-d"),
+        (f"{root}/predictions/{NEXT_DAY}", None, None, "2-c"),
+        (f"{root}/reports/{DAY}/1-a/report.json", None, None, "1-a"),
+    ):
+        assert load_report(uri, partition, run_id, options) == report_of(
+            expected, {"2-c": NEXT_DAY, "0-d": "all"}.get(expected, DAY)
+        )
+
+
+def test_a_report_that_is_not_there_is_the_users_error(store: Store):
+    with pytest.raises(JobError, match="no report of any run; it has 0 reports"):
+        load_report(store.uri, None, None, {})
+    put_report(store, DAY, "1-a", report_of("1-a"))
+    with pytest.raises(JobError, match="no report of run 2-b; it has 1 report"):
+        load_report(store.uri, None, "2-b", {})
+    with pytest.raises(JobError, match=f"reports/{NEXT_DAY}: no report"):
+        load_report(store.uri, NEXT_DAY, "1-a", {})
+    with pytest.raises(JobError, match="there is no such report"):
+        load_report(f"{store.uri}/reports/{DAY}/x/report.json", None, None, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"version": 2}, JobError, "written by a newer version"),
+        ({"rows": 7}, InfraError, "not a report: rows"),
+        ({"surprise": 1}, InfraError, "not a report: surprise"),
+        ({"version": "one"}, InfraError, "not a report"),
+    ],
+)
+def test_what_is_not_a_report_is_refused(store: Store, change, error, said: str):
+    put_report(store, DAY, "1-a", report_of("1-a") | change)
+    with pytest.raises(error, match=said):
+        load_report(store.uri, None, None, {})
+
+
+def test_bytes_that_are_not_json_are_refused(store: Store):
+    store.put(Layout(DAY).report("1-a", "report.json"), b"[]")
+    with pytest.raises(InfraError, match="not a report"):
+        load_report(store.uri, None, None, {})
+    store.put(Layout(DAY).report("1-a", "report.json"), b"\xff{")
+    with pytest.raises(InfraError, match="not a report"):
+        load_report(store.uri, None, None, {})
+
+
+# Plans
+
+
+@pytest.fixture
+def job(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Job:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(10):
+        Image.new("RGB", (40, 40), (25 * index, 0, 0)).save(folder / f"{index}.png")
+    for index in range(7):
+        (folder / f"note-{index}.txt").write_text("not an image")
+    return Job.model_validate(
+        {
+            "source": {"uri": str(folder), "format": "images"},
+            "model": {"factory": "models:colours", "labels": tuple(LABELS), "batch_size": 2},
+            "transform": {k: tuple(v) if isinstance(v, list) else v for k, v in TRANSFORM.items()},
+            "sink": {"uri": store.uri, "partition": DAY},
+            "run": {"slice_rows": 4},
+        }
+    )
+
+
+def plan_of(job: Job):
+    layout = Layout(DAY)
+    context = RunContext(job, OPTIONS, Store(job.sink.uri), layout, RunRecord("r", DAY))
+    return prepare(context)[0]
+
+
+def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Store):
+    found = describe_plan(job, OPTIONS)
+    assert not Path(store.uri).exists()
+    assert found["partition"] == DAY
+    assert found["a_run_would"] == "publish the first version"
+    assert (found["slices"], found["slices_staged"], found["rows_left"]) == (3, 0, 10)
+    said = found["input"]
+    assert (said["shards"], said["rows"], said["unreadable_shards"]) == (10, 10, 0)
+    assert said["bytes"] == sum(p.stat().st_size for p in Path(job.source.uri).glob("*.png"))
+    assert (said["ignored_files"], len(said["first_ignored"])) == (7, 5)
+    assert found["model"]["batch_size"] == 2
+    assert found["published_now"] is None
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert "publish the first version" in shown(found)
+
+
+def test_a_plan_counts_the_slices_that_are_staged(job: Job, store: Store):
+    plan = adopt_plan(store, Layout(DAY), plan_of(job))
+    first, _, third = plan.slices()
+    for key in (first, third):
+        store.put(f"{Layout(DAY).staging(plan.fingerprint)}/{staged_name(key, 'abc')}", b"a part")
+    before = snapshot(store, "")
+    found = describe_plan(job, OPTIONS)
+    assert found["a_run_would"] == "resume, then publish the first version"
+    assert (found["slices_staged"], found["rows_left"]) == (2, 4)
+    assert snapshot(store, "") == before
+
+
+def test_a_plan_says_what_would_be_replaced_and_when_all_is_done(job: Job, store: Store):
+    base = publish_rows(store)
+    found = describe_plan(job, OPTIONS)
+    assert found["a_run_would"] == "replace version 1"
+    assert found["published_now"]["run_id"] == base.run_id
+    done = dataclasses.replace(base, number=2, fingerprint=plan_of(job).fingerprint, token="t")
+    commit(store, Layout(DAY), dataclasses.replace(done, parts=(), quarantine_parts=()), "none")
+    found = describe_plan(job, OPTIONS)
+    assert found["a_run_would"] == "nothing: this is published already"
+    assert found["rows_left"] == 0
+
+
+# Rendering
+
+
+def test_nested_dicts_become_sections_pairs_and_tables():
+    text = shown(
+        {
+            "name": "x",
+            "size_bytes": 2048,
+            "unknown": None,
+            "flag": True,
+            "many": [1, 2, 3000],
+            "none": [],
+            "empty": {},
+            "inner": {"rows": 12345, "deep": {"score": 0.123456}},
+            "table": [{"label": "cat", "rows": 1}, {"label": None, "more": "yes"}],
+        }
+    )
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for line in (
+        "size bytes 2.0 KiB",
+        "unknown -",
+        "flag yes",
+        "many 1, 2, 3,000",
+        "none -",
+        "empty -",
+        "inner",
+        "rows 12,345",
+        "deep",
+        "score 0.1235",
+        "label rows more",
+        "cat 1 -",
+        "- - yes",
+    ):
+        assert line in lines
+
+
+def test_hostile_text_stays_text():
+    hostile = "a\x1b[2Jb\r\n[red]c[/red]\u202e:smile:\udcff"
+    text = shown({hostile: hostile, "list": [hostile], "rows": [{hostile: hostile}]})
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert text.count("a [2Jb [red]c[/red] :smile:") == 5
+
+
+def test_nothing_is_rendered_as_nothing():
+    assert shown({}).strip() == ""
+
+
+def test_long_values_are_folded_and_never_cut():
+    digest = "ab" * 200
+    assert "".join(shown({"sha256": digest, "rows": [{"x": digest}]}).split()).count("ab") == 400

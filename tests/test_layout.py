@@ -1,0 +1,148 @@
+"""Output paths: names read back exactly, sort as they should, and partitions stay apart."""
+
+from __future__ import annotations
+
+import datetime as dt
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.layout import (
+    Layout,
+    new_run_id,
+    parse_staged_name,
+    part_name,
+    part_target,
+    staged_name,
+)
+from pipeline.schema import SliceKey
+
+ATTEMPT = "0123456789ab"
+FINGERPRINT = "f" * 64
+
+
+@given(
+    unit=st.integers(0, 10**7),
+    start=st.integers(0, 10**10),
+    rows=st.integers(1, 10**10),
+    is_last=st.booleans(),
+)
+def test_a_staged_name_reads_back_exactly(unit: int, start: int, rows: int, is_last: bool):
+    key = SliceKey(unit, start, start + rows, is_last)
+    name = staged_name(key, ATTEMPT)
+    assert parse_staged_name(name) == key
+    assert parse_staged_name(f"{Layout(None).staging(FINGERPRINT)}/{name}") == key
+
+
+@given(
+    keys=st.lists(
+        st.tuples(st.integers(0, 999_999), st.integers(0, 10**8), st.integers(1, 10**8)),
+        max_size=20,
+    )
+)
+def test_staged_names_sort_as_their_slices(keys: list[tuple[int, int, int]]):
+    slices = [SliceKey(u, s, s + n, is_last=False) for u, s, n in keys]
+    names = sorted(staged_name(key, ATTEMPT) for key in slices)
+    order = [(k.unit, k.start, k.end) for k in map(parse_staged_name, names) if k is not None]
+    assert order == sorted((k.unit, k.start, k.end) for k in slices)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "000000-000000000-000000010-.parquet",
+        "000000-000000000-000000010.parquet",
+        "000000-000000000-000000010-abc.parquet.tmp",
+        "000000-000000000-000000010y-abc.parquet",
+        "x000000-000000000-000000010-abc.parquet",
+        "00000-000000000-000000010-abc.parquet",
+        "part-00000-000001-0123456789ab.parquet",
+    ],
+)
+def test_any_other_name_is_no_staged_part(name: str):
+    assert parse_staged_name(name) is None
+
+
+@given(index=st.integers(0, 10**6), number=st.integers(1, 10**7))
+def test_a_part_name_tells_its_log_number(index: int, number: int):
+    name = part_name(index, f"{number:06d}-{ATTEMPT}")
+    assert part_target(name) == number
+    assert part_target(f"predictions/date=2026-11-24/{name}") == number
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_SUCCESS",
+        "part-00000.parquet",
+        "part-00000-000001.parquet",
+        "part-00000-000001-0123456789AB.parquet",
+        "my-part-00000-000001-0123456789ab.parquet",
+        "part-00000-000001-0123456789ab.parquet.crc",
+    ],
+)
+def test_any_other_file_is_no_part_of_ours(name: str):
+    assert part_target(name) is None
+    assert part_target(f"predictions/{name}") is None
+
+
+def test_parts_sort_in_input_order():
+    names = [part_name(index, f"000001-{ATTEMPT}") for index in range(1000)]
+    assert names == sorted(names)
+
+
+def test_the_layout_is_that_of_the_contract():
+    layout = Layout("date=2026-11-24")
+    assert layout.name == "date=2026-11-24"
+    assert layout.predictions == "predictions/date=2026-11-24"
+    assert layout.success == "predictions/date=2026-11-24/_SUCCESS"
+    assert layout.quarantine == "quarantine/date=2026-11-24"
+    assert layout.report("R1", "report.json") == "reports/date=2026-11-24/R1/report.json"
+    assert layout.plan("F1") == "_control/date=2026-11-24/plan/F1.json"
+    assert layout.staging("F1") == "_control/date=2026-11-24/staging/F1"
+    assert layout.lease(7) == "_control/date=2026-11-24/lease/0000000007.json"
+    assert layout.log_entry(7) == "_control/date=2026-11-24/log/0000000007.json"
+    whole = Layout(None)
+    assert (whole.name, whole.predictions, whole.success) == (
+        "all",
+        "predictions",
+        "predictions/_SUCCESS",
+    )
+    assert whole.control == "_control/all"
+
+
+def paths(layout: Layout) -> list[str]:
+    return [
+        layout.success,
+        f"{layout.quarantine}/part",
+        layout.report("R", "report.json"),
+        layout.plan(FINGERPRINT),
+        layout.staging(FINGERPRINT),
+        layout.compacted(FINGERPRINT, "v"),
+        layout.lease(1),
+        layout.heartbeat(1),
+        layout.log_entry(1),
+        layout.history(1),
+    ]
+
+
+def test_partitions_share_no_path():
+    layouts = [Layout(None), Layout("date=2026-11-24"), Layout("date=2026-11-25"), Layout("a=1")]
+    every = [path for layout in layouts for path in paths(layout)]
+    assert len(set(every)) == len(every)
+
+
+def test_what_readers_see_is_apart_from_what_is_ours():
+    for path in paths(Layout("date=2026-11-24"))[3:]:
+        assert path.startswith("_control/")
+
+
+def test_run_ids_sort_by_time_and_never_repeat():
+    start = dt.datetime(2026, 12, 31, 23, 59, 58, tzinfo=dt.UTC)
+    ids = [new_run_id(start + dt.timedelta(seconds=second)) for second in range(5)]
+    assert all(earlier < later for earlier, later in pairwise(ids))
+    assert ids[0].startswith("20261231T235958Z-")
+    assert len({new_run_id(start) for _ in range(100)}) == 100

@@ -1,0 +1,424 @@
+"""The predictor: a plain loop's answers, whatever the batches, and each failure to its own row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import models
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline.errors import JobError
+from pipeline.model import ModelSpec, PredictorConfig
+from pipeline.predictor import Predictor
+from pipeline.schema import (
+    Failure,
+    Reason,
+    failure_columns,
+    images_to_arrow,
+    staged_schema,
+)
+from pipeline.stats import Counters
+from pipeline.transform import TransformSpec
+
+SIZE_PX = models.SIZE_PX
+MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
+PLAIN = TransformSpec(SIZE_PX, SIZE_PX, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+PASS_THROUGH = pa.schema([("n", pa.int64())])
+BAD = Failure(Reason.TRUNCATED, "decode", "half of it", "e" * 64, 7)
+BLACK, WHITE = 0, 255
+
+
+class Convolved(nn.Module):
+    """A small net with seeded weights: unlike the models of models.py, no answer is obvious."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(
+                nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                nn.Linear(32, len(models.LABELS)),
+            )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+class Wrong(nn.Module):
+    """One output too many."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), len(models.LABELS) + 1)
+
+
+class Scalar(nn.Module):
+    """No tensor of logits at all."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": x}
+
+
+class NeverFits(models.Colours):
+    """Out of memory for a row with a nearly white image, alone or not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if (x.float().mean(dim=(1, 2, 3)) > 0.98).any():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+        return super().forward(x)
+
+
+def convolved() -> nn.Module:
+    return Convolved()
+
+
+def wrong() -> nn.Module:
+    return Wrong()
+
+
+def scalar() -> nn.Module:
+    return Scalar()
+
+
+def never_fits() -> nn.Module:
+    return NeverFits()
+
+
+def spec(factory: str, **changes: Any) -> ModelSpec:
+    plain = ModelSpec(
+        name=factory,
+        kind="factory",
+        code_sha256="",
+        weights_uri=None,
+        weights_sha256=None,
+        labels=tuple(models.LABELS),
+        transform=PLAIN,
+        task="classify",
+        top_k=3,
+        precision="fp32",
+    )
+    return replace(plain, **changes)
+
+
+def predictor(
+    factory: str, batch_size: int = 32, num_gpus: float = 0.0, **changes: Any
+) -> Predictor:
+    return Predictor(
+        PredictorConfig(
+            spec=spec(factory, **changes),
+            batch_size=batch_size,
+            num_gpus=num_gpus,
+            num_threads=1,
+            pass_through=PASS_THROUGH,
+        )
+    )
+
+
+def images(num_rows: int, seed: int = 0) -> np.ndarray:
+    """Noise of different brightness and colour, neither nearly black nor nearly white."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(40, 200, (num_rows, 1, 1, 3))
+    noise = rng.integers(-30, 31, (num_rows, SIZE_PX, SIZE_PX, 3))
+    return (base + noise).astype(np.uint8)
+
+
+def rows_of(pixels: np.ndarray, failures: list[Failure | None] | None = None) -> pa.Table:
+    num_rows = len(pixels)
+    return pa.table(
+        {
+            "row_id": [f"r{row}" for row in range(num_rows)],
+            "uri": [f"/in/{row}" for row in range(num_rows)],
+            "n": pa.array(range(num_rows), pa.int64()),
+            "image": images_to_arrow(pixels),
+            **failure_columns(failures or [None] * num_rows),
+        }
+    )
+
+
+def predict(model: Predictor, rows: pa.Table) -> tuple[list[dict[str, Any]], Counters]:
+    counters: Counters = {}
+    found = model.predict(rows, counters)
+    assert found.schema == staged_schema(list(PASS_THROUGH))
+    found.validate(full=True)
+    assert found.column("row_id").to_pylist() == rows.column("row_id").to_pylist()
+    assert found.column("n").to_pylist() == rows.column("n").to_pylist()
+    for stage in ("transfer", "predict"):
+        entry = counters[stage]
+        assert entry["rows_in"] == entry["rows_out"] + entry["rows_quarantined"]
+    return found.to_pylist(), counters
+
+
+def scores_of(row: dict[str, Any]) -> dict[str, float]:
+    return {entry["label"]: entry["score"] for entry in row["top_k"]}
+
+
+def plain_loop(module: nn.Module, pixels: np.ndarray, top_k: int = 3) -> list[dict[str, float]]:
+    """The reference: one image after the other, normalised as everybody writes it."""
+    module.eval()
+    found = []
+    for image in pixels:
+        x = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1) / 255
+        x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        with torch.inference_mode():
+            scores = torch.softmax(module(x[None]), dim=1)[0].tolist()
+        best = sorted(zip(models.LABELS, scores, strict=True), key=lambda pair: -pair[1])
+        found.append(dict(best[:top_k]))
+    return found
+
+
+def is_predicted(row: dict[str, Any]) -> bool:
+    """A row has a whole prediction, or a whole failure and nothing else."""
+    if row["error"] is None:
+        assert row["label"] == row["top_k"][0]["label"]
+        assert row["label_id"] == row["top_k"][0]["label_id"]
+        assert row["score"] == row["top_k"][0]["score"]
+        assert row["label"] == models.LABELS[row["label_id"]]
+        assert row["error_stage"] is row["message"] is None
+        return True
+    assert row["label"] is row["label_id"] is row["score"] is row["top_k"] is None
+    assert row["error_stage"]
+    assert row["message"]
+    return False
+
+
+# ---------------------------------------------------------------------------- right answers
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    batch_size=st.sampled_from([1, 3, 32]),
+    bad=st.lists(st.booleans(), min_size=1, max_size=70),
+    seed=st.integers(0, 3),
+)
+def test_predictions_equal_a_plain_loop(batch_size: int, bad: list[bool], seed: int):
+    pixels = images(len(bad), seed)
+    failures = [BAD if is_bad else None for is_bad in bad]
+    normalised = replace(PLAIN, mean=MEAN, std=STD)
+    model = predictor("test_predictor:convolved", batch_size, transform=normalised)
+    rows, counters = predict(model, rows_of(pixels, failures))
+    expected = plain_loop(Convolved(), pixels)
+    for is_bad, row, scores in zip(bad, rows, expected, strict=True):
+        assert is_predicted(row) != is_bad
+        if is_bad:
+            assert (row["error"], row["error_stage"]) == ("truncated", "decode")
+            assert (row["message"], row["sha256"], row["num_bytes"]) == ("half of it", "e" * 64, 7)
+        else:
+            assert list(scores_of(row)) == list(scores)
+            assert scores_of(row) == pytest.approx(scores, abs=1e-6)
+    num_good = bad.count(False)
+    assert counters["predict"]["rows_in"] == counters["predict"]["rows_out"] == num_good
+    assert counters["transfer"]["bytes_in"] == num_good * 3 * SIZE_PX**2
+
+
+def test_every_batch_is_whole_but_the_last(calls: Callable[[Predictor], list[int]]):
+    model = predictor("models:colours", 8)
+    seen = calls(model)
+    failures = [BAD if row % 5 == 0 else None for row in range(30)]
+    predict(model, rows_of(images(30), failures))
+    assert seen == [8, 8, 8]
+    predict(model, rows_of(images(9)))
+    assert seen[3:] == [8, 1]
+
+
+def test_rows_that_all_failed_call_no_model(calls: Callable[[Predictor], list[int]]):
+    model = predictor("models:colours")
+    seen = calls(model)
+    rows, _ = predict(model, rows_of(images(4), [BAD] * 4))
+    assert seen == []
+    assert not any(is_predicted(row) for row in rows)
+
+
+def test_the_input_is_not_written_to():
+    pixels = images(20)
+    rows = rows_of(pixels)
+    model = predictor("models:colours", 7, transform=replace(PLAIN, mean=MEAN, std=STD))
+    before = pixels.tobytes()
+    predict(model, rows)
+    assert pixels.tobytes() == before
+    shipped = pa.ipc.open_stream(_stream(rows)).read_all()  # as Ray ships it: memory is read-only
+    copy = _stream(shipped).to_pybytes()
+    assert predict(model, shipped)[0] == predict(model, rows)[0]
+    assert _stream(shipped).to_pybytes() == copy
+
+
+def _stream(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def test_rows_in_several_chunks_and_with_an_offset_are_the_same_rows():
+    rows = rows_of(images(12))
+    model = predictor("test_predictor:convolved", 5)
+    expected = predict(model, rows)[0]
+    assert predict(model, pa.concat_tables([rows.slice(0, 5), rows.slice(5)]))[0] == expected
+    found = predict(model, rows.slice(3, 6))[0]
+    assert [row["row_id"] for row in found] == [f"r{row}" for row in range(3, 9)]
+    for mine, theirs in zip(found, expected[3:9], strict=True):
+        assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=1e-6)
+
+
+def test_bfloat16_is_close():
+    rows = rows_of(images(40))
+    exact, _ = predict(predictor("test_predictor:convolved", top_k=5), rows)
+    close, _ = predict(predictor("test_predictor:convolved", top_k=5, precision="bf16"), rows)
+    for mine, theirs in zip(close, exact, strict=True):
+        assert is_predicted(mine)
+        assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=0.02)
+
+
+# ---------------------------------------------------------------------------- failing rows
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    kinds=st.lists(
+        st.sampled_from(["good", "good", "dark", "white", "bad"]), min_size=1, max_size=40
+    ),
+    batch_size=st.sampled_from([1, 4, 32]),
+)
+def test_a_row_that_the_model_cannot_take_costs_itself(kinds: list[str], batch_size: int):
+    pixels = images(len(kinds))
+    for row, kind in enumerate(kinds):
+        if kind in ("dark", "white"):
+            pixels[row] = BLACK if kind == "dark" else WHITE
+    failures = [BAD if kind == "bad" else None for kind in kinds]
+    rows, counters = predict(predictor("models:fussy", batch_size), rows_of(pixels, failures))
+    undisturbed, _ = predict(predictor("models:colours", batch_size), rows_of(pixels, failures))
+    expected = {"dark": "model_error", "white": "non_finite", "bad": "truncated", "good": None}
+    assert [row["error"] for row in rows] == [expected[kind] for kind in kinds]
+    for kind, row, calm in zip(kinds, rows, undisturbed, strict=True):
+        assert is_predicted(row) == (kind == "good")
+        if kind == "good":
+            assert scores_of(row) == pytest.approx(scores_of(calm), abs=1e-6)
+        if kind == "dark":
+            assert row["error_stage"] == "predict"
+            assert row["message"] == "ValueError: too dark to look at"
+    assert counters["predict"]["rows_quarantined"] == kinds.count("dark") + kinds.count("white")
+
+
+def test_out_of_memory_halves_the_batch_remembers_and_loses_no_row(
+    calls: Callable[[Predictor], list[int]],
+):
+    model = predictor("models:hungry", 32)
+    seen = calls(model)
+    pixels = images(50)
+    rows, _ = predict(model, rows_of(pixels))
+    assert max(seen) == 32
+    expected, _ = predict(predictor("models:colours", 32), rows_of(pixels))
+    assert all(is_predicted(row) for row in rows)
+    for mine, theirs in zip(rows, expected, strict=True):
+        assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=1e-6)
+    seen.clear()
+    rows, _ = predict(model, rows_of(pixels))
+    assert all(is_predicted(row) for row in rows)
+    assert max(seen) <= 4
+    assert sum(seen) == 50
+
+
+def test_a_row_that_never_fits_is_out_of_memory():
+    pixels = images(9)
+    pixels[4] = WHITE
+    rows, _ = predict(predictor("test_predictor:never_fits", 8), rows_of(pixels))
+    errors: list[str | None] = [None] * 9
+    errors[4] = "out_of_memory"
+    assert [row["error"] for row in rows] == errors
+
+
+def test_nothing_of_a_failed_batch_is_kept_while_its_halves_run():
+    alive: list[int] = []
+
+    class Watch(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+            self.refs: list[Any] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            import weakref
+
+            alive.append(sum(ref() is not None for ref in self.refs))
+            self.refs.append(weakref.ref(x))
+            return self.inner(x)
+
+    model = predictor("models:hungry", 16)
+    model._model = Watch(model._model)
+    predict(model, rows_of(images(16)))
+    assert len(alive) > 4
+    assert set(alive) == {0}
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [("wrong", ["(1, 6)", "(1, 5)"]), ("scalar", ["dict", "(1, 5)"])],
+)
+def test_a_wrong_output_fails_every_row_and_names_both_shapes(factory: str, words: list[str]):
+    rows, counters = predict(predictor(f"test_predictor:{factory}", 4), rows_of(images(6)))
+    for row in rows:
+        assert row["error"] == "model_error"
+        assert not is_predicted(row)
+        assert all(word in row["message"] for word in words)
+    assert counters["predict"]["rows_quarantined"] == 6
+
+
+def test_half_precision_needs_a_gpu():
+    with pytest.raises(JobError, match=r"model\.precision = 'fp16': needs a GPU"):
+        predictor("models:colours", precision="fp16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(JobError, match=r"resources\.num_gpus = 1: .*sees no CUDA device"):
+        predictor("models:colours", num_gpus=1)
+
+
+@pytest.fixture
+def calls() -> Callable[[Predictor], list[int]]:
+    """Note the number of rows of every call of a predictor's model from now on."""
+
+    def watch(model: Predictor) -> list[int]:
+        seen: list[int] = []
+        model._model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        return seen
+
+    return watch
+
+
+# ---------------------------------------------------------------------------- on a GPU
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.02), ("fp16", 0.01)]
+)
+def test_the_gpu_predicts_what_the_cpu_predicts(precision: str, tolerance: float):
+    failures = [BAD if row % 7 == 0 else None for row in range(100)]
+    rows = rows_of(images(100), failures)
+    expected, _ = predict(predictor("test_predictor:convolved", top_k=5), rows)
+    model = predictor("test_predictor:convolved", num_gpus=1, top_k=5, precision=precision)
+    found, _ = predict(model, rows)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert is_predicted(mine) == is_predicted(theirs)
+        if mine["error"] is None:
+            assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=tolerance)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_failing_rows_cost_themselves_on_the_gpu_too():
+    pixels = images(20)
+    pixels[3], pixels[11] = BLACK, WHITE
+    rows, _ = predict(predictor("models:fussy", 8, num_gpus=1), rows_of(pixels))
+    errors = {row["row_id"]: row["error"] for row in rows if row["error"]}
+    assert errors == {"r3": "model_error", "r11": "non_finite"}

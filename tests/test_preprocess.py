@@ -1,0 +1,155 @@
+"""Decode and transform: each row alone, so that a bad one changes nothing beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files, base_image, encode, good_odd_files
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.decode import DecodeLimits
+from pipeline.preprocess import preprocess
+from pipeline.schema import Failure, Reason, failure_columns, images_from_arrow
+from pipeline.stats import Counters
+from pipeline.transform import TransformSpec
+
+LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
+SPEC = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+STRIP = encode(base_image(0, 1, 400), "PNG")
+GOOD = [encode(base_image(seed), "JPEG") for seed in range(4)]
+BAD = {file.name: file for file in bad_files(0)}
+FAILED = Failure(Reason.NULL_INPUT, "read", "image is null")
+
+Input = bytes | Failure
+
+
+def source_rows(inputs: list[Input]) -> pa.Table:
+    images = [entry if isinstance(entry, bytes) else None for entry in inputs]
+    failures = [None if isinstance(entry, bytes) else entry for entry in inputs]
+    return pa.table(
+        {
+            "row_id": [f"r{index}" for index in range(len(inputs))],
+            "n": pa.array(range(len(inputs)), pa.int64()),
+            "image": pa.array(images, pa.large_binary()),
+            **failure_columns(failures),
+        }
+    )
+
+
+def run(inputs: list[Input]) -> tuple[np.ndarray, list[dict[str, Any]], Counters]:
+    """Pixels, the other columns, and the counters."""
+    counters: Counters = {}
+    rows = source_rows(inputs)
+    found = preprocess(rows, counters, LIMITS, SPEC)
+    assert found.column_names == rows.column_names
+    assert found.drop_columns(["image"]).schema == rows.drop_columns(["image"]).schema
+    pixels = images_from_arrow(found.column("image"), SPEC.size_px)
+    return pixels, found.drop_columns(["image"]).to_pylist(), counters
+
+
+def alone(data: bytes) -> np.ndarray:
+    return run([data])[0][0]
+
+
+@pytest.fixture(scope="module")
+def good_pixels() -> list[np.ndarray]:
+    pixels = [alone(data) for data in GOOD]
+    assert all(image.any() for image in pixels)
+    return pixels
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    order=st.lists(
+        st.sampled_from([*range(len(GOOD)), "strip", "failed", *sorted(BAD)]),
+        min_size=1,
+        max_size=9,
+    )
+)
+def test_a_bad_row_costs_itself_and_leaves_its_neighbours_alone(
+    good_pixels: list[np.ndarray], order: list[int | str]
+):
+    inputs: list[Input] = []
+    for entry in order:
+        if isinstance(entry, int):
+            inputs.append(GOOD[entry])
+        elif entry in ("strip", "failed"):
+            inputs.append(STRIP if entry == "strip" else FAILED)
+        else:
+            inputs.append(BAD[entry].data)
+    pixels, rows, counters = run(inputs)
+    assert [row["n"] for row in rows] == list(range(len(order)))
+    for entry, image, row, data in zip(order, pixels, rows, inputs, strict=True):
+        if isinstance(entry, int):
+            assert row["error"] is None
+            assert np.array_equal(image, good_pixels[entry])
+            continue
+        assert not image.any()
+        wanted = {"strip": Reason.TOO_LARGE, "failed": Reason.NULL_INPUT}
+        assert row["error"] == wanted.get(entry, BAD[entry].reason if entry in BAD else None)
+        if isinstance(data, bytes):
+            assert row["sha256"] == hashlib.sha256(data).hexdigest()
+            assert row["num_bytes"] == len(data)
+            assert row["error_stage"] == ("transform" if entry == "strip" else "decode")
+    _check_counters(counters, order, inputs)
+
+
+def _check_counters(counters: Counters, order: list[int | str], inputs: list[Input]) -> None:
+    decode, transform = counters["decode"], counters["transform"]
+    for stage in (decode, transform):
+        assert stage["rows_in"] == stage["rows_out"] + stage["rows_quarantined"]
+        assert stage["busy_s"] >= 0
+    assert set(counters) == {"decode", "transform"}
+    assert decode["rows_in"] == sum(isinstance(data, bytes) for data in inputs)
+    assert decode["bytes_in"] == sum(len(data) for data in inputs if isinstance(data, bytes))
+    assert decode["rows_quarantined"] == sum(entry in BAD for entry in order)
+    assert transform["rows_in"] == decode["rows_out"]
+    assert transform["rows_quarantined"] == order.count("strip")
+    assert transform["rows_out"] == sum(isinstance(entry, int) for entry in order)
+    assert transform["bytes_in"] == decode["bytes_out"]
+    assert transform["bytes_out"] == transform["rows_out"] * 3 * SPEC.size_px**2
+
+
+def test_every_bad_file_gets_its_reason():
+    files = bad_files(1)
+    pixels, rows, counters = run([file.data for file in files])
+    found = {file.name: row["error"] for file, row in zip(files, rows, strict=True)}
+    assert found == {file.name: file.reason.value for file in files}
+    assert not pixels.any()
+    assert all(row["message"] for row in rows)
+    assert counters["decode"]["rows_quarantined"] == len(files)
+
+
+def test_odd_but_valid_files_all_become_images():
+    _, rows, _ = run([data for _, data in good_odd_files(0)])
+    assert {row["error"] for row in rows} == {None}
+
+
+def test_a_row_that_failed_before_keeps_its_failure():
+    failed = Failure(Reason.UNREADABLE_SHARD, "read", "no footer", "f" * 64, 12)
+    _, (row,), counters = run([failed])
+    assert row == {
+        "row_id": "r0",
+        "n": 0,
+        **{k: v[0].as_py() for k, v in failure_columns([failed]).items()},
+    }
+    assert counters["decode"]["rows_in"] == 0
+
+
+def test_nothing_to_decode_still_gives_pixels_of_the_right_size():
+    pixels, rows, _ = run([FAILED, FAILED])
+    assert pixels.shape == (2, 24, 24, 3)
+    assert [row["error"] for row in rows] == ["null_input"] * 2
+
+
+def test_rows_in_several_chunks_are_taken_in_order(good_pixels: list[np.ndarray]):
+    chunked = pa.concat_tables([source_rows([GOOD[2], FAILED]), source_rows([GOOD[0]])])
+    found = preprocess(chunked, {}, LIMITS, SPEC)
+    pixels = images_from_arrow(found.column("image"), SPEC.size_px)
+    assert np.array_equal(pixels[0], good_pixels[2])
+    assert np.array_equal(pixels[2], good_pixels[0])

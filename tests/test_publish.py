@@ -1,0 +1,310 @@
+"""A partition is replaced whole or not at all, whatever happens in between."""
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from published import (
+    DAY,
+    Rows,
+    age_files,
+    prepare_version,
+    publish_rows,
+    read_part_table,
+    snapshot,
+)
+
+from pipeline import failpoints
+from pipeline.errors import JobError, PublishConflict
+from pipeline.layout import Layout
+from pipeline.manifest import (
+    Manifest,
+    current_manifest,
+    list_partitions,
+    log_numbers,
+    read_predictions,
+)
+from pipeline.publish import commit, repair, settle
+from pipeline.storage import Store
+from pipeline.upkeep import collect_garbage, history_numbers, rollback
+from pipeline.verify import verify_output
+
+LAYOUT = Layout(DAY)
+FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)
+CRASHES = ["placed_part", "before_log", "after_log"]
+
+
+def files_of(store: Store) -> set[str]:
+    """Everything in the published folders but `_SUCCESS`."""
+    return set(snapshot(store, *FOLDERS)) - {LAYOUT.success}
+
+
+def named_by(manifest: Manifest) -> set[str]:
+    return {part.path for part in manifest.all_parts}
+
+
+def digests_of(manifest: Manifest) -> dict[str, str]:
+    return {part.path: part.sha256 for part in manifest.all_parts}
+
+
+def assert_whole(store: Store, manifest: Manifest) -> None:
+    """The manifest is current, its folder holds nothing else, and every row is there."""
+    assert current_manifest(store, LAYOUT) == manifest
+    assert files_of(store) == named_by(manifest)
+    verify_output(store.uri, DAY, dict(store.storage_options))
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(failpoints, "_reached", Counter())
+    monkeypatch.setenv(failpoints.VARIABLE, f"{name}:raise")
+
+
+def edition_of(store: Store) -> set[int]:
+    table = read_predictions(store.uri, DAY, storage_options=dict(store.storage_options))
+    return set(table.column("edition").to_pylist())
+
+
+def test_a_replaced_version_moves_to_the_history_byte_by_byte(any_store: Store):
+    first = publish_rows(any_store, rows=Rows(1))
+    assert_whole(any_store, first)
+    before = snapshot(any_store, *FOLDERS)
+    second = publish_rows(any_store, rows=Rows(2, num_slices=6))
+    assert_whole(any_store, second)
+    assert (first.number, second.number) == (1, 2)
+    assert not named_by(first) & named_by(second)
+    history = snapshot(any_store, LAYOUT.history(1))
+    kept = {f"{LAYOUT.history(1)}/{path.replace(f'/{DAY}/', '/')}" for path in named_by(first)}
+    assert set(history) == kept
+    del before[LAYOUT.success]
+    assert sorted(history.values()) == sorted(before.values())
+
+
+def test_the_same_again_publishes_nothing(any_store: Store):
+    first = publish_rows(any_store)
+    before = snapshot(any_store, "")
+    assert publish_rows(any_store) == first
+    assert snapshot(any_store, "") == before
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_the_history_keeps_as_many_versions_as_the_job_says(any_store: Store, keep: int):
+    for edition in range(1, 6):
+        last = publish_rows(any_store, rows=Rows(edition), keep_versions=keep)
+    assert history_numbers(any_store, LAYOUT) == [1, 2, 3, 4][4 - keep :]
+    assert log_numbers(any_store, LAYOUT) == [1, 2, 3, 4, 5]
+    assert_whole(any_store, last)
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_crash_while_publishing_is_cured_by_doing_it_again(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str, is_first: bool
+):
+    base = None if is_first else publish_rows(any_store, rows=Rows(1))
+    number = 1 if is_first else 2
+    with monkeypatch.context() as patch:
+        crash_at(patch, crash)
+        with pytest.raises(RuntimeError, match=crash):
+            publish_rows(any_store, rows=Rows(2))
+    is_committed = log_numbers(any_store, LAYOUT) == [*range(1, number + 1)]
+    assert is_committed == (crash == "after_log")
+    present = snapshot(any_store, *FOLDERS)
+    assert not base or digests_of(base).items() <= present.items()
+    if not is_committed:
+        assert current_manifest(any_store, LAYOUT) == base
+    again = publish_rows(any_store, rows=Rows(2))
+    assert again.number == number
+    assert_whole(any_store, again)
+    assert edition_of(any_store) == {2}
+
+
+def test_a_crash_after_the_commit_is_tidied_up_by_any_later_run(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    publish_rows(any_store, rows=Rows(1))
+    with monkeypatch.context() as patch:
+        crash_at(patch, "after_log")
+        with pytest.raises(RuntimeError, match="after_log"):
+            publish_rows(any_store, rows=Rows(2))
+    repaired = repair(any_store, LAYOUT, 2)
+    assert repaired is not None
+    assert repaired.number == 2
+    assert_whole(any_store, repaired)
+    assert history_numbers(any_store, LAYOUT) == [1]
+
+
+def test_settling_twice_changes_nothing(any_store: Store):
+    publish_rows(any_store, rows=Rows(1))
+    second = publish_rows(any_store, rows=Rows(2))
+    before = snapshot(any_store, "")
+    settle(any_store, LAYOUT, second, 2)
+    assert snapshot(any_store, "") == before
+
+
+def test_of_two_different_versions_the_first_in_the_log_wins_untouched(any_store: Store):
+    publish_rows(any_store, rows=Rows(1))
+    ours, our_folder = prepare_version(any_store, LAYOUT, Rows(2), 2, "ours")
+    theirs, their_folder = prepare_version(any_store, LAYOUT, Rows(3), 2, "theirs")
+    winner = commit(any_store, LAYOUT, theirs, their_folder)
+    settle(any_store, LAYOUT, winner, 2)
+    with pytest.raises(PublishConflict, match="run theirs published version 2 meanwhile"):
+        commit(any_store, LAYOUT, ours, our_folder)
+    assert current_manifest(any_store, LAYOUT) == winner
+    assert digests_of(winner).items() <= snapshot(any_store, *FOLDERS).items()
+    assert edition_of(any_store) == {3}
+    assert repair(any_store, LAYOUT, 2) == winner
+    assert_whole(any_store, winner)
+
+
+def test_of_two_equal_versions_the_loser_adopts_the_winner(any_store: Store):
+    ours, our_folder = prepare_version(any_store, LAYOUT, Rows(1), 1, "ours")
+    theirs, their_folder = prepare_version(any_store, LAYOUT, Rows(1), 1, "theirs")
+    winner = commit(any_store, LAYOUT, theirs, their_folder)
+    adopted = commit(any_store, LAYOUT, ours, our_folder)
+    assert adopted == winner
+    settle(any_store, LAYOUT, adopted, 2)
+    assert_whole(any_store, winner)
+
+
+def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(any_store: Store):
+    first, second = (publish_rows(any_store, rows=Rows(edition)) for edition in (1, 2))
+    back = rollback(any_store, LAYOUT, "back", keep_versions=2)
+    assert (back.number, back.kind, back.restored_from) == (3, "rollback", 1)
+    assert back.fingerprint == first.fingerprint
+    assert_whole(any_store, back)
+    assert [part.sha256 for part in back.all_parts] == [part.sha256 for part in first.all_parts]
+    assert edition_of(any_store) == {1}
+    forward = rollback(any_store, LAYOUT, "forward", keep_versions=2)
+    assert (forward.number, forward.restored_from) == (4, 2)
+    assert_whole(any_store, forward)
+    assert [part.sha256 for part in forward.all_parts] == [part.sha256 for part in second.all_parts]
+    assert edition_of(any_store) == {2}
+
+
+def test_a_rollback_to_a_number_takes_that_version(any_store: Store):
+    for edition in (1, 2, 3):
+        publish_rows(any_store, rows=Rows(edition))
+    assert rollback(any_store, LAYOUT, "r", keep_versions=2, to_number=1).restored_from == 1
+    assert edition_of(any_store) == {1}
+
+
+def test_what_is_not_in_the_history_cannot_be_rolled_back_to(any_store: Store):
+    with pytest.raises(JobError, match="nothing is published"):
+        rollback(any_store, LAYOUT, "r", keep_versions=2)
+    only = publish_rows(any_store)
+    with pytest.raises(JobError, match="not in the history; it has none"):
+        rollback(any_store, LAYOUT, "r", keep_versions=2)
+    publish_rows(any_store, rows=Rows(2))
+    with pytest.raises(JobError, match="version 7 is not in the history; it has 1"):
+        rollback(any_store, LAYOUT, "r", keep_versions=2, to_number=7)
+    assert only.number == 1
+    assert edition_of(any_store) == {2}
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_a_crash_in_a_rollback_leaves_one_whole_version(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str
+):
+    publish_rows(any_store, rows=Rows(1))
+    second = publish_rows(any_store, rows=Rows(2))
+    with monkeypatch.context() as patch:
+        crash_at(patch, crash)
+        with pytest.raises(RuntimeError, match=crash):
+            rollback(any_store, LAYOUT, "r", keep_versions=2)
+    is_committed = crash == "after_log"
+    current = repair(any_store, LAYOUT, 2)
+    assert current is not None
+    assert is_committed or current == second
+    if not is_committed:
+        current = rollback(any_store, LAYOUT, "again", keep_versions=2)
+    assert_whole(any_store, current)
+    assert edition_of(any_store) == {1}
+
+
+def test_a_reader_sees_only_whole_versions_while_they_are_replaced(any_store: Store):
+    editions = 20
+    sizes = {edition: Rows(edition, num_slices=2 + edition % 4) for edition in range(editions + 1)}
+    publish_rows(any_store, rows=sizes[0], keep_versions=1)
+    seen: list[tuple[set[int], int]] = []
+    errors: list[Exception] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                table = read_predictions(
+                    any_store.uri, DAY, storage_options=dict(any_store.storage_options)
+                )
+            except Exception as error:  # noqa: BLE001  # the assertion below shows it
+                errors.append(error)
+                return
+            seen.append((set(table.column("edition").to_pylist()), table.num_rows))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for edition in range(1, editions + 1):
+            publish_rows(any_store, rows=sizes[edition], keep_versions=1)
+    finally:
+        done.set()
+        reader.join()
+    assert not errors
+    rows_in = {edition: 5 * rows.num_slices for edition, rows in sizes.items()}
+    for found, num_rows in seen:
+        assert len(found) == 1
+        assert num_rows == rows_in[min(found)]
+    order = [min(found) for found, _ in seen]
+    assert order == sorted(order)
+    assert len(set(order)) > 1
+
+
+def test_partitions_do_not_touch_each_other(any_store: Store):
+    first = publish_rows(any_store, rows=Rows(1))
+    before = snapshot(any_store, *FOLDERS, LAYOUT.control)
+    publish_rows(any_store, "date=2026-11-25", Rows(2))
+    publish_rows(any_store, "date=2026-11-25", Rows(3))
+    publish_rows(any_store, None, Rows(4))
+    publish_rows(any_store, None, Rows(5))
+    assert snapshot(any_store, *FOLDERS, LAYOUT.control) == before
+    assert_whole(any_store, first)
+    names = [layout.name for layout in list_partitions(any_store)]
+    assert names == ["all", DAY, "date=2026-11-25"]
+
+
+def test_garbage_is_only_staging_and_only_when_it_is_old(any_store: Store):
+    for edition in (1, 2):
+        last = publish_rows(any_store, rows=Rows(edition))
+    staging = f"{LAYOUT.control}/staging"
+    assert snapshot(any_store, staging)
+    before = snapshot(any_store, "")
+    kept = collect_garbage(any_store, LAYOUT, grace_s=1e6)
+    assert kept.num_files == 0
+    assert snapshot(any_store, "") == before
+    # An hour in the future nothing is younger than zero seconds, whatever the store's clock says.
+    removed = collect_garbage(any_store, LAYOUT, grace_s=-3600)
+    after = snapshot(any_store, "")
+    assert removed.num_files == len(before) - len(after)
+    assert not snapshot(any_store, staging)
+    assert after == {k: v for k, v in before.items() if not k.startswith(staging)}
+    assert_whole(any_store, last)
+
+
+def test_staging_is_kept_while_its_newest_slice_is_young(tmp_path: Path):
+    store = Store(str(tmp_path))
+    for edition in (1, 2):
+        prepare_version(store, LAYOUT, Rows(edition), edition, "r")
+    old, young = (LAYOUT.staging(Rows(edition).fingerprint) for edition in (1, 2))
+    young_files = snapshot(store, young)
+    age_files(tmp_path, [*snapshot(store, old), *list(young_files)[1:]], age_s=7200)
+    collect_garbage(store, LAYOUT, grace_s=3600)
+    assert not snapshot(store, old)
+    assert snapshot(store, young) == young_files
+
+
+def test_every_part_says_who_made_it(any_store: Store):
+    manifest = publish_rows(any_store, run_id="me")
+    for part in manifest.all_parts:
+        schema: pa.Schema = read_part_table(any_store, part).schema
+        assert schema.metadata[b"pipeline.run_id"] == b"me"

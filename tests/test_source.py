@@ -1,0 +1,417 @@
+"""Reading: any choice of slices gives the rows of a full read, and broken input costs its rows."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import InfraError
+from pipeline.inputs import list_inputs
+from pipeline.job import Job, parse_job
+from pipeline.model import ModelSpec
+from pipeline.plan import Plan, make_plan
+from pipeline.schema import SliceKey, source_schema
+from pipeline.source import Reader, read_slices
+from pipeline.stats import Counters
+from pipeline.storage import Store
+from pipeline.transform import TransformSpec
+
+SPEC = ModelSpec(
+    name="tiny",
+    kind="entry_point",
+    code_sha256="",
+    weights_uri=None,
+    weights_sha256=None,
+    labels=("a",),
+    transform=TransformSpec(8, 8, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    task="classify",
+    top_k=1,
+    precision="fp32",
+)
+READ_WHOLE = """
+import gc, pickle, sys
+import pyarrow as pa
+from pipeline.source import read_slices
+gc.disable()
+reader, units = pickle.load(sys.stdin.buffer)
+rows = taken = left = 0
+for unit in units:
+    starts = {key.start for key in unit.slices()}
+    for key, _, table in read_slices(reader, unit, starts):
+        rows += table.num_rows
+        taken += table.nbytes
+        del table
+    left += pa.total_allocated_bytes()
+print(rows, taken, left, pa.default_memory_pool().max_memory())
+"""
+
+Slices = dict[tuple[int, int], pa.Table]
+
+
+def plan_job(uri: Path | str, slice_rows: int, **fields: Any) -> tuple[Reader, Plan]:
+    document = {
+        "source": {"uri": str(uri), "format": "parquet", **fields},
+        "model": {"name": "tiny"},
+        "sink": {"uri": "out"},
+        "run": {"slice_rows": slice_rows},
+    }
+    job: Job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    inputs = list_inputs(job.source, max_extent_rows=slice_rows)
+    plan = make_plan(job, inputs, SPEC, batch_size=1)
+    store = Store(plan.source_root, job.source.storage_options)
+    return Reader(store, job.source, plan.pass_through), plan
+
+
+def read(
+    reader: Reader, plan: Plan, wanted: Collection[tuple[int, int]] | None = None
+) -> tuple[Slices, list[Counters]]:
+    """Read the wanted slices (unit, start), or all."""
+    found: Slices = {}
+    counted = []
+    for unit in plan.units:
+        starts = {
+            key.start for key in unit.slices() if wanted is None or (key.unit, key.start) in wanted
+        }
+        for key, counters, table in read_slices(reader, unit, starts):
+            assert isinstance(key, SliceKey)
+            assert table.num_rows == key.num_rows
+            found[key.unit, key.start] = table
+            counted.append(counters)
+    return found, counted
+
+
+def rows(slices: Slices) -> list[dict[str, Any]]:
+    found = pa.concat_tables([slices[key] for key in sorted(slices)]).to_pylist()
+    return cast(list[dict[str, Any]], found)
+
+
+def write_shards(folder: Path) -> None:
+    """Four shards with different row groups, 151 rows; the images name their row."""
+    folder.mkdir(exist_ok=True)
+    for index, (num_rows, group) in enumerate([(40, 7), (3, 3), (101, 101), (7, 1)]):
+        table = pa.table(
+            {
+                "other": ["unused" * 20] * num_rows,
+                "image": [f"{index}:{row}".encode() * 3 for row in range(num_rows)],
+                "id": [f"id-{index}-{row}" for row in range(num_rows)],
+                "n": pa.array(range(num_rows), pa.int32()),
+                "city": pa.array([f"c{row % 3}" for row in range(num_rows)]).dictionary_encode(),
+            }
+        )
+        pq.write_table(table, folder / f"s{index}.parquet", row_group_size=group)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder)
+    return folder
+
+
+# ---------------------------------------------------------------------------- whole input
+
+
+def test_a_full_read_gives_every_row_in_order(shards: Path):
+    reader, plan = plan_job(shards, 10, id_column="id", pass_through=["n", "city"])
+    slices, counted = read(reader, plan)
+    expected = pa.concat_tables(
+        [
+            pq.read_table(path, columns=["id", "n", "city", "image"])
+            for path in sorted(shards.iterdir())
+        ]
+    ).to_pylist()
+    found = rows(slices)
+    assert [row["row_id"] for row in found] == [row["id"] for row in expected]
+    for name in ("n", "city", "image"):
+        assert [row[name] for row in found] == [row[name] for row in expected]
+    assert all(row["error"] is None for row in found)
+    for table in slices.values():
+        assert table.schema == source_schema(list(plan.pass_through))
+    num_bytes = sum(len(row["image"]) for row in expected)
+    totals = {
+        name: sum(counters["read"][name] for counters in counted)
+        for name in ("rows_in", "rows_out", "rows_quarantined", "bytes_in", "bytes_out")
+    }
+    assert totals == {
+        "rows_in": 151,
+        "rows_out": 151,
+        "rows_quarantined": 0,
+        "bytes_in": num_bytes,
+        "bytes_out": num_bytes,
+    }
+
+
+def test_ids_are_shard_and_row_without_an_id_column(shards: Path):
+    reader, plan = plan_job(shards, 10)
+    found = rows(read(reader, plan)[0])
+    wanted = [(i, r) for i, num_rows in enumerate((40, 3, 101, 7)) for r in range(num_rows)]
+    assert [row["row_id"] for row in found] == [f"s{i}.parquet#{r}" for i, r in wanted]
+    assert [row["image"] for row in found] == [f"{i}:{r}".encode() * 3 for i, r in wanted]
+    assert {row["uri"] for row in found} == {str(shards / f"s{i}.parquet") for i in range(4)}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(data=st.data(), slice_rows=st.integers(1, 60), limit=st.none() | st.integers(1, 151))
+def test_any_choice_of_slices_equals_the_full_read(
+    shards: Path, data: st.DataObject, slice_rows: int, limit: int | None
+):
+    reader, plan = plan_job(shards, slice_rows, id_column="id", pass_through=["n", "city"])
+    every, _ = read(reader, plan)
+    wanted = data.draw(st.sets(st.sampled_from(sorted(every))))
+    some, _ = read(reader, plan, wanted)
+    assert set(some) == wanted
+    for key in wanted:
+        assert some[key].equals(every[key])
+
+
+def test_units_cut_out_of_one_row_group_read_their_own_rows(tmp_path: Path):
+    images = [str(row).encode() for row in range(1000)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=1000)
+    reader, plan = plan_job(tmp_path, 3)
+    assert len(plan.units) == 4
+    assert [row["image"] for row in rows(read(reader, plan)[0])] == images
+
+
+def test_object_storage_reads_like_a_local_folder(shards: Path, any_store: Store):
+    for path in shards.iterdir():
+        any_store.put(path.name, path.read_bytes())
+    options = dict(any_store.storage_options)
+    reader, plan = plan_job(any_store.url(), 10, id_column="id", storage_options=options)
+    local = rows(read(*plan_job(shards, 10, id_column="id"))[0])
+    found = rows(read(reader, plan)[0])
+    assert [{**row, "uri": ""} for row in found] == [{**row, "uri": ""} for row in local]
+    assert found[0]["uri"] == any_store.url("s0.parquet")
+
+
+# ---------------------------------------------------------------------------- rows that fail
+
+
+def test_null_images_and_null_ids_cost_their_row(tmp_path: Path):
+    table = pa.table(
+        {"image": [b"0", None, b"2", b"3"], "id": ["a", "b", None, "d"], "n": [0, 1, 2, 3]}
+    )
+    pq.write_table(table, tmp_path / "s.parquet")
+    reader, plan = plan_job(tmp_path, 10, id_column="id", pass_through=["n"])
+    slices, (counters,) = read(reader, plan)
+    found = rows(slices)
+    assert [row["row_id"] for row in found] == ["a", "b", "s.parquet#2", "d"]
+    assert [row["error"] for row in found] == [None, "null_input", "null_input", None]
+    assert [row["error_stage"] for row in found] == [None, "read", "read", None]
+    assert [row["message"] for row in found] == [None, "image is null", "id is null", None]
+    assert [row["image"] for row in found] == [b"0", None, None, b"3"]
+    assert [row["n"] for row in found] == [0, 1, 2, 3]
+    read_ = counters["read"]
+    assert (read_["rows_in"], read_["rows_out"], read_["rows_quarantined"]) == (4, 2, 2)
+
+
+def test_ids_that_are_numbers_become_text(tmp_path: Path):
+    ids = pa.array([7, None, 9], pa.int64())
+    pq.write_table(pa.table({"image": [b"x"] * 3, "id": ids}), tmp_path / "s.parquet")
+    reader, plan = plan_job(tmp_path, 10, id_column="id")
+    assert [row["row_id"] for row in rows(read(reader, plan)[0])] == ["7", "s.parquet#1", "9"]
+
+
+def test_shards_that_do_not_fit_become_failed_rows(tmp_path: Path):
+    pq.write_table(pa.table({"image": [b"x"] * 3, "n": [1, 2, 3]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [b"x"] * 3, "n": ["1"] * 3}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"n": [1, 2, 3]}), tmp_path / "c.parquet")
+    (tmp_path / "d.parquet").write_bytes(b"broken")
+    pq.write_table(pa.table({"picture": [b"x"] * 3}), tmp_path / "e.parquet")
+    reader, plan = plan_job(tmp_path, 2, pass_through=["n"])
+    found = rows(read(reader, plan)[0])
+    assert [row["error"] for row in found] == (
+        [None] * 3 + ["bad_schema"] * 6 + ["unreadable_shard"] + ["bad_schema"] * 3
+    )
+    ids = [row["row_id"] for row in found]
+    assert ids[3:10] == [f"{s}.parquet#{r}" for s in "bc" for r in range(3)] + ["d.parquet"]
+    assert len(set(ids)) == len(ids)
+    assert all(row["message"] and row["image"] is None for row in found if row["error"])
+
+
+def damage(path: Path, start_pct: int, stop_pct: int, fill: bytes) -> None:
+    """Overwrite a stretch of a file and make it look untouched."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    start, stop = (len(data) * pct // 100 for pct in (start_pct, stop_pct))
+    data[start:stop] = (fill * len(data))[: stop - start]
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def write_random_shard(path: Path, compression: str) -> list[bytes]:
+    """One shard of 8 row groups with 25 images of random bytes each."""
+    images = [os.urandom(2000) for _ in range(200)]
+    pq.write_table(
+        pa.table({"image": images}),
+        path,
+        row_group_size=25,
+        compression=compression,
+        use_dictionary=False,
+        data_page_size=8192,
+    )
+    return images
+
+
+@pytest.mark.parametrize("compression", ["zstd", "snappy", "gzip"])
+@pytest.mark.parametrize("fill", [b"\x00", b"\xff", b"\x15\x00\x8f"])
+def test_damage_in_the_middle_of_a_shard_costs_rows_and_no_run(
+    compression: str, fill: bytes, tmp_path: Path
+):
+    images = write_random_shard(tmp_path / "s.parquet", compression)
+    reader, plan = plan_job(tmp_path, 10)
+    damage(tmp_path / "s.parquet", 52, 60, fill)
+    slices, counted = read(reader, plan)
+    found = rows(slices)
+    assert len(found) == 200
+    assert [row["row_id"] for row in found] == [f"s.parquet#{i}" for i in range(200)]
+    failed = [index for index, row in enumerate(found) if row["error"]]
+    assert failed
+    assert {found[index]["error"] for index in failed} == {"unreadable_shard"}
+    # Row groups before the damage and after it are whole.
+    assert set(failed) <= set(range(75, 150))
+    for index in set(range(200)) - set(range(75, 150)):
+        assert found[index]["image"] == images[index]
+    assert sum(counters["read"]["rows_quarantined"] for counters in counted) == len(failed)
+
+
+def test_a_shard_cut_after_planning_costs_its_rows(tmp_path: Path):
+    write_random_shard(tmp_path / "a.parquet", "snappy")
+    images = write_random_shard(tmp_path / "b.parquet", "snappy")
+    reader, plan = plan_job(tmp_path, 10)
+    damage(tmp_path / "a.parquet", 45, 100, b"\x00")
+    found = rows(read(reader, plan)[0])
+    assert [row["error"] for row in found] == ["unreadable_shard"] * 200 + [None] * 200
+    assert [row["image"] for row in found[200:]] == images
+
+
+def test_a_vanished_shard_costs_its_rows(tmp_path: Path):
+    for name in "ab":
+        pq.write_table(pa.table({"image": [b"x"] * 5}), tmp_path / f"{name}.parquet")
+    reader, plan = plan_job(tmp_path, 4)
+    (tmp_path / "a.parquet").unlink()
+    found = rows(read(reader, plan)[0])
+    assert [row["error"] for row in found] == ["missing"] * 5 + [None] * 5
+    assert len({row["row_id"] for row in found}) == 10
+
+
+def test_a_replaced_shard_stops_the_run(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [b"x"] * 5}), path)
+    reader, plan = plan_job(tmp_path, 4)
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+    with pytest.raises(InfraError, match=r"a\.parquet: changed since it was planned"):
+        read(reader, plan)
+    pq.write_table(pa.table({"image": [b"x"] * 6}), path)
+    with pytest.raises(InfraError, match="changed since it was planned"):
+        read(reader, plan)
+
+
+def test_a_replaced_object_stops_the_run(any_store: Store):
+    def put(image: bytes) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"image": [image] * 5}), sink)
+        any_store.put("a.parquet", sink.getvalue().to_pybytes())
+
+    put(b"x")
+    options = dict(any_store.storage_options)
+    reader, plan = plan_job(any_store.url(), 4, storage_options=options)
+    put(b"y")
+    with pytest.raises(InfraError, match="changed since it was planned"):
+        read(reader, plan)
+
+
+# ---------------------------------------------------------------------------- image files
+
+
+def images_job(store: Store, slice_rows: int, **fields: Any) -> tuple[Reader, Plan]:
+    options = dict(store.storage_options)
+    return plan_job(store.url(), slice_rows, format="images", storage_options=options, **fields)
+
+
+def test_image_files_are_read_whole_and_in_order(any_store: Store):
+    files = {f"f/{index:03}.jpg": os.urandom(index) for index in range(150)}
+    for path, data in files.items():
+        any_store.put(path, data)
+    reader, plan = images_job(any_store, 70)
+    slices, counted = read(reader, plan)
+    found = rows(slices)
+    assert {row["row_id"]: row["image"] for row in found} == files
+    assert [row["row_id"] for row in found] == sorted(files)
+    assert [row["uri"] for row in found] == [any_store.url(path) for path in sorted(files)]
+    assert sum(counters["read"]["bytes_in"] for counters in counted) == sum(range(150))
+    some, _ = read(reader, plan, {(0, 70)} & set(slices))
+    for key, table in some.items():
+        assert table.equals(slices[key])
+
+
+def test_a_file_above_the_limit_is_refused_unread(tmp_path: Path):
+    store = Store(str(tmp_path))
+    for name, size in (("a.jpg", 10), ("b.jpg", 11), ("c.jpg", 3)):
+        store.put(name, b"x" * size)
+    reader, plan = images_job(store, 10, max_image_bytes=10)
+    # A folder in its place: reading it could only fail.
+    (tmp_path / "b.jpg").unlink()
+    (tmp_path / "b.jpg").mkdir()
+    found = rows(read(reader, plan)[0])
+    assert [row["error"] for row in found] == [None, "too_large", None]
+    assert found[1]["num_bytes"] == 11
+    assert found[1]["message"] == "11 bytes, the limit is 10"
+    assert found[1]["image"] is None
+
+
+def test_a_vanished_file_costs_its_row_and_a_changed_one_stops_the_run(any_store: Store):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        any_store.put(name, name.encode())
+    reader, plan = images_job(any_store, 10)
+    any_store.delete(["b.jpg"])
+    found = rows(read(reader, plan)[0])
+    assert [row["error"] for row in found] == [None, "missing", None]
+    any_store.put("c.jpg", b"longer than it was")
+    with pytest.raises(InfraError, match=r"c\.jpg: changed since it was planned"):
+        read(reader, plan)
+
+
+# ---------------------------------------------------------------------------- memory
+
+
+def test_a_huge_row_group_is_streamed(tmp_path: Path):
+    num_rows, image_bytes = 2000, 100_000
+    image = pa.array([os.urandom(image_bytes)])
+    images = pc.take(image, pa.array([0] * num_rows))
+    path = tmp_path / "huge.parquet"
+    pq.write_table(
+        pa.table({"image": images}),
+        path,
+        row_group_size=num_rows,
+        compression="none",
+        use_dictionary=False,
+        write_batch_size=16,  # small pages: a page is the least that can be read
+    )
+    file_bytes = path.stat().st_size
+    assert pq.ParquetFile(path).num_row_groups == 1
+    reader, plan = plan_job(tmp_path, 64)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_WHOLE],
+        input=pickle.dumps((reader, plan.units)),
+        capture_output=True,
+        check=True,
+    )
+    found_rows, found_bytes, left_bytes, most_bytes = map(int, done.stdout.split())
+    path.unlink()
+    assert found_rows == num_rows
+    assert found_bytes > 0.95 * file_bytes > 190e6
+    assert most_bytes < 0.4 * file_bytes
+    assert left_bytes == 0, "a unit that has been read keeps nothing"
