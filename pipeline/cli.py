@@ -23,7 +23,6 @@ from pipeline.errors import JobError, PipelineError, Stopped
 app = typer.Typer(
     name="pipeline",
     help="Offline batch inference: shards in object storage -> model actors -> Parquet, once.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -62,8 +61,9 @@ StorageOption = Annotated[
 ]
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _common(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, more log.")] = False,
 ) -> None:
     _STATE["debug"] = debug
@@ -71,6 +71,8 @@ def _common(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 _STATE = {"debug": False}

@@ -32,7 +32,6 @@ from pipeline.schema import (
     URI,
     Reason,
     SliceKey,
-    prediction_schema,
 )
 from pipeline.sink import StagedSlice, staged_of
 from pipeline.storage import Store
@@ -58,7 +57,8 @@ class Compactor:
     folder: str
     """Where the parts go: `<folder>/predictions/` and `<folder>/quarantine/`."""
     version: str
-    pass_through: pa.Schema
+    schema: pa.Schema
+    """Of the predictions."""
     compression: str
     metadata: Mapping[str, str]
 
@@ -68,7 +68,7 @@ class Compactor:
         Returns:
             The parts (paths relative to `folder`) and the sum of the row id hashes.
         """
-        schema = prediction_schema(list(self.pass_through))
+        schema = self.schema
         predictions = _PartWriter(schema, self.compression, self.metadata)
         quarantine = _PartWriter(QUARANTINE_SCHEMA, self.compression, self.metadata)
         row_id_hash = 0
@@ -207,7 +207,7 @@ def read_hashes(store: Store, path: str) -> npt.NDArray[np.uint64]:
     return hash_ids(_read(store, path, [ROW_ID]).column(ROW_ID))
 
 
-def _read(store: Store, path: str, columns: list[str]) -> pa.Table:
+def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
     with store.open(path) as handle:
         return pq.ParquetFile(handle).read(columns=columns)
 
@@ -220,8 +220,8 @@ def find_duplicates(
     """Find the rows whose id an earlier row has; the first in input order keeps its prediction.
 
     Returns:
-        For each slice that has some: the row (counted within the slice) and its label, None
-        where the row had failed already.
+        For each slice that has some: the row (counted within the slice) and its label (empty
+        where the task gives none), None where the row had failed already.
 
     Hashes (8 bytes a row) tell which slices to look into; only there the ids themselves count.
     """
@@ -235,11 +235,13 @@ def find_duplicates(
         rows = np.flatnonzero(np.isin(own, suspects))
         if len(rows) == 0:
             continue
-        table = _read(store, path, [ROW_ID, LABEL]).take(pa.array(rows)).to_pydict()
+        table = _read(store, path, None).take(pa.array(rows))
+        ids, errors = table[ROW_ID].to_pylist(), table[ERROR].to_pylist()
+        labels = table[LABEL].to_pylist() if LABEL in table.column_names else [""] * len(ids)
         repeated = []
-        for row, value, label in zip(rows.tolist(), table[ROW_ID], table[LABEL], strict=True):
+        for row, value, label, error in zip(rows.tolist(), ids, labels, errors, strict=True):
             if value in seen:
-                repeated.append((row, label))
+                repeated.append((row, label if error is None else None))
             seen.add(value)
         if repeated:
             duplicates[key] = tuple(repeated)

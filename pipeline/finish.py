@@ -125,7 +125,7 @@ def _compact(
         store=run.store,
         folder=folder,
         version=version,
-        pass_through=plan.pass_through,
+        schema=plan.prediction_schema(),
         compression=run.job.sink.compression,
         metadata=file_metadata(plan, run.record.run_id),
     )

@@ -81,6 +81,26 @@ class Transform(_Section):
     """Channel standard deviations in [0, 1], divided by on the device."""
 
 
+class Output(_Section):
+    """One output of a model for task `raw`."""
+
+    name: str = Field(default="output", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Its column."""
+    shape: tuple[PositiveInt, ...]
+    """Its shape for one row; `[]` is one number."""
+
+
+_FIELDS_OF_TASKS = {
+    "top_k": "classify",
+    "labels": "classify",
+    "embedding_dim": "embed",
+    "l2_norm": "embed",
+    "targets": "regress",
+    "outputs": "raw",
+    "postprocess": "raw",
+}
+
+
 class Model(_Section):
     """Which model predicts, and how."""
 
@@ -94,10 +114,23 @@ class Model(_Section):
     """Expected digest of the weights file; another digest is refused."""
     labels: str | tuple[str, ...] | None = None
     """Class names: a list, or the URI of a text file with one a line or of a JSON list."""
-    task: Literal["classify"] = "classify"
-    """What to make of the outputs: `classify` gives label, score and the top k."""
+    task: Literal["classify", "embed", "regress", "raw"] = "classify"
+    """What to make of the outputs: `classify` gives label, score and the top k; `embed` one
+    vector; `regress` one number a target; `raw` the outputs as they are."""
     top_k: PositiveInt = 5
-    """How many classes `top_k` lists (fewer where the model has fewer)."""
+    """Task `classify`: how many classes `top_k` lists (fewer where the model has fewer)."""
+    layer: str | None = None
+    """The submodule whose output is taken instead of the model's, as `named_modules` calls it."""
+    embedding_dim: PositiveInt | None = None
+    """Task `embed`: length of the vector."""
+    l2_norm: bool = False
+    """Task `embed`: scale each vector to length 1."""
+    targets: tuple[str, ...] = ()
+    """Task `regress`: a column name for each number; left out: one column `value`."""
+    outputs: tuple[Output, ...] = ()
+    """Task `raw`: the outputs to keep, in the model's order or by its names."""
+    postprocess: str | None = None
+    """Task `raw`: `package.module:callable` whose result turns outputs into declared columns."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the model; scores are always float32. `fp16` needs a GPU."""
     batch_size: PositiveInt | None = None
@@ -109,6 +142,13 @@ class Model(_Section):
     def _one_model(self) -> Model:
         if (self.name is None) == (self.factory is None):
             raise ValueError("give exactly one of name and factory")
+        for field, task in _FIELDS_OF_TASKS.items():
+            if field in self.model_fields_set and getattr(self, field) and self.task != task:
+                raise ValueError(f"{field} has no effect with task {self.task!r}, only {task!r}")
+        if self.task == "embed" and self.embedding_dim is None:
+            raise ValueError("task 'embed' needs embedding_dim, the length of its vectors")
+        if self.task == "raw" and not self.outputs:
+            raise ValueError("task 'raw' needs outputs, each with a name and a shape")
         return self
 
 

@@ -71,7 +71,11 @@ class Lease:
         """Stop renewing and let the next run in at once."""
         self._stop.set()
         self._thread.join()
-        self._beat(released=True)
+        try:
+            self._beat(released=True)
+        except PipelineError as error:
+            # No reason to hide how the run ended: the lease ends with this process, or its ttl.
+            log.warning("lease of %s not released: %s", self._layout.name, error)
 
     def _renew(self) -> None:
         while not self._stop.wait(self.owner.ttl_s / _RENEWALS_PER_TTL):

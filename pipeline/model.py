@@ -1,39 +1,37 @@
 """From a job's model section to what actors need: a plain spec, and later the module itself.
 
 `resolve_model` runs on the driver, reads no weights into a model and imports torch only for a
-torchvision name. `load_module` runs in the actor. Weights are data: safetensors, or a state dict
-loaded with weights_only; pickled modules, TorchScript and .pt2 archives are code and refused.
+torchvision name. `load_module` runs in the actor.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
-import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from pipeline.errors import JobError, PipelineError
+from pipeline.imports import import_callable, require_allowed, source_digest
 from pipeline.job import Model, Transform
-from pipeline.storage import Store
+from pipeline.task import OutputSpec, TaskSpec
 from pipeline.transform import TransformSpec
+from pipeline.weights import (
+    WEIGHT_SUFFIXES,
+    check_suffix,
+    read_file,
+    read_state_dict,
+    weights_digest,
+)
 
 if TYPE_CHECKING:
     import torch
 
 ENTRY_POINT_GROUP = "pipeline.models"
-ALLOW_IMPORT_VARIABLE = "PIPELINE_ALLOW_IMPORT"
-_CODE_SUFFIXES = (".pt2", ".torchscript", ".ts", ".pkl", ".pickle")
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-
 
 Kind = Literal["entry_point", "torchvision", "factory"]
 
@@ -61,11 +59,11 @@ class ModelSpec:
     """Digest of the source that builds the module, so that changed code never reuses old work."""
     weights_uri: str | None
     weights_sha256: str | None
-    labels: tuple[str, ...]
     transform: TransformSpec
-    task: str
-    top_k: int
+    task: TaskSpec
     precision: str
+    layer: str | None = None
+    """The submodule whose output is taken; None takes the model's own."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,11 +73,9 @@ class ModelSpec:
             "kind": self.kind,
             "code_sha256": self.code_sha256,
             "weights_sha256": self.weights_sha256,
-            "labels_sha256": hashlib.sha256("\n".join(self.labels).encode()).hexdigest(),
-            "num_labels": len(self.labels),
             "transform": self.transform.to_dict(),
-            "task": self.task,
-            "top_k": self.top_k,
+            "task": self.task.to_dict(),
+            "layer": self.layer,
             "precision": self.precision,
         }
 
@@ -122,24 +118,20 @@ def resolve_model(
     if weights_uri is None and kind == "torchvision":
         raise JobError(
             f"model.weights: {card.name} needs the URI of a state dict "
-            f"({', '.join(_WEIGHT_SUFFIXES)}); nothing is downloaded silently"
+            f"({', '.join(WEIGHT_SUFFIXES)}); nothing is downloaded silently"
         )
     if weights_uri is not None:
-        _check_weights_suffix(weights_uri)
-    labels = card.labels if model.labels is None else _read_labels(model, model.labels)
-    if not labels:
-        raise JobError(f"model.labels: {card.name} brings no class names; give a list or a file")
+        check_suffix(weights_uri)
     return ModelSpec(
         name=card.name,
         kind=kind,
         code_sha256=code,
         weights_uri=weights_uri,
-        weights_sha256=_weights_digest(model, weights_uri),
-        labels=tuple(labels),
+        weights_sha256=weights_digest(weights_uri, model.weights_sha256, model.storage_options),
         transform=_merge_transform(card.name, card.transform, transform),
-        task=model.task,
-        top_k=min(model.top_k, len(labels)),
+        task=_task(model, card, allow_import),
         precision=model.precision,
+        layer=model.layer,
         storage_options=model.storage_options,
     )
 
@@ -155,12 +147,12 @@ def load_module(spec: ModelSpec) -> torch.nn.Module:
         module = _build(spec)
     except PipelineError:
         raise
-    except Exception as error:  # noqa: BLE001  # a user's factory may raise anything
+    except Exception as error:  # a user's factory may raise anything
         raise JobError(
             f"model {spec.name}: cannot be built: {type(error).__name__}: {error}"
         ) from error
     if spec.weights_uri is not None:
-        state = _read_state_dict(spec)
+        state = read_state_dict(spec.weights_uri, spec.weights_sha256, spec.storage_options)
         try:
             module.load_state_dict(state, strict=True)
         except RuntimeError as error:
@@ -175,11 +167,11 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
     if spec.kind == "torchvision":
         from torchvision.models import get_model
 
-        module = get_model(spec.name, weights=None, num_classes=len(spec.labels))
+        module = get_model(spec.name, weights=None, **_num_classes(spec.task))
     elif spec.kind == "entry_point":
         module = _entry_point_card(spec.name).build()
     else:
-        module = _import_factory(spec.name)()
+        module = import_callable("model.factory", spec.name)()
     if not isinstance(module, torch.nn.Module):
         raise JobError(f"model {spec.name}: returned {type(module).__name__}, not an nn.Module")
     return module
@@ -188,7 +180,7 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
 def _named_card(name: str, *, wants_labels: bool) -> tuple[Kind, ModelCard, str]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
-            return "entry_point", _entry_point_card(name), _source_digest(entry.module)
+            return "entry_point", _entry_point_card(name), source_digest(entry.module)
     from torchvision.models import get_model_builder, get_model_weights, list_models
 
     if name not in list_models():
@@ -230,38 +222,39 @@ def _entry_point_card(name: str) -> ModelCard:
 
 
 def _factory_card(factory: str, allow_import: Sequence[str]) -> tuple[Kind, ModelCard, str]:
-    module_name, separator, attribute = factory.partition(":")
-    if not separator or not attribute.isidentifier() or attribute.startswith("_"):
-        raise JobError(f"model.factory = {factory!r}: write package.module:callable")
-    from_environment = os.environ.get(ALLOW_IMPORT_VARIABLE, "").split(",")
-    allowed = [prefix.strip() for prefix in (*allow_import, *from_environment) if prefix.strip()]
-    if not any(module_name == p or module_name.startswith(p + ".") for p in allowed):
-        raise JobError(
-            f"model.factory = {factory!r}: importing {module_name} is not allowed; pass "
-            f"--allow-import {module_name} or set {ALLOW_IMPORT_VARIABLE}"
-        )
-    card = ModelCard(name=factory, build=_import_factory(factory))
-    return "factory", card, _source_digest(module_name)
+    module_name = require_allowed("model.factory", factory, allow_import)
+    card = ModelCard(name=factory, build=import_callable("model.factory", factory))
+    return "factory", card, source_digest(module_name)
 
 
-def _import_factory(factory: str) -> Callable[[], torch.nn.Module]:
-    module_name, _, attribute = factory.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001  # a user's module may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise JobError(f"model.factory = {factory!r}: cannot import: {reason}") from error
-    build = getattr(module, attribute, None)
-    if not callable(build):
-        raise JobError(f"model.factory = {factory!r}: {module_name} has no callable {attribute}")
-    return build  # type: ignore[no-any-return]  # checked when its result arrives
+def _num_classes(task: TaskSpec) -> dict[str, int]:
+    """A classifier has as many outputs as labels; other tasks take the architecture as it is."""
+    return {"num_classes": len(task.labels)} if task.kind == "classify" else {}
 
 
-def _source_digest(module_name: str) -> str:
-    found = importlib.util.find_spec(module_name)
-    if found is None or found.origin is None or not Path(found.origin).is_file():
-        raise JobError(f"model: no source file for {module_name}, so its changes go unnoticed")
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpec:
+    labels: tuple[str, ...] = ()
+    if model.task == "classify":
+        found = card.labels if model.labels is None else _read_labels(model, model.labels)
+        if not found:
+            raise JobError(
+                f"model.labels: {card.name} brings no class names; give a list or a file"
+            )
+        labels = tuple(found)
+    code = ""
+    if model.postprocess is not None:
+        code = source_digest(require_allowed("model.postprocess", model.postprocess, allow_import))
+    return TaskSpec(
+        kind=model.task,
+        labels=labels,
+        top_k=min(model.top_k, len(labels)) if labels else 0,
+        embedding_dim=model.embedding_dim or 0,
+        l2_norm=model.l2_norm,
+        outputs=tuple(OutputSpec(output.name, output.shape) for output in model.outputs),
+        targets=model.targets,
+        postprocess=model.postprocess,
+        postprocess_sha256=code,
+    )
 
 
 def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform) -> TransformSpec:
@@ -280,63 +273,10 @@ def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform
         raise JobError(f"transform: {error}") from None
 
 
-def _check_weights_suffix(uri: str) -> None:
-    if uri.endswith(_CODE_SUFFIXES):
-        raise JobError(f"model.weights = {uri}: such a file can run code; save a state dict")
-    if not uri.endswith(_WEIGHT_SUFFIXES):
-        raise JobError(f"model.weights = {uri}: expected one of {', '.join(_WEIGHT_SUFFIXES)}")
-
-
-def _read_file(uri: str, storage_options: Mapping[str, Any], what: str) -> bytes:
-    folder, _, name = uri.rpartition("/")
-    try:
-        return Store(folder or ("/" if uri.startswith("/") else "."), storage_options).read_bytes(
-            name
-        )
-    except FileNotFoundError:
-        raise JobError(f"{what} = {uri}: no such file") from None
-
-
-def _weights_digest(model: Model, weights_uri: str | None) -> str | None:
-    if weights_uri is None:
-        if model.weights_sha256 is not None:
-            raise JobError("model.weights_sha256: there is no weights file to compare it with")
-        return None
-    if model.weights_sha256 is not None:
-        return model.weights_sha256  # each actor checks it on the bytes that it loads
-    data = _read_file(weights_uri, model.storage_options, "model.weights")
-    return hashlib.sha256(data).hexdigest()
-
-
-def _read_state_dict(spec: ModelSpec) -> dict[str, torch.Tensor]:
-    import torch
-
-    uri = spec.weights_uri or ""
-    data = _read_file(uri, spec.storage_options, "model.weights")
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != spec.weights_sha256:
-        raise JobError(f"{uri}: sha256 is {digest}, expected {spec.weights_sha256}")
-    try:
-        if uri.endswith(".safetensors"):
-            from safetensors.torch import load
-
-            weights: dict[str, torch.Tensor] = load(data)
-            return weights
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # any parser error means: not usable weights
-        reason = " ".join(str(error).split())[:200]
-        if "weights_only" in reason:  # torch goes on to explain how to load it all the same
-            reason = "it holds more than tensors, and loading that could run code"
-        raise JobError(f"{uri}: not a plain state dict: {reason}") from None
-    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
-        raise JobError(f"{uri}: holds a {type(state).__name__}, expected names and tensors")
-    return state
-
-
 def _read_labels(model: Model, labels: str | tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(labels, str):
         return labels
-    data = _read_file(labels, model.storage_options, "model.labels")
+    data = read_file(labels, model.storage_options, "model.labels")
     try:
         text = data.decode("utf-8")
         names = json.loads(text) if labels.endswith(".json") else None

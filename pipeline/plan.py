@@ -24,8 +24,16 @@ from pipeline.inputs import Extent, Inputs
 from pipeline.job import Job
 from pipeline.layout import Layout
 from pipeline.model import ModelSpec
-from pipeline.schema import OUTPUT_SCHEMA_VERSION, Reason, SliceKey
+from pipeline.schema import (
+    CLASSIFY_FIELDS,
+    OUTPUT_SCHEMA_VERSION,
+    RESERVED_COLUMNS,
+    Reason,
+    SliceKey,
+    prediction_schema,
+)
 from pipeline.storage import CreateOutcome, Store
+from pipeline.task import make_task
 
 PLAN_VERSION = 1
 RowIds = Literal["path", "path#row", "column"]
@@ -34,7 +42,9 @@ SLICE_ROWS_NEAR = 256
 _MAX_UNIT_SLICES = 8
 _MAX_UNITS_PER_ROW_GROUP = 4
 # The modules whose code decides what a prediction is; a change in one makes a new fingerprint.
-_SEMANTIC_MODULES = ("decode", "transform", "preprocess", "predictor", "model", "schema", "source")
+_SEMANTIC_MODULES = (
+    *("decode", "transform", "preprocess", "predictor", "model", "schema", "source", "task"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,8 @@ class Plan:
     source_root: str
     units: tuple[Unit, ...]
     pass_through: pa.Schema
+    task_fields: pa.Schema
+    """The columns that the task adds."""
     row_ids: RowIds
     """How ids come to be; those of a `column` cannot be told from the plan."""
     model: dict[str, Any]
@@ -78,6 +90,10 @@ class Plan:
     @cached_property
     def num_rows(self) -> int:
         return sum(unit.num_rows for unit in self.units)
+
+    def prediction_schema(self) -> pa.Schema:
+        """Return the schema of the published predictions."""
+        return prediction_schema(list(self.pass_through), list(self.task_fields))
 
     def slices(self) -> Iterator[SliceKey]:
         for unit in self.units:
@@ -102,6 +118,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         source_root=inputs.root,
         units=tuple(_cut_units(extents, slice_rows, slice_rows * per_unit)),
         pass_through=inputs.pass_through,
+        task_fields=_task_fields(inputs, model),
         row_ids=_row_ids(job),
         model=model.to_dict(),
         batch_size=batch_size,
@@ -116,6 +133,16 @@ def _row_ids(job: Job) -> RowIds:
     if job.source.format == "images":
         return "path"
     return "column" if job.source.id_column else "path#row"
+
+
+def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
+    fields = make_task(model.task).fields()
+    own = {field.name for field in CLASSIFY_FIELDS}
+    taken = (RESERVED_COLUMNS - own) | set(inputs.pass_through.names)
+    clash = [field.name for field in fields if field.name in taken]
+    if clash:
+        raise JobError(f"model: column {clash[0]!r} of the outputs is taken; choose another name")
+    return pa.schema(fields)
 
 
 def choose_slice_rows(job: Job, batch_size: int) -> int:
@@ -241,6 +268,7 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "input_bytes": plan.input_bytes,
         "ignored": plan.ignored,
         "pass_through": _schema_to_text(plan.pass_through),
+        "task_fields": _schema_to_text(plan.task_fields),
         "row_ids": plan.row_ids,
         "shards": list(shards),
         "units": units,
@@ -271,6 +299,7 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             source_root=document["source_root"],
             units=units,
             pass_through=_schema_from_text(document["pass_through"]),
+            task_fields=_schema_from_text(document["task_fields"]),
             row_ids=document["row_ids"],
             model=document["model"],
             batch_size=document["batch_size"],

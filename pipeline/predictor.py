@@ -1,4 +1,4 @@
-"""The model: uint8 images of a slice in, predictions and reasons out.
+"""The model: uint8 images (or float features) of a slice in, predictions and reasons out.
 
 The same code runs on CPU and GPU. Normalisation happens here, on the device. A failing batch is
 split until the rows at fault are found; out of memory halves the batch and is remembered.
@@ -6,9 +6,10 @@ split until the rows at fault are found; out of memory halves the batch and is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,33 +20,29 @@ from pipeline.errors import JobError
 from pipeline.model import ModelSpec, PredictorConfig, load_module
 from pipeline.schema import (
     ERROR,
+    FEATURES,
     IMAGE,
-    LABEL,
-    LABEL_ID,
     ROW_ID,
-    SCORE,
-    TOP_K,
     URI,
     Failure,
     Reason,
     failure_columns,
     failures_of,
+    features_from_arrow,
     images_from_arrow,
     staged_schema,
 )
 from pipeline.stats import Counters, StageCounters, add
+from pipeline.task import Arrays, make_task
+from pipeline.transform import TransformSpec
 
 STAGE = "predict"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Inputs = npt.NDArray[Any]
+"""uint8 (N, S, S, 3), or float32 (N, F)."""
+Rows = npt.NDArray[np.intp]
+"""Which rows of a slice."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
-
-
-@dataclass
-class _Scores:
-    """Top-k of the rows of a slice; rows without a prediction keep zeros."""
-
-    values: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int32]
 
 
 class Predictor:
@@ -55,61 +52,59 @@ class Predictor:
         """Load the model onto its device.
 
         Raises:
-            JobError: The weights, the device or the precision cannot be used.
+            JobError: The weights, the layer, the device or the precision cannot be used.
         """
         self._config = config
         self._batch_size = config.batch_size
         self._device = _device(config)
+        self._dtype = _DTYPES[config.spec.precision]
         torch.set_num_threads(config.num_threads)
-        module = load_module(config.spec).to(self._device, _DTYPES[config.spec.precision])
+        module = load_module(config.spec).to(self._device, self._dtype)
         self._model = _channels_last(module)
-        self._scale, self._shift = _normalisation(config.spec, self._device)
-        self._input = _input_buffer(config, self._device)
+        self._layer = _watch_layer(self._model, config.spec)
+        self._task = make_task(config.spec.task)
+        self._prepare = _make_prepare(config.spec.transform, self._device, self._dtype)
+        self._buffer: torch.Tensor | None = None
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Predict the rows of one slice that have no error yet.
 
         Args:
-            rows: The slice; `image` is fixed-size binary, uint8 (S, S, 3) RGB.
+            rows: The slice; `image` is fixed-size binary, uint8 (S, S, 3) RGB, or `features` a
+                fixed-size list of float32.
             counters: Gets the entries `transfer` and `predict`.
 
         Returns:
-            The rows with the columns of `staged_schema`, in the same order; the image is gone.
+            The rows with the columns of `staged_schema`, in the same order; the input is gone.
         """
-        spec = self._config.spec
-        images = images_from_arrow(rows.column(IMAGE), spec.transform.size_px)
+        inputs = _read_inputs(rows, self._config.spec.transform)
         failures = failures_of(rows)
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
-        shape = (rows.num_rows, spec.top_k)
-        scores = _Scores(np.zeros(shape, np.float32), np.zeros(shape, np.int32))
+        results: Arrays = {}
         timer = _Timer()
         position = 0
         while position < len(todo):
             batch = todo[position : position + self._batch_size]
-            for index, failure in self._run(images, batch, scores, timer):
+            for index, failure in self._run(inputs, batch, results, timer):
                 failures[index] = failure
             position += len(batch)
         failed = sum(failures[index] is not None for index in todo)
-        pixels = len(todo) * images[:1].nbytes
-        add(counters, "transfer",
-            StageCounters(len(todo), len(todo), 0, pixels, pixels, timer.transfer_s))  # fmt: skip
-        add(counters, STAGE,
-            StageCounters(len(todo), len(todo) - failed, failed, pixels, 0, timer.predict_s),
-            )  # fmt: skip
-        return self._to_table(rows, scores, failures)
+        num_rows, num_bytes = len(todo), len(todo) * inputs[:1].nbytes
+        moved = StageCounters(num_rows, num_rows, 0, num_bytes, num_bytes, timer.transfer_s)
+        add(counters, "transfer", moved)
+        predicted = StageCounters(
+            num_rows, num_rows - failed, failed, num_bytes, 0, timer.predict_s
+        )
+        add(counters, STAGE, predicted)
+        return self._to_table(rows, results, failures)
 
     def _run(
-        self,
-        images: npt.NDArray[np.uint8],
-        batch: npt.NDArray[np.intp],
-        scores: _Scores,
-        timer: _Timer,
+        self, inputs: Inputs, batch: Rows, results: Arrays, timer: _Timer
     ) -> Iterator[tuple[int, Failure]]:
         """Run rows `batch`; yield the rows that cannot be predicted, found by splitting."""
-        failure = self._try_forward(images, batch, scores, timer)
+        failure = self._try_forward(inputs, batch, results, timer)
         if failure is None:
-            finite = np.isfinite(scores.values[batch]).all(axis=1)
-            for row in batch[~finite]:
+            for row in batch[~_are_finite(results, batch)]:
                 yield int(row), Failure(Reason.NON_FINITE, STAGE, "output is not finite")
             return
         if len(batch) == 1:
@@ -120,78 +115,65 @@ class Predictor:
             self._batch_size = min(self._batch_size, half)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-        yield from self._run(images, batch[:half], scores, timer)
-        yield from self._run(images, batch[half:], scores, timer)
+        yield from self._run(inputs, batch[:half], results, timer)
+        yield from self._run(inputs, batch[half:], results, timer)
 
     def _try_forward(
-        self,
-        images: npt.NDArray[np.uint8],
-        batch: npt.NDArray[np.intp],
-        scores: _Scores,
-        timer: _Timer,
+        self, inputs: Inputs, batch: Rows, results: Arrays, timer: _Timer
     ) -> Failure | None:
-        """Predict rows `batch` into `scores`, or say why not.
+        """Predict rows `batch` into `results`, or say why not.
 
         Nothing is tried again in here: the exception's frames still hold the batch's tensors.
         """
         try:
-            scores.values[batch], scores.labels[batch] = self._forward(images, batch, timer)
+            for name, values in self._forward(inputs, batch, timer).items():
+                if name not in results:
+                    results[name] = np.zeros((len(inputs), *values.shape[1:]), values.dtype)
+                results[name][batch] = values
         except Exception as error:  # noqa: BLE001  # whatever a user's model raises costs its row
             reason = Reason.OUT_OF_MEMORY if _is_out_of_memory(error) else Reason.MODEL_ERROR
             return Failure(reason, STAGE, f"{type(error).__name__}: {error}")
         return None
 
-    def _forward(
-        self, images: npt.NDArray[np.uint8], batch: npt.NDArray[np.intp], timer: _Timer
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        """Return top-k scores and labels, both (B, k), of the rows `batch`."""
-        spec = self._config.spec
+    def _forward(self, inputs: Inputs, batch: Rows, timer: _Timer) -> Arrays:
+        """Return what the task keeps of the rows `batch`, each array (B, ...)."""
         started = perf_counter()
-        # The one copy of the pixels: out of Ray's read-only memory into a reused (pinned) buffer.
-        staging = self._input[: len(batch)]
-        np.take(images, batch, axis=0, out=staging.numpy())
+        # The one copy of the input: out of Ray's read-only memory into a reused (pinned) buffer.
+        staging = self._reuse_buffer(inputs)[: len(batch)]
+        np.take(inputs, batch, axis=0, out=staging.numpy())
         on_device = staging.to(self._device, non_blocking=True)
         transferred = perf_counter()
         timer.transfer_s += transferred - started
         with torch.inference_mode():
-            # NHWC memory seen as NCHW is channels_last already: no transpose is made.
-            x = on_device.permute(0, 3, 1, 2).to(torch.float32)
-            x = torch.addcmul(self._shift, x, self._scale).to(_DTYPES[spec.precision])
-            logits = self._model(x)
-            self._check_output(logits, len(batch))
-            top = torch.softmax(logits.float(), dim=1).topk(spec.top_k, dim=1)
-            values = top.values.cpu().numpy()
-            labels = top.indices.to(torch.int32).cpu().numpy()
+            outputs = self._model(self._prepare(on_device))
+            if self._layer is not None:
+                outputs = self._layer.take()
+            kept = self._task.reduce(outputs, len(batch))
+            arrays = {name: values.cpu().numpy() for name, values in kept.items()}
         timer.predict_s += perf_counter() - transferred
-        return values, labels
+        return arrays
 
-    def _check_output(self, logits: object, num_rows: int) -> None:
-        want = (num_rows, len(self._config.spec.labels))
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        if found != want:
-            raise ValueError(f"output is {found}, expected logits {want}, one per label")
+    def _reuse_buffer(self, inputs: Inputs) -> torch.Tensor:
+        if self._buffer is None:
+            shape = (self._config.batch_size, *inputs.shape[1:])
+            kind = torch.from_numpy(np.empty(0, inputs.dtype)).dtype
+            self._buffer = torch.empty(shape, dtype=kind, pin_memory=self._device.type == "cuda")
+        return self._buffer
 
     def _to_table(
-        self, rows: pa.Table, scores: _Scores, failures: Sequence[Failure | None]
+        self, rows: pa.Table, results: Arrays, failures: Sequence[Failure | None]
     ) -> pa.Table:
         ok = np.array([failure is None for failure in failures], bool)
-        names = pa.array(self._config.spec.labels, pa.string())
-        num_rows, top_k = scores.labels.shape
-        flat = pa.array(scores.labels.reshape(-1))
-        entries = pa.StructArray.from_arrays(
-            [names.take(flat), flat, pa.array(scores.values.reshape(-1))],
-            names=[LABEL, LABEL_ID, SCORE],
-        )
-        offsets = np.arange(0, (num_rows + 1) * top_k, top_k, dtype=np.int32)
-        best = pa.array(scores.labels[:, 0], mask=~ok)
+        fields = self._task.fields()
         columns = {name: rows.column(name) for name in (ROW_ID, URI)}
         columns |= {name: rows.column(name) for name in self._config.pass_through.names}
-        columns[LABEL] = names.take(best)
-        columns[LABEL_ID] = best
-        columns[SCORE] = pa.array(scores.values[:, 0], mask=~ok)
-        columns[TOP_K] = pa.ListArray.from_arrays(pa.array(offsets), entries, mask=pa.array(~ok))
-        columns.update(failure_columns(failures))
-        schema = staged_schema(list(self._config.pass_through))
+        columns |= (
+            self._task.columns(results, ok)
+            if results
+            else {field.name: pa.nulls(rows.num_rows, field.type) for field in fields}
+        )
+        columns |= failure_columns(failures)
+        schema = staged_schema(list(self._config.pass_through), fields)
         return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
 
@@ -222,17 +204,67 @@ def _device(config: PredictorConfig) -> torch.device:
     return torch.device("cuda")
 
 
-def _normalisation(spec: ModelSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fold /255, mean and std into x * scale + shift, both (1, 3, 1, 1) float32."""
-    mean = torch.tensor(spec.transform.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.transform.std, device=device).view(1, 3, 1, 1)
-    return 1.0 / (255.0 * std), -mean / std
+def _read_inputs(rows: pa.Table, transform: TransformSpec | None) -> Inputs:
+    """View the model's input: uint8 (N, S, S, 3), or float32 (N, F) where there are no images."""
+    if transform is None:
+        return features_from_arrow(rows.column(FEATURES))
+    return images_from_arrow(rows.column(IMAGE), transform.size_px)
 
 
-def _input_buffer(config: PredictorConfig, device: torch.device) -> torch.Tensor:
-    size = config.spec.transform.size_px
-    shape = (config.batch_size, size, size, 3)
-    return torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+def _make_prepare(
+    transform: TransformSpec | None, device: torch.device, dtype: torch.dtype
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what turns a batch on the device into the model's input."""
+    if transform is None:
+        return lambda features: features.to(dtype)
+    mean = torch.tensor(transform.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(transform.std, device=device).view(1, 3, 1, 1)
+    # /255, mean and std folded into x * scale + shift.
+    scale, shift = 1.0 / (255.0 * std), -mean / std
+
+    def normalise(images: torch.Tensor) -> torch.Tensor:
+        # NHWC memory seen as NCHW is channels_last already: no transpose is made.
+        x = images.permute(0, 3, 1, 2).to(torch.float32)
+        return torch.addcmul(shift, x, scale).to(dtype)
+
+    return normalise
+
+
+class _Layer:
+    """Catches what a submodule returns during a forward pass."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._caught: Any = None
+        module.register_forward_hook(self._catch)
+
+    def _catch(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        self._caught = output
+
+    def take(self) -> Any:
+        """Return what was caught, and let go of it."""
+        caught, self._caught = self._caught, None
+        return caught
+
+
+def _watch_layer(module: torch.nn.Module, spec: ModelSpec) -> _Layer | None:
+    if spec.layer is None:
+        return None
+    try:
+        return _Layer(module.get_submodule(spec.layer))
+    except AttributeError:
+        names = [name for name, _ in module.named_children()]
+        raise JobError(
+            f"model.layer = {spec.layer!r}: {spec.name} has no such submodule; "
+            f"at the top it has {', '.join(names) or 'none'}"
+        ) from None
+
+
+def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
+    ok = np.ones(len(batch), bool)
+    for values in results.values():
+        if np.issubdtype(values.dtype, np.floating):
+            ok &= np.isfinite(values[batch]).reshape(len(batch), -1).all(axis=1)
+    return ok
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -130,7 +130,8 @@ class RunRecord:
         """
         for label, num_rows in labels.items():
             if label is not None:
-                self._labels[label] -= num_rows
+                if label in self._labels:
+                    self._labels[label] -= num_rows
                 self._reasons[Reason.DUPLICATE_ID.value] += num_rows
                 self._rows["quarantined"] += num_rows
 

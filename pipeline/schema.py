@@ -18,7 +18,7 @@ import pyarrow as pa
 
 OUTPUT_SCHEMA_VERSION = 1
 
-ROW_ID, URI, IMAGE = "row_id", "uri", "image"
+ROW_ID, URI, IMAGE, FEATURES = "row_id", "uri", "image", "features"
 ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"
 LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
@@ -52,51 +52,70 @@ _FAILURE_FIELDS = [
     pa.field(NUM_BYTES, pa.int64()),
 ]
 RESERVED_COLUMNS = frozenset(
-    [ROW_ID, URI, IMAGE, LABEL, LABEL_ID, SCORE, TOP_K, "unit", "row", "stage", "reason", "run_id"]
+    [
+        ROW_ID,
+        URI,
+        IMAGE,
+        FEATURES,
+        LABEL,
+        LABEL_ID,
+        SCORE,
+        TOP_K,
+        "unit",
+        "row",
+        "stage",
+        "reason",
+        "run_id",
+    ]
     + [field.name for field in _FAILURE_FIELDS]
 )
-_TOP_K_TYPE = pa.list_(
-    pa.struct(
-        [
-            pa.field(LABEL, pa.string()),
-            pa.field(LABEL_ID, pa.int32()),
-            pa.field(SCORE, pa.float32()),
-        ]
-    )
+_ENTRY = (
+    pa.field(LABEL, pa.string()),
+    pa.field(LABEL_ID, pa.int32()),
+    pa.field(SCORE, pa.float32()),
 )
+CLASSIFY_FIELDS = (*_ENTRY, pa.field(TOP_K, pa.list_(pa.struct(_ENTRY))))
+"""What task `classify` adds."""
 
 
-def source_schema(pass_through: Sequence[pa.Field]) -> pa.Schema:
-    """Rows as the source yields them; `image` is encoded, null where `error` is set."""
+def source_schema(pass_through: Sequence[pa.Field], num_features: int = 0) -> pa.Schema:
+    """Rows as the source yields them.
+
+    `image` is encoded, null where `error` is set; with features there is `features`, a fixed-size
+    list of float32, instead (zeros where `error` is set).
+    """
     return pa.schema(
         [
             pa.field(ROW_ID, pa.string(), nullable=False),
             pa.field(URI, pa.string(), nullable=False),
             *pass_through,
-            pa.field(IMAGE, pa.large_binary()),
+            pa.field(FEATURES, pa.list_(pa.float32(), num_features))
+            if num_features
+            else pa.field(IMAGE, pa.large_binary()),
             *_FAILURE_FIELDS,
         ]
     )
 
 
-def prediction_schema(pass_through: Sequence[pa.Field]) -> pa.Schema:
-    """Rows as they are published for task `classify`."""
+def prediction_schema(
+    pass_through: Sequence[pa.Field], task_fields: Sequence[pa.Field] = CLASSIFY_FIELDS
+) -> pa.Schema:
+    """Rows as they are published: ids, pass-through columns, then the columns of the task."""
     return pa.schema(
         [
             pa.field(ROW_ID, pa.string(), nullable=False),
             pa.field(URI, pa.string(), nullable=False),
             *pass_through,
-            pa.field(LABEL, pa.string()),
-            pa.field(LABEL_ID, pa.int32()),
-            pa.field(SCORE, pa.float32()),
-            pa.field(TOP_K, _TOP_K_TYPE),
+            *task_fields,
         ]
     )
 
 
-def staged_schema(pass_through: Sequence[pa.Field]) -> pa.Schema:
+def staged_schema(
+    pass_through: Sequence[pa.Field], task_fields: Sequence[pa.Field] = CLASSIFY_FIELDS
+) -> pa.Schema:
     """Rows of a staged part: predictions and failures together, in input order."""
-    return pa.schema([*prediction_schema(pass_through), *_FAILURE_FIELDS])
+    return pa.schema([*prediction_schema(pass_through, task_fields), *_FAILURE_FIELDS])
 
 
 QUARANTINE_SCHEMA = pa.schema(
@@ -176,6 +195,14 @@ def images_from_arrow(column: pa.ChunkedArray | pa.Array, size_px: int) -> npt.N
     start = array.offset * row_bytes
     stop = start + len(array) * row_bytes
     return flat[start:stop].reshape(len(array), size_px, size_px, 3)
+
+
+def features_from_arrow(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float32]:
+    """View a fixed-size list column as float32 (N, F); read-only."""
+    array = as_array(column)
+    width = array.type.list_size
+    flat = array.values.slice(array.offset * width, len(array) * width)
+    return np.asarray(flat.to_numpy(zero_copy_only=False), np.float32).reshape(len(array), width)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class StagingWriter:
             )
         started = perf_counter()
         reasons = Counter(reason for reason in rows.column(ERROR).to_pylist() if reason)
-        labels = Counter(label for label in rows.column(LABEL).to_pylist() if label is not None)
+        labels = _count_labels(rows)
         buffer = io.BytesIO()
         with pq.ParquetWriter(buffer, rows.schema, compression=self.compression) as writer:
             writer.write_table(rows)
@@ -93,6 +93,12 @@ class StagingWriter:
         )
         add(counters, "write", StageCounters(busy_s=perf_counter() - encoded))
         return staged
+
+
+def _count_labels(rows: pa.Table) -> Counter[str]:
+    if LABEL not in rows.column_names or not pa.types.is_string(rows.column(LABEL).type):
+        return Counter()
+    return Counter(label for label in rows.column(LABEL).to_pylist() if label is not None)
 
 
 def list_staged(store: Store, folder: str) -> dict[SliceKey, StoredFile]:

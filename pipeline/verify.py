@@ -24,7 +24,7 @@ from pipeline.inspect import choose_partition
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part, current_manifest, locate
 from pipeline.plan import Plan, plan_from_json
-from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID, prediction_schema
+from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID
 from pipeline.storage import Store
 
 _CHUNK_BYTES = 8 * 2**20
@@ -237,7 +237,7 @@ def _check_rows(every: Sequence[_Found]) -> Check:
 def _check_schema(good: Sequence[_Found], bad: Sequence[_Found], plan: Plan | None) -> Check:
     if plan is None:
         return Check("schema", "skipped", "there is no plan")
-    expected = prediction_schema(list(plan.pass_through))
+    expected = plan.prediction_schema()
     problems = [
         f"{found.part.path} has other columns or types than were declared"
         for parts, schema in ((good, expected), (bad, QUARANTINE_SCHEMA))

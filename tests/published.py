@@ -24,7 +24,15 @@ from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
 from pipeline.plan import Plan, RowIds, Unit, adopt_plan
 from pipeline.publish import commit, repair, settle
-from pipeline.schema import LABEL, Failure, Reason, SliceKey, failure_columns, staged_schema
+from pipeline.schema import (
+    CLASSIFY_FIELDS,
+    LABEL,
+    Failure,
+    Reason,
+    SliceKey,
+    failure_columns,
+    staged_schema,
+)
 from pipeline.sink import StagingWriter, list_staged
 from pipeline.storage import Store
 
@@ -85,6 +93,7 @@ def make_plan(rows: Rows) -> Plan:
         source_root="in",
         units=(Unit(0, tuple(extents), tuple(bounds)),),
         pass_through=PASS_THROUGH,
+        task_fields=pa.schema(CLASSIFY_FIELDS),
         row_ids=rows.row_ids,
         model={"name": "made-up", "weights_sha256": "ab" * 32, "precision": "fp32"},
         batch_size=rows.rows_per_slice,
@@ -151,7 +160,8 @@ def prepare_version(
     duplicates = _duplicates(store, slices)
     version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
     folder = layout.compacted(plan.fingerprint, version)
-    compactor = Compactor(store, folder, version, PASS_THROUGH, "zstd", {"pipeline.run_id": run_id})
+    schema = plan.prediction_schema()
+    compactor = Compactor(store, folder, version, schema, "zstd", {"pipeline.run_id": run_id})
     sized = [(key, path, 1) for key, path in slices]
     done = [
         compactor.compact(group) for group in cut_groups(sized, rows.slices_per_part, duplicates)

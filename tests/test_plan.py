@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import models
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from pipeline.errors import InfraError, JobError
 from pipeline.inputs import Extent, Inputs
 from pipeline.job import Job, parse_job
 from pipeline.layout import Layout
-from pipeline.model import ModelSpec
+from pipeline.model import ModelSpec, resolve_model
 from pipeline.plan import (
     MAX_SLICE_BYTES,
     PLAN_VERSION,
@@ -34,25 +35,13 @@ from pipeline.plan import (
 )
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
-from pipeline.transform import TransformSpec
 
 DOCUMENT: dict[str, Any] = {
     "source": {"uri": "in", "format": "parquet"},
-    "model": {"name": "tiny", "labels": ["a", "b"]},
+    "model": {"factory": "models:colours", "labels": ["a", "b"]},
+    "transform": models.TRANSFORM,
     "sink": {"uri": "out"},
 }
-SPEC = ModelSpec(
-    name="tiny",
-    kind="entry_point",
-    code_sha256="c" * 64,
-    weights_uri="w.pt",
-    weights_sha256="a" * 64,
-    labels=("a", "b"),
-    transform=TransformSpec(8, 8, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    task="classify",
-    top_k=2,
-    precision="fp32",
-)
 
 
 def job(**fields: object) -> Job:
@@ -62,6 +51,13 @@ def job(**fields: object) -> Job:
         section, _, name = field.partition("__")
         document.setdefault(section, {})[name] = value
     return parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+
+
+def spec_of(planned: Job) -> ModelSpec:
+    return resolve_model(planned.model, planned.transform, allow_import=["models"])
+
+
+SPEC = spec_of(job())
 
 
 def inputs_of(extents: list[Extent]) -> Inputs:
@@ -277,10 +273,14 @@ EXTENTS = shard_extents([[4, 4], [8]])
 
 
 def fingerprint(
-    inputs: Inputs | None = None, spec: ModelSpec = SPEC, batch_size: int = 4, **fields: object
+    inputs: Inputs | None = None,
+    spec: ModelSpec | None = None,
+    batch_size: int = 4,
+    **fields: object,
 ) -> str:
+    wanted = job(**fields)
     inputs = inputs or inputs_of(EXTENTS)
-    return make_plan(job(**fields), inputs, spec, batch_size=batch_size).fingerprint
+    return make_plan(wanted, inputs, spec or spec_of(wanted), batch_size=batch_size).fingerprint
 
 
 def with_shard(**fields: Any) -> Inputs:
@@ -288,7 +288,7 @@ def with_shard(**fields: Any) -> Inputs:
     return replace(inputs, shards=(replace(inputs.shards[0], **fields), *inputs.shards[1:]))
 
 
-TRANSFORM = SPEC.transform
+WEIGHTS = {"model__weights": "w.pt", "model__weights_sha256": "a" * 64}
 OTHER_WORK: dict[str, str] = {
     "path": fingerprint(with_shard(path="other.parquet")),
     "size": fingerprint(with_shard(size_bytes=9)),
@@ -299,20 +299,19 @@ OTHER_WORK: dict[str, str] = {
     "pass-through type": fingerprint(
         replace(inputs_of(EXTENTS), pass_through=pa.schema([("n", pa.int8())]))
     ),
-    "model name": fingerprint(spec=replace(SPEC, name="other")),
-    "model code": fingerprint(spec=replace(SPEC, code_sha256="d" * 64)),
-    "weights": fingerprint(spec=replace(SPEC, weights_sha256="b" * 64)),
-    "labels": fingerprint(spec=replace(SPEC, labels=("a", "c"))),
-    "order of labels": fingerprint(spec=replace(SPEC, labels=("b", "a"))),
-    "top_k": fingerprint(spec=replace(SPEC, top_k=1)),
-    "precision": fingerprint(spec=replace(SPEC, precision="bf16")),
-    "size_px": fingerprint(spec=replace(SPEC, transform=replace(TRANSFORM, size_px=4))),
-    "resize_px": fingerprint(spec=replace(SPEC, transform=replace(TRANSFORM, resize_px=9))),
-    "interpolation": fingerprint(
-        spec=replace(SPEC, transform=replace(TRANSFORM, interpolation="bicubic"))
-    ),
-    "mean": fingerprint(spec=replace(SPEC, transform=replace(TRANSFORM, mean=(0.1, 0.0, 0.0)))),
-    "std": fingerprint(spec=replace(SPEC, transform=replace(TRANSFORM, std=(1.0, 1.0, 0.9)))),
+    "model": fingerprint(model__factory="models:fussy"),
+    "code": fingerprint(spec=replace(SPEC, code_sha256="d" * 64)),
+    "weights": fingerprint(**WEIGHTS),
+    "other weights": fingerprint(**{**WEIGHTS, "model__weights_sha256": "b" * 64}),
+    "labels": fingerprint(model__labels=["a", "c"]),
+    "order of labels": fingerprint(model__labels=["b", "a"]),
+    "top_k": fingerprint(model__top_k=1),
+    "precision": fingerprint(model__precision="bf16"),
+    "size_px": fingerprint(transform__size_px=16),
+    "resize_px": fingerprint(transform__resize_px=40),
+    "interpolation": fingerprint(transform__interpolation="bicubic"),
+    "mean": fingerprint(transform__mean=[0.1, 0.0, 0.0]),
+    "std": fingerprint(transform__std=[1.0, 1.0, 0.9]),
     "limit_rows": fingerprint(run__limit_rows=3),
     "id_column": fingerprint(source__id_column="id"),
     "image_column": fingerprint(source__image_column="picture"),
@@ -359,7 +358,7 @@ def test_what_does_not_decide_them_keeps_the_fingerprint(field: str, value: obje
 def test_batch_size_and_credentials_of_the_weights_keep_the_fingerprint():
     assert fingerprint(batch_size=64) == fingerprint()
     assert fingerprint(spec=replace(SPEC, storage_options={"key": "k"})) == fingerprint()
-    assert fingerprint(spec=replace(SPEC, weights_uri="copy.pt")) == fingerprint()
+    assert fingerprint(**{**WEIGHTS, "model__weights": "copy.pth"}) == OTHER_WORK["weights"]
 
 
 def test_credentials_are_in_no_stored_plan():

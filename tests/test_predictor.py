@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import models
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import JobError
-from pipeline.model import ModelSpec, PredictorConfig
+from pipeline.job import parse_job
+from pipeline.model import PredictorConfig, resolve_model
 from pipeline.predictor import Predictor
 from pipeline.schema import (
     Failure,
@@ -26,11 +27,10 @@ from pipeline.schema import (
     staged_schema,
 )
 from pipeline.stats import Counters
-from pipeline.transform import TransformSpec
 
 SIZE_PX = models.SIZE_PX
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
-PLAIN = TransformSpec(SIZE_PX, SIZE_PX, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+NORMALISED = {"mean": MEAN, "std": STD}
 PASS_THROUGH = pa.schema([("n", pa.int64())])
 BAD = Failure(Reason.TRUNCATED, "decode", "half of it", "e" * 64, 7)
 BLACK, WHITE = 0, 255
@@ -91,28 +91,24 @@ def never_fits() -> nn.Module:
     return NeverFits()
 
 
-def spec(factory: str, **changes: Any) -> ModelSpec:
-    plain = ModelSpec(
-        name=factory,
-        kind="factory",
-        code_sha256="",
-        weights_uri=None,
-        weights_sha256=None,
-        labels=tuple(models.LABELS),
-        transform=PLAIN,
-        task="classify",
-        top_k=3,
-        precision="fp32",
-    )
-    return replace(plain, **changes)
-
-
 def predictor(
-    factory: str, batch_size: int = 32, num_gpus: float = 0.0, **changes: Any
+    factory: str,
+    batch_size: int = 32,
+    num_gpus: float = 0.0,
+    transform: dict[str, Any] | None = None,
+    **model: Any,
 ) -> Predictor:
+    document = {
+        "source": {"uri": "in", "format": "images"},
+        "model": {"factory": factory, "labels": models.LABELS, "top_k": 3, **model},
+        "transform": {**models.TRANSFORM, **(transform or {})},
+        "sink": {"uri": "out"},
+    }
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    allowed = ["models", "test_predictor"]
     return Predictor(
         PredictorConfig(
-            spec=spec(factory, **changes),
+            spec=resolve_model(job.model, job.transform, allow_import=allowed),
             batch_size=batch_size,
             num_gpus=num_gpus,
             num_threads=1,
@@ -200,8 +196,7 @@ def is_predicted(row: dict[str, Any]) -> bool:
 def test_predictions_equal_a_plain_loop(batch_size: int, bad: list[bool], seed: int):
     pixels = images(len(bad), seed)
     failures = [BAD if is_bad else None for is_bad in bad]
-    normalised = replace(PLAIN, mean=MEAN, std=STD)
-    model = predictor("test_predictor:convolved", batch_size, transform=normalised)
+    model = predictor("test_predictor:convolved", batch_size, transform=NORMALISED)
     rows, counters = predict(model, rows_of(pixels, failures))
     expected = plain_loop(Convolved(), pixels)
     for is_bad, row, scores in zip(bad, rows, expected, strict=True):
@@ -238,7 +233,7 @@ def test_rows_that_all_failed_call_no_model(calls: Callable[[Predictor], list[in
 def test_the_input_is_not_written_to():
     pixels = images(20)
     rows = rows_of(pixels)
-    model = predictor("models:colours", 7, transform=replace(PLAIN, mean=MEAN, std=STD))
+    model = predictor("models:colours", 7, transform=NORMALISED)
     before = pixels.tobytes()
     predict(model, rows)
     assert pixels.tobytes() == before

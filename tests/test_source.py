@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
+import models
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,26 +22,13 @@ from hypothesis import strategies as st
 from pipeline.errors import InfraError
 from pipeline.inputs import list_inputs
 from pipeline.job import Job, parse_job
-from pipeline.model import ModelSpec
+from pipeline.model import resolve_model
 from pipeline.plan import Plan, make_plan
 from pipeline.schema import SliceKey, source_schema
 from pipeline.source import Reader, read_slices
 from pipeline.stats import Counters
 from pipeline.storage import Store
-from pipeline.transform import TransformSpec
 
-SPEC = ModelSpec(
-    name="tiny",
-    kind="entry_point",
-    code_sha256="",
-    weights_uri=None,
-    weights_sha256=None,
-    labels=("a",),
-    transform=TransformSpec(8, 8, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    task="classify",
-    top_k=1,
-    precision="fp32",
-)
 READ_WHOLE = """
 import gc, pickle, sys
 import pyarrow as pa
@@ -64,13 +52,15 @@ Slices = dict[tuple[int, int], pa.Table]
 def plan_job(uri: Path | str, slice_rows: int, **fields: Any) -> tuple[Reader, Plan]:
     document = {
         "source": {"uri": str(uri), "format": "parquet", **fields},
-        "model": {"name": "tiny"},
+        "model": {"factory": "models:colours", "labels": models.LABELS},
+        "transform": models.TRANSFORM,
         "sink": {"uri": "out"},
         "run": {"slice_rows": slice_rows},
     }
     job: Job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     inputs = list_inputs(job.source, max_extent_rows=slice_rows)
-    plan = make_plan(job, inputs, SPEC, batch_size=1)
+    model = resolve_model(job.model, job.transform, allow_import=["models"])
+    plan = make_plan(job, inputs, model, batch_size=1)
     store = Store(plan.source_root, job.source.storage_options)
     return Reader(store, job.source, plan.pass_through), plan
 

@@ -1,0 +1,207 @@
+"""Show everything on real photos: build shards with bad rows, run both jobs, print what came out.
+
+The jobs are those of jobs/classify_images.yaml and jobs/classify_parquet.yaml, which an installed
+package has not got. Building again gives the same files, so a second demo has nothing to do.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path, PurePosixPath
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cluster import share_ray
+from pipeline.errors import InfraError
+from pipeline.job import Job, parse_job
+from pipeline.layout import Layout
+from pipeline.manifest import Manifest, current_manifest, read_part
+from pipeline.photos import Built, build_images, build_parquet
+from pipeline.progress import Progress
+from pipeline.record import RunOptions
+from pipeline.run import run_job
+from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE
+from pipeline.storage import Store
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# One row in four is an image file; the others lie in shards.
+_ROWS_PER_FILE = 4
+_NUM_SHARDS = 4
+_IMAGES_SEED, _PARQUET_SEED = 1, 2
+# At most 5 % from 100 rows on, or the gates refuse, and every reason where there are rows enough.
+_ROWS_PER_BAD_FILE, _MAX_BAD_FILES = 16, 5
+_ROWS_PER_BAD_CELL, _MAX_BAD_CELLS = 20, 6
+_PREDICTIONS_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One job of the demo after its run."""
+
+    name: str
+    output: Path
+    report: dict[str, Any]
+    store: Store
+    manifest: Manifest
+
+    def read(self, *, quarantined: bool, columns: Sequence[str]) -> list[dict[str, Any]]:
+        parts = self.manifest.quarantine_parts if quarantined else self.manifest.parts
+        rows: list[dict[str, Any]] = []
+        for part in parts:
+            rows += read_part(self.store, part, columns).to_pylist()
+        return rows
+
+    @property
+    def report_path(self) -> str:
+        """Where the report lies of the run that published what is there now."""
+        layout = Layout(None)
+        return str(self.output / layout.report(self.manifest.run_id, "report.html"))
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "status": self.report["status"],
+            "rows": self.manifest.num_rows,
+            "predicted": self.manifest.num_predicted,
+            "quarantined": self.manifest.num_quarantined,
+            "rows_per_s": self.report["rows_per_s"],
+        }
+
+
+def run_demo(folder: Path, rows: int, *, quiet: bool) -> dict[str, Any]:
+    """Build photos, classify them twice (as files, as Parquet), and show all of it.
+
+    Args:
+        folder: Gets `input/{images,parquet}` and `output/{images,parquet}`.
+        rows: How many photos; a quarter of them become image files.
+        quiet: Print nothing and draw no progress.
+
+    Returns:
+        The figures of both jobs, some predictions, the whole quarantine, the reports.
+
+    Raises:
+        JobError: The demo packages are missing, or the folder holds other files.
+        PipelineError: As `run_job` does.
+    """
+    started = perf_counter()
+    build_demo(folder, rows)
+    with share_ray():
+        done = [_run(name, folder, quiet=quiet) for name in ("images", "parquet")]
+    document = {
+        **{one.name: one.summary() for one in done},
+        "predictions": _choose_predictions(done),
+        "quarantine": _read_quarantine(done),
+        "reports": [one.report_path for one in done],
+        "seconds": round(perf_counter() - started, 1),
+    }
+    if not quiet:
+        _print(done, document)
+    return document
+
+
+def build_demo(folder: Path, rows: int) -> tuple[Built, Built]:
+    """Write the inputs of both jobs; return what was built, image files first."""
+    num_files = rows // _ROWS_PER_FILE
+    num_cells = rows - num_files
+    return (
+        build_images(
+            folder / "input" / "images",
+            num_files,
+            seed=_IMAGES_SEED,
+            num_bad=_num_bad(num_files, _ROWS_PER_BAD_FILE, _MAX_BAD_FILES),
+        ),
+        build_parquet(
+            folder / "input" / "parquet",
+            num_cells,
+            seed=_PARQUET_SEED,
+            num_shards=_NUM_SHARDS,
+            num_bad=_num_bad(num_cells, _ROWS_PER_BAD_CELL, _MAX_BAD_CELLS),
+        ),
+    )
+
+
+def _num_bad(num_rows: int, rows_per_bad: int, most: int) -> int:
+    return min(most, max(1, num_rows // rows_per_bad))
+
+
+def demo_job(name: str, folder: Path) -> Job:
+    """Return the job `images` or `parquet` of the demo."""
+    source: dict[str, Any] = {"uri": str(folder / "input" / name), "format": name}
+    if name == "parquet":
+        source["id_column"] = "id"
+        source["pass_through"] = ["taken_at", "camera", "width", "height"]
+    document = {
+        "source": source,
+        "model": {"name": "efficientnet-lite0"},
+        "sink": {"uri": str(folder / "output" / name)},
+        # One batch: so few rows would otherwise be a single slice, and one actor's alone.
+        "run": {"slice_rows": 32},
+    }
+    return parse_job(document, date=dt.datetime.now(dt.UTC).date(), origin=f"demo {name}")
+
+
+def _run(name: str, folder: Path, *, quiet: bool) -> _Done:
+    job = demo_job(name, folder)
+    report = run_job(job, RunOptions(), Progress(quiet=quiet))
+    store = Store(job.sink.uri)
+    manifest = current_manifest(store, Layout(None))
+    if manifest is None:
+        raise InfraError(f"{store.url('')}: the published version is gone again")
+    return _Done(name, folder / "output" / name, report, store, manifest)
+
+
+def _choose_predictions(done: Sequence[_Done]) -> list[dict[str, Any]]:
+    """Choose predictions of different subjects, taking turns between the jobs."""
+    columns = [ROW_ID, LABEL, SCORE]
+    streams = [iter(one.read(quarantined=False, columns=columns)) for one in done]
+    chosen: dict[str, dict[str, Any]] = {}
+    for stream in islice(cycle(streams), _PREDICTIONS_SHOWN):
+        row = next((row for row in stream if _subject(row[ROW_ID]) not in chosen), None)
+        if row is not None:
+            chosen[_subject(row[ROW_ID])] = {**row, SCORE: round(row[SCORE], 4)}
+    return list(chosen.values())
+
+
+def _subject(row_id: str) -> str:
+    return PurePosixPath(row_id).name.partition("-")[0]
+
+
+def _read_quarantine(done: Sequence[_Done]) -> list[dict[str, Any]]:
+    columns = [ROW_ID, "reason", MESSAGE]
+    return [row for one in done for row in one.read(quarantined=True, columns=columns)]
+
+
+def _print(done: Sequence[_Done], document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for part in _parts(done, document):
+        console.print(part)
+    places = [
+        *(str(one.output / "predictions") for one in done),
+        *(str(one.output / "quarantine") for one in done),
+        *document["reports"],
+    ]
+    for place in places:
+        console.print(Text(f"  {place}"), soft_wrap=True)  # a folded path cannot be copied
+
+
+def _parts(done: Sequence[_Done], document: dict[str, Any]) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from pipeline.render import render_document, render_table
+
+    for one in done:
+        yield Text(f"\n{one.name}", style="bold")
+        yield render_table(one.report)
+    if all(one.report["status"] == "nothing_to_do" for one in done):
+        yield Text("\nEverything had been published before: there was nothing to do.")
+    yield render_document(
+        {"some predictions": document["predictions"], "quarantine": document["quarantine"]}
+    )
+    yield Text(f"\noutputs, after {document['seconds']} s", style="bold")

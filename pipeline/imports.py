@@ -1,0 +1,69 @@
+"""User code that a job names: imported only below prefixes that the command line allows."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import JobError
+
+ALLOW_IMPORT_VARIABLE = "PIPELINE_ALLOW_IMPORT"
+
+
+def require_allowed(field: str, target: str, allow_import: Sequence[str]) -> str:
+    """Check `package.module:callable` against the allowed prefixes; return the module's name.
+
+    Args:
+        field: The job's field that names it, for messages.
+        target: What it names.
+        allow_import: Prefixes beside those of the environment variable PIPELINE_ALLOW_IMPORT.
+
+    Raises:
+        JobError: It is not of that form, or not allowed; nothing was imported.
+    """
+    module_name, separator, attribute = target.partition(":")
+    if not separator or not attribute.isidentifier() or attribute.startswith("_"):
+        raise JobError(f"{field} = {target!r}: write package.module:callable")
+    from_environment = os.environ.get(ALLOW_IMPORT_VARIABLE, "").split(",")
+    allowed = [prefix.strip() for prefix in (*allow_import, *from_environment) if prefix.strip()]
+    if not any(module_name == p or module_name.startswith(p + ".") for p in allowed):
+        raise JobError(
+            f"{field} = {target!r}: importing {module_name} is not allowed; pass "
+            f"--allow-import {module_name} or set {ALLOW_IMPORT_VARIABLE}"
+        )
+    return module_name
+
+
+def import_callable(field: str, target: str) -> Callable[[], Any]:
+    """Import what `require_allowed` has allowed.
+
+    Raises:
+        JobError: It cannot be imported, or is not callable.
+    """
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise JobError(f"{field} = {target!r}: cannot import: {reason}") from error
+    build = getattr(module, attribute, None)
+    if not callable(build):
+        raise JobError(f"{field} = {target!r}: {module_name} has no callable {attribute}")
+    return build  # type: ignore[no-any-return]  # checked when its result arrives
+
+
+def source_digest(module_name: str) -> str:
+    """Digest the source file of a module, without importing the module itself.
+
+    Raises:
+        JobError: It has no source file.
+    """
+    found = importlib.util.find_spec(module_name)
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise JobError(f"no source file for {module_name}, so its changes go unnoticed")
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()

@@ -1,0 +1,156 @@
+"""The command line: light to start, and every mistake is one line and its exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import pipeline
+from typer.main import get_command
+
+from pipeline import errors
+from pipeline.cli import _guard, app
+from pipeline.job import Job
+
+HEAVY = ["torch", "torchvision", "ray", "pandas", "pyarrow", "numpy", "fsspec", "s3fs", "PIL"]
+# Asking for help must cost nothing: a shell completes and a scheduler checks with it.
+HELP_OF_ALL = """
+import contextlib, io, sys
+from pipeline.cli import app
+from typer.main import get_command
+for arguments in ([], *([name] for name in get_command(app).commands)):
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        app([*arguments, "--help"], standalone_mode=False)
+    assert "Usage" in shown.getvalue()
+print(*sorted(sys.modules))
+"""
+COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+
+
+def refusal(*arguments: str) -> str:
+    """Run a command that must be refused as wrong; return its one line."""
+    done = pipeline(*arguments)
+    assert done.code == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_help_imports_nothing_heavy():
+    done = subprocess.run(
+        [sys.executable, "-c", HELP_OF_ALL], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "pipeline.cli" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_every_command_and_every_option_has_a_help_text():
+    assert {"run", "plan", "report", "inspect", "verify", "rollback", "gc", "schema"} <= set(
+        COMMANDS
+    )
+    for name, command in COMMANDS.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.help, f"{name} {parameter.name}"
+
+
+def test_an_option_means_the_same_in_every_command():
+    seen: dict[str, str] = {}
+    for command in COMMANDS.values():
+        for parameter in command.params:
+            for option in parameter.opts:
+                if option.startswith("--") and option != "--address":  # submit has a job API's
+                    assert seen.setdefault(option, parameter.help) == parameter.help
+
+
+def test_without_a_command_the_help_is_shown():
+    bare, asked = pipeline(), pipeline("--help")
+    assert bare.code == asked.code == 0
+    assert bare.stdout.strip() == asked.stdout.strip()
+    assert len(bare.stdout.splitlines()) > 10
+    for name in COMMANDS:
+        assert f"  {name} " in bare.stdout
+
+
+def test_schema_prints_json():
+    done = pipeline("schema")
+    assert (done.code, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == Job.model_json_schema()
+    assert json.loads(pipeline("schema", "report").stdout)["type"] == "object"
+    assert refusal("schema", "nope") == "error: schema nope: write job or report"
+
+
+@pytest.mark.parametrize("date", ["yesterday", "2026-13-01", "24.11.2026", ""])
+def test_a_wrong_date_is_refused(date: str, tmp_path: Path):
+    line = refusal("plan", str(tmp_path / "job.yaml"), "--date", date)
+    assert line == f"error: --date {date}: write YYYY-MM-DD".replace("  ", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no-such-command"], "No such command 'no-such-command'"),
+        (["run", "job.yaml", "--no-such-option"], "No such option: --no-such-option"),
+        (["--no-such-option"], "No such option: --no-such-option"),
+        (["run"], "Missing argument 'JOB'"),
+        (["run", "a.yaml", "b.yaml"], "unexpected extra argument"),
+        (["run", "a.yaml", "--set"], "'--set' requires an argument"),
+        (["rollback", "a.yaml", "--to", "x"], "Invalid value for '--to'"),
+        (["verify", "out", "--storage-options", "{"], "--storage-options: write one JSON object"),
+        (["verify", "out", "--storage-options", "[1]"], "--storage-options: write one JSON object"),
+        (["run", "none.yaml"], "none.yaml: cannot read the job file"),
+        (["run", "two\nlines.yaml"], "two lines.yaml: cannot read the job file"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_exit_2(arguments: list[str], words: str):
+    assert words in refusal(*arguments)
+
+
+def test_a_wrong_job_is_one_line_and_shows_no_credentials(tmp_path: Path):
+    path = tmp_path / "job.yaml"
+    path.write_text("source: {uri: in, format: images}\nmodel: {name: x}\nsink: {uri: out}\n")
+    line = refusal("run", str(path), "--set", "model.batch_size=many")
+    assert f"{path}: model.batch_size = 'many': Input should be a valid integer" in line
+    line = refusal("run", str(path), "--set", "sink.storage_options=hunter2")
+    assert "sink.storage_options" in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("error", [errors.PipelineError, *errors.PipelineError.__subclasses__()])
+def test_an_error_ends_in_its_exit_code(
+    error: type[errors.PipelineError], capsys: pytest.CaptureFixture[str]
+):
+    def fail(**_: object) -> int:
+        raise error("what\nhappened\x1b[31m")
+
+    assert _guard(fail) == error.exit_code
+    assert capsys.readouterr() == ("", "error: what happened [31m\n")
+
+
+def test_an_unexpected_error_is_named_and_exits_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def fail(**_: object) -> int:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.delenv("PIPELINE_DEBUG", raising=False)
+    assert _guard(fail) == 1
+    assert capsys.readouterr() == ("", "error: ZeroDivisionError: division by zero\n")
+
+
+def test_debug_adds_the_traceback(tmp_path: Path):
+    done = pipeline("--debug", "run", str(tmp_path / "none.yaml"))
+    assert done.code == 2
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_a_command_that_ends_well_keeps_its_code(returned: int | None, code: int):
+    assert _guard(lambda **_: returned) == code

@@ -1,0 +1,204 @@
+"""The shape of the package: who may import whom, what no file may do, and how long one may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pipeline"
+
+# A file imports only from lines above its own; a new file takes the highest line that it can.
+LAYERS = (
+    "__init__ errors failpoints progress schema stored",
+    "imports job layout local_disk render stats storage_errors transform",
+    "bottleneck cluster decode gates object_store photos task",
+    "preprocess report storage submit",
+    "inputs lease manifest sink weights",
+    "model",
+    "compact plan predictor publish zoo",
+    "record source stages upkeep",
+    "datasource finish",
+    "run",
+    "demo inspect",
+    "verify",
+    "cli",
+    "__main__",
+)
+# What the data flow through; what two of them share lies below.
+STAGES = ("source", "preprocess", "predictor", "sink")
+OUTSIDE = {"tests", "jobs", "examples", "conftest", "models", "badfiles"}
+
+MAX_LINES = 400
+# Longer than they should be; these numbers may only become smaller.
+LONG_FILES = {"cluster": 460}
+
+FORBIDDEN_CALLS = {
+    "eval": "runs code",
+    "exec": "runs code",
+    "pickle.load": "runs code",
+    "pickle.loads": "runs code",
+    "pickle.Unpickler": "runs code",
+    "yaml.load": "runs code",
+    "yaml.load_all": "runs code",
+    "yaml.full_load": "runs code",
+    "yaml.unsafe_load": "runs code",
+    "torch.jit.load": "runs code",
+    "torch.package.PackageImporter": "runs code",
+    "os.system": "starts a shell",
+    "os.popen": "starts a shell",
+    "print": "belongs to the command line",
+}
+
+FILES = sorted(PACKAGE.glob("*.py"))
+NAMES = [path.stem for path in FILES]
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for path in FILES:
+        yield path.stem, ast.parse(path.read_text(), str(path))
+
+
+def for_types_only(tree: ast.AST) -> set[int]:
+    """The nodes under `if TYPE_CHECKING:`, which never run."""
+    return {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Full names of what is imported anywhere, also inside functions."""
+    skipped = for_types_only(tree)
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            prefix = "." * node.level + (node.module or "")
+            # `from pipeline import plan` names a module, `from pipeline.plan import Plan` does not.
+            bare = prefix == "pipeline" or not prefix.strip(".")
+            names.update(f"{prefix}.{alias.name}" for alias in node.names if bare)
+            names.update([] if bare else [prefix])
+    return names
+
+
+def own_imports(tree: ast.AST) -> set[str]:
+    """Names of the files of the package that are imported."""
+    return {name.split(".")[1] for name in imported(tree) if name.startswith("pipeline.")}
+
+
+def misdeeds(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if name in FORBIDDEN_CALLS:
+            yield f"line {node.lineno}: {name}() {FORBIDDEN_CALLS[name]}"
+        if name == "torch.load" and options.get("weights_only") != "True":
+            yield f"line {node.lineno}: torch.load() without weights_only=True runs code"
+        if options.get("shell", "False") != "False":
+            yield f"line {node.lineno}: shell= starts a shell"
+
+
+def test_every_file_has_a_layer_and_every_layer_is_made_of_files():
+    placed = [name for layer in LAYERS for name in layer.split()]
+    assert len(set(placed)) == len(placed)
+    assert sorted(placed) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_imports_only_from_layers_below(name: str):
+    height = {member: index for index, layer in enumerate(LAYERS) for member in layer.split()}
+    height = {other: height.get(other, 0) for other in NAMES} | {name: height.get(name, 99)}
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    wrong = {other for other in own_imports(tree) if height[other] >= height[name]}
+    assert not wrong, f"{name} imports {', '.join(sorted(wrong))}, not below it"
+
+
+def test_stages_do_not_know_each_other():
+    for name, tree in trees():
+        if name in STAGES:
+            assert own_imports(tree).isdisjoint(set(STAGES) - {name}), name
+
+
+def test_nothing_outside_the_package_is_imported_by_it():
+    for name, tree in trees():
+        tops = {full.split(".")[0] for full in imported(tree)}
+        assert tops.isdisjoint(OUTSIDE), name
+        assert "" not in tops, f"{name}: no relative imports, this test does not follow them"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_file_runs_what_it_reads_or_prints(name: str):
+    assert list(misdeeds(ast.parse((PACKAGE / f"{name}.py").read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "eval('1')",
+        "def f():\n    exec(x)",
+        "pickle.load(f)",
+        "yaml.load(text, Loader=yaml.SafeLoader)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "torch.load(f, weights_only=flag)",
+        "subprocess.run(x, shell=True)",
+        "print('x')",
+        "x = [print(y) for y in z]",
+    ],
+)
+def test_the_guard_sees_a_misdeed(code: str):
+    assert list(misdeeds(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import pipeline.plan", {"plan"}),
+        ("from pipeline.plan import Plan", {"plan"}),
+        ("from pipeline import plan, run", {"plan", "run"}),
+        ("def f():\n    from pipeline.run import run_job", {"run"}),
+        ("if TYPE_CHECKING:\n    from pipeline.run import run_job", set()),
+        (
+            "if typing.TYPE_CHECKING:\n    import pipeline.run\nelse:\n    import pipeline.job",
+            {"job"},
+        ),
+        ("import pipelines.plan", set()),
+    ],
+)
+def test_the_guard_sees_an_import(code: str, found: set[str]):
+    assert own_imports(ast.parse(code)) == found
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "__main__"])
+def test_nothing_happens_at_import(name: str):
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    for node in tree.body:
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        assert isinstance(node, allowed) or is_text or is_types, f"{name} line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_file_says_what_it_is_for_and_is_not_too_long(path: Path):
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
+    assert text.isascii()
+    assert len(text.splitlines()) <= LONG_FILES.get(path.stem, MAX_LINES)
+
+
+def test_no_exception_for_a_file_that_needs_none():
+    for name in LONG_FILES:
+        lines = len((PACKAGE / f"{name}.py").read_text().splitlines())
+        assert lines > MAX_LINES, f"{name} is short now: take it off the list"

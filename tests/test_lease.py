@@ -1,0 +1,273 @@
+"""The lease: one live run a partition, and nobody waits for the dead."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import GateRefused, PartitionBusy
+from pipeline.layout import Layout
+from pipeline.lease import hold_lease
+from pipeline.storage import Store
+
+LAYOUT = Layout("date=2026-11-24")
+LONG_S = 1e6
+RACERS, ROUNDS = 8, 3
+
+HOLD = """
+import sys
+from pipeline.layout import Layout
+from pipeline.lease import hold_lease
+from pipeline.storage import Store
+with hold_lease(Store(sys.argv[1]), Layout("date=2026-11-24"), "run-of-the-child", 1e6):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+# All start together; the winner of a round lets go only when everybody has an answer.
+RACE = """
+import json, multiprocessing, sys
+from pipeline.errors import PartitionBusy
+from pipeline.layout import Layout
+from pipeline.lease import hold_lease
+from pipeline.storage import Store
+
+def race(store, racer, rounds, gate, results):
+    store.exists("warm")
+    for number in range(rounds):
+        gate.wait(60)
+        try:
+            with hold_lease(store, Layout(f"round={number}"), f"run-{racer}", 60.0) as lease:
+                results.put([number, "won", lease.epoch])
+                gate.wait(60)
+        except PartitionBusy as error:
+            results.put([number, "busy", str(error)])
+            gate.wait(60)
+
+racers, rounds = map(int, sys.argv[1:])
+store = Store(**json.load(sys.stdin))
+context = multiprocessing.get_context("fork")
+gate, results = context.Barrier(racers), context.Queue()
+children = [
+    context.Process(target=race, args=(store, racer, rounds, gate, results))
+    for racer in range(racers)
+]
+for child in children:
+    child.start()
+print(json.dumps([results.get(timeout=90) for _ in range(racers * rounds)]))
+for child in children:
+    child.join()
+"""
+
+
+def acquire(store: Store, run_id: str = "the-next-run") -> int:
+    """Take the lease and give it back; return its epoch."""
+    with hold_lease(store, LAYOUT, run_id, LONG_S) as lease:
+        return lease.epoch
+
+
+def leave_behind(store: Store, **changes: Any) -> int:
+    """Make a lease that was never released, with some fields of its owner changed."""
+    with hold_lease(store, LAYOUT, "the-silent-run", LONG_S) as lease:
+        owner = {**asdict(lease.owner), **changes}
+        epoch = lease.epoch
+    store.put(LAYOUT.lease(epoch), json.dumps(owner).encode())
+    beat = {"run_id": owner["run_id"], "released": False}
+    store.put(LAYOUT.heartbeat(epoch), json.dumps(beat).encode())
+    return epoch
+
+
+def age(store: Store, path: str, seconds: float) -> None:
+    """Move a file's time back, as the store sees it."""
+    now = store.now().timestamp()
+    os.utime(store.url(path), (now - seconds, now - seconds))
+
+
+@contextmanager
+def child_that_holds(store: Store) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, store.uri],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def test_a_second_run_is_told_who_holds_the_partition(any_store: Store):
+    with hold_lease(any_store, LAYOUT, "run-1", 60.0) as lease:
+        with pytest.raises(PartitionBusy) as caught:
+            acquire(any_store)
+        for word in ("date=2026-11-24", "run-1", socket.gethostname(), f"pid {os.getpid()}"):
+            assert word in str(caught.value)
+        lease.check()
+    assert acquire(any_store) == lease.epoch + 1
+
+
+def test_partitions_do_not_wait_for_each_other(any_store: Store):
+    with (
+        hold_lease(any_store, LAYOUT, "run-1", 60.0),
+        hold_lease(any_store, Layout("date=2026-11-25"), "run-2", 60.0),
+        hold_lease(any_store, Layout(None), "run-3", 60.0),
+    ):
+        pass
+
+
+def test_a_run_that_fails_lets_go(disk: Store):
+    with pytest.raises(GateRefused), hold_lease(disk, LAYOUT, "run-1", LONG_S):
+        raise GateRefused("no")
+    assert acquire(disk) == 2
+
+
+def test_a_killed_run_is_followed_at_once(disk: Store):
+    with child_that_holds(disk) as child:
+        with pytest.raises(PartitionBusy, match="run-of-the-child"):
+            acquire(disk)
+        child.send_signal(signal.SIGKILL)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert acquire(disk) == 2, "a zombie is dead"
+
+
+def test_a_killed_and_buried_run_is_followed_at_once(disk: Store):
+    with child_that_holds(disk) as child:
+        child.kill()
+        child.wait()
+        assert acquire(disk) == 2
+
+
+def test_a_run_that_is_told_to_end_lets_go(disk: Store):
+    with child_that_holds(disk) as child:
+        assert child.stdin is not None
+        child.stdin.close()
+        child.wait()
+    beat = json.loads(disk.read_bytes(LAYOUT.heartbeat(1)))
+    assert beat == {"run_id": "run-of-the-child", "released": True}
+
+
+def test_another_process_that_got_the_same_pid_is_not_the_owner(disk: Store):
+    epoch = leave_behind(disk, pid_started=12345.0)
+    assert acquire(disk) == epoch + 1
+    leave_behind(disk)
+    with pytest.raises(PartitionBusy):
+        acquire(disk)
+
+
+def test_a_silent_run_elsewhere_is_taken_for_dead_only_after_its_ttl(disk: Store):
+    epoch = leave_behind(disk, machine="elsewhere", host="far", ttl_s=100.0)
+    with pytest.raises(PartitionBusy, match=r"the-silent-run on far .* 100 s after it died"):
+        acquire(disk)
+    age(disk, LAYOUT.heartbeat(epoch), 90)
+    with pytest.raises(PartitionBusy, match=r"renewed 9\d s ago"):
+        acquire(disk)
+    age(disk, LAYOUT.lease(epoch), 1000)
+    with pytest.raises(PartitionBusy):
+        acquire(disk)
+    age(disk, LAYOUT.heartbeat(epoch), 101)
+    assert acquire(disk) == epoch + 1
+
+
+def test_a_run_that_never_renewed_is_as_old_as_its_lease(disk: Store):
+    epoch = leave_behind(disk, machine="elsewhere", ttl_s=100.0)
+    disk.delete([LAYOUT.heartbeat(epoch)])
+    with pytest.raises(PartitionBusy):
+        acquire(disk)
+    age(disk, LAYOUT.lease(epoch), 101)
+    assert acquire(disk) == epoch + 1
+
+
+def test_a_renewal_in_the_future_is_fresh(disk: Store):
+    epoch = leave_behind(disk, machine="elsewhere", ttl_s=100.0)
+    age(disk, LAYOUT.heartbeat(epoch), -50)
+    with pytest.raises(PartitionBusy, match="renewed 0 s ago"):
+        acquire(disk)
+
+
+def test_an_object_stores_own_clock_decides(any_store: Store):
+    leave_behind(any_store, machine="elsewhere")
+    with pytest.raises(PartitionBusy):
+        acquire(any_store)
+    # In a store whose times cannot be set, only the ttl can be shortened.
+    any_store.delete([file.path for file in any_store.list_files(LAYOUT.leases)])
+    epoch = leave_behind(any_store, machine="elsewhere", ttl_s=0.0)
+    assert acquire(any_store) == epoch + 1
+
+
+def test_the_lease_is_renewed_while_it_is_held(disk: Store):
+    with hold_lease(disk, LAYOUT, "run-1", 0.4) as lease:
+        seen = set()
+        deadline = time.monotonic() + 60
+        while len(seen) < 3 and time.monotonic() < deadline:
+            beat = disk.stat(LAYOUT.heartbeat(lease.epoch))
+            assert beat is not None
+            seen.add(beat.version)
+        assert len(seen) == 3
+
+
+def test_a_run_that_was_overtaken_notices_and_does_not_disturb(any_store: Store):
+    with hold_lease(any_store, LAYOUT, "run-1", LONG_S) as lease:
+        lease.check()
+        later = {**asdict(lease.owner), "run_id": "run-2", "machine": "elsewhere"}
+        any_store.put(LAYOUT.lease(lease.epoch + 1), json.dumps(later).encode())
+        with pytest.raises(PartitionBusy, match="another run took over the lease of run-1"):
+            lease.check()
+    with pytest.raises(PartitionBusy, match="run-2"):
+        acquire(any_store)
+
+
+def test_trouble_with_the_store_does_not_hide_how_the_run_ended(
+    disk: Store, caplog: pytest.LogCaptureFixture
+):
+    def end_badly() -> None:
+        folder = Path(disk.url(LAYOUT.leases))
+        folder.rename(folder.with_name("moved"))
+        folder.write_text("a file where the folder was")
+        raise GateRefused("no")
+
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(GateRefused),
+        hold_lease(disk, LAYOUT, "run-1", LONG_S),
+    ):
+        end_badly()
+    assert "lease of date=2026-11-24 not released" in caplog.text
+
+
+def test_of_many_that_start_together_exactly_one_wins(any_store: Store):
+    store = {"uri": any_store.uri, "storage_options": dict(any_store.storage_options)}
+    done = subprocess.run(
+        [sys.executable, "-c", RACE, str(RACERS), str(ROUNDS)],
+        input=json.dumps(store),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    results = json.loads(done.stdout)
+    for number in range(ROUNDS):
+        outcomes = [outcome for found, outcome, _ in results if found == number]
+        assert sorted(outcomes) == ["busy"] * (RACERS - 1) + ["won"]
+    assert {detail for _, outcome, detail in results if outcome == "won"} == {1}

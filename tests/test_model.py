@@ -1,0 +1,397 @@
+"""Models: weights are data and never code, and what a job leaves out comes from the model."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from pipeline.errors import JobError
+from pipeline.job import parse_job
+from pipeline.model import ModelSpec, load_module, resolve_model
+
+LABELS = models.LABELS
+EXPORTED = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+class Canary:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture(autouse=True)
+def _no_imports_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIPELINE_ALLOW_IMPORT", raising=False)
+
+
+def resolve(
+    allow: tuple[str, ...] = ("models",), transform: dict[str, Any] | None = None, **model: Any
+) -> ModelSpec:
+    """Resolve `models:colours`, or what the fields say."""
+    fields: dict[str, Any] = {"labels": LABELS, **model}
+    if "name" not in fields:
+        fields.setdefault("factory", "models:colours")
+    document = {
+        "source": {"uri": "in", "format": "images"},
+        "model": {key: value for key, value in fields.items() if value is not None},
+        "sink": {"uri": "out"},
+    }
+    if transform is None and "factory" in fields:
+        transform = models.TRANSFORM
+    document["transform"] = transform or {}
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    return resolve_model(job.model, job.transform, allow_import=allow)
+
+
+def refusal(**model: Any) -> str:
+    """The error of resolving or loading the model, whichever refuses it."""
+    with pytest.raises(JobError) as caught:
+        load_module(resolve(**model))
+    return str(caught.value)
+
+
+def saved(path: Path, state: object) -> str:
+    torch.save(state, path)
+    return str(path)
+
+
+def colours_state() -> dict[str, torch.Tensor]:
+    """Other weights than the factory's own."""
+    return {"head.weight": torch.full((5, 3), 2.0), "head.bias": torch.arange(5.0)}
+
+
+# ---------------------------------------------------------------------------- weights
+
+
+def test_a_state_dict_loads_equal_from_pt_and_safetensors(tmp_path: Path):
+    from torchvision.models import resnet18
+
+    module = resnet18(num_classes=len(LABELS)).eval()
+    state = module.state_dict()
+    paths = [saved(tmp_path / "w.pt", state), str(tmp_path / "w.safetensors")]
+    save_file(state, paths[1])
+    image = torch.rand(2, 3, 64, 64)
+    for path in paths:
+        spec = resolve(name="resnet18", weights=path)
+        assert spec.kind == "torchvision"
+        assert spec.weights_sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        loaded = load_module(spec)
+        assert not loaded.training
+        assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+        with torch.inference_mode():
+            assert torch.equal(loaded(image), module(image))
+
+
+def test_weights_replace_those_of_the_factory(tmp_path: Path):
+    loaded = load_module(resolve(weights=saved(tmp_path / "w.pth", colours_state())))
+    assert torch.equal(loaded.state_dict()["head.bias"], torch.arange(5.0))
+    own = load_module(resolve())
+    assert not torch.equal(own.state_dict()["head.bias"], torch.arange(5.0))
+
+
+def test_another_digest_than_the_job_expects_is_refused(tmp_path: Path):
+    path = saved(tmp_path / "w.pt", colours_state())
+    message = refusal(weights=path, weights_sha256="0" * 64)
+    assert hashlib.sha256(Path(path).read_bytes()).hexdigest() in message
+    assert f"expected {'0' * 64}" in message
+    assert "no weights file" in refusal(weights_sha256="0" * 64)
+
+
+def test_weights_that_changed_after_resolving_are_refused(tmp_path: Path):
+    spec = resolve(weights=saved(tmp_path / "w.pt", colours_state()))
+    saved(tmp_path / "w.pt", {**colours_state(), "head.bias": torch.zeros(5)})
+    with pytest.raises(JobError, match="sha256 is"):
+        load_module(spec)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"head.bias": None}, 'Missing key(s) in state_dict: "head.bias"'),
+        ({"extra": torch.zeros(1)}, 'Unexpected key(s) in state_dict: "extra"'),
+        ({"head.weight": torch.zeros(2, 2)}, "size mismatch for head.weight"),
+        ({"head.weight": 5}, "head.weight"),
+        ({1: torch.zeros(1)}, "expected names and tensors"),
+    ],
+)
+def test_a_state_dict_must_fit_exactly(change: dict[Any, Any], words: str, tmp_path: Path):
+    state = {**colours_state(), **change}
+    state = {key: value for key, value in state.items() if value is not None}
+    assert words in refusal(weights=saved(tmp_path / "w.pt", state))
+
+
+def test_no_file_runs_code_or_is_taken_for_weights(tmp_path: Path):
+    canary = tmp_path / "canary"
+    whole_module = saved(tmp_path / "module.pt", models.Colours())
+    payload = saved(tmp_path / "payload.pt", {**colours_state(), "x": Canary(canary)})
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Canary(canary), protocol=2))
+    (tmp_path / "plain.bin").write_bytes(pickle.dumps(Canary(canary)))
+    (tmp_path / "fake.safetensors").write_bytes(Path(payload).read_bytes())
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "noise.pth").write_bytes(os.urandom(999))
+    names = ("plain.pt", "plain.bin", "fake.safetensors", "empty.pt", "noise.pth")
+    for path in (whole_module, payload, *(str(tmp_path / name) for name in names)):
+        message = refusal(weights=path)
+        assert path in message
+        assert "not a plain state dict: " in message
+        assert "weights_only" not in message, "do not tell how to run it all the same"
+        assert not canary.exists()
+    pickle.loads(pickle.dumps(Canary(canary)))
+    assert canary.exists(), "the payload works where it is let"
+
+
+@EXPORTED
+def test_a_torchscript_archive_is_code(tmp_path: Path):
+    path = str(tmp_path / "script.pt")
+    torch.jit.trace(models.Colours(), torch.zeros(1, 3, 8, 8)).save(path)
+    assert "could run code" in refusal(weights=path)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".torchscript", ".ts", ".pkl", ".pickle"])
+def test_files_that_are_code_are_refused_by_name(suffix: str, tmp_path: Path):
+    assert "can run code" in refusal(weights=saved(tmp_path / f"w{suffix}", colours_state()))
+
+
+@pytest.mark.parametrize("name", ["w", "w.onnx", "w.PT2", "w.npz", "w.pt.gz"])
+def test_other_files_are_refused_by_name(name: str, tmp_path: Path):
+    message = refusal(weights=saved(tmp_path / name, colours_state()))
+    assert ".safetensors, .pt, .pth, .bin" in message
+
+
+def test_a_list_is_no_state_dict_and_a_missing_file_is_named(tmp_path: Path):
+    assert "holds a list" in refusal(weights=saved(tmp_path / "w.pt", [torch.zeros(1)]))
+    assert "none.pt: no such file" in refusal(weights=str(tmp_path / "none.pt"))
+
+
+# ---------------------------------------------------------------------------- which model
+
+
+def test_a_torchvision_name_needs_weights_because_nothing_is_downloaded():
+    message = refusal(name="resnet18", labels=None)
+    assert "resnet18 needs the URI of a state dict" in message
+
+
+def test_an_unknown_name_is_refused_beside_those_that_are_installed():
+    message = refusal(name="no-such-model")
+    assert "'no-such-model': neither an installed model (efficientnet-lite0" in message
+
+
+def test_an_entry_point_brings_weights_labels_and_transform():
+    spec = resolve(name="efficientnet-lite0", labels=None)
+    assert spec.kind == "entry_point"
+    assert (len(spec.task.labels), spec.transform.size_px, spec.task.top_k) == (1000, 224, 5)
+    assert spec.weights_sha256
+    assert len(spec.weights_sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("factory", "allow", "is_allowed"),
+    [
+        ("models:colours", ("models",), True),
+        ("models:colours", ("other", "models"), True),
+        ("json.decoder:JSONDecoder", ("json",), True),
+        ("json.decoder:JSONDecoder", ("json.decoder",), True),
+        ("models:colours", (), False),
+        ("models:colours", ("model",), False),
+        ("models:colours", ("models.sub",), False),
+        ("models:colours", ("modelsother",), False),
+        ("models:colours", ("",), False),
+        ("json:loads", ("json.decoder",), False),
+        ("os:system", ("models",), False),
+        ("models_other:colours", ("models",), False),
+    ],
+)
+def test_a_factory_is_imported_only_from_below_an_allowed_prefix(
+    factory: str, allow: tuple[str, ...], is_allowed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if is_allowed:
+        assert resolve(allow, models.TRANSFORM, factory=factory).name == factory
+    else:
+        with pytest.raises(JobError, match=r"is not allowed; pass --allow-import"):
+            resolve(allow, models.TRANSFORM, factory=factory)
+    monkeypatch.setenv("PIPELINE_ALLOW_IMPORT", " , ".join(allow))
+    if is_allowed:
+        assert resolve((), models.TRANSFORM, factory=factory).kind == "factory"
+    else:
+        with pytest.raises(JobError, match="is not allowed"):
+            resolve((), models.TRANSFORM, factory=factory)
+
+
+def test_a_module_that_is_not_allowed_is_not_even_imported(tmp_path: Path, monkeypatch: Any):
+    (tmp_path / "with_side_effects.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "not allowed" in refusal(factory="with_side_effects:build")
+    assert not (tmp_path / "ran").exists()
+    assert "with_side_effects" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "factory",
+    ["models:Colours.__init__", "models:_private", "models:__builtins__", "models", "models:", ":x",
+     "models:colours()", "models:colours:x", "models:1", "models: colours"],
+)  # fmt: skip
+def test_only_a_public_name_of_a_module_is_a_factory(factory: str):
+    message = refusal(factory=factory)
+    assert "write package.module:callable" in message or "not allowed" in message
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("models:nothing", "models has no callable nothing"),
+        ("models:LABELS", "models has no callable LABELS"),
+        ("models.sub:x", "cannot import"),
+        ("models:not_a_module", "returned str, not an nn.Module"),
+        ("models:counting", "cannot be built: KeyError"),
+    ],
+)
+def test_a_factory_that_does_not_work_is_named(
+    factory: str, words: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("TEST_MODEL_LOADS", raising=False)
+    message = refusal(factory=factory)
+    assert words in message
+    assert factory in message
+
+
+def test_a_module_that_breaks_while_it_is_imported_is_named(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "breaks.py").write_text("raise ValueError('no licence')\n")
+    (tmp_path / "misspelt.py").write_text("def build(:\n")
+    for name, words in (("breaks", "ValueError: no licence"), ("misspelt", "SyntaxError")):
+        message = refusal(allow=(name,), factory=f"{name}:build")
+        assert f"cannot import: {words}" in message
+
+
+def test_changed_code_of_a_factory_is_another_model(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "changing.py"
+    path.write_text("from models import colours\n")
+    first = resolve(("changing",), factory="changing:colours")
+    path.write_text("from models import colours  # changed\n")
+    assert resolve(("changing",), factory="changing:colours").code_sha256 != first.code_sha256
+
+
+# ---------------------------------------------------------------------------- labels
+
+
+def test_labels_come_from_a_list_a_text_file_or_json(tmp_path: Path):
+    (tmp_path / "l.txt").write_text("dark\nbright\n  red\ngr\u00fcn\nblue\n\n", encoding="utf-8")
+    (tmp_path / "l.json").write_text(json.dumps(["dark", "bright", "red", "gr\u00fcn", "blue"]))
+    wanted = ("dark", "bright", "red", "gr\u00fcn", "blue")
+    for labels in (list(wanted), str(tmp_path / "l.txt"), str(tmp_path / "l.json")):
+        assert resolve(labels=labels).task.labels == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("l.json", b"{bad", "cannot be read"),
+        ("l.json", b'{"a": 1}', "expected a JSON list of strings"),
+        ("l.json", b"[1, 2]", "expected a JSON list of strings"),
+        ("l.txt", "caf\u00e9".encode("latin-1"), "cannot be read"),
+        ("l.txt", b"\n\n", "brings no class names"),
+        ("none.txt", None, "no such file"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(
+    name: str, data: bytes | None, words: str, tmp_path: Path
+):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    message = refusal(labels=str(tmp_path / name))
+    assert message.startswith("model.labels")
+    assert words in message
+
+
+def test_labels_of_the_job_never_fall_back_to_those_of_the_model(tmp_path: Path):
+    (tmp_path / "empty.txt").write_text("")
+    for labels in ([], str(tmp_path / "empty.txt")):
+        assert "brings no class names" in refusal(name="efficientnet-lite0", labels=labels)
+
+
+def test_a_factory_needs_labels():
+    assert "models:colours brings no class names" in refusal(labels=None)
+
+
+def test_top_k_is_at_most_the_number_of_labels():
+    assert resolve(top_k=3).task.top_k == 3
+    assert resolve(top_k=50).task.top_k == 5
+
+
+# ---------------------------------------------------------------------------- transform
+
+
+@pytest.mark.parametrize("missing", list(models.TRANSFORM))
+def test_an_incomplete_transform_names_what_is_missing(missing: str):
+    given = {key: value for key, value in models.TRANSFORM.items() if key != missing}
+    with pytest.raises(JobError, match=f"brings no transform; give {missing}$"):
+        resolve(transform=given)
+
+
+def test_all_that_is_missing_of_a_transform_is_named():
+    with pytest.raises(JobError, match="give size_px, resize_px, interpolation, mean, std"):
+        resolve(transform={"size_px": None})
+
+
+@given(size_px=st.integers(8, 600))
+def test_another_size_keeps_the_models_ratio_of_resize_to_crop(size_px: int):
+    spec = resolve(name="efficientnet-lite0", labels=None, transform={"size_px": size_px}).transform
+    assert spec.size_px == size_px
+    assert spec.resize_px == round(size_px * 256 / 224)
+    both = {"size_px": size_px, "resize_px": size_px + 1}
+    spec = resolve(name="efficientnet-lite0", labels=None, transform=both).transform
+    assert (spec.size_px, spec.resize_px) == (size_px, size_px + 1)
+
+
+def test_one_field_of_the_transform_leaves_the_others_alone():
+    own = resolve(name="efficientnet-lite0", labels=None).transform
+    changed = resolve(
+        name="efficientnet-lite0", labels=None, transform={"interpolation": "bilinear"}
+    ).transform
+    assert changed == replace(own, interpolation="bilinear")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"resize_px": 16}, "resize_px is 16; it must be at least size_px (32)"),
+        ({"std": [0.5, 0.0, 0.5]}, "above 0"),
+    ],
+)
+def test_a_transform_that_cannot_be_is_refused(change: dict[str, Any], words: str):
+    with pytest.raises(JobError) as caught:
+        resolve(transform={**models.TRANSFORM, **change})
+    assert words in str(caught.value)
+
+
+# ---------------------------------------------------------------------------- the spec
+
+
+def test_a_spec_shows_no_credentials_and_travels_to_actors(tmp_path: Path):
+    path = saved(tmp_path / "w.pt", colours_state())
+    spec = replace(resolve(weights=path), storage_options={"key": "hunter2"})
+    assert "hunter2" not in repr(spec)
+    assert "hunter2" not in json.dumps(spec.to_dict())
+    assert pickle.loads(pickle.dumps(spec)) == spec
