@@ -10,8 +10,9 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.plan import Unit
+from pipeline.rows import Reader
 from pipeline.schema import pack
-from pipeline.source import Reader, read_slices
+from pipeline.source import read_slices
 
 
 class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that mypy follows

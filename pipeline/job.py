@@ -47,10 +47,21 @@ class Source(_Section):
     """`images`: one file is one row. `parquet`: encoded images lie in a binary column."""
     image_column: str = "image"
     """Parquet: the binary column that holds the encoded image."""
+    uri_column: str | None = None
+    """Parquet: a column with the URIs of the images, read instead of `image_column`."""
+    features: tuple[str, ...] = ()
+    """Parquet: numeric columns and fixed-size lists of numbers that are the model's input instead
+    of an image, joined in this order to one float32 vector a row; nothing is decoded."""
+    null_features: Literal["quarantine", "zero", "nan"] = "quarantine"
+    """What a null among the features means: the row is quarantined as `null_input`, or 0 or NaN
+    stands in its place."""
     id_column: str | None = None
     """Parquet: the column that becomes `row_id`; left out, the id is `<shard path>#<row>`."""
     pass_through: tuple[str, ...] = ()
     """Parquet: columns copied unchanged beside the predictions."""
+    casts: dict[str, str] = Field(default_factory=dict)
+    """Parquet: declared types of pass-through columns (`taken_at: timestamp[us]`), for shards
+    that differ; without, the first shard's types count. A value that does not fit costs its row."""
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
     """An encoded image of more bytes is quarantined as `too_large` without being decoded."""
     max_image_px: PositiveInt = 100_000_000
@@ -64,6 +75,14 @@ class Source(_Section):
         if len(set(names)) < len(names):
             raise ValueError("name each column once")
         return names
+
+    @model_validator(mode="after")
+    def _features_are_parquet(self) -> Source:
+        if self.features and self.format != "parquet":
+            raise ValueError(f"features are columns of format 'parquet', not of {self.format!r}")
+        if "null_features" in self.model_fields_set and not self.features:
+            raise ValueError("null_features has no effect without features")
+        return self
 
 
 class Transform(_Section):

@@ -59,7 +59,8 @@ class ModelSpec:
     """Digest of the source that builds the module, so that changed code never reuses old work."""
     weights_uri: str | None
     weights_sha256: str | None
-    transform: TransformSpec
+    transform: TransformSpec | None
+    """None where the input is features: nothing is decoded."""
     task: TaskSpec
     precision: str
     layer: str | None = None
@@ -73,7 +74,7 @@ class ModelSpec:
             "kind": self.kind,
             "code_sha256": self.code_sha256,
             "weights_sha256": self.weights_sha256,
-            "transform": self.transform.to_dict(),
+            "transform": self.transform.to_dict() if self.transform else None,
             "task": self.task.to_dict(),
             "layer": self.layer,
             "precision": self.precision,
@@ -95,7 +96,11 @@ class PredictorConfig:
 
 
 def resolve_model(
-    model: Model, transform: Transform, *, allow_import: Sequence[str] = ()
+    model: Model,
+    transform: Transform,
+    *,
+    allow_import: Sequence[str] = (),
+    has_features: bool = False,
 ) -> ModelSpec:
     """Find the model, its transform, labels and weights digest without building it.
 
@@ -104,6 +109,7 @@ def resolve_model(
         transform: The job's transform section; its fields win over the model's own.
         allow_import: Prefixes of modules that `factory` may name, beside those of the
             environment variable PIPELINE_ALLOW_IMPORT.
+        has_features: The input is a float vector a row, so there is no transform.
 
     Raises:
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
@@ -128,7 +134,7 @@ def resolve_model(
         code_sha256=code,
         weights_uri=weights_uri,
         weights_sha256=weights_digest(weights_uri, model.weights_sha256, model.storage_options),
-        transform=_merge_transform(card.name, card.transform, transform),
+        transform=_choose_transform(card, transform, has_features=has_features),
         task=_task(model, card, allow_import),
         precision=model.precision,
         layer=model.layer,
@@ -255,6 +261,17 @@ def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpe
         postprocess=model.postprocess,
         postprocess_sha256=code,
     )
+
+
+def _choose_transform(
+    card: ModelCard, wanted: Transform, *, has_features: bool
+) -> TransformSpec | None:
+    if not has_features:
+        return _merge_transform(card.name, card.transform, wanted)
+    given = sorted(wanted.model_fields_set)
+    if given:
+        raise JobError(f"transform.{given[0]}: has no effect on source.features; leave it out")
+    return None
 
 
 def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform) -> TransformSpec:

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipeline.errors import InfraError, JobError
-from pipeline.inputs import Extent, Inputs
+from pipeline.extents import Extent
+from pipeline.inputs import Inputs
 from pipeline.job import Job
 from pipeline.layout import Layout
 from pipeline.model import ModelSpec
@@ -44,6 +45,7 @@ _MAX_UNITS_PER_ROW_GROUP = 4
 # The modules whose code decides what a prediction is; a change in one makes a new fingerprint.
 _SEMANTIC_MODULES = (
     *("decode", "transform", "preprocess", "predictor", "model", "schema", "source", "task"),
+    *("columns", "rows", "image_stream", "parquet_stream"),
 )
 
 
@@ -80,6 +82,8 @@ class Plan:
     """The columns that the task adds."""
     row_ids: RowIds
     """How ids come to be; those of a `column` cannot be told from the plan."""
+    num_features: int
+    """Length of the feature vector of a row; 0 for images."""
     model: dict[str, Any]
     batch_size: int
     num_shards: int
@@ -120,6 +124,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         pass_through=inputs.pass_through,
         task_fields=_task_fields(inputs, model),
         row_ids=_row_ids(job),
+        num_features=inputs.num_features,
         model=model.to_dict(),
         batch_size=batch_size,
         num_shards=len(inputs.shards),
@@ -269,6 +274,7 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "ignored": plan.ignored,
         "pass_through": _schema_to_text(plan.pass_through),
         "task_fields": _schema_to_text(plan.task_fields),
+        "num_features": plan.num_features,
         "row_ids": plan.row_ids,
         "shards": list(shards),
         "units": units,
@@ -300,6 +306,7 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             units=units,
             pass_through=_schema_from_text(document["pass_through"]),
             task_fields=_schema_from_text(document["task_fields"]),
+            num_features=document["num_features"],
             row_ids=document["row_ids"],
             model=document["model"],
             batch_size=document["batch_size"],

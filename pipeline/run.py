@@ -29,9 +29,9 @@ from pipeline.publish import repair
 from pipeline.record import RunContext, RunOptions, RunRecord, file_metadata
 from pipeline.render import to_html
 from pipeline.report import Status, build_report, to_json
+from pipeline.rows import Reader
 from pipeline.schema import SliceKey
 from pipeline.sink import StagedSlice, StagingWriter, list_staged, read_footer
-from pipeline.source import Reader
 from pipeline.stages import PredictorActor, preprocess_stage, writer_stage
 from pipeline.storage import Store, StoredFile
 
@@ -83,7 +83,12 @@ def _execute(run: RunContext, progress: Progress) -> Status:
 def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     """Resolve the model, list the inputs and make the plan; starts nothing, writes nothing."""
     job = run.job
-    model = resolve_model(job.model, job.transform, allow_import=run.options.allow_import)
+    model = resolve_model(
+        job.model,
+        job.transform,
+        allow_import=run.options.allow_import,
+        has_features=bool(job.source.features),
+    )
     batch_size = job.model.batch_size or (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH)
     with run.record.stage("list") as listed:
         inputs = list_inputs(job.source, max_extent_rows=choose_slice_rows(job, batch_size))
@@ -128,7 +133,12 @@ def stream(
     from pipeline.datasource import ShardSource
 
     source = run.job.source
-    reader = Reader(Store(plan.source_root, source.storage_options), source, plan.pass_through)
+    reader = Reader(
+        Store(plan.source_root, source.storage_options),
+        source,
+        plan.pass_through,
+        plan.num_features,
+    )
     predictor = PredictorConfig(
         spec=model,
         batch_size=run.job.model.batch_size or plan.batch_size,

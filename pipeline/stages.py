@@ -26,8 +26,10 @@ Stage = Callable[[pa.Table], pa.Table]
 """A block of packed slices in, a block of packed slices (or of results) out."""
 
 
-def preprocess_stage(source: Source, spec: TransformSpec) -> Stage:
-    """Return the stage that decodes and transforms."""
+def preprocess_stage(source: Source, spec: TransformSpec | None) -> Stage:
+    """Return the stage that decodes and transforms; features pass it unchanged."""
+    if spec is None:
+        return _unchanged
     max_bytes, max_px = source.max_image_bytes, source.max_image_px
 
     def stage(block: pa.Table) -> pa.Table:
@@ -42,6 +44,10 @@ def preprocess_stage(source: Source, spec: TransformSpec) -> Stage:
         return pa.concat_tables(packed)
 
     return stage
+
+
+def _unchanged(block: pa.Table) -> pa.Table:
+    return block
 
 
 class PredictorActor:

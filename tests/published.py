@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.compact import Compactor, cut_groups, find_duplicates, read_hashes, sum_hashes
-from pipeline.inputs import Extent
+from pipeline.extents import Extent
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
 from pipeline.plan import Plan, RowIds, Unit, adopt_plan
@@ -94,6 +94,7 @@ def make_plan(rows: Rows) -> Plan:
         units=(Unit(0, tuple(extents), tuple(bounds)),),
         pass_through=PASS_THROUGH,
         task_fields=pa.schema(CLASSIFY_FIELDS),
+        num_features=0,
         row_ids=rows.row_ids,
         model={"name": "made-up", "weights_sha256": "ab" * 32, "precision": "fp32"},
         batch_size=rows.rows_per_slice,

@@ -13,10 +13,12 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
     "__init__ errors failpoints progress schema stored",
-    "imports job layout local_disk render stats storage_errors transform",
-    "bottleneck cluster decode gates object_store photos task",
+    "extents imports job layout local_disk render stats storage_errors transform",
+    "bottleneck cluster columns decode gates object_store photos task",
     "preprocess report storage submit",
-    "inputs lease manifest sink weights",
+    "lease manifest parquet_inputs sink weights",
+    "inputs rows",
+    "image_stream parquet_stream",
     "model",
     "compact plan predictor publish zoo",
     "record source stages upkeep",

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InfraError, JobError
-from pipeline.inputs import Extent, Inputs
+from pipeline.extents import Extent
+from pipeline.inputs import Inputs
 from pipeline.job import Job, parse_job
 from pipeline.layout import Layout
 from pipeline.model import ModelSpec, resolve_model

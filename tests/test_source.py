@@ -24,8 +24,9 @@ from pipeline.inputs import list_inputs
 from pipeline.job import Job, parse_job
 from pipeline.model import resolve_model
 from pipeline.plan import Plan, make_plan
+from pipeline.rows import Reader
 from pipeline.schema import SliceKey, source_schema
-from pipeline.source import Reader, read_slices
+from pipeline.source import read_slices
 from pipeline.stats import Counters
 from pipeline.storage import Store
 

@@ -20,7 +20,7 @@ from published import (
 
 from pipeline.compact import hash_ids, sum_hashes
 from pipeline.errors import JobError, PipelineError
-from pipeline.inputs import Extent
+from pipeline.extents import Extent
 from pipeline.layout import Layout, part_name
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan, Unit, adopt_plan

@@ -1,0 +1,66 @@
+"""Loose image files: an extent is a file is a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipeline.extents import Extent
+from pipeline.rows import STAGE, Reader, changed, make_rows
+from pipeline.schema import Failure, Reason
+
+_FILES_AT_ONCE = 64
+
+
+class ImageStream:
+    """Loose image files: an extent is a file is a row."""
+
+    def __init__(self, reader: Reader, extents: Sequence[Extent]) -> None:
+        self._reader = reader
+        self._extents = extents
+        self._next = 0
+
+    def skip(self, num_rows: int) -> None:
+        self._next += num_rows
+
+    def take(self, num_rows: int) -> pa.Table:
+        wanted = self._extents[self._next : self._next + num_rows]
+        self._next += num_rows
+        pieces = [
+            self._read(wanted[i : i + _FILES_AT_ONCE])
+            for i in range(0, len(wanted), _FILES_AT_ONCE)
+        ]
+        return pa.concat_tables(pieces)
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+    def _read(self, extents: Sequence[Extent]) -> pa.Table:
+        limit = self._reader.source.max_image_bytes
+        small = [e.path for e in extents if e.size_bytes <= limit]
+        found = self._reader.store.read_many(small)
+        images: list[bytes | None] = []
+        failures: list[Failure | None] = []
+        for extent in extents:
+            data, failure = self._judge(extent, found.get(extent.path))
+            images.append(data)
+            failures.append(failure)
+        ids = [extent.path for extent in extents]
+        uris = [self._reader.store.url(extent.path) for extent in extents]
+        return make_rows(self._reader, ids, uris, images, failures)
+
+    def _judge(
+        self, extent: Extent, found: bytes | Exception | None
+    ) -> tuple[bytes | None, Failure | None]:
+        if found is None:
+            limit = self._reader.source.max_image_bytes
+            message = f"{extent.size_bytes} bytes, the limit is {limit}"
+            return None, Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=extent.size_bytes)
+        if isinstance(found, FileNotFoundError):
+            return None, Failure(Reason.MISSING, STAGE, "vanished since it was planned")
+        if isinstance(found, Exception):
+            raise found
+        if len(found) != extent.size_bytes:
+            raise changed(self._reader.store, extent)
+        return found, None

@@ -1,0 +1,88 @@
+"""Rows on their way from a shard: what reading needs, and how its results become tables.
+
+What the readers of the formats share; none of them knows another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.columns import zero_features
+from pipeline.errors import InfraError
+from pipeline.extents import Extent
+from pipeline.job import Source
+from pipeline.schema import (
+    FEATURES,
+    IMAGE,
+    ROW_ID,
+    URI,
+    Failure,
+    failure_columns,
+    source_schema,
+)
+from pipeline.storage import Store
+
+STAGE = "read"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Everything needed to read any unit of one job; plain enough for Ray."""
+
+    store: Store
+    source: Source
+    pass_through: pa.Schema
+    num_features: int = 0
+    """Length of the feature vectors; 0 where the rows are images."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Return the schema of the tables that `read_slices` yields."""
+        return source_schema(list(self.pass_through), self.num_features)
+
+
+def make_rows(
+    reader: Reader,
+    row_ids: Sequence[str] | pa.Array,
+    uris: Sequence[str],
+    inputs: Sequence[bytes | None] | pa.Array,
+    failures: Sequence[Failure | None],
+    pass_through: dict[str, pa.Array] | None = None,
+) -> pa.Table:
+    """Make a table of `reader.schema`; `inputs` are encoded images or feature vectors."""
+    columns = {ROW_ID: pa.array(row_ids, pa.string()), URI: pa.array(uris, pa.string())}
+    for field in reader.pass_through:
+        columns[field.name] = (
+            pa.nulls(len(uris), field.type) if pass_through is None else pass_through[field.name]
+        )
+    name = FEATURES if reader.num_features else IMAGE
+    columns[name] = inputs if isinstance(inputs, pa.Array) else pa.array(inputs, pa.large_binary())
+    columns.update(failure_columns(failures))
+    return pa.table(columns, schema=reader.schema)
+
+
+def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> pa.Table:
+    """Make one failed row for every row of an extent that could not be read."""
+    num_rows = extent.num_rows - skip
+    ids = (
+        [extent.path]
+        if extent.is_whole_shard
+        else [f"{extent.path}#{extent.first_row + skip + i}" for i in range(num_rows)]
+    )
+    uris = [reader.store.url(extent.path)] * num_rows
+    empty = (
+        zero_features(num_rows, reader.num_features)
+        if reader.num_features
+        else pa.nulls(num_rows, pa.large_binary())
+    )
+    return make_rows(reader, ids, uris, empty, [failure] * num_rows)
+
+
+def changed(store: Store, extent: Extent) -> InfraError:
+    """Describe a shard that is no longer the one that was planned."""
+    return InfraError(
+        f"{store.url(extent.path)}: changed since it was planned; run again to plan it anew"
+    )
