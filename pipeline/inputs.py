@@ -5,7 +5,9 @@ each can be cut. Knows file names and Parquet footers; reads no row.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -14,11 +16,13 @@ from pipeline.errors import JobError
 from pipeline.extents import Extent
 from pipeline.job import Source
 from pipeline.parquet_inputs import measure_parquet
+from pipeline.single_file import read_lines
 from pipeline.storage import Store, StoredFile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 _FOOTER_THREADS = 16
+_STAT_THREADS = 16
 _GLOB_CHARACTERS = re.compile(r"[*?\[]")
 
 
@@ -71,7 +75,11 @@ def list_inputs(source: Source, *, max_extent_rows: int) -> Inputs:
     """
     store, pattern = open_source(source)
     suffixes = IMAGE_SUFFIXES if source.format == "images" else PARQUET_SUFFIXES
-    root, shards, ignored = _list_shards(store, pattern, suffixes, source)
+    root, shards, ignored = (
+        _list_shards(store, pattern, suffixes, source)
+        if source.files is None
+        else (store.uri, _named_shards(store, pattern, source), ())
+    )
     if source.format == "images":
         extents = tuple(
             Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
@@ -107,6 +115,35 @@ def _list_shards(
     shards = tuple(f for f in visible if f.path.lower().endswith(tuple(suffixes)))
     chosen = {f.path for f in shards}
     return root, shards, tuple(f.path for f in visible if f.path not in chosen)
+
+
+def _named_shards(store: Store, pattern: str, source: Source) -> tuple[StoredFile, ...]:
+    """Look up the shards that the job names, in its order.
+
+    Raises:
+        JobError: `uri` is a glob, or a shard is named twice or missing.
+    """
+    if pattern:
+        raise JobError(
+            f"source.uri = {source.uri!r}: must be a folder, since source.files is given"
+        )
+    names = (
+        read_lines(source.files, source.storage_options, "source.files")
+        if isinstance(source.files, str)
+        else list(source.files or ())
+    )
+    doubled = [name for name, count in Counter(names).items() if count > 1]
+    if doubled:
+        raise JobError(f"source.files: {doubled[0]} is named twice")
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        found = list(pool.map(store.stat, names))
+    missing = [name for name, file in zip(names, found, strict=True) if file is None]
+    if missing:
+        raise JobError(
+            f"source.files: {len(missing)} of {len(names)} are missing, first "
+            f"{store.url(missing[0])}"
+        )
+    return tuple(file for file in found if file is not None)
 
 
 def _is_hidden(path: str) -> bool:

@@ -26,7 +26,7 @@ from pipeline.plan import Plan, adopt_plan
 from pipeline.record import RunContext, RunOptions, RunRecord
 from pipeline.report import REPORT_VERSION, Report
 from pipeline.run import prepare
-from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE
+from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
 from pipeline.sink import list_staged
 from pipeline.storage import Store
 from pipeline.upkeep import history_numbers
@@ -34,6 +34,7 @@ from pipeline.upkeep import history_numbers
 _DIGEST_CHARS = 12
 _EXAMPLES = 5
 _TOP_LABELS = 10
+_COLUMNS_SHOWN = 6
 _BATCH_ROWS = 65_536
 _READ_TRIES = 5
 
@@ -237,6 +238,7 @@ def _describe_partition(store: Store, layout: Layout) -> dict[str, Any]:
 def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[str, Any]:
     with store.open(manifest.parts[0].path) as handle:
         schema = pq.ParquetFile(handle).schema_arrow
+    has_labels = LABEL in schema.names
     return {
         "partition": layout.name,
         "version": manifest.number,
@@ -258,12 +260,20 @@ def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[
         "model": manifest.model,
         "gates": list(manifest.gates),
         "schema": [{"column": field.name, "type": str(field.type)} for field in schema],
-        "labels": _count(store, manifest.parts, LABEL)[:_TOP_LABELS],
-        "predictions": _first_rows(store, manifest.parts, [ROW_ID, LABEL, SCORE]),
+        "labels": _count(store, manifest.parts, LABEL)[:_TOP_LABELS] if has_labels else [],
+        "predictions": _first_rows(store, manifest.parts, _shown_columns(schema)),
         "reasons": _count(store, manifest.quarantine_parts, "reason"),
         "quarantine": _first_rows(store, manifest.quarantine_parts, [ROW_ID, "reason", MESSAGE]),
         "history": history_numbers(store, layout),
     }
+
+
+def _shown_columns(schema: pa.Schema) -> list[str]:
+    """The id and what a line has room for: label and score, or else the first plain columns."""
+    if LABEL in schema.names and SCORE in schema.names:
+        return [ROW_ID, LABEL, SCORE]
+    plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    return [ROW_ID, *(name for name in plain if name not in (ROW_ID, URI))][:_COLUMNS_SHOWN]
 
 
 def _sum_parts(kind: str, parts: Sequence[Part]) -> dict[str, Any]:

@@ -45,6 +45,9 @@ class Source(_Section):
     """A folder, a file or a glob (`*`, `**`) on local disk or in an object store (`s3://...`)."""
     format: Literal["images", "parquet"]
     """`images`: one file is one row. `parquet`: encoded images lie in a binary column."""
+    files: str | tuple[str, ...] | None = None
+    """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a
+    text file with one a line. Left out: everything below `uri` is listed."""
     image_column: str = "image"
     """Parquet: the binary column that holds the encoded image."""
     uri_column: str | None = None

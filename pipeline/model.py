@@ -18,12 +18,12 @@ import pyarrow as pa
 from pipeline.errors import JobError, PipelineError
 from pipeline.imports import import_callable, require_allowed, source_digest
 from pipeline.job import Model, Transform
+from pipeline.single_file import read_file
 from pipeline.task import OutputSpec, TaskSpec
 from pipeline.transform import TransformSpec
 from pipeline.weights import (
     WEIGHT_SUFFIXES,
     check_suffix,
-    read_file,
     read_state_dict,
     weights_digest,
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
-from pipeline.storage import Store
+from pipeline.single_file import read_file
 
 if TYPE_CHECKING:
     import torch
@@ -30,21 +30,6 @@ def check_suffix(uri: str) -> None:
         raise JobError(f"model.weights = {uri}: such a file can run code; save a state dict")
     if not uri.endswith(WEIGHT_SUFFIXES):
         raise JobError(f"model.weights = {uri}: expected one of {', '.join(WEIGHT_SUFFIXES)}")
-
-
-def read_file(uri: str, storage_options: Mapping[str, Any], what: str) -> bytes:
-    """Read a single file that the field `what` names.
-
-    Raises:
-        JobError: There is no such file.
-    """
-    folder, _, name = uri.rpartition("/")
-    try:
-        return Store(folder or ("/" if uri.startswith("/") else "."), storage_options).read_bytes(
-            name
-        )
-    except FileNotFoundError:
-        raise JobError(f"{what} = {uri}: no such file") from None
 
 
 def weights_digest(

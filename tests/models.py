@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
@@ -62,6 +64,50 @@ class Counting(Colours):
         folder = os.environ["TEST_MODEL_LOADS"]
         with open(os.path.join(folder, str(os.getpid())), "w"):
             pass
+
+
+class Channels(nn.Module):
+    """Gives the channel means, several ways at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        means = self.pool(x).flatten(1)
+        return {"means": means, "grey": means.mean(dim=1), "grid": x[:, :2, :3, 0]}
+
+
+class Sums(nn.Module):
+    """For features: their sum and their largest."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x.sum(dim=1), x.max(dim=1).values], dim=1)
+
+
+class Brightest:
+    """Post-processing: the name of the leading channel, and how far it leads."""
+
+    schema = pa.schema([("channel", pa.string()), ("lead", pa.float64())])
+
+    def __call__(self, outputs: dict[str, np.ndarray]) -> dict[str, object]:
+        means = outputs["means"]
+        ordered = np.sort(means, axis=1)
+        names = np.array(["red", "green", "blue"])
+        return {"channel": names[means.argmax(axis=1)], "lead": ordered[:, -1] - ordered[:, -2]}
+
+
+def channels() -> nn.Module:
+    return Channels()
+
+
+def sums() -> nn.Module:
+    return Sums()
+
+
+def brightest() -> Brightest:
+    return Brightest()
 
 
 def colours() -> nn.Module:

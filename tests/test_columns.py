@@ -1,0 +1,185 @@
+"""Parquet columns in all the ways in which data engineers have them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from badfiles import base_image, encode
+
+from pipeline.columns import feature_rows, hive_values
+from pipeline.errors import JobError
+from pipeline.inputs import Inputs, list_inputs
+from pipeline.job import Job, parse_job
+from pipeline.model import resolve_model
+from pipeline.plan import make_plan
+from pipeline.rows import Reader
+from pipeline.source import read_slices
+from pipeline.storage import Store
+
+PNG = encode(base_image(1), "PNG")
+IMAGES = [PNG, None, encode(base_image(2), "JPEG"), PNG]
+
+
+def job_of(uri: Path, **source: Any) -> Job:
+    features = source.get("features")
+    document: dict[str, Any] = {
+        "source": {"uri": str(uri), "format": "parquet", **source},
+        "model": {"factory": "models:colours", "labels": models.LABELS},
+        "sink": {"uri": "out"},
+        "run": {"slice_rows": 3},
+    }
+    if not features:
+        document["transform"] = models.TRANSFORM
+    return parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+
+
+def list_all(job: Job) -> Inputs:
+    return list_inputs(job.source, max_extent_rows=3)
+
+
+def read_all(job: Job) -> pa.Table:
+    inputs = list_all(job)
+    model = resolve_model(
+        job.model,
+        job.transform,
+        allow_import=["models"],
+        has_features=bool(job.source.features),
+    )
+    plan = make_plan(job, inputs, model, batch_size=3)
+    reader = Reader(Store(inputs.root), job.source, plan.pass_through, plan.num_features)
+    tables = [
+        table
+        for unit in plan.units
+        for _, _, table in read_slices(reader, unit, {key.start for key in unit.slices()})
+    ]
+    return pa.concat_tables(tables)
+
+
+def write(folder: Path, name: str = "a.parquet", **columns: Any) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(IMAGES, pa.binary()),
+        pa.array(IMAGES, pa.large_binary()),
+        pa.array(IMAGES, pa.binary()).dictionary_encode(),
+        pa.array(
+            [None if data is None else {"bytes": data, "path": "x.png"} for data in IMAGES],
+            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        ),
+        pa.array([{"bytes": data} for data in IMAGES], pa.struct([("bytes", pa.large_binary())])),
+    ],
+    ids=["binary", "large_binary", "dictionary", "struct", "struct_of_null"],
+)
+def test_encoded_images_read_the_same_however_they_are_stored(column: pa.Array, tmp_path: Path):
+    write(tmp_path, image=column, other=["unread"] * 4)
+    table = read_all(job_of(tmp_path))
+    assert table["image"].to_pylist() == IMAGES
+    assert table["error"].to_pylist() == [None, "null_input", None, None]
+
+
+def test_features_join_columns_and_lists_in_the_declared_order(tmp_path: Path):
+    lists = pa.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]], pa.list_(pa.float64(), 2))
+    write(tmp_path, a=pa.array([10, 20, 30, 40], pa.int8()), v=lists, b=[True, False, True, True])
+    table = read_all(job_of(tmp_path, features=["b", "v", "a"]))
+    assert table["features"].to_pylist() == [
+        [1, 1, 2, 10],
+        [0, 3, 4, 20],
+        [1, 5, 6, 30],
+        [1, 7, 8, 40],
+    ]
+    assert "image" not in table.column_names
+
+
+@pytest.mark.parametrize(
+    ("policy", "errors", "second"),
+    [
+        ("quarantine", [None, "null_input", None], [0.0, 0.0, 0.0]),
+        ("zero", [None, None, None], [0.0, 0.0, 4.0]),
+        ("nan", [None, None, None], [np.nan, np.nan, 4.0]),
+    ],
+)
+def test_nulls_among_features_follow_the_declared_policy(
+    policy: str, errors: list[str | None], second: list[float], tmp_path: Path
+):
+    lists = pa.array([[1.0, 2.0], [None, 4.0], [5.0, 6.0]], pa.list_(pa.float32(), 2))
+    write(tmp_path, a=[1.0, None, 3.0], v=lists)
+    table = read_all(job_of(tmp_path, features=["a", "v"], null_features=policy))
+    assert table["error"].to_pylist() == errors
+    np.testing.assert_array_equal(table["features"].to_pylist()[1], second)
+
+
+def test_a_nan_that_is_no_null_is_kept_when_nulls_become_zero(tmp_path: Path):
+    source = job_of(tmp_path, features=["a", "b"], null_features="zero").source
+    table = pa.table({"a": [float("nan"), 1.0], "b": [None, 2.0]})
+    values, has_null = feature_rows(source, table)
+    np.testing.assert_array_equal(values, [[np.nan, 0.0], [1.0, 2.0]])
+    assert has_null.tolist() == [True, False]
+
+
+def test_hive_folders_give_pass_through_columns(tmp_path: Path):
+    write(tmp_path, "day=2026-01-02/city=S%C3%A3o%20Paulo/a.parquet", image=[PNG, PNG])
+    write(tmp_path, "day=2026-01-03/city=__HIVE_DEFAULT_PARTITION__/a.parquet", image=[PNG])
+    table = read_all(job_of(tmp_path, pass_through=["city", "day"], casts={"day": "date32"}))
+    assert table["city"].to_pylist() == ["S\u00e3o Paulo", "S\u00e3o Paulo", None]
+    assert table["day"].to_pylist() == [dt.date(2026, 1, 2)] * 2 + [dt.date(2026, 1, 3)]
+    assert hive_values("a=b/c/d=e=f/x=y.parquet") == {"a": "b", "d": "e=f"}
+
+
+def test_shards_that_differ_need_a_declared_cast(tmp_path: Path):
+    write(tmp_path, "a.parquet", image=[PNG], n=pa.array([1], pa.int32()))
+    write(tmp_path, "b.parquet", image=[PNG], n=pa.array([2], pa.int64()))
+    undeclared = read_all(job_of(tmp_path, pass_through=["n"]))
+    assert undeclared["error"].to_pylist() == [None, "bad_schema"]
+    assert "source.casts" in undeclared["message"].to_pylist()[1]
+    declared = read_all(job_of(tmp_path, pass_through=["n"], casts={"n": "int64"}))
+    assert declared["error"].null_count == 2
+    assert declared["n"].to_pylist() == [1, 2]
+
+
+def test_a_value_that_a_cast_would_change_costs_its_rows(tmp_path: Path):
+    write(tmp_path, "a.parquet", image=[PNG], n=[2.5])
+    write(tmp_path, "b.parquet", image=[PNG], n=[3.0])
+    table = read_all(job_of(tmp_path, pass_through=["n"], casts={"n": "int64"}))
+    assert table["error"].to_pylist() == ["bad_schema", None]
+    assert table["n"].to_pylist() == [None, 3]
+
+
+def test_named_files_are_read_in_their_order(tmp_path: Path):
+    for name in ("a", "b", "c"):
+        write(tmp_path / "in", f"{name}.parquet", image=[PNG])
+    names = ["c.parquet", "a.parquet"]
+    (tmp_path / "list.txt").write_text("\n".join(names) + "\n\n")
+    for files in (names, str(tmp_path / "list.txt")):
+        table = read_all(job_of(tmp_path / "in", files=files))
+        assert table["row_id"].to_pylist() == ["c.parquet#0", "a.parquet#0"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"files": ["a.parquet", "a.parquet"]}, "named twice"),
+        ({"files": ["a.parquet", "z.parquet"]}, "1 of 2 are missing"),
+        ({"casts": {"n": "int64"}}, "no column of source.pass_through"),
+        ({"pass_through": ["n"], "casts": {"n": "integer"}}, "no Arrow type"),
+        ({"features": ["image"]}, "expected numbers"),
+        ({"features": ["n", "m"]}, "no column 'm'"),
+        ({"uri_column": "n"}, "expected URIs as text"),
+        ({"image_column": "n"}, "expected encoded images"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_error(source: dict[str, Any], words: str, tmp_path: Path):
+    write(tmp_path, image=[PNG], n=[1])
+    with pytest.raises(JobError, match=words):
+        list_all(job_of(tmp_path, **source))

@@ -1,0 +1,216 @@
+"""Every task turns outputs into the columns it declares, and says what does not fit."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from badfiles import base_image, encode
+from cli import pipeline, write_job
+
+from pipeline.decode import DecodeLimits
+from pipeline.errors import JobError
+from pipeline.job import parse_job
+from pipeline.manifest import read_predictions
+from pipeline.model import PredictorConfig, resolve_model
+from pipeline.predictor import Predictor
+from pipeline.preprocess import preprocess
+from pipeline.schema import Failure, Reason, failure_columns, source_schema
+from pipeline.task import OutputSpec, TaskSpec, make_task
+
+OK = np.array([True, False, True])
+
+
+def columns_of(spec: TaskSpec, outputs: Any) -> dict[str, list[Any]]:
+    """Run a task over the outputs of three rows, of which the second failed."""
+    task = make_task(spec)
+    arrays = {name: t.numpy() for name, t in task.reduce(outputs, 3).items()}
+    columns = task.columns(arrays, OK)
+    assert [(f.name, f.type) for f in task.fields()] == [(n, c.type) for n, c in columns.items()]
+    for column in columns.values():
+        column.validate(full=True)
+        assert column.is_valid().to_pylist() == OK.tolist()
+    return {name: column.to_pylist() for name, column in columns.items()}
+
+
+def test_classify_gives_the_best_label_and_the_top_k():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [9.0, 0.0, 0.0], [1.0, 0.0, 3.0]])
+    found = columns_of(TaskSpec("classify", labels=("a", "b", "c"), top_k=2), logits)
+    assert (found["label"], found["label_id"]) == (["b", None, "c"], [1, None, 2])
+    expected = torch.softmax(logits, dim=1)
+    assert found["score"][0] == pytest.approx(float(expected[0, 1]))
+    assert [(e["label"], e["label_id"]) for e in found["top_k"][2]] == [("c", 2), ("a", 0)]
+
+
+def test_embed_flattens_pooled_vectors_and_normalises_on_request():
+    vectors = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]])
+    plain = columns_of(TaskSpec("embed", embedding_dim=2), vectors.reshape(3, 2, 1, 1))
+    assert plain["embedding"] == [[3.0, 4.0], None, [0.0, 2.0]]
+    normed = columns_of(TaskSpec("embed", embedding_dim=2, l2_norm=True), vectors)
+    np.testing.assert_allclose(normed["embedding"][0], [0.6, 0.8], rtol=1e-6)
+
+
+def test_regress_gives_a_column_a_target():
+    assert columns_of(TaskSpec("regress"), torch.tensor([1.0, 2.0, 3.0])) == {
+        "value": [1.0, None, 3.0]
+    }
+    both = columns_of(TaskSpec("regress", targets=("x", "y")), torch.arange(6.0).reshape(3, 2))
+    assert both == {"x": [0.0, None, 4.0], "y": [1.0, None, 5.0]}
+
+
+def test_raw_keeps_shapes_and_takes_outputs_by_name_or_position():
+    outputs = (OutputSpec("scalar", ()), OutputSpec("grid", (2, 3)))
+    tensors = {"grid": torch.arange(18.0).reshape(3, 2, 3), "scalar": torch.arange(3.0), "z": 1}
+    by_name = columns_of(TaskSpec("raw", outputs=outputs), tensors)
+    assert by_name["grid"][2] == [[12.0, 13.0, 14.0], [15.0, 16.0, 17.0]]
+    assert by_name["scalar"] == [0.0, None, 2.0]
+    by_place = columns_of(TaskSpec("raw", outputs=outputs), (tensors["scalar"], tensors["grid"]))
+    assert by_place == by_name
+
+
+@pytest.mark.parametrize(
+    ("spec", "outputs", "words"),
+    [
+        (TaskSpec("classify", labels=("a",), top_k=1), torch.zeros(3, 2), r"\(3, 2\).*\(3, 1\)"),
+        (TaskSpec("embed", embedding_dim=4), torch.zeros(3, 5), r"\(3, 5\).*\(3, 4\)"),
+        (TaskSpec("regress"), torch.zeros(3, 2), r"\(3, 2\).*\(3, 1\)"),
+        (TaskSpec("raw", outputs=(OutputSpec("a", ()),)), {"b": torch.zeros(3)}, "no output 'a'"),
+        (TaskSpec("raw", outputs=(OutputSpec("a", (2,)),)), "text", "str"),
+    ],
+)
+def test_outputs_of_another_shape_are_named_with_both_shapes(
+    spec: TaskSpec, outputs: Any, words: str
+):
+    with pytest.raises(ValueError, match=words):
+        make_task(spec).reduce(outputs, 3)
+
+
+def predictor(model: Mapping[str, Any], *, has_features: bool = False) -> Predictor:
+    document = {
+        "source": {"uri": "in", "format": "images"},
+        "model": dict(model),
+        "transform": {} if has_features else models.TRANSFORM,
+        "sink": {"uri": "out"},
+    }
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    spec = resolve_model(
+        job.model, job.transform, allow_import=["models"], has_features=has_features
+    )
+    return Predictor(PredictorConfig(spec, 2, 0.0, 1, pa.schema([])))
+
+
+def image_rows(num_rows: int) -> pa.Table:
+    images = [encode(base_image(seed), "PNG") for seed in range(num_rows)]
+    failures: list[Failure | None] = [None] * num_rows
+    failures[1] = Failure(Reason.NULL_INPUT, "read", "null")
+    names = pa.array([str(i) for i in range(num_rows)])
+    table = pa.table(
+        {"row_id": names, "uri": names, "image": pa.array(images, pa.large_binary())}
+        | failure_columns(failures),
+        schema=source_schema([]),
+    )
+    spec = predictor({"factory": "models:colours", "labels": models.LABELS})._config.spec
+    assert spec.transform is not None
+    return preprocess(table, {}, DecodeLimits(10**9, 10**9), spec.transform)
+
+
+def test_a_layer_is_taken_instead_of_the_output():
+    rows = image_rows(5)
+    raw = {
+        "factory": "models:channels",
+        "task": "raw",
+        "outputs": [{"name": "means", "shape": [3]}],
+    }
+    means = predictor(raw).predict(rows, {})["means"].to_pylist()
+    embed = {"factory": "models:channels", "task": "embed", "embedding_dim": 3, "layer": "pool"}
+    assert predictor(embed).predict(rows, {})["embedding"].to_pylist() == means
+    assert means[1] is None
+    with pytest.raises(JobError, match=r"model\.layer = 'pol'.*pool, head"):
+        predictor({**embed, "layer": "pol"})
+
+
+def test_post_processing_fills_its_declared_columns():
+    rows = image_rows(5)
+    model = {
+        "factory": "models:channels",
+        "task": "raw",
+        "outputs": [{"name": "means", "shape": [3]}],
+        "postprocess": "models:brightest",
+    }
+    found = predictor(model).predict(rows, {})
+    assert found.schema.field("lead").type == pa.float64()
+    assert found["channel"].is_valid().to_pylist() == [True, False, True, True, True]
+    assert set(found["channel"].drop_null().to_pylist()) <= {"red", "green", "blue"}
+    with pytest.raises(JobError, match=r"model\.postprocess.*not allowed"):
+        predictor({**model, "postprocess": "os:getcwd"})
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"task": "embed"}, "embedding_dim"),
+        ({"task": "raw"}, "needs outputs"),
+        ({"task": "embed", "embedding_dim": 3, "targets": ["x"]}, "targets has no effect"),
+        ({"labels": ["a"], "l2_norm": True}, "l2_norm has no effect"),
+        ({"task": "regress", "targets": ["uri"]}, "'uri' of the outputs is taken"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    model: dict[str, Any], words: str, tmp_path: Path
+):
+    pq.write_table(pa.table({"a": [1.0]}), tmp_path / "a.parquet")
+    source = {"uri": str(tmp_path), "format": "parquet", "features": ["a"]}
+    model = {"factory": "models:sums", **model}
+    job = write_job(
+        tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model, transform=None
+    )
+    result = pipeline("plan", job)
+    assert result.code == 2, result.stderr
+    assert words in result.stderr
+
+
+def test_a_tabular_job_runs_from_features_to_published_columns(tmp_path: Path):
+    values = np.arange(40, dtype=np.float32)
+    table = pa.table(
+        {
+            "key": [f"k{i}" for i in range(40)],
+            "a": pa.array([None if i == 7 else float(v) for i, v in enumerate(values)]),
+            "b": pa.array(np.stack([values, -values], axis=1).tolist(), pa.list_(pa.float64(), 2)),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=9)
+    source = {
+        "uri": str(tmp_path / "in.parquet"),
+        "format": "parquet",
+        "features": ["a", "b"],
+        "id_column": "key",
+    }
+    model = {"factory": "models:sums", "task": "regress", "targets": ["total", "largest"]}
+    job = write_job(
+        tmp_path / "job.yaml",
+        source,
+        str(tmp_path / "out"),
+        model=model,
+        transform=None,
+        run={"slice_rows": 16},
+    )
+    result = pipeline("run", job, "--date", "2026-11-24", "--json")
+    assert result.code == 0, result.stderr
+    found = read_predictions(str(tmp_path / "out"), "date=2026-11-24")
+    kept = [i for i in range(40) if i != 7]
+    assert found["row_id"].to_pylist() == [f"k{i}" for i in kept]
+    assert found["total"].to_pylist() == [float(i) for i in kept]
+    assert found["largest"].to_pylist() == [float(i) for i in kept]
+    assert result.json["reasons"] == {"null_input": 1}
+    verified = pipeline("verify", str(tmp_path / "out"))
+    assert verified.code == 0, verified.stderr
+    shown = pipeline("inspect", str(tmp_path / "out"), "--json")
+    assert shown.code == 0, shown.stderr
