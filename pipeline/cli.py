@@ -89,9 +89,9 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Run a job once: predict what is missing, check, publish, report."""
-    from pipeline.cluster import detach_stderr
     from pipeline.progress import Progress
     from pipeline.run import run_job
+    from pipeline.terminal import detach_stderr
 
     detach_stderr()
 

@@ -7,7 +7,6 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from pipeline.cluster import run_tasks
 from pipeline.compact import (
     CompactedGroup,
     Compactor,
@@ -23,6 +22,7 @@ from pipeline.lease import Lease
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.publish import commit, settle
+from pipeline.ray_tasks import run_tasks
 from pipeline.record import RunContext, file_metadata, package_versions
 from pipeline.schema import SliceKey
 from pipeline.storage import StoredFile

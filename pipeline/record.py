@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from time import perf_counter
 
-from pipeline.cluster import Allocation, Hardware
+from pipeline.allocation import Allocation, Hardware
 from pipeline.gates import Verdict
 from pipeline.job import Job
 from pipeline.layout import Layout

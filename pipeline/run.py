@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from pipeline.cluster import Allocation, allocate, connect, ray_errors
+from pipeline.allocation import Allocation, allocate
+from pipeline.cluster import connect
 from pipeline.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.failpoints import reach
 from pipeline.finish import finish
@@ -26,6 +27,7 @@ from pipeline.model import ModelSpec, PredictorConfig, resolve_model
 from pipeline.plan import Plan, Unit, adopt_plan, choose_slice_rows, make_plan
 from pipeline.progress import Progress
 from pipeline.publish import repair
+from pipeline.ray_tasks import ray_errors
 from pipeline.record import RunContext, RunOptions, RunRecord, file_metadata
 from pipeline.render import to_html
 from pipeline.report import Status, build_report, to_json

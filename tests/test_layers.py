@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
     "__init__ errors failpoints progress schema stored",
-    "extents imports job layout local_disk render stats storage_errors transform",
-    "bottleneck cluster columns decode gates object_store photos task",
-    "preprocess report storage submit",
+    "extents imports job layout local_disk render stats storage_errors terminal transform",
+    "allocation bottleneck columns decode gates object_store photos task",
+    "cluster preprocess ray_tasks report storage submit",
     "lease manifest parquet_inputs single_file sink",
     "inputs rows weights",
     "image_stream parquet_stream",
@@ -35,7 +35,7 @@ OUTSIDE = {"tests", "jobs", "examples", "conftest", "models", "badfiles"}
 
 MAX_LINES = 400
 # Longer than they should be; these numbers may only become smaller.
-LONG_FILES = {"cluster": 460}
+LONG_FILES: dict[str, int] = {}
 
 FORBIDDEN_CALLS = {
     "eval": "runs code",

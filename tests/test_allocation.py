@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster import READER_CPUS, Allocation, Hardware, allocate
+from pipeline.allocation import READER_CPUS, Allocation, Hardware, allocate
 from pipeline.errors import JobError
 from pipeline.job import Resources
 

@@ -1,0 +1,145 @@
+"""Divide what a cluster has between model actors, readers and writers.
+
+Checked before anything starts: Ray Data waits forever for resources that the cluster has not got.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import JobError
+from pipeline.job import Resources
+
+# Logical CPUs of one reader. Small, because readers idle once the queue before the actors is full.
+READER_CPUS = 0.25
+_CPUS_PER_READER = 4
+_MAX_WRITERS = 16
+_MAX_ACTOR_RESTARTS = 20
+MAX_TASK_RETRIES = 3
+# A row of the dataset is a slice, so whole blocks and batches of one row are the same thing;
+# with GPUs Ray insists on a batch size.
+_SLICE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+_ONE_SLICE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the cluster has (with autoscaling: may have)."""
+
+    num_nodes: int
+    cpus: float
+    gpus: float
+    gpu_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Who gets what."""
+
+    min_actors: int
+    max_actors: int
+    actor_cpus: float
+    """Logical CPUs that an actor reserves; readers share the same cores."""
+    actor_gpus: float
+    actor_threads: int
+    num_readers: int
+    num_writers: int
+
+    def read(self, num_units: int) -> dict[str, Any]:
+        """Return the options of `read_datasource`."""
+        return {
+            "override_num_blocks": num_units,
+            "concurrency": self.num_readers,
+            "num_cpus": READER_CPUS,
+        }
+
+    def preprocess(self) -> dict[str, Any]:
+        """Return the options of the stage that Ray fuses with the reading."""
+        return {**_SLICE_BLOCKS, "num_cpus": READER_CPUS}
+
+    def predict(self) -> dict[str, Any]:
+        """Return the options of the actor pool."""
+        from ray.data import ActorPoolStrategy
+
+        return {
+            **_ONE_SLICE,
+            "compute": ActorPoolStrategy(min_size=self.min_actors, max_size=self.max_actors),
+            "num_cpus": self.actor_cpus,
+            "num_gpus": self.actor_gpus or None,
+            "max_restarts": _MAX_ACTOR_RESTARTS,
+            "max_task_retries": MAX_TASK_RETRIES,
+        }
+
+    def write(self) -> dict[str, Any]:
+        """Return the options of the writing stage: no CPU of its own, or the readers starve it."""
+        from ray.data import TaskPoolStrategy
+
+        return {
+            **_SLICE_BLOCKS,
+            "compute": TaskPoolStrategy(self.num_writers),
+            "num_cpus": 0,
+            "max_retries": MAX_TASK_RETRIES,
+        }
+
+
+def allocate(resources: Resources, hardware: Hardware) -> Allocation:
+    """Divide the cluster between actors and readers.
+
+    Raises:
+        JobError: The job asks for more than there is; names both numbers.
+    """
+    threads = resources.num_cpus or 1.0
+    num_readers = max(1, int(hardware.cpus) // _CPUS_PER_READER)
+    fit_cpus = max(1, math.floor(hardware.cpus / threads))
+    fit_gpus = _fit_gpus(resources, hardware) if resources.num_gpus > 0 else fit_cpus
+    # Beside a GPU, threads that nobody asked for are no reason to leave a GPU idle.
+    are_cpus_asked_for = bool(resources.num_cpus) or resources.num_gpus == 0
+    fit = min(fit_cpus, fit_gpus) if are_cpus_asked_for else fit_gpus
+    wanted = resources.max_actors or max(fit, resources.min_actors or 1)
+    needed = resources.min_actors or wanted
+    if needed > fit_gpus and resources.num_gpus > 0:
+        raise JobError(
+            f"resources: {needed} actors x {resources.num_gpus:g} GPUs do not fit, the cluster "
+            f"has {hardware.gpus:g} GPUs for {fit_gpus} such actors"
+        )
+    if needed * threads > hardware.cpus and are_cpus_asked_for:
+        raise JobError(
+            f"resources: {needed} actors x {threads:g} CPUs = {needed * threads:g} CPUs, "
+            f"the cluster has {hardware.cpus:g}"
+        )
+    for_actors = hardware.cpus - READER_CPUS
+    max_actors = min(wanted, fit)
+    actor_cpus = min(threads, math.floor(1000 * for_actors / max_actors) / 1000)
+    if actor_cpus <= 0:
+        raise JobError(
+            f"resources: {max_actors} actors and a reader of {READER_CPUS:g} CPUs do not fit the "
+            f"cluster's {hardware.cpus:g} CPUs"
+        )
+    left = hardware.cpus - max_actors * actor_cpus
+    return Allocation(
+        min_actors=needed,
+        max_actors=max_actors,
+        actor_cpus=actor_cpus,
+        actor_gpus=resources.num_gpus,
+        actor_threads=max(1, int(threads)),
+        num_readers=max(1, min(num_readers, int(left / READER_CPUS))),
+        num_writers=max(1, min(_MAX_WRITERS, int(hardware.cpus) // _CPUS_PER_READER)),
+    )
+
+
+def _fit_gpus(resources: Resources, hardware: Hardware) -> int:
+    if hardware.gpus < resources.num_gpus:
+        raise JobError(
+            f"resources.num_gpus = {resources.num_gpus:g}: the cluster has {hardware.gpus:g} GPUs; "
+            "set it to 0 to run on the CPU, or connect to a cluster with GPUs (--address)"
+        )
+    if resources.num_gpus >= 1:
+        if resources.num_gpus % 1:
+            raise JobError(
+                f"resources.num_gpus = {resources.num_gpus:g}: above 1 only whole numbers"
+            )
+        return math.floor(hardware.gpus / resources.num_gpus)
+    # An actor is on one card: three of 0.3 fit a card, and what is left of it fits none.
+    return math.floor(hardware.gpus) * math.floor(1 / resources.num_gpus + 1e-9)

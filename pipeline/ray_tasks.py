@@ -1,0 +1,69 @@
+"""Run plain functions as Ray tasks, and translate what Ray raises."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from pipeline.allocation import MAX_TASK_RETRIES, READER_CPUS
+from pipeline.errors import InfraError, find_cause
+
+T = TypeVar("T")
+_TASKS_PER_CPU = 2
+
+
+@contextlib.contextmanager
+def ray_errors() -> Iterator[None]:
+    """Translate what Ray raises into our own errors.
+
+    Raises:
+        PipelineError: One of ours that a worker raised, unwrapped.
+        InfraError: Workers, nodes or objects were lost beyond Ray's retries.
+    """
+    from ray import exceptions
+
+    try:
+        yield
+    except (exceptions.RayError, OSError) as error:
+        ours = find_cause(error)
+        if ours is not None:
+            raise ours from None
+        lost = (
+            exceptions.RayActorError,
+            exceptions.WorkerCrashedError,
+            exceptions.ObjectLostError,
+            exceptions.NodeDiedError,
+            exceptions.OutOfMemoryError,
+            exceptions.RaySystemError,
+        )
+        if isinstance(error, lost):
+            reason = " ".join(str(error).split())[:300]
+            raise InfraError(
+                f"Ray lost workers more often than it may ({type(error).__name__}: {reason}); "
+                "finished slices are kept, run again to go on"
+            ) from error
+        raise
+
+
+def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:
+    """Run a function for every tuple of arguments as Ray tasks; results in the order of calls."""
+    import ray
+
+    remote = ray.remote(num_cpus=READER_CPUS, max_retries=MAX_TASK_RETRIES)(_call)
+    limit = max(_TASKS_PER_CPU, int(_TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+    results: dict[int, T] = {}
+    pending: dict[Any, int] = {}
+    with ray_errors():
+        for index, arguments in enumerate(calls):
+            pending[remote.remote(function, arguments)] = index
+            if len(pending) >= limit or index == len(calls) - 1:
+                wanted = 1 if index < len(calls) - 1 else len(pending)
+                ready, _ = ray.wait(list(pending), num_returns=wanted)
+                for reference in ready:
+                    results[pending.pop(reference)] = ray.get(reference)
+    return [results[index] for index in range(len(calls))]
+
+
+def _call(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    return function(*arguments)

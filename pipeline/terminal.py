@@ -1,0 +1,59 @@
+"""Keep the user's terminal and signals ours while Ray runs in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+
+@contextlib.contextmanager
+def own_signal_handlers() -> Iterator[None]:
+    """Keep our handlers: Ray replaces the one of SIGTERM and exits with another code."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def native_errors_to_log(ray: Any) -> Iterator[None]:
+    """Send what Ray's C++ core writes to file descriptor 2 to a file of the session.
+
+    Only where the command line has moved `sys.stderr` to a descriptor of its own (`detach_stderr`).
+    """
+    if sys.stderr is None or not hasattr(sys.stderr, "fileno") or _fileno(sys.stderr) in (2, None):
+        yield
+        return
+    folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    saved = os.dup(2)
+    with (folder / "driver-native.err").open("ab") as target:
+        os.dup2(target.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _fileno(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return None
+
+
+def detach_stderr() -> None:
+    """Give `sys.stderr` a descriptor of its own, so that descriptor 2 can be diverted."""
+    if _fileno(sys.stderr) == 2:
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
