@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredFile:
     """One file or object, as a listing shows it."""
 
@@ -16,24 +16,15 @@ class StoredFile:
     """Relative to the root of the store."""
     size_bytes: int
     version: str
-    """Changes when the content does: the etag or generation of an object, the mtime in ns of a
-    local file."""
+    """Changes when the content does: the etag of an object, the mtime in ns of a local file."""
     modified: dt.datetime | None
     """By the clock of the store, in UTC."""
-
-
-class NoSuchBucket(OSError):
-    """The bucket or container is missing, not only the object."""
-
-
-class FileExpired(OSError):
-    """A file that is being read is no longer the one that was opened."""
 
 
 class Backend(Protocol):
     """What a kind of storage must do; paths are absolute, errors are raw."""
 
-    def list(self, folder: str) -> Iterator[Sequence[StoredFile]]: ...
+    def list(self, folder: str) -> list[StoredFile]: ...
     def stat(self, path: str) -> StoredFile | None: ...
     def exists(self, path: str) -> bool: ...
     def read(self, path: str) -> bytes: ...
