@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types clean
+.PHONY: help venv demo test lint types memory clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ lint: venv ## Check style and format
 
 types: venv ## Check types
 	$(BIN)/python -m mypy
+
+memory: venv ## Measure the memory of a run as its rows grow (a minute or two)
+	$(BIN)/python tests/bench/memory.py 2000 20000
 
 clean: ## Remove .venv, the demo's output and caches
 	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ Results go to stdout, talk to stderr. An error is one line and an exit code of p
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import JobError, PipelineError, Stopped
+from pipeline.terminal import detach_stderr
 
 app = typer.Typer(
     name="pipeline",
@@ -91,9 +93,6 @@ def run(
     """Run a job once: predict what is missing, check, publish, report."""
     from pipeline.progress import Progress
     from pipeline.run import run_job
-    from pipeline.terminal import detach_stderr
-
-    detach_stderr()
 
     loaded = _load(job, date, set_)
     options = _options(address, allow_import)
@@ -194,10 +193,13 @@ def submit(
     allow_import: AllowImportOption = None,
 ) -> None:
     """Run a job on a Ray cluster through its job API; ends with the job's exit code."""
+    from pipeline.job_file import load_job
     from pipeline.submit import submit_job
 
-    _load(job, date, set_)  # a wrong job file is refused here, not on the cluster
-    code = submit_job(job, address, _date(date), set_ or [], allow_import or [], sys.stdout.write)
+    # A wrong job file is refused here, not on the cluster; its ${env:NAME} are the cluster's.
+    load_job(job, date=_date(date), overrides=set_ or [], with_environment=False)
+    write = functools.partial(typer.echo, nl=False)
+    code = submit_job(job, address, _date(date), set_ or [], allow_import or [], write)
     raise typer.Exit(code)
 
 
@@ -224,11 +226,13 @@ def demo(
     """Build real photo shards, classify them, and show everything that comes out."""
     from pipeline.demo import run_demo
 
-    _show(run_demo(Path(folder), rows, quiet=as_json), as_json=as_json)
+    document = run_demo(Path(folder), rows, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(document, allow_nan=False))
 
 
 def _load(path: str, date: str | None, overrides: list[str] | None) -> Any:
-    from pipeline.job import load_job
+    from pipeline.job_file import load_job
 
     return load_job(path, date=_date(date), overrides=overrides or [])
 
@@ -291,6 +295,7 @@ def _stop(signum: int, frame: object) -> None:
 
 def main() -> None:
     """Entry point of the `pipeline` command."""
+    detach_stderr()  # before logging takes hold of the stream
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     raise SystemExit(_guard(app))

@@ -112,7 +112,7 @@ def _configure_data() -> None:
 
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)  # an error reaches the user as ours, in one line
     context = DataContext.get_current()
     # Every slice leaves its task as a block of its own as soon as it is there.
     context.target_max_block_size = 1

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import share_ray
 from pipeline.errors import InfraError
-from pipeline.job import Job, parse_job
+from pipeline.job import Job
+from pipeline.job_file import parse_job
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, current_manifest, read_part
 from pipeline.photos import Built, build_images, build_parquet

@@ -5,24 +5,15 @@ Nothing here touches storage, Ray or torch: a job is a frozen value that everybo
 
 from __future__ import annotations
 
-import datetime as dt
-import os
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
-
-from pipeline.errors import JobError
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Triple = tuple[float, float, float]
@@ -50,8 +41,6 @@ class Source(_Section):
     text file with one a line. Left out: everything below `uri` is listed."""
     image_column: str = "image"
     """Parquet: the binary column that holds the encoded image."""
-    uri_column: str | None = None
-    """Parquet: a column with the URIs of the images, read instead of `image_column`."""
     features: tuple[str, ...] = ()
     """Parquet: numeric columns and fixed-size lists of numbers that are the model's input instead
     of an image, joined in this order to one float32 vector a row; nothing is decoded."""
@@ -250,149 +239,3 @@ class Job(_Section):
     sink: Sink
     gates: Gates = Gates()
     run: Run = Run()
-
-
-_SUBSTITUTION = re.compile(r"\$\{([^}]*)\}")
-
-
-def load_job(path: str, *, date: dt.date, overrides: Sequence[str] = ()) -> Job:
-    """Read, substitute and validate a job file.
-
-    Args:
-        path: Path of the YAML file.
-        date: The logical date, the value of `${date}`.
-        overrides: `section.field=value` strings; the values are YAML.
-
-    Raises:
-        JobError: The file, a field or an override is wrong; one line says which and what is right.
-    """
-    document = _read_yaml(path)
-    for override in overrides:
-        _apply_override(document, override)
-    return parse_job(document, date=date, origin=path)
-
-
-def parse_job(document: Mapping[str, Any], *, date: dt.date, origin: str) -> Job:
-    """Substitute and validate an already loaded document; `origin` names it in errors."""
-    substituted = _substitute(dict(document), date, origin)
-    try:
-        return Job.model_validate_json(_to_json(substituted, origin))
-    except ValidationError as error:
-        raise JobError(_describe(error, origin)) from None
-
-
-def _to_json(document: Any, origin: str) -> str:
-    # JSON mode keeps validation strict yet lets YAML lists become tuples.
-    import json
-
-    try:
-        return json.dumps(document)
-    except TypeError as error:
-        raise JobError(f"{origin}: only text, numbers, lists and mappings: {error}") from None
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot read the job file: {error}") from None
-    try:
-        document = _UniqueKeysLoader(text).get_single_data()
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-        raise JobError(f"{path}: not valid YAML{_yaml_problem(error)}") from None
-    if not isinstance(document, dict):
-        raise JobError(f"{path}: a job file is a mapping with source, model and sink")
-    return document
-
-
-class _UniqueKeysLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice instead of taking the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {name} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def _yaml_problem(error: Exception) -> str:
-    """Say what is wrong and in which line, without the text there: it may be a credential."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return ""
-    return f": line {error.problem_mark.line + 1}: {error.problem}"
-
-
-def _apply_override(document: dict[str, Any], override: str) -> None:
-    name, separator, text = override.partition("=")
-    path = name.strip().split(".")
-    if not separator or len(path) < 2 or not all(path):
-        raise JobError(f"--set {name}: write section.field=value, as in model.batch_size=64")
-    target: Any = document
-    for key in path[:-1]:
-        target = target.setdefault(key, {})
-        if not isinstance(target, dict):
-            raise JobError(f"--set {name}: {key} is not a section")
-    try:
-        target[path[-1]] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise JobError(f"--set {name}: the value is not valid YAML") from None
-
-
-def _substitute(value: Any, date: dt.date, origin: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _substitute(item, date, origin) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_substitute(item, date, origin) for item in value]
-    if isinstance(value, dt.date | dt.datetime):
-        return value.isoformat()
-    if not isinstance(value, str):
-        return value
-
-    def replace(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name == "date":
-            return date.isoformat()
-        if name.startswith("env:"):
-            variable = name.removeprefix("env:")
-            if variable not in os.environ:
-                raise JobError(f"{origin}: ${{{name}}}: environment variable {variable} is not set")
-            return os.environ[variable]
-        raise JobError(f"{origin}: ${{{name}}}: only ${{date}} and ${{env:NAME}} are substituted")
-
-    return _SUBSTITUTION.sub(replace, value)
-
-
-def _describe(error: ValidationError, origin: str) -> str:
-    details = error.errors(include_url=False, include_context=True)
-    first = details[0]
-    field = ".".join(str(part) for part in first["loc"]) or "job"
-    if first["type"] == "extra_forbidden":
-        text = f"{field}: unknown key; {_allowed(first['loc'])}"
-    elif first["type"] == "missing":
-        text = f"{field}: required but missing"
-    else:
-        message = first["msg"].removeprefix("Value error, ")
-        text = f"{field}{_shown(field, first['input'])}: {message}"
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{origin}: {text}{more}"
-
-
-def _shown(field: str, value: Any) -> str:
-    """Show a wrong value, unless credentials may be in it."""
-    is_open = "storage_options" not in field and not isinstance(value, dict | list)
-    return f" = {value!r:.80}" if is_open else ""
-
-
-def _allowed(location: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] = Job
-    for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        model = annotation
-    return "allowed are " + ", ".join(model.model_fields)

@@ -82,7 +82,7 @@ def _read_footer(store: Store, shard: StoredFile, source: Source) -> _Footer:
         if not is_unreadable(error):
             raise
         return _Footer(reason=Reason.UNREADABLE_SHARD, message=str(error))
-    inputs = source.features or (source.uri_column or source.image_column,)
+    inputs = source.features or (source.image_column,)
     wanted = {source.id_column, *inputs, *source.pass_through}
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     return _Footer(

@@ -16,7 +16,8 @@ from badfiles import base_image, encode
 from pipeline.columns import feature_rows, hive_values
 from pipeline.errors import JobError
 from pipeline.inputs import Inputs, list_inputs
-from pipeline.job import Job, parse_job
+from pipeline.job import Job
+from pipeline.job_file import parse_job
 from pipeline.model import resolve_model
 from pipeline.plan import make_plan
 from pipeline.rows import Reader
@@ -175,7 +176,6 @@ def test_named_files_are_read_in_their_order(tmp_path: Path):
         ({"pass_through": ["n"], "casts": {"n": "integer"}}, "no Arrow type"),
         ({"features": ["image"]}, "expected numbers"),
         ({"features": ["n", "m"]}, "no column 'm'"),
-        ({"uri_column": "n"}, "expected URIs as text"),
         ({"image_column": "n"}, "expected encoded images"),
     ],
 )

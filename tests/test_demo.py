@@ -9,7 +9,8 @@ import pytest
 from cli import Result, pipeline
 
 from pipeline.demo import build_demo, demo_job
-from pipeline.job import Run, load_job
+from pipeline.job import Run
+from pipeline.job_file import load_job
 from pipeline.manifest import read_predictions
 from pipeline.photos import Built
 

@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import JobError
-from pipeline.job import Job, load_job, parse_job
+from pipeline.job import Job
+from pipeline.job_file import load_job, parse_job
 
 DATE = dt.date(2026, 11, 24)
 SECRET = "hunter2-hunter2"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.job import Job, load_job
+from pipeline.job import Job
+from pipeline.job_file import load_job
 from pipeline.photos import build_parquet
 
 JOBS = Path(__file__).parent.parent / "jobs"

@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
     "__init__ errors failpoints progress schema stored",
-    "extents imports job layout local_disk render stats storage_errors terminal transform",
-    "allocation bottleneck columns decode gates object_store photos task",
-    "cluster preprocess ray_tasks report storage submit",
-    "lease manifest parquet_inputs single_file sink",
+    "extents imports job job_yaml layout local_disk render stats storage_errors terminal transform",
+    "allocation bottleneck columns decode gates job_file object_store photos task",
+    "cluster preprocess ray_tasks report storage",
+    "lease manifest parquet_inputs single_file sink submit",
     "inputs rows weights",
     "image_stream parquet_stream",
     "model",

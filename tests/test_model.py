@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pipeline.errors import JobError
-from pipeline.job import parse_job
+from pipeline.job_file import parse_job
 from pipeline.model import ModelSpec, load_module, resolve_model
 
 LABELS = models.LABELS

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from pipeline.errors import InfraError, JobError
 from pipeline.extents import Extent
 from pipeline.inputs import Inputs
-from pipeline.job import Job, parse_job
+from pipeline.job import Job
+from pipeline.job_file import parse_job
 from pipeline.layout import Layout
 from pipeline.model import ModelSpec, resolve_model
 from pipeline.plan import (

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import JobError
-from pipeline.job import parse_job
+from pipeline.job_file import parse_job
 from pipeline.model import PredictorConfig, resolve_model
 from pipeline.predictor import Predictor
 from pipeline.schema import (

@@ -1,4 +1,7 @@
-"""The README tells the truth: tables equal the code, the tree equals the folders, commands run."""
+"""The README tells the truth: tables equal the code, the tree equals the folders, commands run.
+
+`python tests/test_readme.py` writes the job file's tables anew after a change of pipeline/job.py.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import pytest
 import typer
 from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline import errors, schema
@@ -35,14 +39,25 @@ _SIGNS = ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"))
 _MARKED = re.compile(r"<!-- test -->\n```(sh|python)\n(.*?)```", re.DOTALL)
 
 
-def field_table(section: str) -> str:
-    """The table of a section as it must stand in the README."""
-    model: Any = Job.model_fields[section].annotation
+def field_tables(section: str) -> str:
+    """The tables of a section as they must stand in the README: its own, then nested ones."""
+    return "\n\n".join(_tables(Job.model_fields[section].annotation))
+
+
+def _tables(model: Any) -> Iterator[str]:
     lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         meaning = " ".join((field.description or "").split())
         lines.append(f"| `{name}` | {field_type(field)} | {field_default(field)} | {meaning} |")
-    return "\n".join(lines)
+    yield "\n".join(lines)
+    for name, field in model.model_fields.items():
+        for nested in filter(is_section, get_args(field.annotation)):
+            yield f"Each of `{name}`:"
+            yield from _tables(nested)
+
+
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def field_type(field: FieldInfo) -> str:
@@ -51,6 +66,8 @@ def field_type(field: FieldInfo) -> str:
 
 def describe(annotation: Any) -> str:
     """Name a type in plain words, with its limits."""
+    if is_section(annotation):
+        return _WORDS[dict]
     if annotation in _WORDS:
         return _WORDS[annotation]
     arguments = [item for item in get_args(annotation) if item is not type(None)]
@@ -122,10 +139,10 @@ def files_of_the_repository() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_the_table_of_a_section_equals_the_model(section: str) -> None:
+def test_the_tables_of_a_section_equal_the_model(section: str) -> None:
     below = README.split(f"\n### `{section}`", 1)[1].split("\n#", 1)[0]
-    table = field_table(section)
-    assert table in below, f"the README should have under {section}:\n{table}"
+    tables = field_tables(section)
+    assert tables in below, f"the README should have under {section}:\n{tables}"
 
 
 def test_every_reason_is_in_the_table() -> None:
@@ -136,6 +153,11 @@ def test_every_exit_code_is_in_the_table() -> None:
     kinds = [errors.PipelineError, *errors.PipelineError.__subclasses__()]
     codes = {"0": "-", **{str(kind.exit_code): f"`{kind.__name__}`" for kind in kinds}}
     assert {row[0]: row[1] for row in table_below("### Exit codes")} == codes
+
+
+def test_every_task_is_in_the_table() -> None:
+    model: Any = Job.model_fields["model"].annotation
+    assert first_cells("### Tasks") == list(get_args(model.model_fields["task"].annotation))
 
 
 def test_every_stage_is_in_the_table() -> None:
@@ -210,3 +232,16 @@ def test_the_marked_commands_run_in_order(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def with_new_tables(text: str) -> str:
+    """Return the README with the tables of the job file as they must be."""
+    for section in SECTIONS:
+        start = text.index("| field |", text.index(f"\n### `{section}`\n"))
+        end = text.index("\n#", start)
+        text = text[:start] + field_tables(section) + "\n" + text[end:]
+    return text
+
+
+if __name__ == "__main__":
+    (ROOT / "README.md").write_text(with_new_tables(README), "ascii")

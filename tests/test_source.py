@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InfraError
 from pipeline.inputs import list_inputs
-from pipeline.job import Job, parse_job
+from pipeline.job import Job
+from pipeline.job_file import parse_job
 from pipeline.model import resolve_model
 from pipeline.plan import Plan, make_plan
 from pipeline.rows import Reader

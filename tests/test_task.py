@@ -18,7 +18,7 @@ from cli import pipeline, write_job
 
 from pipeline.decode import DecodeLimits
 from pipeline.errors import JobError
-from pipeline.job import parse_job
+from pipeline.job_file import parse_job
 from pipeline.manifest import read_predictions
 from pipeline.model import PredictorConfig, resolve_model
 from pipeline.predictor import Predictor

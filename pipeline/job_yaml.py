@@ -1,0 +1,51 @@
+"""Read the YAML of a job file: safe types only, every key once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import JobError
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Read a mapping; say what is wrong without showing the text.
+
+    Raises:
+        JobError: It cannot be read, or is no mapping in plain YAML.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: cannot read the job file: {error}") from None
+    try:
+        document = _UniqueKeysLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise JobError(f"{path}: not valid YAML{_yaml_problem(error)}") from None
+    if not isinstance(document, dict):
+        raise JobError(f"{path}: a job file is a mapping with source, model and sink")
+    return document
+
+
+class _UniqueKeysLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice instead of taking the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {name} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Say what is wrong and in which line, without the text there: it may be a credential."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ""
+    return f": line {error.problem_mark.line + 1}: {error.problem}"
