@@ -158,10 +158,13 @@ class ObjectStore:
 
 
 class CheckedFile(io.RawIOBase):
-    """A remote file whose read errors are ours, also when Arrow does the reading."""
+    """A remote file whose read errors are ours, also when Arrow does the reading.
 
-    def __init__(self, raw: BinaryIO, what: str, secret_values: Sequence[str]) -> None:
-        self._raw, self._what, self._secret_values = raw, what, secret_values
+    A file that vanishes after it was opened raises FileNotFoundError, like one that never was.
+    """
+
+    def __init__(self, raw: BinaryIO, url: str, secret_values: Sequence[str]) -> None:
+        self._raw, self._url, self._secret_values = raw, url, secret_values
 
     def readable(self) -> bool:
         return True
@@ -170,7 +173,8 @@ class CheckedFile(io.RawIOBase):
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        with storage_errors(self._what, self._secret_values):
+        what = f"cannot read {self._url}"
+        with storage_errors(what, self._secret_values, missing=self._url):
             return self._raw.read(-1 if size is None else size)
 
     def readinto(self, buffer: Any, /) -> int:

@@ -128,8 +128,7 @@ class Store:
             handle = self._backend().open(self._full(path))
         if not self.is_object_store:
             return handle
-        checked = CheckedFile(handle, f"cannot read {self.url(path)}", self._secrets())
-        return cast(BinaryIO, checked)
+        return cast(BinaryIO, CheckedFile(handle, self.url(path), self._secrets()))
 
     def put(self, path: str, data: bytes) -> None:
         """Write a whole file at once, replacing what was there."""

@@ -658,3 +658,12 @@ def test_redact_takes_out_what_looks_like_a_credential() -> None:
         assert secret not in text
     for kept in ("https://***@host/x", "part=1 failed", "secret_key"):
         assert kept in text
+
+
+def test_a_file_that_vanishes_after_it_was_opened_is_missing(s3: S3Server):
+    store = Store(s3.uri(f"vanish-{uuid.uuid4().hex}"), s3.storage_options)
+    store.put("a", b"x" * 1000)
+    with store.open("a") as handle:
+        store.delete(["a"])
+        with pytest.raises(FileNotFoundError, match="vanish-"):
+            handle.read(10)
