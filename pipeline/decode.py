@@ -31,7 +31,7 @@ import torch
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from pipeline.schema import Reason
+from pipeline.schema import Reason, RowError
 
 _EXIF_ORIENTATION = 0x0112
 # Orientation -> (swap height and width first, then flip these dimensions of (3, H, W)).
@@ -50,16 +50,8 @@ _MEMORY_WORDS = ("out of memory", "allocate memory", "enough memory", "insuffici
 _SOURCE_LINE = re.compile(r"^.*\.cpp:\d+, ")
 
 
-class Undecodable(Exception):
-    """These bytes do not become an image: the reason code and one line of explanation."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+class Undecodable(RowError):
+    """These bytes do not become an image."""
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 
-from pipeline.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.decode import DecodeLimits, decode_image
 from pipeline.schema import (
     IMAGE,
     Failure,
+    RowError,
     failure_columns,
     failures_of,
     images_to_arrow,
 )
 from pipeline.stats import Counters, StageCounters, add
-from pipeline.transform import TransformSpec, Untransformable, resize_and_crop_into
+from pipeline.transform import TransformSpec, resize_and_crop_into
 
 
 def preprocess(
@@ -57,7 +58,7 @@ def preprocess(
             resize_and_crop_into(image, spec, images[index])
             transform_s += perf_counter() - started
             transform += StageCounters(1, 1, 0, image.numel(), images[index].nbytes)
-        except (Undecodable, Untransformable) as error:
+        except RowError as error:
             failures[index] = _failure(error, stage, data)
             elapsed = perf_counter() - started
             if stage == "decode":
@@ -74,6 +75,5 @@ def preprocess(
     return pa.table(columns)
 
 
-def _failure(error: Undecodable | Untransformable, stage: str, data: bytes) -> Failure:
-    reason, message = error.args
-    return Failure(reason, stage, message, hashlib.sha256(data).hexdigest(), len(data))
+def _failure(error: RowError, stage: str, data: bytes) -> Failure:
+    return Failure(error.reason, stage, error.message, hashlib.sha256(data).hexdigest(), len(data))

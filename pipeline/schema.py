@@ -44,6 +44,18 @@ class Reason(StrEnum):
     DUPLICATE_ID = "duplicate_id"
 
 
+class RowError(Exception):
+    """One row cannot go on: the reason code and one line of explanation."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 _FAILURE_FIELDS = [
     pa.field(ERROR, pa.string()),
     pa.field(ERROR_STAGE, pa.string()),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.schema import Reason
+from pipeline.schema import Reason, RowError
 
 if TYPE_CHECKING:
     import torch
@@ -27,16 +27,8 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 MAX_ASPECT_RATIO = 50
 
 
-class Untransformable(Exception):
-    """This image does not become model input: the reason code and one line of explanation."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+class Untransformable(RowError):
+    """This image does not become model input."""
 
 
 @dataclass(frozen=True)
