@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from pipeline.stored import StoredFile
+from pipeline.stored import FileExpired, StoredFile
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,7 @@ _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}$")
 class LocalDisk:
     """POSIX files. fsspec is not used: its local writes are neither atomic nor synced."""
 
-    def list(self, folder: str) -> list[StoredFile]:
-        files: list[StoredFile] = []
+    def list(self, folder: str) -> Iterator[Sequence[StoredFile]]:
         links: list[str] = []
         folders = [folder]
         while folders:
@@ -32,6 +31,7 @@ class LocalDisk:
                 entries = os.scandir(folders.pop())
             except (FileNotFoundError, NotADirectoryError):
                 continue
+            files: list[StoredFile] = []
             with entries:
                 for entry in entries:
                     if entry.is_symlink():
@@ -41,9 +41,9 @@ class LocalDisk:
                     elif entry.is_file():
                         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                             files.append(_local_file(entry.path, entry.stat()))
+            yield files
         if links:
             log.warning("%s: skipped %d symbolic links, as %s", folder, len(links), min(links))
-        return files
 
     def stat(self, path: str) -> StoredFile | None:
         try:
@@ -63,11 +63,14 @@ class LocalDisk:
         with open(path, "rb") as file:
             return file.read()
 
-    def read_many(self, paths: Sequence[str]) -> Sequence[bytes | Exception]:
+    def read_many(
+        self, paths: Sequence[str], versions: Sequence[str] | None = None
+    ) -> Sequence[bytes | Exception]:
         values: list[bytes | Exception] = []
-        for path in paths:
+        pinned: Sequence[str | None] = versions or [None] * len(paths)
+        for path, version in zip(paths, pinned, strict=True):
             try:
-                values.append(self.read(path))
+                values.append(_read_version(path, version))
             except OSError as error:
                 values.append(error)
         return values
@@ -104,6 +107,14 @@ class LocalDisk:
         for folder in {os.path.dirname(path) for path in paths}:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 _sync(folder)
+
+
+def _read_version(path: str, version: str | None) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read()
+        if version not in (None, str(os.fstat(file.fileno()).st_mtime_ns)):
+            raise FileExpired(errno.ESTALE, "replaced or written to", path)
+    return data
 
 
 def _local_file(path: str, status: os.stat_result) -> StoredFile:

@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import errno
 import importlib
 import io
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from functools import partial
+from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.errors import JobError
+from pipeline.object_protocols import (
+    OBJECT_PROTOCOLS,
+    Fetch,
+    ObjectProtocol,
+    run_together,
+    stored_file,
+)
+from pipeline.retry import with_retries
 from pipeline.storage_errors import is_missing, storage_errors
-from pipeline.stored import StoredFile
+from pipeline.stored import NoSuchBucket, Page, StoredFile
 
-_DELETE_THREADS = 16
+T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class ObjectProtocol:
-    """What is particular to one kind of object store; a new kind is a new row below."""
-
-    extra: str
-    package: str
-    etag: str
-    modified: str
-    config: Mapping[str, Any]
-    """Defaults for the option `config_kwargs`."""
-    read_many: Mapping[str, Any]
-    """Options for reading many small objects."""
-    attributes: Mapping[str, Any]
-    """Settings that are no options, but attributes of the file system."""
-
-
-PROTOCOLS = {
-    "s3": ObjectProtocol(
-        extra="s3",
-        package="s3fs",
-        etag="ETag",
-        modified="LastModified",
-        # Small objects are bound by latency: ten connections (the default) are too few.
-        config={"max_pool_connections": 32},
-        # Otherwise s3fs asks for the size of each object first: twice the requests.
-        read_many={"max_concurrency": 1},
-        # s3fs repeats lost requests 5 times, each of which botocore sends 5 times with a timeout of
-        # 15 s: a store that accepts and never answers would hold every call for over 6 minutes.
-        attributes={"retries": 2},
-    ),
-}
-
-
-_KEPT: dict[int, Any] = {}
+_kept: dict[int, Any] = {}
 """Every file system that was made. A forked child drops fsspec's own references, and the clean-up
 of s3fs then unregisters the sockets of its parent, which hangs at its next request."""
+_seen_buckets: set[tuple[int, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -70,95 +43,153 @@ class ObjectStore:
 
     @classmethod
     def connect(cls, protocol: str, options: Mapping[str, Any]) -> ObjectStore:
-        facts = PROTOCOLS[protocol]
-        config = {**facts.config, **options.get("config_kwargs", {})}
+        facts = OBJECT_PROTOCOLS[protocol]
         try:
             importlib.import_module(facts.package)
         except ImportError as error:
             extra = f"pip install 'batch-inference-pipeline[{facts.extra}]'"
             raise JobError(f"{protocol}:// needs the extra: {extra}") from error
-        import fsspec
-
-        settings = {**options, "config_kwargs": config, "use_listings_cache": False}
-        fs = fsspec.filesystem(protocol, **settings)
-        for name, value in facts.attributes.items():
-            setattr(fs, name, value)
-        _KEPT.setdefault(id(fs), fs)
+        fs = facts.connect(options)
+        _kept.setdefault(id(fs), fs)
         return cls(fs, facts)
 
-    def list(self, folder: str) -> list[StoredFile]:
+    def list_page(self, folder: str, delimited: bool, token: str | None) -> Page:
+        """List what is below a folder, a page at a time; delimited: only down to the next `/`."""
+        bucket, _, prefix = folder.partition("/")
+        prefix = prefix and f"{prefix.rstrip('/')}/"
         try:
-            found = self.fs.find(folder, detail=True)
+            page = self.facts.list_page(self.fs, bucket, prefix, delimited, token)
         except FileNotFoundError as error:
-            if is_missing(error):
-                return []
-            raise
-        below = f"{folder}/"  # a key ending in `/` is a placeholder of a folder
-        names = (n for n in found if n.startswith(below) and not n.endswith("/"))
-        return [self._file(name, found[name]) for name in names]
+            raise NoSuchBucket(bucket) from error
+        # A key ending in `/` is a placeholder of a folder.
+        files = [file for file in page.files if not file.path.endswith("/")]
+        return Page(files, [f"{bucket}/{each}" for each in page.prefixes], page.next_token)
 
     def stat(self, path: str) -> StoredFile | None:
         info = self._info(path)
-        return self._file(path, info) if info and info["type"] == "file" else None
+        if info is None or info["type"] != "file":
+            return None
+        return stored_file(
+            path, info["size"], info.get(self.facts.version), info.get(self.facts.modified)
+        )
 
     def exists(self, path: str) -> bool:
         return self._info(path) is not None
 
     def read(self, path: str) -> bytes:
-        return cast(bytes, self.fs.cat_file(path))
+        return self._found(path, lambda: cast(bytes, self.fs.cat_file(path, **self.facts.read)))
 
-    def read_many(self, paths: Sequence[str]) -> Sequence[bytes | Exception]:
+    def read_many(
+        self, paths: Sequence[str], versions: Sequence[str] | None = None
+    ) -> Sequence[bytes | Exception]:
         if not paths:
             return []
-        found = self.fs.cat_ranges([*paths], None, None, on_error="return", **self.facts.read_many)
-        return cast(Sequence[bytes | Exception], found)
+        if versions is None:
+            found = self.fs.cat_ranges([*paths], None, None, on_error="return", **self.facts.read)
+        else:
+            pairs = zip(paths, versions, strict=True)
+            found = run_together(
+                self.fs, [partial(self.facts.read_version, self.fs, *p) for p in pairs]
+            )
+        return [self._judged(path, value) for path, value in zip(paths, found, strict=True)]
+
+    def _judged(self, path: str, value: bytes | Exception) -> bytes | Exception:
+        if isinstance(value, FileNotFoundError):
+            try:
+                self._require_bucket(path)
+            except Exception as error:  # noqa: BLE001 - it is the answer for this path
+                return error
+        return value
 
     def open(self, path: str) -> BinaryIO:
-        handle = self.fs.open(path, "rb", cache_type="none")
-        if handle.details["type"] != "file":  # s3fs opens a prefix, too
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        return cast(BinaryIO, handle)
+        size_bytes, fetch = self._found(path, lambda: self.facts.open(self.fs, path))
+        return cast(BinaryIO, RemoteFile(size_bytes, fetch))
 
     def put(self, path: str, data: bytes) -> None:
-        self.fs.pipe_file(path, data)
+        self._found(path, lambda: self.fs.pipe_file(path, data))
 
     def create(self, path: str, data: bytes) -> None:
-        self.fs.pipe_file(path, data, mode="create")
+        self._found(path, lambda: self.fs.pipe_file(path, data, mode="create"))
 
     def copy(self, source: str, target: str) -> None:
-        self.fs.cp_file(source, target)
+        self._found(source, lambda: self.facts.copy(self.fs, source, target))
 
     def delete(self, paths: Sequence[str]) -> None:
         # Not by a bulk request: s3fs drops the errors that its answer lists key by key.
-        with ThreadPoolExecutor(_DELETE_THREADS) as pool:
-            for _ in pool.map(self._delete_one, paths):
-                pass
-
-    def _delete_one(self, path: str) -> None:
-        try:
-            self.fs.rm_file(path)
-        except FileNotFoundError as error:
-            if not is_missing(error):
-                raise
+        for path in paths:
+            try:
+                self._found(path, lambda path=path: self.fs.rm_file(path))  # type: ignore[misc]
+            except FileNotFoundError as error:
+                if not is_missing(error):
+                    raise
 
     def _info(self, path: str) -> dict[str, Any] | None:
         try:
-            return cast(dict[str, Any], self.fs.info(path))
+            return self._found(path, lambda: cast(dict[str, Any], self.fs.info(path)))
         except FileNotFoundError as error:
             if is_missing(error):
                 return None
             raise
 
-    def _file(self, path: str, info: Mapping[str, Any]) -> StoredFile:
-        version = str(info.get(self.facts.etag) or "").strip('"')
-        modified = info.get(self.facts.modified)
-        if isinstance(modified, dt.datetime):
-            return StoredFile(path, info["size"], version, modified.astimezone(dt.UTC))
-        return StoredFile(path, info["size"], version, None)
+    def _found(self, path: str, act: Callable[[], T]) -> T:
+        """Do something with an object; where it is not found, make sure that its bucket is."""
+        try:
+            return act()
+        except FileNotFoundError:
+            self._require_bucket(path)
+            raise
+
+    def _require_bucket(self, path: str) -> None:
+        bucket = path.partition("/")[0]
+        key = (id(self.fs), bucket)
+        if self.facts.tells_missing_bucket or key in _seen_buckets:
+            return
+        self.list_page(path, False, None)  # raises where there is no bucket
+        _seen_buckets.add(key)
+
+
+class RemoteFile(io.RawIOBase):
+    """A remote file for random access, without any read-ahead.
+
+    Raises OSError for a short answer: what a broken connection leaves is never taken for all.
+    """
+
+    def __init__(self, size_bytes: int, fetch: Fetch) -> None:
+        self._size_bytes, self._fetch = size_bytes, fetch
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        start = self._position
+        end = self._size_bytes
+        if size is not None and size >= 0:
+            end = min(end, start + size)
+        if start >= end:
+            return b""
+        data = self._fetch(start, end)
+        if len(data) != end - start:
+            raise OSError(f"got {len(data)} of the {end - start} bytes from {start} on")
+        self._position = end
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot seek to {base + offset}, before the file")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
 
 
 class CheckedFile(io.RawIOBase):
-    """A remote file whose read errors are ours, also when Arrow does the reading.
+    """A remote file that retries, and whose read errors are ours, also when Arrow reads it.
 
     A file that vanishes after it was opened raises FileNotFoundError, like one that never was.
     """
@@ -173,9 +204,12 @@ class CheckedFile(io.RawIOBase):
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
+        return with_retries(lambda: self._read_once(-1 if size is None else size))
+
+    def _read_once(self, size: int) -> bytes:
         what = f"cannot read {self._url}"
         with storage_errors(what, self._secret_values, missing=self._url):
-            return self._raw.read(-1 if size is None else size)
+            return self._raw.read(size)
 
     def readinto(self, buffer: Any, /) -> int:
         data = self.read(len(buffer))

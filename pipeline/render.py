@@ -54,7 +54,9 @@ def _stage_table(report: dict[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    columns = ("stage", "rows", "rows/s", "busy", "slots", "used", "MiB/s in")
+    columns = ["stage", "rows", "rows/s", "busy", "slots", "used", "MiB/s in"]
+    with_retries = any(stage.get("retries") for stage in report["stages"])
+    columns += ["retries"] if with_retries else []
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
@@ -68,6 +70,7 @@ def _stage_table(report: dict[str, Any]) -> Table:
             _plain(stage["slots"]),
             _pct(stage["utilisation_pct"]),
             _mib(stage["bytes_in"], stage["wall_s"]),
+            *([_count(stage.get("retries"))] if with_retries else []),
             style="bold" if is_limit else "",
         )
     return table

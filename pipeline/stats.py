@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
 from pipeline.errors import PipelineError
+from pipeline.retry import retries_taken
 
 STAGES = ("list", "read", "decode", "transform", "transfer", "predict", "write", "publish")
 STARTUP_PARTS = ("ray_start", "imports", "model_load", "compile")
@@ -30,6 +31,8 @@ class StageCounters:
     bytes_in: int = 0
     bytes_out: int = 0
     busy_s: float = 0.0
+    retries: int = 0
+    """Requests to a store that were made again after a passing trouble."""
 
     def __add__(self, other: StageCounters) -> StageCounters:
         return StageCounters(
@@ -39,6 +42,7 @@ class StageCounters:
             self.bytes_in + other.bytes_in,
             self.bytes_out + other.bytes_out,
             self.busy_s + other.busy_s,
+            self.retries + other.retries,
         )
 
     def to_dict(self) -> dict[str, float]:
@@ -77,14 +81,18 @@ class Measurement:
 
 @contextmanager
 def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
-    """Time the body as busy seconds of a stage and add its counts, also when the body raises."""
+    """Time the body as busy seconds of a stage and add its counts, also when the body raises.
+
+    Its retries are those of the process meanwhile.
+    """
     counts = Measurement()
-    start_s = time.perf_counter()
+    start_s, start_retries = time.perf_counter(), retries_taken()
     try:
         yield counts
     finally:
         busy_s = time.perf_counter() - start_s
-        add(counters, stage, StageCounters(**asdict(counts), busy_s=busy_s))
+        retries = retries_taken() - start_retries
+        add(counters, stage, StageCounters(**asdict(counts), busy_s=busy_s, retries=retries))
 
 
 def add(counters: Counters, stage: str, more: StageCounters) -> None:

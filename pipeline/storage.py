@@ -5,35 +5,44 @@ segments. An object that exists is whole: everything is written by one put, neve
 file handle, because leaving `with fs.open(..., "wb")` by an exception publishes what was written.
 
 Reading what is not there raises FileNotFoundError, for callers to decide what that means; every
-other trouble is a JobError (wrong URI, credentials, rights) or an InfraError (a retry may cure it).
+other trouble is a JobError (wrong URI, credentials, rights) or an InfraError (running again may
+cure it). What passes in a moment (throttling, a broken connection) has been retried before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import os
-import re
-import secrets
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
+from pipeline.address import join, normalise, options_of, root_path
 from pipeline.errors import InfraError, JobError, PipelineError
+from pipeline.listing import collect, list_in_parallel
 from pipeline.local_disk import LocalDisk, is_temporary
-from pipeline.object_store import PROTOCOLS, CheckedFile, ObjectStore
+from pipeline.object_store import CheckedFile, ObjectStore
+from pipeline.retry import (
+    TRIES,
+    TransientError,
+    retries_taken,
+    wait_before_retry,
+    with_retries,
+)
 from pipeline.storage_errors import is_conflict, secret_values, storage_errors, translate
-from pipeline.stored import Backend, StoredFile
+from pipeline.stored import Backend, Page, StoredFile
 
-__all__ = ["CreateOutcome", "Store", "StoredFile"]
+__all__ = ["CreateOutcome", "Store", "StoredFile", "retries_taken"]
+
+T = TypeVar("T")
 
 _PROBE_FOLDER = "_control/.probe"
-_CREATE_TRIES = 5
 _CREATE_PATIENCE_S = 60.0
-_BACKOFF_S = 0.2
+_DELETE_THREADS = 16
 
 
 class CreateOutcome(StrEnum):
@@ -57,7 +66,7 @@ class Store:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "uri", _normalise(self.uri))
+        object.__setattr__(self, "uri", normalise(self.uri))
         object.__setattr__(self, "storage_options", dict(self.storage_options))
 
     @property
@@ -67,7 +76,7 @@ class Store:
 
     def url(self, path: str = "") -> str:
         """Return the absolute path or URL of a file, for messages."""
-        return _join(self.uri, path)
+        return join(self.uri, path)
 
     def list_files(self, prefix: str = "") -> list[StoredFile]:
         """List all files below a folder, sorted by path; a folder that does not exist has none.
@@ -83,14 +92,12 @@ class Store:
 
     def stat(self, path: str) -> StoredFile | None:
         """Describe a file; None where there is no file (a folder is none)."""
-        with self._errors("look at", path):
-            found = self._backend().stat(self._full(path))
-        return self._relative(found) if found else None
+        found = self._call("look at", path, lambda at: at.stat(self._full(path)))
+        return StoredFile(path, found.size_bytes, found.version, found.modified) if found else None
 
     def exists(self, path: str) -> bool:
         """Tell whether there is a file, or a folder (in an object store: one with objects)."""
-        with self._errors("look at", path):
-            return self._backend().exists(self._full(path))
+        return self._call("look at", path, lambda at: at.exists(self._full(path)))
 
     def read_bytes(self, path: str) -> bytes:
         """Read a whole file.
@@ -98,21 +105,40 @@ class Store:
         Raises:
             FileNotFoundError: There is no such file.
         """
-        with self._errors("read", path, missing=path):
-            return self._backend().read(self._full(path))
+        return with_retries(lambda: self._read_once(path))
 
-    def read_many(self, paths: Sequence[str]) -> dict[str, bytes | Exception]:
-        """Read whole files, concurrently in an object store; what failed maps to its error."""
-        with self._errors("read", ""):
-            wanted = dict.fromkeys(paths)
-            values = self._backend().read_many([self._full(path) for path in wanted])
+    def read_many(
+        self, paths: Sequence[str], versions: Mapping[str, str] | None = None
+    ) -> dict[str, bytes | Exception]:
+        """Read whole files, concurrently in an object store; what failed maps to its error.
+
+        Args:
+            paths: Which files.
+            versions: The version that each must have, as listed; another one is an InfraError.
+        """
         found: dict[str, bytes | Exception] = {}
-        for path, value in zip(wanted, values, strict=True):
-            if isinstance(value, Exception):
-                url = self.url(path)
-                value = translate(value, f"cannot read {url}", self._secrets(), url)
-            found[path] = value
-        return found
+
+        def read_rest() -> None:
+            rest = [path for path in dict.fromkeys(paths) if _is_open(found.get(path))]
+            with self._errors("read", ""):
+                pinned = None if versions is None else [versions[path] for path in rest]
+                values = self._backend().read_many([self._full(path) for path in rest], pinned)
+            for path, value in zip(rest, values, strict=True):
+                found[path] = self._translated(path, value)
+            passing = [value for value in found.values() if isinstance(value, TransientError)]
+            if passing:
+                raise passing[0]
+
+        # The last try's errors are the answer; trouble with the call itself is raised.
+        with contextlib.suppress(TransientError):
+            with_retries(read_rest)
+        return {path: found[path] for path in dict.fromkeys(paths)}
+
+    def _translated(self, path: str, value: bytes | Exception) -> bytes | Exception:
+        if not isinstance(value, Exception):
+            return value
+        url = self.url(path)
+        return translate(value, f"cannot read {url}", self._secrets(), url)
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for random access, as pyarrow reads Parquet.
@@ -124,16 +150,14 @@ class Store:
         Raises:
             FileNotFoundError: There is no such file.
         """
-        with self._errors("open", path, missing=path):
-            handle = self._backend().open(self._full(path))
+        handle = self._call("open", path, lambda at: at.open(self._full(path)), missing=path)
         if not self.is_object_store:
             return handle
         return cast(BinaryIO, CheckedFile(handle, self.url(path), self._secrets()))
 
     def put(self, path: str, data: bytes) -> None:
         """Write a whole file at once, replacing what was there."""
-        with self._errors("write", path):
-            self._backend().put(self._full(path), data)
+        self._call("write", path, lambda at: at.put(self._full(path), data))
 
     def create_once(self, path: str, data: bytes, token: str) -> CreateOutcome:
         """Write a file unless there is one; of many writers exactly one creates it.
@@ -153,18 +177,18 @@ class Store:
             raise ValueError(f"create_once {path}: data must contain the token")
         trouble: PipelineError | None = None
         give_up = time.monotonic() + _CREATE_PATIENCE_S
-        for attempt in range(_CREATE_TRIES):
+        for attempt in range(TRIES):
             if attempt and time.monotonic() > give_up:
                 break
             if attempt:
-                time.sleep(_BACKOFF_S * 2**attempt * (0.5 + secrets.randbelow(1000) / 1000))
+                wait_before_retry(attempt)
             try:
                 if self._create(path, data):
                     return CreateOutcome.CREATED
             except InfraError as error:
                 trouble = error
             try:
-                is_mine = token.encode() in self.read_bytes(path)
+                is_mine = token.encode() in self._read_once(path)
             except FileNotFoundError:
                 continue
             except InfraError as error:
@@ -185,13 +209,26 @@ class Store:
         """
         if source == target:
             return
-        with self._errors("copy", source, missing=source):
-            self._backend().copy(self._full(source), self._full(target))
+        self._call(
+            "copy",
+            source,
+            lambda at: at.copy(self._full(source), self._full(target)),
+            missing=source,
+        )
 
     def delete(self, paths: Sequence[str]) -> None:
         """Delete files; missing ones are fine."""
-        with self._errors("delete", paths[0] if len(paths) == 1 else ""):
-            self._backend().delete([self._full(path) for path in paths])
+        full = [self._full(path) for path in paths]
+        if not self.is_object_store:
+            self._call("delete", paths[0] if len(paths) == 1 else "", lambda at: at.delete(full))
+            return
+        with ThreadPoolExecutor(_DELETE_THREADS) as pool:
+            # One by one, so that a retry repeats only what failed.
+            for _ in pool.map(self._delete_one, paths):
+                pass
+
+    def _delete_one(self, path: str) -> None:
+        self._call("delete", path, lambda at: at.delete([self._full(path)]))
 
     def probe(self, *, single_writer: bool) -> None:
         """Check that this store can be written, and that a second create is refused.
@@ -229,9 +266,20 @@ class Store:
         return found.modified
 
     def _list(self, prefix: str) -> list[StoredFile]:
+        full = self._full(prefix)
+        if self.is_object_store:
+            backend = self._objects()
+
+            def fetch(folder: str, delimited: bool, token: str | None) -> Page:
+                return self._call(
+                    "list", prefix, lambda _: backend.list_page(folder, delimited, token)
+                )
+
+            pages = list_in_parallel(fetch, full)
+        else:
+            pages = LocalDisk().list(full)
         with self._errors("list", prefix):
-            files = [self._relative(f) for f in self._backend().list(self._full(prefix))]
-        return sorted(files, key=lambda f: f.path)
+            return collect(map(self._relative, pages), self.url(prefix))
 
     def _create(self, path: str, data: bytes) -> bool:
         """Return whether the file was created; False where the name is taken, by whomever."""
@@ -244,19 +292,37 @@ class Store:
                 raise
         return True
 
+    def _read_once(self, path: str) -> bytes:
+        with self._errors("read", path, missing=path):
+            return self._backend().read(self._full(path))
+
+    def _call(
+        self, verb: str, path: str, act: Callable[[Backend], T], *, missing: str | None = None
+    ) -> T:
+        """Act on the store, again where the trouble may pass; its errors become ours."""
+
+        def once() -> T:
+            with self._errors(verb, path, missing=missing):
+                return act(self._backend())
+
+        return with_retries(once)
+
     def _full(self, path: str) -> str:
         """Return the path for the backend, without the protocol."""
         if path.startswith("/") or "\0" in path or {".", ".."} & set(path.split("/")):
             raise JobError(f"{path!r}: a path must stay below {self.uri}; no '..', no leading '/'")
-        return _join(self.uri.partition("://")[2] or self.uri, path)
+        return join(root_path(self.uri), path)
 
-    def _relative(self, found: StoredFile) -> StoredFile:
-        path = found.path[len(self._full("").rstrip("/")) :].lstrip("/")
-        return StoredFile(path, found.size_bytes, found.version, found.modified)
+    def _relative(self, page: Sequence[StoredFile]) -> list[StoredFile]:
+        skipped = len(self._full("").rstrip("/")) + 1
+        return [StoredFile(f.path[skipped:], f.size_bytes, f.version, f.modified) for f in page]
 
     def _backend(self) -> Backend:
-        protocol, separator, _ = self.uri.partition("://")
-        return ObjectStore.connect(protocol, self.storage_options) if separator else LocalDisk()
+        return self._objects() if self.is_object_store else LocalDisk()
+
+    def _objects(self) -> ObjectStore:
+        protocol = self.uri.partition("://")[0]
+        return ObjectStore.connect(protocol, {**options_of(self.uri), **self.storage_options})
 
     def _secrets(self) -> list[str]:
         return secret_values(self.storage_options)
@@ -271,29 +337,5 @@ class Store:
         )
 
 
-def _normalise(uri: str) -> str:
-    protocol, separator, rest = uri.partition("://")
-    if not separator:
-        if re.match(rf"({'|'.join(PROTOCOLS)}|file):/", uri):
-            raise JobError(f"{uri}: not a URI; expected two slashes, as in s3://bucket/prefix")
-        return os.path.abspath(os.path.expanduser(uri))
-    if protocol == "file":
-        if not rest.startswith("/"):
-            raise JobError(f"{uri}: expected three slashes, as in file:///folder")
-        return os.path.abspath(rest)
-    if protocol not in PROTOCOLS:
-        known = ", ".join(f"{name}://" for name in PROTOCOLS)
-        raise JobError(f"{protocol}://: not supported; expected a local path or {known}")
-    if "@" in rest.split("/", 1)[0]:
-        raise JobError(
-            f"{protocol}://: credentials do not belong in a URI; use storage_options or the "
-            "environment"
-        )
-    rest = rest.strip("/")
-    if not rest or {".", ".."} & set(rest.split("/")):
-        raise JobError(f"{uri}: expected {protocol}://bucket/prefix without '.' and '..'")
-    return f"{protocol}://{rest}"
-
-
-def _join(root: str, path: str) -> str:
-    return f"{root.rstrip('/')}/{path}".rstrip("/") or "/"
+def _is_open(value: bytes | Exception | None) -> bool:
+    return value is None or isinstance(value, TransientError)

@@ -1,5 +1,6 @@
-"""Raw storage errors turned into ours: JobError, or InfraError where a retry may cure it.
+"""Raw storage errors turned into ours: JobError, or InfraError where running again may cure it.
 
+Of those, TransientError is what may be over in a moment; only that is retried at once.
 Knows the error codes of the stores by name and imports none of their libraries.
 """
 
@@ -13,20 +14,36 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import InfraError, JobError, PipelineError
+from pipeline.retry import TransientError
 
 _ACCESS = "access denied: allow list, read, write and delete there"
 _CREDENTIALS = (
-    "the credentials are wrong, expired or missing: see storage_options or AWS_* variables"
+    "the credentials are wrong, expired or missing: see storage_options or the variables and files "
+    "that the store's own tools read (AWS_*, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_*)"
 )
+_REFUSED = f"{_ACCESS}, or {_CREDENTIALS}"
 _REGION = "wrong region or endpoint: see storage_options"
 _NAME = "not a valid name there: correct the URI"
+_BUCKET = "no such bucket: create it or correct the URI"
+_ARCHIVED = "archived: restore it from the archive first"
 _JOB_CODES = {
-    "NoSuchBucket": "no such bucket: create it or correct the URI",
+    "NoSuchBucket": _BUCKET,
+    "ContainerNotFound": _BUCKET,
     "InvalidBucketName": _NAME,
+    "InvalidResourceName": _NAME,
     "KeyTooLongError": _NAME,
+    "InvalidObjectState": _ARCHIVED,
+    "BlobArchived": _ARCHIVED,
     "AccessDenied": _ACCESS,
     "AllAccessDisabled": _ACCESS,
     "AccountProblem": _ACCESS,
+    "AccountIsDisabled": _ACCESS,
+    "AuthorizationFailure": _REFUSED,
+    "AuthorizationPermissionMismatch": _ACCESS,
+    "InsufficientAccountPermissions": _ACCESS,
+    "AuthenticationFailed": _CREDENTIALS,
+    "InvalidAuthenticationInfo": _CREDENTIALS,
+    "NoAuthenticationInformation": _CREDENTIALS,
     "SignatureDoesNotMatch": _CREDENTIALS,
     "InvalidAccessKeyId": _CREDENTIALS,
     "InvalidToken": _CREDENTIALS,
@@ -39,7 +56,7 @@ _JOB_CODES = {
     "301": _REGION,
     "400": _REGION,
     "401": _CREDENTIALS,
-    "403": f"{_ACCESS}, or {_CREDENTIALS}",
+    "403": _REFUSED,
     "404": "no such file",
     "NoSuchKey": "no such file",
     "NotImplemented": "this store cannot do that",
@@ -53,6 +70,10 @@ _JOB_CLASSES = {
     "TokenRetrievalError": _CREDENTIALS,
     "SSOError": _CREDENTIALS,
     "ProfileNotFound": _CREDENTIALS,
+    "DefaultCredentialsError": _CREDENTIALS,
+    "RefreshError": _CREDENTIALS,
+    "ClientAuthenticationError": _CREDENTIALS,
+    "NoSuchBucket": _BUCKET,
     "NoRegionError": _REGION,
     "ParamValidationError": _NAME,
 }
@@ -69,10 +90,27 @@ _JOB_ERRNOS = {
     errno.EFBIG: "too large for this file system",
     errno.EOPNOTSUPP: "this file system cannot do that (no hard links?)",
 }
-_LIBRARIES = frozenset({"aiobotocore", "aiohttp", "botocore", "fsspec", "s3fs"})
-_PUBLIC_OPTIONS = frozenset(
-    {"addressing_style", "endpoint_url", "mode", "profile", "region_name", "signature_version"}
+_LIBRARIES = frozenset(
+    ["adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs"]
 )
+_PUBLIC_OPTIONS = frozenset(
+    {
+        "access",
+        "account_host",
+        "account_name",
+        "addressing_style",
+        "consistency",
+        "endpoint_url",
+        "mode",
+        "profile",
+        "project",
+        "region_name",
+        "signature_version",
+        "tenant_id",
+    }
+)
+_NO_SECRETS = frozenset(["anon", "browser", "cache", "cloud", "google_default"])
+"""Values of gcsfs's option `token` that only name a way to find credentials."""
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 _KEY_VALUE = re.compile(
     r"(?i)([\w-]*(?:key|secret|token|password|signature|credential|sig)[\w-]*)"
@@ -105,7 +143,7 @@ def storage_errors(
 
 
 def classify(error: BaseException, what: str, secret_values: Sequence[str] = ()) -> PipelineError:
-    """Return our error for a raw storage error: JobError, or InfraError where a retry may cure."""
+    """Return our error for a raw storage error: JobError, InfraError or TransientError."""
     if isinstance(error, PipelineError):
         return error
     kind, advice = _diagnose(error)
@@ -130,15 +168,18 @@ def translate(
 
 
 def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
-    """Decide whether running again may cure an error, and what to tell the user."""
+    """Decide whether trying or running again may cure an error, and what to tell the user."""
     if type(error).__name__ == "FileExpired":
-        return InfraError, "it changed while it was read; run again"
+        return InfraError, "it changed since it was listed; run again"
+    if str(error).startswith("Forbidden: "):  # all that gcsfs says of a 403
+        is_throttled = "rate limit" in str(error).lower()
+        return _throttled("403") if is_throttled else (JobError, _JOB_CODES["403"])
     code, status = _response_code(error)
     if code:
         return _diagnose_code(code, status)
     names = (base.__name__ for cause in _causes(error) for base in type(cause).__mro__)
     known = next((name for name in names if name in _JOB_CLASSES), None)
-    if known:
+    if known and getattr(error, "retryable", False) is not True:
         return JobError, _JOB_CLASSES[known]
     number = getattr(error, "errno", None)
     if number in _JOB_ERRNOS:
@@ -147,7 +188,7 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
         return InfraError, "no space left: free some and run again"
     if isinstance(error, TypeError | ValueError):
         return JobError, "refused by the storage library: see storage_options and the URI"
-    return InfraError, "the store cannot be reached or broke off; check it and run again"
+    return TransientError, "the store cannot be reached or broke off; check it and run again"
 
 
 def _diagnose_code(code: str, status: int) -> tuple[type[PipelineError], str]:
@@ -156,12 +197,21 @@ def _diagnose_code(code: str, status: int) -> tuple[type[PipelineError], str]:
     throttled = status in _RETRY_STATUS or code.startswith(("Throttl", "SlowDown"))
     if 400 <= status < 500 and not throttled:
         return JobError, _JOB_CODES.get(str(status), f"refused with {code}")
-    return InfraError, f"the store answered {code}; run again later"
+    return _throttled(code)
+
+
+def _throttled(code: str) -> tuple[type[PipelineError], str]:
+    return TransientError, f"the store answered {code}; run again later"
 
 
 def _response_code(error: BaseException) -> tuple[str, int]:
     """Find the code and HTTP status of a service's answer, without importing its library."""
     for cause in _causes(error):
+        library = type(cause).__module__.partition(".")[0]
+        status = getattr(cause, "status_code" if library == "azure" else "code", None)
+        if library in ("azure", "gcsfs") and str(status).isdecimal():
+            code = getattr(cause, "error_code", None)
+            return str(getattr(code, "value", code) or status), int(str(status))
         response = getattr(cause, "response", None)
         if isinstance(response, Mapping):
             code = str(response.get("Error", {}).get("Code", ""))
@@ -182,7 +232,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def is_missing(error: BaseException) -> bool:
     """Tell a file that is not there from a bucket that is not there."""
-    return isinstance(error, FileNotFoundError) and _response_code(error)[0] != "NoSuchBucket"
+    code, _ = _response_code(error)
+    return isinstance(error, FileNotFoundError) and code not in (
+        "NoSuchBucket",
+        "ContainerNotFound",
+    )
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -210,6 +264,11 @@ def secret_values(options: Mapping[str, Any]) -> list[str]:
     for name, value in options.items():
         if isinstance(value, Mapping):
             found += secret_values(value)
+        elif name == "connection_string" and isinstance(value, str):
+            # A message may hold a part of it; its key ends in `=`, so that a pair is cut but once.
+            pairs = dict(pair.partition("=")[::2] for pair in value.split(";"))
+            secrets = (v for k, v in pairs.items() if k in ("AccountKey", "SharedAccessSignature"))
+            found += [value, *secrets]
         elif isinstance(value, str) and len(value) >= 4 and name not in _PUBLIC_OPTIONS:
-            found.append(value)
+            found += [] if value in _NO_SECRETS else [value]
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredFile:
     """One file or object, as a listing shows it."""
 
@@ -16,19 +16,40 @@ class StoredFile:
     """Relative to the root of the store."""
     size_bytes: int
     version: str
-    """Changes when the content does: the etag of an object, the mtime in ns of a local file."""
+    """Changes when the content does: the etag or generation of an object, the mtime in ns of a
+    local file."""
     modified: dt.datetime | None
     """By the clock of the store, in UTC."""
 
 
-class Backend(Protocol):
-    """What a kind of storage must do; paths are absolute, errors are raw."""
+@dataclass(frozen=True)
+class Page:
+    """One answer of a listing."""
 
-    def list(self, folder: str) -> list[StoredFile]: ...
+    files: Sequence[StoredFile]
+    prefixes: Sequence[str] = ()
+    """Folders below, ending in `/`; only of a listing that stops at the next `/`."""
+    next_token: str | None = None
+    """Asks for the next page; None: this is the last one."""
+
+
+class NoSuchBucket(OSError):
+    """The bucket or container is missing, not only the object."""
+
+
+class FileExpired(OSError):
+    """A file that is being read is no longer the one that was opened."""
+
+
+class Backend(Protocol):
+    """What a kind of storage must do, besides listing; paths are absolute, errors are raw."""
+
     def stat(self, path: str) -> StoredFile | None: ...
     def exists(self, path: str) -> bool: ...
     def read(self, path: str) -> bytes: ...
-    def read_many(self, paths: Sequence[str]) -> Sequence[bytes | Exception]: ...
+    def read_many(
+        self, paths: Sequence[str], versions: Sequence[str] | None = None
+    ) -> Sequence[bytes | Exception]: ...
     def open(self, path: str) -> BinaryIO: ...
     def put(self, path: str, data: bytes) -> None: ...
     def create(self, path: str, data: bytes) -> None: ...

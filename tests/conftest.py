@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from azureserver import AzureServer, missing_reason
+from gcsserver import GCSServer
+from hypothesis import settings
+from localserver import LocalServer
 from s3server import S3Server
 
 from pipeline.storage import Store
+
+# No property fails because the machine is busy.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
+TOGETHER = {
+    *("test_demo", "test_engines", "test_examples", "test_matrix"),
+    *("test_network_faults", "test_submit"),
+}
+"""Files whose tests share something slow to make: one process runs them all."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell xdist which tests to keep together."""
+    for item in items:
+        if item.path.stem in TOGETHER or "kill_inputs" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +40,43 @@ def s3() -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[GCSServer]:
+    """A Google Cloud Storage server with one bucket, for the whole session."""
+    with GCSServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[AzureServer]:
+    """An Azure Blob server with one container, for the whole session."""
+    reason = missing_reason()
+    if reason:
+        pytest.skip(reason)
+    with AzureServer() as server:
+        yield server
+
+
 @pytest.fixture(params=["local", "s3"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store: a fresh folder, and a fresh prefix in a bucket."""
+    return new_store(request, tmp_path)
+
+
+@pytest.fixture(params=["local", "s3", "gcs", "azure"])
+def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of every kind there is, for what the stores themselves promise."""
+    return new_store(request, tmp_path)
+
+
+@pytest.fixture(params=["s3", "gcs", "azure"])
+def server(request: pytest.FixtureRequest) -> LocalServer:
+    """A server of every kind of object store."""
+    return request.getfixturevalue(request.param)
+
+
+def new_store(request: pytest.FixtureRequest, folder: Path) -> Store:
     if request.param == "local":
-        return Store(str(tmp_path / "store"))
-    server: S3Server = request.getfixturevalue("s3")
-    return Store(server.uri(f"test-{uuid.uuid4().hex}"), server.storage_options)
+        return Store(str(folder / "store"))
+    server: LocalServer = request.getfixturevalue(request.param)
+    return server.store()

@@ -1,15 +1,17 @@
-"""An HTTP proxy on loopback that loses answers: real requests, real servers, chosen faults.
+"""An HTTP proxy on loopback that spoils answers: real requests, real servers, chosen faults.
 
 It forwards requests byte for byte (so that signatures stay valid), one request a connection.
 """
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import socketserver
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -21,38 +23,86 @@ RESET_AFTER = "reset-after-forward"
 UNAVAILABLE = "503"
 """Answer 503 SlowDown; the server never sees the request."""
 
+DENIED = "403"
+"""Answer 403 AccessDenied; the server never sees the request."""
+
+DELAY = "delay"
+"""Forward after some seconds: `delay:0.5`."""
+TRUNCATE = "truncate"
+"""Break off after half of the answer's body; an answer without a body is not touched."""
+ERROR_BODY = "error-body"
+"""Answer 200 with an error as its body, as S3 does when a copy fails after it had begun; the server
+never sees the request."""
+
 _SLOW_DOWN = (
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+_DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
+_INTERNAL_ERROR = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n'
+    b"<Error><Code>InternalError</Code><Message>We met an internal error.</Message></Error>"
 )
 _TIMEOUT_S = 60.0
 
 
 @dataclass
 class Rule:
-    """Apply action to requests first..last (counted from 1) whose method and path match.
+    """Apply action to requests first..last (counted from 1) whose method, path and head match.
 
     A rule sees only requests that no earlier rule acted on.
     """
 
     action: str
-    method: str = "PUT"
+    method: str = "PUT|POST"
     path: str = ".*"
     first: int = 1
     last: int = 1
+    head: str = ""
+    """Pattern to be found in the head, as of a header in lower case."""
     seen: int = field(default=0, init=False)
 
-    def applies(self, method: str, path: str) -> bool:
+    def applies(self, method: str, path: str, head: str, _: random.Random) -> bool:
+        return self.matches(method, path, head) and self.first <= self.seen <= self.last
+
+    def matches(self, method: str, path: str, head: str) -> bool:
         if not re.fullmatch(self.method, method) or not re.search(self.path, path):
             return False
+        if not re.search(self.head, head):
+            return False
         self.seen += 1
-        return self.first <= self.seen <= self.last
+        return True
+
+
+@dataclass
+class Chance(Rule):
+    """Apply action to any request that matches, with a probability."""
+
+    method: str = ".*"
+    probability: float = 0.0
+
+    def applies(self, method: str, path: str, head: str, dice: random.Random) -> bool:
+        return self.matches(method, path, head) and dice.random() < self.probability
+
+
+def bad_network(delay_s: float = 1.0) -> list[Rule]:
+    """What a night may meet: each fault with its share of the requests."""
+    return [
+        Chance(ERROR_BODY, method="POST", path="uploadId=", probability=0.2),
+        Chance(ERROR_BODY, method="PUT", head="\nx-amz-copy-source:", probability=0.2),
+        Chance(UNAVAILABLE, probability=0.05),
+        Chance(RESET_BEFORE, probability=0.01),
+        Chance(RESET_AFTER, probability=0.01),
+        Chance(TRUNCATE, method="GET", probability=0.005),
+        Chance(f"{DELAY}:{delay_s}", probability=0.1),
+    ]
 
 
 class FaultProxy:
     """Forwards to `upstream_url` while the context is open; the first rule that applies acts."""
 
-    def __init__(self, upstream_url: str, *rules: Rule) -> None:
+    def __init__(self, upstream_url: str, *rules: Rule, seed: int = 0) -> None:
         self.rules = rules
+        self._dice = random.Random(seed)
         self.requests: list[tuple[str, str, str]] = []
         """Method, path and what was done: `forwarded` or the action."""
         parts = urlsplit(upstream_url)
@@ -75,7 +125,7 @@ class FaultProxy:
         if not head:
             return
         method, path, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
-        action = self._decide(method, path)
+        action = self._decide(method, path, head.decode("latin-1").lower())
         if action == RESET_BEFORE:
             _reset(client)
             return
@@ -83,25 +133,24 @@ class FaultProxy:
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = re.sub(rb"(?i)\r\nexpect:[^\r]*", b"", head)
         body = _read_body(stream, head)
-        if action == UNAVAILABLE:
-            length = str(len(_SLOW_DOWN)).encode()
-            client.sendall(
-                b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Type: application/xml\r\n"
-                b"Content-Length: "
-                + length
-                + b"\r\n\r\n"
-                + (b"" if method == "HEAD" else _SLOW_DOWN)
-            )
+        if action in _OWN_ANSWERS:
+            client.sendall(_own_answer(method, *_OWN_ANSWERS[action]))
             return
+        if action.startswith(DELAY):
+            time.sleep(float(action.partition(":")[2]))
         answer = self._forward(head, body)
         if action == RESET_AFTER:
             _reset(client)
             return
+        if action == TRUNCATE:
+            end = answer.index(b"\r\n\r\n") + 4
+            answer = answer[: end + (len(answer) - end) // 2]
         client.sendall(answer)
 
-    def _decide(self, method: str, path: str) -> str:
+    def _decide(self, method: str, path: str, head: str) -> str:
         with self._lock:
-            action = next((r.action for r in self.rules if r.applies(method, path)), "forwarded")
+            applies = (r.action for r in self.rules if r.applies(method, path, head, self._dice))
+            action = next(applies, "forwarded")
             self.requests.append((method, path, action))
         return action
 
@@ -112,6 +161,19 @@ class FaultProxy:
             answer = b"".join(iter(lambda: upstream.recv(1 << 16), b""))
         head, _, body = answer.partition(b"\r\n\r\n")
         return _closing(head + b"\r\n\r\n") + body
+
+
+_OWN_ANSWERS = {
+    UNAVAILABLE: (b"503 Slow Down", _SLOW_DOWN),
+    DENIED: (b"403 Forbidden", _DENIED),
+    ERROR_BODY: (b"200 OK", _INTERNAL_ERROR),
+}
+
+
+def _own_answer(method: str, status: bytes, body: bytes) -> bytes:
+    length = str(len(body)).encode()
+    head = b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Type: application/xml\r\n"
+    return head + b"Content-Length: " + length + b"\r\n\r\n" + (b"" if method == "HEAD" else body)
 
 
 class _Server(socketserver.ThreadingTCPServer):

@@ -1,0 +1,68 @@
+"""What the URI of a store means: its normal form, its path for file systems, its options."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import JobError
+
+PROTOCOLS = ("s3", "gs", "az", "abfs", "abfss")
+_AZURE = ("az", "abfs", "abfss")
+# The form of Spark and Hadoop: the container stands where others have a user.
+_AZURE_HOST = re.compile(r"([a-z0-9$-]+)@([a-z0-9]+)\.(?:dfs|blob)\.([a-z0-9.-]+)")
+
+
+def normalise(uri: str) -> str:
+    """Return the one form of a URI or local path.
+
+    Raises:
+        JobError: It is neither a local path nor a URI of a store that is known.
+    """
+    protocol, separator, rest = uri.partition("://")
+    if not separator:
+        if re.match(rf"({'|'.join(PROTOCOLS)}|file):/", uri):
+            raise JobError(f"{uri}: not a URI; expected two slashes, as in s3://bucket/prefix")
+        return os.path.abspath(os.path.expanduser(uri))
+    if protocol == "file":
+        if not rest.startswith("/"):
+            raise JobError(f"{uri}: expected three slashes, as in file:///folder")
+        return os.path.abspath(rest)
+    if protocol not in PROTOCOLS:
+        known = ", ".join(f"{name}://" for name in PROTOCOLS)
+        raise JobError(f"{protocol}://: not supported; expected a local path or {known}")
+    host = rest.split("/", 1)[0]
+    if "@" in host and not (protocol in _AZURE and _AZURE_HOST.fullmatch(host)):
+        raise JobError(
+            f"{protocol}://: credentials do not belong in a URI; use storage_options or the "
+            "environment"
+        )
+    rest = rest.strip("/")
+    if not rest or {".", ".."} & set(rest.split("/")):
+        raise JobError(f"{uri}: expected {protocol}://bucket/prefix without '.' and '..'")
+    return f"{protocol}://{rest}"
+
+
+def join(root: str, path: str) -> str:
+    """Return the path or URI of what lies below a root."""
+    return f"{root.rstrip('/')}/{path}".rstrip("/") or "/"
+
+
+def root_path(uri: str) -> str:
+    """Return what a normal URI names, as file systems want it: `bucket/prefix`, or a local path."""
+    _, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    host, slash, prefix = rest.partition("/")
+    return host.split("@")[0] + slash + prefix
+
+
+def options_of(uri: str) -> Mapping[str, Any]:
+    """Return the storage options that a normal URI implies: the account of `abfs://C@ACCOUNT...`."""
+    match = _AZURE_HOST.match(uri.partition("://")[2])
+    if match is None:
+        return {}
+    _, account, cloud = match.groups()
+    return {"account_name": account, "account_host": f"{account}.blob.{cloud}"}

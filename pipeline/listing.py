@@ -1,0 +1,98 @@
+"""List an object store in parallel, page by page, without a model of how its keys are made.
+
+A folder of one page costs one request. A bigger one is asked once for its common prefixes: few,
+and each is listed on its own at the same time; many or none, and it is read on page after page.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from pipeline.stored import Page, StoredFile
+
+log = logging.getLogger(__name__)
+
+FetchPage = Callable[[str, bool, str | None], Page]
+"""folder, whether to stop at the next `/`, token -> page; raises what cannot be cured."""
+
+_THREADS = 16
+_MAX_PREFIXES = 256
+_PROGRESS_S = 5.0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one request gave, and what is to be asked next."""
+
+    files: Sequence[StoredFile]
+    next_steps: Sequence[Callable[[], _Step]] = ()
+
+
+def list_in_parallel(fetch: FetchPage, folder: str) -> Iterator[Sequence[StoredFile]]:
+    """Yield the files below a folder, in any order."""
+    first = _begin(fetch, folder)
+    yield first.files
+    if not first.next_steps:
+        return
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="list") as pool:
+        waiting: set[Future[_Step]] = {pool.submit(step) for step in first.next_steps}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    step = future.result()
+                    yield step.files
+                    waiting |= {pool.submit(each) for each in step.next_steps}
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(fetch: FetchPage, folder: str) -> _Step:
+    page = fetch(folder, False, None)
+    if not page.next_token:
+        return _Step(page.files)
+    return _Step((), [functools.partial(_split, fetch, folder, page, folder)])
+
+
+def _split(fetch: FetchPage, folder: str, flat: Page, below: str) -> _Step:
+    """Go on with the folders below if there are few of them, else with the next flat page.
+
+    Args:
+        fetch: Asks for a page.
+        folder: What is listed.
+        flat: Its first page; a folder whose first page shows no folders is not asked for any.
+        below: `folder`, or the folder in it that holds all it has.
+    """
+    skipped = len(below.rstrip("/")) + 1 if below else 0
+    if any("/" in file.path[skipped:] for file in flat.files):
+        page = fetch(below, True, None)
+        if not page.next_token and len(page.prefixes) == 1 and not page.files:
+            return _split(fetch, folder, flat, page.prefixes[0])
+        if not page.next_token and 0 < len(page.prefixes) <= _MAX_PREFIXES:
+            more = [functools.partial(_begin, fetch, each) for each in page.prefixes]
+            return _Step(page.files, more)
+    return _Step(flat.files, [functools.partial(_go_on, fetch, folder, flat.next_token)])
+
+
+def _go_on(fetch: FetchPage, folder: str, token: str | None) -> _Step:
+    page = fetch(folder, False, token)
+    more = [functools.partial(_go_on, fetch, folder, page.next_token)] if page.next_token else []
+    return _Step(page.files, more)
+
+
+def collect(pages: Iterator[Sequence[StoredFile]], url: str) -> list[StoredFile]:
+    """Put the pages of a listing together, sorted by path; a long one says how far it is."""
+    files: list[StoredFile] = []
+    say_next = time.monotonic() + _PROGRESS_S
+    for page in pages:
+        files += page
+        if time.monotonic() >= say_next:
+            say_next = time.monotonic() + _PROGRESS_S
+            log.info("listing %s: %d files so far", url, len(files))
+    files.sort(key=lambda file: file.path)
+    return files

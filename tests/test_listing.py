@@ -1,0 +1,176 @@
+"""A listing finds every file once, whatever the shape of the names, with few requests a file."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import threading
+from collections.abc import Iterator
+
+import models
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from localserver import LocalServer
+
+from pipeline import listing, object_protocols
+from pipeline.errors import InfraError
+from pipeline.extents import Extent
+from pipeline.inputs import Inputs
+from pipeline.job import Job
+from pipeline.listing import collect, list_in_parallel
+from pipeline.model import resolve_model
+from pipeline.plan import make_plan, plan_to_json
+from pipeline.storage import Store
+from pipeline.stored import Page, StoredFile
+
+PAGE_KEYS = 5
+names = st.text("ab", min_size=1, max_size=2)
+keys = st.lists(names, min_size=1, max_size=4).map("/".join)
+
+
+class Bucket:
+    """Sorted keys, listed as object stores do it."""
+
+    def __init__(self, keys: set[str]) -> None:
+        self.keys = sorted(keys)
+        self.num_requests = 0
+        self._lock = threading.Lock()
+
+    def fetch(self, folder: str, delimited: bool, token: str | None) -> Page:
+        with self._lock:
+            self.num_requests += 1
+        prefix = f"{folder.rstrip('/')}/" if folder else ""
+        found: list[str] = []
+        for key in self.keys[bisect.bisect_left(self.keys, token or prefix) :]:
+            if not key.startswith(prefix):
+                continue
+            rest = key.removeprefix(prefix)
+            entry = prefix + rest.partition("/")[0] + "/" if delimited and "/" in rest else key
+            if entry in found or (token or "") > entry:
+                continue
+            if len(found) == PAGE_KEYS:
+                return self._page(found, key)
+            found.append(entry)
+        return self._page(found, None)
+
+    def _page(self, found: list[str], token: str | None) -> Page:
+        files = [StoredFile(entry, 1, "v", None) for entry in found if not entry.endswith("/")]
+        return Page(files, [entry for entry in found if entry.endswith("/")], token)
+
+
+def paths(pages: Iterator[list[StoredFile]]) -> list[str]:
+    return [file.path for file in collect(pages, "url")]
+
+
+@given(st.sets(keys, max_size=80))
+def test_every_file_is_found_once_whatever_the_names(keys: set[str]) -> None:
+    bucket = Bucket(keys)
+    assert paths(list_in_parallel(bucket.fetch, "")) == bucket.keys
+    below = [key for key in bucket.keys if key.startswith("a/")]
+    assert paths(list_in_parallel(bucket.fetch, "a")) == below
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["{0:06d}", "only/folder/{0:06d}", "{1:02d}/{0:06d}", "{0:06d}/x.jpg", "{2}/{1:02d}/{0:06d}"],
+    ids=["flat", "one deep folder", "some folders", "a folder a file", "folders in folders"],
+)
+def test_requests_grow_no_faster_than_the_files(name: str) -> None:
+    requests = {}
+    for num_files in (500, 1000, 2000):
+        bucket = Bucket({name.format(i, i % 20, i % 3) for i in range(num_files)})
+        assert len(paths(list_in_parallel(bucket.fetch, ""))) == num_files
+        requests[num_files] = bucket.num_requests
+        assert bucket.num_requests <= num_files / PAGE_KEYS * 1.2 + 3 * 64
+    assert requests[2000] - requests[1000] <= 2.2 * (requests[1000] - requests[500])
+
+
+def test_a_small_folder_is_one_request_and_no_thread() -> None:
+    bucket = Bucket({"a/1", "a/2", "b/1"})
+    threads = threading.active_count()
+    assert paths(list_in_parallel(bucket.fetch, "a")) == ["a/1", "a/2"]
+    assert bucket.num_requests == 1
+    assert threading.active_count() == threads
+
+
+def test_trouble_in_any_folder_is_raised() -> None:
+    bucket = Bucket({f"{folder}/{i}" for folder in "abc" for i in range(20)})
+
+    def fetch(folder: str, delimited: bool, token: str | None) -> Page:
+        if folder == "b/" and token:
+            raise InfraError("b is ill")
+        return bucket.fetch(folder, delimited, token)
+
+    with pytest.raises(InfraError, match="b is ill"):
+        paths(list_in_parallel(fetch, ""))
+
+
+def test_a_long_listing_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listing, "_PROGRESS_S", 0.0)
+    caplog.set_level(logging.INFO)
+    bucket = Bucket({str(number) for number in range(12)})
+    assert len(paths(list_in_parallel(bucket.fetch, ""))) == 12
+    assert "listing url: 12 files so far" in caplog.text
+
+
+def test_real_servers_page_as_they_should(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_protocols, "_PAGE_KEYS", 7)
+    store = server.store()
+    expected = sorted(
+        [f"many/{i:03d}" for i in range(40)]
+        + [f"f {n}/+{i}/x.jpg" for n in range(3) for i in range(8)]
+        + ["top", "f 1/side"]
+    )
+    for path in expected:
+        store.put(path, path.encode())
+    assert [file.path for file in store.list_files()] == expected
+    assert [file.path for file in store.list_files("f 1")] == [
+        path for path in expected if path.startswith("f 1/")
+    ]
+    described = {file.path: file for file in store.list_files()}
+    assert described["many/007"] == store.stat("many/007")
+
+
+def test_a_plan_takes_the_same_room_for_every_file() -> None:
+    sizes = {num_files: len(plan_json(num_files)) for num_files in (1000, 2000, 4000)}
+    assert sizes[4000] < 4000 * 130
+    assert sizes[4000] - sizes[2000] == pytest.approx(2 * (sizes[2000] - sizes[1000]), rel=0.02)
+
+
+def plan_json(num_files: int) -> bytes:
+    job = Job.model_validate(
+        {
+            "source": {"uri": "in", "format": "images"},
+            "model": {"factory": "models:colours", "labels": models.LABELS},
+            "transform": models.TRANSFORM,
+            "sink": {"uri": "out"},
+        },
+        strict=False,
+    )
+    spec = resolve_model(job.model, job.transform, allow_import=["models"])
+    etag = "0123456789abcdef0123456789abcdef"
+    shards = [
+        StoredFile(f"camera-{i % 8}/2026-11-24/photo-{i:08d}.jpg", 100_000 + i, etag, None)
+        for i in range(num_files)
+    ]
+    extents = [Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards]
+    plan = make_plan(job, Inputs("/in", tuple(shards), tuple(extents)), spec, batch_size=32)
+    return plan_to_json(plan, "token")
+
+
+def test_what_is_planned_carries_no_dictionary_a_file() -> None:
+    for value in (StoredFile("a", 1, "v", None), Extent("a", 1, "v", 0, 1, 1.0)):
+        assert not hasattr(value, "__dict__")
+
+
+def test_the_store_hands_out_paths_below_its_root(every_store: Store) -> None:
+    inner = Store(every_store.url("a/b"), every_store.storage_options)
+    inner.put("c/d", b"x")
+    every_store.put("a/bb", b"x")
+    assert [file.path for file in inner.list_files()] == ["c/d"]
+    assert [file.path for file in every_store.list_files()] == ["a/b/c/d", "a/bb"]

@@ -1,0 +1,114 @@
+"""A real run over a bad network: requests are refused, lost, cut off or answered wrongly."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from cli import pipeline, write_job
+from faultproxy import (
+    ERROR_BODY,
+    RESET_AFTER,
+    RESET_BEFORE,
+    TRUNCATE,
+    UNAVAILABLE,
+    FaultProxy,
+    Rule,
+    bad_network,
+)
+from s3server import S3Server
+
+from pipeline.manifest import read_predictions
+from pipeline.photos import build_parquet
+from pipeline.storage import Store
+from pipeline.verify import verify_output
+
+DATE = "2026-11-24"
+PARTITION = f"date={DATE}"
+NUM_ROWS, NUM_BAD = 200, 8
+
+
+@pytest.fixture(scope="module")
+def root(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A prefix whose `in` holds shards of photos, some of them broken."""
+    folder = tmp_path_factory.mktemp("shards")
+    build_parquet(folder, NUM_ROWS, seed=11, num_shards=4, num_bad=NUM_BAD, row_group_rows=20)
+    store = s3.store()
+    for shard in folder.glob("*.parquet"):
+        store.put(f"in/{shard.name}", shard.read_bytes())
+    return store
+
+
+@pytest.fixture(scope="module")
+def expected(s3: S3Server, root: Store, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """What a run over a good network predicts."""
+    report = run(tmp_path_factory.mktemp("clean"), root, s3.storage_options, "clean")
+    assert retries_of(report) == 0
+    return predictions(root, "clean")
+
+
+def run(folder: Path, root: Store, storage_options: dict[str, Any], output: str) -> dict[str, Any]:
+    source = {
+        "uri": root.url("in"),
+        "format": "parquet",
+        "id_column": "id",
+        "pass_through": ["camera"],
+        "storage_options": storage_options,
+    }
+    sink = {"uri": root.url(output), "storage_options": storage_options}
+    job = write_job(
+        folder / "job.yaml",
+        source,
+        sink["uri"],
+        sink={**sink, "partition": "date=${date}"},
+        gates={"max_error_pct": 10},
+        run={"slice_rows": 16},
+    )
+    result = pipeline("run", job, "--date", DATE, "--json")
+    assert result.code == 0, result.stderr
+    return result.json
+
+
+def predictions(root: Store, output: str) -> pa.Table:
+    options = dict(root.storage_options)
+    verify_output(root.url(output), PARTITION, options)
+    return read_predictions(root.url(output), PARTITION, storage_options=options)
+
+
+def certain_faults() -> list[Rule]:
+    """One of each kind, so that no seed leaves one out; the others come by chance."""
+    return [
+        Rule(RESET_BEFORE, method=".*", first=40, last=40),
+        Rule(RESET_AFTER, method="PUT", path="staging", first=3, last=3),
+        Rule(TRUNCATE, method="GET", path="/in/", first=7, last=7),
+        Rule(ERROR_BODY, method="PUT", head="\nx-amz-copy-source:"),
+        Rule(UNAVAILABLE, method="GET", path="/in/", first=14, last=15),
+        Rule(UNAVAILABLE, method="PUT", path="staging", first=2, last=2),
+    ]
+
+
+def retries_of(report: dict[str, Any]) -> int:
+    return sum(stage["retries"] or 0 for stage in report["stages"])
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=SLOW), pytest.param(3, marks=SLOW)])
+def test_a_bad_network_changes_no_row(
+    s3: S3Server, root: Store, expected: pa.Table, tmp_path: Path, seed: int
+) -> None:
+    output = f"out-{uuid.uuid4().hex}"
+    with FaultProxy(s3.endpoint_url, *certain_faults(), *bad_network(), seed=seed) as proxy:
+        report = run(tmp_path, root, s3.options_at(proxy.url), output)
+    done = Counter(action.partition(":")[0] for _, _, action in proxy.requests)
+    assert done.keys() >= {rule.action for rule in certain_faults()}
+    assert predictions(root, output).equals(expected)
+    assert report["rows"]["predicted"] == NUM_ROWS - NUM_BAD
+    assert report["rows"]["quarantined"] == NUM_BAD
+    retries = {stage["stage"]: stage["retries"] for stage in report["stages"]}
+    assert min(retries["read"], retries["write"]) > 0, retries

@@ -1,0 +1,100 @@
+"""What may pass is tried again, a few times, and counted; nothing else is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline import retry
+from pipeline.errors import InfraError, JobError
+from pipeline.render import render_table, to_html
+from pipeline.report import RunFacts, build_report
+from pipeline.retry import TRIES, TransientError, retries_taken, with_retries
+from pipeline.stats import Counters, StageCounters, measure
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
+
+
+def failing(times: int, error: type[Exception] = TransientError) -> Callable[[], str]:
+    """Fails so often, then works."""
+    left = [error("sick")] * times
+
+    def act() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    return act
+
+
+@pytest.mark.parametrize("times", range(TRIES))
+def test_what_passes_in_time_is_done_and_each_retry_counted(times: int) -> None:
+    before = retries_taken()
+    assert with_retries(failing(times)) == "done"
+    assert retries_taken() - before == times
+
+
+def test_what_does_not_pass_is_raised_after_the_last_try() -> None:
+    before = retries_taken()
+    with pytest.raises(TransientError, match="sick"):
+        with_retries(failing(TRIES))
+    assert retries_taken() - before == TRIES - 1
+
+
+@pytest.mark.parametrize("error", [JobError, InfraError, FileNotFoundError, ValueError])
+def test_what_trying_again_cannot_cure_is_raised_at_once(error: type[Exception]) -> None:
+    before = retries_taken()
+    with pytest.raises(error, match="sick"):
+        with_retries(failing(1, error))
+    assert retries_taken() == before
+
+
+def test_no_try_begins_when_patience_is_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "PATIENCE_S", -1.0)
+    with pytest.raises(TransientError):
+        with_retries(failing(1))
+
+
+def test_retries_of_many_threads_all_count() -> None:
+    before = retries_taken()
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda _: with_retries(failing(3)), range(50)))
+    assert done == ["done"] * 50
+    assert retries_taken() - before == 150
+
+
+def test_a_stage_counts_its_retries_and_the_report_shows_them() -> None:
+    counters: Counters = {}
+    with measure(counters, "read"):
+        with_retries(failing(2))
+    with measure(counters, "list"):
+        with_retries(failing(0))
+    assert counters["read"]["retries"] == 2
+    facts = RunFacts("run-1", "all", "published", 0, counters=counters)
+    report = build_report(facts)
+    retries = {stage["stage"]: stage["retries"] for stage in report["stages"]}
+    assert (retries["read"], retries["list"], retries["write"]) == (2, 0, None)
+    assert "<th>retries</th>" in to_html(report)
+    assert "retries" in shown(report)
+    quiet = build_report(RunFacts("run-1", "all", "published", 0, counters={"read": {}}))
+    assert "<th>retries</th>" not in to_html(quiet)
+    assert "retries" not in shown(quiet)
+
+
+def test_counters_of_before_there_were_retries_can_be_read() -> None:
+    did = StageCounters.from_dict({"rows_in": 1, "busy_s": 2.0})
+    assert (did.retries, did + did) == (0, StageCounters(rows_in=2, busy_s=4.0))
+
+
+def shown(report: dict[str, object]) -> str:
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=None, quiet=False)
+    with console.capture() as captured:
+        console.print(render_table(report))
+    return captured.get()
