@@ -19,7 +19,7 @@ class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that 
     """Reads the slices that have no staged part yet, and only those."""
 
     def __init__(self, reader: Reader, units: Mapping[Unit, Sequence[int]]) -> None:
-        """Take the units to read, each with the first rows of its wanted slices."""
+        """Take the units to read, each with the first rows of its wanted slices, if known."""
         super().__init__()
         self._reader = reader
         self._units = units
@@ -36,7 +36,7 @@ class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that 
         tasks = []
         for unit, starts in self._units.items():
             metadata = BlockMetadata(
-                num_rows=len(starts), size_bytes=None, input_files=None, exec_stats=None
+                num_rows=len(starts) or None, size_bytes=None, input_files=None, exec_stats=None
             )
             tasks.append(ReadTask(_read_task(self._reader, unit, frozenset(starts)), metadata))
         return tasks

@@ -1,26 +1,36 @@
 """List the inputs of a job, once: which shards there are, how many rows they hold, and where
-each can be cut. Knows file names and Parquet footers; reads no row.
+each can be cut. Knows file names and Parquet footers; reads no row. What lies in a tar is known
+only when it has been read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 
+from pipeline.columns import check_names
 from pipeline.errors import JobError
 from pipeline.extents import Extent
 from pipeline.job import Source
 from pipeline.parquet_inputs import measure_parquet
 from pipeline.single_file import read_lines
 from pipeline.storage import Store, StoredFile
+from pipeline.tar import column_type
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp")
 PARQUET_SUFFIXES = (".parquet", ".pq")
+# Compressed ones are listed too: one that cannot be read must not be passed over in silence.
+TAR_SUFFIXES = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
+)
+_SUFFIXES = {"images": IMAGE_SUFFIXES, "parquet": PARQUET_SUFFIXES, "webdataset": TAR_SUFFIXES}
 _FOOTER_THREADS = 16
 _STAT_THREADS = 16
 _GLOB_CHARACTERS = re.compile(r"[*?\[]")
@@ -74,21 +84,34 @@ def list_inputs(source: Source, *, max_extent_rows: int) -> Inputs:
         JobError: The source cannot be read or has not the columns that the job names.
     """
     store, pattern = open_source(source)
-    suffixes = IMAGE_SUFFIXES if source.format == "images" else PARQUET_SUFFIXES
+    suffixes = _SUFFIXES[source.format]
     root, shards, ignored = (
         _list_shards(store, pattern, suffixes, source)
         if source.files is None
         else (store.uri, _named_shards(store, pattern, source), ())
     )
+    _require_readable(Store(root, source.storage_options), shards)
     if source.format == "images":
         extents = tuple(
             Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
         )
         return Inputs(root, shards, extents, ignored=ignored)
+    if source.format == "webdataset":
+        _check_apart(shards)
+        extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
+        return Inputs(root, shards, extents, _declare_members(source), ignored)
     extents, declared, num_features = measure_parquet(
         Store(root, source.storage_options), shards, source, max_extent_rows=max_extent_rows
     )
     return Inputs(root, shards, extents, declared, ignored, num_features)
+
+
+def _require_readable(store: Store, shards: Sequence[StoredFile]) -> None:
+    """Read a byte: who may list need not be allowed to read, and better we hear of it now."""
+    with contextlib.suppress(FileNotFoundError):  # one that vanished meanwhile is a row's trouble
+        for shard in shards[:1]:
+            with store.open(shard.path) as handle:
+                handle.read(1)
 
 
 def _list_shards(
@@ -144,6 +167,30 @@ def _named_shards(store: Store, pattern: str, source: Source) -> tuple[StoredFil
             f"{store.url(missing[0])}"
         )
     return tuple(file for file in found if file is not None)
+
+
+def _declare_members(source: Source) -> pa.Schema:
+    """Return the columns that members of tars fill.
+
+    Raises:
+        JobError: A name is none of an extension, or the image's.
+    """
+    check_names(source)
+    for name in source.pass_through:
+        if name != name.lower() or name.startswith(".") or name in source.image_extensions:
+            raise JobError(
+                f"source.pass_through: {name!r} is no extension of a member beside the image; "
+                "write it in lower case, without the dot"
+            )
+    return pa.schema([pa.field(name, column_type(name)) for name in source.pass_through])
+
+
+def _check_apart(shards: Sequence[StoredFile]) -> None:
+    """Refuse a tar that is also a folder of tars, as object stores allow: row ids could clash."""
+    paths = {shard.path for shard in shards}
+    for path in paths:
+        if any(str(parent) in paths for parent in PurePosixPath(path).parents):
+            raise JobError(f"source: {path} lies in a folder that is a tar as well; move it")
 
 
 def _is_hidden(path: str) -> bool:

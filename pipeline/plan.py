@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipeline.errors import InfraError, JobError
-from pipeline.extents import Extent
+from pipeline.extents import Cut, Extent
 from pipeline.inputs import Inputs
 from pipeline.job import Job
 from pipeline.layout import Layout
@@ -37,7 +37,7 @@ from pipeline.storage import CreateOutcome, Store
 from pipeline.task import make_task
 
 PLAN_VERSION = 1
-RowIds = Literal["path", "path#row", "column"]
+RowIds = Literal["path", "path#row", "column", "key"]
 MAX_SLICE_BYTES = 256 * 1024 * 1024
 SLICE_ROWS_NEAR = 256
 _MAX_UNIT_SLICES = 8
@@ -45,7 +45,7 @@ _MAX_UNITS_PER_ROW_GROUP = 4
 # The modules whose code decides what a prediction is; a change in one makes a new fingerprint.
 _SEMANTIC_MODULES = (
     *("decode", "transform", "preprocess", "predictor", "model", "schema", "source", "task"),
-    *("columns", "rows", "image_stream", "parquet_stream"),
+    *("columns", "rows", "image_stream", "parquet_stream", "archive", "tar", "tar_stream"),
 )
 
 
@@ -57,12 +57,22 @@ class Unit:
     extents: tuple[Extent, ...]
     bounds: tuple[int, ...]
     """0 = bounds[0] < ... < bounds[-1] = rows of the unit; slice i is [bounds[i], bounds[i+1])."""
+    cut: Cut | None = None
+    """Set where nobody knows the rows before they are read; there are no bounds then."""
 
     @property
-    def num_rows(self) -> int:
-        return self.bounds[-1]
+    def num_rows(self) -> int | None:
+        """Return the rows of the unit; None where they are known only when it has been read."""
+        return self.bounds[-1] if self.cut is None else None
 
     def slices(self) -> list[SliceKey]:
+        """Return the slices in order.
+
+        Raises:
+            ValueError: They are known only when the unit has been read.
+        """
+        if self.cut is not None:
+            raise ValueError(f"unit {self.index}: its slices are known when it has been read")
         last = len(self.bounds) - 2
         return [
             SliceKey(self.index, self.bounds[i], self.bounds[i + 1], is_last=i == last)
@@ -81,7 +91,7 @@ class Plan:
     task_fields: pa.Schema
     """The columns that the task adds."""
     row_ids: RowIds
-    """How ids come to be; those of a `column` cannot be told from the plan."""
+    """How ids come to be; those of a `column` or a tar's `key` cannot be told from the plan."""
     num_features: int
     """Length of the feature vector of a row; 0 for images."""
     model: dict[str, Any]
@@ -92,14 +102,17 @@ class Plan:
     created_at: str
 
     @cached_property
-    def num_rows(self) -> int:
-        return sum(unit.num_rows for unit in self.units)
+    def num_rows(self) -> int | None:
+        """Return the rows of all units; None where they are known only when all has been read."""
+        counts = [unit.num_rows for unit in self.units]
+        return None if None in counts else sum(count or 0 for count in counts)
 
     def prediction_schema(self) -> pa.Schema:
         """Return the schema of the published predictions."""
         return prediction_schema(list(self.pass_through), list(self.task_fields))
 
     def slices(self) -> Iterator[SliceKey]:
+        """Yield the slices in order; only where the rows are known."""
         for unit in self.units:
             yield from unit.slices()
 
@@ -113,14 +126,10 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         model: The resolved model.
         batch_size: Rows of one model call; slices are a whole number of batches.
     """
-    extents = _limit(inputs.extents, job.run.limit_rows)
-    total = sum(extent.num_rows for extent in extents)
-    slice_rows = choose_slice_rows(job, batch_size)
-    per_unit = min(_MAX_UNIT_SLICES, max(1, total // (slice_rows * 64)))
     return Plan(
         fingerprint=_fingerprint(job, inputs, model),
         source_root=inputs.root,
-        units=tuple(_cut_units(extents, slice_rows, slice_rows * per_unit)),
+        units=tuple(_make_units(job, inputs, choose_slice_rows(job, batch_size))),
         pass_through=inputs.pass_through,
         task_fields=_task_fields(inputs, model),
         row_ids=_row_ids(job),
@@ -134,9 +143,30 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
     )
 
 
+def _make_units(job: Job, inputs: Inputs, slice_rows: int) -> Iterator[Unit]:
+    if job.source.format == "webdataset":
+        return _tar_units(inputs.extents, slice_rows, job.run.limit_rows)
+    extents = _limit(inputs.extents, job.run.limit_rows)
+    total = sum(extent.num_rows for extent in extents)
+    per_unit = min(_MAX_UNIT_SLICES, max(1, total // (slice_rows * 64)))
+    return _cut_units(extents, slice_rows, slice_rows * per_unit)
+
+
+def _tar_units(
+    extents: Sequence[Extent], slice_rows: int, limit_rows: int | None
+) -> Iterator[Unit]:
+    """Make a unit of each tar; with a limit one of all, for only it knows what rows are first."""
+    groups = [(extent,) for extent in extents] if limit_rows is None else [tuple(extents)]
+    cut = Cut(slice_rows, MAX_SLICE_BYTES, limit_rows)
+    for index, group in enumerate(groups if extents else []):
+        yield Unit(index, group, bounds=(), cut=cut)
+
+
 def _row_ids(job: Job) -> RowIds:
     if job.source.format == "images":
         return "path"
+    if job.source.format == "webdataset":
+        return "key"
     return "column" if job.source.id_column else "path#row"
 
 
@@ -259,7 +289,8 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
             ]
             for e in unit.extents
         ]
-        units.append({"extents": rows, "bounds": unit.bounds})
+        cut = unit.cut and [unit.cut.slice_rows, unit.cut.slice_bytes, unit.cut.max_rows]
+        units.append({"extents": rows, "bounds": unit.bounds, **({"cut": cut} if cut else {})})
     document = {
         "version": PLAN_VERSION,
         "token": token,
@@ -297,7 +328,7 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             raise ValueError("another fingerprint")
         units = tuple(
             Unit(i, tuple(_extent(row, document["shards"]) for row in u["extents"]),
-                 tuple(u["bounds"]))
+                 tuple(u["bounds"]), Cut(*u["cut"]) if "cut" in u else None)
             for i, u in enumerate(document["units"])
         )  # fmt: skip
         return Plan(

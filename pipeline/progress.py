@@ -24,12 +24,16 @@ class Progress:
         self._quiet = quiet
         self._bar: Bar | None = None
         self._task: TaskID | None = None
-        self._total = self._done = self._first = self._quarantined = 0
+        self._total: int | None = None
+        self._done = self._first = self._quarantined = 0
         self._started = self._logged = 0.0
 
     @contextmanager
-    def rows(self, total: int, *, done: int) -> Iterator[None]:
-        """Show the body's progress; `done` rows were finished by an earlier run."""
+    def rows(self, total: int | None, *, done: int) -> Iterator[None]:
+        """Show the body's progress; `done` rows were finished by an earlier run.
+
+        No total means that nobody knows it before all is read.
+        """
         self._total, self._done, self._first = total, done, done
         self._started = self._logged = perf_counter()
         if self._quiet:
@@ -41,7 +45,10 @@ class Progress:
                 yield
             self._bar = None
         else:
-            log.info("%s of %s rows are to be computed", total - done, total)
+            if total is None:
+                log.info("rows are to be computed, how many is unknown until they are read")
+            else:
+                log.info("%s of %s rows are to be computed", total - done, total)
             yield
 
     def advance(self, num_rows: int, num_quarantined: int) -> None:
@@ -58,11 +65,14 @@ class Progress:
         """Describe the progress in one line."""
         elapsed_s = perf_counter() - self._started
         rows_per_s = (self._done - self._first) / elapsed_s if elapsed_s > 0 else 0.0
-        left_s = (self._total - self._done) / rows_per_s if rows_per_s > 0 else None
-        eta = "unknown" if left_s is None else f"{left_s:.0f} s"
+        if self._total is None:
+            total, left = "unknown", "unknown"
+        else:
+            total = str(self._total)
+            left = f"{(self._total - self._done) / rows_per_s:.0f} s" if rows_per_s else "unknown"
         return (
-            f"{self._done} of {self._total} rows, {rows_per_s:.0f} rows/s, "
-            f"{self._quarantined} quarantined, {eta} left"
+            f"{self._done} of {total} rows, {rows_per_s:.0f} rows/s, "
+            f"{self._quarantined} quarantined, {left} left"
         )
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 from pipeline.allocation import Allocation, allocate
 from pipeline.cluster import connect
+from pipeline.delta import require_delta
 from pipeline.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.failpoints import reach
 from pipeline.finish import finish
+from pipeline.hive import partition_types
 from pipeline.inputs import list_inputs
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id
@@ -36,6 +38,7 @@ from pipeline.schema import SliceKey
 from pipeline.sink import StagedSlice, StagingWriter, list_staged, read_footer
 from pipeline.stages import PredictorActor, preprocess_stage, writer_stage
 from pipeline.storage import Store, StoredFile
+from pipeline.tiling import done_slices, missing_units
 
 _CPU_BATCH, _GPU_BATCH = 32, 128
 _FOOTER_THREADS = 16
@@ -68,7 +71,7 @@ def _execute(run: RunContext, progress: Progress) -> Status:
         _tidy_if_free(run)
         return "nothing_to_do"
     with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:
-        base = repair(store, layout, job.sink.keep_versions)
+        base = repair(store, layout, job.sink.keep_versions, table=job.sink.table)
         if _is_published(run, base, plan):
             return "nothing_to_do"
         plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
@@ -95,8 +98,11 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     with run.record.stage("list") as listed:
         inputs = list_inputs(job.source, max_extent_rows=choose_slice_rows(job, batch_size))
         plan = make_plan(job, inputs, model, batch_size=batch_size)
-        listed.rows_in = listed.rows_out = plan.num_rows
+        listed.rows_in = listed.rows_out = plan.num_rows or 0
         listed.bytes_in = inputs.num_bytes
+    columns = partition_types(job.sink.partition_columns, plan.prediction_schema())
+    if job.sink.table:
+        require_delta(run.store, run.layout, columns, plan.prediction_schema())
     run.record.planned(plan, model, job.resources.num_gpus)
     return plan, model
 
@@ -107,11 +113,11 @@ def _predict_missing(
     """Compute the slices that have no staged part yet; return the staged part of every slice."""
     folder = run.layout.staging(plan.fingerprint)
     staged = list_staged(run.store, folder)
-    done = [staged[key].path for key in plan.slices() if key in staged]
+    done = [staged[key].path for key in done_slices(plan, staged)]
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         for footer in pool.map(lambda path: read_footer(run.store, path), done):
             run.record.resumed(footer)
-    units = _missing(plan, staged)
+    units = missing_units(plan, staged)
     if not units:
         return staged
     with progress.rows(plan.num_rows, done=run.record.num_accounted), run.record.streaming():
@@ -168,16 +174,8 @@ def stream(
                 yield StagedSlice.from_json(text)
 
 
-def _missing(plan: Plan, staged: Mapping[SliceKey, StoredFile]) -> dict[Unit, list[int]]:
-    """Return the units that have slices without a staged part, with the first rows of those."""
-    wanted = {
-        unit: [key.start for key in unit.slices() if key not in staged] for unit in plan.units
-    }
-    return {unit: starts for unit, starts in wanted.items() if starts}
-
-
 def _is_published(run: RunContext, manifest: Manifest | None, plan: Plan) -> bool:
-    if manifest is None or manifest.fingerprint != plan.fingerprint:
+    if manifest is None or not manifest.is_of(plan.fingerprint, run.job.sink.partition_columns):
         return False
     run.record.found_published(manifest, run.store.url(run.layout.predictions))
     return True
@@ -187,7 +185,8 @@ def _tidy_if_free(run: RunContext) -> None:
     """Finish what a run that crashed after its commit left undone, unless someone is at it."""
     try:
         with hold_lease(run.store, run.layout, run.record.run_id, run.job.run.lease_ttl_s):
-            repair(run.store, run.layout, run.job.sink.keep_versions)
+            sink = run.job.sink
+            repair(run.store, run.layout, sink.keep_versions, table=sink.table)
     except PartitionBusy:
         return
 

@@ -14,12 +14,14 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.extents import Cut
 from pipeline.image_stream import ImageStream
 from pipeline.parquet_stream import ParquetStream
 from pipeline.plan import Unit
-from pipeline.rows import STAGE, Reader
+from pipeline.rows import STAGE, Reader, changed
 from pipeline.schema import ERROR, FEATURES, IMAGE, SliceKey
-from pipeline.stats import Counters, measure
+from pipeline.stats import Counters, Measurement, measure
+from pipeline.tar_stream import TarStream
 
 
 class _Stream(Protocol):
@@ -40,7 +42,8 @@ def read_slices(
     Args:
         reader: How to read.
         unit: What to read.
-        wanted_starts: First rows of the slices that have no staged part yet.
+        wanted_starts: First rows of the slices that have no staged part yet; of a unit whose rows
+            are known only when it has been read, `unit.cut.done` says it the other way round.
 
     Yields:
         The slice's key, its counters (stage `read`) and its rows in `source_schema`.
@@ -48,6 +51,9 @@ def read_slices(
     Raises:
         InfraError: The store failed, or an input changed since it was planned.
     """
+    if unit.cut is not None:
+        yield from _read_and_cut(reader, unit, unit.cut)
+        return
     stream = _open(reader, unit)
     with contextlib.closing(stream):
         for key in unit.slices():
@@ -57,18 +63,50 @@ def read_slices(
             counters: Counters = {}
             with measure(counters, STAGE) as done:
                 table = stream.take(key.num_rows)
-                done.rows_in = table.num_rows
-                done.rows_out = table.column(ERROR).null_count
-                done.rows_quarantined = done.rows_in - done.rows_out
-                done.bytes_in = done.bytes_out = _input_bytes(table)
+                _count(table, done)
             yield key, counters, table
             del table  # not kept while the next one is read
+
+
+def _read_and_cut(
+    reader: Reader, unit: Unit, cut: Cut
+) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
+    """Yield the slices of a unit that are not done, finding out on the way which there are."""
+    done_at = {key.start: key for key in cut.done}
+    until = cut.read_until()
+    position = 0
+    with contextlib.closing(TarStream(reader, unit.extents, cut)) as stream:
+        while position != until:
+            if (passed := done_at.get(position)) is not None:
+                stream.skip(passed.num_rows)
+                position = passed.end
+                continue
+            counters: Counters = {}
+            with measure(counters, STAGE) as done:
+                table = stream.take()
+                is_last = stream.is_at_end()
+                _count(table, done)
+            if table.num_rows == 0 and position:  # a slice before is no last one: more must follow
+                raise changed(reader.store, unit.extents[-1])
+            key = SliceKey(unit.index, position, position + table.num_rows, is_last)
+            yield key, counters, table
+            if is_last:
+                return
+            position = key.end
+            del table
 
 
 def _open(reader: Reader, unit: Unit) -> _Stream:
     if reader.source.format == "images":
         return ImageStream(reader, unit.extents)
     return ParquetStream(reader, unit.extents)
+
+
+def _count(table: pa.Table, done: Measurement) -> None:
+    done.rows_in = table.num_rows
+    done.rows_out = table.column(ERROR).null_count
+    done.rows_quarantined = done.rows_in - done.rows_out
+    done.bytes_in = done.bytes_out = _input_bytes(table)
 
 
 def _input_bytes(table: pa.Table) -> int:

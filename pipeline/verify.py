@@ -18,12 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.compact import hash_ids, sum_hashes
 from pipeline.errors import InfraError, JobError, PipelineError
+from pipeline.hive import values_of, without
 from pipeline.inspect import choose_partition
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part, current_manifest, locate
 from pipeline.plan import Plan, plan_from_json
+from pipeline.row_ids import hash_ids, sum_hashes
 from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID
 from pipeline.storage import Store
 
@@ -130,7 +131,7 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
     return [
         *checks,
         _check_rows(every),
-        _check_schema(good, bad, plan),
+        _check_schema(good, bad, manifest, plan),
         _check_counts(good, bad, manifest, plan),
         _check_unique(store, good),
         _check_hash(every, manifest),
@@ -222,7 +223,8 @@ def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan |
         return None, Check("plan", "fail", f"{path} is missing: rows in cannot be proved")
     except InfraError as error:
         return None, Check("plan", "fail", str(error))
-    return plan, Check("plan", "pass", f"{plan.num_rows} rows of {plan.num_shards} shards")
+    rows = "rows unknown until read" if plan.num_rows is None else f"{plan.num_rows} rows"
+    return plan, Check("plan", "pass", f"{rows}, of {plan.num_shards} shards")
 
 
 def _check_rows(every: Sequence[_Found]) -> Check:
@@ -234,14 +236,16 @@ def _check_rows(every: Sequence[_Found]) -> Check:
     return _verdict("rows", problems, "every part has the rows that the manifest says")
 
 
-def _check_schema(good: Sequence[_Found], bad: Sequence[_Found], plan: Plan | None) -> Check:
+def _check_schema(
+    good: Sequence[_Found], bad: Sequence[_Found], manifest: Manifest, plan: Plan | None
+) -> Check:
     if plan is None:
         return Check("schema", "skipped", "there is no plan")
-    expected = plan.prediction_schema()
+    expected, hive = plan.prediction_schema(), manifest.partition_columns
+    wanted = [(found, without(expected, list(values_of(found.part.path, hive)))) for found in good]
     problems = [
         f"{found.part.path} has other columns or types than were declared"
-        for parts, schema in ((good, expected), (bad, QUARANTINE_SCHEMA))
-        for found in parts
+        for found, schema in [*wanted, *((found, QUARANTINE_SCHEMA) for found in bad)]
         if found.schema is None or not found.schema.equals(schema, check_metadata=False)
     ]
     return _verdict("schema", problems, f"{len(expected)} columns in every part, as declared")
@@ -253,8 +257,9 @@ def _check_counts(
     predicted, quarantined = (sum(len(found.hashes) for found in parts) for parts in (good, bad))
     shown = f"{predicted} predicted + {quarantined} quarantined"
     problems = []
-    if plan is not None and predicted + quarantined != plan.num_rows:
-        problems.append(f"{shown} = {predicted + quarantined} rows, planned {plan.num_rows}")
+    planned = None if plan is None else plan.num_rows
+    if planned is not None and predicted + quarantined != planned:
+        problems.append(f"{shown} = {predicted + quarantined} rows, planned {planned}")
     said = (manifest.num_predicted, manifest.num_quarantined)
     if said != (predicted, quarantined) or sum(said) != manifest.num_rows:
         problems.append(
@@ -304,6 +309,8 @@ def _check_planned(store: Store, every: Sequence[_Found], plan: Plan | None) -> 
         return Check("planned_ids", "skipped", "there is no plan")
     if plan.row_ids == "column":
         return Check("planned_ids", "skipped", "the ids come from a column, not from the plan")
+    if plan.row_ids == "key":
+        return Check("planned_ids", "skipped", "the ids come from the tars, not from the plan")
     planned = _join([hash_ids(pa.array(ids)) for ids in _chunks(_planned_ids(plan))])
     present = _join([found.hashes for found in every])
     if _sum(planned) == _sum(present):

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from faultproxy import DENIED, FaultProxy, Rule
+from s3server import S3Server
 
 from pipeline.errors import JobError
 from pipeline.inputs import Inputs, list_inputs, split_glob
@@ -36,6 +38,17 @@ def shards(folder: Path, *tables: Mapping[str, Any], row_group_size: int = 4) ->
 
 def images(count: int) -> list[bytes]:
     return [b"x" * 50] * count
+
+
+@pytest.mark.parametrize(("kind", "name"), [("images", "a.jpg"), ("webdataset", "a.tar")])
+def test_who_may_list_but_not_read_hears_of_it_at_once(s3: S3Server, kind: str, name: str):
+    direct = s3.store()
+    direct.put(name, b"x")
+    with FaultProxy(s3.endpoint_url, Rule(DENIED, "GET|HEAD", rf"/{name}", last=99)) as proxy:
+        with pytest.raises(JobError, match=rf"{name}: access denied"):
+            listed(direct.uri, kind, storage_options=s3.options_at(proxy.url))
+        denied = [action for _, _, action in proxy.requests if action == DENIED]
+    assert len(denied) == 1, "denied is denied: asked once"
 
 
 FILES = {
@@ -120,11 +133,11 @@ def test_a_folder_that_is_not_there_is_refused_and_an_empty_one_has_no_rows(tmp_
 
 def test_row_groups_are_joined_up_to_the_limit_and_empty_ones_dropped(tmp_path: Path):
     with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("image", pa.binary())])) as writer:
-        for num_rows in (3, 0, 4, 10, 1, 1, 30, 5):
+        for num_rows in (3, 0, 4, 10, 1, 1, 30, 4, 6):
             writer.write_table(pa.table({"image": pa.array(images(num_rows), pa.binary())}))
     found = listed(tmp_path, "parquet", rows=10)
     cut = [(extent.first_row, extent.num_rows) for extent in found.extents]
-    assert cut == [(0, 7), (7, 10), (17, 2), (19, 30), (49, 5)]
+    assert cut == [(0, 7), (7, 10), (17, 2), (19, 30), (49, 10)]
 
 
 def test_only_the_columns_that_are_read_count_as_row_bytes(tmp_path: Path):

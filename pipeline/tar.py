@@ -1,0 +1,254 @@
+"""Read the rows of a tar stream: the members of one key make one row, as WebDataset has it.
+
+A key is a member's path up to the first dot of its base name; the rest, in lower case, is the
+extension. What cannot be a row becomes a row with a reason; nothing is followed or extracted.
+Which rows there are never depends on which of them are wanted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from pipeline.archive import Archive, Broken, Member, open_archive
+from pipeline.schema import Failure, Reason
+
+STAGE = "read"
+MAX_VALUE_BYTES = 2**20
+"""A pass-through member of more bytes costs its row."""
+NUMBERS = frozenset(["cls"])
+"""Extensions of pass-through members that hold one whole number; all others hold text."""
+_NUMBER = re.compile(rb"\s*[+-]?[0-9]{1,19}\s*")
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True)
+class TarSpec:
+    """Which members of a key make its row."""
+
+    image_extensions: tuple[str, ...]
+    """The first of these that a key has is its image."""
+    pass_through: tuple[str, ...]
+    """Extensions of the members whose content goes into columns of that name."""
+    max_image_bytes: int
+
+
+@dataclass(frozen=True)
+class TarRow:
+    """One row."""
+
+    key: str | None
+    """Unique in the tar; None for the one row that stands for all that cannot be read."""
+    member: str
+    image: bytes | None = None
+    """None where there is a failure, and in rows that are not wanted."""
+    values: tuple[str | int | None, ...] = ()
+    """One for each pass-through extension, None where the key has no such member; empty in rows
+    that failed or are not wanted."""
+    failure: Failure | None = None
+    num_bytes: int = 0
+    """What the headers say that the row holds, wanted or not."""
+
+
+def column_type(extension: str) -> pa.DataType:
+    """Return the type of the column that a pass-through member fills."""
+    return pa.int64() if extension in NUMBERS else pa.string()
+
+
+def iter_rows(
+    handle: BinaryIO,
+    spec: TarSpec,
+    *,
+    size_bytes: int,
+    is_wanted: Callable[[int], bool] = lambda row: True,
+) -> Iterator[TarRow]:
+    """Yield the rows of a tar in order, with the members of one key in memory at a time.
+
+    Args:
+        handle: The file, at its beginning; it is read forwards and must be able to seek.
+        spec: Which members count.
+        size_bytes: Size of the file, for messages and for the limit on gzip.
+        is_wanted: Tells by its number whether a row's content is needed; the other rows are
+            yielded without it, and their bodies are passed over.
+    """
+    keys = _Keys()
+    group: _Group | None = None
+    try:
+        archive = open_archive(handle, size_bytes)
+        while (member := archive.next_member()) is not None:
+            if (named := split_name(member)) is None:
+                continue
+            if group is None or not group.takes(*named):
+                if group is not None:
+                    yield group.to_row()
+                group = _Group(named[0], keys, spec, is_wanted)
+            group.add(member, named[1], archive)
+        if group is not None:
+            yield group.to_row()
+            group = None
+        archive.check_rest()
+    except Broken as error:
+        if group is not None:
+            yield group.to_row(cut=str(error))
+        failure = Failure(Reason.UNREADABLE_SHARD, STAGE, str(error), num_bytes=size_bytes)
+        yield TarRow(None, "", failure=failure)
+
+
+def split_name(member: Member) -> tuple[str, str] | None:
+    """Return key and extension; None for what makes no row: folders, files without extension."""
+    name = member.name
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if member.is_folder:
+        return None
+    if stem and dot:
+        return f"{folder}{slash}{stem}", extension.lower()
+    return (name, "") if _problem(member) else None
+
+
+def _problem(member: Member) -> str:
+    """Say why a member is not to be trusted; empty where it is a plain file in its place."""
+    if member.kind:
+        hint = {"a hard link": "; write the tar with --hard-dereference"}.get(member.kind, "")
+        return f"{member.name} is {member.kind}{hint}"
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return f"{member.name} points out of the archive"
+    return ""
+
+
+class _Keys:
+    """Gives every row of a tar a name of its own; remembers 8 bytes of each."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self.num_rows = 0
+
+    def claim(self, key: str) -> tuple[int, str, bool]:
+        """Return the next row's number, its unique name, and whether the key was there before."""
+        row, name, is_repeated = self.num_rows, key, False
+        self.num_rows += 1
+        while (digest := _hash(name)) in self._seen:
+            name, is_repeated = f"{name}@{row}", True
+        self._seen.add(digest)
+        return row, name, is_repeated
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class _Group:
+    """The members of one key, as far as they have come."""
+
+    def __init__(
+        self, key: str, keys: _Keys, spec: TarSpec, is_wanted: Callable[[int], bool]
+    ) -> None:
+        row, self._name, is_repeated = keys.claim(key)
+        self._key, self._spec, self._is_wanted = key, spec, is_wanted(row)
+        self._extensions: dict[str, None] = {}
+        self._member = ""
+        self._problem = ""
+        if is_repeated:
+            self._problem = f"key {key} is there again: a key's members lie together, each once"
+        self._rank = len(spec.image_extensions)
+        self._image: bytes | None = None
+        self._image_bytes = self._value_bytes = 0
+        self._values: dict[str, str | int | None] = {}
+        self._failures: dict[str, Failure] = {}
+        """Of the image (under no name) and of values (under their extensions)."""
+
+    def takes(self, key: str, extension: str) -> bool:
+        """Tell whether a member belongs here; an extension that comes twice begins a new row."""
+        return key == self._key and extension not in self._extensions
+
+    def add(self, member: Member, extension: str, archive: Archive) -> None:
+        """Take a member in, and its body if that is needed."""
+        self._extensions[extension] = None
+        self._member = self._member or member.name
+        self._problem = self._problem or _problem(member)
+        if self._problem:
+            self._image = None
+        elif extension in self._spec.image_extensions[: self._rank]:
+            self._rank = self._spec.image_extensions.index(extension)
+            self._add_image(member, archive)
+        elif extension in self._spec.pass_through:
+            self._add_value(member, extension, archive)
+
+    def _add_image(self, member: Member, archive: Archive) -> None:
+        self._member, self._image_bytes = member.name, member.size_bytes
+        self._image = None
+        self._failures.pop("", None)
+        limit = self._spec.max_image_bytes
+        if member.size_bytes > limit:
+            self._image_bytes = 0
+            self._failures[""] = Failure(
+                Reason.TOO_LARGE,
+                STAGE,
+                f"{member.size_bytes} bytes, the limit is {limit}",
+                num_bytes=member.size_bytes,
+            )
+        elif self._is_wanted:
+            self._image = archive.read_body()
+
+    def _add_value(self, member: Member, extension: str, archive: Archive) -> None:
+        if member.size_bytes > MAX_VALUE_BYTES:
+            message = f"{member.name}: {member.size_bytes} bytes, the limit is {MAX_VALUE_BYTES}"
+            self._failures[extension] = Failure(Reason.TOO_LARGE, STAGE, message)
+            return
+        self._value_bytes += member.size_bytes
+        if not self._is_wanted:
+            return
+        try:
+            self._values[extension] = _decode_value(archive.read_body(), extension)
+        except ValueError as error:
+            message = f"{member.name}: {error}"
+            self._failures[extension] = Failure(Reason.BAD_SCHEMA, STAGE, message)
+
+    def to_row(self, cut: str = "") -> TarRow:
+        """Return the row; `cut` says how the archive broke off behind the last member."""
+        failure = self._judge(cut)
+        is_good = failure is None and self._is_wanted
+        return TarRow(
+            self._name,
+            self._member,
+            self._image if is_good else None,
+            tuple(self._values.get(name) for name in self._spec.pass_through) if is_good else (),
+            failure,
+            self._image_bytes + self._value_bytes,
+        )
+
+    def _judge(self, cut: str) -> Failure | None:
+        if self._problem:
+            return Failure(Reason.BAD_SCHEMA, STAGE, self._problem)
+        is_whole = self._image is not None and all(
+            name in self._values or name in self._failures for name in self._spec.pass_through
+        )
+        if cut and not is_whole:
+            return Failure(Reason.TRUNCATED, STAGE, cut)
+        if self._rank == len(self._spec.image_extensions):
+            have = ", ".join(list(self._extensions)[:9])
+            return Failure(Reason.MISSING, STAGE, f"no image member; the key has {have}")
+        return next((self._failures[name] for name in sorted(self._failures)), None)
+
+
+def _decode_value(data: bytes, extension: str) -> str | int:
+    """Decode a pass-through member.
+
+    Raises:
+        ValueError: It is not what its extension says.
+    """
+    if extension not in NUMBERS:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"is not text in UTF-8, at byte {error.start}") from None
+    if not _NUMBER.fullmatch(data) or int(data) not in _INT64:
+        raise ValueError("is not a whole number of 64 bits")
+    return int(data)

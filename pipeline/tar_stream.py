@@ -1,0 +1,165 @@
+"""Tars: one after the other, cut into slices while they are read."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import io
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from pipeline.errors import InfraError
+from pipeline.extents import Cut, Extent
+from pipeline.rows import Reader, changed, make_rows
+from pipeline.storage import Store
+from pipeline.tar import TarRow, TarSpec, iter_rows
+
+_LOCAL_BUFFER_BYTES = 256 * 2**10
+_REMOTE_BUFFER_BYTES = 8 * 2**20
+"""One request fetches so much: the store itself caches nothing, and headers are small."""
+
+
+class TarStream:
+    """The rows of tars in order; one row is read ahead, to know whether more follow."""
+
+    def __init__(self, reader: Reader, extents: Sequence[Extent], cut: Cut) -> None:
+        self._reader = reader
+        self._extents = extents
+        self._cut = cut
+        self._starts = [key.start for key in cut.done]
+        self._num_rows = 0
+        """Rows that were taken or passed over."""
+        self._rows = self._read()
+        self._ahead: tuple[Extent, TarRow] | None = None
+
+    def take(self) -> pa.Table:
+        """Return the next slice; it has no rows only where none are left."""
+        taken: list[tuple[Extent, TarRow]] = []
+        size_bytes = 0
+        while len(taken) < self._cut.slice_rows and not self.is_at_end():
+            assert self._ahead is not None, "not at the end"
+            size_bytes += self._ahead[1].num_bytes
+            if taken and size_bytes > self._cut.slice_bytes:
+                break
+            taken.append(self._ahead)
+            self._advance()
+        if not self._reader.store.is_object_store:  # an object cannot change under an open file
+            for extent in {extent.path: extent for extent, _ in taken}.values():
+                self._check_unchanged(extent)
+        return self._to_table(taken)
+
+    def skip(self, num_rows: int) -> None:
+        """Pass over rows that are staged.
+
+        Raises:
+            InfraError: There are fewer, so that this is not what was read before.
+        """
+        for _ in range(num_rows):
+            if self.is_at_end():
+                raise changed(self._reader.store, self._extents[-1])
+            self._advance()
+
+    def is_at_end(self) -> bool:
+        """Tell whether no rows are left."""
+        if self._num_rows == self._cut.max_rows:
+            return True
+        if self._ahead is None:
+            self._ahead = next(self._rows, None)
+        return self._ahead is None
+
+    def close(self) -> None:
+        """Let go of the open tar."""
+        self._rows.close()
+        self._ahead = None
+
+    def _advance(self) -> None:
+        self._ahead = None
+        self._num_rows += 1
+
+    def _read(self) -> Generator[tuple[Extent, TarRow], None, None]:
+        store, source = self._reader.store, self._reader.source
+        names = tuple(self._reader.pass_through.names)
+        spec = TarSpec(source.image_extensions, names, source.max_image_bytes)
+        num_rows = 0
+        for extent in self._extents:
+            self._check_unchanged(extent)
+            with _open(store, extent) as handle:
+                wanted = partial(self._is_wanted, num_rows)
+                for row in iter_rows(handle, spec, size_bytes=extent.size_bytes, is_wanted=wanted):
+                    num_rows += 1
+                    yield extent, row
+
+    def _is_wanted(self, rows_before: int, row: int) -> bool:
+        """Tell whether a row of the tar that follows `rows_before` rows is in no staged slice."""
+        done = self._cut.done
+        index = bisect.bisect_right(self._starts, rows_before + row) - 1
+        return index < 0 or rows_before + row >= done[index].end
+
+    def _check_unchanged(self, extent: Extent) -> None:
+        found = self._reader.store.stat(extent.path)
+        if found is None or (found.size_bytes, found.version) != (
+            extent.size_bytes,
+            extent.version,
+        ):
+            raise changed(self._reader.store, extent)
+
+    def _to_table(self, taken: Sequence[tuple[Extent, TarRow]]) -> pa.Table:
+        urls = {extent.path: self._reader.store.url(extent.path) for extent, _ in taken}
+        values = {
+            field.name: pa.array(
+                [row.values[index] if row.values else None for _, row in taken], field.type
+            )
+            for index, field in enumerate(self._reader.pass_through)
+        }
+        return make_rows(
+            self._reader,
+            [e.path if row.key is None else f"{e.path}/{row.key}" for e, row in taken],
+            [urls[e.path] + (f"#{row.member}" if row.key else "") for e, row in taken],
+            [row.image for _, row in taken],
+            [row.failure for _, row in taken],
+            values,
+        )
+
+
+@contextlib.contextmanager
+def _open(store: Store, extent: Extent) -> Iterator[BinaryIO]:
+    size = _REMOTE_BUFFER_BYTES if store.is_object_store else _LOCAL_BUFFER_BYTES
+    try:
+        raw = store.open(extent.path)
+    except FileNotFoundError:
+        raise changed(store, extent) from None
+    with raw, io.BufferedReader(_WholeFile(raw, store, extent), size) as handle:
+        yield handle
+
+
+class _WholeFile(io.RawIOBase):
+    """A file of a known size: that it ends too early is trouble, not the end of its tar."""
+
+    def __init__(self, raw: Any, store: Store, extent: Extent) -> None:
+        self._raw, self._store, self._extent = raw, store, extent
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        left_bytes = max(0, self._extent.size_bytes - self._raw.tell())
+        view = memoryview(buffer)[:left_bytes]
+        num_bytes: int = self._raw.readinto(view) if left_bytes else 0
+        if left_bytes and not num_bytes:
+            raise InfraError(
+                f"{self._store.url(self._extent.path)}: ended {left_bytes} bytes early while it "
+                "was read; run again"
+            )
+        return num_bytes
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return int(self._raw.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._raw.tell())

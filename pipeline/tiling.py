@@ -1,0 +1,103 @@
+"""Which slices of a plan are staged, which are left, and whether they tile every unit.
+
+The rows of some units are known only when they have been read: there the staged slices themselves
+say what the slices are, and the one whose name says that it is the last says where the unit ends.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from pipeline.errors import InfraError
+from pipeline.plan import Plan, Unit
+from pipeline.schema import SliceKey
+from pipeline.storage import StoredFile
+
+Staged = Mapping[SliceKey, StoredFile]
+Slices = Sequence[tuple[SliceKey, StoredFile]]
+
+
+def done_slices(plan: Plan, staged: Staged) -> list[SliceKey]:
+    """Return the staged slices that are the plan's, in order.
+
+    Raises:
+        InfraError: Two of them hold the same row.
+    """
+    return [key for _, keys in _by_unit(plan, staged) for key in keys]
+
+
+def missing_units(plan: Plan, staged: Staged) -> dict[Unit, list[int]]:
+    """Return the units that are not done, with the first rows of their missing slices.
+
+    A unit whose rows are not known has none of these: it says itself which slices are done.
+
+    Raises:
+        InfraError: Two staged slices hold the same row.
+    """
+    missing: dict[Unit, list[int]] = {}
+    for unit, keys in _by_unit(plan, staged):
+        if unit.cut is None:
+            done = set(keys)
+            starts = [key.start for key in unit.slices() if key not in done]
+            if starts:
+                missing[unit] = starts
+        elif _first_gap(keys) is not None:
+            missing[replace(unit, cut=replace(unit.cut, done=tuple(keys)))] = []
+    return missing
+
+
+def require_tiling(plan: Plan, staged: Staged) -> Slices:
+    """Return all slices in order, each with its part.
+
+    Raises:
+        InfraError: A slice has no part, or two hold the same row.
+    """
+    slices: list[tuple[SliceKey, StoredFile]] = []
+    lost: list[tuple[Unit, int]] = []
+    for unit, keys in _by_unit(plan, staged):
+        if unit.cut is None:
+            done = set(keys)
+            lost += [(unit, key.start) for key in unit.slices() if key not in done]
+        elif (gap := _first_gap(keys)) is not None:
+            lost.append((unit, gap))
+        slices += [(key, staged[key]) for key in keys]
+    if lost:
+        unit, row = lost[0]
+        raise InfraError(
+            f"{len(lost)} slices have no staged part (first: unit {unit.index}, from row {row} "
+            "on); run again to compute them"
+        )
+    return slices
+
+
+def _by_unit(plan: Plan, staged: Staged) -> Iterator[tuple[Unit, list[SliceKey]]]:
+    """Yield every unit with its staged slices in order."""
+    found: defaultdict[int, list[SliceKey]] = defaultdict(list)
+    for key in staged:
+        found[key.unit].append(key)
+    for unit in plan.units:
+        if unit.cut is None:
+            yield unit, [key for key in unit.slices() if key in staged]
+            continue
+        keys = sorted(found[unit.index], key=lambda key: (key.start, key.end))
+        for one, other in pairwise(keys):
+            if one.is_last or other.start < one.end:
+                raise InfraError(
+                    f"unit {unit.index}: staged slices {one.start}-{one.end} and "
+                    f"{other.start}-{other.end} contradict each other, so {unit.extents[0].path} "
+                    "changed without a new time or size: write it anew, then run again"
+                )
+        yield unit, keys
+
+
+def _first_gap(keys: Sequence[SliceKey]) -> int | None:
+    """Return the first row that no slice holds; None where the last slice ends the unit."""
+    position = 0
+    for key in keys:
+        if key.start != position:
+            return position
+        position = key.end
+    return None if keys and keys[-1].is_last else position
