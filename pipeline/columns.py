@@ -31,7 +31,7 @@ def needed_columns(source: Source, schema: pa.Schema) -> list[str]:
 
 
 def _input_path(source: Source, schema: pa.Schema) -> str:
-    name = source.image_column
+    name = source.uri_column or source.image_column
     kind = schema.field(name).type
     return f"{name}.{_BYTES}" if pa.types.is_struct(kind) else name
 
@@ -80,7 +80,7 @@ def check_names(source: Source) -> None:
 def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
     """Say what of the job's needs a shard does not fit, or ''."""
     hive = hive_values(path)
-    inputs = source.features or (source.image_column,)
+    inputs = source.features or (source.uri_column or source.image_column,)
     for name in (*inputs, source.id_column, *source.pass_through):
         if name is None or schema.get_field_index(name) >= 0:
             continue
@@ -102,6 +102,8 @@ def _input_problem(source: Source, kind: pa.DataType) -> str:
         return "" if _is_number(kind.value_type if is_list else kind) else "expected numbers"
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
+    if source.uri_column:
+        return "" if _is_text(kind) else "expected URIs as text"
     if pa.types.is_struct(kind):
         index = kind.get_field_index(_BYTES)
         kind = kind.field(index).type if index >= 0 else kind
@@ -114,6 +116,10 @@ def _is_binary(kind: pa.DataType) -> bool:
         or pa.types.is_large_binary(kind)
         or pa.types.is_fixed_size_binary(kind)
     )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -181,6 +187,15 @@ def image_column(source: Source, table: pa.Table) -> pa.Array:
     if pa.types.is_struct(column.type):
         column = pc.struct_field(column, _BYTES)  # keeps the struct's own nulls
     return column.cast(pa.large_binary())
+
+
+def uri_values(column: pa.ChunkedArray) -> list[str | None]:
+    """Return the URIs of the images; what is no UTF-8 has replacement characters."""
+    given = as_array(column)
+    if pa.types.is_dictionary(given.type):
+        given = given.dictionary_decode()
+    values: list[bytes | None] = given.cast(pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode("utf-8", "replace") for value in values]
 
 
 def feature_rows(

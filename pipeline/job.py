@@ -17,6 +17,11 @@ from pydantic import (
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Triple = tuple[float, float, float]
+ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+
+_FIELDS_OF_URIS = ("uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http")
 
 
 class _Section(BaseModel):
@@ -33,14 +38,33 @@ class Source(_Section):
     """Where the rows come from."""
 
     uri: str = Field(min_length=1)
-    """A folder, a file or a glob (`*`, `**`) on local disk or in an object store (`s3://...`)."""
-    format: Literal["images", "parquet"]
-    """`images`: one file is one row. `parquet`: encoded images lie in a binary column."""
+    """A folder, a file or a glob (`*`, `**`) on local disk or in an object store (`s3://`, `gs://`,
+    `az://` or `abfs://`)."""
+    format: Literal["images", "parquet", "webdataset"]
+    """`images`: one file is one row. `parquet`: encoded images lie in a binary column, or the
+    column holds their URIs, or there are features instead of images.
+    `webdataset`: in tars, the neighbouring members of one key (the path up to the first dot of the
+    base name) are one row; its `row_id` is `<shard path>/<key>`, a repeated key is quarantined as
+    `<shard path>/<key>@<row>`. Gzipped tars are read up to 64 MiB."""
     files: str | tuple[str, ...] | None = None
     """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a
     text file with one a line. Left out: everything below `uri` is listed."""
     image_column: str = "image"
     """Parquet: the binary column that holds the encoded image."""
+    uri_column: str | None = None
+    """Parquet: a text column with the URIs of the images, which are fetched and read instead of
+    `image_column`. Only what the next five fields allow is fetched."""
+    uri_roots: tuple[str, ...] = ()
+    """Folders and prefixes, besides `uri` itself, below which URIs may point."""
+    uri_base: str | None = None
+    """What relative URIs are relative to; left out: `uri`."""
+    http_hosts: tuple[str, ...] = ()
+    """Hosts (`host`, or `host:port`) from which images may be fetched over https, at public
+    addresses only; also where they redirect to must be named here."""
+    private_hosts: tuple[str, ...] = ()
+    """Further such hosts, each `host:port`, whose address may be private or loopback."""
+    allow_http: bool = False
+    """Fetch over http too, which anyone on the way can read and change."""
     features: tuple[str, ...] = ()
     """Parquet: numeric columns and fixed-size lists of numbers that are the model's input instead
     of an image, joined in this order to one float32 vector a row; nothing is decoded."""
@@ -50,7 +74,10 @@ class Source(_Section):
     id_column: str | None = None
     """Parquet: the column that becomes `row_id`; left out, the id is `<shard path>#<row>`."""
     pass_through: tuple[str, ...] = ()
-    """Parquet: columns copied unchanged beside the predictions."""
+    """Parquet: columns copied unchanged beside the predictions. Webdataset: extensions of members
+    whose content becomes a column of that name: `cls` a whole number (int64), any other text."""
+    image_extensions: tuple[Extension, ...] = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+    """Webdataset: the image of a key is its member with the first of these that it has."""
     casts: dict[str, str] = Field(default_factory=dict)
     """Parquet: declared types of pass-through columns (`taken_at: timestamp[us]`), for shards
     that differ; without, the first shard's types count. A value that does not fit costs its row."""
@@ -74,6 +101,17 @@ class Source(_Section):
             raise ValueError(f"features are columns of format 'parquet', not of {self.format!r}")
         if "null_features" in self.model_fields_set and not self.features:
             raise ValueError("null_features has no effect without features")
+        if self.uri_column and (self.features or "image_column" in self.model_fields_set):
+            raise ValueError("give one of image_column, uri_column and features")
+        for name in _FIELDS_OF_URIS:
+            if name in self.model_fields_set and not self.uri_column:
+                raise ValueError(f"{name} has no effect without uri_column")
+        only_parquet = ("image_column", "uri_column", "id_column", "casts")
+        for name in only_parquet if self.format == "webdataset" else ("image_extensions",):
+            if name in self.model_fields_set:
+                raise ValueError(f"{name} has no effect with format {self.format!r}")
+        if self.uri_column and self.format != "parquet":
+            raise ValueError(f"uri_column has no effect with format {self.format!r}")
         return self
 
 
@@ -193,14 +231,28 @@ class Sink(_Section):
         default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_.:-]+$"
     )
     """The published piece, `key=value`, usually `date=${date}`; left out: the whole output."""
+    partition_columns: tuple[ColumnName, ...] = ()
+    """Pass-through columns, `label` or other predictions that become folders inside the partition,
+    outermost first: `<column>=<value>/`, at most 1,000 of them. Needs `partition`."""
+    table: Literal["delta"] | None = None
+    """`delta`: `predictions/` is a Delta table, too; each publish replaces the partition in it."""
     target_part_mib: Annotated[float, Field(gt=0)] = 128.0
-    """Published parts are cut near this size (encoded)."""
+    """Published parts are cut near this size, as measured while they are encoded."""
     compression: Literal["zstd", "snappy", "gzip", "none"] = "zstd"
     """Parquet compression of everything that is written."""
     keep_versions: Annotated[int, Field(ge=0)] = 3
     """How many replaced versions of the partition stay for `pipeline rollback`."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
+
+    @model_validator(mode="after")
+    def _partition_first(self) -> Sink:
+        columns = self.partition_columns
+        if columns and self.partition is None:
+            raise ValueError("partition_columns needs partition, as in date=${date}")
+        if len({*columns, (self.partition or "").partition("=")[0]}) < len(columns) + 1:
+            raise ValueError("name each partition column once, and not the one of partition")
+        return self
 
 
 class Gates(_Section):
@@ -218,7 +270,8 @@ class Run(_Section):
     """How one execution behaves."""
 
     limit_rows: PositiveInt | None = None
-    """Predict only the first this many rows of the input order, for trying things out."""
+    """Predict only the first this many rows of the input order, for trying things out. The tars of
+    a webdataset are then read one after the other, for only so is it known which rows are first."""
     slice_rows: PositiveInt | None = None
     """Rows of one slice, the grain of resuming; left out: a whole number of batches near 256."""
     lease_ttl_s: Annotated[float, Field(ge=1)] = 60.0

@@ -22,6 +22,7 @@ from pipeline.extents import Extent
 from pipeline.job import Source
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
+from pipeline.uri_policy import policy_of
 
 _FOOTER_THREADS = 16
 
@@ -39,7 +40,7 @@ def measure_parquet(
         JobError: No shard has the columns that the job names.
     """
     footers = _read_footers(store, shards, source)
-    declared, num_features = _declare(source, shards, footers)
+    declared, num_features = _declare(store, source, shards, footers)
     extents = tuple(
         extent
         for shard, footer in zip(shards, footers, strict=True)
@@ -82,7 +83,7 @@ def _read_footer(store: Store, shard: StoredFile, source: Source) -> _Footer:
         if not is_unreadable(error):
             raise
         return _Footer(reason=Reason.UNREADABLE_SHARD, message=str(error))
-    inputs = source.features or (source.image_column,)
+    inputs = source.features or (source.uri_column or source.image_column,)
     wanted = {source.id_column, *inputs, *source.pass_through}
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     return _Footer(
@@ -102,10 +103,12 @@ def _wanted_bytes(group: Any, wanted: set[str | None]) -> int:
 
 
 def _declare(
-    source: Source, shards: Sequence[StoredFile], footers: Sequence[_Footer]
+    store: Store, source: Source, shards: Sequence[StoredFile], footers: Sequence[_Footer]
 ) -> tuple[pa.Schema, int]:
     """Take pass-through types and the vector's length from the first shard that fits the job."""
     check_names(source)
+    if source.uri_column:
+        policy_of(source, store.uri)  # raises before anything is started
     first_problem = ""
     readable = [(s, f) for s, f in zip(shards, footers, strict=True) if f.schema is not None]
     for shard, footer in readable:

@@ -17,15 +17,19 @@ from pipeline.columns import (
     needed_columns,
     pass_through_column,
     text_ids,
+    uri_values,
 )
 from pipeline.extents import Extent
+from pipeline.fetch import fetch_many
 from pipeline.parquet_inputs import is_unreadable
 from pipeline.rows import STAGE, Reader, changed, failed_rows, make_rows
-from pipeline.schema import Failure, Reason
+from pipeline.schema import Failure, Reason, clean_message
+from pipeline.uri_policy import policy_of, published_uri
 
 _READ_BUFFER_BYTES = 1 << 20
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 256
+_URIS_AT_ONCE = 64
 
 
 class ParquetStream:
@@ -110,7 +114,8 @@ class ParquetStream:
             raise FileNotFoundError(extent.path)
         if (found.size_bytes, found.version) != (extent.size_bytes, extent.version):
             raise changed(store, extent)
-        rows_at_once = max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(1.0, extent.row_bytes))))
+        rows_max = _URIS_AT_ONCE if source.uri_column else _BATCH_ROWS
+        rows_at_once = max(1, min(rows_max, int(_BATCH_BYTES / max(1.0, extent.row_bytes))))
         with store.open(extent.path) as handle:
             # No pre_buffer: it would hold whole column chunks, 2 GB for a huge row group.
             parquet = pq.ParquetFile(handle, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
@@ -135,7 +140,16 @@ class ParquetStream:
         if source.id_column:
             ids, are_null = text_ids(table.column(source.id_column), ids)
             _fail(failures, are_null, f"{source.id_column} is null")
-        inputs = self._inputs(table, failures)
+        uris = [reader.store.url(extent.path)] * table.num_rows
+        if source.uri_column:
+            given = uri_values(table.column(source.uri_column))
+            inputs: pa.Array | list[bytes | None] = self._fetch(given, failures)
+            uris = [
+                clean_message(published_uri(u)) if u else own
+                for u, own in zip(given, uris, strict=True)
+            ]
+        else:
+            inputs = self._inputs(table, failures)
         try:
             passed = {
                 field.name: pass_through_column(field, table, extent.path)
@@ -148,8 +162,21 @@ class ParquetStream:
                 0,
                 Failure(Reason.BAD_SCHEMA, STAGE, str(error)),
             )
-        uris = [reader.store.url(extent.path)] * table.num_rows
         return make_rows(reader, ids, uris, inputs, failures, passed)
+
+    def _fetch(
+        self, uris: Sequence[str | None], failures: list[Failure | None]
+    ) -> list[bytes | None]:
+        """Return the bytes behind the URIs of the rows that have not failed yet."""
+        policy = policy_of(self._reader.source, self._reader.store.uri)
+        wanted = [index for index, failure in enumerate(failures) if failure is None]
+        images: list[bytes | None] = [None] * len(uris)
+        found = fetch_many([uris[index] for index in wanted], policy)
+        for index, fetched in zip(wanted, found, strict=True):
+            images[index] = fetched.data
+            if fetched.failure is not None:
+                failures[index] = Failure(fetched.failure[0], STAGE, fetched.failure[1])
+        return images
 
     def _inputs(self, table: pa.Table, failures: list[Failure | None]) -> pa.Array:
         """Return the model's input of each row; what is null is failed."""

@@ -31,6 +31,8 @@ class Reason(StrEnum):
 
     UNREADABLE_SHARD = "unreadable_shard"
     MISSING = "missing"
+    FORBIDDEN_URI = "forbidden_uri"
+    UNREACHABLE = "unreachable"
     EMPTY = "empty"
     UNIDENTIFIED = "unidentified"
     TRUNCATED = "truncated"

@@ -176,6 +176,7 @@ def test_named_files_are_read_in_their_order(tmp_path: Path):
         ({"pass_through": ["n"], "casts": {"n": "integer"}}, "no Arrow type"),
         ({"features": ["image"]}, "expected numbers"),
         ({"features": ["n", "m"]}, "no column 'm'"),
+        ({"uri_column": "n"}, "expected URIs as text"),
         ({"image_column": "n"}, "expected encoded images"),
     ],
 )

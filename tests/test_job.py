@@ -61,7 +61,7 @@ def test_a_minimal_job_loads_with_defaults(tmp_path: Path):
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("source.format", "csv", "'images' or 'parquet'"),
+        ("source.format", "csv", "'images', "),
         ("source.uri", "", "at least 1 character"),
         ("source.max_image_px", 0, "greater than or equal to 1"),
         ("model.batch_size", "64", "valid integer"),

@@ -1,0 +1,143 @@
+"""Fetch the bytes behind a column of image URIs, which are data and therefore not to be trusted.
+
+A URI is fetched only where the job allows it: below one of its `roots` (local folders, buckets,
+prefixes) or over https from a host that it names. For http(s), a name is resolved here, once a
+call; every address it has must be public; the connection goes to exactly such an address; and each
+redirect starts again from the beginning. Otherwise a row could read `/etc/passwd`, another team's
+bucket or the credentials that clouds serve on 169.254.169.254.
+
+A row whose URI cannot be fetched fails alone. Trouble with a root is the job's own and is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from urllib.parse import urljoin
+
+from pipeline.errors import JobError
+from pipeline.schema import Reason, RowError, clean_message
+from pipeline.storage import Store
+from pipeline.storage_errors import redact
+from pipeline.uri_policy import (
+    CONTROL,
+    SCHEME,
+    URI_MAX_CHARS,
+    FetchPolicy,
+    check_size,
+    rooted,
+    shown_uri,
+)
+from pipeline.web import Network, Web
+
+__all__ = ["FetchPolicy", "Fetched", "Network", "fetch_many"]
+
+_KEY_MAX_BYTES = 1024
+_NOT_A_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The bytes behind one URI, or the reason and message of its failure."""
+
+    data: bytes | None
+    failure: tuple[Reason, str] | None
+
+
+def fetch_many(
+    uris: Sequence[str | None], policy: FetchPolicy, network: Network | None = None
+) -> list[Fetched]:
+    """Fetch files concurrently; the result is in the order of the URIs.
+
+    Paths of `file://` and of object stores are literal: `%20` is not a space in them.
+
+    Raises:
+        JobError: A root cannot be read: access denied, no such bucket, wrong credentials.
+        InfraError: The store of a root failed, or this machine has no more sockets.
+    """
+    if not uris:
+        return []
+    # Where a store fails, leaving `map` cancels what has not started.
+    with (
+        contextlib.closing(Web(policy, network or Network())) as web,
+        ThreadPoolExecutor(min(policy.threads, len(uris)), "fetch") as pool,
+    ):
+        return list(pool.map(functools.partial(_fetch, policy=policy, web=web), uris))
+
+
+def _fetch(uri: str | None, policy: FetchPolicy, web: Web) -> Fetched:
+    try:
+        if uri is None or not uri.strip():
+            raise RowError(Reason.NULL_INPUT, f"the URI is {'null' if uri is None else 'empty'}")
+        absolute = _absolute(uri, policy.uri_base)
+        if absolute.lower().startswith(("http://", "https://")):
+            return Fetched(web.fetch(absolute), None)
+        return Fetched(_read(absolute, policy), None)
+    except RowError as error:
+        return Fetched(None, (error.reason, clean_message(redact(str(error)))))
+
+
+def _absolute(uri: str, base: str | None) -> str:
+    if len(uri) > URI_MAX_CHARS or CONTROL.search(uri):
+        raise RowError(Reason.FORBIDDEN_URI, "the URI has control characters or is too long")
+    scheme = SCHEME.match(uri)
+    if scheme:
+        if not uri.startswith("://", scheme.end(1)):
+            message = "expected scheme://, or ./ before a relative path with a colon in it"
+            raise RowError(Reason.FORBIDDEN_URI, message)
+        return scheme[1].lower() + uri[scheme.end(1) :]
+    if base is not None and base.lower().startswith(("http://", "https://")):
+        try:
+            return urljoin(base, uri)
+        except ValueError as error:
+            raise RowError(Reason.FORBIDDEN_URI, "the URI is malformed") from error
+    if uri.startswith("/"):
+        return uri
+    if base is None:
+        raise RowError(
+            Reason.FORBIDDEN_URI, f"{shown_uri(uri)}: relative, and the job has no uri_base"
+        )
+    return f"{base}/{uri}"
+
+
+def _read(uri: str, policy: FetchPolicy) -> bytes:
+    root, path = rooted(uri, policy)
+    options = policy.roots[root]
+    missing = RowError(Reason.MISSING, f"{shown_uri(uri)}: no such file")
+    if "://" not in root:
+        root, path = _follow_links(root, path.lstrip("/"), missing)
+    elif not path or path[0] == "/" or path[-1] == "/" or len(path.encode()) > _KEY_MAX_BYTES:
+        raise missing
+    store = Store(root, options)
+    found = store.stat(path)
+    if found is None:
+        raise missing
+    check_size(found.size_bytes, policy)
+    try:
+        data = store.read_bytes(path)
+    except FileNotFoundError:
+        raise missing from None
+    check_size(len(data), policy)  # it may have grown meanwhile
+    return data
+
+
+def _follow_links(root: str, path: str, missing: RowError) -> tuple[str, str]:
+    """Follow symbolic links to a regular file; they must not leave the root."""
+    real_root, real = os.path.realpath(root), os.path.realpath(os.path.join(root, path))
+    if os.path.commonpath([real_root, real]) != real_root:
+        raise RowError(Reason.FORBIDDEN_URI, f"{path}: a symbolic link that leaves its root")
+    try:
+        is_file = stat.S_ISREG(os.stat(real).st_mode)
+    except OSError as error:
+        is_file = error.errno not in _NOT_A_FILE  # other trouble is for the store to tell
+    if not os.path.isdir(real_root):  # not mounted, perhaps: no row is to blame
+        raise JobError(f"{root}: no such folder; correct the root or mount it")
+    if not is_file:  # a folder, or a pipe, which would block whoever opens it
+        raise missing
+    return real_root, os.path.relpath(real, real_root)

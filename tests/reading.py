@@ -1,0 +1,63 @@
+"""Plans a job and reads its units, without Ray and without a model."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, cast
+
+import models
+import pyarrow as pa
+
+from pipeline.inputs import list_inputs
+from pipeline.job import Job
+from pipeline.job_file import parse_job
+from pipeline.model import resolve_model
+from pipeline.plan import Plan, make_plan
+from pipeline.rows import Reader
+from pipeline.schema import SliceKey
+from pipeline.source import read_slices
+from pipeline.stats import Counters
+from pipeline.storage import Store
+
+Slices = dict[tuple[int, int], pa.Table]
+
+
+def plan_job(uri: Path | str, slice_rows: int, **fields: Any) -> tuple[Reader, Plan]:
+    document = {
+        "source": {"uri": str(uri), "format": "parquet", **fields},
+        "model": {"factory": "models:colours", "labels": models.LABELS},
+        "transform": models.TRANSFORM,
+        "sink": {"uri": "out"},
+        "run": {"slice_rows": slice_rows},
+    }
+    job: Job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    inputs = list_inputs(job.source, max_extent_rows=slice_rows)
+    model = resolve_model(job.model, job.transform, allow_import=["models"])
+    plan = make_plan(job, inputs, model, batch_size=1)
+    store = Store(plan.source_root, job.source.storage_options)
+    return Reader(store, job.source, plan.pass_through), plan
+
+
+def read(
+    reader: Reader, plan: Plan, wanted: Collection[tuple[int, int]] | None = None
+) -> tuple[Slices, list[Counters]]:
+    """Read the wanted slices (unit, start), or all."""
+    found: Slices = {}
+    counted = []
+    for unit in plan.units:
+        starts = {
+            key.start for key in unit.slices() if wanted is None or (key.unit, key.start) in wanted
+        }
+        for key, counters, table in read_slices(reader, unit, starts):
+            assert isinstance(key, SliceKey)
+            assert table.num_rows == key.num_rows
+            found[key.unit, key.start] = table
+            counted.append(counters)
+    return found, counted
+
+
+def rows(slices: Slices) -> list[dict[str, Any]]:
+    found = pa.concat_tables([slices[key] for key in sorted(slices)]).to_pylist()
+    return cast(list[dict[str, Any]], found)

@@ -1,0 +1,934 @@
+"""Fetching URIs that nobody vouches for: only what the job allows, never more bytes than it allows.
+
+Names and addresses are pretended by a real resolver function, and `connect` leads every address to
+a server on loopback, so that no test leaves this machine; what was connected to is written down.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import socket
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from httpserver import (
+    PIECE,
+    Answer,
+    WebServer,
+    answer,
+    dripping,
+    endless,
+    make_certificate,
+    ok,
+    raw,
+    redirect,
+    reset,
+)
+from localserver import LocalServer, free_ports
+
+from pipeline.errors import InfraError, JobError
+from pipeline.fetch import Fetched, FetchPolicy, Network, fetch_many
+from pipeline.schema import Reason
+
+LIMIT_BYTES = 1 << 20
+PUBLIC = "93.184.216.34"
+OTHER_PUBLIC = "2606:4700::1111"
+SECRET = "hunter2"
+
+
+@dataclass
+class Wires:
+    """Pretends names and leads every connection to one port here; keeps what was asked for."""
+
+    port: int
+    names: dict[str, list[str]] = field(default_factory=dict)
+    resolved: list[str] = field(default_factory=list)
+    connected: list[tuple[str, int]] = field(default_factory=list)
+
+    def resolve(self, host: str, port: int) -> Sequence[str]:
+        self.resolved.append(host)
+        return self.names.get(host, [PUBLIC])
+
+    def connect(self, address: str, port: int, timeout_s: float) -> socket.socket:
+        self.connected.append((address, port))
+        return socket.create_connection(("127.0.0.1", self.port), timeout_s)
+
+    @property
+    def network(self) -> Network:
+        return Network(self.resolve, self.connect)
+
+
+@pytest.fixture
+def web() -> Iterator[WebServer]:
+    with WebServer() as server:
+        server.scripts["/a.jpg"] = [ok(b"bytes of a")]
+        yield server
+
+
+@pytest.fixture
+def wires(web: WebServer) -> Wires:
+    return Wires(web.port)
+
+
+@pytest.fixture
+def public() -> FetchPolicy:
+    """Allows one public host, also by http."""
+    return FetchPolicy(LIMIT_BYTES, http_hosts=("img.example",), allow_http=True)
+
+
+@pytest.fixture
+def private(web: WebServer) -> FetchPolicy:
+    """Allows the server on loopback."""
+    return FetchPolicy(
+        LIMIT_BYTES, private_hosts=(web.authority,), allow_http=True, uri_base=web.url("/")
+    )
+
+
+def one(uri: str | None, policy: FetchPolicy, network: Network | None = None) -> Fetched:
+    (found,) = fetch_many([uri], policy, network)
+    return found
+
+
+def reason(found: Fetched) -> str:
+    assert found.data is None
+    assert found.failure is not None, "it was fetched"
+    return found.failure[0]
+
+
+def message(found: Fetched) -> str:
+    assert found.failure is not None, "it was fetched"
+    return found.failure[1]
+
+
+# What is allowed
+
+
+def test_an_allowed_host_is_fetched(web: WebServer, public: FetchPolicy, wires: Wires):
+    found = one("http://IMG.Example./a.jpg#part", public, wires.network)
+    assert found == Fetched(b"bytes of a", None)
+    assert wires.connected == [(PUBLIC, 80)]
+    ((path, headers),) = web.requests
+    assert (path, headers["Host"], headers["Accept-Encoding"]) == (
+        "/a.jpg",
+        "img.example",
+        "identity",
+    )
+
+
+def test_a_private_host_is_fetched_without_any_injection(web: WebServer, private: FetchPolicy):
+    assert one(web.url("/a.jpg"), private).data == b"bytes of a"
+    assert one("a.jpg", private).data == b"bytes of a"
+
+
+def test_proxies_from_the_environment_are_not_used(
+    web: WebServer, private: FetchPolicy, monkeypatch: pytest.MonkeyPatch
+):
+    (port,) = free_ports(1)
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+    assert one(web.url("/a.jpg"), private).data == b"bytes of a"
+
+
+@pytest.mark.parametrize(
+    ("sent", "asked"),
+    [
+        ("/a b/\u00e4.jpg?q=\u00e4 b", "/a%20b/%C3%A4.jpg?q=%C3%A4%20b"),
+        ("/a%20b.jpg?x=%2F&y=1", "/a%20b.jpg?x=%2F&y=1"),
+        ("?x=1", "/?x=1"),
+        ("", "/"),
+        ("/x HTTP/1.1", "/x%20HTTP/1.1"),
+    ],
+)
+def test_odd_characters_are_quoted_and_quoted_ones_kept(
+    web: WebServer, public: FetchPolicy, wires: Wires, sent: str, asked: str
+):
+    web.scripts[asked] = [ok(b"odd")]
+    assert one(f"http://img.example{sent}", public, wires.network).data == b"odd"
+
+
+def test_names_are_compared_as_idna(web: WebServer, wires: Wires):
+    policy = FetchPolicy(LIMIT_BYTES, http_hosts=("b\u00fccher.example",), allow_http=True)
+    for host in ("B\u00dcCHER.example", "xn--bcher-kva.example"):
+        assert one(f"http://{host}/a.jpg", policy, wires.network).data == b"bytes of a"
+    assert set(wires.resolved) == {"xn--bcher-kva.example"}
+
+
+FORBIDDEN_BEFORE_RESOLVING = [
+    "http://other.example/a.jpg",
+    "http://img.example.evil.example/a.jpg",
+    "http://evil.img.example/a.jpg",
+    "http://img.example:8080/a.jpg",
+    "http://img.example:99999/a.jpg",
+    "http://img.example:x/a.jpg",
+    "http:///a.jpg",
+    "http://img.example\\@other.example/a.jpg",
+    "http://img.example\\.other.example/a.jpg",
+    "http://img.example%2eother.example/a.jpg",
+    "http://img.example%00/a.jpg",
+    "http://img.example /a.jpg",
+    "http://img.example/a\r\nX-Forged: 1",
+    "http://img.exam\tple/a.jpg",
+    "http://[img.example]/a.jpg",
+    "http://[::1/a.jpg",
+    "//other.example/a.jpg",
+    "ftp://img.example/a.jpg",
+    "gopher://img.example/a.jpg",
+    "data:image/png;base64,AAAA",
+    "javascript:alert(1)",
+    "http:img.example/a.jpg",
+    "a.jpg",
+    "../a.jpg",
+    "http://img.example/" + "a" * 9000,
+    "http://img.example/\ud800",
+    # Ways to write 127.0.0.1, none of which is a listed host.
+    "http://2130706433/a.jpg",
+    "http://0x7f000001/a.jpg",
+    "http://0x7f.1/a.jpg",
+    "http://0177.0.0.1/a.jpg",
+    "http://127.1/a.jpg",
+    "http://127.0.0.1/a.jpg",
+    "http://[::1]/a.jpg",
+    "http://[::ffff:127.0.0.1]/a.jpg",
+    "http://[fe80::1%25lo]/a.jpg",
+    "http://\uff11\uff12\uff17.0.0.1/a.jpg",
+    "http://169.254.169.254/latest/meta-data/",
+]
+
+
+@pytest.mark.parametrize("uri", FORBIDDEN_BEFORE_RESOLVING)
+def test_what_is_not_allowed_is_refused_before_anything_is_asked(
+    web: WebServer, public: FetchPolicy, wires: Wires, uri: str
+):
+    found = one(uri, public, wires.network)
+    assert reason(found) == Reason.FORBIDDEN_URI
+    assert (wires.resolved, wires.connected, web.requests) == ([], [], [])
+    assert message(found).isprintable()
+
+
+def test_http_is_refused_unless_allowed_and_without_hosts_https_is_too(wires: Wires):
+    https_only = FetchPolicy(LIMIT_BYTES, http_hosts=("img.example",))
+    assert (
+        reason(one("http://img.example/a.jpg", https_only, wires.network)) == Reason.FORBIDDEN_URI
+    )
+    nothing = FetchPolicy(LIMIT_BYTES)
+    assert reason(one("https://img.example/a.jpg", nothing, wires.network)) == Reason.FORBIDDEN_URI
+    assert wires.connected == []
+
+
+# Addresses
+
+NOT_PUBLIC = [
+    "127.0.0.1",
+    "127.8.8.8",
+    "0.0.0.0",
+    "10.1.2.3",
+    "100.64.0.1",
+    "100.100.100.200",
+    "168.63.129.16",
+    "169.254.169.254",
+    "172.16.0.1",
+    "192.0.0.192",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "239.255.255.250",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::127.0.0.1",
+    "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::808:808",
+    "2001::1",
+    "2001:db8::1",
+    "2002:7f00:1::1",
+    "2002:808:808::1",
+    "3fff::1",
+    "5f00::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "fe80::1",
+    "fe80::1%lo",
+    "fec0::1",
+    "ff02::1",
+]
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+@pytest.mark.parametrize("before", [[], [PUBLIC]], ids=["alone", "after a public one"])
+def test_a_listed_name_must_not_have_an_address_that_is_not_public(
+    public: FetchPolicy, wires: Wires, address: str, before: list[str]
+):
+    wires.names["img.example"] = [*before, address]
+    found = one("http://img.example/a.jpg", public, wires.network)
+    assert reason(found) == Reason.FORBIDDEN_URI
+    assert "not public" in message(found)
+    assert wires.connected == []
+
+
+@pytest.mark.parametrize(
+    "address", [PUBLIC, OTHER_PUBLIC, "::ffff:5db8:d822", "64:ff9b::5db8:d822"]
+)
+def test_public_addresses_are_connected_to(public: FetchPolicy, wires: Wires, address: str):
+    wires.names["img.example"] = [address]
+    assert one("http://img.example/a.jpg", public, wires.network).data == b"bytes of a"
+    assert wires.connected == [(address, 80)]
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"])
+def test_a_listed_public_host_on_loopback_is_refused_by_the_real_resolver(
+    web: WebServer, host: str
+):
+    policy = FetchPolicy(LIMIT_BYTES, http_hosts=(f"{host}:{web.port}",), allow_http=True)
+    assert reason(one(f"http://{host}:{web.port}/a.jpg", policy)) == Reason.FORBIDDEN_URI
+    assert web.requests == []
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "127.0.0.1", "100.64.0.1", "fc00::1", PUBLIC])
+def test_a_private_host_may_have_a_private_address(web: WebServer, wires: Wires, address: str):
+    policy = FetchPolicy(LIMIT_BYTES, private_hosts=("store.internal:80",), allow_http=True)
+    wires.names["store.internal"] = [address]
+    assert one("http://store.internal/a.jpg", policy, wires.network).data == b"bytes of a"
+    assert wires.connected == [(address, 80)]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("169.254.169.254", "fe80::1", "fd00:ec2::254", "100.100.100.200", "168.63.129.16"),
+        *("0.0.0.0", "224.0.0.1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"),
+    ],
+)
+def test_not_even_a_private_host_may_be_a_metadata_service(wires: Wires, address: str):
+    policy = FetchPolicy(LIMIT_BYTES, private_hosts=("store.internal:80",), allow_http=True)
+    wires.names["store.internal"] = [address]
+    assert reason(one("http://store.internal/a.jpg", policy, wires.network)) == Reason.FORBIDDEN_URI
+    assert wires.connected == []
+
+
+def test_a_private_host_is_trusted_on_its_port_only(wires: Wires):
+    policy = FetchPolicy(
+        LIMIT_BYTES,
+        http_hosts=("store.internal",),
+        private_hosts=("store.internal:8080",),
+        allow_http=True,
+    )
+    wires.names["store.internal"] = ["10.1.2.3"]
+    assert reason(one("http://store.internal/a.jpg", policy, wires.network)) == Reason.FORBIDDEN_URI
+    assert one("http://store.internal:8080/a.jpg", policy, wires.network).data == b"bytes of a"
+    assert wires.connected == [("10.1.2.3", 8080)]
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_name_that_changes_its_address_is_connected_to_the_checked_one_only(
+    web: WebServer, public: FetchPolicy, wires: Wires, repeats: int
+):
+    answers = iter([[PUBLIC], ["127.0.0.1"], ["127.0.0.1"], ["127.0.0.1"]])
+    network = Network(lambda host, port: next(answers), wires.connect)
+    web.scripts["/a.jpg"] = [answer(503)] * (repeats - 1) + [ok(b"bytes of a")]
+    assert one("http://img.example/a.jpg", public, network).data == b"bytes of a"
+    assert wires.connected == [(PUBLIC, 80)] * repeats
+    # Asked again by the next call, it is checked again.
+    assert reason(one("http://img.example/a.jpg", public, network)) == Reason.FORBIDDEN_URI
+    assert len(wires.connected) == repeats
+
+
+def test_a_name_is_resolved_once_a_call(public: FetchPolicy, wires: Wires):
+    found = fetch_many(["http://img.example/a.jpg"] * 20, public, wires.network)
+    assert [each.data for each in found] == [b"bytes of a"] * 20
+    assert wires.resolved == ["img.example"]
+
+
+def test_the_next_address_is_tried_when_one_does_not_answer(public: FetchPolicy, wires: Wires):
+    wires.names["img.example"] = [OTHER_PUBLIC, PUBLIC]
+
+    def connect(address: str, port: int, timeout_s: float) -> socket.socket:
+        if address == OTHER_PUBLIC:
+            raise OSError(errno.ENETUNREACH, "no such way")
+        return wires.connect(address, port, timeout_s)
+
+    network = Network(wires.resolve, connect)
+    assert one("http://img.example/a.jpg", public, network).data == b"bytes of a"
+
+
+@pytest.mark.parametrize(
+    ("code", "asked"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 2)], ids=["none", "again"]
+)
+def test_a_name_that_cannot_be_resolved_fails_its_row(
+    public: FetchPolicy, wires: Wires, code: int, asked: int
+):
+    calls = []
+
+    def resolve(host: str, port: int) -> Sequence[str]:
+        calls.append(host)
+        raise socket.gaierror(code, "it is not known")
+
+    network = Network(resolve, wires.connect)
+    found = one("http://img.example/a.jpg", replace(public, tries=2), network)
+    assert reason(found) == Reason.UNREACHABLE
+    assert len(calls) == asked
+
+
+def test_a_lookup_that_hangs_ends_at_the_deadline(public: FetchPolicy, web: WebServer):
+    def resolve(host: str, port: int) -> Sequence[str]:
+        web.stopping.wait()
+        return []
+
+    policy = replace(public, timeout_s=0.2)
+    try:
+        found = one("http://img.example/a.jpg", policy, Network(resolve))
+    finally:
+        web.stopping.set()
+    assert (reason(found), "in time" in message(found)) == (Reason.UNREACHABLE, True)
+
+
+def test_running_out_of_sockets_is_not_the_fault_of_a_row(public: FetchPolicy, wires: Wires):
+    def connect(address: str, port: int, timeout_s: float) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(InfraError, match="Too many open files"):
+        one("http://img.example/a.jpg", public, Network(wires.resolve, connect))
+
+
+# Redirects
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    "to", ["/a.jpg", "a.jpg", "http://img.example/a.jpg", "//IMG.example/a.jpg"]
+)
+def test_an_allowed_redirect_is_followed(
+    web: WebServer, public: FetchPolicy, wires: Wires, status: int, to: str
+):
+    web.scripts["/start"] = [redirect(to, status)]
+    assert one("http://img.example/start", public, wires.network).data == b"bytes of a"
+
+
+def test_a_redirect_in_raw_utf8_is_followed(web: WebServer, public: FetchPolicy, wires: Wires):
+    web.scripts["/start"] = [redirect("/\u00e4 b.jpg")]
+    web.scripts["/%C3%A4%20b.jpg"] = [ok(b"umlaut")]
+    assert one("http://img.example/start", public, wires.network).data == b"umlaut"
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "http://other.example/a.jpg",
+        "http://127.0.0.1/a.jpg",
+        "http://[::1]/a.jpg",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://2130706433/",
+        "http://img.example:22/",
+        f"http://user:{SECRET}@img.example/a.jpg",
+        "//other.example/a.jpg",
+        "file:///etc/passwd",
+        "ftp://img.example/a.jpg",
+        "http://[::1/",
+        "http://inside.example/a.jpg",
+    ],
+)
+def test_a_redirect_is_checked_from_the_beginning(
+    web: WebServer, public: FetchPolicy, wires: Wires, to: str
+):
+    policy = replace(public, http_hosts=("img.example", "inside.example"))
+    wires.names["inside.example"] = ["127.0.0.1"]
+    web.scripts["/start"] = [redirect(to)]
+    found = one("http://img.example/start", policy, wires.network)
+    assert reason(found) == Reason.FORBIDDEN_URI
+    assert web.paths == ["/start"]
+    assert SECRET not in message(found)
+
+
+def test_a_redirect_to_loopback_is_refused_though_the_file_is_there(
+    web: WebServer, public: FetchPolicy, wires: Wires
+):
+    web.scripts["/start"] = [redirect(web.url("/a.jpg"))]
+    assert reason(one("http://img.example/start", public, wires.network)) == Reason.FORBIDDEN_URI
+    assert web.paths == ["/start"]
+
+
+@pytest.mark.parametrize(("hops", "arrives"), [(5, True), (6, False)])
+def test_five_redirects_are_enough(
+    web: WebServer, public: FetchPolicy, wires: Wires, hops: int, arrives: bool
+):
+    for hop in range(hops):
+        web.scripts[f"/{hop}"] = [redirect(f"/{hop + 1}" if hop + 1 < hops else "/a.jpg")]
+    found = one("http://img.example/0", public, wires.network)
+    assert (found.data == b"bytes of a") is arrives
+    assert arrives or reason(found) == Reason.UNREACHABLE
+
+
+# TLS
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    return make_certificate(tmp_path, "img.example")
+
+
+@pytest.fixture
+def secure(certificate: Path) -> Iterator[WebServer]:
+    with WebServer(certificate=certificate) as server:
+        server.scripts["/a.jpg"] = [ok(b"bytes of a")]
+        yield server
+
+
+def test_https_is_verified_against_the_name_not_the_address(secure: WebServer, certificate: Path):
+    policy = FetchPolicy(
+        LIMIT_BYTES, http_hosts=("img.example", "other.example"), ca_file=str(certificate)
+    )
+    wires = Wires(secure.port)
+    assert one("https://img.example/a.jpg", policy, wires.network).data == b"bytes of a"
+    assert wires.connected == [(PUBLIC, 443)]
+    wrong_name = one("https://other.example/a.jpg", policy, wires.network)
+    assert (reason(wrong_name), len(wires.connected)) == (Reason.UNREACHABLE, 2)  # not tried again
+    unknown_authority = one(
+        "https://img.example/a.jpg", replace(policy, ca_file=None), wires.network
+    )
+    assert reason(unknown_authority) == Reason.UNREACHABLE
+    assert "certificate" in message(unknown_authority)
+    assert secure.paths == ["/a.jpg"]
+
+
+def test_https_is_never_left_for_http(secure: WebServer, certificate: Path):
+    policy = FetchPolicy(
+        LIMIT_BYTES, http_hosts=("img.example",), ca_file=str(certificate), allow_http=True
+    )
+    wires = Wires(secure.port)
+    secure.scripts["/start"] = [redirect("http://img.example/a.jpg")]
+    found = one("https://img.example/start", policy, wires.network)
+    assert (reason(found), secure.paths) == (Reason.FORBIDDEN_URI, ["/start"])
+
+
+def test_a_cut_tls_connection_is_not_the_end_of_a_body(secure: WebServer, certificate: Path):
+    policy = FetchPolicy(
+        LIMIT_BYTES, http_hosts=("img.example",), ca_file=str(certificate), tries=1
+    )
+    secure.scripts["/cut.jpg"] = [raw(b"HTTP/1.1 200 OK\r\n\r\nhalf")]
+    found = one("https://img.example/cut.jpg", policy, Wires(secure.port).network)
+    assert reason(found) == Reason.UNREACHABLE
+
+
+def test_a_server_without_tls_fails_its_row(web: WebServer, wires: Wires):
+    policy = FetchPolicy(LIMIT_BYTES, http_hosts=("img.example",), tries=1)
+    assert reason(one("https://img.example/a.jpg", policy, wires.network)) == Reason.UNREACHABLE
+
+
+def test_a_wrong_file_of_authorities_is_the_fault_of_the_job(wires: Wires, tmp_path: Path):
+    policy = FetchPolicy(
+        LIMIT_BYTES, http_hosts=("img.example",), ca_file=str(tmp_path / "none.pem")
+    )
+    with pytest.raises(JobError, match="ca_file"):
+        one("https://img.example/a.jpg", policy, wires.network)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks", "close"])
+def test_the_limit_is_exact_however_a_body_is_framed(
+    web: WebServer, private: FetchPolicy, framing: str
+):
+    policy = replace(private, max_bytes=1000)
+    for num_bytes in (0, 999, 1000, 1001):
+        web.scripts[f"/{num_bytes}"] = [framed(b"x" * num_bytes, framing)]
+    uris = [web.url(f"/{num_bytes}") for num_bytes in (0, 999, 1000, 1001)]
+    *small, large = fetch_many(uris, policy)
+    assert [len(found.data or b"") for found in small] == [0, 999, 1000]
+    assert reason(large) == Reason.TOO_LARGE
+
+
+def framed(body: bytes, framing: str) -> Answer:
+    if framing == "length":
+        return ok(body)
+    if framing == "close":
+        return raw(b"HTTP/1.1 200 OK\r\n\r\n" + body)
+    pieces = [body[i : i + 300] for i in range(0, len(body), 300)]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%s0\r\n\r\n" % chunks)
+
+
+def test_a_body_that_says_that_it_is_too_large_is_not_read(web: WebServer, private: FetchPolicy):
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 40)
+    web.scripts["/big"] = [dripping(head, b"")]  # it would be waited for in vain
+    assert reason(one(web.url("/big"), replace(private, timeout_s=5))) == Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", PIECE),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1000\r\n%s\r\n" % PIECE),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffff\r\n", PIECE),
+        # A negative size makes http.client read up to the end.
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", PIECE),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+    ],
+    ids=["close", "chunks", "one chunk", "negative chunk", "continue"],
+)
+def test_a_body_without_end_is_cut_off(
+    web: WebServer, private: FetchPolicy, head: bytes, piece: bytes
+):
+    web.scripts["/big"] = [endless(head, piece)]
+    assert reason(one(web.url("/big"), private)) == Reason.TOO_LARGE
+    assert web.sent_bytes < 32 << 20  # the limit, and what fits the buffers of two sockets
+
+
+def test_no_more_files_than_threads_are_in_flight(web: WebServer, private: FetchPolicy):
+    policy = replace(private, threads=3)
+    found = fetch_many([web.url("/a.jpg")] * 40, policy)
+    assert [each.data for each in found] == [b"bytes of a"] * 40
+    assert web.most_at_once <= 3
+
+
+# Trouble that may pass
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        answer(503, b"busy"),
+        answer(500),
+        answer(429, Retry_After="0"),
+        answer(503, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"),
+        answer(408),
+        reset,
+        raw(b""),
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort"),
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: ten\r\n\r\nshort"),
+        raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n"),
+        raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+        raw(b"HTTP/1.1 200 OK\r\nContent-Le"),
+        raw(b"\x00\x01 this is no HTTP\r\n\r\n"),
+    ],
+    ids=[
+        *("503", "500", "429", "date", "408", "reset", "nothing", "short", "length"),
+        *("cut chunk", "chunk size", "cut head", "noise"),
+    ],
+)
+def test_passing_trouble_is_tried_again(web: WebServer, private: FetchPolicy, trouble: Answer):
+    web.scripts["/x"] = [trouble, ok(b"at last")]
+    assert one(web.url("/x"), private).data == b"at last"
+    web.scripts["/y"] = [trouble]
+    found = one(web.url("/y"), replace(private, tries=2))
+    assert (reason(found), web.paths.count("/y")) == (Reason.UNREACHABLE, 2)
+    assert "try 2" in message(found)
+
+
+def test_trouble_may_pass_more_than_once(web: WebServer, private: FetchPolicy):
+    web.scripts["/x"] = [answer(503), reset, ok(b"at last")]
+    assert one(web.url("/x"), private).data == b"at last"
+    assert web.paths == ["/x"] * 3
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (answer(404), Reason.MISSING),
+        (answer(410), Reason.MISSING),
+        (answer(401), Reason.UNREACHABLE),
+        (answer(403), Reason.UNREACHABLE),
+        (answer(204), Reason.UNREACHABLE),
+        (answer(206, b"part"), Reason.UNREACHABLE),
+        (answer(302), Reason.UNREACHABLE),
+        (answer(304), Reason.UNREACHABLE),
+        (answer(200, b"zipped", Content_Encoding="gzip"), Reason.UNREACHABLE),
+        (
+            raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+            Reason.UNREACHABLE,
+        ),
+    ],
+)
+def test_an_answer_that_will_not_change_is_not_asked_for_again(
+    web: WebServer, private: FetchPolicy, said: Answer, expected: str
+):
+    web.scripts["/x"] = [said]
+    assert reason(one(web.url("/x"), private)) == expected
+    assert web.paths == ["/x"]
+
+
+def test_a_server_that_asks_for_more_patience_than_there_is_is_left_alone(
+    web: WebServer, private: FetchPolicy
+):
+    web.scripts["/x"] = [answer(503, Retry_After="99999")]
+    assert reason(one(web.url("/x"), private)) == Reason.UNREACHABLE
+    assert web.paths == ["/x"]
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\nX-Header: ", b"x"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b""),
+    ],
+    ids=["status", "header", "headers", "body", "chunks", "silence"],
+)
+def test_a_server_that_drips_meets_the_deadline(
+    web: WebServer, private: FetchPolicy, head: bytes, drop: bytes
+):
+    web.scripts["/slow"] = [dripping(head, drop)]
+    policy = replace(private, timeout_s=0.3, tries=100)
+    found = one(web.url("/slow"), policy)
+    assert reason(found) == Reason.UNREACHABLE
+
+
+def test_a_stalled_try_leaves_time_for_another(web: WebServer, private: FetchPolicy):
+    web.scripts["/x"] = [dripping(b""), ok(b"at last")]
+    assert one(web.url("/x"), replace(private, try_timeout_s=0.2)).data == b"at last"
+
+
+# Files and objects
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    folder = tmp_path / "lake"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"local a")
+    (folder / "deep" / "b #?%20.jpg").write_bytes(b"local b")
+    (tmp_path / "secret.txt").write_bytes(b"secret")
+    return folder
+
+
+@pytest.fixture
+def local(lake: Path) -> FetchPolicy:
+    return FetchPolicy(LIMIT_BYTES, uri_base=str(lake), roots={str(lake): {}})
+
+
+def test_files_below_a_root_are_read(lake: Path, local: FetchPolicy):
+    uris = ["a.jpg", "./deep/../a.jpg", f"{lake}/a.jpg", f"file://{lake}/a.jpg", f"{lake}//a.jpg"]
+    assert [each.data for each in fetch_many(uris, local)] == [b"local a"] * 5
+    assert one("deep/b #?%20.jpg", local).data == b"local b"
+    assert one("deep/./a.jpg", local).failure is not None
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///etc/passwd",
+        "FILE:///etc/passwd",
+        "file://localhost/etc/passwd",
+        "/etc/passwd",
+        "//etc/passwd",
+        "../../etc/passwd",
+        "../" * 40 + "etc/passwd",
+        "../secret.txt",
+        "deep/../../secret.txt",
+        "../lake-not/a.jpg",
+        "link-out.txt",
+        "deep-out/secret.txt",
+        "a\0.jpg",
+        "s3://lake/a.jpg",
+    ],
+)
+def test_nothing_outside_a_root_is_read(lake: Path, local: FetchPolicy, uri: str):
+    (lake / "link-out.txt").symlink_to(lake.parent / "secret.txt")
+    (lake / "deep-out").symlink_to(lake.parent)
+    assert reason(one(uri, local)) == Reason.FORBIDDEN_URI
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("none.jpg", "deep", "deep/", ".", "a.jpg/b", "pipe", "loop", "dangling", "~/a.jpg"),
+        *("x" * 300, "d/" * 3000 + "x"),
+    ],
+)
+def test_what_is_no_file_is_missing(lake: Path, local: FetchPolicy, uri: str):
+    os.mkfifo(lake / "pipe")
+    (lake / "loop").symlink_to("loop")
+    (lake / "dangling").symlink_to("nothing")
+    assert reason(one(uri, local)) == Reason.MISSING
+
+
+def test_a_link_within_a_root_is_followed(lake: Path, local: FetchPolicy):
+    (lake / "link.jpg").symlink_to("a.jpg")
+    assert one("link.jpg", local).data == b"local a"
+
+
+def test_relative_uris_need_a_base(lake: Path, local: FetchPolicy):
+    assert reason(one("a.jpg", replace(local, uri_base=None))) == Reason.FORBIDDEN_URI
+
+
+def test_null_and_empty_uris_are_null_inputs(local: FetchPolicy):
+    assert [reason(each) for each in fetch_many([None, "", "  "], local)] == [Reason.NULL_INPUT] * 3
+    assert fetch_many([], local) == []
+
+
+def test_a_large_file_fails_its_row(lake: Path, local: FetchPolicy):
+    (lake / "big.jpg").write_bytes(b"x" * 11)
+    (lake / "fits.jpg").write_bytes(b"x" * 10)
+    policy = replace(local, max_bytes=10)
+    assert reason(one("big.jpg", policy)) == Reason.TOO_LARGE
+    assert one("fits.jpg", policy).data == b"x" * 10
+
+
+def test_objects_are_read_below_their_root_only(server: LocalServer):
+    store = server.store()
+    store.put("in/a.jpg", b"object a")
+    store.put("in/big.jpg", b"x" * 2000)
+    store.put("out/b.jpg", b"object b")
+    root = store.url("in")
+    policy = FetchPolicy(1000, uri_base=root, roots={root: store.storage_options})
+    uris = [f"{root}/a.jpg", "a.jpg", "x/../a.jpg", "big.jpg", "none.jpg", "", "k" * 2000, "x//y"]
+    found = fetch_many([*uris, "../out/b.jpg", store.url("out/b.jpg"), f"{root}x/a.jpg"], policy)
+    assert [each.data for each in found[:3]] == [b"object a"] * 3
+    assert [reason(each) for each in found[3:]] == [
+        Reason.TOO_LARGE,
+        Reason.MISSING,
+        Reason.NULL_INPUT,
+        Reason.MISSING,
+        Reason.MISSING,
+        *[Reason.FORBIDDEN_URI] * 3,
+    ]
+
+
+def test_a_key_that_no_object_can_have_is_not_asked_for():
+    (port,) = free_ports(1)
+    options = {"key": "k", "secret": "s", "endpoint_url": f"http://127.0.0.1:{port}"}
+    policy = FetchPolicy(LIMIT_BYTES, roots={"s3://lake": options})
+    uris = ["s3://lake/" + "k" * 1025, "s3://lake/", "s3://lake", "s3://lake/x/", "s3://lake//x"]
+    assert [reason(each) for each in fetch_many(uris, policy)] == [Reason.MISSING] * 5
+
+
+def test_the_longest_root_gives_the_options(s3: LocalServer):
+    store = s3.store()
+    store.put("deep/a.jpg", b"object a")
+    wrong = {**store.storage_options, "secret": "wrong"}
+    roots = {store.url(): wrong, store.url("deep"): store.storage_options}
+    policy = FetchPolicy(LIMIT_BYTES, roots=roots)
+    assert one(store.url("deep/a.jpg"), policy).data == b"object a"
+
+
+def test_a_root_that_is_not_there_is_the_fault_of_the_job(local: FetchPolicy, lake: Path):
+    lake.rename(lake.parent / "elsewhere")
+    with pytest.raises(JobError, match="no such folder"):
+        fetch_many(["a.jpg", "b.jpg"], local)
+
+
+def test_a_bucket_that_is_not_there_is_the_fault_of_the_job(server: LocalServer):
+    root = server.store().url().partition("://")[0] + f"://no-bucket-{uuid.uuid4().hex[:8]}"
+    policy = FetchPolicy(LIMIT_BYTES, roots={root: server.store().storage_options})
+    with pytest.raises(JobError, match="no such"):
+        fetch_many([f"{root}/a.jpg"] * 3, policy)
+
+
+def test_wrong_credentials_are_the_fault_of_the_job(s3: LocalServer):
+    options = {**s3.storage_options, "secret": "wrong" * 8}
+    policy = FetchPolicy(LIMIT_BYTES, roots={s3.uri(""): options})
+    with pytest.raises(JobError) as raised:
+        fetch_many([s3.uri("a.jpg")] * 3, policy)
+    assert "wrongwrong" not in str(raised.value)
+
+
+def test_results_keep_their_order_whatever_each_does(
+    web: WebServer, private: FetchPolicy, lake: Path, s3: LocalServer
+):
+    store = s3.store()
+    store.put("c.jpg", b"object c")
+    policy = replace(private, roots={str(lake): {}, store.url(): store.storage_options})
+    web.scripts["/late"] = [answer(503), ok(b"late")]
+    want: list[tuple[str | None, bytes | str]] = [
+        (web.url("/late"), b"late"),
+        (None, Reason.NULL_INPUT),
+        (f"file://{lake}/a.jpg", b"local a"),
+        (web.url("/none"), Reason.MISSING),
+        (store.url("c.jpg"), b"object c"),
+        ("http://169.254.169.254/", Reason.FORBIDDEN_URI),
+        ("a.jpg", b"bytes of a"),
+        (store.url("none"), Reason.MISSING),
+    ]
+    found = fetch_many([uri for uri, _ in want] * 3, replace(policy, threads=4))
+    told = [each.failure[0] if each.failure else each.data for each in found]
+    assert told == [outcome for _, outcome in want] * 3
+
+
+# Secrets and the policy itself
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"http://user:{SECRET}@img.example/a.jpg",
+        f"http://{SECRET}@img.example/a.jpg",
+        f"http://user:{SECRET}/x@img.example/a.jpg",
+        f"http://user:{SECRET}?x@img.example/a.jpg",
+        f"http://user:{SECRET}#x@img.example/a.jpg",
+        f"http://img.example:{SECRET}@other.example/a.jpg",
+        f"http://other.example/a.jpg?X-Amz-Signature={SECRET}",
+        f"http://other.example/a.jpg#{SECRET}",
+        f"http:user:{SECRET}@img.example/a.jpg",
+        f"{SECRET}:user@img.example/a.jpg",
+        f"//user:{SECRET}@img.example/a.jpg",
+        f"ftp://user:{SECRET}@img.example/a.jpg",
+        f"s3://key:{SECRET}@lake/a.jpg",
+    ],
+)
+def test_users_are_refused_and_secrets_never_shown(public: FetchPolicy, wires: Wires, uri: str):
+    found = one(uri, public, wires.network)
+    assert reason(found) == Reason.FORBIDDEN_URI
+    assert SECRET not in message(found)
+    assert wires.connected == []
+
+
+def test_a_signed_uri_that_fails_does_not_show_its_signature(web: WebServer, private: FetchPolicy):
+    path = f"/none.jpg?X-Amz-Signature={SECRET}"
+    for status in (404, 403, 503):
+        web.scripts[path] = [answer(status)]
+        found = one(web.url(path), replace(private, tries=1))
+        assert SECRET not in message(found)
+    assert len(web.requests) == 3
+
+
+def test_a_policy_pickles_and_shows_no_secrets(lake: Path):
+    policy = FetchPolicy(
+        LIMIT_BYTES, roots={str(lake): {"secret": SECRET}}, http_hosts=("B.Example",)
+    )
+    assert pickle.loads(pickle.dumps(policy)) == policy
+    assert SECRET not in repr(policy)
+    assert policy.http_hosts == ("b.example",)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FetchPolicy(0),
+        lambda: FetchPolicy(1, threads=0),
+        lambda: FetchPolicy(1, tries=0),
+        lambda: FetchPolicy(1, timeout_s=0),
+        lambda: FetchPolicy(1, http_hosts=("https://img.example",)),
+        lambda: FetchPolicy(1, http_hosts=("img.example/images",)),
+        lambda: FetchPolicy(1, http_hosts=("*.example",)),
+        lambda: FetchPolicy(1, http_hosts=("",)),
+        lambda: FetchPolicy(1, http_hosts=("2130706433",)),
+        lambda: FetchPolicy(1, http_hosts=("img.example:x",)),
+        lambda: FetchPolicy(1, http_hosts=(f"user:{SECRET}@img.example",)),
+        lambda: FetchPolicy(1, private_hosts=("img.example",)),
+        lambda: FetchPolicy(1, roots={"ftp://img.example": {}}),
+        lambda: FetchPolicy(1, roots={f"s3://key:{SECRET}@lake/x": {}}),
+        lambda: FetchPolicy(1, uri_base="/not/a/root"),
+        lambda: FetchPolicy(1, uri_base="https://not.listed.example/"),
+        lambda: FetchPolicy(1, uri_base=f"https://user:{SECRET}@img.example/"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_refused(make: Callable[[], Any]):
+    with pytest.raises(JobError) as raised:
+        make()
+    assert SECRET not in str(raised.value)

@@ -1,0 +1,125 @@
+"""Image URIs in a column: what the job allows is fetched, everything else costs its row alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from httpserver import WebServer, answer, ok
+from reading import plan_job, read, rows
+
+from pipeline.errors import JobError
+from pipeline.storage import Store
+
+
+def read_uris(
+    store: Store, uris: list[str | None] | pa.Array, **fields: Any
+) -> list[dict[str, Any]]:
+    """Put one shard of URIs into a store and read it as a job does."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"link": uris, "n": range(len(uris))}), sink)
+    store.put("table/s.parquet", sink.getvalue().to_pybytes())
+    reader, plan = plan_job(
+        store.url("table"),
+        3,
+        uri_column="link",
+        pass_through=["n"],
+        storage_options=dict(store.storage_options),
+        **fields,
+    )
+    found = rows(read(reader, plan)[0])
+    assert [row["n"] for row in found] == list(range(len(uris)))
+    assert [row["row_id"] for row in found] == [f"s.parquet#{n}" for n in range(len(uris))]
+    return found
+
+
+def outcome(row: dict[str, Any]) -> Any:
+    return row["error"] or row["image"]
+
+
+def test_uris_below_the_roots_are_read_and_no_others(every_store: Store):
+    every_store.put("table/near.jpg", b"near")
+    every_store.put("photos/a/far.jpg", b"far")
+    every_store.put("photos2/secret.jpg", b"secret")
+    uris = [
+        "near.jpg",
+        "./near.jpg",
+        every_store.url("table/near.jpg"),
+        every_store.url("photos/a/far.jpg"),
+        every_store.url("photos/none.jpg"),
+        every_store.url("photos/../photos2/secret.jpg"),
+        every_store.url("photos2/secret.jpg"),
+        "../photos2/secret.jpg",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "https://example.com/a.jpg",
+        None,
+        "",
+    ]
+    found = read_uris(every_store, uris, uri_roots=[every_store.url("photos")])
+    forbidden = ["forbidden_uri"] * 6
+    assert [outcome(row) for row in found] == [
+        *(b"near", b"near", b"near", b"far", "missing"),
+        *forbidden,
+        *("null_input", "null_input"),
+    ]
+    assert found[3]["uri"] == uris[3]
+    assert found[11]["uri"] == every_store.url("table/s.parquet")
+
+
+def test_another_base_and_dictionary_encoded_uris(any_store: Store):
+    any_store.put("photos/x.jpg", b"x")
+    uris = pa.array(["x.jpg", "x.jpg", None]).dictionary_encode()
+    photos = any_store.url("photos")
+    found = read_uris(any_store, uris, uri_roots=[photos], uri_base=photos)
+    assert [outcome(row) for row in found] == [b"x", b"x", "null_input"]
+
+
+def test_what_is_published_of_a_presigned_url_is_no_credential(tmp_path: Path):
+    with WebServer() as web:
+        web.scripts["/a.jpg?X-Signature=hush"] = [ok(b"photo")]
+        web.scripts["/b.jpg?X-Signature=hush"] = [answer(403)]
+        urls = [web.url("/a.jpg?X-Signature=hush"), web.url("/b.jpg?X-Signature=hush")]
+        found = read_uris(
+            Store(str(tmp_path)), urls, private_hosts=[web.authority], allow_http=True
+        )
+    assert [outcome(row) for row in found] == [b"photo", "unreachable"]
+    assert [row["uri"] for row in found] == [web.url("/a.jpg"), web.url("/b.jpg")]
+    assert "hush" not in str(found)
+
+
+def test_a_private_address_needs_its_own_permission(tmp_path: Path):
+    with WebServer() as web:
+        host = web.authority.partition(":")[0]
+        found = read_uris(
+            Store(str(tmp_path)), [web.url("/a.jpg")], http_hosts=[web.authority], allow_http=True
+        )
+        assert web.paths == []
+    assert [outcome(row) for row in found] == ["forbidden_uri"], host
+
+
+def test_text_that_is_no_utf8_and_lines_in_it_stay_harmless(tmp_path: Path):
+    raw = pa.array([b"\xff\xfe.jpg", b"a\nforged.jpg", b"https://u:hush@h/x"], pa.binary())
+    uris = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    found = read_uris(Store(str(tmp_path)), uris)
+    assert [row["error"] for row in found] == ["missing", "forbidden_uri", "forbidden_uri"]
+    assert not any("\n" in row["uri"] + row["message"] or "hush" in str(row) for row in found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"http_hosts": ["https://h/"]}, "http_hosts: expected host"),
+        ({"private_hosts": ["h"]}, "private_hosts: expected host:port"),
+        ({"uri_roots": ["ftp://h/x"]}, "ftp://: not supported"),
+        ({"uri_base": "/somewhere/else"}, "uri_base: /somewhere/else: not below any root"),
+    ],
+)
+def test_a_wrong_permission_is_refused_when_planning(
+    fields: dict[str, Any], words: str, tmp_path: Path
+):
+    with pytest.raises(JobError, match=words):
+        read_uris(Store(str(tmp_path)), ["x"], **fields)
