@@ -1,29 +1,30 @@
 """Turn staged slices into final parts: predictions and quarantine apart, in input order.
 
+Slices are small, each with a footer and dictionaries of its own, so their sizes say little about a
+part's. A sample of them, encoded as a part, says how much smaller they become. The driver cuts
+groups of a few parts by that; inside a group what is really written decides where a part ends.
+
 Pure over a store; the caller decides where the groups run (Ray tasks in a run).
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.layout import part_name
 from pipeline.manifest import Part
+from pipeline.parts import PartFormat, PartStream
+from pipeline.row_ids import hash_ids, sum_hashes
 from pipeline.schema import (
     ERROR,
     ERROR_STAGE,
-    LABEL,
     MESSAGE,
     NUM_BYTES,
     QUARANTINE_SCHEMA,
@@ -36,17 +37,57 @@ from pipeline.schema import (
 from pipeline.sink import StagedSlice, staged_of
 from pipeline.storage import Store
 
-_HASH_MASK = (1 << 64) - 1
+_PARTS_PER_GROUP = 4.5
+"""Enough that a group split evenly has parts within a fifth of the target, whatever is left over:
+three and a half of them make three or four."""
+_READ_FILES, _READ_BYTES = 32, 16 * 2**20
+_SAMPLE_FILES, _SAMPLE_BYTES = 64, 16 * 2**20
+_NAMES_PER_GROUP = 100_000
+
+Duplicates = Mapping[SliceKey, tuple[int, ...]]
+"""Rows (counted within their slice) whose id an earlier row has."""
+SizedSlice = tuple[SliceKey, str, float]
+"""Key, path and staged bytes."""
+RunTasks = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """The slices of one final part."""
+    """Slices that one task makes parts of."""
 
     index: int
-    slices: tuple[tuple[SliceKey, str], ...]
-    duplicates: Mapping[SliceKey, tuple[int, ...]] = field(default_factory=dict)
-    """Rows (counted within their slice) whose id an earlier row has."""
+    slices: tuple[SizedSlice, ...]
+    duplicates: Duplicates = field(default_factory=dict)
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
+class SliceRows:
+    """One staged slice, read back."""
+
+    good: pa.Table
+    quarantined: pa.Table
+    row_id_hash: int
+    size_bytes: float
+
+
+@dataclass(frozen=True)
+class CompactedGroup:
+    """What became of a group."""
+
+    index: int
+    predictions: tuple[Part, ...]
+    quarantine: tuple[Part, ...]
+    row_id_hash: int
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """The parts of a version, in input order; their paths are relative to the folder."""
+
+    predictions: tuple[Part, ...]
+    quarantine: tuple[Part, ...]
+    row_id_hash: str
 
 
 @dataclass(frozen=True)
@@ -61,97 +102,146 @@ class Compactor:
     """Of the predictions."""
     compression: str
     metadata: Mapping[str, str]
+    target_bytes: float
 
     def compact(self, group: Group) -> CompactedGroup:
-        """Write the final parts of one group, each in one put.
-
-        Returns:
-            The parts (paths relative to `folder`) and the sum of the row id hashes.
-        """
-        schema = self.schema
-        predictions = _PartWriter(schema, self.compression, self.metadata)
-        quarantine = _PartWriter(QUARANTINE_SCHEMA, self.compression, self.metadata)
+        """Write the final parts of one group, each in one put."""
+        total = None if group.is_last else sum(size for _, _, size in group.slices)
+        predictions = self.stream("predictions", group.index, self.schema, total_weight=total)
+        quarantine = self.stream("quarantine", group.index, QUARANTINE_SCHEMA)
         row_id_hash = 0
-        for key, path in group.slices:
-            with self.store.open(path) as handle:
-                part = pq.ParquetFile(handle)
-                staged, rows = staged_of(part, path), part.read()
-            row_id_hash += int(hash_ids(rows.column(ROW_ID)).sum(dtype=np.uint64))
-            rows = _mark_duplicates(rows, group.duplicates.get(key, ()))
-            good = pc.is_null(rows.column(ERROR))
-            predictions.write(rows.filter(good).select(schema.names))
-            quarantine.write(_to_quarantine(rows.filter(pc.invert(good)), staged))
-        name = part_name(group.index, self.version)
-        is_only = group.index == 0  # an empty partition still has one part with the schema
-        return CompactedGroup(
-            index=group.index,
-            predictions=self._put(f"predictions/{name}", predictions, is_wanted=is_only),
-            quarantine=self._put(f"quarantine/{name}", quarantine, is_wanted=False),
-            row_id_hash=row_id_hash & _HASH_MASK,
+        for rows in self.read(group):
+            predictions.write(rows.good, rows.size_bytes)
+            quarantine.write(rows.quarantined)
+            row_id_hash += rows.row_id_hash
+        return CompactedGroup(group.index, predictions.close(), quarantine.close(), row_id_hash)
+
+    def stream(
+        self, folder: str, index: int, schema: pa.Schema, *, total_weight: float | None = None
+    ) -> PartStream:
+        """Start writing parts; `index` keeps their names apart until publishing numbers them."""
+        return PartStream(
+            self.store,
+            self.folder,
+            lambda nth: f"{folder}/{part_name(index * _NAMES_PER_GROUP + nth, self.version)}",
+            PartFormat(schema, self.compression, self.metadata, self.target_bytes),
+            total_weight=total_weight,
         )
 
-    def _put(self, path: str, writer: _PartWriter, *, is_wanted: bool) -> Part | None:
-        data = writer.close()
-        if writer.num_rows == 0 and not is_wanted:
-            return None
-        self.store.put(f"{self.folder}/{path}", data)
-        return Part(path, writer.num_rows, len(data), hashlib.sha256(data).hexdigest())
+    def read(self, group: Group) -> Iterator[SliceRows]:
+        """Read the slices of a group in order, some at a time."""
+        for some in _read_chunks(group.slices):
+            found = self.store.read_many([path for _, path, _ in some])
+            for key, path, size_bytes in some:
+                staged, rows = _decode(found[path], path)
+                ids = hash_ids(rows.column(ROW_ID))
+                rows = _mark_duplicates(rows, group.duplicates.get(key, ()))
+                is_good = pc.is_null(rows.column(ERROR))
+                yield SliceRows(
+                    good=rows.filter(is_good).select(self.schema.names),
+                    quarantined=_to_quarantine(rows.filter(pc.invert(is_good)), staged),
+                    row_id_hash=int(ids.sum(dtype=np.uint64)),
+                    size_bytes=size_bytes,
+                )
+
+    def whole(
+        self,
+        predictions: Sequence[Part],
+        groups: Sequence[tuple[tuple[Part, ...], int]],
+    ) -> Compacted:
+        """Put together what the groups made; an empty partition gets one part with the schema.
+
+        Args:
+            predictions: All parts of predictions.
+            groups: Quarantine parts and the sum of the row id hashes, of each group.
+        """
+        if not predictions:
+            predictions = self.stream("predictions", 0, self.schema).close(at_least_one=True)
+        quarantine = tuple(part for parts, _ in groups for part in parts)
+        return Compacted(tuple(predictions), quarantine, sum_hashes([h for _, h in groups]))
 
 
-@dataclass(frozen=True)
-class CompactedGroup:
-    """What became of a group."""
+def compact_slices(
+    compactor: Compactor,
+    slices: Sequence[SizedSlice],
+    duplicates: Duplicates,
+    run_tasks: RunTasks,
+) -> Compacted:
+    """Compact all slices of a run.
 
-    index: int
-    predictions: Part | None
-    quarantine: Part | None
-    row_id_hash: int
-
-
-class _PartWriter:
-    """One Parquet file in memory."""
-
-    def __init__(self, schema: pa.Schema, compression: str, metadata: Mapping[str, str]) -> None:
-        self._buffer = io.BytesIO()
-        self._schema = schema.with_metadata(dict(metadata))
-        self._writer = pq.ParquetWriter(self._buffer, self._schema, compression=compression)
-        self.num_rows = 0
-
-    def write(self, rows: pa.Table) -> None:
-        if rows.num_rows:
-            self._writer.write_table(rows.cast(self._schema))
-            self.num_rows += rows.num_rows
-
-    def close(self) -> bytes:
-        self._writer.close()
-        return self._buffer.getvalue()
+    Args:
+        compactor: Where to and how.
+        slices: In input order.
+        duplicates: Rows to quarantine, of the slices that have some.
+        run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
+    """
+    group_bytes = _PARTS_PER_GROUP * compactor.target_bytes
+    if sum(size for _, _, size in slices) > group_bytes:
+        group_bytes /= _shrinkage(compactor, slices)
+    groups = cut_groups(slices, group_bytes, duplicates)
+    done: list[CompactedGroup] = run_tasks(compactor.compact, [(group,) for group in groups])
+    return compactor.whole(
+        [part for group in done for part in group.predictions],
+        [(group.quarantine, group.row_id_hash) for group in done],
+    )
 
 
 def cut_groups(
-    slices: Sequence[tuple[SliceKey, str, int]],
-    target_bytes: float,
-    duplicates: Mapping[SliceKey, tuple[int, ...]],
-) -> Iterator[Group]:
-    """Cut the slices (key, path, staged bytes; in input order) into parts near target_bytes."""
-    pending: list[tuple[SliceKey, str]] = []
-    size = index = 0
-    for key, path, size_bytes in slices:
-        if pending and size + size_bytes / 2 > target_bytes:
-            yield _group(index, pending, duplicates)
-            pending, size, index = [], 0, index + 1
-        pending.append((key, path))
-        size += size_bytes
-    if pending or index == 0:
-        yield _group(index, pending, duplicates)
+    slices: Sequence[SizedSlice], target_bytes: float, duplicates: Duplicates
+) -> list[Group]:
+    """Cut the slices, in input order, into groups near target_bytes of staged size."""
+    cuts: list[list[SizedSlice]] = []
+    pending: list[SizedSlice] = []
+    pending_bytes = 0.0
+    for sized in slices:
+        if pending and pending_bytes + sized[2] / 2 > target_bytes:
+            cuts.append(pending)
+            pending, pending_bytes = [], 0.0
+        pending.append(sized)
+        pending_bytes += sized[2]
+    if pending:
+        cuts.append(pending)
+    return [
+        Group(
+            index,
+            tuple(own),
+            {key: duplicates[key] for key, _, _ in own if key in duplicates},
+            is_last=index == len(cuts) - 1,
+        )
+        for index, own in enumerate(cuts)
+    ]
 
 
-def _group(
-    index: int,
-    slices: list[tuple[SliceKey, str]],
-    duplicates: Mapping[SliceKey, tuple[int, ...]],
-) -> Group:
-    own = {key: duplicates[key] for key, _ in slices if key in duplicates}
-    return Group(index, tuple(slices), own)
+def _shrinkage(compactor: Compactor, slices: Sequence[SizedSlice]) -> float:
+    """Encode slices from everywhere as one row group: bytes then, for a byte staged."""
+    mean_bytes = max(1.0, sum(size for _, _, size in slices) / len(slices))
+    num_sampled = max(1, min(_SAMPLE_FILES, int(_SAMPLE_BYTES / mean_bytes)))
+    sample = slices[:: -(-len(slices) // num_sampled)]
+    rows = [rows.good for rows in compactor.read(Group(0, tuple(sample)))]
+    how = PartFormat(
+        compactor.schema, compactor.compression, compactor.metadata, compactor.target_bytes
+    )
+    staged_bytes = sum(size for _, _, size in sample)
+    return max(0.01, how.measure(pa.concat_tables(rows)) / max(1.0, staged_bytes))
+
+
+def _read_chunks(slices: Sequence[SizedSlice]) -> Iterator[list[SizedSlice]]:
+    chunk: list[SizedSlice] = []
+    for sized in slices:
+        is_full = sum(size for _, _, size in chunk) + sized[2] > _READ_BYTES
+        if chunk and (is_full or len(chunk) == _READ_FILES):
+            yield chunk
+            chunk = []
+        chunk.append(sized)
+    if chunk:
+        yield chunk
+
+
+def _decode(data: bytes | Exception, path: str) -> tuple[StagedSlice, pa.Table]:
+    if isinstance(data, Exception):
+        raise data
+    part = pq.ParquetFile(pa.BufferReader(data))
+    return staged_of(part, path), part.read()
 
 
 def _mark_duplicates(rows: pa.Table, duplicates: Sequence[int]) -> pa.Table:
@@ -187,62 +277,3 @@ def _to_quarantine(rows: pa.Table, staged: StagedSlice) -> pa.Table:
         },
         schema=QUARANTINE_SCHEMA,
     )
-
-
-def hash_ids(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint64]:
-    """Hash row ids to 64 bits, the same in every process and on every machine."""
-    values: Any = np.asarray(ids.to_pylist(), dtype=object)
-    if len(values) == 0:
-        return np.zeros(0, np.uint64)
-    return np.asarray(pd.util.hash_array(values, categorize=False), np.uint64)
-
-
-def sum_hashes(hashes: Sequence[int]) -> str:
-    """Add hashes modulo 2**64 and show the sum as hex."""
-    return f"{sum(hashes) & _HASH_MASK:016x}"
-
-
-def read_hashes(store: Store, path: str) -> npt.NDArray[np.uint64]:
-    """Hash the row ids of one staged part."""
-    return hash_ids(_read(store, path, [ROW_ID]).column(ROW_ID))
-
-
-def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
-    with store.open(path) as handle:
-        return pq.ParquetFile(handle).read(columns=columns)
-
-
-def find_duplicates(
-    store: Store,
-    slices: Sequence[tuple[SliceKey, str]],
-    hashes: Sequence[npt.NDArray[np.uint64]],
-) -> dict[SliceKey, tuple[tuple[int, str | None], ...]]:
-    """Find the rows whose id an earlier row has; the first in input order keeps its prediction.
-
-    Returns:
-        For each slice that has some: the row (counted within the slice) and its label (empty
-        where the task gives none), None where the row had failed already.
-
-    Hashes (8 bytes a row) tell which slices to look into; only there the ids themselves count.
-    """
-    if not hashes:
-        return {}
-    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    suspects = values[counts > 1]
-    seen: set[str] = set()
-    duplicates: dict[SliceKey, tuple[tuple[int, str | None], ...]] = {}
-    for (key, path), own in zip(slices, hashes, strict=True):
-        rows = np.flatnonzero(np.isin(own, suspects))
-        if len(rows) == 0:
-            continue
-        table = _read(store, path, None).take(pa.array(rows))
-        ids, errors = table[ROW_ID].to_pylist(), table[ERROR].to_pylist()
-        labels = table[LABEL].to_pylist() if LABEL in table.column_names else [""] * len(ids)
-        repeated = []
-        for row, value, label, error in zip(rows.tolist(), ids, labels, errors, strict=True):
-            if value in seen:
-                repeated.append((row, label if error is None else None))
-            seen.add(value)
-        if repeated:
-            duplicates[key] = tuple(repeated)
-    return duplicates

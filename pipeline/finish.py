@@ -7,28 +7,23 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from pipeline.compact import (
-    CompactedGroup,
-    Compactor,
-    cut_groups,
-    find_duplicates,
-    read_hashes,
-    sum_hashes,
-)
-from pipeline.errors import InfraError
+from pipeline.compact import Compacted, Compactor, compact_slices
 from pipeline.failpoints import reach
 from pipeline.gates import Verdict, judge, require_pass
+from pipeline.hive import partition_types
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.publish import commit, settle
 from pipeline.ray_tasks import run_tasks
 from pipeline.record import RunContext, file_metadata, package_versions
+from pipeline.regroup import compact_by_value
+from pipeline.row_ids import find_duplicates, read_hashes
 from pipeline.schema import SliceKey
 from pipeline.storage import StoredFile
+from pipeline.tiling import Slices, require_tiling
 
 _MIB = 2**20
-Slices = Sequence[tuple[SliceKey, StoredFile]]
 
 
 def finish(
@@ -55,8 +50,9 @@ def finish(
     """
     with run.record.stage("publish") as published:
         slices = require_tiling(plan, staged)
+        num_rows = run.record.tiled([key for key, _ in slices])
         duplicates = _find_duplicates(run, slices)
-        verdicts = _judge(run, plan)
+        verdicts = _judge(run, plan, num_rows)
         require_pass(verdicts)
         lease.check()
         number = base.number + 1 if base else 1
@@ -67,28 +63,11 @@ def finish(
         reach("compacted")
         lease.check()
         current = commit(run.store, run.layout, manifest, folder)
-        settle(run.store, run.layout, current, run.job.sink.keep_versions)
-        published.rows_in = published.rows_out = plan.num_rows
+        settle(run.store, run.layout, current, run.job.sink.keep_versions, table=run.job.sink.table)
+        published.rows_in = published.rows_out = num_rows
         published.bytes_in = sum(file.size_bytes for _, file in slices)
         published.bytes_out = sum(part.size_bytes for part in manifest.all_parts)
     return current
-
-
-def require_tiling(plan: Plan, staged: Mapping[SliceKey, StoredFile]) -> Slices:
-    """Return the plan's slices in order, each with its part.
-
-    Raises:
-        InfraError: A slice has no part.
-    """
-    keys = list(plan.slices())
-    missing = [key for key in keys if key not in staged]
-    if missing:
-        first = missing[0]
-        raise InfraError(
-            f"{len(missing)} of {len(keys)} slices have no staged part (first: unit {first.unit}, "
-            f"rows {first.start} to {first.end}); run again to compute them"
-        )
-    return [(key, staged[key]) for key in keys]
 
 
 def _find_duplicates(run: RunContext, slices: Slices) -> Mapping[SliceKey, tuple[int, ...]]:
@@ -101,10 +80,10 @@ def _find_duplicates(run: RunContext, slices: Slices) -> Mapping[SliceKey, tuple
     return {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
 
 
-def _judge(run: RunContext, plan: Plan) -> list[Verdict]:
+def _judge(run: RunContext, plan: Plan, num_rows: int) -> list[Verdict]:
     verdicts = judge(
         run.job.gates,
-        num_planned=plan.num_rows,
+        num_planned=num_rows,
         num_predicted=run.record.num_predicted,
         num_quarantined=run.record.num_quarantined,
         num_shards=plan.num_shards,
@@ -120,7 +99,7 @@ def _compact(
     duplicates: Mapping[SliceKey, tuple[int, ...]],
     folder: str,
     version: str,
-) -> list[CompactedGroup]:
+) -> Compacted:
     compactor = Compactor(
         store=run.store,
         folder=folder,
@@ -128,17 +107,20 @@ def _compact(
         schema=plan.prediction_schema(),
         compression=run.job.sink.compression,
         metadata=file_metadata(plan, run.record.run_id),
+        target_bytes=run.job.sink.target_part_mib * _MIB,
     )
-    sized = [(key, file.path, file.size_bytes) for key, file in slices]
-    groups = cut_groups(sized, run.job.sink.target_part_mib * _MIB, duplicates)
-    return run_tasks(compactor.compact, [(group,) for group in groups])
+    sized = [(key, file.path, float(file.size_bytes)) for key, file in slices]
+    columns = run.job.sink.partition_columns
+    if columns:
+        return compact_by_value(compactor, columns, sized, duplicates, run_tasks)
+    return compact_slices(compactor, sized, duplicates, run_tasks)
 
 
 def _manifest(
     run: RunContext,
     plan: Plan,
     number: int,
-    compacted: Sequence[CompactedGroup],
+    compacted: Compacted,
     verdicts: Sequence[Verdict],
 ) -> Manifest:
     return Manifest(
@@ -149,13 +131,14 @@ def _manifest(
         run_id=run.record.run_id,
         token=uuid.uuid4().hex,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        num_rows=plan.num_rows,
+        num_rows=run.record.num_accounted,  # what a gate compared with the slices
         num_predicted=run.record.num_predicted,
         num_quarantined=run.record.num_quarantined,
         num_unreadable_shards=run.record.num_unreadable_shards,
-        row_id_hash=sum_hashes([group.row_id_hash for group in compacted]),
-        parts=tuple(group.predictions for group in compacted if group.predictions),
-        quarantine_parts=tuple(group.quarantine for group in compacted if group.quarantine),
+        row_id_hash=compacted.row_id_hash,
+        parts=compacted.predictions,
+        quarantine_parts=compacted.quarantine,
+        partition_columns=partition_types(run.job.sink.partition_columns, plan.prediction_schema()),
         model=plan.model,
         gates=tuple(verdict.to_dict() for verdict in verdicts),
         versions=package_versions(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.errors import InfraError, JobError
+from pipeline.hive import restore
 from pipeline.job import Job
 from pipeline.layout import WHOLE_OUTPUT, Layout, new_run_id
 from pipeline.manifest import Manifest, Part, current_manifest, list_partitions, locate
@@ -29,6 +30,7 @@ from pipeline.run import prepare
 from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
 from pipeline.sink import list_staged
 from pipeline.storage import Store
+from pipeline.tiling import done_slices
 from pipeline.upkeep import history_numbers
 
 _DIGEST_CHARS = 12
@@ -54,7 +56,7 @@ def describe_plan(job: Job, options: RunOptions) -> dict[str, Any]:
     return {
         "partition": layout.name,
         "fingerprint": plan.fingerprint[:_DIGEST_CHARS],
-        **_next_step(plan, store, layout, current),
+        **_next_step(plan, store, layout, current, job.sink.partition_columns),
         "input": _input(plan, record.num_unreadable_shards),
         "model": _model(model, plan),
         "published_now": _published(current),
@@ -62,22 +64,26 @@ def describe_plan(job: Job, options: RunOptions) -> dict[str, Any]:
 
 
 def _next_step(
-    plan: Plan, store: Store, layout: Layout, current: Manifest | None
+    plan: Plan,
+    store: Store,
+    layout: Layout,
+    current: Manifest | None,
+    partition_columns: Sequence[str],
 ) -> dict[str, Any]:
-    is_published = current is not None and current.fingerprint == plan.fingerprint
+    is_published = current is not None and current.is_of(plan.fingerprint, partition_columns)
     staged = list_staged(store, layout.staging(plan.fingerprint))
-    slices = list(plan.slices())
-    done = [key for key in slices if key in staged]
+    done = done_slices(plan, staged)
     action = "publish the first version" if current is None else f"replace version {current.number}"
     if is_published:
         action = "nothing: this is published already"
     elif done:
         action = f"resume, then {action}"
-    rows_left = plan.num_rows - sum(key.num_rows for key in done)
+    num_rows = plan.num_rows
+    rows_left = None if num_rows is None else num_rows - sum(key.num_rows for key in done)
     return {
         "a_run_would": action,
         "units": len(plan.units),
-        "slices": len(slices),
+        "slices": None if num_rows is None else sum(1 for _ in plan.slices()),
         "slices_staged": len(done),
         "rows_left": 0 if is_published else rows_left,
     }
@@ -86,8 +92,9 @@ def _next_step(
 def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
     return {
         "shards": plan.num_shards,
-        "unreadable_shards": num_unreadable,
+        "unreadable_shards": None if plan.num_rows is None else num_unreadable,
         "rows": plan.num_rows,
+        **({} if plan.num_rows is not None else {"rows_are": "unknown until read"}),
         "bytes": plan.input_bytes,
         "ignored_files": len(plan.ignored),
         "first_ignored": list(plan.ignored[:_EXAMPLES]),
@@ -236,8 +243,9 @@ def _describe_partition(store: Store, layout: Layout) -> dict[str, Any]:
 
 
 def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[str, Any]:
-    with store.open(manifest.parts[0].path) as handle:
-        schema = pq.ParquetFile(handle).schema_arrow
+    first, hive = manifest.parts[0], manifest.partition_columns
+    with store.open(first.path) as handle:
+        schema = restore(pq.ParquetFile(handle).schema_arrow.empty_table(), first.path, hive).schema
     has_labels = LABEL in schema.names
     return {
         "partition": layout.name,
@@ -260,8 +268,8 @@ def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[
         "model": manifest.model,
         "gates": list(manifest.gates),
         "schema": [{"column": field.name, "type": str(field.type)} for field in schema],
-        "labels": _count(store, manifest.parts, LABEL)[:_TOP_LABELS] if has_labels else [],
-        "predictions": _first_rows(store, manifest.parts, _shown_columns(schema)),
+        "labels": _count(store, manifest.parts, LABEL, hive)[:_TOP_LABELS] if has_labels else [],
+        "predictions": _first_rows(store, manifest.parts, _shown_columns(schema), hive),
         "reasons": _count(store, manifest.quarantine_parts, "reason"),
         "quarantine": _first_rows(store, manifest.quarantine_parts, [ROW_ID, "reason", MESSAGE]),
         "history": history_numbers(store, layout),
@@ -281,20 +289,24 @@ def _sum_parts(kind: str, parts: Sequence[Part]) -> dict[str, Any]:
     return {"kind": kind, "parts": len(parts), "bytes": size_bytes}
 
 
-def _count(store: Store, parts: Sequence[Part], column: str) -> list[dict[str, Any]]:
+def _count(
+    store: Store, parts: Sequence[Part], column: str, hive: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Count the values of a text column, most frequent first, one batch in memory at a time."""
     counts: Counter[str] = Counter()
     for part in parts:
-        for batch in _batches(store, part, [column]):
+        for batch in _batches(store, part, [column], hive):
             for pair in pc.value_counts(batch.column(0)).to_pylist():
                 counts[pair["values"]] += pair["counts"]
     return [{column: value, "rows": rows} for value, rows in counts.most_common()]
 
 
-def _first_rows(store: Store, parts: Sequence[Part], columns: list[str]) -> list[dict[str, Any]]:
+def _first_rows(
+    store: Store, parts: Sequence[Part], columns: list[str], hive: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for part in parts:
-        for batch in _batches(store, part, columns, batch_rows=_EXAMPLES):
+        for batch in _batches(store, part, columns, hive, batch_rows=_EXAMPLES):
             rows += batch.to_pylist()
             if len(rows) >= _EXAMPLES:
                 return rows[:_EXAMPLES]
@@ -302,7 +314,15 @@ def _first_rows(store: Store, parts: Sequence[Part], columns: list[str]) -> list
 
 
 def _batches(
-    store: Store, part: Part, columns: list[str], *, batch_rows: int = _BATCH_ROWS
-) -> Iterator[pa.RecordBatch]:
+    store: Store,
+    part: Part,
+    columns: list[str],
+    hive: Mapping[str, str] | None,
+    *,
+    batch_rows: int = _BATCH_ROWS,
+) -> Iterator[pa.Table]:
     with store.open(part.path) as handle:
-        yield from pq.ParquetFile(handle).iter_batches(batch_size=batch_rows, columns=columns)
+        file = pq.ParquetFile(handle)
+        inside = [name for name in columns if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=batch_rows, columns=inside):
+            yield restore(pa.Table.from_batches([batch]), part.path, hive or {}).select(columns)

@@ -38,6 +38,16 @@ class Layout:
     def quarantine(self) -> str:
         return f"quarantine/{self.partition}" if self.partition else "quarantine"
 
+    def inside(self, path: str) -> str:
+        """Return a part's path without the partition: `predictions/part-...parquet`.
+
+        The folders of partition columns stay: `predictions/label=cat/part-...parquet`.
+        """
+        for kind, folder in (("predictions", self.predictions), ("quarantine", self.quarantine)):
+            if path.startswith(f"{folder}/"):
+                return f"{kind}/{path.removeprefix(f'{folder}/')}"
+        raise ValueError(f"{path}: is no part of {self.name}")
+
     @property
     def success(self) -> str:
         return f"{self.predictions}/_SUCCESS"
@@ -98,6 +108,12 @@ def parse_staged_name(path: str) -> SliceKey | None:
 def part_name(index: int, version: str) -> str:
     """Name a published part; `version` is `<log number>-<12 hex digits of the attempt>`."""
     return f"part-{index:05d}-{version}.parquet"
+
+
+def renumber(path: str, index: int) -> str:
+    """Give a published part another index, in the same folder."""
+    folder, separator, name = path.rpartition("/")
+    return f"{folder}{separator}part-{index:05d}-{name.split('-', 2)[2]}"
 
 
 def part_target(path: str) -> int | None:

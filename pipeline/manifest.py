@@ -7,7 +7,7 @@ reader that goes by the manifest sees one whole version, never two and never a p
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InfraError, JobError
+from pipeline.hive import restore
 from pipeline.layout import WHOLE_OUTPUT, Layout
 from pipeline.storage import Store
 
@@ -58,6 +59,8 @@ class Manifest:
     gates: tuple[dict[str, Any], ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     restored_from: int | None = None
+    partition_columns: dict[str, str] = field(default_factory=dict)
+    """Columns that are folders inside the partition, with their types; outermost first."""
     version: int = MANIFEST_VERSION
 
     @property
@@ -66,6 +69,12 @@ class Manifest:
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
+
+    def is_of(self, fingerprint: str, partition_columns: Sequence[str]) -> bool:
+        """Tell whether this is what a run would publish."""
+        return self.fingerprint == fingerprint and list(self.partition_columns) == list(
+            partition_columns
+        )
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:
@@ -140,6 +149,10 @@ def read_predictions(
         columns: The columns to read; None reads all.
         storage_options: fsspec options.
 
+    Returns:
+        The rows in input order; with `sink.partition_columns` by value, in input order within each,
+        and those columns last.
+
     Raises:
         JobError: Nothing is published there.
         InfraError: A part that the current manifest names is missing.
@@ -152,7 +165,8 @@ def read_predictions(
         if manifest is None:
             raise JobError(f"{store.url('')}: partition {layout.name} is not published")
         try:
-            tables = [read_part(store, part, columns) for part in manifest.parts]
+            hive = manifest.partition_columns
+            tables = [read_part(store, part, columns, hive) for part in manifest.parts]
         except FileNotFoundError as error:
             # Replaced while it was read: the next round takes the new version whole.
             missing = str(error)
@@ -161,7 +175,17 @@ def read_predictions(
     raise InfraError(f"{store.url('')}: partition {layout.name}: a part is missing: {missing}")
 
 
-def read_part(store: Store, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one published part."""
+def read_part(
+    store: Store,
+    part: Part,
+    columns: Sequence[str] | None = None,
+    partition_columns: Mapping[str, str] | None = None,
+) -> pa.Table:
+    """Read one published part, with the columns that its folders hold."""
+    hive = partition_columns or {}
     with store.open(part.path) as handle:
-        return pq.ParquetFile(handle).read(columns=list(columns) if columns else None)
+        file = pq.ParquetFile(handle)
+        inside = file.schema_arrow.names
+        wanted = None if columns is None else [name for name in columns if name in inside]
+        rows = restore(file.read(columns=wanted), part.path, hive)
+    return rows if columns is None else rows.select(list(columns))

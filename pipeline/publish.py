@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
+from typing import Literal
 
+from pipeline.delta import commit_delta
 from pipeline.errors import InfraError, PublishConflict
 from pipeline.failpoints import reach
-from pipeline.layout import Layout, part_target
+from pipeline.layout import Layout, part_target, renumber
 from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.storage import CreateOutcome, Store, StoredFile
 
@@ -24,7 +25,8 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
         store: The sink.
         layout: The partition.
         manifest: The new manifest; its part paths are relative to `folder`, as
-            `predictions/<name>` and `quarantine/<name>`.
+            `predictions/<name>` and `quarantine/<name>`, with the folders of partition columns
+            before the name. They are numbered here, in their order.
         folder: Where the parts lie now; they are copied, not moved.
 
     Returns:
@@ -35,8 +37,10 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     """
     placed = replace(
         manifest,
-        parts=_place(store, folder, manifest.parts, layout.predictions),
-        quarantine_parts=_place(store, folder, manifest.quarantine_parts, layout.quarantine),
+        parts=_place(store, folder, manifest.parts, "predictions", layout.predictions),
+        quarantine_parts=_place(
+            store, folder, manifest.quarantine_parts, "quarantine", layout.quarantine
+        ),
     )
     reach("before_log")
     path = layout.log_entry(manifest.number)
@@ -53,19 +57,29 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     return winner
 
 
-def _place(store: Store, folder: str, parts: Sequence[Part], target: str) -> tuple[Part, ...]:
+def _place(
+    store: Store, folder: str, parts: Sequence[Part], kind: str, target: str
+) -> tuple[Part, ...]:
     placed = []
-    for part in parts:
-        path = f"{target}/{PurePosixPath(part.path).name}"
+    for index, part in enumerate(parts):
+        path = renumber(f"{target}/{part.path.removeprefix(f'{kind}/')}", index)
         store.copy(f"{folder}/{part.path}", path)
         reach("placed_part")
         placed.append(replace(part, path=path))
     return tuple(placed)
 
 
-def settle(store: Store, layout: Layout, manifest: Manifest, keep_versions: int) -> None:
+def settle(
+    store: Store,
+    layout: Layout,
+    manifest: Manifest,
+    keep_versions: int,
+    *,
+    table: Literal["delta"] | None = None,
+) -> None:
     """Make the published folder agree with the current manifest; safe to repeat.
 
+    The table comes first: as long as it names the replaced parts, they stay where they are.
     Replaced parts move to the history, parts of attempts that can no longer win are deleted,
     the history keeps `keep_versions` versions, and `_SUCCESS` is the manifest's copy.
     """
@@ -77,25 +91,35 @@ def settle(store: Store, layout: Layout, manifest: Manifest, keep_versions: int)
             f"{store.url(sorted(lost)[0])}: named by the current manifest but missing; "
             "restore it, or run `pipeline rollback`"
         )
+    if table:
+        commit_delta(store, layout, manifest)
+        reach("after_table")
     strays = [file.path for file in present if file.path not in named]
     if strays:
         _retire(store, layout, manifest.number, strays)
+    reach("retired")
     _trim_history(store, layout, keep_versions)
+    reach("before_success")
     data = manifest.to_json()
     if _read_or_none(store, layout.success) != data:
         store.put(layout.success, data)
 
 
 def _published_files(store: Store, layout: Layout) -> list[StoredFile]:
-    files = []
-    for folder in (layout.predictions, layout.quarantine):
-        depth = folder.count("/") + 1
-        files += [
-            file
-            for file in store.list_files(folder)
-            if file.path.count("/") == depth and part_target(file.path) is not None
-        ]
-    return files
+    """List the parts of a partition: in its folders, and in those of its partition columns."""
+    return [
+        file
+        for folder in (layout.predictions, layout.quarantine)
+        for file in store.list_files(folder)
+        if part_target(file.path) is not None
+        and _is_ours(file.path.removeprefix(f"{folder}/").split("/")[:-1], layout)
+    ]
+
+
+def _is_ours(below: Sequence[str], layout: Layout) -> bool:
+    if layout.partition is None:  # the folders there are other partitions
+        return not below
+    return all("=" in name for name in below)
 
 
 def _retire(store: Store, layout: Layout, number: int, strays: Sequence[str]) -> None:
@@ -108,16 +132,11 @@ def _retire(store: Store, layout: Layout, number: int, strays: Sequence[str]) ->
     dead = []
     for path in strays:
         if path in owners:
-            store.copy(path, f"{layout.history(owners[path])}/{_history_name(layout, path)}")
+            store.copy(path, f"{layout.history(owners[path])}/{layout.inside(path)}")
             dead.append(path)
         elif (part_target(path) or 0) <= number:
             dead.append(path)  # made for a number that is taken: it can never be named
     store.delete(dead)
-
-
-def _history_name(layout: Layout, path: str) -> str:
-    kind = "quarantine" if path.startswith(layout.quarantine + "/") else "predictions"
-    return f"{kind}/{PurePosixPath(path).name}"
 
 
 def _trim_history(store: Store, layout: Layout, keep_versions: int) -> None:
@@ -136,9 +155,11 @@ def _read_or_none(store: Store, path: str) -> bytes | None:
         return None
 
 
-def repair(store: Store, layout: Layout, keep_versions: int) -> Manifest | None:
+def repair(
+    store: Store, layout: Layout, keep_versions: int, *, table: Literal["delta"] | None = None
+) -> Manifest | None:
     """Finish what a crashed run left after its commit; return the current manifest."""
     manifest = current_manifest(store, layout)
     if manifest is not None:
-        settle(store, layout, manifest, keep_versions)
+        settle(store, layout, manifest, keep_versions, table=table)
     return manifest

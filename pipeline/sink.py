@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InfraError
 from pipeline.layout import parse_staged_name, staged_name
+from pipeline.retry import retries_taken
 from pipeline.schema import ERROR, LABEL, SliceKey
 from pipeline.stats import Counters, StageCounters, add
 from pipeline.storage import Store, StoredFile
@@ -64,7 +65,7 @@ class StagingWriter:
         """Commit one slice.
 
         Returns:
-            What the footer says, plus the seconds that the put itself took.
+            What the footer says, plus the seconds and retries that the put itself took.
 
         Raises:
             InfraError: The rows are not the slice's (nothing is written), or the store failed.
@@ -87,11 +88,12 @@ class StagingWriter:
             add(counters, "write", written)
             staged = StagedSlice(self.run_id, rows.num_rows, dict(reasons), dict(labels), counters)
             writer.add_key_value_metadata({**self.metadata, _SLICE_META: staged.to_json()})
-        encoded = perf_counter()
+        encoded, retries = perf_counter(), retries_taken()
         self.store.put(
             f"{self.folder}/{staged_name(key, uuid.uuid4().hex[:12])}", buffer.getvalue()
         )
-        add(counters, "write", StageCounters(busy_s=perf_counter() - encoded))
+        put_s, retries = perf_counter() - encoded, retries_taken() - retries
+        add(counters, "write", StageCounters(busy_s=put_s, retries=retries))
         return staged
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import JobError
 from pipeline.job import Job
@@ -26,7 +25,13 @@ class Garbage:
 
 
 def rollback(
-    store: Store, layout: Layout, run_id: str, *, keep_versions: int, to_number: int | None = None
+    store: Store,
+    layout: Layout,
+    run_id: str,
+    *,
+    keep_versions: int,
+    to_number: int | None = None,
+    table: Literal["delta"] | None = None,
 ) -> Manifest:
     """Publish a replaced version again, as a new version.
 
@@ -36,6 +41,7 @@ def rollback(
         run_id: Of this command.
         keep_versions: The job's sink.keep_versions.
         to_number: Which version; None takes the newest one in the history.
+        table: The job's sink.table.
 
     Raises:
         JobError: Nothing is published, or the history does not hold that version.
@@ -63,13 +69,11 @@ def rollback(
         token=uuid.uuid4().hex,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         restored_from=wanted,
-        parts=_restage(store, layout, old.parts, wanted, folder, "predictions", version),
-        quarantine_parts=_restage(
-            store, layout, old.quarantine_parts, wanted, folder, "quarantine", version
-        ),
+        parts=_restage(store, layout, old.parts, wanted, folder, version),
+        quarantine_parts=_restage(store, layout, old.quarantine_parts, wanted, folder, version),
     )
     placed = commit(store, layout, manifest, folder)
-    settle(store, layout, placed, keep_versions)
+    settle(store, layout, placed, keep_versions, table=table)
     return placed
 
 
@@ -86,25 +90,31 @@ def _restage(
     parts: tuple[Part, ...],
     number: int,
     folder: str,
-    kind: str,
     version: str,
 ) -> tuple[Part, ...]:
     restaged = []
     for index, part in enumerate(parts):
-        path = f"{kind}/{part_name(index, version)}"
-        source = f"{layout.history(number)}/{kind}/{PurePosixPath(part.path).name}"
-        store.copy(source, f"{folder}/{path}")
+        kept = layout.inside(part.path)
+        path = f"{kept.rpartition('/')[0]}/{part_name(index, version)}"
+        store.copy(f"{layout.history(number)}/{kept}", f"{folder}/{path}")
         restaged.append(replace(part, path=path))
     return tuple(restaged)
 
 
 def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
-    """Delete staging that is older than a grace period.
+    """Delete staging, and temporary files of killed writers, older than a grace period.
 
     A published version does not need its staging any more; an unfinished one is kept for
     `grace_s` after its last write, for the run that goes on from it.
     """
     now = store.now()
+    folders = (layout.predictions, layout.quarantine, layout.control)
+    leftovers = [
+        (file.path, file.size_bytes)
+        for folder in folders
+        for file in store.list_leftovers(folder)
+        if file.modified and (now - file.modified).total_seconds() > grace_s
+    ]
     by_fingerprint: dict[str, list[tuple[str, int, float]]] = {}
     prefix = f"{layout.control}/staging/"
     for file in store.list_files(prefix.rstrip("/")):
@@ -116,7 +126,7 @@ def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
         for files in by_fingerprint.values()
         if min(age_s for _, _, age_s in files) > grace_s
         for path, size_bytes, _ in files
-    ]
+    ] + leftovers
     store.delete([path for path, _ in dead])
     return Garbage(len(dead), sum(size_bytes for _, size_bytes in dead))
 
@@ -127,7 +137,12 @@ def rollback_job(job: Job, to_number: int | None) -> dict[str, Any]:
     run_id = new_run_id(dt.datetime.now(dt.UTC))
     with hold_lease(store, layout, run_id, job.run.lease_ttl_s):
         manifest = rollback(
-            store, layout, run_id, keep_versions=job.sink.keep_versions, to_number=to_number
+            store,
+            layout,
+            run_id,
+            keep_versions=job.sink.keep_versions,
+            to_number=to_number,
+            table=job.sink.table,
         )
     return {
         "partition": layout.name,

@@ -12,18 +12,24 @@ import json
 import os
 import uuid
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.compact import Compactor, cut_groups, find_duplicates, read_hashes, sum_hashes
+from pipeline.compact import Compacted, Compactor, cut_groups
 from pipeline.extents import Extent
+from pipeline.hive import partition_types
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
 from pipeline.plan import Plan, RowIds, Unit, adopt_plan
 from pipeline.publish import commit, repair, settle
+from pipeline.record import file_metadata
+from pipeline.regroup import compact_by_value
+from pipeline.row_ids import find_duplicates, read_hashes
 from pipeline.schema import (
     CLASSIFY_FIELDS,
     LABEL,
@@ -39,6 +45,7 @@ from pipeline.storage import Store
 PASS_THROUGH = pa.schema([pa.field("edition", pa.int32())])
 LABELS = ("cat", "dog", "fox")
 DAY = "date=2026-11-24"
+TARGET_BYTES = 2.0**20
 CREATED_AT = "2026-11-24T02:00:00+00:00"
 
 
@@ -56,6 +63,13 @@ class Rows:
     unreadable_shards: int = 0
     same_id_every: int = 0
     """With row_ids=column: every n-th row repeats the id of row 0; 0: none."""
+    partition_columns: tuple[str, ...] = ()
+    kinds: tuple[str | None, ...] = ()
+    """Values of a pass-through column `kind`, in turn; left out: there is no such column."""
+
+    @property
+    def pass_through(self) -> pa.Schema:
+        return PASS_THROUGH.append(pa.field("kind", pa.string())) if self.kinds else PASS_THROUGH
 
     @property
     def fingerprint(self) -> str:
@@ -92,7 +106,7 @@ def make_plan(rows: Rows) -> Plan:
         fingerprint=rows.fingerprint,
         source_root="in",
         units=(Unit(0, tuple(extents), tuple(bounds)),),
-        pass_through=PASS_THROUGH,
+        pass_through=rows.pass_through,
         task_fields=pa.schema(CLASSIFY_FIELDS),
         num_features=0,
         row_ids=rows.row_ids,
@@ -137,7 +151,10 @@ def slice_table(rows: Rows, index: int) -> pa.Table:
         "top_k": top,
         **failure_columns(failures),
     }
-    return pa.table(columns, schema=staged_schema(list(PASS_THROUGH)))
+    if rows.kinds:
+        first = index * rows.rows_per_slice
+        columns["kind"] = [rows.kinds[(first + row) % len(rows.kinds)] for row in range(len(ids))]
+    return pa.table(columns, schema=staged_schema(list(rows.pass_through)))
 
 
 def stage_rows(store: Store, layout: Layout, plan: Plan, rows: Rows, run_id: str) -> None:
@@ -162,18 +179,38 @@ def prepare_version(
     version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
     folder = layout.compacted(plan.fingerprint, version)
     schema = plan.prediction_schema()
-    compactor = Compactor(store, folder, version, schema, "zstd", {"pipeline.run_id": run_id})
-    sized = [(key, path, 1) for key, path in slices]
-    done = [
-        compactor.compact(group) for group in cut_groups(sized, rows.slices_per_part, duplicates)
-    ]
-    parts = tuple(group.predictions for group in done if group.predictions)
-    quarantine = tuple(group.quarantine for group in done if group.quarantine)
-    manifest = make_manifest(layout, plan, number, run_id, parts, quarantine)
-    total = sum_hashes([group.row_id_hash for group in done])
+    compactor = Compactor(
+        store, folder, version, schema, "zstd", file_metadata(plan, run_id), TARGET_BYTES
+    )
+    done = _compact(compactor, rows, slices, duplicates)
+    manifest = make_manifest(layout, plan, number, run_id, done.predictions, done.quarantine)
     return dataclasses.replace(
-        manifest, row_id_hash=total, num_unreadable_shards=rows.unreadable_shards
+        manifest,
+        row_id_hash=done.row_id_hash,
+        num_unreadable_shards=rows.unreadable_shards,
+        partition_columns=partition_types(rows.partition_columns, schema),
     ), folder
+
+
+def run_here(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Do what a run does with Ray tasks, one call after the other."""
+    return [function(*arguments) for arguments in calls]
+
+
+def _compact(
+    compactor: Compactor,
+    rows: Rows,
+    slices: list[tuple[SliceKey, str]],
+    duplicates: dict[SliceKey, tuple[int, ...]],
+) -> Compacted:
+    sized = [(key, path, 1.0) for key, path in slices]
+    if rows.partition_columns:
+        return compact_by_value(compactor, rows.partition_columns, sized, duplicates, run_here)
+    # A group a part, although the slices are far too small for that.
+    groups = cut_groups(sized, rows.slices_per_part, duplicates)
+    done = [compactor.compact(group) for group in groups]
+    parts = [part for group in done for part in group.predictions]
+    return compactor.whole(parts, [(group.quarantine, group.row_id_hash) for group in done])
 
 
 def _duplicates(
@@ -222,17 +259,18 @@ def publish_rows(
     *,
     keep_versions: int = 2,
     run_id: str | None = None,
+    table: Literal["delta"] | None = None,
 ) -> Manifest:
     """Publish as a run does: finish what a crashed run left, then do nothing or replace."""
     layout = Layout(partition)
-    base = repair(store, layout, keep_versions)
+    base = repair(store, layout, keep_versions, table=table)
     if base is not None and base.fingerprint == rows.fingerprint:
         return base
     number = base.number + 1 if base else 1
     run_id = run_id or f"20261124T0200{number:02d}Z-{uuid.uuid4().hex[:8]}"
     manifest, folder = prepare_version(store, layout, rows, number, run_id)
     placed = commit(store, layout, manifest, folder)
-    settle(store, layout, placed, keep_versions)
+    settle(store, layout, placed, keep_versions, table=table)
     return placed
 
 

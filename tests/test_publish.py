@@ -1,10 +1,10 @@
 """A partition is replaced whole or not at all, whatever happens in between."""
 
+import json
 import threading
 from collections import Counter
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from published import (
     DAY,
@@ -66,15 +66,15 @@ def edition_of(store: Store) -> set[int]:
     return set(table.column("edition").to_pylist())
 
 
-def test_a_replaced_version_moves_to_the_history_byte_by_byte(any_store: Store):
-    first = publish_rows(any_store, rows=Rows(1))
-    assert_whole(any_store, first)
-    before = snapshot(any_store, *FOLDERS)
-    second = publish_rows(any_store, rows=Rows(2, num_slices=6))
-    assert_whole(any_store, second)
+def test_a_replaced_version_moves_to_the_history_byte_by_byte(every_store: Store):
+    first = publish_rows(every_store, rows=Rows(1))
+    assert_whole(every_store, first)
+    before = snapshot(every_store, *FOLDERS)
+    second = publish_rows(every_store, rows=Rows(2, num_slices=6))
+    assert_whole(every_store, second)
     assert (first.number, second.number) == (1, 2)
     assert not named_by(first) & named_by(second)
-    history = snapshot(any_store, LAYOUT.history(1))
+    history = snapshot(every_store, LAYOUT.history(1))
     kept = {f"{LAYOUT.history(1)}/{path.replace(f'/{DAY}/', '/')}" for path in named_by(first)}
     assert set(history) == kept
     del before[LAYOUT.success]
@@ -100,24 +100,24 @@ def test_the_history_keeps_as_many_versions_as_the_job_says(any_store: Store, ke
 @pytest.mark.parametrize("crash", CRASHES)
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_crash_while_publishing_is_cured_by_doing_it_again(
-    any_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str, is_first: bool
+    every_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str, is_first: bool
 ):
-    base = None if is_first else publish_rows(any_store, rows=Rows(1))
+    base = None if is_first else publish_rows(every_store, rows=Rows(1))
     number = 1 if is_first else 2
     with monkeypatch.context() as patch:
         crash_at(patch, crash)
         with pytest.raises(RuntimeError, match=crash):
-            publish_rows(any_store, rows=Rows(2))
-    is_committed = log_numbers(any_store, LAYOUT) == [*range(1, number + 1)]
+            publish_rows(every_store, rows=Rows(2))
+    is_committed = log_numbers(every_store, LAYOUT) == [*range(1, number + 1)]
     assert is_committed == (crash == "after_log")
-    present = snapshot(any_store, *FOLDERS)
+    present = snapshot(every_store, *FOLDERS)
     assert not base or digests_of(base).items() <= present.items()
     if not is_committed:
-        assert current_manifest(any_store, LAYOUT) == base
-    again = publish_rows(any_store, rows=Rows(2))
+        assert current_manifest(every_store, LAYOUT) == base
+    again = publish_rows(every_store, rows=Rows(2))
     assert again.number == number
-    assert_whole(any_store, again)
-    assert edition_of(any_store) == {2}
+    assert_whole(every_store, again)
+    assert edition_of(every_store) == {2}
 
 
 def test_a_crash_after_the_commit_is_tidied_up_by_any_later_run(
@@ -143,19 +143,19 @@ def test_settling_twice_changes_nothing(any_store: Store):
     assert snapshot(any_store, "") == before
 
 
-def test_of_two_different_versions_the_first_in_the_log_wins_untouched(any_store: Store):
-    publish_rows(any_store, rows=Rows(1))
-    ours, our_folder = prepare_version(any_store, LAYOUT, Rows(2), 2, "ours")
-    theirs, their_folder = prepare_version(any_store, LAYOUT, Rows(3), 2, "theirs")
-    winner = commit(any_store, LAYOUT, theirs, their_folder)
-    settle(any_store, LAYOUT, winner, 2)
+def test_of_two_different_versions_the_first_in_the_log_wins_untouched(every_store: Store):
+    publish_rows(every_store, rows=Rows(1))
+    ours, our_folder = prepare_version(every_store, LAYOUT, Rows(2), 2, "ours")
+    theirs, their_folder = prepare_version(every_store, LAYOUT, Rows(3), 2, "theirs")
+    winner = commit(every_store, LAYOUT, theirs, their_folder)
+    settle(every_store, LAYOUT, winner, 2)
     with pytest.raises(PublishConflict, match="run theirs published version 2 meanwhile"):
-        commit(any_store, LAYOUT, ours, our_folder)
-    assert current_manifest(any_store, LAYOUT) == winner
-    assert digests_of(winner).items() <= snapshot(any_store, *FOLDERS).items()
-    assert edition_of(any_store) == {3}
-    assert repair(any_store, LAYOUT, 2) == winner
-    assert_whole(any_store, winner)
+        commit(every_store, LAYOUT, ours, our_folder)
+    assert current_manifest(every_store, LAYOUT) == winner
+    assert digests_of(winner).items() <= snapshot(every_store, *FOLDERS).items()
+    assert edition_of(every_store) == {3}
+    assert repair(every_store, LAYOUT, 2) == winner
+    assert_whole(every_store, winner)
 
 
 def test_of_two_equal_versions_the_loser_adopts_the_winner(any_store: Store):
@@ -168,19 +168,19 @@ def test_of_two_equal_versions_the_loser_adopts_the_winner(any_store: Store):
     assert_whole(any_store, winner)
 
 
-def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(any_store: Store):
-    first, second = (publish_rows(any_store, rows=Rows(edition)) for edition in (1, 2))
-    back = rollback(any_store, LAYOUT, "back", keep_versions=2)
+def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(every_store: Store):
+    first, second = (publish_rows(every_store, rows=Rows(edition)) for edition in (1, 2))
+    back = rollback(every_store, LAYOUT, "back", keep_versions=2)
     assert (back.number, back.kind, back.restored_from) == (3, "rollback", 1)
     assert back.fingerprint == first.fingerprint
-    assert_whole(any_store, back)
+    assert_whole(every_store, back)
     assert [part.sha256 for part in back.all_parts] == [part.sha256 for part in first.all_parts]
-    assert edition_of(any_store) == {1}
-    forward = rollback(any_store, LAYOUT, "forward", keep_versions=2)
+    assert edition_of(every_store) == {1}
+    forward = rollback(every_store, LAYOUT, "forward", keep_versions=2)
     assert (forward.number, forward.restored_from) == (4, 2)
-    assert_whole(any_store, forward)
+    assert_whole(every_store, forward)
     assert [part.sha256 for part in forward.all_parts] == [part.sha256 for part in second.all_parts]
-    assert edition_of(any_store) == {2}
+    assert edition_of(every_store) == {2}
 
 
 def test_a_rollback_to_a_number_takes_that_version(any_store: Store):
@@ -205,22 +205,22 @@ def test_what_is_not_in_the_history_cannot_be_rolled_back_to(any_store: Store):
 
 @pytest.mark.parametrize("crash", CRASHES)
 def test_a_crash_in_a_rollback_leaves_one_whole_version(
-    any_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str
+    every_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str
 ):
-    publish_rows(any_store, rows=Rows(1))
-    second = publish_rows(any_store, rows=Rows(2))
+    publish_rows(every_store, rows=Rows(1))
+    second = publish_rows(every_store, rows=Rows(2))
     with monkeypatch.context() as patch:
         crash_at(patch, crash)
         with pytest.raises(RuntimeError, match=crash):
-            rollback(any_store, LAYOUT, "r", keep_versions=2)
+            rollback(every_store, LAYOUT, "r", keep_versions=2)
     is_committed = crash == "after_log"
-    current = repair(any_store, LAYOUT, 2)
+    current = repair(every_store, LAYOUT, 2)
     assert current is not None
     assert is_committed or current == second
     if not is_committed:
-        current = rollback(any_store, LAYOUT, "again", keep_versions=2)
-    assert_whole(any_store, current)
-    assert edition_of(any_store) == {1}
+        current = rollback(every_store, LAYOUT, "again", keep_versions=2)
+    assert_whole(every_store, current)
+    assert edition_of(every_store) == {1}
 
 
 def test_a_reader_sees_only_whole_versions_while_they_are_replaced(any_store: Store):
@@ -303,8 +303,29 @@ def test_staging_is_kept_while_its_newest_slice_is_young(tmp_path: Path):
     assert snapshot(store, young) == young_files
 
 
-def test_every_part_says_who_made_it(any_store: Store):
+def test_temporary_files_of_killed_writers_go_when_they_are_old(tmp_path: Path):
+    store = Store(str(tmp_path))
+    manifest = publish_rows(store)
+    old = [f"{LAYOUT.predictions}/.tmp-{'a' * 32}", f"{LAYOUT.control}/lease/.tmp-{'b' * 32}"]
+    young = f"{LAYOUT.quarantine}/.tmp-{'c' * 32}"
+    for path in (*old, young):
+        store.put(path, b"half of")
+    age_files(tmp_path, old, age_s=7200)
+    assert collect_garbage(store, LAYOUT, grace_s=3600).num_bytes == 2 * len(b"half of")
+    assert [file.path for file in store.list_leftovers()] == [young]
+    assert_whole(store, manifest)
+
+
+def test_every_part_says_who_made_it_and_how(any_store: Store):
     manifest = publish_rows(any_store, run_id="me")
     for part in manifest.all_parts:
-        schema: pa.Schema = read_part_table(any_store, part).schema
-        assert schema.metadata[b"pipeline.run_id"] == b"me"
+        metadata = read_part_table(any_store, part).schema.metadata
+        assert metadata[b"pipeline.run_id"] == b"me"
+        assert metadata[b"pipeline.fingerprint"] == manifest.fingerprint.encode()
+        assert metadata[b"pipeline.model"] == b"made-up"
+        assert metadata[b"pipeline.weights_sha256"] == b"ab" * 32
+        assert metadata[b"pipeline.precision"] == b"fp32"
+        assert metadata[b"pipeline.runtime"] == b"eager"
+        versions = json.loads(metadata[b"pipeline.versions"])
+        assert {"python", "batch-inference-pipeline", "ray", "torch", "pyarrow"} <= set(versions)
+        assert all(versions.values())

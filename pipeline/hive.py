@@ -1,0 +1,113 @@
+"""Folders that say what a column holds, `<column>=<value>/`, as Hive, Spark and DuckDB read them.
+
+The column is then not inside the files: engines take it from the path, and one that finds it in
+both places with two types (text and dictionary, say) refuses to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import JobError
+from pipeline.schema import ROW_ID, URI
+
+MAX_VALUES = 1000
+"""Most different folders of one run: more would be a heap of tiny files."""
+NULL_VALUE = "__HIVE_DEFAULT_PARTITION__"
+_SEGMENT_MAX_BYTES = 240  # a name on a local disk has at most 255
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
+
+
+def partition_types(columns: Sequence[str], schema: pa.Schema) -> dict[str, str]:
+    """Return the types of the partition columns, by name.
+
+    Raises:
+        JobError: There is no such column, or its values make no folder names.
+    """
+    types = {}
+    for name in columns:
+        where = f"sink.partition_columns: {name}"
+        if name not in schema.names or name in (ROW_ID, URI):
+            known = [field.name for field in schema if _is_allowed(field.type)]
+            choice = ", ".join(known[2:]) or "none of them"
+            raise JobError(f"{where}: is no column to partition by; allowed are {choice}")
+        if not _is_allowed(schema.field(name).type):
+            raise JobError(
+                f"{where}: is {schema.field(name).type}; folders can be named by text, whole "
+                "numbers, true or false, and dates"
+            )
+        types[name] = str(schema.field(name).type)
+    if columns and len(types) == len(schema) - 2:
+        raise JobError("sink.partition_columns: leave at least one column inside the files")
+    return types
+
+
+def _is_allowed(kind: pa.DataType) -> bool:
+    checks = (
+        pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean,
+        pa.types.is_date32,
+    )  # fmt: skip
+    return any(check(kind) for check in checks)
+
+
+def to_text(column: pa.ChunkedArray) -> pa.Array:
+    """Return the values as folder names spell them, before encoding; empty text becomes null."""
+    text = pc.cast(column, pa.string())
+    return pc.if_else(pc.equal(text, ""), None, text).combine_chunks()
+
+
+def to_segment(column: str, value: str | None) -> str:
+    """Return the name of a folder: `camera=front`, `kind=a%2Fb`, `kind=__HIVE_DEFAULT...`.
+
+    ASCII characters that are no letter, digit or one of `-_.` are percent-encoded, and so is all
+    that cannot be printed. Other letters stay as they are: Spark decodes byte by byte.
+
+    Raises:
+        JobError: The name would be too long.
+    """
+    if value is None:
+        return f"{column}={NULL_VALUE}"
+    text = "".join(_encode(character) for character in value)
+    if value == NULL_VALUE:
+        text = "%5F" + text[1:]
+    name = f"{column}={text}"
+    if len(name.encode()) > _SEGMENT_MAX_BYTES:
+        raise JobError(
+            f"sink.partition_columns: {column}: a value of {len(value)} characters is too long "
+            "for a folder name; partition by another column"
+        )
+    return name
+
+
+def _encode(character: str) -> str:
+    if character in _PLAIN or (not character.isascii() and character.isprintable()):
+        return character
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+
+
+def values_of(path: str, columns: Mapping[str, str]) -> dict[str, str | None]:
+    """Read the texts of the partition columns back from a part's path."""
+    from urllib.parse import unquote
+
+    values: dict[str, str | None] = {}
+    for name, separator, text in (part.partition("=") for part in path.split("/")[:-1]):
+        if separator and name in columns:
+            values[name] = None if text == NULL_VALUE else unquote(text, errors="surrogatepass")
+    return values
+
+
+def restore(rows: pa.Table, path: str, columns: Mapping[str, str]) -> pa.Table:
+    """Append the partition columns that a part's path holds, in the types that they had."""
+    for name, text in values_of(path, columns).items():
+        kind = pa.type_for_alias(columns[name])
+        value = pc.cast(pa.scalar(text, pa.string()), kind)
+        rows = rows.append_column(pa.field(name, kind), pa.repeat(value, rows.num_rows))
+    return rows
+
+
+def without(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    """Return the schema of files whose path holds these columns."""
+    return pa.schema([field for field in schema if field.name not in columns])

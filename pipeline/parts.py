@@ -1,0 +1,179 @@
+"""Encode rows as Parquet parts near a target size, measured while they are written.
+
+Row groups are small pieces of a part, and only what they really took decides where a part ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.manifest import Part
+from pipeline.schema import ROW_ID
+from pipeline.storage import Store
+
+_ROW_GROUP_ROWS = 65_536
+_ROW_GROUP_BYTES = 32 * 2**20
+"""In memory: a reader of one row group needs no more, whatever the columns are."""
+_ROW_GROUPS_PER_PART = 8
+"""At least so many: a part can end within a sixteenth of where it should."""
+
+
+@dataclass(frozen=True)
+class PartFormat:
+    """How the parts of one kind are written."""
+
+    schema: pa.Schema
+    compression: str
+    metadata: Mapping[str, str]
+    """Of every part: who made it, and how."""
+    target_bytes: float
+
+    def open(self, buffer: io.BytesIO) -> pq.ParquetWriter:
+        """Start a Parquet file."""
+        return pq.ParquetWriter(
+            buffer,
+            self.schema.with_metadata(dict(self.metadata)),
+            compression=self.compression,
+            use_dictionary=_repetitive(self.schema),
+            write_statistics=True,
+        )
+
+    def measure(self, rows: pa.Table) -> int:
+        """Return the bytes that rows take as one row group."""
+        buffer = io.BytesIO()
+        with self.open(buffer) as writer:
+            started = buffer.tell()
+            writer.write_table(rows.cast(self.schema), row_group_size=max(1, rows.num_rows))
+            return buffer.tell() - started
+
+
+def _repetitive(schema: pa.Schema) -> list[str]:
+    """Name the columns that a dictionary helps: labels do repeat, ids and scores do not."""
+    buffer = io.BytesIO()
+    pq.write_table(schema.empty_table(), buffer)
+    leaves = pq.ParquetFile(buffer).schema
+    columns = [leaves.column(index) for index in range(len(leaves))]
+    floats = ("FLOAT", "DOUBLE")
+    return [c.path for c in columns if c.path != ROW_ID and c.physical_type not in floats]
+
+
+class PartStream:
+    """Rows in, parts out, in order; at most one encoded part and one row group are in memory.
+
+    With a total weight the last part is near the target, too: all parts of this stream then get
+    the same size, worked out again after each row group. Else the last one is what is left over.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        name: Callable[[int], str],
+        kind: PartFormat,
+        *,
+        total_weight: float | None = None,
+    ) -> None:
+        """Prepare to write.
+
+        Args:
+            store: Where to.
+            folder: Its folder; the paths of the parts are relative to it.
+            name: Path of the n-th part.
+            kind: How to write them.
+            total_weight: Sum of the weights that `write` will be given, if it is known.
+        """
+        self._store = store
+        self._folder = folder
+        self._name = name
+        self._kind = kind
+        self._total_weight = total_weight
+        self._parts: list[Part] = []
+        self._open: tuple[io.BytesIO, pq.ParquetWriter] | None = None
+        self._part_rows = 0
+        self._pending: list[pa.Table] = []
+        self._pending_rows = 0
+        self._pending_weight = 0.0
+        # Of all row groups so far: weight, bytes in memory, bytes encoded.
+        self._weight = self._memory = self._encoded = 0.0
+
+    def write(self, rows: pa.Table, weight: float = 0.0) -> None:
+        """Add rows; the weight says which share of the total they stand for."""
+        start = 0
+        limit = self._row_group_rows(rows)
+        while start < rows.num_rows:
+            piece = rows.slice(start, max(1, limit - self._pending_rows))
+            start += piece.num_rows
+            self._pending.append(piece)
+            self._pending_rows += piece.num_rows
+            self._pending_weight += weight * piece.num_rows / rows.num_rows
+            if self._pending_rows >= limit:
+                self._write_row_group()
+                limit = self._row_group_rows(rows)
+        self._pending_weight += 0.0 if rows.num_rows else weight
+
+    def _row_group_rows(self, rows: pa.Table) -> int:
+        if rows.num_rows == 0:
+            return _ROW_GROUP_ROWS
+        encoded_per_byte = self._encoded / self._memory if self._memory else 1.0
+        wanted_bytes = self._kind.target_bytes / _ROW_GROUPS_PER_PART / max(encoded_per_byte, 1e-6)
+        row_bytes = max(1.0, rows.nbytes / rows.num_rows)
+        rows_that_fit = min(_ROW_GROUP_BYTES, wanted_bytes) / row_bytes
+        return max(1, min(_ROW_GROUP_ROWS, int(rows_that_fit)))
+
+    def _write_row_group(self) -> None:
+        if not self._pending_rows:
+            return
+        rows = pa.concat_tables(self._pending).cast(self._kind.schema)
+        if self._open is None:
+            buffer = io.BytesIO()
+            self._open = buffer, self._kind.open(buffer)
+        buffer, writer = self._open
+        started = buffer.tell()
+        writer.write_table(rows, row_group_size=rows.num_rows)
+        row_group_bytes = buffer.tell() - started
+        self._encoded += row_group_bytes
+        self._memory += rows.nbytes
+        self._weight += self._pending_weight
+        self._part_rows += rows.num_rows
+        self._pending, self._pending_rows, self._pending_weight = [], 0, 0.0
+        if self._is_full(buffer.tell(), row_group_bytes):
+            self._end_part()
+
+    def _is_full(self, size_bytes: int, row_group_bytes: int) -> bool:
+        reached = size_bytes + row_group_bytes / 2
+        if self._total_weight is None or not self._weight:
+            return reached >= self._kind.target_bytes
+        left = max(0.0, self._total_weight - self._weight) * self._encoded / self._weight
+        num_parts = round((size_bytes + left) / self._kind.target_bytes)
+        return num_parts > 1 and reached >= (size_bytes + left) / num_parts
+
+    def _end_part(self) -> None:
+        if self._open is None:
+            return
+        buffer, writer = self._open
+        writer.close()
+        data = buffer.getvalue()
+        path = self._name(len(self._parts))
+        self._store.put(f"{self._folder}/{path}", data)
+        digest = hashlib.sha256(data).hexdigest()
+        self._parts.append(Part(path, self._part_rows, len(data), digest))
+        self._open, self._part_rows = None, 0
+
+    def close(self, *, at_least_one: bool = False) -> tuple[Part, ...]:
+        """Write what is left; return the parts.
+
+        Args:
+            at_least_one: Write one part with the schema even where there were no rows.
+        """
+        self._write_row_group()
+        if at_least_one and not self._parts and self._open is None:
+            buffer = io.BytesIO()
+            self._open = buffer, self._kind.open(buffer)
+        self._end_part()
+        return tuple(self._parts)

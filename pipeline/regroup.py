@@ -1,0 +1,220 @@
+"""Partition columns: final parts by value, each value's rows in input order.
+
+Two passes, so that a value which is spread over all slices does not become many tiny files. First
+each group of slices is sorted by value into one file, a row group a value. Then the row groups of
+a value are read in order and written as parts of the target size.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.compact import (
+    Compacted,
+    Compactor,
+    Duplicates,
+    Group,
+    RunTasks,
+    SizedSlice,
+    cut_groups,
+)
+from pipeline.errors import GateRefused
+from pipeline.hive import MAX_VALUES, to_segment, to_text, without
+from pipeline.manifest import Part
+from pipeline.schema import QUARANTINE_SCHEMA
+
+_SORT_BYTES = 16 * 2**20
+"""Staged bytes that are sorted in memory at once."""
+_READ_AHEAD = 4
+_FOLDERS_PER_TASK = 64
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one value: a row group of a sorted file."""
+
+    folder: str
+    path: str
+    row_group: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class SortedGroup:
+    """What became of a group in the first pass."""
+
+    pieces: tuple[Piece, ...]
+    quarantine: tuple[Part, ...]
+    row_id_hash: int
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Values that one task writes the parts of; the pieces of each in input order."""
+
+    index: int
+    values: tuple[tuple[str, tuple[Piece, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Regrouper:
+    """Both passes over any part of a run; plain enough for Ray."""
+
+    compactor: Compactor
+    columns: tuple[str, ...]
+
+    def sort(self, group: Group) -> SortedGroup:
+        """Sort the rows of one group by value into one file.
+
+        Raises:
+            GateRefused: There are too many values.
+        """
+        quarantine = self.compactor.stream("quarantine", group.index, QUARANTINE_SCHEMA)
+        tables, row_id_hash = [self.compactor.schema.empty_table()], 0
+        for rows in self.compactor.read(group):
+            tables.append(rows.good)
+            quarantine.write(rows.quarantined)
+            row_id_hash += rows.row_id_hash
+        pieces = self._write_sorted(pa.concat_tables(tables), group.index)
+        return SortedGroup(pieces, quarantine.close(), row_id_hash)
+
+    def _write_sorted(self, rows: pa.Table, index: int) -> tuple[Piece, ...]:
+        folders, codes = _folders_of(rows, self.columns)
+        order = np.argsort(codes, kind="stable")
+        bounds = np.searchsorted(codes[order], np.arange(len(folders) + 1)).tolist()
+        rows = rows.take(pa.array(order))
+        path, buffer, pieces = f"sorted/{index:06d}.parquet", io.BytesIO(), []
+        with pq.ParquetWriter(buffer, rows.schema, compression="zstd") as writer:
+            for number, folder in enumerate(folders):
+                value = rows.slice(bounds[number], bounds[number + 1] - bounds[number])
+                started = buffer.tell()
+                writer.write_table(value, row_group_size=value.num_rows)
+                pieces.append(Piece(folder, path, number, buffer.tell() - started))
+        if pieces:
+            self.compactor.store.put(f"{self.compactor.folder}/{path}", buffer.getvalue())
+        return tuple(pieces)
+
+    def gather(self, shelf: Shelf) -> tuple[Part, ...]:
+        """Write the parts of some values."""
+        schema = without(self.compactor.schema, self.columns)
+        pieces = [piece for _, own in shelf.values for piece in own]
+        footers: dict[str, pq.FileMetaData] = {}
+        tables = _read_ahead(lambda piece: self._read(piece, schema, footers), pieces)
+        parts: list[Part] = []
+        for number, (folder, own) in enumerate(shelf.values):
+            index = shelf.index * _FOLDERS_PER_TASK + number
+            stream = self.compactor.stream(f"predictions/{folder}", index, schema)
+            for _ in own:
+                stream.write(next(tables))
+            parts += stream.close()
+        return tuple(parts)
+
+    def _read(
+        self, piece: Piece, schema: pa.Schema, footers: dict[str, pq.FileMetaData]
+    ) -> pa.Table:
+        with self.compactor.store.open(f"{self.compactor.folder}/{piece.path}") as handle:
+            # Two threads may both read a footer that none has yet; they find the same.
+            file = pq.ParquetFile(handle, metadata=footers.get(piece.path), pre_buffer=True)
+            footers[piece.path] = file.metadata
+            return file.read_row_group(piece.row_group, columns=schema.names)
+
+
+def compact_by_value(
+    compactor: Compactor,
+    columns: Sequence[str],
+    slices: Sequence[SizedSlice],
+    duplicates: Duplicates,
+    run_tasks: RunTasks,
+) -> Compacted:
+    """Compact all slices of a run into folders by the values of columns.
+
+    Args:
+        compactor: Where to and how.
+        columns: Names of the partition columns, outermost folder first.
+        slices: In input order.
+        duplicates: Rows to quarantine, of the slices that have some.
+        run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
+
+    Raises:
+        GateRefused: There are too many values.
+    """
+    regrouper = Regrouper(compactor, tuple(columns))
+    groups = cut_groups(slices, _SORT_BYTES, duplicates)
+    done: list[SortedGroup] = run_tasks(regrouper.sort, [(group,) for group in groups])
+    values: dict[str, list[Piece]] = {}
+    for group in done:
+        for piece in group.pieces:
+            values.setdefault(piece.folder, []).append(piece)
+    _require_few(len(values), columns, "")
+    shelves = _cut_shelves(values, compactor.target_bytes)
+    gathered: list[tuple[Part, ...]] = run_tasks(regrouper.gather, [(s,) for s in shelves])
+    return compactor.whole(
+        [part for parts in gathered for part in parts],
+        [(group.quarantine, group.row_id_hash) for group in done],
+    )
+
+
+def _cut_shelves(values: dict[str, list[Piece]], target_bytes: float) -> list[Shelf]:
+    """Put small values together and large ones alone, sorted by folder."""
+    shelves: list[Shelf] = []
+    pending: list[tuple[str, tuple[Piece, ...]]] = []
+    pending_bytes = 0
+    for folder in sorted(values):
+        pending.append((folder, tuple(values[folder])))
+        pending_bytes += sum(piece.size_bytes for piece in values[folder])
+        if pending_bytes >= target_bytes or len(pending) == _FOLDERS_PER_TASK:
+            shelves.append(Shelf(len(shelves), tuple(pending)))
+            pending, pending_bytes = [], 0
+    if pending:
+        shelves.append(Shelf(len(shelves), tuple(pending)))
+    return shelves
+
+
+def _folders_of(rows: pa.Table, columns: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return the folders of all rows, sorted, and for each row the number of its own."""
+    texts = [to_text(rows.column(name)) for name in columns]
+    codes = np.zeros(rows.num_rows, np.int64)
+    for text in texts:
+        encoded = pc.dictionary_encode(text)
+        num_values = len(encoded.dictionary)
+        numbers = np.asarray(encoded.indices.fill_null(num_values))
+        codes = np.unique(codes * (num_values + 1) + numbers, return_inverse=True)[1]
+    _, first_rows, codes = np.unique(codes, return_index=True, return_inverse=True)
+    _require_few(len(first_rows), columns, "a piece of the rows alone has ")
+    names = [
+        "/".join(to_segment(c, t[row].as_py()) for c, t in zip(columns, texts, strict=True))
+        for row in first_rows.tolist()
+    ]
+    ranks = np.empty(len(names), np.int64)
+    ranks[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    return sorted(names), ranks[codes]
+
+
+def _require_few(num_values: int, columns: Sequence[str], where: str) -> None:
+    if num_values > MAX_VALUES:
+        raise GateRefused(
+            f"sink.partition_columns: {', '.join(columns)}: {where}{num_values} different values, "
+            f"at most {MAX_VALUES} make folders; partition by a column with fewer"
+        )
+
+
+def _read_ahead(read: Callable[[Piece], pa.Table], pieces: Sequence[Piece]) -> Iterator[pa.Table]:
+    """Yield what `read` returns, in order; a few are read ahead of the one that is used."""
+    waiting: deque[Future[pa.Table]] = deque()
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        for piece in pieces:
+            waiting.append(pool.submit(read, piece))
+            if len(waiting) > _READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

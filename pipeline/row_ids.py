@@ -1,0 +1,76 @@
+"""Hashes of row ids: 8 bytes a row that prove nothing is lost, and say where ids may repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.schema import ERROR, LABEL, ROW_ID, SliceKey
+from pipeline.storage import Store
+
+_HASH_MASK = (1 << 64) - 1
+
+
+def hash_ids(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint64]:
+    """Hash row ids to 64 bits, the same in every process and on every machine."""
+    values: Any = np.asarray(ids.to_pylist(), dtype=object)
+    if len(values) == 0:
+        return np.zeros(0, np.uint64)
+    return np.asarray(pd.util.hash_array(values, categorize=False), np.uint64)
+
+
+def sum_hashes(hashes: Sequence[int]) -> str:
+    """Add hashes modulo 2**64 and show the sum as hex."""
+    return f"{sum(hashes) & _HASH_MASK:016x}"
+
+
+def read_hashes(store: Store, path: str) -> npt.NDArray[np.uint64]:
+    """Hash the row ids of one staged part."""
+    return hash_ids(_read(store, path, [ROW_ID]).column(ROW_ID))
+
+
+def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
+    with store.open(path) as handle:
+        return pq.ParquetFile(handle).read(columns=columns)
+
+
+def find_duplicates(
+    store: Store,
+    slices: Sequence[tuple[SliceKey, str]],
+    hashes: Sequence[npt.NDArray[np.uint64]],
+) -> dict[SliceKey, tuple[tuple[int, str | None], ...]]:
+    """Find the rows whose id an earlier row has; the first in input order keeps its prediction.
+
+    Returns:
+        For each slice that has some: the row (counted within the slice) and its label (empty
+        where the task gives none), None where the row had failed already.
+
+    Hashes (8 bytes a row) tell which slices to look into; only there the ids themselves count.
+    """
+    if not hashes:
+        return {}
+    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    suspects = values[counts > 1]
+    seen: set[str] = set()
+    duplicates: dict[SliceKey, tuple[tuple[int, str | None], ...]] = {}
+    for (key, path), own in zip(slices, hashes, strict=True):
+        rows = np.flatnonzero(np.isin(own, suspects))
+        if len(rows) == 0:
+            continue
+        table = _read(store, path, None).take(pa.array(rows))
+        ids, errors = table[ROW_ID].to_pylist(), table[ERROR].to_pylist()
+        labels = table[LABEL].to_pylist() if LABEL in table.column_names else [""] * len(ids)
+        repeated = []
+        for row, value, label, error in zip(rows.tolist(), ids, labels, errors, strict=True):
+            if value in seen:
+                repeated.append((row, label if error is None else None))
+            seen.add(value)
+        if repeated:
+            duplicates[key] = tuple(repeated)
+    return duplicates

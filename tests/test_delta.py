@@ -1,0 +1,381 @@
+"""The Delta table names exactly the published parts, once, whatever is killed and whoever else
+commits; every version of it that is current has all its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pytest
+from cli import pipeline, write_job
+from deltalake import DeltaTable
+from published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
+
+from pipeline.delta import _options, commit_delta, require_delta
+from pipeline.errors import JobError
+from pipeline.failpoints import VARIABLE
+from pipeline.layout import Layout
+from pipeline.manifest import Manifest, current_manifest
+from pipeline.photos import build_parquet
+from pipeline.publish import commit, repair, settle
+from pipeline.schema import prediction_schema
+from pipeline.storage import Store
+from pipeline.upkeep import rollback
+from pipeline.verify import verify_output
+
+LAYOUT = Layout(DAY)
+KINDS = ("a/b", None, "50% off", "two words", "\u00e9")
+ROWS = Rows(kinds=KINDS, partition_columns=("kind", "edition"))
+COLUMNS = ["row_id", "edition", "label"]
+BEFORE_COMMIT = ["compacted", "placed_part", "before_log"]
+AFTER_COMMIT = ["after_log", "before_table", "after_table", "retired", "before_success"]
+Found = set[tuple[Any, ...]]
+
+
+def table_of(store: Store) -> DeltaTable:
+    return DeltaTable(store.url("predictions"), storage_options=_options(store))
+
+
+def named_by(table: DeltaTable) -> set[str]:
+    return {unquote(path) for path in pa.table(table.get_add_actions())["path"].to_pylist()}
+
+
+def parts_of(manifest: Manifest) -> set[str]:
+    return {part.path.removeprefix("predictions/") for part in manifest.parts}
+
+
+def commits_of(table: DeltaTable) -> list[dict[str, Any]]:
+    """What each Delta commit says of itself, oldest first."""
+    return table.history()[::-1]
+
+
+def good(rows: Rows) -> Found:
+    tables = [slice_table(rows, index) for index in range(rows.num_slices)]
+    everything = [row for table in tables for row in table.to_pylist() if row["error"] is None]
+    return {tuple(row[name] for name in COLUMNS) for row in everything}
+
+
+def read(store: Store) -> Found:
+    """All rows of the table, by the library's own reader; no row twice."""
+    rows = table_of(store).to_pyarrow_table(columns=COLUMNS).to_pylist()
+    found = {tuple(row[name] for name in COLUMNS) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def publish(store: Store, rows: Rows, day: str | None = DAY, keep: int = 2) -> Manifest:
+    return publish_rows(store, day, rows, keep_versions=keep, table="delta")
+
+
+def assert_exact(store: Store, manifest: Manifest, rows: Rows, num_publishes: int) -> None:
+    table = table_of(store)
+    assert named_by(table) == parts_of(manifest)
+    assert table.transaction_version(f"batch-inference-pipeline/{DAY}") == manifest.number
+    numbers = [info["pipeline.version"] for info in commits_of(table)]
+    assert numbers == list(range(1, num_publishes + 1))
+    assert read(store) == good(rows)
+    verify_output(store.uri, DAY, dict(store.storage_options))
+
+
+def test_each_publish_is_one_commit_that_replaces_the_partition(any_store: Store):
+    for edition in (1, 2, 3):
+        rows = Rows(edition, num_slices=2 + edition)
+        manifest = publish(any_store, rows)
+        assert_exact(any_store, manifest, rows, edition)
+    last = commits_of(table_of(any_store))[-1]
+    assert last["pipeline.fingerprint"] == manifest.fingerprint
+    assert last["pipeline.run_id"] == manifest.run_id
+
+
+def test_partitions_share_one_table(any_store: Store):
+    days = ["date=2026-11-24", "date=2026-11-25", "date=2026-11-26"]
+    for edition, day in enumerate([*days, days[1]]):
+        publish(any_store, Rows(edition), day)
+    frame = table_of(any_store).to_pyarrow_table(columns=["date", "edition"])
+    found = {(row["date"], row["edition"]) for row in frame.to_pylist()}
+    assert found == {("2026-11-24", 0), ("2026-11-25", 3), ("2026-11-26", 2)}
+    assert table_of(any_store).metadata().partition_columns == ["date"]
+    where = [("date", "=", "2026-11-25")]
+    only = table_of(any_store).to_pyarrow_table(filters=where, columns=COLUMNS)
+    assert only.num_rows == len(good(Rows(3)))
+
+
+def test_folders_of_columns_are_partitions_of_the_table(any_store: Store):
+    for edition in (1, 2):
+        rows = dataclasses.replace(ROWS, edition=edition)
+        manifest = publish(any_store, rows)
+        assert_exact(any_store, manifest, rows, edition)
+    table = table_of(any_store)
+    assert table.metadata().partition_columns == ["date", "kind", "edition"]
+    assert pa.schema(table.schema().to_arrow()).field("edition").type == pa.int32()
+    frame = table.to_pyarrow_table(columns=["kind", "row_id"]).to_pylist()
+    assert {row["kind"] for row in frame} == set(KINDS)
+
+
+def test_an_output_without_partitions_is_a_table_without_partitions(any_store: Store):
+    for edition in (1, 2):
+        publish(any_store, Rows(edition), None)
+    assert read(any_store) == good(Rows(2))
+    assert table_of(any_store).metadata().partition_columns == []
+
+
+def test_an_empty_partition_is_empty_in_the_table(any_store: Store):
+    publish(any_store, dataclasses.replace(ROWS, edition=1))
+    empty = dataclasses.replace(ROWS, num_slices=0)
+    manifest = publish(any_store, empty)
+    assert_exact(any_store, manifest, empty, 2)
+
+
+def test_polars_and_duckdb_read_the_table(tmp_path: Path):
+    store = Store(str(tmp_path))
+    rows = dataclasses.replace(ROWS, edition=2)
+    publish(store, dataclasses.replace(ROWS, edition=1))
+    publish(store, rows)
+    folder = store.url("predictions")
+    polars = pl.scan_delta(folder).select(COLUMNS).collect().rows()
+    assert (set(polars), len(polars)) == (good(rows), len(good(rows)))
+    dataset = table_of(store).to_pyarrow_dataset()  # DuckDB finds it by this name
+    found = duckdb.sql(f"SELECT {', '.join(COLUMNS)} FROM dataset").fetchall()
+    assert (set(found), len(found)) == (good(rows), len(good(rows)))
+    assert dataset.count_rows() == len(good(rows))
+    only = duckdb.sql("SELECT count(*) FROM dataset WHERE kind = 'a/b'").fetchall()
+    assert only == [(sum(row["kind"] == "a/b" for row in pl.read_delta(folder).to_dicts()),)]
+
+
+def test_the_same_again_commits_nothing(any_store: Store):
+    manifest = publish(any_store, Rows(1))
+    before = snapshot(any_store, "")
+    assert publish(any_store, Rows(1)) == manifest
+    settle(any_store, LAYOUT, manifest, 2, table="delta")
+    assert snapshot(any_store, "") == before
+
+
+def test_a_table_asked_for_later_begins_with_what_is_current(any_store: Store):
+    for edition in (1, 2):
+        publish_rows(any_store, rows=Rows(edition))
+    repair(any_store, LAYOUT, 2, table="delta")
+    table = table_of(any_store)
+    assert named_by(table) == parts_of(current_manifest(any_store, LAYOUT))
+    publish(any_store, Rows(3))
+    assert read(any_store) == good(Rows(3))
+
+
+PUBLISH = """
+import json, sys
+from published import Rows, publish_rows
+from pipeline.failpoints import reach
+from pipeline.storage import Store
+uri, options, rows = json.loads(sys.argv[1])
+rows["kinds"], rows["partition_columns"] = tuple(rows["kinds"]), tuple(rows["partition_columns"])
+publish_rows(Store(uri, options), rows=Rows(**rows), table="delta")
+"""
+
+
+def publish_and_be_killed(store: Store, rows: Rows, failpoint: str) -> int:
+    arguments = json.dumps([store.uri, dict(store.storage_options), dataclasses.asdict(rows)])
+    done = subprocess.run(
+        [sys.executable, "-c", PUBLISH, arguments],
+        env={**os.environ, VARIABLE: failpoint, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+@pytest.mark.parametrize(
+    "is_first", [pytest.param(True, marks=pytest.mark.slow), False], ids=["first", "replacing"]
+)
+@pytest.mark.parametrize("place", [*BEFORE_COMMIT[1:], *AFTER_COMMIT])
+def test_killed_anywhere_and_done_again_it_is_committed_exactly_once(
+    any_store: Store, place: str, is_first: bool
+):
+    first, second = (dataclasses.replace(ROWS, edition=edition) for edition in (1, 2))
+    number = 1 if is_first else 2
+    if not is_first:
+        publish(any_store, first)
+    is_in_table = place in AFTER_COMMIT[2:]
+    # A run first settles what is current, and there passes the last three places, too.
+    nth = 1 if is_first or not is_in_table else 2
+    assert publish_and_be_killed(any_store, second, f"{place}:kill:{nth}") == -signal.SIGKILL
+    if is_first and not is_in_table:
+        assert not any_store.exists("predictions/_delta_log")
+    else:  # whoever reads now finds one version, with all of its files
+        assert read(any_store) == good(second if is_in_table else first)
+    assert publish_and_be_killed(any_store, second, "nowhere:kill") == 0
+    manifest = current_manifest(any_store, LAYOUT)
+    assert manifest is not None
+    assert manifest.number == number
+    assert_exact(any_store, manifest, second, number)
+    before = snapshot(any_store, "")
+    assert publish_and_be_killed(any_store, second, "nowhere:kill") == 0
+    assert snapshot(any_store, "") == before
+
+
+def test_an_older_version_cannot_come_back_by_a_late_commit(any_store: Store):
+    manifests = [publish(any_store, Rows(edition)) for edition in (1, 2)]
+    commit_delta(any_store, LAYOUT, manifests[0])
+    assert_exact(any_store, manifests[1], Rows(2), 2)
+
+
+def test_of_many_who_commit_the_same_version_one_does(any_store: Store):
+    for edition in (1, 2):
+        ours, folder = prepare_version(any_store, LAYOUT, Rows(edition), edition, "ours")
+        placed = commit(any_store, LAYOUT, ours, folder)
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda _: commit_delta(any_store, LAYOUT, placed), range(6)))  # noqa: B023
+        numbers = [info["pipeline.version"] for info in commits_of(table_of(any_store))]
+        assert numbers == list(range(1, edition + 1))
+        settle(any_store, LAYOUT, placed, 2, table="delta")
+    assert_exact(any_store, placed, Rows(2), 2)
+
+
+def test_partitions_published_at_once_all_get_in(any_store: Store):
+    days = [f"date=2026-11-{day}" for day in range(10, 16)]
+    with ThreadPoolExecutor(len(days)) as pool:
+        for edition in (1, 2):
+            list(pool.map(lambda day: publish(any_store, Rows(edition), day), days))  # noqa: B023
+    frame = table_of(any_store).to_pyarrow_table(columns=["date", "edition", "row_id"])
+    assert frame.num_rows == len(days) * len(good(Rows(2)))
+    assert set(frame["edition"].to_pylist()) == {2}
+    assert len(commits_of(table_of(any_store))) == 2 * len(days)
+
+
+def test_a_checkpoint_still_knows_what_was_committed(any_store: Store):
+    publish(any_store, Rows(1), "date=2026-11-25")
+    manifest = publish(any_store, Rows(1))
+    table_of(any_store).create_checkpoint()
+    any_store.delete([f"predictions/_delta_log/{number:020d}.json" for number in range(1)])
+    before = snapshot(any_store, "")
+    settle(any_store, LAYOUT, manifest, 2, table="delta")
+    assert snapshot(any_store, "") == before
+    manifest = publish(any_store, Rows(2))
+    mine = {path for path in named_by(table_of(any_store)) if path.startswith(DAY)}
+    assert mine == parts_of(manifest)
+    assert read(any_store) == good(Rows(1)) | good(Rows(2))
+
+
+def test_a_rollback_is_a_commit_too(any_store: Store):
+    for edition in (1, 2):
+        publish(any_store, Rows(edition))
+    back = rollback(any_store, LAYOUT, "r", keep_versions=2, table="delta")
+    assert_exact(any_store, back, Rows(1), 3)
+
+
+def test_what_others_made_of_the_partition_is_replaced(any_store: Store):
+    publish(any_store, Rows(1))
+    publish(any_store, Rows(1), "date=2026-11-25")
+    table = table_of(any_store)
+    table.optimize.compact()
+    assert len(named_by(table)) == 2
+    manifest = publish(any_store, Rows(2))
+    mine = {path for path in named_by(table_of(any_store)) if path.startswith(DAY)}
+    assert mine == parts_of(manifest)
+    assert len(named_by(table_of(any_store))) == len(mine) + 1
+
+
+def test_a_new_column_is_added_and_null_in_older_partitions(any_store: Store):
+    publish(any_store, Rows(1), "date=2026-11-25")
+    rows = Rows(2, kinds=("x",))
+    plan_schema = prediction_schema(list(rows.pass_through))
+    require_delta(any_store, LAYOUT, {}, plan_schema)
+    publish(any_store, rows)
+    publish(any_store, Rows(3))
+    frame = table_of(any_store).to_pyarrow_table(columns=["date", "edition", "kind"]).to_pylist()
+    assert {tuple(row.values()) for row in frame} == {
+        ("2026-11-25", 1, None),
+        ("2026-11-24", 3, None),
+    }
+    publish(any_store, Rows(4, kinds=("x",)))
+    frame = table_of(any_store).to_pyarrow_table(columns=["edition", "kind"]).to_pylist()
+    assert {tuple(row.values()) for row in frame} == {(1, None), (4, "x")}
+
+
+@pytest.mark.parametrize(
+    ("partition", "columns", "fields", "message"),
+    [
+        (DAY, {}, [pa.field("edition", pa.string())], 'edition of this Delta table is .*integer'),
+        (DAY, {"label": "string"}, [], r"partitioned by \(date\), the job by \(date, label\)"),
+        (None, {}, [], r"partitioned by \(date\), the job by \(\)"),
+        (DAY, {}, [pa.field("n", pa.uint16())], "column n is uint16, which a Delta table cannot"),
+        (DAY, {}, [pa.field("at", pa.timestamp("ns"))], r"column at is timestamp\[ns\]"),
+        (DAY, {}, [pa.field("at", pa.time64("us"))], r"column at is time64\[us\]"),
+        (DAY, {}, [pa.field("x", pa.list_(pa.uint8()))], "column x is uint8"),
+        (DAY, {}, [pa.field("date", pa.date32())], "have a column date, too"),
+    ],
+    ids=["type", "columns", "whole", "unsigned", "ns", "time", "nested", "name"],
+)  # fmt: skip
+def test_what_the_table_cannot_take_is_refused_before_the_work(
+    any_store: Store,
+    partition: str | None,
+    columns: dict[str, str],
+    fields: list[pa.Field],
+    message: str,
+):
+    publish(any_store, Rows(1))
+    before = snapshot(any_store, "")
+    with pytest.raises(JobError, match=message):
+        require_delta(any_store, Layout(partition), columns, prediction_schema(fields))
+    assert snapshot(any_store, "") == before
+
+
+def test_a_store_of_another_kind_is_refused():
+    with pytest.raises(JobError, match="can be on local disk or s3://, not gs://"):
+        require_delta(Store("gs://bucket/out"), LAYOUT, {}, prediction_schema([]))
+
+
+def test_credentials_are_neither_in_the_log_nor_in_messages(any_store: Store):
+    publish(any_store, Rows(1))
+    options = dict(any_store.storage_options)
+    secrets = [value for value in (options.get("secret"), options.get("key")) if value]
+    for file in any_store.list_files("predictions/_delta_log"):
+        text = any_store.read_bytes(file.path).decode()
+        assert not any(secret in text for secret in secrets)
+
+
+def test_a_job_killed_before_its_table_is_caught_up_with(tmp_path: Path) -> None:
+    build_parquet(tmp_path / "shards", 60, seed=4, num_shards=2, num_bad=2)
+    source = {
+        "uri": str(tmp_path / "shards"),
+        "format": "parquet",
+        "id_column": "id",
+        "pass_through": ["camera"],
+    }
+    out = str(tmp_path / "out")
+    sink = {"table": "delta", "partition_columns": ["label"]}
+    job = write_job(tmp_path / "job.yaml", source, out, sink=sink, run={"slice_rows": 16})
+    arguments = ("run", job, "--date", "2026-11-24", "--json")
+    killed = pipeline(*arguments, env={VARIABLE: "before_table:kill"})
+    assert killed.code == -signal.SIGKILL
+    store = Store(out)
+    assert current_manifest(store, LAYOUT) is not None
+    assert not store.exists("predictions/_delta_log")
+    again = pipeline(*arguments)
+    assert (again.code, again.json["status"]) == (0, "nothing_to_do"), again.stderr
+    manifest = current_manifest(store, LAYOUT)
+    assert manifest is not None
+    assert named_by(table_of(store)) == parts_of(manifest)
+    frame = table_of(store).to_pyarrow_table()
+    assert frame.num_rows == 58
+    assert {"date", "label", "camera", "score"} <= set(frame.column_names)
+    assert pipeline("verify", out, "--json").code == 0
+    refused = pipeline(*arguments, "--set", "sink.partition_columns=[camera]")
+    assert refused.code == 2
+    assert "partitioned by (date, label), the job by (date, camera)" in refused.stderr
+    other = pipeline(
+        *arguments, "--set", "sink.partition_columns=[camera]", "--set", "sink.table=null"
+    )
+    assert (other.code, other.json["status"]) == (0, "published"), other.stderr
+    assert (other.json["rows"]["resumed"], other.json["rows"]["computed"]) == (60, 0)

@@ -1,0 +1,228 @@
+"""Partition columns: every value has its own folder, in input order, and publishing stays whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from published import (
+    DAY,
+    Rows,
+    prepare_version,
+    publish_rows,
+    read_part_table,
+    run_here,
+    slice_table,
+    snapshot,
+)
+
+from pipeline.compact import Compactor
+from pipeline.errors import GateRefused
+from pipeline.hive import MAX_VALUES, values_of
+from pipeline.inspect import describe_output
+from pipeline.layout import Layout, part_target
+from pipeline.manifest import Manifest, Part, current_manifest, read_predictions
+from pipeline.publish import commit, settle
+from pipeline.regroup import compact_by_value
+from pipeline.schema import SliceKey, failure_columns, prediction_schema, staged_schema
+from pipeline.sink import StagingWriter
+from pipeline.storage import Store
+from pipeline.upkeep import rollback
+from pipeline.verify import verify_output
+
+LAYOUT = Layout(DAY)
+FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)
+KINDS = ("a/b", "..", None, "50% off", "a=b", "", "\u00e9", "__HIVE_DEFAULT_PARTITION__")
+ROWS = Rows(
+    rows_per_slice=16, num_slices=5, fail_every=7, kinds=KINDS, partition_columns=("kind", "label")
+)
+
+
+def good_rows(rows: Rows) -> pa.Table:
+    """The predictions of `rows`, in input order."""
+    tables = [slice_table(rows, index) for index in range(rows.num_slices)]
+    everything = pa.concat_tables(tables)
+    names = prediction_schema(list(rows.pass_through)).names
+    return everything.filter(pa.compute.is_null(everything["error"])).select(names)
+
+
+def read(store: Store) -> pa.Table:
+    return read_predictions(store.uri, DAY, storage_options=dict(store.storage_options))
+
+
+def verify(store: Store) -> None:
+    verify_output(store.uri, DAY, dict(store.storage_options))
+
+
+def folders_of(manifest: Manifest) -> list[str]:
+    return [
+        part.path.rpartition("/")[0].removeprefix(LAYOUT.predictions) for part in manifest.parts
+    ]
+
+
+def test_every_value_has_a_folder_with_its_rows_in_input_order(any_store: Store):
+    manifest = publish_rows(any_store, rows=ROWS)
+    verify(any_store)
+    expected = good_rows(ROWS).to_pylist()
+    for row in expected:
+        row["kind"] = row["kind"] or None  # Hive has no empty text
+    seen = 0
+    for part in manifest.parts:
+        rows = read_part_table(any_store, part)
+        assert rows.column_names == ["row_id", "uri", "edition", "label_id", "score", "top_k"]
+        values = values_of(part.path, manifest.partition_columns)
+        own = [row for row in expected if all(row[k] == v for k, v in values.items())]
+        assert rows.to_pylist() == [{k: row[k] for k in rows.column_names} for row in own]
+        assert own
+        seen += len(own)
+    assert seen == len(expected) == manifest.num_predicted
+    numbers = [part.path.rpartition("part-")[2][:5] for part in manifest.parts]
+    assert numbers == [f"{index:05d}" for index in range(len(manifest.parts))]
+    assert folders_of(manifest) == sorted(folders_of(manifest))
+    by_id = {row["row_id"]: row for row in read(any_store).to_pylist()}
+    assert by_id == {row["row_id"]: row for row in expected}
+    found = describe_output(any_store.uri, DAY, dict(any_store.storage_options))
+    assert sum(row["rows"] for row in found["labels"]) == len(expected)
+    assert {row["column"] for row in found["schema"]} == set(good_rows(ROWS).column_names)
+
+
+def test_columns_of_folders_are_read_by_name(any_store: Store):
+    publish_rows(any_store, rows=ROWS)
+    table = read_predictions(
+        any_store.uri,
+        DAY,
+        columns=["label", "row_id"],
+        storage_options=dict(any_store.storage_options),
+    )
+    assert table.column_names == ["label", "row_id"]
+    expected = good_rows(ROWS).select(["row_id", "label"]).to_pydict()
+    found = dict(zip(*table.select(["row_id", "label"]).to_pydict().values(), strict=True))
+    assert found == dict(zip(*expected.values(), strict=True))
+
+
+def test_versions_with_other_folders_replace_each_other_and_come_back(any_store: Store):
+    plain = dataclasses.replace(ROWS, edition=1, partition_columns=())
+    by_kind = dataclasses.replace(ROWS, edition=2, partition_columns=("kind",))
+    versions = [plain, by_kind, dataclasses.replace(ROWS, edition=3)]
+    manifests = [publish_rows(any_store, rows=rows, keep_versions=3) for rows in versions]
+    for number, rows in ((2, by_kind), (1, plain), (3, versions[2])):
+        back = rollback(any_store, LAYOUT, "r", keep_versions=6, to_number=number)
+        verify(any_store)
+        assert back.partition_columns == manifests[number - 1].partition_columns
+        assert folders_of(back) == folders_of(manifests[number - 1])
+        assert [p.sha256 for p in back.parts] == [p.sha256 for p in manifests[number - 1].parts]
+        assert set(read(any_store)["edition"].to_pylist()) == {rows.edition}
+        present = set(snapshot(any_store, *FOLDERS)) - {LAYOUT.success}
+        assert present == {part.path for part in back.all_parts}
+
+
+def test_a_lost_file_in_a_folder_is_found(any_store: Store):
+    manifest = publish_rows(any_store, rows=ROWS)
+    any_store.delete([manifest.parts[-1].path])
+    with pytest.raises(Exception, match="is missing"):
+        verify(any_store)
+
+
+def test_files_of_a_crashed_attempt_are_tidied_up_in_their_folders(any_store: Store):
+    publish_rows(any_store, rows=ROWS)
+    other = dataclasses.replace(ROWS, edition=2)
+    crashed, folder = prepare_version(any_store, LAYOUT, other, 2, "crashed")
+    for part in crashed.parts:
+        any_store.copy(f"{folder}/{part.path}", f"predictions/{DAY}/{part.path.split('/', 1)[1]}")
+    ours, our_folder = prepare_version(any_store, LAYOUT, other, 2, "ours")
+    settle(any_store, LAYOUT, commit(any_store, LAYOUT, ours, our_folder), 2)
+    verify(any_store)
+
+
+def test_a_folder_of_somebody_else_is_left_alone(any_store: Store):
+    first = publish_rows(any_store, rows=ROWS)
+    copy = f"{LAYOUT.predictions}/backup/{first.parts[0].path.rpartition('/')[2]}"
+    any_store.copy(first.parts[0].path, copy)
+    assert part_target(copy) is not None
+    publish_rows(any_store, rows=dataclasses.replace(ROWS, edition=2))
+    assert any_store.exists(copy)
+
+
+def test_no_rows_still_make_one_part_with_every_column(any_store: Store):
+    rows = dataclasses.replace(ROWS, num_slices=0)
+    manifest = publish_rows(any_store, rows=rows)
+    verify(any_store)
+    (part,) = manifest.parts
+    assert part.path.count("/") == 2
+    assert read(any_store).schema.names == good_rows(ROWS).column_names
+
+
+def stage_values(store: Store, values: list[list[int]]) -> list[tuple[SliceKey, str, float]]:
+    """One slice for each list, sized so that two of them make a group."""
+    fields = [pa.field("place", pa.int32())]
+    schema = staged_schema(fields)
+    writer = StagingWriter(store, "staging", "r", "zstd", {})
+    start, keys = 0, []
+    for own in values:
+        columns = {
+            "row_id": [f"{start + row:08d}" for row in range(len(own))],
+            "uri": ["in"] * len(own),
+            "place": own,
+            **failure_columns([None] * len(own)),
+        }
+        nothing = {f.name: pa.nulls(len(own), f.type) for f in schema if f.name not in columns}
+        keys.append(SliceKey(0, start, start + len(own), is_last=False))
+        writer.write(keys[-1], {}, pa.table({**columns, **nothing}, schema=schema))
+        start += len(own)
+    files = store.list_files("staging")
+    return [(key, file.path, 8.0 * 2**20) for key, file in zip(keys, files, strict=True)]
+
+
+def by_place(store: Store, slices: list[tuple[SliceKey, str, float]], target: float) -> list[Part]:
+    schema = prediction_schema([pa.field("place", pa.int32())])
+    compactor = Compactor(store, "out", "000001-0123456789ab", schema, "zstd", {}, target)
+    return list(compact_by_value(compactor, ["place"], slices, {}, run_here).predictions)
+
+
+def test_a_value_that_is_everywhere_is_one_file_not_one_a_group(tmp_path: Path):
+    store = Store(str(tmp_path))
+    slices = stage_values(store, [[row % 90 for row in range(500)] for _ in range(12)])
+    parts = by_place(store, slices, 2.0**27)
+    assert len(parts) == 90
+    everything = [row % 90 for _ in range(12) for row in range(500)]
+    for part in parts:
+        table = read_part_table(store, dataclasses.replace(part, path=f"out/{part.path}"))
+        place = int(values_of(part.path, {"place": "int32"})["place"])
+        expected = [f"{row:08d}" for row, value in enumerate(everything) if value == place]
+        assert table["row_id"].to_pylist() == expected
+
+
+def test_a_large_value_is_cut_near_the_target_size(tmp_path: Path):
+    store = Store(str(tmp_path))
+    rare = [[7 if row == 100 else 1 for row in range(20_000)] for _ in range(20)]
+    parts = by_place(store, stage_values(store, rare), 60_000.0)
+    large = [part.size_bytes / 60_000 for part in parts if "place=1/" in part.path]
+    assert len(large) > 3
+    assert all(0.8 <= size <= 1.2 for size in large[:-1]), large
+    assert sum("place=7/" in part.path for part in parts) == 1
+
+
+def test_more_values_than_folders_are_refused_before_publishing(any_store: Store):
+    base = publish_rows(any_store)
+    before = snapshot(any_store, *FOLDERS)
+    rows = dataclasses.replace(ROWS, edition=2, partition_columns=("kind",))
+    many = dataclasses.replace(
+        rows, num_slices=1, rows_per_slice=1200, fail_every=0,
+        kinds=tuple(str(number) for number in range(MAX_VALUES + 1)),
+    )  # fmt: skip
+    with pytest.raises(GateRefused, match=f"kind: .*{MAX_VALUES + 1} different values, at most"):
+        publish_rows(any_store, rows=many)
+    assert snapshot(any_store, *FOLDERS) == before
+    assert current_manifest(any_store, LAYOUT) == base
+
+
+def test_values_are_counted_over_all_groups(tmp_path: Path):
+    store = Store(str(tmp_path))
+    half = MAX_VALUES // 2 + 1
+    values = [list(range(half)), [], list(range(half, 2 * half))]
+    slices = stage_values(store, [own for own in values if own])
+    slices = [(key, path, 16.0 * 2**20) for key, path, _ in slices]
+    with pytest.raises(GateRefused, match=f"place: {2 * half} different values"):
+        by_place(store, slices, 2.0**27)
