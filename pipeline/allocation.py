@@ -1,4 +1,4 @@
-"""Divide what a cluster has between model actors, readers and writers.
+"""Divide what a cluster has between model actors, readers, decoders and writers.
 
 Checked before anything starts: Ray Data waits forever for resources that the cluster has not got.
 """
@@ -12,9 +12,12 @@ from typing import Any
 from pipeline.errors import JobError
 from pipeline.job import Resources
 
-# Logical CPUs of one reader. Small, because readers idle once the queue before the actors is full.
-READER_CPUS = 0.25
+# Logical CPUs of a reader, decoder or writer. How many there are is said by their number, not by
+# what they reserve: one that waits for the next stage keeps its share, and could starve that stage.
+# Not 0: such tasks run anywhere, also on a head node that is to do no work.
+TASK_CPUS = 0.05
 _CPUS_PER_READER = 4
+_CPUS_PER_DECODER = 2
 _MAX_WRITERS = 16
 _MAX_ACTOR_RESTARTS = 20
 MAX_TASK_RETRIES = 3
@@ -41,10 +44,11 @@ class Allocation:
     min_actors: int
     max_actors: int
     actor_cpus: float
-    """Logical CPUs that an actor reserves; readers share the same cores."""
+    """Logical CPUs that an actor reserves; the tasks of other stages share the same cores."""
     actor_gpus: float
     actor_threads: int
     num_readers: int
+    num_decoders: int
     num_writers: int
 
     def read(self, num_units: int) -> dict[str, Any]:
@@ -52,12 +56,12 @@ class Allocation:
         return {
             "override_num_blocks": num_units,
             "concurrency": self.num_readers,
-            "num_cpus": READER_CPUS,
+            "num_cpus": TASK_CPUS,
         }
 
     def preprocess(self) -> dict[str, Any]:
-        """Return the options of the stage that Ray fuses with the reading."""
-        return {**_SLICE_BLOCKS, "num_cpus": READER_CPUS}
+        """Return the options of the decoding stage."""
+        return self._tasks(self.num_decoders)
 
     def predict(self) -> dict[str, Any]:
         """Return the options of the actor pool."""
@@ -73,25 +77,27 @@ class Allocation:
         }
 
     def write(self) -> dict[str, Any]:
-        """Return the options of the writing stage: no CPU of its own, or the readers starve it."""
+        """Return the options of the writing stage."""
+        return self._tasks(self.num_writers)
+
+    def _tasks(self, number: int) -> dict[str, Any]:
         from ray.data import TaskPoolStrategy
 
         return {
             **_SLICE_BLOCKS,
-            "compute": TaskPoolStrategy(self.num_writers),
-            "num_cpus": 0,
+            "compute": TaskPoolStrategy(number),
+            "num_cpus": TASK_CPUS,
             "max_retries": MAX_TASK_RETRIES,
         }
 
 
 def allocate(resources: Resources, hardware: Hardware) -> Allocation:
-    """Divide the cluster between actors and readers.
+    """Divide the cluster between actors and the tasks of the other stages.
 
     Raises:
         JobError: The job asks for more than there is; names both numbers.
     """
     threads = resources.num_cpus or 1.0
-    num_readers = max(1, int(hardware.cpus) // _CPUS_PER_READER)
     fit_cpus = max(1, math.floor(hardware.cpus / threads))
     fit_gpus = _fit_gpus(resources, hardware) if resources.num_gpus > 0 else fit_cpus
     # Beside a GPU, threads that nobody asked for are no reason to leave a GPU idle.
@@ -109,23 +115,27 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
             f"resources: {needed} actors x {threads:g} CPUs = {needed * threads:g} CPUs, "
             f"the cluster has {hardware.cpus:g}"
         )
-    for_actors = hardware.cpus - READER_CPUS
     max_actors = min(wanted, fit)
+    cpus = int(hardware.cpus)
+    num_readers = max(1, cpus // _CPUS_PER_READER)
+    num_decoders = max(1, cpus - max_actors if resources.num_gpus else cpus // _CPUS_PER_DECODER)
+    num_writers = max(1, min(_MAX_WRITERS, cpus // _CPUS_PER_READER))
+    for_actors = hardware.cpus - TASK_CPUS * (num_readers + num_decoders + num_writers)
     actor_cpus = min(threads, math.floor(1000 * for_actors / max_actors) / 1000)
     if actor_cpus <= 0:
         raise JobError(
-            f"resources: {max_actors} actors and a reader of {READER_CPUS:g} CPUs do not fit the "
+            f"resources: {max_actors} actors beside readers, decoders and writers do not fit the "
             f"cluster's {hardware.cpus:g} CPUs"
         )
-    left = hardware.cpus - max_actors * actor_cpus
     return Allocation(
         min_actors=needed,
         max_actors=max_actors,
         actor_cpus=actor_cpus,
         actor_gpus=resources.num_gpus,
         actor_threads=max(1, int(threads)),
-        num_readers=max(1, min(num_readers, int(left / READER_CPUS))),
-        num_writers=max(1, min(_MAX_WRITERS, int(hardware.cpus) // _CPUS_PER_READER)),
+        num_readers=num_readers,
+        num_decoders=num_decoders,
+        num_writers=num_writers,
     )
 
 

@@ -13,7 +13,8 @@ from pipeline.stats import Counters, StageCounters
 
 # Stages of one group run one after the other in the same slot, so they are judged together.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "reader": ("read", "decode", "transform"),
+    "reader": ("read",),
+    "decoder": ("decode", "transform"),
     "actor": ("transfer", "predict"),
     "writer": ("write",),
 }
@@ -245,6 +246,7 @@ def _group_bound(load: Load, limits: list[Limit], top: Limit) -> Bottleneck:
 
 _NAMED = {
     "reader": "the readers",
+    "decoder": "the decoders",
     "actor": "the actors",
     "writer": "the writers",
     CORES: "the cores",
@@ -257,7 +259,7 @@ def _one_more(load: Load, top: Limit) -> tuple[str, float]:
     if top.group == "actor" and load.is_on_gpu:
         is_full = load.gpus is not None and actor_slots >= load.gpus
         return ("one more GPU with its actor" if is_full else "one more actor"), 1.0
-    taken = load.group_slots("reader") + (0.0 if load.is_on_gpu else actor_slots)
+    taken = load.group_slots("decoder") + (0.0 if load.is_on_gpu else actor_slots)
     if load.cpus is None or taken + 1 <= load.cpus:
         return f"one more {top.group}", 1.0
     return f"one more {top.group} on one more core", (load.cpus + 1) / load.cpus

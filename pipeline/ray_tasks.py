@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from pipeline.allocation import MAX_TASK_RETRIES, READER_CPUS
+from pipeline.allocation import MAX_TASK_RETRIES
 from pipeline.errors import InfraError, find_cause
 
 T = TypeVar("T")
+_TASK_CPUS = 0.25
 _TASKS_PER_CPU = 2
 
 
@@ -50,7 +51,7 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
     """Run a function for every tuple of arguments as Ray tasks; results in the order of calls."""
     import ray
 
-    remote = ray.remote(num_cpus=READER_CPUS, max_retries=MAX_TASK_RETRIES)(_call)
+    remote = ray.remote(num_cpus=_TASK_CPUS, max_retries=MAX_TASK_RETRIES)(_call)
     limit = max(_TASKS_PER_CPU, int(_TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
     results: dict[int, T] = {}
     pending: dict[Any, int] = {}

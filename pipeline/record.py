@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from pipeline.manifest import Manifest
 from pipeline.model import ModelSpec
 from pipeline.plan import Plan
 from pipeline.report import RunFacts, Status
-from pipeline.schema import Reason
+from pipeline.schema import Reason, SliceKey
 from pipeline.sink import META_PREFIX, StagedSlice
 from pipeline.stats import Counters, Measurement, measure, merge
 from pipeline.storage import Store
@@ -68,6 +68,9 @@ class RunRecord:
         self._reasons: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
         self._slices: Counter[str] = Counter()
+        self._total_rows: int | None = None
+        self._total_slices: int | None = None
+        self._published: Manifest | None = None
         self._streaming_wall_s: float | None = None
 
     @contextmanager
@@ -88,6 +91,9 @@ class RunRecord:
     def planned(self, plan: Plan, model: ModelSpec, num_gpus: float) -> None:
         """Note what is to be done."""
         self._plan = plan
+        self._total_rows = plan.num_rows
+        if plan.num_rows is not None:
+            self._total_slices = sum(1 for _ in plan.slices())
         self._model = {
             "name": model.name,
             "weights_sha256": model.weights_sha256,
@@ -135,6 +141,12 @@ class RunRecord:
                 self._reasons[Reason.DUPLICATE_ID.value] += num_rows
                 self._rows["quarantined"] += num_rows
 
+    def tiled(self, slices: Sequence[SliceKey]) -> int:
+        """Note the slices that make up the plan; return their rows, which may be news."""
+        self._total_rows = sum(key.num_rows for key in slices)
+        self._total_slices = len(slices)
+        return self._total_rows
+
     def judged(self, verdicts: list[Verdict]) -> None:
         """Note what the gates said."""
         self._verdicts = verdicts
@@ -142,6 +154,7 @@ class RunRecord:
     def found_published(self, manifest: Manifest, uri: str) -> None:
         """Note that all is done: an earlier run published exactly this."""
         self._rows.update(resumed=manifest.num_rows, quarantined=manifest.num_quarantined)
+        self._total_rows, self._published = manifest.num_rows, manifest
         self.published(manifest, uri)
 
     def published(self, manifest: Manifest, uri: str) -> None:
@@ -167,9 +180,13 @@ class RunRecord:
 
     @property
     def num_unreadable_shards(self) -> int:
-        """Shards of the plan whose row count is unknown."""
+        """Shards that could not be read (to their end), so that their row count is unknown."""
+        if self._published is not None:
+            return self._published.num_unreadable_shards
         if self._plan is None:
             return 0
+        if self._plan.row_ids == "key":
+            return self._reasons[Reason.UNREADABLE_SHARD.value]  # each shard is one such row
         return sum(extent.is_whole_shard for unit in self._plan.units for extent in unit.extents)
 
     def facts(
@@ -177,7 +194,6 @@ class RunRecord:
     ) -> RunFacts:
         """Return everything known, for the report."""
         finished_at = dt.datetime.now(dt.UTC)
-        total = self._plan.num_rows if self._plan else None
         rows = {
             "computed": self._rows["computed"],
             "resumed": self._rows["resumed"],
@@ -185,9 +201,10 @@ class RunRecord:
             "predicted": self.num_predicted,
         }
         slices = {"computed": self._slices["computed"], "resumed": self._slices["resumed"]}
-        if self._plan is not None and total is not None:
-            rows["total"] = total
-            slices["total"] = sum(1 for _ in self._plan.slices())
+        if self._total_rows is not None:
+            rows["total"] = self._total_rows
+        if self._total_slices is not None:
+            slices["total"] = self._total_slices
         return RunFacts(
             run_id=self.run_id,
             partition=self.partition,
@@ -225,8 +242,9 @@ class RunRecord:
     def _slots(self) -> dict[str, float]:
         slots = {"list": 1.0, "publish": 1.0}
         if self._allocation is not None:
-            readers, actors = self._allocation.num_readers, self._allocation.max_actors
-            slots |= dict.fromkeys(("read", "decode", "transform"), float(readers))
+            slots["read"] = float(self._allocation.num_readers)
+            decoders, actors = self._allocation.num_decoders, self._allocation.max_actors
+            slots |= dict.fromkeys(("decode", "transform"), float(decoders))
             slots |= dict.fromkeys(("transfer", "predict"), float(actors))
             slots["write"] = float(self._allocation.num_writers)
         return slots

@@ -127,13 +127,15 @@ class Stage(_Section):
     """`rows_out / busy_s`: the speed of one slot that never waits."""
     utilisation_pct: float | None
     """`busy_s / (slots * wall_s)`."""
+    retries: int | None
+    """Requests to a store that were made again after a passing trouble."""
 
 
 class GroupLimit(_Section):
     """How fast the stages that share slots (or all cores) could go if they alone mattered."""
 
     group: str
-    """`reader`, `actor`, `writer` or `cores`."""
+    """`reader`, `decoder`, `actor`, `writer` or `cores`."""
     slots: float
     busy_s: float
     utilisation_pct: float
@@ -147,7 +149,8 @@ class BottleneckSection(_Section):
     """What held the run back, and the one change that would help most."""
 
     limit: str
-    """`reader`, `actor`, `writer`, `cores`, `startup`, `waiting` (no stage) or `unknown`."""
+    """`reader`, `decoder`, `actor`, `writer`, `cores`, `startup`, `waiting` (no stage), or
+    `unknown`."""
     stage: str | None
     """The stage (or start-up part) that takes most of it."""
     utilisation_pct: float | None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.allocation import READER_CPUS, Allocation, Hardware, allocate
+from pipeline.allocation import TASK_CPUS, Allocation, Hardware, allocate
 from pipeline.errors import JobError
 from pipeline.job import Resources
 
@@ -60,10 +60,12 @@ def test_what_is_handed_out_is_there(
     assert found.min_actors >= (least or 1)
     assert most is None or found.max_actors <= most
     assert found.num_readers >= 1
+    assert found.num_decoders >= 1
     assert found.num_writers >= 1
     assert 0 < found.actor_cpus <= (num_cpus or 1.0)
-    used = found.max_actors * found.actor_cpus + found.num_readers * READER_CPUS
-    assert used <= cpus + 1e-9
+    tasks = found.num_readers + found.num_decoders + found.num_writers
+    # All at once: who waits for the next stage must not keep that one from starting.
+    assert found.max_actors * found.actor_cpus + tasks * TASK_CPUS <= cpus + 1e-9
     assert found.actor_gpus == num_gpus
     if num_gpus:
         assert gpus_used(found.max_actors, num_gpus) <= gpus
@@ -84,7 +86,9 @@ def test_left_alone_there_is_one_actor_a_gpu_even_with_few_cpus(gpus: int, cpus:
     assert (found.min_actors, found.max_actors) == (gpus, gpus)
 
 
-@pytest.mark.parametrize(("each", "on_one"), [(0.5, 2), (0.3, 3), (0.25, 4), (0.1, 10), (0.7, 1)])
+@pytest.mark.parametrize(
+    ("each", "on_one"), [(0.5, 2), (0.3, 3), (0.25, 4), (0.1, 10), (0.7, 1), (1 / 99, 99)]
+)
 def test_fractions_share_a_card_and_do_not_span_two(each: float, on_one: int):
     assert divide(64, 1, num_gpus=each).max_actors == on_one
     assert divide(64, 4, num_gpus=each).max_actors == 4 * on_one
@@ -132,9 +136,15 @@ def test_asking_for_more_than_there_is_names_both_numbers(
         assert word in str(caught.value)
 
 
+def test_beside_gpus_the_cores_decode():
+    found = divide(16, 1, num_gpus=1.0)
+    assert (found.max_actors, found.num_decoders) == (1, 15)
+
+
 def test_readers_and_writers_grow_with_the_cluster_within_bounds():
     few, many = divide(4, max_actors=1), divide(128, max_actors=1)
     assert few.num_readers < many.num_readers <= 128
+    assert few.num_decoders < many.num_decoders <= 128
     assert few.num_writers <= many.num_writers <= 16
 
 

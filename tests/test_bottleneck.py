@@ -19,8 +19,8 @@ def load_of(busy: dict[str, float], slots: dict[str, float], **more) -> Load:
             stage: slots[group]
             for stage, group in (
                 ("read", "reader"),
-                ("decode", "reader"),
-                ("transform", "reader"),
+                ("decode", "decoder"),
+                ("transform", "decoder"),
                 ("transfer", "actor"),
                 ("predict", "actor"),
                 ("write", "writer"),
@@ -41,32 +41,34 @@ def test_utilisation_is_unknown_without_slots_or_wall(slots, wall_s):
     assert utilisation_pct(1.0, slots, wall_s) is None
 
 
-def test_a_reader_bound_run_names_the_readers():
-    # No stage of the reader is busier than predict; together they fill their slot.
-    busy = {"read": 3.0, "decode": 4.0, "transform": 2.7, "predict": 10.0, "write": 0.5}
-    slots = {"reader": 1, "actor": 2, "writer": 1}
+def test_a_decoder_bound_run_names_the_decoders():
+    # No stage of the decoder is busier than predict; together they fill their slot.
+    busy = {"read": 3.0, "decode": 6.0, "transform": 3.7, "predict": 10.0, "write": 0.5}
+    slots = {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}
     neck = find_bottleneck(load_of(busy, slots, cpus=8))
-    assert (neck.limit, neck.stage) == ("reader", "decode")
+    assert (neck.limit, neck.stage) == ("decoder", "decode")
     assert neck.utilisation_pct == 97.0
-    assert "one more reader (2 instead of 1)" in neck.advice
-    # Two readers would reach 206 rows/s, twice today's rate is 200: the actors' 200 comes first.
+    assert "one more decoder (2 instead of 1)" in neck.advice
+    # Two decoders would reach 206 rows/s, twice today's rate is 200: the actors' 200 comes first.
     assert neck.predicted_rows_per_s == pytest.approx(200)
     assert neck.limit_rows_per_s == pytest.approx(200)
 
 
 def test_an_actor_bound_run_names_the_actors_and_the_next_limit():
-    busy = {"read": 1.0, "decode": 6.0, "transform": 1.0, "predict": 19.0, "write": 0.2}
-    neck = find_bottleneck(load_of(busy, {"reader": 1, "actor": 2, "writer": 1}, cpus=8))
+    busy = {"read": 1.0, "decode": 7.0, "transform": 1.0, "predict": 19.0, "write": 0.2}
+    neck = find_bottleneck(
+        load_of(busy, {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}, cpus=8)
+    )
     assert (neck.limit, neck.stage) == ("actor", "predict")
     assert "one more actor (3 instead of 2)" in neck.advice
-    # Three actors could do 150 rows/s, but the reader ends at 1000 / 8 s.
+    # Three actors could do 150 rows/s, but the decoder ends at 1000 / 8 s.
     assert neck.predicted_rows_per_s == pytest.approx(125)
-    assert "where the readers become the limit" in neck.advice
+    assert "where the decoders become the limit" in neck.advice
 
 
 def test_a_run_on_full_cores_does_not_advise_more_actors():
     busy = {"read": 0.5, "decode": 5.0, "transform": 1.0, "predict": 13.0, "write": 0.5}
-    slots = {"reader": 1, "actor": 2, "writer": 1}
+    slots = {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}
     neck = find_bottleneck(load_of(busy, slots, cpus=2))
     assert (neck.limit, neck.stage) == ("cores", "predict")
     assert "more actors on the same cores would not help" in neck.advice
@@ -77,21 +79,21 @@ def test_a_run_on_full_cores_does_not_advise_more_actors():
 
 def test_readers_that_wait_for_storage_are_not_blamed_on_the_cores():
     busy = {"read": 19.0, "decode": 0.5, "predict": 2.0}
-    slots = {"reader": 2, "actor": 1, "writer": 1}
+    slots = {"reader": 2, "decoder": 1, "actor": 1, "writer": 1}
     neck = find_bottleneck(load_of(busy, slots, cpus=2, gpus=1, is_on_gpu=True))
     assert (neck.limit, neck.stage) == ("reader", "read")
 
 
 def test_actors_that_fill_the_gpus_need_a_gpu():
     busy = {"read": 1.0, "decode": 2.0, "predict": 9.8}
-    slots = {"reader": 4, "actor": 1, "writer": 1}
+    slots = {"reader": 4, "decoder": 4, "actor": 1, "writer": 1}
     load = load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True)
     assert "one more GPU" in find_bottleneck(load).advice
 
 
 def test_a_short_run_blames_start_up_and_says_its_share():
     busy = {"decode": 2.0, "predict": 3.0}
-    slots = {"reader": 1, "actor": 1, "writer": 1}
+    slots = {"reader": 1, "decoder": 1, "actor": 1, "writer": 1}
     startup = {"ray_start": 8.0, "imports": 3.0}
     neck = find_bottleneck(load_of(busy, slots, cpus=2, wall_s=22.0, startup=startup))
     assert (neck.limit, neck.stage) == ("startup", "ray_start")
@@ -100,7 +102,7 @@ def test_a_short_run_blames_start_up_and_says_its_share():
 
 def test_an_idle_run_with_little_start_up_says_that_nothing_was_the_limit():
     busy = {"decode": 2.0, "predict": 3.0}
-    slots = {"reader": 1, "actor": 1, "writer": 1}
+    slots = {"reader": 1, "decoder": 1, "actor": 1, "writer": 1}
     neck = find_bottleneck(load_of(busy, slots, cpus=4, startup={"ray_start": 1.0}))
     assert neck.limit == "waiting"
 
@@ -124,13 +126,13 @@ shares = st.floats(0.001, 1.0)
 
 
 @given(shares, shares, shares, st.integers(1, 64), st.integers(1, 64), st.integers(1, 256))
-def test_a_change_never_promises_less_than_today(reader, actor, writer, readers, actors, cpus):
-    slots = {"reader": readers, "actor": actors, "writer": 1}
-    busy = {"decode": 10 * reader * readers, "predict": 10 * actor * actors, "write": 10 * writer}
+def test_a_change_never_promises_less_than_today(decoder, actor, writer, decoders, actors, cpus):
+    slots = {"reader": 1, "decoder": decoders, "actor": actors, "writer": 1}
+    busy = {"decode": 10 * decoder * decoders, "predict": 10 * actor * actors, "write": 10 * writer}
     load = load_of(busy, slots, cpus=cpus)
     neck = find_bottleneck(load)
     if neck.limit in ("waiting", "startup"):
-        assert max(reader, actor, writer) <= 0.501
+        assert max(decoder, actor, writer) <= 0.501
         return
     assert load.rows_per_s <= neck.predicted_rows_per_s <= neck.limit_rows_per_s * 1.0001
     busiest = max(find_limits(load), key=lambda limit: limit.utilisation_pct)
