@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types memory clean
+.PHONY: help venv demo test lint types long memory clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
@@ -17,7 +17,7 @@ demo: .venv/.installed-demo ## Install what the demo needs, make photos, classif
 	$(BIN)/pipeline demo
 
 test: venv ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: venv ## Check style and format
 	$(BIN)/python -m ruff check .
@@ -26,8 +26,12 @@ lint: venv ## Check style and format
 types: venv ## Check types
 	$(BIN)/python -m mypy
 
-memory: venv ## Measure the memory of a run as its rows grow (a minute or two)
+long: venv ## Run the tests that `make test` leaves out (about ten minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+
+memory: venv ## Measure the memory of runs: growing rows, one huge row group (minutes, 2 GiB of disk)
 	$(BIN)/python tests/bench/memory.py 2000 20000
+	$(BIN)/python tests/bench/huge.py 2048
 
 clean: ## Remove .venv, the demo's output and caches
 	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,24 @@ print(*sorted(sys.modules))
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
 
-def refusal(*arguments: str) -> str:
-    """Run a command that must be refused as wrong; return its one line."""
-    done = pipeline(*arguments)
-    assert done.code == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refusal:
+    """Run a command, in this process, that must be refused as wrong; return its one line."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("PIPELINE_DEBUG", raising=False)
+
+    def run(*arguments: str) -> str:
+        assert _guard(partial(app, list(arguments))) == 2
+        shown = capfd.readouterr()
+        assert shown.out == ""
+        (line,) = shown.err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return run
 
 
 def test_help_imports_nothing_heavy():
@@ -78,7 +90,7 @@ def test_without_a_command_the_help_is_shown():
         assert f"  {name} " in bare.stdout
 
 
-def test_schema_prints_json():
+def test_schema_prints_json(refusal: Refusal):
     done = pipeline("schema")
     assert (done.code, done.stderr) == (0, "")
     assert json.loads(done.stdout) == Job.model_json_schema()
@@ -87,7 +99,7 @@ def test_schema_prints_json():
 
 
 @pytest.mark.parametrize("date", ["yesterday", "2026-13-01", "24.11.2026", ""])
-def test_a_wrong_date_is_refused(date: str, tmp_path: Path):
+def test_a_wrong_date_is_refused(date: str, refusal: Refusal, tmp_path: Path):
     line = refusal("plan", str(tmp_path / "job.yaml"), "--date", date)
     assert line == f"error: --date {date}: write YYYY-MM-DD".replace("  ", " ")
 
@@ -108,11 +120,17 @@ def test_a_wrong_date_is_refused(date: str, tmp_path: Path):
         (["run", "two\nlines.yaml"], "two lines.yaml: cannot read the job file"),
     ],
 )
-def test_a_wrong_command_is_one_line_and_exit_2(arguments: list[str], words: str):
+def test_a_wrong_command_is_one_line_and_exit_2(arguments: list[str], words: str, refusal: Refusal):
     assert words in refusal(*arguments)
 
 
-def test_a_wrong_job_is_one_line_and_shows_no_credentials(tmp_path: Path):
+def test_the_process_of_a_wrong_command_ends_with_2():
+    done = pipeline("run", "job.yaml", "--no-such-option")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == "error: No such option: --no-such-option\n"
+
+
+def test_a_wrong_job_is_one_line_and_shows_no_credentials(refusal: Refusal, tmp_path: Path):
     path = tmp_path / "job.yaml"
     path.write_text("source: {uri: in, format: images}\nmodel: {name: x}\nsink: {uri: out}\n")
     line = refusal("run", str(path), "--set", "model.batch_size=many")

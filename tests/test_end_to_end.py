@@ -192,8 +192,15 @@ def kill_inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return folder, by_id(read_predictions(case.store.uri, PARTITION))
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
-@pytest.mark.parametrize("moment", ["30%", "60%", "publish"])
+@pytest.mark.parametrize(
+    ("moment", "where"),
+    [
+        ("30%", "local"),
+        pytest.param("60%", "s3", marks=pytest.mark.slow),
+        pytest.param("publish", "local", marks=pytest.mark.slow),
+        ("publish", "s3"),
+    ],
+)
 def test_kill_9_and_rerun_equals_an_uninterrupted_run(
     where: str,
     moment: str,

@@ -12,16 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
-    "__init__ errors failpoints progress schema stored",
-    "extents imports job job_yaml layout local_disk render stats storage_errors terminal transform",
-    "allocation bottleneck columns decode gates job_file object_store photos task",
-    "cluster preprocess ray_tasks report storage",
-    "lease manifest parquet_inputs single_file sink submit",
-    "inputs rows weights",
-    "image_stream parquet_stream",
-    "model",
-    "compact plan predictor publish zoo",
-    "record source stages upkeep",
+    "__init__ archive errors failpoints progress schema stored",
+    "address extents imports job job_yaml layout listing local_disk object_protocols"
+    " render retry terminal hive tar transform",
+    "allocation columns decode job_file photos stats storage_errors task",
+    "bottleneck cluster gates object_store preprocess ray_tasks",
+    "report storage submit",
+    "lease manifest single_file row_ids sink uri_policy",
+    "delta parquet_inputs parts rows web weights",
+    "fetch image_stream inputs model tar_stream",
+    "compact parquet_stream plan predictor publish zoo",
+    "record regroup source stages tiling upkeep",
     "datasource finish",
     "run",
     "demo inspect",
@@ -185,7 +186,8 @@ def test_the_guard_sees_an_import(code: str, found: set[str]):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "__main__"])
 def test_nothing_happens_at_import(name: str):
     tree = ast.parse((PACKAGE / f"{name}.py").read_text())
-    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    allowed = (ast.Import, ast.ImportFrom, *functions, ast.ClassDef, ast.Assign, ast.AnnAssign)
     for node in tree.body:
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         is_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"

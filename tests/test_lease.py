@@ -25,7 +25,7 @@ from pipeline.storage import Store
 
 LAYOUT = Layout("date=2026-11-24")
 LONG_S = 1e6
-RACERS, ROUNDS = 8, 3
+RACERS, ROUNDS = 8, 2
 
 HOLD = """
 import sys
@@ -188,6 +188,12 @@ def test_a_silent_run_elsewhere_is_taken_for_dead_only_after_its_ttl(disk: Store
         acquire(disk)
     age(disk, LAYOUT.heartbeat(epoch), 101)
     assert acquire(disk) == epoch + 1
+
+
+def test_pids_of_another_machine_say_nothing(disk: Store):
+    leave_behind(disk, machine="elsewhere", pid_started=12345.0)
+    with pytest.raises(PartitionBusy):
+        acquire(disk)
 
 
 def test_a_run_that_never_renewed_is_as_old_as_its_lease(disk: Store):

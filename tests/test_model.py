@@ -16,7 +16,7 @@ from typing import Any
 import models
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -139,6 +139,7 @@ def test_a_state_dict_must_fit_exactly(change: dict[Any, Any], words: str, tmp_p
     assert words in refusal(weights=saved(tmp_path / "w.pt", state))
 
 
+@EXPORTED
 def test_no_file_runs_code_or_is_taken_for_weights(tmp_path: Path):
     canary = tmp_path / "canary"
     whole_module = saved(tmp_path / "module.pt", models.Colours())
@@ -355,6 +356,7 @@ def test_all_that_is_missing_of_a_transform_is_named():
         resolve(transform={"size_px": None})
 
 
+@settings(max_examples=15)
 @given(size_px=st.integers(8, 600))
 def test_another_size_keeps_the_models_ratio_of_resize_to_crop(size_px: int):
     spec = resolve(name="efficientnet-lite0", labels=None, transform={"size_px": size_px}).transform

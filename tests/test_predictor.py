@@ -187,7 +187,7 @@ def is_predicted(row: dict[str, Any]) -> bool:
 # ---------------------------------------------------------------------------- right answers
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     batch_size=st.sampled_from([1, 3, 32]),
     bad=st.lists(st.booleans(), min_size=1, max_size=70),
@@ -273,7 +273,7 @@ def test_bfloat16_is_close():
 # ---------------------------------------------------------------------------- failing rows
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     kinds=st.lists(
         st.sampled_from(["good", "good", "dark", "white", "bad"]), min_size=1, max_size=40

@@ -63,7 +63,7 @@ def good_pixels() -> list[np.ndarray]:
     return pixels
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     order=st.lists(
         st.sampled_from([*range(len(GOOD)), "strip", "failed", *sorted(BAD)]),

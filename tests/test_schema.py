@@ -94,6 +94,18 @@ def test_a_block_cut_by_ray_still_unpacks():
     assert unpack(block.slice(0, 0)) == []
 
 
+def test_slices_of_different_sizes_in_one_chunk_are_told_apart():
+    sizes = [5, 2, 7]
+    keys = [SliceKey(index, 0, size, is_last=True) for index, size in enumerate(sizes)]
+    packed = [pack(key, {}, example_rows(key.num_rows)) for key in keys]
+    block = pa.concat_tables(packed).combine_chunks()
+    for first in range(len(keys)):
+        found = unpack(block.slice(first))
+        assert [key for key, _, _ in found] == keys[first:]
+        for key, _, rows in found:
+            assert rows.to_pylist() == example_rows(key.num_rows).to_pylist()
+
+
 def test_rows_in_many_chunks_pack_like_rows_in_one():
     rows = pa.concat_tables([example_rows(3), example_rows(4)])
     ((_, _, found),) = unpack(pack(SliceKey(0, 0, 7, is_last=True), {}, rows))

@@ -18,13 +18,13 @@ from published import (
     read_part_table,
 )
 
-from pipeline.compact import hash_ids, sum_hashes
 from pipeline.errors import JobError, PipelineError
 from pipeline.extents import Extent
 from pipeline.layout import Layout, part_name
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan, Unit, adopt_plan
 from pipeline.publish import commit, settle
+from pipeline.row_ids import hash_ids, sum_hashes
 from pipeline.schema import prediction_schema
 from pipeline.storage import Store
 from pipeline.verify import verify_output

@@ -1,0 +1,247 @@
+"""Every source format x every store x {clean, with bad rows, resumed after kill -9}.
+
+The runs are real ones. They share one Ray, so that a run costs seconds; the one that is killed is a
+process of its own, and the run after it happens here.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import signal
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from badfiles import encode
+from cli import TESTS, pipeline, write_job
+from localserver import LocalServer
+from models import LABELS
+from PIL import Image
+from tars import Entry, pack
+
+from pipeline.cluster import share_ray
+from pipeline.job_file import load_job
+from pipeline.manifest import read_predictions
+from pipeline.photos import build_images
+from pipeline.progress import Progress
+from pipeline.record import RunOptions
+from pipeline.run import run_job
+from pipeline.storage import Store
+from pipeline.verify import verify_output
+
+DATE = "2026-11-24"
+PARTITION = f"date={DATE}"
+FORMATS = ("images", "parquet", "uris", "features", "webdataset")
+STORES = ("local", "s3", "gcs", "azure")
+CASES = ("clean", "bad rows", "kill -9")
+ALWAYS = {
+    *(("images", "s3", "kill -9"), ("images", "azure", "bad rows"), ("images", "local", "clean")),
+    *(("parquet", "gcs", "kill -9"), ("parquet", "local", "bad rows"), ("parquet", "s3", "clean")),
+    *(("uris", "azure", "kill -9"), ("uris", "s3", "bad rows"), ("uris", "gcs", "clean")),
+    *(("features", "local", "kill -9"), ("features", "azure", "clean")),
+    *(("webdataset", "s3", "kill -9"), ("webdataset", "gcs", "bad rows")),
+}
+"""Cells that `make test` runs; `make long` runs the others."""
+TABLE = [
+    pytest.param(*cell, marks=[] if cell in ALWAYS else [pytest.mark.slow])
+    for cell in product(FORMATS, STORES, CASES)
+]
+COLOURS = {
+    "dark": (10, 12, 9),
+    "bright": (245, 250, 240),
+    "red": (250, 20, 30),
+    "green": (10, 240, 20),
+    "blue": (5, 30, 250),
+}
+NUM_ROWS, SLICE_ROWS = 20, 4
+Row = tuple[str, bytes, str]
+"""Name, encoded image, and the label or the reason that it must get."""
+
+
+def good_rows() -> list[Row]:
+    found = []
+    for index in range(NUM_ROWS):
+        label = LABELS[index % len(LABELS)]
+        data = encode(Image.new("RGB", (40, 40 + index), COLOURS[label]), "PNG")
+        found.append((f"p{index:02d}.png", data, label))
+    return found
+
+
+def rows_of(case: str) -> list[Row]:
+    rows = good_rows()
+    if case != "clean":
+        rows[3] = ("p03.png", b"", "empty")
+        rows[9] = ("p09.png", b"no image", "unidentified")
+        rows[18] = ("p18.png", rows[18][1][:60], "truncated")
+    return rows
+
+
+def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Put the rows into a store; return the job's source, and the label or reason of each id."""
+    source: dict[str, Any] = {"uri": store.url("in"), "format": kind}
+    ids = [name for name, _, _ in rows]
+    outcomes: list[Any] = [outcome for _, _, outcome in rows]
+    if kind in ("images", "uris"):
+        folder = "in" if kind == "images" else "photos"
+        for name, data, _ in rows:
+            store.put(f"{folder}/{name}", data)
+    shards = [rows[: NUM_ROWS // 2], rows[NUM_ROWS // 2 :]]
+    if kind == "webdataset":
+        for number, part in enumerate(shards):
+            store.put(f"in/{number}.tar", pack(Entry(name, data) for name, data, _ in part))
+        ids = [
+            f"{i // len(shards[0])}.tar/{name.removesuffix('.png')}" for i, name in enumerate(ids)
+        ]
+    if kind in ("parquet", "uris", "features"):
+        source |= {"format": "parquet", "id_column": "name"}
+        for number, part in enumerate(shards):
+            store.put(f"in/{number}.parquet", to_parquet(store, kind, part))
+    if kind == "uris":
+        source |= {"uri_column": "link", "uri_roots": [store.url("photos")]}
+    if kind == "features":
+        source["features"] = ["size", "half"]
+        outcomes = [
+            len(data) + 0.5 if outcome in LABELS else "null_input" for _, data, outcome in rows
+        ]
+    return source, dict(zip(ids, outcomes, strict=True))
+
+
+def to_parquet(store: Store, kind: str, rows: list[Row]) -> bytes:
+    """One shard of what the job needs to know of the rows."""
+    columns: dict[str, Any] = {"name": [name for name, _, _ in rows]}
+    if kind == "parquet":
+        columns["image"] = [data for _, data, _ in rows]
+    if kind == "uris":
+        columns["link"] = [store.url(f"photos/{name}") for name, _, _ in rows]
+    if kind == "features":
+        columns["size"] = [len(data) for _, data, _ in rows]
+        columns["half"] = [0.5 if outcome in LABELS else None for _, _, outcome in rows]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, row_group_size=6)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def outcomes_of(store: Store, kind: str) -> dict[str, Any]:
+    """The published label (or number) or reason of every row."""
+    options = dict(store.storage_options)
+    manifest = verify_output(store.url("out"), PARTITION, options)
+    assert manifest["status"] == "ok"
+    out = Store(store.url("out"), options)
+    table = read_predictions(out.uri, PARTITION, storage_options=options)
+    assert table.num_rows == len(set(table["row_id"].to_pylist()))
+    value = "total" if kind == "features" else "label"
+    found = dict(zip(table["row_id"].to_pylist(), table[value].to_pylist(), strict=True))
+    for file in out.list_files(f"quarantine/{PARTITION}"):
+        with out.open(file.path) as handle:
+            bad = pq.ParquetFile(handle).read(columns=["row_id", "reason"]).to_pydict()
+        found |= zip(bad["row_id"], bad["reason"], strict=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    """One Ray for all runs of this file, whose workers find the tests' models."""
+    import ray
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(TESTS)
+    with share_ray():
+        from pipeline.cluster import connect
+
+        with connect(None):
+            yield ray.get_runtime_context().gcs_address
+    os.environ.pop("PYTHONPATH")
+    os.environ.update({"PYTHONPATH": before} if before else {})
+
+
+@pytest.mark.parametrize(("kind", "where", "case"), TABLE)
+def test_every_row_ends_once_where_it_belongs(
+    kind: str,
+    where: str,
+    case: str,
+    ray_address: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    store = Store(str(tmp_path / "data"))
+    if where != "local":
+        server: LocalServer = request.getfixturevalue(where)
+        store = server.store()
+    options = dict(store.storage_options)
+    source, expected = write_input(store, kind, rows_of(case))
+    sections: dict[str, Any] = {
+        "sink": {"storage_options": options},
+        "run": {"slice_rows": SLICE_ROWS},
+        "gates": {"max_error_pct": 20},
+    }
+    if kind == "features":
+        targets = {"task": "regress", "targets": ["total", "largest"]}
+        sections |= {"model": {"factory": "models:sums", **targets}, "transform": None}
+    job_path = write_job(
+        tmp_path / "job.yaml",
+        {**source, "storage_options": options},
+        store.url("out"),
+        **sections,
+    )
+    if case == "kill -9":
+        killed = pipeline(
+            *("run", job_path, "--date", DATE, "--address", ray_address),
+            env={"PIPELINE_FAILPOINT": "slice_done:kill:2"},
+        )
+        assert killed.code == -signal.SIGKILL, killed.stderr
+    job = load_job(job_path, date=dt.date.fromisoformat(DATE))
+    report = run_job(job, RunOptions(allow_import=("models",)), Progress(quiet=True))
+    assert report["rows"]["resumed"] >= (2 * SLICE_ROWS if case == "kill -9" else 0)
+    assert outcomes_of(store, kind) == expected
+
+
+def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
+    ray_address: str, tmp_path: Path
+) -> None:
+    build_images(tmp_path / "images", 40, seed=31, num_bad=3)
+    photos = {
+        path.relative_to(tmp_path / "images").as_posix(): path.read_bytes()
+        for path in sorted((tmp_path / "images").rglob("*.*"))
+    }
+    names = list(photos)
+    sources: dict[str, dict[str, Any]] = {"images": {"format": "images"}}
+    tables = {
+        "bytes": {"name": names, "image": list(photos.values())},
+        "nested": {
+            "name": names,
+            "image": [{"bytes": photos[name], "path": name} for name in names],
+        },
+        "uris": {"name": names, "image": [str(tmp_path / "images" / name) for name in names]},
+    }
+    for kind, columns in tables.items():
+        (tmp_path / kind).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / kind / "s.parquet", row_group_size=9)
+        sources[kind] = {"format": "parquet", "id_column": "name"}
+    sources["uris"] |= {"uri_column": "image", "uri_roots": [str(tmp_path / "images")]}
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "s.tar").write_bytes(pack(Entry(n, photos[n]) for n in names))
+    sources["tars"] = {"format": "webdataset"}
+
+    found = {}
+    for kind, source in sources.items():
+        job_path = write_job(
+            tmp_path / f"{kind}.yaml",
+            {"uri": str(tmp_path / kind), **source},
+            str(tmp_path / f"out-{kind}"),
+            model={"name": "efficientnet-lite0"},
+            transform=None,
+            gates={"max_error_pct": 20},
+            run={"slice_rows": 32},
+        )
+        job = load_job(job_path, date=dt.date.fromisoformat(DATE))
+        report = run_job(job, RunOptions(), Progress(quiet=True))
+        assert (report["rows"]["predicted"], report["rows"]["quarantined"]) == (37, 3), kind
+        table = read_predictions(str(tmp_path / f"out-{kind}"), PARTITION)
+        found[kind] = table.select(["label", "label_id", "score", "top_k"])
+    for kind, table in found.items():
+        assert table.equals(found["images"]), kind
