@@ -22,7 +22,7 @@ _STORE_SHARE = 0.25
 _STORE_MIN_BYTES = 256 << 20
 _STORE_MAX_BYTES = 8 << 30
 # glibc gives large buffers back to the kernel and faults them in again; this keeps them.
-_WORKER_ENVIRONMENT = {
+WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "-1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
@@ -55,7 +55,7 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
     """
     started = perf_counter()
     if address is None:
-        os.environ.update({**_EMBEDDED_ENVIRONMENT, **_with_defaults(_WORKER_ENVIRONMENT)})
+        os.environ.update({**_EMBEDDED_ENVIRONMENT, **_with_defaults(WORKER_ENVIRONMENT)})
     else:
         os.environ.update(_with_defaults(_REMOTE_ENVIRONMENT))
         send_token()
@@ -163,7 +163,7 @@ def _reach(address: str) -> None:
 
 
 def _remote_environment() -> dict[str, Any]:
-    environment: dict[str, Any] = {"env_vars": _WORKER_ENVIRONMENT}
+    environment: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         # Not a submitted job: send our own code along, so that driver and workers agree.
         environment["py_modules"] = [str(Path(__file__).parent)]

@@ -128,6 +128,9 @@ class Transform(_Section):
     """Channel means in [0, 1], subtracted on the device."""
     std: Triple | None = None
     """Channel standard deviations in [0, 1], divided by on the device."""
+    shrink_on_load: bool | None = None
+    """Let the JPEG decoder itself halve large photos, as often as twice `resize_px` is left: far
+    faster, and other pixels. The run measures first whether its predictions agree (see `gates`)."""
 
 
 class Output(_Section):
@@ -180,8 +183,12 @@ class Model(_Section):
     """Task `raw`: the outputs to keep, in the model's order or by its names."""
     postprocess: str | None = None
     """Task `raw`: `package.module:callable` whose result turns outputs into declared columns."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the model; scores are always float32. `fp16` needs a GPU."""
+    runtime: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = "eager"
+    """What runs the model: torch as it is, torch.compile, or the library of that name (its extra
+    must be installed). `auto` measures all that are there and takes the fastest that agrees."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the model; scores are always float32. `tf32` and `fp16` need a GPU. `auto`
+    measures, as above."""
     batch_size: PositiveInt | None = None
     """Rows of one model call; left out: 32 on CPU, 128 on GPU. Out of memory halves it."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
@@ -264,6 +271,16 @@ class Gates(_Section):
     """`max_error_pct` is judged from this many rows on; below, only all rows failing refuses."""
     allow_empty: bool = False
     """Publish an empty partition when there are no inputs, instead of refusing."""
+    min_agreement_pct: Annotated[float, Field(ge=0, le=100)] = 99.0
+    """Another runtime or precision than eager fp32 is used, and its predictions are published, only
+    when at least this share of sampled rows agrees with eager fp32."""
+    max_score_diff: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Task `classify`: a row agrees when its best label is the same and the label's probability
+    differs by no more than this."""
+    min_cosine: Annotated[float, Field(ge=0, le=1)] = 0.999
+    """Task `embed`: a row agrees from this cosine on."""
+    max_relative_error: Annotated[float, Field(ge=0)] = 0.01
+    """Tasks `regress` and `raw`: a row agrees up to this relative error of its numbers."""
 
 
 class Run(_Section):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from pipeline.agreement import AgreementLimits
 from pipeline.errors import JobError, PipelineError
 from pipeline.imports import import_callable, require_allowed, source_digest
 from pipeline.job import Model, Transform
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
     import torch
 
 ENTRY_POINT_GROUP = "pipeline.models"
+PRECISIONS = {
+    "eager": ("fp32", "tf32", "bf16", "fp16"),
+    "compile": ("fp32", "tf32", "bf16", "fp16"),
+    "onnxruntime": ("fp32",),
+    "openvino": ("fp32", "bf16"),
+}
+"""Runtime -> the precisions that it can run a module in."""
+GPU_PRECISIONS = ("tf32", "fp16")
 
 Kind = Literal["entry_point", "torchvision", "factory"]
 
@@ -63,9 +72,25 @@ class ModelSpec:
     """None where the input is features: nothing is decoded."""
     task: TaskSpec
     precision: str
+    runtime: str = "eager"
     layer: str | None = None
     """The submodule whose output is taken; None takes the model's own."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_reference(self) -> bool:
+        """Tell whether this is what all other ways to run the model are compared with."""
+        return (self.runtime, self.precision) == ("eager", "fp32")
+
+    @property
+    def shrinks(self) -> bool:
+        """Tell whether the decoder may leave pixels out."""
+        return self.transform is not None and self.transform.shrink_on_load
+
+    def as_reference(self) -> ModelSpec:
+        """Return what this is compared with: eager fp32 over every pixel."""
+        transform = self.transform and replace(self.transform, shrink_on_load=False)
+        return replace(self, runtime="eager", precision="fp32", transform=transform)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what goes into fingerprints, plans and manifests (no storage options)."""
@@ -78,6 +103,7 @@ class ModelSpec:
             "task": self.task.to_dict(),
             "layer": self.layer,
             "precision": self.precision,
+            "runtime": self.runtime,
         }
 
 
@@ -93,6 +119,10 @@ class PredictorConfig:
     num_threads: int
     """Torch threads on the CPU."""
     pass_through: pa.Schema
+    num_features: int = 0
+    """Length of the feature vectors; 0 where the rows are images."""
+    limits: AgreementLimits | None = None
+    """Compare some rows with eager fp32 by these; None where this is eager fp32."""
 
 
 def resolve_model(
@@ -137,6 +167,7 @@ def resolve_model(
         transform=_choose_transform(card, transform, has_features=has_features),
         task=_task(model, card, allow_import),
         precision=model.precision,
+        runtime=model.runtime,
         layer=model.layer,
         storage_options=model.storage_options,
     )
@@ -276,8 +307,9 @@ def _choose_transform(
 
 def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform) -> TransformSpec:
     base: dict[str, Any] = default.to_dict() if default else {}
+    base.setdefault("shrink_on_load", False)
     given = {key: value for key, value in wanted.model_dump().items() if value is not None}
-    if "size_px" in given and "resize_px" not in given and base:
+    if "size_px" in given and "resize_px" not in given and default:
         # Keep the model's own ratio of resize to crop.
         given["resize_px"] = round(given["size_px"] * base["resize_px"] / base["size_px"])
     merged = {**base, **given}

@@ -6,8 +6,8 @@ split until the rows at fault are found; out of memory halves the batch and is r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -15,9 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch.utils import _pytree as pytree
 
+from pipeline.agreement import AgreementLimits, compare
 from pipeline.errors import JobError
 from pipeline.model import ModelSpec, PredictorConfig, load_module
+from pipeline.runtimes import Whole, dtype_of, make_runner
 from pipeline.schema import (
     ERROR,
     FEATURES,
@@ -32,12 +35,12 @@ from pipeline.schema import (
     images_from_arrow,
     staged_schema,
 )
-from pipeline.stats import Counters, StageCounters, add
+from pipeline.stats import CANARY, Counters, StageCounters, add
 from pipeline.task import Arrays, make_task
 from pipeline.transform import TransformSpec
 
 STAGE = "predict"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CANARY_ROWS = 16
 Inputs = npt.NDArray[Any]
 """uint8 (N, S, S, 3), or float32 (N, F)."""
 Rows = npt.NDArray[np.intp]
@@ -57,14 +60,17 @@ class Predictor:
         self._config = config
         self._batch_size = config.batch_size
         self._device = _device(config)
-        self._dtype = _DTYPES[config.spec.precision]
         torch.set_num_threads(config.num_threads)
-        module = load_module(config.spec).to(self._device, self._dtype)
-        self._model = _channels_last(module)
-        self._layer = _watch_layer(self._model, config.spec)
         self._task = make_task(config.spec.task)
-        self._prepare = _make_prepare(config.spec.transform, self._device, self._dtype)
-        self._buffer: torch.Tensor | None = None
+        self._limits = config.limits
+        self._buffer = _make_buffer(config, self._device)
+        self._runner = make_runner(
+            config.spec.runtime,
+            config.spec.precision,
+            _load(config.spec, self._device),
+            self._buffer.to(self._device),
+            num_threads=config.num_threads,
+        )
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Predict the rows of one slice that have no error yet.
@@ -88,6 +94,10 @@ class Predictor:
             for index, failure in self._run(inputs, batch, results, timer):
                 failures[index] = failure
             position += len(batch)
+        ok = np.flatnonzero([failure is None for failure in failures])
+        if self._limits is not None and len(ok):
+            limits, self._limits = self._limits, None  # once an actor
+            self._compare(inputs, ok[:CANARY_ROWS], results, limits, counters)
         failed = sum(failures[index] is not None for index in todo)
         num_rows, num_bytes = len(todo), len(todo) * inputs[:1].nbytes
         moved = StageCounters(num_rows, num_rows, 0, num_bytes, num_bytes, timer.transfer_s)
@@ -97,6 +107,32 @@ class Predictor:
         )
         add(counters, STAGE, predicted)
         return self._to_table(rows, results, failures)
+
+    def _compare(
+        self,
+        inputs: Inputs,
+        rows: Rows,
+        results: Arrays,
+        limits: AgreementLimits,
+        counters: Counters,
+    ) -> None:
+        """Predict some rows once more with eager fp32, and count those that agree."""
+        started = perf_counter()
+        spec = self._config.spec.as_reference()
+        config = replace(self._config, spec=spec, batch_size=len(rows), limits=None)
+        reference = Predictor(config).reduce(inputs[rows])
+        found = {name: values[rows] for name, values in results.items()}
+        agreed = int(compare(reference, found, limits).agrees.sum())
+        busy_s = perf_counter() - started
+        add(counters, CANARY, StageCounters(len(rows), agreed, 0, busy_s=busy_s))
+
+    def reduce(self, inputs: Inputs) -> Arrays:
+        """Return what the task keeps of rows, each array (N, ...); what fails is raised."""
+        pieces = [
+            self._forward(inputs, np.arange(len(inputs))[i : i + self._batch_size], _Timer())
+            for i in range(0, len(inputs), self._batch_size)
+        ]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def _run(
         self, inputs: Inputs, batch: Rows, results: Arrays, timer: _Timer
@@ -139,26 +175,22 @@ class Predictor:
         """Return what the task keeps of the rows `batch`, each array (B, ...)."""
         started = perf_counter()
         # The one copy of the input: out of Ray's read-only memory into a reused (pinned) buffer.
-        staging = self._reuse_buffer(inputs)[: len(batch)]
-        np.take(inputs, batch, axis=0, out=staging.numpy())
+        # Padding repeats rows of this very batch, so that none can fail for what it does not hold.
+        rows = np.resize(batch, len(self._buffer)) if self._runner.is_static else batch
+        staging = self._buffer[: len(rows)]
+        # `clip` writes straight into the buffer; the indices are in range anyway.
+        np.take(inputs, rows, axis=0, out=staging.numpy(), mode="clip")
         on_device = staging.to(self._device, non_blocking=True)
         transferred = perf_counter()
         timer.transfer_s += transferred - started
         with torch.inference_mode():
-            outputs = self._model(self._prepare(on_device))
-            if self._layer is not None:
-                outputs = self._layer.take()
+            outputs = self._runner.run(on_device)
+            if self._runner.is_static and len(batch) < len(staging):
+                outputs = pytree.tree_map(lambda values: values[: len(batch)], outputs)
             kept = self._task.reduce(outputs, len(batch))
             arrays = {name: values.cpu().numpy() for name, values in kept.items()}
         timer.predict_s += perf_counter() - transferred
         return arrays
-
-    def _reuse_buffer(self, inputs: Inputs) -> torch.Tensor:
-        if self._buffer is None:
-            shape = (self._config.batch_size, *inputs.shape[1:])
-            kind = torch.from_numpy(np.empty(0, inputs.dtype)).dtype
-            self._buffer = torch.empty(shape, dtype=kind, pin_memory=self._device.type == "cuda")
-        return self._buffer
 
     def _to_table(
         self, rows: pa.Table, results: Arrays, failures: Sequence[Failure | None]
@@ -185,16 +217,32 @@ class _Timer:
     predict_s: float = 0.0
 
 
-def _channels_last(module: torch.nn.Module) -> torch.nn.Module:
+def _load(spec: ModelSpec, device: torch.device) -> Whole:
+    kind = dtype_of(spec.runtime, spec.precision)
+    module = load_module(spec).to(device, kind)
     # torch's stubs of Module.to do not know memory_format.
-    converted: torch.nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return converted
+    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        whole = Whole(module, spec.transform, kind, spec.layer, f"{spec.name} {spec.code_sha256}")
+    except AttributeError:
+        names = [name for name, _ in module.named_children()]
+        raise JobError(
+            f"model.layer = {spec.layer!r}: {spec.name} has no such submodule; "
+            f"at the top it has {', '.join(names) or 'none'}"
+        ) from None
+    return whole.to(device).eval()
+
+
+def _make_buffer(config: PredictorConfig, device: torch.device) -> torch.Tensor:
+    """Make the reused (pinned) buffer of a batch: uint8 (B, S, S, 3) or float32 (B, F)."""
+    transform = config.spec.transform
+    shape = (config.num_features,) if transform is None else (transform.size_px,) * 2 + (3,)
+    kind = torch.float32 if transform is None else torch.uint8
+    return torch.zeros((config.batch_size, *shape), dtype=kind, pin_memory=device.type == "cuda")
 
 
 def _device(config: PredictorConfig) -> torch.device:
     if config.num_gpus == 0:
-        if config.spec.precision == "fp16":
-            raise JobError("model.precision = 'fp16': needs a GPU; on the CPU use fp32 or bf16")
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise JobError(
@@ -209,54 +257,6 @@ def _read_inputs(rows: pa.Table, transform: TransformSpec | None) -> Inputs:
     if transform is None:
         return features_from_arrow(rows.column(FEATURES))
     return images_from_arrow(rows.column(IMAGE), transform.size_px)
-
-
-def _make_prepare(
-    transform: TransformSpec | None, device: torch.device, dtype: torch.dtype
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what turns a batch on the device into the model's input."""
-    if transform is None:
-        return lambda features: features.to(dtype)
-    mean = torch.tensor(transform.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(transform.std, device=device).view(1, 3, 1, 1)
-    # /255, mean and std folded into x * scale + shift.
-    scale, shift = 1.0 / (255.0 * std), -mean / std
-
-    def normalise(images: torch.Tensor) -> torch.Tensor:
-        # NHWC memory seen as NCHW is channels_last already: no transpose is made.
-        x = images.permute(0, 3, 1, 2).to(torch.float32)
-        return torch.addcmul(shift, x, scale).to(dtype)
-
-    return normalise
-
-
-class _Layer:
-    """Catches what a submodule returns during a forward pass."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._caught: Any = None
-        module.register_forward_hook(self._catch)
-
-    def _catch(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        self._caught = output
-
-    def take(self) -> Any:
-        """Return what was caught, and let go of it."""
-        caught, self._caught = self._caught, None
-        return caught
-
-
-def _watch_layer(module: torch.nn.Module, spec: ModelSpec) -> _Layer | None:
-    if spec.layer is None:
-        return None
-    try:
-        return _Layer(module.get_submodule(spec.layer))
-    except AttributeError:
-        names = [name for name, _ in module.named_children()]
-        raise JobError(
-            f"model.layer = {spec.layer!r}: {spec.name} has no such submodule; "
-            f"at the top it has {', '.join(names) or 'none'}"
-        ) from None
 
 
 def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:

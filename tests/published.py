@@ -110,7 +110,12 @@ def make_plan(rows: Rows) -> Plan:
         task_fields=pa.schema(CLASSIFY_FIELDS),
         num_features=0,
         row_ids=rows.row_ids,
-        model={"name": "made-up", "weights_sha256": "ab" * 32, "precision": "fp32"},
+        model={
+            "name": "made-up",
+            "weights_sha256": "ab" * 32,
+            "precision": "fp32",
+            "runtime": "eager",
+        },
         batch_size=rows.rows_per_slice,
         num_shards=len(extents),
         input_bytes=1000 * len(extents),

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pipeline.agreement import AgreementLimits
 from pipeline.errors import JobError
 from pipeline.job_file import parse_job
 from pipeline.model import PredictorConfig, resolve_model
@@ -96,6 +97,7 @@ def predictor(
     batch_size: int = 32,
     num_gpus: float = 0.0,
     transform: dict[str, Any] | None = None,
+    limits: AgreementLimits | None = None,
     **model: Any,
 ) -> Predictor:
     document = {
@@ -113,6 +115,7 @@ def predictor(
             num_gpus=num_gpus,
             num_threads=1,
             pass_through=PASS_THROUGH,
+            limits=limits,
         )
     )
 
@@ -345,7 +348,7 @@ def test_nothing_of_a_failed_batch_is_kept_while_its_halves_run():
             return self.inner(x)
 
     model = predictor("models:hungry", 16)
-    model._model = Watch(model._model)
+    model._runner.run.module = Watch(model._runner.run.module)
     predict(model, rows_of(images(16)))
     assert len(alive) > 4
     assert set(alive) == {0}
@@ -365,7 +368,7 @@ def test_a_wrong_output_fails_every_row_and_names_both_shapes(factory: str, word
 
 
 def test_half_precision_needs_a_gpu():
-    with pytest.raises(JobError, match=r"model\.precision = 'fp16': needs a GPU"):
+    with pytest.raises(JobError, match=r"fp16 needs a GPU"):
         predictor("models:colours", precision="fp16")
 
 
@@ -381,7 +384,9 @@ def calls() -> Callable[[Predictor], list[int]]:
 
     def watch(model: Predictor) -> list[int]:
         seen: list[int] = []
-        model._model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        model._runner.run.module.register_forward_pre_hook(
+            lambda _, args: seen.append(len(args[0]))
+        )
         return seen
 
     return watch

@@ -104,7 +104,7 @@ def predictor(model: Mapping[str, Any], *, has_features: bool = False) -> Predic
     spec = resolve_model(
         job.model, job.transform, allow_import=["models"], has_features=has_features
     )
-    return Predictor(PredictorConfig(spec, 2, 0.0, 1, pa.schema([])))
+    return Predictor(PredictorConfig(spec, 2, 0.0, 1, pa.schema([]), 2 * has_features))
 
 
 def image_rows(num_rows: int) -> pa.Table:

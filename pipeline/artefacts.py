@@ -1,0 +1,83 @@
+"""Models that a runtime has made of ours, kept on the node so that only the first actor pays.
+
+Everything that decides them is in their key. They lie in a folder that only this user may touch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import InfraError
+
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+
+def key_of(module: torch.nn.Module, facts: Any) -> str:
+    """Digest a module's tensors, what JSON-ready `facts` say of it, and the versions in use."""
+    digest = hashlib.sha256(json.dumps([facts, _versions()], sort_keys=True).encode())
+    tensors = {**module.state_dict(), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def kept(key: str, write: Callable[[Path], None]) -> Path:
+    """Return the folder of an artefact, which `write` fills if there is none yet.
+
+    Raises:
+        InfraError: The cache folder is not this user's own.
+    """
+    folder = _cache_folder() / key
+    with one_at_a_time(key):
+        if not folder.exists():
+            unfinished = folder.with_name(f".{uuid.uuid4().hex}")
+            unfinished.mkdir(mode=0o700)
+            try:
+                write(unfinished)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Let one process a node at a time make something: the others then find it."""
+    path = _cache_folder() / f"{name}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _cache_folder() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "batch-inference-pipeline"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise InfraError(f"{folder}: must be this user's own and writable by nobody else")
+    return folder
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

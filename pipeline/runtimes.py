@@ -1,0 +1,269 @@
+"""Ways to run one model: the same weights, the same outputs, different speeds.
+
+Each takes a batch as it lies on the device, uint8 (B, S, S, 3) or float32 (B, F), and returns what
+the module returns. Normalisation is a part of what runs, so that a compiler can fold it into the
+first convolution.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from pipeline.artefacts import kept, key_of, one_at_a_time
+from pipeline.errors import JobError
+from pipeline.model import GPU_PRECISIONS, PRECISIONS
+from pipeline.transform import TransformSpec
+
+_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_PACKAGES = {
+    "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
+    "openvino": ("openvino",),
+}
+_OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One model, ready to run."""
+
+    run: Callable[[torch.Tensor], Any]
+    is_static: bool
+    """It takes only whole batches: pad the last one and drop what comes back for the padding."""
+
+
+class Whole(torch.nn.Module):
+    """Normalisation, module, and the layer that is watched, as one module."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        transform: TransformSpec | None,
+        dtype: torch.dtype,
+        layer: str | None = None,
+        identity: str = "",
+    ) -> None:
+        """Wrap a module.
+
+        Args:
+            module: In eval mode.
+            transform: None where the input is features.
+            dtype: The module's type.
+            layer: One of its submodules; None takes the module's own output.
+            identity: What else than its tensors decides the outputs: its code, say.
+        """
+        super().__init__()
+        self.identity = f"{identity} {layer} {transform}"
+        self.module = module
+        self._dtype = dtype
+        self._has_images = transform is not None
+        self._has_layer = layer is not None
+        self._caught: Any = None
+        if layer is not None:
+            module.get_submodule(layer).register_forward_hook(self._catch)
+        if transform is not None:
+            mean = torch.tensor(transform.mean).view(1, 3, 1, 1)
+            std = torch.tensor(transform.std).view(1, 3, 1, 1)
+            # /255, mean and std folded into x * scale + shift; float32 whatever the model's type.
+            self.register_buffer("scale", 1.0 / (255.0 * std), persistent=False)
+            self.register_buffer("shift", -mean / std, persistent=False)
+
+    def forward(self, batch: torch.Tensor) -> Any:
+        """Return the outputs of a batch."""
+        outputs = self.module(self._normalised(batch))
+        if not self._has_layer:
+            return outputs
+        caught, self._caught = self._caught, None
+        return caught
+
+    def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
+        if not self._has_images:
+            return batch.to(self._dtype)
+        # NHWC memory seen as NCHW is channels_last already: no transpose is made.
+        x = batch.permute(0, 3, 1, 2).to(torch.float32)
+        shift, scale = self.get_buffer("shift"), self.get_buffer("scale")
+        return torch.addcmul(shift, x, scale).to(self._dtype)
+
+    def _catch(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        self._caught = output
+
+
+def dtype_of(runtime: str, precision: str) -> torch.dtype:
+    """Return the type that a module has to have for a runtime; openvino converts by itself."""
+    return torch.float32 if runtime == "openvino" else _DTYPES[precision]
+
+
+def missing_reason(runtime: str, precision: str, *, is_on_gpu: bool) -> str:
+    """Say why a runtime cannot be used here in a precision, or ''."""
+    absent = [name for name in _PACKAGES.get(runtime, ()) if not importlib.util.find_spec(name)]
+    if absent:
+        return f"{absent[0]} is not installed: the extra `{runtime}` brings it"
+    if precision not in PRECISIONS[runtime]:
+        return f"{runtime} runs {', '.join(PRECISIONS[runtime])}, not {precision}"
+    if precision in GPU_PRECISIONS and not is_on_gpu:
+        return f"{precision} needs a GPU; on the CPU use fp32 or bf16"
+    if runtime == "openvino" and is_on_gpu:
+        return "openvino is used on the CPU only"
+    return ""
+
+
+def make_runner(
+    runtime: str,
+    precision: str,
+    whole: Whole,
+    example: torch.Tensor,
+    *,
+    num_threads: int,
+) -> Runner:
+    """Make a module ready to run.
+
+    Args:
+        runtime: One of `PRECISIONS`.
+        precision: One that the runtime has.
+        whole: On its device, of type `dtype_of`, in eval mode.
+        example: A whole batch on the device; what it holds does not matter.
+        num_threads: CPU threads.
+
+    Raises:
+        JobError: The runtime is not here or cannot run the module.
+    """
+    _set_tf32(allowed=precision == "tf32")
+    reason = missing_reason(runtime, precision, is_on_gpu=example.is_cuda)
+    if reason:
+        raise JobError(f"model.runtime {runtime!r}, model.precision {precision!r}: {reason}")
+    if runtime == "eager":
+        return Runner(whole, is_static=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of exporters about each other
+            if runtime == "compile":
+                with one_at_a_time(runtime):  # torch keeps what it compiled by itself
+                    return _compiled(whole, example)
+            if runtime == "onnxruntime":
+                return _onnxruntime(whole, example, num_threads)
+            return _openvino(whole, example, precision, num_threads)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
+
+
+def _set_tf32(*, allowed: bool) -> None:
+    # torch allows TF32 in convolutions unless told otherwise: fp32 would not be fp32.
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _compiled(whole: Whole, example: torch.Tensor) -> Runner:
+    if example.is_cuda:
+        run = torch.compile(whole, dynamic=False, mode="max-autotune")
+    else:
+        run = torch.compile(whole, dynamic=False, options={"freezing": True})
+    with torch.no_grad():  # freezing folds weights only where none can change
+        run(example)
+
+    def call(batch: torch.Tensor) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return run(batch)
+
+    return Runner(call, is_static=True)
+
+
+class _Flat(torch.nn.Module):
+    """A module whose outputs are a tuple of tensors, whatever the structure they come in."""
+
+    def __init__(self, whole: Whole) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(pytree.tree_leaves(self.whole(batch)))
+
+
+def _structure(whole: Whole, example: torch.Tensor) -> pytree.TreeSpec:
+    with torch.no_grad():
+        return pytree.tree_flatten(whole(example[:1]))[1]
+
+
+def _key(whole: Whole, example: torch.Tensor, runtime: str) -> str:
+    return key_of(whole, [whole.identity, runtime, list(example.shape), str(example.dtype)])
+
+
+def _onnxruntime(whole: Whole, example: torch.Tensor, num_threads: int) -> Runner:
+    import onnxruntime
+
+    def export(folder: Path) -> None:
+        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+            program = torch.onnx.export(_Flat(whole).eval(), (example,), dynamo=True, verbose=False)
+        assert program is not None, "the dynamo exporter returns a program"
+        program.save(folder / "model.onnx")
+
+    structure = _structure(whole, example)
+    folder = kept(_key(whole, example, "onnxruntime"), export)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
+    options.log_severity_level = 3
+    # Threads that spin while they wait take the cores of the decoders.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = ["CUDAExecutionProvider"] if example.is_cuda else []
+    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    if wanted and not providers:
+        raise JobError("this onnxruntime has no CUDA provider: install onnxruntime-gpu")
+    session = onnxruntime.InferenceSession(
+        str(folder / "model.onnx"),
+        options,
+        providers=[*providers, "CPUExecutionProvider"],
+    )
+    name = session.get_inputs()[0].name
+
+    def run(batch: torch.Tensor) -> Any:
+        arrays = session.run(None, {name: batch.cpu().numpy()})
+        return pytree.tree_unflatten([torch.from_numpy(array) for array in arrays], structure)
+
+    return Runner(run, is_static=True)
+
+
+def _openvino(whole: Whole, example: torch.Tensor, precision: str, num_threads: int) -> Runner:
+    import openvino
+
+    def convert(folder: Path) -> None:
+        with torch.no_grad():
+            model = openvino.convert_model(_Flat(whole).eval(), example_input=example)
+        model.reshape(list(example.shape))
+        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+
+    structure = _structure(whole, example)
+    folder = kept(_key(whole, example, "openvino"), convert)
+    compiled = openvino.Core().compile_model(
+        folder / "model.xml",
+        "CPU",
+        {
+            # Its default where the CPU has bf16 is bf16.
+            "INFERENCE_PRECISION_HINT": _OPENVINO_HINTS[precision],
+            "INFERENCE_NUM_THREADS": num_threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        },
+    )
+    request = compiled.create_infer_request()
+    count = len(compiled.outputs)
+
+    def run(batch: torch.Tensor) -> Any:
+        request.infer([batch.numpy()], share_inputs=True)
+        leaves = [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(count)]
+        return pytree.tree_unflatten(leaves, structure)
+
+    return Runner(run, is_static=True)

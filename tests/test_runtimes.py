@@ -1,0 +1,112 @@
+"""Every runtime gives what eager fp32 gives, whole batches or not, and says so where it cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from test_predictor import Convolved, images, predict, predictor, rows_of
+
+from pipeline.agreement import AgreementLimits
+from pipeline.errors import JobError
+from pipeline.model import GPU_PRECISIONS, PRECISIONS
+from pipeline.runtimes import Whole, dtype_of, make_runner, missing_reason
+from pipeline.transform import TransformSpec
+
+ON_CPU = [
+    (runtime, precision)
+    for runtime, precisions in PRECISIONS.items()
+    for precision in precisions
+    if precision not in GPU_PRECISIONS
+]
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.03}
+SIZE_PX, BATCH = models.SIZE_PX, 4
+TRANSFORM = TransformSpec(SIZE_PX, SIZE_PX, "bilinear", (0.4, 0.45, 0.5), (0.2, 0.25, 0.3))
+
+
+def runner_of(module: torch.nn.Module, runtime: str, precision: str, layer: str | None = None):
+    reason = missing_reason(runtime, precision, is_on_gpu=False)
+    if reason:
+        pytest.skip(reason)
+    kind = dtype_of(runtime, precision)
+    whole = Whole(module.to(kind).eval(), TRANSFORM, kind, layer)
+    example = torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
+    return make_runner(runtime, precision, whole, example, num_threads=1)
+
+
+def batch() -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))
+
+
+@pytest.mark.parametrize(("runtime", "precision"), ON_CPU)
+def test_outputs_are_those_of_eager_fp32(runtime: str, precision: str):
+    with torch.inference_mode():
+        expected = runner_of(Convolved(), "eager", "fp32").run(batch())
+        found = runner_of(Convolved(), runtime, precision).run(batch())
+    assert found.shape == expected.shape
+    assert (found.float() - expected).abs().max() <= TOLERANCE[precision] * expected.abs().max()
+
+
+@pytest.mark.parametrize("runtime", list(PRECISIONS))
+def test_outputs_keep_their_structure(runtime: str):
+    with torch.inference_mode():
+        expected = runner_of(models.Channels(), "eager", "fp32").run(batch())
+        found = runner_of(models.Channels(), runtime, "fp32").run(batch())
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", list(PRECISIONS))
+def test_a_layer_is_watched_through_every_runtime(runtime: str):
+    with torch.inference_mode():
+        expected = runner_of(Convolved(), "eager", "fp32", "net.3").run(batch())
+        found = runner_of(Convolved(), runtime, "fp32", "net.3").run(batch())
+    assert found.shape == expected.shape == (BATCH, 32)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", list(PRECISIONS))
+@pytest.mark.parametrize("num_rows", [1, 7, 8])
+def test_a_last_batch_that_is_not_full_changes_nothing(runtime: str, num_rows: int):
+    reason = missing_reason(runtime, "fp32", is_on_gpu=False)
+    if reason:
+        pytest.skip(reason)
+    rows = rows_of(images(num_rows))
+    expected, _ = predict(predictor("test_predictor:convolved"), rows)
+    found, _ = predict(predictor("test_predictor:convolved", batch_size=4, runtime=runtime), rows)
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    scores = [row["score"] for row in expected]
+    np.testing.assert_allclose([row["score"] for row in found], scores, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "words"),
+    [
+        ("onnxruntime", "bf16", "onnxruntime runs fp32, not bf16"),
+        ("openvino", "fp16", "openvino runs fp32, bf16, not fp16"),
+        ("eager", "fp16", "fp16 needs a GPU"),
+        ("compile", "tf32", "tf32 needs a GPU"),
+    ],
+)
+def test_what_cannot_be_is_said_with_its_reason(runtime: str, precision: str, words: str):
+    with pytest.raises(JobError, match=words):
+        predictor("models:colours", runtime=runtime, precision=precision)
+
+
+def test_a_few_rows_are_compared_with_eager_fp32_once_an_actor():
+    rows = rows_of(images(40))
+    strict = AgreementLimits(max_score_diff=0.0, min_cosine=1.0, max_relative_error=0.0)
+    lax = AgreementLimits(max_score_diff=0.5, min_cosine=0.0, max_relative_error=1.0)
+    counted: dict[str, Any] = {}
+    for name, limits in (("strict", strict), ("lax", lax)):
+        model = predictor("test_predictor:convolved", precision="bf16", limits=limits)
+        _, first = predict(model, rows)
+        _, second = predict(model, rows)
+        assert "canary" not in second
+        counted[name] = first["canary"]
+    assert counted["lax"]["rows_in"] == counted["lax"]["rows_out"] == 16
+    assert counted["strict"]["rows_out"] < counted["strict"]["rows_in"] == 16
