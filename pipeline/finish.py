@@ -87,6 +87,8 @@ def _judge(run: RunContext, plan: Plan, num_rows: int) -> list[Verdict]:
         num_predicted=run.record.num_predicted,
         num_quarantined=run.record.num_quarantined,
         num_shards=plan.num_shards,
+        num_compared=run.record.num_compared,
+        num_agreed=run.record.num_agreed,
     )
     run.record.judged(verdicts)
     return verdicts

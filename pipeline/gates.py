@@ -24,7 +24,14 @@ class Verdict:
 
 
 def judge(
-    gates: Gates, *, num_planned: int, num_predicted: int, num_quarantined: int, num_shards: int
+    gates: Gates,
+    *,
+    num_planned: int,
+    num_predicted: int,
+    num_quarantined: int,
+    num_shards: int,
+    num_compared: int = 0,
+    num_agreed: int = 0,
 ) -> list[Verdict]:
     """Judge a run.
 
@@ -34,11 +41,14 @@ def judge(
         num_predicted: Rows with a prediction.
         num_quarantined: Rows with a reason (duplicate ids included).
         num_shards: Input files.
+        num_compared: Rows that eager fp32 predicted once more.
+        num_agreed: Those of them that agreed.
     """
     return [
         _conservation(num_planned, num_predicted + num_quarantined),
         _not_empty(gates, num_shards, num_planned),
         _error_share(gates, num_planned, num_quarantined),
+        _agreement(gates, num_compared, num_agreed),
     ]
 
 
@@ -68,6 +78,18 @@ def _not_empty(gates: Gates, num_shards: int, num_rows: int) -> Verdict:
         return Verdict("not_empty", "off", 0.0, 1.0, f"{message}; gates.allow_empty is true")
     hint = "check source.uri, or set gates.allow_empty to true"
     return Verdict("not_empty", "fail", 0.0, 1.0, f"{message}; {hint}")
+
+
+def _agreement(gates: Gates, num_compared: int, num_agreed: int) -> Verdict:
+    limit = gates.min_agreement_pct
+    if num_compared == 0:
+        return Verdict("min_agreement_pct", "off", None, limit, "nothing was to be compared")
+    share = 100.0 * num_agreed / num_compared
+    message = f"{num_agreed} of {num_compared} rows agree with eager fp32; limit {limit:g}%"
+    # One row of a small sample is no proof of slipping.
+    num_off = num_compared - num_agreed
+    is_fine = share >= limit or (num_off == 1 and num_compared > 1)
+    return Verdict("min_agreement_pct", "pass" if is_fine else "fail", share, limit, message)
 
 
 def _error_share(gates: Gates, num_rows: int, num_quarantined: int) -> Verdict:

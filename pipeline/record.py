@@ -22,7 +22,7 @@ from pipeline.plan import Plan
 from pipeline.report import RunFacts, Status
 from pipeline.schema import Reason, SliceKey
 from pipeline.sink import META_PREFIX, StagedSlice
-from pipeline.stats import Counters, Measurement, measure, merge
+from pipeline.stats import CANARY, Counters, Measurement, measure, merge
 from pipeline.storage import Store
 
 _TOP_LABELS = 10
@@ -43,7 +43,7 @@ def file_metadata(plan: Plan, run_id: str) -> dict[str, str]:
         f"{META_PREFIX}model": str(model["name"]),
         f"{META_PREFIX}weights_sha256": str(model["weights_sha256"]),
         f"{META_PREFIX}precision": str(model["precision"]),
-        f"{META_PREFIX}runtime": "eager",
+        f"{META_PREFIX}runtime": str(model["runtime"]),
         f"{META_PREFIX}versions": json.dumps(package_versions()),
     }
 
@@ -97,7 +97,10 @@ class RunRecord:
         self._model = {
             "name": model.name,
             "weights_sha256": model.weights_sha256,
+            "runtime": model.runtime,
             "precision": model.precision,
+            "agreement_pct": plan.model.get("agreement_pct"),
+            "agreement_worst": plan.model.get("agreement_worst"),
             "device": "cuda" if num_gpus else "cpu",
             "batch_size": plan.batch_size,
         }
@@ -173,6 +176,16 @@ class RunRecord:
     @property
     def num_quarantined(self) -> int:
         return self._rows["quarantined"]
+
+    @property
+    def num_compared(self) -> int:
+        """Rows that eager fp32 predicted once more in this run."""
+        return int(self._counters.get(CANARY, {}).get("rows_in", 0))
+
+    @property
+    def num_agreed(self) -> int:
+        """Those of them that agreed."""
+        return int(self._counters.get(CANARY, {}).get("rows_out", 0))
 
     @property
     def num_predicted(self) -> int:

@@ -176,7 +176,12 @@ class ModelSection(_Section):
 
     name: str | None = None
     weights_sha256: str | None = None
+    runtime: str | None = None
     precision: str | None = None
+    agreement_pct: float | None = None
+    """Share of sampled rows that agreed with eager fp32 when `auto` chose."""
+    agreement_worst: float | None = None
+    """Largest difference of scores, smallest cosine, or largest relative error of that sample."""
     device: str | None = None
     batch_size: int | None = None
 

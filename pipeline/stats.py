@@ -16,6 +16,8 @@ from pipeline.retry import retries_taken
 
 STAGES = ("list", "read", "decode", "transform", "transfer", "predict", "write", "publish")
 STARTUP_PARTS = ("ray_start", "imports", "model_load", "compile")
+CANARY = "canary"
+"""Rows that eager fp32 predicted once more; rows_out are those that agreed."""
 
 Counters = dict[str, dict[str, float]]
 """JSON form that travels with a slice: stage (or start-up part) -> fields of `StageCounters`."""
@@ -97,8 +99,9 @@ def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
 
 def add(counters: Counters, stage: str, more: StageCounters) -> None:
     """Add what a stage did into counters, in place."""
-    if stage not in STAGES and stage not in STARTUP_PARTS:
-        allowed = ", ".join(STAGES + STARTUP_PARTS)
+    known = (*STAGES, *STARTUP_PARTS, CANARY)
+    if stage not in known:
+        allowed = ", ".join(known)
         raise PipelineError(f"stage {stage!r}: unknown; allowed are {allowed}")
     counters[stage] = (StageCounters.from_dict(counters.get(stage, {})) + more).to_dict()
 

@@ -1,0 +1,53 @@
+"""Agreement is judged row by row, and nothing that is not a number agrees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.agreement import AgreementLimits, compare
+
+LIMITS = AgreementLimits(max_score_diff=0.05, min_cosine=0.99, max_relative_error=0.01)
+
+
+def classified(ids: list[int], scores: list[float]) -> dict[str, np.ndarray]:
+    return {
+        "label_id": np.array([[i, 9] for i in ids], np.int32),
+        "score": np.array([[s, 0.0] for s in scores], np.float32),
+    }
+
+
+def test_a_row_needs_the_same_label_and_nearly_the_same_score():
+    reference = classified([1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5])
+    found = compare(reference, classified([1, 2, 1, 1], [0.54, 0.5, 0.4, np.nan]), LIMITS)
+    assert found.agrees.tolist() == [True, False, False, False]
+    assert found.pct == 25.0
+    assert compare(reference, reference, LIMITS).worst == 0.0
+
+
+def test_vectors_agree_by_their_direction():
+    reference = {"embedding": np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])}
+    candidate = {"embedding": np.array([[2.0, 0.1], [0.5, 0.5], [0.0, 0.0], [0.0, 1.0]])}
+    found = compare(reference, candidate, LIMITS)
+    assert found.agrees.tolist() == [True, False, True, False]
+
+
+def test_numbers_agree_relative_to_their_usual_size():
+    reference = {"value": np.array([[100.0, 100.0], [100.0, 100.0], [0.0, 100.0]])}
+    candidate = {"value": np.array([[100.5, 100.0], [100.0, 102.0], [0.5, 100.0]])}
+    found = compare(reference, candidate, LIMITS)
+    # The zero of the last row is judged by the size that the output usually has.
+    assert found.agrees.tolist() == [True, False, True]
+    assert found.worst == pytest.approx(0.02)
+
+
+def test_several_outputs_must_all_agree():
+    reference = {"a": np.ones((2, 3)), "b": np.ones((2,))}
+    candidate = {"a": np.ones((2, 3)), "b": np.array([1.0, 2.0])}
+    assert compare(reference, candidate, LIMITS).agrees.tolist() == [True, False]
+
+
+def test_no_rows_agree_entirely():
+    empty = classified([], [])
+    empty = {name: values.reshape(0, 2) for name, values in empty.items()}
+    assert compare(empty, empty, LIMITS).pct == 100.0
