@@ -114,6 +114,21 @@ def plan(
 
 
 @app.command()
+def tune(
+    job: JobFile,
+    date: DateOption = None,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    allow_import: AllowImportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure every way to run the job's model on a sample of its rows, and keep the figures."""
+    from pipeline.tune import tune_job
+
+    _show(tune_job(_load(job, date, set_), _options(address, allow_import)), as_json=as_json)
+
+
+@app.command()
 def report(
     uri: OutputUri,
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Default: latest.")] = None,

@@ -104,6 +104,7 @@ def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
 def _model(model: ModelSpec, plan: Plan) -> dict[str, Any]:
     return {
         "name": model.name,
+        "runtime": model.runtime,
         "precision": model.precision,
         "weights_sha256": (model.weights_sha256 or "")[:_DIGEST_CHARS] or None,
         "batch_size": plan.batch_size,

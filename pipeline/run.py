@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, allocate
+from pipeline.auto import settle
 from pipeline.cluster import connect
 from pipeline.delta import require_delta
 from pipeline.errors import GateRefused, PartitionBusy, PipelineError, Stopped
@@ -75,10 +77,11 @@ def _execute(run: RunContext, progress: Progress) -> Status:
         if _is_published(run, base, plan):
             return "nothing_to_do"
         plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
-        run.record.planned(plan, model, job.resources.num_gpus)
         with connect(run.options.address) as (hardware, ray_start_s):
             allocation = allocate(job.resources, hardware)
             run.record.connected(hardware, allocation, ray_start_s)
+            plan, model = settle(run, plan, model, hardware, allocation)
+            run.record.planned(plan, model, job.resources.num_gpus)
             staged = _predict_missing(run, plan, model, allocation, progress)
             manifest = finish(run, plan, staged, base, lease)
     run.record.published(manifest, store.url(layout.predictions))
@@ -153,6 +156,8 @@ def stream(
         num_gpus=allocation.actor_gpus,
         num_threads=allocation.actor_threads,
         pass_through=plan.pass_through,
+        num_features=plan.num_features,
+        limits=None if model.is_reference else AgreementLimits.of(run.job.gates),
     )
     writer = StagingWriter(
         store=run.store,
