@@ -22,6 +22,10 @@ from pipeline.schema import (
 from pipeline.stats import Counters, StageCounters, add
 from pipeline.transform import TransformSpec, resize_and_crop_into
 
+_SHRINK_TO = 2
+"""The decoder shrinks to this many times what the resize makes, so that the latter's filter still
+decides the pixels; Pillow's `thumbnail` uses the same for results that look alike."""
+
 
 def preprocess(
     rows: pa.Table, counters: Counters, limits: DecodeLimits, spec: TransformSpec
@@ -43,6 +47,7 @@ def preprocess(
     decode_s = transform_s = 0.0
     decode = transform = StageCounters()
     column = rows.column(IMAGE)
+    shrink_px = _SHRINK_TO * spec.resize_px if spec.shrink_on_load else None
     for index in range(rows.num_rows):
         if failures[index] is not None:
             continue
@@ -50,7 +55,7 @@ def preprocess(
         started = perf_counter()
         stage = "decode"
         try:
-            image = decode_image(data, limits)
+            image = decode_image(data, limits, shrink_px)
             decoded = perf_counter()
             decode_s += decoded - started
             decode += StageCounters(1, 1, 0, len(data), image.numel())

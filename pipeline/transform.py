@@ -45,6 +45,8 @@ class TransformSpec:
     """Channel means in [0, 1], subtracted on the device."""
     std: tuple[float, float, float]
     """Channel standard deviations in [0, 1], divided by on the device."""
+    shrink_on_load: bool = False
+    """Let the JPEG decoder halve large photos, down to twice resize_px at least."""
 
     def __post_init__(self) -> None:
         if self.size_px < 1:
@@ -72,6 +74,7 @@ class TransformSpec:
             "interpolation": self.interpolation,
             "mean": [float(value) for value in self.mean],
             "std": [float(value) for value in self.std],
+            "shrink_on_load": self.shrink_on_load,
         }
 
     @classmethod

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 
 from pipeline.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.schema import Reason
+from pipeline.transform import TransformSpec, resize_and_crop
 
 SEED = 7
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
@@ -245,3 +246,27 @@ def test_bad_files_are_equal_for_equal_seeds_and_have_unique_names() -> None:
     names = [bad.name for bad in BAD]
     assert len(set(names)) == len(names) >= 12
     assert all(len(bad.data) <= MAX_IMAGE_BYTES for bad in BAD if bad.name != "too_many_bytes.jpg")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_decoder_shrinks_large_jpegs_and_the_result_looks_the_same(mode: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = base_image(5, 1600, 1200).resize((1600, 1200)).convert(mode)
+    data = encode(large, "JPEG", quality=90, exif=exif)
+    whole = decode_image(data, DecodeLimits(2**30, 10**9))
+    shrunk = decode_image(data, DecodeLimits(2**30, 10**9), shrink_px=512)
+    assert shrunk.shape == (3, whole.shape[1] // 2, whole.shape[2] // 2)
+    spec = TransformSpec(224, 256, "bilinear", (0, 0, 0), (1, 1, 1))
+    difference = resize_and_crop(whole, spec).int() - resize_and_crop(shrunk, spec).int()
+    assert difference.abs().float().mean() < 1.5
+
+
+@pytest.mark.parametrize(("side_px", "scale"), [(511, 1), (1023, 1), (1024, 2), (2048, 4)])
+def test_it_shrinks_only_as_far_as_enough_is_left(side_px: int, scale: int):
+    data = encode(Image.new("RGB", (side_px + 100, side_px), (9, 99, 199)), "JPEG")
+    found = decode_image(data, DecodeLimits(2**30, 10**9), shrink_px=512)
+    assert found.shape[1] == -(-side_px // scale)
+    if scale == 1:
+        assert torch.equal(found, decode_image(data, DecodeLimits(2**30, 10**9)))
