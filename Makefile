@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long memory clean
+.PHONY: help venv demo test lint types long bench memory clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ types: venv ## Check types
 
 long: venv ## Run the tests that `make test` leaves out (about ten minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+
+bench: venv ## Measure rows/s beside references and the limit (half an hour)
+	$(BIN)/python tests/bench/throughput.py
 
 memory: venv ## Measure the memory of runs: growing rows, one huge row group (minutes, 2 GiB of disk)
 	$(BIN)/python tests/bench/memory.py 2000 20000

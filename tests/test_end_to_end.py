@@ -197,8 +197,8 @@ def kill_inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     [
         ("30%", "local"),
         pytest.param("60%", "s3", marks=pytest.mark.slow),
-        pytest.param("publish", "local", marks=pytest.mark.slow),
-        ("publish", "s3"),
+        ("publish", "local"),
+        pytest.param("publish", "s3", marks=pytest.mark.slow),
     ],
 )
 def test_kill_9_and_rerun_equals_an_uninterrupted_run(
@@ -438,6 +438,7 @@ def test_sigterm_keeps_what_is_done_and_exits_6(tmp_path: Path) -> None:
     assert again.json["rows"]["resumed"] > 0
 
 
+@pytest.mark.slow
 def test_many_slices_make_exactly_as_many_staged_objects(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     (tmp_path / "in").mkdir()
