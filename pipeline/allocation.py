@@ -49,7 +49,18 @@ class Allocation:
     actor_threads: int
     num_readers: int
     num_decoders: int
+    """0: the actors decode what they predict."""
     num_writers: int
+
+    @property
+    def decodes_in_actors(self) -> bool:
+        """Tell whether the actors decode, too."""
+        return self.num_decoders == 0
+
+    @property
+    def decoder_threads(self) -> int:
+        """Return how many images one decoder works on at once."""
+        return self.actor_threads if self.decodes_in_actors else 1
 
     def read(self, num_units: int) -> dict[str, Any]:
         """Return the options of `read_datasource`."""
@@ -118,7 +129,7 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
     max_actors = min(wanted, fit)
     cpus = int(hardware.cpus)
     num_readers = max(1, cpus // _CPUS_PER_READER)
-    num_decoders = max(1, cpus - max_actors if resources.num_gpus else cpus // _CPUS_PER_DECODER)
+    num_decoders = _num_decoders(resources, cpus, max_actors * threads)
     num_writers = max(1, min(_MAX_WRITERS, cpus // _CPUS_PER_READER))
     for_actors = hardware.cpus - TASK_CPUS * (num_readers + num_decoders + num_writers)
     actor_cpus = min(threads, math.floor(1000 * for_actors / max_actors) / 1000)
@@ -137,6 +148,20 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
         num_decoders=num_decoders,
         num_writers=num_writers,
     )
+
+
+def _num_decoders(resources: Resources, cpus: int, taken_cpus: float) -> int:
+    """Say how many decoders there are; 0 where the actors decode.
+
+    Actors that have all cores do both best: each keeps its core busy, imports torch once, and only
+    encoded bytes move. Cores that no actor has, and those beside GPUs, decode for them.
+    """
+    free = math.floor(cpus - taken_cpus)
+    if resources.num_gpus:
+        free = max(1, free)  # a GPU's actor mostly waits for its device
+    if resources.decode_in == "actors" or (resources.decode_in == "auto" and free < 1):
+        return 0
+    return max(1, free if free >= 1 else cpus // _CPUS_PER_DECODER)
 
 
 def _fit_gpus(resources: Resources, hardware: Hardware) -> int:

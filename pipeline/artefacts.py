@@ -15,18 +15,23 @@ import uuid
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InfraError
 
-_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
-def key_of(module: torch.nn.Module, facts: Any) -> str:
-    """Digest a module's tensors, what JSON-ready `facts` say of it, and the versions in use."""
+def key_of(facts: Any, module: torch.nn.Module | None = None) -> str:
+    """Digest JSON-ready facts, the versions in use, and a module's tensors where facts say less."""
     digest = hashlib.sha256(json.dumps([facts, _versions()], sort_keys=True).encode())
+    if module is None:
+        return digest.hexdigest()
+    import torch
+
     tensors = {**module.state_dict(), **dict(module.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -61,6 +63,9 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
         send_token()
     import ray
 
+    # 1.5 s of importing, while Ray's own processes start.
+    importing = threading.Thread(target=_import_data, daemon=True)
+    importing.start()
     _silence_ray()
     try:
         with own_signal_handlers():
@@ -69,6 +74,8 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InfraError(f"Ray at {address or 'this machine'}: cannot connect: {reason}") from None
+    finally:
+        importing.join()
     try:
         with native_errors_to_log(ray):
             _configure_data()
@@ -76,6 +83,11 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
     finally:
         if not _SHARING.get():
             ray.shutdown()
+
+
+def _import_data() -> None:
+    with contextlib.suppress(ImportError):  # whoever needs it imports it again, and says so
+        importlib.import_module("ray.data")
 
 
 _SHARING = ContextVar("_SHARING", default=False)

@@ -23,16 +23,19 @@ both decoders); a PNG whose intact data hold fewer rows than its header says.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 # Naming the plugin registers it; left out, the first WebP would make Pillow import all it has.
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from pipeline.schema import Reason, RowError
 
@@ -51,6 +54,8 @@ _BMP_HEADER_BYTES = frozenset([12, 16, 40, 52, 56, 64, 108, 124])
 _CUT_WORDS = ("truncated", "incomplete")
 _MEMORY_WORDS = ("out of memory", "allocate memory", "enough memory", "insufficient memory")
 _SOURCE_LINE = re.compile(r"^.*\.cpp:\d+, ")
+_RGB = 3
+"""`torchvision.io.ImageReadMode.RGB`"""
 
 
 class Undecodable(RowError):
@@ -156,8 +161,21 @@ def _check_px(width_px: int, height_px: int, limits: DecodeLimits) -> None:
 def _decode_jpeg(data: bytes) -> torch.Tensor:
     # torch warns about read-only memory; copying the encoded bytes costs 1 % of decoding them.
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    pixels: torch.Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB)
-    return pixels
+    return _jpeg_decoder()(encoded, _RGB)
+
+
+@functools.cache
+def _jpeg_decoder() -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """Load torchvision's decoder by itself: importing torchvision takes a worker 2 s."""
+    found = importlib.util.find_spec("torchvision")
+    folders = found.submodule_search_locations if found else None
+    libraries = [path for folder in folders or [] for path in Path(folder).glob("image*.so")]
+    try:
+        torch.ops.load_library(str(libraries[0]))  # type: ignore[no-untyped-call]
+    except (IndexError, OSError):  # laid out otherwise
+        import torchvision.io  # noqa: F401
+    decoder: Callable[[torch.Tensor, int], torch.Tensor] = torch.ops.image.decode_jpeg
+    return decoder
 
 
 def _to_rgb(image: Image.Image) -> torch.Tensor:

@@ -219,6 +219,9 @@ class Resources(_Section):
     """Smallest size of the actor pool; left out: max_actors."""
     max_actors: PositiveInt | None = None
     """Largest size of the actor pool; left out: what the cluster holds."""
+    decode_in: Literal["auto", "actors", "tasks"] = "auto"
+    """Who decodes and transforms images: the model actors themselves, or tasks on other cores.
+    `auto`: the actors on CPUs, tasks beside GPUs; or what `pipeline tune` found faster."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Resources:

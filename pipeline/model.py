@@ -83,6 +83,20 @@ class ModelSpec:
         return (self.runtime, self.precision) == ("eager", "fp32")
 
     @property
+    def identity(self) -> str | None:
+        """Return all that decides the module's outputs; None where its tensors are not known."""
+        if self.weights_sha256 is None:
+            return None
+        transform = self.transform and replace(self.transform, shrink_on_load=False)
+        return json.dumps(
+            [
+                *(self.name, self.kind, self.code_sha256, self.weights_sha256, self.layer),
+                transform and transform.to_dict(),
+                len(self.task.labels),
+            ]
+        )
+
+    @property
     def shrinks(self) -> bool:
         """Tell whether the decoder may leave pixels out."""
         return self.transform is not None and self.transform.shrink_on_load

@@ -6,6 +6,7 @@ split until the rows at fault are found; out of memory halves the batch and is r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -40,7 +41,7 @@ from pipeline.task import Arrays, make_task
 from pipeline.transform import TransformSpec
 
 STAGE = "predict"
-CANARY_ROWS = 16
+CANARY_ROWS = 8
 Inputs = npt.NDArray[Any]
 """uint8 (N, S, S, 3), or float32 (N, F)."""
 Rows = npt.NDArray[np.intp]
@@ -67,9 +68,10 @@ class Predictor:
         self._runner = make_runner(
             config.spec.runtime,
             config.spec.precision,
-            _load(config.spec, self._device),
+            functools.partial(_load, config.spec, self._device),
             self._buffer.to(self._device),
             num_threads=config.num_threads,
+            identity=config.spec.identity,
         )
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:

@@ -5,10 +5,15 @@ uint8 buffer of the slice, so that no full-size image outlives its row.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from pipeline.decode import DecodeLimits, decode_image
 from pipeline.schema import (
@@ -28,7 +33,11 @@ decides the pixels; Pillow's `thumbnail` uses the same for results that look ali
 
 
 def preprocess(
-    rows: pa.Table, counters: Counters, limits: DecodeLimits, spec: TransformSpec
+    rows: pa.Table,
+    counters: Counters,
+    limits: DecodeLimits,
+    spec: TransformSpec,
+    num_threads: int = 1,
 ) -> pa.Table:
     """Decode and transform the images of a slice.
 
@@ -37,6 +46,7 @@ def preprocess(
         counters: Gets the entries `decode` and `transform`.
         limits: What is refused before it is decoded.
         spec: The model's transform.
+        num_threads: Rows that are worked on at once; decoders and filters run outside the GIL.
 
     Returns:
         The same rows with `image` as fixed-size binary, uint8 (S, S, 3) RGB; zeros where `error`
@@ -44,40 +54,75 @@ def preprocess(
     """
     images = np.zeros((rows.num_rows, spec.size_px, spec.size_px, 3), np.uint8)
     failures = failures_of(rows)
-    decode_s = transform_s = 0.0
-    decode = transform = StageCounters()
-    column = rows.column(IMAGE)
-    shrink_px = _SHRINK_TO * spec.resize_px if spec.shrink_on_load else None
-    for index in range(rows.num_rows):
-        if failures[index] is not None:
-            continue
-        data: bytes = column[index].as_py()
-        started = perf_counter()
-        stage = "decode"
-        try:
-            image = decode_image(data, limits, shrink_px)
-            decoded = perf_counter()
-            decode_s += decoded - started
-            decode += StageCounters(1, 1, 0, len(data), image.numel())
-            started, stage = decoded, "transform"
-            resize_and_crop_into(image, spec, images[index])
-            transform_s += perf_counter() - started
-            transform += StageCounters(1, 1, 0, image.numel(), images[index].nbytes)
-        except RowError as error:
-            failures[index] = _failure(error, stage, data)
-            elapsed = perf_counter() - started
-            if stage == "decode":
-                decode_s += elapsed
-                decode += StageCounters(1, 0, 1, len(data), 0)
-            else:
-                transform_s += elapsed
-                transform += StageCounters(1, 0, 1, image.numel(), 0)
-    add(counters, "decode", decode + StageCounters(busy_s=decode_s))
-    add(counters, "transform", transform + StageCounters(busy_s=transform_s))
+    todo = [index for index, failure in enumerate(failures) if failure is None]
+    shares = [
+        _Share(rows.column(IMAGE), images, failures, limits, spec) for _ in range(num_threads)
+    ]
+    started = perf_counter()
+    if num_threads == 1:
+        shares[0].work(todo)
+    else:
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(lambda n: shares[n].work(todo[n::num_threads]), range(num_threads)))
+    wall_s = perf_counter() - started
+    worked_s = sum(share.decode.busy_s + share.transform.busy_s for share in shares)
+    # Busy seconds are those of the slot, however many threads it has.
+    scale = min(1.0, wall_s / worked_s) if worked_s else 1.0
+    for share in shares:
+        for stage, did in (("decode", share.decode), ("transform", share.transform)):
+            add(counters, stage, replace(did, busy_s=did.busy_s * scale))
     columns = {name: rows.column(name) for name in rows.column_names}
     columns[IMAGE] = images_to_arrow(images)
     columns.update(failure_columns(failures))
     return pa.table(columns)
+
+
+@dataclass
+class _Share:
+    """What one thread does: some rows of a slice, each into its place."""
+
+    encoded: pa.ChunkedArray
+    images: npt.NDArray[np.uint8]
+    failures: list[Failure | None]
+    limits: DecodeLimits
+    spec: TransformSpec
+    decode: StageCounters = field(default_factory=StageCounters)
+    transform: StageCounters = field(default_factory=StageCounters)
+
+    def work(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            data: bytes = self.encoded[row].as_py()
+            image = self._decode(row, data)
+            if image is not None:
+                self._transform(row, data, image)
+
+    def _decode(self, row: int, data: bytes) -> torch.Tensor | None:
+        spec, started = self.spec, perf_counter()
+        try:
+            image = decode_image(
+                data, self.limits, _SHRINK_TO * spec.resize_px if spec.shrink_on_load else None
+            )
+        except RowError as error:
+            self.failures[row] = _failure(error, "decode", data)
+            busy_s = perf_counter() - started
+            self.decode += StageCounters(1, 0, 1, len(data), 0, busy_s)
+            return None
+        busy_s = perf_counter() - started
+        self.decode += StageCounters(1, 1, 0, len(data), image.numel(), busy_s)
+        return image
+
+    def _transform(self, row: int, data: bytes, image: torch.Tensor) -> None:
+        started = perf_counter()
+        try:
+            resize_and_crop_into(image, self.spec, self.images[row])
+        except RowError as error:
+            self.failures[row] = _failure(error, "transform", data)
+            busy_s = perf_counter() - started
+            self.transform += StageCounters(1, 0, 1, image.numel(), 0, busy_s)
+            return
+        busy_s = perf_counter() - started
+        num_bytes = self.images[row].nbytes
+        self.transform += StageCounters(1, 1, 0, image.numel(), num_bytes, busy_s)
 
 
 def _failure(error: RowError, stage: str, data: bytes) -> Failure:

@@ -257,7 +257,7 @@ class RunRecord:
         if self._allocation is not None:
             slots["read"] = float(self._allocation.num_readers)
             decoders, actors = self._allocation.num_decoders, self._allocation.max_actors
-            slots |= dict.fromkeys(("decode", "transform"), float(decoders))
+            slots |= dict.fromkeys(("decode", "transform"), float(decoders or actors))
             slots |= dict.fromkeys(("transfer", "predict"), float(actors))
             slots["write"] = float(self._allocation.num_writers)
         return slots

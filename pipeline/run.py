@@ -38,7 +38,7 @@ from pipeline.report import Status, build_report, to_json
 from pipeline.rows import Reader
 from pipeline.schema import SliceKey
 from pipeline.sink import StagedSlice, StagingWriter, list_staged, read_footer
-from pipeline.stages import PredictorActor, preprocess_stage, writer_stage
+from pipeline.stages import PredictorActor, Preprocessing, preprocess_stage, writer_stage
 from pipeline.storage import Store, StoredFile
 from pipeline.tiling import done_slices, missing_units
 
@@ -166,14 +166,20 @@ def stream(
         compression=run.job.sink.compression,
         metadata=file_metadata(plan, run.record.run_id),
     )
+    preprocessing = Preprocessing.of(source, model.transform, allocation.decoder_threads)
+    in_actor = preprocessing if allocation.decodes_in_actors else None
     with ray_errors():
         # A row of this dataset is a slice (schema.pack): Ray cannot cut or merge slices.
-        dataset = (
-            ray.data.read_datasource(ShardSource(reader, units), **allocation.read(len(units)))
-            .map_batches(preprocess_stage(source, model.transform), **allocation.preprocess())
-            .map_batches(PredictorActor, fn_constructor_args=[predictor], **allocation.predict())
-            .map_batches(writer_stage(writer), **allocation.write())
+        dataset = ray.data.read_datasource(
+            ShardSource(reader, units), **allocation.read(len(units))
         )
+        if preprocessing is not None and in_actor is None:
+            dataset = dataset.map_batches(
+                preprocess_stage(preprocessing), **allocation.preprocess()
+            )
+        dataset = dataset.map_batches(
+            PredictorActor, fn_constructor_args=[predictor, in_actor], **allocation.predict()
+        ).map_batches(writer_stage(writer), **allocation.write())
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for text in block.column("staged").to_pylist():
                 yield StagedSlice.from_json(text)

@@ -8,6 +8,7 @@ first convolution.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import warnings
@@ -20,7 +21,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pipeline.artefacts import kept, key_of, one_at_a_time
-from pipeline.errors import JobError
+from pipeline.errors import JobError, PipelineError
 from pipeline.model import GPU_PRECISIONS, PRECISIONS
 from pipeline.transform import TransformSpec
 
@@ -34,6 +35,8 @@ _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
     "openvino": ("openvino",),
 }
+_STRUCTURE = "structure.json"
+_BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
 _OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -107,6 +110,15 @@ def dtype_of(runtime: str, precision: str) -> torch.dtype:
     return torch.float32 if runtime == "openvino" else _DTYPES[precision]
 
 
+def emulated_reason(precision: str, *, is_on_gpu: bool) -> str:
+    """Say why a precision gains nothing here, or ''."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if precision != "bf16" or is_on_gpu or not cpuinfo.exists():
+        return ""
+    words = set(cpuinfo.read_text().split())
+    return "" if words & _BF16_FLAGS else "this CPU has no bf16 arithmetic, it would be emulated"
+
+
 def missing_reason(runtime: str, precision: str, *, is_on_gpu: bool) -> str:
     """Say why a runtime cannot be used here in a precision, or ''."""
     absent = [name for name in _PACKAGES.get(runtime, ()) if not importlib.util.find_spec(name)]
@@ -118,25 +130,36 @@ def missing_reason(runtime: str, precision: str, *, is_on_gpu: bool) -> str:
         return f"{precision} needs a GPU; on the CPU use fp32 or bf16"
     if runtime == "openvino" and is_on_gpu:
         return "openvino is used on the CPU only"
+    if (runtime, precision) == ("openvino", "bf16") and not _openvino_has_bf16():
+        return "openvino would run fp32, for this CPU has no bf16"
     return ""
+
+
+def _openvino_has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def make_runner(
     runtime: str,
     precision: str,
-    whole: Whole,
+    load: Callable[[], Whole],
     example: torch.Tensor,
     *,
     num_threads: int,
+    identity: str | None = None,
 ) -> Runner:
     """Make a module ready to run.
 
     Args:
         runtime: One of `PRECISIONS`.
         precision: One that the runtime has.
-        whole: On its device, of type `dtype_of`, in eval mode.
+        load: Gives the module on its device, of type `dtype_of`, in eval mode. Not called where
+            the node has kept what the runtime once made of it.
         example: A whole batch on the device; what it holds does not matter.
         num_threads: CPU threads.
+        identity: All that decides the module's outputs; None where only its tensors tell.
 
     Raises:
         JobError: The runtime is not here or cannot run the module.
@@ -145,17 +168,24 @@ def make_runner(
     reason = missing_reason(runtime, precision, is_on_gpu=example.is_cuda)
     if reason:
         raise JobError(f"model.runtime {runtime!r}, model.precision {precision!r}: {reason}")
+    load = functools.cache(load)
+    if runtime in ("eager", "compile"):
+        load()  # its own errors are not the runtime's
     if runtime == "eager":
-        return Runner(whole, is_static=False)
+        return Runner(load(), is_static=False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of exporters about each other
             if runtime == "compile":
                 with one_at_a_time(runtime):  # torch keeps what it compiled by itself
-                    return _compiled(whole, example)
+                    return _compiled(load(), example)
+            facts = [identity, runtime, list(example.shape), str(example.dtype)]
+            made = _Made(load, example, facts)
             if runtime == "onnxruntime":
-                return _onnxruntime(whole, example, num_threads)
-            return _openvino(whole, example, precision, num_threads)
+                return _onnxruntime(made, num_threads)
+            return _openvino(made, precision, num_threads)
+    except PipelineError:
+        raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
@@ -193,32 +223,57 @@ class _Flat(torch.nn.Module):
         return tuple(pytree.tree_leaves(self.whole(batch)))
 
 
-def _structure(whole: Whole, example: torch.Tensor) -> pytree.TreeSpec:
-    with torch.no_grad():
-        return pytree.tree_flatten(whole(example[:1]))[1]
+@dataclass(frozen=True)
+class _Made:
+    """A module that a runtime makes something of, once a node."""
+
+    load: Callable[[], Whole]
+    example: torch.Tensor
+    facts: list[Any]
+    """The identity, if known, the runtime and the batch."""
+
+    def folder(self, write: Callable[[Path, _Flat], None]) -> Path:
+        """Return the folder of what was made, which `write` fills if there is none."""
+        key = key_of(self.facts) if self.facts[0] else key_of([self.load().identity, *self.facts],
+                                                              self.load())  # fmt: skip
+
+        def make(folder: Path) -> None:
+            flat = _Flat(self.load()).eval()
+            with torch.no_grad():
+                write(folder, flat)
+            with contextlib.suppress(NotImplementedError):  # a container that only its code knows
+                text = pytree.treespec_dumps(self._structure())
+                (folder / _STRUCTURE).write_text(text)
+
+        return kept(key, make)
+
+    def structure(self, folder: Path) -> pytree.TreeSpec:
+        """Return the structure of the outputs."""
+        path = folder / _STRUCTURE
+        return pytree.treespec_loads(path.read_text()) if path.exists() else self._structure()
+
+    def _structure(self) -> pytree.TreeSpec:
+        with torch.no_grad():
+            return pytree.tree_flatten(self.load()(self.example[:1]))[1]
 
 
-def _key(whole: Whole, example: torch.Tensor, runtime: str) -> str:
-    return key_of(whole, [whole.identity, runtime, list(example.shape), str(example.dtype)])
-
-
-def _onnxruntime(whole: Whole, example: torch.Tensor, num_threads: int) -> Runner:
+def _onnxruntime(made: _Made, num_threads: int) -> Runner:
     import onnxruntime
 
-    def export(folder: Path) -> None:
-        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-            program = torch.onnx.export(_Flat(whole).eval(), (example,), dynamo=True, verbose=False)
+    def export(folder: Path, flat: _Flat) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            program = torch.onnx.export(flat, (made.example,), dynamo=True, verbose=False)
         assert program is not None, "the dynamo exporter returns a program"
         program.save(folder / "model.onnx")
 
-    structure = _structure(whole, example)
-    folder = kept(_key(whole, example, "onnxruntime"), export)
+    folder = made.folder(export)
+    structure = made.structure(folder)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     options.log_severity_level = 3
     # Threads that spin while they wait take the cores of the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = ["CUDAExecutionProvider"] if example.is_cuda else []
+    wanted = ["CUDAExecutionProvider"] if made.example.is_cuda else []
     providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
     if wanted and not providers:
         raise JobError("this onnxruntime has no CUDA provider: install onnxruntime-gpu")
@@ -236,17 +291,17 @@ def _onnxruntime(whole: Whole, example: torch.Tensor, num_threads: int) -> Runne
     return Runner(run, is_static=True)
 
 
-def _openvino(whole: Whole, example: torch.Tensor, precision: str, num_threads: int) -> Runner:
+def _openvino(made: _Made, precision: str, num_threads: int) -> Runner:
     import openvino
 
-    def convert(folder: Path) -> None:
-        with torch.no_grad():
-            model = openvino.convert_model(_Flat(whole).eval(), example_input=example)
-        model.reshape(list(example.shape))
+    def convert(folder: Path, flat: _Flat) -> None:
+        # Two rows show as much as a whole batch, and are traced in a tenth of the time.
+        model = openvino.convert_model(flat, example_input=made.example[:2])
+        model.reshape(list(made.example.shape))
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
-    structure = _structure(whole, example)
-    folder = kept(_key(whole, example, "openvino"), convert)
+    folder = made.folder(convert)
+    structure = made.structure(folder)
     compiled = openvino.Core().compile_model(
         folder / "model.xml",
         "CPU",

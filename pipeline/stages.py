@@ -6,6 +6,7 @@ The driver builds the dataset from here without importing torch: workers import 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -26,19 +27,39 @@ Stage = Callable[[pa.Table], pa.Table]
 """A block of packed slices in, a block of packed slices (or of results) out."""
 
 
-def preprocess_stage(source: Source, spec: TransformSpec | None) -> Stage:
-    """Return the stage that decodes and transforms; features pass it unchanged."""
-    if spec is None:
-        return _unchanged
-    max_bytes, max_px = source.max_image_bytes, source.max_image_px
+@dataclass(frozen=True)
+class Preprocessing:
+    """How encoded images become model input; plain enough for Ray."""
 
-    def stage(block: pa.Table) -> pa.Table:
+    spec: TransformSpec
+    max_image_bytes: int
+    max_image_px: int
+    num_threads: int = 1
+
+    @classmethod
+    def of(
+        cls, source: Source, spec: TransformSpec | None, num_threads: int
+    ) -> Preprocessing | None:
+        """Return what a job asks for; None where there are no images."""
+        if spec is None:
+            return None
+        return cls(spec, source.max_image_bytes, source.max_image_px, num_threads)
+
+    def __call__(self, counters: Counters, rows: pa.Table) -> pa.Table:
+        """Decode and transform the rows of a slice."""
         from pipeline.decode import DecodeLimits
         from pipeline.preprocess import preprocess
 
-        limits = DecodeLimits(max_bytes, max_px)
+        limits = DecodeLimits(self.max_image_bytes, self.max_image_px)
+        return preprocess(rows, counters, limits, self.spec, self.num_threads)
+
+
+def preprocess_stage(preprocessing: Preprocessing) -> Stage:
+    """Return the stage of the tasks that decode and transform."""
+
+    def stage(block: pa.Table) -> pa.Table:
         packed = [
-            pack(key, counters, preprocess(rows, counters, limits, spec))
+            pack(key, counters, preprocessing(counters, rows))
             for key, counters, rows in unpack(block)
         ]
         return pa.concat_tables(packed)
@@ -46,19 +67,20 @@ def preprocess_stage(source: Source, spec: TransformSpec | None) -> Stage:
     return stage
 
 
-def _unchanged(block: pa.Table) -> pa.Table:
-    return block
-
-
 class PredictorActor:
     """An actor of the pool: holds one Predictor."""
 
-    def __init__(self, config: PredictorConfig) -> None:
+    def __init__(self, config: PredictorConfig, preprocessing: Preprocessing | None) -> None:
         """Import torch and load the model, timing both.
 
         A failure is kept and raised at the first call: what an actor's constructor raises
         reaches the driver only as text.
+
+        Args:
+            config: What the Predictor is made from.
+            preprocessing: How to decode what comes; None where tasks have done it already.
         """
+        self._preprocessing = preprocessing
         self._startup: Counters = {}
         self._predictor: Predictor | None = None
         self._failure: PipelineError | None = None
@@ -86,6 +108,8 @@ class PredictorActor:
             for part, entry in self._startup.items():
                 add(counters, part, StageCounters.from_dict(entry))
             self._startup = {}
+            if self._preprocessing is not None:
+                rows = self._preprocessing(counters, rows)
             packed.append(pack(key, counters, self._predictor.predict(rows, counters)))
         return pa.concat_tables(packed)
 

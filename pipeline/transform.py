@@ -7,6 +7,7 @@ driver reads a TransformSpec too, so torch is imported only where an image is tr
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,8 +100,6 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
         Untransformable: One side is more than MAX_ASPECT_RATIO times the other, memory ran out, or
             torch refused this one shape.
     """
-    from torchvision.transforms.v2 import InterpolationMode, functional
-
     height_px, width_px = int(image.shape[-2]), int(image.shape[-1])
     if max(height_px, width_px) > MAX_ASPECT_RATIO * min(height_px, width_px):
         raise Untransformable(
@@ -109,9 +108,7 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
             f"most {MAX_ASPECT_RATIO} times the other",
         )
     try:
-        resized = functional.resize(
-            image, [spec.resize_px], InterpolationMode(spec.interpolation), antialias=True
-        )
+        resized = _resize(image, spec)
     except (MemoryError, RuntimeError) as error:
         # torch has no class of its own for CPU memory, and bugs at degenerate sizes.
         is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
@@ -119,8 +116,41 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
             Reason.OUT_OF_MEMORY if is_memory else Reason.DECODE_ERROR,
             f"resizing the image of {width_px} x {height_px} px failed: {error}",
         ) from error
-    cropped: torch.Tensor = functional.center_crop(resized, [spec.size_px, spec.size_px])
-    return cropped
+    top_px = round((resized.shape[-2] - spec.size_px) / 2)
+    left_px = round((resized.shape[-1] - spec.size_px) / 2)
+    return resized[:, top_px : top_px + spec.size_px, left_px : left_px + spec.size_px]
+
+
+def _resize(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
+    """Do as torchvision's `Resize` does, without the 2 s that importing it takes a worker."""
+    import torch
+
+    height_px, width_px = int(image.shape[-2]), int(image.shape[-1])
+    long_px = int(spec.resize_px * max(height_px, width_px) / min(height_px, width_px))
+    wanted = (long_px, spec.resize_px) if width_px <= height_px else (spec.resize_px, long_px)
+    if wanted == (height_px, width_px):
+        return image
+    batch = image[None]
+    if batch.is_contiguous(memory_format=torch.channels_last):
+        # Only with a batch stride of its own does torch keep the layout, and spare a copy.
+        batch = batch.as_strided(batch.shape, (image.numel(), *image.stride()))
+    is_native = spec.interpolation == "bicubic" or _resizes_uint8()
+    resized = torch.nn.functional.interpolate(
+        batch if is_native else batch.float(),
+        size=wanted,
+        mode=spec.interpolation,
+        align_corners=False,
+        antialias=True,
+    )[0]
+    return resized if is_native else resized.round_().to(torch.uint8)
+
+
+def _resizes_uint8() -> bool:
+    """Tell whether torch has a bilinear filter for bytes on this CPU."""
+    import torch
+
+    is_arm = platform.machine() in ("aarch64", "arm64")
+    return is_arm or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def resize_and_crop_into(

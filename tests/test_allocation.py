@@ -60,7 +60,10 @@ def test_what_is_handed_out_is_there(
     assert found.min_actors >= (least or 1)
     assert most is None or found.max_actors <= most
     assert found.num_readers >= 1
-    assert found.num_decoders >= 1
+    assert found.num_decoders >= (1 if num_gpus else 0)
+    # No core is left to nobody: actors that do not have them all get decoders beside them.
+    idle = cpus - found.max_actors * (num_cpus or 1.0)
+    assert found.decodes_in_actors == (not num_gpus and idle < 1)
     assert found.num_writers >= 1
     assert 0 < found.actor_cpus <= (num_cpus or 1.0)
     tasks = found.num_readers + found.num_decoders + found.num_writers
@@ -141,10 +144,19 @@ def test_beside_gpus_the_cores_decode():
     assert (found.max_actors, found.num_decoders) == (1, 15)
 
 
+@pytest.mark.parametrize(
+    ("decode_in", "actors", "decoders"),
+    [("auto", None, 0), ("auto", 1, 3), ("actors", 1, 0), ("tasks", None, 2), ("tasks", 3, 1)],
+)
+def test_the_job_may_say_who_decodes(decode_in: str, actors: int | None, decoders: int):
+    fields = {"decode_in": decode_in, "max_actors": actors}
+    assert allocate(Resources.model_validate(fields), Hardware(1, 4, 0)).num_decoders == decoders
+
+
 def test_readers_and_writers_grow_with_the_cluster_within_bounds():
     few, many = divide(4, max_actors=1), divide(128, max_actors=1)
     assert few.num_readers < many.num_readers <= 128
-    assert few.num_decoders < many.num_decoders <= 128
+    assert 0 < few.num_decoders < many.num_decoders <= 128
     assert few.num_writers <= many.num_writers <= 16
 
 

@@ -52,6 +52,18 @@ def run(inputs: list[Input]) -> tuple[np.ndarray, list[dict[str, Any]], Counters
     return pixels, found.drop_columns(["image"]).to_pylist(), counters
 
 
+@pytest.mark.parametrize("num_threads", [2, 3, 8])
+def test_threads_change_nothing_but_the_time(num_threads: int):
+    rows = source_rows([*GOOD, b"", b"no image", FAILED, GOOD[0][:200], STRIP])
+    one, many = {}, {}
+    expected = preprocess(rows, one, LIMITS, SPEC)
+    assert preprocess(rows, many, LIMITS, SPEC, num_threads).equals(expected)
+    for counters in (one, many):
+        for entry in counters.values():
+            assert entry.pop("busy_s") > 0
+    assert many == one
+
+
 def alone(data: bytes) -> np.ndarray:
     return run([data])[0][0]
 

@@ -34,7 +34,7 @@ def runner_of(module: torch.nn.Module, runtime: str, precision: str, layer: str 
     kind = dtype_of(runtime, precision)
     whole = Whole(module.to(kind).eval(), TRANSFORM, kind, layer)
     example = torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
-    return make_runner(runtime, precision, whole, example, num_threads=1)
+    return make_runner(runtime, precision, lambda: whole, example, num_threads=1)
 
 
 def batch() -> torch.Tensor:
@@ -108,5 +108,5 @@ def test_a_few_rows_are_compared_with_eager_fp32_once_an_actor():
         _, second = predict(model, rows)
         assert "canary" not in second
         counted[name] = first["canary"]
-    assert counted["lax"]["rows_in"] == counted["lax"]["rows_out"] == 16
-    assert counted["strict"]["rows_out"] < counted["strict"]["rows_in"] == 16
+    assert counted["lax"]["rows_in"] == counted["lax"]["rows_out"] == 8
+    assert counted["strict"]["rows_out"] < counted["strict"]["rows_in"] == 8
