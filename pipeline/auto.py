@@ -1,4 +1,4 @@
-"""`auto`: choose the runtime and precision by measurement, on a sample of the job's own rows.
+"""`auto`: choose runtime, precision, batch size and layout by measurement on the job's own rows.
 
 What was measured is kept under `_control/profiles`, by model, transform, hardware and versions.
 What was chosen is kept beside the plan and adopted by every rerun, so that measuring again never
@@ -11,46 +11,43 @@ import hashlib
 import json
 import platform
 import uuid
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.agreement import AgreementLimits
-from pipeline.allocation import Allocation, Hardware
-from pipeline.errors import InfraError, JobError
-from pipeline.model import GPU_PRECISIONS, PRECISIONS, ModelSpec, PredictorConfig
+from pipeline.allocation import Allocation, Hardware, allocate
+from pipeline.choose import AUTO, choose
+from pipeline.errors import InfraError
+from pipeline.model import ModelSpec
 from pipeline.plan import Plan
 from pipeline.record import RunContext, package_versions
 from pipeline.rows import Reader
 from pipeline.storage import CreateOutcome, Store
 from pipeline.trial import Trial
+from pipeline.trials import Profile, Sample, Workshop, finish_profile, pick, try_ways
 
-AUTO = "auto"
-SAMPLE_ROWS = 128
-_SAMPLE_UNITS = 4
-_PROFILE_VERSION = 1
+_PROFILE_VERSION = 2
 
 
 def settle(
     run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
-) -> tuple[Plan, ModelSpec]:
+) -> tuple[Plan, ModelSpec, Allocation]:
     """Say what `auto` means for this plan; without `auto` nothing happens.
 
     Returns:
-        The plan and the model with what runs them; the fingerprint stays.
+        The plan, the model with what runs it, and the division of the cluster; the fingerprint
+        stays.
 
     Raises:
         JobError: No way to run the model is left.
     """
     if AUTO not in (model.runtime, model.precision) and not model.shrinks:
-        return plan, model
+        return plan, model, allocation
     path = f"{run.layout.control}/choice/{plan.fingerprint}.json"
     try:
         chosen = _read_choice(run.store, path)
     except FileNotFoundError:
-        trials = measure(run, plan, model, hardware, allocation)
-        chosen = choose(trials, run.job.gates.min_agreement_pct, plan.num_rows, allocation)
+        chosen = _choose_anew(run, plan, model, hardware, allocation)
         token = uuid.uuid4().hex
         data = json.dumps({"token": token, **chosen.to_dict()}).encode()
         if run.store.create_once(path, data, token) is CreateOutcome.OTHER:
@@ -62,145 +59,58 @@ def settle(
         "agreement_pct": chosen.agreement_pct,
         "agreement_worst": chosen.worst,
     }
-    return replace(plan, model={**plan.model, **figures}), settled
+    batch_size = run.job.model.batch_size or chosen.batch_size or plan.batch_size
+    plan = replace(plan, model={**plan.model, **figures}, batch_size=batch_size)
+    return plan, settled, _divide(run, hardware, allocation, chosen)
 
 
-def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
-    """List the runtimes and precisions that the job leaves open."""
-    return [
-        (runtime, precision)
-        for runtime, precisions in PRECISIONS.items()
-        for precision in precisions
-        if model.runtime in (AUTO, runtime) and model.precision in (AUTO, precision)
-        if is_on_gpu or precision not in GPU_PRECISIONS
-    ]
+def _divide(
+    run: RunContext, hardware: Hardware, allocation: Allocation, chosen: Trial
+) -> Allocation:
+    """Divide the cluster as it was found best; what the job says itself stays."""
+    if not chosen.threads:
+        return allocation
+    found = {"num_cpus": float(chosen.threads), "decode_in": chosen.decode_in}
+    resources = run.job.resources
+    left_out = {"num_cpus": resources.num_cpus is None, "decode_in": resources.decode_in == AUTO}
+    changes = {name: value for name, value in found.items() if left_out[name]}
+    return allocate(resources.model_copy(update=changes), hardware)
 
 
-def choose(
-    trials: Sequence[Trial], min_agreement_pct: float, num_rows: int | None, allocation: Allocation
+def _choose_anew(
+    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
 ) -> Trial:
-    """Take what ends first, starting up included, among what agrees.
-
-    Args:
-        trials: What was measured.
-        min_agreement_pct: What agrees less is left out.
-        num_rows: Rows of the run; None where nobody knows: only the rate counts.
-        allocation: How many actors share the rows.
-    """
-    usable = [t for t in trials if not t.problem and t.agreement_pct >= min_agreement_pct]
-    if not usable:
-        problems = "; ".join(
-            f"{t.runtime} {t.precision}: {t.problem or f'{t.agreement_pct:.1f}% of rows agree'}"
-            for t in trials
-        )
-        raise JobError(
-            f"nothing that was tried agrees on {min_agreement_pct:g}% of the sampled rows "
-            f"(gates.min_agreement_pct) with eager fp32 and whole decoding: {problems}"
-        )
-
-    def seconds(trial: Trial) -> float:
-        rows = float("inf") if num_rows is None else num_rows / allocation.max_actors
-        if rows == float("inf"):
-            return -trial.rows_per_s
-        return trial.load_s + rows / trial.rows_per_s
-
-    return min(usable, key=seconds)
+    workshop = make_workshop(run, plan, model, hardware, allocation)
+    profile = load_profile(run, workshop)
+    if profile is None:
+        profile = Profile(tuple(try_ways(workshop, Sample(workshop), plan.num_rows)))
+        if not any(trial.was_given_up for trial in profile.ways):
+            keep_profile(run, workshop, profile)
+    way = choose(profile.ways, run.job.gates.min_agreement_pct, plan.num_rows, allocation)
+    return pick(profile, way, workshop)
 
 
-def measure(
-    run: RunContext,
-    plan: Plan,
-    model: ModelSpec,
-    hardware: Hardware,
-    allocation: Allocation,
-    *,
-    again: bool = False,
-) -> list[Trial]:
-    """Return the trials of a stored profile, or try everything and store it.
-
-    Args:
-        again: Measure even where there is a profile.
-    """
-    limits = AgreementLimits.of(run.job.gates)
-    key = _profile_key(model, plan.batch_size, hardware, allocation, limits)
-    path = f"_control/profiles/{key}.json"
-    if not again:
-        stored = _read_profile(run.store, path)
-        if stored is not None:
-            return stored
-    reader = Reader(
-        Store(plan.source_root, run.job.source.storage_options),
-        run.job.source,
-        plan.pass_through,
-        plan.num_features,
-    )
-    config = PredictorConfig(
-        spec=model,
-        batch_size=run.job.model.batch_size or plan.batch_size,
-        num_gpus=allocation.actor_gpus,
-        num_threads=allocation.actor_threads,
-        pass_through=plan.pass_through,
-        num_features=plan.num_features,
-    )
-    trials = _try_all(reader, plan, model, config, limits, allocation)
-    document = {"version": _PROFILE_VERSION, "trials": [trial.to_dict() for trial in trials]}
-    run.store.put(path, json.dumps(document).encode())
-    return trials
+def tune(
+    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
+) -> tuple[Profile, Trial]:
+    """Measure everything anew, keep it, and say what a run of this plan would choose."""
+    workshop = make_workshop(run, plan, model, hardware, allocation)
+    sample = Sample(workshop)
+    ways = try_ways(workshop, sample, None)
+    way = choose(ways, run.job.gates.min_agreement_pct, plan.num_rows, allocation)
+    profile = replace(finish_profile(workshop, sample, way), ways=tuple(ways))
+    keep_profile(run, workshop, profile)
+    return profile, pick(profile, way, workshop)
 
 
-def _try_all(
-    reader: Reader,
-    plan: Plan,
-    model: ModelSpec,
-    config: PredictorConfig,
-    limits: AgreementLimits,
-    allocation: Allocation,
-) -> list[Trial]:
-    import ray
-    from ray.exceptions import RayError
-
-    from pipeline.ray_tasks import ray_errors
-    from pipeline.trial_run import sample_inputs, try_out
-
-    # One after the other, each in a process of its own that ends with it.
-    options: dict[str, Any] = {
-        "num_cpus": allocation.actor_cpus,
-        "num_gpus": allocation.actor_gpus or None,
-        "max_retries": 0,
-        "max_calls": 1,
-    }
-    step = max(1, len(plan.units) // _SAMPLE_UNITS)
-    units = plan.units[::step][:_SAMPLE_UNITS]
-    plain = model.as_reference()
-
-    def sample_of(spec: ModelSpec) -> Any:
-        task = ray.remote(**options)(sample_inputs)
-        return ray.put(ray.get(task.remote(reader, units, replace(config, spec=spec), SAMPLE_ROWS)))
-
-    def attempt(spec: ModelSpec, sample: Any, reference: Any) -> tuple[Trial, Any]:
-        task = ray.remote(**options)(try_out)
-        return ray.get(task.remote(replace(config, spec=spec), sample, reference, limits))  # type: ignore[no-any-return]
-
-    with ray_errors():
-        sample = sample_of(plain)
-        first, found = attempt(plain, sample, None)
-        if first.problem:
-            raise JobError(f"model: eager fp32 cannot predict the sample: {first.problem}")
-        reference = ray.put(found)
-        if model.shrinks:
-            sample = sample_of(model)
-    trials = []
-    for runtime, precision in candidates(model, is_on_gpu=bool(allocation.actor_gpus)):
-        spec = replace(model, runtime=runtime, precision=precision)
-        if spec == plain:
-            trials.append(first)
-            continue
-        try:
-            trials.append(attempt(spec, sample, reference)[0])
-        except RayError as error:
-            problem = f"died: {type(error).__name__}"
-            trials.append(Trial(runtime, precision, problem=problem))
-    return trials
+def make_workshop(
+    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
+) -> Workshop:
+    """Gather what trying things out takes."""
+    source = run.job.source
+    store = Store(plan.source_root, source.storage_options)
+    reader = Reader(store, source, plan.pass_through, plan.num_features)
+    return Workshop(run.job, plan, model, reader, hardware, allocation)
 
 
 def _read_choice(store: Store, path: str) -> Trial:
@@ -212,34 +122,39 @@ def _read_choice(store: Store, path: str) -> Trial:
         raise InfraError(f"{store.url(path)}: damaged: {error}") from None
 
 
-def _read_profile(store: Store, path: str) -> list[Trial] | None:
+def load_profile(run: RunContext, workshop: Workshop) -> Profile | None:
+    """Return what was measured for this model on such hardware, if anything was."""
     try:
-        document = json.loads(store.read_bytes(path))
+        document = json.loads(run.store.read_bytes(_profile_path(workshop)))
         if document["version"] != _PROFILE_VERSION:
             return None
-        return [Trial(**trial) for trial in document["trials"]]
+        return Profile.from_dict(document)
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None  # measured anew
 
 
-def _profile_key(
-    model: ModelSpec,
-    batch_size: int,
-    hardware: Hardware,
-    allocation: Allocation,
-    limits: AgreementLimits,
-) -> str:
+def keep_profile(run: RunContext, workshop: Workshop, profile: Profile) -> None:
+    """Store what was measured, for other runs."""
+    document = {"version": _PROFILE_VERSION, **profile.to_dict()}
+    run.store.put(_profile_path(workshop), json.dumps(document).encode())
+
+
+def _profile_path(workshop: Workshop) -> str:
+    """Name a profile by all that its figures depend on."""
+    allocation = workshop.allocation
     facts = {
-        "model": model.to_dict(),
-        "batch_size": batch_size,
+        "model": workshop.model.to_dict(),
+        "batch_size": workshop.config.batch_size,
         "cpu": _cpu_name(),
-        "gpu": hardware.gpu_name,
+        "gpu": workshop.hardware.gpu_name,
+        "node_cpus": workshop.node_cpus,
         "threads": allocation.actor_threads,
         "gpus": allocation.actor_gpus,
-        "limits": asdict(limits),
+        "limits": asdict(AgreementLimits.of(workshop.job.gates)),
         "versions": package_versions(),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return f"_control/profiles/{key}.json"
 
 
 def _cpu_name() -> str:

@@ -79,8 +79,8 @@ def _execute(run: RunContext, progress: Progress) -> Status:
         plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
         with connect(run.options.address) as (hardware, ray_start_s):
             allocation = allocate(job.resources, hardware)
+            plan, model, allocation = settle(run, plan, model, hardware, allocation)
             run.record.connected(hardware, allocation, ray_start_s)
-            plan, model = settle(run, plan, model, hardware, allocation)
             run.record.planned(plan, model, job.resources.num_gpus)
             staged = _predict_missing(run, plan, model, allocation, progress)
             manifest = finish(run, plan, staged, base, lease)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+GIVEN_UP = "given up"
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -13,7 +15,7 @@ class Trial:
     runtime: str
     precision: str
     rows_per_s: float = 0.0
-    """Of one actor alone, the model only."""
+    """Of all actors that ran, the model only; with `decode_in` decoding as well."""
     load_s: float = 0.0
     """Until it was ready, compiling included."""
     agreement_pct: float = 0.0
@@ -22,6 +24,21 @@ class Trial:
     """Largest difference of scores, smallest cosine, or largest relative error."""
     problem: str = ""
     """Why it cannot be used; '' if it can."""
+    batch_size: int = 0
+    """Rows of one model call; 0 where the plan's was used."""
+    actors: int = 1
+    """How many ran at the same time."""
+    threads: int = 0
+    """CPU threads of each; 0 where the allocation's were used."""
+    decode_in: str = ""
+    """`actors` or `tasks`, where the rows were decoded, too; '' for the model alone."""
+    peak_mib: float = 0.0
+    """Most memory of the largest process; on a GPU the most that its tensors took."""
+
+    @property
+    def was_given_up(self) -> bool:
+        """Tell whether it might have been used by a longer run."""
+        return self.problem.startswith(GIVEN_UP)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,55 +1,67 @@
 """Try one way to run a model: how fast it is, and whether it agrees with eager fp32.
 
-Runs in a worker process of its own, so that a runtime that crashes costs only its trial.
+Runs in a worker process of its own, so that a runtime that crashes costs only its trial. The driver
+names these functions, too, so torch is imported only inside them.
 """
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.agreement import AgreementLimits, compare
-from pipeline.decode import DecodeLimits
 from pipeline.errors import PipelineError
 from pipeline.model import PredictorConfig
 from pipeline.plan import Unit
-from pipeline.predictor import Predictor
-from pipeline.preprocess import preprocess
 from pipeline.rows import Reader
 from pipeline.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
 from pipeline.source import read_slices
+from pipeline.stages import Preprocessing
 from pipeline.task import Arrays
+from pipeline.transform import TransformSpec
 from pipeline.trial import Trial
 
-MIN_MEASURE_S = 2.0
-MIN_CALLS = 3
+if TYPE_CHECKING:
+    from pipeline.predictor import Predictor
+
+MEASURE_S = 2.0
+MIN_CALLS = 2
+HOPELESS = 0.25
+"""A way that makes less than this share of the best rate so far is not measured further."""
+_MIB = 2**20
 
 
-def sample_inputs(
-    reader: Reader, units: Sequence[Unit], config: PredictorConfig, num_rows: int
-) -> npt.NDArray[Any]:
-    """Read, decode and transform the first good rows of some units.
-
-    Returns:
-        uint8 (N, S, S, 3) or float32 (N, F), N <= num_rows.
-    """
-    transform, source = config.spec.transform, reader.source
-    pieces: list[npt.NDArray[Any]] = []
+def sample_rows(reader: Reader, units: Sequence[Unit], num_rows: int) -> pa.Table:
+    """Read the first rows of some units that can be read, `source_schema`."""
+    pieces = []
     for unit in units:
         _, _, rows = next(iter(read_slices(reader, unit, frozenset([0]))))
-        if transform is not None:
-            limits = DecodeLimits(source.max_image_bytes, source.max_image_px)
-            rows = preprocess(rows, {}, limits, transform)
-            inputs: npt.NDArray[Any] = images_from_arrow(rows.column(IMAGE), transform.size_px)
-        else:
-            inputs = features_from_arrow(rows.column(FEATURES))
-        good = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
-        pieces.append(inputs[good[: -(-num_rows // len(units))]])
-    return np.concatenate(pieces)[:num_rows]
+        pieces.append(rows.filter(rows.column(ERROR).is_null())[: -(-num_rows // len(units))])
+    return pa.concat_tables(pieces)[:num_rows].combine_chunks()
+
+
+def prepare(reader: Reader, rows: pa.Table, transform: TransformSpec | None) -> npt.NDArray[Any]:
+    """Decode and transform sampled rows; what cannot be is left out.
+
+    Returns:
+        uint8 (N, S, S, 3) or float32 (N, F).
+    """
+    if transform is None:
+        return features_from_arrow(rows.column(FEATURES))
+    from pipeline.decode import DecodeLimits
+    from pipeline.preprocess import preprocess
+
+    limits = DecodeLimits(reader.source.max_image_bytes, reader.source.max_image_px)
+    rows = preprocess(rows, {}, limits, transform)
+    inputs = images_from_arrow(rows.column(IMAGE), transform.size_px)
+    return inputs[np.flatnonzero(rows.column(ERROR).is_null().to_numpy())]
 
 
 def try_out(
@@ -57,25 +69,119 @@ def try_out(
     sample: npt.NDArray[Any],
     reference: Arrays | None,
     limits: AgreementLimits,
+    best_rows_per_s: float = 0.0,
 ) -> tuple[Trial, Arrays]:
-    """Run the sample one way; what it keeps of each row becomes the next ones' reference."""
-    runtime, precision = config.spec.runtime, config.spec.precision
+    """Run the sample one way; what it keeps of each row becomes the next ones' reference.
+
+    Args:
+        config: The way.
+        sample: uint8 (N, S, S, 3) or float32 (N, F).
+        reference: What eager fp32 keeps of the sample; None where this is eager fp32.
+        limits: How far a row may be from the reference.
+        best_rows_per_s: The best rate so far.
+    """
+    from pipeline.predictor import Predictor
+    from pipeline.runtimes import emulated_reason
+
+    trial = Trial(config.spec.runtime, config.spec.precision)
+    emulated = emulated_reason(config.spec.precision, is_on_gpu=config.num_gpus > 0)
+    if emulated:
+        return replace(trial, problem=emulated), {}
     started = perf_counter()
     try:
         predictor = Predictor(config)
+        batch = np.resize(sample, (config.batch_size, *sample.shape[1:]))
+        predictor.reduce(batch)
+        load_s = perf_counter() - started
+        rate = _rate(predictor, batch, HOPELESS * best_rows_per_s)
+        if rate < HOPELESS * best_rows_per_s:
+            problem = f"{rate:.1f} rows/s, less than a quarter of what another way gives"
+            return replace(trial, rows_per_s=round(rate, 1), problem=problem), {}
         found = predictor.reduce(sample)
     except (PipelineError, ValueError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:200]
-        return Trial(runtime, precision, problem=problem), {}
-    load_s = perf_counter() - started
+        return replace(trial, problem=problem), {}
     agreement = compare(reference if reference is not None else found, found, limits)
-    batch = np.resize(sample, (config.batch_size, *sample.shape[1:]))
-    predictor.reduce(batch)
-    calls, started = 0, perf_counter()
-    while calls < MIN_CALLS or perf_counter() - started < MIN_MEASURE_S:
+    return replace(
+        trial,
+        rows_per_s=round(rate, 1),
+        load_s=round(load_s, 2),
+        agreement_pct=agreement.pct,
+        worst=agreement.worst,
+        peak_mib=peak_mib(config),
+    ), found
+
+
+def try_batch(config: PredictorConfig, sample: npt.NDArray[Any]) -> Trial:
+    """Measure rate and memory of one batch size."""
+    from pipeline.predictor import Predictor
+
+    spec = config.spec
+    trial = Trial(spec.runtime, spec.precision, batch_size=config.batch_size)
+    started = perf_counter()
+    try:
+        predictor = Predictor(config)
+        batch = np.resize(sample, (config.batch_size, *sample.shape[1:]))
+        predictor.reduce(batch)
+        load_s = perf_counter() - started
+        rate = _rate(predictor, batch, 0.0)
+    except (PipelineError, ValueError, RuntimeError, MemoryError) as error:
+        return replace(trial, problem=" ".join(str(error).split())[:200])
+    return replace(
+        trial, rows_per_s=round(rate, 1), load_s=round(load_s, 2), peak_mib=peak_mib(config)
+    )
+
+
+def _rate(predictor: Predictor, batch: npt.NDArray[Any], least_rows_per_s: float) -> float:
+    calls, started, elapsed = 0, perf_counter(), 0.0
+    while calls < MIN_CALLS or elapsed < MEASURE_S:
         predictor.reduce(batch)
         calls += 1
-    rate = calls * len(batch) / (perf_counter() - started)
-    return Trial(
-        runtime, precision, round(rate, 1), round(load_s, 2), agreement.pct, agreement.worst
-    ), found
+        elapsed = perf_counter() - started
+        if calls * len(batch) / elapsed < least_rows_per_s:
+            break
+    return calls * len(batch) / elapsed
+
+
+def peak_mib(config: PredictorConfig) -> float:
+    """Return the most memory that this process, or on a GPU its tensors, had at once."""
+    if config.num_gpus:
+        import torch
+
+        return round(torch.cuda.max_memory_allocated() / _MIB, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+class LayoutWorker:
+    """One actor, or one decoder, of a division of the cores that is tried out."""
+
+    def __init__(
+        self, kind: str, config: PredictorConfig, preprocessing: Preprocessing | None
+    ) -> None:
+        """Say what it does: `predict`, `decode`, or `both` one after the other."""
+        self._kind, self._config, self._preprocessing = kind, config, preprocessing
+        self._predictor: Predictor | None = None
+
+    def load(self, rows: pa.Table, inputs: npt.NDArray[Any]) -> None:
+        """Take a sample, encoded and decoded; load the model where there is need, and warm up."""
+        self._rows, self._inputs = rows, inputs
+        if self._kind != "decode":
+            from pipeline.predictor import Predictor
+
+            self._predictor = Predictor(self._config)
+        self._one_batch(0)
+
+    def work(self, seconds: float) -> tuple[float, float]:
+        """Work for some seconds, whole batches; return rows/s and the peak memory in MiB."""
+        num_rows, started = 0, perf_counter()
+        while perf_counter() - started < seconds:
+            self._one_batch(num_rows)
+            num_rows += self._config.batch_size
+        return num_rows / (perf_counter() - started), peak_mib(self._config)
+
+    def _one_batch(self, position: int) -> None:
+        wanted = np.arange(position, position + self._config.batch_size)
+        if self._preprocessing is not None and self._kind != "predict":
+            self._preprocessing({}, self._rows.take(pa.array(wanted % self._rows.num_rows)))
+        if self._predictor is not None:
+            self._predictor.reduce(self._inputs[wanted % len(self._inputs)])

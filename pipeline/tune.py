@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from pipeline.allocation import allocate
-from pipeline.auto import AUTO, choose, measure
+from pipeline.auto import tune
+from pipeline.choose import AUTO
 from pipeline.cluster import connect
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id
 from pipeline.record import RunContext, RunOptions, RunRecord
 from pipeline.run import prepare
 from pipeline.storage import Store
+from pipeline.trial import Trial
 
 
 def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
@@ -30,15 +33,34 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     free = replace(model, runtime=AUTO, precision=AUTO)
     with connect(options.address) as (hardware, _):
         allocation = allocate(job.resources, hardware)
-        trials = measure(run, plan, free, hardware, allocation, again=True)
-    chosen = choose(trials, job.gates.min_agreement_pct, plan.num_rows, allocation)
+        profile, chosen = tune(run, plan, free, hardware, allocation)
+    rates = [trial.rows_per_s for trial in profile.layouts if _is_same(trial, chosen)]
     return {
         "model": model.name,
         "rows": plan.num_rows,
-        "batch_size": plan.batch_size,
-        "actors": allocation.max_actors,
-        "threads_per_actor": allocation.actor_threads,
         "min_agreement_pct": job.gates.min_agreement_pct,
-        "trials": [trial.to_dict() for trial in trials],
+        "runtimes": [_shown(trial, _WAY) for trial in profile.ways],
+        "batch_sizes": [_shown(trial, _BATCH) for trial in profile.batches],
+        "layouts": [_shown(trial, _LAYOUT) for trial in profile.layouts],
         "chosen": f"{chosen.runtime} {chosen.precision}",
+        "batch_size": chosen.batch_size or plan.batch_size,
+        "actors_a_node": chosen.actors if chosen.threads else None,
+        "threads_per_actor": chosen.threads or allocation.actor_threads,
+        "decode_in": chosen.decode_in or None,
+        "rows_per_s_a_node": rates[0] if rates else None,
+        "used_by": "runs whose job says model.runtime: auto and model.precision: auto",
     }
+
+
+_WAY = ("runtime", "precision", "rows_per_s", "load_s", "agreement_pct", "worst", "problem")
+_BATCH = ("batch_size", "rows_per_s", "load_s", "peak_mib", "problem")
+_LAYOUT = ("actors", "threads", "decode_in", "rows_per_s", "peak_mib", "problem")
+
+
+def _shown(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(trial, name) for name in names}
+
+
+def _is_same(layout: Trial, chosen: Trial) -> bool:
+    names = ("actors", "threads", "decode_in")
+    return all(getattr(layout, name) == getattr(chosen, name) for name in names)

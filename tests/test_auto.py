@@ -10,7 +10,7 @@ from cli import pipeline, write_job
 from models import LABELS
 
 from pipeline.allocation import Allocation
-from pipeline.auto import candidates, choose
+from pipeline.choose import candidates, choose
 from pipeline.errors import JobError
 from pipeline.model import ModelSpec
 from pipeline.photos import build_images

@@ -1,0 +1,90 @@
+"""Choose how to run a model from what was measured. Pure: trials in, one of them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.allocation import Allocation
+from pipeline.errors import JobError
+from pipeline.model import GPU_PRECISIONS, PRECISIONS, ModelSpec
+from pipeline.trial import Trial
+
+AUTO = "auto"
+SAME_PCT = 3.0
+"""Rates that differ by less are the same: the smaller batch, the simpler layout is taken."""
+
+
+def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
+    """List the runtimes and precisions that the job leaves open, the reference first."""
+    return [
+        (runtime, precision)
+        for runtime, precisions in PRECISIONS.items()
+        for precision in precisions
+        if model.runtime in (AUTO, runtime) and model.precision in (AUTO, precision)
+        if is_on_gpu or precision not in GPU_PRECISIONS
+    ]
+
+
+def choose(
+    trials: Sequence[Trial], min_agreement_pct: float, num_rows: int | None, allocation: Allocation
+) -> Trial:
+    """Take what ends first, starting up included, among what agrees.
+
+    Args:
+        trials: What was measured.
+        min_agreement_pct: What agrees less is left out.
+        num_rows: Rows of the run; None where nobody knows: only the rate counts.
+        allocation: How many actors share the rows.
+
+    Raises:
+        JobError: Nothing that was tried can be used.
+    """
+    usable = [t for t in trials if not t.problem and t.agreement_pct >= min_agreement_pct]
+    if not usable:
+        problems = "; ".join(
+            f"{t.runtime} {t.precision}: {t.problem or f'{t.agreement_pct:.1f}% of rows agree'}"
+            for t in trials
+        )
+        raise JobError(
+            f"nothing that was tried agrees on {min_agreement_pct:g}% of the sampled rows "
+            f"(gates.min_agreement_pct) with eager fp32 and whole decoding: {problems}"
+        )
+    return min(usable, key=lambda trial: seconds(trial, num_rows, allocation))
+
+
+def seconds(trial: Trial, num_rows: int | None, allocation: Allocation) -> float:
+    """Return how long a run would take; where nobody knows the rows, only the rate counts."""
+    if num_rows is None:
+        return -trial.rows_per_s
+    return trial.load_s + num_rows / allocation.max_actors / trial.rows_per_s
+
+
+def choose_batch(trials: Sequence[Trial], memory_mib: float, num_actors: int) -> Trial | None:
+    """Take the fastest batch size that fits the memory; of equal ones the smallest.
+
+    Args:
+        trials: One a batch size.
+        memory_mib: What the actors of one node may take together.
+        num_actors: How many there are on a node.
+    """
+    fitting = [t for t in trials if not t.problem and t.peak_mib * num_actors <= memory_mib]
+    return _fastest(sorted(fitting, key=lambda trial: trial.batch_size))
+
+
+def choose_layout(trials: Sequence[Trial], memory_mib: float) -> Trial | None:
+    """Take the fastest division of the cores that fits the memory; of equal ones the first."""
+    return _fastest([t for t in trials if not t.problem and t.peak_mib * t.actors <= memory_mib])
+
+
+def _fastest(trials: Sequence[Trial]) -> Trial | None:
+    best = max((trial.rows_per_s for trial in trials), default=0.0)
+    return next((t for t in trials if t.rows_per_s >= best * (1 - SAME_PCT / 100)), None)
+
+
+def layouts(num_cpus: int) -> list[tuple[int, int]]:
+    """List the ways to give all cores of a node to actors: (actors, threads of each)."""
+    return [
+        (num_cpus // threads, threads)
+        for threads in range(1, num_cpus + 1)
+        if num_cpus % threads == 0 and (threads & (threads - 1)) == 0
+    ]
