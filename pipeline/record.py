@@ -236,6 +236,7 @@ class RunRecord:
             unreadable_shards=self.num_unreadable_shards,
             counters=self._counters,
             slots=self._slots(),
+            fused=self._allocation is not None and self._allocation.num_decoders == 0,
             hardware=self._hardware,
             model=self._model,
             output=self._output,
