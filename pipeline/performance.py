@@ -5,6 +5,7 @@ In: the `Load` of a run. Out: sections of report.json; what was not measured is 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -139,8 +140,10 @@ class SlowerStage(Section):
 
 
 def ratio(amount: float | None, of: float | None) -> float | None:
-    """Return amount / of; None where either is unknown or nothing is divided."""
-    return amount / of if amount is not None and of else None
+    """Return amount / of; None where either is unknown, or there is no such number."""
+    if amount is None or not of:
+        return None
+    return amount / of if math.isfinite(amount / of) else None
 
 
 def startup_parts(load: Load) -> list[StartupPart]:
