@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pipeline.report import Report
 
 NO_BASIS = (
-    "no run of this model is on record here: run once with --set run.limit_rows=500, "
-    "into a partition of its own"
+    "no run of this model over 100 rows or more is on record here: run once with "
+    "--set run.limit_rows=500, into a partition of its own"
 )
 NOTHING_LEFT = "this is published already"
 _BEFORE_THE_STREAM = "ray_start"

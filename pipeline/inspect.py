@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from pipeline.drift import compare_with_before
 from pipeline.errors import InfraError, JobError
 from pipeline.estimate import estimate
 from pipeline.hive import restore
@@ -103,8 +104,8 @@ def _estimate(
     )
     past = find_past_run(store, Layout(job.sink.partition).name, wanted.fits)
     price, is_published = job.run.price_per_node_hour, step["a_run_would"] == _NOTHING
-    rows = (step["rows_left"], plan.num_rows)
-    return asdict(estimate(past, *rows, price, is_published=is_published))
+    found = estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
+    return asdict(found)
 
 
 def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
@@ -169,7 +170,8 @@ def load_report(
         raise JobError(f"{store.url(path)}: there is no such report") from None
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise InfraError(f"{store.url(path)}: not a report: {_first_line(error)}") from None
-    return dict(document)
+    is_known = name == "report.json" or document["slower_than_before"] is not None
+    return dict(document) if is_known else compare_with_before(store, document)
 
 
 def _find_report(

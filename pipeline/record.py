@@ -247,11 +247,13 @@ class RunRecord:
         )
 
     def _startup_wall(self) -> dict[str, float]:
-        """Actors load the model side by side: their mean stands for the wall time."""
-        load_s = self._counters.get("model_load", {}).get("busy_s", 0.0)
-        if not load_s or self._allocation is None:
+        """Actors import and load side by side: their mean stands for the wall time."""
+        if self._allocation is None:
             return self._startup
-        return {**self._startup, "model_load": load_s / self._allocation.max_actors}
+        parts = ("imports", "model_load")
+        busy = {part: self._counters.get(part, {}).get("busy_s", 0.0) for part in parts}
+        actors = self._allocation.max_actors
+        return self._startup | {part: busy_s / actors for part, busy_s in busy.items() if busy_s}
 
     def _slots(self) -> dict[str, float]:
         slots = {"list": 1.0, "publish": 1.0}

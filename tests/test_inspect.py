@@ -21,6 +21,7 @@ from pipeline.record import RunContext, RunOptions, RunRecord
 from pipeline.render import render_document
 from pipeline.report import RunFacts, build_report
 from pipeline.run import prepare
+from pipeline.stats import StageCounters
 from pipeline.storage import Store
 
 NEXT_DAY = "date=2026-11-25"
@@ -177,6 +178,19 @@ def test_a_report_that_is_not_there_is_the_users_error(store: Store):
         load_report(f"{store.uri}/reports/{DAY}/x/report.json", None, None, {})
 
 
+def test_a_stored_report_is_compared_with_the_one_before(store: Store):
+    for run_id, busy_s in (("1-a", 4.0), ("2-b", 8.0)):
+        facts = RunFacts(run_id, DAY, "published", 0, wall_s=20.0, streaming_wall_s=10.0)
+        counters = {"predict": StageCounters(1000, 1000, busy_s=busy_s).to_dict()}
+        facts = dataclasses.replace(facts, counters=counters, rows={"computed": 1000})
+        put_report(store, DAY, run_id, build_report(facts))
+    slower = load_report(store.uri, None, None, {})["slower_than_before"]
+    assert [(s["stage"], s["change_pct"], s["run_id"]) for s in slower] == [
+        ("predict", -50.0, "1-a")
+    ]
+    assert load_report(store.uri, None, "1-a", {})["slower_than_before"] is None
+
+
 def test_a_report_of_before_there_were_predictions_can_be_read(store: Store):
     new = ("predictions", "bytes_per_row", "decode_in", "slower_than_before")
     old = {name: value for name, value in report_of("1-a").items() if name not in new}
@@ -263,7 +277,7 @@ def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Stor
     assert found["model"]["batch_size"] == 2
     assert found["published_now"] is None
     assert found["estimate"]["minutes"] is None
-    assert "no run of this model is on record" in found["estimate"]["basis"]
+    assert "no run of this model over 100 rows or more is on record" in found["estimate"]["basis"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert "publish the first version" in shown(found)
 
