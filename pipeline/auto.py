@@ -24,7 +24,8 @@ from pipeline.record import RunContext, package_versions
 from pipeline.rows import Reader
 from pipeline.storage import CreateOutcome, Store
 from pipeline.trial import Trial
-from pipeline.trials import Profile, Sample, Workshop, finish_profile, pick, try_ways
+from pipeline.trial_layouts import finish_profile, pick
+from pipeline.trials import Profile, Sample, Workshop, try_ways
 
 _PROFILE_VERSION = 2
 
@@ -43,15 +44,20 @@ def settle(
     """
     if AUTO not in (model.runtime, model.precision) and not model.shrinks:
         return plan, model, allocation
+    workshop = make_workshop(run, plan, model, hardware, allocation)
+    profile = load_profile(run, workshop)
     path = f"{run.layout.control}/choice/{plan.fingerprint}.json"
     try:
         chosen = _read_choice(run.store, path)
     except FileNotFoundError:
-        chosen = _choose_anew(run, plan, model, hardware, allocation)
+        chosen = _choose_anew(run, workshop, profile)
         token = uuid.uuid4().hex
         data = json.dumps({"token": token, **chosen.to_dict()}).encode()
         if run.store.create_once(path, data, token) is CreateOutcome.OTHER:
             chosen = _read_choice(run.store, path)
+    if profile is not None:
+        batches = [t for t in profile.batches if not t.problem and t.is_like(chosen)]
+        run.record.tuned({trial.batch_size: trial.rows_per_s for trial in batches})
     settled = replace(model, runtime=chosen.runtime, precision=chosen.precision)
     figures = {
         "runtime": chosen.runtime,
@@ -77,16 +83,14 @@ def _divide(
     return allocate(resources.model_copy(update=changes), hardware)
 
 
-def _choose_anew(
-    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
-) -> Trial:
-    workshop = make_workshop(run, plan, model, hardware, allocation)
-    profile = load_profile(run, workshop)
+def _choose_anew(run: RunContext, workshop: Workshop, profile: Profile | None) -> Trial:
+    num_rows = workshop.plan.num_rows
     if profile is None:
-        profile = Profile(tuple(try_ways(workshop, Sample(workshop), plan.num_rows)))
+        profile = Profile(tuple(try_ways(workshop, Sample(workshop), num_rows)))
         if not any(trial.was_given_up for trial in profile.ways):
             keep_profile(run, workshop, profile)
-    way = choose(profile.ways, run.job.gates.min_agreement_pct, plan.num_rows, allocation)
+    least_pct = run.job.gates.min_agreement_pct
+    way = choose(profile.ways, least_pct, num_rows, workshop.allocation)
     return pick(profile, way, workshop)
 
 

@@ -9,6 +9,7 @@ import datetime as dt
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,12 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from pipeline.drift import compare_with_before
 from pipeline.errors import InfraError, JobError
+from pipeline.estimate import estimate
 from pipeline.hive import restore
 from pipeline.job import Job
 from pipeline.layout import WHOLE_OUTPUT, Layout, new_run_id
 from pipeline.manifest import Manifest, Part, current_manifest, list_partitions, locate
 from pipeline.model import ModelSpec
+from pipeline.past_runs import Recipe, find_past_run
 from pipeline.plan import Plan, adopt_plan
 from pipeline.record import RunContext, RunOptions, RunRecord
 from pipeline.report import REPORT_VERSION, Report
@@ -39,6 +43,7 @@ _TOP_LABELS = 10
 _COLUMNS_SHOWN = 6
 _BATCH_ROWS = 65_536
 _READ_TRIES = 5
+_NOTHING = "nothing: this is published already"
 
 
 def describe_plan(job: Job, options: RunOptions) -> dict[str, Any]:
@@ -53,10 +58,12 @@ def describe_plan(job: Job, options: RunOptions) -> dict[str, Any]:
     if store.stat(layout.plan(plan.fingerprint)):
         plan = adopt_plan(store, layout, plan)
     current = current_manifest(store, layout)
+    step = _next_step(plan, store, layout, current, job.sink.partition_columns)
     return {
         "partition": layout.name,
         "fingerprint": plan.fingerprint[:_DIGEST_CHARS],
-        **_next_step(plan, store, layout, current, job.sink.partition_columns),
+        **step,
+        "estimate": _estimate(job, store, plan, model, step),
         "input": _input(plan, record.num_unreadable_shards),
         "model": _model(model, plan),
         "published_now": _published(current),
@@ -75,7 +82,7 @@ def _next_step(
     done = done_slices(plan, staged)
     action = "publish the first version" if current is None else f"replace version {current.number}"
     if is_published:
-        action = "nothing: this is published already"
+        action = _NOTHING
     elif done:
         action = f"resume, then {action}"
     num_rows = plan.num_rows
@@ -87,6 +94,18 @@ def _next_step(
         "slices_staged": len(done),
         "rows_left": 0 if is_published else rows_left,
     }
+
+
+def _estimate(
+    job: Job, store: Store, plan: Plan, model: ModelSpec, step: dict[str, Any]
+) -> dict[str, Any]:
+    wanted = Recipe(
+        model.name, model.weights_sha256, model.runtime, model.precision, plan.batch_size
+    )
+    past = find_past_run(store, Layout(job.sink.partition).name, wanted.fits)
+    price, is_published = job.run.price_per_node_hour, step["a_run_would"] == _NOTHING
+    found = estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
+    return asdict(found)
 
 
 def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
@@ -146,12 +165,13 @@ def load_report(
         document = json.loads(store.read_bytes(path))
         if document["version"] > REPORT_VERSION:
             raise JobError(f"{store.url(path)}: written by a newer version; upgrade this one")
-        Report.model_validate(document)
+        document = Report.model_validate(document).model_dump(mode="json")
     except FileNotFoundError:
         raise JobError(f"{store.url(path)}: there is no such report") from None
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise InfraError(f"{store.url(path)}: not a report: {_first_line(error)}") from None
-    return dict(document)
+    is_known = name == "report.json" or document["slower_than_before"] is not None
+    return dict(document) if is_known else compare_with_before(store, document)
 
 
 def _find_report(

@@ -85,6 +85,17 @@ def _go_on(fetch: FetchPage, folder: str, token: str | None) -> _Step:
     return _Step(page.files, more)
 
 
+def folder_names(fetch: FetchPage, folder: str) -> list[str]:
+    """List the names of the folders directly below a folder, sorted, and nothing in them."""
+    names: set[str] = set()
+    page = fetch(folder, True, None)
+    while True:
+        names.update(prefix.rstrip("/").rpartition("/")[2] for prefix in page.prefixes)
+        if not page.next_token:
+            return sorted(names)
+        page = fetch(folder, True, page.next_token)
+
+
 def collect(pages: Iterator[Sequence[StoredFile]], url: str) -> list[StoredFile]:
     """Put the pages of a listing together, sorted by path; a long one says how far it is."""
     files: list[StoredFile] = []

@@ -45,6 +45,13 @@ class LocalDisk:
         if links:
             log.warning("%s: skipped %d symbolic links, as %s", folder, len(links), min(links))
 
+    def folder_names(self, folder: str) -> Sequence[str]:
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
     def stat(self, path: str) -> StoredFile | None:
         try:
             status = os.stat(path)

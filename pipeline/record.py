@@ -72,6 +72,7 @@ class RunRecord:
         self._total_slices: int | None = None
         self._published: Manifest | None = None
         self._streaming_wall_s: float | None = None
+        self._batch_rates: dict[int, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
@@ -115,6 +116,10 @@ class RunRecord:
             "gpus": hardware.gpus,
             "gpu_name": hardware.gpu_name,
         }
+
+    def tuned(self, batch_rates: dict[int, float]) -> None:
+        """Note the rows/s of one actor by batch size, as `pipeline tune` measured them."""
+        self._batch_rates = batch_rates
 
     def computed(self, staged: StagedSlice) -> None:
         """Count a slice that this run has committed."""
@@ -236,6 +241,8 @@ class RunRecord:
             unreadable_shards=self.num_unreadable_shards,
             counters=self._counters,
             slots=self._slots(),
+            fused=self._allocation is not None and self._allocation.decodes_in_actors,
+            batch_rates=self._batch_rates,
             hardware=self._hardware,
             model=self._model,
             output=self._output,
@@ -246,11 +253,13 @@ class RunRecord:
         )
 
     def _startup_wall(self) -> dict[str, float]:
-        """Actors load the model side by side: their mean stands for the wall time."""
-        load_s = self._counters.get("model_load", {}).get("busy_s", 0.0)
-        if not load_s or self._allocation is None:
+        """Actors import and load side by side: their mean stands for the wall time."""
+        if self._allocation is None:
             return self._startup
-        return {**self._startup, "model_load": load_s / self._allocation.max_actors}
+        parts = ("imports", "model_load")
+        busy = {part: self._counters.get(part, {}).get("busy_s", 0.0) for part in parts}
+        actors = self._allocation.max_actors
+        return self._startup | {part: busy_s / actors for part, busy_s in busy.items() if busy_s}
 
     def _slots(self) -> dict[str, float]:
         slots = {"list": 1.0, "publish": 1.0}

@@ -46,7 +46,7 @@ def render_table(report: dict[str, Any]) -> RenderableType:
     # Text, never markup: brackets in a label or a message must not become styles.
     if report["status"] == "nothing_to_do":
         return Group(*(Text(clean_message(line)) for line in lines))
-    lines.insert(0, report["bottleneck"]["advice"])
+    lines[:0] = [report["bottleneck"]["advice"], *_hops(report), *_slower(report)]
     return Group(_stage_table(report), *(Text(clean_message(line)) for line in lines))
 
 
@@ -74,6 +74,36 @@ def _stage_table(report: dict[str, Any]) -> Table:
             style="bold" if is_limit else "",
         )
     return table
+
+
+_HOPS = {
+    "stored": "stored",
+    "to_decoder": "to the decoders",
+    "to_actor": "to the actors",
+    "to_device": "to the device",
+    "written": "staged",
+    "published": "published",
+}
+
+
+def _hops(report: dict[str, Any]) -> list[str]:
+    """Say in one line what a row weighs on its way, as far as it was measured."""
+    sizes = report["bytes_per_row"]
+    is_fused = report["decode_in"] == "actors"
+    known = [
+        f"{_size(sizes[hop])} {named}"
+        for hop, named in _HOPS.items()
+        if sizes[hop] is not None and not (is_fused and hop == "to_decoder")
+    ]
+    return [f"a row: {', '.join(known)}"] if known else []
+
+
+def _slower(report: dict[str, Any]) -> list[str]:
+    return [
+        f"slower than before: {stage['stage']}, {_rate(stage['rows_per_busy_slot_s'])} rows/s a "
+        f"busy slot instead of {_rate(stage['before'])} in run {stage['run_id']}"
+        for stage in report["slower_than_before"] or []
+    ]
 
 
 def _totals(report: dict[str, Any]) -> str:

@@ -11,17 +11,27 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from pipeline.bottleneck import (
-    STREAMING_STAGES,
-    Load,
-    Slots,
-    find_bottleneck,
-    find_limits,
-    utilisation_pct,
+from pipeline.bottleneck import find_bottleneck
+from pipeline.forecast import make_forecasts
+from pipeline.limits import Load, Slots, find_limits
+from pipeline.performance import (
+    BottleneckSection,
+    BytesPerRow,
+    ForecastSection,
+    GroupLimit,
+    Section,
+    SlowerStage,
+    Stage,
+    StartupPart,
+    bytes_per_row,
+    forecasts_of,
+    ratio,
+    stages_of,
+    startup_parts,
 )
-from pipeline.stats import STAGES, STARTUP_PARTS, Counters, StageCounters
+from pipeline.stats import Counters
 
 REPORT_VERSION: Final = 1
 
@@ -53,6 +63,10 @@ class RunFacts:
     unreadable_shards: int = 0
     counters: Counters = field(default_factory=dict)
     slots: Slots = field(default_factory=dict)
+    fused: bool = False
+    """The actors decode and transform; nobody else does."""
+    batch_rates: dict[int, float] = field(default_factory=dict)
+    """Batch size -> rows/s of one actor's model alone, where it was measured at several."""
     hardware: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     output: dict[str, Any] = field(default_factory=dict)
@@ -62,18 +76,7 @@ class RunFacts:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        json_schema_serialization_defaults_required=True,
-        protected_namespaces=(),
-    )
-
-
-class Rows(_Section):
+class Rows(Section):
     """Rows of the partition; of unreadable shards none are counted, for nobody knows them."""
 
     total: int | None = None
@@ -86,7 +89,7 @@ class Rows(_Section):
     """Taken over, finished, from an earlier run."""
 
 
-class Slices(_Section):
+class Slices(Section):
     """Slices: the grain of resuming."""
 
     total: int | None = None
@@ -94,75 +97,7 @@ class Slices(_Section):
     resumed: int | None = None
 
 
-class StartupPart(_Section):
-    """One reason why the first row had to wait."""
-
-    part: str
-    wall_s: float | None
-    """Seconds that the run waited for it; of parallel processes the slowest counts."""
-    busy_s: float | None
-    """Seconds summed over all processes."""
-    share_pct: float | None
-    """`wall_s` as a share of the wall time of the run."""
-
-
-class Stage(_Section):
-    """What one stage did in this run; all null where it was not measured."""
-
-    stage: str
-    rows_in: int | None
-    rows_out: int | None
-    rows_quarantined: int | None
-    bytes_in: int | None
-    bytes_out: int | None
-    busy_s: float | None
-    """Summed over all slots."""
-    slots: float | None
-    """How many of this stage could work at once; read, decode and transform share theirs."""
-    wall_s: float | None
-    """What the rates are over: the streaming wall; for list and publish the whole run."""
-    rows_per_s: float | None
-    """`rows_out / wall_s`."""
-    rows_per_busy_slot_s: float | None
-    """`rows_out / busy_s`: the speed of one slot that never waits."""
-    utilisation_pct: float | None
-    """`busy_s / (slots * wall_s)`."""
-    retries: int | None
-    """Requests to a store that were made again after a passing trouble."""
-
-
-class GroupLimit(_Section):
-    """How fast the stages that share slots (or all cores) could go if they alone mattered."""
-
-    group: str
-    """`reader`, `decoder`, `actor`, `writer` or `cores`."""
-    slots: float
-    busy_s: float
-    utilisation_pct: float
-    limit_rows_per_s: float
-    top_stage: str
-    top_share_pct: float
-    """Share of `busy_s` that `top_stage` takes."""
-
-
-class BottleneckSection(_Section):
-    """What held the run back, and the one change that would help most."""
-
-    limit: str
-    """`reader`, `decoder`, `actor`, `writer`, `cores`, `startup`, `waiting` (no stage), or
-    `unknown`."""
-    stage: str | None
-    """The stage (or start-up part) that takes most of it."""
-    utilisation_pct: float | None
-    advice: str
-    """One sentence."""
-    predicted_rows_per_s: float | None
-    """Rate after the change that the advice names first."""
-    limit_rows_per_s: float | None
-    """Upper bound after that change: the next limit."""
-
-
-class Hardware(_Section):
+class Hardware(Section):
     """What the cluster had."""
 
     nodes: int | None = None
@@ -171,7 +106,7 @@ class Hardware(_Section):
     gpu_name: str | None = None
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """What predicted."""
 
     name: str | None = None
@@ -186,7 +121,7 @@ class ModelSection(_Section):
     batch_size: int | None = None
 
 
-class Output(_Section):
+class Output(Section):
     """What was published."""
 
     uri: str | None = None
@@ -194,7 +129,7 @@ class Output(_Section):
     bytes: int | None = None
 
 
-class Gate(_Section):
+class Gate(Section):
     """One check before publishing."""
 
     name: str
@@ -204,14 +139,14 @@ class Gate(_Section):
     message: str | None = None
 
 
-class LabelCount(_Section):
+class LabelCount(Section):
     """How many rows were given a label."""
 
     label: str
     count: int
 
 
-class Report(_Section):
+class Report(Section):
     """One run of the pipeline over one partition."""
 
     version: Literal[1]
@@ -248,6 +183,14 @@ class Report(_Section):
     stages: list[Stage]
     limits: list[GroupLimit]
     bottleneck: BottleneckSection
+    predictions: list[ForecastSection] = Field(default_factory=list)
+    """What each of the usual changes would bring; empty where no stage was measured."""
+    bytes_per_row: BytesPerRow = BytesPerRow()
+    decode_in: Literal["actors", "tasks"] | None = None
+    """Where images were decoded; null where none were, or that is not known."""
+    slower_than_before: list[SlowerStage] | None = None
+    """Stages that lost more than a fifth of their speed since the last comparable run; null: not
+    compared."""
     hardware: Hardware
     model: ModelSection
     output: Output
@@ -275,20 +218,26 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         cpus=hardware.cpus,
         gpus=hardware.gpus,
         is_on_gpu=model.device is not None and not model.device.startswith("cpu"),
+        fused=facts.fused,
+        batch_size=model.batch_size,
+        batch_rates={size: rate for size, rate in known["batch_rates"].items() if rate},
     )
     same = set(Report.model_fields) & set(known)
     report = Report(
         **{name: known[name] for name in same - _BUILT},
         version=REPORT_VERSION,
-        rows_per_s=_ratio(rows.computed, load.streaming_wall_s),
-        run_rows_per_s=_ratio(rows.computed, load.wall_s),
+        rows_per_s=ratio(rows.computed, load.streaming_wall_s),
+        run_rows_per_s=ratio(rows.computed, load.wall_s),
         cost_per_million_rows=_cost(hardware.nodes, load.wall_s, facts, rows.computed),
         rows=rows,
         slices=Slices(**known["slices"]),
-        startup=_startup(load),
-        stages=[_stage(stage, load) for stage in STAGES],
+        startup=startup_parts(load),
+        stages=stages_of(load),
         limits=[GroupLimit(**vars(limit)) for limit in find_limits(load)],
         bottleneck=BottleneckSection(**vars(find_bottleneck(load))),
+        predictions=forecasts_of(make_forecasts(load)),
+        bytes_per_row=bytes_per_row(load),
+        decode_in=_decode_in(load),
         hardware=hardware,
         model=model,
         output=Output(**known["output"]),
@@ -303,6 +252,12 @@ _BUILT = frozenset(
 )
 
 
+def _decode_in(load: Load) -> Literal["actors", "tasks"] | None:
+    if "decode" not in load.counters:
+        return None
+    return "actors" if load.fused else "tasks"
+
+
 def _finite(value: Any) -> Any:
     # JSON has no NaN and no Infinity; what cannot be said is not known.
     if isinstance(value, float):
@@ -314,10 +269,6 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _ratio(amount: float | None, of: float | None) -> float | None:
-    return amount / of if amount is not None and of else None
-
-
 def _cost(
     nodes: int | None, wall_s: float | None, facts: RunFacts, rows: int | None
 ) -> float | None:
@@ -325,39 +276,6 @@ def _cost(
     if nodes is None or wall_s is None or price is None or not rows:
         return None
     return float(nodes * wall_s / 3600 * price / rows * 1e6)
-
-
-def _startup(load: Load) -> list[StartupPart]:
-    measured = [part for part in STARTUP_PARTS if part in load.counters]
-    return [
-        StartupPart(
-            part=part,
-            wall_s=load.startup.get(part),
-            busy_s=load.busy_s(part) if part in load.counters else None,
-            share_pct=utilisation_pct(load.startup[part], 1, load.wall_s)
-            if part in load.startup
-            else None,
-        )
-        for part in dict.fromkeys([*load.startup, *measured])
-    ]
-
-
-def _stage(stage: str, load: Load) -> Stage:
-    slots = load.slots.get(stage)
-    wall_s = load.streaming_wall_s if stage in STREAMING_STAGES else load.wall_s
-    if stage not in load.counters:
-        unknown: dict[str, Any] = dict.fromkeys(Stage.model_fields)
-        return Stage(**(unknown | {"stage": stage, "slots": slots, "wall_s": wall_s}))
-    did = StageCounters.from_dict(load.counters[stage])
-    return Stage(
-        stage=stage,
-        **vars(did),
-        slots=slots,
-        wall_s=wall_s,
-        rows_per_s=_ratio(did.rows_out, wall_s),
-        rows_per_busy_slot_s=_ratio(did.rows_out, did.busy_s),
-        utilisation_pct=utilisation_pct(did.busy_s, slots, wall_s),
-    )
 
 
 def to_json(report: dict[str, Any]) -> bytes:

@@ -18,6 +18,7 @@ from pipeline.allocation import Allocation, allocate
 from pipeline.auto import settle
 from pipeline.cluster import connect
 from pipeline.delta import require_delta
+from pipeline.drift import compare_with_before
 from pipeline.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.failpoints import reach
 from pipeline.finish import finish
@@ -212,7 +213,10 @@ def save_report(run: RunContext, status: Status, error: PipelineError | None) ->
     """Build the report and store it as report.json and report.html."""
     code = error.exit_code if error else 0
     price = run.job.run.price_per_node_hour
-    report = build_report(run.record.facts(status, code, str(error) if error else None, price))
+    report = compare_with_before(
+        run.store,
+        build_report(run.record.facts(status, code, str(error) if error else None, price)),
+    )
     if status != "nothing_to_do":
         path = run.layout.report
         run.store.put(path(run.record.run_id, "report.json"), to_json(report))

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.address import join, normalise, options_of, root_path
 from pipeline.errors import InfraError, JobError, PipelineError
-from pipeline.listing import collect, list_in_parallel
+from pipeline.listing import FetchPage, collect, folder_names, list_in_parallel
 from pipeline.local_disk import LocalDisk, is_temporary
 from pipeline.object_store import CheckedFile, ObjectStore
 from pipeline.retry import (
@@ -85,6 +85,13 @@ class Store:
         the root, run in circles or count a file twice.
         """
         return [f for f in self._list(prefix) if not is_temporary(f.path)]
+
+    def list_folders(self, prefix: str = "") -> list[str]:
+        """List the names of the folders directly below a folder, sorted, whatever is in them."""
+        with self._errors("list", prefix):
+            if self.is_object_store:
+                return folder_names(self._fetch_pages(prefix), self._full(prefix))
+            return [*LocalDisk().folder_names(self._full(prefix))]
 
     def list_leftovers(self, prefix: str = "") -> list[StoredFile]:
         """List temporary files that killed writers left on local disk (readers never see them)."""
@@ -268,18 +275,19 @@ class Store:
     def _list(self, prefix: str) -> list[StoredFile]:
         full = self._full(prefix)
         if self.is_object_store:
-            backend = self._objects()
-
-            def fetch(folder: str, delimited: bool, token: str | None) -> Page:
-                return self._call(
-                    "list", prefix, lambda _: backend.list_page(folder, delimited, token)
-                )
-
-            pages = list_in_parallel(fetch, full)
+            pages = list_in_parallel(self._fetch_pages(prefix), full)
         else:
             pages = LocalDisk().list(full)
         with self._errors("list", prefix):
             return collect(map(self._relative, pages), self.url(prefix))
+
+    def _fetch_pages(self, prefix: str) -> FetchPage:
+        backend = self._objects()
+
+        def fetch(folder: str, delimited: bool, token: str | None) -> Page:
+            return self._call("list", prefix, lambda _: backend.list_page(folder, delimited, token))
+
+        return fetch
 
     def _create(self, path: str, data: bytes) -> bool:
         """Return whether the file was created; False where the name is taken, by whomever."""

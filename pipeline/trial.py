@@ -40,5 +40,9 @@ class Trial:
         """Tell whether it might have been used by a longer run."""
         return self.problem.startswith(GIVEN_UP)
 
+    def is_like(self, other: Trial) -> bool:
+        """Tell whether both ran the model the same way."""
+        return (self.runtime, self.precision) == (other.runtime, other.precision)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.bottleneck import Load, find_bottleneck, find_limits, utilisation_pct
+from pipeline.bottleneck import find_bottleneck
+from pipeline.limits import Load, find_limits, utilisation_pct
 from pipeline.stats import StageCounters
 
 
@@ -48,7 +49,7 @@ def test_a_decoder_bound_run_names_the_decoders():
     neck = find_bottleneck(load_of(busy, slots, cpus=8))
     assert (neck.limit, neck.stage) == ("decoder", "decode")
     assert neck.utilisation_pct == 97.0
-    assert "one more decoder (2 instead of 1)" in neck.advice
+    assert "one more decoder core (2 decoders instead of 1)" in neck.advice
     # Two decoders would reach 206 rows/s, twice today's rate is 200: the actors' 200 comes first.
     assert neck.predicted_rows_per_s == pytest.approx(200)
     assert neck.limit_rows_per_s == pytest.approx(200)
@@ -60,7 +61,7 @@ def test_an_actor_bound_run_names_the_actors_and_the_next_limit():
         load_of(busy, {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}, cpus=8)
     )
     assert (neck.limit, neck.stage) == ("actor", "predict")
-    assert "one more actor (3 instead of 2)" in neck.advice
+    assert "one more actor on the same cores (3 instead of 2)" in neck.advice
     # Three actors could do 150 rows/s, but the decoder ends at 1000 / 8 s.
     assert neck.predicted_rows_per_s == pytest.approx(125)
     assert "where the decoders become the limit" in neck.advice

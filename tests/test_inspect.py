@@ -21,6 +21,7 @@ from pipeline.record import RunContext, RunOptions, RunRecord
 from pipeline.render import render_document
 from pipeline.report import RunFacts, build_report
 from pipeline.run import prepare
+from pipeline.stats import StageCounters
 from pipeline.storage import Store
 
 NEXT_DAY = "date=2026-11-25"
@@ -177,6 +178,26 @@ def test_a_report_that_is_not_there_is_the_users_error(store: Store):
         load_report(f"{store.uri}/reports/{DAY}/x/report.json", None, None, {})
 
 
+def test_a_stored_report_is_compared_with_the_one_before(store: Store):
+    for run_id, busy_s in (("1-a", 4.0), ("2-b", 8.0)):
+        facts = RunFacts(run_id, DAY, "published", 0, wall_s=20.0, streaming_wall_s=10.0)
+        counters = {"predict": StageCounters(1000, 1000, busy_s=busy_s).to_dict()}
+        facts = dataclasses.replace(facts, counters=counters, rows={"computed": 1000})
+        put_report(store, DAY, run_id, build_report(facts))
+    slower = load_report(store.uri, None, None, {})["slower_than_before"]
+    assert [(s["stage"], s["change_pct"], s["run_id"]) for s in slower] == [
+        ("predict", -50.0, "1-a")
+    ]
+    assert load_report(store.uri, None, "1-a", {})["slower_than_before"] is None
+
+
+def test_a_report_of_before_there_were_predictions_can_be_read(store: Store):
+    new = ("predictions", "bytes_per_row", "decode_in", "slower_than_before")
+    old = {name: value for name, value in report_of("1-a").items() if name not in new}
+    put_report(store, DAY, "1-a", old)
+    assert load_report(store.uri, None, None, {}) == report_of("1-a")
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
@@ -229,6 +250,20 @@ def plan_of(job: Job):
     return prepare(context)[0]
 
 
+def past_report(job: Job) -> dict:
+    """The report of a run of the job's model: 1,000 rows in 60 of 80 s."""
+    model = plan_of(job).model
+    names = ("name", "weights_sha256", "runtime", "precision")
+    facts = RunFacts("1-a", NEXT_DAY, "published", 0, wall_s=80.0, streaming_wall_s=60.0)
+    return build_report(
+        dataclasses.replace(
+            facts,
+            rows={"total": 1000, "computed": 1000},
+            model={**{name: model[name] for name in names}, "batch_size": 2},
+        )
+    )
+
+
 def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Store):
     found = describe_plan(job, OPTIONS)
     assert not Path(store.uri).exists()
@@ -241,6 +276,8 @@ def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Stor
     assert (said["ignored_files"], len(said["first_ignored"])) == (7, 5)
     assert found["model"]["batch_size"] == 2
     assert found["published_now"] is None
+    assert found["estimate"]["minutes"] is None
+    assert "no run of this model over 100 rows or more is on record" in found["estimate"]["basis"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert "publish the first version" in shown(found)
 
@@ -248,12 +285,16 @@ def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Stor
 def test_a_plan_counts_the_slices_that_are_staged(job: Job, store: Store):
     plan = adopt_plan(store, Layout(DAY), plan_of(job))
     first, _, third = plan.slices()
+    put_report(store, NEXT_DAY, "1-a", past_report(job))
     for key in (first, third):
         store.put(f"{Layout(DAY).staging(plan.fingerprint)}/{staged_name(key, 'abc')}", b"a part")
     before = snapshot(store, "")
     found = describe_plan(job, OPTIONS)
     assert found["a_run_would"] == "resume, then publish the first version"
     assert (found["slices_staged"], found["rows_left"]) == (2, 4)
+    # 60 s for 1,000 rows, 20 s besides; four rows are left.
+    assert found["estimate"]["minutes"] == pytest.approx((20 + 4 * 0.06) / 60)
+    assert "run 1-a: 1,000 rows" in found["estimate"]["basis"]
     assert snapshot(store, "") == before
 
 
@@ -267,6 +308,7 @@ def test_a_plan_says_what_would_be_replaced_and_when_all_is_done(job: Job, store
     found = describe_plan(job, OPTIONS)
     assert found["a_run_would"] == "nothing: this is published already"
     assert found["rows_left"] == 0
+    assert found["estimate"]["minutes"] == 0
 
 
 # Rendering

@@ -18,7 +18,7 @@ from pipeline.errors import InfraError
 from pipeline.extents import Extent
 from pipeline.inputs import Inputs
 from pipeline.job import Job
-from pipeline.listing import collect, list_in_parallel
+from pipeline.listing import collect, folder_names, list_in_parallel
 from pipeline.model import resolve_model
 from pipeline.plan import make_plan, plan_to_json
 from pipeline.storage import Store
@@ -50,7 +50,7 @@ class Bucket:
             if entry in found or (token or "") > entry:
                 continue
             if len(found) == PAGE_KEYS:
-                return self._page(found, key)
+                return self._page(found, entry)
             found.append(entry)
         return self._page(found, None)
 
@@ -69,6 +69,14 @@ def test_every_file_is_found_once_whatever_the_names(keys: set[str]) -> None:
     assert paths(list_in_parallel(bucket.fetch, "")) == bucket.keys
     below = [key for key in bucket.keys if key.startswith("a/")]
     assert paths(list_in_parallel(bucket.fetch, "a")) == below
+
+
+@given(st.sets(keys, max_size=80))
+def test_folders_are_named_without_looking_into_them(keys: set[str]) -> None:
+    bucket = Bucket(keys)
+    assert folder_names(bucket.fetch, "") == sorted({k.split("/")[0] for k in keys if "/" in k})
+    entries = {key.split("/")[0] + "/" * ("/" in key) for key in keys}
+    assert bucket.num_requests <= 1 + len(entries) // PAGE_KEYS
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline import errors, schema
-from pipeline.bottleneck import GROUPS
 from pipeline.cli import app
 from pipeline.job import Job
+from pipeline.limits import GROUPS
 from pipeline.photos import build_images
 from pipeline.stats import STAGES
 

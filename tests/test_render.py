@@ -118,6 +118,34 @@ def test_the_terminal_shows_stages_advice_and_totals():
     assert "12 of 47 slices taken over from an earlier run" in terminal
 
 
+def test_terminal_and_page_say_what_a_row_weighs_and_what_a_change_would_bring():
+    report = build_report(FULL)
+    assert "a row: 5 B stored, 5 B to the decoders, 17 B to the actors" in text_of(report)
+    page = Page(to_html(report)).text
+    assert "A row on its way" in page
+    for change in report["predictions"]:
+        assert change["change"] in page
+    fused = text_of(build_report(dataclasses.replace(FULL, fused=True)))
+    assert "to the decoders" not in fused
+
+
+def test_a_stage_that_became_slower_is_named():
+    slower = [
+        {
+            "stage": "decode",
+            "rows_per_busy_slot_s": 70.0,
+            "before": 140.0,
+            "change_pct": -50.0,
+            "run_id": "r-0",
+        }
+    ]
+    report = build_report(FULL) | {"slower_than_before": slower}
+    assert "slower than before: decode, 70 rows/s a busy slot instead of 140 in run r-0" in text_of(
+        report
+    )
+    assert "decode is slower than before" in Page(to_html(report)).text
+
+
 def test_a_run_that_took_nothing_over_does_not_speak_of_it():
     fresh = dataclasses.replace(FULL, slices={"total": 47, "computed": 47, "resumed": 0})
     assert "taken over" not in text_of(build_report(fresh))

@@ -181,6 +181,58 @@ def test_the_bottleneck_is_the_busiest_group():
     assert neck["predicted_rows_per_s"] > build_report(FULL)["rows_per_s"]
 
 
+def test_the_predictions_hold_the_rate_that_the_advice_promises():
+    report = build_report(dataclasses.replace(FULL, batch_rates={64: 100.0, 128: 110.0}))
+    found = {entry["change"]: entry for entry in report["predictions"]}
+    rates = [entry["rows_per_s"] for entry in found.values() if entry["rows_per_s"]]
+    assert report["bottleneck"]["predicted_rows_per_s"] == max(rates)
+    assert found["twice the batch"]["gain_pct"] > 0
+    without = {entry["change"]: entry for entry in build_report(FULL)["predictions"]}
+    assert without["twice the batch"]["rows_per_s"] is None
+    assert "not both measured" in without["twice the batch"]["note"]
+    assert build_report(BARE["failed"])["predictions"] == []
+
+
+def test_a_row_is_weighed_at_every_hop():
+    def hop(rows: int, bytes_in: int, bytes_out: int) -> dict[str, float]:
+        return StageCounters(rows, rows, 0, bytes_in, bytes_out, 1.0).to_dict()
+
+    counters = {
+        "read": hop(10, 1000, 1000),
+        "decode": hop(8, 880, 9600),
+        "transform": hop(8, 9600, 4800),
+        "transfer": hop(8, 4800, 4800),
+        "write": hop(10, 300, 70),
+        "publish": hop(100, 700, 500),
+    }
+    facts = dataclasses.replace(FULL, counters=counters)
+    assert build_report(facts)["bytes_per_row"] == {
+        "stored": 100,
+        "to_decoder": 110,
+        "to_actor": 600,
+        "to_device": 600,
+        "written": 7,
+        "published": 5,
+    }
+    fused = build_report(dataclasses.replace(facts, fused=True))
+    assert fused["bytes_per_row"]["to_actor"] == 110
+    assert (build_report(facts)["decode_in"], fused["decode_in"]) == ("tasks", "actors")
+
+
+def test_what_was_not_weighed_is_null():
+    for facts in (ZEROS, BARE["failed"]):
+        assert set(build_report(facts)["bytes_per_row"].values()) == {None}
+    assert build_report(BARE["failed"])["decode_in"] is None
+
+
+def test_stages_in_the_actors_have_the_slots_of_the_actors():
+    slots = FULL.slots | {"decode": 0.0, "transform": 0.0}
+    report = build_report(dataclasses.replace(FULL, slots=slots, fused=True))
+    found = {stage["stage"]: stage["slots"] for stage in report["stages"]}
+    assert found["decode"] == found["transform"] == found["predict"] == 2.0
+    assert "decoder" not in [limit["group"] for limit in report["limits"]]
+
+
 def test_an_unknown_fact_is_refused():
     with pytest.raises(ValidationError, match="cores"):
         build_report(dataclasses.replace(FULL, hardware={"cores": 4}))

@@ -147,6 +147,8 @@ def test_a_listing_is_of_folders_and_not_of_name_prefixes(every_store: Store) ->
     assert every_store.list_files("par") == []
     assert every_store.list_files("part.4") == []
     assert every_store.list_files("no/such/folder") == []
+    assert every_store.list_folders("part") == ["sub"]
+    assert every_store.list_folders("no/such/folder") == []
     assert every_store.exists("part/sub")
     assert every_store.stat("part/sub") is None
     assert not every_store.exists("par")

@@ -1,0 +1,100 @@
+"""Say what a run would take, by what the last run of the same model took; nothing is guessed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.report import Report
+
+NO_BASIS = (
+    "no run of this model over 100 rows or more is on record here: run once with "
+    "--set run.limit_rows=500, into a partition of its own"
+)
+NOTHING_LEFT = "this is published already"
+_BEFORE_THE_STREAM = "ray_start"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take on the hardware of the run that is the basis; None is unknown."""
+
+    minutes: float | None
+    """Of the whole run: `start_up_s`, the rows that are left, and publishing."""
+    rows_per_s: float | None
+    """While it streams, once the model is loaded."""
+    start_up_s: float | None
+    """What a run takes however few its rows: Ray, loading the model, listing."""
+    cost: float | None
+    """In the currency of `run.price_per_node_hour`, with as many nodes."""
+    basis: str
+    """Which run this follows from, and on what it ran; or why there are no figures."""
+
+
+def estimate(
+    past: Report | None,
+    rows_left: int | None,
+    num_rows: int | None,
+    price_per_node_hour: float | None,
+    *,
+    is_published: bool = False,
+) -> Estimate:
+    """Say what a run would take.
+
+    For the rows of the past run itself, what comes out is the time that it took.
+
+    Args:
+        past: The report of a comparable run; None where there is none.
+        rows_left: What is to be computed; None where nobody knows before it is read.
+        num_rows: What is to be published.
+        price_per_node_hour: Of one node.
+        is_published: There is nothing to do.
+    """
+    if is_published:
+        return Estimate(0.0, None, None, None if price_per_node_hour is None else 0.0, NOTHING_LEFT)
+    if past is None or not past.rows.computed or past.wall_s is None or not past.rows_per_s:
+        return Estimate(None, None, None, None, NO_BASIS)
+    rate, (publish_s, publish_row_s) = _rate(past), _publishing(past)
+    start_up_s = max(0.0, past.wall_s - past.rows.computed / rate - publish_s)
+    minutes = cost = None
+    if rows_left is not None and num_rows is not None:
+        minutes = (start_up_s + rows_left / rate + publish_row_s * num_rows) / 60
+    nodes = past.hardware.nodes
+    if minutes is not None and price_per_node_hour is not None and nodes is not None:
+        cost = minutes / 60 * nodes * price_per_node_hour
+    return Estimate(minutes, rate, start_up_s, cost, _basis(past, minutes))
+
+
+def _rate(past: Report) -> float:
+    """Return the rows/s of the stream without the loading of models that lies in it.
+
+    What the stages did meanwhile is unknown, so this is never more than the lowest limit.
+    """
+    rows, streamed = past.rows.computed or 0, past.rows_per_s or 0.0
+    waited_s = sum(p.wall_s or 0.0 for p in past.startup if p.part != _BEFORE_THE_STREAM)
+    left_s = (past.streaming_wall_s or 0.0) - waited_s
+    limits = [limit.limit_rows_per_s for limit in past.limits]
+    if left_s <= 0 or not limits:
+        return streamed
+    return max(streamed, min(rows / left_s, *limits))
+
+
+def _publishing(past: Report) -> tuple[float, float]:
+    """Return the seconds that publishing took, and those for each of its rows."""
+    did = next((stage for stage in past.stages if stage.stage == "publish"), None)
+    if did is None or not did.busy_s or not did.rows_in:
+        return 0.0, 0.0
+    return did.busy_s, did.busy_s / did.rows_in
+
+
+def _basis(past: Report, minutes: float | None) -> str:
+    had = past.hardware
+    parts = [f"{had.nodes:,} nodes"] if had.nodes not in (None, 1) else []
+    parts += [f"{had.cpus:g} CPU cores"] if had.cpus is not None else []
+    parts += [f"{had.gpus:g} GPUs ({had.gpu_name})"] if had.gpus else []
+    text = f"run {past.run_id}: {past.rows.computed:,} rows at {past.rows_per_s:,.1f} rows/s"
+    text += f" on {', '.join(parts)}" if parts else ""
+    if past.status == "refused":
+        text += "; it was refused, so publishing is not counted"
+    if minutes is None:
+        text += "; how many rows are left is known only when the input has been read"
+    return text

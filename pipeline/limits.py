@@ -1,0 +1,164 @@
+"""How fast each group of stages could go if it alone mattered, by what the counters say.
+
+In: the sums of the counters, and how many slots each stage had. Out: a limit for each group, and
+which of them binds. Nothing here knows Ray, storage or how a report looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.stats import Counters, StageCounters
+
+# Stages of one group run one after the other in the same slot, so they are judged together.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "reader": ("read",),
+    "decoder": ("decode", "transform"),
+    "actor": ("transfer", "predict"),
+    "writer": ("write",),
+}
+# With decoding in the actors there are no decoders.
+FUSED_GROUPS: dict[str, tuple[str, ...]] = {
+    "reader": GROUPS["reader"],
+    "actor": (*GROUPS["decoder"], *GROUPS["actor"]),
+    "writer": GROUPS["writer"],
+}
+STREAMING_STAGES = tuple(stage for stages in GROUPS.values() for stage in stages)
+CORES = "cores"
+
+CORES_BUSY_PCT = 90.0
+LIMIT_BUSY_PCT = 50.0
+
+Slots = dict[str, float]
+"""Stage -> how many of it could work at the same time."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """All that the search for the bottleneck looks at; None is unknown."""
+
+    counters: Counters = field(default_factory=dict)
+    slots: Slots = field(default_factory=dict)
+    streaming_wall_s: float | None = None
+    """From the first read to the last write."""
+    wall_s: float | None = None
+    """Of the whole run."""
+    startup: dict[str, float] = field(default_factory=dict)
+    """Wall seconds lost to each start-up part; of parallel processes the slowest counts."""
+    cpus: float | None = None
+    gpus: float | None = None
+    is_on_gpu: bool = False
+    fused: bool = False
+    """The actors decode and transform too; there are no decoders."""
+    batch_size: int | None = None
+    """Rows of one model call."""
+    batch_rates: Mapping[int, float] = field(default_factory=dict)
+    """Batch size -> rows/s of one actor's model alone, as far as it was measured."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that went through, quarantined ones included: the common base of all limits."""
+        stages = [StageCounters.from_dict(self.counters.get(s, {})) for s in STREAMING_STAGES]
+        return max(max(stage.rows_in, stage.rows_out) for stage in stages)
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows over the streaming wall; 0 where that is unknown."""
+        return self.rows / self.streaming_wall_s if self.streaming_wall_s else 0.0
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Group -> the stages that share its slots, in this run."""
+        return FUSED_GROUPS if self.fused else GROUPS
+
+    def group_slots(self, group: str) -> float:
+        """Slots of a group: its stages share them. 0 is none, or unknown."""
+        if group not in self.groups:
+            return 0.0
+        # Where the actors decode, it is still their own stages that say how many there are.
+        return max(self.slots.get(stage, 0.0) for stage in GROUPS[group])
+
+    def stage_slots(self, stage: str) -> float | None:
+        """Slots of a stage, those of the actors where they do its work."""
+        if self.fused and stage in GROUPS["decoder"]:
+            return self.group_slots("actor") or None
+        return self.slots.get(stage)
+
+    def busy_s(self, stage: str) -> float:
+        """Busy seconds of a stage, summed over its slots; 0 where it was not measured."""
+        return self.counters.get(stage, {}).get("busy_s", 0.0)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How fast one group of stages (or all cores together) could go if it alone mattered."""
+
+    group: str
+    slots: float
+    busy_s: float
+    utilisation_pct: float
+    limit_rows_per_s: float
+    top_stage: str
+    """The stage of the group with the most busy seconds."""
+    top_share_pct: float
+    """Its share of the busy seconds of the group."""
+
+
+def utilisation_pct(busy_s: float, slots: float | None, wall_s: float | None) -> float | None:
+    """Return the busy share of the slot time; above 100 only where busy really exceeds it."""
+    if not slots or not wall_s:
+        return None
+    return round(100.0 * busy_s / (slots * wall_s), 2)
+
+
+def find_limits(load: Load) -> list[Limit]:
+    """Return the limit of every group that was measured and whose slots are known, cores last."""
+    limits = []
+    for group, stages in load.groups.items():
+        limits.append(_limit(load, group, stages, load.group_slots(group)))
+    limits.append(_limit(load, CORES, core_stages(load), load.cpus or 0.0))
+    return [limit for limit in limits if limit is not None]
+
+
+def core_stages(load: Load) -> tuple[str, ...]:
+    """Return the stages whose busy seconds are seconds of a core, or of waiting for one."""
+    # Reading mostly waits for storage, and on a GPU the model waits for the device: neither
+    # keeps a core busy, so counting them would blame the cores for slow storage.
+    excluded = {*GROUPS["reader"], *(GROUPS["actor"] if load.is_on_gpu else ())}
+    return tuple(stage for stage in STREAMING_STAGES if stage not in excluded)
+
+
+def _limit(load: Load, group: str, stages: tuple[str, ...], slots: float) -> Limit | None:
+    busy_s = sum(load.busy_s(stage) for stage in stages)
+    busy_pct = utilisation_pct(busy_s, slots, load.streaming_wall_s)
+    if busy_pct is None or busy_s <= 0 or load.rows == 0:
+        return None
+    top_stage = max(stages, key=load.busy_s)
+    return Limit(
+        group=group,
+        slots=slots,
+        busy_s=busy_s,
+        utilisation_pct=busy_pct,
+        limit_rows_per_s=load.rows * slots / busy_s,
+        top_stage=top_stage,
+        top_share_pct=round(100.0 * load.busy_s(top_stage) / busy_s, 2),
+    )
+
+
+def busiest_group(limits: Sequence[Limit]) -> Limit | None:
+    """Return the group with the highest utilisation; None where none was measured."""
+    groups = [limit for limit in limits if limit.group != CORES]
+    return max(groups, key=lambda limit: limit.utilisation_pct, default=None)
+
+
+def binding_limit(limits: Sequence[Limit]) -> Limit | None:
+    """Return what held the stream back; None where nothing was busy enough to be it.
+
+    The cores come first: a group is no limit of its own when all groups wait for the same cores.
+    """
+    top = busiest_group(limits)
+    cores = next((limit for limit in limits if limit.group == CORES), None)
+    if top is not None and cores is not None and cores.utilisation_pct >= CORES_BUSY_PCT:
+        return cores
+    return top if top is not None and top.utilisation_pct >= LIMIT_BUSY_PCT else None

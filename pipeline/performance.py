@@ -1,0 +1,210 @@
+"""The sections of the report that the counters decide: stages, limits, forecasts, bytes a row.
+
+In: the `Load` of a run. Out: sections of report.json; what was not measured is null.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.forecast import Forecast
+from pipeline.limits import STREAMING_STAGES, Load, utilisation_pct
+from pipeline.stats import STAGES, STARTUP_PARTS, StageCounters
+
+
+class Section(BaseModel):
+    """A part of report.json: frozen, closed, and without NaN."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        json_schema_serialization_defaults_required=True,
+        protected_namespaces=(),
+    )
+
+
+class StartupPart(Section):
+    """One reason why the first row had to wait."""
+
+    part: str
+    wall_s: float | None
+    """Seconds that the run waited for it; of parallel processes the slowest counts."""
+    busy_s: float | None
+    """Seconds summed over all processes."""
+    share_pct: float | None
+    """`wall_s` as a share of the wall time of the run."""
+
+
+class Stage(Section):
+    """What one stage did in this run; all null where it was not measured."""
+
+    stage: str
+    rows_in: int | None
+    rows_out: int | None
+    rows_quarantined: int | None
+    bytes_in: int | None
+    bytes_out: int | None
+    busy_s: float | None
+    """Summed over all slots."""
+    slots: float | None
+    """How many of this stage could work at once; stages of one group share theirs."""
+    wall_s: float | None
+    """What the rates are over: the streaming wall; for list and publish the whole run."""
+    rows_per_s: float | None
+    """`rows_out / wall_s`."""
+    rows_per_busy_slot_s: float | None
+    """`rows_out / busy_s`: the speed of one slot that never waits."""
+    utilisation_pct: float | None
+    """`busy_s / (slots * wall_s)`."""
+    retries: int | None
+    """Requests to a store that were made again after a passing trouble."""
+
+
+class GroupLimit(Section):
+    """How fast the stages that share slots (or all cores) could go if they alone mattered."""
+
+    group: str
+    """`reader`, `decoder`, `actor`, `writer` or `cores`."""
+    slots: float
+    busy_s: float
+    utilisation_pct: float
+    limit_rows_per_s: float
+    top_stage: str
+    top_share_pct: float
+    """Share of `busy_s` that `top_stage` takes."""
+
+
+class BottleneckSection(Section):
+    """What held the run back, and the one change that would help most."""
+
+    limit: str
+    """`reader`, `decoder`, `actor`, `writer`, `cores`, `startup`, `waiting` (no stage), or
+    `unknown`."""
+    stage: str | None
+    """The stage (or start-up part) that takes most of it."""
+    utilisation_pct: float | None
+    advice: str
+    """One sentence."""
+    predicted_rows_per_s: float | None
+    """Rate after the change that the advice names first."""
+    limit_rows_per_s: float | None
+    """Upper bound after that change: the next limit."""
+
+
+class ForecastSection(Section):
+    """What one change would make of the streaming rate, by the measured service times."""
+
+    change: str
+    note: str
+    """What the change means for this run, or why there is no figure."""
+    rows_per_s: float | None
+    """Streaming rate after it: never below today's, never above the next limit."""
+    gain_pct: float | None
+    """By how much that is more than today's."""
+    limited_by: str | None
+    """What is the limit then: a group as in `limits`, `cores`, or `waiting` (no stage is)."""
+
+
+class BytesPerRow(Section):
+    """Bytes of a row on its way, each over the rows that went that far."""
+
+    stored: float | None = None
+    """Encoded, as read from the store; of features the vector."""
+    to_decoder: float | None = None
+    """Encoded; with decoding in the actors the same hop as `to_actor`."""
+    to_actor: float | None = None
+    """What an actor gets: pixels, or the encoded image where the actors decode."""
+    to_device: float | None = None
+    """Model input; on the CPU the copy into the batch."""
+    written: float | None = None
+    """In the staged part."""
+    published: float | None = None
+    """In the final parts, predictions and quarantine; over all rows of the partition."""
+
+
+class SlowerStage(Section):
+    """A stage whose slots do their work much slower than in the last comparable run."""
+
+    stage: str
+    rows_per_busy_slot_s: float
+    before: float
+    """The same figure of that run."""
+    change_pct: float
+    run_id: str
+    """The run that it is compared with."""
+
+
+def ratio(amount: float | None, of: float | None) -> float | None:
+    """Return amount / of; None where either is unknown, or there is no such number."""
+    if amount is None or not of:
+        return None
+    return amount / of if math.isfinite(amount / of) else None
+
+
+def startup_parts(load: Load) -> list[StartupPart]:
+    """Return what the first row had to wait for."""
+    measured = [part for part in STARTUP_PARTS if part in load.counters]
+    return [
+        StartupPart(
+            part=part,
+            wall_s=load.startup.get(part),
+            busy_s=load.busy_s(part) if part in load.counters else None,
+            share_pct=utilisation_pct(load.startup[part], 1, load.wall_s)
+            if part in load.startup
+            else None,
+        )
+        for part in dict.fromkeys([*load.startup, *measured])
+    ]
+
+
+def stages_of(load: Load) -> list[Stage]:
+    """Return every stage, in order; what was not measured is null."""
+    return [_stage(stage, load) for stage in STAGES]
+
+
+def _stage(stage: str, load: Load) -> Stage:
+    slots = load.stage_slots(stage)
+    wall_s = load.streaming_wall_s if stage in STREAMING_STAGES else load.wall_s
+    if stage not in load.counters:
+        unknown: dict[str, Any] = dict.fromkeys(Stage.model_fields)
+        return Stage(**(unknown | {"stage": stage, "slots": slots, "wall_s": wall_s}))
+    did = StageCounters.from_dict(load.counters[stage])
+    return Stage(
+        stage=stage,
+        **vars(did),
+        slots=slots,
+        wall_s=wall_s,
+        rows_per_s=ratio(did.rows_out, wall_s),
+        rows_per_busy_slot_s=ratio(did.rows_out, did.busy_s),
+        utilisation_pct=utilisation_pct(did.busy_s, slots, wall_s),
+    )
+
+
+def forecasts_of(forecasts: list[Forecast]) -> list[ForecastSection]:
+    """Return the forecasts as sections."""
+    names = ForecastSection.model_fields
+    return [ForecastSection(**{name: getattr(f, name) for name in names}) for f in forecasts]
+
+
+def bytes_per_row(load: Load) -> BytesPerRow:
+    """Return what a row weighs at each hop, by the counters."""
+
+    def per_row(stage: str, side: str) -> float | None:
+        did = load.counters.get(stage, {})
+        return ratio(did.get(f"bytes_{side}"), did.get(f"rows_{side}"))
+
+    to_decoder = per_row("decode", "in")
+    published = StageCounters.from_dict(load.counters.get("publish", {}))
+    return BytesPerRow(
+        stored=per_row("read", "in"),
+        to_decoder=to_decoder,
+        to_actor=to_decoder if load.fused else per_row("transform", "out"),
+        to_device=per_row("transfer", "in"),
+        written=per_row("write", "out"),
+        published=ratio(published.bytes_out, published.rows_in),
+    )

@@ -1,0 +1,155 @@
+"""Try batch sizes of the way to run a model that was chosen, and divisions of a node's cores.
+
+The actors of a division all work at the same time, so that what they share counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+
+from pipeline.allocation import TASK_CPUS
+from pipeline.choose import choose_batch, choose_layout, layouts
+from pipeline.model import ModelSpec
+from pipeline.stages import Preprocessing
+from pipeline.trial import Trial
+from pipeline.trials import Profile, Sample, Workshop, lone_task
+
+CPU_BATCHES = (8, 16, 32, 64, 128)
+GPU_BATCHES = (32, 64, 128, 256, 512, 1024)
+LAYOUT_S = 4.0
+MEMORY_SHARE = 0.6
+"""Of a node's memory, for all actors; the rest is the object store's and the other stages'."""
+_MIB = 2**20
+
+
+def try_batches(workshop: Workshop, sample: Sample, way: Trial) -> list[Trial]:
+    """Measure rate and memory of the way that was chosen with every batch size left open."""
+    import ray
+    from ray.exceptions import RayError
+
+    from pipeline.trial_run import try_batch
+
+    if workshop.job.model.batch_size is not None:
+        return []
+    spec = replace(workshop.model, runtime=way.runtime, precision=way.precision)
+    inputs = sample.inputs(spec)
+    trials: list[Trial] = []
+    for size in GPU_BATCHES if workshop.allocation.actor_gpus else CPU_BATCHES:
+        config = replace(workshop.config, spec=spec, batch_size=size)
+        try:
+            trial: Trial = ray.get(lone_task(workshop, try_batch).remote(config, inputs))
+        except RayError as error:
+            problem = f"died: {type(error).__name__}"
+            trial = Trial(way.runtime, way.precision, batch_size=size, problem=problem)
+        trials.append(trial)
+        if trial.problem:
+            break  # larger ones need more memory still
+    return trials
+
+
+def try_layouts(workshop: Workshop, sample: Sample, way: Trial, batch_size: int) -> list[Trial]:
+    """Measure the divisions of a node's cores that the job leaves open, at full load.
+
+    Actors that decode for themselves are first: where nothing is faster, they are taken.
+    """
+    resources, cpus = workshop.job.resources, workshop.node_cpus
+    if resources.num_gpus or resources.max_actors:
+        return []
+    spec = replace(workshop.model, runtime=way.runtime, precision=way.precision)
+    splits = layouts(cpus) if resources.num_cpus is None else [_own_split(resources.num_cpus, cpus)]
+    places = ["actors", "tasks"] if resources.decode_in == "auto" else [resources.decode_in]
+    if spec.transform is None:
+        places = ["actors"]
+    return [
+        _try_layout(workshop, sample, spec, batch_size, actors, threads, place)
+        for place in places
+        for actors, threads in splits
+    ]
+
+
+def _own_split(num_cpus: float, cpus: int) -> tuple[int, int]:
+    return max(1, int(cpus / num_cpus)), max(1, int(num_cpus))
+
+
+def _try_layout(
+    workshop: Workshop,
+    sample: Sample,
+    spec: ModelSpec,
+    batch_size: int,
+    actors: int,
+    threads: int,
+    place: str,
+) -> Trial:
+    import ray
+    from ray.exceptions import RayError
+
+    from pipeline.trial_run import LayoutWorker
+
+    trial = Trial(
+        spec.runtime,
+        spec.precision,
+        batch_size=batch_size,
+        actors=actors,
+        threads=threads,
+        decode_in=place,
+    )
+    config = replace(workshop.config, spec=spec, batch_size=batch_size, num_threads=threads)
+    in_actors = place == "actors"
+    kinds = ["both"] * actors if in_actors else ["predict"] * actors
+    kinds += [] if in_actors else ["decode"] * max(1, workshop.node_cpus // 2)
+    preprocessing = Preprocessing.of(
+        workshop.job.source, spec.transform, threads if in_actors else 1
+    )
+    inputs, started = sample.inputs(spec), perf_counter()
+    worker = ray.remote(num_cpus=TASK_CPUS, max_restarts=0)(LayoutWorker)
+    workers = [worker.remote(kind, config, preprocessing) for kind in kinds]
+    try:
+        ray.get([each.load.remote(sample.rows, inputs) for each in workers])
+        load_s = perf_counter() - started
+        found = ray.get([each.work.remote(LAYOUT_S) for each in workers])
+    except RayError as error:
+        return replace(trial, problem=f"died: {type(error).__name__}")
+    finally:
+        for each in workers:
+            ray.kill(each)
+    rates = {
+        kind: sum(rate for (rate, _), its in zip(found, kinds, strict=True) if its == kind)
+        for kind in set(kinds)
+    }
+    return replace(
+        trial,
+        rows_per_s=round(min(rates.values()), 1),
+        load_s=round(load_s, 2),
+        peak_mib=max(peak for _, peak in found),
+    )
+
+
+def node_memory_mib(num_gpus: float) -> float:
+    """Return what the actors of a node may take; on a GPU, of its memory."""
+    import psutil
+
+    if num_gpus:
+        return float("inf")  # what does not fit has failed when it was tried
+    return float(MEMORY_SHARE * psutil.virtual_memory().total / _MIB)
+
+
+def finish_profile(workshop: Workshop, sample: Sample, way: Trial) -> Profile:
+    """Measure batch sizes and layouts of the way that was chosen."""
+    batches = try_batches(workshop, sample, way)
+    memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
+    batch = choose_batch(batches, memory_mib, workshop.node_actors)
+    size = batch.batch_size if batch else workshop.config.batch_size
+    return Profile((), tuple(batches), tuple(try_layouts(workshop, sample, way, size)))
+
+
+def pick(profile: Profile, way: Trial, workshop: Workshop) -> Trial:
+    """Put together what was chosen: way, batch size, layout."""
+    memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
+    batches = [trial for trial in profile.batches if trial.is_like(way)]
+    batch = choose_batch(batches, memory_mib, workshop.node_actors)
+    chosen = replace(way, batch_size=batch.batch_size if batch else 0)
+    layout = choose_layout([t for t in profile.layouts if t.is_like(way)], memory_mib)
+    if layout is None:
+        return chosen
+    return replace(chosen, actors=layout.actors, threads=layout.threads, decode_in=layout.decode_in)

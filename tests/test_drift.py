@@ -1,0 +1,74 @@
+"""What lost a fifth of its speed is named; noise and other hardware are not compared."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from published import put_report
+from test_report import FULL, counted
+
+from pipeline.drift import compare_with_before, slower_than_before
+from pipeline.errors import InfraError
+from pipeline.report import Report, RunFacts, build_report
+from pipeline.storage import Store
+
+
+def with_busy(run_id: str, **busy: float) -> RunFacts:
+    counters = FULL.counters | {stage: counted(busy_s) for stage, busy_s in busy.items()}
+    return dataclasses.replace(FULL, run_id=run_id, counters=counters)
+
+
+def report_of(facts: RunFacts) -> Report:
+    return Report.model_validate(build_report(facts))
+
+
+@pytest.mark.parametrize(
+    ("decode_s", "stages"), [(12.0, []), (15.0, []), (15.1, ["decode"]), (6.0, [])]
+)
+def test_a_stage_that_lost_more_than_a_fifth_is_named(decode_s: float, stages: list[str]):
+    before, now = with_busy("1", decode=12.0), with_busy("2", decode=decode_s)
+    found = slower_than_before(report_of(now), report_of(before))
+    assert [stage.stage for stage in found] == stages
+    for stage in found:
+        assert stage.change_pct == pytest.approx(100 * (12 / decode_s - 1), abs=0.01)
+        assert stage.before == pytest.approx(9003 / 12)
+        assert stage.run_id == "1"
+
+
+def test_less_than_a_second_of_work_is_noise():
+    before, now = with_busy("1", list=0.1, decode=0.0), with_busy("2", list=0.9)
+    assert slower_than_before(report_of(now), report_of(before)) == []
+
+
+def test_a_run_is_compared_with_the_newest_one_like_it(any_store: Store):
+    for facts in (
+        with_busy("1", decode=6.0),
+        with_busy("2", decode=12.0),
+        dataclasses.replace(with_busy("3", decode=1.0), hardware={"nodes": 1, "cpus": 64.0}),
+        dataclasses.replace(with_busy("4", decode=1.0), fused=True),
+        with_busy("9", decode=1.0),  # later than the run itself
+    ):
+        put_report(any_store, facts.partition, facts.run_id, build_report(facts))
+    report = build_report(with_busy("5", decode=24.0))
+    found = compare_with_before(any_store, report)["slower_than_before"]
+    assert [(stage["stage"], stage["run_id"]) for stage in found] == [("decode", "2")]
+    assert Report.model_validate({**report, "slower_than_before": found})
+    same = compare_with_before(any_store, build_report(with_busy("5", decode=12.0)))
+    assert same["slower_than_before"] == []
+
+
+def test_without_a_run_to_compare_with_nothing_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = Store(str(tmp_path))
+    report = build_report(FULL)
+    assert compare_with_before(store, report)["slower_than_before"] is None
+    put_report(store, FULL.partition, "q-0", build_report(with_busy("q-0", decode=1.0)))
+    failed = build_report(dataclasses.replace(FULL, status="failed", exit_code=7))
+    assert compare_with_before(store, failed)["slower_than_before"] is None
+
+    def broken(self, prefix=""):
+        raise InfraError("cannot list")
+
+    monkeypatch.setattr(Store, "list_folders", broken)
+    assert compare_with_before(store, report) == report

@@ -1,0 +1,170 @@
+"""A forecast follows from the measured service times, and promises no more than they allow."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_bottleneck import load_of
+
+from pipeline.bottleneck import find_bottleneck
+from pipeline.forecast import Forecast, make_forecasts
+from pipeline.limits import Load, find_limits
+
+SPARE = {"read": 1.0, "decode": 7.0, "transform": 1.0, "predict": 19.0, "write": 0.2}
+CPU_SLOTS = {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}
+# Two actors on two cores do all the work but reading and writing.
+FUSED = {"read": 0.5, "decode": 8.0, "transform": 2.0, "predict": 9.5, "write": 0.2}
+FUSED_SLOTS = {"reader": 1, "decoder": 0, "actor": 2, "writer": 1}
+
+
+def by_change(load: Load) -> dict[str, Forecast]:
+    return {forecast.change: forecast for forecast in make_forecasts(load)}
+
+
+def fused(**more) -> Load:
+    return load_of(FUSED, FUSED_SLOTS, fused=True, **{"cpus": 2, **more})
+
+
+def test_the_usual_changes_of_a_cpu_run_in_order():
+    assert list(by_change(load_of(SPARE, CPU_SLOTS, cpus=8))) == [
+        "one more decoder core",
+        "one more actor on the same cores",
+        "twice the batch",
+        "half the decode time",
+        "half the predict time",
+    ]
+    assert next(iter(by_change(fused()))) == "one more core with its actor"
+
+
+def test_a_change_beside_the_limit_brings_nothing_and_one_at_it_leads_to_the_next():
+    found = by_change(load_of(SPARE, CPU_SLOTS, cpus=8))
+    for change in ("one more decoder core", "half the decode time"):
+        assert (found[change].gain_pct, found[change].limited_by) == (0.0, "actor")
+    # Three actors could do 158 rows/s, but the decoder ends at 1000 rows / 8 s.
+    more = found["one more actor on the same cores"]
+    assert more.rows_per_s == pytest.approx(125)
+    assert (more.gain_pct, more.limited_by) == (25.0, "decoder")
+
+
+def test_where_the_cores_are_full_only_less_work_or_more_cores_help():
+    found = by_change(fused())
+    assert find_bottleneck(fused()).limit == "cores"
+    assert found["one more actor on the same cores"].gain_pct == 0.0
+    assert found["one more core with its actor"].rows_per_s == pytest.approx(150, rel=0.01)
+    # Four of the 19.7 busy seconds less.
+    assert found["half the decode time"].rows_per_s == pytest.approx(100 * 19.7 / 15.7)
+
+
+def test_seconds_of_waiting_for_a_core_do_not_hide_what_one_more_core_brings():
+    # Three processes at work on two cores: a third of each one's busy seconds is waiting.
+    busy = {"decode": 9.5, "predict": 19.5}
+    found = by_change(load_of(busy, CPU_SLOTS, cpus=2))["one more decoder core"]
+    assert found.rows_per_s == pytest.approx(100 * 1.45 / 0.975, rel=0.01)
+
+
+def test_decoding_in_the_actors_is_work_of_the_actors():
+    load = fused(cpus=8)
+    assert [limit.group for limit in find_limits(load)] == ["reader", "actor", "writer", "cores"]
+    actor = next(limit for limit in find_limits(load) if limit.group == "actor")
+    assert (actor.busy_s, actor.slots, actor.top_stage) == (19.5, 2, "predict")
+    neck = find_bottleneck(load)
+    assert (neck.limit, neck.utilisation_pct) == ("actor", 97.5)
+    assert load.stage_slots("decode") == load.stage_slots("predict") == 2
+    half = by_change(load)["half the decode time"]
+    assert half.rows_per_s == pytest.approx(100 * 19.5 / 15.5)
+
+
+def test_on_a_gpu_decoding_in_the_actors_still_takes_cores():
+    load = fused(cpus=1, is_on_gpu=True, gpus=2)
+    cores = find_limits(load)[-1]
+    assert (cores.group, cores.busy_s) == ("cores", pytest.approx(10.2))
+
+
+@pytest.mark.parametrize(
+    ("actors", "gpus", "change", "rate"),
+    [
+        (1, 1, "one more GPU with its actor", 200),
+        (4, 2, "one more GPU with its actor", 150),
+        (1, 2, "one more actor on a GPU that is free", 200),
+    ],
+)
+def test_actors_follow_the_gpus(actors: int, gpus: int, change: str, rate: float):
+    busy = {"read": 1.0, "decode": 2.0, "predict": 9.8 * actors}
+    slots = {"reader": 4, "decoder": 4, "actor": actors, "writer": 1}
+    found = by_change(load_of(busy, slots, cpus=16, gpus=gpus, is_on_gpu=True))
+    assert found[change].rows_per_s == pytest.approx(rate)
+    assert "one more actor on the same cores" not in found
+
+
+def test_a_bigger_batch_is_judged_only_by_what_was_measured():
+    load = load_of(SPARE, CPU_SLOTS, cpus=8, batch_size=32, batch_rates={32: 50.0, 16: 40.0})
+    unknown = by_change(load)["twice the batch"]
+    assert (unknown.rows_per_s, unknown.gain_pct, unknown.limited_by) == (None, None, None)
+    assert unknown.note == "batches of 32 and 64 rows were not both measured"
+    for rate_of_64, expected in ((55.0, 110.0), (40.0, 100.0), (500.0, 125.0)):
+        rates = {**load.batch_rates, 64: rate_of_64}
+        found = by_change(dataclasses.replace(load, batch_rates=rates))["twice the batch"]
+        assert found.rows_per_s == pytest.approx(expected)
+        assert found.note == "64 rows instead of 32"
+
+
+def test_what_was_not_measured_has_no_figure_and_says_why():
+    slots = {"reader": 1, "decoder": 1, "actor": 0, "writer": 1}
+    found = by_change(load_of({"read": 5.0, "write": 9.0}, slots, cpus=4))
+    none = [forecast for forecast in found.values() if forecast.rows_per_s is None]
+    assert [forecast.note for forecast in none] == [
+        "no decoding was measured",
+        "the number of actors is not known",
+        "the batch size is not known",
+        "decode was not measured",
+        "predict was not measured",
+    ]
+    assert found["one more writer"].rows_per_s == pytest.approx(200)
+    assert make_forecasts(Load()) == []
+
+
+def test_a_run_that_waited_gains_nothing_from_any_change():
+    found = make_forecasts(load_of({"decode": 2.0, "predict": 3.0}, CPU_SLOTS, cpus=4))
+    known = [forecast for forecast in found if forecast.rows_per_s is not None]
+    assert known
+    assert all((f.gain_pct, f.limited_by) == (0.0, "waiting") for f in known)
+
+
+shares = st.floats(0.001, 1.5)
+
+
+@given(
+    st.tuples(shares, shares, shares, shares),
+    st.tuples(st.integers(0, 16), st.integers(1, 16), st.integers(1, 32)),
+    st.booleans(),
+    st.booleans(),
+)
+def test_no_forecast_is_below_today_or_above_its_ceiling_and_the_advice_is_the_best(
+    busy, sizes, is_fused, is_on_gpu
+):
+    decode, predict, read, write = busy
+    decoders, actors, cpus = sizes
+    load = load_of(
+        {
+            "read": 10 * read,
+            "decode": 10 * decode * (actors if is_fused else decoders),
+            "predict": 10 * predict * actors,
+            "write": 10 * write,
+        },
+        {"reader": 1, "decoder": decoders, "actor": actors, "writer": 1},
+        cpus=cpus,
+        gpus=actors,
+        is_on_gpu=is_on_gpu,
+        fused=is_fused,
+        batch_size=8,
+        batch_rates={8: 10.0, 16: 12.0},
+    )
+    known = [forecast for forecast in make_forecasts(load) if forecast.rows_per_s is not None]
+    for forecast in known:
+        assert load.rows_per_s <= forecast.rows_per_s <= forecast.ceiling_rows_per_s * 1.0001
+        assert forecast.gain_pct >= 0
+    neck = find_bottleneck(load)
+    if neck.predicted_rows_per_s is not None:
+        best = max(forecast.rows_per_s for forecast in known)
+        assert neck.predicted_rows_per_s == pytest.approx(best, rel=1e-4)

@@ -1,0 +1,94 @@
+"""The newest run of the same model is found wherever it is, with few reports read."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from published import put_report
+from test_report import FULL
+
+from pipeline.past_runs import Recipe, find_past_run
+from pipeline.report import Report, RunFacts, build_report
+from pipeline.storage import Store
+
+FACTS = dataclasses.replace(FULL, model=FULL.model | {"runtime": "eager"})
+WANTED = Recipe("efficientnet-lite0", "ab" * 32, "eager", "bf16", 64)
+
+
+def keep(store: Store, partition: str, run_id: str, facts: RunFacts = FACTS) -> None:
+    named = dataclasses.replace(facts, run_id=run_id, partition=partition)
+    put_report(store, partition, run_id, build_report(named))
+
+
+def found_in(store: Store, partition: str = "all", wanted: Recipe = WANTED) -> str | None:
+    found = find_past_run(store, partition, wanted.fits)
+    return found.run_id if found else None
+
+
+def test_the_newest_run_of_any_partition_is_found(any_store: Store):
+    assert found_in(any_store) is None
+    for partition, run_id in (("date=2026-11-24", "3"), ("date=2026-11-25", "2"), ("all", "1")):
+        keep(any_store, partition, run_id)
+    assert found_in(any_store) == "3"
+
+
+def report_with(**changes) -> Report:
+    facts = dataclasses.replace(FACTS, **changes)
+    return Report.model_validate(build_report(facts))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": FACTS.model | {"name": "other"}},
+        {"model": FACTS.model | {"weights_sha256": "cd" * 32}},
+        {"model": FACTS.model | {"runtime": "compile"}},
+        {"model": FACTS.model | {"precision": "fp32"}},
+        {"model": FACTS.model | {"batch_size": 32}},
+        {"status": "failed", "exit_code": 7},
+        {"status": "stopped", "exit_code": 6},
+        {"rows": FACTS.rows | {"computed": 99}},
+        {"streaming_wall_s": None},
+    ],
+)
+def test_another_model_or_an_unfinished_run_is_no_basis(changes):
+    assert not WANTED.fits(report_with(**changes))
+
+
+def test_what_the_job_leaves_open_fits_anything():
+    compiled = report_with(model=FACTS.model | {"runtime": "compile"})
+    assert dataclasses.replace(WANTED, runtime="auto", precision="auto").fits(compiled)
+    assert not dataclasses.replace(WANTED, runtime="auto", precision="fp32").fits(compiled)
+    refused = report_with(status="refused", exit_code=3)
+    assert WANTED.fits(refused)
+    assert Recipe.of(refused) == WANTED
+
+
+def test_few_reports_are_read_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = Store(str(tmp_path))
+    for day in range(1, 31):
+        for run in range(2):
+            keep(store, f"date=2026-11-{day:02d}", f"202611{day:02d}-{run}")
+    keep(store, "all", "20261201-0")
+    read: list[str] = []
+    read_many = Store.read_many
+
+    def counting(self, paths, versions=None):
+        read.extend(paths)
+        return read_many(self, paths, versions)
+
+    monkeypatch.setattr(Store, "read_many", counting)
+    assert found_in(store, "date=2026-11-30") == "20261130-1"
+    assert len(read) <= 16
+    assert found_in(store, "all") == "20261201-0"  # its own partition counts, whatever its name
+
+
+def test_what_is_no_report_is_passed_over(tmp_path: Path):
+    store = Store(str(tmp_path))
+    keep(store, "all", "1")
+    store.put("reports/all/2/report.html", b"killed before report.json")
+    store.put("reports/all/3/report.json", b"\xff{")
+    put_report(store, "all", "4", {**build_report(FACTS), "version": 2})
+    assert found_in(store) == "1"
