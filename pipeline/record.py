@@ -22,7 +22,7 @@ from pipeline.plan import Plan
 from pipeline.report import RunFacts, Status
 from pipeline.schema import Reason, SliceKey
 from pipeline.sink import META_PREFIX, StagedSlice
-from pipeline.stats import CANARY, Counters, Measurement, measure, merge
+from pipeline.stats import CANARY, DEDUPE, Counters, Measurement, measure, merge
 from pipeline.storage import Store
 
 _TOP_LABELS = 10
@@ -218,6 +218,8 @@ class RunRecord:
             "quarantined": self._rows["quarantined"],
             "predicted": self.num_predicted,
         }
+        if DEDUPE in self._counters:
+            rows["deduplicated"] = int(self._counters[DEDUPE]["rows_out"])
         slices = {"computed": self._slices["computed"], "resumed": self._slices["resumed"]}
         if self._total_rows is not None:
             rows["total"] = self._total_rows

@@ -87,6 +87,9 @@ class Rows(Section):
     """Went through the stages in this run."""
     resumed: int | None = None
     """Taken over, finished, from an earlier run."""
+    deduplicated: int | None = None
+    """Of those computed, rows that got the result of another row of the same bytes; null where the
+    job did not ask for it. The stages do not count them."""
 
 
 class Slices(Section):

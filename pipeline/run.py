@@ -39,7 +39,13 @@ from pipeline.report import Status, build_report, to_json
 from pipeline.rows import Reader
 from pipeline.schema import SliceKey
 from pipeline.sink import StagedSlice, StagingWriter, list_staged, read_footer
-from pipeline.stages import PredictorActor, Preprocessing, preprocess_stage, writer_stage
+from pipeline.stages import (
+    PredictorActor,
+    Preprocessing,
+    preprocess_stage,
+    start_index,
+    writer_stage,
+)
 from pipeline.storage import Store, StoredFile
 from pipeline.tiling import done_slices, missing_units
 
@@ -167,7 +173,10 @@ def stream(
         compression=run.job.sink.compression,
         metadata=file_metadata(plan, run.record.run_id),
     )
-    preprocessing = Preprocessing.of(source, model.transform, allocation.decoder_threads)
+    dedupe = run.job.run.dedupe
+    preprocessing = Preprocessing.of(
+        source, model.transform, allocation.decoder_threads, digests=dedupe
+    )
     in_actor = preprocessing if allocation.decodes_in_actors else None
     with ray_errors():
         # A row of this dataset is a slice (schema.pack): Ray cannot cut or merge slices.
@@ -179,7 +188,9 @@ def stream(
                 preprocess_stage(preprocessing), **allocation.preprocess()
             )
         dataset = dataset.map_batches(
-            PredictorActor, fn_constructor_args=[predictor, in_actor], **allocation.predict()
+            PredictorActor,
+            fn_constructor_args=[predictor, in_actor, start_index() if dedupe else None],
+            **allocation.predict(),
         ).map_batches(writer_stage(writer), **allocation.write())
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for text in block.column("staged").to_pylist():

@@ -18,6 +18,8 @@ STAGES = ("list", "read", "decode", "transform", "transfer", "predict", "write",
 STARTUP_PARTS = ("ray_start", "imports", "model_load", "compile")
 CANARY = "canary"
 """Rows that eager fp32 predicted once more; rows_out are those that agreed."""
+DEDUPE = "dedupe"
+"""Rows that were looked at for duplicates; rows_out are those that were not computed again."""
 
 Counters = dict[str, dict[str, float]]
 """JSON form that travels with a slice: stage (or start-up part) -> fields of `StageCounters`."""
@@ -99,7 +101,7 @@ def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
 
 def add(counters: Counters, stage: str, more: StageCounters) -> None:
     """Add what a stage did into counters, in place."""
-    known = (*STAGES, *STARTUP_PARTS, CANARY)
+    known = (*STAGES, *STARTUP_PARTS, CANARY, DEDUPE)
     if stage not in known:
         allowed = ", ".join(known)
         raise PipelineError(f"stage {stage!r}: unknown; allowed are {allowed}")

@@ -1,0 +1,127 @@
+"""Rows of identical bytes are computed once; every row gets the result that it would have got."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+from cli import pipeline, write_job
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.dedupe import DIGEST, ResultIndex, remember, slim, with_digests
+from pipeline.manifest import read_predictions
+from pipeline.photos import build_images
+from pipeline.schema import Failure, Reason, failure_columns, failures_of
+
+
+def rows_of(images: list[bytes | None], first: int = 0) -> pa.Table:
+    failures = [None if image else Failure(Reason.NULL_INPUT, "read", "") for image in images]
+    ids = [f"r{first + i}" for i in range(len(images))]
+    return with_digests(
+        pa.table(
+            {
+                "row_id": ids,
+                "uri": ids,
+                "n": pa.array(range(len(images)), pa.int64()),
+                "image": pa.array(images, pa.large_binary()),
+                **failure_columns(failures),
+            }
+        )
+    )
+
+
+class Model:
+    """Gives the length of an image as its value, and fails for those that begin with b."""
+
+    def __init__(self) -> None:
+        self.num_computed = 0
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        images = rows.column("image").to_pylist()
+        failures = [
+            Failure(Reason.MODEL_ERROR, "predict", "b") if image and image[:1] == b"b" else failed
+            for image, failed in zip(images, failures_of(rows), strict=True)
+        ]
+        self.num_computed += sum(failed is None for failed in failures_of(rows))
+        values = [
+            None if failed else float(len(image or b""))
+            for image, failed in zip(images, failures, strict=True)
+        ]
+        return pa.table(
+            {
+                **{name: rows.column(name) for name in ("row_id", "uri", "n")},
+                "value": pa.array(values, pa.float32()),
+                **failure_columns(failures),
+            }
+        )
+
+
+IMAGES = st.lists(st.none() | st.sampled_from([b"a", b"aa", b"b", b"bbb", b"cccc"]), max_size=9)
+
+
+@given(slices=st.lists(IMAGES, max_size=5), max_bytes=st.sampled_from([0, 1000, 10**9]))
+def test_every_slice_is_what_it_would_be_without(slices: list[list[bytes | None]], max_bytes: int):
+    index, model, plain = ResultIndex(max_bytes), Model(), Model()
+    for number, images in enumerate(slices):
+        rows = rows_of(images, first=100 * number)
+        slimmed = slim(rows, index)
+        computed = model(slimmed.to_compute())
+        remember(slimmed, computed, index)
+        assert slimmed.fill(computed).equals(plain(rows))
+    if max_bytes == 10**9:
+        good = {image for images in slices for image in images if image and image[:1] != b"b"}
+        bad = sum(len({i for i in images if i and i[:1] == b"b"}) for images in slices)
+        assert model.num_computed == len(good) + bad  # what failed is tried again in each slice
+
+
+def test_the_index_forgets_the_oldest():
+    index = ResultIndex(max_bytes=10_000)
+    table = pa.table({"value": pa.array(range(10), pa.int64())})
+    for number in range(20):
+        index.add([bytes([number, row]) for row in range(10)], table)
+    assert index.lookup([bytes([0, 5])]) == ([], None)
+    known, found = index.lookup([b"new", bytes([19, 7]), bytes([19, 2])])
+    assert known == [1, 2]
+    assert found is not None
+    assert found.column("value").to_pylist() == [7, 2]
+
+
+def test_digests_are_of_the_bytes():
+    rows = rows_of([b"x", b"y", b"x", None])
+    first, other, same, none = rows.column(DIGEST).to_pylist()
+    assert first == same != other
+    assert none is None
+
+
+def test_a_run_computes_copies_once_wherever_it_decodes(tmp_path: Path) -> None:
+    build_images(tmp_path / "images", 30, seed=3, num_bad=3)
+    for path in sorted((tmp_path / "images").rglob("*.*")):
+        shutil.copy(path, path.with_stem(path.stem + "-copy"))
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    rows, tables = {}, {}
+    for decode_in, dedupe in (("actors", False), ("actors", True), ("tasks", True)):
+        out = str(tmp_path / f"{decode_in}-{dedupe}")
+        run = {"slice_rows": 16, "dedupe": dedupe}
+        resources = {"decode_in": decode_in}
+        job = write_job(tmp_path / "job.yaml", source, out, run=run, resources=resources)
+        done = pipeline("run", job, "--json")
+        assert done.code == 0, done.stderr
+        assert done.json["decode_in"] == decode_in
+        rows[decode_in, dedupe] = done.json["rows"]
+        tables[decode_in, dedupe] = read_predictions(out, done.json["partition"]).to_pylist()
+    plain = tables.pop(("actors", False))
+    assert all(table == plain for table in tables.values())
+    assert len({found["quarantined"] for found in rows.values()}) == 1
+    assert rows.pop(("actors", False))["deduplicated"] is None
+    for found in rows.values():
+        assert 27 <= found["deduplicated"] <= 30  # what failed is computed again in another slice
+
+
+def test_features_are_not_deduplicated(tmp_path: Path) -> None:
+    source = {"uri": str(tmp_path), "format": "parquet", "features": ["x"]}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), transform=None)
+    refused = pipeline("run", job, "--set", "run.dedupe=true")
+    assert refused.code == 2
+    assert "run.dedupe" in refused.stderr
