@@ -18,6 +18,7 @@ from pipeline.trials import Profile, Sample, Workshop, lone_task
 CPU_BATCHES = (8, 16, 32, 64, 128)
 GPU_BATCHES = (32, 64, 128, 256, 512, 1024)
 LAYOUT_S = 4.0
+_AHEAD = 1.1
 MEMORY_SHARE = 0.6
 """Of a node's memory, for all actors; the rest is the object store's and the other stages'."""
 _MIB = 2**20
@@ -61,11 +62,21 @@ def try_layouts(workshop: Workshop, sample: Sample, way: Trial, batch_size: int)
     places = ["actors", "tasks"] if resources.decode_in == "auto" else [resources.decode_in]
     if spec.transform is None:
         places = ["actors"]
-    return [
-        _try_layout(workshop, sample, spec, batch_size, actors, threads, place)
-        for place in places
-        for actors, threads in splits
-    ]
+    trials: list[Trial] = []
+    for place in places:
+        best = max((t.rows_per_s for t in trials if t.decode_in == "actors"), default=0.0)
+        pace = _AHEAD * best if best else None
+        for actors, threads in splits:
+            wanted = Trial(
+                spec.runtime,
+                spec.precision,
+                batch_size=batch_size,
+                actors=actors,
+                threads=threads,
+                decode_in=place,
+            )
+            trials.append(_try_layout(workshop, sample, spec, wanted, pace))
+    return trials
 
 
 def _own_split(num_cpus: float, cpus: int) -> tuple[int, int]:
@@ -73,41 +84,40 @@ def _own_split(num_cpus: float, cpus: int) -> tuple[int, int]:
 
 
 def _try_layout(
-    workshop: Workshop,
-    sample: Sample,
-    spec: ModelSpec,
-    batch_size: int,
-    actors: int,
-    threads: int,
-    place: str,
+    workshop: Workshop, sample: Sample, spec: ModelSpec, trial: Trial, pace: float | None
 ) -> Trial:
+    """Let the actors, and decoders beside them, of one node work at the same time.
+
+    The decoders keep to a pace a little above what the actors reach alone: left to themselves they
+    would take more of the cores than in a run, where somebody has to take their rows.
+    """
     import ray
     from ray.exceptions import RayError
 
     from pipeline.trial_run import LayoutWorker
 
-    trial = Trial(
-        spec.runtime,
-        spec.precision,
-        batch_size=batch_size,
-        actors=actors,
-        threads=threads,
-        decode_in=place,
+    config = replace(
+        workshop.config, spec=spec, batch_size=trial.batch_size, num_threads=trial.threads
     )
-    config = replace(workshop.config, spec=spec, batch_size=batch_size, num_threads=threads)
-    in_actors = place == "actors"
-    kinds = ["both"] * actors if in_actors else ["predict"] * actors
-    kinds += [] if in_actors else ["decode"] * max(1, workshop.node_cpus // 2)
+    in_actors = trial.decode_in == "actors"
+    decoders = 0 if in_actors else max(1, workshop.node_cpus // 2)
+    kinds = ["both" if in_actors else "predict"] * trial.actors + ["decode"] * decoders
     preprocessing = Preprocessing.of(
-        workshop.job.source, spec.transform, threads if in_actors else 1
+        workshop.job.source, spec.transform, trial.threads if in_actors else 1
     )
+    paces = {"decode": pace and pace / decoders if decoders else None}
     inputs, started = sample.inputs(spec), perf_counter()
     worker = ray.remote(num_cpus=TASK_CPUS, max_restarts=0)(LayoutWorker)
     workers = [worker.remote(kind, config, preprocessing) for kind in kinds]
     try:
         ray.get([each.load.remote(sample.rows, inputs) for each in workers])
         load_s = perf_counter() - started
-        found = ray.get([each.work.remote(LAYOUT_S) for each in workers])
+        found = ray.get(
+            [
+                each.work.remote(LAYOUT_S, paces.get(kind))
+                for each, kind in zip(workers, kinds, strict=True)
+            ]
+        )
     except RayError as error:
         return replace(trial, problem=f"died: {type(error).__name__}")
     finally:

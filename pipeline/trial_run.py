@@ -9,7 +9,8 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 from dataclasses import replace
-from time import perf_counter
+from statistics import median
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.predictor import Predictor
 
 MEASURE_S = 2.0
-MIN_CALLS = 2
+MIN_CALLS = 3
 HOPELESS = 0.25
 """A way that makes less than this share of the best rate so far is not measured further."""
 _MIB = 2**20
@@ -133,14 +134,15 @@ def try_batch(config: PredictorConfig, sample: npt.NDArray[Any]) -> Trial:
 
 
 def _rate(predictor: Predictor, batch: npt.NDArray[Any], least_rows_per_s: float) -> float:
-    calls, started, elapsed = 0, perf_counter(), 0.0
-    while calls < MIN_CALLS or elapsed < MEASURE_S:
+    """Return rows over the median call, which other work on the machine disturbs least."""
+    calls: list[float] = []
+    while len(calls) < MIN_CALLS or sum(calls) < MEASURE_S:
+        started = perf_counter()
         predictor.reduce(batch)
-        calls += 1
-        elapsed = perf_counter() - started
-        if calls * len(batch) / elapsed < least_rows_per_s:
+        calls.append(perf_counter() - started)
+        if len(batch) / calls[-1] < least_rows_per_s:
             break
-    return calls * len(batch) / elapsed
+    return len(batch) / median(calls)
 
 
 def peak_mib(config: PredictorConfig) -> float:
@@ -171,12 +173,20 @@ class LayoutWorker:
             self._predictor = Predictor(self._config)
         self._one_batch(0)
 
-    def work(self, seconds: float) -> tuple[float, float]:
-        """Work for some seconds, whole batches; return rows/s and the peak memory in MiB."""
+    def work(self, seconds: float, pace_rows_per_s: float | None) -> tuple[float, float]:
+        """Work for some seconds, whole batches; return rows/s and the peak memory in MiB.
+
+        Args:
+            seconds: For how long.
+            pace_rows_per_s: Work no faster, as a decoder whose rows nobody takes faster.
+        """
         num_rows, started = 0, perf_counter()
         while perf_counter() - started < seconds:
             self._one_batch(num_rows)
             num_rows += self._config.batch_size
+            if pace_rows_per_s is not None:
+                ahead_s = num_rows / pace_rows_per_s - (perf_counter() - started)
+                sleep(max(0.0, ahead_s))
         return num_rows / (perf_counter() - started), peak_mib(self._config)
 
     def _one_batch(self, position: int) -> None:
