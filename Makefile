@@ -6,10 +6,10 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench memory clean
+.PHONY: help venv demo test lint types long bench bench-large bench-linear bench-grid memory clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 venv: .venv/.installed-dev ## Make .venv with all that development needs (again when pyproject.toml changed)
 
@@ -29,8 +29,17 @@ types: venv ## Check types
 long: venv ## Run the tests that `make test` leaves out (about ten minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
-bench: venv ## Measure rows/s beside references and the limit (half an hour)
-	$(BIN)/python tests/bench/throughput.py
+bench: .venv/.installed-peers ## Measure rows/s beside peers and the limit (hours); installs the peers
+	$(BIN)/python tests/bench/throughput.py --out build/bench.json
+
+bench-large: .venv/.installed-peers ## The same over photos of 6 to 18 megapixels
+	$(BIN)/python tests/bench/throughput.py --large --out build/bench-large.json
+
+bench-linear: venv ## Measure rows/s and memory at 1,000, 10,000 and 100,000 rows
+	$(BIN)/python tests/bench/linear.py
+
+bench-grid: venv ## Hold `pipeline tune` to an exhaustive grid (an hour)
+	$(BIN)/python tests/bench/grid.py
 
 memory: venv ## Measure the memory of runs: growing rows, one huge row group (minutes, 2 GiB of disk)
 	$(BIN)/python tests/bench/memory.py 2000 20000
@@ -51,3 +60,8 @@ $(BIN)/python:
 .venv/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	@touch $@ .venv/.installed-demo
+
+# The peers hold some packages of the pipeline to older versions; `make clean` undoes that.
+.venv/.installed-peers: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[dev,peers]'
+	@touch $@ .venv/.installed-dev .venv/.installed-demo

@@ -1,175 +1,171 @@
-"""Measure rows/s beside a reference and the limit: `python tests/bench/throughput.py MODEL...`.
+"""Measure rows/s beside peers and the limit: `python tests/bench/throughput.py MODEL...`.
 
-Same photos, same weights, alternating runs, medians. What is compared:
+Same photos, same weights; the systems take turns, so that a slow minute meets all of them. What is
+compared:
 
 - `exact`, `auto`: `pipeline run` with eager fp32, and with what `pipeline tune` chose.
-- `loader`: a torch DataLoader with a plain loop, eager fp32, as the tutorials have it.
-- `ray`: Ray Data as its documentation shows it: read_images, map, an actor pool, write_parquet.
-- `limit`: one plain process a core, each decoding and predicting its share with what `auto` chose,
-  without Ray, storage or publishing.
+- `auto-shrink`: `auto` with transform.shrink_on_load, for large photos.
+- `loader`, `ray`, `daft`, `spark`: peers, eager fp32, as their documentation has it.
+- `limit`, `limit-shrink`: plain processes with what `auto` chose and nothing around the work.
 
-`whole` is rows over the whole process, `steady` leaves start-up out. Prints lines, then JSON.
+`whole` is rows/s of the whole process, `steady` those of the second half of the rows. `--large`
+takes photos of 6 to 18 megapixels instead of ones around 500 x 375. Prints lines, then one JSON
+line, which `--out` writes to a file too; results.py makes a page of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from safetensors.torch import save_file
-from torchvision.models import get_model
+import peers
+from large_photos import build_large
+from machine import machine, today
+from systems import LIMITS, OURS, Case, Unusable, run, tune, write_weights
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from cli import command, environment
-
-from pipeline.cluster import WORKER_ENVIRONMENT as MALLOC
 from pipeline.photos import build_images
 
-BENCH = Path(__file__).parent
 MODELS = ("efficientnet-lite0", "mobilenet_v3_large", "resnet18")
-SYSTEMS = ("exact", "auto", "loader", "ray", "limit")
-
-
-def write_weights(folder: Path, name: str) -> dict[str, Any]:
-    """Return the model section of a job; torchvision models get seeded weights."""
-    if name == "efficientnet-lite0":
-        return {"name": name}
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        torch.manual_seed(0)
-        save_file(get_model(name, weights=None).state_dict(), path)
-    return {"name": name, "weights": str(path)}
-
-
-def run_ours(folder: Path, images: Path, model: dict[str, Any], label: str) -> dict[str, float]:
-    out = folder / f"out-{label}-{time.time_ns()}"
-    job = folder / f"{label}.yaml"
-    document = {
-        "source": {"uri": str(images), "format": "images"},
-        "model": model,
-        "sink": {"uri": str(out)},
-        "run": {"slice_rows": 64},
-    }
-    job.write_text(yaml.safe_dump(document))
-    keep = folder / "profiles" / model["name"]
-    if keep.exists():  # the profile of `tune`, which lies below the sink
-        (out / "_control").mkdir(parents=True)
-        (out / "_control" / "profiles").symlink_to(keep)
-    started = time.perf_counter()
-    done = subprocess.run(
-        command("run", str(job), "--json", "--quiet"),
-        env=environment(),
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    whole_s = time.perf_counter() - started
-    report = json.loads(done.stdout.splitlines()[-1])
-    staged = sorted(
-        path.stat().st_mtime for path in (out / "_control").rglob("staging/*/*.parquet")
-    )
-    rows = report["rows"]["computed"]
-    # The second half of the slices: what was decoded while the model loaded is used up by then.
-    half = len(staged) // 2
-    steady = rows * (len(staged) - 1 - half) / len(staged) / max(1e-9, staged[-1] - staged[half])
-    start_up = {entry["part"]: entry["wall_s"] for entry in report["startup"]}
-    print(f"{label} {json.dumps(start_up)} whole {whole_s:.1f} s", flush=True)
-    return {"whole": rows / whole_s, "steady": steady}
-
-
-def tune(folder: Path, images: Path, model: dict[str, Any]) -> dict[str, Any]:
-    """Run `pipeline tune`; keep its profile for the runs."""
-    job = folder / "tune.yaml"
-    out = folder / "tuned"
-    document = {
-        "source": {"uri": str(images), "format": "images"},
-        "model": {**model, "runtime": "auto", "precision": "auto"},
-        "sink": {"uri": str(out)},
-        "run": {"slice_rows": 64},
-    }
-    job.write_text(yaml.safe_dump(document))
-    done = subprocess.run(
-        command("tune", str(job), "--json"),
-        env=environment(),
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    keep = folder / "profiles"
-    keep.mkdir(exist_ok=True)
-    (out / "_control" / "profiles").rename(keep / model["name"])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def run_peer(system: str, images: Path, model: dict[str, Any], *more: str) -> dict[str, float]:
-    arguments = [str(images), model["name"], model.get("weights", ""), *more]
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "peers.py"), system, *arguments],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(BENCH.parent),
-            **(MALLOC if system == "limit" else {}),
-        },
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    whole_s = time.perf_counter() - started
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {"whole": found["rows"] / whole_s, "steady": found["steady"]}
+PEERS = ("loader", "ray", "daft", "spark")
+SMALL = ("exact", "auto", *PEERS, "limit")
+LARGE = (*OURS, *PEERS, *LIMITS)
+_LARGE_SLICE, _SMALL_SLICE = 16, 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="*", default=list(MODELS))
-    parser.add_argument("--photos", type=int, default=2000)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--systems", nargs="*", default=list(SYSTEMS))
-    wanted = parser.parse_args()
+    wanted = parse()
+    systems, skipped = usable(wanted.systems or (LARGE if wanted.large else SMALL))
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = folder / "images"
-        build_images(images, wanted.photos, seed=1, num_bad=0)
+        build(images, wanted.photos, large=wanted.large)
         for model_name in wanted.models:
-            model = write_weights(folder, model_name)
-            tuned = tune(folder, images, model)
-            for trial in tuned["trials"]:
-                print(f"{model_name} {json.dumps(trial)}", flush=True)
-            chosen = tuned["chosen"].split()
-            auto = {**model, "runtime": "auto", "precision": "auto"}
-            measured: dict[str, list[dict[str, float]]] = {s: [] for s in wanted.systems}
-            for _ in range(wanted.runs):
-                for system in wanted.systems:
-                    if system in ("exact", "auto"):
-                        section = auto if system == "auto" else model
-                        found = run_ours(folder, images, section, system)
-                    else:
-                        found = run_peer(system, images, model, *chosen)
-                    measured[system].append(found)
-            for system, runs in measured.items():
-                line = {
-                    "model": model_name,
-                    "system": system,
-                    "whole_rows_per_s": round(statistics.median(r["whole"] for r in runs), 1),
-                    "steady_rows_per_s": round(statistics.median(r["steady"] for r in runs), 1),
-                    "chosen": tuned["chosen"] if system in ("auto", "limit") else "eager fp32",
-                }
-                results.append(line)
-                print(json.dumps(line), flush=True)
-    print(json.dumps({"photos": wanted.photos, "runs": wanted.runs, "results": results}))
+            own = folder / model_name
+            own.mkdir()
+            model = write_weights(own, model_name)
+            slice_rows = _LARGE_SLICE if wanted.large else _SMALL_SLICE
+            case = Case(own, images, wanted.photos, model, slice_rows)
+            results += compare(case, systems, wanted.runs, skipped)
+    document = {
+        "date": today(),
+        "photos": wanted.photos,
+        "kind": "large" if wanted.large else "small",
+        "runs": wanted.runs,
+        "machine": machine(),
+        "results": results,
+        "skipped": skipped,
+    }
+    line = json.dumps(document)
+    if wanted.out:
+        wanted.out.parent.mkdir(parents=True, exist_ok=True)
+        wanted.out.write_text(line + "\n")
+    print(line)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("--large", action="store_true", help="photos of 6 to 18 megapixels")
+    parser.add_argument("--photos", type=int, help="2000, with --large 200")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--systems", nargs="*", choices=LARGE)
+    parser.add_argument("--out", type=Path, help="also write the JSON line to this file")
+    wanted = parser.parse_args()
+    wanted.photos = wanted.photos or (200 if wanted.large else 2000)
+    return wanted
+
+
+def build(images: Path, num_photos: int, *, large: bool) -> None:
+    if large:
+        build_large(images, num_photos, seed=1)
+    else:
+        build_images(images, num_photos, seed=1, num_bad=0)
+
+
+def usable(systems: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """The systems that can run here, and why the others cannot."""
+    reasons = {system: peers.missing(system) for system in systems}
+    skipped = {system: reason for system, reason in reasons.items() if reason}
+    for system, reason in skipped.items():
+        print(f"skipped {system}: {reason}", flush=True)
+    return [system for system in reasons if system not in skipped], skipped
+
+
+def compare(
+    case: Case, systems: list[str], num_runs: int, skipped: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Measure the systems in turn; one that fails is dropped, and `skipped` says why."""
+    model = case.model["name"]
+    chosen = tune_all(case, systems, skipped)
+    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
+    for _ in range(num_runs):
+        for system in systems:
+            if f"{model} {system}" in skipped:
+                continue
+            try:
+                found = run(system, case, chosen[system])
+            except Unusable as error:
+                skipped[f"{model} {system}"] = str(error)
+                print(f"skipped {model} {system}: {error}", flush=True)
+                continue
+            runs[system].append(found)
+            print(f"{model} {system} {json.dumps(found)}", flush=True)
+    return [
+        summarise(model, system, chosen[system], found)
+        for system, found in runs.items()
+        if found and f"{model} {system}" not in skipped
+    ]
+
+
+def tune_all(case: Case, systems: list[str], skipped: dict[str, str]) -> dict[str, str]:
+    """Let `pipeline tune` choose with and without shrinking; say what each system runs."""
+    chosen = dict.fromkeys(systems, "eager fp32")
+    for shrink, names in ((False, ("auto", "limit")), (True, ("auto-shrink", "limit-shrink"))):
+        tuned = [name for name in names if name in systems]
+        if not tuned:
+            continue
+        try:
+            found = tune(case, shrink=shrink)
+        except Unusable as error:
+            print(f"{case.model['name']}: {error}", flush=True)
+            skipped.update({f"{case.model['name']} {name}": str(error) for name in tuned})
+            continue
+        for trial in found["trials"]:
+            print(f"{case.model['name']} {json.dumps(trial)}", flush=True)
+        chosen.update(dict.fromkeys(tuned, found["chosen"]))
+    return chosen
+
+
+def summarise(model: str, system: str, chosen: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians, and the least and the most, over the runs of one system."""
+    parts = dict.fromkeys(part for found in runs for part in found.get("startup", {}))
+    line = {
+        "model": model,
+        "system": system,
+        "chosen": chosen,
+        "whole": spread(found["whole"] for found in runs),
+        "steady": spread(found["steady"] for found in runs if found["steady"] is not None),
+        "startup": {
+            part: round(statistics.median(f["startup"].get(part, 0.0) for f in runs), 2)
+            for part in parts
+        },
+    }
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def spread(values: Iterable[float]) -> dict[str, float] | None:
+    known = sorted(values)
+    if not known:
+        return None
+    figures = {"median": statistics.median(known), "min": known[0], "max": known[-1]}
+    return {name: round(value, 2) for name, value in figures.items()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,213 @@
+"""Measure one candidate of grid.py: a plain process a replica, all of them at the same time.
+
+A replica loads the model as a model actor does, waits for the others, times one batch, goes on for
+as long as a trial of `auto` does, and then predicts a sample that is compared with eager fp32.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peer_model import CORES, files_of
+
+_GIVE_UP_SHARE = 0.25
+# A first batch warms up too; where it took less than this, a second one decides.
+_SECOND_CHANCE_S = 5.0
+_SAMPLE_ROWS = 128
+_SAMPLE = "sample"
+_LOAD_S, _MEASURE_S = 900, 600
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of the grid."""
+
+    runtime: str
+    precision: str
+    batch_size: int
+    replicas: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a candidate gave."""
+
+    candidate: Candidate
+    rows_per_s: float = 0.0
+    """Of all replicas together."""
+    agreement_pct: float = 0.0
+    problem: str = ""
+    """Why there is no rate; '' if there is."""
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "rows_per_s": self.rows_per_s,
+            "agreement_pct": self.agreement_pct,
+            "problem": self.problem,
+        }
+
+    def show(self) -> str:
+        return self.problem or f"{self.rows_per_s:8.1f} {self.agreement_pct:6.1f}"
+
+
+def write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
+    """Keep a sample of the photos, transformed, and what eager fp32 makes of it."""
+    process = get_context("spawn").Process(target=_write_reference, args=(images, model, path))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError("eager fp32 cannot predict the sample")
+
+
+def measure(reference: Path, model: dict[str, Any], candidate: Candidate, best: float) -> Measured:
+    """Measure a candidate.
+
+    Args:
+        reference: What `write_reference` wrote.
+        model: The model section of a job.
+        candidate: What to measure.
+        best: Rows/s of the best so far; 0 never gives up.
+    """
+    context = get_context("spawn")
+    pipes = [context.Pipe() for _ in range(candidate.replicas)]
+    replicas = [
+        context.Process(target=_replica, args=(theirs, reference, model, candidate))
+        for _, theirs in pipes
+    ]
+    for replica in replicas:
+        replica.start()
+    for _, theirs in pipes:
+        theirs.close()  # so that a replica that dies is noticed
+    try:
+        return _conduct([ours for ours, _ in pipes], candidate, best)
+    except (EOFError, OSError):
+        return Measured(candidate, problem="died")
+    finally:
+        for ours, _ in pipes:
+            ours.close()
+        for replica in replicas:
+            replica.join(5)
+            if replica.is_alive():
+                replica.kill()
+
+
+def _conduct(replicas: list[Connection], candidate: Candidate, best: float) -> Measured:
+    loaded = [_receive(replica, _LOAD_S) for replica in replicas]
+    problem = next(filter(None, loaded), "")
+    if problem:
+        return Measured(candidate, problem=problem)
+    for _ in range(2):
+        first_s = max(_ask(replicas, "batch"))
+        first_rate = candidate.replicas * candidate.batch_size / first_s
+        if first_rate >= _GIVE_UP_SHARE * best or first_s >= _SECOND_CHANCE_S:
+            break
+    if first_rate < _GIVE_UP_SHARE * best:
+        return Measured(candidate, problem=f"abandoned: first batch {first_rate:.1f} rows/s")
+    rate = sum(_ask(replicas, "rate"))
+    agreement_pct = min(_ask(replicas, "agreement"))
+    return Measured(candidate, round(rate, 1), agreement_pct)
+
+
+def _ask(replicas: list[Connection], what: str) -> list[float]:
+    """Let all replicas do something at the same time; return their answers."""
+    for replica in replicas:
+        replica.send(what)
+    return [_receive(replica, _MEASURE_S) for replica in replicas]
+
+
+def _receive(replica: Connection, timeout_s: float) -> Any:
+    if not replica.poll(timeout_s):
+        raise EOFError
+    return replica.recv()
+
+
+def _replica(conductor: Connection, reference: Path, model: dict[str, Any], way: Candidate) -> None:
+    """The process: answer what the conductor asks, until it hangs up."""
+    from pipeline.errors import PipelineError
+
+    expected = dict(np.load(reference))
+    sample = expected.pop(_SAMPLE)
+    batch = np.resize(sample, (way.batch_size, *sample.shape[1:]))
+    try:
+        predictor = _predictor(model, way)
+    except (PipelineError, ValueError, RuntimeError) as error:
+        conductor.send(" ".join(str(error).split())[:120])
+        return
+    answers = {
+        "batch": lambda: _timed(predictor, batch),
+        "rate": lambda: _rate(predictor, batch),
+        "agreement": lambda: _agreement_pct(predictor, sample, expected),
+    }
+    conductor.send("")  # no problem
+    try:
+        while True:
+            conductor.send(answers[conductor.recv()]())
+    except (EOFError, OSError):
+        return
+
+
+def _agreement_pct(predictor: Any, sample: Any, expected: dict[str, Any]) -> float:
+    from pipeline.agreement import AgreementLimits, compare
+    from pipeline.job import Gates
+
+    return compare(expected, predictor.reduce(sample), AgreementLimits.of(Gates())).pct
+
+
+def _predictor(model: dict[str, Any], way: Candidate) -> Any:
+    import pyarrow as pa
+
+    from pipeline.job import Model, Transform
+    from pipeline.model import PredictorConfig, resolve_model
+    from pipeline.predictor import Predictor
+
+    section = Model(**model, runtime=way.runtime, precision=way.precision)
+    spec = resolve_model(section, Transform())
+    return Predictor(PredictorConfig(spec, way.batch_size, 0, way.threads, pa.schema([])))
+
+
+def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
+    from pipeline.job import Model, Transform
+    from pipeline.model import resolve_model
+
+    sample = _sample(images, resolve_model(Model(**model), Transform()).transform)
+    eager = _predictor(model, Candidate("eager", "fp32", 32, 1, CORES))
+    np.savez(path, **{_SAMPLE: sample}, **eager.reduce(sample))
+
+
+def _sample(images: Path, transform: Any) -> Any:
+    from pipeline.decode import DecodeLimits, decode_image
+    from pipeline.transform import resize_and_crop_into
+
+    files = list(islice(files_of(str(images)), _SAMPLE_ROWS))
+    size = transform.size_px
+    sample = np.zeros((len(files), size, size, 3), np.uint8)
+    limits = DecodeLimits(1 << 30, 1 << 30)
+    for row, path in enumerate(files):
+        image = decode_image(Path(path).read_bytes(), limits)
+        resize_and_crop_into(image, transform, sample[row])
+    return sample
+
+
+def _timed(predictor: Any, batch: Any) -> float:
+    started = time.perf_counter()
+    predictor.reduce(batch)
+    return time.perf_counter() - started
+
+
+def _rate(predictor: Any, batch: Any) -> float:
+    """Rows/s over as many calls as a trial of `auto` makes."""
+    from pipeline.trial_run import MIN_CALLS, MIN_MEASURE_S
+
+    calls, started = 0, time.perf_counter()
+    while calls < MIN_CALLS or time.perf_counter() - started < MIN_MEASURE_S:
+        predictor.reduce(batch)
+        calls += 1
+    return calls * len(batch) / (time.perf_counter() - started)

@@ -1,0 +1,85 @@
+"""`limit`: one plain process a core, each decoding and predicting its share of the photos.
+
+With our decoder and what `auto` chose, and without Ray, storage and publishing: nothing but the
+work itself. Starting up is left out of `steady`: the processes wait for each other.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from peer_model import BATCH, CORES, build, files_of
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one process does."""
+
+    files: list[str]
+    name: str
+    weights: str
+    runtime: str
+    precision: str
+    shrink: bool
+
+
+def limit(
+    images: str, name: str, weights: str, runtime: str, precision: str, shrink: str = ""
+) -> dict[str, Any]:
+    """With `shrink`, the JPEG decoder halves large photos, as transform.shrink_on_load has it."""
+    context = get_context("spawn")
+    files = files_of(images)
+    shares = [
+        _Share(files[i::CORES], name, weights, runtime, precision, bool(shrink))
+        for i in range(CORES)
+    ]
+    ready, done, go = context.Queue(), context.Queue(), context.Event()
+    processes = [context.Process(target=_work, args=(share, ready, done, go)) for share in shares]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        ready.get(timeout=600)
+    go.set()
+    slowest_s = max(done.get(timeout=3600) for _ in processes)
+    for process in processes:
+        process.join()
+    return {"rows": len(files), "steady": len(files) / slowest_s}
+
+
+def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
+    import torch
+
+    from pipeline.decode import DecodeLimits, decode_image
+    from pipeline.transform import resize_and_crop_into
+
+    torch.set_num_threads(1)
+    runner, spec, buffer = _load(share)
+    limits = DecodeLimits(1 << 30, 1 << 30)
+    shrink_px = 2 * spec.resize_px if share.shrink else None
+    ready.put(True)
+    go.wait()
+    started = time.perf_counter()
+    for first in range(0, len(share.files), BATCH):
+        for row, path in enumerate(share.files[first : first + BATCH]):
+            image = decode_image(Path(path).read_bytes(), limits, shrink_px)
+            resize_and_crop_into(image, spec, buffer[row].numpy())
+        with torch.inference_mode():
+            torch.softmax(runner.run(buffer).float(), 1).topk(5)
+    done.put(time.perf_counter() - started)
+
+
+def _load(share: _Share) -> tuple[Any, Any, Any]:
+    import torch
+
+    from pipeline.runtimes import Whole, dtype_of, make_runner
+
+    module, spec = build(share.name, share.weights)
+    kind = dtype_of(share.runtime, share.precision)
+    whole = Whole(module.to(kind).to(memory_format=torch.channels_last), spec, kind).eval()
+    buffer = torch.zeros((BATCH, spec.size_px, spec.size_px, 3), dtype=torch.uint8)
+    runner = make_runner(share.runtime, share.precision, whole, buffer, num_threads=1)
+    return runner, spec, buffer

@@ -1,0 +1,115 @@
+"""Measure rows/s as rows grow: `python tests/bench/linear.py 1000 10000 100000`.
+
+A cheap model over photos that repeat, so that what is measured is the pipeline itself. The rate is
+rows over the streaming time. The resident peaks are of the driver and of every kind of process that
+Ray starts; `own` leaves out what a process shares with others (Ray's object store). Prints a line a
+size, then the spread of the rates, and JSON last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import huge
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from machine import machine, today
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cli import command, environment, write_job
+
+from pipeline.photos import photo_rows
+
+SIZES = (1_000, 10_000, 100_000)
+NUM_PHOTOS = 16
+_GROUP_ROWS = 1_000
+_SIDE_PX = 128
+_EVERY_S = 0.25
+
+
+def make_input(path: Path, num_rows: int) -> None:
+    """Write rows that take a few small photos in turn."""
+    images = [small_jpeg(photo.data) for photo in photo_rows(NUM_PHOTOS, seed=1)]
+    schema = pa.schema([("image", pa.binary())])
+    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
+        for first in range(0, num_rows, _GROUP_ROWS):
+            rows = range(first, min(first + _GROUP_ROWS, num_rows))
+            column = pa.array([images[row % NUM_PHOTOS] for row in rows], pa.binary())
+            writer.write_table(pa.table({"image": column}, schema=schema))
+
+
+def small_jpeg(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        small = image.convert("RGB")
+        small.thumbnail((_SIDE_PX, _SIDE_PX))
+        small.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def measure(folder: Path, num_rows: int) -> dict[str, Any]:
+    (folder / "in").mkdir(parents=True)
+    make_input(folder / "in" / "rows.parquet", num_rows)
+    source = {"uri": str(folder / "in"), "format": "parquet"}
+    job = write_job(folder / "job.yaml", source, str(folder / "out"))
+    peaks: dict[str, list[float]] = {}
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command("run", job, "--json", "--quiet"), env=environment(), stdout=subprocess.PIPE
+    )
+    driver = psutil.Process(process.pid)
+    while process.poll() is None:
+        huge.sample(driver, peaks)
+        time.sleep(_EVERY_S)
+    output = process.stdout.read() if process.stdout else b""
+    if process.returncode:
+        sys.exit(f"{num_rows} rows: the run ended with exit {process.returncode}")
+    report = json.loads(output.splitlines()[-1])
+    return {
+        "rows": report["rows"]["computed"],
+        "rows_per_s": round(report["rows_per_s"], 1),
+        "streaming_s": round(report["streaming_wall_s"], 2),
+        "wall_s": round(time.perf_counter() - started, 2),
+        "peaks_mib": by_kind(peaks),
+    }
+
+
+def by_kind(peaks: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """The driver and what Ray started; a process is called after its class, whatever it runs."""
+    found: dict[str, dict[str, float]] = {}
+    for name, (rss, own) in sorted(peaks.items()):
+        if name == "driver" or name.startswith("ray::"):
+            seen = found.setdefault(name.partition(".")[0], {"rss": 0.0, "own": 0.0})
+            seen["rss"] = max(seen["rss"], round(rss, 1))
+            seen["own"] = max(seen["own"], round(own, 1))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES))
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        for size in parser.parse_args().sizes:
+            found = measure(Path(name) / str(size), size)
+            results.append(found)
+            print("  ".join(f"{key} {value}" for key, value in found.items()), flush=True)
+    rates = [found["rows_per_s"] for found in results]
+    spread_pct = round(100 * (max(rates) - min(rates)) / max(rates), 1)
+    print(f"spread {spread_pct} % of the fastest")
+    document = {"date": today(), "machine": machine(), "spread_pct": spread_pct}
+    print(json.dumps({**document, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

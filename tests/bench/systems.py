@@ -1,0 +1,170 @@
+"""Run each system that throughput.py compares, in processes of its own, over the same photos."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peer_model import steady_rate
+from safetensors.torch import save_file
+from torchvision.models import get_model
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cli import command, environment
+
+from pipeline.cluster import WORKER_ENVIRONMENT as MALLOC
+
+BENCH = Path(__file__).parent
+ROOT = BENCH.parent.parent
+OURS = ("exact", "auto", "auto-shrink")
+LIMITS = ("limit", "limit-shrink")
+AUTO = {"runtime": "auto", "precision": "auto"}
+# The children import this checkout, whatever else is installed.
+CHECKOUT = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCH.parent, BENCH)))}
+
+
+class Unusable(Exception):
+    """A system cannot run here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model over one set of photos."""
+
+    folder: Path
+    """Where jobs, outputs and profiles go."""
+    images: Path
+    num_photos: int
+    model: dict[str, Any]
+    """The model section of a job."""
+    slice_rows: int
+
+    def job(self, name: str, out: Path, *, auto: bool, shrink: bool) -> str:
+        document = {
+            "source": {"uri": str(self.images), "format": "images"},
+            "model": {**self.model, **(AUTO if auto else {})},
+            "sink": {"uri": str(out)},
+            "run": {"slice_rows": self.slice_rows},
+            "transform": {"shrink_on_load": True} if shrink else {},
+        }
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(document))
+        return str(path)
+
+
+def write_weights(folder: Path, name: str) -> dict[str, Any]:
+    """Return the model section of a job; torchvision models get seeded weights."""
+    if name == "efficientnet-lite0":
+        return {"name": name}
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        torch.manual_seed(0)
+        save_file(get_model(name, weights=None).state_dict(), path)
+    return {"name": name, "weights": str(path)}
+
+
+def tune(case: Case, *, shrink: bool) -> dict[str, Any]:
+    """Run `pipeline tune`; keep its profile for the runs.
+
+    Raises:
+        Unusable: Nothing agrees with eager fp32.
+    """
+    out = case.folder / f"tuned-{time.time_ns()}"
+    job = case.job("tune", out, auto=True, shrink=shrink)
+    found = _pipeline("tune", job)
+    profiles = case.folder / "profiles"
+    profiles.mkdir(exist_ok=True)
+    for path in (out / "_control" / "profiles").iterdir():
+        path.rename(profiles / path.name)
+    return found
+
+
+def run(system: str, case: Case, chosen: str) -> dict[str, Any]:
+    """Run one system once.
+
+    Args:
+        chosen: Runtime and precision that the limit takes.
+
+    Returns:
+        `whole` and `steady` rows/s (steady is None where nobody can tell); for ours also
+        `startup`, seconds by cause.
+
+    Raises:
+        Unusable: It failed.
+    """
+    if system in OURS:
+        return _run_ours(system, case)
+    more = [*chosen.split(), "shrink"] if system == "limit-shrink" else chosen.split()
+    return _run_peer(system.removesuffix("-shrink"), case, *more)
+
+
+def _run_ours(system: str, case: Case) -> dict[str, Any]:
+    out = case.folder / f"out-{system}-{time.time_ns()}"
+    (out / "_control").mkdir(parents=True)
+    if (case.folder / "profiles").exists():  # what `tune` found lies below the sink
+        (out / "_control" / "profiles").symlink_to(case.folder / "profiles")
+    job = case.job(system, out, auto=system != "exact", shrink=system == "auto-shrink")
+    started = time.perf_counter()
+    report = _pipeline("run", job, "--quiet")
+    whole_s = time.perf_counter() - started
+    rows = report["rows"]["computed"]
+    _check_rows(system, rows, case)
+    # A staged file is a slice; all slices but the last of a folder are equally long.
+    staged = list((out / "_control").rglob("staging/*/*.parquet"))
+    rows_each = rows / max(1, len(staged))
+    per_slice = steady_rate([path.stat().st_mtime for path in staged])
+    return {
+        "whole": rows / whole_s,
+        "steady": None if per_slice is None else per_slice * rows_each,
+        "startup": {entry["part"]: entry["wall_s"] or 0.0 for entry in report["startup"]},
+    }
+
+
+def _run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
+    name, weights = case.model["name"], case.model.get("weights", "")
+    program = [sys.executable, str(BENCH / "peers.py"), system, str(case.images), name, weights]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*program, *more],
+        env={**os.environ, **CHECKOUT, **(MALLOC if system == "limit" else {})},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    whole_s = time.perf_counter() - started
+    if done.returncode:
+        raise Unusable(f"{system}: {_last_line(done.stderr)}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    _check_rows(system, found["rows"], case)
+    return {"whole": found["rows"] / whole_s, "steady": found["steady"]}
+
+
+def _pipeline(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        command(*arguments, "--json"),
+        env=environment(CHECKOUT),
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    if done.returncode:
+        raise Unusable(f"pipeline {arguments[0]}: {_last_line(done.stderr)}")
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return document
+
+
+def _check_rows(system: str, rows: int, case: Case) -> None:
+    if rows != case.num_photos:
+        raise Unusable(f"{system}: {rows} of {case.num_photos} photos were predicted")
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
