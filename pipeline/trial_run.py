@@ -94,7 +94,7 @@ def try_out(
         batch = np.resize(sample, (config.batch_size, *sample.shape[1:]))
         predictor.reduce(batch)
         load_s = perf_counter() - started
-        rate = _rate(predictor, batch, HOPELESS * best_rows_per_s)
+        rate = measure_rate(predictor, batch, HOPELESS * best_rows_per_s)
         if rate < HOPELESS * best_rows_per_s:
             problem = f"{rate:.1f} rows/s, less than a quarter of what another way gives"
             return replace(trial, rows_per_s=round(rate, 1), problem=problem), {}
@@ -125,7 +125,7 @@ def try_batch(config: PredictorConfig, sample: npt.NDArray[Any]) -> Trial:
         batch = np.resize(sample, (config.batch_size, *sample.shape[1:]))
         predictor.reduce(batch)
         load_s = perf_counter() - started
-        rate = _rate(predictor, batch, 0.0)
+        rate = measure_rate(predictor, batch, 0.0)
     except (PipelineError, ValueError, RuntimeError, MemoryError) as error:
         return replace(trial, problem=" ".join(str(error).split())[:200])
     return replace(
@@ -133,7 +133,7 @@ def try_batch(config: PredictorConfig, sample: npt.NDArray[Any]) -> Trial:
     )
 
 
-def _rate(predictor: Predictor, batch: npt.NDArray[Any], least_rows_per_s: float) -> float:
+def measure_rate(predictor: Predictor, batch: npt.NDArray[Any], least_rows_per_s: float) -> float:
     """Return rows over the median call, which other work on the machine disturbs least."""
     calls: list[float] = []
     while len(calls) < MIN_CALLS or sum(calls) < MEASURE_S:

@@ -113,9 +113,9 @@ def show(candidate: Candidate) -> str:
 def chosen_of(tuned: dict[str, Any]) -> Candidate:
     """What `pipeline tune` chose; what it does not say is what a run would take."""
     runtime, precision = str(tuned["chosen"]).split()[:2]
-    threads = int(tuned.get("threads_per_actor", 1))
-    replicas = int(tuned.get("actors", max(1, CORES // threads)))
-    return Candidate(runtime, precision, int(tuned.get("batch_size", 32)), replicas, threads)
+    threads = int(tuned["threads_per_actor"])
+    replicas = int(tuned["actors_a_node"] or max(1, CORES // threads))
+    return Candidate(runtime, precision, int(tuned["batch_size"]), replicas, threads)
 
 
 def in_turn(

@@ -203,11 +203,7 @@ def _timed(predictor: Any, batch: Any) -> float:
 
 
 def _rate(predictor: Any, batch: Any) -> float:
-    """Rows/s over as many calls as a trial of `auto` makes."""
-    from pipeline.trial_run import MIN_CALLS, MIN_MEASURE_S
+    """Rows/s as a trial of `auto` measures them."""
+    from pipeline.trial_run import measure_rate
 
-    calls, started = 0, time.perf_counter()
-    while calls < MIN_CALLS or time.perf_counter() - started < MIN_MEASURE_S:
-        predictor.reduce(batch)
-        calls += 1
-    return calls * len(batch) / (time.perf_counter() - started)
+    return measure_rate(predictor, batch, 0.0)

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from peer_model import BATCH, CORES, build, files_of
+from peer_model import CORES, build, files_of
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,24 @@ class _Share:
     weights: str
     runtime: str
     precision: str
+    batch_size: int
     shrink: bool
 
 
 def limit(
-    images: str, name: str, weights: str, runtime: str, precision: str, shrink: str = ""
+    images: str,
+    name: str,
+    weights: str,
+    runtime: str,
+    precision: str,
+    batch_size: str,
+    shrink: str = "",
 ) -> dict[str, Any]:
     """With `shrink`, the JPEG decoder halves large photos, as transform.shrink_on_load has it."""
     context = get_context("spawn")
     files = files_of(images)
     shares = [
-        _Share(files[i::CORES], name, weights, runtime, precision, bool(shrink))
+        _Share(files[i::CORES], name, weights, runtime, precision, int(batch_size), bool(shrink))
         for i in range(CORES)
     ]
     ready, done, go = context.Queue(), context.Queue(), context.Event()
@@ -63,8 +70,9 @@ def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
     ready.put(True)
     go.wait()
     started = time.perf_counter()
-    for first in range(0, len(share.files), BATCH):
-        for row, path in enumerate(share.files[first : first + BATCH]):
+    size = share.batch_size
+    for first in range(0, len(share.files), size):
+        for row, path in enumerate(share.files[first : first + size]):
             image = decode_image(Path(path).read_bytes(), limits, shrink_px)
             resize_and_crop_into(image, spec, buffer[row].numpy())
         with torch.inference_mode():
@@ -80,6 +88,6 @@ def _load(share: _Share) -> tuple[Any, Any, Any]:
     module, spec = build(share.name, share.weights)
     kind = dtype_of(share.runtime, share.precision)
     whole = Whole(module.to(kind).to(memory_format=torch.channels_last), spec, kind).eval()
-    buffer = torch.zeros((BATCH, spec.size_px, spec.size_px, 3), dtype=torch.uint8)
-    runner = make_runner(share.runtime, share.precision, whole, buffer, num_threads=1)
+    buffer = torch.zeros((share.batch_size, spec.size_px, spec.size_px, 3), dtype=torch.uint8)
+    runner = make_runner(share.runtime, share.precision, lambda: whole, buffer, num_threads=1)
     return runner, spec, buffer

@@ -28,6 +28,8 @@ OURS = ("exact", "auto", "auto-shrink")
 LIMITS = ("limit", "limit-shrink")
 AUTO = {"runtime": "auto", "precision": "auto"}
 # The children import this checkout, whatever else is installed.
+PEERS_PYTHON = os.environ.get("PEERS_PYTHON", sys.executable)
+"""Daft and Spark live in an environment of their own: they hold pyarrow to an older version."""
 CHECKOUT = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCH.parent, BENCH)))}
 
 
@@ -91,7 +93,9 @@ def run(system: str, case: Case, chosen: str) -> dict[str, Any]:
     """Run one system once.
 
     Args:
-        chosen: Runtime and precision that the limit takes.
+        system: Its name.
+        case: Over what.
+        chosen: Runtime, precision and batch size that the limit takes.
 
     Returns:
         `whole` and `steady` rows/s (steady is None where nobody can tell); for ours also
@@ -130,7 +134,7 @@ def _run_ours(system: str, case: Case) -> dict[str, Any]:
 
 def _run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
     name, weights = case.model["name"], case.model.get("weights", "")
-    program = [sys.executable, str(BENCH / "peers.py"), system, str(case.images), name, weights]
+    program = [python_of(system), str(BENCH / "peers.py"), system, str(case.images), name, weights]
     started = time.perf_counter()
     done = subprocess.run(
         [*program, *more],
@@ -145,6 +149,20 @@ def _run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
     found = json.loads(done.stdout.splitlines()[-1])
     _check_rows(system, found["rows"], case)
     return {"whole": found["rows"] / whole_s, "steady": found["steady"]}
+
+
+def python_of(system: str) -> str:
+    """Return the interpreter that runs a peer."""
+    return PEERS_PYTHON if system in ("daft", "spark") else sys.executable
+
+
+def missing(system: str) -> str:
+    """Say what a system needs that is not here; '' where nothing is missing."""
+    if system in OURS:
+        return ""
+    program = [python_of(system), str(BENCH / "peers.py"), system, "--missing"]
+    done = subprocess.run(program, capture_output=True, check=False, text=True)
+    return (done.stdout.strip() or _last_line(done.stderr)) if done.returncode else ""
 
 
 def _pipeline(*arguments: str) -> dict[str, Any]:

@@ -23,10 +23,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import peers
 from large_photos import build_large
 from machine import machine, today
-from systems import LIMITS, OURS, Case, Unusable, run, tune, write_weights
+from systems import LIMITS, OURS, Case, Unusable, missing, run, tune, write_weights
 
 from pipeline.photos import build_images
 
@@ -90,7 +89,7 @@ def build(images: Path, num_photos: int, *, large: bool) -> None:
 
 def usable(systems: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """The systems that can run here, and why the others cannot."""
-    reasons = {system: peers.missing(system) for system in systems}
+    reasons = {system: missing(system) for system in systems}
     skipped = {system: reason for system, reason in reasons.items() if reason}
     for system, reason in skipped.items():
         print(f"skipped {system}: {reason}", flush=True)
@@ -125,7 +124,7 @@ def compare(
 
 def tune_all(case: Case, systems: list[str], skipped: dict[str, str]) -> dict[str, str]:
     """Let `pipeline tune` choose with and without shrinking; say what each system runs."""
-    chosen = dict.fromkeys(systems, "eager fp32")
+    chosen = dict.fromkeys(systems, "eager fp32 32")
     for shrink, names in ((False, ("auto", "limit")), (True, ("auto-shrink", "limit-shrink"))):
         tuned = [name for name in names if name in systems]
         if not tuned:
@@ -136,9 +135,11 @@ def tune_all(case: Case, systems: list[str], skipped: dict[str, str]) -> dict[st
             print(f"{case.model['name']}: {error}", flush=True)
             skipped.update({f"{case.model['name']} {name}": str(error) for name in tuned})
             continue
-        for trial in found["trials"]:
+        for trial in (*found["runtimes"], *found["batch_sizes"], *found["layouts"]):
             print(f"{case.model['name']} {json.dumps(trial)}", flush=True)
-        chosen.update(dict.fromkeys(tuned, found["chosen"]))
+        choice = f"{found['chosen']} {found['batch_size']}"
+        print(f"{case.model['name']} chosen: {choice}, {found['decode_in']}", flush=True)
+        chosen.update(dict.fromkeys(tuned, choice))
     return chosen
 
 
