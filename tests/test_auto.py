@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli import pipeline, write_job
+from hypothesis import given
+from hypothesis import strategies as st
 from models import LABELS
 
 from pipeline.allocation import Allocation
-from pipeline.choose import candidates, choose
+from pipeline.choose import candidates, choose, choose_batch, choose_layout, layouts
 from pipeline.errors import JobError
 from pipeline.model import ModelSpec
 from pipeline.photos import build_images
 from pipeline.task import TaskSpec
 from pipeline.trial import Trial
+from pipeline.trial_layouts import CPU_BATCHES
+from pipeline.trials import Profile
 
 ALLOCATION = Allocation(2, 2, 0.9, 0.0, 1, 1, 1, 1)
 EAGER = Trial("eager", "fp32", rows_per_s=10, load_s=1, agreement_pct=100)
@@ -38,6 +43,51 @@ def test_what_agrees_too_little_is_not_taken_however_fast():
     assert choose(ALL, 98.0, None, ALLOCATION) == WRONG
     with pytest.raises(JobError, match="onnxruntime fp32: died"):
         choose([DEAD], 0.0, None, ALLOCATION)
+
+
+def batch(size: int, rows_per_s: float, peak_mib: float = 100.0, problem: str = "") -> Trial:
+    trial = replace(EAGER, batch_size=size, rows_per_s=rows_per_s, peak_mib=peak_mib)
+    return replace(trial, problem=problem)
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "actors", "size"), [(1e9, 2, 64), (1000, 2, 16), (1000, 20, None), (300, 2, 16)]
+)
+def test_the_batch_fits_the_memory_and_of_equal_ones_is_the_smallest(
+    memory_mib: float, actors: int, size: int | None
+):
+    trials = [
+        batch(128, 101, 900),
+        batch(64, 100, 800),
+        batch(32, 90, 300),
+        batch(16, 89, 100),
+        batch(8, 500, 10, problem="died"),
+    ]
+    found = choose_batch(trials, memory_mib, actors)
+    assert (found and found.batch_size) == size
+
+
+def test_the_layout_that_is_clearly_faster_is_taken_and_else_the_first():
+    plain = replace(EAGER, actors=2, threads=1, decode_in="actors", rows_per_s=100, peak_mib=10)
+    equal = replace(plain, decode_in="tasks", rows_per_s=102)
+    faster = replace(plain, decode_in="tasks", rows_per_s=110)
+    assert choose_layout([plain, equal], 1e9) == plain
+    assert choose_layout([plain, equal, faster], 1e9) == faster
+    assert choose_layout([plain, replace(faster, peak_mib=600)], 1000) == plain
+    assert choose_layout([replace(plain, problem="died")], 1e9) is None
+
+
+@given(st.integers(1, 200))
+def test_layouts_take_all_cores_once(cpus: int):
+    found = layouts(cpus)
+    assert found[0] == (cpus, 1)
+    assert len(set(found)) == len(found)
+    assert all(actors * threads == cpus for actors, threads in found)
+
+
+def test_what_was_measured_survives_the_store():
+    profile = Profile((EAGER, DEAD), (batch(8, 10.0),), (replace(EAGER, threads=2),))
+    assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
 
 
 def spec(runtime: str, precision: str) -> ModelSpec:
@@ -99,13 +149,26 @@ def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tune_tries_everything_and_publishes_nothing(tmp_path: Path) -> None:
+def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 40, seed=12, num_bad=2)
     source = {"uri": str(tmp_path / "images"), "format": "images"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
-    tuned = pipeline("tune", job, "--json", "--set", "model.batch_size=16")
+    model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "auto"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model)
+    tuned = pipeline("tune", job, "--json")
     assert tuned.code == 0, tuned.stderr
-    tried = {(trial["runtime"], trial["precision"]) for trial in tuned.json["trials"]}
+    tried = {(trial["runtime"], trial["precision"]) for trial in tuned.json["runtimes"]}
     assert tried == set(candidates(spec("auto", "auto"), is_on_gpu=False))
-    assert not any(trial["problem"] for trial in tuned.json["trials"])
+    assert [trial["batch_size"] for trial in tuned.json["batch_sizes"]] == list(CPU_BATCHES)
+    places = [trial["decode_in"] for trial in tuned.json["layouts"]]
+    assert places == sorted(places)
+    assert set(places) == {"actors", "tasks"}
+    for trial in (*tuned.json["batch_sizes"], *tuned.json["layouts"]):
+        assert trial["problem"] == ""
+        assert trial["rows_per_s"] > 0
     assert not (tmp_path / "out" / "predictions").exists()
+    done = pipeline("run", job, "--json")
+    assert done.code == 0, done.stderr
+    found = done.json["model"]
+    assert f"{found['runtime']} {found['precision']}" == tuned.json["chosen"]
+    assert found["batch_size"] == tuned.json["batch_size"]
+    assert done.json["decode_in"] == tuned.json["decode_in"]
