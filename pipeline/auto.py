@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ from typing import Any
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, Hardware
 from pipeline.errors import InfraError, JobError
-from pipeline.model import GPU_PRECISIONS, PRECISIONS, ModelSpec, PredictorConfig
+from pipeline.layout import model_path
+from pipeline.model import (
+    CPU_PRECISIONS,
+    GPU_PRECISIONS,
+    INT8,
+    PRECISIONS,
+    ModelSpec,
+    PredictorConfig,
+)
 from pipeline.plan import Plan
 from pipeline.record import RunContext, package_versions
 from pipeline.rows import Reader
@@ -29,7 +37,7 @@ from pipeline.trial import Trial
 AUTO = "auto"
 SAMPLE_ROWS = 128
 _SAMPLE_UNITS = 4
-_PROFILE_VERSION = 1
+_PROFILE_VERSION = 2
 
 
 def settle(
@@ -43,7 +51,8 @@ def settle(
     Raises:
         JobError: No way to run the model is left.
     """
-    if AUTO not in (model.runtime, model.precision) and not model.shrinks:
+    is_open = AUTO in (model.runtime, model.precision) or model.precision == INT8
+    if not is_open and not model.shrinks:
         return plan, model
     path = f"{run.layout.control}/choice/{plan.fingerprint}.json"
     try:
@@ -55,14 +64,21 @@ def settle(
         data = json.dumps({"token": token, **chosen.to_dict()}).encode()
         if run.store.create_once(path, data, token) is CreateOutcome.OTHER:
             chosen = _read_choice(run.store, path)
-    settled = replace(model, runtime=chosen.runtime, precision=chosen.precision)
+    settled = chosen_spec(model, chosen)
     figures = {
         "runtime": chosen.runtime,
         "precision": chosen.precision,
         "agreement_pct": chosen.agreement_pct,
         "agreement_worst": chosen.worst,
+        **({"artefact_sha256": chosen.artefact_sha256} if chosen.artefact_sha256 else {}),
     }
     return replace(plan, model={**plan.model, **figures}), settled
+
+
+def chosen_spec(model: ModelSpec, trial: Trial) -> ModelSpec:
+    """Return the model as it was tried."""
+    sha256 = trial.artefact_sha256 or None
+    return replace(model, runtime=trial.runtime, precision=trial.precision, artefact_sha256=sha256)
 
 
 def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
@@ -72,7 +88,7 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
         for runtime, precisions in PRECISIONS.items()
         for precision in precisions
         if model.runtime in (AUTO, runtime) and model.precision in (AUTO, precision)
-        if is_on_gpu or precision not in GPU_PRECISIONS
+        if precision not in (CPU_PRECISIONS if is_on_gpu else GPU_PRECISIONS)
     ]
 
 
@@ -93,6 +109,8 @@ def choose(
             f"{t.runtime} {t.precision}: {t.problem or f'{t.agreement_pct:.1f}% of rows agree'}"
             for t in trials
         )
+        if not trials:
+            raise JobError("model.precision: no runtime has it on this device")
         raise JobError(
             f"nothing that was tried agrees on {min_agreement_pct:g}% of the sampled rows "
             f"(gates.min_agreement_pct) with eager fp32 and whole decoding: {problems}"
@@ -141,6 +159,7 @@ def measure(
         num_threads=allocation.actor_threads,
         pass_through=plan.pass_through,
         num_features=plan.num_features,
+        models=run.store,
     )
     trials = _try_all(reader, plan, model, config, limits, allocation)
     document = {"version": _PROFILE_VERSION, "trials": [trial.to_dict() for trial in trials]}
@@ -160,7 +179,7 @@ def _try_all(
     from ray.exceptions import RayError
 
     from pipeline.ray_tasks import ray_errors
-    from pipeline.trial_run import sample_inputs, try_out
+    from pipeline.trial_run import calibrate, sample_inputs, try_out
 
     # One after the other, each in a process of its own that ends with it.
     options: dict[str, Any] = {
@@ -189,18 +208,45 @@ def _try_all(
         reference = ray.put(found)
         if model.shrinks:
             sample = sample_of(model)
+
+    def calibrated() -> tuple[str, str]:
+        return ray.get(ray.remote(**options)(calibrate).remote(config, sample))  # type: ignore[no-any-return]
+
     trials = []
-    for runtime, precision in candidates(model, is_on_gpu=bool(allocation.actor_gpus)):
-        spec = replace(model, runtime=runtime, precision=precision)
+    is_on_gpu = bool(allocation.actor_gpus)
+    for spec, problem in _ways(model, candidates(model, is_on_gpu=is_on_gpu), calibrated):
         if spec == plain:
             trials.append(first)
+            continue
+        if problem:
+            trials.append(Trial(spec.runtime, spec.precision, problem=problem))
             continue
         try:
             trials.append(attempt(spec, sample, reference)[0])
         except RayError as error:
-            problem = f"died: {type(error).__name__}"
-            trials.append(Trial(runtime, precision, problem=problem))
+            died = f"died: {type(error).__name__}"
+            trials.append(Trial(spec.runtime, spec.precision, problem=died))
     return trials
+
+
+def _ways(
+    model: ModelSpec,
+    open_to: Sequence[tuple[str, str]],
+    calibrate: Callable[[], tuple[str, str]],
+) -> Iterator[tuple[ModelSpec, str]]:
+    """Yield each way to run the model, and '' or why it cannot be tried; int8 is made once."""
+    from ray.exceptions import RayError
+
+    made: tuple[str, str] | None = None
+    for runtime, precision in open_to:
+        spec, problem = replace(model, runtime=runtime, precision=precision), ""
+        if precision == INT8:
+            try:
+                made = made or calibrate()
+            except RayError as error:
+                made = "", f"calibrating died: {type(error).__name__}"
+            spec, problem = replace(spec, artefact_sha256=made[0]), made[1]
+        yield spec, problem
 
 
 def _read_choice(store: Store, path: str) -> Trial:
@@ -217,7 +263,9 @@ def _read_profile(store: Store, path: str) -> list[Trial] | None:
         document = json.loads(store.read_bytes(path))
         if document["version"] != _PROFILE_VERSION:
             return None
-        return [Trial(**trial) for trial in document["trials"]]
+        trials = [Trial(**trial) for trial in document["trials"]]
+        models = {model_path(t.artefact_sha256) for t in trials if t.artefact_sha256}
+        return trials if all(map(store.exists, models)) else None
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None  # measured anew
 

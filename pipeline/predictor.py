@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch.utils import _pytree as pytree
 
 from pipeline.agreement import AgreementLimits, compare
 from pipeline.errors import JobError
-from pipeline.model import ModelSpec, PredictorConfig, load_module
-from pipeline.runtimes import Whole, dtype_of, make_runner
+from pipeline.model import INT8, ModelSpec, PredictorConfig, load_module
+from pipeline.quantise import fetch_model
+from pipeline.runtimes import Whole, dtype_of, export_onnx, make_runner
 from pipeline.schema import (
     ERROR,
     FEATURES,
@@ -70,6 +72,7 @@ class Predictor:
             _load(config.spec, self._device),
             self._buffer.to(self._device),
             num_threads=config.num_threads,
+            calibrated=_calibrated(config),
         )
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
@@ -215,6 +218,20 @@ class _Timer:
 
     transfer_s: float = 0.0
     predict_s: float = 0.0
+
+
+def export(config: PredictorConfig) -> Path:
+    """Return the model as float32 ONNX for the batches of an actor on the CPU."""
+    torch.set_num_threads(config.num_threads)
+    cpu = torch.device("cpu")
+    spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
+    return export_onnx(_load(spec, cpu), _make_buffer(config, cpu))
+
+
+def _calibrated(config: PredictorConfig) -> bytes | None:
+    if config.spec.precision != INT8:
+        return None
+    return fetch_model(config.models, config.spec.artefact_sha256)
 
 
 def _load(spec: ModelSpec, device: torch.device) -> Whole:

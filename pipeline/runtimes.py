@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.artefacts import kept, key_of, one_at_a_time
 from pipeline.errors import JobError
-from pipeline.model import GPU_PRECISIONS, PRECISIONS
+from pipeline.model import CPU_PRECISIONS, GPU_PRECISIONS, INT8, PRECISIONS
 from pipeline.transform import TransformSpec
 
 _DTYPES = {
@@ -29,12 +29,14 @@ _DTYPES = {
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    INT8: torch.float32,
 }
 _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
     "openvino": ("openvino",),
 }
-_OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_QUANTISING = _PACKAGES["onnxruntime"]
+_OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16", INT8: "f32"}
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,16 @@ def dtype_of(runtime: str, precision: str) -> torch.dtype:
 
 def missing_reason(runtime: str, precision: str, *, is_on_gpu: bool) -> str:
     """Say why a runtime cannot be used here in a precision, or ''."""
-    absent = [name for name in _PACKAGES.get(runtime, ()) if not importlib.util.find_spec(name)]
+    needed = {name: runtime for name in _PACKAGES.get(runtime, ())}
+    if precision == INT8:
+        needed |= dict.fromkeys(_QUANTISING, "onnxruntime")
+    absent = [name for name in needed if not importlib.util.find_spec(name)]
     if absent:
-        return f"{absent[0]} is not installed: the extra `{runtime}` brings it"
+        return f"{absent[0]} is not installed: the extra `{needed[absent[0]]}` brings it"
     if precision not in PRECISIONS[runtime]:
         return f"{runtime} runs {', '.join(PRECISIONS[runtime])}, not {precision}"
+    if precision in CPU_PRECISIONS and is_on_gpu:
+        return f"{precision} is used on the CPU only"
     if precision in GPU_PRECISIONS and not is_on_gpu:
         return f"{precision} needs a GPU; on the CPU use fp32 or bf16"
     if runtime == "openvino" and is_on_gpu:
@@ -128,6 +135,7 @@ def make_runner(
     example: torch.Tensor,
     *,
     num_threads: int,
+    calibrated: bytes | None = None,
 ) -> Runner:
     """Make a module ready to run.
 
@@ -137,6 +145,7 @@ def make_runner(
         whole: On its device, of type `dtype_of`, in eval mode.
         example: A whole batch on the device; what it holds does not matter.
         num_threads: CPU threads.
+        calibrated: Precision int8: the checked model that runs instead of the module.
 
     Raises:
         JobError: The runtime is not here or cannot run the module.
@@ -154,8 +163,8 @@ def make_runner(
                 with one_at_a_time(runtime):  # torch keeps what it compiled by itself
                     return _compiled(whole, example)
             if runtime == "onnxruntime":
-                return _onnxruntime(whole, example, num_threads)
-            return _openvino(whole, example, precision, num_threads)
+                return _onnxruntime(whole, example, num_threads, calibrated)
+            return _openvino(whole, example, precision, num_threads, calibrated)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
@@ -202,8 +211,8 @@ def _key(whole: Whole, example: torch.Tensor, runtime: str) -> str:
     return key_of(whole, [whole.identity, runtime, list(example.shape), str(example.dtype)])
 
 
-def _onnxruntime(whole: Whole, example: torch.Tensor, num_threads: int) -> Runner:
-    import onnxruntime
+def export_onnx(whole: Whole, example: torch.Tensor) -> Path:
+    """Return the module as an ONNX file for batches like the example, kept on the node."""
 
     def export(folder: Path) -> None:
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
@@ -211,8 +220,15 @@ def _onnxruntime(whole: Whole, example: torch.Tensor, num_threads: int) -> Runne
         assert program is not None, "the dynamo exporter returns a program"
         program.save(folder / "model.onnx")
 
+    return kept(_key(whole, example, "onnxruntime"), export) / "model.onnx"
+
+
+def _onnxruntime(
+    whole: Whole, example: torch.Tensor, num_threads: int, calibrated: bytes | None
+) -> Runner:
+    import onnxruntime
+
     structure = _structure(whole, example)
-    folder = kept(_key(whole, example, "onnxruntime"), export)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     options.log_severity_level = 3
@@ -223,7 +239,7 @@ def _onnxruntime(whole: Whole, example: torch.Tensor, num_threads: int) -> Runne
     if wanted and not providers:
         raise JobError("this onnxruntime has no CUDA provider: install onnxruntime-gpu")
     session = onnxruntime.InferenceSession(
-        str(folder / "model.onnx"),
+        str(export_onnx(whole, example)) if calibrated is None else calibrated,
         options,
         providers=[*providers, "CPUExecutionProvider"],
     )
@@ -236,7 +252,13 @@ def _onnxruntime(whole: Whole, example: torch.Tensor, num_threads: int) -> Runne
     return Runner(run, is_static=True)
 
 
-def _openvino(whole: Whole, example: torch.Tensor, precision: str, num_threads: int) -> Runner:
+def _openvino(
+    whole: Whole,
+    example: torch.Tensor,
+    precision: str,
+    num_threads: int,
+    calibrated: bytes | None,
+) -> Runner:
     import openvino
 
     def convert(folder: Path) -> None:
@@ -246,9 +268,11 @@ def _openvino(whole: Whole, example: torch.Tensor, precision: str, num_threads: 
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
     structure = _structure(whole, example)
-    folder = kept(_key(whole, example, "openvino"), convert)
-    compiled = openvino.Core().compile_model(
-        folder / "model.xml",
+    core = openvino.Core()
+    compiled = core.compile_model(
+        kept(_key(whole, example, "openvino"), convert) / "model.xml"
+        if calibrated is None
+        else core.read_model(calibrated),
         "CPU",
         {
             # Its default where the CPU has bf16 is bf16.

@@ -15,11 +15,13 @@ import numpy.typing as npt
 from pipeline.agreement import AgreementLimits, compare
 from pipeline.decode import DecodeLimits
 from pipeline.errors import PipelineError
-from pipeline.model import PredictorConfig
+from pipeline.model import INT8, PredictorConfig
 from pipeline.plan import Unit
-from pipeline.predictor import Predictor
+from pipeline.predictor import Predictor, export
 from pipeline.preprocess import preprocess
+from pipeline.quantise import quantise, store_model
 from pipeline.rows import Reader
+from pipeline.runtimes import missing_reason
 from pipeline.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
 from pipeline.source import read_slices
 from pipeline.task import Arrays
@@ -77,5 +79,26 @@ def try_out(
         calls += 1
     rate = calls * len(batch) / (perf_counter() - started)
     return Trial(
-        runtime, precision, round(rate, 1), round(load_s, 2), agreement.pct, agreement.worst
+        runtime,
+        precision,
+        round(rate, 1),
+        round(load_s, 2),
+        agreement.pct,
+        agreement.worst,
+        config.spec.artefact_sha256 or "",
     ), found
+
+
+def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, str]:
+    """Make and store the int8 model, by every other row of the sample: the rest stays unseen.
+
+    Returns:
+        Its digest and '', or '' and why there is none.
+    """
+    reason = missing_reason("onnxruntime", INT8, is_on_gpu=config.num_gpus > 0)
+    if reason or config.models is None:
+        return "", reason or "there is no store for the calibrated model"
+    try:
+        return store_model(config.models, quantise(export(config), sample[::2])), ""
+    except Exception as error:  # noqa: BLE001  # whatever fails, other ways to run are left
+        return "", " ".join(f"{type(error).__name__}: {error}".split())[:200]

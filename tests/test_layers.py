@@ -21,7 +21,7 @@ LAYERS = (
     "agreement lease manifest single_file row_ids sink trial uri_policy",
     "delta parquet_inputs parts rows web weights",
     "fetch image_stream inputs model tar_stream",
-    "compact parquet_stream plan publish runtimes zoo",
+    "compact parquet_stream plan publish quantise runtimes zoo",
     "predictor record regroup source tiling upkeep",
     "datasource finish stages trial_run",
     "auto",
