@@ -16,9 +16,10 @@ from pathlib import Path
 
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, Hardware, allocate
-from pipeline.choose import AUTO, choose
+from pipeline.choose import AUTO, as_tried, choose
 from pipeline.errors import InfraError
-from pipeline.model import ModelSpec
+from pipeline.layout import model_path
+from pipeline.model import INT8, ModelSpec
 from pipeline.plan import Plan
 from pipeline.record import RunContext, package_versions
 from pipeline.rows import Reader
@@ -42,7 +43,8 @@ def settle(
     Raises:
         JobError: No way to run the model is left.
     """
-    if AUTO not in (model.runtime, model.precision) and not model.shrinks:
+    is_open = AUTO in (model.runtime, model.precision) or model.precision == INT8
+    if not is_open and not model.shrinks:
         return plan, model, allocation
     workshop = make_workshop(run, plan, model, hardware, allocation)
     profile = load_profile(run, workshop)
@@ -58,12 +60,13 @@ def settle(
     if profile is not None:
         batches = [t for t in profile.batches if not t.problem and t.is_like(chosen)]
         run.record.tuned({trial.batch_size: trial.rows_per_s for trial in batches})
-    settled = replace(model, runtime=chosen.runtime, precision=chosen.precision)
+    settled = as_tried(model, chosen)
     figures = {
         "runtime": chosen.runtime,
         "precision": chosen.precision,
         "agreement_pct": chosen.agreement_pct,
         "agreement_worst": chosen.worst,
+        **({"artefact_sha256": chosen.artefact_sha256} if chosen.artefact_sha256 else {}),
     }
     batch_size = run.job.model.batch_size or chosen.batch_size or plan.batch_size
     plan = replace(plan, model={**plan.model, **figures}, batch_size=batch_size)
@@ -114,7 +117,7 @@ def make_workshop(
     source = run.job.source
     store = Store(plan.source_root, source.storage_options)
     reader = Reader(store, source, plan.pass_through, plan.num_features)
-    return Workshop(run.job, plan, model, reader, hardware, allocation)
+    return Workshop(run.job, run.store, plan, model, reader, hardware, allocation)
 
 
 def _read_choice(store: Store, path: str) -> Trial:
@@ -132,7 +135,9 @@ def load_profile(run: RunContext, workshop: Workshop) -> Profile | None:
         document = json.loads(run.store.read_bytes(_profile_path(workshop)))
         if document["version"] != _PROFILE_VERSION:
             return None
-        return Profile.from_dict(document)
+        profile = Profile.from_dict(document)
+        models = {model_path(way.artefact_sha256) for way in profile.ways if way.artefact_sha256}
+        return profile if all(map(run.store.exists, models)) else None
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None  # measured anew
 

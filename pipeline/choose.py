@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline.allocation import Allocation
 from pipeline.errors import JobError
-from pipeline.model import GPU_PRECISIONS, PRECISIONS, ModelSpec
+from pipeline.model import CPU_PRECISIONS, GPU_PRECISIONS, PRECISIONS, ModelSpec
 from pipeline.trial import Trial
 
 AUTO = "auto"
@@ -21,8 +22,14 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
         for runtime, precisions in PRECISIONS.items()
         for precision in precisions
         if model.runtime in (AUTO, runtime) and model.precision in (AUTO, precision)
-        if is_on_gpu or precision not in GPU_PRECISIONS
+        if precision not in (CPU_PRECISIONS if is_on_gpu else GPU_PRECISIONS)
     ]
+
+
+def as_tried(model: ModelSpec, trial: Trial) -> ModelSpec:
+    """Return a model as it was tried."""
+    sha256 = trial.artefact_sha256 or None
+    return replace(model, runtime=trial.runtime, precision=trial.precision, artefact_sha256=sha256)
 
 
 def choose(
@@ -45,6 +52,8 @@ def choose(
             f"{t.runtime} {t.precision}: {t.problem or f'{t.agreement_pct:.1f}% of rows agree'}"
             for t in trials
         )
+        if not trials:
+            raise JobError("model.precision: no runtime has it on this device")
         raise JobError(
             f"nothing that was tried agrees on {min_agreement_pct:g}% of the sampled rows "
             f"(gates.min_agreement_pct) with eager fp32 and whole decoding: {problems}"

@@ -186,9 +186,10 @@ class Model(_Section):
     runtime: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = "eager"
     """What runs the model: torch as it is, torch.compile, or the library of that name (its extra
     must be installed). `auto` measures all that are there and takes the fastest that agrees."""
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the model; scores are always float32. `tf32` and `fp16` need a GPU. `auto`
-    measures, as above."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
+    """Arithmetic of the model; scores are always float32. `tf32` and `fp16` need a GPU. `int8` is
+    for onnxruntime and openvino on the CPU, calibrated on rows of the job and used only if it
+    agrees. `auto` measures, as above."""
     batch_size: PositiveInt | None = None
     """Rows of one model call; left out: 32 on CPU, 128 on GPU. Out of memory halves it."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
@@ -201,6 +202,8 @@ class Model(_Section):
         for field, task in _FIELDS_OF_TASKS.items():
             if field in self.model_fields_set and getattr(self, field) and self.task != task:
                 raise ValueError(f"{field} has no effect with task {self.task!r}, only {task!r}")
+        if self.precision == "int8" and self.runtime in ("eager", "compile"):
+            raise ValueError("precision 'int8' needs runtime onnxruntime, openvino or auto")
         if self.task == "embed" and self.embedding_dim is None:
             raise ValueError("task 'embed' needs embedding_dim, the length of its vectors")
         if self.task == "raw" and not self.outputs:

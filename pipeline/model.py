@@ -23,6 +23,7 @@ from pipeline.errors import InfraError, JobError, PipelineError
 from pipeline.imports import import_callable, require_allowed, source_digest
 from pipeline.job import Model, Transform
 from pipeline.single_file import read_file
+from pipeline.storage import Store
 from pipeline.task import OutputSpec, TaskSpec
 from pipeline.transform import TransformSpec
 from pipeline.weights import (
@@ -36,14 +37,16 @@ if TYPE_CHECKING:
     import torch
 
 ENTRY_POINT_GROUP = "pipeline.models"
+INT8 = "int8"
 PRECISIONS = {
     "eager": ("fp32", "tf32", "bf16", "fp16"),
     "compile": ("fp32", "tf32", "bf16", "fp16"),
-    "onnxruntime": ("fp32",),
-    "openvino": ("fp32", "bf16"),
+    "onnxruntime": ("fp32", INT8),
+    "openvino": ("fp32", "bf16", INT8),
 }
 """Runtime -> the precisions that it can run a module in."""
 GPU_PRECISIONS = ("tf32", "fp16")
+CPU_PRECISIONS = (INT8,)
 
 Kind = Literal["entry_point", "torchvision", "factory"]
 
@@ -78,6 +81,9 @@ class ModelSpec:
     runtime: str = "eager"
     layer: str | None = None
     """The submodule whose output is taken; None takes the model's own."""
+    artefact_sha256: str | None = None
+    """Precision int8: the calibrated model, once there is one. It follows from the choice, which
+    the fingerprint names, so it is no part of the fingerprint."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -107,7 +113,9 @@ class ModelSpec:
     def as_reference(self) -> ModelSpec:
         """Return what this is compared with: eager fp32 over every pixel."""
         transform = self.transform and replace(self.transform, shrink_on_load=False)
-        return replace(self, runtime="eager", precision="fp32", transform=transform)
+        return replace(
+            self, runtime="eager", precision="fp32", transform=transform, artefact_sha256=None
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what goes into fingerprints, plans and manifests (no storage options)."""
@@ -140,6 +148,8 @@ class PredictorConfig:
     """Length of the feature vectors; 0 where the rows are images."""
     limits: AgreementLimits | None = None
     """Compare some rows with eager fp32 by these; None where this is eager fp32."""
+    models: Store | None = None
+    """The output, where calibrated models are fetched from."""
 
 
 def resolve_model(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch.utils import _pytree as pytree
 
 from pipeline.agreement import AgreementLimits, compare
 from pipeline.errors import JobError
-from pipeline.model import ModelSpec, PredictorConfig, load_module
-from pipeline.runtimes import Whole, dtype_of, make_runner
+from pipeline.model import INT8, ModelSpec, PredictorConfig, load_module
+from pipeline.quantise import fetch_model
+from pipeline.runtimes import Whole, dtype_of, export_onnx, make_runner
 from pipeline.schema import (
     ERROR,
     FEATURES,
@@ -72,6 +74,7 @@ class Predictor:
             self._buffer.to(self._device),
             num_threads=config.num_threads,
             identity=config.spec.identity,
+            calibrated=_calibrated(config),
         )
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
@@ -233,6 +236,20 @@ def _load(spec: ModelSpec, device: torch.device) -> Whole:
             f"at the top it has {', '.join(names) or 'none'}"
         ) from None
     return whole.to(device).eval()
+
+
+def export(config: PredictorConfig) -> Path:
+    """Return the model as float32 ONNX for the batches of an actor on the CPU."""
+    torch.set_num_threads(config.num_threads)
+    cpu = torch.device("cpu")
+    spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
+    return export_onnx(_load(spec, cpu), _make_buffer(config, cpu))
+
+
+def _calibrated(config: PredictorConfig) -> bytes | None:
+    if config.spec.precision != INT8:
+        return None
+    return fetch_model(config.models, config.spec.artefact_sha256)
 
 
 def _make_buffer(config: PredictorConfig, device: torch.device) -> torch.Tensor:

@@ -102,6 +102,7 @@ class RunRecord:
             "precision": model.precision,
             "agreement_pct": plan.model.get("agreement_pct"),
             "agreement_worst": plan.model.get("agreement_worst"),
+            "artefact_sha256": plan.model.get("artefact_sha256"),
             "device": "cuda" if num_gpus else "cpu",
             "batch_size": plan.batch_size,
         }

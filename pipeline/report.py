@@ -120,6 +120,8 @@ class ModelSection(Section):
     """Share of sampled rows that agreed with eager fp32 when `auto` chose."""
     agreement_worst: float | None = None
     """Largest difference of scores, smallest cosine, or largest relative error of that sample."""
+    artefact_sha256: str | None = None
+    """Precision int8: digest of the calibrated model that ran."""
     device: str | None = None
     batch_size: int | None = None
 

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.artefacts import kept, key_of, one_at_a_time
 from pipeline.errors import JobError, PipelineError
-from pipeline.model import GPU_PRECISIONS, PRECISIONS
+from pipeline.model import CPU_PRECISIONS, GPU_PRECISIONS, INT8, PRECISIONS
 from pipeline.transform import TransformSpec
 
 _DTYPES = {
@@ -35,9 +35,10 @@ _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
     "openvino": ("openvino",),
 }
+_QUANTISING = _PACKAGES["onnxruntime"]
 _STRUCTURE = "structure.json"
 _BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
-_OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16", INT8: "f32"}
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,16 @@ def emulated_reason(precision: str, *, is_on_gpu: bool) -> str:
 
 def missing_reason(runtime: str, precision: str, *, is_on_gpu: bool) -> str:
     """Say why a runtime cannot be used here in a precision, or ''."""
-    absent = [name for name in _PACKAGES.get(runtime, ()) if not importlib.util.find_spec(name)]
+    needed = {name: runtime for name in _PACKAGES.get(runtime, ())}
+    if precision == INT8:
+        needed |= dict.fromkeys(_QUANTISING, "onnxruntime")
+    absent = [name for name in needed if not importlib.util.find_spec(name)]
     if absent:
-        return f"{absent[0]} is not installed: the extra `{runtime}` brings it"
+        return f"{absent[0]} is not installed: the extra `{needed[absent[0]]}` brings it"
     if precision not in PRECISIONS[runtime]:
         return f"{runtime} runs {', '.join(PRECISIONS[runtime])}, not {precision}"
+    if precision in CPU_PRECISIONS and is_on_gpu:
+        return f"{precision} is used on the CPU only"
     if precision in GPU_PRECISIONS and not is_on_gpu:
         return f"{precision} needs a GPU; on the CPU use fp32 or bf16"
     if runtime == "openvino" and is_on_gpu:
@@ -149,6 +155,7 @@ def make_runner(
     *,
     num_threads: int,
     identity: str | None = None,
+    calibrated: bytes | None = None,
 ) -> Runner:
     """Make a module ready to run.
 
@@ -160,6 +167,7 @@ def make_runner(
         example: A whole batch on the device; what it holds does not matter.
         num_threads: CPU threads.
         identity: All that decides the module's outputs; None where only its tensors tell.
+        calibrated: Precision int8: the checked model that runs instead of the module.
 
     Raises:
         JobError: The runtime is not here or cannot run the module.
@@ -179,11 +187,10 @@ def make_runner(
             if runtime == "compile":
                 with one_at_a_time(runtime):  # torch keeps what it compiled by itself
                     return _compiled(load(), example)
-            facts = [identity, runtime, list(example.shape), str(example.dtype)]
-            made = _Made(load, example, facts)
+            made = _Made(load, example, identity)
             if runtime == "onnxruntime":
-                return _onnxruntime(made, num_threads)
-            return _openvino(made, precision, num_threads)
+                return _onnxruntime(made, num_threads, calibrated)
+            return _openvino(made, precision, num_threads, calibrated)
     except PipelineError:
         raise
     except Exception as error:
@@ -229,45 +236,59 @@ class _Made:
 
     load: Callable[[], Whole]
     example: torch.Tensor
-    facts: list[Any]
-    """The identity, if known, the runtime and the batch."""
+    identity: str | None
 
-    def folder(self, write: Callable[[Path, _Flat], None]) -> Path:
+    def folder(self, kind: str, write: Callable[[Path, _Flat], None]) -> Path:
         """Return the folder of what was made, which `write` fills if there is none."""
-        key = key_of(self.facts) if self.facts[0] else key_of([self.load().identity, *self.facts],
-                                                              self.load())  # fmt: skip
+        batch = [kind, list(self.example.shape), str(self.example.dtype)]
+        if self.identity is not None:
+            key = key_of([self.identity, *batch])
+        else:
+            key = key_of([self.load().identity, *batch], self.load())
 
         def make(folder: Path) -> None:
-            flat = _Flat(self.load()).eval()
             with torch.no_grad():
-                write(folder, flat)
-            with contextlib.suppress(NotImplementedError):  # a container that only its code knows
-                text = pytree.treespec_dumps(self._structure())
-                (folder / _STRUCTURE).write_text(text)
+                write(folder, _Flat(self.load()).eval())
 
         return kept(key, make)
 
-    def structure(self, folder: Path) -> pytree.TreeSpec:
+    def structure(self) -> pytree.TreeSpec:
         """Return the structure of the outputs."""
-        path = folder / _STRUCTURE
-        return pytree.treespec_loads(path.read_text()) if path.exists() else self._structure()
+
+        def write(folder: Path, flat: _Flat) -> None:
+            text = pytree.treespec_dumps(self._structure())
+            (folder / _STRUCTURE).write_text(text)
+
+        try:
+            folder = self.folder("structure", write)
+        except NotImplementedError:  # a container that only its own code knows
+            return self._structure()
+        return pytree.treespec_loads((folder / _STRUCTURE).read_text())
 
     def _structure(self) -> pytree.TreeSpec:
         with torch.no_grad():
             return pytree.tree_flatten(self.load()(self.example[:1]))[1]
 
 
-def _onnxruntime(made: _Made, num_threads: int) -> Runner:
-    import onnxruntime
+def export_onnx(whole: Whole, example: torch.Tensor) -> Path:
+    """Return a module as an ONNX file for batches like the example, kept on the node."""
+    return _export(_Made(lambda: whole, example, None))
 
+
+def _export(made: _Made) -> Path:
     def export(folder: Path, flat: _Flat) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             program = torch.onnx.export(flat, (made.example,), dynamo=True, verbose=False)
         assert program is not None, "the dynamo exporter returns a program"
         program.save(folder / "model.onnx")
 
-    folder = made.folder(export)
-    structure = made.structure(folder)
+    return made.folder("onnx", export) / "model.onnx"
+
+
+def _onnxruntime(made: _Made, num_threads: int, calibrated: bytes | None) -> Runner:
+    import onnxruntime
+
+    structure = made.structure()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     options.log_severity_level = 3
@@ -278,7 +299,7 @@ def _onnxruntime(made: _Made, num_threads: int) -> Runner:
     if wanted and not providers:
         raise JobError("this onnxruntime has no CUDA provider: install onnxruntime-gpu")
     session = onnxruntime.InferenceSession(
-        str(folder / "model.onnx"),
+        str(_export(made)) if calibrated is None else calibrated,
         options,
         providers=[*providers, "CPUExecutionProvider"],
     )
@@ -291,7 +312,7 @@ def _onnxruntime(made: _Made, num_threads: int) -> Runner:
     return Runner(run, is_static=True)
 
 
-def _openvino(made: _Made, precision: str, num_threads: int) -> Runner:
+def _openvino(made: _Made, precision: str, num_threads: int, calibrated: bytes | None) -> Runner:
     import openvino
 
     def convert(folder: Path, flat: _Flat) -> None:
@@ -300,10 +321,12 @@ def _openvino(made: _Made, precision: str, num_threads: int) -> Runner:
         model.reshape(list(made.example.shape))
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
-    folder = made.folder(convert)
-    structure = made.structure(folder)
-    compiled = openvino.Core().compile_model(
-        folder / "model.xml",
+    structure = made.structure()
+    core = openvino.Core()
+    compiled = core.compile_model(
+        made.folder("openvino", convert) / "model.xml"
+        if calibrated is None
+        else core.read_model(calibrated),
         "CPU",
         {
             # Its default where the CPU has bf16 is bf16.

@@ -22,6 +22,8 @@ class Trial:
     """Share of the sampled rows that agree with eager fp32."""
     worst: float = 0.0
     """Largest difference of scores, smallest cosine, or largest relative error."""
+    artefact_sha256: str = ""
+    """Precision int8: the calibrated model that was tried."""
     problem: str = ""
     """Why it cannot be used; '' if it can."""
     batch_size: int = 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 from time import perf_counter
 
 from pipeline.allocation import TASK_CPUS
-from pipeline.choose import choose_batch, choose_layout, layouts
+from pipeline.choose import as_tried, choose_batch, choose_layout, layouts
 from pipeline.model import ModelSpec
 from pipeline.stages import Preprocessing
 from pipeline.trial import Trial
@@ -31,9 +31,9 @@ def try_batches(workshop: Workshop, sample: Sample, way: Trial) -> list[Trial]:
 
     from pipeline.trial_run import try_batch
 
-    if workshop.job.model.batch_size is not None:
-        return []
-    spec = replace(workshop.model, runtime=way.runtime, precision=way.precision)
+    if workshop.job.model.batch_size is not None or way.artefact_sha256:
+        return []  # a calibrated model is made for its batch
+    spec = as_tried(workshop.model, way)
     inputs = sample.inputs(spec)
     trials: list[Trial] = []
     for size in GPU_BATCHES if workshop.allocation.actor_gpus else CPU_BATCHES:
@@ -57,7 +57,7 @@ def try_layouts(workshop: Workshop, sample: Sample, way: Trial, batch_size: int)
     resources, cpus = workshop.job.resources, workshop.node_cpus
     if resources.num_gpus or resources.max_actors:
         return []
-    spec = replace(workshop.model, runtime=way.runtime, precision=way.precision)
+    spec = as_tried(workshop.model, way)
     splits = layouts(cpus) if resources.num_cpus is None else [_own_split(resources.num_cpus, cpus)]
     places = ["actors", "tasks"] if resources.decode_in == "auto" else [resources.decode_in]
     if spec.transform is None:

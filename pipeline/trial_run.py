@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipeline.agreement import AgreementLimits, compare
 from pipeline.errors import PipelineError
-from pipeline.model import PredictorConfig
+from pipeline.model import INT8, PredictorConfig
 from pipeline.plan import Unit
 from pipeline.rows import Reader
 from pipeline.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
@@ -110,7 +110,27 @@ def try_out(
         agreement_pct=agreement.pct,
         worst=agreement.worst,
         peak_mib=peak_mib(config),
+        artefact_sha256=config.spec.artefact_sha256 or "",
     ), found
+
+
+def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, str]:
+    """Make and store the int8 model, by every other row of the sample: the rest stays unseen.
+
+    Returns:
+        Its digest and '', or '' and why there is none.
+    """
+    from pipeline.predictor import export
+    from pipeline.quantise import quantise, store_model
+    from pipeline.runtimes import missing_reason
+
+    reason = missing_reason("onnxruntime", INT8, is_on_gpu=config.num_gpus > 0)
+    if reason or config.models is None:
+        return "", reason or "there is no store for the calibrated model"
+    try:
+        return store_model(config.models, quantise(export(config), sample[::2])), ""
+    except Exception as error:  # noqa: BLE001  # whatever fails, other ways to run are left
+        return "", " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def try_batch(config: PredictorConfig, sample: npt.NDArray[Any]) -> Trial:

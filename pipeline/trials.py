@@ -5,7 +5,7 @@ Here are the runtimes and precisions, one after the other; trial_layouts.py goes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,11 @@ from pipeline.allocation import Allocation, Hardware
 from pipeline.choose import candidates, seconds
 from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.model import ModelSpec, PredictorConfig
+from pipeline.model import INT8, ModelSpec, PredictorConfig
 from pipeline.plan import Plan
 from pipeline.ray_tasks import ray_errors
 from pipeline.rows import Reader
+from pipeline.storage import Store
 from pipeline.trial import GIVEN_UP, Trial
 
 SAMPLE_ROWS = 128
@@ -60,6 +61,8 @@ class Workshop:
     """Where things are tried out."""
 
     job: Job
+    store: Store
+    """The output, where calibrated models go."""
     plan: Plan
     model: ModelSpec
     reader: Reader
@@ -80,6 +83,7 @@ class Workshop:
             num_threads=self.allocation.actor_threads,
             pass_through=self.plan.pass_through,
             num_features=self.plan.num_features,
+            models=self.store,
         )
 
     @property
@@ -159,12 +163,13 @@ def try_ways(workshop: Workshop, sample: Sample, num_rows: int | None) -> list[T
         if workshop.model.shrinks:
             inputs = sample.inputs(workshop.model)
     trials, best = [], first
-    for runtime, precision in candidates(
-        workshop.model, is_on_gpu=bool(workshop.allocation.actor_gpus)
-    ):
-        spec = replace(workshop.model, runtime=runtime, precision=precision)
+    ways = candidates(workshop.model, is_on_gpu=bool(workshop.allocation.actor_gpus))
+    for spec, problem in _specs(workshop, ways, inputs):
         if spec == plain:
             trials.append(first)
+            continue
+        if problem:
+            trials.append(Trial(spec.runtime, spec.precision, problem=problem))
             continue
         patience_s = _PATIENCE_S
         if num_rows is not None:
@@ -176,6 +181,28 @@ def try_ways(workshop: Workshop, sample: Sample, num_rows: int | None) -> list[T
         if not trial.problem and agrees and trial.rows_per_s > best.rows_per_s:
             best = trial
     return trials
+
+
+def _specs(
+    workshop: Workshop, ways: Sequence[tuple[str, str]], inputs: Any
+) -> Iterator[tuple[ModelSpec, str]]:
+    """Yield each way to run the model, and '' or why it cannot be tried; int8 is made once."""
+    import ray
+    from ray.exceptions import RayError
+
+    from pipeline.trial_run import calibrate
+
+    made: tuple[str, str] | None = None
+    for runtime, precision in ways:
+        spec, problem = replace(workshop.model, runtime=runtime, precision=precision), ""
+        if precision == INT8:
+            try:
+                task = lone_task(workshop, calibrate)
+                made = made or ray.get(task.remote(workshop.config, inputs))
+            except RayError as error:
+                made = "", f"calibrating died: {type(error).__name__}"
+            spec, problem = replace(spec, artefact_sha256=made[0]), made[1]
+        yield spec, problem
 
 
 def _attempt(

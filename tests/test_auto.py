@@ -105,6 +105,11 @@ def test_only_what_is_auto_is_free():
         ("compile", "bf16"),
     ]
     assert candidates(spec("eager", "fp32"), is_on_gpu=False) == [("eager", "fp32")]
+    assert candidates(spec("auto", "int8"), is_on_gpu=False) == [
+        ("onnxruntime", "int8"),
+        ("openvino", "int8"),
+    ]
+    assert candidates(spec("auto", "int8"), is_on_gpu=True) == []
 
 
 def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_minimal_job_loads_with_defaults(tmp_path: Path):
         ("model.batch_size", 6.5, "valid integer"),
         ("model.labels", 5, "valid string"),
         ("model.weights_sha256", "abc", "match pattern"),
-        ("model.precision", "int8", "'bf16' or 'fp16'"),
+        ("model.precision", "int4", "'fp16' or 'int8'"),
         ("transform.interpolation", "nearest", "'bilinear' or 'bicubic'"),
         ("resources.num_gpus", -1, "greater than or equal to 0"),
         ("resources.num_cpus", 0, "greater than 0"),

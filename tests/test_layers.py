@@ -21,7 +21,7 @@ LAYERS = (
     "agreement bottleneck lease manifest performance single_file row_ids sink trial uri_policy",
     "delta parquet_inputs parts report rows web weights",
     "fetch image_stream inputs model tar_stream",
-    "choose compact estimate parquet_stream past_runs plan publish runtimes zoo",
+    "choose compact estimate parquet_stream past_runs plan publish quantise runtimes zoo",
     "drift predictor record regroup source tiling upkeep",
     "datasource finish stages",
     "trial_run",

@@ -1,0 +1,208 @@
+"""int8 models: calibrated once on rows of the job, stored with the output, checked before use.
+
+Weights are int8 by output channel, activations uint8 by tensor; inputs, outputs and normalisation
+stay as they are. What calibration gives depends on rows and machine, so it happens once: the model
+lies in the output's store under its own digest, and all nodes and reruns load those very bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.artefacts import kept
+from pipeline.errors import InfraError, JobError
+from pipeline.layout import model_path
+from pipeline.model import INT8
+from pipeline.storage import Store
+
+if TYPE_CHECKING:
+    import onnx
+
+_FILE = "model.onnx"
+_INT8_MAX = 127
+
+
+def quantise(source: Path, sample: npt.NDArray[Any]) -> bytes:
+    """Quantise an ONNX model by the ranges that a sample takes in it.
+
+    Args:
+        source: A model with one input of fixed shape.
+        sample: (N, ...) rows of that input; whole batches are filled by repeating rows.
+
+    Returns:
+        An ONNX model of the same inputs and outputs, with QuantizeLinear and DequantizeLinear.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        # Symbolic shapes are for dynamic ones, and need another package.
+        quantization.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        model = onnx.load(prepared)
+        quantization.quantize_static(
+            prepared,
+            target,
+            _batches(model.graph.input[0], sample),
+            per_channel=True,
+            # For weights that `_weight_scales` leaves out: 7 bits never saturate.
+            reduce_range=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+            extra_options={"TensorQuantOverrides": _weight_scales(model.graph)},
+        )
+        return target.read_bytes()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantiser's advice on other uses of it out of the log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _batches(described: onnx.ValueInfoProto, sample: npt.NDArray[Any]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    rows = described.type.tensor_type.shape.dim[0].dim_value
+    whole = np.resize(sample, (-(-len(sample) // rows) * rows, *sample.shape[1:]))
+    feeds = iter([{described.name: whole[i : i + rows]} for i in range(0, len(whole), rows)])
+
+    class Batches(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
+        def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+            return next(feeds, None)
+
+    return Batches()
+
+
+def _weight_scales(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
+    """Choose the scales of weights so that 16-bit sums of two products cannot overflow.
+
+    CPUs without VNNI add the products of neighbouring inputs in 16 bits, and saturate. Halving all
+    weights prevents that and costs a bit of each. Only a channel whose neighbours are both large
+    needs it: 255 * (|a| + |b|) must stay below 2**15 for neighbours of one sign. A depthwise
+    convolution has one input a channel, so no neighbours.
+    """
+    from onnx import numpy_helper
+    from onnxruntime.quantization import QuantType
+
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in initializers:
+            continue
+        values = numpy_helper.to_array(initializers[node.input[1]])
+        if values.dtype != np.float32 or values.ndim < 2:
+            continue
+        axis = _channel_axis(node)
+        if axis == 1 and values.ndim > 2:
+            continue  # a stack of matrices
+        scales = _channel_scales(np.moveaxis(values, axis, 0).astype(np.float64))
+        shared = {"quant_type": QuantType.QInt8, "zero_point": np.array(0, np.int8)}
+        channels = [{**shared, "scale": np.array(scale, np.float32)} for scale in scales]
+        found[node.input[1]] = [{**channels[0], "axis": axis}, *channels[1:]]
+    return found
+
+
+def _channel_axis(node: onnx.NodeProto) -> int:
+    """Return the axis of a weight's output channels."""
+    is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return 0 if node.op_type == "Conv" or is_transposed else 1
+
+
+def _channel_scales(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return a scale for each output channel of weights (out, in, ...)."""
+    num_channels, num_inputs = weights.shape[:2]
+    # As the kernels walk: all inputs of one pixel, then the next pixel's.
+    walk = np.moveaxis(weights, 1, -1).reshape(num_channels, -1)
+    largest = np.abs(walk).max(axis=1)
+    if num_inputs > 1:
+        step = 1 if num_inputs % 2 else 2  # an odd number pairs with the next pixel's
+        first, second = walk[:, :-1:step], walk[:, 1::step]
+        # Rounding may add 1 to 127: 255 * 128 still fits.
+        sums = np.where(first * second > 0, np.abs(first + second), 0.0)
+        largest = np.maximum(largest, sums.max(axis=1))
+    return np.where(largest == 0.0, 1.0, largest / _INT8_MAX)
+
+
+def store_model(store: Store, data: bytes) -> str:
+    """Store a calibrated model under its digest, and return that."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    _refuse_external_data(data, sha256)
+    # Whoever else writes this path writes the same bytes.
+    store.put(model_path(sha256), data)
+    return sha256
+
+
+def fetch_model(store: Store | None, sha256: str | None) -> bytes:
+    """Return a calibrated model, kept on this node after the first time.
+
+    Raises:
+        JobError: It is not what was stored, or refers to other files.
+        InfraError: It is gone.
+    """
+    if store is None or sha256 is None:
+        raise JobError(f"model.precision = {INT8!r}: no calibrated model was given")
+
+    def fetch(folder: Path) -> None:
+        data = store.read_bytes(model_path(sha256))
+        _check(data, sha256, store.url(model_path(sha256)))
+        (folder / _FILE).write_bytes(data)
+
+    try:
+        path = kept(f"{INT8}-{sha256}", fetch) / _FILE
+    except FileNotFoundError:
+        raise InfraError(
+            f"{store.url(model_path(sha256))}: the calibrated model of this run is gone; put it "
+            "back, or choose another model.precision"
+        ) from None
+    data = path.read_bytes()
+    _check(data, sha256, str(path))
+    return data
+
+
+def _check(data: bytes, sha256: str, place: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise JobError(f"{place}: sha256 is {found}, expected {sha256}")
+    _refuse_external_data(data, place)
+
+
+def _refuse_external_data(data: bytes, place: str) -> None:
+    """Refuse a model that makes its reader open other files."""
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # noqa: BLE001  # any parser error means: no model
+        raise JobError(f"{place}: no ONNX model: {type(error).__name__}") from None
+    for tensor in (t for body in (model.graph, *model.functions) for t in _tensors(body)):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise JobError(f"{place}: tensor {tensor.name!r} lies in another file; refused")
+
+
+def _tensors(body: Any) -> Iterator[onnx.TensorProto]:
+    """Walk the tensors of a graph or function, and of the graphs inside it."""
+    yield from getattr(body, "initializer", ())  # functions have none
+    sparse = [*getattr(body, "sparse_initializer", ())]
+    for attribute in (a for node in body.node for a in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _tensors(graph)
+    for tensor in sparse:
+        yield from (tensor.values, tensor.indices)

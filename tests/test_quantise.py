@@ -1,0 +1,220 @@
+"""int8 models: calibrated on rows, near eager fp32, shared as checked bytes or not used."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from cli import pipeline, write_job
+from test_predictor import PASS_THROUGH, Convolved, images, predict, rows_of
+
+from pipeline.errors import InfraError, JobError
+from pipeline.job_file import parse_job
+from pipeline.layout import model_path
+from pipeline.model import PredictorConfig, resolve_model
+from pipeline.photos import build_images
+from pipeline.predictor import Predictor
+from pipeline.quantise import _channel_scales, fetch_model, quantise, store_model
+from pipeline.runtimes import missing_reason
+from pipeline.storage import Store
+from pipeline.trial_run import calibrate
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+RUNTIMES = ("onnxruntime", "openvino")
+TOLERANCE = 0.05
+"""Of the largest output: 8 bits are 0.4 % of a range, and there are three roundings."""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def config_of(store: Store, runtime: str = "onnxruntime", sha256: str | None = None) -> Any:
+    precision = "fp32" if runtime == "eager" else "int8"
+    document = {
+        "source": {"uri": "in", "format": "images"},
+        "model": {
+            "factory": "test_predictor:convolved",
+            "labels": models.LABELS,
+            "runtime": runtime,
+            "precision": precision,
+        },
+        "transform": models.TRANSFORM,
+        "sink": {"uri": "out"},
+    }
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    spec = resolve_model(job.model, job.transform, allow_import=["test_predictor"])
+    spec = replace(spec, artefact_sha256=sha256)
+    return PredictorConfig(spec, 8, 0.0, 1, PASS_THROUGH, models=store)
+
+
+def calibrated(store: Store) -> str:
+    sha256, problem = calibrate(config_of(store), images(24))
+    assert problem == ""
+    return sha256
+
+
+def linear(*, external: bool = False) -> bytes:
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    if external:
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value="../../etc/passwd")
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 4]) for name in "xy"
+    ]
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [ends[0]], [ends[1]], [weight])
+    return onnx.helper.make_model(graph).SerializeToString()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_outputs_are_near_those_of_eager_fp32(tmp_path: Path, runtime: str):
+    if reason := missing_reason(runtime, "int8", is_on_gpu=False):
+        pytest.skip(reason)
+    store = Store(str(tmp_path / "out"))
+    config = config_of(store, runtime, calibrated(store))
+    unseen = images(20, seed=5)
+    with torch.inference_mode():
+        pixels = torch.from_numpy(unseen).permute(0, 3, 1, 2) / 255.0
+        expected = Convolved().eval()(pixels).softmax(1).max(1).values.numpy()
+    found, _ = predict(Predictor(config), rows_of(unseen))
+    reference, _ = predict(Predictor(config_of(store, "eager")), rows_of(unseen))
+    differences = np.abs([row["score"] for row in found] - expected)
+    assert differences.max() <= TOLERANCE
+    assert [row["label"] for row in found] == [row["label"] for row in reference]
+    stored = onnx.load_model_from_string(fetch_model(store, config.spec.artefact_sha256))
+    assert "QuantizeLinear" in {node.op_type for node in stored.graph.node}
+
+
+def test_sixteen_bits_hold_every_pair_of_products():
+    rng = np.random.default_rng(0)
+    for num_inputs in (1, 2, 5, 16):
+        weights = rng.normal(size=(40, num_inputs, 3, 3))
+        scales = _channel_scales(weights)
+        q = np.round(weights / scales[:, None, None, None]).astype(int)
+        assert np.abs(q).max() <= 127
+        if num_inputs == 1:
+            assert np.abs(q).max(axis=(1, 2, 3)).min() == 127
+            continue
+        walk = np.moveaxis(q, 1, -1).reshape(40, -1)
+        step = 1 if num_inputs % 2 else 2
+        sums = np.abs(walk[:, :-1:step] + walk[:, 1::step])
+        assert 255 * sums.max() < 2**15
+        assert (np.abs(q).max(axis=(1, 2, 3)) > 64).any()  # finer than 7 bits
+    assert (_channel_scales(np.zeros((2, 4))) == 1.0).all()
+
+
+def test_only_the_stored_bytes_are_loaded(tmp_path: Path):
+    store = Store(str(tmp_path / "out"))
+    data = linear()
+    sha256 = store_model(store, data)
+    assert sha256 == hashlib.sha256(data).hexdigest()
+    assert store.list_files("_control")[0].path == model_path(sha256)
+    store.put(model_path(sha256), linear() + b"\0")
+    with pytest.raises(JobError, match="expected " + sha256):
+        fetch_model(store, sha256)
+    store_model(store, data)
+    assert fetch_model(store, sha256) == data
+    store.delete([model_path(sha256)])
+    assert fetch_model(store, sha256) == data  # this node has it
+    (kept,) = (tmp_path / "cache").rglob("model.onnx")
+    kept.write_bytes(linear() + b"\0")
+    with pytest.raises(JobError, match="expected " + sha256):
+        fetch_model(store, sha256)
+
+
+def test_a_model_that_is_gone_or_was_never_made_is_no_model(tmp_path: Path):
+    store = Store(str(tmp_path / "out"))
+    with pytest.raises(InfraError, match="is gone"):
+        fetch_model(store, "0" * 64)
+    with pytest.raises(JobError, match="no calibrated model"):
+        Predictor(config_of(store))
+
+
+def test_a_model_must_not_name_other_files(tmp_path: Path):
+    store = Store(str(tmp_path / "out"))
+    with pytest.raises(JobError, match="another file"):
+        store_model(store, linear(external=True))
+    inner = onnx.load_model_from_string(linear(external=True)).graph
+    node = onnx.helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    nested = onnx.load_model_from_string(linear())
+    nested.graph.node.append(node)
+    with pytest.raises(JobError, match="another file"):
+        store_model(store, nested.SerializeToString())
+    with pytest.raises(JobError, match="no ONNX model"):
+        store_model(store, b"\xff\xff")
+    assert store.list_files() == []
+
+
+def test_calibration_tells_what_failed(tmp_path: Path):
+    store = Store(str(tmp_path / "out"))
+    config = config_of(store)
+    gone = replace(config.spec, layer="nowhere")
+    assert "nowhere" in calibrate(replace(config, spec=gone), images(8))[1]
+    assert "GPU" not in calibrate(replace(config, models=None), images(8))[1]
+    assert "CPU only" in calibrate(replace(config, num_gpus=1.0), images(8))[1]
+
+
+def test_a_last_batch_of_calibration_is_filled(tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(linear())
+    sample = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+    assert b"QuantizeLinear" in quantise(path, sample)
+
+
+@pytest.mark.parametrize("runtime", ["eager", "compile"])
+def test_a_job_that_cannot_have_int8_is_told_at_once(runtime: str):
+    model = {"name": "resnet18", "runtime": runtime, "precision": "int8"}
+    document = {
+        "source": {"uri": "in", "format": "images"},
+        "model": model,
+        "sink": {"uri": "out"},
+    }
+    with pytest.raises(JobError, match="needs runtime onnxruntime, openvino or auto"):
+        parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+
+
+def int8_job(folder: Path, **sections: Any) -> str:
+    build_images(folder / "images", 24, seed=12, num_bad=0)
+    model = {
+        "factory": "models:colours",
+        "labels": models.LABELS,
+        "runtime": "onnxruntime",
+        "precision": "int8",
+        "batch_size": 8,
+    }
+    source = {"uri": str(folder / "images"), "format": "images"}
+    return write_job(folder / "job.yaml", source, str(folder / "out"), model=model, **sections)
+
+
+@pytest.mark.slow
+def test_a_run_in_int8_calibrates_once_and_reruns_adopt_the_model(tmp_path: Path):
+    job = int8_job(tmp_path, gates={"min_agreement_pct": 80.0}, run={"slice_rows": 8})
+    killed = pipeline("run", job, "--json", env={"PIPELINE_FAILPOINT": "slice_done"})
+    assert killed.code != 0
+    (stored,) = (tmp_path / "out" / "_control" / "models").iterdir()
+    (choice,) = (tmp_path / "out").rglob("choice/*.json")
+    assert json.loads(choice.read_text())["artefact_sha256"] == stored.stem
+    done = pipeline("run", job, "--json")
+    assert done.code == 0, done.stderr
+    assert done.json["model"]["precision"] == "int8"
+    assert done.json["model"]["artefact_sha256"] == stored.stem
+    assert list((tmp_path / "out" / "_control" / "models").iterdir()) == [stored]
+    refused = pipeline("run", job, "--json", "--set", "gates.max_score_diff=0.0")
+    assert refused.json["status"] == "nothing_to_do"
+    other = ("--set", "sink.uri=" + str(tmp_path / "other"), "--set", "gates.max_score_diff=0.0")
+    refused = pipeline("run", job, "--json", *other)
+    assert refused.code == 2
+    assert "onnxruntime int8" in refused.stderr
+    assert not (tmp_path / "other" / "predictions").exists()
