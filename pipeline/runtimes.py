@@ -30,6 +30,7 @@ _DTYPES = {
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    INT8: torch.float32,  # what is calibrated is the float32 model
 }
 _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
