@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ from pipeline.errors import InfraError
 if TYPE_CHECKING:
     import torch
 
+_CLAIM_S = 86_400.0
 _PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
@@ -68,6 +70,35 @@ def one_at_a_time(name: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def claim(name: str) -> bool:
+    """Take something that one process of this node is to do; False where a live one has it.
+
+    Args:
+        name: Unique to the run. Claims of ended processes are free again, and go after a day.
+    """
+    folder = _cache_folder() / "claims"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with one_at_a_time("claims"):
+        path = folder / name
+        if path.exists() and _is_alive(path.read_text()):
+            return path.read_text() == str(os.getpid())
+        path.write_text(str(os.getpid()))
+        for other in folder.iterdir():
+            if other.stat().st_mtime < time.time() - _CLAIM_S:
+                other.unlink()
+    return True
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _cache_folder() -> Path:

@@ -148,6 +148,8 @@ class PredictorConfig:
     """Length of the feature vectors; 0 where the rows are images."""
     limits: AgreementLimits | None = None
     """Compare some rows with eager fp32 by these; None where this is eager fp32."""
+    run_id: str = ""
+    """Whose actors agree on who compares."""
     models: Store | None = None
     """The output, where calibrated models are fetched from."""
 

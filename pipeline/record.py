@@ -22,7 +22,7 @@ from pipeline.plan import Plan
 from pipeline.report import RunFacts, Status
 from pipeline.schema import Reason, SliceKey
 from pipeline.sink import META_PREFIX, StagedSlice
-from pipeline.stats import CANARY, DEDUPE, Counters, Measurement, measure, merge
+from pipeline.stats import CANARY, DEDUPE, Counters, Measurement, StageCounters, measure, merge
 from pipeline.storage import Store
 
 _TOP_LABELS = 10
@@ -73,6 +73,7 @@ class RunRecord:
         self._published: Manifest | None = None
         self._streaming_wall_s: float | None = None
         self._batch_rates: dict[int, float] = {}
+        self._canary = StageCounters()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
@@ -132,6 +133,7 @@ class RunRecord:
         self._count("resumed", staged)
 
     def _count(self, how: str, staged: StagedSlice) -> None:
+        self._canary += StageCounters.from_dict(staged.counters.get(CANARY, {}))
         self._labels.update(staged.labels)
         self._reasons.update(staged.reasons)
         self._rows.update({how: staged.num_rows, "quarantined": staged.num_quarantined})
@@ -185,13 +187,13 @@ class RunRecord:
 
     @property
     def num_compared(self) -> int:
-        """Rows that eager fp32 predicted once more in this run."""
-        return int(self._counters.get(CANARY, {}).get("rows_in", 0))
+        """Rows of committed slices that eager fp32 predicted once more."""
+        return self._canary.rows_in
 
     @property
     def num_agreed(self) -> int:
         """Those of them that agreed."""
-        return int(self._counters.get(CANARY, {}).get("rows_out", 0))
+        return self._canary.rows_out
 
     @property
     def num_predicted(self) -> int:

@@ -165,6 +165,7 @@ def stream(
         pass_through=plan.pass_through,
         num_features=plan.num_features,
         limits=None if model.is_reference else AgreementLimits.of(run.job.gates),
+        run_id=run.record.run_id,
         models=run.store,
     )
     writer = StagingWriter(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import models
@@ -11,6 +14,7 @@ import torch
 from test_predictor import Convolved, images, predict, predictor, rows_of
 
 from pipeline.agreement import AgreementLimits
+from pipeline.artefacts import claim
 from pipeline.errors import JobError
 from pipeline.model import GPU_PRECISIONS, INT8, PRECISIONS
 from pipeline.runtimes import Whole, dtype_of, make_runner, missing_reason
@@ -97,7 +101,20 @@ def test_what_cannot_be_is_said_with_its_reason(runtime: str, precision: str, wo
         predictor("models:colours", runtime=runtime, precision=precision)
 
 
-def test_a_few_rows_are_compared_with_eager_fp32_once_an_actor():
+def test_one_process_of_a_node_has_a_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert claim("a")
+    assert claim("a")  # its own
+    other = [sys.executable, "-c", "from pipeline.artefacts import claim; print(claim('a'))"]
+    assert subprocess.check_output(other, text=True).strip() == "False"
+    path = tmp_path / "batch-inference-pipeline" / "claims" / "a"
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    path.write_text(ended.stdout.strip())
+    assert subprocess.check_output(other, text=True).strip() == "True"
+
+
+def test_a_few_rows_are_compared_with_eager_fp32_once():
     rows = rows_of(images(40))
     strict = AgreementLimits(max_score_diff=0.0, min_cosine=1.0, max_relative_error=0.0)
     lax = AgreementLimits(max_score_diff=0.5, min_cosine=0.0, max_relative_error=1.0)
@@ -108,5 +125,5 @@ def test_a_few_rows_are_compared_with_eager_fp32_once_an_actor():
         _, second = predict(model, rows)
         assert "canary" not in second
         counted[name] = first["canary"]
-    assert counted["lax"]["rows_in"] == counted["lax"]["rows_out"] == 8
-    assert counted["strict"]["rows_out"] < counted["strict"]["rows_in"] == 8
+    assert counted["lax"]["rows_in"] == counted["lax"]["rows_out"] == 16
+    assert counted["strict"]["rows_out"] < counted["strict"]["rows_in"] == 16
