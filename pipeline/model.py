@@ -12,19 +12,18 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from pipeline.agreement import AgreementLimits
-from pipeline.artefacts import kept, key_of
-from pipeline.errors import InfraError, JobError, PipelineError
+from pipeline.errors import JobError, PipelineError
 from pipeline.imports import import_callable, require_allowed, source_digest
 from pipeline.job import Model, Transform
 from pipeline.single_file import read_file
 from pipeline.storage import Store
 from pipeline.task import OutputSpec, TaskSpec
+from pipeline.torchvision_models import torchvision_facts, torchvision_module
 from pipeline.transform import TransformSpec
 from pipeline.weights import (
     WEIGHT_SUFFIXES,
@@ -231,7 +230,7 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
     import torch
 
     if spec.kind == "torchvision":
-        module = _torchvision_module(spec.name, **_num_classes(spec.task))
+        module = torchvision_module(spec.name, **_num_classes(spec.task))
     elif spec.kind == "entry_point":
         module = _entry_point_card(spec.name).build()
     else:
@@ -245,72 +244,22 @@ def _named_card(name: str, *, wants_labels: bool) -> tuple[Kind, ModelCard, str]
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             return "entry_point", _entry_point_card(name), source_digest(entry.module)
-    facts = _torchvision_facts(name)
-    transform = facts["transform"] and TransformSpec.from_dict(facts["transform"])
-    card = ModelCard(
-        name=name,
-        build=functools.partial(_torchvision_module, name),
-        transform=transform,
-        labels=tuple(facts["labels"]) if wants_labels else None,
-    )
-    code = hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest()
-    return "torchvision", card, code
-
-
-def _torchvision_facts(name: str) -> dict[str, Any]:
-    """Return transform and labels of a torchvision model, kept on the node once they are known.
-
-    Importing torchvision only to ask it would delay the start of every run by 4 s.
-
-    Raises:
-        JobError: There is no such model.
-    """
-
-    def write(folder: Path) -> None:
-        (folder / "facts.json").write_text(json.dumps(_ask_torchvision(name)))
-
-    try:
-        folder = kept(key_of(["torchvision facts", name]), write)
-        facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
-    except (OSError, InfraError):
-        return _ask_torchvision(name)  # nothing can be kept here
-    return facts
-
-
-def _ask_torchvision(name: str) -> dict[str, Any]:
-    from torchvision.models import get_model_weights, list_models
-
-    if name not in list_models():
+    facts = torchvision_facts(name)
+    if facts is None:
         ours = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
         raise JobError(
             f"model.name = {name!r}: neither an installed model ({', '.join(ours) or 'none'}) "
             "nor a torchvision one"
         )
-    default = next(iter(get_model_weights(name)), None)
-    transform = _torchvision_transform(default.transforms()) if default else None
-    return {
-        "transform": transform and transform.to_dict(),
-        "labels": list(default.meta.get("categories", ())) if default else [],
-    }
-
-
-def _torchvision_module(name: str, **options: Any) -> torch.nn.Module:
-    from torchvision.models import get_model
-
-    module: torch.nn.Module = get_model(name, weights=None, **options)
-    return module
-
-
-def _torchvision_transform(preset: Any) -> TransformSpec | None:
-    if not (hasattr(preset, "crop_size") and hasattr(preset, "mean")):
-        return None  # not an image classification preset: the job must say
-    return TransformSpec(
-        size_px=int(preset.crop_size[0]),
-        resize_px=int(preset.resize_size[0]),
-        interpolation=preset.interpolation.value,
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
+    transform = facts["transform"] and TransformSpec.from_dict(facts["transform"])
+    card = ModelCard(
+        name=name,
+        build=functools.partial(torchvision_module, name),
+        transform=transform,
+        labels=tuple(facts["labels"]) if wants_labels else None,
     )
+    code = hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest()
+    return "torchvision", card, code
 
 
 def _entry_point_card(name: str) -> ModelCard:

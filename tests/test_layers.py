@@ -18,7 +18,8 @@ LAYERS = (
     "allocation artefacts columns decode dedupe job_file photos stats storage_errors task",
     "cluster gates limits object_store preprocess ray_tasks",
     "forecast storage submit",
-    "agreement bottleneck lease manifest performance single_file row_ids sink trial uri_policy",
+    "agreement bottleneck lease manifest performance single_file row_ids"
+    " sink torchvision_models trial uri_policy",
     "delta parquet_inputs parts report rows web weights",
     "fetch image_stream inputs model tar_stream",
     "choose compact estimate parquet_stream past_runs plan publish quantise runtimes zoo",
