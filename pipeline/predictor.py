@@ -7,6 +7,7 @@ split until the rows at fault are found; out of memory halves the batch and is r
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +23,10 @@ from torch.utils import _pytree as pytree
 from pipeline.agreement import AgreementLimits, compare
 from pipeline.artefacts import claim
 from pipeline.errors import JobError
+from pipeline.lane import Lane, make_lanes
 from pipeline.model import INT8, ModelSpec, PredictorConfig, load_module
 from pipeline.quantise import fetch_model
-from pipeline.runtimes import Whole, dtype_of, export_onnx, make_runner
+from pipeline.runtimes import Whole, allow_tf32, dtype_of, export_onnx, make_runner
 from pipeline.schema import (
     ERROR,
     FEATURES,
@@ -67,12 +69,13 @@ class Predictor:
         torch.set_num_threads(config.num_threads)
         self._task = make_task(config.spec.task)
         self._limits = config.limits
-        self._buffer = _make_buffer(config, self._device)
+        make_buffer = functools.partial(_make_buffer, config, self._device)
+        self._lanes = make_lanes(make_buffer, self._device)
         self._runner = make_runner(
             config.spec.runtime,
             config.spec.precision,
             functools.partial(_load, config.spec, self._device),
-            self._buffer.to(self._device),
+            make_buffer().to(self._device),
             num_threads=config.num_threads,
             identity=config.spec.identity,
             calibrated=_calibrated(config),
@@ -94,12 +97,8 @@ class Predictor:
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
         results: Arrays = {}
         timer = _Timer()
-        position = 0
-        while position < len(todo):
-            batch = todo[position : position + self._batch_size]
-            for index, failure in self._run(inputs, batch, results, timer):
-                failures[index] = failure
-            position += len(batch)
+        for index, failure in self._run_all(inputs, todo, results, timer):
+            failures[index] = failure
         ok = np.flatnonzero([failure is None for failure in failures])
         if self._limits is not None and len(ok):
             limits, self._limits = self._limits, None
@@ -134,26 +133,49 @@ class Predictor:
         reference = Predictor(config).reduce(inputs[rows])
         found = {name: values[rows] for name, values in results.items()}
         agreed = int(compare(reference, found, limits).agrees.sum())
+        allow_tf32(self._config.spec.precision)
         busy_s = perf_counter() - started
         add(counters, CANARY, StageCounters(len(rows), agreed, 0, busy_s=busy_s))
 
     def reduce(self, inputs: Inputs) -> Arrays:
         """Return what the task keeps of rows, each array (N, ...); what fails is raised."""
-        pieces = [
-            self._forward(inputs, np.arange(len(inputs))[i : i + self._batch_size], _Timer())
-            for i in range(0, len(inputs), self._batch_size)
-        ]
+        lane, pieces = self._lanes[0], []
+        for first in range(0, len(inputs), self._batch_size):
+            self._start(lane, inputs, np.arange(len(inputs))[first : first + self._batch_size])
+            pieces.append(lane.finish())
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
-    def _run(
-        self, inputs: Inputs, batch: Rows, results: Arrays, timer: _Timer
+    def _run_all(
+        self, inputs: Inputs, todo: Rows, results: Arrays, timer: _Timer
     ) -> Iterator[tuple[int, Failure]]:
-        """Run rows `batch`; yield the rows that cannot be predicted, found by splitting."""
-        failure = self._try_forward(inputs, batch, results, timer)
-        if failure is None:
-            for row in batch[~_are_finite(results, batch)]:
-                yield int(row), Failure(Reason.NON_FINITE, STAGE, "output is not finite")
-            return
+        """Predict rows `todo`, as many batches at once as there are lanes; yield what fails."""
+        free, busy = deque(self._lanes), deque[tuple[Lane, Rows]]()
+        failed: list[tuple[Rows, Failure]] = []
+        position = 0
+        while position < len(todo) or busy:
+            if free and position < len(todo) and not failed:
+                batch = todo[position : position + self._batch_size]
+                position += len(batch)
+                failure = self._try_start(free[0], inputs, batch)
+                if failure is None:
+                    busy.append((free.popleft(), batch))
+            elif busy:
+                lane, batch = busy.popleft()
+                free.append(lane)
+                failure = self._try_finish(lane, len(inputs), batch, results, timer)
+                if failure is None:
+                    yield from _not_finite(results, batch)
+            if failure is not None:
+                failed.append((batch, failure))
+            if failed and not busy:  # splitting needs a lane, so what was under way ends first
+                for batch, failure in failed:
+                    yield from self._split(inputs, batch, failure, results, timer)
+                failed = []
+
+    def _split(
+        self, inputs: Inputs, batch: Rows, failure: Failure, results: Arrays, timer: _Timer
+    ) -> Iterator[tuple[int, Failure]]:
+        """Halve a batch that failed until the rows at fault are found; yield those."""
         if len(batch) == 1:
             yield int(batch[0]), failure
             return
@@ -162,46 +184,51 @@ class Predictor:
             self._batch_size = min(self._batch_size, half)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-        yield from self._run(inputs, batch[:half], results, timer)
-        yield from self._run(inputs, batch[half:], results, timer)
+        for part in (batch[:half], batch[half:]):
+            again = self._try_start(self._lanes[0], inputs, part) or self._try_finish(
+                self._lanes[0], len(inputs), part, results, timer
+            )
+            if again is None:
+                yield from _not_finite(results, part)
+            else:
+                yield from self._split(inputs, part, again, results, timer)
 
-    def _try_forward(
-        self, inputs: Inputs, batch: Rows, results: Arrays, timer: _Timer
-    ) -> Failure | None:
-        """Predict rows `batch` into `results`, or say why not.
+    def _try_start(self, lane: Lane, inputs: Inputs, batch: Rows) -> Failure | None:
+        """Send a batch on its way, or say why not.
 
         Nothing is tried again in here: the exception's frames still hold the batch's tensors.
         """
         try:
-            for name, values in self._forward(inputs, batch, timer).items():
-                if name not in results:
-                    results[name] = np.zeros((len(inputs), *values.shape[1:]), values.dtype)
-                results[name][batch] = values
+            self._start(lane, inputs, batch)
         except Exception as error:  # noqa: BLE001  # whatever a user's model raises costs its row
-            reason = Reason.OUT_OF_MEMORY if _is_out_of_memory(error) else Reason.MODEL_ERROR
-            return Failure(reason, STAGE, f"{type(error).__name__}: {error}")
+            return _failure_of(error)
         return None
 
-    def _forward(self, inputs: Inputs, batch: Rows, timer: _Timer) -> Arrays:
-        """Return what the task keeps of the rows `batch`, each array (B, ...)."""
-        started = perf_counter()
-        # The one copy of the input: out of Ray's read-only memory into a reused (pinned) buffer.
+    def _try_finish(
+        self, lane: Lane, num_rows: int, batch: Rows, results: Arrays, timer: _Timer
+    ) -> Failure | None:
+        """Put what is kept of a batch into `results`, or say why there is nothing."""
+        try:
+            for name, values in lane.finish().items():
+                if name not in results:
+                    results[name] = np.zeros((num_rows, *values.shape[1:]), values.dtype)
+                results[name][batch] = values
+        except Exception as error:  # noqa: BLE001  # a GPU raises here what the model did
+            return _failure_of(error)
+        timer.add(*lane.busy_s)
+        return None
+
+    def _start(self, lane: Lane, inputs: Inputs, batch: Rows) -> None:
         # Padding repeats rows of this very batch, so that none can fail for what it does not hold.
-        rows = np.resize(batch, len(self._buffer)) if self._runner.is_static else batch
-        staging = self._buffer[: len(rows)]
-        # `clip` writes straight into the buffer; the indices are in range anyway.
-        np.take(inputs, rows, axis=0, out=staging.numpy(), mode="clip")
-        on_device = staging.to(self._device, non_blocking=True)
-        transferred = perf_counter()
-        timer.transfer_s += transferred - started
-        with torch.inference_mode():
-            outputs = self._runner.run(on_device)
-            if self._runner.is_static and len(batch) < len(staging):
-                outputs = pytree.tree_map(lambda values: values[: len(batch)], outputs)
-            kept = self._task.reduce(outputs, len(batch))
-            arrays = {name: values.cpu().numpy() for name, values in kept.items()}
-        timer.predict_s += perf_counter() - transferred
-        return arrays
+        whole = np.resize(batch, self._config.batch_size) if self._runner.is_static else batch
+        lane.start(inputs, whole, functools.partial(self._compute, len(batch)))
+
+    def _compute(self, num_rows: int, on_device: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what the task keeps of a batch, each (B, ...)."""
+        outputs = self._runner.run(on_device)
+        if self._runner.is_static and num_rows < len(on_device):
+            outputs = pytree.tree_map(lambda values: values[:num_rows], outputs)
+        return self._task.reduce(outputs, num_rows)
 
     def _to_table(
         self, rows: pa.Table, results: Arrays, failures: Sequence[Failure | None]
@@ -226,6 +253,10 @@ class _Timer:
 
     transfer_s: float = 0.0
     predict_s: float = 0.0
+
+    def add(self, transfer_s: float, predict_s: float) -> None:
+        self.transfer_s += transfer_s
+        self.predict_s += predict_s
 
 
 def _load(spec: ModelSpec, device: torch.device) -> Whole:
@@ -282,6 +313,16 @@ def _read_inputs(rows: pa.Table, transform: TransformSpec | None) -> Inputs:
     if transform is None:
         return features_from_arrow(rows.column(FEATURES))
     return images_from_arrow(rows.column(IMAGE), transform.size_px)
+
+
+def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:
+    for row in batch[~_are_finite(results, batch)]:
+        yield int(row), Failure(Reason.NON_FINITE, STAGE, "output is not finite")
+
+
+def _failure_of(error: Exception) -> Failure:
+    reason = Reason.OUT_OF_MEMORY if _is_out_of_memory(error) else Reason.MODEL_ERROR
+    return Failure(reason, STAGE, f"{type(error).__name__}: {error}")
 
 
 def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:

@@ -173,7 +173,7 @@ def make_runner(
     Raises:
         JobError: The runtime is not here or cannot run the module.
     """
-    _set_tf32(allowed=precision == "tf32")
+    allow_tf32(precision)
     reason = missing_reason(runtime, precision, is_on_gpu=example.is_cuda)
     if reason:
         raise JobError(f"model.runtime {runtime!r}, model.precision {precision!r}: {reason}")
@@ -199,7 +199,9 @@ def make_runner(
         raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
 
 
-def _set_tf32(*, allowed: bool) -> None:
+def allow_tf32(precision: str) -> None:
+    """Let this process use TF32 in this precision, and in no other."""
+    allowed = precision == "tf32"
     # torch allows TF32 in convolutions unless told otherwise: fp32 would not be fp32.
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = (
     "__init__ archive errors failpoints progress schema stored",
     "address extents imports job job_yaml layout listing local_disk object_protocols"
-    " render retry terminal hive tar transform",
+    " lane render retry terminal hive tar transform",
     "allocation artefacts columns decode dedupe job_file photos stats storage_errors task",
     "cluster gates limits object_store preprocess ray_tasks",
     "forecast storage submit",

@@ -18,6 +18,7 @@ from torch import nn
 from pipeline.agreement import AgreementLimits
 from pipeline.errors import JobError
 from pipeline.job_file import parse_job
+from pipeline.lane import Lane
 from pipeline.model import PredictorConfig, resolve_model
 from pipeline.predictor import Predictor
 from pipeline.schema import (
@@ -118,6 +119,12 @@ def predictor(
             limits=limits,
         )
     )
+
+
+def lanes(number: int, batch_size: int) -> list[Lane]:
+    """As many batches at once as on a GPU, or more, each with a buffer of its own."""
+    shape = (batch_size, SIZE_PX, SIZE_PX, 3)
+    return [Lane(torch.zeros(shape, dtype=torch.uint8), torch.device("cpu")) for _ in range(number)]
 
 
 def images(num_rows: int, seed: int = 0) -> np.ndarray:
@@ -282,14 +289,19 @@ def test_bfloat16_is_close():
         st.sampled_from(["good", "good", "dark", "white", "bad"]), min_size=1, max_size=40
     ),
     batch_size=st.sampled_from([1, 4, 32]),
+    num_lanes=st.sampled_from([1, 2, 3]),
 )
-def test_a_row_that_the_model_cannot_take_costs_itself(kinds: list[str], batch_size: int):
+def test_a_row_that_the_model_cannot_take_costs_itself(
+    kinds: list[str], batch_size: int, num_lanes: int
+):
     pixels = images(len(kinds))
     for row, kind in enumerate(kinds):
         if kind in ("dark", "white"):
             pixels[row] = BLACK if kind == "dark" else WHITE
     failures = [BAD if kind == "bad" else None for kind in kinds]
-    rows, counters = predict(predictor("models:fussy", batch_size), rows_of(pixels, failures))
+    model = predictor("models:fussy", batch_size)
+    model._lanes = lanes(num_lanes, batch_size)
+    rows, counters = predict(model, rows_of(pixels, failures))
     undisturbed, _ = predict(predictor("models:colours", batch_size), rows_of(pixels, failures))
     expected = {"dark": "model_error", "white": "non_finite", "bad": "truncated", "good": None}
     assert [row["error"] for row in rows] == [expected[kind] for kind in kinds]
@@ -412,6 +424,19 @@ def test_the_gpu_predicts_what_the_cpu_predicts(precision: str, tolerance: float
         assert is_predicted(mine) == is_predicted(theirs)
         if mine["error"] is None:
             assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=tolerance)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_batches_that_overlap_on_the_gpu_do_not_mix():
+    pixels = images(500, seed=5)
+    model = predictor("test_predictor:convolved", 8, num_gpus=1, top_k=5)
+    found, counters = predict(model, rows_of(pixels))
+    expected, _ = predict(predictor("test_predictor:convolved", 8, top_k=5), rows_of(pixels))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=1e-4)
+    assert counters["transfer"]["busy_s"] > 0
+    assert counters["predict"]["busy_s"] > 0
 
 
 @pytest.mark.gpu
