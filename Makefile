@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-linear bench-grid memory clean
+.PHONY: help venv demo test lint types long bench bench-large bench-linear bench-grid bench-gpu memory clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ bench-linear: venv ## Measure rows/s and memory at 1,000, 10,000 and 100,000 row
 
 bench-grid: venv ## Hold `pipeline tune` to an exhaustive grid (an hour)
 	$(BIN)/python tests/bench/grid.py
+
+bench-gpu: venv ## Measure the share of a GPU's own speed that the pipeline reaches
+	$(BIN)/python tests/bench/gpu.py
 
 memory: venv ## Measure the memory of runs: growing rows, one huge row group (minutes, 2 GiB of disk)
 	$(BIN)/python tests/bench/memory.py 2000 20000

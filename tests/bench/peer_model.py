@@ -9,6 +9,8 @@ from typing import Any
 
 BATCH = 32
 CORES = os.cpu_count() or 1
+DEVICE = os.environ.get("PEERS_DEVICE", "cpu")
+"""Where the peers' models run."""
 
 
 def build(name: str, weights: str) -> tuple[Any, Any]:
@@ -57,7 +59,8 @@ def best_class(module: Any, batch: Any) -> Any:
     import torch
 
     with torch.inference_mode():
-        return torch.softmax(module(batch), 1).max(1)
+        found = torch.softmax(module.to(DEVICE)(batch.to(DEVICE)), 1).cpu()
+        return found.max(1)
 
 
 def steady_rate(ends: Sequence[float]) -> float | None:

@@ -49,13 +49,14 @@ class Case:
     """The model section of a job."""
     slice_rows: int
 
-    def job(self, name: str, out: Path, *, auto: bool, shrink: bool) -> str:
+    def job(self, name: str, out: Path, **sections: Any) -> str:
+        """Write a job file; a section that is given stands in place of the usual one."""
         document = {
             "source": {"uri": str(self.images), "format": "images"},
-            "model": {**self.model, **(AUTO if auto else {})},
+            "model": self.model,
             "sink": {"uri": str(out)},
             "run": {"slice_rows": self.slice_rows},
-            "transform": {"shrink_on_load": True} if shrink else {},
+            **sections,
         }
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(document))
@@ -80,12 +81,16 @@ def tune(case: Case, *, shrink: bool) -> dict[str, Any]:
         Unusable: Nothing agrees with eager fp32.
     """
     out = case.folder / f"tuned-{time.time_ns()}"
-    job = case.job("tune", out, auto=True, shrink=shrink)
+    job = case.job("tune", out, **_sections(case, auto=True, shrink=shrink))
     found = _pipeline("tune", job)
     profiles = case.folder / "profiles"
     profiles.mkdir(exist_ok=True)
     for path in (out / "_control" / "profiles").iterdir():
         path.rename(profiles / path.name)
+    if (out / "_control" / "models").exists():  # int8 models, which a profile names
+        (case.folder / "models").mkdir(exist_ok=True)
+        for path in (out / "_control" / "models").iterdir():
+            path.replace(case.folder / "models" / path.name)
     return found
 
 
@@ -110,17 +115,32 @@ def run(system: str, case: Case, chosen: str) -> dict[str, Any]:
     return _run_peer(system.removesuffix("-shrink"), case, *more)
 
 
+def _sections(case: Case, *, auto: bool, shrink: bool) -> dict[str, Any]:
+    return {
+        "model": {**case.model, **(AUTO if auto else {})},
+        "transform": {"shrink_on_load": True} if shrink else {},
+    }
+
+
 def _run_ours(system: str, case: Case) -> dict[str, Any]:
-    out = case.folder / f"out-{system}-{time.time_ns()}"
+    sections = _sections(case, auto=system != "exact", shrink=system == "auto-shrink")
+    return run_job(case, system, sections)
+
+
+def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
+    """Run `pipeline run` once; `whole`, `steady` and `startup` as `run` returns them."""
+    out = case.folder / f"out-{name}-{time.time_ns()}"
     (out / "_control").mkdir(parents=True)
     if (case.folder / "profiles").exists():  # what `tune` found lies below the sink
         (out / "_control" / "profiles").symlink_to(case.folder / "profiles")
-    job = case.job(system, out, auto=system != "exact", shrink=system == "auto-shrink")
+    if (case.folder / "models").exists():
+        (out / "_control" / "models").symlink_to(case.folder / "models")
+    job = case.job(name, out, **sections)
     started = time.perf_counter()
     report = _pipeline("run", job, "--quiet")
     whole_s = time.perf_counter() - started
     rows = report["rows"]["computed"]
-    _check_rows(system, rows, case)
+    _check_rows(name, rows, case)
     # A staged file is a slice; all slices but the last of a folder are equally long.
     staged = list((out / "_control").rglob("staging/*/*.parquet"))
     rows_each = rows / max(1, len(staged))
