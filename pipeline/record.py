@@ -261,7 +261,7 @@ class RunRecord:
         """Actors import and load side by side: their mean stands for the wall time."""
         if self._allocation is None:
             return self._startup
-        parts = ("imports", "model_load")
+        parts = ("workers", "imports", "model_load")
         busy = {part: self._counters.get(part, {}).get("busy_s", 0.0) for part in parts}
         actors = self._allocation.max_actors
         return self._startup | {part: busy_s / actors for part, busy_s in busy.items() if busy_s}

@@ -11,6 +11,7 @@ import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from time import time
 from typing import Any
 
 from pipeline.agreement import AgreementLimits
@@ -180,6 +181,7 @@ def stream(
         source, model.transform, allocation.decoder_threads, digests=dedupe
     )
     in_actor = preprocessing if allocation.decodes_in_actors else None
+    asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     with ray_errors():
         # A row of this dataset is a slice (schema.pack): Ray cannot cut or merge slices.
         dataset = ray.data.read_datasource(
@@ -191,7 +193,12 @@ def stream(
             )
         dataset = dataset.map_batches(
             PredictorActor,
-            fn_constructor_args=[predictor, in_actor, start_index() if dedupe else None],
+            fn_constructor_args=[
+                predictor,
+                in_actor,
+                start_index() if dedupe else None,
+                asked_at_s,
+            ],
             **allocation.predict(),
         ).map_batches(writer_stage(writer), **allocation.write())
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):

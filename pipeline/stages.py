@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -84,7 +84,8 @@ class PredictorActor:
         self,
         config: PredictorConfig,
         preprocessing: Preprocessing | None,
-        index: Any = None,
+        index: Any,
+        asked_at_s: float | None,
     ) -> None:
         """Import torch and load the model, timing both.
 
@@ -95,7 +96,9 @@ class PredictorActor:
             config: What the Predictor is made from.
             preprocessing: How to decode what comes; None where tasks have done it already.
             index: The Ray actor that knows earlier results; None where duplicates do not matter.
+            asked_at_s: The driver's clock when it asked for actors; None if the pool may grow.
         """
+        waited_s = _waited_s(asked_at_s)
         self._preprocessing = preprocessing
         self._index = None if index is None else RemoteIndex(index)
         self._startup: Counters = {}
@@ -109,6 +112,7 @@ class PredictorActor:
             self._predictor = Predictor(config)
         except PipelineError as error:
             self._failure = error
+        add(self._startup, "workers", StageCounters(busy_s=waited_s))
         add(self._startup, "imports", StageCounters(busy_s=imported - started))
         add(self._startup, "model_load", StageCounters(busy_s=perf_counter() - imported))
 
@@ -141,6 +145,15 @@ class PredictorActor:
         if self._preprocessing is not None:
             rows = self._preprocessing(counters, rows)
         return self._predictor.predict(rows, counters)
+
+
+def _waited_s(asked_at_s: float | None) -> float:
+    """Return how long this actor's process took to be there; 0 if it is not the first one."""
+    import ray
+
+    if asked_at_s is None or ray.get_runtime_context().was_current_actor_reconstructed:
+        return 0.0
+    return max(0.0, time() - asked_at_s)  # of two machines' clocks one may be ahead
 
 
 class RemoteIndex:

@@ -15,7 +15,8 @@ from pipeline.errors import PipelineError
 from pipeline.retry import retries_taken
 
 STAGES = ("list", "read", "decode", "transform", "transfer", "predict", "write", "publish")
-STARTUP_PARTS = ("ray_start", "imports", "model_load", "compile")
+STARTUP_PARTS = ("ray_start", "workers", "imports", "model_load", "compile")
+"""`workers`: until the process of an actor is there."""
 CANARY = "canary"
 """Rows that eager fp32 predicted once more; rows_out are those that agreed."""
 DEDUPE = "dedupe"
