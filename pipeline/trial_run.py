@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MEASURE_S = 2.0
 MIN_CALLS = 3
+ENOUGH_S = 1.0
 HOPELESS = 0.25
 """A way that makes less than this share of the best rate so far is not measured further."""
 _MIB = 2**20
@@ -160,7 +161,8 @@ def measure_rate(predictor: Predictor, batch: npt.NDArray[Any], least_rows_per_s
         started = perf_counter()
         predictor.reduce(batch)
         calls.append(perf_counter() - started)
-        if len(batch) / calls[-1] < least_rows_per_s:
+        is_slow = len(batch) / median(calls) < least_rows_per_s
+        if is_slow and sum(calls) >= ENOUGH_S:  # one call may be slow by chance
             break
     return len(batch) / median(calls)
 
