@@ -28,7 +28,7 @@ from pipeline.trial import Trial
 from pipeline.trial_layouts import finish_profile, pick
 from pipeline.trials import Profile, Sample, Workshop, try_ways
 
-_PROFILE_VERSION = 2
+_PROFILE_VERSION = 3
 
 
 def settle(

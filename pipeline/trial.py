@@ -17,7 +17,7 @@ class Trial:
     rows_per_s: float = 0.0
     """Of all actors that ran, the model only; with `decode_in` decoding as well."""
     load_s: float = 0.0
-    """Until it was ready, compiling included."""
+    """Until an actor is ready, where the node has kept what the runtime made of the model."""
     agreement_pct: float = 0.0
     """Share of the sampled rows that agree with eager fp32."""
     worst: float = 0.0
