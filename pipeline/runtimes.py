@@ -177,6 +177,8 @@ def make_runner(
     reason = missing_reason(runtime, precision, is_on_gpu=example.is_cuda)
     if reason:
         raise JobError(f"model.runtime {runtime!r}, model.precision {precision!r}: {reason}")
+    if precision == INT8 and calibrated is None:
+        raise JobError(f"model.precision {INT8!r}: there is no calibrated model to run")
     load = functools.cache(load)
     if runtime in ("eager", "compile"):
         load()  # its own errors are not the runtime's

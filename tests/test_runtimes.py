@@ -101,6 +101,13 @@ def test_what_cannot_be_is_said_with_its_reason(runtime: str, precision: str, wo
         predictor("models:colours", runtime=runtime, precision=precision)
 
 
+def test_no_float_model_runs_under_the_name_of_int8():
+    whole = Whole(Convolved().eval(), TRANSFORM, torch.float32)
+    example = torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
+    with pytest.raises(JobError, match="no calibrated model"):
+        make_runner("onnxruntime", "int8", lambda: whole, example, num_threads=1)
+
+
 def test_one_process_of_a_node_has_a_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert claim("a")
