@@ -191,7 +191,8 @@ class Model(_Section):
     for onnxruntime and openvino on the CPU, calibrated on rows of the job and used only if it
     agrees. `auto` measures, as above."""
     batch_size: PositiveInt | None = None
-    """Rows of one model call; left out: 32 on CPU, 128 on GPU. Out of memory halves it."""
+    """Rows of one model call; left out: 32 on CPU, 128 on GPU, or with `auto` what `pipeline tune`
+    found. Out of memory halves it."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options for the weights and labels; never written anywhere."""
 
@@ -217,7 +218,8 @@ class Resources(_Section):
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one actor; fractions share a card. 0 runs on the CPU."""
     num_cpus: Annotated[float, Field(gt=0)] | None = None
-    """CPU cores (and torch threads) of one actor; left out: 1."""
+    """CPU cores (and torch threads) of one actor; left out: 1, or with `auto` what `pipeline tune`
+    found."""
     min_actors: PositiveInt | None = None
     """Smallest size of the actor pool; left out: max_actors."""
     max_actors: PositiveInt | None = None

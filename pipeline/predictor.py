@@ -145,10 +145,6 @@ class Predictor:
             pieces.append(lane.finish())
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
-    def run_on_device(self, batch: torch.Tensor) -> Any:
-        """Return the model's outputs for a whole batch that lies on the device, for benchmarks."""
-        return self._runner.run(batch)
-
     def _run_all(
         self, inputs: Inputs, todo: Rows, results: Arrays, timer: _Timer
     ) -> Iterator[tuple[int, Failure]]:

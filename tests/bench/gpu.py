@@ -49,7 +49,7 @@ def alone(case: Case, runtime: str, precision: str, num_gpus: float) -> float:
         for warm_up in (True, False):
             num_rows, started = 0, time.perf_counter()
             while time.perf_counter() - started < (0.1 if warm_up else _MEASURE_S):
-                predictor.run_on_device(batch)
+                predictor._runner.run(batch)
                 if num_gpus:
                     torch.cuda.synchronize()
                 num_rows += BATCH
