@@ -1,6 +1,6 @@
 """Let `python -m pipeline` be the `pipeline` command."""
 
-from pipeline.cli import main
+from pipeline.main import main
 
 if __name__ == "__main__":
     main()

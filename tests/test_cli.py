@@ -15,8 +15,9 @@ from cli import pipeline
 from typer.main import get_command
 
 from pipeline import errors
-from pipeline.cli import _guard, app
+from pipeline.cli import app
 from pipeline.job import Job
+from pipeline.main import _guard
 
 HEAVY = ["torch", "torchvision", "ray", "pandas", "pyarrow", "numpy", "fsspec", "s3fs", "PIL"]
 # Asking for help must cost nothing: a shell completes and a scheduler checks with it.

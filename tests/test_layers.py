@@ -32,7 +32,9 @@ LAYERS = (
     "run",
     "demo inspect tune",
     "verify",
+    "arguments",
     "cli",
+    "main",
     "__main__",
 )
 # What the data flow through; what two of them share lies below.

@@ -1,0 +1,98 @@
+"""What the commands share: their arguments, and how a result is shown."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import JobError
+
+JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file (YAML).")]
+OutputUri = Annotated[
+    str, typer.Argument(metavar="URI", help="The sink's root, or a partition's folder.")
+]
+DateOption = Annotated[
+    str | None,
+    typer.Option("--date", metavar="YYYY-MM-DD", help="Value of ${date}. Default: today, UTC."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override the job; repeatable."),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_ADDRESS", help="Ray cluster. Default: a local Ray."),
+]
+AllowImportOption = Annotated[
+    list[str] | None,
+    typer.Option("--allow-import", metavar="PREFIX", help="Modules model.factory may name."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="The last line of stdout is one JSON document.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
+PartitionOption = Annotated[
+    str | None, typer.Option("--partition", metavar="KEY=VALUE", help="Which partition.")
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option("--storage-options", metavar="JSON", help="fsspec options; better: AWS_*."),
+]
+
+
+def load(path: str, date: str | None, overrides: list[str] | None) -> Any:
+    from pipeline.job_file import load_job
+
+    return load_job(path, date=as_date(date), overrides=overrides or [])
+
+
+def as_date(text: str | None) -> dt.date:
+    if text is None:
+        return dt.datetime.now(dt.UTC).date()
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise JobError(f"--date {text}: write YYYY-MM-DD") from None
+
+
+def as_options(address: str | None, allow_import: list[str] | None) -> Any:
+    from pipeline.record import RunOptions
+
+    return RunOptions(address=address, allow_import=tuple(allow_import or ()))
+
+
+def as_storage_options(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise JobError("--storage-options: write one JSON object")
+    return options
+
+
+def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    from rich.console import Console
+
+    from pipeline.render import render_table
+
+    if not quiet:
+        Console(stderr=as_json).print(render_table(document))
+    if as_json:
+        typer.echo(json.dumps(document, allow_nan=False))
+
+
+def show(document: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(document, allow_nan=False))
+        return
+    from rich.console import Console
+
+    from pipeline.render import render_document
+
+    Console().print(render_document(document))
