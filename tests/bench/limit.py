@@ -25,6 +25,8 @@ class _Share:
     runtime: str
     precision: str
     batch_size: int
+    calibrated: str
+    """Path of the int8 model; '' for other precisions."""
     shrink: bool
 
 
@@ -35,13 +37,23 @@ def limit(
     runtime: str,
     precision: str,
     batch_size: str,
-    shrink: str = "",
+    calibrated: str,
+    shrink: str,
 ) -> dict[str, Any]:
     """With `shrink`, the JPEG decoder halves large photos, as transform.shrink_on_load has it."""
     context = get_context("spawn")
     files = files_of(images)
     shares = [
-        _Share(files[i::CORES], name, weights, runtime, precision, int(batch_size), bool(shrink))
+        _Share(
+            files[i::CORES],
+            name,
+            weights,
+            runtime,
+            precision,
+            int(batch_size),
+            calibrated,
+            bool(shrink),
+        )
         for i in range(CORES)
     ]
     ready, done, go = context.Queue(), context.Queue(), context.Event()
@@ -89,5 +101,12 @@ def _load(share: _Share) -> tuple[Any, Any, Any]:
     kind = dtype_of(share.runtime, share.precision)
     whole = Whole(module.to(kind).to(memory_format=torch.channels_last), spec, kind).eval()
     buffer = torch.zeros((share.batch_size, spec.size_px, spec.size_px, 3), dtype=torch.uint8)
-    runner = make_runner(share.runtime, share.precision, lambda: whole, buffer, num_threads=1)
+    runner = make_runner(
+        share.runtime,
+        share.precision,
+        lambda: whole,
+        buffer,
+        num_threads=1,
+        calibrated=Path(share.calibrated).read_bytes() if share.calibrated else None,
+    )
     return runner, spec, buffer

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cli import command, environment
 
 from pipeline.cluster import WORKER_ENVIRONMENT as MALLOC
+from pipeline.model import INT8
 
 BENCH = Path(__file__).parent
 ROOT = BENCH.parent.parent
@@ -48,6 +49,11 @@ class Case:
     model: dict[str, Any]
     """The model section of a job."""
     slice_rows: int
+
+    def calibrated(self) -> str:
+        """Return the path of the int8 model that `tune` made last."""
+        made = (self.folder / "models").glob("*.onnx")
+        return str(max(made, key=lambda path: path.stat().st_mtime))
 
     def job(self, name: str, out: Path, **sections: Any) -> str:
         """Write a job file; a section that is given stands in place of the usual one."""
@@ -111,7 +117,9 @@ def run(system: str, case: Case, chosen: str) -> dict[str, Any]:
     """
     if system in OURS:
         return _run_ours(system, case)
-    more = [*chosen.split(), "shrink"] if system == "limit-shrink" else chosen.split()
+    more = chosen.split()
+    if system in LIMITS:
+        more += [case.calibrated() if INT8 in more else "", system.removeprefix("limit")]
     return _run_peer(system.removesuffix("-shrink"), case, *more)
 
 
