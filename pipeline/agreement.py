@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.job import Gates
 from pipeline.schema import LABEL_ID, SCORE
 from pipeline.task import EMBEDDING, Arrays
+
+if TYPE_CHECKING:  # actors need no pydantic: a quarter of a second each
+    from pipeline.job import Gates
 
 
 @dataclass(frozen=True)

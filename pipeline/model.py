@@ -19,7 +19,6 @@ import pyarrow as pa
 from pipeline.agreement import AgreementLimits
 from pipeline.errors import JobError, PipelineError
 from pipeline.imports import import_callable, require_allowed, source_digest
-from pipeline.job import Model, Transform
 from pipeline.single_file import read_file
 from pipeline.storage import Store
 from pipeline.task import OutputSpec, TaskSpec
@@ -34,6 +33,8 @@ from pipeline.weights import (
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.job import Model, Transform
 
 ENTRY_POINT_GROUP = "pipeline.models"
 INT8 = "int8"
@@ -325,7 +326,7 @@ def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform
         # Keep the model's own ratio of resize to crop.
         given["resize_px"] = round(given["size_px"] * base["resize_px"] / base["size_px"])
     merged = {**base, **given}
-    missing = [key for key in Transform.model_fields if key not in merged]
+    missing = [key for key in type(wanted).model_fields if key not in merged]
     if missing:
         raise JobError(f"transform: {name} brings no transform; give {', '.join(missing)}")
     try:

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from pipeline.dedupe import DIGEST, ResultIndex, remember, slim, with_digests
 from pipeline.errors import PipelineError
-from pipeline.job import Source
 from pipeline.model import PredictorConfig
 from pipeline.schema import pack, unpack
 from pipeline.sink import StagingWriter
@@ -22,6 +21,7 @@ from pipeline.stats import DEDUPE, Counters, StageCounters, add
 from pipeline.transform import TransformSpec
 
 if TYPE_CHECKING:
+    from pipeline.job import Source
     from pipeline.predictor import Predictor
 
 Stage = Callable[[pa.Table], pa.Table]

@@ -136,7 +136,7 @@ def _run_ours(system: str, case: Case) -> dict[str, Any]:
 
 
 def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
-    """Run `pipeline run` once; `whole`, `steady` and `startup` as `run` returns them."""
+    """Run `pipeline run` once; return what `run` does, and `first_slice_s`: to the first commit."""
     out = case.folder / f"out-{name}-{time.time_ns()}"
     (out / "_control").mkdir(parents=True)
     if (case.folder / "profiles").exists():  # what `tune` found lies below the sink
@@ -144,7 +144,7 @@ def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
     if (case.folder / "models").exists():
         (out / "_control" / "models").symlink_to(case.folder / "models")
     job = case.job(name, out, **sections)
-    started = time.perf_counter()
+    began, started = time.time(), time.perf_counter()
     report = _pipeline("run", job, "--quiet")
     whole_s = time.perf_counter() - started
     rows = report["rows"]["computed"]
@@ -152,11 +152,13 @@ def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
     # A staged file is a slice; all slices but the last of a folder are equally long.
     staged = list((out / "_control").rglob("staging/*/*.parquet"))
     rows_each = rows / max(1, len(staged))
-    per_slice = steady_rate([path.stat().st_mtime for path in staged])
+    ends = [path.stat().st_mtime for path in staged]
+    per_slice = steady_rate(ends)
     return {
         "whole": rows / whole_s,
         "steady": None if per_slice is None else per_slice * rows_each,
         "startup": {entry["part"]: entry["wall_s"] or 0.0 for entry in report["startup"]},
+        "first_slice_s": min(ends) - began,
     }
 
 
