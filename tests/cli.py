@@ -41,6 +41,16 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**env, **(extra or {})}
 
 
+class Cluster:
+    """The Ray that commands run on; without an environment each starts its own."""
+
+    def __init__(self) -> None:
+        self.environment: Callable[[], Mapping[str, str]] = dict
+
+
+CLUSTER = Cluster()
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pipeline", *arguments]
 
@@ -49,7 +59,7 @@ def pipeline(*arguments: str, env: Mapping[str, str] | None = None) -> Result:
     """Run `pipeline ARGUMENTS` to its end."""
     done = subprocess.run(
         command(*arguments),
-        env=environment(env),
+        env=environment({**CLUSTER.environment(), **(env or {})}),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from azureserver import AzureServer, missing_reason
+from cli import CLUSTER
 from gcsserver import GCSServer
 from hypothesis import settings
 from localserver import LocalServer
+from rayhead import RayHead
 from s3server import S3Server
 
 from pipeline.storage import Store
@@ -25,12 +27,36 @@ TOGETHER = {
 }
 """Files whose tests share something slow to make: one process runs them all."""
 
+ON_ONE_RAY = {
+    *("test_auto", "test_dedupe", "test_delta", "test_quantise", "test_task", "test_webdataset"),
+}
+"""Files whose commands share a Ray, which saves each of them four seconds."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell xdist which tests to keep together."""
     for item in items:
         if item.path.stem in TOGETHER or "kill_inputs" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """A Ray for the commands of the whole session."""
+    with RayHead() as head:
+        yield head
+
+
+@pytest.fixture(autouse=True)
+def _commands_share_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.path.stem not in ON_ONE_RAY:
+        return
+
+    def of_head() -> dict[str, str]:
+        head: RayHead = request.getfixturevalue("ray_head")  # started when a test needs it
+        return {"RAY_ADDRESS": head.address, **head.secret}
+
+    monkeypatch.setattr(CLUSTER, "environment", of_head)
 
 
 @pytest.fixture(scope="session")
