@@ -30,7 +30,8 @@ TOGETHER = {
 ON_ONE_RAY = {
     *("test_auto", "test_dedupe", "test_delta", "test_quantise", "test_task", "test_webdataset"),
 }
-"""Files whose commands share a Ray, which saves each of them four seconds."""
+"""Files whose commands share a Ray, which saves each of them four seconds; single tests of other
+files are marked `one_ray`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,7 +50,7 @@ def ray_head() -> Iterator[RayHead]:
 
 @pytest.fixture(autouse=True)
 def _commands_share_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.path.stem not in ON_ONE_RAY:
+    if request.path.stem not in ON_ONE_RAY and "one_ray" not in request.keywords:
         return
 
     def of_head() -> dict[str, str]:

@@ -277,6 +277,7 @@ def test_of_two_runs_started_together_one_publishes_and_one_exits_4(tmp_path: Pa
     assert pipeline("verify", str(tmp_path / "out")).code == 0
 
 
+@pytest.mark.one_ray
 def test_bad_rows_are_quarantined_with_reasons_and_a_gate_protects_last_night(
     tmp_path: Path,
 ) -> None:
@@ -316,6 +317,7 @@ def test_bad_rows_are_quarantined_with_reasons_and_a_gate_protects_last_night(
     assert checksums(out / "predictions") | checksums(out / "quarantine") == before
 
 
+@pytest.mark.one_ray
 def test_rows_that_the_model_cannot_take_cost_only_themselves(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -339,6 +341,7 @@ def test_rows_that_the_model_cannot_take_cost_only_themselves(tmp_path: Path) ->
     assert read_predictions(str(tmp_path / "out"), PARTITION).num_rows == 40
 
 
+@pytest.mark.one_ray
 def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
     build_parquet(tmp_path / "a", 20, seed=10, num_shards=1, num_bad=0)
     (tmp_path / "in").mkdir()
@@ -394,6 +397,7 @@ def test_what_cannot_be_ends_in_one_line_and_its_exit_code(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.one_ray
 def test_an_empty_source_is_refused_unless_allowed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     source = {"uri": str(tmp_path / "images"), "format": "images"}
@@ -407,6 +411,7 @@ def test_an_empty_source_is_refused_unless_allowed(tmp_path: Path) -> None:
     assert table.schema.names == ["row_id", "uri", "label", "label_id", "score", "top_k"]
 
 
+@pytest.mark.one_ray
 def test_a_shard_that_cannot_be_opened_counts_as_one_row(tmp_path: Path) -> None:
     build_parquet(tmp_path / "in", 40, seed=12, num_shards=2, num_bad=0)
     (tmp_path / "in" / "broken.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
@@ -440,6 +445,7 @@ def test_sigterm_keeps_what_is_done_and_exits_6(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.one_ray
 def test_many_slices_make_exactly_as_many_staged_objects(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     (tmp_path / "in").mkdir()
