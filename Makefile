@@ -6,10 +6,10 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-linear bench-grid bench-gpu memory clean
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu memory clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 venv: .venv/.installed-dev ## Make .venv with all that development needs (again when pyproject.toml changed)
 
@@ -35,6 +35,9 @@ bench: venv build/peers/.installed ## Measure rows/s beside peers and the limit 
 bench-large: venv build/peers/.installed ## The same over photos of 6 to 18 megapixels
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py --large \
 		--out build/bench-large.json
+
+bench-startup: venv ## Hold a run's start to what Ray and the model cost by themselves
+	$(BIN)/python tests/bench/startup.py
 
 bench-linear: venv ## Measure rows/s and memory at 1,000, 10,000 and 100,000 rows
 	$(BIN)/python tests/bench/linear.py

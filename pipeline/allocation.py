@@ -109,6 +109,9 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
         JobError: The job asks for more than there is; names both numbers.
     """
     threads = resources.num_cpus or 1.0
+    if resources.actors_per_gpu:
+        share = gpu_share(resources.actors_per_gpu)
+        resources = resources.model_copy(update={"num_gpus": share, "actors_per_gpu": None})
     fit_cpus = max(1, math.floor(hardware.cpus / threads))
     fit_gpus = _fit_gpus(resources, hardware) if resources.num_gpus > 0 else fit_cpus
     # Beside a GPU, threads that nobody asked for are no reason to leave a GPU idle.
@@ -148,6 +151,11 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
         num_decoders=num_decoders,
         num_writers=num_writers,
     )
+
+
+def gpu_share(num_actors: int) -> float:
+    """Return what one of the actors that share a GPU takes; Ray counts in ten-thousandths."""
+    return math.floor(10_000 / num_actors) / 10_000
 
 
 def _num_decoders(resources: Resources, cpus: int, taken_cpus: float) -> int:

@@ -79,6 +79,9 @@ def _divide(
     """Divide the cluster as it was found best; what the job says itself stays."""
     if not chosen.threads:
         return allocation
+    if run.job.resources.num_gpus:
+        share = {"actors_per_gpu": chosen.actors}
+        return allocate(run.job.resources.model_copy(update=share), hardware)
     found = {"num_cpus": float(chosen.threads), "decode_in": chosen.decode_in}
     resources = run.job.resources
     left_out = {"num_cpus": resources.num_cpus is None, "decode_in": resources.decode_in == AUTO}

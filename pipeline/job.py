@@ -217,6 +217,9 @@ class Resources(_Section):
 
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one actor; fractions share a card. 0 runs on the CPU."""
+    actors_per_gpu: PositiveInt | None = None
+    """How many actors share each GPU where `num_gpus` is 1; left out: 1, or with `auto` what
+    `pipeline tune` found."""
     num_cpus: Annotated[float, Field(gt=0)] | None = None
     """CPU cores (and torch threads) of one actor; left out: 1, or with `auto` what `pipeline tune`
     found."""
@@ -230,6 +233,10 @@ class Resources(_Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Resources:
+        if self.actors_per_gpu is not None and self.num_gpus != 1:
+            raise ValueError(
+                f"actors_per_gpu is for num_gpus 1, not {self.num_gpus:g}: each actor gets a share"
+            )
         if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
             raise ValueError(
                 f"min_actors ({self.min_actors}) must not exceed max_actors ({self.max_actors})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from time import perf_counter
 
-from pipeline.allocation import TASK_CPUS
+from pipeline.allocation import TASK_CPUS, gpu_share
 from pipeline.choose import as_tried, choose_batch, choose_layout, layouts
 from pipeline.model import ModelSpec
 from pipeline.stages import Preprocessing
@@ -17,6 +17,7 @@ from pipeline.trials import Profile, Sample, Workshop, lone_task
 
 CPU_BATCHES = (8, 16, 32, 64, 128)
 GPU_BATCHES = (32, 64, 128, 256, 512, 1024)
+ACTORS_PER_GPU = (1, 2, 3, 4)
 LAYOUT_S = 4.0
 _AHEAD = 1.1
 MEMORY_SHARE = 0.6
@@ -50,14 +51,17 @@ def try_batches(workshop: Workshop, sample: Sample, way: Trial) -> list[Trial]:
 
 
 def try_layouts(workshop: Workshop, sample: Sample, way: Trial, batch_size: int) -> list[Trial]:
-    """Measure the divisions of a node's cores that the job leaves open, at full load.
+    """Measure the divisions of a node's cores, or of a GPU, that the job leaves open, at full load.
 
     Actors that decode for themselves are first: where nothing is faster, they are taken.
     """
     resources, cpus = workshop.job.resources, workshop.node_cpus
-    if resources.num_gpus or resources.max_actors:
+    if resources.max_actors:
         return []
     spec = as_tried(workshop.model, way)
+    if resources.num_gpus:
+        is_open = resources.num_gpus == 1 and resources.actors_per_gpu is None
+        return _try_sharing(workshop, sample, spec, batch_size) if is_open else []
     splits = layouts(cpus) if resources.num_cpus is None else [_own_split(resources.num_cpus, cpus)]
     places = ["actors", "tasks"] if resources.decode_in == "auto" else [resources.decode_in]
     if spec.transform is None:
@@ -79,6 +83,27 @@ def try_layouts(workshop: Workshop, sample: Sample, way: Trial, batch_size: int)
     return trials
 
 
+def _try_sharing(
+    workshop: Workshop, sample: Sample, spec: ModelSpec, batch_size: int
+) -> list[Trial]:
+    """Let more and more actors share a GPU, until one more gives nothing."""
+    trials: list[Trial] = []
+    for actors in ACTORS_PER_GPU:
+        wanted = Trial(
+            spec.runtime,
+            spec.precision,
+            batch_size=batch_size,
+            actors=actors,
+            threads=workshop.allocation.actor_threads,
+            decode_in="tasks",
+        )
+        trial = _try_layout(workshop, sample, spec, wanted, None)
+        trials.append(trial)
+        if trial.problem or trial.rows_per_s < max(t.rows_per_s for t in trials):
+            break
+    return trials
+
+
 def _own_split(num_cpus: float, cpus: int) -> tuple[int, int]:
     return max(1, int(cpus / num_cpus)), max(1, int(num_cpus))
 
@@ -96,18 +121,24 @@ def _try_layout(
 
     from pipeline.trial_run import LayoutWorker
 
+    share = gpu_share(trial.actors) if workshop.allocation.actor_gpus else 0.0
     config = replace(
-        workshop.config, spec=spec, batch_size=trial.batch_size, num_threads=trial.threads
+        workshop.config,
+        spec=spec,
+        batch_size=trial.batch_size,
+        num_gpus=share,
+        num_threads=trial.threads,
     )
     in_actors = trial.decode_in == "actors"
-    decoders = 0 if in_actors else max(1, workshop.node_cpus // 2)
+    decoders = 0 if in_actors or share else max(1, workshop.node_cpus // 2)
     kinds = ["both" if in_actors else "predict"] * trial.actors + ["decode"] * decoders
     preprocessing = Preprocessing.of(
         workshop.job.source, spec.transform, trial.threads if in_actors else 1
     )
     paces = {"decode": pace and pace / decoders if decoders else None}
     inputs, started = sample.inputs(spec), perf_counter()
-    worker = ray.remote(num_cpus=TASK_CPUS, max_restarts=0)(LayoutWorker)
+    options = {"num_cpus": TASK_CPUS, "num_gpus": share or None, "max_restarts": 0}
+    worker = ray.remote(**options)(LayoutWorker)
     workers = [worker.remote(kind, config, preprocessing) for kind in kinds]
     try:
         ray.get([each.load.remote(sample.rows, inputs) for each in workers])

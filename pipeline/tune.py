@@ -34,6 +34,7 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     with connect(options.address) as (hardware, _):
         allocation = allocate(job.resources, hardware)
         profile, chosen = tune(run, plan, free, hardware, allocation)
+    on_gpu = bool(job.resources.num_gpus)
     rates = [trial.rows_per_s for trial in profile.layouts if _is_same(trial, chosen)]
     return {
         "model": model.name,
@@ -44,10 +45,11 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
         "layouts": [_shown(trial, _LAYOUT) for trial in profile.layouts],
         "chosen": f"{chosen.runtime} {chosen.precision}",
         "batch_size": chosen.batch_size or plan.batch_size,
-        "actors_a_node": chosen.actors if chosen.threads else None,
+        "actors_a_node": chosen.actors if chosen.threads and not on_gpu else None,
+        "actors_per_gpu": chosen.actors if chosen.threads and on_gpu else None,
         "threads_per_actor": chosen.threads or allocation.actor_threads,
         "decode_in": chosen.decode_in or None,
-        "rows_per_s_a_node": rates[0] if rates else None,
+        f"rows_per_s_a_{'gpu' if on_gpu else 'node'}": rates[0] if rates else None,
         "used_by": "runs whose job says model.runtime: auto and model.precision: auto",
     }
 

@@ -163,3 +163,17 @@ def test_readers_and_writers_grow_with_the_cluster_within_bounds():
 @given(cpus=st.integers(1, 128))
 def test_readers_never_vanish_behind_actors(cpus: int):
     assert divide(cpus, num_cpus=0.25).num_readers >= 1
+
+
+@pytest.mark.parametrize(("sharing", "actors"), [(None, 2), (1, 2), (2, 4), (3, 6), (7, 14)])
+def test_actors_share_each_gpu_and_fill_it(sharing: int | None, actors: int):
+    found = divide(32, 2, num_gpus=1.0, actors_per_gpu=sharing)
+    assert found.max_actors == actors
+    assert found.actor_gpus * (sharing or 1) == pytest.approx(1, abs=1e-3)
+    assert found.actor_gpus * (sharing or 1) <= 1
+
+
+@pytest.mark.parametrize("num_gpus", [0.0, 0.5, 2.0])
+def test_a_share_is_one_of_a_whole_gpu(num_gpus: float):
+    with pytest.raises(ValueError, match="actors_per_gpu is for num_gpus 1"):
+        Resources.model_validate({"num_gpus": num_gpus, "actors_per_gpu": 2})
