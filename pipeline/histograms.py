@@ -1,8 +1,8 @@
 """How predictions are distributed: counted slice by slice, summed exactly, compared between nights.
 
 Scores are counted in 20 bins of [0, 1]. Other numbers have no natural bins, so they are counted by
-the upper half of their float32 bits (within 0.8% of each other), which adds up exactly whatever
-the order; bins of near equal weight are made of that when two nights are compared.
+the upper half of their rounded float32 bits (within 0.8% of each other), which adds up exactly
+whatever the order; bins of near equal weight are made of that when two nights are compared.
 """
 
 from __future__ import annotations
@@ -173,8 +173,10 @@ def _vectors(column: pa.Array) -> Iterable[tuple[str, Floats]]:
 
 
 def _counted(values: Floats, *, with_bins: bool = True) -> Numbers:
-    # Minus zero becomes zero; of a negative number a larger magnitude is a smaller key.
-    upper = (np.asarray(values, np.float32) + np.float32(0)).view(np.uint32) >> 16
+    # Minus zero becomes zero. Rounded, so that numbers that should be one (lengths that are scaled
+    # to 1) lie in the middle of a bin. Of a negative number a larger magnitude is a smaller key.
+    bits = (np.asarray(values, np.float32) + np.float32(0)).view(np.uint32)
+    upper = (bits + np.uint32(0x8000)) >> 16
     magnitude = (upper & 0x7FFF).astype(np.int64)
     keys = np.where(upper >> 15 == 1, -magnitude - 1, magnitude)
     counts = _counts(keys) if with_bins else {}

@@ -215,6 +215,14 @@ def test_equal_vectors_are_constant_and_others_are_not():
     assert set(of_vectors(unit).numbers) == {NORM, *DIRECTIONS}
 
 
+def test_lengths_that_are_scaled_to_one_are_one_bin():
+    vectors = np.random.default_rng(3).normal(size=(500, 48)).astype(np.float32)
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = of_vectors(units).numbers[NORM]
+    assert found.lowest < 1.0 < found.highest, "which is why they are rounded"
+    assert len(found.counts) == 1
+
+
 def test_another_space_of_embeddings_is_drift():
     rng = np.random.default_rng(2)
     centre = rng.normal(size=64)
