@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import JobError
-from pipeline.golden import MAX_ROWS, expected_columns
+from pipeline.golden import expected_columns
+from pipeline.golden_files import MAX_ROWS
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id
 from pipeline.model import ModelSpec, PredictorConfig

@@ -24,7 +24,8 @@ from pipeline.drift import compare_with_before
 from pipeline.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.failpoints import reach
 from pipeline.finish import finish, require_hope
-from pipeline.golden import GoldenRefused, GoldenRows, read_golden
+from pipeline.golden import GoldenRefused, GoldenRows
+from pipeline.golden_files import read_golden
 from pipeline.histograms import measured_columns
 from pipeline.hive import partition_types
 from pipeline.inputs import list_inputs

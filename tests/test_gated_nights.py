@@ -12,7 +12,6 @@ import pytest
 from cli import Result, pipeline, write_job
 from PIL import Image
 from published import snapshot
-from rayhead import RayHead
 
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, current_manifest
@@ -36,8 +35,8 @@ def make_night(folder: Path, num_rows: int, colours: list[tuple[int, int, int]],
 class Nights:
     """One output; a night is a folder of photos and a date."""
 
-    def __init__(self, folder: Path, head: RayHead) -> None:
-        self.folder, self.head = folder, head
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.store = Store(str(folder / "out"))
 
     def job(self, date: str) -> str:
@@ -54,11 +53,7 @@ class Nights:
         )
 
     def run(self, date: str, *arguments: str) -> Result:
-        address = ["--address", self.head.address]
-        return pipeline(
-            "run", self.job(date), "--date", date, "--json", *address, *arguments,
-            env=self.head.secret,
-        )  # fmt: skip
+        return pipeline("run", self.job(date), "--date", date, "--json", *arguments)
 
     def published(self, date: str) -> Manifest | None:
         return current_manifest(self.store, Layout(f"date={date}"))
@@ -87,13 +82,12 @@ def test_nights_are_passed_warned_of_refused_and_accepted(tmp_path: Path) -> Non
     make_night(tmp_path / "in" / "2026-11-23", 96, usual, seed=3)
     for row in range(10):
         (tmp_path / "in" / "2026-11-23" / f"{row:03d}.png").write_bytes(b"not an image")
-    with RayHead() as head:
-        nights = Nights(tmp_path, head)
-        _make_golden(nights)
-        _first_night_is_recorded(nights)
-        _another_world_is_refused_and_accepted(nights)
-        _a_wrong_model_is_refused_before_it_predicts(nights)
-        _errors_stop_the_reading_early(nights)
+    nights = Nights(tmp_path)
+    _make_golden(nights)
+    _first_night_is_recorded(nights)
+    _another_world_is_refused_and_accepted(nights)
+    _a_wrong_model_is_refused_before_it_predicts(nights)
+    _errors_stop_the_reading_early(nights)
 
 
 def _make_golden(nights: Nights) -> None:

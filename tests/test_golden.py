@@ -14,7 +14,8 @@ import pytest
 from cli import pipeline, write_job
 
 from pipeline.errors import JobError, PipelineError
-from pipeline.golden import MAX_BYTES, GoldenRefused, GoldenRows, read_golden
+from pipeline.golden import GoldenRefused, GoldenRows
+from pipeline.golden_files import MAX_BYTES, read_golden
 from pipeline.job import Job, Source
 from pipeline.job_file import parse_job
 from pipeline.model import ModelSpec, PredictorConfig, resolve_model

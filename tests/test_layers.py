@@ -21,8 +21,8 @@ LAYERS = (
     "forecast storage submit",
     "agreement bottleneck lease manifest performance single_file row_ids"
     " sink torchvision_models trial uri_policy",
-    "delta nights parquet_inputs parts report rows web weights",
-    "fetch golden image_stream inputs model night_gates tar_stream",
+    "delta golden nights parquet_inputs parts report rows web weights",
+    "fetch golden_files image_stream inputs model night_gates tar_stream",
     "choose compact estimate gates parquet_stream past_runs plan publish quantise runtimes zoo",
     "drift predictor record regroup source tiling upkeep",
     "datasource finish stages",
