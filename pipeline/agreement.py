@@ -17,7 +17,7 @@ from pipeline.schema import LABEL_ID, SCORE
 from pipeline.task import EMBEDDING, Arrays
 
 if TYPE_CHECKING:  # actors need no pydantic: a quarter of a second each
-    from pipeline.job import Gates
+    from pipeline.job_gates import Gates
 
 
 @dataclass(frozen=True)

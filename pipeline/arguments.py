@@ -30,6 +30,12 @@ AllowImportOption = Annotated[
     list[str] | None,
     typer.Option("--allow-import", metavar="PREFIX", help="Modules model.factory may name."),
 ]
+AcceptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept", metavar="GATE=REASON", help="Publish though that gate fails; repeatable."
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="The last line of stdout is one JSON document.")
 ]
@@ -58,10 +64,14 @@ def as_date(text: str | None) -> dt.date:
         raise JobError(f"--date {text}: write YYYY-MM-DD") from None
 
 
-def as_options(address: str | None, allow_import: list[str] | None) -> Any:
+def as_options(
+    address: str | None, allow_import: list[str] | None, accept: list[str] | None = None
+) -> Any:
     from pipeline.record import RunOptions
+    from pipeline.verdict import read_accepted
 
-    return RunOptions(address=address, allow_import=tuple(allow_import or ()))
+    accepted = read_accepted(accept or [])
+    return RunOptions(address, tuple(allow_import or ()), accepted)
 
 
 def as_storage_options(text: str | None) -> dict[str, Any]:

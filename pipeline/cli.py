@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from pipeline.arguments import (
+    AcceptOption,
     AddressOption,
     AllowImportOption,
     DateOption,
@@ -63,6 +64,7 @@ def run(
     set_: SetOption = None,
     address: AddressOption = None,
     allow_import: AllowImportOption = None,
+    accept: AcceptOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -71,7 +73,7 @@ def run(
     from pipeline.run import run_job
 
     loaded = load(job, date, set_)
-    options = as_options(address, allow_import)
+    options = as_options(address, allow_import, accept)
     show_report(run_job(loaded, options, Progress(quiet=quiet)), as_json=as_json, quiet=quiet)
 
 
@@ -102,6 +104,23 @@ def tune(
     from pipeline.tune import tune_job
 
     show(tune_job(load(job, date, set_), as_options(address, allow_import)), as_json=as_json)
+
+
+@app.command()
+def golden(
+    job: JobFile,
+    out: Annotated[str, typer.Option("--out", metavar="URI", help="The .parquet file to write.")],
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows.")] = 32,
+    date: DateOption = None,
+    set_: SetOption = None,
+    allow_import: AllowImportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write golden rows: some of the job's rows with what eager fp32 predicts for them."""
+    from pipeline.make_golden import make_golden
+
+    options = as_options(None, allow_import)
+    show(make_golden(load(job, date, set_), options, rows, out), as_json=as_json)
 
 
 @app.command()
@@ -182,15 +201,19 @@ def submit(
     date: DateOption = None,
     set_: SetOption = None,
     allow_import: AllowImportOption = None,
+    accept: AcceptOption = None,
 ) -> None:
     """Run a job on a Ray cluster through its job API; ends with the job's exit code."""
     from pipeline.job_file import load_job
     from pipeline.submit import submit_job
+    from pipeline.verdict import read_accepted
 
+    read_accepted(accept or [])
     # A wrong job file is refused here, not on the cluster; its ${env:NAME} are the cluster's.
     load_job(job, date=as_date(date), overrides=set_ or [], with_environment=False)
     write = functools.partial(typer.echo, nl=False)
-    code = submit_job(job, address, as_date(date), set_ or [], allow_import or [], write)
+    lists = (set_ or [], allow_import or [], accept or [])
+    code = submit_job(job, address, as_date(date), *lists, write)
     raise typer.Exit(code)
 
 
@@ -211,7 +234,7 @@ def schema(
 @app.command()
 def demo(
     folder: Annotated[str, typer.Argument(help="Where inputs and outputs go.")] = "demo-output",
-    rows: Annotated[int, typer.Option(min=20, help="How many photos.")] = 320,
+    rows: Annotated[int, typer.Option(min=20, help="How many rows.")] = 320,
     as_json: JsonOption = False,
 ) -> None:
     """Build real photo shards, classify them, and show everything that comes out."""

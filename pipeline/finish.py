@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.compact import Compacted, Compactor, compact_slices
 from pipeline.failpoints import reach
-from pipeline.gates import Verdict, judge, require_pass
+from pipeline.gates import Figures, certain_failures, early_refusal, judge
 from pipeline.hive import partition_types
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest
+from pipeline.nights import Past, look_back
 from pipeline.plan import Plan
 from pipeline.publish import commit, settle
 from pipeline.ray_tasks import run_tasks
@@ -22,6 +23,7 @@ from pipeline.row_ids import find_duplicates, read_hashes
 from pipeline.schema import SliceKey
 from pipeline.storage import StoredFile
 from pipeline.tiling import Slices, require_tiling
+from pipeline.verdict import Verdict, require_pass
 
 _MIB = 2**20
 
@@ -52,7 +54,7 @@ def finish(
         slices = require_tiling(plan, staged)
         num_rows = run.record.tiled([key for key, _ in slices])
         duplicates = _find_duplicates(run, slices)
-        verdicts = _judge(run, plan, num_rows)
+        verdicts = _judge(run, plan, num_rows, base)
         require_pass(verdicts)
         lease.check()
         number = base.number + 1 if base else 1
@@ -80,17 +82,45 @@ def _find_duplicates(run: RunContext, slices: Slices) -> Mapping[SliceKey, tuple
     return {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
 
 
-def _judge(run: RunContext, plan: Plan, num_rows: int) -> list[Verdict]:
-    verdicts = judge(
-        run.job.gates,
-        num_planned=num_rows,
-        num_predicted=run.record.num_predicted,
-        num_quarantined=run.record.num_quarantined,
-        num_shards=plan.num_shards,
-        num_compared=run.record.num_compared,
-        num_agreed=run.record.num_agreed,
+def require_hope(run: RunContext, plan: Plan) -> None:
+    """Stop as soon as the gates are certain to refuse, whatever the rows that are left give.
+
+    Raises:
+        GateRefused: They are; finished slices stay.
+    """
+    record, num_planned = run.record, plan.num_rows
+    if num_planned is None or record.num_accounted >= num_planned:
+        return  # with all rows there the gates judge everything
+    failed = certain_failures(
+        run.job.gates, num_planned, record.num_quarantined, record.reasons, run.options.accepted
     )
-    run.record.judged(verdicts)
+    if failed:
+        record.judged(failed)
+        raise early_refusal(failed, record.num_accounted, num_planned)
+
+
+def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[Verdict]:
+    record, gates = run.record, run.job.gates
+    golden, num_actors = record.golden
+    figures = Figures(
+        num_planned=num_rows,
+        num_predicted=record.num_predicted,
+        num_quarantined=record.num_quarantined,
+        num_shards=plan.num_shards,
+        reasons=record.reasons,
+        num_compared=record.canary.rows_in,
+        num_agreed=record.canary.rows_out,
+        golden_compared=golden.rows_in,
+        golden_agreed=golden.rows_out,
+        golden_actors=num_actors,
+        distribution=record.distribution,
+        is_limited=run.job.run.limit_rows is not None,
+    )
+    past = Past()
+    if gates.looks_back:
+        past = look_back(run.store, run.layout, base, gates.volume.nights)
+    verdicts = judge(gates, figures, past, run.options.accepted)
+    record.judged(verdicts)
     return verdicts
 
 
@@ -143,5 +173,6 @@ def _manifest(
         partition_columns=partition_types(run.job.sink.partition_columns, plan.prediction_schema()),
         model=plan.model,
         gates=tuple(verdict.to_dict() for verdict in verdicts),
+        distribution=run.record.distribution.to_dict(),
         versions=package_versions(),
     )

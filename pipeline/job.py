@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
+from pipeline.job_gates import Gates
+from pipeline.job_section import PositiveInt, Section
+
 Triple = tuple[float, float, float]
 ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -24,17 +20,7 @@ Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 _FIELDS_OF_URIS = ("uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-
-class Source(_Section):
+class Source(Section):
     """Where the rows come from."""
 
     uri: str = Field(min_length=1)
@@ -115,7 +101,7 @@ class Source(_Section):
         return self
 
 
-class Transform(_Section):
+class Transform(Section):
     """How a decoded image becomes model input; what is left out comes from the model."""
 
     size_px: PositiveInt | None = None
@@ -133,7 +119,7 @@ class Transform(_Section):
     faster, and other pixels. The run measures first whether its predictions agree (see `gates`)."""
 
 
-class Output(_Section):
+class Output(Section):
     """One output of a model for task `raw`."""
 
     name: str = Field(default="output", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -153,7 +139,7 @@ _FIELDS_OF_TASKS = {
 }
 
 
-class Model(_Section):
+class Model(Section):
     """Which model predicts, and how."""
 
     name: str | None = None
@@ -212,7 +198,7 @@ class Model(_Section):
         return self
 
 
-class Resources(_Section):
+class Resources(Section):
     """What one model actor takes, and how many there are; left out: filled by the cluster."""
 
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
@@ -244,7 +230,7 @@ class Resources(_Section):
         return self
 
 
-class Sink(_Section):
+class Sink(Section):
     """Where the predictions go."""
 
     uri: str = Field(min_length=1)
@@ -277,28 +263,7 @@ class Sink(_Section):
         return self
 
 
-class Gates(_Section):
-    """What must hold before anything is published. Conservation and unique ids always must."""
-
-    max_error_pct: Annotated[float, Field(ge=0, le=100)] = 5.0
-    """Refuse when more than this share of the rows was quarantined (0 to 100)."""
-    min_rows: Annotated[int, Field(ge=0)] = 100
-    """`max_error_pct` is judged from this many rows on; below, only all rows failing refuses."""
-    allow_empty: bool = False
-    """Publish an empty partition when there are no inputs, instead of refusing."""
-    min_agreement_pct: Annotated[float, Field(ge=0, le=100)] = 99.0
-    """Another runtime or precision than eager fp32 is used, and its predictions are published, only
-    when at least this share of sampled rows agrees with eager fp32."""
-    max_score_diff: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Task `classify`: a row agrees when its best label is the same and the label's probability
-    differs by no more than this."""
-    min_cosine: Annotated[float, Field(ge=0, le=1)] = 0.999
-    """Task `embed`: a row agrees from this cosine on."""
-    max_relative_error: Annotated[float, Field(ge=0)] = 0.01
-    """Tasks `regress` and `raw`: a row agrees up to this relative error of its numbers."""
-
-
-class Run(_Section):
+class Run(Section):
     """How one execution behaves."""
 
     limit_rows: PositiveInt | None = None
@@ -317,7 +282,7 @@ class Run(_Section):
     """Price of one node for one hour; the report then says what a million rows cost."""
 
 
-class Job(_Section):
+class Job(Section):
     """One offline inference job."""
 
     source: Source
@@ -332,4 +297,10 @@ class Job(_Section):
     def _dedupe_images(self) -> Job:
         if self.run.dedupe and self.source.features:
             raise ValueError("run.dedupe is for images; it has no effect on source.features")
+        return self
+
+    @model_validator(mode="after")
+    def _golden_is_comparable(self) -> Job:
+        if self.gates.golden is not None and self.model.task == "raw":
+            raise ValueError("gates.golden has no effect with task 'raw'")
         return self

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -142,8 +142,16 @@ def _shown(field: str, value: Any) -> str:
 def _allowed(location: tuple[int | str, ...]) -> str:
     model: type[BaseModel] = Job
     for part in location[:-1]:
+        if isinstance(part, int):  # of a list of sections
+            continue
         annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        # So is `Golden | None`, and a list of them.
+        sections = [
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if not sections:
             break
-        model = annotation
+        model = sections[0]
     return "allowed are " + ", ".join(model.model_fields)

@@ -61,6 +61,8 @@ class Manifest:
     restored_from: int | None = None
     partition_columns: dict[str, str] = field(default_factory=dict)
     """Columns that are folders inside the partition, with their types; outermost first."""
+    distribution: dict[str, Any] = field(default_factory=dict)
+    """JSON form of `histograms.Distribution`, for the next night to be compared with."""
     version: int = MANIFEST_VERSION
 
     @property

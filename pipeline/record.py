@@ -6,14 +6,14 @@ import datetime as dt
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from time import perf_counter
 
 from pipeline.allocation import Allocation, Hardware
-from pipeline.gates import Verdict
+from pipeline.histograms import Distribution, Numbers, sum_numbers
 from pipeline.job import Job
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest
@@ -22,8 +22,18 @@ from pipeline.plan import Plan
 from pipeline.report import RunFacts, Status
 from pipeline.schema import Reason, SliceKey
 from pipeline.sink import META_PREFIX, StagedSlice
-from pipeline.stats import CANARY, DEDUPE, Counters, Measurement, StageCounters, measure, merge
+from pipeline.stats import (
+    CANARY,
+    DEDUPE,
+    GOLDEN,
+    Counters,
+    Measurement,
+    StageCounters,
+    measure,
+    merge,
+)
 from pipeline.storage import Store
+from pipeline.verdict import Verdict
 
 _TOP_LABELS = 10
 _PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
@@ -74,6 +84,9 @@ class RunRecord:
         self._streaming_wall_s: float | None = None
         self._batch_rates: dict[int, float] = {}
         self._canary = StageCounters()
+        self._golden = StageCounters()
+        self._golden_actors = 0
+        self._numbers: dict[str, Numbers] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
@@ -134,6 +147,11 @@ class RunRecord:
 
     def _count(self, how: str, staged: StagedSlice) -> None:
         self._canary += StageCounters.from_dict(staged.counters.get(CANARY, {}))
+        # What an actor did before its first slice travels with that slice, so once for each actor.
+        self._golden += StageCounters.from_dict(staged.counters.get(GOLDEN, {}))
+        self._golden_actors += GOLDEN in staged.counters
+        found = {name: Numbers.from_dict(values) for name, values in staged.numbers.items()}
+        self._numbers = sum_numbers(self._numbers, found)
         self._labels.update(staged.labels)
         self._reasons.update(staged.reasons)
         self._rows.update({how: staged.num_rows, "quarantined": staged.num_quarantined})
@@ -186,14 +204,24 @@ class RunRecord:
         return self._rows["quarantined"]
 
     @property
-    def num_compared(self) -> int:
-        """Rows of committed slices that eager fp32 predicted once more."""
-        return self._canary.rows_in
+    def reasons(self) -> Mapping[str, int]:
+        """Quarantined rows by reason."""
+        return self._reasons
 
     @property
-    def num_agreed(self) -> int:
-        """Those of them that agreed."""
-        return self._canary.rows_out
+    def canary(self) -> StageCounters:
+        """Rows of committed slices that eager fp32 predicted once more; out: those that agreed."""
+        return self._canary
+
+    @property
+    def golden(self) -> tuple[StageCounters, int]:
+        """Golden rows, once for every actor (out: those that agreed), and the number of actors."""
+        return self._golden, self._golden_actors
+
+    @property
+    def distribution(self) -> Distribution:
+        """How the predictions are distributed; numbers of duplicate ids are still among them."""
+        return Distribution(labels=self._labels, numbers=self._numbers)
 
     @property
     def num_predicted(self) -> int:
@@ -251,7 +279,7 @@ class RunRecord:
             hardware=self._hardware,
             model=self._model,
             output=self._output,
-            gates=[asdict(verdict) for verdict in self._verdicts],
+            gates=[verdict.to_dict() for verdict in self._verdicts],
             price_per_node_hour=price_per_node_hour,
             top_labels=self._labels.most_common(_TOP_LABELS),
             versions=package_versions(),
@@ -285,6 +313,8 @@ class RunOptions:
     """The Ray cluster; None starts an embedded local one."""
     allow_import: tuple[str, ...] = ()
     """Module prefixes that `model.factory` may name."""
+    accepted: Mapping[str, str] = field(default_factory=dict)
+    """Gate -> why its failure is accepted."""
 
 
 @dataclass(frozen=True)

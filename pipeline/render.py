@@ -29,7 +29,13 @@ def to_html(report: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=_count, rate=_rate, duration=_duration, size=_size, pct=_pct, plain=_plain
+        count=_count,
+        rate=_rate,
+        duration=_duration,
+        size=_size,
+        pct=_pct,
+        plain=_plain,
+        figure=_figure,
     )
     template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
     return environment.from_string(template).render(report=report)
@@ -46,7 +52,9 @@ def render_table(report: dict[str, Any]) -> RenderableType:
     # Text, never markup: brackets in a label or a message must not become styles.
     if report["status"] == "nothing_to_do":
         return Group(*(Text(clean_message(line)) for line in lines))
-    lines[:0] = [report["bottleneck"]["advice"], *_hops(report), *_slower(report)]
+    lines[:0] = [
+        report["bottleneck"]["advice"], *_hops(report), *_slower(report), *_gates(report)
+    ]  # fmt: skip
     return Group(_stage_table(report), *(Text(clean_message(line)) for line in lines))
 
 
@@ -103,6 +111,17 @@ def _slower(report: dict[str, Any]) -> list[str]:
         f"slower than before: {stage['stage']}, {_rate(stage['rows_per_busy_slot_s'])} rows/s a "
         f"busy slot instead of {_rate(stage['before'])} in run {stage['run_id']}"
         for stage in report["slower_than_before"] or []
+    ]
+
+
+def _gates(report: dict[str, Any]) -> list[str]:
+    """Say what the gates found but did not refuse; what they refused is the error."""
+    said = {"warn": "warns: ", "accepted": "failed: "}
+    return [
+        f"gate {gate['name']} {said[gate['status']]}{gate['message']}"
+        + (f" (accepted: {gate['reason']})" if gate.get("reason") else "")
+        for gate in report["gates"]
+        if gate["status"] in said
     ]
 
 
@@ -217,6 +236,10 @@ def _count(value: float | None) -> str:
 
 def _plain(value: float | None) -> str:
     return _UNKNOWN if value is None else f"{value:g}"
+
+
+def _figure(value: float | str | None) -> float | str | None:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _rate(value: float | None) -> str:

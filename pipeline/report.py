@@ -138,10 +138,12 @@ class Gate(Section):
     """One check before publishing."""
 
     name: str
-    status: Literal["pass", "warn", "fail", "off"]
+    status: Literal["pass", "warn", "fail", "off", "accepted"]
+    """`accepted`: it failed, and somebody published nevertheless, for the `reason`."""
     value: float | int | str | None = None
     limit: float | int | str | None = None
     message: str | None = None
+    reason: str | None = None
 
 
 class LabelCount(Section):

@@ -8,8 +8,9 @@ What is here is the order of things; each step lives in the file of its name.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from time import time
 from typing import Any
@@ -22,7 +23,10 @@ from pipeline.delta import require_delta
 from pipeline.drift import compare_with_before
 from pipeline.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.failpoints import reach
-from pipeline.finish import finish
+from pipeline.finish import finish, require_hope
+from pipeline.golden import GoldenRefused, GoldenRows
+from pipeline.golden_files import read_golden
+from pipeline.histograms import measured_columns
 from pipeline.hive import partition_types
 from pipeline.inputs import list_inputs
 from pipeline.job import Job
@@ -68,6 +72,8 @@ def run_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]
     try:
         status = _execute(run, progress)
     except PipelineError as error:
+        if isinstance(error, GoldenRefused):
+            record.judged([error.verdict()])
         if not isinstance(error, PartitionBusy):
             save_report(run, _status_of(error), error)
         raise
@@ -85,12 +91,15 @@ def _execute(run: RunContext, progress: Progress) -> Status:
         if _is_published(run, base, plan):
             return "nothing_to_do"
         plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
+        golden = read_golden(
+            job.gates, model.task, _reader(run, plan), is_accepted="golden" in run.options.accepted
+        )
         with connect(run.options.address) as (hardware, ray_start_s):
             allocation = allocate(job.resources, hardware)
             plan, model, allocation = settle(run, plan, model, hardware, allocation)
             run.record.connected(hardware, allocation, ray_start_s)
             run.record.planned(plan, model, job.resources.num_gpus)
-            staged = _predict_missing(run, plan, model, allocation, progress)
+            staged = _predict_missing(run, plan, model, allocation, golden, progress)
             manifest = finish(run, plan, staged, base, lease)
     run.record.published(manifest, store.url(layout.predictions))
     return "published"
@@ -119,9 +128,18 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
 
 
 def _predict_missing(
-    run: RunContext, plan: Plan, model: ModelSpec, allocation: Allocation, progress: Progress
+    run: RunContext,
+    plan: Plan,
+    model: ModelSpec,
+    allocation: Allocation,
+    golden: GoldenRows | None,
+    progress: Progress,
 ) -> Mapping[SliceKey, StoredFile]:
-    """Compute the slices that have no staged part yet; return the staged part of every slice."""
+    """Compute the slices that have no staged part yet; return the staged part of every slice.
+
+    Raises:
+        GateRefused: A gate is certain to refuse; what is finished stays.
+    """
     folder = run.layout.staging(plan.fingerprint)
     staged = list_staged(run.store, folder)
     done = [staged[key].path for key in done_slices(plan, staged)]
@@ -131,11 +149,18 @@ def _predict_missing(
     units = missing_units(plan, staged)
     if not units:
         return staged
-    with progress.rows(plan.num_rows, done=run.record.num_accounted), run.record.streaming():
-        for committed in stream(run, plan, model, allocation, units):
+    require_hope(run, plan)
+    slices = stream(run, plan, model, allocation, units, golden)
+    with (
+        progress.rows(plan.num_rows, done=run.record.num_accounted),
+        run.record.streaming(),
+        closing(slices),
+    ):
+        for committed in slices:
             run.record.computed(committed)
             progress.advance(committed.num_rows, committed.num_quarantined)
             reach("slice_done")
+            require_hope(run, plan)
     return list_staged(run.store, folder)
 
 
@@ -145,19 +170,14 @@ def stream(
     model: ModelSpec,
     allocation: Allocation,
     units: Mapping[Unit, Sequence[int]],
-) -> Iterator[StagedSlice]:
+    golden: GoldenRows | None,
+) -> Generator[StagedSlice, None, None]:
     """Read, decode, transform, predict and stage slices; yield each one when it is committed."""
     import ray
 
     from pipeline.datasource import ShardSource
 
-    source = run.job.source
-    reader = Reader(
-        Store(plan.source_root, source.storage_options),
-        source,
-        plan.pass_through,
-        plan.num_features,
-    )
+    source, reader = run.job.source, _reader(run, plan)
     predictor = PredictorConfig(
         spec=model,
         batch_size=run.job.model.batch_size or plan.batch_size,
@@ -165,7 +185,7 @@ def stream(
         num_threads=allocation.actor_threads,
         pass_through=plan.pass_through,
         num_features=plan.num_features,
-        limits=None if model.is_reference else AgreementLimits.of(run.job.gates),
+        limits=_canary_limits(run, model),
         run_id=run.record.run_id,
         models=run.store,
     )
@@ -175,12 +195,14 @@ def stream(
         run_id=run.record.run_id,
         compression=run.job.sink.compression,
         metadata=file_metadata(plan, run.record.run_id),
+        counted=measured_columns(model.task),
     )
     dedupe = run.job.run.dedupe
     preprocessing = Preprocessing.of(
         source, model.transform, allocation.decoder_threads, digests=dedupe
     )
     in_actor = preprocessing if allocation.decodes_in_actors else None
+    golden = golden and replace(golden, preprocess=preprocessing)
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     with ray_errors():
         # A row of this dataset is a slice (schema.pack): Ray cannot cut or merge slices.
@@ -198,12 +220,24 @@ def stream(
                 in_actor,
                 start_index() if dedupe else None,
                 asked_at_s,
+                golden,
             ],
             **allocation.predict(),
         ).map_batches(writer_stage(writer), **allocation.write())
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for text in block.column("staged").to_pylist():
                 yield StagedSlice.from_json(text)
+
+
+def _reader(run: RunContext, plan: Plan) -> Reader:
+    source = run.job.source
+    store = Store(plan.source_root, source.storage_options)
+    return Reader(store, source, plan.pass_through, plan.num_features)
+
+
+def _canary_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | None:
+    is_off = model.is_reference or run.job.gates.agreement_mode == "off"
+    return None if is_off else AgreementLimits.of(run.job.gates)
 
 
 def _is_published(run: RunContext, manifest: Manifest | None, plan: Plan) -> bool:

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InfraError
+from pipeline.histograms import measure_numbers
 from pipeline.layout import parse_staged_name, staged_name
 from pipeline.retry import retries_taken
 from pipeline.schema import ERROR, LABEL, SliceKey
@@ -37,6 +39,8 @@ class StagedSlice:
     reasons: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     counters: Counters = field(default_factory=dict)
+    numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """JSON form of `histograms.Numbers`, of each number that is counted."""
 
     @property
     def num_quarantined(self) -> int:
@@ -60,6 +64,8 @@ class StagingWriter:
     compression: str
     metadata: Mapping[str, str]
     """File metadata of every part: fingerprint, model, versions (no secrets)."""
+    counted: tuple[str, ...] = ()
+    """Columns whose numbers are counted, as `histograms.measured_columns` names them."""
 
     def write(self, key: SliceKey, counters: Counters, rows: pa.Table) -> StagedSlice:
         """Commit one slice.
@@ -78,6 +84,7 @@ class StagingWriter:
         started = perf_counter()
         reasons = Counter(reason for reason in rows.column(ERROR).to_pylist() if reason)
         labels = _count_labels(rows)
+        numbers = {k: v.to_dict() for k, v in measure_numbers(rows, self.counted).items()}
         buffer = io.BytesIO()
         with pq.ParquetWriter(buffer, rows.schema, compression=self.compression) as writer:
             writer.write_table(rows)
@@ -86,7 +93,9 @@ class StagingWriter:
                 perf_counter() - started,
             )  # fmt: skip
             add(counters, "write", written)
-            staged = StagedSlice(self.run_id, rows.num_rows, dict(reasons), dict(labels), counters)
+            staged = StagedSlice(
+                self.run_id, rows.num_rows, dict(reasons), dict(labels), counters, numbers
+            )
             writer.add_key_value_metadata({**self.metadata, _SLICE_META: staged.to_json()})
         encoded, retries = perf_counter(), retries_taken()
         self.store.put(

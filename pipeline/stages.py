@@ -5,6 +5,7 @@ The driver builds the dataset from here without importing torch: workers import 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter, time
@@ -21,6 +22,7 @@ from pipeline.stats import DEDUPE, Counters, StageCounters, add
 from pipeline.transform import TransformSpec
 
 if TYPE_CHECKING:
+    from pipeline.golden import GoldenRows
     from pipeline.job import Source
     from pipeline.predictor import Predictor
 
@@ -86,6 +88,7 @@ class PredictorActor:
         preprocessing: Preprocessing | None,
         index: Any,
         asked_at_s: float | None,
+        golden: GoldenRows | None = None,
     ) -> None:
         """Import torch and load the model, timing both.
 
@@ -97,6 +100,7 @@ class PredictorActor:
             preprocessing: How to decode what comes; None where tasks have done it already.
             index: The Ray actor that knows earlier results; None where duplicates do not matter.
             asked_at_s: The driver's clock when it asked for actors; None if the pool may grow.
+            golden: Rows that must come out as they are known to before anything else is predicted.
         """
         waited_s = _waited_s(asked_at_s)
         self._preprocessing = preprocessing
@@ -115,6 +119,12 @@ class PredictorActor:
         add(self._startup, "workers", StageCounters(busy_s=waited_s))
         add(self._startup, "imports", StageCounters(busy_s=imported - started))
         add(self._startup, "model_load", StageCounters(busy_s=perf_counter() - imported))
+        if golden is not None and self._predictor is not None:
+            try:
+                where = f"an actor of {socket.gethostname()}"
+                golden.check(config.spec, self._predictor.reduce, where, self._startup)
+            except PipelineError as error:
+                self._predictor, self._failure = None, error
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Predict every slice of a block.

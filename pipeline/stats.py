@@ -19,6 +19,8 @@ STARTUP_PARTS = ("ray_start", "workers", "imports", "model_load", "compile")
 """`workers`: until the process of an actor is there."""
 CANARY = "canary"
 """Rows that eager fp32 predicted once more; rows_out are those that agreed."""
+GOLDEN = "golden"
+"""Golden rows that an actor predicted before its first slice; rows_out are those that agreed."""
 DEDUPE = "dedupe"
 """Rows that were looked at for duplicates; rows_out are those that were not computed again."""
 
@@ -102,7 +104,7 @@ def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
 
 def add(counters: Counters, stage: str, more: StageCounters) -> None:
     """Add what a stage did into counters, in place."""
-    known = (*STAGES, *STARTUP_PARTS, CANARY, DEDUPE)
+    known = (*STAGES, *STARTUP_PARTS, CANARY, GOLDEN, DEDUPE)
     if stage not in known:
         allowed = ", ".join(known)
         raise PipelineError(f"stage {stage!r}: unknown; allowed are {allowed}")

@@ -54,6 +54,7 @@ def submit_job(
     date: dt.date,
     overrides: list[str],
     allow_import: list[str],
+    accept: list[str],
     write: Callable[[str], object],
 ) -> int:
     """Run a job on a cluster, pass its log on, and return its exit code.
@@ -64,6 +65,7 @@ def submit_job(
         date: The logical date, the value of `${date}`.
         overrides: `section.field=value` strings.
         allow_import: Module prefixes that `model.factory` may name.
+        accept: `GATE=REASON` strings.
         write: Gets the log piece by piece, while the job runs.
 
     Raises:
@@ -75,7 +77,8 @@ def submit_job(
     job_id = f"pipeline-{uuid.uuid4().hex[:12]}"
     follower = _Follower(client, job_id)
     try:
-        _send(client, job_id, job_path, date, entrypoint(date, overrides, allow_import))
+        command = entrypoint(date, overrides, allow_import, accept)
+        _send(client, job_id, job_path, date, command)
         log.info("job %s runs on %s; its log follows", job_id, _shown(address))
         return _exit_code(follower.pass_on(write), job_id)
     except Stopped:
@@ -86,13 +89,17 @@ def submit_job(
         return _exit_code(follower.pass_on(write), job_id)
 
 
-def entrypoint(date: dt.date, overrides: Sequence[str], allow_import: Sequence[str]) -> str:
+def entrypoint(
+    date: dt.date, overrides: Sequence[str], allow_import: Sequence[str], accept: Sequence[str]
+) -> str:
     """Return the command of the job: one line that a shell takes apart into the same arguments."""
     command = ["python", "-m", "pipeline", "run", "job.yaml", "--json", "--date", date.isoformat()]
     for override in overrides:
         command += ["--set", override]
     for prefix in allow_import:
         command += ["--allow-import", prefix]
+    for text in accept:
+        command += ["--accept", text]
     return shlex.join(command)
 
 

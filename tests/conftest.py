@@ -28,7 +28,8 @@ TOGETHER = {
 """Files whose tests share something slow to make: one process runs them all."""
 
 ON_ONE_RAY = {
-    *("test_auto", "test_dedupe", "test_delta", "test_quantise", "test_task", "test_webdataset"),
+    *("test_auto", "test_dedupe", "test_delta", "test_gated_nights", "test_quantise", "test_task"),
+    "test_webdataset",
 }
 """Files whose commands share a Ray, which saves each of them four seconds; single tests of other
 files are marked `one_ray`."""

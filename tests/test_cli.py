@@ -117,6 +117,8 @@ def test_a_wrong_date_is_refused(date: str, refusal: Refusal, tmp_path: Path):
         (["rollback", "a.yaml", "--to", "x"], "Invalid value for '--to'"),
         (["verify", "out", "--storage-options", "{"], "--storage-options: write one JSON object"),
         (["verify", "out", "--storage-options", "[1]"], "--storage-options: write one JSON object"),
+        (["run", "none.yaml", "--accept", "conservation=x"], "none.yaml: cannot read"),
+        (["golden", "none.yaml"], "Missing option '--out'"),
         (["run", "none.yaml"], "none.yaml: cannot read the job file"),
         (["run", "two\nlines.yaml"], "two lines.yaml: cannot read the job file"),
     ],
@@ -139,6 +141,16 @@ def test_a_wrong_job_is_one_line_and_shows_no_credentials(refusal: Refusal, tmp_
     line = refusal("run", str(path), "--set", "sink.storage_options=hunter2")
     assert "sink.storage_options" in line
     assert "hunter2" not in line
+
+
+def test_a_gate_is_accepted_by_name_and_with_a_reason(refusal: Refusal, tmp_path: Path):
+    path = tmp_path / "job.yaml"
+    path.write_text("source: {uri: in, format: images}\nmodel: {name: x}\nsink: {uri: out}\n")
+    for command in (["run", str(path)], ["submit", str(path), "--address", "http://127.0.0.1:1"]):
+        line = refusal(*command, "--accept", "conservation=lost a few")
+        assert line.endswith("rows that are not accounted for cannot be accepted")
+        assert "no such gate; there are not_empty" in refusal(*command, "--accept", "colour=red")
+        assert "write volume=REASON" in refusal(*command, "--accept", "volume= ")
 
 
 @pytest.mark.parametrize("error", [errors.PipelineError, *errors.PipelineError.__subclasses__()])

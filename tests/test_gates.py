@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import GateRefused
-from pipeline.gates import Verdict, judge, require_pass
-from pipeline.job import Gates
+from pipeline.errors import GateRefused, JobError
+from pipeline.gates import Figures, certain_failures, early_refusal, judge
+from pipeline.histograms import Distribution, Numbers
+from pipeline.job_gates import Gates
+from pipeline.nights import Past
+from pipeline.verdict import GATES, Verdict, accept, read_accepted, require_pass
+
+
+def gates_of(limits: dict[str, object]) -> Gates:
+    return Gates.model_validate_json(json.dumps(limits))
 
 
 def verdicts(
@@ -17,16 +26,18 @@ def verdicts(
     *,
     predicted: int | None = None,
     shards: int = 1,
+    past: Past | None = None,
+    facts: dict[str, object] | None = None,
     **limits: object,
 ) -> dict[str, Verdict]:
-    gates = Gates.model_validate(limits)
-    found = judge(
-        gates,
+    figures = Figures(
         num_planned=planned,
         num_predicted=planned - quarantined if predicted is None else predicted,
         num_quarantined=quarantined,
         num_shards=shards,
+        **(facts or {}),
     )
+    found = judge(gates_of(limits), figures, past or Past())
     return {verdict.name: verdict for verdict in found}
 
 
@@ -118,3 +129,262 @@ def test_a_refusal_names_every_gate_that_failed():
     assert message.startswith("nothing was published; ")
     assert "conservation: 80 of 100" in message
     assert "max_error_pct: 60 of 100 rows quarantined, 60.00%; limit 5%" in message
+
+
+def test_every_gate_is_judged_in_its_order():
+    assert tuple(verdicts(0, 1000)) == GATES
+
+
+TRUNCATED = {"truncated": 5, "empty": 1}
+
+
+@pytest.mark.parametrize(
+    ("caps", "mode", "status"),
+    [
+        ({}, "fail", "off"),
+        ({"truncated": 0.5}, "fail", "pass"),
+        ({"truncated": 0.49}, "fail", "fail"),
+        ({"truncated": 0.49}, "warn", "warn"),
+        ({"truncated": 0.49}, "off", "off"),
+        ({"out_of_memory": 0.0}, "fail", "pass"),
+        ({"truncated": 9.0, "empty": 0.0}, "fail", "fail"),
+    ],
+)
+def test_each_reason_has_a_limit_of_its_own(caps: dict[str, float], mode: str, status: str):
+    facts: dict[str, object] = {"reasons": TRUNCATED}
+    found = verdicts(6, 1000, facts=facts, max_reason_pct=caps, reason_mode=mode)
+    assert found["max_reason_pct"].status == status
+    if status == "fail":
+        over = "empty" if caps.get("empty") == 0.0 else "truncated"
+        verdict = found["max_reason_pct"]
+        assert verdict.message.startswith(over)
+        assert (verdict.value, verdict.limit) == (100 * TRUNCATED[over] / 1000, caps[over])
+
+
+def test_all_reasons_over_their_limit_are_named_and_few_rows_are_not_judged():
+    facts: dict[str, object] = {"reasons": TRUNCATED}
+    caps = {"truncated": 0.1, "empty": 0.0, "model_error": 0.0}
+    message = verdicts(6, 1000, facts=facts, max_reason_pct=caps)["max_reason_pct"].message
+    assert "truncated: 5 of 1000 rows, 0.50%; limit 0.1%" in message
+    assert "empty: 1 of 1000 rows" in message
+    assert "model_error" not in message
+    few = verdicts(6, 99, facts=facts, max_reason_pct=caps, min_rows=100)
+    assert few["max_reason_pct"].status == "off"
+
+
+def test_a_reason_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"'cosmic_ray' is no reason; allowed are .*truncated"):
+        gates_of({"max_reason_pct": {"cosmic_ray": 1.0}})
+
+
+@pytest.mark.parametrize(("mode", "status"), [("off", "off"), ("warn", "warn"), ("fail", "fail")])
+def test_a_gate_says_no_worse_than_its_mode(mode: str, status: str):
+    errors = verdicts(60, 1000, error_mode=mode)["max_error_pct"]
+    assert (errors.status, errors.value) == (status, 6.0)
+    facts: dict[str, object] = {"num_compared": 16, "num_agreed": 10}
+    canary = verdicts(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
+    assert (canary.status, canary.value) == (status, 62.5)
+
+
+def nights(*rows: int) -> Past:
+    return Past(rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "status"),
+    [
+        (1000, "pass"),
+        (700, "pass"),
+        (699, "warn"),
+        (1300, "pass"),
+        (1301, "warn"),
+        (200, "warn"),
+        (199, "fail"),
+        (5000, "warn"),
+        (5001, "fail"),
+    ],
+)
+def test_the_rows_of_a_night_are_near_the_median_of_earlier_ones(rows: int, status: str):
+    past = nights(900, 1100, 1000, 10, 90_000)
+    found = verdicts(0, rows, past=past)["volume"]
+    assert found.status == status
+    assert found.value == pytest.approx((rows - 1000) / 10)
+    softened = verdicts(0, rows, past=past, volume={"mode": "warn"})["volume"]
+    assert softened.status == ("warn" if status == "fail" else status)
+    assert verdicts(0, rows, past=past, volume={"mode": "off"})["volume"].status == "off"
+
+
+@pytest.mark.parametrize(
+    ("past", "rows", "limited"),
+    [
+        (nights(), 10, False),
+        (nights(99, 99), 1, False),
+        (nights(0, 0), 1000, False),
+        (nights(1000), 1, True),
+    ],
+)
+def test_rows_are_not_judged_where_there_is_nothing_to_compare(
+    past: Past, rows: int, limited: bool
+):
+    facts: dict[str, object] = {"is_limited": limited}
+    assert verdicts(0, rows, past=past, facts=facts)["volume"].status == "off"
+
+
+def scores(low: float, high: float, **labels: int) -> dict[str, object]:
+    numbers = {"score": Numbers(low, high, {19: sum(labels.values())})}
+    return {"distribution": Distribution(labels=labels, numbers=numbers)}
+
+
+@pytest.mark.parametrize(
+    ("facts", "status"),
+    [
+        (scores(0.9, 0.9, cat=1000), "fail"),
+        (scores(0.9, 0.9 + 8e-7, cat=1000, dog=0), "fail"),
+        (scores(0.9, 0.91, cat=1000), "pass"),
+        (scores(0.9, 0.9, cat=999, dog=1), "pass"),
+        ({}, "off"),
+    ],
+)
+def test_predictions_that_are_all_alike_are_refused(facts: dict[str, object], status: str):
+    assert verdicts(0, 1000, facts=facts)["constant"].status == status
+    if status == "fail":
+        warned = verdicts(0, 1000, facts=facts, constant={"mode": "warn"})["constant"]
+        assert warned.status == "warn"
+        assert "all 1000 predictions are alike: label 'cat', score 0.9" in warned.message
+        assert verdicts(0, 1000, facts=facts, min_rows=1000)["constant"].status == "fail"
+        assert verdicts(0, 1000, facts=facts, min_rows=1001)["constant"].status == "off"
+        assert verdicts(0, 1000, facts=facts, constant={"mode": "off"})["constant"].status == "off"
+
+
+def split(cats: int, dogs: int) -> Distribution:
+    numbers = {"score": Numbers(0.0, 1.0, {3: cats, 17: dogs})}
+    return Distribution({"cat": cats, "dog": dogs}, numbers=numbers)
+
+
+DRIFTS = [(5000, "pass"), (5700, "pass"), (6300, "warn"), (7000, "fail")]
+
+
+@pytest.mark.parametrize(("cats", "status"), DRIFTS)
+@pytest.mark.parametrize("gate", ["label_drift", "score_drift"])
+def test_another_distribution_than_last_night_is_drift(gate: str, cats: int, status: str):
+    past = Past((1,), split(5000, 5000), "date=2026-11-23")
+    # As PSI bands go, 0.1 and 0.25 are far apart; here nearer, so that both sides are the same.
+    rule = {"mode": "fail", "warn_psi": 0.05, "fail_psi": 0.15}
+    facts: dict[str, object] = {"distribution": split(cats, 10_000 - cats)}
+    found = verdicts(0, 10_000, past=past, facts=facts, **{gate: rule})[gate]
+    assert found.status == status, found.message
+    assert "10000 predictions beside 10000 of date=2026-11-23" in found.message
+    value = found.value
+    at_limit = {"mode": "fail", "warn_psi": value, "fail_psi": value}
+    assert verdicts(0, 10_000, past=past, facts=facts, **{gate: at_limit})[gate].status == "pass"
+    softened = verdicts(0, 10_000, past=past, facts=facts, **{gate: {**rule, "mode": "warn"}})
+    assert softened[gate].status == ("warn" if status == "fail" else status)
+    few = {**rule, "min_rows": 10_001}
+    assert verdicts(0, 10_000, past=past, facts=facts, **{gate: few})[gate].status == "off"
+
+
+def test_the_label_that_moved_most_is_named():
+    past = Past((1,), split(5000, 5000), "version 3")
+    facts: dict[str, object] = {"distribution": split(9000, 1000)}
+    message = verdicts(0, 10_000, past=past, facts=facts)["label_drift"].message
+    assert "most: 'dog' was 50.0%, now 10.0%" in message
+    assert verdicts(0, 10_000, past=past, facts=facts)["label_drift"].status == "warn", "by default"
+
+
+def test_a_first_night_is_only_recorded():
+    facts: dict[str, object] = {"distribution": split(9000, 1000)}
+    found = verdicts(0, 10_000, facts=facts)
+    for gate in ("volume", "label_drift", "score_drift"):
+        assert found[gate].status == "off"
+        assert "nothing earlier" in found[gate].message
+
+
+GOLDEN = {"uri": "golden.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "compared", "agreed", "status"),
+    [
+        ("fail", 8, 8, "pass"),
+        ("fail", 8, 7, "fail"),
+        ("warn", 8, 7, "warn"),
+        ("off", 8, 7, "off"),
+        ("fail", 0, 0, "warn"),
+    ],
+)
+def test_all_golden_rows_agree(mode: str, compared: int, agreed: int, status: str):
+    facts: dict[str, object] = {
+        "golden_compared": compared, "golden_agreed": agreed, "golden_actors": 2
+    }  # fmt: skip
+    found = verdicts(0, 100, facts=facts, golden={**GOLDEN, "mode": mode})["golden"]
+    assert found.status == status
+    if compared and mode != "off":
+        assert found.message == f"{agreed} of {compared} golden rows agree, on 2 actors"
+    assert verdicts(0, 100, facts=facts)["golden"].status == "off"
+
+
+def test_what_is_accepted_is_published_with_its_reason_and_only_that():
+    found = [*verdicts(60, 1000, predicted=20).values()]
+    reason = {"max_error_pct": "the camera of gate 7 broke", "conservation": "no", "volume": "no"}
+    by_name = {verdict.name: verdict for verdict in accept(found, reason)}
+    accepted = by_name["max_error_pct"]
+    assert (accepted.status, accepted.reason) == ("accepted", "the camera of gate 7 broke")
+    assert by_name["conservation"].status == "fail"
+    assert {v.name for v in by_name.values() if v.reason} == {"max_error_pct"}
+    with pytest.raises(GateRefused, match="conservation") as caught:
+        require_pass([*by_name.values()])
+    assert "max_error_pct" not in str(caught.value)
+
+
+def test_accepted_gates_are_read_from_the_command_line():
+    found = read_accepted(["volume=half a day: moved = twice", "constant= all black "])
+    assert found == {"volume": "half a day: moved = twice", "constant": "all black"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("conservation=because", "cannot be accepted"),
+        ("colour=because", "no such gate; there are not_empty, max_error_pct"),
+        ("volume", "write volume=REASON"),
+        ("volume= ", "write volume=REASON"),
+        ("", "no such gate"),
+    ],
+)
+def test_what_cannot_be_accepted_is_refused(text: str, words: str):
+    with pytest.raises(JobError, match=words):
+        read_accepted([text])
+
+
+@given(
+    planned=st.integers(1, 10_000),
+    so_far=st.integers(0, 10_000),
+    more=st.integers(0, 10_000),
+    limit=st.floats(0, 100),
+    cap=st.floats(0, 100),
+)
+def test_what_is_certain_early_is_what_the_end_says(
+    planned: int, so_far: int, more: int, limit: float, cap: float
+):
+    so_far = min(so_far, planned)
+    in_the_end = min(planned, so_far + more)
+    limits = {"max_error_pct": limit, "max_reason_pct": {"empty": cap}}
+    early = certain_failures(gates_of(limits), planned, so_far, {"empty": so_far}, {})
+    last = verdicts(in_the_end, planned, facts={"reasons": {"empty": in_the_end}}, **limits)
+    assert {verdict.name for verdict in early} <= {n for n, v in last.items() if v.status == "fail"}
+
+
+def test_a_run_stops_early_only_for_what_is_certain():
+    gates = gates_of({"max_error_pct": 5.0})
+    assert certain_failures(gates, 1000, 50, {}, {}) == []
+    (failed,) = certain_failures(gates, 1000, 51, {}, {})
+    assert failed.name == "max_error_pct"
+    assert certain_failures(gates, 1000, 51, {}, {"max_error_pct": "known"}) == []
+    assert certain_failures(gates, None, 51, {}, {}) == [], "nobody knows how many rows follow"
+    assert certain_failures(gates, 99, 98, {}, {}) == [], "too few rows to judge a share"
+    warns = gates_of({"max_error_pct": 5.0, "error_mode": "warn"})
+    assert certain_failures(warns, 1000, 999, {}, {}) == []
+    message = str(early_refusal([failed], 300, 1000))
+    assert message.startswith("nothing was published; max_error_pct: 51 of 1000 rows quarantined")
+    assert "certain after 300 of 1000 rows" in message
+    assert "finished slices are kept" in message

@@ -80,6 +80,7 @@ def test_a_minimal_job_loads_with_defaults(tmp_path: Path):
         ("gates.max_error_pct", 100.5, "less than or equal to 100"),
         ("gates.max_error_pct", float("nan"), "finite"),
         ("gates.allow_empty", "yes, please", "boolean"),
+        ("gates.error_mode", "shout", "'off', 'warn' or 'fail'"),
         ("run.lease_ttl_s", float("inf"), "finite"),
         ("run.price_per_node_hour", float("inf"), "finite"),
         ("run.slice_rows", 0, "greater than or equal to 1"),
@@ -133,6 +134,28 @@ def test_fields_must_fit_together(field: str, value: object, words: str, tmp_pat
     document = changed(field, value)
     document.setdefault("resources", {})["max_actors"] = 2
     assert words in refusal(document, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gates", "words"),
+    [
+        ({"volume": {"mode": "loud"}}, "gates.volume.mode = 'loud'"),
+        ({"volume": {"weeks": 1}}, "gates.volume.weeks: unknown key; allowed are mode, warn_pct"),
+        ({"golden": {"url": "x"}}, "gates.golden.uri: required but missing"),
+        ({"golden": {"uri": "x", "rows": 1}}, "gates.golden.rows: unknown key; allowed are uri"),
+        ({"label_drift": {"warn_psi": 0.5}}, "warn_psi (0.5) must not exceed fail_psi (0.25)"),
+        ({"max_reason_pct": {"bad": 1}}, "'bad' is no reason; allowed are unreadable_shard"),
+        ({"max_reason_pct": {"empty": 101}}, "gates.max_reason_pct.empty = 101"),
+    ],
+)
+def test_a_wrong_gate_is_named(gates: dict[str, Any], words: str, tmp_path: Path):
+    assert words in refusal({**MINIMAL, "gates": gates}, tmp_path)
+
+
+def test_an_unknown_key_in_a_list_of_sections_is_named(tmp_path: Path):
+    outputs = [{"name": "a", "shape": []}, {"name": "b", "shape": [], "size": 1}]
+    message = refusal(changed("model.outputs", outputs), tmp_path)
+    assert "model.outputs.1.size: unknown key; allowed are name, shape" in message
 
 
 def test_several_errors_are_counted(tmp_path: Path):
@@ -292,4 +315,5 @@ def test_the_json_schema_describes_every_field_and_refuses_unknown_ones():
         for field, entry in definition["properties"].items():
             assert entry.get("description"), f"{name}.{field} has no docstring"
     referenced = {entry["$ref"].rsplit("/", 1)[1] for entry in schema["properties"].values()}
-    assert referenced | {"Output"} == set(schema["$defs"])
+    nested = {"Output", "Volume", "Constant", "Drift", "Golden"}
+    assert referenced | nested == set(schema["$defs"])

@@ -50,10 +50,22 @@ def _tables(model: Any) -> Iterator[str]:
         meaning = " ".join((field.description or "").split())
         lines.append(f"| `{name}` | {field_type(field)} | {field_default(field)} | {meaning} |")
     yield "\n".join(lines)
+    shown: set[Any] = set()
     for name, field in model.model_fields.items():
-        for nested in filter(is_section, get_args(field.annotation)):
-            yield f"Each of `{name}`:"
+        # A section of its own, perhaps left out, or a list of sections.
+        for nested in filter(is_section, [field.annotation, *get_args(field.annotation)]):
+            is_list = get_origin(field.annotation) is tuple
+            if nested in shown:
+                continue
+            shown.add(nested)
+            alike = [n for n, f in model.model_fields.items() if f.annotation == field.annotation]
+            names = " and ".join(f"`{other}`" for other in alike)
+            yield f"Each of `{name}`:" if is_list else f"{names}: {meaning_of(nested)}"
             yield from _tables(nested)
+
+
+def meaning_of(section: Any) -> str:
+    return " ".join((section.__doc__ or "").split())
 
 
 def is_section(annotation: Any) -> bool:
@@ -101,6 +113,8 @@ def field_default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
+    if isinstance(default, BaseModel):
+        return "as below"
     return "-" if default is None else f"`{json.dumps(default)}`"
 
 

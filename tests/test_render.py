@@ -146,6 +146,22 @@ def test_a_stage_that_became_slower_is_named():
     assert "decode is slower than before" in Page(to_html(report)).text
 
 
+def test_what_the_gates_warn_of_and_what_was_accepted_is_shown():
+    said = [
+        {"name": "volume", "status": "warn", "value": -37.5, "message": "60 rows"},
+        {"name": "label_drift", "status": "accepted", "message": "PSI 0.4", "reason": "new lens"},
+        {"name": "constant", "status": "pass", "message": "not all alike"},
+    ]
+    report = build_report(dataclasses.replace(FULL, gates=said))
+    shown = text_of(report)
+    assert "gate volume warns: 60 rows" in shown
+    assert "gate label_drift failed: PSI 0.4 (accepted: new lens)" in shown
+    assert "not all alike" not in shown
+    page = Page(to_html(report)).text
+    assert "PSI 0.4; accepted because: new lens" in page
+    assert "-37.5" in page
+
+
 def test_a_run_that_took_nothing_over_does_not_speak_of_it():
     fresh = dataclasses.replace(FULL, slices={"total": 47, "computed": 47, "resumed": 0})
     assert "taken over" not in text_of(build_report(fresh))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shlex
 import signal
@@ -17,6 +18,7 @@ from pipeline.layout import Layout
 from pipeline.manifest import current_manifest, read_predictions
 from pipeline.photos import Built, build_images
 from pipeline.storage import Store
+from pipeline.submit import entrypoint
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
@@ -94,6 +96,12 @@ def test_a_refused_gate_comes_back_as_the_exit_code_and_arguments_pass_the_shell
     sent = shlex.split(head.jobs()[-1]["entrypoint"])
     assert sent[-len(arguments) :] in (arguments, arguments[2:] + arguments[:2])
     assert current_manifest(Store(str(tmp_path / "out")), Layout(PARTITION)) is None
+
+
+def test_what_is_accepted_goes_along_as_it_was_said():
+    accept = ['volume=half; $(a) "day"', "constant='all' black"]
+    command = shlex.split(entrypoint(dt.date(2026, 11, 24), ["a.b=1"], ["models"], accept))
+    assert command[-4:] == ["--accept", accept[0], "--accept", accept[1]]
 
 
 def test_a_stopped_submission_stops_the_job_and_a_rerun_is_free_to_go(

@@ -156,7 +156,7 @@ def _replica(conductor: Connection, reference: Path, model: dict[str, Any], way:
 
 def _agreement_pct(predictor: Any, sample: Any, expected: dict[str, Any]) -> float:
     from pipeline.agreement import AgreementLimits, compare
-    from pipeline.job import Gates
+    from pipeline.job_gates import Gates
 
     return compare(expected, predictor.reduce(sample), AgreementLimits.of(Gates())).pct
 

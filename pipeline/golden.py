@@ -1,0 +1,185 @@
+"""Golden rows: rows whose predictions are known, which every actor predicts before its first slice.
+
+A wrong model, a wrong transform or a sick device shows here, before anything is spent on it. The
+rows go the way of all rows: decoded, transformed and predicted by what the actor itself uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.agreement import AgreementLimits, compare
+from pipeline.errors import GateRefused
+from pipeline.schema import (
+    ERROR,
+    FEATURES,
+    IMAGE,
+    LABEL,
+    LABEL_ID,
+    MESSAGE,
+    ROW_ID,
+    SCORE,
+    features_from_arrow,
+    images_from_arrow,
+)
+from pipeline.stats import GOLDEN, Counters, StageCounters, add
+from pipeline.task import EMBEDDING, VALUE, Arrays, TaskSpec
+from pipeline.verdict import Verdict
+
+if TYPE_CHECKING:
+    from pipeline.model import ModelSpec
+
+TOLERANCE = "tolerance"
+EXACT_SCORE_DIFF = 0.001
+"""Between machines, fp32 scores differ by a hundredth of this."""
+_SHOWN = 3
+
+Reduce = Callable[[npt.NDArray[Any]], Arrays]
+"""Inputs of some rows -> what the task keeps of them (`Predictor.reduce`)."""
+
+
+class GoldenRefused(GateRefused):
+    """An actor does not predict what is known."""
+
+    def verdict(self) -> Verdict:
+        """Return what the gate says of it, for the report."""
+        return Verdict("golden", "fail", None, 100.0, str(self))
+
+
+@dataclass(frozen=True)
+class GoldenRows:
+    """Rows and what is known of them; plain enough for Ray."""
+
+    rows: pa.Table
+    """`source_schema`, encoded."""
+    expected: pa.Table
+    """`label` with perhaps `score` and `tolerance`; or the columns of the task."""
+    limits: AgreementLimits
+    max_score_diff: float | None
+    """The job's; None goes by the precision."""
+    refuses: bool
+    """A row that differs refuses the run."""
+    preprocess: Callable[[Counters, pa.Table], pa.Table] | None = None
+    """Decodes and transforms as the run does; None where there are no images."""
+
+    def check(self, spec: ModelSpec, reduce: Reduce, where: str, counters: Counters) -> None:
+        """Predict the rows and compare.
+
+        Args:
+            spec: What the actor runs.
+            reduce: Predicts.
+            where: The actor, for the message.
+            counters: Gets the entry `golden`.
+
+        Raises:
+            GoldenRefused: A row differs; names the first ones, expected and found.
+        """
+        started = perf_counter()
+        differences = self.differences(spec, reduce)
+        num_rows = self.rows.num_rows
+        busy_s = perf_counter() - started
+        agreed = num_rows - len(differences)
+        add(counters, GOLDEN, StageCounters(num_rows, agreed, busy_s=busy_s))
+        if differences and self.refuses:
+            more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+            raise GoldenRefused(
+                f"nothing was published; golden: {len(differences)} of {num_rows} golden rows "
+                f"differ on {where}: {'; '.join(differences[:_SHOWN])}{more}; another model, "
+                "another transform, or a sick device"
+            )
+
+    def differences(self, spec: ModelSpec, reduce: Reduce) -> list[str]:
+        """Return one line for every row that differs: its id, what was expected and found."""
+        rows = self.rows if self.preprocess is None else self.preprocess({}, self.rows)
+        size_px = spec.transform.size_px if spec.transform else 0
+        inputs = (
+            images_from_arrow(rows.column(IMAGE), size_px)
+            if size_px
+            else features_from_arrow(rows.column(FEATURES))
+        )
+        failed = dict(enumerate(_failures(rows)))
+        good = [row for row, failure in failed.items() if failure is None]
+        found, raised = _predict(inputs[good], reduce)
+        failed |= {good[row]: failure for row, failure in raised.items()}
+        kept = [row for row in good if failed[row] is None]
+        lines = {row: f"failed: {failure}" for row, failure in failed.items() if failure}
+        if kept:
+            lines |= dict(zip(kept, self._compare(spec, found, kept), strict=True))
+        ids = rows.column(ROW_ID).to_pylist()
+        return [f"{ids[row]}: {lines[row]}" for row in sorted(lines) if lines[row]]
+
+    def _compare(self, spec: ModelSpec, found: Arrays, rows: Sequence[int]) -> list[str]:
+        """Return '' for each row that agrees."""
+        expected = self.expected.take(pa.array(rows))
+        if spec.task.kind != "classify":
+            known = {name: _matrix(expected, spec.task) for name in found}
+            agrees = compare(known, found, self.limits).agrees
+            return ["" if ok else "other numbers than expected" for ok in agrees]
+        names = [spec.task.labels[label_id] for label_id in found[LABEL_ID][:, 0]]
+        scores = [float(score) for score in found[SCORE][:, 0]]
+        return [
+            self._compare_label(spec, row, name, score)
+            for row, name, score in zip(expected.to_pylist(), names, scores, strict=True)
+        ]
+
+    def _compare_label(
+        self, spec: ModelSpec, row: Mapping[str, Any], name: str, score: float
+    ) -> str:
+        wanted, tolerance = row.get(SCORE), row.get(TOLERANCE)
+        if tolerance is None:
+            tolerance = self._score_diff(spec)
+        is_near = wanted is None or abs(wanted - score) <= tolerance
+        if name == row[LABEL] and is_near:
+            return ""
+        known = f"{row[LABEL]!r}" + ("" if wanted is None else f" {wanted:.4f}")
+        return f"expected {known}, found {name!r} {score:.4f}"
+
+    def _score_diff(self, spec: ModelSpec) -> float:
+        if self.max_score_diff is not None:
+            return self.max_score_diff
+        is_exact = spec.precision == "fp32" and not spec.shrinks
+        return EXACT_SCORE_DIFF if is_exact else self.limits.max_score_diff
+
+
+def _failures(rows: pa.Table) -> list[str | None]:
+    pairs = zip(rows.column(ERROR).to_pylist(), rows.column(MESSAGE).to_pylist(), strict=True)
+    return [f"{error}: {message}" if error else None for error, message in pairs]
+
+
+def _predict(inputs: npt.NDArray[Any], reduce: Reduce) -> tuple[Arrays, dict[int, str]]:
+    """Predict all rows at once, or one by one where that raises; return what each of those said."""
+    if not len(inputs):
+        return {}, {}
+    try:
+        return reduce(inputs), {}
+    except Exception:  # noqa: BLE001  # whatever a user's model raises, or the memory
+        pieces, raised = [], {}
+    for row in range(len(inputs)):
+        try:
+            pieces.append(reduce(inputs[row : row + 1]))
+        except Exception as error:  # noqa: BLE001  # as above
+            raised[row] = f"{type(error).__name__}: {error}"
+    names = pieces[0] if pieces else {}
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}, raised
+
+
+def _matrix(expected: pa.Table, task: TaskSpec) -> npt.NDArray[np.float64]:
+    """Return what is expected of task `embed` or `regress`: (N, D)."""
+    columns = expected_columns(task)
+    if task.kind == "embed":
+        return np.array(expected.column(columns[0]).to_pylist(), np.float64)
+    return np.stack([np.array(expected.column(c).to_pylist(), np.float64) for c in columns], axis=1)
+
+
+def expected_columns(task: TaskSpec) -> tuple[str, ...]:
+    """Name the columns that golden rows must have beside their input."""
+    if task.kind == "classify":
+        return (LABEL,)
+    return (EMBEDDING,) if task.kind == "embed" else (task.targets or (VALUE,))

@@ -1,0 +1,126 @@
+"""Read the golden rows of a job: a Parquet file, or a folder of images by label."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.agreement import AgreementLimits
+from pipeline.errors import JobError
+from pipeline.golden import TOLERANCE, GoldenRows, expected_columns
+from pipeline.job_gates import Gates, Golden
+from pipeline.rows import Reader, make_rows
+from pipeline.schema import FEATURES, IMAGE, LABEL, ROW_ID, SCORE
+from pipeline.single_file import read_file
+from pipeline.storage import Store
+from pipeline.task import EMBEDDING, TaskSpec
+
+MAX_ROWS = 1024
+MAX_BYTES = 32 * 2**20
+"""Every actor gets the rows when it is made."""
+_FIELD = "gates.golden.uri"
+
+
+def read_golden(
+    gates: Gates, task: TaskSpec, reader: Reader, *, is_accepted: bool
+) -> GoldenRows | None:
+    """Read the golden rows of a job; None where it wants none.
+
+    Args:
+        gates: The job's.
+        task: What the model does.
+        reader: What rows of this job look like.
+        is_accepted: Somebody accepts that rows differ: they are compared, and nothing is refused.
+
+    Raises:
+        JobError: There are no such rows, or they are not what the task needs.
+    """
+    golden = gates.golden
+    if golden is None or golden.mode == "off":
+        return None
+    found = _read_file(golden) if golden.uri.endswith(".parquet") else _read_folder(golden, task)
+    if not 0 < found.num_rows <= MAX_ROWS:
+        raise JobError(
+            f"{_FIELD} = {golden.uri}: has {found.num_rows} rows, must be 1 to {MAX_ROWS}"
+        )
+    if found.nbytes > MAX_BYTES:
+        size = f"{found.nbytes / 2**20:.0f} MiB, must be at most {MAX_BYTES // 2**20}"
+        raise JobError(f"{_FIELD} = {golden.uri}: has {size}")
+    source = FEATURES if reader.num_features else IMAGE
+    for name in (source, *expected_columns(task)):
+        if name not in found.column_names or found.column(name).null_count:
+            what = "a null in" if name in found.column_names else "no"
+            raise JobError(f"{_FIELD} = {golden.uri}: has {what} column {name!r}")
+    return GoldenRows(
+        rows=_as_rows(found, source, reader, golden.uri),
+        expected=_as_expected(found, task, golden.uri),
+        limits=AgreementLimits.of(gates),
+        max_score_diff=golden.max_score_diff,
+        refuses=golden.mode == "fail" and not is_accepted,
+    )
+
+
+def _as_rows(found: pa.Table, source: str, reader: Reader, uri: str) -> pa.Table:
+    kind = reader.schema.field(source).type
+    try:
+        inputs = pc.cast(found.column(source), kind).combine_chunks()
+    except pa.ArrowInvalid as error:
+        raise JobError(f"{_FIELD} = {uri}: column {source!r} must be {kind}: {error}") from None
+    except pa.ArrowNotImplementedError:
+        raise JobError(f"{_FIELD} = {uri}: column {source!r} must be {kind}") from None
+    ids = [f"#{row}" for row in range(found.num_rows)]
+    if ROW_ID in found.column_names:
+        ids = [str(value) for value in found.column(ROW_ID).to_pylist()]
+    return make_rows(reader, ids, ids, inputs, [None] * found.num_rows)
+
+
+def _as_expected(found: pa.Table, task: TaskSpec, uri: str) -> pa.Table:
+    numbers = [name for name in (SCORE, TOLERANCE) if name in found.column_names]
+    columns = {name: found.column(name) for name in (*expected_columns(task), *numbers)}
+    try:
+        if task.kind == "classify":
+            columns |= {LABEL: columns[LABEL].cast(pa.string())}
+            columns |= {name: columns[name].cast(pa.float64()) for name in numbers}
+        elif task.kind == "embed":
+            vectors = columns[EMBEDDING].to_pylist()
+            columns = {EMBEDDING: pa.array(vectors, pa.list_(pa.float64(), task.embedding_dim))}
+        else:
+            columns = {name: values.cast(pa.float64()) for name, values in columns.items()}
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise JobError(
+            f"{_FIELD} = {uri}: columns {', '.join(columns)} are not what task {task.kind!r} "
+            f"gives: {error}"
+        ) from None
+    return pa.table(columns)
+
+
+def _read_file(golden: Golden) -> pa.Table:
+    data = read_file(golden.uri, golden.storage_options, _FIELD)
+    try:
+        return pq.read_table(io.BytesIO(data))
+    except pa.ArrowInvalid as error:
+        raise JobError(f"{_FIELD} = {golden.uri}: not a Parquet file: {error}") from None
+
+
+def _read_folder(golden: Golden, task: TaskSpec) -> pa.Table:
+    """Read `<label>/<image file>`."""
+    if task.kind != "classify":
+        raise JobError(f"{_FIELD} = {golden.uri}: task {task.kind!r} needs a .parquet file")
+    store = Store(golden.uri, golden.storage_options)
+    paths = [file.path for file in store.list_files() if "/." not in f"/{file.path}"]
+    loose = [path for path in paths if "/" not in path]
+    if loose or not 0 < len(paths) <= MAX_ROWS:
+        found = f"{loose[0]} lies in no folder" if loose else f"there are {len(paths)} files"
+        raise JobError(
+            f"{_FIELD} = {golden.uri}: {found}; write <label>/<image file>, 1 to {MAX_ROWS} files"
+        )
+    images = store.read_many(paths)
+    for value in images.values():
+        if isinstance(value, Exception):
+            raise value
+    labels = [path.split("/")[0] for path in paths]
+    values = [images[path] for path in paths]
+    return pa.table({ROW_ID: paths, IMAGE: pa.array(values, pa.large_binary()), LABEL: labels})

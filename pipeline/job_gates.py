@@ -1,0 +1,139 @@
+"""The job file's section `gates`: what must hold before a night is published.
+
+Every gate has a mode, the worst that it may say: `off`, `warn`, or `fail`. What `fail` refuses
+`warn` only reports. Defaults: what proves that something is broken (too many errors, all
+predictions alike, a fifth of the usual rows, a differing golden row) refuses; what may be the
+world's doing (drift) warns. A first night has nothing to be compared with, and is only recorded.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.job_section import NotNegative, Percent, PositiveInt, Section
+from pipeline.schema import Reason
+
+Mode = Literal["off", "warn", "fail"]
+
+
+class Volume(Section):
+    """Rows beside the median of earlier nights: partitions of the same key with an earlier date or
+    number. Judged from `gates.min_rows` rows on, tonight or in the median; not with
+    `run.limit_rows`."""
+
+    mode: Mode = "fail"
+    """`off`, `warn` or `fail`: the worst that the gate may say."""
+    warn_pct: NotNegative = 30.0
+    """Warn when there are more than this share of the median fewer or more rows."""
+    max_drop_pct: Percent = 80.0
+    """Refuse when more than this share of the median is missing."""
+    max_growth_pct: NotNegative = 400.0
+    """Refuse when there are more than this share of the median too many."""
+    nights: PositiveInt = 7
+    """The median is that of the last so many earlier nights."""
+
+
+class Drift(Section):
+    """The population stability index (PSI) beside the last published night, or beside the version
+    that is replaced where there is no other night."""
+
+    mode: Mode = "warn"
+    """`off`, `warn` or `fail`: the worst that the gate may say."""
+    warn_psi: NotNegative = 0.1
+    """Warn above this PSI."""
+    fail_psi: NotNegative = 0.25
+    """Refuse above this PSI, where `mode` is `fail`."""
+    min_rows: PositiveInt = 1000
+    """Judged from this many predictions on, on both sides."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Drift:
+        if self.warn_psi > self.fail_psi:
+            raise ValueError(
+                f"warn_psi ({self.warn_psi:g}) must not exceed fail_psi ({self.fail_psi:g})"
+            )
+        return self
+
+
+class Constant(Section):
+    """All predictions alike: one label and one score, one vector, or the same numbers. Judged from
+    `gates.min_rows` predictions on; not for task `raw`."""
+
+    mode: Mode = "fail"
+    """`off`, `warn` or `fail`: the worst that the gate may say."""
+    tolerance: NotNegative = 1e-6
+    """Numbers are alike when their range is at most this share of the largest."""
+
+
+class Golden(Section):
+    """Rows whose predictions are known: every actor predicts them before its first slice."""
+
+    uri: str = Field(min_length=1)
+    """A `.parquet` file as `pipeline golden` writes it, or a folder `<label>/<image file>`; at most
+    1,024 rows."""
+    mode: Mode = "fail"
+    """`off`, `warn` or `fail`: the worst that the gate may say. `fail` refuses the run before the
+    actor predicts anything else."""
+    max_score_diff: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Task `classify`: how far a score may be from the file's; left out: 0.001 for precision fp32,
+    `gates.max_score_diff` for others and with `shrink_on_load`. A column `tolerance` wins."""
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """fsspec options for the golden rows; never written anywhere."""
+
+
+class Gates(Section):
+    """What must hold before anything is published. Conservation and unique ids always must."""
+
+    max_error_pct: Percent = 5.0
+    """Refuse when more than this share of the rows was quarantined (0 to 100)."""
+    error_mode: Mode = "fail"
+    """What `max_error_pct` may say at worst: `off`, `warn` or `fail`."""
+    max_reason_pct: dict[str, Percent] = Field(default_factory=dict)
+    """Refuse when more than this share of the rows has that reason (`{truncated: 0.5}`)."""
+    reason_mode: Mode = "fail"
+    """What `max_reason_pct` may say at worst: `off`, `warn` or `fail`."""
+    min_rows: Annotated[int, Field(ge=0)] = 100
+    """`max_error_pct`, `max_reason_pct`, `volume` and `constant` are judged from this many rows on;
+    below, only all rows failing refuses."""
+    allow_empty: bool = False
+    """Publish an empty partition when there are no inputs, instead of refusing."""
+    min_agreement_pct: Percent = 99.0
+    """Another runtime or precision than eager fp32 is used, and its predictions are published, only
+    when at least this share of sampled rows agrees with eager fp32."""
+    agreement_mode: Mode = "fail"
+    """What that comparison may say at worst before publishing; `off` leaves it out. `auto` chooses
+    only what agrees, whatever the mode."""
+    max_score_diff: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Task `classify`: a row agrees when its best label is the same and the label's probability
+    differs by no more than this."""
+    min_cosine: Annotated[float, Field(ge=0, le=1)] = 0.999
+    """Task `embed`: a row agrees from this cosine on."""
+    max_relative_error: NotNegative = 0.01
+    """Tasks `regress` and `raw`: a row agrees up to this relative error of its numbers."""
+    volume: Volume = Volume()
+    """Rows beside the median of earlier nights."""
+    constant: Constant = Constant()
+    """All predictions alike."""
+    label_drift: Drift = Drift()
+    """Task `classify`: other labels than the last night."""
+    score_drift: Drift = Drift()
+    """Other scores than the last night; task `regress`: its numbers, `embed`: length and direction
+    of the vectors; not for task `raw`."""
+    golden: Golden | None = None
+    """Rows whose predictions are known, compared on every actor before it starts."""
+
+    @field_validator("max_reason_pct")
+    @classmethod
+    def _known_reasons(cls, caps: dict[str, float]) -> dict[str, float]:
+        known = [reason.value for reason in Reason]
+        for name in caps:
+            if name not in known:
+                raise ValueError(f"{name!r} is no reason; allowed are {', '.join(known)}")
+        return caps
+
+    @property
+    def looks_back(self) -> bool:
+        """Tell whether any gate needs earlier nights."""
+        return any(gate.mode != "off" for gate in (self.volume, self.label_drift, self.score_drift))

@@ -1,0 +1,159 @@
+"""`pipeline golden`: write some of a job's rows with what eager fp32 predicts for them.
+
+On the CPU and without Ray: the reference that all actors are compared with, whatever they run on.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import JobError
+from pipeline.golden import expected_columns
+from pipeline.golden_files import MAX_ROWS
+from pipeline.job import Job
+from pipeline.layout import Layout, new_run_id
+from pipeline.model import ModelSpec, PredictorConfig
+from pipeline.plan import Plan
+from pipeline.record import RunContext, RunOptions, RunRecord
+from pipeline.rows import Reader
+from pipeline.run import prepare
+from pipeline.schema import ERROR, FEATURES, IMAGE, LABEL, ROW_ID, SCORE, TOP_K
+from pipeline.stages import Preprocessing
+from pipeline.storage import Store
+from pipeline.trial_run import sample_rows
+
+_SAMPLE_UNITS = 8
+_SAMPLED_PER_ROW = 4
+_THREADS = 1
+
+
+def make_golden(job: Job, options: RunOptions, num_rows: int, uri: str) -> dict[str, Any]:
+    """Write golden rows for `gates.golden`.
+
+    Task `classify`: rows whose best label leads by twice `gates.max_score_diff`, so that no
+    precision turns it over; as many different labels as there are.
+
+    Args:
+        job: The job.
+        options: What the command line adds.
+        num_rows: How many rows at most.
+        uri: A `.parquet` file.
+
+    Raises:
+        JobError: The job is wrong, or none of the sampled rows will do.
+    """
+    folder, _, name = uri.rpartition("/")
+    if not name.endswith(".parquet") or not 0 < num_rows <= MAX_ROWS:
+        raise JobError(f"--out {uri}: write a .parquet file, of at most {MAX_ROWS} rows")
+    if job.model.task == "raw":
+        raise JobError("golden: rows of task 'raw' cannot be compared")
+    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
+    record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
+    plan, model = prepare(RunContext(job, options, store, layout, record))
+    rows = _sample(job, plan, num_rows * _SAMPLED_PER_ROW)
+    known = _predict(job, plan, _reference(model), rows)
+    chosen = _choose(known, num_rows, 2 * job.gates.max_score_diff)
+    if not chosen:
+        raise JobError(
+            f"none of {rows.num_rows} sampled rows will do: none has a label that leads by "
+            f"{2 * job.gates.max_score_diff:g}, twice gates.max_score_diff"
+        )
+    golden = known.select([name for name in known.column_names if name != TOP_K])
+    golden = golden.take(pa.array(chosen))
+    data = _encode(golden)
+    # Where the job reads them from, if it says so already.
+    place = job.gates.golden or job.sink
+    Store(folder or ("/" if uri.startswith("/") else "."), place.storage_options).put(name, data)
+    has_labels = LABEL in golden.column_names
+    return {
+        "uri": uri,
+        "rows": golden.num_rows,
+        "sampled": rows.num_rows,
+        "labels": len(set(golden.column(LABEL).to_pylist())) if has_labels else None,
+        "model": model.name,
+        "bytes": len(data),
+        "used_by": f"runs whose job says gates.golden.uri: {uri}",
+    }
+
+
+def _encode(rows: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _reference(model: ModelSpec) -> ModelSpec:
+    plain = model.as_reference()
+    task = plain.task
+    return replace(plain, task=replace(task, top_k=max(1, min(2, len(task.labels)))))
+
+
+def _sample(job: Job, plan: Plan, num_rows: int) -> pa.Table:
+    reader = Reader(
+        Store(plan.source_root, job.source.storage_options),
+        job.source,
+        plan.pass_through,
+        plan.num_features,
+    )
+    step = max(1, len(plan.units) // _SAMPLE_UNITS)
+    units = plan.units[::step][:_SAMPLE_UNITS]
+    rows = sample_rows(reader, units, num_rows) if units else None
+    if rows is None or not rows.num_rows:
+        raise JobError(f"source.uri = {job.source.uri}: there are no rows that can be read")
+    return rows
+
+
+def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table:
+    """Return the rows that have a prediction: id, input, and the columns of the task."""
+    from pipeline.predictor import Predictor
+
+    config = PredictorConfig(
+        spec=model,
+        batch_size=job.model.batch_size or plan.batch_size,
+        num_gpus=0,
+        num_threads=_THREADS,
+        pass_through=plan.pass_through,
+        num_features=plan.num_features,
+    )
+    preprocessing = Preprocessing.of(job.source, model.transform, _THREADS)
+    inputs = rows if preprocessing is None else preprocessing({}, rows)
+    predicted = Predictor(config).predict(inputs, {})
+    source = FEATURES if plan.num_features else IMAGE
+    columns = {ROW_ID: rows.column(ROW_ID), source: rows.column(source)}
+    names = [*expected_columns(model.task), SCORE, TOP_K]
+    columns |= {name: predicted.column(name) for name in names if name in predicted.column_names}
+    is_good = predicted.column(ERROR).is_null()
+    return pa.table(columns).filter(is_good)
+
+
+def _choose(known: pa.Table, num_rows: int, lead: float) -> list[int]:
+    """Return the rows to keep, in their order."""
+    if LABEL not in known.column_names:
+        return [*range(min(num_rows, known.num_rows))]
+    leads = [_lead(top) for top in known.column(TOP_K).to_pylist()]
+    clear = [row for row in range(known.num_rows) if leads[row] >= lead]
+    return sorted(_by_turns(known.column(LABEL).to_pylist(), clear)[:num_rows])
+
+
+def _lead(top: Sequence[dict[str, Any]]) -> float:
+    second = top[1][SCORE] if len(top) > 1 else 0.0
+    return float(np.float64(top[0][SCORE]) - second)
+
+
+def _by_turns(labels: Sequence[str], rows: Sequence[int]) -> list[int]:
+    """Order rows so that every label comes once before any comes twice."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        turns.append((seen[labels[row]], row))
+        seen[labels[row]] += 1
+    return [row for _, row in sorted(turns)]

@@ -1,0 +1,176 @@
+"""Nights of a real job, one after the other: passed, warned of, refused, accepted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from cli import Result, pipeline, write_job
+from PIL import Image
+from published import snapshot
+
+from pipeline.layout import Layout
+from pipeline.manifest import Manifest, current_manifest
+from pipeline.storage import Store
+
+RED, GREEN, BLUE, GREY = (230, 20, 20), (20, 230, 20), (20, 20, 230), (200, 200, 200)
+DRIFT = {"mode": "fail", "min_rows": 50}
+NIGHT = {"red": RED, "green": GREEN, "blue": BLUE}
+
+
+def make_night(folder: Path, num_rows: int, colours: list[tuple[int, int, int]], seed: int) -> None:
+    """Small photos of a colour each, no two alike."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for row in range(num_rows):
+        noise = rng.integers(-20, 20, 3)
+        colour = tuple(int(c) for c in np.array(colours[row % len(colours)]) + noise)
+        Image.new("RGB", (32, 32), colour).save(folder / f"{row:03d}.png")
+
+
+class Nights:
+    """One output; a night is a folder of photos and a date."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = Store(str(folder / "out"))
+
+    def job(self, date: str) -> str:
+        gates = {
+            "min_rows": 20,
+            "max_error_pct": 5.0,
+            "label_drift": DRIFT,
+            "score_drift": {"mode": "off"},
+            "golden": {"uri": str(self.folder / "golden.parquet")},
+        }
+        source = {"uri": str(self.folder / "in" / date), "format": "images"}
+        return write_job(
+            self.folder / "job.yaml", source, self.store.uri, gates=gates, run={"slice_rows": 16}
+        )
+
+    def run(self, date: str, *arguments: str) -> Result:
+        return pipeline("run", self.job(date), "--date", date, "--json", *arguments)
+
+    def published(self, date: str) -> Manifest | None:
+        return current_manifest(self.store, Layout(f"date={date}"))
+
+    def bytes_of(self, date: str) -> dict[str, str]:
+        places = [f"{kind}/date={date}" for kind in ("predictions", "quarantine")]
+        return snapshot(self.store, *places, f"_control/date={date}/log")
+
+    def last_report(self, date: str) -> dict[str, Any]:
+        runs = self.store.list_folders(f"reports/date={date}")
+        path = f"reports/date={date}/{runs[-1]}"
+        assert b"Gates" in self.store.read_bytes(f"{path}/report.html")
+        report: dict[str, Any] = json.loads(self.store.read_bytes(f"{path}/report.json"))
+        return report
+
+
+def statuses(gates: list[dict[str, Any]] | tuple[dict[str, Any], ...]) -> dict[str, str]:
+    return {gate["name"]: gate["status"] for gate in gates}
+
+
+@pytest.mark.timeout(600)
+def test_nights_are_passed_warned_of_refused_and_accepted(tmp_path: Path) -> None:
+    usual = [RED, GREEN, BLUE]
+    make_night(tmp_path / "in" / "2026-11-20", 96, usual, seed=1)
+    make_night(tmp_path / "in" / "2026-11-21", 60, [RED, RED, RED, GREY], seed=2)
+    make_night(tmp_path / "in" / "2026-11-23", 96, usual, seed=3)
+    for row in range(10):
+        (tmp_path / "in" / "2026-11-23" / f"{row:03d}.png").write_bytes(b"not an image")
+    nights = Nights(tmp_path)
+    _make_golden(nights)
+    _first_night_is_recorded(nights)
+    _another_world_is_refused_and_accepted(nights)
+    _a_wrong_model_is_refused_before_it_predicts(nights)
+    _errors_stop_the_reading_early(nights)
+
+
+def _make_golden(nights: Nights) -> None:
+    out = str(nights.folder / "golden.parquet")
+    done = pipeline("golden", nights.job("2026-11-20"), "--rows", "6", "--out", out)
+    assert done.code == 0, done.stderr
+    assert pq.read_table(out).num_rows == 6
+
+
+def _first_night_is_recorded(nights: Nights) -> None:
+    done = nights.run("2026-11-20")
+    assert done.code == 0, done.stderr
+    found = statuses(done.json["gates"])
+    assert (found["volume"], found["label_drift"]) == ("off", "off")
+    assert (found["golden"], found["constant"], found["max_error_pct"]) == ("pass",) * 3
+    golden = next(gate for gate in done.json["gates"] if gate["name"] == "golden")
+    assert golden["message"].startswith(("6 of 6 golden rows agree, on 1", "12 of 12"))
+    manifest = nights.published("2026-11-20")
+    assert manifest is not None
+    assert manifest.distribution["labels"] == {"red": 32, "green": 32, "blue": 32}
+    assert sum(manifest.distribution["numbers"]["score"]["counts"].values()) == 96
+
+
+def _another_world_is_refused_and_accepted(nights: Nights) -> None:
+    date = "2026-11-21"
+    first = nights.run(date, "--set", "gates.label_drift.mode=warn")
+    assert first.code == 0, first.stderr
+    found = statuses(first.json["gates"])
+    assert (found["volume"], found["label_drift"], found["golden"]) == ("warn", "warn", "pass")
+    shown = " ".join(first.stderr.split())
+    assert "gate volume warns: 60 rows, -37.5% beside the median 96 of 1 earlier night" in shown
+    assert "gate label_drift warns: PSI" in shown
+    before = nights.bytes_of(date)
+    again = ["--set", "model.top_k=2"]  # to replace that version, with the gate as the job has it
+
+    refused = nights.run(date, *again)
+    assert refused.code == 3, refused.stderr
+    assert "label_drift: PSI" in refused.stderr
+    assert "of date=2026-11-20" in refused.stderr
+    assert nights.bytes_of(date) == before
+    report = nights.last_report(date)
+    assert (report["status"], statuses(report["gates"])["label_drift"]) == ("refused", "fail")
+
+    wrong = nights.run(date, *again, "--accept", "label_drift=")
+    assert wrong.code == 2
+    accepted = nights.run(date, *again, "--accept", "label_drift=a new camera = fine")
+    assert accepted.code == 0, accepted.stderr
+    assert accepted.json["rows"]["computed"] == 0, "the refused run's slices are taken over"
+    manifest = nights.published(date)
+    assert manifest is not None
+    assert manifest.number == 2
+    for gates in (manifest.gates, accepted.json["gates"]):
+        gate = next(gate for gate in gates if gate["name"] == "label_drift")
+        assert (gate["status"], gate["reason"]) == ("accepted", "a new camera = fine")
+    assert statuses(manifest.gates)["golden"] == "pass", "of the run that computed the slices"
+
+
+def _a_wrong_model_is_refused_before_it_predicts(nights: Nights) -> None:
+    date = "2026-11-23"
+    labels = json.dumps(["dark", "bright", "blue", "red", "green"])
+    refused = nights.run(date, "--set", f"model.labels={labels}")
+    assert refused.code == 3, refused.stderr
+    assert "golden: 6 of 6 golden rows differ on an actor of" in refused.stderr
+    assert "expected 'red'" in refused.stderr
+    assert nights.store.list_files(f"_control/date={date}/staging") == []
+    assert nights.published(date) is None
+    report = nights.last_report(date)
+    assert statuses(report["gates"]) == {"golden": "fail"}
+
+
+def _errors_stop_the_reading_early(nights: Nights) -> None:
+    date = "2026-11-23"
+    refused = nights.run(date)
+    assert refused.code == 3, refused.stderr
+    assert "max_error_pct: 10 of 96 rows quarantined, 10.42%; limit 5%" in refused.stderr
+    assert "of 96 rows, so reading stopped there; finished slices are kept" in refused.stderr
+    assert nights.store.list_files(f"_control/date={date}/staging") != []
+    assert statuses(nights.last_report(date)["gates"]) == {"max_error_pct": "fail"}
+    accepted = ["--accept", "max_error_pct=ten photos are lost", "--accept", "label_drift=back"]
+    done = nights.run(date, *accepted)
+    assert done.code == 0, done.stderr
+    assert done.json["rows"]["resumed"] >= 16
+    assert (done.json["rows"]["predicted"], done.json["rows"]["quarantined"]) == (86, 10)
+    found = statuses(done.json["gates"])
+    assert (found["max_error_pct"], found["label_drift"]) == ("accepted", "accepted")
+    assert pipeline("verify", nights.store.uri, "--partition", f"date={date}").code == 0

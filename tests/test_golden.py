@@ -1,0 +1,268 @@
+"""Golden rows: a right actor passes, a wrong model, transform or row is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cli import pipeline, write_job
+
+from pipeline.errors import JobError, PipelineError
+from pipeline.golden import GoldenRefused, GoldenRows
+from pipeline.golden_files import MAX_BYTES, read_golden
+from pipeline.job import Job, Source
+from pipeline.job_file import parse_job
+from pipeline.model import ModelSpec, PredictorConfig, resolve_model
+from pipeline.photos import build_images
+from pipeline.predictor import Predictor
+from pipeline.rows import Reader
+from pipeline.stages import Preprocessing
+from pipeline.stats import Counters
+from pipeline.storage import Store
+
+ALLOWED = ("models",)
+NO_COLUMNS = pa.schema([])
+COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
+
+
+def png(colour: tuple[int, int, int], size_px: int = 48) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (size_px, size_px), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def job_with(golden: dict[str, Any], **sections: Any) -> Job:
+    document = {
+        "source": {"uri": "in", "format": "images"},
+        "model": {"factory": "models:colours", "labels": models.LABELS},
+        "transform": models.TRANSFORM,
+        "sink": {"uri": "out"},
+        "gates": {"golden": golden},
+        **sections,
+    }
+    import datetime as dt
+
+    return parse_job(json.loads(json.dumps(document)), date=dt.date(2026, 11, 24), origin="job")
+
+
+def spec_of(job: Job) -> ModelSpec:
+    features = bool(job.source.features)
+    return resolve_model(job.model, job.transform, allow_import=ALLOWED, has_features=features)
+
+
+def load_rows(job: Job, num_features: int = 0, *, is_accepted: bool = False) -> GoldenRows:
+    reader = Reader(Store("in"), job.source, NO_COLUMNS, num_features)
+    rows = read_golden(job.gates, spec_of(job).task, reader, is_accepted=is_accepted)
+    assert rows is not None
+    return rows
+
+
+def check(job: Job, rows: GoldenRows, num_features: int = 0) -> Counters:
+    """Do what an actor does when it starts."""
+    spec = spec_of(job)
+    config = PredictorConfig(spec, 4, 0, 1, NO_COLUMNS, num_features)
+    preprocess = Preprocessing.of(job.source, spec.transform, 1)
+    counters: Counters = {}
+    checked = GoldenRows(**{**vars(rows), "preprocess": preprocess})
+    checked.check(spec, Predictor(config).reduce, "an actor here", counters)
+    return counters
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """`<label>/<image file>`, two of each colour."""
+    for name, colour in COLOURS.items():
+        (tmp_path / "golden" / name).mkdir(parents=True)
+        for size_px in (40, 70):
+            (tmp_path / "golden" / name / f"{size_px}.png").write_bytes(png(colour, size_px))
+    return tmp_path / "golden"
+
+
+def write_rows(path: Path, **columns: Any) -> str:
+    images = [png(colour) for colour in COLOURS.values()]
+    base = {"row_id": ["r", "g", "b"], "image": images, "label": list(COLOURS)}
+    table = {name: values for name, values in {**base, **columns}.items() if values is not None}
+    pq.write_table(pa.table(table), path)
+    return str(path)
+
+
+def test_a_right_actor_agrees_with_a_folder_of_labels(folder: Path):
+    job = job_with({"uri": str(folder)})
+    entry = check(job, load_rows(job))["golden"]
+    assert (entry["rows_in"], entry["rows_out"]) == (6, 6)
+
+
+def test_another_model_is_refused_with_what_was_expected_and_found(folder: Path):
+    job = job_with({"uri": str(folder)})
+    labels = ["dark", "bright", "blue", "red", "green"]
+    wrong = job_with({}, model={"factory": "models:colours", "labels": labels}, gates={})
+    with pytest.raises(GoldenRefused) as caught:
+        check(wrong, load_rows(job))
+    message = str(caught.value)
+    assert message.startswith(
+        "nothing was published; golden: 6 of 6 golden rows differ on an actor"
+    )
+    assert "blue/40.png: expected 'blue', found 'green' 0.9" in message
+    assert "and 3 more" in message
+    assert caught.value.exit_code == 3
+    assert caught.value.verdict().status == "fail"
+
+
+def test_another_transform_shows_in_the_score(tmp_path: Path):
+    job = job_with({"uri": write_rows(tmp_path / "g.parquet")})
+    known = [0.97] * 3
+    rows = load_rows(job_with({"uri": write_rows(tmp_path / "g.parquet", score=known)}))
+    with pytest.raises(GoldenRefused, match=r"r: expected 'red' 0.9700, found 'red' 0.9\d+"):
+        check(job, rows)
+    within = {"uri": write_rows(tmp_path / "g.parquet", score=known), "max_score_diff": 0.5}
+    check(job, load_rows(job_with(within)))
+    own = write_rows(tmp_path / "g.parquet", score=known, tolerance=[0.5, 0.5, 0.5])
+    check(job, load_rows(job_with({"uri": own})))
+    own = write_rows(tmp_path / "g.parquet", score=known, tolerance=[0.5, 0.0, None])
+    with pytest.raises(GoldenRefused, match="2 of 3 golden rows differ") as caught:
+        check(job, load_rows(job_with({"uri": own})))
+    assert "g: " in str(caught.value)
+    assert "r: " not in str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["mode", "accepted"])
+def test_what_may_differ_is_counted_and_not_refused(way: str, tmp_path: Path):
+    labels = ["red", "green", "red"]
+    golden = {"uri": write_rows(tmp_path / "g.parquet", label=labels)}
+    job = job_with({**golden, "mode": "warn"} if way == "mode" else golden)
+    entry = check(job, load_rows(job, is_accepted=way == "accepted"))["golden"]
+    assert (entry["rows_in"], entry["rows_out"]) == (3, 2)
+
+
+def test_rows_that_fail_differ_and_cost_only_themselves(tmp_path: Path):
+    images = [png((0, 0, 0)), b"no image", png(COLOURS["blue"])]
+    golden = {"uri": write_rows(tmp_path / "g.parquet", image=images)}
+    job = job_with(golden, model={"factory": "models:fussy", "labels": models.LABELS})
+    with pytest.raises(GoldenRefused, match="2 of 3 golden rows differ") as caught:
+        check(job, load_rows(job))
+    assert "r: failed: ValueError: too dark to look at" in str(caught.value)
+    assert "g: failed: unidentified" in str(caught.value)
+
+
+def test_a_batch_that_is_too_large_is_predicted_row_by_row(folder: Path):
+    for name in COLOURS:
+        for extra in range(3):
+            (folder / name / f"more-{extra}.png").write_bytes(png(COLOURS[name]))
+    hungry = {"factory": "models:hungry", "labels": models.LABELS}
+    job = job_with({"uri": str(folder)}, model=hungry)
+    spec = spec_of(job)
+    rows = GoldenRows(
+        **{**vars(load_rows(job)), "preprocess": Preprocessing.of(job.source, spec.transform, 1)}
+    )
+    reduce = Predictor(PredictorConfig(spec, 16, 0, 1, NO_COLUMNS)).reduce
+    assert rows.differences(spec, reduce) == []
+
+
+def test_numbers_are_compared_by_their_error(tmp_path: Path):
+    source = {"uri": "in", "format": "parquet", "features": ["x"]}
+    model = {"factory": "models:sums", "task": "regress", "targets": ["sum", "most"]}
+    features = pa.array([[1.0, 2.0], [3.0, 5.0]], pa.list_(pa.float64()))
+    for most, differ in ((5.0, False), (5.2, True)):
+        table = {"features": features, "sum": [3.0, 8.0], "most": [2.0, most]}
+        path = tmp_path / f"{most}.parquet"
+        pq.write_table(pa.table(table), path)
+        job = job_with({"uri": str(path)}, source=source, model=model, transform={})
+        rows = load_rows(job, 2)
+        if not differ:
+            assert check(job, rows, 2)["golden"]["rows_out"] == 2
+            continue
+        with pytest.raises(GoldenRefused, match="#1: other numbers than expected"):
+            check(job, rows, 2)
+
+
+def test_vectors_are_compared_by_their_cosine(tmp_path: Path):
+    model = {"factory": "models:channels", "task": "embed", "layer": "pool", "embedding_dim": 3}
+    vectors = [np.array(colour) / 255 for colour in COLOURS.values()]
+    for turned, num_agreed in ((vectors, 3), ([vectors[0], vectors[2], vectors[1]], 1)):
+        uri = write_rows(tmp_path / "g.parquet", label=None, embedding=[list(v) for v in turned])
+        job = job_with({"uri": uri, "mode": "warn"}, model=model)
+        assert check(job, load_rows(job))["golden"]["rows_out"] == num_agreed
+    uri = write_rows(tmp_path / "g.parquet", label=None, embedding=[[1.0], [2.0], [3.0]])
+    with pytest.raises(JobError, match="not what task 'embed' gives"):
+        load_rows(job_with({"uri": uri}, model=model))
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"label": None}, "no column 'label'"),
+        ({"image": None}, "no column 'image'"),
+        ({"label": ["red", None, "blue"]}, "a null in column 'label'"),
+        ({"image": [1, 2, 3]}, "column 'image' must be large_binary"),
+        ({"score": ["high", "low", "low"]}, "not what task 'classify' gives"),
+        ({"image": [b"x" * MAX_BYTES, b"", b""]}, "must be at most 32"),
+    ],
+)
+def test_a_file_that_will_not_do_is_the_users_error(
+    columns: dict[str, Any], words: str, tmp_path: Path
+):
+    uri = write_rows(tmp_path / "g.parquet", **columns)
+    with pytest.raises(JobError, match=words) as caught:
+        load_rows(job_with({"uri": uri}))
+    assert f"gates.golden.uri = {uri}" in str(caught.value)
+
+
+def test_a_place_that_will_not_do_is_the_users_error(tmp_path: Path):
+    (tmp_path / "not.parquet").write_bytes(b"not Parquet")
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / "a.png").write_bytes(b"")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
+    for name, words in (
+        ("absent.parquet", "no such file"),
+        ("not.parquet", "not a Parquet file"),
+        ("none.parquet", "has 0 rows, must be 1 to 1024"),
+        ("absent", "there are 0 files"),
+        ("loose", "a.png lies in no folder"),
+    ):
+        with pytest.raises(JobError, match=words):
+            load_rows(job_with({"uri": str(tmp_path / name)}))
+    raw = {"factory": "models:channels", "task": "raw", "outputs": [{"name": "grey", "shape": []}]}
+    with pytest.raises(PipelineError, match=r"gates\.golden has no effect with task 'raw'"):
+        job_with({"uri": "x"}, model=raw)
+
+
+def test_no_golden_rows_are_read_where_none_are_wanted():
+    task = spec_of(job_with({"uri": "x"})).task
+    for gates in ({}, {"golden": {"uri": "absent.parquet", "mode": "off"}}):
+        job = job_with({}, gates=gates)
+        reader = Reader(Store("in"), Source(uri="in", format="images"), NO_COLUMNS)
+        assert read_golden(job.gates, task, reader, is_accepted=False) is None
+
+
+def test_the_command_writes_rows_that_agree_with_themselves(tmp_path: Path):
+    built = build_images(tmp_path / "images", 60, seed=21, num_bad=3)
+    job_path = write_job(
+        tmp_path / "job.yaml",
+        {"uri": str(tmp_path / "images"), "format": "images"},
+        str(tmp_path / "out"),
+        run={"slice_rows": 20},
+    )
+    out = str(tmp_path / "golden.parquet")
+    done = pipeline("golden", job_path, "--rows", "9", "--out", out, "--json")
+    assert done.code == 0, done.stderr
+    assert done.json["rows"] == 9
+    assert not (tmp_path / "out").exists(), "it writes nothing but its file"
+    table = pq.read_table(out)
+    assert table.column_names == ["row_id", "image", "label", "score"]
+    assert not set(table["row_id"].to_pylist()) & set(built.bad)
+    assert done.json["labels"] == len(set(table["label"].to_pylist())) > 1
+    job = job_with({"uri": out})
+    assert check(job, load_rows(job))["golden"]["rows_out"] == 9
+    refused = pipeline("golden", job_path, "--out", str(tmp_path / "golden.csv"))
+    assert refused.code == 2
+    assert "write a .parquet file" in refused.stderr

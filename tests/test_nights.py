@@ -1,0 +1,75 @@
+"""Earlier nights: partitions of the same key before this one, and never its own versions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from published import Rows, publish_rows
+
+from pipeline.histograms import Distribution
+from pipeline.layout import Layout
+from pipeline.manifest import Manifest, current_manifest
+from pipeline.nights import Past, earlier_names, look_back
+from pipeline.storage import Store
+
+NAMES = ["date=2026-11-22", "date=2026-11-09", "date=2026-11-24", "day=2026-11-01", "models"]
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "earlier"),
+    [
+        ("date=2026-11-23", NAMES, ["date=2026-11-22", "date=2026-11-09"]),
+        ("date=2026-11-09", NAMES, []),
+        ("all", NAMES, []),
+        ("hour=10", ["hour=9", "hour=11", "hour=2"], ["hour=9", "hour=2"]),
+        ("region=us", ["region=eu", "region=de"], []),
+        ("model=v2", ["model=v1", "model=2"], []),
+    ],
+)
+def test_only_what_has_an_order_has_earlier_nights(name: str, names: list[str], earlier: list[str]):
+    assert earlier_names(name, names) == earlier
+
+
+def past_of(store: Store, partition: str, num_nights: int = 7) -> Past:
+    layout = Layout(partition)
+    return look_back(store, layout, current_manifest(store, layout), num_nights)
+
+
+def publish(store: Store, partition: str, rows: Rows) -> Manifest:
+    return publish_rows(store, partition, rows)
+
+
+def test_the_last_nights_are_found_newest_first(any_store: Store):
+    for day in range(1, 6):
+        publish(any_store, f"date=2026-11-0{day}", Rows(num_slices=day))
+    any_store.put("_control/date=2026-11-05x/log/0000000001.json", b"never read")
+    any_store.put("_control/date=2026-11-06/plan/x.json", b"planned, never published")
+    assert past_of(any_store, "date=2026-11-07").rows == (30, 24, 18, 12, 6)
+    assert past_of(any_store, "date=2026-11-07", 2).rows == (30, 24)
+    assert past_of(any_store, "date=2026-11-03").rows == (12, 6)
+    assert past_of(any_store, "date=2026-11-01") == Past()
+
+
+def with_distribution(store: Store, partition: str, **labels: int) -> None:
+    """Give what is published now a distribution, as a run of today writes it."""
+    layout = Layout(partition)
+    manifest = current_manifest(store, layout)
+    assert manifest is not None
+    changed = dataclasses.replace(manifest, distribution=Distribution(labels).to_dict())
+    store.put(layout.log_entry(manifest.number), changed.to_json())
+
+
+def test_the_last_night_that_has_a_distribution_is_the_basis(any_store: Store):
+    for day in (1, 2, 3):
+        publish(any_store, f"date=2026-11-0{day}", Rows())
+    publish(any_store, "date=2026-11-04", Rows())
+    publish(any_store, "date=2026-11-04", Rows(edition=2))
+    assert past_of(any_store, "date=2026-11-04").basis == ""
+    with_distribution(any_store, "date=2026-11-04", own=1)
+    assert past_of(any_store, "date=2026-11-04").basis == "version 2"
+    assert past_of(any_store, "date=2026-11-04").rows == (24, 24, 24), "not a night of its own"
+    with_distribution(any_store, "date=2026-11-01", first=1)
+    with_distribution(any_store, "date=2026-11-02", second=1)
+    found = past_of(any_store, "date=2026-11-04")
+    assert (found.basis, dict(found.distribution.labels)) == ("date=2026-11-02", {"second": 1})
