@@ -6,6 +6,7 @@ The log entry is the commit. Before it, nothing that a manifest names is touched
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -49,6 +50,8 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     if outcome is not CreateOutcome.OTHER:
         return placed
     winner = read_manifest(store, layout, manifest.number)
+    # No manifest will ever name our parts, and whoever reads the folder should not meet them.
+    store.delete([part.path for part in placed.all_parts])
     if winner.fingerprint != manifest.fingerprint:
         raise PublishConflict(
             f"partition {layout.name}: run {winner.run_id} published version {winner.number} "
@@ -82,10 +85,33 @@ def settle(
     The table comes first: as long as it names the replaced parts, they stay where they are.
     Replaced parts move to the history, parts of attempts that can no longer win are deleted,
     the history keeps `keep_versions` versions, and `_SUCCESS` is the manifest's copy.
+
+    A run that was suspended in here may find that it is late: what it wrote of its own version
+    (`_SUCCESS`, say) is then put right for the one that has become current.
+
+    Raises:
+        InfraError: A part that the current manifest names is missing.
     """
+    while True:
+        _settle_one(store, layout, manifest, keep_versions, table)
+        latest = log_numbers(store, layout)[-1]
+        if latest <= manifest.number:
+            return
+        manifest = read_manifest(store, layout, latest)
+
+
+def _settle_one(
+    store: Store,
+    layout: Layout,
+    manifest: Manifest,
+    keep_versions: int,
+    table: Literal["delta"] | None,
+) -> None:
     named = {part.path for part in manifest.all_parts}
     present = _published_files(store, layout)
     lost = named - {file.path for file in present}
+    if lost and log_numbers(store, layout)[-1] > manifest.number:
+        return  # replaced meanwhile, and already in the history
     if lost:
         raise InfraError(
             f"{store.url(sorted(lost)[0])}: named by the current manifest but missing; "
@@ -132,10 +158,12 @@ def _retire(store: Store, layout: Layout, number: int, strays: Sequence[str]) ->
     dead = []
     for path in strays:
         if path in owners:
-            store.copy(path, f"{layout.history(owners[path])}/{layout.inside(path)}")
+            with contextlib.suppress(FileNotFoundError):  # another run has moved it since
+                store.copy(path, f"{layout.history(owners[path])}/{layout.inside(path)}")
             dead.append(path)
         elif (part_target(path) or 0) <= number:
             dead.append(path)  # made for a number that is taken: it can never be named
+    reach("kept")
     store.delete(dead)
 
 

@@ -6,16 +6,16 @@ import datetime as dt
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from time import perf_counter
 
 from pipeline.allocation import Allocation, Hardware
 from pipeline.gates import Verdict
 from pipeline.job import Job
-from pipeline.layout import Layout
+from pipeline.layout import Layout, parse_staged_name
 from pipeline.manifest import Manifest
 from pipeline.model import ModelSpec
 from pipeline.plan import Plan
@@ -26,6 +26,7 @@ from pipeline.stats import CANARY, DEDUPE, Counters, Measurement, StageCounters,
 from pipeline.storage import Store
 
 _TOP_LABELS = 10
+ReadFooter = Callable[[str], StagedSlice]
 _PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
 
 
@@ -74,6 +75,7 @@ class RunRecord:
         self._streaming_wall_s: float | None = None
         self._batch_rates: dict[int, float] = {}
         self._canary = StageCounters()
+        self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
@@ -133,11 +135,44 @@ class RunRecord:
         self._count("resumed", staged)
 
     def _count(self, how: str, staged: StagedSlice) -> None:
+        self._rows[how] += staged.num_rows
+        self._slices[how] += 1
+        self._count_outcome(parse_staged_name(staged.name), staged)
+
+    def _count_outcome(self, key: SliceKey | None, staged: StagedSlice) -> None:
+        if key is not None:
+            self._names[key] = staged.name
         self._canary += StageCounters.from_dict(staged.counters.get(CANARY, {}))
         self._labels.update(staged.labels)
         self._reasons.update(staged.reasons)
-        self._rows.update({how: staged.num_rows, "quarantined": staged.num_quarantined})
-        self._slices[how] += 1
+        self._rows["quarantined"] += staged.num_quarantined
+
+    def recount(self, slices: Sequence[tuple[SliceKey, str]], read: ReadFooter) -> None:
+        """Count what is staged where not our attempt of a slice won, but another run's.
+
+        Two attempts may differ: a link that was dead an hour ago answers now.
+
+        Args:
+            slices: Every slice with the path of the attempt that won.
+            read: Reads the footer of a staged part.
+        """
+        for key, path in slices:
+            folder, _, name = path.rpartition("/")
+            counted = self._names.get(key, name)
+            if counted == name:
+                continue
+            lost, won = read(f"{folder}/{counted}"), read(path)
+            self._labels.subtract(lost.labels)
+            self._reasons.subtract(lost.reasons)
+            self._rows["quarantined"] -= lost.num_quarantined
+            compared = StageCounters.from_dict(lost.counters.get(CANARY, {}))
+            self._canary = replace(
+                self._canary,
+                rows_in=self._canary.rows_in - compared.rows_in,
+                rows_out=self._canary.rows_out - compared.rows_out,
+            )
+            self._count_outcome(key, won)
+            self._labels, self._reasons = +self._labels, +self._reasons
 
     def duplicates(self, labels: Counter[str | None]) -> None:
         """Count rows that lost their prediction because an earlier row has the same id.

@@ -36,11 +36,12 @@ from pipeline.retry import (
 from pipeline.storage_errors import is_conflict, secret_values, storage_errors, translate
 from pipeline.stored import Backend, Page, StoredFile
 
-__all__ = ["CreateOutcome", "Store", "StoredFile", "retries_taken"]
+__all__ = ["PROBES", "CreateOutcome", "Store", "StoredFile", "retries_taken"]
 
 T = TypeVar("T")
 
-_PROBE_FOLDER = "_control/.probe"
+PROBES = "_control/.probe"
+"""Where trial files lie for a moment: a killed run may leave one."""
 _CREATE_PATIENCE_S = 60.0
 _DELETE_THREADS = 16
 
@@ -244,7 +245,7 @@ class Store:
             JobError: The store ignores the condition of create-once, and the job does not promise
                 to be the only writer.
         """
-        path = f"{_PROBE_FOLDER}/create-{uuid.uuid4().hex}"
+        path = f"{PROBES}/create-{uuid.uuid4().hex}"
         first, second = uuid.uuid4().hex, uuid.uuid4().hex
         try:
             self.create_once(path, first.encode(), first)
@@ -262,7 +263,7 @@ class Store:
 
         It costs a small put: there is no other way to ask for the time.
         """
-        path = f"{_PROBE_FOLDER}/clock-{uuid.uuid4().hex}"
+        path = f"{PROBES}/clock-{uuid.uuid4().hex}"
         try:
             self.put(path, b"?")
             found = self.stat(path)
