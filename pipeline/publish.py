@@ -7,6 +7,7 @@ The log entry is the commit. Before it, nothing that a manifest names is touched
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -184,10 +185,44 @@ def _read_or_none(store: Store, path: str) -> bytes | None:
 
 
 def repair(
-    store: Store, layout: Layout, keep_versions: int, *, table: Literal["delta"] | None = None
+    store: Store,
+    layout: Layout,
+    keep_versions: int,
+    *,
+    table: Literal["delta"] | None = None,
+    is_last: bool = False,
 ) -> Manifest | None:
-    """Finish what a crashed run left after its commit; return the current manifest."""
+    """Finish what a crashed run left after its commit; return the current manifest.
+
+    Args:
+        store: The sink.
+        layout: The partition; the caller holds its lease.
+        keep_versions: The job's sink.keep_versions.
+        table: The job's sink.table.
+        is_last: Nothing will be published after this, which would tidy up what a run left that
+            crashed before its commit.
+    """
     manifest = current_manifest(store, layout)
-    if manifest is not None:
-        settle(store, layout, manifest, keep_versions, table=table)
+    if manifest is None:
+        return None
+    if is_last and _has_parts_of_later_versions(store, layout, manifest.number):
+        manifest = _restate(store, layout, manifest)
+    settle(store, layout, manifest, keep_versions, table=table)
     return manifest
+
+
+def _has_parts_of_later_versions(store: Store, layout: Layout, number: int) -> bool:
+    return any((part_target(f.path) or 0) > number for f in _published_files(store, layout))
+
+
+def _restate(store: Store, layout: Layout, manifest: Manifest) -> Manifest:
+    """Publish what is current under the next number, as it is; return what is current then.
+
+    The parts that are in the way may be of a run that is only suspended: as long as it can commit
+    them they must not be deleted. With its number taken it cannot.
+    """
+    again = replace(manifest, number=manifest.number + 1, token=uuid.uuid4().hex)
+    path = layout.log_entry(again.number)
+    if store.create_once(path, again.to_json(), again.token) is CreateOutcome.OTHER:
+        return read_manifest(store, layout, again.number)
+    return again

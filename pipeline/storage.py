@@ -137,9 +137,11 @@ class Store:
             if passing:
                 raise passing[0]
 
-        # The last try's errors are the answer; trouble with the call itself is raised.
-        with contextlib.suppress(TransientError):
+        try:
             with_retries(read_rest)
+        except TransientError:
+            if len(found) < len(set(paths)):
+                raise  # trouble with the call itself; else the last try's errors are the answer
         return {path: found[path] for path in dict.fromkeys(paths)}
 
     def _translated(self, path: str, value: bytes | Exception) -> bytes | Exception:

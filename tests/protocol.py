@@ -67,7 +67,8 @@ def run_once(
     current = current_manifest(store, LAYOUT)
     if current is not None and current.is_of(plan.fingerprint, ()):
         with hold_lease(store, LAYOUT, run.record.run_id, ttl_s):
-            repair(store, LAYOUT, KEEP_VERSIONS)
+            current = repair(store, LAYOUT, KEEP_VERSIONS, is_last=True)
+        assert current is not None
         return Done(current, 0, plan.num_rows or 0)
     with hold_lease(store, LAYOUT, run.record.run_id, ttl_s) as lease:
         base = repair(store, LAYOUT, KEEP_VERSIONS)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pytest
@@ -33,11 +34,22 @@ from protocol import (
     run_once,
     writer_of,
 )
-from published import DAY, Rows, make_plan, slice_table, snapshot
+from published import (
+    DAY,
+    Rows,
+    make_plan,
+    prepare_version,
+    publish_rows,
+    slice_table,
+    snapshot,
+)
 from s3server import S3Server
 
 from pipeline import failpoints, retry
+from pipeline.errors import PipelineError, PublishConflict
+from pipeline.layout import staged_name
 from pipeline.manifest import log_numbers
+from pipeline.publish import commit, repair
 from pipeline.sink import list_staged
 from pipeline.storage import Store
 from pipeline.upkeep import history_numbers
@@ -285,3 +297,50 @@ def test_a_fault_at_any_step_changes_nothing_of_what_is_published_in_the_end(
     # Other inputs take over nothing.
     assert run_once(store, NEXT).num_computed == num_rows(NEXT)
     verify_output(store.uri, DAY, dict(store.storage_options))
+
+
+def test_where_another_attempt_of_a_slice_wins_its_outcome_is_the_one_that_counts(tmp_path: Path):
+    store, plan = Store(str(tmp_path)), make_plan(NEW)
+
+    def make(rows: Rows, index: int) -> pa.Table:
+        """Another run stages the first slice meanwhile, under a name that comes first."""
+        key = next(plan.slices())
+        if index == 0:
+            other = slice_table(Rows(3, num_slices=4, fail_every=2), 0)
+            folder = LAYOUT.staging(plan.fingerprint)
+            written = writer_of(new_run(store), plan).write(key, {}, other)
+            store.copy(f"{folder}/{written.name}", f"{folder}/{staged_name(key, '0' * 12)}")
+            store.delete([f"{folder}/{written.name}"])
+        return slice_table(rows, index)
+
+    manifest = run_once(store, NEW, make=make).manifest
+    assert (manifest.num_predicted, manifest.num_quarantined) == (3 + 3 * 5, 3 + 3 * 1)
+    verify_output(store.uri, DAY, {})
+
+
+@pytest.mark.parametrize("table", [None, "delta"])
+def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing_to_do(
+    tmp_path: Path, table: Literal["delta"] | None
+):
+    store = Store(str(tmp_path))
+    current = publish_rows(store, rows=OLD, table=table)
+    suspended, folder = prepare_version(store, LAYOUT, NEW, 2, "suspended")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(failpoints, "_reached", Counter())
+        patch.setenv(failpoints.VARIABLE, "before_log:raise")
+        with pytest.raises(RuntimeError):
+            commit(store, LAYOUT, suspended, folder)
+    with pytest.raises(PipelineError, match="is no part of version 1"):
+        verify_output(store.uri, DAY, {})
+    repaired = repair(store, LAYOUT, 2, table=table, is_last=True)
+    assert repaired is not None
+    assert (repaired.number, repaired.parts) == (2, current.parts)
+    verify_output(store.uri, DAY, {})
+    # The run was only suspended: its number is taken, and it takes its parts away again.
+    with pytest.raises(PublishConflict):
+        commit(store, LAYOUT, suspended, folder)
+    verify_output(store.uri, DAY, {})
+    assert repair(store, LAYOUT, 2, table=table, is_last=True) == repaired
+    assert publish_rows(store, rows=NEW, table=table).number == 3
+    verify_output(store.uri, DAY, {})
+    assert history_numbers(store, LAYOUT) == [2]
