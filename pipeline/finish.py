@@ -6,8 +6,9 @@ import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from pipeline.compact import Compacted, Compactor, compact_slices
+from pipeline.compact import Compacted, Compactor, RunTasks, compact_slices
 from pipeline.failpoints import reach
 from pipeline.gates import Figures, certain_failures, early_refusal, judge
 from pipeline.hive import partition_types
@@ -21,7 +22,9 @@ from pipeline.record import RunContext, file_metadata, package_versions
 from pipeline.regroup import compact_by_value
 from pipeline.row_ids import find_duplicates, read_hashes
 from pipeline.schema import SliceKey
+from pipeline.sink import read_footer
 from pipeline.storage import StoredFile
+from pipeline.storage_errors import listed_files
 from pipeline.tiling import Slices, require_tiling
 from pipeline.verdict import Verdict, require_pass
 
@@ -34,6 +37,7 @@ def finish(
     staged: Mapping[SliceKey, StoredFile],
     base: Manifest | None,
     lease: Lease,
+    tasks: RunTasks = run_tasks,
 ) -> Manifest:
     """Publish the staged slices of a plan.
 
@@ -43,6 +47,7 @@ def finish(
         staged: The winning staged part of every slice.
         base: What is published now; ours becomes the next version.
         lease: Ours; checked before anything is made visible.
+        tasks: Runs a function for every tuple of arguments; by default as Ray tasks.
 
     Raises:
         GateRefused: A gate refused; the published partition is unchanged.
@@ -50,17 +55,22 @@ def finish(
         PublishConflict: Another run published something different meanwhile.
         InfraError: Slices are missing, or the store failed.
     """
-    with run.record.stage("publish") as published:
+    with run.record.stage("publish") as published, listed_files():
         slices = require_tiling(plan, staged)
         num_rows = run.record.tiled([key for key, _ in slices])
-        duplicates = _find_duplicates(run, slices)
+        run.record.recount(
+            [(key, file.path) for key, file in slices], partial(read_footer, run.store)
+        )
+        reach("tiled")
+        duplicates = _find_duplicates(run, slices, tasks)
         verdicts = _judge(run, plan, num_rows, base)
         require_pass(verdicts)
+        reach("judged")
         lease.check()
         number = base.number + 1 if base else 1
         version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
         folder = run.layout.compacted(plan.fingerprint, version)
-        compacted = _compact(run, plan, slices, duplicates, folder, version)
+        compacted = _compact(run, plan, slices, duplicates, (folder, version), tasks)
         manifest = _manifest(run, plan, number, compacted, verdicts)
         reach("compacted")
         lease.check()
@@ -72,11 +82,13 @@ def finish(
     return current
 
 
-def _find_duplicates(run: RunContext, slices: Slices) -> Mapping[SliceKey, tuple[int, ...]]:
+def _find_duplicates(
+    run: RunContext, slices: Slices, tasks: RunTasks
+) -> Mapping[SliceKey, tuple[int, ...]]:
     if run.job.source.id_column is None:
         return {}  # paths and row numbers are unique by construction
     paths = [(key, file.path) for key, file in slices]
-    hashes = run_tasks(read_hashes, [(run.store, path) for _, path in paths])
+    hashes = tasks(read_hashes, [(run.store, path) for _, path in paths])
     duplicates = find_duplicates(run.store, paths, hashes)
     run.record.duplicates(Counter(label for rows in duplicates.values() for _, label in rows))
     return {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
@@ -129,9 +141,10 @@ def _compact(
     plan: Plan,
     slices: Slices,
     duplicates: Mapping[SliceKey, tuple[int, ...]],
-    folder: str,
-    version: str,
+    place: tuple[str, str],
+    tasks: RunTasks,
 ) -> Compacted:
+    folder, version = place
     compactor = Compactor(
         store=run.store,
         folder=folder,
@@ -144,8 +157,8 @@ def _compact(
     sized = [(key, file.path, float(file.size_bytes)) for key, file in slices]
     columns = run.job.sink.partition_columns
     if columns:
-        return compact_by_value(compactor, columns, sized, duplicates, run_tasks)
-    return compact_slices(compactor, sized, duplicates, run_tasks)
+        return compact_by_value(compactor, columns, sized, duplicates, tasks)
+    return compact_slices(compactor, sized, duplicates, tasks)
 
 
 def _manifest(

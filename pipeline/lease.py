@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from pipeline.errors import PartitionBusy, PipelineError
+from pipeline.failpoints import reach
 from pipeline.layout import Layout
 from pipeline.storage import CreateOutcome, Store
 
@@ -70,7 +71,8 @@ class Lease:
     def release(self) -> None:
         """Stop renewing and let the next run in at once."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         try:
             self._beat(released=True)
         except PipelineError as error:
@@ -97,8 +99,9 @@ def hold_lease(store: Store, layout: Layout, run_id: str, ttl_s: float) -> Itera
         PartitionBusy: A live run holds it.
     """
     lease = _acquire(store, layout, run_id, ttl_s)
-    lease.start()
     try:
+        reach("leased")
+        lease.start()
         yield lease
     finally:
         lease.release()

@@ -160,7 +160,11 @@ def read_predictions(
         InfraError: A part that the current manifest names is missing.
     """
     store, found = locate(uri, storage_options)
-    layout = found or Layout(partition)
+    return read_current(store, found or Layout(partition), columns)
+
+
+def read_current(store: Store, layout: Layout, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read what is current, whole, also while it is being replaced; see `read_predictions`."""
     missing = ""
     for _ in range(_READ_TRIES):
         manifest = current_manifest(store, layout)

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from pipeline.errors import InfraError, JobError
 from pipeline.extents import Cut, Extent
+from pipeline.failpoints import reach
 from pipeline.inputs import Inputs
 from pipeline.job import Job
 from pipeline.layout import Layout
@@ -272,6 +273,7 @@ def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
         token = uuid.uuid4().hex
     if store.create_once(path, plan_to_json(plan, token), token) is CreateOutcome.OTHER:
         return plan_from_json(store.read_bytes(path), plan.fingerprint)
+    reach("planned")
     return plan
 
 

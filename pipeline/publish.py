@@ -6,6 +6,8 @@ The log entry is the commit. Before it, nothing that a manifest names is touched
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -49,6 +51,8 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     if outcome is not CreateOutcome.OTHER:
         return placed
     winner = read_manifest(store, layout, manifest.number)
+    # No manifest will ever name our parts, and whoever reads the folder should not meet them.
+    store.delete([part.path for part in placed.all_parts])
     if winner.fingerprint != manifest.fingerprint:
         raise PublishConflict(
             f"partition {layout.name}: run {winner.run_id} published version {winner.number} "
@@ -82,10 +86,33 @@ def settle(
     The table comes first: as long as it names the replaced parts, they stay where they are.
     Replaced parts move to the history, parts of attempts that can no longer win are deleted,
     the history keeps `keep_versions` versions, and `_SUCCESS` is the manifest's copy.
+
+    A run that was suspended in here may find that it is late: what it wrote of its own version
+    (`_SUCCESS`, say) is then put right for the one that has become current.
+
+    Raises:
+        InfraError: A part that the current manifest names is missing.
     """
+    while True:
+        _settle_one(store, layout, manifest, keep_versions, table)
+        latest = log_numbers(store, layout)[-1]
+        if latest <= manifest.number:
+            return
+        manifest = read_manifest(store, layout, latest)
+
+
+def _settle_one(
+    store: Store,
+    layout: Layout,
+    manifest: Manifest,
+    keep_versions: int,
+    table: Literal["delta"] | None,
+) -> None:
     named = {part.path for part in manifest.all_parts}
     present = _published_files(store, layout)
     lost = named - {file.path for file in present}
+    if lost and log_numbers(store, layout)[-1] > manifest.number:
+        return  # replaced meanwhile, and already in the history
     if lost:
         raise InfraError(
             f"{store.url(sorted(lost)[0])}: named by the current manifest but missing; "
@@ -132,10 +159,12 @@ def _retire(store: Store, layout: Layout, number: int, strays: Sequence[str]) ->
     dead = []
     for path in strays:
         if path in owners:
-            store.copy(path, f"{layout.history(owners[path])}/{layout.inside(path)}")
+            with contextlib.suppress(FileNotFoundError):  # another run has moved it since
+                store.copy(path, f"{layout.history(owners[path])}/{layout.inside(path)}")
             dead.append(path)
         elif (part_target(path) or 0) <= number:
             dead.append(path)  # made for a number that is taken: it can never be named
+    reach("kept")
     store.delete(dead)
 
 
@@ -156,10 +185,44 @@ def _read_or_none(store: Store, path: str) -> bytes | None:
 
 
 def repair(
-    store: Store, layout: Layout, keep_versions: int, *, table: Literal["delta"] | None = None
+    store: Store,
+    layout: Layout,
+    keep_versions: int,
+    *,
+    table: Literal["delta"] | None = None,
+    is_last: bool = False,
 ) -> Manifest | None:
-    """Finish what a crashed run left after its commit; return the current manifest."""
+    """Finish what a crashed run left after its commit; return the current manifest.
+
+    Args:
+        store: The sink.
+        layout: The partition; the caller holds its lease.
+        keep_versions: The job's sink.keep_versions.
+        table: The job's sink.table.
+        is_last: Nothing will be published after this, which would tidy up what a run left that
+            crashed before its commit.
+    """
     manifest = current_manifest(store, layout)
-    if manifest is not None:
-        settle(store, layout, manifest, keep_versions, table=table)
+    if manifest is None:
+        return None
+    if is_last and _has_parts_of_later_versions(store, layout, manifest.number):
+        manifest = _restate(store, layout, manifest)
+    settle(store, layout, manifest, keep_versions, table=table)
     return manifest
+
+
+def _has_parts_of_later_versions(store: Store, layout: Layout, number: int) -> bool:
+    return any((part_target(f.path) or 0) > number for f in _published_files(store, layout))
+
+
+def _restate(store: Store, layout: Layout, manifest: Manifest) -> Manifest:
+    """Publish what is current under the next number, as it is; return what is current then.
+
+    The parts that are in the way may be of a run that is only suspended: as long as it can commit
+    them they must not be deleted. With its number taken it cannot.
+    """
+    again = replace(manifest, number=manifest.number + 1, token=uuid.uuid4().hex)
+    path = layout.log_entry(again.number)
+    if store.create_once(path, again.to_json(), again.token) is CreateOutcome.OTHER:
+        return read_manifest(store, layout, again.number)
+    return again

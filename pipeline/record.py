@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from time import perf_counter
 from pipeline.allocation import Allocation, Hardware
 from pipeline.histograms import Distribution, Numbers, sum_numbers
 from pipeline.job import Job
-from pipeline.layout import Layout
+from pipeline.layout import Layout, parse_staged_name
 from pipeline.manifest import Manifest
 from pipeline.model import ModelSpec
 from pipeline.plan import Plan
@@ -36,6 +36,7 @@ from pipeline.storage import Store
 from pipeline.verdict import Verdict
 
 _TOP_LABELS = 10
+ReadFooter = Callable[[str], StagedSlice]
 _PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
 
 
@@ -87,6 +88,7 @@ class RunRecord:
         self._golden = StageCounters()
         self._golden_actors = 0
         self._numbers: dict[str, Numbers] = {}
+        self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
@@ -146,6 +148,13 @@ class RunRecord:
         self._count("resumed", staged)
 
     def _count(self, how: str, staged: StagedSlice) -> None:
+        self._rows[how] += staged.num_rows
+        self._slices[how] += 1
+        self._count_outcome(parse_staged_name(staged.name), staged)
+
+    def _count_outcome(self, key: SliceKey | None, staged: StagedSlice) -> None:
+        if key is not None:
+            self._names[key] = staged.name
         self._canary += StageCounters.from_dict(staged.counters.get(CANARY, {}))
         # What an actor did before its first slice travels with that slice, so once for each actor.
         self._golden += StageCounters.from_dict(staged.counters.get(GOLDEN, {}))
@@ -154,8 +163,30 @@ class RunRecord:
         self._numbers = sum_numbers(self._numbers, found)
         self._labels.update(staged.labels)
         self._reasons.update(staged.reasons)
-        self._rows.update({how: staged.num_rows, "quarantined": staged.num_quarantined})
-        self._slices[how] += 1
+        self._rows["quarantined"] += staged.num_quarantined
+
+    def recount(self, slices: Sequence[tuple[SliceKey, str]], read: ReadFooter) -> None:
+        """Count what is staged where not our attempt of a slice won, but another run's.
+
+        Two attempts may differ: a link that was dead an hour ago answers now.
+
+        Args:
+            slices: Every slice with the path of the attempt that won.
+            read: Reads the footer of a staged part.
+        """
+        names = {key: path.rpartition("/")[2] for key, path in slices}
+        if all(self._names.get(key, name) == name for key, name in names.items()):
+            return
+        self._forget_outcomes()
+        for key, path in slices:
+            self._count_outcome(key, read(path))
+
+    def _forget_outcomes(self) -> None:
+        self._labels.clear()
+        self._reasons.clear()
+        self._rows["quarantined"] = 0
+        self._canary, self._golden, self._golden_actors = StageCounters(), StageCounters(), 0
+        self._numbers = {}
 
     def duplicates(self, labels: Counter[str | None]) -> None:
         """Count rows that lost their prediction because an earlier row has the same id.

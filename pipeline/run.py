@@ -254,7 +254,7 @@ def _tidy_if_free(run: RunContext) -> None:
     try:
         with hold_lease(run.store, run.layout, run.record.run_id, run.job.run.lease_ttl_s):
             sink = run.job.sink
-            repair(run.store, run.layout, sink.keep_versions, table=sink.table)
+            repair(run.store, run.layout, sink.keep_versions, table=sink.table, is_last=True)
     except PartitionBusy:
         return
 

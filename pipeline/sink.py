@@ -19,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InfraError
+from pipeline.failpoints import reach
 from pipeline.histograms import measure_numbers
 from pipeline.layout import parse_staged_name, staged_name
 from pipeline.retry import retries_taken
 from pipeline.schema import ERROR, LABEL, SliceKey
 from pipeline.stats import Counters, StageCounters, add
 from pipeline.storage import Store, StoredFile
+from pipeline.storage_errors import listed_files
 
 META_PREFIX = "pipeline."
 _SLICE_META = META_PREFIX + "slice"
@@ -36,6 +38,8 @@ class StagedSlice:
 
     run_id: str
     num_rows: int
+    name: str = ""
+    """Of its file; empty in parts of before it was noted."""
     reasons: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     counters: Counters = field(default_factory=dict)
@@ -94,13 +98,18 @@ class StagingWriter:
             )  # fmt: skip
             add(counters, "write", written)
             staged = StagedSlice(
-                self.run_id, rows.num_rows, dict(reasons), dict(labels), counters, numbers
+                self.run_id,
+                rows.num_rows,
+                staged_name(key, uuid.uuid4().hex[:12]),
+                dict(reasons),
+                dict(labels),
+                counters,
+                numbers,
             )
             writer.add_key_value_metadata({**self.metadata, _SLICE_META: staged.to_json()})
         encoded, retries = perf_counter(), retries_taken()
-        self.store.put(
-            f"{self.folder}/{staged_name(key, uuid.uuid4().hex[:12])}", buffer.getvalue()
-        )
+        self.store.put(f"{self.folder}/{staged.name}", buffer.getvalue())
+        reach("slice_put")
         put_s, retries = perf_counter() - encoded, retries_taken() - retries
         add(counters, "write", StageCounters(busy_s=put_s, retries=retries))
         return staged
@@ -126,9 +135,9 @@ def read_footer(store: Store, path: str) -> StagedSlice:
     """Read what a staged part says of itself.
 
     Raises:
-        InfraError: It is not a staged part of ours.
+        InfraError: It is not a staged part of ours, or it is gone since it was listed.
     """
-    with store.open(path) as handle:
+    with listed_files(), store.open(path) as handle:
         return staged_of(pq.ParquetFile(handle), path)
 
 

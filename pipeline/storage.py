@@ -36,11 +36,12 @@ from pipeline.retry import (
 from pipeline.storage_errors import is_conflict, secret_values, storage_errors, translate
 from pipeline.stored import Backend, Page, StoredFile
 
-__all__ = ["CreateOutcome", "Store", "StoredFile", "retries_taken"]
+__all__ = ["PROBES", "CreateOutcome", "Store", "StoredFile", "retries_taken"]
 
 T = TypeVar("T")
 
-_PROBE_FOLDER = "_control/.probe"
+PROBES = "_control/.probe"
+"""Where trial files lie for a moment: a killed run may leave one."""
 _CREATE_PATIENCE_S = 60.0
 _DELETE_THREADS = 16
 
@@ -136,9 +137,11 @@ class Store:
             if passing:
                 raise passing[0]
 
-        # The last try's errors are the answer; trouble with the call itself is raised.
-        with contextlib.suppress(TransientError):
+        try:
             with_retries(read_rest)
+        except TransientError:
+            if len(found) < len(set(paths)):
+                raise  # trouble with the call itself; else the last try's errors are the answer
         return {path: found[path] for path in dict.fromkeys(paths)}
 
     def _translated(self, path: str, value: bytes | Exception) -> bytes | Exception:
@@ -244,7 +247,7 @@ class Store:
             JobError: The store ignores the condition of create-once, and the job does not promise
                 to be the only writer.
         """
-        path = f"{_PROBE_FOLDER}/create-{uuid.uuid4().hex}"
+        path = f"{PROBES}/create-{uuid.uuid4().hex}"
         first, second = uuid.uuid4().hex, uuid.uuid4().hex
         try:
             self.create_once(path, first.encode(), first)
@@ -262,7 +265,7 @@ class Store:
 
         It costs a small put: there is no other way to ask for the time.
         """
-        path = f"{_PROBE_FOLDER}/clock-{uuid.uuid4().hex}"
+        path = f"{PROBES}/clock-{uuid.uuid4().hex}"
         try:
             self.put(path, b"?")
             found = self.stat(path)

@@ -142,6 +142,21 @@ def storage_errors(
         raise translated from error
 
 
+@contextlib.contextmanager
+def listed_files() -> Iterator[None]:
+    """Read files that were there a moment ago.
+
+    Raises:
+        InfraError: One of them is gone: garbage was collected, or another run has replaced it.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        cause = getattr(error, "cause", error)  # Ray wraps what a task raised
+        name = getattr(cause, "filename", None) or redact(str(cause))
+        raise InfraError(f"{name}: was there a moment ago and is gone; run again") from error
+
+
 def classify(error: BaseException, what: str, secret_values: Sequence[str] = ()) -> PipelineError:
     """Return our error for a raw storage error: JobError, InfraError or TransientError."""
     if isinstance(error, PipelineError):

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline.errors import JobError
+from pipeline.failpoints import reach
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id, part_name
 from pipeline.lease import hold_lease
 from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.publish import commit, settle
-from pipeline.storage import Store
+from pipeline.storage import PROBES, Store, StoredFile
+from pipeline.storage_errors import listed_files
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,14 @@ def _restage(
     for index, part in enumerate(parts):
         kept = layout.inside(part.path)
         path = f"{kept.rpartition('/')[0]}/{part_name(index, version)}"
-        store.copy(f"{layout.history(number)}/{kept}", f"{folder}/{path}")
+        with listed_files():
+            store.copy(f"{layout.history(number)}/{kept}", f"{folder}/{path}")
         restaged.append(replace(part, path=path))
     return tuple(restaged)
 
 
 def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
-    """Delete staging, and temporary files of killed writers, older than a grace period.
+    """Delete staging, and what killed writers left half done, older than a grace period.
 
     A published version does not need its staging any more; an unfinished one is kept for
     `grace_s` after its last write, for the run that goes on from it.
@@ -113,22 +116,34 @@ def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
         (file.path, file.size_bytes)
         for folder in folders
         for file in store.list_leftovers(folder)
-        if file.modified and (now - file.modified).total_seconds() > grace_s
+        if _age_s(file, now) > grace_s
+    ]
+    leftovers += [
+        (file.path, file.size_bytes)
+        for file in store.list_files(PROBES)
+        if _age_s(file, now) > grace_s
     ]
     by_fingerprint: dict[str, list[tuple[str, int, float]]] = {}
     prefix = f"{layout.control}/staging/"
     for file in store.list_files(prefix.rstrip("/")):
-        age_s = (now - file.modified).total_seconds() if file.modified else 0.0
         fingerprint = file.path.removeprefix(prefix).split("/")[0]
-        by_fingerprint.setdefault(fingerprint, []).append((file.path, file.size_bytes, age_s))
+        by_fingerprint.setdefault(fingerprint, []).append(
+            (file.path, file.size_bytes, _age_s(file, now))
+        )
     dead = [
-        (path, size_bytes)
+        [(path, size_bytes) for path, size_bytes, _ in files]
         for files in by_fingerprint.values()
         if min(age_s for _, _, age_s in files) > grace_s
-        for path, size_bytes, _ in files
-    ] + leftovers
-    store.delete([path for path, _ in dead])
-    return Garbage(len(dead), sum(size_bytes for _, size_bytes in dead))
+    ]
+    for group in (*dead, leftovers):
+        store.delete([path for path, _ in group])
+        reach("mid_gc")
+    sizes = [size_bytes for group in (*dead, leftovers) for _, size_bytes in group]
+    return Garbage(len(sizes), sum(sizes))
+
+
+def _age_s(file: StoredFile, now: dt.datetime) -> float:
+    return (now - file.modified).total_seconds() if file.modified else 0.0
 
 
 def rollback_job(job: Job, to_number: int | None) -> dict[str, Any]:

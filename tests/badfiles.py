@@ -1,18 +1,16 @@
 """Image files made from a seed: malformed ones with the reason they must get, and valid odd ones.
 
-Quick to import and to run: the base image is a gradient with noise, Pillow encodes it, and what no
-encoder writes (lying headers, wrong checksums, bombs, 16 bits) is assembled by hand.
+Quick to import and to run: see `encoded` for how images are made.
 """
 
 from __future__ import annotations
 
-import functools
-import io
 import struct
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
+from brokenfiles import broken_files
+from encoded import PNG_MAGIC, base_image, chunk, encode, png, png16, png_bomb
 from PIL import Image
 
 from pipeline.schema import Reason
@@ -22,7 +20,6 @@ MAX_IMAGE_BYTES = 1024 * 1024
 MAX_IMAGE_PX = 100_000_000
 """The bombs and lying headers reach this; every other file is far smaller."""
 
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_END = b"\xff\xd9"
 _ORIENTATION = 0x0112
 _XMP = (
@@ -36,24 +33,9 @@ class BadFile:
     """A file that must be refused, and why."""
 
     name: str
+    kind: str
     data: bytes
     reason: Reason
-
-
-def base_image(seed: int, width_px: int = 83, height_px: int = 61) -> Image.Image:
-    """Make an RGB image with structure and noise; equal for equal arguments."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height_px, 0:width_px]
-    planes = np.stack([255 * x / width_px, 255 * y / height_px, 127 + 99 * np.sin(x / 9)], axis=-1)
-    noisy = planes + rng.integers(-20, 21, planes.shape)
-    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    """Encode with Pillow; `options` are those of `Image.save`."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def bad_files(seed: int) -> list[BadFile]:
@@ -63,6 +45,7 @@ def bad_files(seed: int) -> list[BadFile]:
         *_cut_files(seed),
         *_too_large_files(seed),
         *_corrupt_files(seed),
+        *(BadFile(name, *rest) for name, rest in broken_files(base_image(seed)).items()),
     ]
 
 
@@ -77,8 +60,12 @@ def _not_images(seed: int) -> list[BadFile]:
         "zeros.webp": bytes(500),
         "random.gif": b"\x01" + np.random.default_rng(seed).bytes(4000),
     }
-    unidentified = [BadFile(name, data, Reason.UNIDENTIFIED) for name, data in files.items()]
-    return [BadFile("empty.jpg", b"", Reason.EMPTY), *unidentified]
+    kinds = ("text", "text", "answer of a server", "another format", "document", "zeros", "noise")
+    unidentified = [
+        BadFile(name, kind, data, Reason.UNIDENTIFIED)
+        for (name, data), kind in zip(files.items(), kinds, strict=True)
+    ]
+    return [BadFile("empty.jpg", "nothing", b"", Reason.EMPTY), *unidentified]
 
 
 def _cut_files(seed: int) -> list[BadFile]:
@@ -95,21 +82,23 @@ def _cut_files(seed: int) -> list[BadFile]:
         "bmp": encode(image, "BMP"),
     }
     files = {
-        f"cut_at_{pct}_pct.{ending}": data[: len(data) * pct // 100]
+        f"cut_at_{pct}_pct.{ending}": ("cut in the middle", data[: len(data) * pct // 100])
         for ending, data in whole.items()
         for pct in (30, 60, 95)
     }
-    files["header_only.jpg"] = jpeg[: jpeg.index(b"\xff\xda")]
-    files["magic_only.jpg"] = jpeg[:4]
-    files["magic_only.png"] = _PNG_MAGIC
-    files["without_end.jpg"] = jpeg.removesuffix(_JPEG_END)
-    files["without_end.png"] = whole["png"][:-12]
-    files["zeros_from_60_pct.jpg"] = _zero_tail(jpeg)
-    files["zeros_from_60_pct.png"] = _zero_tail(whole["png"])
     tall = bytearray(whole["bmp"])
     tall[22:26] = struct.pack("<i", 2 * image.height)
-    files["says_double_height.bmp"] = bytes(tall)
-    return [BadFile(name, data, Reason.TRUNCATED) for name, data in files.items()]
+    files |= {
+        "header_only.jpg": ("header only", jpeg[: jpeg.index(b"\xff\xda")]),
+        "magic_only.jpg": ("header only", jpeg[:4]),
+        "magic_only.png": ("header only", PNG_MAGIC),
+        "without_end.jpg": ("without its end", jpeg.removesuffix(_JPEG_END)),
+        "without_end.png": ("without its end", whole["png"][:-12]),
+        "zeros_from_60_pct.jpg": ("ends in zeros", _zero_tail(jpeg)),
+        "zeros_from_60_pct.png": ("ends in zeros", _zero_tail(whole["png"])),
+        "says_double_height.bmp": ("fewer rows than it says", bytes(tall)),
+    }
+    return [BadFile(name, kind, data, Reason.TRUNCATED) for name, (kind, data) in files.items()]
 
 
 def _zero_tail(data: bytes) -> bytes:
@@ -129,13 +118,17 @@ def _too_large_files(seed: int) -> list[BadFile]:
     bmp = bytearray(encode(image, "BMP"))
     bmp[18:26] = struct.pack("<ii", 12_000, 10_000)
     files = {
-        "bomb.png": _png_bomb(30_000),
+        "bomb.png": png_bomb(30_000),
         "says_65500_px.jpg": bytes(jpeg),
         "says_16383_px.webp": bytes(webp),
         "says_12000_px.bmp": bytes(bmp),
         "too_many_bytes.jpg": encode(image, "JPEG") + bytes(MAX_IMAGE_BYTES),
     }
-    return [BadFile(name, data, Reason.TOO_LARGE) for name, data in files.items()]
+    kinds = ("bomb", "says it is huge", "says it is huge", "says it is huge", "too many bytes")
+    return [
+        BadFile(name, kind, data, Reason.TOO_LARGE)
+        for (name, data), kind in zip(files.items(), kinds, strict=True)
+    ]
 
 
 def _corrupt_files(seed: int) -> list[BadFile]:
@@ -145,53 +138,24 @@ def _corrupt_files(seed: int) -> list[BadFile]:
     twelve_bit[twelve_bit.index(b"\xff\xc0") + 4] = 12
     odd_depth = bytearray(encode(image, "BMP"))
     odd_depth[28:30] = struct.pack("<H", 7)
-    flipped = bytearray(_png(image))
+    flipped = bytearray(png(image))
     flipped[len(flipped) // 2] ^= 0x10
     files = {
         "random_after_magic.jpg": b"\xff\xd8\xff\x37" + noise + _JPEG_END,
-        "random_after_magic.png": _PNG_MAGIC + noise + _chunk(b"IEND", b""),
+        "random_after_magic.png": PNG_MAGIC + noise + chunk(b"IEND", b""),
         "twelve_bit.jpg": bytes(twelve_bit),
         "seven_bit.bmp": bytes(odd_depth),
-        "wrong_checksum.png": _png(image, crc_error=1),
+        "wrong_checksum.png": png(image, crc_error=1),
         "flipped_bit.png": bytes(flipped),
     }
-    return [BadFile(name, data, Reason.DECODE_ERROR) for name, data in files.items()]
-
-
-def _chunk(kind: bytes, body: bytes, crc_error: int = 0) -> bytes:
-    crc = zlib.crc32(kind + body) ^ crc_error
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
-
-
-def _png(image: Image.Image, *, crc_error: int = 0) -> bytes:
-    """Assemble an uncompressed RGB PNG: a flipped bit is a wrong pixel and breaks no zlib code."""
-    pixels = np.asarray(image)
-    raw = b"".join(b"\0" + line.tobytes() for line in pixels)
-    header = struct.pack(">IIBBBBB", *image.size, 8, 2, 0, 0, 0)
-    data = _chunk(b"IDAT", zlib.compress(raw, 0), crc_error)
-    return _PNG_MAGIC + _chunk(b"IHDR", header) + data + _chunk(b"IEND", b"")
-
-
-def _png16(planes: np.ndarray) -> bytes:
-    """Assemble a 16-bit PNG: uint16 (H, W) is grey, (H, W, 3) RGB."""
-    lines = planes.astype(">u2").reshape(planes.shape[0], -1)
-    raw = b"".join(b"\0" + line.tobytes() for line in lines)
-    colour_type = 0 if planes.ndim == 2 else 2
-    size_px = (planes.shape[1], planes.shape[0])
-    header = struct.pack(">IIBBBBB", *size_px, 16, colour_type, 0, 0, 0)
-    data = _chunk(b"IDAT", zlib.compress(raw))
-    return _PNG_MAGIC + _chunk(b"IHDR", header) + data + _chunk(b"IEND", b"")
-
-
-@functools.cache
-def _png_bomb(side_px: int) -> bytes:
-    """Assemble an all-zero 1-bit grey PNG: small here, 3 bytes a pixel once decoded to RGB."""
-    line = bytes(1 + (side_px + 7) // 8)
-    packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(line * 1000) for _ in range(side_px // 1000))
-    header = struct.pack(">IIBBBBB", side_px, side_px, 1, 0, 0, 0, 0)
-    data = _chunk(b"IDAT", packed + packer.flush())
-    return _PNG_MAGIC + _chunk(b"IHDR", header) + data + _chunk(b"IEND", b"")
+    kinds = (
+        *("noise behind the magic", "noise behind the magic", "impossible depth"),
+        *("impossible depth", "wrong checksum", "flipped bit"),
+    )
+    return [
+        BadFile(name, kind, data, Reason.DECODE_ERROR)
+        for (name, data), kind in zip(files.items(), kinds, strict=True)
+    ]
 
 
 def good_odd_files(seed: int) -> list[tuple[str, bytes]]:
@@ -235,8 +199,8 @@ def _odd_pngs(image: Image.Image) -> list[tuple[str, bytes]]:
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     wide = np.asarray(image).astype(np.uint16) * 256 + 77
     files = {
-        "grey_16_bit.png": _png16(wide[:, :, 0]),
-        "rgb_16_bit.png": _png16(wide),
+        "grey_16_bit.png": png16(wide[:, :, 0]),
+        "rgb_16_bit.png": png16(wide),
         "palette.png": encode(image.quantize(16), "PNG", transparency=3),
         "rgba.png": encode(see_through, "PNG"),
         "grey_alpha.png": encode(see_through.convert("LA"), "PNG"),
@@ -264,3 +228,57 @@ def _other_formats(image: Image.Image) -> list[tuple[str, bytes]]:
         "palette.bmp": encode(image.quantize(16), "BMP"),
     }
     return list(files.items())
+
+
+def mutations(seed: int, number: int) -> list[tuple[str, bytes]]:
+    """Damage valid files at random, as (name, data): some still decode; names are unique."""
+    rng = np.random.default_rng(seed)
+    whole = good_odd_files(seed)
+    found = []
+    for index in range(number):
+        name, data = whole[int(rng.integers(len(whole)))]
+        _, other = whole[int(rng.integers(len(whole)))]
+        how = list(_MUTATORS)[index % len(_MUTATORS)]
+        found.append((f"{index:03d}_{how}_{name}", _MUTATORS[how](rng, data, other)))
+    return found
+
+
+def _truncate(rng: np.random.Generator, data: bytes, _: bytes) -> bytes:
+    return data[: int(rng.integers(1, len(data)))]
+
+
+def _flip_bits(rng: np.random.Generator, data: bytes, _: bytes) -> bytes:
+    changed = bytearray(data)
+    for position in rng.integers(0, len(data), int(rng.integers(1, 9))):
+        changed[position] ^= 1 << int(rng.integers(8))
+    return bytes(changed)
+
+
+def _lie_in_header(rng: np.random.Generator, data: bytes, _: bytes) -> bytes:
+    start, size = int(rng.integers(2, min(64, len(data) - 5))), int(rng.choice([1, 2, 4]))
+    return data[:start] + rng.bytes(size) + data[start + size :]
+
+
+def _double_piece(rng: np.random.Generator, data: bytes, _: bytes) -> bytes:
+    start, end = sorted(rng.integers(0, len(data) + 1, 2).tolist())
+    return data[:end] + data[start:end] + data[end:]
+
+
+def _delete_piece(rng: np.random.Generator, data: bytes, _: bytes) -> bytes:
+    start = int(rng.integers(0, len(data) - 1))
+    end = start + 1 + int(rng.integers(0, len(data) // 4))
+    return data[:start] + data[end:]
+
+
+def _splice(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    return data[: int(rng.integers(1, len(data)))] + other[int(rng.integers(0, len(other))) :]
+
+
+_MUTATORS = {
+    "truncate": _truncate,
+    "bitflip": _flip_bits,
+    "header": _lie_in_header,
+    "double": _double_piece,
+    "delete": _delete_piece,
+    "splice": _splice,
+}

@@ -12,6 +12,7 @@ import socketserver
 import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -20,6 +21,8 @@ RESET_BEFORE = "reset-before"
 """Drop the connection; the server never sees the request."""
 RESET_AFTER = "reset-after-forward"
 """Let the server do it, then drop the connection: the lost answer."""
+CUT = "cut"
+"""Let the server see half of the request's body, then drop both connections."""
 UNAVAILABLE = "503"
 """Answer 503 SlowDown; the server never sees the request."""
 
@@ -101,7 +104,9 @@ class FaultProxy:
     """Forwards to `upstream_url` while the context is open; the first rule that applies acts."""
 
     def __init__(self, upstream_url: str, *rules: Rule, seed: int = 0) -> None:
-        self.rules = rules
+        self.rules: tuple[Rule, ...] = rules
+        self.on_fault: Callable[[str], None] = lambda action: None
+        """Called with the action when one is taken, before anybody hears of it."""
         self._dice = random.Random(seed)
         self.requests: list[tuple[str, str, str]] = []
         """Method, path and what was done: `forwarded` or the action."""
@@ -126,6 +131,8 @@ class FaultProxy:
             return
         method, path, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
         action = self._decide(method, path, head.decode("latin-1").lower())
+        if action not in ("forwarded", CUT):
+            self.on_fault(action)
         if action == RESET_BEFORE:
             _reset(client)
             return
@@ -138,6 +145,11 @@ class FaultProxy:
             return
         if action.startswith(DELAY):
             time.sleep(float(action.partition(":")[2]))
+        if action == CUT:
+            self._send_half(head, body)
+            self.on_fault(action)
+            _reset(client)
+            return
         answer = self._forward(head, body)
         if action == RESET_AFTER:
             _reset(client)
@@ -153,6 +165,10 @@ class FaultProxy:
             action = next(applies, "forwarded")
             self.requests.append((method, path, action))
         return action
+
+    def _send_half(self, head: bytes, body: bytes) -> None:
+        with socket.create_connection(self._upstream, _TIMEOUT_S) as upstream:
+            upstream.sendall(_closing(head) + body[: len(body) // 2])
 
     def _forward(self, head: bytes, body: bytes) -> bytes:
         head = _closing(head)

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files
+from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files, mutations
 from cli import pipeline, start, wait_until, write_job
+from models import LABELS, TRANSFORM, colours
 from s3server import S3Server
 
 from pipeline.decode import DecodeLimits, Undecodable, decode_image
@@ -23,9 +24,10 @@ from pipeline.layout import Layout
 from pipeline.manifest import current_manifest, read_part, read_predictions
 from pipeline.photos import build_images, build_parquet
 from pipeline.plan import Plan, plan_from_json
+from pipeline.schema import RowError
 from pipeline.sink import list_staged
 from pipeline.storage import Store
-from pipeline.transform import resize_and_crop
+from pipeline.transform import TransformSpec, resize_and_crop
 from pipeline.zoo import efficientnet_lite0
 
 DATE = "2026-11-24"
@@ -277,22 +279,37 @@ def test_of_two_runs_started_together_one_publishes_and_one_exits_4(tmp_path: Pa
     assert pipeline("verify", str(tmp_path / "out")).code == 0
 
 
-@pytest.mark.one_ray
-def test_bad_rows_are_quarantined_with_reasons_and_a_gate_protects_last_night(
+def predict_colours(files: dict[str, bytes]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The reference for the tests' own model: labels and scores, and reasons, by name."""
+    spec = TransformSpec(**{**TRANSFORM, "mean": (0.0,) * 3, "std": (1.0,) * 3})
+    predicted, reasons = {}, {}
+    for name, data in files.items():
+        try:
+            pixels = decode_image(data, DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX))
+            x = resize_and_crop(pixels, spec).float() / 255
+        except RowError as error:
+            reasons[name] = error.reason.value
+            continue
+        with torch.inference_mode():
+            scores = torch.softmax(colours()(x[None]), dim=1)[0]
+        best = int(scores.argmax())
+        predicted[name] = (LABELS[best], float(scores[best]))
+    return predicted, reasons
+
+
+def test_poison_is_quarantined_with_reasons_and_a_gate_protects_last_night(
     tmp_path: Path,
 ) -> None:
-    folder = tmp_path / "images"
+    folder, loads = tmp_path / "images", tmp_path / "loads"
+    loads.mkdir()
     build_images(folder, 475, seed=8, num_bad=0)
-    bad = [
-        file for file in bad_files(8) if Path(file.name).suffix in (".jpg", ".png", ".webp", ".gif")
-    ]
-    expected = {}
-    for index in range(25):
-        file = bad[index % len(bad)]
-        name = f"zz-{index:02d}-{file.name}"
-        (folder / name).write_bytes(file.data)
-        expected[name] = file.reason.value
-    assert len({file.name for file in bad}) >= 10
+    poison = {f"zz-{file.name}": file.data for file in bad_files(8)}
+    poison |= {f"mutated-{name}": data for name, data in mutations(8, 500)}
+    for name, data in poison.items():
+        (folder / name).write_bytes(data)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+    predicted, reasons = predict_colours(files)
+    assert len(files) == len(predicted) + len(reasons) == 475 + len(poison)
     source = {
         "uri": str(folder),
         "format": "images",
@@ -300,18 +317,25 @@ def test_bad_rows_are_quarantined_with_reasons_and_a_gate_protects_last_night(
         "max_image_px": MAX_IMAGE_PX,
     }
     out = tmp_path / "out"
-    job = write_job(tmp_path / "job.yaml", source, str(out))
-    result = pipeline("run", job, "--date", DATE, "--json")
+    model = {"factory": "models:counting", "labels": LABELS}
+    gates = {"max_error_pct": 50}
+    job = write_job(tmp_path / "job.yaml", source, str(out), model=model, gates=gates)
+    env = {"TEST_MODEL_LOADS": str(loads)}
+    result = pipeline("run", job, "--date", DATE, "--json", env=env)
     assert result.code == 0, result.stderr
-    assert (result.json["rows"]["predicted"], result.json["rows"]["quarantined"]) == (475, 25)
     table = quarantine_of(Store(str(out)))
     found = dict(zip(table["row_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
-    assert found == expected
+    assert (found, table.num_rows) == (reasons, len(reasons))
+    predictions = read_predictions(str(out), PARTITION)
+    assert predictions.num_rows == len(predicted)
+    assert_same_predictions(by_id(predictions), predicted)
+    slots = {stage["stage"]: stage["slots"] for stage in result.json["stages"]}
+    assert len(list(loads.iterdir())) == slots["predict"], "no worker was lost and replaced"
     assert pipeline("verify", str(out)).code == 0
 
     before = checksums(out / "predictions") | checksums(out / "quarantine")
     strict = ["--set", "gates.max_error_pct=1", "--set", "model.top_k=1"]
-    refused = pipeline("run", job, "--date", DATE, "--json", *strict)
+    refused = pipeline("run", job, "--date", DATE, "--json", *strict, env=env)
     assert refused.code == 3, refused.stderr
     assert "max_error_pct" in refused.stderr
     assert checksums(out / "predictions") | checksums(out / "quarantine") == before

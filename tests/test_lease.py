@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import failpoints
 from pipeline.errors import GateRefused, PartitionBusy
 from pipeline.layout import Layout
 from pipeline.lease import hold_lease
@@ -140,6 +142,14 @@ def test_partitions_do_not_wait_for_each_other(any_store: Store):
 def test_a_run_that_fails_lets_go(disk: Store):
     with pytest.raises(GateRefused), hold_lease(disk, LAYOUT, "run-1", LONG_S):
         raise GateRefused("no")
+    assert acquire(disk) == 2
+
+
+def test_a_run_whose_first_renewal_fails_lets_go(disk: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(failpoints, "_reached", Counter())
+    monkeypatch.setenv(failpoints.VARIABLE, "leased:raise")
+    with pytest.raises(RuntimeError), hold_lease(disk, LAYOUT, "run-1", LONG_S):
+        pytest.fail("it has no lease")
     assert acquire(disk) == 2
 
 

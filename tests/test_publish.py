@@ -27,7 +27,7 @@ from pipeline.manifest import (
     read_predictions,
 )
 from pipeline.publish import commit, repair, settle
-from pipeline.storage import Store
+from pipeline.storage import PROBES, Store
 from pipeline.upkeep import collect_garbage, history_numbers, rollback
 from pipeline.verify import verify_output
 
@@ -307,11 +307,12 @@ def test_temporary_files_of_killed_writers_go_when_they_are_old(tmp_path: Path):
     store = Store(str(tmp_path))
     manifest = publish_rows(store)
     old = [f"{LAYOUT.predictions}/.tmp-{'a' * 32}", f"{LAYOUT.control}/lease/.tmp-{'b' * 32}"]
+    old.append(f"{PROBES}/clock-{'d' * 32}")
     young = f"{LAYOUT.quarantine}/.tmp-{'c' * 32}"
     for path in (*old, young):
         store.put(path, b"half of")
     age_files(tmp_path, old, age_s=7200)
-    assert collect_garbage(store, LAYOUT, grace_s=3600).num_bytes == 2 * len(b"half of")
+    assert collect_garbage(store, LAYOUT, grace_s=3600).num_bytes == 3 * len(b"half of")
     assert [file.path for file in store.list_leftovers()] == [young]
     assert_whole(store, manifest)
 

@@ -42,6 +42,7 @@ from s3server import S3Server
 from pipeline import retry
 from pipeline.address import options_of, root_path
 from pipeline.errors import InfraError, JobError
+from pipeline.local_disk import LocalDisk
 from pipeline.retry import TRIES, TransientError
 from pipeline.storage import CreateOutcome, Store, retries_taken
 from pipeline.storage_errors import classify, redact, secret_values, storage_errors
@@ -250,6 +251,17 @@ def test_the_clock_of_the_store_moves_on_and_leaves_nothing(every_store: Store) 
     assert dt.timedelta(0) <= first - beat.modified < dt.timedelta(minutes=1)
     assert every_store.now() >= first
     assert [f.path for f in every_store.list_files()] == ["beat"]
+
+
+def test_a_read_of_many_files_that_fails_as_a_whole_is_trouble_with_the_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(LocalDisk, "read_many", broken)
+    with pytest.raises(InfraError, match="cannot be reached"):
+        Store(str(tmp_path)).read_many(["a", "b"])
 
 
 # ------------------------------------------------------------------ create once

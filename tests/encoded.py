@@ -1,0 +1,68 @@
+"""Images from a seed and the pieces of their files, for what no encoder writes.
+
+The base image is a gradient with noise, Pillow encodes it, and PNGs are also assembled by hand.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def base_image(seed: int, width_px: int = 83, height_px: int = 61) -> Image.Image:
+    """Make an RGB image with structure and noise; equal for equal arguments."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height_px, 0:width_px]
+    planes = np.stack([255 * x / width_px, 255 * y / height_px, 127 + 99 * np.sin(x / 9)], axis=-1)
+    noisy = planes + rng.integers(-20, 21, planes.shape)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Encode with Pillow; `options` are those of `Image.save`."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, body: bytes, crc_error: int = 0) -> bytes:
+    crc = zlib.crc32(kind + body) ^ crc_error
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+
+
+def png(image: Image.Image, *, crc_error: int = 0) -> bytes:
+    """Assemble an uncompressed RGB PNG: a flipped bit is a wrong pixel and breaks no zlib code."""
+    pixels = np.asarray(image)
+    raw = b"".join(b"\0" + line.tobytes() for line in pixels)
+    header = struct.pack(">IIBBBBB", *image.size, 8, 2, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(raw, 0), crc_error)
+    return PNG_MAGIC + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+def png16(planes: np.ndarray) -> bytes:
+    """Assemble a 16-bit PNG: uint16 (H, W) is grey, (H, W, 3) RGB."""
+    lines = planes.astype(">u2").reshape(planes.shape[0], -1)
+    raw = b"".join(b"\0" + line.tobytes() for line in lines)
+    colour_type = 0 if planes.ndim == 2 else 2
+    size_px = (planes.shape[1], planes.shape[0])
+    header = struct.pack(">IIBBBBB", *size_px, 16, colour_type, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(raw))
+    return PNG_MAGIC + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+@functools.cache
+def png_bomb(side_px: int) -> bytes:
+    """Assemble an all-zero 1-bit grey PNG: small here, 3 bytes a pixel once decoded to RGB."""
+    line = bytes(1 + (side_px + 7) // 8)
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(line * 1000) for _ in range(side_px // 1000))
+    header = struct.pack(">IIBBBBB", side_px, side_px, 1, 0, 0, 0, 0)
+    data = chunk(b"IDAT", packed + packer.flush())
+    return PNG_MAGIC + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")

@@ -1,0 +1,169 @@
+"""A run from its plan to the published partition, without Ray and without a model.
+
+Lease, plan, staged slices, gates, publishing and garbage are the functions that a run calls, in the
+order of `pipeline.run`; only the rows are made up, and one process does it all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+
+import pyarrow as pa
+from cli import TESTS
+from published import DAY, Rows, make_plan, run_here, slice_table
+
+from pipeline.failpoints import VARIABLE
+from pipeline.finish import finish
+from pipeline.job import Job
+from pipeline.layout import Layout
+from pipeline.lease import hold_lease
+from pipeline.manifest import Manifest, current_manifest, log_numbers, read_part
+from pipeline.plan import Plan, adopt_plan
+from pipeline.publish import repair
+from pipeline.record import RunContext, RunOptions, RunRecord, file_metadata
+from pipeline.sink import StagingWriter, list_staged, read_footer
+from pipeline.storage import Store
+from pipeline.tiling import done_slices
+from pipeline.upkeep import collect_garbage
+
+LAYOUT = Layout(DAY)
+FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)
+KEEP_VERSIONS = 1
+LONG_AGO_S = -3600.0
+"""As a period of grace: whatever is there is old enough, whatever the store's clock says."""
+
+MakeSlice = Callable[[Rows, int], pa.Table]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run did."""
+
+    manifest: Manifest
+    num_computed: int
+    num_resumed: int
+
+
+def run_once(
+    store: Store, rows: Rows, *, ttl_s: float = 60.0, make: MakeSlice = slice_table
+) -> Done:
+    """Do what a run does, up to its report.
+
+    Args:
+        store: The sink.
+        rows: What the plan promises.
+        ttl_s: Of the lease.
+        make: Computes a slice by its number.
+    """
+    plan = make_plan(rows)
+    run = new_run(store)
+    current = current_manifest(store, LAYOUT)
+    if current is not None and current.is_of(plan.fingerprint, ()):
+        with hold_lease(store, LAYOUT, run.record.run_id, ttl_s):
+            current = repair(store, LAYOUT, KEEP_VERSIONS, is_last=True)
+        assert current is not None
+        return Done(current, 0, plan.num_rows or 0)
+    with hold_lease(store, LAYOUT, run.record.run_id, ttl_s) as lease:
+        base = repair(store, LAYOUT, KEEP_VERSIONS)
+        if base is not None and base.is_of(plan.fingerprint, ()):
+            return Done(base, 0, plan.num_rows or 0)
+        plan = adopt_plan(store, LAYOUT, plan)
+        num_resumed = resume(run, plan)
+        num_computed = compute(run, plan, rows, make)
+        staged = list_staged(store, LAYOUT.staging(plan.fingerprint))
+        manifest = finish(run, plan, staged, base, lease, run_here)
+    return Done(manifest, num_computed, num_resumed)
+
+
+def new_run(store: Store) -> RunContext:
+    job = Job.model_validate(
+        {
+            "source": {"uri": "in", "format": "parquet"},
+            "model": {"name": "made-up"},
+            "sink": {"uri": store.uri, "partition": DAY, "keep_versions": KEEP_VERSIONS},
+            "gates": {"max_error_pct": 60.0},
+        }
+    )
+    record = RunRecord(f"run-{uuid.uuid4().hex[:8]}", LAYOUT.name)
+    return RunContext(job, RunOptions(), store, LAYOUT, record)
+
+
+def resume(run: RunContext, plan: Plan) -> int:
+    """Count the slices that are staged already; return their rows."""
+    staged = list_staged(run.store, LAYOUT.staging(plan.fingerprint))
+    done = done_slices(plan, staged)
+    for key in done:
+        run.record.resumed(read_footer(run.store, staged[key].path))
+    return sum(key.num_rows for key in done)
+
+
+def compute(run: RunContext, plan: Plan, rows: Rows, make: MakeSlice) -> int:
+    """Stage the slices that are missing; return their rows."""
+    staged = list_staged(run.store, LAYOUT.staging(plan.fingerprint))
+    writer = writer_of(run, plan)
+    num_computed = 0
+    for index, key in enumerate(plan.slices()):
+        if key not in staged:
+            run.record.computed(writer.write(key, {}, make(rows, index)))
+            num_computed += key.num_rows
+    return num_computed
+
+
+def writer_of(run: RunContext, plan: Plan) -> StagingWriter:
+    run_id = run.record.run_id
+    folder = LAYOUT.staging(plan.fingerprint)
+    return StagingWriter(run.store, folder, run_id, "zstd", file_metadata(plan, run_id))
+
+
+def collect(store: Store) -> None:
+    """Collect all garbage, however young."""
+    collect_garbage(store, LAYOUT, grace_s=LONG_AGO_S)
+
+
+class Children:
+    """Processes that do a step until they are killed; forked from one that has imported all."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__, "s3fs"])
+        before = os.environ.get("PYTHONPATH", "")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), before])  # for the first process
+        forkserver.ensure_running()
+        os.environ["PYTHONPATH"] = before
+
+    def start(self, step: Callable[..., object], *arguments: object, point: str) -> BaseProcess:
+        """Start `step(*arguments)` in a process of its own that dies at a failpoint."""
+        child = self._context.Process(target=_do_until, args=(point, step, arguments), daemon=True)
+        child.start()
+        return child
+
+
+def _do_until(point: str, step: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    os.environ[VARIABLE] = point
+    step(*arguments)
+
+
+def content(store: Store, manifest: Manifest) -> tuple[pa.Table, pa.Table]:
+    """The rows of a version, without what tells one attempt from another."""
+    predictions = pa.concat_tables([read_part(store, part) for part in manifest.parts])
+    quarantine = [read_part(store, part) for part in manifest.quarantine_parts]
+    bad = pa.concat_tables(quarantine).drop_columns(["run_id"]) if quarantine else pa.table({})
+    return predictions, bad
+
+
+def assert_readable(store: Store) -> Manifest | None:
+    """Whoever goes by the manifest finds every part of one version as it was published."""
+    numbers = log_numbers(store, LAYOUT)
+    assert numbers == list(range(1, len(numbers) + 1))
+    manifest = current_manifest(store, LAYOUT)
+    for part in manifest.all_parts if manifest else ():
+        data = store.read_bytes(part.path)
+        assert hashlib.sha256(data).hexdigest() == part.sha256, part.path
+    return manifest

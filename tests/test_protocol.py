@@ -1,0 +1,346 @@
+"""The commit protocol at each of its steps: the process dies, it fails, or an answer is lost.
+
+Each case publishes the next version of a partition that has a current one and one in its history,
+on local disk and on a real S3 server, without Ray. Every promise of the protocol is looked at:
+after the fault, after doing it again, and after what comes late.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pytest
+from faultproxy import CUT, RESET_AFTER, FaultProxy, Rule
+from protocol import (
+    FOLDERS,
+    LAYOUT,
+    Children,
+    assert_readable,
+    collect,
+    content,
+    new_run,
+    run_once,
+    writer_of,
+)
+from published import (
+    DAY,
+    Rows,
+    make_plan,
+    prepare_version,
+    publish_rows,
+    slice_table,
+    snapshot,
+)
+from s3server import S3Server
+
+from pipeline import failpoints, retry
+from pipeline.errors import PipelineError, PublishConflict
+from pipeline.layout import staged_name
+from pipeline.manifest import log_numbers
+from pipeline.publish import commit, repair
+from pipeline.sink import list_staged
+from pipeline.storage import Store
+from pipeline.upkeep import history_numbers
+from pipeline.verify import verify_output
+
+OLD, NEW, NEXT = Rows(2, num_slices=3), Rows(3, num_slices=4), Rows(4, num_slices=3)
+CREATE, PUT, COPY, DELETE = "create", "put", "copy", "delete"
+PUBLISHED_PREDICTION = r"predictions/[^/]+/part-"  # an object's URL has no `=`
+PUBLISHED_FAILURE = r"quarantine/[^/]+/part-"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A step of the protocol."""
+
+    name: str
+    """Of the failpoint, and at the how-manieth time it acts."""
+    lost: str
+    """What the operation is whose answer is lost at this step."""
+    path: str
+    """What it is done to."""
+    is_committed: bool = False
+    """Whether readers see the new version from here on."""
+
+
+POINTS = (
+    Point("leased", CREATE, r"/lease/\d+\.json"),
+    Point("planned", CREATE, r"/plan/"),
+    Point("mid_put:3", PUT, r"/staging/\w+/000000-000000000-"),
+    Point("slice_put:2", PUT, r"/staging/\w+/000000-\d+-\d+z-"),
+    Point("tiled", PUT, r"/compacted-[\w-]+/predictions/"),
+    Point("judged", PUT, r"/compacted-[\w-]+/quarantine/"),
+    Point("compacted", COPY, PUBLISHED_PREDICTION),
+    Point("placed_part", COPY, PUBLISHED_FAILURE),
+    Point("before_log", CREATE, r"/log/"),
+    Point("after_log", COPY, r"/history/", is_committed=True),
+    Point("kept", DELETE, PUBLISHED_PREDICTION, is_committed=True),
+    Point("retired:2", DELETE, r"/history/", is_committed=True),
+    Point("before_success:2", PUT, r"/_SUCCESS", is_committed=True),
+    Point("mid_gc", DELETE, r"/staging/", is_committed=True),
+)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait little between the tries; how many there are stays as it is."""
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every file of a partition with a current version and one in its history."""
+    store = Store(str(tmp_path_factory.mktemp("before")))
+    for rows in (Rows(1), OLD):
+        run_once(store, rows)
+    return {file.path: store.read_bytes(file.path) for file in store.list_files()}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, pa.Table]:
+    """What an uninterrupted run publishes."""
+    store = Store(str(tmp_path_factory.mktemp("expected")))
+    return content(store, run_once(store, NEW).manifest)
+
+
+@pytest.fixture(scope="module")
+def children() -> Children:
+    return Children()
+
+
+@pytest.fixture(scope="module")
+def proxy(s3: S3Server) -> Iterator[FaultProxy]:
+    with FaultProxy(s3.endpoint_url) as proxy:
+        yield proxy
+
+
+class Disk:
+    """A folder, and how a step of publishing to it fails; each way tells whether it was done."""
+
+    def __init__(self, folder: Path, children: Children) -> None:
+        self.store = Store(str(folder))
+        self._children = children
+
+    def die_at(self, point: Point, step: Callable[[Store], object]) -> bool:
+        name, _, nth = point.name.partition(":")
+        child = self._children.start(step, self.store, point=f"{name}:kill:{nth or 1}")
+        child.join(120)
+        assert child.exitcode == -signal.SIGKILL
+        return False
+
+    def fail_at(self, point: Point, step: Callable[[Store], object]) -> bool:
+        name, _, nth = point.name.partition(":")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(failpoints, "_reached", Counter())
+            patch.setenv(failpoints.VARIABLE, f"{name}:raise:{nth or 1}")
+            with pytest.raises(RuntimeError, match=f"failpoint {name}"):
+                step(self.store)
+        return False
+
+    def lose_at(self, point: Point, step: Callable[[Store], object]) -> bool:
+        """Let the system call happen, and then say once that it failed."""
+        name = {CREATE: "link", PUT: "replace", COPY: "replace", DELETE: "unlink"}[point.lost]
+        real, lost = getattr(os, name), []
+
+        def call(*paths: str) -> None:
+            real(*paths)
+            if not lost and re.search(point.path, paths[-1]):
+                lost.append(paths[-1])
+                raise OSError(errno.EIO, os.strerror(errno.EIO), paths[-1])
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, name, call)
+            step(self.store)
+        assert lost
+        return True
+
+
+class Bucket(Disk):
+    """A prefix of a bucket; here a request breaks off on its way."""
+
+    def __init__(self, server: S3Server, proxy: FaultProxy, children: Children) -> None:
+        self.store = server.store()
+        self._children = children
+        self._proxy = proxy
+        self._far = Store(self.store.uri, server.options_at(proxy.url))
+
+    def die_at(self, point: Point, step: Callable[[Store], object]) -> bool:
+        if not point.name.startswith("mid_put"):
+            return super().die_at(point, step)
+        with self._rule(CUT, point) as rule:
+            child = self._children.start(step, self._far, point="none:kill")
+            self._proxy.on_fault = lambda _: os.kill(child.pid, signal.SIGKILL)
+            child.join(120)
+            assert (child.exitcode, rule.seen) == (-signal.SIGKILL, 1)
+        return False
+
+    def fail_at(self, point: Point, step: Callable[[Store], object]) -> bool:
+        if not point.name.startswith("mid_put"):
+            return super().fail_at(point, step)
+        with self._rule(CUT, point) as rule:
+            step(self._far)
+            assert rule.seen > 1, "it was sent again"
+        return True
+
+    def lose_at(self, point: Point, step: Callable[[Store], object]) -> bool:
+        with self._rule(RESET_AFTER, point) as rule:
+            step(self._far)
+            assert rule.seen
+        return True
+
+    @contextmanager
+    def _rule(self, action: str, point: Point) -> Iterator[Rule]:
+        method = "DELETE" if point.lost == DELETE else "PUT"
+        head = {CREATE: "\nif-none-match:", COPY: "\nx-amz-copy-source:"}.get(point.lost, "")
+        rule = Rule(action, method, point.path, head=head)
+        self._proxy.rules = (rule,)
+        try:
+            yield rule
+        finally:
+            self._proxy.rules, self._proxy.on_fault = (), lambda _: None
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, before: dict[str, bytes], children: Children
+) -> Disk:
+    """Where the next version is to be published."""
+    place = Disk(tmp_path / "out", children)
+    if request.param == "s3":
+        place = Bucket(*map(request.getfixturevalue, ("s3", "proxy", "children")))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda item: place.store.put(*item), before.items()))
+    return place
+
+
+def staged_rows(store: Store, rows: Rows) -> int:
+    staged = list_staged(store, LAYOUT.staging(rows.fingerprint))
+    return sum(key.num_rows for key in staged)
+
+
+def num_rows(rows: Rows) -> int:
+    return rows.num_slices * rows.rows_per_slice
+
+
+def what_readers_see(store: Store) -> dict[str, str]:
+    return snapshot(store, *FOLDERS, LAYOUT.log, f"{LAYOUT.control}/history")
+
+
+def assert_published(
+    store: Store, expected: tuple[pa.Table, pa.Table], versions: list[int]
+) -> None:
+    """The new version is what an uninterrupted run makes, and nothing else lies beside it."""
+    manifest = assert_readable(store)
+    assert manifest is not None
+    assert manifest.fingerprint == NEW.fingerprint
+    assert content(store, manifest) == expected
+    assert log_numbers(store, LAYOUT) == versions
+    assert history_numbers(store, LAYOUT) == versions[-2:-1]
+    verify_output(store.uri, DAY, dict(store.storage_options))
+
+
+def write_late(store: Store) -> None:
+    """What a worker of a dead run may still do: stage its slice, with another outcome."""
+    plan = make_plan(NEW)
+    key = next(plan.slices())
+    rows = slice_table(Rows(3, num_slices=4, fail_every=1), 0)
+    writer_of(new_run(store), plan).write(key, {}, rows)
+
+
+@pytest.mark.parametrize("fault", ["exit", "raise", "lost answer"])
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name.partition(":")[0])
+def test_a_fault_at_any_step_changes_nothing_of_what_is_published_in_the_end(
+    point: Point, fault: str, place: Disk, expected: tuple[pa.Table, pa.Table]
+):
+    store = place.store
+    step: Callable[[Store], object] = partial(run_once, rows=NEW)
+    if point.name == "mid_gc":
+        step(store)
+        step = collect
+    act = {"exit": place.die_at, "raise": place.fail_at, "lost answer": place.lose_at}[fault]
+    is_done = act(point, step) or point.is_committed
+
+    # Whoever goes by the manifest sees one whole version: the old one up to the commit.
+    seen = assert_readable(store)
+    assert seen is not None
+    assert seen.fingerprint == (NEW if is_done else OLD).fingerprint
+
+    # Again: the same result, and no slice is computed that was staged.
+    kept = staged_rows(store, NEW)
+    again = run_once(store, NEW)
+    assert again.num_computed == (0 if is_done else num_rows(NEW) - kept)
+    assert_published(store, expected, [1, 2, 3])
+
+    # Once more, late writers and garbage: nobody sees anything of it.
+    settled = what_readers_see(store)
+    assert run_once(store, NEW).num_computed == 0
+    write_late(store)
+    assert run_once(store, NEW).num_computed == 0
+    collect(store)
+    assert what_readers_see(store) == settled
+    assert store.list_files(f"{LAYOUT.control}/staging") == []
+    assert store.list_leftovers() == []
+    verify_output(store.uri, DAY, dict(store.storage_options))
+
+    # Other inputs take over nothing.
+    assert run_once(store, NEXT).num_computed == num_rows(NEXT)
+    verify_output(store.uri, DAY, dict(store.storage_options))
+
+
+def test_where_another_attempt_of_a_slice_wins_its_outcome_is_the_one_that_counts(tmp_path: Path):
+    store, plan = Store(str(tmp_path)), make_plan(NEW)
+
+    def make(rows: Rows, index: int) -> pa.Table:
+        """Another run stages the first slice meanwhile, under a name that comes first."""
+        key = next(plan.slices())
+        if index == 0:
+            other = slice_table(Rows(3, num_slices=4, fail_every=2), 0)
+            folder = LAYOUT.staging(plan.fingerprint)
+            written = writer_of(new_run(store), plan).write(key, {}, other)
+            store.copy(f"{folder}/{written.name}", f"{folder}/{staged_name(key, '0' * 12)}")
+            store.delete([f"{folder}/{written.name}"])
+        return slice_table(rows, index)
+
+    manifest = run_once(store, NEW, make=make).manifest
+    assert (manifest.num_predicted, manifest.num_quarantined) == (3 + 3 * 5, 3 + 3 * 1)
+    verify_output(store.uri, DAY, {})
+
+
+@pytest.mark.parametrize("table", [None, "delta"])
+def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing_to_do(
+    tmp_path: Path, table: Literal["delta"] | None
+):
+    store = Store(str(tmp_path))
+    current = publish_rows(store, rows=OLD, table=table)
+    suspended, folder = prepare_version(store, LAYOUT, NEW, 2, "suspended")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(failpoints, "_reached", Counter())
+        patch.setenv(failpoints.VARIABLE, "before_log:raise")
+        with pytest.raises(RuntimeError):
+            commit(store, LAYOUT, suspended, folder)
+    with pytest.raises(PipelineError, match="is no part of version 1"):
+        verify_output(store.uri, DAY, {})
+    repaired = repair(store, LAYOUT, 2, table=table, is_last=True)
+    assert repaired is not None
+    assert (repaired.number, repaired.parts) == (2, current.parts)
+    verify_output(store.uri, DAY, {})
+    # The run was only suspended: its number is taken, and it takes its parts away again.
+    with pytest.raises(PublishConflict):
+        commit(store, LAYOUT, suspended, folder)
+    verify_output(store.uri, DAY, {})
+    assert repair(store, LAYOUT, 2, table=table, is_last=True) == repaired
+    assert publish_rows(store, rows=NEW, table=table).number == 3
+    verify_output(store.uri, DAY, {})
+    assert history_numbers(store, LAYOUT) == [2]
