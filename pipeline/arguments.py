@@ -61,7 +61,7 @@ def as_date(text: str | None) -> dt.date:
 def as_options(address: str | None, allow_import: list[str] | None) -> Any:
     from pipeline.record import RunOptions
 
-    return RunOptions(address=address, allow_import=tuple(allow_import or ()))
+    return RunOptions(address=address, allow_import=tuple(allow_import or ()), owns_process=True)
 
 
 def as_storage_options(text: str | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing here touches storage, Ray or torch: a job is a frozen value that everybo
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,6 +15,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from pipeline.deadline import seconds_until
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Triple = tuple[float, float, float]
@@ -301,6 +304,12 @@ class Run(_Section):
     """Rows of one slice, the grain of resuming; left out: a whole number of batches near 256."""
     lease_ttl_s: Annotated[float, Field(ge=1)] = 60.0
     """A run whose lease was not renewed for so long is taken for dead."""
+    deadline: str | None = None
+    """Stop then, with exit 6: a time of day in UTC, `06:30`, the next one after the start; or a
+    time from the start, `90m`, `2h` or `1h30m`."""
+    stall_s: Annotated[float, Field(ge=1)] = 1800.0
+    """Without any progress for so long the run ends with exit 7 and tells what is in flight. Longer
+    than the model takes to load and compile, and longer than one slice takes."""
     single_writer: bool = False
     """Accept a store without create-once: you promise that no other run writes this partition."""
     dedupe: bool = False
@@ -308,6 +317,13 @@ class Run(_Section):
     results; every row gets its prediction. Where tasks decode, they still decode each."""
     price_per_node_hour: Annotated[float, Field(ge=0)] | None = None
     """Price of one node for one hour; the report then says what a million rows cost."""
+
+    @field_validator("deadline")
+    @classmethod
+    def _comes(cls, deadline: str | None) -> str | None:
+        if deadline is not None:
+            seconds_until(deadline, dt.datetime.now(dt.UTC))
+        return deadline
 
 
 class Job(_Section):

@@ -11,6 +11,7 @@ from time import perf_counter
 from pipeline.allocation import TASK_CPUS
 from pipeline.choose import as_tried, choose_batch, choose_layout, layouts
 from pipeline.model import ModelSpec
+from pipeline.pulse import beat
 from pipeline.stages import Preprocessing
 from pipeline.trial import Trial
 from pipeline.trials import Profile, Sample, Workshop, lone_task
@@ -96,6 +97,7 @@ def _try_layout(
 
     from pipeline.trial_run import LayoutWorker
 
+    beat("a layout to try")
     config = replace(
         workshop.config, spec=spec, batch_size=trial.batch_size, num_threads=trial.threads
     )

@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
-    "__init__ archive errors failpoints progress schema stored",
-    "address extents imports job job_yaml layout listing local_disk object_protocols"
-    " lane render retry terminal hive tar transform",
+    "__init__ archive deadline errors health pulse schema stored",
+    "address extents failpoints imports in_flight interrupt job job_yaml layout listing local_disk object_protocols"
+    " lane progress render retry terminal hive tar transform",
     "allocation artefacts columns decode dedupe job_file photos stats storage_errors task",
     "cluster gates limits object_store preprocess ray_tasks",
     "forecast storage submit",
@@ -24,7 +24,7 @@ LAYERS = (
     "fetch image_stream inputs model tar_stream",
     "choose compact estimate parquet_stream past_runs plan publish quantise runtimes zoo",
     "drift predictor record regroup source tiling upkeep",
-    "datasource finish stages",
+    "datasource finish run_watch stages",
     "trial_run",
     "trials",
     "trial_layouts",
