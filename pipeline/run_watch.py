@@ -108,7 +108,7 @@ class _Watchdog(threading.Thread):
 
     def _report_stall(self) -> None:
         stall_s, (_, what) = self._run.job.run.stall_s, last_beat()
-        message = f"no progress for {stall_s:g} s (run.stall_s), the last was: {what}"
+        message = f"no progress for {stall_s:g} s (run.stall_s), the last step was: {what}"
         _within(_DUMP_S, lambda: _dump(self._run, message))
         interrupt(InfraError(message))
 

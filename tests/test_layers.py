@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
     "__init__ archive deadline errors health pulse schema stored",
-    "address extents failpoints imports in_flight interrupt job job_yaml layout listing local_disk object_protocols"
-    " lane progress render retry terminal hive tar transform",
+    "address extents failpoints imports in_flight interrupt job job_yaml layout listing local_disk"
+    " object_protocols lane progress render retry terminal hive tar transform",
     "allocation artefacts columns decode dedupe job_file photos stats storage_errors task",
     "cluster gates limits object_store preprocess ray_tasks",
     "forecast storage submit",
