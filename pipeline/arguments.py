@@ -71,7 +71,7 @@ def as_options(
     from pipeline.verdict import read_accepted
 
     accepted = read_accepted(accept or [])
-    return RunOptions(address, tuple(allow_import or ()), accepted)
+    return RunOptions(address, tuple(allow_import or ()), accepted, owns_process=True)
 
 
 def as_storage_options(text: str | None) -> dict[str, Any]:

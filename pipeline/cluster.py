@@ -16,8 +16,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from pipeline import health
 from pipeline.allocation import Hardware
 from pipeline.errors import InfraError, JobError
+from pipeline.in_flight import ExecutorSeen
+from pipeline.pulse import beat
 from pipeline.terminal import native_errors_to_log, own_signal_handlers
 
 _STORE_SHARE = 0.25
@@ -77,12 +80,13 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
     finally:
         importing.join()
     try:
-        with native_errors_to_log(ray):
+        with native_errors_to_log(ray), health.watched(ray, address):
+            beat("connected to Ray")
             _configure_data()
             yield _hardware(ray), perf_counter() - started
     finally:
         if not _SHARING.get():
-            ray.shutdown()
+            _shut_down(ray)
 
 
 def _import_data() -> None:
@@ -102,7 +106,12 @@ def share_ray() -> Iterator[None]:
     finally:
         _SHARING.reset(token)
         if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
+            _shut_down(sys.modules["ray"])
+
+
+def _shut_down(ray: Any) -> None:
+    with health.no_survivors():
+        ray.shutdown()
 
 
 def send_token() -> bool:
@@ -132,6 +141,9 @@ def _configure_data() -> None:
     # Ray's own wrapper loses the cause on the way to the driver.
     context.raise_original_map_exception = True
     context.print_on_execution_start = False
+    # What gets no further is seen by us (run.stall_s), who can say what is in flight.
+    context.execution_no_progress_timeout_s = -1
+    context.custom_execution_callback_classes = [ExecutorSeen]
 
 
 def _with_defaults(values: dict[str, str]) -> dict[str, str]:

@@ -5,10 +5,12 @@ Nothing here touches storage, Ray or torch: a job is a frozen value that everybo
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.deadline import seconds_until
 from pipeline.job_gates import Gates
 from pipeline.job_section import PositiveInt, Section
 
@@ -273,6 +275,12 @@ class Run(Section):
     """Rows of one slice, the grain of resuming; left out: a whole number of batches near 256."""
     lease_ttl_s: Annotated[float, Field(ge=1)] = 60.0
     """A run whose lease was not renewed for so long is taken for dead."""
+    deadline: str | None = None
+    """Stop then, with exit 6: a time of day in UTC, `06:30`, the next one after the start; or a
+    time from the start, `90m`, `2h` or `1h30m`."""
+    stall_s: Annotated[float, Field(ge=1)] = 1800.0
+    """Without any progress for so long the run ends with exit 7 and tells what is in flight. Longer
+    than the model takes to load and compile, and longer than one slice takes."""
     row_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """A worker that so long neither decodes a row nor finishes a batch hangs, and is ended; the row
     it hung on is then found in child processes, which takes this long twice more, and quarantined
@@ -284,6 +292,13 @@ class Run(Section):
     results; every row gets its prediction. Where tasks decode, they still decode each."""
     price_per_node_hour: Annotated[float, Field(ge=0)] | None = None
     """Price of one node for one hour; the report then says what a million rows cost."""
+
+    @field_validator("deadline")
+    @classmethod
+    def _comes(cls, deadline: str | None) -> str | None:
+        if deadline is not None:
+            seconds_until(deadline, dt.datetime.now(dt.UTC))
+        return deadline
 
 
 class Job(Section):

@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.job_yaml import read_yaml
+from pipeline.job_yaml import parse_value, read_yaml
 
 _SUBSTITUTION = re.compile(r"\$\{([^}]*)\}")
 
@@ -76,8 +75,8 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise JobError(f"--set {name}: {key} is not a section")
     try:
-        target[path[-1]] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        target[path[-1]] = parse_value(text)
+    except ValueError:
         raise JobError(f"--set {name}: the value is not valid YAML") from None
 
 

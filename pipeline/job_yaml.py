@@ -9,6 +9,9 @@ import yaml
 
 from pipeline.errors import JobError
 
+_TEXT = "tag:yaml.org,2002:str"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
 
 def read_yaml(path: str) -> dict[str, Any]:
     """Read a mapping; say what is wrong without showing the text.
@@ -21,7 +24,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: cannot read the job file: {error}") from None
     try:
-        document = _UniqueKeysLoader(text).get_single_data()
+        document = _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise JobError(f"{path}: not valid YAML{_yaml_problem(error)}") from None
     if not isinstance(document, dict):
@@ -29,8 +32,24 @@ def read_yaml(path: str) -> dict[str, Any]:
     return document
 
 
-class _UniqueKeysLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice instead of taking the last one."""
+def parse_value(text: str) -> Any:
+    """Parse one value.
+
+    Raises:
+        ValueError: It is not plain YAML.
+    """
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, and takes 16:30 for a time and not for 990."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return _TEXT if tag in _NUMBERS and ":" in str(value) else tag
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

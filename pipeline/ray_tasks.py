@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pipeline.allocation import MAX_TASK_RETRIES
 from pipeline.attempts import Attempts
 from pipeline.errors import InfraError, find_cause
+from pipeline.pulse import beat
 
 T = TypeVar("T")
 _TASK_CPUS = 0.25
@@ -74,6 +75,7 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
                 ready, _ = ray.wait(list(pending), num_returns=wanted)
                 for reference in ready:
                     results[pending.pop(reference)] = ray.get(reference)
+                    beat(f"{function.__name__}: {len(results)} of {len(calls)} tasks")
     return [results[index] for index in range(len(calls))]
 
 

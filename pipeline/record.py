@@ -89,6 +89,8 @@ class RunRecord:
         self._golden_actors = 0
         self._numbers: dict[str, Numbers] = {}
         self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
+        self._is_counted = False
+        self._in_flight: list[str] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
@@ -99,7 +101,7 @@ class RunRecord:
     @contextmanager
     def streaming(self) -> Iterator[None]:
         """Time from the first read to the last write."""
-        started = perf_counter()
+        started, self._is_counted = perf_counter(), True
         try:
             yield
         finally:
@@ -188,6 +190,29 @@ class RunRecord:
         self._canary, self._golden, self._golden_actors = StageCounters(), StageCounters(), 0
         self._numbers = {}
 
+    def stalled(self, in_flight: Sequence[str]) -> None:
+        """Note what was in flight when there was no progress any more."""
+        self._in_flight = list(in_flight)
+
+    @property
+    def plan(self) -> Plan | None:
+        """Return what is to be done, once that is known."""
+        return self._plan
+
+    def left_to_do(self) -> str:
+        """Describe in a few words what is done and what is left."""
+        if not self._is_counted:
+            return "nothing was computed yet"
+        done, slices = self.num_accounted, self._slices["computed"] + self._slices["resumed"]
+        if self._total_rows is None or self._total_slices is None:
+            return f"{done} rows in {slices} slices are done, nobody knows yet how many are left"
+        if slices == self._total_slices:
+            return f"all {done} rows are computed, but not published"
+        return (
+            f"{done} of {self._total_rows} rows are done, {self._total_rows - done} rows in "
+            f"{self._total_slices - slices} slices are left"
+        )
+
     def duplicates(self, labels: Counter[str | None]) -> None:
         """Count rows that lost their prediction because an earlier row has the same id.
 
@@ -203,6 +228,7 @@ class RunRecord:
 
     def tiled(self, slices: Sequence[SliceKey]) -> int:
         """Note the slices that make up the plan; return their rows, which may be news."""
+        self._is_counted = True
         self._total_rows = sum(key.num_rows for key in slices)
         self._total_slices = len(slices)
         return self._total_rows
@@ -287,6 +313,9 @@ class RunRecord:
             rows["total"] = self._total_rows
         if self._total_slices is not None:
             slices["total"] = self._total_slices
+        if self._is_counted and "total" in rows and "total" in slices:
+            rows["left"] = rows["total"] - self.num_accounted
+            slices["left"] = slices["total"] - slices["computed"] - slices["resumed"]
         return RunFacts(
             run_id=self.run_id,
             partition=self.partition,
@@ -314,6 +343,7 @@ class RunRecord:
             price_per_node_hour=price_per_node_hour,
             top_labels=self._labels.most_common(_TOP_LABELS),
             versions=package_versions(),
+            in_flight=self._in_flight,
         )
 
     def _startup_wall(self) -> dict[str, float]:
@@ -346,6 +376,8 @@ class RunOptions:
     """Module prefixes that `model.factory` may name."""
     accepted: Mapping[str, str] = field(default_factory=dict)
     """Gate -> why its failure is accepted."""
+    owns_process: bool = False
+    """The process is there for this run only: signals stop it, and it may be ended."""
 
 
 @dataclass(frozen=True)

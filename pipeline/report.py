@@ -76,6 +76,7 @@ class RunFacts:
     price_per_node_hour: float | None = None
     top_labels: list[tuple[str, int]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    in_flight: list[str] = field(default_factory=list)
 
 
 class Rows(Section):
@@ -92,6 +93,8 @@ class Rows(Section):
     deduplicated: int | None = None
     """Of those computed, rows that got the result of another row of the same bytes; null where the
     job did not ask for it. The stages do not count them."""
+    left: int | None = None
+    """Not computed yet when the run ended; null where nobody knows."""
 
 
 class Slices(Section):
@@ -100,6 +103,7 @@ class Slices(Section):
     total: int | None = None
     computed: int | None = None
     resumed: int | None = None
+    left: int | None = None
 
 
 class Hardware(Section):
@@ -207,6 +211,9 @@ class Report(Section):
     gates: list[Gate]
     top_labels: list[LabelCount]
     versions: dict[str, str]
+    in_flight: list[str] = Field(default_factory=list)
+    """What a run worked on that was ended because it got no further: operators and actors of Ray,
+    one line each; `in_flight.txt` beside the report has more."""
 
 
 def report_schema() -> dict[str, Any]:

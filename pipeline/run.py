@@ -37,11 +37,13 @@ from pipeline.model import ModelSpec, PredictorConfig, resolve_model
 from pipeline.plan import Plan, Unit, adopt_plan, choose_slice_rows, make_plan
 from pipeline.progress import Progress
 from pipeline.publish import repair
+from pipeline.pulse import beat
 from pipeline.ray_tasks import ray_errors
 from pipeline.record import RunContext, RunOptions, RunRecord, file_metadata
 from pipeline.render import to_html
 from pipeline.report import Status, build_report, to_json
 from pipeline.rows import Reader
+from pipeline.run_watch import stoppable, watch
 from pipeline.schema import SliceKey
 from pipeline.sink import StagedSlice, StagingWriter, list_staged, read_footer
 from pipeline.stages import (
@@ -69,15 +71,17 @@ def run_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]
     record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
     run = RunContext(job, options, store, layout, record)
     store.probe(single_writer=job.run.single_writer)
-    try:
-        status = _execute(run, progress)
-    except PipelineError as error:
-        if isinstance(error, GoldenRefused):
-            record.judged([error.verdict()])
-        if not isinstance(error, PartitionBusy):
-            save_report(run, _status_of(error), error)
-        raise
-    return save_report(run, status, None)
+    with watch(run, lambda error: save_report(run, _status_of(error), error)):
+        try:
+            with stoppable(run):
+                status = _execute(run, progress)
+        except PipelineError as error:
+            if isinstance(error, GoldenRefused):
+                record.judged([error.verdict()])
+            if not isinstance(error, PartitionBusy):
+                save_report(run, _status_of(error), error)
+            raise
+        return save_report(run, status, None)
 
 
 def _execute(run: RunContext, progress: Progress) -> Status:
@@ -146,6 +150,7 @@ def _predict_missing(
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         for footer in pool.map(lambda path: read_footer(run.store, path), done):
             run.record.resumed(footer)
+            beat("read the footer of a finished slice")
     units = missing_units(plan, staged)
     if not units:
         return staged

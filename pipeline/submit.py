@@ -81,7 +81,7 @@ def submit_job(
         _send(client, job_id, job_path, date, command)
         log.info("job %s runs on %s; its log follows", job_id, _shown(address))
         return _exit_code(follower.pass_on(write), job_id)
-    except Stopped:
+    except KeyboardInterrupt:
         # The id is ours, so that even a job whose submission was cut short can be stopped.
         log.info("stopping job %s on the cluster", job_id)
         if not _stop(client, job_id):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import signal
 import sys
@@ -10,6 +12,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from pipeline.errors import PipelineError
+from pipeline.schema import clean_message
 
 
 @contextlib.contextmanager
@@ -57,3 +62,18 @@ def detach_stderr() -> None:
     """Give `sys.stderr` a descriptor of its own, so that descriptor 2 can be diverted."""
     if _fileno(sys.stderr) == 2:
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
+
+
+def show_error(error: Exception, code: int) -> int:
+    """Show an error in one line, with `--json` as a document, too; return the exit code."""
+    import typer
+
+    log = logging.getLogger("pipeline")
+    if log.isEnabledFor(logging.DEBUG) or os.environ.get("PIPELINE_DEBUG"):
+        log.exception("failed", exc_info=error)
+    kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
+    message = clean_message(kind + str(error))
+    typer.echo(f"error: {message}", err=True)
+    if "--json" in sys.argv:
+        typer.echo(json.dumps({"status": "error", "exit_code": code, "error": message}))
+    return code

@@ -11,6 +11,7 @@ from time import perf_counter
 from pipeline.allocation import TASK_CPUS, gpu_share
 from pipeline.choose import as_tried, choose_batch, choose_layout, layouts
 from pipeline.model import ModelSpec
+from pipeline.pulse import beat
 from pipeline.stages import Preprocessing
 from pipeline.trial import Trial
 from pipeline.trials import Profile, Sample, Workshop, lone_task
@@ -121,6 +122,7 @@ def _try_layout(
 
     from pipeline.trial_run import LayoutWorker
 
+    beat("a layout to try")
     share = gpu_share(trial.actors) if workshop.allocation.actor_gpus else 0.0
     config = replace(
         workshop.config,

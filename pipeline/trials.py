@@ -16,6 +16,7 @@ from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.model import INT8, ModelSpec, PredictorConfig
 from pipeline.plan import Plan
+from pipeline.pulse import beat
 from pipeline.ray_tasks import ray_errors
 from pipeline.rows import Reader
 from pipeline.storage import Store
@@ -124,6 +125,7 @@ def lone_task(workshop: Workshop, function: Callable[..., Any]) -> Any:
     """Make a task with a process of its own, which ends with it."""
     import ray
 
+    beat("something to try")
     options: dict[str, Any] = {
         "num_cpus": workshop.allocation.actor_cpus,
         "num_gpus": workshop.allocation.actor_gpus or None,

@@ -87,6 +87,11 @@ class RayHead:
             submitted = [job for job in json.load(answer) if job["type"] == "SUBMISSION"]
         return sorted(submitted, key=lambda job: job["start_time"])
 
+    def processes(self) -> list[psutil.Process]:
+        """All processes of the node."""
+        found: list[psutil.Process] = self._process.children(recursive=True)
+        return found
+
     def _wait_for(self, *ports: int) -> None:
         waited_s = 0.0
         while not all(map(_listens, ports)):

@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
-    "__init__ archive attempts errors failpoints job_section progress schema stored watchdog",
-    "job_gates verdict",
-    "address extents imports job job_yaml layout listing local_disk object_protocols"
-    " lane render retry terminal hive tar transform",
+    "__init__ archive attempts deadline errors health job_section pulse schema stored watchdog",
+    "failpoints job_gates verdict",
+    "address extents imports in_flight interrupt job job_yaml layout listing local_disk"
+    " object_protocols lane progress render retry terminal hive tar transform",
     "allocation artefacts columns decode dedupe job_file photos stats storage_errors task",
     "child cluster histograms limits object_store preprocess ray_tasks results",
     "forecast isolate storage submit",
@@ -25,7 +25,7 @@ LAYERS = (
     "fetch golden_files image_stream inputs model night_gates tar_stream",
     "choose compact estimate gates parquet_stream past_runs plan publish quantise runtimes zoo",
     "drift predictor record regroup source tiling upkeep",
-    "finish read_guard stages",
+    "finish read_guard run_watch stages",
     "datasource",
     "trial_run",
     "trials",

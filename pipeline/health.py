@@ -1,0 +1,114 @@
+"""Whether the Ray that a run uses still lives, and an end for what is left of it.
+
+Without its head Ray waits for a minute and then ends the driver without a word, so a run looks for
+itself, from a thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+
+_SILENCE_S = 25.0
+_ASK_EVERY_S = 5.0
+_CONNECT_S = 5.0
+_DIE_S = 3.0
+
+Check = Callable[[], str | None]
+"""Returns what is wrong, or None; never waits long."""
+_checks: list[Check] = []
+_roots: list[psutil.Process] = []
+
+
+@contextlib.contextmanager
+def watched(ray: Any, address: str | None) -> Iterator[None]:
+    """Let `trouble` and `end_processes` know of the Ray that is connected while in the body."""
+    if address is None:
+        infos = [info for infos in _node(ray).all_processes.values() for info in infos]
+        _roots[:] = [psutil.Process(info.process.pid) for info in infos]
+        _checks[:] = [ProcessesLive(_node(ray).all_processes)]
+    else:
+        _checks[:] = [HeadAnswers(ray.get_runtime_context().gcs_address)]
+    try:
+        yield
+    finally:
+        _checks.clear()
+
+
+def _node(ray: Any) -> Any:
+    return ray._private.worker._global_node
+
+
+def trouble() -> str | None:
+    """Return what is wrong with the Ray that is connected; None if nothing is, or there is none."""
+    return next((found for check in list(_checks) if (found := check()) is not None), None)
+
+
+class ProcessesLive:
+    """Sees at once when a process of an embedded Ray has ended."""
+
+    def __init__(self, processes: dict[str, list[Any]]) -> None:
+        self._processes = {kind: [i.process for i in infos] for kind, infos in processes.items()}
+
+    def __call__(self) -> str | None:
+        for kind in ("gcs_server", "raylet"):  # the others Ray can do without
+            for process in self._processes.get(kind, ()):
+                code = process.poll()
+                if code is not None:
+                    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                    return f"Ray's own process {kind} ended ({how})"
+        return None
+
+
+class HeadAnswers:
+    """Sees when nothing has taken a connection at the head of a cluster for a while."""
+
+    def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._address, self._clock = address, clock
+        self._answered = self._asked = clock()
+
+    def __call__(self) -> str | None:
+        now = self._clock()
+        if now - self._asked >= _ASK_EVERY_S:
+            self._asked = now
+            host, _, port = self._address.rpartition(":")
+            with contextlib.suppress(OSError):
+                socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+                self._answered = now
+        silence_s = now - self._answered
+        if silence_s < _SILENCE_S:
+            return None
+        return f"the cluster's head at {self._address} has not answered for {silence_s:.0f} s"
+
+
+@contextlib.contextmanager
+def no_survivors() -> Iterator[None]:
+    """Kill those processes of an embedded Ray that the body, which shuts it down, leaves behind."""
+    ours = family()
+    try:
+        yield
+    finally:
+        _, alive = psutil.wait_procs(ours, timeout=_DIE_S)
+        kill(alive)
+        _roots.clear()
+
+
+def family() -> list[psutil.Process]:
+    """Return the processes of an embedded Ray: its own, and their descendants."""
+    found = list(_roots)
+    for root in _roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += root.children(recursive=True)
+    return found
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """Kill processes; one that has ended is fine, also when another has its number now."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

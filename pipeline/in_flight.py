@@ -1,0 +1,96 @@
+"""What a run has in flight: Ray Data's operators, Ray's actors, the stacks of the driver's threads.
+
+For looking at a run that hangs, so nothing here waits for anything but `actors`, which asks Ray.
+Stacks show places in code, never values.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.schema import clean_message
+
+_executors: list[weakref.ref[Any]] = []
+_COUNTS = {
+    "running": "num_tasks_running",
+    "finished": "num_tasks_finished",
+    "failed": "num_tasks_failed",
+    "blocks waiting": "num_external_inqueue_blocks",
+}
+_ACTORS = {
+    "alive": "num_alive_actors",
+    "pending": "num_pending_actors",
+    "restarting": "num_restarting_actors",
+}
+_MAX_ACTORS = 200
+
+
+class ExecutorSeen:
+    """An execution callback of Ray Data: remembers what executes, for those who look later."""
+
+    def before_execution_starts(self, executor: Any) -> None:
+        _executors[:] = [weakref.ref(executor)]
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Do nothing: it runs in Ray's own loop."""
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        _executors.clear()
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        _executors.clear()
+
+
+def _operators() -> list[Any]:
+    executor = _executors[0]() if _executors else None
+    # Ray's public statistics would cost time that grows with the blocks, and lack the queues.
+    topology = getattr(executor, "_topology", None) or {}
+    return [operator for operator in list(topology) if operator.input_dependencies]
+
+
+def mark() -> tuple[int, ...]:
+    """Return numbers that change when an operator gets on: a task finished, an actor is ready."""
+    names = ("num_tasks_finished", "num_outputs_taken", "num_alive_actors")
+    return tuple(getattr(each.metrics, name, 0) for each in _operators() for name in names)
+
+
+def operators() -> list[str]:
+    """Describe each operator of what executes now, one line each."""
+    return [_describe(each) for each in _operators()]
+
+
+def _describe(operator: Any) -> str:
+    metrics = operator.metrics
+    has_actors = any(getattr(metrics, name, 0) for name in _ACTORS.values())
+    shown = {**_COUNTS, **({f"actors {k}": v for k, v in _ACTORS.items()} if has_actors else {})}
+    counts = ", ".join(f"{getattr(metrics, name, '?')} {text}" for text, name in shown.items())
+    return clean_message(f"{operator.name}: tasks {counts}")
+
+
+def actors() -> list[str]:
+    """Describe the actors that are not dead, by what Ray's head knows; may wait for the head."""
+    from ray._private.state import state
+
+    alive = [a for a in state.actor_table(None).values() if a["State"] != "DEAD"]
+    lines = [
+        clean_message(
+            f"actor {a['ActorClassName']} {a['ActorID'][:8]}: {a['State']}, pid {a['Pid']} on "
+            f"{a['Address']['IPAddress'] or 'no node yet'}, restarted {a['NumRestarts']} times"
+        )
+        for a in alive[:_MAX_ACTORS]
+    ]
+    return lines + [f"{len(alive) - _MAX_ACTORS} more actors"] * (len(alive) > _MAX_ACTORS)
+
+
+def stacks() -> Iterator[str]:
+    """Yield the stack of each thread of this process but the one that asks."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        if ident != threading.get_ident():
+            lines = traceback.format_stack(frame)
+            yield f"thread {names.get(ident, ident)}:\n{''.join(lines)}"

@@ -1,0 +1,87 @@
+"""Make the thread that runs a job stop: signals and timers become one KeyboardInterrupt.
+
+A KeyboardInterrupt, for nothing else gets through: any other exception that a signal handler raises
+while Ray waits is printed and forgotten, and code that expects failures would take it for one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from pipeline.errors import PipelineError, Stopped
+
+_WAKE = signal.SIGALRM
+_lock = threading.Lock()
+_reasons: list[PipelineError] = []
+_threads: list[int] = []
+"""The thread that may be interrupted, if there is one."""
+
+
+def handle_signals() -> None:
+    """Let the first SIGTERM or SIGINT stop what runs, and a second one end the process at once."""
+    signal.signal(signal.SIGTERM, _on_signal)
+    signal.signal(signal.SIGINT, _on_signal)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not _reasons:  # otherwise it is stopping already, and must not be disturbed at that
+        _reasons.append(Stopped(f"{signal.Signals(number).name} received"))
+        raise KeyboardInterrupt
+
+
+def reason() -> PipelineError | None:
+    """Return why this process is to stop; None if it is not."""
+    return _reasons[0] if _reasons else None
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let `interrupt` end the body; it then ends with the reason as its error, as by a signal.
+
+    Raises:
+        PipelineError: The reason.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(_WAKE, _on_wake) if is_main else None
+    with _lock:
+        _threads.append(threading.get_ident())
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not _reasons:  # somebody pressed Ctrl-C where nobody called `handle_signals`
+            raise
+        raise _reasons[0] from None
+    finally:
+        with _lock:
+            _threads.clear()
+        if is_main:
+            signal.signal(_WAKE, before or signal.SIG_DFL)
+
+
+def interrupt(why: PipelineError) -> None:
+    """End what is `interruptible`, if anything is; the first reason counts."""
+    with _lock:
+        if _reasons or not _threads:
+            return
+        _reasons.append(why)
+        if _threads[0] == threading.main_thread().ident:
+            signal.pthread_kill(_threads[0], _WAKE)  # also ends what it waits for
+        else:
+            target, error = ctypes.c_ulong(_threads[0]), ctypes.py_object(KeyboardInterrupt)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(target, error)
+
+
+def forget() -> None:
+    """Forget the reason: what was to stop has stopped."""
+    _reasons.clear()
+
+
+def _on_wake(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,232 @@
+"""Watch over a run from a thread of its own: deadline, standstill, a lost Ray, a stop that hangs.
+
+Whatever ends a run does so as a signal does: the driver is interrupted, wherever it waits, and
+leaves by its usual way, which shuts Ray down, gives the lease back and stores the report. Where
+that way is blocked, too, a process of ours is ended from here, after its report was stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+from pipeline import health, in_flight
+from pipeline.deadline import seconds_until
+from pipeline.errors import InfraError, PipelineError, Stopped
+from pipeline.interrupt import forget, interrupt, interruptible, reason
+from pipeline.pulse import last_beat
+from pipeline.record import RunContext
+from pipeline.sink import list_staged
+from pipeline.terminal import show_error
+from pipeline.tiling import missing_units
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_TICK_S = 0.5
+# After the interrupt: Ray's processes are killed, which frees whoever waits for them; the end.
+_KILL_RAY_S, _END_S = 12.0, 22.0
+_LAST_WILL_S = 5.0
+_DUMP_S = 8.0
+_MAX_MISSING, _MAX_SHOWN = 20, 12
+
+LastWill = Callable[[PipelineError], object]
+"""Stores the report of a run that ends with an error."""
+
+
+@contextlib.contextmanager
+def watch(run: RunContext, last_will: LastWill) -> Iterator[None]:
+    """Watch over the run in the body, whose work is `stoppable`; the rest of it is only timed."""
+    forget()
+    watchdog = _Watchdog(run, last_will)
+    with _signals_to(watchdog):
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.done.set()
+
+
+@contextlib.contextmanager
+def stoppable(run: RunContext) -> Iterator[None]:
+    """Let the run in the body be stopped, and say what it leaves to do.
+
+    Raises:
+        Stopped: By a signal or its deadline.
+        InfraError: It got no further, or lost its Ray.
+    """
+    try:
+        with interruptible():
+            yield
+    except PipelineError as error:
+        if error is not reason():
+            raise
+        raise _in_full(run, error) from None
+
+
+def _in_full(run: RunContext, error: PipelineError) -> PipelineError:
+    left = run.record.left_to_do()
+    return type(error)(f"{error}: {left}; finished slices are kept, run again to go on")
+
+
+class _Watchdog(threading.Thread):
+    """The thread. Seconds are those of the monotonic clock: no jump of the time ends a run."""
+
+    def __init__(self, run: RunContext, last_will: LastWill) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self.done = threading.Event()
+        self.signals = _Signals()
+        self.owns_process = run.options.owns_process
+        self._run, self._last_will = run, last_will
+        self._stall = Stall(run.job.run.stall_s)
+        self._stopping_since: float | None = None
+        self._has_killed_ray = False
+        deadline = run.job.run.deadline
+        left_s = seconds_until(deadline, dt.datetime.now(dt.UTC)) if deadline else float("inf")
+        self._deadline_at = time.monotonic() + left_s
+
+    def run(self) -> None:
+        """Look twice a second until told that the run is done."""
+        while not self.done.wait(_TICK_S):
+            now = time.monotonic()
+            if reason() is not None or self.signals.seen():
+                self._hurry(now)
+            elif (lost := health.trouble()) is not None:
+                interrupt(InfraError(lost))
+            elif now >= self._deadline_at:
+                interrupt(Stopped(f"deadline {self._run.job.run.deadline} reached"))
+            elif self._stall.is_over(now, (*last_beat(), *in_flight.mark())):
+                self._report_stall()
+
+    def _report_stall(self) -> None:
+        stall_s, (_, what) = self._run.job.run.stall_s, last_beat()
+        message = f"no progress for {stall_s:g} s (run.stall_s), the last step was: {what}"
+        _within(_DUMP_S, lambda: _dump(self._run, message))
+        interrupt(InfraError(message))
+
+    def _hurry(self, now: float) -> None:
+        """See a stop through: free the driver where it hangs, and end it where that is no help."""
+        if self._stopping_since is None:
+            self._stopping_since = now
+        since_s = now - self._stopping_since
+        if since_s >= _KILL_RAY_S and not self._has_killed_ray:
+            self._has_killed_ray = True
+            health.kill(health.family())
+        if len(self.signals.seen()) > 1:  # the main thread did not even come to handle the first
+            health.kill(health.family())
+            os._exit(Stopped.exit_code)
+        if since_s >= _END_S and self.owns_process:
+            self._end()
+
+    def _end(self) -> NoReturn:
+        why = reason() or Stopped(f"{signal.Signals(self.signals.seen()[0]).name} received")
+        error = _in_full(self._run, why)
+        _within(_LAST_WILL_S, lambda: self._last_will(error))
+        show_error(error, error.exit_code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+
+
+class Stall:
+    """Tells how long nothing has changed, in time that this process really had."""
+
+    def __init__(self, limit_s: float, tick_s: float = _TICK_S) -> None:
+        self._limit_s, self._longest_s = limit_s, 4 * tick_s
+        self._seen: object = None
+        self._at: float | None = None
+        self._idle_s = 0.0
+
+    def is_over(self, now: float, mark: object) -> bool:
+        """Note the time and what shows progress; tell whether it is the same for too long.
+
+        A process that was stopped (SIGSTOP, a machine asleep) has not been idle meanwhile.
+        """
+        passed_s = min(now - self._at, self._longest_s) if self._at is not None else 0.0
+        self._at = now
+        self._idle_s = self._idle_s + passed_s if mark == self._seen else 0.0
+        self._seen = mark
+        return self._idle_s >= self._limit_s
+
+
+class _Signals:
+    """The numbers of the signals that Python writes to a pipe as they come, handled or not."""
+
+    def __init__(self) -> None:
+        self._reader, self.writer = os.pipe()
+        for end in (self._reader, self.writer):
+            os.set_blocking(end, False)
+        self._seen: list[int] = []
+
+    def seen(self) -> list[int]:
+        """Return those so far that are to stop us."""
+        with contextlib.suppress(BlockingIOError):
+            numbers = os.read(self._reader, 512)
+            self._seen += [n for n in numbers if n in (signal.SIGTERM, signal.SIGINT)]
+        return self._seen
+
+
+def _dump(run: RunContext, message: str) -> None:
+    """Tell what a run has in flight: in short to the log, all that is known beside the report."""
+    lines = in_flight.operators()
+    lines += _within(_DUMP_S / 3, in_flight.actors) or []
+    run.record.stalled(lines)
+    for line in lines[:_MAX_SHOWN]:
+        log.warning("in flight: %s", line)
+    missing = _within(_DUMP_S / 3, lambda: _missing(run)) or []
+    path = run.layout.report(run.record.run_id, "in_flight.txt")
+    text = "\n".join([message, *lines, *missing, "", *in_flight.stacks()])
+    run.store.put(path, text.encode("utf-8", "backslashreplace"))
+    log.warning("in flight: all of it, and the driver's stacks: %s", run.store.url(path))
+
+
+def _missing(run: RunContext) -> list[str]:
+    """Describe the first slices that have no staged part: those in flight are among them."""
+    plan = run.record.plan
+    if plan is None:
+        return []
+    units = missing_units(plan, list_staged(run.store, run.layout.staging(plan.fingerprint)))
+    lines = [
+        f"missing: unit {unit.index} from row {start} on, of {unit.extents[0].path}"
+        for unit, starts in units.items()
+        for start in (starts or [0])
+    ]
+    return lines[:_MAX_MISSING]
+
+
+def _within(limit_s: float, act: Callable[[], T]) -> T | None:
+    """Call `act` in a thread; None where it fails or does not end in time."""
+    found: list[T] = []
+
+    def call() -> None:
+        try:
+            found.append(act())
+        except Exception as error:  # noqa: BLE001  # the run ends anyhow, and with another error
+            log.debug("%s: %s", act, error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return found[0] if found else None
+
+
+@contextlib.contextmanager
+def _signals_to(watchdog: _Watchdog) -> Iterator[None]:
+    """Let the watchdog know of signals even while the main thread cannot run their handler."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_main and watchdog.owns_process):
+        yield
+        return
+    before = signal.set_wakeup_fd(watchdog.signals.writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)

@@ -1,0 +1,302 @@
+"""A run ends in time, wherever it waits: by signals, a deadline, a standstill, a lost head."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cli import environment, pipeline, start, wait_until, write_job
+from models import LABELS
+from rayhead import RayHead
+
+from pipeline.errors import InfraError, PipelineError, Stopped
+from pipeline.health import HeadAnswers
+from pipeline.interrupt import forget, interrupt, interruptible, reason
+from pipeline.manifest import read_predictions
+from pipeline.photos import build_images
+from pipeline.run_watch import Stall
+from pipeline.storage import Store
+
+DATE = "2026-11-24"
+PARTITION = f"date={DATE}"
+NUM_ROWS = 48
+WAIT = """
+import sys, time
+from pipeline import main
+from pipeline.cluster import connect
+from pipeline.interrupt import handle_signals
+from pipeline.ray_tasks import run_tasks
+
+def body(**_):
+    with connect(None):
+        print("connected", flush=True)
+        run_tasks(time.sleep, [(1000,)])
+
+handle_signals()
+sys.exit(main._guard(body))
+"""
+
+
+@contextmanager
+def in_a_thread(errors: list[PipelineError]) -> Iterator[None]:
+    """A thread that works, interruptible, until it is interrupted."""
+    started = threading.Event()
+
+    def work() -> None:
+        try:
+            with interruptible():
+                started.set()
+                while True:
+                    time.sleep(0.001)
+        except PipelineError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    started.wait()
+    yield
+    thread.join(60)
+
+
+def wait_for(why: PipelineError, then: Callable[[], None] = lambda: None) -> None:
+    """Wait, as a driver does, until another thread interrupts us."""
+    threading.Thread(target=interrupt, args=(why,)).start()
+    try:
+        threading.Event().wait(60)
+    finally:
+        then()
+
+
+@pytest.fixture(autouse=True)
+def _no_reason() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
+def test_the_main_thread_is_interrupted_while_it_waits():
+    why = Stopped("deadline reached")
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(Stopped, match="deadline reached"), interruptible():
+        wait_for(why)
+    assert reason() is why
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
+def test_another_thread_is_interrupted_too():
+    errors: list[PipelineError] = []
+    with in_a_thread(errors):
+        interrupt(InfraError("no progress"))
+    assert [type(error) for error in errors] == [InfraError]
+
+
+def test_the_first_reason_counts_and_nobody_is_interrupted_twice_or_when_done():
+    interrupt(Stopped("nobody works"))
+    assert reason() is None
+    first = Stopped("first")
+    with pytest.raises(Stopped, match="first"), interruptible():
+        wait_for(first, then=lambda: interrupt(InfraError("second")))
+    assert reason() is first
+
+
+def test_an_interrupt_of_somebody_else_stays_what_it_is():
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        raise KeyboardInterrupt
+    with pytest.raises(PipelineError, match="own"), interruptible():
+        raise PipelineError("own")
+
+
+def test_a_standstill_is_the_same_mark_for_so_long():
+    stall = Stall(10.0, tick_s=1.0)
+    assert not any(stall.is_over(float(now), "a") for now in range(10))
+    assert not stall.is_over(10.0, "b")
+    assert not any(stall.is_over(float(now), "b") for now in range(11, 20))
+    assert stall.is_over(20.0, "b")
+
+
+def test_time_that_the_process_did_not_have_is_no_standstill():
+    stall = Stall(10.0, tick_s=1.0)
+    stall.is_over(0.0, "a")
+    assert not stall.is_over(1000.0, "a"), "stopped by SIGSTOP, or the machine slept"
+    assert any(stall.is_over(1000.0 + second, "a") for second in range(20))
+
+
+def test_a_head_is_lost_when_nothing_answers_for_a_while_and_not_before():
+    now = 0.0
+    with RayHeadSocket() as address:
+        check = HeadAnswers(address, lambda: now)
+        now = 6.0
+        assert check() is None
+    now = 12.0
+    assert check() is None
+    now = 40.0
+    assert f"the cluster's head at {address} has not answered for 34 s" in str(check())
+
+
+class RayHeadSocket:
+    """Something that takes connections."""
+
+    def __enter__(self) -> str:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        return f"127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+def test_a_signal_is_heard_while_ray_waits():
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "connected\n"
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 6, stderr
+    assert stderr == "error: SIGTERM received; run again to go on\n"
+    assert survivors(tree) == []
+
+
+def survivors(tree: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended, after a while for the last ones to go."""
+    _, alive = psutil.wait_procs(tree, timeout=15)
+    return [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+
+
+class Case:
+    """A job whose model hangs while a file is there."""
+
+    def __init__(self, folder: Path, factory: str = "stuck:stuck") -> None:
+        build_images(folder / "images", NUM_ROWS, seed=3, num_bad=0)
+        self.told, self.store = folder / "hang", Store(str(folder / "out"))
+        self.env = {"PIPELINE_ALLOW_IMPORT": "stuck", "TEST_STUCK": str(self.told)}
+        self.job = write_job(
+            folder / "job.yaml",
+            {"uri": str(folder / "images"), "format": "images"},
+            self.store.uri,
+            model={"factory": factory, "labels": LABELS, "batch_size": 8},
+            run={"slice_rows": 8},
+        )
+
+    def run(self, *arguments: str) -> Any:
+        return pipeline("run", self.job, "--date", DATE, "--json", *arguments, env=self.env)
+
+    def report(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.text("report.json"))
+        return document
+
+    def text(self, name: str) -> str:
+        paths = [f.path for f in self.store.list_files("reports") if f.path.endswith(name)]
+        return self.store.read_bytes(max(paths)).decode()
+
+    def lease_is_free(self) -> bool:
+        beats = [f.path for f in self.store.list_files("_control") if f.path.endswith(".hb")]
+        return b'"released": true' in self.store.read_bytes(max(beats))
+
+    def staged(self) -> int:
+        return sum("/staging/" in file.path for file in self.store.list_files("_control"))
+
+    def assert_completes(self, *arguments: str, kept: int = 1) -> None:
+        done = self.run(*arguments)
+        assert done.code == 0, done.stderr
+        assert done.json["slices"]["resumed"] >= kept
+        assert done.json["rows"]["left"] == 0
+        assert read_predictions(self.store.uri, PARTITION).num_rows == NUM_ROWS
+
+
+def test_a_hanging_model_is_ended_by_standstill_or_deadline_and_a_rerun_completes(tmp_path: Path):
+    case = Case(tmp_path)
+    case.told.touch()
+    stalled = case.run("--set", "run.stall_s=10")
+    assert stalled.code == 7, stalled.stderr
+    assert "no progress for 10 s (run.stall_s)" in stalled.json["error"]
+    assert "rows are done" in stalled.json["error"]
+    report = case.report()
+    assert (report["status"], report["exit_code"]) == ("failed", 7)
+    assert report["rows"]["left"] == NUM_ROWS - report["rows"]["computed"] > 0
+    assert report["slices"]["left"] * 8 == report["rows"]["left"]
+    assert any("PredictorActor" in line and "running" in line for line in report["in_flight"])
+    assert all(line in stalled.stderr for line in report["in_flight"][:3])
+    dump = case.text("in_flight.txt")
+    assert "missing: unit" in dump
+    assert "thread MainThread:" in dump
+    assert case.lease_is_free()
+
+    stopped = case.run("--set", "run.deadline=25s")
+    assert stopped.code == 6, stopped.stderr
+    assert "deadline 25s reached" in stopped.json["error"]
+    assert (case.report()["status"], case.report()["in_flight"]) == ("stopped", [])
+    assert case.lease_is_free()
+    case.told.unlink()
+    case.assert_completes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [1, 2])
+def test_signals_end_a_run_whose_actors_hang_and_no_process_stays(tmp_path: Path, signals: int):
+    case = Case(tmp_path)
+    case.told.touch()
+    process = start("run", case.job, "--date", DATE, env=case.env)
+    wait_until(Path(f"{case.told}.now").exists, process)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    assert any("MapWorker" in each.name() for each in tree)
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):  # two signals at once may arrive as one
+            process.wait(0.2)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (6 if signals == 1 else -signal.SIGTERM), stderr
+    assert survivors(tree) == []
+    if signals == 1:
+        assert case.report()["status"] == "stopped"
+        assert case.lease_is_free()
+    case.told.unlink()
+    case.assert_completes(kept=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["embedded", "cluster"])
+def test_a_killed_head_is_infrastructure_trouble_and_a_rerun_completes(tmp_path: Path, place: str):
+    case = Case(tmp_path, "stuck:slow")
+    if place == "embedded":
+        process = start("run", case.job, "--date", DATE, "--json", env=case.env)
+        wait_until(lambda: case.staged() > 0, process)
+        tree = psutil.Process(process.pid).children(recursive=True)
+        kill_the_head(tree)
+        stdout, stderr = process.communicate(timeout=120)
+        assert survivors(tree) == []
+    else:
+        with RayHead() as head:
+            env, address = {**case.env, **head.secret}, ("--address", head.address)
+            process = start("run", case.job, "--date", DATE, "--json", *address, env=env)
+            wait_until(lambda: case.staged() > 0, process)
+            kill_the_head(head.processes())
+            stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 7, stderr
+    words = "gcs_server ended" if place == "embedded" else "has not answered for"
+    assert words in stderr
+    assert "rows are done" in stdout.splitlines()[-1]
+    assert case.report()["status"] == "failed"
+    case.assert_completes()
+
+
+def kill_the_head(processes: list[psutil.Process]) -> None:
+    (head,) = (each for each in processes if each.name() == "gcs_server")
+    os.kill(head.pid, signal.SIGKILL)
