@@ -55,9 +55,10 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
         The hardware, and the seconds that it took (importing Ray included).
 
     Raises:
-        JobError: `address` is of another kind.
+        JobError: `address` is of another kind, or the environment lets Ray unpickle what it reads.
         InfraError: No cluster answers at `address`.
     """
+    _refuse_autoload()
     started = perf_counter()
     if address is None:
         os.environ.update({**_EMBEDDED_ENVIRONMENT, **_with_defaults(WORKER_ENVIRONMENT)})
@@ -87,6 +88,13 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
     finally:
         if not _SHARING.get():
             _shut_down(ray)
+
+
+def _refuse_autoload() -> None:
+    """Refuse variables by which Ray Data unpickles, and so runs, what lies in a Parquet file."""
+    for name, value in os.environ.items():
+        if name.startswith("RAY_DATA_AUTOLOAD_") and value.lower() not in ("", "0", "false"):
+            raise JobError(f"{name}={value}: it lets input files run code; unset it")
 
 
 def _import_data() -> None:

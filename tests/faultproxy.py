@@ -26,6 +26,12 @@ CUT = "cut"
 UNAVAILABLE = "503"
 """Answer 503 SlowDown; the server never sees the request."""
 
+CONFLICT = "409"
+"""Answer 409 ConditionalRequestConflict, as S3 does to writes that race; nothing is stored."""
+
+STALL = "stall"
+"""Send half of the answer's body, and then nothing until the client gives up."""
+
 DENIED = "403"
 """Answer 403 AccessDenied; the server never sees the request."""
 
@@ -39,6 +45,11 @@ never sees the request."""
 
 _SLOW_DOWN = (
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+_CONFLICT = (
+    b"<Error><Code>ConditionalRequestConflict</Code>"
+    b"<Message>The conditional request cannot succeed due to a conflicting operation.</Message>"
+    b"</Error>"
 )
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
 _INTERNAL_ERROR = (
@@ -150,14 +161,7 @@ class FaultProxy:
             self.on_fault(action)
             _reset(client)
             return
-        answer = self._forward(head, body)
-        if action == RESET_AFTER:
-            _reset(client)
-            return
-        if action == TRUNCATE:
-            end = answer.index(b"\r\n\r\n") + 4
-            answer = answer[: end + (len(answer) - end) // 2]
-        client.sendall(answer)
+        _answer(client, action, self._forward(head, body))
 
     def _decide(self, method: str, path: str, head: str) -> str:
         with self._lock:
@@ -179,9 +183,23 @@ class FaultProxy:
         return _closing(head + b"\r\n\r\n") + body
 
 
+def _answer(client: socket.socket, action: str, answer: bytes) -> None:
+    """Pass the server's answer on, or a part of it, or nothing."""
+    if action == RESET_AFTER:
+        _reset(client)
+        return
+    if action in (TRUNCATE, STALL):
+        end = answer.index(b"\r\n\r\n") + 4
+        answer = answer[: end + (len(answer) - end) // 2]
+    client.sendall(answer)
+    if action == STALL:
+        client.recv(1)  # nothing more comes from the client but its end
+
+
 _OWN_ANSWERS = {
     UNAVAILABLE: (b"503 Slow Down", _SLOW_DOWN),
     DENIED: (b"403 Forbidden", _DENIED),
+    CONFLICT: (b"409 Conflict", _CONFLICT),
     ERROR_BODY: (b"200 OK", _INTERNAL_ERROR),
 }
 

@@ -286,13 +286,6 @@ def encode(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def put_part(store: Store, path: str, table: pa.Table) -> Part:
-    """Write one part and describe it truthfully."""
-    data = encode(table)
-    store.put(path, data)
-    return Part(path, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
-
-
 def read_part_table(store: Store, part: Part) -> pa.Table:
     """All rows and columns of a part."""
     with store.open(part.path) as handle:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -158,6 +159,18 @@ def test_no_file_runs_code_or_is_taken_for_weights(tmp_path: Path):
         assert not canary.exists()
     pickle.loads(pickle.dumps(Canary(canary)))
     assert canary.exists(), "the payload works where it is let"
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 2**20, 2**40, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("offsets", [(0, 2**40), (-1, 4), (8, 4), (0, 4)])
+def test_a_safetensors_header_that_lies_is_refused(
+    length: int, offsets: tuple[int, int], tmp_path: Path
+):
+    entry = {"dtype": "F32", "shape": [2**38], "data_offsets": offsets}
+    header = json.dumps({"head.bias": entry}).encode()
+    path = tmp_path / "lies.safetensors"
+    path.write_bytes(struct.pack("<Q", length or len(header)) + header + bytes(4))
+    assert "not a plain state dict: " in refusal(weights=str(path))
 
 
 @EXPORTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import plan_job, read, rows
 
-from pipeline.errors import InfraError
+from pipeline.errors import InfraError, JobError
 from pipeline.plan import Plan, Unit
 from pipeline.rows import Reader
 from pipeline.schema import source_schema
@@ -208,6 +209,48 @@ def test_shards_that_do_not_fit_become_failed_rows(tmp_path: Path):
     assert ids[3:10] == [f"{s}.parquet#{r}" for s in "bc" for r in range(3)] + ["d.parquet"]
     assert len(set(ids)) == len(ids)
     assert all(row["message"] and row["image"] is None for row in found if row["error"])
+
+
+class Payload:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self._canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self._canary), "w")
+
+
+EXTENSIONS = (
+    *("ray.data.arrow_pickled_object", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2"),
+    *("ray.data.arrow_variable_shaped_tensor", "arrow.py_extension_type"),
+)
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_no_column_type_runs_what_a_shard_carries(extension: str, tmp_path: Path):
+    import ray.data  # noqa: F401  # registers its types, as in a worker
+
+    canary = tmp_path / "canary"
+    payload = pickle.dumps(Payload(canary))
+    metadata = {"ARROW:extension:name": extension, "ARROW:extension:metadata": payload}
+    (tmp_path / "in").mkdir()
+    for name, column in (("a", "image"), ("b", "note")):
+        fields = [
+            pa.field(each, pa.binary(), metadata=metadata if each == column else None)
+            for each in ("image", "note")
+        ]
+        table = pa.table([[payload] * 3] * 2, schema=pa.schema(fields))
+        pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
+    found = []
+    with contextlib.suppress(JobError):  # refused as a whole is fine, too
+        reader, plan = plan_job(tmp_path / "in", 2, pass_through=["note"])
+        found = rows(read(reader, plan)[0])
+    assert not canary.exists()
+    for row in found:
+        assert row["error"] or row["image"] == payload
+    pickle.loads(payload).close()
+    assert canary.exists(), "the payload works where it is let"
 
 
 def damage(path: Path, start_pct: int, stop_pct: int, fill: bytes) -> None:

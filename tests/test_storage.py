@@ -26,9 +26,11 @@ import pyarrow.parquet as pq
 import pytest
 from azureserver import AzureServer
 from faultproxy import (
+    CONFLICT,
     ERROR_BODY,
     RESET_AFTER,
     RESET_BEFORE,
+    STALL,
     TRUNCATE,
     UNAVAILABLE,
     Chance,
@@ -307,6 +309,7 @@ def test_create_once_needs_its_token_in_the_data(every_store: Store) -> None:
         ([Rule(RESET_BEFORE, last=3)], {CreateOutcome.CREATED}),
         ([Rule(UNAVAILABLE, last=3)], {CreateOutcome.CREATED}),
         ([Rule(UNAVAILABLE), Rule(RESET_AFTER)], {CreateOutcome.MINE}),
+        ([Rule(CONFLICT, last=3)], {CreateOutcome.CREATED}),
         (
             [Rule(RESET_AFTER, last=99), Rule(RESET_BEFORE, method="GET|HEAD", last=3)],
             {CreateOutcome.MINE},
@@ -318,6 +321,7 @@ def test_create_once_needs_its_token_in_the_data(every_store: Store) -> None:
         "requests lost",
         "throttled",
         "throttled, then answer lost",
+        "racing writers",
         "read back fails, too",
     ],
 )
@@ -400,6 +404,17 @@ def test_a_truncated_answer_is_never_taken_for_the_whole(server: LocalServer) ->
         assert [f.path for f in store.list_files()] == sorted(paths)
         assert read_range(store, paths[0]) == data[100:200_000]
         assert TRUNCATE in [action for _, _, action in proxy.requests]
+
+
+def test_an_answer_that_stalls_is_asked_for_again(s3: S3Server) -> None:
+    direct = s3.store()
+    data = os.urandom(400_000)
+    direct.put("x", data)
+    with FaultProxy(s3.endpoint_url, Rule(STALL, method="GET", last=2)) as proxy:
+        options = s3.options_at(proxy.url)
+        patience = {"config_kwargs": {"read_timeout": 1, "connect_timeout": 1}}
+        assert Store(direct.uri, {**options, **patience}).read_bytes("x") == data
+        assert [action for _, _, action in proxy.requests].count(STALL) == 2
 
 
 def test_an_error_under_status_200_is_an_error(s3: S3Server) -> None:

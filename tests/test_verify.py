@@ -1,6 +1,8 @@
 """Whatever is lost, doubled or changed after (or before) publishing is found, and named."""
 
 import dataclasses
+import functools
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +16,13 @@ from published import (
     make_manifest,
     make_plan,
     publish_rows,
-    put_part,
     read_part_table,
 )
 
 from pipeline.errors import JobError, PipelineError
 from pipeline.extents import Extent
 from pipeline.layout import Layout, part_name
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, Part
 from pipeline.plan import Plan, Unit, adopt_plan
 from pipeline.publish import commit, settle
 from pipeline.row_ids import hash_ids, sum_hashes
@@ -197,30 +198,38 @@ def test_what_is_not_published_is_the_users_error(store: Store):
     assert verify(store, "date=2026-11-25")["parts"] == "pass"
 
 
-def publish_million(store: Store, spoil: Callable[[pa.Table], pa.Table]) -> None:
+Spoil = Callable[[pa.Table], pa.Table]
+
+
+def publish_million(store: Store, spoil: Spoil | None = None) -> Manifest:
     """Publish a plan of a million rows in four parts; the third one is spoiled beforehand.
 
     The manifest describes the spoiled parts truthfully, as a run that loses rows would write it.
     """
     plan = _million_plan()
     adopt_plan(store, LAYOUT, plan)
-    quarter = MILLION // 4
-    schema = prediction_schema([])
-    version, parts, total = "000001-0123456789ab", [], 0
+    parts, total = [], 0
     for index in range(4):
-        ids = [f"big.parquet#{row}" for row in range(index * quarter, (index + 1) * quarter)]
-        table = pa.table(
-            {name: pa.nulls(quarter, schema.field(name).type) for name in schema.names}
-        )
-        table = table.set_column(0, "row_id", pa.array(ids)).set_column(1, "uri", pa.array(ids))
-        table = spoil(table) if index == 2 else table
-        total += int(hash_ids(table.column("row_id")).sum())
-        path = f"predictions/{part_name(index, version)}"
-        parts.append(put_part(store, f"made/{path}", table.cast(schema)))
-        parts[-1] = dataclasses.replace(parts[-1], path=path)
+        data, num_rows, hashes = encoded_quarter(index, spoil if index == 2 else None)
+        total += hashes
+        path = f"predictions/{part_name(index, '000001-0123456789ab')}"
+        store.put(f"made/{path}", data)
+        parts.append(Part(path, num_rows, len(data), hashlib.sha256(data).hexdigest()))
     manifest = make_manifest(LAYOUT, plan, 1, "r", tuple(parts), ())
     manifest = dataclasses.replace(manifest, row_id_hash=sum_hashes([total]))
     settle(store, LAYOUT, commit(store, LAYOUT, manifest, "made"), 2)
+    return manifest
+
+
+@functools.cache
+def encoded_quarter(index: int, spoil: Spoil | None) -> tuple[bytes, int, int]:
+    """A part, its rows and the sum of their hashes."""
+    quarter, schema = MILLION // 4, prediction_schema([])
+    ids = [f"big.parquet#{row}" for row in range(index * quarter, (index + 1) * quarter)]
+    table = pa.table({name: pa.nulls(quarter, schema.field(name).type) for name in schema.names})
+    table = table.set_column(0, "row_id", pa.array(ids)).set_column(1, "uri", pa.array(ids))
+    table = spoil(table) if spoil else table
+    return encode(table.cast(schema)), table.num_rows, int(hash_ids(table.column("row_id")).sum())
 
 
 def _million_plan() -> Plan:
@@ -233,6 +242,10 @@ def _million_plan() -> Plan:
 
 def lose_one(table: pa.Table) -> pa.Table:
     return pa.concat_tables([table.slice(0, 123), table.slice(124)])
+
+
+def double_one(table: pa.Table) -> pa.Table:
+    return pa.concat_tables([table.slice(0, 123), table.slice(122)])
 
 
 def lose_one_and_double_another(table: pa.Table) -> pa.Table:
@@ -248,6 +261,7 @@ def swap_one_for_a_stranger(table: pa.Table) -> pa.Table:
     ("spoil", "expected", "said"),
     [
         (lose_one, ["counts", "planned_ids"], "999999 rows, planned 1000000"),
+        (double_one, ["counts", "unique_ids", "planned_ids"], "1000001 rows, planned 1000000"),
         (
             lose_one_and_double_another,
             ["unique_ids", "planned_ids"],
@@ -261,10 +275,23 @@ def swap_one_for_a_stranger(table: pa.Table) -> pa.Table:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_one_lost_row_in_a_million_is_found_and_named(
-    store: Store, spoil: Callable[[pa.Table], pa.Table], expected: list[str], said: str
+def test_one_wrong_row_in_a_million_is_found_and_named(
+    store: Store, spoil: Spoil, expected: list[str], said: str
 ):
     publish_million(store, spoil)
     names, message = failures(store)
     assert names == expected
     assert said in message
+
+
+def test_one_flipped_bit_beside_a_million_rows_is_found_and_a_sound_million_proved(store: Store):
+    manifest = publish_million(store)
+    assert set(verify(store).values()) == {"pass"}
+    part = manifest.parts[3]
+    path = f"{LAYOUT.predictions}/{part.path.removeprefix('predictions/')}"
+    data = bytearray(store.read_bytes(path))
+    data[len(data) // 2] ^= 0x10
+    store.put(path, bytes(data))
+    names, message = failures(store)
+    assert names[0] == "parts"
+    assert path in message

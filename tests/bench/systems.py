@@ -62,6 +62,7 @@ class Case:
             "model": self.model,
             "sink": {"uri": str(out)},
             "run": {"slice_rows": self.slice_rows},
+            "gates": {"constant": {"mode": "off"}},  # random weights see one class everywhere
             **sections,
         }
         path = self.folder / f"{name}.yaml"

@@ -1,0 +1,58 @@
+"""The table of faults names a test for each line, and each of these tests exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from test_layers import imported, trees
+
+from pipeline.cluster import connect
+from pipeline.errors import JobError
+
+TESTS = Path(__file__).parent
+LINES = [f"F{number:02d}" for number in range(1, 48)] + [f"S{number}" for number in range(1, 21)]
+_ROW = re.compile(r"^\| ([FS]\d+) \| (.+?) \| (.+?) \|$", re.MULTILINE)
+_TEST = re.compile(r"`(\w+)::(\w+)`")
+SERVERS = ("aiohttp.web", "http.server", "socketserver", "uvicorn", "wsgiref", "xmlrpc.server")
+
+
+def table() -> list[tuple[str, str, str]]:
+    return _ROW.findall((TESTS / "faults.md").read_text("ascii"))
+
+
+def tests_of(file: str) -> set[str]:
+    tree = ast.parse((TESTS / f"{file}.py").read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_fault_has_its_line():
+    assert [line for line, _, _ in table()] == LINES
+
+
+def test_every_test_in_the_table_exists():
+    for line, _, where in table():
+        found = _TEST.findall(where)
+        assert found or where == "-" or where.startswith("not held: "), line
+        for file, name in found:
+            assert name.startswith("test_"), line
+            assert name in tests_of(file), f"{line}: {file}::{name}"
+
+
+@pytest.mark.parametrize("what", ["CLOUDPICKLE_TENSOR_METADATA", "PICKLE_OBJECT_SCALAR", "X"])
+def test_an_environment_that_lets_files_run_code_is_refused(
+    what: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(f"RAY_DATA_AUTOLOAD_{what}", "1")
+    with pytest.raises(JobError, match=f"RAY_DATA_AUTOLOAD_{what}=1"), connect(None):
+        pytest.fail("it started")
+
+
+def test_the_package_serves_nothing():
+    for name, tree in trees():
+        found = imported(tree)
+        assert not [full for full in found if full.startswith(SERVERS)], name
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not [call for call in calls if call.endswith((".listen", ".bind"))], name
