@@ -124,6 +124,24 @@ def golden(
 
 
 @app.command()
+def doctor(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Also what it needs.")] = None,
+    date: DateOption = None,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    allow_import: AllowImportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at all that a run will need, and say what is wrong and what would be right."""
+    from pipeline.doctor import examine
+
+    loaded = None if job is None else load(job, date, set_)
+    found, code = examine(loaded, as_options(address, allow_import))
+    show(found, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
 def report(
     uri: OutputUri,
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Default: latest.")] = None,

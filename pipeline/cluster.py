@@ -58,7 +58,7 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
         JobError: `address` is of another kind, or the environment lets Ray unpickle what it reads.
         InfraError: No cluster answers at `address`.
     """
-    _refuse_autoload()
+    refuse_autoload()
     started = perf_counter()
     if address is None:
         os.environ.update({**_EMBEDDED_ENVIRONMENT, **_with_defaults(WORKER_ENVIRONMENT)})
@@ -90,7 +90,7 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
             _shut_down(ray)
 
 
-def _refuse_autoload() -> None:
+def refuse_autoload() -> None:
     """Refuse variables by which Ray Data unpickles, and so runs, what lies in a Parquet file."""
     for name, value in os.environ.items():
         if name.startswith("RAY_DATA_AUTOLOAD_") and value.lower() not in ("", "0", "false"):
@@ -172,7 +172,7 @@ def _init(ray: Any, address: str | None) -> None:
     ray.init(
         address="local",
         include_dashboard=False,
-        object_store_memory=_store_bytes(),
+        object_store_memory=embedded_store_bytes(),
         **common,
     )
 
@@ -202,7 +202,8 @@ def _remote_environment() -> dict[str, Any]:
     return environment
 
 
-def _store_bytes() -> int:
+def embedded_store_bytes() -> int:
+    """Return the size of the object store that an embedded Ray gets."""
     import psutil
 
     memory = psutil.virtual_memory().total

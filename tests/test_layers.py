@@ -32,7 +32,7 @@ LAYERS = (
     "trial_layouts",
     "auto",
     "run",
-    "demo inspect make_golden tune",
+    "demo doctor inspect make_golden tune",
     "verify",
     "arguments",
     "cli",

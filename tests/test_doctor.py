@@ -1,0 +1,107 @@
+"""What is wrong is found without starting anything, with the exit code of the run it breaks."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import pipeline, write_job
+
+from pipeline.doctor import examine
+from pipeline.photos import build_images
+from pipeline.record import RunOptions
+
+
+def looks(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {check["check"]: (check["status"], check["found"]) for check in found["checks"]}
+
+
+def test_a_job_that_can_run_is_found_fine_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    build_images(tmp_path / "in", 20, seed=1, num_bad=0)
+    source = {"uri": str(tmp_path / "in"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    result = pipeline("doctor", job, "--json")
+    assert result.code == 0, result.stdout
+    seen = looks(result.json)
+    assert all(status != "fail" for status, _ in seen.values()), seen
+    assert "20 shards" in seen["source"][1]
+    assert seen["sink"][0] == seen["model"][0] == seen["resources"][0] == "ok"
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "check", "code", "words"),
+    [
+        ("source.uri=/nowhere/at/all", "source", 2, "no such file or folder"),
+        ("sink.uri=s3://bucket/out", "sink", 7, "127.0.0.1:1"),
+        ("model.factory=os:getcwd", "model", 2, "--allow-import"),
+        ("resources.num_gpus=512", "resources", 2, "512"),
+        ("model.precision=fp16", "runtime", 2, "needs a GPU"),
+    ],
+)
+def test_what_is_wrong_fails_alone_with_the_code_of_the_run(
+    override: str, check: str, code: int, words: str, tmp_path: Path
+) -> None:
+    build_images(tmp_path / "in", 20, seed=1, num_bad=0)
+    source = {"uri": str(tmp_path / "in"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "SECRET-IN-NO-OUTPUT"}
+    env = {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
+    result = pipeline("doctor", job, "--json", "--set", override, env=env)
+    assert result.code == code, result.stdout
+    failed = {name: text for name, (status, text) in looks(result.json).items() if status == "fail"}
+    assert [*failed] == [check]
+    assert words in failed[check]
+    assert "SECRET" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "variables", "status", "words"),
+    [
+        (None, {}, "ok", "embedded"),
+        (None, {"RAY_AUTH_MODE": "disabled"}, "warn", "unset it"),
+        ("10.1.2.3:6379", {}, "warn", "RAY_AUTH_TOKEN"),
+        ("10.1.2.3:6379", {"RAY_AUTH_TOKEN": "t0ken"}, "warn", "in the clear"),
+        ("https://ray.example:8265", {"RAY_AUTH_TOKEN": "t0ken"}, "ok", "ray.example"),
+        ("127.0.0.1:6379", {}, "ok", "127.0.0.1"),
+        ("[::1]:6379", {}, "ok", "::1"),
+    ],
+)
+def test_who_may_reach_ray_is_told_and_the_token_is_not(
+    address: str | None,
+    variables: dict[str, str],
+    status: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found, code = examine(None, RunOptions(address=address))
+    assert code == 0
+    assert looks(found)["ray access"][0] == status
+    assert words in looks(found)["ray access"][1]
+    assert "t0ken" not in str(found)
+
+
+def test_a_token_that_others_may_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("t0ken")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    for mode, is_told in ((0o644, True), (0o600, False)):
+        os.chmod(token, mode)
+        found, _ = examine(None, RunOptions())
+        assert ("ray token" in looks(found)) is is_told
+
+
+def test_what_lets_inputs_run_code_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR", "1")
+    found, code = examine(None, RunOptions())
+    assert (found["status"], code) == ("fail", 2)
+    assert re.search("AUTOLOAD.*unset it", looks(found)["ray environment"][1])
