@@ -23,7 +23,7 @@ def table() -> list[tuple[str, str, str]]:
     return _ROW.findall((TESTS / "faults.md").read_text("ascii"))
 
 
-def tests_of(file: str) -> set[str]:
+def named_in(file: str) -> set[str]:
     tree = ast.parse((TESTS / f"{file}.py").read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -38,7 +38,7 @@ def test_every_test_in_the_table_exists():
         assert found or where == "-" or where.startswith("not held: "), line
         for file, name in found:
             assert name.startswith("test_"), line
-            assert name in tests_of(file), f"{line}: {file}::{name}"
+            assert name in named_in(file), f"{line}: {file}::{name}"
 
 
 @pytest.mark.parametrize("what", ["CLOUDPICKLE_TENSOR_METADATA", "PICKLE_OBJECT_SCALAR", "X"])
