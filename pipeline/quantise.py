@@ -22,7 +22,7 @@ from pipeline.artefacts import kept
 from pipeline.errors import InfraError, JobError
 from pipeline.layout import model_path
 from pipeline.model import INT8
-from pipeline.storage import Store
+from pipeline.storage import Store, StoredFile
 
 if TYPE_CHECKING:
     import onnx
@@ -146,6 +146,29 @@ def store_model(store: Store, data: bytes) -> str:
     # Whoever else writes this path writes the same bytes.
     store.put(model_path(sha256), data)
     return sha256
+
+
+def unneeded_models(store: Store, grace_s: float) -> list[StoredFile]:
+    """Find calibrated models that nothing names: no profile, and no run's choice.
+
+    Args:
+        store: The output.
+        grace_s: Younger ones may be named in a moment.
+    """
+    now = store.now()
+    models = [
+        file
+        for file in store.list_files("_control/models")
+        if file.modified and (now - file.modified).total_seconds() > grace_s
+    ]
+    if not models:
+        return []
+    folders = ["_control/profiles"]
+    folders += [f"_control/{name}/choice" for name in store.list_folders("_control")]
+    named = b"".join(
+        store.read_bytes(file.path) for folder in folders for file in store.list_files(folder)
+    )
+    return [file for file in models if Path(file.path).stem.encode() not in named]
 
 
 def fetch_model(store: Store | None, sha256: str | None) -> bytes:

@@ -14,6 +14,7 @@ from pipeline.layout import Layout, new_run_id, part_name
 from pipeline.lease import hold_lease
 from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.publish import commit, settle
+from pipeline.quantise import unneeded_models
 from pipeline.storage import PROBES, Store, StoredFile
 from pipeline.storage_errors import listed_files
 
@@ -173,8 +174,10 @@ def collect_job_garbage(job: Job, *, grace_s: float) -> dict[str, Any]:
     run_id = new_run_id(dt.datetime.now(dt.UTC))
     with hold_lease(store, layout, run_id, job.run.lease_ttl_s):
         garbage = collect_garbage(store, layout, grace_s=grace_s)
+        models = unneeded_models(store, grace_s)
+        store.delete([file.path for file in models])
     return {
         "partition": layout.name,
-        "deleted_files": garbage.num_files,
-        "deleted_bytes": garbage.num_bytes,
+        "deleted_files": garbage.num_files + len(models),
+        "deleted_bytes": garbage.num_bytes + sum(file.size_bytes for file in models),
     }

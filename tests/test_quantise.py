@@ -22,7 +22,7 @@ from pipeline.layout import model_path
 from pipeline.model import PredictorConfig, resolve_model
 from pipeline.photos import build_images
 from pipeline.predictor import Predictor
-from pipeline.quantise import _channel_scales, fetch_model, quantise, store_model
+from pipeline.quantise import _channel_scales, fetch_model, quantise, store_model, unneeded_models
 from pipeline.runtimes import missing_reason
 from pipeline.storage import Store
 from pipeline.trial_run import calibrate
@@ -196,6 +196,17 @@ def int8_job(folder: Path, **sections: Any) -> str:
     }
     source = {"uri": str(folder / "images"), "format": "images"}
     return write_job(folder / "job.yaml", source, str(folder / "out"), model=model, **sections)
+
+
+def test_models_that_nothing_names_any_more_are_garbage(any_store: Store):
+    named = {"profiles/a.json": "1" * 64, "date=2026-11-24/choice/f.json": "2" * 64}
+    for path, sha256 in named.items():
+        any_store.put(f"_control/{path}", json.dumps({"artefact_sha256": sha256}).encode())
+    for sha256 in (*named.values(), "3" * 64):
+        any_store.put(model_path(sha256), b"model")
+    assert unneeded_models(any_store, grace_s=3600) == []
+    (found,) = unneeded_models(any_store, grace_s=-3600)
+    assert found.path == model_path("3" * 64)
 
 
 @pytest.mark.slow
