@@ -21,7 +21,7 @@ _CPUS_PER_DECODER = 2
 _MAX_WRITERS = 16
 # Honest kills are retried, and a slice that kills its workers is given up before (guard.py): what
 # exceeds these ends the run, which can be started again. Ray's own defaults never end.
-_MAX_ACTOR_RESTARTS = 50
+MAX_ACTOR_RESTARTS = 50
 MAX_TASK_RETRIES = 20
 # Readers and decoders of equal options would be fused by Ray into one task.
 _MAX_READ_RETRIES = MAX_TASK_RETRIES + 1
@@ -88,7 +88,7 @@ class Allocation:
             "compute": ActorPoolStrategy(min_size=self.min_actors, max_size=self.max_actors),
             "num_cpus": self.actor_cpus,
             "num_gpus": self.actor_gpus or None,
-            "max_restarts": _MAX_ACTOR_RESTARTS,
+            "max_restarts": MAX_ACTOR_RESTARTS,
             "max_task_retries": MAX_TASK_RETRIES,
         }
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipeline.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
 from pipeline.child import Step
 from pipeline.dedupe import DIGEST, ResultIndex, remember, slim, with_digests
 from pipeline.errors import InfraError, PipelineError
@@ -273,7 +274,8 @@ def start_index() -> Any:
     """Start the actor that knows earlier results; it ends with the run."""
     import ray
 
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ResultIndex).remote()
+    options = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_TASK_RETRIES}
+    return ray.remote(num_cpus=0, **options)(ResultIndex).remote()
 
 
 def writer_stage(writer: StagingWriter) -> Stage:
