@@ -19,8 +19,12 @@ TASK_CPUS = 0.05
 _CPUS_PER_READER = 4
 _CPUS_PER_DECODER = 2
 _MAX_WRITERS = 16
-_MAX_ACTOR_RESTARTS = 20
-MAX_TASK_RETRIES = 3
+# Honest kills are retried, and a slice that kills its workers is given up before (guard.py): what
+# exceeds these ends the run, which can be started again. Ray's own defaults never end.
+MAX_ACTOR_RESTARTS = 50
+MAX_TASK_RETRIES = 20
+# Readers and decoders of equal options would be fused by Ray into one task.
+_MAX_READ_RETRIES = MAX_TASK_RETRIES + 1
 # A row of the dataset is a slice, so whole blocks and batches of one row are the same thing;
 # with GPUs Ray insists on a batch size.
 _SLICE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
@@ -68,6 +72,7 @@ class Allocation:
             "override_num_blocks": num_units,
             "concurrency": self.num_readers,
             "num_cpus": TASK_CPUS,
+            "ray_remote_args": {"max_retries": _MAX_READ_RETRIES},
         }
 
     def preprocess(self) -> dict[str, Any]:
@@ -83,7 +88,7 @@ class Allocation:
             "compute": ActorPoolStrategy(min_size=self.min_actors, max_size=self.max_actors),
             "num_cpus": self.actor_cpus,
             "num_gpus": self.actor_gpus or None,
-            "max_restarts": _MAX_ACTOR_RESTARTS,
+            "max_restarts": MAX_ACTOR_RESTARTS,
             "max_task_retries": MAX_TASK_RETRIES,
         }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,18 +11,20 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.plan import Unit
+from pipeline.ray_tasks import attempts_of
+from pipeline.read_guard import read_guarded
 from pipeline.rows import Reader
-from pipeline.schema import pack
-from pipeline.source import read_slices
 
 
 class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that mypy follows
     """Reads the slices that have no staged part yet, and only those."""
 
-    def __init__(self, reader: Reader, units: Mapping[Unit, Sequence[int]]) -> None:
+    def __init__(
+        self, reader: Reader, units: Mapping[Unit, Sequence[int]], run_id: str, row_timeout_s: float
+    ) -> None:
         """Take the units to read, each with the first rows of its wanted slices, if known."""
         super().__init__()
-        self._reader = reader
+        self._guarded = functools.partial(_read, reader, run_id, row_timeout_s)
         self._units = units
 
     def get_name(self) -> str:
@@ -38,15 +41,13 @@ class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that 
             metadata = BlockMetadata(
                 num_rows=len(starts) or None, size_bytes=None, input_files=None, exec_stats=None
             )
-            tasks.append(ReadTask(_read_task(self._reader, unit, frozenset(starts)), metadata))
+            tasks.append(
+                ReadTask(functools.partial(self._guarded, unit, frozenset(starts)), metadata)
+            )
         return tasks
 
 
-def _read_task(
-    reader: Reader, unit: Unit, starts: frozenset[int]
-) -> Callable[[], Iterable[pa.Table]]:
-    def read() -> Iterable[pa.Table]:
-        for key, counters, rows in read_slices(reader, unit, starts):
-            yield pack(key, counters, rows)
-
-    return read
+def _read(
+    reader: Reader, run_id: str, row_timeout_s: float, unit: Unit, starts: frozenset[int]
+) -> Iterable[pa.Table]:
+    yield from read_guarded(reader, unit, starts, attempts_of(run_id), row_timeout_s)

@@ -273,6 +273,10 @@ class Run(Section):
     """Rows of one slice, the grain of resuming; left out: a whole number of batches near 256."""
     lease_ttl_s: Annotated[float, Field(ge=1)] = 60.0
     """A run whose lease was not renewed for so long is taken for dead."""
+    row_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """A worker that so long neither decodes a row nor finishes a batch hangs, and is ended; the row
+    it hung on is then found in child processes, which takes this long twice more, and quarantined
+    as `timeout`. Loading and compiling a model do not count."""
     single_writer: bool = False
     """Accept a store without create-once: you promise that no other run writes this partition."""
     dedupe: bool = False

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.forecast import Forecast
 from pipeline.limits import STREAMING_STAGES, Load, utilisation_pct
-from pipeline.stats import STAGES, STARTUP_PARTS, StageCounters
+from pipeline.stats import ISOLATED, STAGES, STARTUP_PARTS, StageCounters
 
 
 class Section(BaseModel):
@@ -110,6 +110,17 @@ class ForecastSection(Section):
     """What is the limit then: a group as in `limits`, `cores`, or `waiting` (no stage is)."""
 
 
+class Isolation(Section):
+    """What was worked on in child processes, since workers had died over it; of this run."""
+
+    dead_processes: int = 0
+    """Workers that crashed, hung or were killed in the middle of a slice, and their children."""
+    rows: int = 0
+    """Rows that went through a child, once for decoding in a task and once for predicting."""
+    quarantined: int = 0
+    """Rows that ended the process that worked on them."""
+
+
 class BytesPerRow(Section):
     """Bytes of a row on its way, each over the rows that went that far."""
 
@@ -189,6 +200,14 @@ def forecasts_of(forecasts: list[Forecast]) -> list[ForecastSection]:
     """Return the forecasts as sections."""
     names = ForecastSection.model_fields
     return [ForecastSection(**{name: getattr(f, name) for name in names}) for f in forecasts]
+
+
+def isolation_of(load: Load) -> Isolation:
+    """Say how much had to be isolated."""
+    found = StageCounters.from_dict(load.counters.get(ISOLATED, {}))
+    return Isolation(
+        dead_processes=found.retries, rows=found.rows_in, quarantined=found.rows_quarantined
+    )
 
 
 def bytes_per_row(load: Load) -> BytesPerRow:

@@ -46,7 +46,7 @@ _MAX_UNITS_PER_ROW_GROUP = 4
 _SEMANTIC_MODULES = (
     *("decode", "transform", "preprocess", "predictor", "model", "schema", "source", "task"),
     *("columns", "rows", "image_stream", "parquet_stream", "archive", "tar", "tar_stream"),
-    *("runtimes", "quantise", "lane", "dedupe", "uri_policy", "web", "fetch"),
+    *("runtimes", "quantise", "lane", "results", "dedupe", "uri_policy", "web", "fetch"),
 )
 
 

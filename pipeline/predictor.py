@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -26,24 +26,22 @@ from pipeline.errors import JobError
 from pipeline.lane import Lane, make_lanes
 from pipeline.model import INT8, ModelSpec, PredictorConfig, load_module
 from pipeline.quantise import fetch_model
+from pipeline.results import to_table
 from pipeline.runtimes import Whole, allow_tf32, dtype_of, export_onnx, make_runner
 from pipeline.schema import (
     ERROR,
     FEATURES,
     IMAGE,
-    ROW_ID,
-    URI,
     Failure,
     Reason,
-    failure_columns,
     failures_of,
     features_from_arrow,
     images_from_arrow,
-    staged_schema,
 )
 from pipeline.stats import CANARY, Counters, StageCounters, add
 from pipeline.task import Arrays, make_task
 from pipeline.transform import TransformSpec
+from pipeline.watchdog import beat, pause
 
 STAGE = "predict"
 CANARY_ROWS = 16
@@ -103,7 +101,8 @@ class Predictor:
         if self._limits is not None and len(ok):
             limits, self._limits = self._limits, None
             if self._is_canary():
-                self._compare(inputs, ok[:CANARY_ROWS], results, limits, counters)
+                with pause():
+                    self._compare(inputs, ok[:CANARY_ROWS], results, limits, counters)
         failed = sum(failures[index] is not None for index in todo)
         num_rows, num_bytes = len(todo), len(todo) * inputs[:1].nbytes
         moved = StageCounters(num_rows, num_rows, 0, num_bytes, num_bytes, timer.transfer_s)
@@ -112,7 +111,7 @@ class Predictor:
             num_rows, num_rows - failed, failed, num_bytes, 0, timer.predict_s
         )
         add(counters, STAGE, predicted)
-        return self._to_table(rows, results, failures)
+        return to_table(self._task, self._config.pass_through, rows, results, failures)
 
     def _is_canary(self) -> bool:
         """Tell whether this actor compares: each GPU is checked, and one actor of a node's CPU."""
@@ -216,6 +215,7 @@ class Predictor:
         except Exception as error:  # noqa: BLE001  # a GPU raises here what the model did
             return _failure_of(error)
         timer.add(*lane.busy_s)
+        beat()
         return None
 
     def _start(self, lane: Lane, inputs: Inputs, batch: Rows) -> None:
@@ -229,22 +229,6 @@ class Predictor:
         if self._runner.is_static and num_rows < len(on_device):
             outputs = pytree.tree_map(lambda values: values[:num_rows], outputs)
         return self._task.reduce(outputs, num_rows)
-
-    def _to_table(
-        self, rows: pa.Table, results: Arrays, failures: Sequence[Failure | None]
-    ) -> pa.Table:
-        ok = np.array([failure is None for failure in failures], bool)
-        fields = self._task.fields()
-        columns = {name: rows.column(name) for name in (ROW_ID, URI)}
-        columns |= {name: rows.column(name) for name in self._config.pass_through.names}
-        columns |= (
-            self._task.columns(results, ok)
-            if results
-            else {field.name: pa.nulls(rows.num_rows, field.type) for field in fields}
-        )
-        columns |= failure_columns(failures)
-        schema = staged_schema(list(self._config.pass_through), fields)
-        return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from pipeline.schema import (
 )
 from pipeline.stats import Counters, StageCounters, add
 from pipeline.transform import TransformSpec, resize_and_crop_into
+from pipeline.watchdog import beat
 
 _SHRINK_TO = 2
 """The decoder shrinks to this many times what the resize makes, so that the latter's filter still
@@ -91,6 +92,7 @@ class _Share:
 
     def work(self, rows: Sequence[int]) -> None:
         for row in rows:
+            beat()
             data: bytes = self.encoded[row].as_py()
             image = self._decode(row, data)
             if image is not None:

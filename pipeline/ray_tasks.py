@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.allocation import MAX_TASK_RETRIES
+from pipeline.attempts import Attempts
 from pipeline.errors import InfraError, find_cause
 
 T = TypeVar("T")
@@ -45,6 +47,15 @@ def ray_errors() -> Iterator[None]:
                 "finished slices are kept, run again to go on"
             ) from error
         raise
+
+
+def attempts_of(run_id: str) -> Attempts:
+    """Return the marks of a run on this worker's node; they go with Ray's own temporary files."""
+    import ray
+
+    context = ray.get_runtime_context()
+    session = Path(context.get_temp_dir()) / context.get_session_name()
+    return Attempts(session / "pipeline-attempts" / run_id)
 
 
 def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:

@@ -130,6 +130,12 @@ def _totals(report: dict[str, Any]) -> str:
     parts = [report["status"].replace("_", " "), *_row_totals(report["status"], report["rows"])]
     if report["unreadable_shards"]:
         parts.append(f"unreadable shards {report['unreadable_shards']} (rows unknown)")
+    isolation = report.get("isolation") or {}
+    if isolation.get("dead_processes"):
+        parts.append(
+            f"{_count(isolation['dead_processes'])} processes died, "
+            f"{_count(isolation['rows'])} rows isolated"
+        )
     if slices["resumed"]:
         parts.append(
             f"{_count(slices['resumed'])} of {_count(slices['total'])} slices taken over from an "

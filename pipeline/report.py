@@ -21,12 +21,14 @@ from pipeline.performance import (
     BytesPerRow,
     ForecastSection,
     GroupLimit,
+    Isolation,
     Section,
     SlowerStage,
     Stage,
     StartupPart,
     bytes_per_row,
     forecasts_of,
+    isolation_of,
     ratio,
     stages_of,
     startup_parts,
@@ -193,6 +195,7 @@ class Report(Section):
     predictions: list[ForecastSection] = Field(default_factory=list)
     """What each of the usual changes would bring; empty where no stage was measured."""
     bytes_per_row: BytesPerRow = BytesPerRow()
+    isolation: Isolation = Isolation()
     decode_in: Literal["actors", "tasks"] | None = None
     """Where images were decoded; null where none were, or that is not known."""
     slower_than_before: list[SlowerStage] | None = None
@@ -244,6 +247,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         bottleneck=BottleneckSection(**vars(find_bottleneck(load))),
         predictions=forecasts_of(make_forecasts(load)),
         bytes_per_row=bytes_per_row(load),
+        isolation=isolation_of(load),
         decode_in=_decode_in(load),
         hardware=hardware,
         model=model,

@@ -203,15 +203,16 @@ def stream(
     )
     in_actor = preprocessing if allocation.decodes_in_actors else None
     golden = golden and replace(golden, preprocess=preprocessing)
+    guarding = (run.record.run_id, run.job.run.row_timeout_s)
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     with ray_errors():
         # A row of this dataset is a slice (schema.pack): Ray cannot cut or merge slices.
         dataset = ray.data.read_datasource(
-            ShardSource(reader, units), **allocation.read(len(units))
+            ShardSource(reader, units, *guarding), **allocation.read(len(units))
         )
         if preprocessing is not None and in_actor is None:
             dataset = dataset.map_batches(
-                preprocess_stage(preprocessing), **allocation.preprocess()
+                preprocess_stage(preprocessing, *guarding), **allocation.preprocess()
             )
         dataset = dataset.map_batches(
             PredictorActor,
@@ -221,6 +222,7 @@ def stream(
                 start_index() if dedupe else None,
                 asked_at_s,
                 golden,
+                run.job.run.row_timeout_s,
             ],
             **allocation.predict(),
         ).map_batches(writer_stage(writer), **allocation.write())

@@ -43,6 +43,8 @@ class Reason(StrEnum):
     MODEL_ERROR = "model_error"
     NON_FINITE = "non_finite"
     OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    NATIVE_CRASH = "native_crash"
     DUPLICATE_ID = "duplicate_id"
 
 

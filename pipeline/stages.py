@@ -5,26 +5,44 @@ The driver builds the dataset from here without importing torch: workers import 
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipeline.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
+from pipeline.child import Step
 from pipeline.dedupe import DIGEST, ResultIndex, remember, slim, with_digests
-from pipeline.errors import PipelineError
+from pipeline.errors import InfraError, PipelineError
+from pipeline.guard import Guard
+from pipeline.isolate import StagePlan
 from pipeline.model import PredictorConfig
-from pipeline.schema import pack, unpack
+from pipeline.ray_tasks import attempts_of
+from pipeline.results import unpredicted
+from pipeline.schema import ERROR, SliceKey, pack, unpack
 from pipeline.sink import StagingWriter
 from pipeline.stats import DEDUPE, Counters, StageCounters, add
+from pipeline.task import make_task
 from pipeline.transform import TransformSpec
+from pipeline.watchdog import pause
 
 if TYPE_CHECKING:
     from pipeline.golden import GoldenRows
     from pipeline.job import Source
     from pipeline.predictor import Predictor
+
+DECODE, PREDICT = "decode", "predict"
+_MAX_LOADS = 6
+_NOT_LOADED = (
+    "model {}: loading it ended its process {} times; the worker's log in Ray's session folder "
+    "says where. If that was lack of memory, run fewer actors (resources.max_actors)"
+)
 
 Stage = Callable[[pa.Table], pa.Table]
 """A block of packed slices in, a block of packed slices (or of results) out."""
@@ -65,15 +83,46 @@ class Preprocessing:
         limits = DecodeLimits(self.max_image_bytes, self.max_image_px)
         return preprocess(rows, counters, limits, self.spec, self.num_threads)
 
+    def step(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        """Do the same, as a child does it."""
+        return self(counters, rows)
 
-def preprocess_stage(preprocessing: Preprocessing) -> Stage:
+    @property
+    def plan(self) -> StagePlan:
+        """Return how to find the images that end processes: one by one."""
+        return StagePlan(DECODE, 1, self.step)
+
+
+@dataclass(frozen=True)
+class SliceWork:
+    """What a child does with the rows of a slice, where that is not safe in a worker."""
+
+    preprocessing: Preprocessing | None
+    config: PredictorConfig | None
+
+    def open(self) -> Mapping[str, Step]:
+        """Load the model, if there is one to load."""
+        steps: dict[str, Step] = {}
+        if self.preprocessing is not None:
+            steps[DECODE] = self.preprocessing.step
+        if self.config is not None:
+            from pipeline.predictor import Predictor
+
+            steps[PREDICT] = Predictor(replace(self.config, limits=None)).predict
+        return steps
+
+
+def preprocess_stage(preprocessing: Preprocessing, run_id: str, row_timeout_s: float) -> Stage:
     """Return the stage of the tasks that decode and transform."""
 
     def stage(block: pa.Table) -> pa.Table:
-        packed = [
-            pack(key, counters, preprocessing(counters, rows))
-            for key, counters, rows in unpack(block)
-        ]
+        work, plans = SliceWork(preprocessing, None), [preprocessing.plan]
+        guard = Guard(work, plans, attempts_of(run_id), row_timeout_s)
+        packed = []
+        with contextlib.closing(guard):
+            for key, counters, rows in unpack(block):
+                rows = guard.run(f"decode-{key.unit}-{key.start}", rows, counters)
+                packed.append(pack(key, counters, rows))
         return pa.concat_tables(packed)
 
     return stage
@@ -88,12 +137,14 @@ class PredictorActor:
         preprocessing: Preprocessing | None,
         index: Any,
         asked_at_s: float | None,
-        golden: GoldenRows | None = None,
+        golden: GoldenRows | None,
+        row_timeout_s: float,
     ) -> None:
         """Import torch and load the model, timing both.
 
         A failure is kept and raised at the first call: what an actor's constructor raises
-        reaches the driver only as text.
+        reaches the driver only as text. When loading the model has ended this actor's process
+        several times, that is the failure.
 
         Args:
             config: What the Predictor is made from.
@@ -101,30 +152,41 @@ class PredictorActor:
             index: The Ray actor that knows earlier results; None where duplicates do not matter.
             asked_at_s: The driver's clock when it asked for actors; None if the pool may grow.
             golden: Rows that must come out as they are known to before anything else is predicted.
+            row_timeout_s: How long a batch, or the decoding of a row, may take.
         """
         waited_s = _waited_s(asked_at_s)
-        self._preprocessing = preprocessing
+        self._config = config
         self._index = None if index is None else RemoteIndex(index)
         self._startup: Counters = {}
         self._predictor: Predictor | None = None
         self._failure: PipelineError | None = None
         started = perf_counter()
+        importlib.import_module("pipeline.predictor")
+        add(self._startup, "workers", StageCounters(busy_s=waited_s))
+        add(self._startup, "imports", StageCounters(busy_s=perf_counter() - started))
+        attempts = attempts_of(config.run_id)
+        plan = StagePlan(PREDICT, config.batch_size, self._predict_here)
+        plans = [plan] if preprocessing is None else [preprocessing.plan, plan]
+        work = SliceWork(preprocessing, config)
+        self._guard = Guard(work, plans, attempts, row_timeout_s, self._make_room)
+        with attempts.attempt(f"load-{_actor_id()}") as earlier:
+            try:
+                if earlier.deaths >= _MAX_LOADS:
+                    raise InfraError(_NOT_LOADED.format(config.spec.name, earlier.deaths))
+                self._predictor = self._load(config, golden)
+            except PipelineError as error:
+                self._failure = error
+
+    def _load(self, config: PredictorConfig, golden: GoldenRows | None) -> Predictor:
         from pipeline.predictor import Predictor
 
-        imported = perf_counter()
-        try:
-            self._predictor = Predictor(config)
-        except PipelineError as error:
-            self._failure = error
-        add(self._startup, "workers", StageCounters(busy_s=waited_s))
-        add(self._startup, "imports", StageCounters(busy_s=imported - started))
-        add(self._startup, "model_load", StageCounters(busy_s=perf_counter() - imported))
-        if golden is not None and self._predictor is not None:
-            try:
-                where = f"an actor of {socket.gethostname()}"
-                golden.check(config.spec, self._predictor.reduce, where, self._startup)
-            except PipelineError as error:
-                self._predictor, self._failure = None, error
+        started = perf_counter()
+        predictor = Predictor(config)
+        add(self._startup, "model_load", StageCounters(busy_s=perf_counter() - started))
+        if golden is not None:
+            where = f"an actor of {socket.gethostname()}"
+            golden.check(config.spec, predictor.reduce, where, self._startup)
+        return predictor
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Predict every slice of a block.
@@ -137,24 +199,48 @@ class PredictorActor:
             for part, entry in self._startup.items():
                 add(counters, part, StageCounters.from_dict(entry))
             self._startup = {}
-            packed.append(pack(key, counters, self._predict(counters, rows)))
+            packed.append(pack(key, counters, self._predict(key, counters, rows)))
         return pa.concat_tables(packed)
 
-    def _predict(self, counters: Counters, rows: pa.Table) -> pa.Table:
+    def _predict(self, key: SliceKey, counters: Counters, rows: pa.Table) -> pa.Table:
+        if self._failure is not None:
+            raise self._failure
+        name = f"predict-{key.unit}-{key.start}"
         if self._index is None:
-            return self._compute(counters, rows)
+            return self._guard.run(name, rows, counters)
         slimmed = slim(rows if DIGEST in rows.column_names else with_digests(rows), self._index)
         add(counters, DEDUPE, StageCounters(rows.num_rows, slimmed.num_copied))
-        computed = self._compute(counters, slimmed.to_compute())
+        computed = self._guard.run(name, slimmed.to_compute(), counters)
         remember(slimmed, computed, self._index)
         return slimmed.fill(computed)
 
-    def _compute(self, counters: Counters, rows: pa.Table) -> pa.Table:
+    def _predict_here(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        config = self._config
+        if not rows.column(ERROR).null_count:
+            return unpredicted(make_task(config.spec.task), config.pass_through, rows)
         if self._predictor is None:
-            raise self._failure or PipelineError("the model was not loaded")
-        if self._preprocessing is not None:
-            rows = self._preprocessing(counters, rows)
+            from pipeline.predictor import Predictor
+
+            with pause():
+                self._predictor = Predictor(replace(config, limits=None))
         return self._predictor.predict(rows, counters)
+
+    def _make_room(self) -> None:
+        """Take the model off the GPU: a child that needs the same memory is about to load it."""
+        if self._config.num_gpus:
+            import torch
+
+            self._predictor = None
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _actor_id() -> str:
+    """Return the id of this actor, which it keeps when it is started again."""
+    import ray
+
+    actor_id: str = ray.get_runtime_context().get_actor_id()
+    return actor_id
 
 
 def _waited_s(asked_at_s: float | None) -> float:
@@ -188,7 +274,8 @@ def start_index() -> Any:
     """Start the actor that knows earlier results; it ends with the run."""
     import ray
 
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ResultIndex).remote()
+    options = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_TASK_RETRIES}
+    return ray.remote(num_cpus=0, **options)(ResultIndex).remote()
 
 
 def writer_stage(writer: StagingWriter) -> Stage:

@@ -24,6 +24,10 @@ GOLDEN = "golden"
 DEDUPE = "dedupe"
 """Rows that were looked at for duplicates; rows_out are those that were not computed again."""
 
+ISOLATED = "isolated"
+"""Rows that were worked on in a child process since workers had died over their slice; quarantined
+are those that ended processes, and retries counts these processes, workers and children."""
+
 Counters = dict[str, dict[str, float]]
 """JSON form that travels with a slice: stage (or start-up part) -> fields of `StageCounters`."""
 
@@ -104,7 +108,7 @@ def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
 
 def add(counters: Counters, stage: str, more: StageCounters) -> None:
     """Add what a stage did into counters, in place."""
-    known = (*STAGES, *STARTUP_PARTS, CANARY, GOLDEN, DEDUPE)
+    known = (*STAGES, *STARTUP_PARTS, CANARY, GOLDEN, DEDUPE, ISOLATED)
     if stage not in known:
         allowed = ", ".join(known)
         raise PipelineError(f"stage {stage!r}: unknown; allowed are {allowed}")

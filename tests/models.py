@@ -6,6 +6,8 @@ Input is (N, 3, 32, 32), normalised with mean 0 and std 1, so pixels are in [0, 
 from __future__ import annotations
 
 import os
+import signal
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +56,32 @@ class Hungry(Colours):
         if len(x) > 4:
             raise torch.OutOfMemoryError("asked for too much")
         return super().forward(x)
+
+
+class Deadly(Colours):
+    """Ends or stops its process over an image that one colour fills, alone or in a batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for red, green, blue in (x.mean(dim=(2, 3)) * 255).round().int().tolist():
+            match (red, green, blue):
+                case (255, 0, 255):
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                case (255, 255, 0):
+                    os._exit(3)
+                case (0, 255, 255):
+                    time.sleep(1e6)
+                case (255, 255, 255):
+                    raise MemoryError("asked for too much")
+                case (0, 0, 0):
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+class Unloadable(Colours):
+    """Ends every process that makes it."""
+
+    def __init__(self) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
 
 
 class Counting(Colours):
@@ -120,6 +148,14 @@ def fussy() -> nn.Module:
 
 def hungry() -> nn.Module:
     return Hungry()
+
+
+def deadly() -> nn.Module:
+    return Deadly()
+
+
+def unloadable() -> nn.Module:
+    return Unloadable()
 
 
 def counting() -> nn.Module:

@@ -12,20 +12,21 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
-    "__init__ archive errors failpoints job_section progress schema stored",
+    "__init__ archive attempts errors failpoints job_section progress schema stored watchdog",
     "job_gates verdict",
     "address extents imports job job_yaml layout listing local_disk object_protocols"
     " lane render retry terminal hive tar transform",
     "allocation artefacts columns decode dedupe job_file photos stats storage_errors task",
-    "cluster histograms limits object_store preprocess ray_tasks",
-    "forecast storage submit",
-    "agreement bottleneck lease manifest performance single_file row_ids"
+    "child cluster histograms limits object_store preprocess ray_tasks results",
+    "forecast isolate storage submit",
+    "agreement bottleneck guard lease manifest performance single_file row_ids"
     " sink torchvision_models trial uri_policy",
     "delta golden nights parquet_inputs parts report rows web weights",
     "fetch golden_files image_stream inputs model night_gates tar_stream",
     "choose compact estimate gates parquet_stream past_runs plan publish quantise runtimes zoo",
     "drift predictor record regroup source tiling upkeep",
-    "datasource finish stages",
+    "finish read_guard stages",
+    "datasource",
     "trial_run",
     "trials",
     "trial_layouts",

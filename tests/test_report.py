@@ -240,3 +240,12 @@ def test_an_unknown_fact_is_refused():
 
 def test_the_same_facts_give_the_same_bytes():
     assert to_json(build_report(FULL)) == to_json(build_report(dataclasses.replace(FULL)))
+
+
+def test_what_had_to_be_isolated_is_counted_and_nothing_is_zero():
+    isolated = StageCounters(256, 254, 2, busy_s=9.0, retries=5).to_dict()
+    facts = dataclasses.replace(FULL, counters={**FULL.counters, "isolated": isolated})
+    report = build_report(facts)
+    assert report["isolation"] == {"dead_processes": 5, "rows": 256, "quarantined": 2}
+    assert [stage["stage"] for stage in report["stages"]] == list(STAGES)
+    assert set(build_report(FULL)["isolation"].values()) == {0}

@@ -1,0 +1,102 @@
+"""Who died over a piece of work: each attempt leaves a mark on its node while it lasts.
+
+An attempt that finds the mark of another one knows that a process died there, by a crash, a hang or
+an innocent kill. On another node nobody knows, and one more process dies: that is all it costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_UNSAFE_FROM = 3
+_ENDED_AT = 2
+_GUILTY = "guilty"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What is known of the attempts that began at a piece of work and did not end."""
+
+    deaths: int = 0
+    ended_at: tuple[tuple[str, str], ...] = ()
+    """(stage, row id) that each of them worked on alone when it died, where that is known."""
+
+    @property
+    def suspects(self) -> dict[str, tuple[str, int]]:
+        """Return the rows that attempts died over again and again: row id -> stage, how often."""
+        times = Counter(self.ended_at)
+        return {row: (stage, n) for (stage, row), n in times.items() if n >= _ENDED_AT}
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """The marks of one run on one node."""
+
+    folder: Path
+    """On this node, of this run alone."""
+
+    @contextlib.contextmanager
+    def attempt(self, name: str) -> Iterator[Earlier]:
+        """Mark the body as an attempt at `name`; only a process that dies leaves the mark."""
+        path = self.folder / name
+        earlier = self._begin(path)
+        try:
+            yield earlier
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _begin(self, path: Path) -> Earlier:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        except FileNotFoundError:  # the first of this run here
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return self._begin(path)
+        except FileExistsError:
+            earlier = _read(path)
+            _append(path, {})
+            return earlier
+        return Earlier()
+
+    def note(self, name: str, stage: str, row_id: str) -> None:
+        """Note the row that the attempt at `name` works on now, alone."""
+        _append(self.folder / name, {"stage": stage, "row": row_id})
+
+    def convict(self, name: str) -> None:
+        """Note that rows of `name` were found to end processes."""
+        folder = self.folder / _GUILTY
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / name).touch(mode=0o600)
+        if len(os.listdir(folder)) >= _UNSAFE_FROM:
+            (self.folder / f"{_GUILTY}-many").touch(mode=0o600)
+
+    @property
+    def are_unsafe(self) -> bool:
+        """Tell whether so much has died here that work is better isolated from the start."""
+        return os.path.exists(self.folder / f"{_GUILTY}-many")
+
+
+def _append(path: Path, entry: dict[str, str]) -> None:
+    with path.open("a") as marks:
+        marks.write(json.dumps(entry) + "\n")
+
+
+def _read(path: Path) -> Earlier:
+    """Read the mark: an empty line begins each attempt but the first one."""
+    deaths, ended_at = 1, list[tuple[str, str]]()
+    last: tuple[str, str] | None = None
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        if entry:
+            last = (entry["stage"], entry["row"])
+            continue
+        deaths += 1
+        ended_at += [last] if last else []
+        last = None
+    ended_at += [last] if last else []
+    return Earlier(deaths, tuple(ended_at))

@@ -1,0 +1,205 @@
+"""A child process that works on rows and may crash or hang without taking its parent along.
+
+It is a fresh Python (a fork of a process full of threads is none), loads what the work needs and no
+more, and dies with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from time import monotonic
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from pipeline.errors import PipelineError
+from pipeline.schema import Reason
+from pipeline.stats import Counters
+
+Step = Callable[[pa.Table, Counters], pa.Table]
+"""Rows in, rows out; counts what it did."""
+
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from pipeline.child import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+)
+_PR_SET_PDEATHSIG = 1
+_LOOK_S = 1.0
+_END_S = 10.0
+_LEAST_START_S = 60.0
+
+
+class Work(Protocol):
+    """What a child is to do; plain enough to be pickled."""
+
+    def open(self) -> Mapping[str, Step]:
+        """Load what is needed; return what is done at each stage."""
+        ...
+
+
+@dataclass(frozen=True)
+class Done:
+    """What the child made of rows."""
+
+    rows: pa.Table
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a child ended."""
+
+    reason: Reason
+    message: str
+    had_started: bool = True
+    """False: it died over its own start, no row is to blame."""
+
+
+class Child:
+    """Starts a process when it has to, and again after each death; has one at a time."""
+
+    def __init__(self, work: Work, call_s: float, start_s: float) -> None:
+        """Take the work.
+
+        Args:
+            work: What to do.
+            call_s: How long one call may take.
+            start_s: How long a start may take, importing and loading the model; a minute at least.
+        """
+        self._work, self._call_s, self._start_s = work, call_s, max(start_s, _LEAST_START_S)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+
+    def call(self, stage: str, rows: pa.Table) -> Done | Death:
+        """Let the child do its work at a stage.
+
+        Raises:
+            PipelineError: The work raised it.
+        """
+        if self._process is None and (death := self._start()) is not None:
+            return death
+        answer = self._ask((stage, _to_bytes(rows)), self._call_s)
+        if isinstance(answer, Death):
+            return answer
+        data, counters = answer
+        return Done(_from_bytes(data), counters)
+
+    def close(self) -> None:
+        """End the process, with all that it started, and wait for its end."""
+        process, pipe = self._process, self._pipe
+        self._process = self._pipe = None
+        if pipe is not None:
+            pipe.close()
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _start(self) -> Death | None:
+        self._pipe, theirs = Pipe()
+        with theirs:
+            arguments = (json.dumps(sys.path), str(theirs.fileno()), str(os.getpid()))
+            self._process = subprocess.Popen(  # noqa: S603  # this very Python
+                [sys.executable, "-X", "faulthandler", "-c", _CHILD, *arguments],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        answer = self._ask(self._work, self._start_s)
+        if not isinstance(answer, Death):
+            return None
+        message = f"while it was started, {answer.message}"
+        return Death(answer.reason, message, had_started=False)
+
+    def _ask(self, request: Any, limit_s: float) -> Any:
+        """Return the answer, or how the child died instead; what it raised is raised."""
+        process, pipe = self._process, self._pipe
+        assert process is not None, "started before"
+        assert pipe is not None, "started before"
+        until_s = monotonic() + limit_s
+        try:
+            pipe.send(request)
+            while not pipe.poll(max(0.0, min(_LOOK_S, until_s - monotonic()))):
+                if process.poll() is not None:  # another process may hold its end of the pipe
+                    return self._bury(process)
+                if monotonic() >= until_s:
+                    self.close()
+                    return Death(Reason.TIMEOUT, f"no result after {limit_s:g} s")
+            answer = pipe.recv()
+        except (EOFError, ConnectionError):
+            return self._bury(process)
+        if isinstance(answer, PipelineError):
+            self.close()
+            raise answer
+        return answer
+
+    def _bury(self, process: subprocess.Popen[bytes]) -> Death:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+        code = process.poll()
+        self.close()
+        if code is None:
+            return Death(Reason.NATIVE_CRASH, "its process stopped answering")
+        return how_it_died(code)
+
+
+def how_it_died(code: int) -> Death:
+    """Say what an exit code means, negative ones being signals."""
+    if code == -signal.SIGKILL:
+        message = "its process was killed, as happens when memory runs out"
+        return Death(Reason.OUT_OF_MEMORY, message)
+    if code < 0:
+        return Death(Reason.NATIVE_CRASH, f"its process died of {signal.Signals(-code).name}")
+    return Death(Reason.NATIVE_CRASH, f"its process ended itself with exit code {code}")
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """Be the child: open the work that comes first, then work on whatever rows come."""
+    _die_with(parent)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with Connection(descriptor) as pipe, contextlib.suppress(EOFError, ConnectionError):
+        try:
+            steps = pipe.recv().open()
+            pipe.send(None)
+            while True:
+                stage, data = pipe.recv()
+                counters: Counters = {}
+                rows = steps[stage](_from_bytes(data), counters)
+                pipe.send((_to_bytes(rows), counters))
+        except PipelineError as error:
+            pipe.send(error)
+        except (EOFError, ConnectionError):
+            raise
+        except Exception as error:  # noqa: BLE001  # it goes on in the parent
+            pipe.send(PipelineError(f"{type(error).__name__}: {error}"))
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent dies; elsewhere it ends when next idle."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before
+            os._exit(1)
+
+
+def _to_bytes(rows: pa.Table) -> bytes:
+    # Pickling would take along all that a slice of a table is a slice of.
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return bytes(sink.getvalue())
+
+
+def _from_bytes(data: bytes) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()

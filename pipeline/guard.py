@@ -1,0 +1,132 @@
+"""Let a crash or a hang cost its row: work here as long as that is safe, in a child once it is not.
+
+The first attempt at a slice runs in this process, watched, and costs nothing more. A later one,
+when an attempt at the same slice has died, runs in a child; the rows it dies over are failed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import pyarrow as pa
+
+from pipeline.attempts import Attempts, Earlier
+from pipeline.child import Child, Death, Work
+from pipeline.isolate import Isolated, StagePlan, fail, failure_of
+from pipeline.schema import ERROR, ROW_ID, Failure, Reason
+from pipeline.stats import ISOLATED, Counters, StageCounters, add
+from pipeline.watchdog import watch
+
+GIVE_UP_AFTER = 12
+"""So many workers may die over one slice, more than honest kills explain."""
+_START_LIMITS = 10
+"""Loading a model may take so many times as long as a row."""
+
+
+class Guard:
+    """Does the stages of slices, one slice at a time."""
+
+    def __init__(
+        self,
+        work: Work,
+        plans: Sequence[StagePlan],
+        attempts: Attempts,
+        row_timeout_s: float,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take what is to be done.
+
+        Args:
+            work: The stages, as a child does them.
+            plans: The same, in order.
+            attempts: Who died on this node.
+            row_timeout_s: How long one batch, or the decoding of a row, may take.
+            release: Called before a child works: makes room for its model.
+        """
+        self._plans, self._attempts, self._release = plans, attempts, release
+        self._limit_s = row_timeout_s
+        self._child = Child(work, row_timeout_s, _START_LIMITS * row_timeout_s)
+
+    def run(self, name: str, rows: pa.Table, counters: Counters) -> pa.Table:
+        """Do all stages with the rows of a slice; what cannot be done is failed rows.
+
+        Args:
+            name: Of the slice among all that this run attempts.
+            rows: The slice.
+            counters: Gets what the stages did, and `isolated` if there was need.
+        """
+        with self._attempts.attempt(name) as earlier:
+            if not earlier.deaths and not self._attempts.are_unsafe:
+                with watch(self._limit_s):
+                    for plan in self._plans:
+                        rows = plan.here(rows, counters)
+                return rows
+            try:
+                return self._isolate(name, earlier, rows, counters)
+            finally:
+                if not self._attempts.are_unsafe:  # the next slice will not need it
+                    self._child.close()
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        self._child.close()
+
+    def _isolate(self, name: str, earlier: Earlier, rows: pa.Table, counters: Counters) -> pa.Table:
+        started, num_good = perf_counter(), rows.column(ERROR).null_count
+        self._release()
+        rows = convict(earlier, self._plans[0].stage, rows, counters)
+        num_guilty = num_good - rows.column(ERROR).null_count
+        isolated = Isolated(self._child, functools.partial(self._attempts.note, name))
+        for plan in self._plans:
+            # Who died while a child worked did not crash: as for lack of memory, take less at once.
+            rows = isolated.run(plan, rows, counters, one_by_one=earlier.deaths > 1)
+        num_guilty += isolated.num_guilty
+        if num_guilty:
+            self._attempts.convict(name)
+        found = StageCounters(
+            num_good,
+            num_good - num_guilty,
+            num_guilty,
+            busy_s=perf_counter() - started,
+            retries=earlier.deaths + isolated.num_deaths,
+        )
+        add(counters, ISOLATED, found)
+        return rows
+
+
+def convict(earlier: Earlier, stage: str, rows: pa.Table, counters: Counters) -> pa.Table:
+    """Fail the rows that workers died over again and again; all of them if that never ends.
+
+    Args:
+        earlier: Who died over the rows.
+        stage: That gives up, where all are failed.
+        rows: With ids and the columns of failures.
+        counters: Gets what is failed.
+    """
+    failures: dict[int, Failure] = {}
+    have_failed = rows.column(ERROR).is_valid().to_pylist()
+    for index, row_id in enumerate(rows.column(ROW_ID).to_pylist()):
+        if have_failed[index] or (sentence := _sentence(earlier, stage, row_id)) is None:
+            continue
+        at, death = sentence
+        failures[index] = failure_of(rows.slice(index, 1), at, death)
+        add(counters, at, StageCounters(1, 0, 1, failures[index].num_bytes or 0))
+    return fail(rows, failures)
+
+
+def _sentence(earlier: Earlier, stage: str, row_id: str) -> tuple[str, Death] | None:
+    if row_id in earlier.suspects:
+        at, times = earlier.suspects[row_id]
+        message = f"{times} workers were killed over this row alone, as happens for lack of memory"
+        return at, Death(Reason.OUT_OF_MEMORY, message)
+    if earlier.deaths < GIVE_UP_AFTER:
+        return None
+    return stage, given_up(earlier)
+
+
+def given_up(earlier: Earlier) -> Death:
+    """Say why work is not even tried once more."""
+    message = f"given up: {earlier.deaths} workers died over its slice"
+    return Death(Reason.NATIVE_CRASH, message)

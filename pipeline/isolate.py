@@ -1,0 +1,156 @@
+"""Find the rows that end processes: batches in a child first, then each row of one that died."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.child import Child, Death, Done, Step
+from pipeline.schema import (
+    ERROR,
+    IMAGE,
+    ROW_ID,
+    Failure,
+    Reason,
+    failure_columns,
+    failures_of,
+)
+from pipeline.stats import Counters, StageCounters, add, merge
+
+MAX_DEATHS = 32
+"""So many children may die over the rows of one stage of a slice; then what is left is given up."""
+MAX_DEATHS_IN_A_ROW = 8
+"""So many may die one after the other without any of them getting a row done."""
+MAX_STARTS = 3
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of the work on a slice."""
+
+    stage: str
+    rows_at_once: int
+    """Rows of one call; 1 where rows are worked on one by one anyway."""
+    here: Step
+    """The same in this process; rows that have failed pass it without being touched."""
+
+
+class Isolated:
+    """Works on one slice in children, until all of it is done or given up."""
+
+    def __init__(self, child: Child, note: Callable[[str, str], None]) -> None:
+        """Take what works.
+
+        Args:
+            child: Is not closed here.
+            note: Called with the stage and the id of each row before it is worked on alone.
+        """
+        self._child, self._note = child, note
+        self._left = self._in_a_row = self._starts = 0
+        self.num_deaths = 0
+        self.num_guilty = 0
+
+    def run(
+        self, plan: StagePlan, rows: pa.Table, counters: Counters, *, one_by_one: bool
+    ) -> pa.Table:
+        """Do one stage; rows that end the child are failed rows of what is returned.
+
+        Args:
+            plan: The stage.
+            rows: Those that have failed already stay as they are.
+            counters: Gets what the stage did.
+            one_by_one: Do not even try batches.
+        """
+        self._left, self._in_a_row, self._starts = MAX_DEATHS, MAX_DEATHS_IN_A_ROW, MAX_STARTS
+        size = plan.rows_at_once
+        chunks = [rows.slice(first, size) for first in range(0, rows.num_rows, size)]
+        if not chunks:
+            return plan.here(rows, counters)
+        return pa.concat_tables(
+            [self._work_on(plan, chunk, counters, one_by_one or size == 1) for chunk in chunks]
+        )
+
+    def _work_on(
+        self, plan: StagePlan, rows: pa.Table, counters: Counters, one_by_one: bool
+    ) -> pa.Table:
+        if not one_by_one:
+            done = self._call(plan.stage, rows)
+            if isinstance(done, Done):
+                return _take(done, counters)
+        apart: Counters = {}
+        pieces, guilty = self._one_by_one(plan, rows, apart)
+        for failure in guilty.values():
+            num_bytes = failure.num_bytes or 0
+            add(counters, plan.stage, StageCounters(1, 0, 1, num_bytes))
+        if guilty and not one_by_one:
+            # The others together once more: a batch of one may differ in the last digit.
+            done = self._call(plan.stage, fail(rows, guilty))
+            if isinstance(done, Done):
+                return _take(done, counters)
+        counters.update(merge(counters, apart))
+        return pa.concat_tables(pieces)
+
+    def _one_by_one(
+        self, plan: StagePlan, rows: pa.Table, counters: Counters
+    ) -> tuple[list[pa.Table], dict[int, Failure]]:
+        """Return what became of each row, and those that ended the child."""
+        pieces: list[pa.Table] = []
+        guilty: dict[int, Failure] = {}
+        ids = rows.column(ROW_ID).to_pylist()
+        have_failed = rows.column(ERROR).is_valid().to_pylist()
+        for index, row_id in enumerate(ids):
+            row = rows.slice(index, 1)
+            if not have_failed[index]:
+                self._note(plan.stage, row_id)
+                done = self._call(plan.stage, row)
+                if isinstance(done, Done):
+                    pieces.append(_take(done, counters))
+                    continue
+                guilty[index] = failure_of(row, plan.stage, done)
+                row = fail(row, {0: guilty[index]})
+            pieces.append(plan.here(row, counters))
+        self.num_guilty += len(guilty)
+        return pieces, guilty
+
+    def _call(self, stage: str, rows: pa.Table) -> Done | Death:
+        while min(self._left, self._in_a_row, self._starts) > 0:
+            done = self._child.call(stage, rows)
+            if isinstance(done, Done):
+                self._in_a_row, self._starts = MAX_DEATHS_IN_A_ROW, MAX_STARTS
+                return done
+            self.num_deaths += 1
+            self._left -= 1
+            self._in_a_row -= 1
+            self._starts -= not done.had_started
+            if done.had_started or not self._starts:
+                return done
+        return Death(
+            Reason.NATIVE_CRASH, "given up: too many processes died over other rows of its slice"
+        )
+
+
+def _take(done: Done, counters: Counters) -> pa.Table:
+    counters.update(merge(counters, done.counters))
+    return done.rows
+
+
+def failure_of(row: pa.Table, stage: str, death: Death) -> Failure:
+    """Describe one row that ended a process; its digest, too, where it is an encoded image."""
+    if IMAGE not in row.column_names or not pa.types.is_large_binary(row.schema.field(IMAGE).type):
+        return Failure(death.reason, stage, death.message)
+    data = row.column(IMAGE)[0].as_py() or b""
+    digest = hashlib.sha256(data).hexdigest()
+    return Failure(death.reason, stage, death.message, digest, len(data))
+
+
+def fail(rows: pa.Table, failures: Mapping[int, Failure]) -> pa.Table:
+    """Return the same rows, some of them failed; failures that were there before are kept."""
+    found = failures_of(rows)
+    columns = failure_columns([f or failures.get(i) for i, f in enumerate(found)])
+    for name in [name for name in rows.column_names if name in columns]:
+        index = rows.schema.get_field_index(name)
+        rows = rows.set_column(index, rows.schema.field(index), columns[name])
+    return rows

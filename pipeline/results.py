@@ -1,0 +1,46 @@
+"""What the model said of the rows of a slice, as a table: predictions and failures together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.schema import ROW_ID, URI, Failure, failure_columns, failures_of, staged_schema
+from pipeline.task import Arrays, Task
+
+
+def to_table(
+    task: Task,
+    pass_through: pa.Schema,
+    rows: pa.Table,
+    results: Arrays,
+    failures: Sequence[Failure | None],
+) -> pa.Table:
+    """Return the rows with the columns of `staged_schema`, in the same order.
+
+    Args:
+        task: What makes columns of results.
+        pass_through: The columns to take over.
+        rows: The slice as it was predicted.
+        results: What is kept of each row, each (N, ...); empty where nothing was predicted.
+        failures: One a row.
+    """
+    ok = np.array([failure is None for failure in failures], bool)
+    fields = task.fields()
+    columns = {name: rows.column(name) for name in (ROW_ID, URI)}
+    columns |= {name: rows.column(name) for name in pass_through.names}
+    columns |= (
+        task.columns(results, ok)
+        if results
+        else {field.name: pa.nulls(rows.num_rows, field.type) for field in fields}
+    )
+    columns |= failure_columns(failures)
+    schema = staged_schema(list(pass_through), fields)
+    return pa.table({name: columns[name] for name in schema.names}).cast(schema)
+
+
+def unpredicted(task: Task, pass_through: pa.Schema, rows: pa.Table) -> pa.Table:
+    """Return rows that have all failed, as `to_table` does: no model is needed."""
+    return to_table(task, pass_through, rows, {}, failures_of(rows))

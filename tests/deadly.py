@@ -1,0 +1,108 @@
+"""Work that some rows end or stop: stands for decoders and models that crash, without loading any.
+
+Named by tests and imported by the child processes that they start, so it imports little.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.attempts import Attempts
+from pipeline.child import Step
+from pipeline.errors import InfraError
+from pipeline.schema import ERROR, Failure, failure_columns
+from pipeline.stats import Counters, StageCounters, add
+
+STAGE = "predict"
+SEGFAULT, EXIT, HANG, KILL, RAISE, ABORT = -1, -2, -3, -4, -5, -6
+DEADLY: dict[int, Callable[[], object]] = {
+    SEGFAULT: lambda: ctypes.string_at(0),
+    EXIT: lambda: os._exit(3),
+    HANG: lambda: ctypes.PyDLL(None).sleep(10**6),  # keeps Python's lock
+    KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
+    ABORT: os.abort,
+}
+
+
+def rows_of(values: Sequence[int], failures: Sequence[Failure | None] = ()) -> pa.Table:
+    """Rows with ids r0, r1, ...; `value` says what happens."""
+    ids = [f"r{index}" for index in range(len(values))]
+    columns = failure_columns(list(failures) or [None] * len(values))
+    return pa.table({"row_id": ids, "value": pa.array(values, pa.int64()), **columns})
+
+
+def double(rows: pa.Table, counters: Counters) -> pa.Table:
+    """Double the values of the rows that have not failed."""
+    good = rows.filter(rows.column(ERROR).is_null())
+    for value in good.column("value").to_pylist():
+        if value == RAISE:
+            raise InfraError("the store is away")
+        DEADLY.get(value, int)()
+    add(counters, STAGE, StageCounters(good.num_rows, good.num_rows))
+    return rows.append_column("doubled", pc.multiply(rows.column("value"), 2))
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """What a child does; `starts` gets a line for each that was started."""
+
+    starts: str
+    max_rows: int = 1000
+    """More at once end the process."""
+    can_start: bool = True
+
+    def open(self) -> Mapping[str, Step]:
+        with open(self.starts, "a") as started:
+            started.write(f"{os.getpid()}\n")
+        if not self.can_start:
+            os.abort()
+        return {STAGE: self._double}
+
+    def _double(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        if rows.num_rows > self.max_rows:
+            os.abort()
+        return double(rows, counters)
+
+    @property
+    def pids(self) -> list[int]:
+        path = Path(self.starts)
+        return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def die_over(attempts: Attempts, name: str, *notes: tuple[str, str]) -> None:
+    """Let a real process die in the middle of an attempt."""
+    code = (
+        "import os, sys; from pathlib import Path; from pipeline.attempts import Attempts\n"
+        "attempts = Attempts(Path(sys.argv[1]))\n"
+        "with attempts.attempt(sys.argv[2]):\n"
+        "    for note in sys.argv[3:]: attempts.note(sys.argv[2], *note.split(' '))\n"
+        "    os._exit(1)\n"
+    )
+    texts = [f"{stage} {row}" for stage, row in notes]
+    command = [sys.executable, "-c", code, str(attempts.folder), name, *texts]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 1
+
+
+def wait_for_end(pid: int, timeout_s: float = 30.0) -> bool:
+    """Wait until a process is gone, or a zombie that its new parent has not collected yet."""
+    until_s = time.monotonic() + timeout_s
+    while time.monotonic() < until_s:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False

@@ -1,0 +1,112 @@
+"""Models that crash, hang and run out of memory, through the real command: each costs its row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from cli import pipeline, write_job
+from models import LABELS, SIZE_PX, Colours
+from PIL import Image
+
+from pipeline.layout import Layout
+from pipeline.manifest import current_manifest, read_part, read_predictions
+from pipeline.storage import Store
+
+DATE = "2026-11-24"
+PARTITION = f"date={DATE}"
+MARK = "TEST_CRASHES_RUN"
+# Fill colours at which `models:deadly` does something to its process.
+DEADLY = {
+    "n-021-segfault": ((255, 0, 255), "native_crash"),
+    "n-022-segfault": ((255, 0, 255), "native_crash"),
+    "n-055-exit": ((255, 255, 0), "native_crash"),
+    "n-100-hang": ((0, 255, 255), "timeout"),
+    "n-101-memory": ((255, 255, 255), "out_of_memory"),
+    "n-130-killed": ((0, 0, 0), "out_of_memory"),
+}
+
+
+def write_images(folder: Path) -> dict[str, np.ndarray]:
+    """150 images of noise as large as the model's input, and the deadly ones among them."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    base = rng.integers(40, 200, (150, 1, 1, 3))
+    noise = rng.integers(-30, 31, (150, SIZE_PX, SIZE_PX, 3))
+    images = {f"n-{i:03d}": p for i, p in enumerate((base + noise).astype(np.uint8))}
+    for name, (colour, _) in DEADLY.items():
+        images[name] = np.full((SIZE_PX, SIZE_PX, 3), colour, np.uint8)
+    for name, pixels in images.items():
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return {f"{name}.png": pixels for name, pixels in images.items() if name not in DEADLY}
+
+
+def undisturbed(images: dict[str, np.ndarray]) -> dict[str, tuple[str, float]]:
+    """What the model says of each image where nothing crashes."""
+    pixels = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        scores = torch.softmax(Colours()(pixels.float() / 255), dim=1)
+    best, at = scores.max(dim=1)
+    labels = [LABELS[index] for index in at.tolist()]
+    return dict(zip(images, zip(labels, best.tolist(), strict=True), strict=True))
+
+
+def run(tmp_path: Path, factory: str, **sections: Any) -> Any:
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    job = write_job(
+        tmp_path / "job.yaml",
+        source,
+        str(tmp_path / "out"),
+        model={"factory": factory, "labels": LABELS, "batch_size": 8},
+        **sections,
+    )
+    return pipeline("run", job, "--date", DATE, "--json", env={MARK: str(tmp_path)})
+
+
+@pytest.mark.parametrize("decode_in", ["actors", pytest.param("tasks", marks=pytest.mark.slow)])
+def test_rows_that_crash_stop_or_starve_the_model_cost_only_themselves(
+    decode_in: str, tmp_path: Path
+) -> None:
+    images = write_images(tmp_path / "images")
+    result = run(
+        tmp_path,
+        "models:deadly",
+        run={"slice_rows": 32, "row_timeout_s": 8},
+        resources={"decode_in": decode_in, "max_actors": 2},
+    )
+    assert result.code == 0, result.stderr
+    store = Store(str(tmp_path / "out"))
+    manifest = current_manifest(store, Layout(PARTITION))
+    assert manifest is not None
+    [part] = manifest.quarantine_parts
+    rows = read_part(store, part).to_pylist()
+    assert {row["row_id"]: (row["stage"], row["reason"]) for row in rows} == {
+        f"{name}.png": ("predict", reason) for name, (_, reason) in DEADLY.items()
+    }
+    found = read_predictions(str(tmp_path / "out"), PARTITION)
+    expected = undisturbed(images)
+    assert found.column("row_id").to_pylist() == sorted(expected)
+    for row in found.to_pylist():
+        label, score = expected[row["row_id"]]
+        assert (row["label"], row["score"]) == (label, pytest.approx(score, abs=1e-6))
+    assert pipeline("verify", str(tmp_path / "out")).code == 0
+    isolation = result.json["isolation"]
+    assert isolation["quarantined"] == len(DEADLY) - 1  # MemoryError needs no child
+    assert isolation["dead_processes"] >= isolation["quarantined"]
+    assert [p for p in psutil.process_iter(["environ"]) if is_of(p, tmp_path)] == []
+
+
+def is_of(process: psutil.Process, folder: Path) -> bool:
+    """Tell whether a process was started, by whomever, in the run of this test."""
+    return (process.info["environ"] or {}).get(MARK) == str(folder)
+
+
+def test_a_model_that_crashes_while_it_is_loaded_ends_the_run(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    result = run(tmp_path, "models:unloadable", resources={"max_actors": 1})
+    assert result.code == 7, result.stderr
+    assert "loading it ended its process" in result.stderr

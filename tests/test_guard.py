@@ -1,0 +1,150 @@
+"""The guard: a slice runs here until a process died over it, and in a child from then on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deadly import KILL, SEGFAULT, STAGE, Doubling, die_over, double, rows_of
+
+from pipeline.attempts import Attempts, Earlier
+from pipeline.guard import GIVE_UP_AFTER, Guard
+from pipeline.isolate import StagePlan
+from pipeline.schema import Reason, failures_of
+from pipeline.stats import ISOLATED, Counters
+
+NAME = "predict-0-0"
+
+
+class Case:
+    """A guard whose stage is done here, in a child, or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.attempts = Attempts(folder / "marks")
+        self.work = Doubling(str(folder / "starts"))
+        self.num_here = 0
+        plans = [StagePlan(STAGE, 4, self._here)]
+        self.guard = Guard(self.work, plans, self.attempts, row_timeout_s=20.0)
+
+    def _here(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        self.num_here += any(failure is None for failure in failures_of(rows))
+        return double(rows, counters)
+
+    def run(self, values: list[int], name: str = NAME) -> tuple[list[str | None], Counters]:
+        counters: Counters = {}
+        found = self.guard.run(name, rows_of(values), counters)
+        return found.column("error").to_pylist(), counters
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Iterator[Case]:
+    made = Case(tmp_path)
+    with closing(made.guard):
+        yield made
+
+
+def test_the_first_attempt_runs_here_and_leaves_nothing(case: Case) -> None:
+    assert case.run([1, 2, 3]) == ([None] * 3, {STAGE: {**_nothing(), "rows_in": 3, "rows_out": 3}})
+    assert (case.num_here, case.work.pids) == (1, [])
+    assert list(case.attempts.folder.iterdir()) == []
+
+
+def _nothing() -> dict[str, float]:
+    from pipeline.stats import StageCounters
+
+    return StageCounters().to_dict()
+
+
+def test_an_error_is_no_death(case: Case) -> None:
+    with pytest.raises(RuntimeError), case.attempts.attempt(NAME):
+        raise RuntimeError
+    with case.attempts.attempt(NAME) as earlier:
+        assert earlier == Earlier()
+
+
+def test_after_a_death_the_row_at_fault_is_found_in_a_child(case: Case) -> None:
+    die_over(case.attempts, NAME)
+    errors, counters = case.run([0, 1, SEGFAULT, 3, 4])
+    assert errors == [None, None, Reason.NATIVE_CRASH, None, None]
+    assert case.num_here == 0
+    isolated = counters[ISOLATED]
+    assert (isolated["rows_in"], isolated["rows_out"], isolated["rows_quarantined"]) == (5, 4, 1)
+    assert isolated["retries"] == 3  # the worker, a child over the batch, one over the row
+    assert counters[STAGE]["rows_quarantined"] == 1
+
+
+def test_an_innocent_kill_costs_a_child_and_the_next_slices_run_here_again(case: Case) -> None:
+    die_over(case.attempts, NAME)
+    assert case.run([1, 2])[0] == [None, None]
+    assert (len(case.work.pids), case.num_here) == (1, 0)
+    assert case.run([1, 2], "predict-0-256")[0] == [None, None]
+    assert case.run([1, 2])[0] == [None, None]
+    assert (len(case.work.pids), case.num_here) == (1, 2)
+
+
+def test_a_row_that_two_workers_were_killed_over_alone_ran_out_of_memory(case: Case) -> None:
+    die_over(case.attempts, NAME)
+    die_over(case.attempts, NAME, (STAGE, "r0"), (STAGE, "r1"))
+    die_over(case.attempts, NAME, (STAGE, "r2"))
+    die_over(case.attempts, NAME, (STAGE, "r0"), (STAGE, "r1"))
+    errors, counters = case.run([0, KILL, 2])
+    assert errors == [None, Reason.OUT_OF_MEMORY, None]
+    assert counters[ISOLATED]["retries"] == 4  # and no child: nobody touched that row any more
+
+
+def test_a_slice_that_keeps_killing_workers_is_given_up(case: Case) -> None:
+    for _ in range(GIVE_UP_AFTER):
+        die_over(case.attempts, NAME)
+    errors, _ = case.run([1, 2])
+    assert errors == [Reason.NATIVE_CRASH] * 2
+    assert (case.num_here, case.work.pids) == (0, [])
+
+
+def test_where_much_has_died_slices_go_to_one_child_from_the_start(case: Case) -> None:
+    for number in range(3):
+        die_over(case.attempts, f"predict-0-{number}")
+        case.run([SEGFAULT, 1], f"predict-0-{number}")
+    before = len(case.work.pids)
+    for number in range(3, 6):
+        assert case.run([1, 2], f"predict-0-{number}")[0] == [None, None]
+    assert (case.num_here, len(case.work.pids)) == (0, before)
+    assert case.run([1, SEGFAULT], "predict-0-9")[0] == [None, Reason.NATIVE_CRASH]
+
+
+WATCHED = """
+import ctypes, time
+from pipeline.watchdog import beat, pause, watch
+def go_on(seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        beat()
+        time.sleep(0.001)
+with watch(2.0):
+    go_on(2.5)
+    with pause():
+        time.sleep(2.5)
+    go_on(0.1)
+time.sleep(2.5)
+print("alive", flush=True)
+with watch(0.5):
+    ctypes.PyDLL(None).sleep(1000)  # never gives Python's lock back
+"""
+
+
+def test_the_watchdog_ends_what_stands_still_and_nothing_else() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=dict(os.environ),
+    )
+    assert (done.returncode, done.stdout) == (1, "alive\n"), done.stderr
+    assert "Timeout (0:00:00.5" in done.stderr

@@ -1,0 +1,134 @@
+"""Isolation: a row that ends its process is failed with its reason, and costs no other row."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from deadly import (
+    ABORT,
+    EXIT,
+    HANG,
+    KILL,
+    RAISE,
+    SEGFAULT,
+    STAGE,
+    Doubling,
+    double,
+    rows_of,
+    wait_for_end,
+)
+
+from pipeline.child import Child
+from pipeline.errors import InfraError
+from pipeline.isolate import MAX_DEATHS_IN_A_ROW, MAX_STARTS, Isolated, StagePlan, fail
+from pipeline.schema import ERROR, Failure, Reason, failures_of
+from pipeline.stats import Counters
+
+CALL_S, START_S = 2.0, 60.0
+BAD = Failure(Reason.TRUNCATED, "decode", "half of it", "e" * 64, 7)
+
+
+@contextmanager
+def isolating(work: Doubling) -> Iterator[Isolated]:
+    with closing(Child(work, CALL_S, START_S)) as child:
+        yield Isolated(child, lambda stage, row: None)
+
+
+def plan(rows_at_once: int) -> StagePlan:
+    return StagePlan(STAGE, rows_at_once, double)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_rows_that_end_processes_are_failed_with_their_reasons_and_the_others_are_done(
+    one_by_one: bool, tmp_path: Path
+) -> None:
+    deadly = {3: SEGFAULT, 4: EXIT, 9: HANG, 17: KILL, 18: ABORT}
+    values = [deadly.get(index, index) for index in range(20)]
+    rows = rows_of(values, [BAD if index == 5 else None for index in range(20)])
+    counters: Counters = {}
+    work = Doubling(str(tmp_path / "starts"))
+    with isolating(work) as isolated:
+        found = isolated.run(plan(5), rows, counters, one_by_one=one_by_one)
+    failures = {index: f for index, f in enumerate(failures_of(found)) if f}
+    assert {index: (f.reason, f.stage) for index, f in failures.items()} == {
+        3: (Reason.NATIVE_CRASH, STAGE),
+        4: (Reason.NATIVE_CRASH, STAGE),
+        5: (Reason.TRUNCATED, "decode"),
+        9: (Reason.TIMEOUT, STAGE),
+        17: (Reason.OUT_OF_MEMORY, STAGE),
+        18: (Reason.NATIVE_CRASH, STAGE),
+    }
+    assert failures[5] == BAD
+    assert "SIGSEGV" in failures[3].message
+    assert "exit code 3" in failures[4].message
+    assert "SIGABRT" in failures[18].message
+    assert found.equals(double(fail(rows, failures), {}))
+    did = counters[STAGE]
+    assert (did["rows_in"], did["rows_out"], did["rows_quarantined"]) == (19, 14, 5)
+    assert len(work.pids) == isolated.num_deaths + 1
+    assert isolated.num_guilty == 5
+    assert all(wait_for_end(pid) for pid in work.pids)
+
+
+def test_a_batch_that_is_too_much_loses_no_row(tmp_path: Path) -> None:
+    rows = rows_of(range(10))
+    counters: Counters = {}
+    with isolating(Doubling(str(tmp_path / "starts"), max_rows=3)) as isolated:
+        found = isolated.run(plan(5), rows, counters, one_by_one=False)
+    assert found.equals(double(rows, {}))
+    assert counters[STAGE]["rows_out"] == 10
+    assert isolated.num_guilty == 0
+
+
+def test_what_kills_every_child_is_given_up_after_bounded_tries(tmp_path: Path) -> None:
+    work = Doubling(str(tmp_path / "starts"))
+    with isolating(work) as isolated:
+        found = isolated.run(plan(64), rows_of([SEGFAULT] * 50 + [1]), {}, one_by_one=False)
+    assert found.column(ERROR).to_pylist() == [Reason.NATIVE_CRASH] * 51
+    assert "given up" in found.column("message")[50].as_py()
+    assert len(work.pids) == isolated.num_deaths == MAX_DEATHS_IN_A_ROW
+
+
+def test_a_child_that_cannot_start_is_not_started_for_ever(tmp_path: Path) -> None:
+    work = Doubling(str(tmp_path / "starts"), can_start=False)
+    with isolating(work) as isolated:
+        found = isolated.run(plan(4), rows_of(range(12)), {}, one_by_one=False)
+    assert found.column(ERROR).to_pylist() == [Reason.NATIVE_CRASH] * 12
+    assert len(work.pids) == MAX_STARTS
+
+
+def test_what_the_work_raises_is_raised_and_no_rows_need_no_child(tmp_path: Path) -> None:
+    work = Doubling(str(tmp_path / "starts"))
+    with isolating(work) as isolated:
+        assert isolated.run(plan(4), rows_of([]), {}, one_by_one=False).num_rows == 0
+        assert not work.pids
+        with pytest.raises(InfraError, match="the store is away"):
+            isolated.run(plan(4), rows_of([1, RAISE]), {}, one_by_one=False)
+    assert all(wait_for_end(pid) for pid in work.pids)
+
+
+def test_a_child_dies_with_its_parent_even_when_it_hangs(tmp_path: Path) -> None:
+    work = Doubling(str(tmp_path / "starts"))
+    code = (
+        "import sys\n"
+        "from deadly import HANG, STAGE, Doubling, rows_of\n"
+        "from pipeline.child import Child\n"
+        "Child(Doubling(sys.argv[1]), 600.0, 600.0).call(STAGE, rows_of([HANG]))\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, work.starts], env={**os.environ, "PYTHONPATH": path}
+    )
+    while not work.pids and parent.poll() is None:
+        with pytest.raises(subprocess.TimeoutExpired):
+            parent.wait(timeout=0.05)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    assert all(wait_for_end(pid) for pid in work.pids)

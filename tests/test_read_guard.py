@@ -1,0 +1,125 @@
+"""Guarded reading: what stops the reader of a shard costs that shard's rows, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deadly import die_over
+from reading import plan_job
+from tars import files
+from tars import pack as pack_tar
+
+from pipeline.attempts import Attempts
+from pipeline.guard import GIVE_UP_AFTER
+from pipeline.plan import Unit
+from pipeline.read_guard import read_guarded
+from pipeline.rows import Reader
+from pipeline.schema import Reason, SliceKey, unpack
+from pipeline.stats import ISOLATED, merge
+
+ROW_TIMEOUT_S = 0.5
+"""A read may take ten times as long."""
+
+
+class Case:
+    """One unit, and the marks of a run."""
+
+    def __init__(self, folder: Path, reader: Reader, unit: Unit) -> None:
+        self.reader, self.unit = reader, unit
+        self.attempts = Attempts(folder / "marks")
+        self.counters: dict[str, Any] = {}
+
+    def die(self, times: int = 1) -> None:
+        for _ in range(times):
+            die_over(self.attempts, f"read-{self.unit.index}")
+
+    def read(self) -> dict[SliceKey, pa.Table]:
+        starts = {key.start for key in self.unit.slices()} if self.unit.cut is None else set()
+        found = {}
+        for packed in read_guarded(self.reader, self.unit, starts, self.attempts, ROW_TIMEOUT_S):
+            [(key, counters, rows)] = unpack(packed)
+            found[key] = rows
+            assert rows.num_rows == key.num_rows
+            self.counters = merge(self.counters, counters)
+        assert list(self.attempts.folder.iterdir()) == []
+        return found
+
+
+def make(folder: Path, kind: str, stop: str = "") -> Case:
+    """Plan three shards; the one that `stop` names is then a pipe that nobody writes to.
+
+    Opening it never returns, so it stands for whatever holds up a reader inside a library.
+    """
+    shards = folder / "in"
+    shards.mkdir()
+    for name in ("a", "b", "c"):
+        images = {f"{name}{i}__jpg": f"{name}:{i}".encode() for i in range(5)}
+        if kind == "parquet":
+            table = pa.table({"image": list(images.values())})
+            pq.write_table(table, shards / f"{name}.parquet")
+        else:
+            (shards / f"{name}.tar").write_bytes(pack_tar(files(**images)))
+    reader, plan = plan_job(shards, 4 if kind == "webdataset" else 12, format=kind)
+    unit = plan.units[1 if kind == "webdataset" else 0]
+    if stop:
+        (shards / stop).unlink()
+        os.mkfifo(shards / stop)
+        stat = reader.store.stat(stop)
+        assert stat is not None
+        as_planned = {"size_bytes": stat.size_bytes, "version": stat.version}
+        extents = [replace(e, **as_planned) if e.path == stop else e for e in unit.extents]
+        unit = replace(unit, extents=tuple(extents))
+    return Case(folder, reader, unit)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_reader_that_was_killed_costs_nothing_but_a_child(kind: str, tmp_path: Path) -> None:
+    case = make(tmp_path, kind)
+    undisturbed = case.read()
+    assert ISOLATED not in case.counters
+    read, case.counters = case.counters["read"], {}
+    case.die(2)
+    assert case.read() == undisturbed
+    assert case.counters[ISOLATED]["retries"] == 2
+    assert {**case.counters["read"], "busy_s": 0, "retries": 0} == {
+        **read, "busy_s": 0, "retries": 0,
+    }  # fmt: skip
+
+
+def test_a_shard_that_stops_its_reader_costs_its_rows(tmp_path: Path) -> None:
+    case = make(tmp_path, "parquet", stop="b.parquet")
+    case.die()
+    found = pa.concat_tables(case.read().values())
+    ids = [f"{name}.parquet#{row}" for name in "abc" for row in range(5)]
+    assert found.column("row_id").to_pylist() == ids
+    errors = [Reason.TIMEOUT if row_id.startswith("b") else None for row_id in ids]
+    assert found.column("error").to_pylist() == errors
+    read = case.counters["read"]
+    assert (read["rows_in"], read["rows_out"], read["rows_quarantined"]) == (15, 10, 5)
+    assert case.counters[ISOLATED]["rows_quarantined"] == 5
+
+
+def test_a_tar_that_stops_its_reader_is_an_unreadable_shard(tmp_path: Path) -> None:
+    case = make(tmp_path, "webdataset", stop="b.tar")
+    case.die()
+    [(key, rows)] = case.read().items()
+    assert key == SliceKey(1, 0, 1, is_last=True)
+    [row] = rows.to_pylist()
+    assert (row["row_id"], row["error"], row["error_stage"]) == (
+        "b.tar", Reason.UNREADABLE_SHARD, "read",
+    )  # fmt: skip
+    assert "no result after 5 s" in row["message"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_unit_that_keeps_killing_its_readers_is_given_up(kind: str, tmp_path: Path) -> None:
+    case = make(tmp_path, kind)
+    case.die(GIVE_UP_AFTER)
+    errors = {error for rows in case.read().values() for error in rows.column("error").to_pylist()}
+    assert errors == {Reason.NATIVE_CRASH if kind == "parquet" else Reason.UNREADABLE_SHARD}
