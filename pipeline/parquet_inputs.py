@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +17,7 @@ from pipeline.columns import (
     schema_problem,
     type_problem,
 )
-from pipeline.errors import JobError
+from pipeline.errors import JobError, PipelineError
 from pipeline.extents import Extent
 from pipeline.job import Source
 from pipeline.schema import Reason
@@ -67,6 +67,21 @@ def is_unreadable(error: BaseException) -> bool:
     return type(error) is OSError and error.errno is None
 
 
+def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
+    """Open a shard; `options` are those of `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        pa.ArrowException: It is broken, or a type that somebody has registered (Ray does) is not
+            made of what the file says of it.
+    """
+    try:
+        return pq.ParquetFile(handle, **options)
+    except (pa.ArrowException, OSError, PipelineError):
+        raise
+    except Exception as error:
+        raise pa.ArrowInvalid(f"no column type: {type(error).__name__}: {error}") from error
+
+
 def _read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[_Footer]:
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         return list(pool.map(lambda shard: _read_footer(store, shard, source), shards))
@@ -75,7 +90,7 @@ def _read_footers(store: Store, shards: Sequence[StoredFile], source: Source) ->
 def _read_footer(store: Store, shard: StoredFile, source: Source) -> _Footer:
     try:
         with store.open(shard.path) as handle:
-            parquet = pq.ParquetFile(handle)
+            parquet = open_parquet(handle)
             metadata, schema = parquet.metadata, parquet.schema_arrow
     except FileNotFoundError:
         return _Footer(reason=Reason.MISSING, message="vanished while it was listed")

@@ -21,7 +21,7 @@ from pipeline.columns import (
 )
 from pipeline.extents import Extent
 from pipeline.fetch import fetch_many
-from pipeline.parquet_inputs import is_unreadable
+from pipeline.parquet_inputs import is_unreadable, open_parquet
 from pipeline.rows import STAGE, Reader, changed, failed_rows, make_rows
 from pipeline.schema import Failure, Reason, clean_message
 from pipeline.uri_policy import policy_of, published_uri
@@ -118,7 +118,7 @@ class ParquetStream:
         rows_at_once = max(1, min(rows_max, int(_BATCH_BYTES / max(1.0, extent.row_bytes))))
         with store.open(extent.path) as handle:
             # No pre_buffer: it would hold whole column chunks, 2 GB for a huge row group.
-            parquet = pq.ParquetFile(handle, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
+            parquet = open_parquet(handle, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
             columns = needed_columns(source, parquet.schema_arrow)
             first = extent.first_row + skip
             stop = extent.first_row + extent.num_rows

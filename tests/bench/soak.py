@@ -128,13 +128,15 @@ def slope_per_1000(samples: list[Sample], values: list[float]) -> float:
 def judge(samples: list[Sample]) -> dict[str, Any]:
     settled = samples[int(WARM_UP * len(samples)) :]
     lasting = set.intersection(*(set(sample.looks) for sample in settled))
-    kinds = sorted({settled[0].looks[pid].kind for pid in lasting})
-
-    def own_mib(kind: str) -> list[float]:
-        looks = [[sample.looks[pid] for pid in lasting] for sample in settled]
-        return [sum(look.own_mib for look in some if look.kind == kind) for some in looks]
-
-    by_kind = {kind: slope_per_1000(settled, own_mib(kind)) for kind in kinds}
+    # Ray renames a worker as it works: it is called what it was at first.
+    kinds = {pid: settled[0].looks[pid].kind for pid in lasting}
+    by_kind = {
+        kind: slope_per_1000(
+            settled,
+            [sum(s.looks[pid].own_mib for pid in kinds if kinds[pid] == kind) for s in settled],
+        )
+        for kind in sorted(set(kinds.values()))
+    }
     pss = [sum(look.pss_mib for look in sample.looks.values()) for sample in settled]
     files = [sum(look.descriptors for look in sample.looks.values()) for sample in settled]
     figures: dict[str, Any] = {
