@@ -37,14 +37,36 @@ def _input_path(source: Source, schema: pa.Schema) -> str:
 
 
 def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
-    """Return the declared types of the pass-through columns, as a fitting shard shows them."""
+    """Return the declared types of the pass-through columns, as a fitting shard shows them.
+
+    Raises:
+        JobError: One has extension types inside it.
+    """
     fields = []
     for name in source.pass_through:
-        kind = schema.field(name).type if schema.get_field_index(name) >= 0 else pa.string()
+        kind = pa.string()
+        if schema.get_field_index(name) >= 0:
+            kind = stored_type(schema.field(name).type)
+            if _has_extension(kind):
+                raise JobError(
+                    f"source.pass_through: column {name!r} of {path} is {kind}: what is made of "
+                    "extension types is not copied; leave it out"
+                )
         if name in source.casts:
             kind = parse_type(name, source.casts[name])
         fields.append(pa.field(name, kind))
     return pa.schema(fields)
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """Return what an extension type is stored as: its name may make a reader run what it holds."""
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _has_extension(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    return any(_has_extension(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def parse_type(column: str, alias: str) -> pa.DataType:
@@ -137,7 +159,7 @@ def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
         index = schema.get_field_index(field.name)
         if index < 0 or field.name in source.casts:
             continue
-        found = schema.field(index).type
+        found = stored_type(schema.field(index).type)
         if found != field.type:
             return (
                 f"column {field.name!r} is {found}, other shards have {field.type}; "

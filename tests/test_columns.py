@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from badfiles import base_image, encode
 
-from pipeline.columns import feature_rows, hive_values
+from pipeline.columns import declare, feature_rows, hive_values, pass_through_column
 from pipeline.errors import JobError
 from pipeline.inputs import Inputs, list_inputs
-from pipeline.job import Job
+from pipeline.job import Job, Source
 from pipeline.job_file import parse_job
 from pipeline.model import resolve_model
 from pipeline.plan import make_plan
@@ -184,3 +184,15 @@ def test_what_does_not_fit_is_one_clear_error(source: dict[str, Any], words: str
     write(tmp_path, image=[PNG], n=[1])
     with pytest.raises(JobError, match=words):
         list_all(job_of(tmp_path, **source))
+
+
+def test_extension_types_are_copied_as_what_they_are_stored_as():
+    source = Source(uri="in", format="parquet", pass_through=("token",))
+    token = pa.field("token", pa.uuid())
+    assert declare(source, pa.schema([token]), "s.parquet").types == [pa.binary(16)]
+    values = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16, None], pa.binary(16)))
+    field = pa.field("token", pa.binary(16))
+    copied = pass_through_column(field, pa.table({"token": values}), "s.parquet")
+    assert copied.to_pylist() == [b"0" * 16, None]
+    with pytest.raises(JobError, match=r"'token' of s\.parquet is list"):
+        declare(source, pa.schema([pa.field("token", pa.list_(pa.uuid()))]), "s.parquet")
