@@ -21,6 +21,7 @@ from pipeline.allocation import Hardware
 from pipeline.errors import InfraError, JobError
 from pipeline.in_flight import ExecutorSeen
 from pipeline.pulse import beat
+from pipeline.ray_token import make_private_token, send_token
 from pipeline.terminal import native_errors_to_log, own_signal_handlers
 
 _STORE_SHARE = 0.25
@@ -37,6 +38,12 @@ _REACH_S = 10.0
 _REMOTE_ENVIRONMENT = {
     # Ray's 20 tries take a quarter of an hour where nothing answers, 20 s where the token is wrong.
     "RAY_NUM_REDIS_GET_RETRIES": "3",
+}
+# Whatever the environment of the cluster's nodes says.
+_NO_AUTOLOAD = {
+    "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA": "0",
+    "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR": "0",
+    "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE": "0",
 }
 _EMBEDDED_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -61,6 +68,7 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
     refuse_autoload()
     started = perf_counter()
     if address is None:
+        make_private_token()
         os.environ.update({**_EMBEDDED_ENVIRONMENT, **_with_defaults(WORKER_ENVIRONMENT)})
     else:
         os.environ.update(_with_defaults(_REMOTE_ENVIRONMENT))
@@ -122,20 +130,6 @@ def _shut_down(ray: Any) -> None:
         ray.shutdown()
 
 
-def send_token() -> bool:
-    """Turn Ray's token authentication on where the environment has a token for the cluster.
-
-    Not for the token in the home folder: that one is this machine's, and Ray itself sends it to
-    no cluster that is named by its address.
-
-    Returns:
-        Whether requests to the cluster carry a token.
-    """
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-
-
 def _configure_data() -> None:
     from ray.data import DataContext
 
@@ -195,7 +189,7 @@ def _reach(address: str) -> None:
 
 
 def _remote_environment() -> dict[str, Any]:
-    environment: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
+    environment: dict[str, Any] = {"env_vars": {**WORKER_ENVIRONMENT, **_NO_AUTOLOAD}}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         # Not a submitted job: send our own code along, so that driver and workers agree.
         environment["py_modules"] = [str(Path(__file__).parent)]

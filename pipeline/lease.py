@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from pipeline.storage import CreateOutcome, Store
 
 log = logging.getLogger(__name__)
 _RENEWALS_PER_TTL = 4
+_MAX_WATCH_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Owner:
     machine: str
     pid: int
     pid_started: float
+    """By a clock that nobody sets."""
     ttl_s: float
     token: str
 
@@ -132,12 +135,28 @@ def _require_dead(store: Store, layout: Layout, epoch: int) -> None:
     if _is_released(store, layout, epoch) or _is_dead_here(owner):
         return
     age_s = (store.now() - beat.modified).total_seconds() if beat and beat.modified else owner.ttl_s
+    if age_s < -owner.ttl_s and not _beats(store, layout, epoch, owner.ttl_s):
+        return  # from before a clock was set back: only watching tells
     if age_s < owner.ttl_s:
         raise PartitionBusy(
             f"partition {layout.name}: run {owner.run_id} on {owner.host} (pid {owner.pid}) holds "
             f"it, renewed {max(0.0, age_s):.0f} s ago; wait for it, or {owner.ttl_s:.0f} s after "
             "it died"
         )
+
+
+def _beats(store: Store, layout: Layout, epoch: int, ttl_s: float) -> bool:
+    """Watch for two renewals' time whether there is one; True where that would take too long."""
+    watch_s = 2 * ttl_s / _RENEWALS_PER_TTL
+    if watch_s > _MAX_WATCH_S:
+        return True
+    before = store.stat(layout.heartbeat(epoch))
+    end = time.monotonic() + watch_s
+    while time.monotonic() < end:
+        time.sleep(min(1.0, watch_s / 8))
+        if store.stat(layout.heartbeat(epoch)) != before:
+            return True
+    return False
 
 
 def _is_released(store: Store, layout: Layout, epoch: int) -> bool:
@@ -155,7 +174,7 @@ def _this_process(run_id: str, ttl_s: float) -> Owner:
         host=socket.gethostname(),
         machine=_machine(),
         pid=process.pid,
-        pid_started=process.create_time(),
+        pid_started=_started(process),
         ttl_s=ttl_s,
         token=uuid.uuid4().hex,
     )
@@ -175,13 +194,25 @@ def _machine() -> str:
     return " ".join(parts)
 
 
+def _started(process: psutil.Process) -> float:
+    """Return when a process started, in ticks since the machine's start where /proc says so.
+
+    psutil's own answer moves when the clock is set: it adds a time of day.
+    """
+    try:
+        stat = Path(f"/proc/{process.pid}/stat").read_text()
+    except OSError:
+        return float(process.create_time())
+    return float(stat.rpartition(")")[2].split()[19])
+
+
 def _is_dead_here(owner: Owner) -> bool:
     """Tell that the owner was a process of this machine that has ended."""
     if owner.machine != _machine():
         return False
     try:
         process = psutil.Process(owner.pid)
-        is_other = abs(process.create_time() - owner.pid_started) > 1.0
+        is_other = abs(_started(process) - owner.pid_started) > 1.0
         return bool(is_other or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True

@@ -23,7 +23,8 @@ def ray_errors() -> Iterator[None]:
 
     Raises:
         PipelineError: One of ours that a worker raised, unwrapped.
-        InfraError: Workers, nodes or objects were lost beyond Ray's retries.
+        InfraError: Workers, nodes or objects were lost beyond Ray's retries, or Ray has no room
+            for more objects.
     """
     from ray import exceptions
 
@@ -33,8 +34,20 @@ def ray_errors() -> Iterator[None]:
         ours = find_cause(error)
         if ours is not None:
             raise ours from None
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, (exceptions.OutOfDiskError, exceptions.ObjectStoreFullError)):
+            raise InfraError(
+                "Ray has no room left for objects: free shared memory (/dev/shm) and the disk of "
+                f"its temporary files, then run again ({reason})"
+            ) from error
         lost = (
             exceptions.RayActorError,
+            exceptions.LocalRayletDiedError,
+            exceptions.RpcError,
+            exceptions.GetTimeoutError,
+            exceptions.RuntimeEnvSetupError,
+            exceptions.ActorUnschedulableError,
+            exceptions.TaskUnschedulableError,
             exceptions.WorkerCrashedError,
             exceptions.ObjectLostError,
             exceptions.NodeDiedError,
@@ -42,7 +55,6 @@ def ray_errors() -> Iterator[None]:
             exceptions.RaySystemError,
         )
         if isinstance(error, lost):
-            reason = " ".join(str(error).split())[:300]
             raise InfraError(
                 f"Ray lost workers more often than it may ({type(error).__name__}: {reason}); "
                 "finished slices are kept, run again to go on"

@@ -8,6 +8,7 @@ What is here is the order of things; each step lives in the file of its name.
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -56,6 +57,7 @@ from pipeline.stages import (
 from pipeline.storage import Store, StoredFile
 from pipeline.tiling import done_slices, missing_units
 
+log = logging.getLogger(__name__)
 _CPU_BATCH, _GPU_BATCH = 32, 128
 _FOOTER_THREADS = 16
 
@@ -71,15 +73,14 @@ def run_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]
     record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
     run = RunContext(job, options, store, layout, record)
     store.probe(single_writer=job.run.single_writer)
-    with watch(run, lambda error: save_report(run, _status_of(error), error)):
+    with watch(run, lambda error: _report_trouble(run, error)):
         try:
             with stoppable(run):
                 status = _execute(run, progress)
         except PipelineError as error:
             if isinstance(error, GoldenRefused):
                 record.judged([error.verdict()])
-            if not isinstance(error, PartitionBusy):
-                save_report(run, _status_of(error), error)
+            _report_trouble(run, error)
             raise
         return save_report(run, status, None)
 
@@ -268,6 +269,16 @@ def _status_of(error: PipelineError) -> Status:
     if isinstance(error, GateRefused):
         return "refused"
     return "stopped" if isinstance(error, Stopped) else "failed"
+
+
+def _report_trouble(run: RunContext, error: PipelineError) -> None:
+    """Store the report of a run that failed; if this fails, too, the first error is still told."""
+    if isinstance(error, PartitionBusy):
+        return
+    try:
+        save_report(run, _status_of(error), error)
+    except PipelineError as further:
+        log.warning("no report: %s", further)
 
 
 def save_report(run: RunContext, status: Status, error: PipelineError | None) -> dict[str, Any]:

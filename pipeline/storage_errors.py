@@ -54,7 +54,7 @@ _JOB_CODES = {
     "PermanentRedirect": _REGION,
     "IllegalLocationConstraintException": _REGION,
     "301": _REGION,
-    "400": _REGION,
+    "400": f"{_REGION}, or {_CREDENTIALS}",  # of a HEAD that is all that is said
     "401": _CREDENTIALS,
     "403": _REFUSED,
     "404": "no such file",

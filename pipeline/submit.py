@@ -28,8 +28,8 @@ from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.cluster import send_token
 from pipeline.errors import InfraError, JobError, PipelineError, Stopped
+from pipeline.ray_token import send_token
 from pipeline.schema import clean_message
 
 log = logging.getLogger(__name__)

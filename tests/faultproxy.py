@@ -35,6 +35,9 @@ STALL = "stall"
 DENIED = "403"
 """Answer 403 AccessDenied; the server never sees the request."""
 
+EXPIRED = "400"
+"""Answer 400 ExpiredToken, as for temporary credentials; the server never sees the request."""
+
 DELAY = "delay"
 """Forward after some seconds: `delay:0.5`."""
 TRUNCATE = "truncate"
@@ -52,6 +55,9 @@ _CONFLICT = (
     b"</Error>"
 )
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
+_EXPIRED = (
+    b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+)
 _INTERNAL_ERROR = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n'
     b"<Error><Code>InternalError</Code><Message>We met an internal error.</Message></Error>"
@@ -199,6 +205,7 @@ def _answer(client: socket.socket, action: str, answer: bytes) -> None:
 _OWN_ANSWERS = {
     UNAVAILABLE: (b"503 Slow Down", _SLOW_DOWN),
     DENIED: (b"403 Forbidden", _DENIED),
+    EXPIRED: (b"400 Bad Request", _EXPIRED),
     CONFLICT: (b"409 Conflict", _CONFLICT),
     ERROR_BODY: (b"200 OK", _INTERNAL_ERROR),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_a_job_that_can_run_is_found_fine_and_nothing_is_left_behind(tmp_path: P
     seen = looks(result.json)
     assert all(status != "fail" for status, _ in seen.values()), seen
     assert "20 shards" in seen["source"][1]
-    assert seen["sink"][0] == seen["model"][0] == seen["resources"][0] == "ok"
+    assert {seen[name][0] for name in ("packages", "sink", "clock", "model", "resources")} == {"ok"}
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
@@ -105,3 +106,14 @@ def test_what_lets_inputs_run_code_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     found, code = examine(None, RunOptions())
     assert (found["status"], code) == ("fail", 2)
     assert re.search("AUTOLOAD.*unset it", looks(found)["ray environment"][1])
+
+
+def test_a_package_that_does_not_fit_is_named_with_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "9.0" if name == "pillow" else real(name))
+    found, code = examine(None, RunOptions())
+    status, text = looks(found)["packages"]
+    assert (status, code) == ("fail", 2)
+    assert re.search(r"install pillow>=[0-9.]+ \(there is 9\.0\)$", text)

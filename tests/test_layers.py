@@ -15,7 +15,7 @@ LAYERS = (
     "__init__ archive attempts deadline errors health job_section pulse schema stored watchdog",
     "failpoints job_gates verdict",
     "address extents imports in_flight interrupt job job_yaml layout listing local_disk"
-    " object_protocols lane progress render retry terminal hive tar transform",
+    " object_protocols lane progress render ray_token retry terminal hive tar transform",
     "allocation artefacts columns decode dedupe job_file photos stats storage_errors task",
     "child cluster histograms limits object_store preprocess ray_tasks results",
     "forecast isolate storage submit",
@@ -31,7 +31,7 @@ LAYERS = (
     "trials",
     "trial_layouts",
     "auto",
-    "run",
+    "machine_checks run",
     "demo doctor inspect make_golden tune",
     "verify",
     "arguments",

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline import failpoints
@@ -184,6 +185,29 @@ def test_another_process_that_got_the_same_pid_is_not_the_owner(disk: Store):
     leave_behind(disk)
     with pytest.raises(PartitionBusy):
         acquire(disk)
+
+
+def test_a_beat_from_before_a_clock_was_set_back_counts_only_while_it_is_renewed(disk: Store):
+    epoch = leave_behind(disk, machine="elsewhere", ttl_s=2.0)
+    age(disk, LAYOUT.heartbeat(epoch), -3600)
+    assert acquire(disk) == epoch + 1, "nobody renews it"
+
+    with hold_lease(disk, LAYOUT, "run-1", 2.0) as lease:
+        owner = {**asdict(lease.owner), "machine": "elsewhere"}
+        disk.put(LAYOUT.lease(lease.epoch), json.dumps(owner).encode())
+        age(disk, LAYOUT.heartbeat(lease.epoch), -3600)
+        with pytest.raises(PartitionBusy, match="run-1"):
+            acquire(disk)
+
+
+def test_a_process_keeps_its_identity_when_the_clock_is_set(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+):
+    with child_that_holds(disk):
+        create_time = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + 3600)
+        with pytest.raises(PartitionBusy, match="run-of-the-child"):
+            acquire(disk)
 
 
 def test_a_silent_run_elsewhere_is_taken_for_dead_only_after_its_ttl(disk: Store):

@@ -1,0 +1,217 @@
+"""What `pipeline doctor` sees of a machine and of the way to Ray; starts nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import ipaddress
+import os
+import platform
+import resource
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from packaging.requirements import Requirement
+
+from pipeline.cluster import embedded_store_bytes, refuse_autoload
+from pipeline.errors import JobError, PipelineError
+from pipeline.ray_token import auth_mode, has_token, is_open_to_others, token_file
+
+Status = Literal["ok", "warn", "fail"]
+_GIB = 2**30
+_PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pandas", "fsspec", "pillow")
+_EXTRAS = {
+    "s3": "s3fs",
+    "gcs": "gcsfs",
+    "azure": "adlfs",
+    "delta": "deltalake",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "submit": "aiohttp",
+}
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
+_LEAST_FREE_SHARE = 0.05
+"""Ray takes a disk with less for full, and starts nothing that may spill there."""
+_LEAST_FILES = 4096
+_DISTRIBUTION = "batch-inference-pipeline"
+_DASHBOARD_PORT = 8265
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one look gave."""
+
+    check: str
+    status: Status
+    found: str
+    """What there is; where it is not right, what would be."""
+    exit_code: int = 0
+
+
+def look_at_machine(address: str | None) -> Iterator[Check]:
+    """Look at packages, hardware, memory, disk, the environment, and who may reach Ray.
+
+    Args:
+        address: The Ray cluster, or its job API; None for an embedded Ray.
+    """
+    yield _packages()
+    yield _extras()
+    yield _processor()
+    yield _gpus()
+    yield from _memory()
+    yield _disk_of_ray()
+    yield _open_files()
+    yield guarded("ray environment", _environment)
+    yield from _authentication(address)
+    yield _dashboard()
+
+
+def guarded(name: str, look: Callable[[], str]) -> Check:
+    """Turn what a look raises into a check that fails with the same exit code."""
+    try:
+        return Check(name, "ok", look())
+    except PipelineError as error:
+        return Check(name, "fail", str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001  # a library's error is a finding, too
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return Check(name, "fail", found, PipelineError.exit_code)
+
+
+def _packages() -> Check:
+    needed = [Requirement(text) for text in metadata.requires(_DISTRIBUTION) or []]
+    needed = [each for each in needed if each.marker is None]
+    wrong = [each for each in needed if not each.specifier.contains(_version(each.name) or "0")]
+    if wrong:
+        found = ", ".join(f"{each} (there is {_version(each.name) or 'none'})" for each in wrong)
+        return Check("packages", "fail", f"install {found}", JobError.exit_code)
+    found = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    return Check("packages", "ok", f"python {platform.python_version()}, {found}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _extras() -> Check:
+    there = [extra for extra, name in _EXTRAS.items() if importlib.util.find_spec(name)]
+    absent = [extra for extra in _EXTRAS if extra not in there]
+    found = f"installed: {', '.join(there) or 'none'}"
+    return Check("extras", "ok", found + (f"; not: {', '.join(absent)}" if absent else ""))
+
+
+def _processor() -> Check:
+    cores = len(os.sched_getaffinity(0))
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    words = set(text.split())
+    flags = [flag for flag in _CPU_FLAGS if flag in words]
+    return Check("processor", "ok", f"{cores} cores, {', '.join(flags) or platform.machine()}")
+
+
+def _gpus() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("gpu", "ok", f"torch {torch.__version__} sees none: models run on the CPU")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Check("gpu", "ok", ", ".join(names))
+
+
+def _memory() -> Iterator[Check]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB are free"
+    tight = memory.available < 2 * _GIB
+    hint = "; Ray and each actor take half a GiB and the model: free some, or run fewer actors"
+    yield Check("memory", "warn" if tight else "ok", found + (hint if tight else ""))
+    shared = Path("/dev/shm")  # noqa: S108  # Ray's, not ours
+    if not shared.exists():
+        return
+    free, wanted = psutil.disk_usage(str(shared)).free, embedded_store_bytes()
+    found = f"{free / _GIB:.1f} GiB of /dev/shm are free, an embedded Ray takes {wanted / _GIB:.1f}"
+    hint = ": its object store would lie on disk; give the container a larger /dev/shm"
+    yield Check("object store", "ok" if free >= wanted else "warn", found + hint * (free < wanted))
+
+
+def _disk_of_ray() -> Check:
+    folder = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108  # Ray's default
+    usage = shutil.disk_usage(folder)
+    share = usage.free / usage.total
+    found = f"{usage.free / _GIB:.1f} GiB of {folder} are free ({100 * share:.0f}%)"
+    if share < _LEAST_FREE_SHARE:
+        hint = "; below 5% Ray takes it for full: free some, or set RAY_TMPDIR"
+        return Check("disk of Ray", "warn", found + hint)
+    return Check("disk of Ray", "ok", found)
+
+
+def _open_files() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _LEAST_FILES and soft < hard:
+        return Check("open files", "ok", f"{soft}, which Ray raises to {hard}")
+    status: Status = "ok" if soft >= _LEAST_FILES else "warn"
+    hint = "" if status == "ok" else f"; Ray wants {_LEAST_FILES}: raise it (ulimit -n)"
+    return Check("open files", status, f"{soft}{hint}")
+
+
+def _environment() -> str:
+    refuse_autoload()
+    return "nothing in it lets input files run code"
+
+
+def _authentication(address: str | None) -> Iterator[Check]:
+    file = token_file(os.environ)
+    if file.exists() and is_open_to_others(file):
+        hint = f"others on this machine may read it; write: chmod 600 {file}"
+        yield Check("ray token", "warn", f"{file}: {hint}")
+    if address is None:
+        if auth_mode(os.environ) == "disabled":
+            hint = "whoever reaches its ports runs code as you; unset it"
+            yield Check("ray access", "warn", f"RAY_AUTH_MODE=disabled: {hint}")
+        else:
+            found = "an embedded Ray: it asks for a token and has no dashboard"
+            yield Check("ray access", "ok", found)
+        return
+    url = urlsplit(address if "://" in address else f"ray://{address}")
+    is_near = _is_loopback(url.hostname or "")
+    if not has_token(os.environ) and not is_near:
+        hint = "set RAY_AUTH_TOKEN, and start the cluster with RAY_AUTH_MODE=token"
+        yield Check("ray access", "warn", f"{address}: no token in the environment; {hint}")
+    elif url.scheme != "https" and not is_near:
+        hint = "keep to a private network or a tunnel"
+        yield Check("ray access", "warn", f"{address}: the token travels in the clear; {hint}")
+    else:
+        yield Check("ray access", "ok", address)
+
+
+def _dashboard() -> Check:
+    """Look for Ray's dashboard, which runs what it is sent, on the network side of this machine."""
+    import psutil
+
+    for interface in psutil.net_if_addrs().values():
+        for each in interface:
+            if each.family == socket.AF_INET and not _is_loopback(each.address):
+                with contextlib.suppress(OSError):
+                    socket.create_connection((each.address, _DASHBOARD_PORT), 0.3).close()
+                    found = f"{each.address}:{_DASHBOARD_PORT} takes connections from the network"
+                    hint = "if it is Ray's, start the head with --dashboard-host=127.0.0.1"
+                    return Check("dashboard", "warn", f"{found}; {hint}")
+    return Check("dashboard", "ok", f"nothing takes connections at port {_DASHBOARD_PORT}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "auto", "local")

@@ -1,0 +1,104 @@
+"""Credentials that expire and a disk that fills up: one clear line, and a rerun completes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cli import command, environment, pipeline, write_job
+from faultproxy import EXPIRED, FaultProxy, Rule
+from s3server import S3Server
+
+from pipeline.errors import InfraError
+from pipeline.photos import build_images
+from pipeline.ray_tasks import ray_errors
+
+DATE = "2026-11-24"
+NUM_ROWS = 48
+RUN = f"run {{job}} --date {DATE} --json"
+# In a mount namespace of its own: what is mounted there goes with the shell.
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size={size} tmpfs {folder} || exit 99
+{run} > {log}.1 2>&1; echo $? > {log}.code
+mount -o remount,size=50m {folder} || exit 99
+{run} > {log}.2 2>&1
+"""
+
+
+@dataclass
+class Expires(Rule):
+    """Every request is refused from a certain slice's put on."""
+
+    def applies(self, method: str, path: str, head: str, dice: random.Random) -> bool:
+        self.matches(method, path, head)
+        return self.seen >= self.first
+
+
+def image_job(folder: Path, sink: dict[str, object]) -> str:
+    build_images(folder / "images", NUM_ROWS, seed=3, num_bad=0)
+    source = {"uri": str(folder / "images"), "format": "images"}
+    return write_job(
+        folder / "job.yaml", source, str(sink["uri"]), sink=sink, run={"slice_rows": 8}
+    )
+
+
+@pytest.mark.slow
+def test_credentials_that_expire_are_said_and_renewed_ones_go_on(tmp_path: Path, s3: S3Server):
+    root = s3.store()
+    expires = Expires(EXPIRED, method="PUT", path="staging", first=3)
+    with FaultProxy(s3.endpoint_url, expires) as proxy:
+        sink = {"uri": root.uri, "storage_options": s3.options_at(proxy.url)}
+        done = pipeline("run", image_job(tmp_path, sink), "--date", DATE, "--json")
+    assert done.code == 2, done.stderr
+    assert "expired" in done.json["error"]
+    assert "Traceback" not in done.stderr
+    assert not any(secret in done.stderr for secret in (s3.secret_key, s3.access_key))
+    job = image_job(tmp_path, {"uri": root.uri, "storage_options": s3.storage_options})
+    again = pipeline("run", job, "--date", DATE, "--json")
+    assert again.code == 0, again.stderr
+    assert again.json["slices"]["resumed"] >= 2
+    assert again.json["rows"]["predicted"] == NUM_ROWS
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_publishes_nothing_and_space_cures_it(tmp_path: Path):
+    folder, log = tmp_path / "small", tmp_path / "log"
+    folder.mkdir()
+    job = image_job(tmp_path, {"uri": str(folder / "out")})
+    run = " ".join(command(*RUN.format(job=job).split()))
+    script = ON_A_SMALL_DISK.format(size="60k", folder=folder, run=run, log=log)
+    unshare = shutil.which("unshare") or pytest.skip("there is no unshare")
+    mine = ["--mount"] if os.geteuid() == 0 else ["--map-root-user", "--mount"]
+    done = subprocess.run(
+        [unshare, *mine, "sh", "-c", script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    if not Path(f"{log}.code").exists():
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    first, second = Path(f"{log}.1").read_text(), Path(f"{log}.2").read_text()
+    assert Path(f"{log}.code").read_text() == "7\n", first
+    error = json.loads(first.splitlines()[-1])["error"]
+    assert "no space left: free some and run again" in error
+    assert "report" not in error, "what failed first is what is told"
+    assert done.returncode == 0, second
+    report = json.loads(second.splitlines()[-1])
+    assert report["rows"]["predicted"] == NUM_ROWS
+    assert report["slices"]["resumed"] > 0
+
+
+@pytest.mark.parametrize("name", ["OutOfDiskError", "ObjectStoreFullError"])
+def test_no_room_for_objects_of_ray_is_infrastructure_trouble(name: str):
+    from ray import exceptions
+
+    with pytest.raises(InfraError, match="no room left for objects: free"), ray_errors():
+        raise getattr(exceptions, name)("full")

@@ -1,0 +1,72 @@
+"""Ray's token is made private before Ray makes it, and stays what it is."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from pipeline.ray_token import make_private_token, send_token, token_file
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_new_token_is_for_its_owner_only_and_is_made_once(home: Path):
+    make_private_token()
+    path = home / ".ray" / "auth_token"
+    first = path.read_text()
+    assert (len(first), mode(path)) == (64, 0o600)
+    make_private_token()
+    assert path.read_text() == first
+
+
+def test_one_that_is_there_becomes_private_and_keeps_its_value(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = home / "token"
+    path.write_text("the-token")
+    path.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    make_private_token()
+    assert (path.read_text(), mode(path)) == ("the-token", 0o600)
+
+
+@pytest.mark.parametrize("variables", [{"RAY_AUTH_TOKEN": "x" * 64}, {"RAY_AUTH_MODE": "disabled"}])
+def test_who_brings_a_token_or_wants_none_gets_none(
+    variables: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    make_private_token()
+    assert not (home / ".ray").exists()
+
+
+def test_a_home_that_cannot_be_written_is_left_to_ray(home: Path, monkeypatch: pytest.MonkeyPatch):
+    (home / "file").write_text("")
+    monkeypatch.setenv("HOME", str(home / "file"))
+    make_private_token()
+    assert not token_file({}).exists()
+
+
+def test_only_a_token_of_the_environment_is_sent_to_a_cluster(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make_private_token()
+    assert not send_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x" * 64)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert not send_token(), "whoever said so means it"
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    assert send_token()
