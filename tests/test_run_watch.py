@@ -48,6 +48,29 @@ handle_signals()
 sys.exit(main._guard(body))
 """
 
+# The main thread waits for a lock in C, where Python handles no signal.
+BLOCKED = """
+import ctypes, datetime as dt, sys
+from pathlib import Path
+from pipeline.interrupt import handle_signals
+from pipeline.job_file import load_job
+from pipeline.layout import Layout
+from pipeline.record import RunContext, RunOptions, RunRecord
+from pipeline.run_watch import stoppable, watch
+from pipeline.storage import Store
+
+job = load_job(sys.argv[1], date=dt.date(2026, 11, 24))
+store, layout = Store(job.sink.uri), Layout(job.sink.partition)
+record = RunRecord("a-run", layout.name)
+run = RunContext(job, RunOptions(owns_process=True), store, layout, record)
+handle_signals()
+with watch(run, lambda error: store.put("last-will", str(error).encode())), stoppable(run):
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    print("blocked", flush=True)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+"""
+
 
 @contextmanager
 def in_a_thread(errors: list[PipelineError]) -> Iterator[None]:
@@ -178,6 +201,32 @@ def survivors(tree: list[psutil.Process]) -> list[psutil.Process]:
     """Those that have not ended, after a while for the last ones to go."""
     _, alive = psutil.wait_procs(tree, timeout=15)
     return [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_driver_that_hears_nothing_is_ended_from_aside(tmp_path: Path, signals: int):
+    case = Case(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", BLOCKED, case.job],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "blocked\n"
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.3)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 6, stderr
+    if signals == 1:
+        assert stderr.startswith("error: SIGTERM received: nothing was computed yet")
+        assert case.store.read_bytes("last-will").decode() in stderr
+    else:
+        assert not case.store.exists("last-will"), "at once"
 
 
 class Case:
