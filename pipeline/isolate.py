@@ -22,6 +22,8 @@ from pipeline.stats import Counters, StageCounters, add, merge
 
 MAX_DEATHS = 32
 """So many children may die over the rows of one stage of a slice; then what is left is given up."""
+_A_HANG_COUNTS = 4
+"""A hang takes the whole time limit, and a slice must not take as long as a run may stand still."""
 MAX_DEATHS_IN_A_ROW = 8
 """So many may die one after the other without any of them getting a row done."""
 MAX_STARTS = 3
@@ -122,7 +124,7 @@ class Isolated:
                 self._in_a_row, self._starts = MAX_DEATHS_IN_A_ROW, MAX_STARTS
                 return done
             self.num_deaths += 1
-            self._left -= 1
+            self._left -= _A_HANG_COUNTS if done.reason is Reason.TIMEOUT else 1
             self._in_a_row -= 1
             self._starts -= not done.had_started
             if done.had_started or not self._starts:

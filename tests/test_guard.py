@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,13 +12,26 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deadly import KILL, SEGFAULT, STAGE, Doubling, die_over, double, rows_of
+from badfiles import base_image, encode
+from deadly import (
+    CRASH,
+    KILL,
+    SEGFAULT,
+    STAGE,
+    CrashingDecoder,
+    Doubling,
+    die_over,
+    double,
+    rows_of,
+)
 
 from pipeline.attempts import Attempts, Earlier
 from pipeline.guard import GIVE_UP_AFTER, Guard
-from pipeline.isolate import StagePlan
-from pipeline.schema import Reason, failures_of
-from pipeline.stats import ISOLATED, Counters
+from pipeline.isolate import StagePlan, fail
+from pipeline.schema import Failure, Reason, failure_columns, failures_of
+from pipeline.stages import Preprocessing, SliceWork
+from pipeline.stats import ISOLATED, Counters, StageCounters
+from pipeline.transform import TransformSpec
 
 NAME = "predict-0-0"
 
@@ -50,15 +64,9 @@ def case(tmp_path: Path) -> Iterator[Case]:
 
 
 def test_the_first_attempt_runs_here_and_leaves_nothing(case: Case) -> None:
-    assert case.run([1, 2, 3]) == ([None] * 3, {STAGE: {**_nothing(), "rows_in": 3, "rows_out": 3}})
+    assert case.run([1, 2, 3]) == ([None] * 3, {STAGE: StageCounters(3, 3).to_dict()})
     assert (case.num_here, case.work.pids) == (1, [])
     assert list(case.attempts.folder.iterdir()) == []
-
-
-def _nothing() -> dict[str, float]:
-    from pipeline.stats import StageCounters
-
-    return StageCounters().to_dict()
 
 
 def test_an_error_is_no_death(case: Case) -> None:
@@ -115,6 +123,32 @@ def test_where_much_has_died_slices_go_to_one_child_from_the_start(case: Case) -
         assert case.run([1, 2], f"predict-0-{number}")[0] == [None, None]
     assert (case.num_here, len(case.work.pids)) == (0, before)
     assert case.run([1, SEGFAULT], "predict-0-9")[0] == [None, Reason.NATIVE_CRASH]
+
+
+def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
+    spec = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    images = [encode(base_image(seed), "JPEG") for seed in range(5)]
+    images[2] += CRASH
+    rows = pa.table(
+        {
+            "row_id": [f"r{index}" for index in range(5)],
+            "image": pa.array(images, pa.large_binary()),
+            **failure_columns([None] * 5),
+        }
+    )
+    attempts = Attempts(tmp_path / "marks")
+    die_over(attempts, NAME)
+    decoder = CrashingDecoder(spec, 10**6, 10**6)
+    counters: Counters = {}
+    with closing(Guard(SliceWork(decoder, None), [decoder.plan], attempts, 60.0)) as guard:
+        found = guard.run(NAME, rows, counters)
+    digest = hashlib.sha256(images[2]).hexdigest()
+    message = "its process died of SIGSEGV"
+    crash = Failure(Reason.NATIVE_CRASH, "decode", message, digest, len(images[2]))
+    assert failures_of(found) == [None, None, crash, None, None]
+    assert found.equals(Preprocessing(spec, 10**6, 10**6)({}, fail(rows, {2: crash})))
+    decoded = counters["decode"]
+    assert (decoded["rows_in"], decoded["rows_out"], decoded["rows_quarantined"]) == (5, 4, 1)
 
 
 WATCHED = """

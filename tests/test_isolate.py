@@ -96,6 +96,16 @@ def test_what_kills_every_child_is_given_up_after_bounded_tries(tmp_path: Path) 
     assert len(work.pids) == isolated.num_deaths == MAX_DEATHS_IN_A_ROW
 
 
+@pytest.mark.slow
+def test_a_slice_of_hangs_takes_no_longer_than_a_few(tmp_path: Path) -> None:
+    values = [index if index % 2 else HANG for index in range(20)]
+    work = Doubling(str(tmp_path / "starts"))
+    with isolating(work) as isolated:
+        errors = isolated.run(plan(1), rows_of(values), {}, one_by_one=True).column(ERROR)
+    assert errors.to_pylist() == [Reason.TIMEOUT, None] * 8 + [Reason.NATIVE_CRASH] * 4
+    assert len(work.pids) == 8
+
+
 def test_a_child_that_cannot_start_is_not_started_for_ever(tmp_path: Path) -> None:
     work = Doubling(str(tmp_path / "starts"), can_start=False)
     with isolating(work) as isolated:
