@@ -102,7 +102,8 @@ def test_a_slice_of_hangs_takes_no_longer_than_a_few(tmp_path: Path) -> None:
     work = Doubling(str(tmp_path / "starts"))
     with isolating(work) as isolated:
         errors = isolated.run(plan(1), rows_of(values), {}, one_by_one=True).column(ERROR)
-    assert errors.to_pylist() == [Reason.TIMEOUT, None] * 8 + [Reason.NATIVE_CRASH] * 4
+    tried = [Reason.TIMEOUT, None] * 7 + [Reason.TIMEOUT]
+    assert errors.to_pylist() == tried + [Reason.NATIVE_CRASH] * 5
     assert len(work.pids) == 8
 
 
