@@ -67,7 +67,7 @@ def as_date(text: str | None) -> dt.date:
 def as_options(
     address: str | None, allow_import: list[str] | None, accept: list[str] | None = None
 ) -> Any:
-    from pipeline.record import RunOptions
+    from pipeline.context import RunOptions
     from pipeline.verdict import read_accepted
 
     accepted = read_accepted(accept or [])

@@ -17,11 +17,12 @@ from pathlib import Path
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, Hardware, allocate
 from pipeline.choose import AUTO, as_tried, choose
+from pipeline.context import RunContext
 from pipeline.errors import InfraError
 from pipeline.layout import model_path
 from pipeline.model import INT8, ModelSpec
 from pipeline.plan import Plan
-from pipeline.record import RunContext, package_versions
+from pipeline.provenance import package_versions
 from pipeline.rows import Reader
 from pipeline.storage import CreateOutcome, Store
 from pipeline.trial import Trial

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import share_ray
+from pipeline.context import RunOptions
 from pipeline.errors import InfraError
 from pipeline.job import Job
 from pipeline.job_file import parse_job
@@ -22,7 +23,6 @@ from pipeline.layout import Layout
 from pipeline.manifest import Manifest, current_manifest, read_part
 from pipeline.photos import Built, build_images, build_parquet
 from pipeline.progress import Progress
-from pipeline.record import RunOptions
 from pipeline.run import run_job
 from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE
 from pipeline.storage import Store

@@ -14,12 +14,12 @@ from typing import Any
 
 from pipeline.allocation import Hardware, allocate
 from pipeline.choose import AUTO
+from pipeline.context import RunOptions
 from pipeline.errors import JobError
 from pipeline.inputs import list_inputs
 from pipeline.job import Job
 from pipeline.machine_checks import Check, Status, guarded, look_at_machine
 from pipeline.model import PRECISIONS, resolve_model
-from pipeline.record import RunOptions
 from pipeline.storage import Store
 
 _MANY_ROWS = 2**30

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from pipeline.compact import Compacted, Compactor, RunTasks, compact_slices
+from pipeline.context import RunContext
 from pipeline.failpoints import reach
 from pipeline.gates import Figures, certain_failures, early_refusal, judge
 from pipeline.hive import partition_types
@@ -16,9 +17,9 @@ from pipeline.lease import Lease
 from pipeline.manifest import Manifest
 from pipeline.nights import Past, look_back
 from pipeline.plan import Plan
+from pipeline.provenance import file_metadata, package_versions
 from pipeline.publish import commit, settle
 from pipeline.ray_tasks import run_tasks
-from pipeline.record import RunContext, file_metadata, package_versions
 from pipeline.regroup import compact_by_value
 from pipeline.row_ids import find_duplicates, read_hashes
 from pipeline.schema import SliceKey

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from pipeline.context import RunContext, RunOptions
 from pipeline.drift import compare_with_before
 from pipeline.errors import InfraError, JobError
 from pipeline.estimate import estimate
@@ -28,9 +29,9 @@ from pipeline.manifest import Manifest, Part, current_manifest, list_partitions,
 from pipeline.model import ModelSpec
 from pipeline.past_runs import Recipe, find_past_run
 from pipeline.plan import Plan, adopt_plan
-from pipeline.record import RunContext, RunOptions, RunRecord
+from pipeline.prepare import prepare
+from pipeline.record import RunRecord
 from pipeline.report import REPORT_VERSION, Report
-from pipeline.run import prepare
 from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
 from pipeline.sink import list_staged
 from pipeline.storage import Store

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.context import RunContext, RunOptions
 from pipeline.errors import JobError
 from pipeline.golden import expected_columns
 from pipeline.golden_files import MAX_ROWS
@@ -23,9 +24,9 @@ from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id
 from pipeline.model import ModelSpec, PredictorConfig
 from pipeline.plan import Plan
-from pipeline.record import RunContext, RunOptions, RunRecord
+from pipeline.prepare import prepare
+from pipeline.record import RunRecord
 from pipeline.rows import Reader
-from pipeline.run import prepare
 from pipeline.schema import ERROR, FEATURES, IMAGE, LABEL, ROW_ID, SCORE, TOP_K
 from pipeline.stages import Preprocessing
 from pipeline.storage import Store

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from time import perf_counter
 
 from pipeline.allocation import Allocation, Hardware
 from pipeline.histograms import Distribution, Numbers, sum_numbers
-from pipeline.job import Job
-from pipeline.layout import Layout, parse_staged_name
+from pipeline.layout import parse_staged_name
 from pipeline.manifest import Manifest
 from pipeline.model import ModelSpec
 from pipeline.plan import Plan
+from pipeline.provenance import package_versions
 from pipeline.report import RunFacts, Status
 from pipeline.schema import Reason, SliceKey
-from pipeline.sink import META_PREFIX, StagedSlice
+from pipeline.sink import StagedSlice
 from pipeline.stats import (
     CANARY,
     DEDUPE,
@@ -32,31 +28,10 @@ from pipeline.stats import (
     measure,
     merge,
 )
-from pipeline.storage import Store
 from pipeline.verdict import Verdict
 
 _TOP_LABELS = 10
 ReadFooter = Callable[[str], StagedSlice]
-_PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide predictions."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-
-
-def file_metadata(plan: Plan, run_id: str) -> dict[str, str]:
-    """Return what every part's Parquet metadata says of how it was made."""
-    model = plan.model
-    return {
-        f"{META_PREFIX}run_id": run_id,
-        f"{META_PREFIX}fingerprint": plan.fingerprint,
-        f"{META_PREFIX}model": str(model["name"]),
-        f"{META_PREFIX}weights_sha256": str(model["weights_sha256"]),
-        f"{META_PREFIX}precision": str(model["precision"]),
-        f"{META_PREFIX}runtime": str(model["runtime"]),
-        f"{META_PREFIX}versions": json.dumps(package_versions()),
-    }
 
 
 class RunRecord:
@@ -364,28 +339,3 @@ class RunRecord:
             slots |= dict.fromkeys(("transfer", "predict"), float(actors))
             slots["write"] = float(self._allocation.num_writers)
         return slots
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What the command line adds to a job."""
-
-    address: str | None = None
-    """The Ray cluster; None starts an embedded local one."""
-    allow_import: tuple[str, ...] = ()
-    """Module prefixes that `model.factory` may name."""
-    accepted: Mapping[str, str] = field(default_factory=dict)
-    """Gate -> why its failure is accepted."""
-    owns_process: bool = False
-    """The process is there for this run only: signals stop it, and it may be ended."""
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What every step of one run shares."""
-
-    job: Job
-    options: RunOptions
-    store: Store
-    layout: Layout
-    record: RunRecord

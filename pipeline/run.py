@@ -8,7 +8,6 @@ What is here is the order of things; each step lives in the file of its name.
 from __future__ import annotations
 
 import datetime as dt
-import logging
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -20,29 +19,28 @@ from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, allocate
 from pipeline.auto import settle
 from pipeline.cluster import connect
-from pipeline.delta import require_delta
-from pipeline.drift import compare_with_before
-from pipeline.errors import GateRefused, PartitionBusy, PipelineError, Stopped
+from pipeline.context import RunContext, RunOptions
+from pipeline.errors import PartitionBusy, PipelineError
 from pipeline.failpoints import reach
 from pipeline.finish import finish, require_hope
 from pipeline.golden import GoldenRefused, GoldenRows
 from pipeline.golden_files import read_golden
 from pipeline.histograms import measured_columns
-from pipeline.hive import partition_types
-from pipeline.inputs import list_inputs
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id
 from pipeline.lease import hold_lease
 from pipeline.manifest import Manifest, current_manifest
-from pipeline.model import ModelSpec, PredictorConfig, resolve_model
-from pipeline.plan import Plan, Unit, adopt_plan, choose_slice_rows, make_plan
+from pipeline.model import ModelSpec, PredictorConfig
+from pipeline.outcome import save_report, save_trouble
+from pipeline.plan import Plan, Unit, adopt_plan
+from pipeline.prepare import prepare
 from pipeline.progress import Progress
+from pipeline.provenance import file_metadata
 from pipeline.publish import repair
 from pipeline.pulse import beat
 from pipeline.ray_tasks import ray_errors
-from pipeline.record import RunContext, RunOptions, RunRecord, file_metadata
-from pipeline.render import to_html
-from pipeline.report import Status, build_report, to_json
+from pipeline.record import RunRecord
+from pipeline.report import Status
 from pipeline.rows import Reader
 from pipeline.run_watch import stoppable, watch
 from pipeline.schema import SliceKey
@@ -57,8 +55,6 @@ from pipeline.stages import (
 from pipeline.storage import Store, StoredFile
 from pipeline.tiling import done_slices, missing_units
 
-log = logging.getLogger(__name__)
-_CPU_BATCH, _GPU_BATCH = 32, 128
 _FOOTER_THREADS = 16
 
 
@@ -73,14 +69,14 @@ def run_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]
     record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
     run = RunContext(job, options, store, layout, record)
     store.probe(single_writer=job.run.single_writer)
-    with watch(run, lambda error: _report_trouble(run, error)):
+    with watch(run, lambda error: save_trouble(run, error)):
         try:
             with stoppable(run):
                 status = _execute(run, progress)
         except PipelineError as error:
             if isinstance(error, GoldenRefused):
                 record.judged([error.verdict()])
-            _report_trouble(run, error)
+            save_trouble(run, error)
             raise
         return save_report(run, status, None)
 
@@ -108,28 +104,6 @@ def _execute(run: RunContext, progress: Progress) -> Status:
             manifest = finish(run, plan, staged, base, lease)
     run.record.published(manifest, store.url(layout.predictions))
     return "published"
-
-
-def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
-    """Resolve the model, list the inputs and make the plan; starts nothing, writes nothing."""
-    job = run.job
-    model = resolve_model(
-        job.model,
-        job.transform,
-        allow_import=run.options.allow_import,
-        has_features=bool(job.source.features),
-    )
-    batch_size = job.model.batch_size or (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH)
-    with run.record.stage("list") as listed:
-        inputs = list_inputs(job.source, max_extent_rows=choose_slice_rows(job, batch_size))
-        plan = make_plan(job, inputs, model, batch_size=batch_size)
-        listed.rows_in = listed.rows_out = plan.num_rows or 0
-        listed.bytes_in = inputs.num_bytes
-    columns = partition_types(job.sink.partition_columns, plan.prediction_schema())
-    if job.sink.table:
-        require_delta(run.store, run.layout, columns, plan.prediction_schema())
-    run.record.planned(plan, model, job.resources.num_gpus)
-    return plan, model
 
 
 def _predict_missing(
@@ -263,34 +237,3 @@ def _tidy_if_free(run: RunContext) -> None:
             repair(run.store, run.layout, sink.keep_versions, table=sink.table, is_last=True)
     except PartitionBusy:
         return
-
-
-def _status_of(error: PipelineError) -> Status:
-    if isinstance(error, GateRefused):
-        return "refused"
-    return "stopped" if isinstance(error, Stopped) else "failed"
-
-
-def _report_trouble(run: RunContext, error: PipelineError) -> None:
-    """Store the report of a run that failed; if this fails, too, the first error is still told."""
-    if isinstance(error, PartitionBusy):
-        return
-    try:
-        save_report(run, _status_of(error), error)
-    except PipelineError as further:
-        log.warning("no report: %s", further)
-
-
-def save_report(run: RunContext, status: Status, error: PipelineError | None) -> dict[str, Any]:
-    """Build the report and store it as report.json and report.html."""
-    code = error.exit_code if error else 0
-    price = run.job.run.price_per_node_hour
-    report = compare_with_before(
-        run.store,
-        build_report(run.record.facts(status, code, str(error) if error else None, price)),
-    )
-    if status != "nothing_to_do":
-        path = run.layout.report
-        run.store.put(path(run.record.run_id, "report.json"), to_json(report))
-        run.store.put(path(run.record.run_id, "report.html"), to_html(report).encode())
-    return report

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 from pipeline import health, in_flight
+from pipeline.context import RunContext
 from pipeline.deadline import seconds_until
 from pipeline.errors import InfraError, PipelineError, Stopped
 from pipeline.interrupt import forget, interrupt, interruptible, reason
 from pipeline.pulse import last_beat
-from pipeline.record import RunContext
 from pipeline.sink import list_staged
 from pipeline.terminal import show_error
 from pipeline.tiling import missing_units

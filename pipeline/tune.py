@@ -11,10 +11,11 @@ from pipeline.allocation import allocate
 from pipeline.auto import tune
 from pipeline.choose import AUTO
 from pipeline.cluster import connect
+from pipeline.context import RunContext, RunOptions
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id
-from pipeline.record import RunContext, RunOptions, RunRecord
-from pipeline.run import prepare
+from pipeline.prepare import prepare
+from pipeline.record import RunRecord
 from pipeline.storage import Store
 from pipeline.trial import Trial
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 from cli import TESTS
 from published import DAY, Rows, make_plan, run_here, slice_table
 
+from pipeline.context import RunContext, RunOptions
 from pipeline.failpoints import VARIABLE
 from pipeline.finish import finish
 from pipeline.job import Job
@@ -26,8 +27,9 @@ from pipeline.layout import Layout
 from pipeline.lease import hold_lease
 from pipeline.manifest import Manifest, current_manifest, log_numbers, read_part
 from pipeline.plan import Plan, adopt_plan
+from pipeline.provenance import file_metadata
 from pipeline.publish import repair
-from pipeline.record import RunContext, RunOptions, RunRecord, file_metadata
+from pipeline.record import RunRecord
 from pipeline.sink import StagingWriter, list_staged, read_footer
 from pipeline.storage import Store
 from pipeline.tiling import done_slices

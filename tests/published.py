@@ -26,8 +26,8 @@ from pipeline.hive import partition_types
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
 from pipeline.plan import Plan, RowIds, Unit, adopt_plan
+from pipeline.provenance import file_metadata
 from pipeline.publish import commit, repair, settle
-from pipeline.record import file_metadata
 from pipeline.regroup import compact_by_value
 from pipeline.row_ids import find_duplicates, read_hashes
 from pipeline.schema import (

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from cli import pipeline, write_job
 
+from pipeline.context import RunOptions
 from pipeline.doctor import examine
 from pipeline.photos import build_images
-from pipeline.record import RunOptions
 
 
 def looks(found: dict[str, Any]) -> dict[str, tuple[str, str]]:

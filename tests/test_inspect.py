@@ -11,16 +11,17 @@ from PIL import Image
 from published import DAY, Rows, labels_of, publish_rows, put_report, snapshot
 from rich.console import Console
 
+from pipeline.context import RunContext, RunOptions
 from pipeline.errors import InfraError, JobError
 from pipeline.inspect import describe_output, describe_plan, load_report
 from pipeline.job import Job
 from pipeline.layout import Layout, staged_name
 from pipeline.plan import adopt_plan
+from pipeline.prepare import prepare
 from pipeline.publish import commit
-from pipeline.record import RunContext, RunOptions, RunRecord
+from pipeline.record import RunRecord
 from pipeline.render import render_document
 from pipeline.report import RunFacts, build_report
-from pipeline.run import prepare
 from pipeline.stats import StageCounters
 from pipeline.storage import Store
 

@@ -25,11 +25,11 @@ from PIL import Image
 from tars import Entry, pack
 
 from pipeline.cluster import share_ray
+from pipeline.context import RunOptions
 from pipeline.job_file import load_job
 from pipeline.manifest import read_predictions
 from pipeline.photos import build_images
 from pipeline.progress import Progress
-from pipeline.record import RunOptions
 from pipeline.run import run_job
 from pipeline.storage import Store
 from pipeline.verify import verify_output

@@ -55,7 +55,8 @@ from pathlib import Path
 from pipeline.interrupt import handle_signals
 from pipeline.job_file import load_job
 from pipeline.layout import Layout
-from pipeline.record import RunContext, RunOptions, RunRecord
+from pipeline.context import RunContext, RunOptions
+from pipeline.record import RunRecord
 from pipeline.run_watch import stoppable, watch
 from pipeline.storage import Store
 

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import END_BYTES, Entry, pack
 
+from pipeline.context import RunOptions
 from pipeline.errors import InfraError, JobError
 from pipeline.inputs import list_inputs
 from pipeline.inspect import describe_plan
@@ -29,7 +30,6 @@ from pipeline.manifest import current_manifest, read_part, read_predictions
 from pipeline.model import resolve_model
 from pipeline.photos import build_images
 from pipeline.plan import Plan, make_plan, plan_from_json, plan_to_json
-from pipeline.record import RunOptions
 from pipeline.rows import Reader
 from pipeline.schema import SliceKey, source_schema
 from pipeline.sink import list_staged

@@ -1,0 +1,34 @@
+"""Find out what is to be done: resolve the model, list the inputs, make the plan."""
+
+from __future__ import annotations
+
+from pipeline.context import RunContext
+from pipeline.delta import require_delta
+from pipeline.hive import partition_types
+from pipeline.inputs import list_inputs
+from pipeline.model import ModelSpec, resolve_model
+from pipeline.plan import Plan, choose_slice_rows, make_plan
+
+_CPU_BATCH, _GPU_BATCH = 32, 128
+
+
+def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
+    """Resolve the model, list the inputs and make the plan; starts nothing, writes nothing."""
+    job = run.job
+    model = resolve_model(
+        job.model,
+        job.transform,
+        allow_import=run.options.allow_import,
+        has_features=bool(job.source.features),
+    )
+    batch_size = job.model.batch_size or (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH)
+    with run.record.stage("list") as listed:
+        inputs = list_inputs(job.source, max_extent_rows=choose_slice_rows(job, batch_size))
+        plan = make_plan(job, inputs, model, batch_size=batch_size)
+        listed.rows_in = listed.rows_out = plan.num_rows or 0
+        listed.bytes_in = inputs.num_bytes
+    columns = partition_types(job.sink.partition_columns, plan.prediction_schema())
+    if job.sink.table:
+        require_delta(run.store, run.layout, columns, plan.prediction_schema())
+    run.record.planned(plan, model, job.resources.num_gpus)
+    return plan, model

@@ -1,0 +1,31 @@
+"""Say with what predictions were made: in the metadata of every part, in manifests and reports."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+
+from pipeline.plan import Plan
+from pipeline.sink import META_PREFIX
+
+_PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide predictions."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def file_metadata(plan: Plan, run_id: str) -> dict[str, str]:
+    """Return what every part's Parquet metadata says of how it was made."""
+    model = plan.model
+    return {
+        f"{META_PREFIX}run_id": run_id,
+        f"{META_PREFIX}fingerprint": plan.fingerprint,
+        f"{META_PREFIX}model": str(model["name"]),
+        f"{META_PREFIX}weights_sha256": str(model["weights_sha256"]),
+        f"{META_PREFIX}precision": str(model["precision"]),
+        f"{META_PREFIX}runtime": str(model["runtime"]),
+        f"{META_PREFIX}versions": json.dumps(package_versions()),
+    }
