@@ -58,7 +58,7 @@ def bar(line: dict[str, Any], y: int, scale: float) -> Iterator[str]:
 def colours(system: str) -> tuple[str, str]:
     if system.startswith("limit"):
         return _LIMIT
-    return _OURS if system.startswith(("exact", "auto")) else _PEER
+    return _OURS if system.startswith(("exact", "fp32", "auto")) else _PEER
 
 
 def text(

@@ -44,7 +44,7 @@ def main() -> None:
         reference = folder / "reference.npz"
         write_reference(case.images, case.model, reference)
         grid = measure_all(reference, case.model, candidates(wanted))
-        tuned = tune(case, shrink=False)
+        tuned = tune(case, "auto")
         chosen = chosen_of(tuned)
         min_pct = float(tuned.get("min_agreement_pct", _MIN_AGREEMENT_PCT))
         agreeing = [m for m in grid if not m.problem and m.agreement_pct >= min_pct]

@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 from machine import machine, today
 from peer_model import CORES
-from systems import AUTO, CHECKOUT, INT8, Case, run_job, tune, write_weights
+from systems import CHECKOUT, INT8, Case, run, tune, write_weights
 from throughput import MODELS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -67,15 +67,15 @@ def main() -> None:
 
 
 def measure(case: Case, num_runs: int) -> dict[str, Any]:
-    found = tune(case, shrink=False)
+    found = tune(case, "auto")
     config = case.folder / "config.pickle"
     config.write_bytes(pickle.dumps(as_config(case, found)))
     seconds: dict[str, list[float]] = {"ours": [], "ray": [], "model": []}
     parts: list[dict[str, float]] = []
     for _ in range(num_runs):
-        run = run_job(case, "auto", {"model": {**case.model, **AUTO}})
-        seconds["ours"].append(run["first_slice_s"])
-        parts.append(run["startup"])
+        ours = run("auto", case, "")
+        seconds["ours"].append(ours["first_slice_s"])
+        parts.append(ours["startup"])
         seconds["ray"].append(child("ray", str(found["actors_a_node"] or CORES)))
         seconds["model"].append(child("model", str(config)))
     middle = {name: round(statistics.median(values), 2) for name, values in seconds.items()}

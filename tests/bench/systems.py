@@ -25,9 +25,14 @@ from pipeline.model import INT8
 
 BENCH = Path(__file__).parent
 ROOT = BENCH.parent.parent
-OURS = ("exact", "auto", "auto-shrink")
+OURS = {
+    "exact": {},  # eager fp32, what a job that says nothing gets
+    "fp32": {"runtime": "auto", "precision": "fp32"},
+    "auto": {"runtime": "auto", "precision": "auto"},
+    "auto-shrink": {"runtime": "auto", "precision": "auto"},
+}
+"""Our systems, and what their jobs say of the model."""
 LIMITS = ("limit", "limit-shrink")
-AUTO = {"runtime": "auto", "precision": "auto"}
 # The children import this checkout, whatever else is installed.
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", sys.executable)
 """Daft and Spark live in an environment of their own: they hold pyarrow to an older version."""
@@ -81,14 +86,14 @@ def write_weights(folder: Path, name: str) -> dict[str, Any]:
     return {"name": name, "weights": str(path)}
 
 
-def tune(case: Case, *, shrink: bool) -> dict[str, Any]:
-    """Run `pipeline tune`; keep its profile for the runs.
+def tune(case: Case, system: str) -> dict[str, Any]:
+    """Run `pipeline tune` for one of our systems; keep its profile for the runs.
 
     Raises:
         Unusable: Nothing agrees with eager fp32.
     """
     out = case.folder / f"tuned-{time.time_ns()}"
-    job = case.job("tune", out, **_sections(case, auto=True, shrink=shrink))
+    job = case.job("tune", out, **_sections(case, system))
     found = _pipeline("tune", job)
     profiles = case.folder / "profiles"
     profiles.mkdir(exist_ok=True)
@@ -117,23 +122,18 @@ def run(system: str, case: Case, chosen: str) -> dict[str, Any]:
         Unusable: It failed.
     """
     if system in OURS:
-        return _run_ours(system, case)
+        return run_job(case, system, _sections(case, system))
     more = chosen.split()
     if system in LIMITS:
         more += [case.calibrated() if INT8 in more else "", system.removeprefix("limit")]
     return _run_peer(system.removesuffix("-shrink"), case, *more)
 
 
-def _sections(case: Case, *, auto: bool, shrink: bool) -> dict[str, Any]:
+def _sections(case: Case, system: str) -> dict[str, Any]:
     return {
-        "model": {**case.model, **(AUTO if auto else {})},
-        "transform": {"shrink_on_load": True} if shrink else {},
+        "model": {**case.model, **OURS[system]},
+        "transform": {"shrink_on_load": True} if system.endswith("-shrink") else {},
     }
-
-
-def _run_ours(system: str, case: Case) -> dict[str, Any]:
-    sections = _sections(case, auto=system != "exact", shrink=system == "auto-shrink")
-    return run_job(case, system, sections)
 
 
 def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:

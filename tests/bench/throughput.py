@@ -3,7 +3,8 @@
 Same photos, same weights; the systems take turns, so that a slow minute meets all of them. What is
 compared:
 
-- `exact`, `auto`: `pipeline run` with eager fp32, and with what `pipeline tune` chose.
+- `exact`: `pipeline run` as a job has it that says nothing, in eager fp32.
+- `fp32`, `auto`: with what `pipeline tune` chose in fp32, and in any precision.
 - `auto-shrink`: `auto` with transform.shrink_on_load, for large photos.
 - `loader`, `ray`, `daft`, `spark`: peers, eager fp32, as their documentation has it.
 - `limit`, `limit-shrink`: plain processes with what `auto` chose and nothing around the work.
@@ -31,7 +32,7 @@ from pipeline.photos import build_images
 
 MODELS = ("efficientnet-lite0", "mobilenet_v3_large", "resnet18")
 PEERS = ("loader", "ray", "daft", "spark")
-SMALL = ("exact", "auto", *PEERS, "limit")
+SMALL = ("exact", "fp32", "auto", *PEERS, "limit")
 LARGE = (*OURS, *PEERS, *LIMITS)
 _LARGE_SLICE, _SMALL_SLICE = 16, 64
 
@@ -123,14 +124,14 @@ def compare(
 
 
 def tune_all(case: Case, systems: list[str], skipped: dict[str, str]) -> dict[str, str]:
-    """Let `pipeline tune` choose with and without shrinking; say what each system runs."""
+    """Let `pipeline tune` choose for those of ours that ask for it; say what each system runs."""
     chosen = dict.fromkeys(systems, "eager fp32 32")
-    for shrink, names in ((False, ("auto", "limit")), (True, ("auto-shrink", "limit-shrink"))):
+    for names in (("fp32",), ("auto", "limit"), ("auto-shrink", "limit-shrink")):
         tuned = [name for name in names if name in systems]
         if not tuned:
             continue
         try:
-            found = tune(case, shrink=shrink)
+            found = tune(case, names[0])
         except Unusable as error:
             print(f"{case.model['name']}: {error}", flush=True)
             skipped.update({f"{case.model['name']} {name}": str(error) for name in tuned})
