@@ -44,8 +44,7 @@ def settle(
     Raises:
         JobError: No way to run the model is left.
     """
-    is_open = AUTO in (model.runtime, model.precision) or model.precision == INT8
-    if not is_open and not model.shrinks:
+    if not is_open(model) and not model.shrinks:
         return plan, model, allocation
     workshop = make_workshop(run, plan, model, hardware, allocation)
     profile = load_profile(run, workshop)
@@ -72,6 +71,11 @@ def settle(
     batch_size = run.job.model.batch_size or chosen.batch_size or plan.batch_size
     plan = replace(plan, model={**plan.model, **figures}, batch_size=batch_size)
     return plan, settled, _divide(run, hardware, allocation, chosen)
+
+
+def is_open(model: ModelSpec) -> bool:
+    """Tell whether a job leaves it to us how its model runs, or in what calibrated form."""
+    return AUTO in (model.runtime, model.precision) or model.precision == INT8
 
 
 def _divide(

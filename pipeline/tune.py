@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.allocation import allocate
-from pipeline.auto import tune
+from pipeline.auto import is_open, tune
 from pipeline.choose import AUTO
 from pipeline.cluster import connect
 from pipeline.context import RunContext, RunOptions
@@ -23,6 +23,8 @@ from pipeline.trial import Trial
 def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     """Measure anew and keep the figures, which runs with `auto` then go by; publishes nothing.
 
+    What the job leaves open is tried; where it leaves nothing open, everything.
+
     Raises:
         JobError: The job is wrong, or nothing that was tried can be used.
     """
@@ -31,10 +33,11 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     run = RunContext(job, options, store, layout, record)
     store.probe(single_writer=job.run.single_writer)
     plan, model = prepare(run)
-    free = replace(model, runtime=AUTO, precision=AUTO)
+    if not is_open(model):
+        model = replace(model, runtime=AUTO, precision=AUTO)
     with connect(options.address) as (hardware, _):
         allocation = allocate(job.resources, hardware)
-        profile, chosen = tune(run, plan, free, hardware, allocation)
+        profile, chosen = tune(run, plan, model, hardware, allocation)
     on_gpu = bool(job.resources.num_gpus)
     rates = [trial.rows_per_s for trial in profile.layouts if _is_same(trial, chosen)]
     return {
@@ -51,7 +54,8 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
         "threads_per_actor": chosen.threads or allocation.actor_threads,
         "decode_in": chosen.decode_in or None,
         f"rows_per_s_a_{'gpu' if on_gpu else 'node'}": rates[0] if rates else None,
-        "used_by": "runs whose job says model.runtime: auto and model.precision: auto",
+        "used_by": f"runs whose job says model.runtime: {model.runtime} and "
+        f"model.precision: {model.precision}",
     }
 
 

@@ -177,3 +177,18 @@ def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
     assert f"{found['runtime']} {found['precision']}" == tuned.json["chosen"]
     assert found["batch_size"] == tuned.json["batch_size"]
     assert done.json["decode_in"] == tuned.json["decode_in"]
+
+
+@pytest.mark.slow
+def test_tune_keeps_to_what_the_job_says_and_a_run_finds_what_it_kept(tmp_path: Path) -> None:
+    build_images(tmp_path / "images", 16, seed=12, num_bad=0)
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "fp32"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model)
+    tuned = pipeline("tune", job, "--json")
+    assert tuned.code == 0, tuned.stderr
+    assert {trial["precision"] for trial in tuned.json["runtimes"]} == {"fp32"}
+    (profile,) = (tmp_path / "out" / "_control" / "profiles").iterdir()
+    done = pipeline("run", job, "--json")
+    assert f"{done.json['model']['runtime']} fp32" == tuned.json["chosen"]
+    assert list(profile.parent.iterdir()) == [profile]
