@@ -24,14 +24,20 @@ class Earlier:
     """What is known of the attempts that began at a piece of work and did not end."""
 
     deaths: int = 0
-    ended_at: tuple[tuple[str, str], ...] = ()
-    """(stage, row id) that each of them worked on alone when it died, where that is known."""
+    ended_at: tuple[tuple[str, str | None], ...] = ()
+    """(stage, row id) that each of them worked on when it died, where that is known; None: a batch.
+    What it did not begin yet, as a child was still starting, is not known."""
 
     @property
     def suspects(self) -> dict[str, tuple[str, int]]:
         """Return the rows that attempts died over again and again: row id -> stage, how often."""
-        times = Counter(self.ended_at)
-        return {row: (stage, n) for (stage, row), n in times.items() if n >= _ENDED_AT}
+        times = Counter((row, stage) for stage, row in self.ended_at if row is not None)
+        return {row: (stage, n) for (row, stage), n in times.items() if n >= _ENDED_AT}
+
+    @property
+    def end_in_batches(self) -> bool:
+        """Tell whether attempts died over batches again and again."""
+        return sum(row is None for _, row in self.ended_at) >= _ENDED_AT
 
 
 @dataclass(frozen=True)
@@ -52,19 +58,22 @@ class Attempts:
             path.unlink(missing_ok=True)
 
     def _begin(self, path: Path) -> Earlier:
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        except FileNotFoundError:  # the first of this run here
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return self._begin(path)
-        except FileExistsError:
-            earlier = _read(path)
-            _append(path, {})
-            return earlier
-        return Earlier()
+        while True:
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            except FileNotFoundError:  # the first of this run here
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except FileExistsError:
+                # Ray may have given the same work to two processes: the other one may end now.
+                with contextlib.suppress(FileNotFoundError):
+                    earlier = _read(path)
+                    _append(path, {})
+                    return earlier
+            else:
+                return Earlier()
 
-    def note(self, name: str, stage: str, row_id: str) -> None:
-        """Note the row that the attempt at `name` works on now, alone."""
+    def note(self, name: str, stage: str, row_id: str | None) -> None:
+        """Note what the attempt at `name` works on now: one row alone, or (None) a batch."""
         _append(self.folder / name, {"stage": stage, "row": row_id})
 
     def convict(self, name: str) -> None:
@@ -81,15 +90,15 @@ class Attempts:
         return os.path.exists(self.folder / f"{_GUILTY}-many")
 
 
-def _append(path: Path, entry: dict[str, str]) -> None:
+def _append(path: Path, entry: dict[str, str | None]) -> None:
     with path.open("a") as marks:
         marks.write(json.dumps(entry) + "\n")
 
 
 def _read(path: Path) -> Earlier:
     """Read the mark: an empty line begins each attempt but the first one."""
-    deaths, ended_at = 1, list[tuple[str, str]]()
-    last: tuple[str, str] | None = None
+    deaths, ended_at = 1, list[tuple[str, str | None]]()
+    last: tuple[str, str | None] | None = None
     for line in path.read_text().splitlines():
         entry = json.loads(line)
         if entry:

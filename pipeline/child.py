@@ -81,13 +81,17 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
+    def start(self) -> Death | None:
+        """Make sure that there is a process; return how it died over its start, if it did."""
+        return self._start() if self._process is None else None
+
     def call(self, stage: str, rows: pa.Table) -> Done | Death:
         """Let the child do its work at a stage.
 
         Raises:
             PipelineError: The work raised it.
         """
-        if self._process is None and (death := self._start()) is not None:
+        if (death := self.start()) is not None:
             return death
         answer = self._ask((stage, _to_bytes(rows)), self._call_s)
         if isinstance(answer, Death):

@@ -81,7 +81,7 @@ class Guard:
         isolated = Isolated(self._child, functools.partial(self._attempts.note, name))
         for plan in self._plans:
             # Who died while a child worked did not crash: as for lack of memory, take less at once.
-            rows = isolated.run(plan, rows, counters, one_by_one=earlier.deaths > 1)
+            rows = isolated.run(plan, rows, counters, one_by_one=earlier.end_in_batches)
         num_guilty += isolated.num_guilty
         if num_guilty:
             self._attempts.convict(name)

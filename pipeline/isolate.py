@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.child import Child, Death, Done, Step
@@ -43,12 +44,13 @@ class StagePlan:
 class Isolated:
     """Works on one slice in children, until all of it is done or given up."""
 
-    def __init__(self, child: Child, note: Callable[[str, str], None]) -> None:
+    def __init__(self, child: Child, note: Callable[[str, str | None], None]) -> None:
         """Take what works.
 
         Args:
             child: Is not closed here.
-            note: Called with the stage and the id of each row before it is worked on alone.
+            note: Called with the stage and the row id before a row is worked on alone, and with
+                None before a batch is; the child runs then, so that its start is on no row.
         """
         self._child, self._note = child, note
         self._left = self._in_a_row = self._starts = 0
@@ -67,12 +69,12 @@ class Isolated:
             one_by_one: Do not even try batches.
         """
         self._left, self._in_a_row, self._starts = MAX_DEATHS, MAX_DEATHS_IN_A_ROW, MAX_STARTS
-        size = plan.rows_at_once
-        chunks = [rows.slice(first, size) for first in range(0, rows.num_rows, size)]
-        if not chunks:
+        if not rows.num_rows:
             return plan.here(rows, counters)
+        size = plan.rows_at_once
+        one_by_one |= size == 1 or not rows.column(ERROR).null_count
         return pa.concat_tables(
-            [self._work_on(plan, chunk, counters, one_by_one or size == 1) for chunk in chunks]
+            [self._work_on(plan, batch, counters, one_by_one) for batch in _batches(rows, size)]
         )
 
     def _work_on(
@@ -106,8 +108,7 @@ class Isolated:
         for index, row_id in enumerate(ids):
             row = rows.slice(index, 1)
             if not have_failed[index]:
-                self._note(plan.stage, row_id)
-                done = self._call(plan.stage, row)
+                done = self._call(plan.stage, row, row_id)
                 if isinstance(done, Done):
                     pieces.append(_take(done, counters))
                     continue
@@ -117,14 +118,23 @@ class Isolated:
         self.num_guilty += len(guilty)
         return pieces, guilty
 
-    def _call(self, stage: str, rows: pa.Table) -> Done | Death:
+    def _call(self, stage: str, rows: pa.Table, alone: str | None = None) -> Done | Death:
+        """Let the child work on rows, or on one row alone, whose id is given.
+
+        One that is killed has another try: nothing of its own may have been the reason.
+        """
+        was_killed = False
         while min(self._left, self._in_a_row, self._starts) > 0:
-            done = self._child.call(stage, rows)
+            done = self._try(stage, rows, alone)
             if isinstance(done, Done):
                 self._in_a_row, self._starts = MAX_DEATHS_IN_A_ROW, MAX_STARTS
                 return done
             self.num_deaths += 1
             self._left -= _A_HANG_COUNTS if done.reason is Reason.TIMEOUT else 1
+            is_doubtful = done.reason is Reason.OUT_OF_MEMORY and done.had_started
+            if is_doubtful and not was_killed:
+                was_killed = True
+                continue
             self._in_a_row -= 1
             self._starts -= not done.had_started
             if done.had_started or not self._starts:
@@ -132,6 +142,24 @@ class Isolated:
         return Death(
             Reason.NATIVE_CRASH, "given up: too many processes died over other rows of its slice"
         )
+
+    def _try(self, stage: str, rows: pa.Table, alone: str | None) -> Done | Death:
+        if (death := self._child.start()) is not None:
+            return death
+        self._note(stage, alone)
+        return self._child.call(stage, rows)
+
+
+def _batches(rows: pa.Table, size: int) -> list[pa.Table]:
+    """Cut rows where the stage itself does: those that have failed are in none of its batches.
+
+    Rows must come out as if nobody had died, and a batch of another size may differ in the last
+    digit.
+    """
+    good = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
+    starts = [0, *good[size::size].tolist()]
+    ends = [*starts[1:], rows.num_rows]
+    return [rows.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 def _take(done: Done, counters: Counters) -> pa.Table:

@@ -6,6 +6,7 @@ Named by tests and imported by the child processes that they start, so it import
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from pipeline.stats import Counters, StageCounters, add
 
 STAGE = "predict"
 CRASH = b"crash"
-SEGFAULT, EXIT, HANG, KILL, RAISE, ABORT = -1, -2, -3, -4, -5, -6
+SEGFAULT, EXIT, HANG, KILL, RAISE, ABORT, KILL_FIRST = -1, -2, -3, -4, -5, -6, -7
 DEADLY: dict[int, Callable[[], object]] = {
     SEGFAULT: lambda: ctypes.string_at(0),
     EXIT: lambda: os._exit(3),
@@ -74,12 +75,27 @@ class Doubling:
     def _double(self, rows: pa.Table, counters: Counters) -> pa.Table:
         if rows.num_rows > self.max_rows:
             os.abort()
+        if KILL_FIRST in rows.column("value").to_pylist() and len(self.pids) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         return double(rows, counters)
 
     @property
     def pids(self) -> list[int]:
         path = Path(self.starts)
         return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """Says of each row how many were worked on with it."""
+
+    def open(self) -> Mapping[str, Step]:
+        return {STAGE: size}
+
+
+def size(rows: pa.Table, counters: Counters) -> pa.Table:
+    good = rows.column(ERROR).null_count
+    return rows.append_column("together", pa.array([good] * rows.num_rows, pa.int64()))
 
 
 @dataclass(frozen=True)
@@ -93,17 +109,16 @@ class CrashingDecoder(Preprocessing):
         return super().__call__(counters, rows)
 
 
-def die_over(attempts: Attempts, name: str, *notes: tuple[str, str]) -> None:
+def die_over(attempts: Attempts, name: str, *notes: tuple[str, str | None]) -> None:
     """Let a real process die in the middle of an attempt."""
     code = (
-        "import os, sys; from pathlib import Path; from pipeline.attempts import Attempts\n"
+        "import json, os, sys; from pathlib import Path; from pipeline.attempts import Attempts\n"
         "attempts = Attempts(Path(sys.argv[1]))\n"
         "with attempts.attempt(sys.argv[2]):\n"
-        "    for note in sys.argv[3:]: attempts.note(sys.argv[2], *note.split(' '))\n"
+        "    for note in json.loads(sys.argv[3]): attempts.note(sys.argv[2], *note)\n"
         "    os._exit(1)\n"
     )
-    texts = [f"{stage} {row}" for stage, row in notes]
-    command = [sys.executable, "-c", code, str(attempts.folder), name, *texts]
+    command = [sys.executable, "-c", code, str(attempts.folder), name, json.dumps(notes)]
     assert subprocess.run(command, check=False, timeout=60).returncode == 1
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -104,6 +105,37 @@ def test_a_row_that_two_workers_were_killed_over_alone_ran_out_of_memory(case: C
     errors, counters = case.run([0, KILL, 2])
     assert errors == [None, Reason.OUT_OF_MEMORY, None]
     assert counters[ISOLATED]["retries"] == 4  # and no child: nobody touched that row any more
+
+
+def test_workers_that_die_over_batches_twice_have_their_rows_taken_one_by_one(
+    tmp_path: Path,
+) -> None:
+    for times, starts in ((1, 2), (2, 1)):
+        folder = tmp_path / str(times)
+        folder.mkdir()
+        attempts, work = Attempts(folder / "marks"), Doubling(str(folder / "starts"), max_rows=1)
+        for _ in range(3 - times):
+            die_over(attempts, NAME)  # as a child was starting: that tells nothing
+        for _ in range(times):
+            die_over(attempts, NAME, (STAGE, None))
+        plan = StagePlan(STAGE, 2, double)
+        with closing(Guard(work, [plan], attempts, row_timeout_s=20.0)) as guard:
+            found = guard.run(NAME, rows_of([1, 2]), {})
+        assert found.column("error").to_pylist() == [None, None]
+        assert len(work.pids) == starts
+
+
+def test_attempts_of_two_processes_at_one_slice_do_not_disturb_each_other(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path / "marks")
+
+    def try_often(_: int) -> int:
+        for _ in range(500):
+            with attempts.attempt(NAME):
+                attempts.note(NAME, STAGE, None)
+        return 1
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(try_often, range(4))) == 4
 
 
 def test_a_slice_that_keeps_killing_workers_is_given_up(case: Case) -> None:

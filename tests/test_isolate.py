@@ -16,12 +16,15 @@ from deadly import (
     EXIT,
     HANG,
     KILL,
+    KILL_FIRST,
     RAISE,
     SEGFAULT,
     STAGE,
     Doubling,
+    Sizing,
     double,
     rows_of,
+    size,
     wait_for_end,
 )
 
@@ -85,6 +88,37 @@ def test_a_batch_that_is_too_much_loses_no_row(tmp_path: Path) -> None:
     assert found.equals(double(rows, {}))
     assert counters[STAGE]["rows_out"] == 10
     assert isolated.num_guilty == 0
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_child_that_is_killed_once_costs_no_row(one_by_one: bool, tmp_path: Path) -> None:
+    rows, work = rows_of([0, KILL_FIRST, 2, 3]), Doubling(str(tmp_path / "starts"))
+    with isolating(work) as isolated:
+        found = isolated.run(plan(2), rows, {}, one_by_one=one_by_one)
+    assert found.equals(double(rows, {}))
+    assert (len(work.pids), isolated.num_deaths) == (2, 1)
+
+
+def test_batches_are_those_of_the_stage_itself() -> None:
+    """It takes so many rows that have not failed: of a batch of another size digits may differ."""
+    rows = rows_of(range(11), [BAD if index in (1, 2, 6) else None for index in range(11)])
+    with closing(Child(Sizing(), CALL_S, START_S)) as child:
+        isolated = Isolated(child, lambda stage, row: None)
+        found = isolated.run(StagePlan(STAGE, 3, size), rows, {}, one_by_one=False)
+    good = found.filter(found.column(ERROR).is_null())
+    assert good.column("together").to_pylist() == [3] * 6 + [2] * 2
+    assert found.column("row_id").equals(rows.column("row_id"))
+
+
+def test_what_works_is_noted_once_its_child_is_there(tmp_path: Path) -> None:
+    notes: list[tuple[str, str | None]] = []
+    for can_start in (False, True):
+        work = Doubling(str(tmp_path / "starts"), can_start=can_start)
+        with closing(Child(work, CALL_S, START_S)) as child:
+            isolated = Isolated(child, lambda stage, row: notes.append((stage, row)))
+            for one_by_one in (True, False):
+                isolated.run(plan(2), rows_of(range(2)), {}, one_by_one=one_by_one)
+    assert notes == [(STAGE, "r0"), (STAGE, "r1"), (STAGE, None)]
 
 
 def test_what_kills_every_child_is_given_up_after_bounded_tries(tmp_path: Path) -> None:
