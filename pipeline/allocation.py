@@ -139,8 +139,11 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
     num_readers = max(1, cpus // _CPUS_PER_READER)
     num_decoders = _num_decoders(resources, cpus, max_actors * threads)
     num_writers = max(1, min(_MAX_WRITERS, cpus // _CPUS_PER_READER))
-    for_actors = hardware.cpus - TASK_CPUS * (num_readers + num_decoders + num_writers)
-    actor_cpus = min(threads, math.floor(1000 * for_actors / max_actors) / 1000)
+    # Each actor leaves room for whole tasks: what all of them leave together may lie on many nodes,
+    # on none of which a task fits.
+    tasks_per_actor = math.ceil((num_readers + num_decoders + num_writers) / max_actors)
+    for_actor = hardware.cpus / max_actors - TASK_CPUS * tasks_per_actor
+    actor_cpus = min(threads, math.floor(1000 * for_actor) / 1000)
     if actor_cpus <= 0:
         raise JobError(
             f"resources: {max_actors} actors beside readers, decoders and writers do not fit the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.allocation import TASK_CPUS, Allocation, Hardware, allocate
@@ -75,6 +75,29 @@ def test_what_is_handed_out_is_there(
     if num_cpus or not num_gpus:
         assert found.max_actors * (num_cpus or 1.0) <= cpus
     assert found.actor_threads == max(1, int(num_cpus or 1))
+
+
+@given(
+    nodes=st.integers(1, 8),
+    cpus=st.integers(1, 32),
+    num_cpus=st.none() | st.sampled_from([0.25, 0.5, 1.0, 2.0, 4.0, 8.0]),
+    actors=ACTORS,
+    decode_in=st.sampled_from(["auto", "actors", "tasks"]),
+)
+def test_beside_the_actors_of_every_node_tasks_find_room_on_some(
+    nodes: int, cpus: int, num_cpus: float | None, actors: int | None, decode_in: str
+):
+    """A task is on one node: what many nodes have left together is no use to it."""
+    fields = {"num_cpus": num_cpus, "max_actors": actors, "decode_in": decode_in}
+    assume(cpus % (num_cpus or 1) == 0 and nodes * cpus >= (actors or 1) * (num_cpus or 1))
+    found = allocate(Resources.model_validate(fields), Hardware(nodes, nodes * cpus, 0))
+    packed = math.floor(cpus / found.actor_cpus)
+    for most in (packed, math.ceil(found.max_actors / nodes)):
+        placed = [min(most, max(0, found.max_actors - most * node)) for node in range(nodes)]
+        assert sum(placed) == found.max_actors
+        left = [cpus - number * found.actor_cpus for number in placed]
+        room = sum(math.floor(cpus_left / TASK_CPUS + 1e-6) for cpus_left in left)
+        assert room >= found.num_readers + found.num_decoders + found.num_writers
 
 
 @given(cpus=st.integers(1, 128))
