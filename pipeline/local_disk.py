@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from pipeline.failpoints import reach
+from pipeline.failpoints import fail_here
 from pipeline.stored import FileExpired, StoredFile
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class LocalDisk:
 
     def put(self, path: str, data: bytes) -> None:
         with _written_beside(path, data) as temporary:
-            reach("mid_put")
+            fail_here("mid_put")
             os.replace(temporary, path)
 
     def create(self, path: str, data: bytes) -> None:
