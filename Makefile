@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu memory soak clean
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu memory soak chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,9 @@ memory: venv ## Measure the memory of runs: growing rows, one huge row group (mi
 
 soak: venv ## Let one run go on for half an hour: memory and open files must not grow
 	$(BIN)/python tests/bench/soak.py --minutes 30
+
+chaos: venv ## Kill workers, nodes and drivers under ten runs: no row may be lost (half an hour)
+	$(BIN)/python tests/bench/chaos.py --seeds 10
 
 clean: ## Remove .venv, the demo's output and caches
 	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -16,6 +16,7 @@ TESTS = Path(__file__).parent
 LINES = [f"F{number:02d}" for number in range(1, 48)] + [f"S{number}" for number in range(1, 21)]
 _ROW = re.compile(r"^\| ([FS]\d+) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 _TEST = re.compile(r"`(\w+)::(\w+)`")
+_BENCH = re.compile(r"`(bench/\w+\.py)`")
 SERVERS = ("aiohttp.web", "http.server", "socketserver", "uvicorn", "wsgiref", "xmlrpc.server")
 
 
@@ -39,6 +40,8 @@ def test_every_test_in_the_table_exists():
         for file, name in found:
             assert name.startswith("test_"), line
             assert name in named_in(file), f"{line}: {file}::{name}"
+        for bench in _BENCH.findall(where):
+            assert (TESTS / bench).is_file(), f"{line}: {bench}"
 
 
 @pytest.mark.parametrize("what", ["CLOUDPICKLE_TENSOR_METADATA", "PICKLE_OBJECT_SCALAR", "X"])

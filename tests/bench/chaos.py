@@ -1,0 +1,256 @@
+"""Kill what a cluster consists of while a run uses it: `python tests/bench/chaos.py --seeds 10`.
+
+The real command classifies 2,000 small photos with EfficientNet-Lite0 on a Ray of three nodes. At
+seeded moments five workers and two nodes are killed, and the driver, which is then started again.
+What is published must be what an undisturbed run publishes, row by row and in order, and all of it
+may take three times as long. `--fault drain` takes two nodes away after a notice, `--fault rpc`
+lets one call in five between Ray's processes fail. Nodes have a temporary folder each, as machines
+have; with even seeds they share it, and so know of each other's dead. Prints a line a seed, and
+JSON last; exit 1 where a seed breaks a promise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from disturb import DATE, DRAIN, DRIVER, NODE, WORKER, Broken, Disturbed, Outcome
+from machine import machine, today
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cli import pipeline, write_job
+from raynodes import RayNodes
+
+from pipeline.layout import Layout
+from pipeline.manifest import current_manifest, read_part, read_predictions
+from pipeline.photos import base_photos
+from pipeline.storage import Store
+
+NUM_NODES = 2
+"""Beside the head."""
+UNIT_ROWS = 50
+BAD_EVERY = 160
+SIZE_PX = (120, 240)
+PARTITION = f"date={DATE}"
+BLOWS = {"kill": [WORKER] * 5 + [NODE] * 2 + [DRIVER], "drain": [DRAIN] * 2, "rpc": []}
+RPC_FAILURE = "RAY_testing_rpc_failure"
+_FAILS = {"num_failures": 100, "req_failure_prob": 10, "resp_failure_prob": 10}
+FAILING_CALLS = {
+    "CoreWorkerService.grpc_client.PushTask": _FAILS,
+    "CoreWorkerService.grpc_client.GetObjectStatus": _FAILS,
+    "NodeManagerService.grpc_client.RequestWorkerLease": _FAILS,
+    "NodeManagerService.grpc_client.ReturnWorkerLease": _FAILS,
+}
+_HEAD = f"{'seed':>4} {'kills':>5} {'wall s':>7} {'ratio':>6} {'equal':>6}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What readers see."""
+
+    predictions: pa.Table
+    quarantine: pa.Table
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What all seeds have in common."""
+
+    folder: Path
+    num_rows: int
+    fault: str
+
+    @property
+    def num_slices(self) -> int:
+        return -(-self.num_rows // UNIT_ROWS)
+
+    def run(self, name: str, blows: Sequence[str], seed: int) -> Outcome:
+        """Run the job once under blows; what is broken is said in the outcome."""
+        folder = self.folder / name
+        folder.mkdir()
+        source = {"format": "parquet", "id_column": "id", "pass_through": ["camera"]}
+        job = write_job(
+            folder / "job.yaml",
+            {"uri": str(self.folder / "in"), **source},
+            str(folder / "out"),
+            model={"name": "efficientnet-lite0"},
+            transform=None,
+            run={"slice_rows": UNIT_ROWS},
+        )
+        with RayNodes(NUM_NODES, share_folder=seed % 2 == 0) as nodes:
+            disturbed = Disturbed(nodes, job, folder / "out", seed)
+            try:
+                return disturbed.run(blows, self.num_slices)
+            except Broken as error:
+                disturbed.outcome.broken = str(error)
+                return disturbed.outcome
+
+    def read(self, name: str) -> Published:
+        """Read what a run published.
+
+        Raises:
+            Broken: It published nothing, or what does not prove right.
+        """
+        out = self.folder / name / "out"
+        store = Store(str(out))
+        manifest = current_manifest(store, Layout(PARTITION))
+        if manifest is None:
+            raise Broken("nothing is published")
+        verified = pipeline("verify", str(out), "--json")
+        if verified.code or verified.json["status"] != "ok":
+            raise Broken(f"verify exits with {verified.code}: {verified.stdout[-600:]}")
+        parts = [read_part(store, part) for part in manifest.quarantine_parts]
+        quarantine = pa.concat_tables(parts).drop_columns(["run_id"])
+        return Published(read_predictions(str(out), PARTITION), quarantine)
+
+    def try_seed(self, seed: int, whole: Published, limit_s: float) -> Outcome:
+        name = f"seed-{seed}"
+        with failing_calls() if self.fault == "rpc" else contextlib.nullcontext():
+            outcome = self.run(name, BLOWS[self.fault], seed)
+        try:
+            if not outcome.broken:
+                require_equal(self.read(name), whole)
+                require_resumed(outcome)
+                if outcome.wall_s > limit_s:
+                    raise Broken(f"more than {limit_s:.0f} s")
+        except Broken as error:
+            outcome.broken = str(error)
+        return outcome
+
+
+def make_input(folder: Path, num_rows: int) -> None:
+    """Write a shard for every unit: seeded small JPEGs, and some rows that are none."""
+    bases = [Image.fromarray(pixels) for pixels in base_photos().values()]
+    folder.mkdir()
+    for first in range(0, num_rows, UNIT_ROWS):
+        rows = range(first, min(first + UNIT_ROWS, num_rows))
+        images = [_bad(row) if row % BAD_EVERY == 7 else _jpeg(bases, row) for row in rows]
+        columns = {"id": [f"p{row:05d}" for row in rows], "camera": [row % 4 for row in rows]}
+        table = pa.table({**columns, "image": images})
+        pq.write_table(table, folder / f"shard-{first // UNIT_ROWS:03d}.parquet")
+
+
+def _jpeg(bases: Sequence[Image.Image], row: int) -> bytes:
+    dice = np.random.default_rng([1, row])
+    base = bases[row % len(bases)]
+    share = dice.uniform(0.4, 0.9)
+    width, height = base.width * share, base.height * share
+    left, top = dice.uniform(0, base.width - width), dice.uniform(0, base.height - height)
+    across, down = (int(side) for side in dice.integers(*SIZE_PX, 2))
+    crop = base.resize((across, down), box=(left, top, left + width, top + height))
+    buffer = io.BytesIO()
+    crop.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _bad(row: int) -> bytes | None:
+    return [None, b"", b"404 not found\n", b"\xff\xd8\xff\xe0 ends early"][row // BAD_EVERY % 4]
+
+
+@contextlib.contextmanager
+def failing_calls() -> Iterator[None]:
+    """Let Ray's processes that start in the body, driver and workers, fail calls now and then."""
+    os.environ[RPC_FAILURE] = json.dumps(FAILING_CALLS)
+    try:
+        yield
+    finally:
+        del os.environ[RPC_FAILURE]
+
+
+def require_equal(found: Published, expected: Published) -> None:
+    """Compare row by row, in order.
+
+    Raises:
+        Broken: A row is lost, there twice, another one, or in quarantine for nothing.
+    """
+    for what in ("quarantine", "predictions"):
+        ours, theirs = getattr(found, what), getattr(expected, what)
+        ids = Counter(ours.column("row_id").to_pylist())
+        wanted = Counter(theirs.column("row_id").to_pylist())
+        if ids != wanted:
+            lost, more = [*(wanted - ids)][:5], [*(ids - wanted)]
+            rows = [row for row in ours.to_pylist() if row["row_id"] in more][:5]
+            raise Broken(f"{what}: lost {lost}, too many {rows}")
+        if not ours.equals(theirs):
+            names = [n for n in theirs.column_names if not ours[n].equals(theirs[n])]
+            raise Broken(f"{what}: columns {names} differ")
+
+
+def require_resumed(outcome: Outcome) -> None:
+    """Hold the last run to what was committed when the driver was killed.
+
+    Raises:
+        Broken: Some of it was computed again.
+    """
+    resumed = outcome.report["slices"]["resumed"]
+    if resumed < outcome.staged_when_killed:
+        raise Broken(f"of {outcome.staged_when_killed} finished slices {resumed} were taken over")
+
+
+def figures_of(outcome: Outcome, whole_s: float) -> dict[str, Any]:
+    return {
+        "seed": outcome.seed,
+        "blows": outcome.blows,
+        "wall_s": round(outcome.wall_s, 1),
+        "ratio": round(outcome.wall_s / whole_s, 2),
+        "isolation": outcome.report.get("isolation"),
+        "broken": outcome.broken,
+    }
+
+
+def show(outcome: Outcome, whole_s: float) -> None:
+    kills, ratio = len(outcome.blows), outcome.wall_s / whole_s
+    verdict = "no" if outcome.broken else "yes"
+    print(f"{outcome.seed:4} {kills:5} {outcome.wall_s:7.1f} {ratio:6.2f} {verdict:>6}", end="  ")
+    print("; ".join(outcome.blows), outcome.broken, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--fault", choices=sorted(BLOWS), default="kill")
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--max-ratio", type=float, default=3.0, help="of the undisturbed time")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        trial = Trial(Path(name), options.rows, options.fault)
+        make_input(trial.folder / "in", options.rows)
+        undisturbed = trial.run("whole", [], seed=1)
+        if undisturbed.broken:
+            sys.exit(f"undisturbed: {undisturbed.broken}")
+        whole, whole_s = trial.read("whole"), undisturbed.wall_s
+        print(f"undisturbed: {whole_s:.1f} s\n{_HEAD}", flush=True)
+        outcomes = []
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            outcomes.append(trial.try_seed(seed, whole, options.max_ratio * whole_s))
+            show(outcomes[-1], whole_s)
+    figures = {
+        "date": today(),
+        "machine": machine(),
+        "fault": options.fault,
+        "rows": options.rows,
+        "undisturbed_s": round(whole_s, 1),
+        "seeds": [figures_of(outcome, whole_s) for outcome in outcomes],
+        "ok": not any(outcome.broken for outcome in outcomes),
+    }
+    print(json.dumps(figures))
+    sys.exit(0 if figures["ok"] else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""No fault of a cluster loses a row, doubles one or puts one into quarantine: minutes, so slow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHAOS = Path(__file__).parent / "bench" / "chaos.py"
+NUM_ROWS = 800
+
+
+RESERVED_FOR = """
+import os
+from pipeline.cluster import REMOTE_ENVIRONMENT
+os.environ.update(REMOTE_ENVIRONMENT)
+from ray.data._internal.cluster_autoscaler import RateBasedClusterAutoscaler
+print(RateBasedClusterAutoscaler.AUTOSCALING_REQUEST_EXPIRE_TIME_S)
+"""
+
+
+def test_what_ray_keeps_for_a_driver_that_was_killed_is_free_soon():
+    command = [sys.executable, "-c", RESERVED_FOR]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "30\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("fault", ["kill", "drain", "rpc"])
+def test_no_fault_of_a_cluster_changes_what_is_published(fault: str):
+    command = [sys.executable, str(CHAOS), f"--fault={fault}", f"--rows={NUM_ROWS}"]
+    done = subprocess.run(
+        [*command, "--seeds=1", "--max-ratio=1000"],
+        capture_output=True,
+        text=True,
+        timeout=850,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [seed] = json.loads(done.stdout.splitlines()[-1])["seeds"]
+    assert (seed["broken"], len(seed["blows"])) == ("", {"kill": 8, "drain": 2, "rpc": 0}[fault])
