@@ -102,6 +102,8 @@ class Plan:
     input_bytes: int
     ignored: tuple[str, ...]
     created_at: str
+    settings: str = ""
+    """Digest of what the job and its model ask for, whatever the inputs and the code are."""
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -142,7 +144,19 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         input_bytes=inputs.num_bytes,
         ignored=inputs.ignored,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        settings=settings_digest(job, model),
     )
+
+
+def settings_digest(job: Job, model: ModelSpec) -> str:
+    """Digest what a job and its model ask for; inputs and code are left out."""
+    settings = {
+        "output_schema_version": OUTPUT_SCHEMA_VERSION,
+        "model": model.to_dict(),
+        "source": job.source.model_dump(mode="json", exclude={"storage_options"}),
+        "limit_rows": job.run.limit_rows,
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _make_units(job: Job, inputs: Inputs, slice_rows: int) -> Iterator[Unit]:
@@ -151,7 +165,7 @@ def _make_units(job: Job, inputs: Inputs, slice_rows: int) -> Iterator[Unit]:
     extents = _limit(inputs.extents, job.run.limit_rows)
     total = sum(extent.num_rows for extent in extents)
     per_unit = min(_MAX_UNIT_SLICES, max(1, total // (slice_rows * 64)))
-    return _cut_units(extents, slice_rows, slice_rows * per_unit)
+    return cut_units(extents, slice_rows, slice_rows * per_unit)
 
 
 def _tar_units(
@@ -200,7 +214,7 @@ def _limit(extents: Sequence[Extent], limit_rows: int | None) -> list[Extent]:
     return kept
 
 
-def _cut_units(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> Iterator[Unit]:
+def cut_units(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> Iterator[Unit]:
     pending: list[Extent] = []
     rows = index = 0
     for extent in _split_large(extents, slice_rows, unit_rows):
@@ -222,11 +236,7 @@ def _split_large(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> 
             continue
         piece_rows = -(-extent.num_rows // (pieces * slice_rows)) * slice_rows
         for offset in range(0, extent.num_rows, piece_rows):
-            yield replace(
-                extent,
-                first_row=extent.first_row + offset,
-                num_rows=min(piece_rows, extent.num_rows - offset),
-            )
+            yield extent.piece(offset, min(piece_rows, extent.num_rows - offset))
 
 
 def _make_unit(index: int, extents: Sequence[Extent], slice_rows: int) -> Unit:
@@ -288,11 +298,11 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
                 e.first_row,
                 e.num_rows,
                 e.row_bytes,
-                *([e.reason.value, e.message] if e.reason else []),
+                *_rarely(e),
             ]
             for e in unit.extents
         ]
-        cut = unit.cut and [unit.cut.slice_rows, unit.cut.slice_bytes, unit.cut.max_rows]
+        cut = unit.cut and _cut_to_json(unit.cut)
         units.append({"extents": rows, "bounds": unit.bounds, **({"cut": cut} if cut else {})})
     document = {
         "version": PLAN_VERSION,
@@ -310,6 +320,7 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "task_fields": _schema_to_text(plan.task_fields),
         "num_features": plan.num_features,
         "row_ids": plan.row_ids,
+        "settings": plan.settings,
         "shards": list(shards),
         "units": units,
     }
@@ -331,7 +342,7 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             raise ValueError("another fingerprint")
         units = tuple(
             Unit(i, tuple(_extent(row, document["shards"]) for row in u["extents"]),
-                 tuple(u["bounds"]), Cut(*u["cut"]) if "cut" in u else None)
+                 tuple(u["bounds"]), _cut(u["cut"]) if "cut" in u else None)
             for i, u in enumerate(document["units"])
         )  # fmt: skip
         return Plan(
@@ -348,6 +359,7 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             input_bytes=document["input_bytes"],
             ignored=tuple(document["ignored"]),
             created_at=document["created_at"],
+            settings=document.get("settings", ""),
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InfraError(f"plan {fingerprint[:12]}: the stored plan is damaged: {error}") from None
@@ -355,9 +367,29 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
 
 def _extent(row: list[Any], shards: list[list[Any]]) -> Extent:
     path, size_bytes, version = shards[row[0]]
-    reason = Reason(row[4]) if len(row) > 4 else None
+    reason = Reason(row[4]) if len(row) > 4 and row[4] else None
     message = row[5] if len(row) > 5 else ""
-    return Extent(path, size_bytes, version, row[1], row[2], row[3], reason, message)
+    only = tuple(row[6]) if len(row) > 6 else None
+    return Extent(path, size_bytes, version, row[1], row[2], row[3], reason, message, only)
+
+
+def _rarely(extent: Extent) -> list[Any]:
+    """Return what most extents have not: why they cannot be read, and which rows alone they are."""
+    reason = extent.reason and extent.reason.value
+    if extent.only is not None:
+        return [reason, extent.message, extent.only]
+    return [reason, extent.message] if reason else []
+
+
+def _cut_to_json(cut: Cut) -> list[Any]:
+    limits = [cut.slice_rows, cut.slice_bytes, cut.max_rows]
+    return limits if cut.only is None else [*limits, cut.only, cut.beyond]
+
+
+def _cut(values: list[Any]) -> Cut:
+    slice_rows, slice_bytes, max_rows, *chosen = values
+    only, beyond = chosen or (None, None)
+    return Cut(slice_rows, slice_bytes, max_rows, (), None if only is None else tuple(only), beyond)
 
 
 def _schema_to_text(schema: pa.Schema) -> str:

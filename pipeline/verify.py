@@ -330,7 +330,7 @@ def _planned_ids(plan: Plan) -> Iterator[str]:
             if plan.row_ids == "path" or extent.is_whole_shard:
                 yield extent.path
                 continue
-            for row in range(extent.first_row, extent.first_row + extent.num_rows):
+            for row in extent.numbers():
                 yield f"{extent.path}#{row}"
 
 
