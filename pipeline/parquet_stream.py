@@ -204,7 +204,9 @@ def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Ta
     return pa.Table.from_batches([batch]).take([number - position for number in numbers])
 
 
-def _groups_with(parquet: pq.ParquetFile, numbers: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+def _groups_with(
+    parquet: pq.ParquetFile, numbers: Sequence[int]
+) -> Iterator[tuple[list[int], int]]:
     """Yield the row groups that hold some rows: neighbours together, with their first row."""
     groups: list[int] = []
     position = begin = 0

@@ -133,7 +133,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
     return Plan(
         fingerprint=_fingerprint(job, inputs, model),
         source_root=inputs.root,
-        units=tuple(_make_units(job, inputs, choose_slice_rows(job, batch_size))),
+        units=tuple(_units_of(job, inputs, choose_slice_rows(job, batch_size))),
         pass_through=inputs.pass_through,
         task_fields=_task_fields(inputs, model),
         row_ids=_row_ids(job),
@@ -159,13 +159,17 @@ def settings_digest(job: Job, model: ModelSpec) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _make_units(job: Job, inputs: Inputs, slice_rows: int) -> Iterator[Unit]:
+def _units_of(job: Job, inputs: Inputs, slice_rows: int) -> Iterator[Unit]:
     if job.source.format == "webdataset":
         return _tar_units(inputs.extents, slice_rows, job.run.limit_rows)
-    extents = _limit(inputs.extents, job.run.limit_rows)
+    return make_units(_limit(inputs.extents, job.run.limit_rows), slice_rows)
+
+
+def make_units(extents: Sequence[Extent], slice_rows: int) -> Iterator[Unit]:
+    """Cut extents whose rows are known into units of some slices."""
     total = sum(extent.num_rows for extent in extents)
     per_unit = min(_MAX_UNIT_SLICES, max(1, total // (slice_rows * 64)))
-    return cut_units(extents, slice_rows, slice_rows * per_unit)
+    return _cut_units(extents, slice_rows, slice_rows * per_unit)
 
 
 def _tar_units(
@@ -214,7 +218,7 @@ def _limit(extents: Sequence[Extent], limit_rows: int | None) -> list[Extent]:
     return kept
 
 
-def cut_units(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> Iterator[Unit]:
+def _cut_units(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> Iterator[Unit]:
     pending: list[Extent] = []
     rows = index = 0
     for extent in _split_large(extents, slice_rows, unit_rows):

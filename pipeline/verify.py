@@ -216,9 +216,10 @@ def _check_success(store: Store, layout: Layout, manifest: Manifest) -> Check:
 
 
 def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan | None, Check]:
-    path = layout.plan(manifest.fingerprint)
+    fingerprint = manifest.plan or manifest.fingerprint
+    path = layout.plan(fingerprint)
     try:
-        plan = plan_from_json(store.read_bytes(path), manifest.fingerprint)
+        plan = plan_from_json(store.read_bytes(path), fingerprint)
     except FileNotFoundError:
         return None, Check("plan", "fail", f"{path} is missing: rows in cannot be proved")
     except InfraError as error:
