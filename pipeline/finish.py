@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from pipeline.compact import Compacted, Compactor, RunTasks, compact_slices
@@ -14,12 +15,13 @@ from pipeline.failpoints import reach
 from pipeline.gates import Figures, certain_failures, early_refusal, judge
 from pipeline.hive import partition_types
 from pipeline.lease import Lease
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, current_manifest
 from pipeline.nights import Past, look_back
 from pipeline.plan import Plan
 from pipeline.provenance import file_metadata, package_versions
 from pipeline.publish import commit, settle
 from pipeline.ray_tasks import run_tasks
+from pipeline.readmit import Duplicates, Readmission
 from pipeline.regroup import compact_by_value
 from pipeline.row_ids import find_duplicates, read_hashes
 from pipeline.schema import SliceKey
@@ -39,6 +41,7 @@ def finish(
     base: Manifest | None,
     lease: Lease,
     tasks: RunTasks = run_tasks,
+    onto: Readmission | None = None,
 ) -> Manifest:
     """Publish the staged slices of a plan.
 
@@ -49,6 +52,10 @@ def finish(
         base: What is published now; ours becomes the next version.
         lease: Ours; checked before anything is made visible.
         tasks: Runs a function for every tuple of arguments; by default as Ray tasks.
+        onto: What the rows are let into; None publishes them alone.
+
+    Returns:
+        What is current then: `base` itself where a retry changed nothing.
 
     Raises:
         GateRefused: A gate refused; the published partition is unchanged.
@@ -58,12 +65,20 @@ def finish(
     """
     with run.record.stage("publish") as published, listed_files():
         slices = require_tiling(plan, staged)
-        num_rows = run.record.tiled([key for key, _ in slices])
+        run.record.tiled([key for key, _ in slices])
         run.record.recount(
             [(key, file.path) for key, file in slices], partial(read_footer, run.store)
         )
         reach("tiled")
-        duplicates = _find_duplicates(run, slices, tasks)
+        duplicates = _find_duplicates(run, slices, tasks, onto)
+        match = onto and onto.match(run.store, slices, duplicates, tasks)
+        if onto and match:
+            onto.require_current(current_manifest(run.store, run.layout))
+            run.record.keep(onto.kept(match))
+            run.record.retried(recovered=match.num_recovered, failed_again=match.num_failed)
+            if onto.is_unchanged(run.store, match):
+                return onto.base
+        num_rows = run.record.num_planned
         verdicts = _judge(run, plan, num_rows, base)
         require_pass(verdicts)
         reach("judged")
@@ -71,8 +86,14 @@ def finish(
         number = base.number + 1 if base else 1
         version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
         folder = run.layout.compacted(plan.fingerprint, version)
-        compacted = _compact(run, plan, slices, duplicates, (folder, version), tasks)
+        compactor = _compactor(run, plan, folder, version, onto)
+        columns = run.job.sink.partition_columns
+        if onto and match:
+            compacted = onto.compact(compactor, columns, match, tasks)
+        else:
+            compacted = _compact(compactor, columns, slices, duplicates, tasks)
         manifest = _manifest(run, plan, number, compacted, verdicts)
+        manifest = onto.to_manifest(manifest) if onto else manifest
         reach("compacted")
         lease.check()
         current = commit(run.store, run.layout, manifest, folder)
@@ -84,15 +105,17 @@ def finish(
 
 
 def _find_duplicates(
-    run: RunContext, slices: Slices, tasks: RunTasks
-) -> Mapping[SliceKey, tuple[int, ...]]:
+    run: RunContext, slices: Slices, tasks: RunTasks, onto: Readmission | None
+) -> Duplicates:
     if run.job.source.id_column is None:
         return {}  # paths and row numbers are unique by construction
     paths = [(key, file.path) for key, file in slices]
     hashes = tasks(read_hashes, [(run.store, path) for _, path in paths])
-    duplicates = find_duplicates(run.store, paths, hashes)
-    run.record.duplicates(Counter(label for rows in duplicates.values() for _, label in rows))
-    return {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
+    found: Duplicates = find_duplicates(run.store, paths, hashes)
+    if onto:
+        found = onto.with_published(run.store, slices, found)
+    run.record.duplicates(Counter(label for rows in found.values() for _, label in rows))
+    return found
 
 
 def require_hope(run: RunContext, plan: Plan) -> None:
@@ -101,9 +124,10 @@ def require_hope(run: RunContext, plan: Plan) -> None:
     Raises:
         GateRefused: They are; finished slices stay.
     """
-    record, num_planned = run.record, plan.num_rows
-    if num_planned is None or record.num_accounted >= num_planned:
+    record = run.record
+    if plan.num_rows is None or record.num_done >= plan.num_rows:
         return  # with all rows there the gates judge everything
+    num_planned = plan.num_rows + record.num_kept
     failed = certain_failures(
         run.job.gates, num_planned, record.num_quarantined, record.reasons, run.options.accepted
     )
@@ -137,29 +161,33 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
     return verdicts
 
 
-def _compact(
-    run: RunContext,
-    plan: Plan,
-    slices: Slices,
-    duplicates: Mapping[SliceKey, tuple[int, ...]],
-    place: tuple[str, str],
-    tasks: RunTasks,
-) -> Compacted:
-    folder, version = place
-    compactor = Compactor(
+def _compactor(
+    run: RunContext, plan: Plan, folder: str, version: str, onto: Readmission | None
+) -> Compactor:
+    told = replace(plan, fingerprint=onto.base.fingerprint) if onto else plan
+    return Compactor(
         store=run.store,
         folder=folder,
         version=version,
         schema=plan.prediction_schema(),
         compression=run.job.sink.compression,
-        metadata=file_metadata(plan, run.record.run_id),
+        metadata=file_metadata(told, run.record.run_id),
         target_bytes=run.job.sink.target_part_mib * _MIB,
     )
+
+
+def _compact(
+    compactor: Compactor,
+    columns: Sequence[str],
+    slices: Slices,
+    duplicates: Duplicates,
+    tasks: RunTasks,
+) -> Compacted:
     sized = [(key, file.path, float(file.size_bytes)) for key, file in slices]
-    columns = run.job.sink.partition_columns
+    repeated = {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
     if columns:
-        return compact_by_value(compactor, columns, sized, duplicates, tasks)
-    return compact_slices(compactor, sized, duplicates, tasks)
+        return compact_by_value(compactor, columns, sized, repeated, tasks)
+    return compact_slices(compactor, sized, repeated, tasks)
 
 
 def _manifest(

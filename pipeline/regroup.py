@@ -34,8 +34,9 @@ from pipeline.hive import MAX_VALUES, to_segment, to_text, without
 from pipeline.input_order import KEY, Numbers
 from pipeline.manifest import Part
 from pipeline.schema import QUARANTINE_SCHEMA
+from pipeline.storage import Store
 
-_SORT_BYTES = 16 * 2**20
+SORT_BYTES = 16 * 2**20
 """Staged bytes that are sorted in memory at once."""
 _READ_AHEAD = 4
 _FOLDERS_PER_TASK = 64
@@ -120,26 +121,34 @@ class Regrouper:
         schema = without(self.compactor.schema, self.columns)
         pieces = [piece for _, own in shelf.values for piece in own]
         footers: dict[str, pq.FileMetaData] = {}
-        tables = _read_ahead(lambda piece: self._read(piece, schema, footers), pieces)
+        where = self.compactor.store, self.compactor.folder
+        tables = _read_ahead(lambda piece: read_piece(*where, piece, schema, footers), pieces)
         parts: list[Part] = []
         for number, (folder, own) in enumerate(shelf.values):
             index = shelf.index * _FOLDERS_PER_TASK + number
             stream = self.compactor.stream(f"predictions/{folder}", index, schema)
             for _ in own:
-                stream.write(*next(tables))
+                rows, keys = next(tables)
+                stream.write(rows, places=keys.reshape(-1, 1))
             parts += stream.close()
         return tuple(parts)
 
-    def _read(
-        self, piece: Piece, schema: pa.Schema, footers: dict[str, pq.FileMetaData]
-    ) -> tuple[pa.Table, float, Numbers]:
-        with self.compactor.store.open(f"{self.compactor.folder}/{piece.path}") as handle:
-            # Two threads may both read a footer that none has yet; they find the same.
-            file = pq.ParquetFile(handle, metadata=footers.get(piece.path), pre_buffer=True)
-            footers[piece.path] = file.metadata
-            rows = file.read_row_group(piece.row_group, columns=[*schema.names, _KEY_COLUMN])
-        keys = np.asarray(rows.column(_KEY_COLUMN)).reshape(-1, 1)
-        return rows.select(schema.names), 0.0, keys
+
+def read_piece(
+    store: Store,
+    folder: str,
+    piece: Piece,
+    schema: pa.Schema,
+    footers: dict[str, pq.FileMetaData] | None = None,
+) -> tuple[pa.Table, Numbers]:
+    """Read the rows of a piece, and their keys; `footers` keeps those of files that were read."""
+    known = {} if footers is None else footers
+    with store.open(f"{folder}/{piece.path}") as handle:
+        # Two threads may both read a footer that none has yet; they find the same.
+        file = pq.ParquetFile(handle, metadata=known.get(piece.path), pre_buffer=True)
+        known[piece.path] = file.metadata
+        rows = file.read_row_group(piece.row_group, columns=[*schema.names, _KEY_COLUMN])
+    return rows.select(schema.names), np.asarray(rows.column(_KEY_COLUMN))
 
 
 def with_keys(rows: pa.Table, keys: Numbers) -> pa.Table:
@@ -167,7 +176,7 @@ def compact_by_value(
         GateRefused: There are too many values.
     """
     regrouper = Regrouper(compactor, tuple(columns))
-    groups = cut_groups(slices, _SORT_BYTES, duplicates)
+    groups = cut_groups(slices, SORT_BYTES, duplicates)
     done: list[SortedGroup] = run_tasks(regrouper.sort, [(group,) for group in groups])
     values: dict[str, list[Piece]] = {}
     for group in done:

@@ -20,15 +20,8 @@ from pipeline.extents import Cut, Extent
 from pipeline.input_order import KEY, MAX_MINOR, ROW, UNIT, Numbers, minor_of
 from pipeline.job import Job
 from pipeline.parquet_inputs import measure_again
-from pipeline.plan import (
-    MAX_SLICE_BYTES,
-    Plan,
-    Unit,
-    choose_slice_rows,
-    code_digest,
-    make_units,
-    plan_to_json,
-)
+from pipeline.plan import MAX_SLICE_BYTES, Plan, Unit, choose_slice_rows, code_digest, make_units
+from pipeline.plan_file import plan_to_json
 from pipeline.requeue import Base, Chosen
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
@@ -80,7 +73,7 @@ def replan(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
 def _replan_extents(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
     pieces = list(_pieces(base, chosen.entries))
     by_path = {piece.extent.path: piece.extent for piece in pieces}
-    found = _look_up(inputs, by_path.values())
+    found = _look_up(inputs, list(by_path.values()))
     fresh = _measure(base, job, inputs, [found[path] for path in found if by_path[path].reason])
     extents: list[Extent] = []
     entries: list[int] = []
@@ -161,12 +154,11 @@ def _is_unread(extents: Sequence[Extent]) -> bool:
 
 def _look_up(inputs: Store, extents: Sequence[Extent]) -> dict[str, StoredFile]:
     """Return the shards that are still what was planned."""
-    wanted = list(extents)
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        found = pool.map(lambda extent: inputs.stat(extent.path), wanted)
+        found = pool.map(lambda extent: inputs.stat(extent.path), extents)
         return {
             extent.path: file
-            for extent, file in zip(wanted, found, strict=True)
+            for extent, file in zip(extents, found, strict=True)
             if file and (file.size_bytes, file.version) == (extent.size_bytes, extent.version)
         }
 
@@ -250,10 +242,10 @@ def _replan_tars(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
         rests = [e for e in own if base.reasons[e] == Reason.UNREADABLE_SHARD.value]
         if job.run.limit_rows is not None:  # what follows is limited, so nothing can come in
             own = [entry for entry in own if entry not in rests]
-            lost[unit.extents[0].path] = len(rests)
+            _count(lost, unit, len(rests))
             rests = []
         if any(extent.path not in found for extent in unit.extents):
-            lost[unit.extents[0].path] = len(own)
+            _count(lost, unit, len(own))
             continue
         rows = tuple(base.places[[e for e in own if e not in rests], ROW].tolist())
         beyond = int(base.places[rests[0], ROW]) if rests else None
@@ -268,6 +260,11 @@ def _replan_tars(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
         shards=tuple(path for path in lost if lost[path])[:3],
     )
     return _finish(base, kept, tuple(units), counts, base.accounts)
+
+
+def _count(lost: dict[str, int], unit: Unit, num_rows: int) -> None:
+    path = unit.extents[0].path
+    lost[path] = lost.get(path, 0) + num_rows
 
 
 # ---------------------------------------------------------------------------- both

@@ -16,7 +16,8 @@ from pipeline.errors import JobError
 from pipeline.input_order import RANK, Numbers, from_metadata
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
-from pipeline.plan import Plan, plan_from_json
+from pipeline.plan import Plan
+from pipeline.plan_file import plan_from_json
 from pipeline.schema import Reason
 from pipeline.storage import Store
 
@@ -73,8 +74,8 @@ class Chosen:
         parts = []
         if self.changed:
             parts.append(
-                f"{self.changed} of inputs that are gone or changed ({', '.join(self.shards[:3])}; "
-                "`pipeline run` reads them anew)"
+                f"{self.changed} of inputs that are gone, changed, or beyond run.limit_rows "
+                f"({', '.join(self.shards)}; `pipeline run` reads them anew)"
             )
         if self.duplicates:
             parts.append(f"{self.duplicates} because of their ids, which others have")
@@ -91,7 +92,11 @@ def read_reasons(given: Sequence[str]) -> frozenset[str]:
     """
     for name in given:
         if name not in RETRIED:
-            why = "only the first row of an id is predicted" if name in Reason else "no such reason"
+            why = (
+                "only the first row of an id is predicted"
+                if name in set(Reason)
+                else "no such reason"
+            )
             raise JobError(f"--reason {name}: {why}; allowed are {', '.join(RETRIED)}")
     return frozenset(given or RETRIED)
 

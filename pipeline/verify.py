@@ -23,7 +23,8 @@ from pipeline.hive import values_of, without
 from pipeline.inspect import choose_partition
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part, current_manifest, locate
-from pipeline.plan import Plan, plan_from_json
+from pipeline.plan import Plan
+from pipeline.plan_file import plan_from_json
 from pipeline.row_ids import hash_ids, sum_hashes
 from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID
 from pipeline.storage import Store

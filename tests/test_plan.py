@@ -25,16 +25,8 @@ from pipeline.job import Job
 from pipeline.job_file import parse_job
 from pipeline.layout import Layout
 from pipeline.model import ModelSpec, resolve_model
-from pipeline.plan import (
-    MAX_SLICE_BYTES,
-    PLAN_VERSION,
-    Plan,
-    adopt_plan,
-    choose_slice_rows,
-    make_plan,
-    plan_from_json,
-    plan_to_json,
-)
+from pipeline.plan import MAX_SLICE_BYTES, Plan, choose_slice_rows, make_plan
+from pipeline.plan_file import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
 
