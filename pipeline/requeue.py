@@ -92,11 +92,8 @@ def read_reasons(given: Sequence[str]) -> frozenset[str]:
     """
     for name in given:
         if name not in RETRIED:
-            why = (
-                "only the first row of an id is predicted"
-                if name in set(Reason)
-                else "no such reason"
-            )
+            is_known = name in set(Reason)
+            why = "only the first row of an id is predicted" if is_known else "no such reason"
             raise JobError(f"--reason {name}: {why}; allowed are {', '.join(RETRIED)}")
     return frozenset(given or RETRIED)
 

@@ -34,7 +34,7 @@ from pipeline.provenance import file_metadata
 from pipeline.publish import repair
 from pipeline.readmit import Readmission
 from pipeline.record import RunRecord
-from pipeline.report import Status
+from pipeline.report import Status, build_report
 from pipeline.requeue import read_reasons
 from pipeline.rerun import carry_out
 from pipeline.rows import Reader
@@ -68,6 +68,7 @@ class Night:
     computed: list[str] = field(default_factory=list)
     """Row ids, in the order in which they were predicted or failed."""
     record: RunRecord | None = None
+    status: Status = "failed"
 
     @property
     def job(self) -> Job:
@@ -107,8 +108,14 @@ class Night:
 
     def retry(self, *reasons: str) -> Status:
         """Do what `pipeline retry` does."""
-        run = self.new_run()
-        return carry_out(run, read_reasons(reasons), self.predict)
+        wanted = read_reasons(reasons)
+        self.status = carry_out(self.new_run(), wanted, self.predict)
+        return self.status
+
+    def report(self) -> dict[str, Any]:
+        """The report of the last retry."""
+        assert self.record is not None
+        return build_report(self.record.facts(self.status, 0, None, None))
 
     def predict(
         self,
