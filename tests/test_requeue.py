@@ -365,6 +365,28 @@ def test_what_cannot_be_retried_is_refused(tmp_path: Path):
     assert night.current().number == 1
 
 
+def test_fixed_code_is_no_other_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    night = make_night(tmp_path, write_images)
+    night.broken = {"003.jpg"}
+    night.run()
+    monkeypatch.setattr("pipeline.plan.code_digest", lambda: "fixed")
+    night.broken.clear()
+    assert night.retry() == "published"
+    assert night.computed == ["003.jpg"]
+    verify(night)
+
+
+def test_a_version_from_before_places_were_kept_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    night = make_night(tmp_path, write_images)
+    night.broken = {"003.jpg"}
+    monkeypatch.setattr("pipeline.parts.to_metadata", lambda places: {})
+    night.run()
+    with pytest.raises(JobError, match="was published before retries were possible"):
+        night.retry()
+
+
 def test_a_partition_that_changes_meanwhile_stays_as_it_became(tmp_path: Path):
     night = make_night(tmp_path, write_images, sink={"keep_versions": 2})
     night.broken = {"003.jpg", "004.jpg"}
