@@ -84,8 +84,8 @@ class Readmission:
         """Return what stays as it is; before anything is matched, all but the chosen rows."""
         base = self.replan.base
         gone = self.replan.chosen.entries if match is None else match.gone
-        reasons = base.counts
-        reasons.subtract(base.reasons[gone].tolist())
+        reasons = base.counts()
+        reasons.subtract(base.counts(gone))
         num_rows = self.base.num_rows - len(gone)
         if match is not None:
             # Rows that no entry waits for were counted with their slices.

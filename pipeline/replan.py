@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 
@@ -106,32 +107,36 @@ def _replan_extents(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Repl
 
 def _pieces(base: Base, entries: Numbers) -> Iterator[_Piece]:
     """Find the extents of rows of the quarantine, those of one extent together."""
-    expanded = _expanded(base)
-    starts = {unit.index: _starts(unit.extents) for unit in base.plan.units}
-    units = {unit.index: unit for unit in base.plan.units}
+    expanded = {path: _Rows(extents) for path, extents in _expanded(base).items()}
+    units = {unit.index: _Rows(unit.extents) for unit in base.plan.units}
 
-    def locate(entry: int) -> tuple[Extent, int]:
-        unit, row = base.places[entry, [UNIT, ROW]].tolist()
-        extents, begin = units[unit].extents, starts[unit]
-        index = int(np.searchsorted(begin, row, "right")) - 1
-        extent, row = extents[index], row - int(begin[index])
+    def locate(unit: int, row: int, minor: int) -> tuple[Extent, int]:
+        extent, row = units[unit].locate(row)
         if extent.is_whole_shard and extent.path in expanded:
-            minor = int(minor_of(base.places[entry, KEY]))
-            extents = expanded[extent.path]
-            index = int(np.searchsorted(_starts(extents), minor, "right")) - 1
-            extent, row = extents[index], minor - int(_starts(extents)[index])
+            return expanded[extent.path].locate(minor)
         return extent, row
 
-    located = ((entry, *locate(entry)) for entry in entries.tolist())
+    wanted = base.places[entries]
+    columns = (entries, wanted[:, UNIT], wanted[:, ROW], minor_of(wanted[:, KEY]))
+    rows_of = zip(*(column.tolist() for column in columns), strict=True)
+    located = ((entry, *locate(*place)) for entry, *place in rows_of)
     for extent, group in groupby(located, key=lambda found: found[1]):
         rows = list(group)
         numbers = tuple(extent.first_row + row for _, _, row in rows)
         yield _Piece(extent, numbers, tuple(entry for entry, _, _ in rows))
 
 
-def _starts(extents: Sequence[Extent]) -> Numbers:
-    """Return how many rows come before each extent."""
-    return np.cumsum([0, *(extent.num_rows for extent in extents)], dtype=np.int64)[:-1]
+class _Rows:
+    """The rows of extents, one after the other."""
+
+    def __init__(self, extents: Sequence[Extent]) -> None:
+        self._extents = extents
+        self._ends = list(accumulate(extent.num_rows for extent in extents))
+
+    def locate(self, row: int) -> tuple[Extent, int]:
+        """Return the extent that holds a row, and its number there."""
+        index = bisect_right(self._ends, row)
+        return self._extents[index], row - (self._ends[index - 1] if index else 0)
 
 
 def _expanded(base: Base) -> Mapping[str, tuple[Extent, ...]]:
@@ -236,16 +241,19 @@ def _replan_tars(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
     numbers = base.places[chosen.entries, UNIT].tolist()
     needed = [extent for number in dict.fromkeys(numbers) for extent in of[number].extents]
     found = _look_up(inputs, needed)
+    is_rest = base.is_there_for(Reason.UNREADABLE_SHARD.value)
     grouped = groupby(zip(numbers, chosen.entries.tolist(), strict=True), key=lambda pair: pair[0])
     for number, group in grouped:
         unit, own = of[number], [entry for _, entry in group]
-        rests = [e for e in own if base.reasons[e] == Reason.UNREADABLE_SHARD.value]
+        rests = [entry for entry in own if is_rest[entry]]
         if job.run.limit_rows is not None:  # what follows is limited, so nothing can come in
             own = [entry for entry in own if entry not in rests]
             _count(lost, unit, len(rests))
             rests = []
         if any(extent.path not in found for extent in unit.extents):
             _count(lost, unit, len(own))
+            own = []
+        if not own:
             continue
         rows = tuple(base.places[[e for e in own if e not in rests], ROW].tolist())
         beyond = int(base.places[rests[0], ROW]) if rests else None

@@ -10,6 +10,8 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import JobError
@@ -21,6 +23,7 @@ from pipeline.plan_file import plan_from_json
 from pipeline.schema import Reason
 from pipeline.storage import Store
 
+REASONS = tuple(reason.value for reason in Reason)
 RETRIED = tuple(reason.value for reason in Reason if reason is not Reason.DUPLICATE_ID)
 """Reasons whose rows may go again. Of rows with one id only the first is ever predicted."""
 _PART_THREADS = 8
@@ -41,13 +44,18 @@ class Base:
     """Of all rows that it has: shards that became readable since stand there with their rows."""
     places: Numbers
     """(N, 4) of the quarantined rows, in input order: see `input_order`."""
-    reasons: npt.NDArray[np.str_]
-    """(N,) why each is there."""
+    reasons: npt.NDArray[np.uint8]
+    """(N,) why each is there: places in `REASONS`."""
 
-    @property
-    def counts(self) -> Counter[str]:
-        """Quarantined rows by reason."""
-        return Counter(self.reasons.tolist())
+    def counts(self, entries: Numbers | None = None) -> Counter[str]:
+        """Count rows of the quarantine by reason; without entries all of them."""
+        found = self.reasons if entries is None else self.reasons[entries]
+        counts = np.bincount(found, minlength=len(REASONS)).tolist()
+        return Counter({reason: n for reason, n in zip(REASONS, counts, strict=True) if n})
+
+    def is_there_for(self, *reasons: str) -> npt.NDArray[np.bool_]:
+        """(N,) tell which rows are there for one of these reasons."""
+        return np.isin(self.reasons, [REASONS.index(reason) for reason in reasons])
 
     @cached_property
     def predicted_before(self) -> Numbers:
@@ -92,7 +100,7 @@ def read_reasons(given: Sequence[str]) -> frozenset[str]:
     """
     for name in given:
         if name not in RETRIED:
-            is_known = name in set(Reason)
+            is_known = name in REASONS
             why = "only the first row of an id is predicted" if is_known else "no such reason"
             raise JobError(f"--reason {name}: {why}; allowed are {', '.join(RETRIED)}")
     return frozenset(given or RETRIED)
@@ -112,7 +120,7 @@ def read_base(store: Store, layout: Layout, manifest: Manifest) -> Base:
         plan,
         read_plan(store, layout, manifest.plan) if manifest.plan else plan,
         np.concatenate([np.zeros((0, 4), np.int64), *(places for places, _ in found)]),
-        np.concatenate([np.zeros(0, "U1"), *(reasons for _, reasons in found)]),
+        np.concatenate([np.zeros(0, np.uint8), *(reasons for _, reasons in found)]),
     )
 
 
@@ -123,20 +131,22 @@ def read_plan(store: Store, layout: Layout, fingerprint: str) -> Plan:
 
 def _read_part(
     store: Store, part: Part, manifest: Manifest
-) -> tuple[Numbers, npt.NDArray[np.str_]]:
+) -> tuple[Numbers, npt.NDArray[np.uint8]]:
     with store.open(part.path) as handle:
         file = pq.ParquetFile(handle)
-        reasons = file.read(columns=["reason"]).column(0).to_pylist()
+        reasons = pc.index_in(file.read(columns=["reason"]).column(0), pa.array(REASONS))
         try:
             places = from_metadata(file.metadata.metadata, part.num_rows, part.path)
         except KeyError:
             raise JobError(_NO_PLACES.format(manifest.partition, manifest.number)) from None
-    return places, np.array(reasons, dtype="U32")
+    if reasons.null_count:
+        raise JobError(f"{part.path}: written by a newer version; upgrade this one")
+    return places, np.asarray(reasons).astype(np.uint8)
 
 
 def choose(base: Base, reasons: frozenset[str]) -> Chosen:
     """Choose the rows of the quarantine that are there for one of these reasons."""
-    is_asked = np.isin(base.reasons, sorted(reasons))
-    duplicates = int((base.reasons == Reason.DUPLICATE_ID.value).sum())
+    is_asked = base.is_there_for(*reasons)
+    duplicates = int(base.is_there_for(Reason.DUPLICATE_ID.value).sum())
     num_asked = int(is_asked.sum())
     return Chosen(np.flatnonzero(is_asked), len(is_asked) - num_asked - duplicates, duplicates)

@@ -365,6 +365,21 @@ def test_what_cannot_be_retried_is_refused(tmp_path: Path):
     assert night.current().number == 1
 
 
+@pytest.mark.parametrize("by", [(), ("label",)], ids=["flat", "by label"])
+def test_a_night_without_any_prediction_can_be_retried(by: tuple[str, ...], tmp_path: Path):
+    night = make_night(tmp_path, write_tars, sink={"partition_columns": by})
+    night.broken = set(all_ids(night, tmp_path))
+    night.sections["gates"] = {"max_error_pct": 100.0}
+    assert night.run().num_predicted == 0
+    night.broken = {"t0.tar/k0"}
+    assert night.retry() == "published"
+    verify(night)
+    night.broken.clear()
+    assert night.retry() == "published"
+    assert night.content() == whole_night(night, tmp_path).content()
+    verify(night)
+
+
 def test_fixed_code_is_no_other_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     night = make_night(tmp_path, write_images)
     night.broken = {"003.jpg"}
