@@ -16,12 +16,13 @@ from pipeline.gates import Figures, certain_failures, early_refusal, judge
 from pipeline.hive import partition_types
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest, current_manifest
+from pipeline.match import Duplicates, Match, match_rows
 from pipeline.nights import Past, look_back
 from pipeline.plan import Plan
 from pipeline.provenance import file_metadata, package_versions
 from pipeline.publish import commit, settle
 from pipeline.ray_tasks import run_tasks
-from pipeline.readmit import Duplicates, Readmission
+from pipeline.readmit import Readmission
 from pipeline.regroup import compact_by_value
 from pipeline.row_ids import find_duplicates, read_hashes
 from pipeline.schema import SliceKey
@@ -65,17 +66,10 @@ def finish(
     """
     with run.record.stage("publish") as published, listed_files():
         slices = require_tiling(plan, staged)
-        run.record.tiled([key for key, _ in slices])
-        run.record.recount(
-            [(key, file.path) for key, file in slices], partial(read_footer, run.store)
-        )
-        reach("tiled")
-        duplicates = _find_duplicates(run, slices, tasks, onto)
-        match = onto and onto.match(run.store, slices, duplicates, tasks)
+        duplicates = _account(run, slices, tasks, onto)
+        match = onto and match_rows(onto.replan, run.store, slices, duplicates, tasks)
         if onto and match:
-            onto.require_current(current_manifest(run.store, run.layout))
-            run.record.keep(onto.kept(match))
-            run.record.retried(recovered=match.num_recovered, failed_again=match.num_failed)
+            _account_for_all(run, onto, match)
             if onto.is_unchanged(run.store, match):
                 return onto.base
         num_rows = run.record.num_planned
@@ -84,9 +78,7 @@ def finish(
         reach("judged")
         lease.check()
         number = base.number + 1 if base else 1
-        version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
-        folder = run.layout.compacted(plan.fingerprint, version)
-        compactor = _compactor(run, plan, folder, version, onto)
+        compactor = _compactor(run, plan, number, onto)
         columns = run.job.sink.partition_columns
         if onto and match:
             compacted = onto.compact(compactor, columns, match, tasks)
@@ -96,12 +88,29 @@ def finish(
         manifest = onto.to_manifest(manifest) if onto else manifest
         reach("compacted")
         lease.check()
-        current = commit(run.store, run.layout, manifest, folder)
+        current = commit(run.store, run.layout, manifest, compactor.folder)
         settle(run.store, run.layout, current, run.job.sink.keep_versions, table=run.job.sink.table)
         published.rows_in = published.rows_out = num_rows
         published.bytes_in = sum(file.size_bytes for _, file in slices)
         published.bytes_out = sum(part.size_bytes for part in manifest.all_parts)
     return current
+
+
+def _account(
+    run: RunContext, slices: Slices, tasks: RunTasks, onto: Readmission | None
+) -> Duplicates:
+    """Count what is staged, whoever staged it; return the rows whose id another row has."""
+    run.record.tiled([key for key, _ in slices])
+    run.record.recount([(key, file.path) for key, file in slices], partial(read_footer, run.store))
+    reach("tiled")
+    return _find_duplicates(run, slices, tasks, onto)
+
+
+def _account_for_all(run: RunContext, onto: Readmission, match: Match) -> None:
+    """Count what is kept with what is staged; what it is kept of must still be published."""
+    onto.require_current(current_manifest(run.store, run.layout))
+    run.record.keep(onto.kept(match))
+    run.record.retried(recovered=match.num_recovered, failed_again=match.num_failed)
 
 
 def _find_duplicates(
@@ -161,13 +170,12 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
     return verdicts
 
 
-def _compactor(
-    run: RunContext, plan: Plan, folder: str, version: str, onto: Readmission | None
-) -> Compactor:
+def _compactor(run: RunContext, plan: Plan, number: int, onto: Readmission | None) -> Compactor:
+    version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
     told = replace(plan, fingerprint=onto.base.fingerprint) if onto else plan
     return Compactor(
         store=run.store,
-        folder=folder,
+        folder=run.layout.compacted(plan.fingerprint, version),
         version=version,
         schema=plan.prediction_schema(),
         compression=run.job.sink.compression,

@@ -7,7 +7,7 @@ the one that is published keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,52 +21,17 @@ from pipeline.histograms import Distribution
 from pipeline.input_order import KEY, RANK, ROW, Numbers
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
+from pipeline.match import Duplicates, Match
 from pipeline.merge import Insert, Merger, merge_folders, merge_parts
 from pipeline.plan import Plan
 from pipeline.record import Kept
 from pipeline.replan import Replan
 from pipeline.row_ids import hash_ids
-from pipeline.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Reason, SliceKey
+from pipeline.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Reason
 from pipeline.storage import Store
 from pipeline.tiling import Slices
 
 _ID_ROWS = 65_536
-Duplicates = Mapping[SliceKey, tuple[tuple[int, str | None], ...]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of the rows of a slice."""
-
-    hashes: npt.NDArray[np.uint64]
-    is_good: npt.NDArray[np.bool_]
-    ends_in_rest: bool
-    """Its last row stands for the rest of a tar, which cannot be read."""
-
-
-@dataclass(frozen=True)
-class Match:
-    """Where the rows of a retry go."""
-
-    slices: Slices
-    duplicates: Mapping[SliceKey, tuple[int, ...]]
-    outcomes: Sequence[Outcome]
-    gone: Numbers
-    """Rows of the quarantine that are replaced."""
-    entries: Numbers
-    """(M,) whose place each row takes; -1: that of none, it is not let in."""
-    minors: Numbers
-    """(M,) the how-manieth of that place's rows it is."""
-    is_good: npt.NDArray[np.bool_]
-    """(M,) predicted, and not under the id of another row."""
-
-    @property
-    def num_recovered(self) -> int:
-        return int((self.is_good & (self.entries >= 0)).sum())
-
-    @property
-    def num_failed(self) -> int:
-        return int((~self.is_good & (self.entries >= 0)).sum())
 
 
 @dataclass(frozen=True)
@@ -89,7 +54,7 @@ class Readmission:
         num_rows = self.base.num_rows - len(gone)
         if match is not None:
             # Rows that no entry waits for were counted with their slices.
-            num_strange = int((match.entries < 0).sum())
+            num_strange = int((~match.is_let_in).sum())
             reasons[Reason.UNREADABLE_SHARD.value] -= num_strange
             num_rows -= num_strange
         is_tar = base.plan.row_ids == "key"
@@ -132,46 +97,6 @@ class Readmission:
                 "meanwhile; nothing was published, run again"
             )
 
-    def match(
-        self, store: Store, slices: Slices, duplicates: Duplicates, run_tasks: RunTasks
-    ) -> Match:
-        """Find out whose place each row takes.
-
-        Raises:
-            InfraError: The rows are not the ones that were planned.
-        """
-        outcomes: list[Outcome] = run_tasks(
-            read_outcome, [(store, file.path) for _, file in slices]
-        )
-        repeated = {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
-        is_good = [outcome.is_good.copy() for outcome in outcomes]
-        for (key, _), good in zip(slices, is_good, strict=True):
-            good[list(repeated.get(key, ()))] = False
-        entries, minors, gone = self._places_of(slices, outcomes)
-        joined = np.concatenate([np.zeros(0, bool), *is_good])
-        return Match(slices, repeated, outcomes, gone, entries, minors, joined)
-
-    def _places_of(
-        self, slices: Slices, outcomes: Sequence[Outcome]
-    ) -> tuple[Numbers, Numbers, Numbers]:
-        """Return entry and minor of each row, and the entries that are replaced."""
-        chosen, counts = self.replan.chosen.entries, self.replan.counts
-        if self.replan.base.plan.row_ids != "key":
-            return np.repeat(chosen, counts), _steps(counts), chosen
-        entries, minors, gone = [_NONE], [_NONE], [_NONE]
-        first = 0
-        for unit in self.replan.plan.units:
-            assert unit.cut is not None, "tars have no bounds"
-            num_only = len(unit.cut.only or ())
-            own = chosen[first : first + num_only + (unit.cut.beyond is not None)]
-            first += len(own)
-            pairs = zip(slices, outcomes, strict=True)
-            mine = [outcome for (key, _), outcome in pairs if key.unit == unit.index]
-            found = _match_tar(own, num_only, mine, unit.extents[0].path)
-            for collected, some in zip((entries, minors, gone), found, strict=True):
-                collected.append(some)
-        return np.concatenate(entries), np.concatenate(minors), np.concatenate(gone)
-
     def is_unchanged(self, store: Store, match: Match) -> bool:
         """Tell whether all rows failed again, just as they had."""
         entries = self.replan.chosen.entries
@@ -191,7 +116,7 @@ class Readmission:
         """Write the parts of the next version."""
         base, types = self.replan.base, self.base.partition_columns
         merger = Merger(compactor, tuple(columns))
-        here = match.entries >= 0
+        here = match.is_let_in
         before = base.predicted_before[match.entries]
         keys = base.places[match.entries, KEY] + match.minors
         good, failed = here & match.is_good, here & ~match.is_good
@@ -211,10 +136,7 @@ class Readmission:
                 places,
             )],
         )  # fmt: skip
-        new_hash = sum(
-            int(hashes.sum(dtype=np.uint64))
-            for hashes in [np.concatenate([_NO_HASHES, *(o.hashes for o in match.outcomes)])[here]]
-        )
+        new_hash = int(match.hashes[here].sum(dtype=np.uint64))
         old_hash = int(self.base.row_id_hash, 16)
         return compactor.whole(parts, [((), old_hash - gone_hash), (tuple(quarantine), new_hash)])
 
@@ -293,50 +215,6 @@ class Readmission:
             for (key, _), table in zip(slices, tables, strict=True)
             if (rows := tuple(_repeated(table, taken)))
         }
-
-
-_NONE = np.zeros(0, np.int64)
-_NO_HASHES = np.zeros(0, np.uint64)
-
-
-def read_outcome(store: Store, path: str) -> Outcome:
-    """Read what became of the rows of a staged slice."""
-    rows = _read(store, path, [ROW_ID, ERROR])
-    ids, errors = rows.column(ROW_ID), rows.column(ERROR)
-    last = errors[-1].as_py() if rows.num_rows else None
-    return Outcome(
-        hash_ids(ids),
-        np.asarray(errors.is_null()),
-        last == Reason.UNREADABLE_SHARD.value,
-    )
-
-
-def _match_tar(
-    own: Numbers, num_only: int, outcomes: Sequence[Outcome], path: str
-) -> tuple[Numbers, Numbers, Numbers]:
-    """Match the rows of one tar: first those that were named, then what follows them."""
-    num_rows = sum(len(outcome.hashes) for outcome in outcomes)
-    is_cut = bool(outcomes) and outcomes[-1].ends_in_rest
-    if is_cut and num_rows <= num_only:
-        # It breaks off earlier than it did: what was not reached stays as it is.
-        reached = num_rows - 1
-        entries = np.append(own[:reached], -1)
-        return entries, np.zeros(num_rows, np.int64), own[:reached]
-    if num_rows < num_only or (num_rows > num_only and len(own) == num_only):
-        raise InfraError(
-            f"{path}: {num_rows} rows came of it, {num_only} were expected: it changed without a "
-            "new time or size; write it anew, then use `pipeline run`"
-        )
-    counts = np.ones(len(own), np.int64)
-    if len(own) > num_only:
-        counts[-1] = num_rows - num_only
-    return np.repeat(own, counts), _steps(counts), own
-
-
-def _steps(counts: Numbers) -> Numbers:
-    """Return 0, 1, ... for each count: the numbers of the rows of one place."""
-    starts = np.cumsum(counts) - counts
-    return np.arange(int(counts.sum())) - np.repeat(starts, counts)
 
 
 def _inserts(match: Match, keys: Numbers) -> list[Insert]:

@@ -27,6 +27,7 @@ LAYERS = (
     "drift plan_file predictor provenance regroup source tiling upkeep",
     "merge record requeue",
     "replan",
+    "match",
     "context readmit",
     "finish outcome prepare read_guard run_watch stages",
     "datasource",
