@@ -18,6 +18,7 @@ from tars import Entry, pack
 from pipeline.errors import GateRefused, JobError, PartitionBusy, PublishConflict
 from pipeline.lease import hold_lease
 from pipeline.manifest import log_numbers
+from pipeline.publish import commit
 from pipeline.storage import Store
 from pipeline.upkeep import history_numbers, rollback
 from pipeline.verify import verify_output
@@ -425,6 +426,29 @@ def test_a_partition_that_changes_meanwhile_stays_as_it_became(tmp_path: Path):
     assert history_numbers(night.out, LAYOUT) == [2, 3]
     rolled = rollback(night.out, LAYOUT, "back", keep_versions=2, to_number=2)
     assert [row["row_id"] for row in content_of(night.out, rolled)[1]] == ["004.jpg"]
+    verify(night)
+
+
+def test_of_two_that_publish_at_once_the_second_does_not_pass_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What was published meanwhile is of the same fingerprint, and yet other rows."""
+    night = make_night(tmp_path, write_images)
+    night.broken = {"003.jpg", "004.jpg"}
+    night.run()
+    night.broken = {"004.jpg"}
+    night.retry()
+
+    def commit_late(*arguments: Any) -> Any:
+        rollback(night.out, LAYOUT, "meanwhile", keep_versions=2)
+        return commit(*arguments)
+
+    night.broken.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.finish.commit", commit_late)
+        with pytest.raises(PublishConflict, match="run meanwhile published version 3"):
+            night.retry()
+    assert list(night.failed()) == ["003.jpg", "004.jpg"]
     verify(night)
 
 

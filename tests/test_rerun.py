@@ -209,7 +209,7 @@ def test_rows_behind_a_server_that_was_down_come_in_when_it_is_up(tmp_path: Path
     folder, out = tmp_path / "table", tmp_path / "out"
     folder.mkdir()
     build_images(tmp_path / "photos", 24, seed=9, num_bad=0)
-    photos = [path.read_bytes() for path in sorted((tmp_path / "photos").rglob("*.jpg"))]
+    photos = [path.read_bytes() for path in sorted((tmp_path / "photos").rglob("*.*"))]
     with WebServer() as web:
         paths = [f"/{row}.jpg" for row in range(24)]
         for row, path in enumerate(paths):
