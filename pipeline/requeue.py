@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import JobError
+from pipeline.errors import InfraError, JobError
 from pipeline.input_order import RANK, Numbers, from_metadata
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
@@ -125,8 +125,16 @@ def read_base(store: Store, layout: Layout, manifest: Manifest) -> Base:
 
 
 def read_plan(store: Store, layout: Layout, fingerprint: str) -> Plan:
-    """Read a stored plan."""
-    return plan_from_json(store.read_bytes(layout.plan(fingerprint)), fingerprint)
+    """Read a stored plan.
+
+    Raises:
+        InfraError: It is missing or damaged.
+    """
+    path = layout.plan(fingerprint)
+    try:
+        return plan_from_json(store.read_bytes(path), fingerprint)
+    except FileNotFoundError:
+        raise InfraError(f"{store.url(path)}: is missing, so nobody knows the rows") from None
 
 
 def _read_part(

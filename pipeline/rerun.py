@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.context import RunContext, RunOptions
+from pipeline.delta import require_delta
 from pipeline.errors import JobError
 from pipeline.hive import partition_types
 from pipeline.inputs import open_source
@@ -108,12 +109,16 @@ def _require_same_job(run: RunContext, base: Base, settings: str) -> Store:
     """
     source, sink, manifest = run.job.source, run.job.sink, base.manifest
     root, _ = open_source(source)
-    wanted = partition_types(sink.partition_columns, base.plan.prediction_schema())
-    if base.plan.settings != settings or wanted != manifest.partition_columns:
+    schema = base.plan.prediction_schema()
+    is_same = base.plan.settings in (settings, "")  # older plans do not say; then there are no rows
+    if not is_same or list(manifest.partition_columns) != list(sink.partition_columns):
         raise JobError(
             f"partition {run.layout.name}: version {manifest.number} was published with other "
             "settings than the job's; `pipeline run` makes a new version with these"
         )
+    if sink.table:
+        columns = partition_types(sink.partition_columns, schema)
+        require_delta(run.store, run.layout, columns, schema)
     if root.url("") == base.plan.source_root:
         return root
     parent = Store(root.uri.rpartition("/")[0] or "/", source.storage_options)

@@ -15,7 +15,7 @@ from models import TRANSFORM
 from nights import LAYOUT, Night, content_of, damage, write_same_time
 from tars import Entry, pack
 
-from pipeline.errors import GateRefused, JobError, PartitionBusy, PublishConflict
+from pipeline.errors import GateRefused, InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.lease import hold_lease
 from pipeline.manifest import log_numbers
 from pipeline.publish import commit
@@ -362,6 +362,9 @@ def test_what_cannot_be_retried_is_refused(tmp_path: Path):
     with pytest.raises(JobError, match="other settings"):
         fewer.retry()
     with hold_lease(night.out, LAYOUT, "other", 60.0), pytest.raises(PartitionBusy):
+        night.retry()
+    night.out.delete([LAYOUT.plan(night.current().fingerprint)])
+    with pytest.raises(InfraError, match="is missing, so nobody knows the rows"):
         night.retry()
     assert night.current().number == 1
 
