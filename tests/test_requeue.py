@@ -384,6 +384,19 @@ def test_a_night_without_any_prediction_can_be_retried(by: tuple[str, ...], tmp_
     verify(night)
 
 
+@pytest.mark.parametrize("below", ["s1.parquet", "s[12].parquet", ""])
+def test_a_file_and_a_pattern_are_sources_like_a_folder(below: str, tmp_path: Path):
+    night = make_night(tmp_path, write_parquet)
+    night.inputs = f"{night.inputs}/{below}"
+    night.broken = {"s1.parquet#4"}
+    night.run()
+    assert night.current().num_quarantined == 1
+    night.broken.clear()
+    assert night.retry() == "published"
+    assert night.failed() == {}
+    verify(night)
+
+
 def test_fixed_code_is_no_other_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     night = make_night(tmp_path, write_images)
     night.broken = {"003.jpg"}
