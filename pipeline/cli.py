@@ -183,6 +183,30 @@ def verify(
 
 
 @app.command()
+def retry(
+    job: JobFile,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option("--reason", metavar="REASON", help="Only these rows; repeatable."),
+    ] = None,
+    date: DateOption = None,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    allow_import: AllowImportOption = None,
+    accept: AcceptOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run only the quarantined rows again, and merge what now succeeds into the partition."""
+    from pipeline.progress import Progress
+    from pipeline.rerun import retry_job
+
+    options = as_options(address, allow_import, accept)
+    done = retry_job(load(job, date, set_), options, reason or [], Progress(quiet=quiet))
+    show_report(done, as_json=as_json, quiet=quiet)
+
+
+@app.command()
 def rollback(
     job: JobFile,
     date: DateOption = None,

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.input_order import Numbers, make_places
 from pipeline.layout import part_name
 from pipeline.manifest import Part
 from pipeline.parts import PartFormat, PartStream
@@ -59,14 +62,20 @@ class Group:
     slices: tuple[SizedSlice, ...]
     duplicates: Duplicates = field(default_factory=dict)
     is_last: bool = False
+    num_before: int = 0
+    """Rows of the input before the first slice."""
 
 
 @dataclass(frozen=True)
 class SliceRows:
     """One staged slice, read back."""
 
+    key: SliceKey
     good: pa.Table
     quarantined: pa.Table
+    is_good: npt.NDArray[np.bool_]
+    places: Numbers
+    """(N, 4) of all rows, as `input_order` has them."""
     row_id_hash: int
     size_bytes: float
 
@@ -112,7 +121,7 @@ class Compactor:
         row_id_hash = 0
         for rows in self.read(group):
             predictions.write(rows.good, rows.size_bytes)
-            quarantine.write(rows.quarantined)
+            quarantine.write(rows.quarantined, places=rows.places[~rows.is_good])
             row_id_hash += rows.row_id_hash
         return CompactedGroup(group.index, predictions.close(), quarantine.close(), row_id_hash)
 
@@ -123,13 +132,18 @@ class Compactor:
         return PartStream(
             self.store,
             self.folder,
-            lambda nth: f"{folder}/{part_name(index * _NAMES_PER_GROUP + nth, self.version)}",
+            lambda nth: self.part_path(folder, index, nth),
             PartFormat(schema, self.compression, self.metadata, self.target_bytes),
             total_weight=total_weight,
         )
 
+    def part_path(self, folder: str, index: int, nth: int = 0) -> str:
+        """Name the n-th part that is made of the rows of an index."""
+        return f"{folder}/{part_name(index * _NAMES_PER_GROUP + nth, self.version)}"
+
     def read(self, group: Group) -> Iterator[SliceRows]:
         """Read the slices of a group in order, some at a time."""
+        num_before = group.num_before
         for some in _read_chunks(group.slices):
             found = self.store.read_many([path for _, path, _ in some])
             for key, path, size_bytes in some:
@@ -138,11 +152,15 @@ class Compactor:
                 rows = _mark_duplicates(rows, group.duplicates.get(key, ()))
                 is_good = pc.is_null(rows.column(ERROR))
                 yield SliceRows(
+                    key=key,
                     good=rows.filter(is_good).select(self.schema.names),
                     quarantined=_to_quarantine(rows.filter(pc.invert(is_good)), staged),
+                    is_good=np.asarray(is_good),
+                    places=make_places(num_before, key.unit, key.start, key.num_rows),
                     row_id_hash=int(ids.sum(dtype=np.uint64)),
                     size_bytes=size_bytes,
                 )
+                num_before += key.num_rows
 
     def whole(
         self,
@@ -201,14 +219,16 @@ def cut_groups(
         pending_bytes += sized[2]
     if pending:
         cuts.append(pending)
+    rows = [sum(key.num_rows for key, _, _ in own) for own in cuts]
     return [
         Group(
             index,
             tuple(own),
             {key: duplicates[key] for key, _, _ in own if key in duplicates},
             is_last=index == len(cuts) - 1,
+            num_before=num_before,
         )
-        for index, own in enumerate(cuts)
+        for index, (own, num_before) in enumerate(zip(cuts, accumulate([0, *rows]), strict=False))
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.schema import Reason, SliceKey
 
@@ -22,6 +24,24 @@ class Extent:
     reason: Reason | None = None
     """Set when the rows cannot be read; `message` says why."""
     message: str = ""
+    only: tuple[int, ...] | None = None
+    """Of these rows of the shard alone, ascending; `first_row` is the first of them then."""
+
+    def numbers(self, skip: int = 0) -> Sequence[int]:
+        """Return the numbers in the shard of the rows from `skip` on."""
+        if self.only is not None:
+            return self.only[skip:]
+        return range(self.first_row + skip, self.first_row + self.num_rows)
+
+    def piece(self, skip: int, num_rows: int) -> Extent:
+        """Return the extent of some of the rows."""
+        if self.only is None:
+            return replace(self, first_row=self.first_row + skip, num_rows=num_rows)
+        return replace(self, num_rows=num_rows).choose(self.only[skip : skip + num_rows])
+
+    def choose(self, only: Sequence[int]) -> Extent:
+        """Return the extent of these rows of the shard, ascending."""
+        return replace(self, first_row=only[0], num_rows=len(only), only=tuple(only))
 
     @property
     def is_whole_shard(self) -> bool:
@@ -44,6 +64,25 @@ class Cut:
     """Rows of the unit after so many are left out."""
     done: tuple[SliceKey, ...] = ()
     """Staged slices, in order, for a reader to pass over; those of a plan are never listed here."""
+    only: tuple[int, ...] | None = None
+    """Of these rows alone, ascending, and of those from `beyond` on: they are counted then as if
+    there were no others."""
+    beyond: int | None = None
+
+    def number(self, row: int) -> int | None:
+        """Return how many rows before this one belong to the unit; None if it does not itself."""
+        if self.only is None:
+            return row
+        if self.beyond is not None and row >= self.beyond:
+            return len(self.only) + row - self.beyond
+        index = bisect_left(self.only, row)
+        return index if self.only[index : index + 1] == (row,) else None
+
+    def is_past(self, row: int) -> bool:
+        """Tell whether neither this row nor one that follows belongs to the unit."""
+        if self.only is None or self.beyond is not None:
+            return False
+        return not self.only or row > self.only[-1]
 
     def read_until(self) -> int | None:
         """Return the row from which on all is done; None where nobody knows the end yet."""

@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from pipeline.compact import Compacted, Compactor, RunTasks, compact_slices
@@ -14,12 +15,14 @@ from pipeline.failpoints import reach
 from pipeline.gates import Figures, certain_failures, early_refusal, judge
 from pipeline.hive import partition_types
 from pipeline.lease import Lease
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, current_manifest
+from pipeline.match import Duplicates, Match, match_rows
 from pipeline.nights import Past, look_back
 from pipeline.plan import Plan
 from pipeline.provenance import file_metadata, package_versions
 from pipeline.publish import commit, settle
 from pipeline.ray_tasks import run_tasks
+from pipeline.readmit import Readmission
 from pipeline.regroup import compact_by_value
 from pipeline.row_ids import find_duplicates, read_hashes
 from pipeline.schema import SliceKey
@@ -39,6 +42,7 @@ def finish(
     base: Manifest | None,
     lease: Lease,
     tasks: RunTasks = run_tasks,
+    onto: Readmission | None = None,
 ) -> Manifest:
     """Publish the staged slices of a plan.
 
@@ -49,6 +53,10 @@ def finish(
         base: What is published now; ours becomes the next version.
         lease: Ours; checked before anything is made visible.
         tasks: Runs a function for every tuple of arguments; by default as Ray tasks.
+        onto: What the rows are let into; None publishes them alone.
+
+    Returns:
+        What is current then: `base` itself where a retry changed nothing.
 
     Raises:
         GateRefused: A gate refused; the published partition is unchanged.
@@ -58,24 +66,29 @@ def finish(
     """
     with run.record.stage("publish") as published, listed_files():
         slices = require_tiling(plan, staged)
-        num_rows = run.record.tiled([key for key, _ in slices])
-        run.record.recount(
-            [(key, file.path) for key, file in slices], partial(read_footer, run.store)
-        )
-        reach("tiled")
-        duplicates = _find_duplicates(run, slices, tasks)
+        duplicates = _account(run, slices, tasks, onto)
+        match = onto and match_rows(onto.replan, run.store, slices, duplicates, tasks)
+        if onto and match:
+            _account_for_all(run, onto, match)
+            if onto.is_unchanged(run.store, match):
+                return onto.base
+        num_rows = run.record.num_planned
         verdicts = _judge(run, plan, num_rows, base)
         require_pass(verdicts)
         reach("judged")
         lease.check()
         number = base.number + 1 if base else 1
-        version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
-        folder = run.layout.compacted(plan.fingerprint, version)
-        compacted = _compact(run, plan, slices, duplicates, (folder, version), tasks)
+        compactor = _compactor(run, plan, number, onto)
+        columns = run.job.sink.partition_columns
+        if onto and match:
+            compacted = onto.compact(compactor, columns, match, tasks)
+        else:
+            compacted = _compact(compactor, columns, slices, duplicates, tasks)
         manifest = _manifest(run, plan, number, compacted, verdicts)
+        manifest = onto.to_manifest(manifest) if onto else manifest
         reach("compacted")
         lease.check()
-        current = commit(run.store, run.layout, manifest, folder)
+        current = commit(run.store, run.layout, manifest, compactor.folder)
         settle(run.store, run.layout, current, run.job.sink.keep_versions, table=run.job.sink.table)
         published.rows_in = published.rows_out = num_rows
         published.bytes_in = sum(file.size_bytes for _, file in slices)
@@ -83,16 +96,35 @@ def finish(
     return current
 
 
+def _account(
+    run: RunContext, slices: Slices, tasks: RunTasks, onto: Readmission | None
+) -> Duplicates:
+    """Count what is staged, whoever staged it; return the rows whose id another row has."""
+    run.record.tiled([key for key, _ in slices])
+    run.record.recount([(key, file.path) for key, file in slices], partial(read_footer, run.store))
+    reach("tiled")
+    return _find_duplicates(run, slices, tasks, onto)
+
+
+def _account_for_all(run: RunContext, onto: Readmission, match: Match) -> None:
+    """Count what is kept with what is staged; what it is kept of must still be published."""
+    onto.require_current(current_manifest(run.store, run.layout))
+    run.record.keep(onto.kept(match))
+    run.record.retried(recovered=match.num_recovered, failed_again=match.num_failed)
+
+
 def _find_duplicates(
-    run: RunContext, slices: Slices, tasks: RunTasks
-) -> Mapping[SliceKey, tuple[int, ...]]:
+    run: RunContext, slices: Slices, tasks: RunTasks, onto: Readmission | None
+) -> Duplicates:
     if run.job.source.id_column is None:
         return {}  # paths and row numbers are unique by construction
     paths = [(key, file.path) for key, file in slices]
     hashes = tasks(read_hashes, [(run.store, path) for _, path in paths])
-    duplicates = find_duplicates(run.store, paths, hashes)
-    run.record.duplicates(Counter(label for rows in duplicates.values() for _, label in rows))
-    return {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
+    found: Duplicates = find_duplicates(run.store, paths, hashes)
+    if onto:
+        found = onto.with_published(run.store, slices, found)
+    run.record.duplicates(Counter(label for rows in found.values() for _, label in rows))
+    return found
 
 
 def require_hope(run: RunContext, plan: Plan) -> None:
@@ -101,9 +133,10 @@ def require_hope(run: RunContext, plan: Plan) -> None:
     Raises:
         GateRefused: They are; finished slices stay.
     """
-    record, num_planned = run.record, plan.num_rows
-    if num_planned is None or record.num_accounted >= num_planned:
+    record = run.record
+    if plan.num_rows is None or record.num_done >= plan.num_rows:
         return  # with all rows there the gates judge everything
+    num_planned = plan.num_rows + record.num_kept
     failed = certain_failures(
         run.job.gates, num_planned, record.num_quarantined, record.reasons, run.options.accepted
     )
@@ -137,29 +170,32 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
     return verdicts
 
 
-def _compact(
-    run: RunContext,
-    plan: Plan,
-    slices: Slices,
-    duplicates: Mapping[SliceKey, tuple[int, ...]],
-    place: tuple[str, str],
-    tasks: RunTasks,
-) -> Compacted:
-    folder, version = place
-    compactor = Compactor(
+def _compactor(run: RunContext, plan: Plan, number: int, onto: Readmission | None) -> Compactor:
+    version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
+    told = replace(plan, fingerprint=onto.base.fingerprint) if onto else plan
+    return Compactor(
         store=run.store,
-        folder=folder,
+        folder=run.layout.compacted(plan.fingerprint, version),
         version=version,
         schema=plan.prediction_schema(),
         compression=run.job.sink.compression,
-        metadata=file_metadata(plan, run.record.run_id),
+        metadata=file_metadata(told, run.record.run_id),
         target_bytes=run.job.sink.target_part_mib * _MIB,
     )
+
+
+def _compact(
+    compactor: Compactor,
+    columns: Sequence[str],
+    slices: Slices,
+    duplicates: Duplicates,
+    tasks: RunTasks,
+) -> Compacted:
     sized = [(key, file.path, float(file.size_bytes)) for key, file in slices]
-    columns = run.job.sink.partition_columns
+    repeated = {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
     if columns:
-        return compact_by_value(compactor, columns, sized, duplicates, tasks)
-    return compact_slices(compactor, sized, duplicates, tasks)
+        return compact_by_value(compactor, columns, sized, repeated, tasks)
+    return compact_slices(compactor, sized, repeated, tasks)
 
 
 def _manifest(

@@ -53,19 +53,24 @@ class Numbers:
     """How many more bits bins leave out; None: bins are those of scores."""
 
     def __add__(self, other: Numbers) -> Numbers:
-        """Sum two of the same bins."""
-        counts = Counter(self.counts)
-        counts.update(other.counts)
+        """Sum two; the bins are the coarser ones of both."""
+        shift = self.shift
+        if shift is not None and other.shift is not None:
+            shift = max(shift, other.shift)
+        counts = Counter(self.shifted(shift))
+        counts.update(other.shifted(shift))
         low, high = min(self.lowest, other.lowest), max(self.highest, other.highest)
-        return Numbers(low, high, dict(counts), self.shift)
+        return Numbers(low, high, dict(counts), shift)
 
     def is_constant(self, tolerance: float, scale: float | None = None) -> bool:
         """Tell whether the range is at most a share of the largest value, or of `scale`."""
         scale = max(abs(self.lowest), abs(self.highest)) if scale is None else scale
         return self.highest - self.lowest <= tolerance * scale
 
-    def shifted(self, shift: int) -> dict[int, int]:
-        """Return the counts with coarser bins."""
+    def shifted(self, shift: int | None) -> dict[int, int]:
+        """Return the counts with coarser bins; those of scores stay as they are."""
+        if shift is None or shift == self.shift:
+            return dict(self.counts)
         counts: Counter[int] = Counter()
         for key, rows in self.counts.items():
             counts[key >> (shift - (self.shift or 0))] += rows
@@ -102,6 +107,13 @@ class Distribution:
     @property
     def num_labelled(self) -> int:
         return sum(self.labels.values()) + self.num_other
+
+    def __add__(self, other: Distribution) -> Distribution:
+        """Sum two nights, or parts of one."""
+        labels = Counter(self.labels)
+        labels.update(other.labels)
+        numbers = sum_numbers(self.numbers, other.numbers)
+        return Distribution(dict(labels), self.num_other + other.num_other, numbers)
 
     def is_constant(self, tolerance: float) -> bool:
         """Tell whether all predictions are alike; no numbers at all say nothing."""

@@ -28,7 +28,8 @@ from pipeline.layout import WHOLE_OUTPUT, Layout, new_run_id
 from pipeline.manifest import Manifest, Part, current_manifest, list_partitions, locate
 from pipeline.model import ModelSpec
 from pipeline.past_runs import Recipe, find_past_run
-from pipeline.plan import Plan, adopt_plan
+from pipeline.plan import Plan
+from pipeline.plan_file import adopt_plan
 from pipeline.prepare import prepare
 from pipeline.record import RunRecord
 from pipeline.report import REPORT_VERSION, Report

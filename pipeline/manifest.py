@@ -61,6 +61,11 @@ class Manifest:
     restored_from: int | None = None
     partition_columns: dict[str, str] = field(default_factory=dict)
     """Columns that are folders inside the partition, with their types; outermost first."""
+    plan: str | None = None
+    """Fingerprint of the stored plan of its rows, where it is not the one of `fingerprint`: shards
+    that could not be read have come in since."""
+    retry: str | None = None
+    """Fingerprint of the plan whose rows came in last."""
     distribution: dict[str, Any] = field(default_factory=dict)
     """JSON form of `histograms.Distribution`, for the next night to be compared with."""
     version: int = MANIFEST_VERSION

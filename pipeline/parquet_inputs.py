@@ -49,6 +49,22 @@ def measure_parquet(
     return extents, declared, num_features
 
 
+def measure_again(
+    store: Store,
+    shards: Sequence[StoredFile],
+    source: Source,
+    declared: pa.Schema,
+    *,
+    max_extent_rows: int,
+) -> dict[str, tuple[Extent, ...]]:
+    """Read the footers of some shards, whose pass-through columns are declared; extents by path."""
+    footers = _read_footers(store, shards, source)
+    return {
+        shard.path: tuple(_parquet_extents(shard, footer, source, declared, max_extent_rows))
+        for shard, footer in zip(shards, footers, strict=True)
+    }
+
+
 @dataclass(frozen=True)
 class _Footer:
     """What a Parquet footer says, or why it cannot be read."""

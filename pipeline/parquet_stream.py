@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -120,22 +120,22 @@ class ParquetStream:
             # No pre_buffer: it would hold whole column chunks, 2 GB for a huge row group.
             parquet = open_parquet(handle, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
             columns = needed_columns(source, parquet.schema_arrow)
-            first = extent.first_row + skip
-            stop = extent.first_row + extent.num_rows
-            groups, position = _groups_from(parquet, first, stop)
-            for batch in parquet.iter_batches(
-                batch_size=rows_at_once, row_groups=groups, columns=columns
-            ):
-                begin, end = max(first, position), min(stop, position + batch.num_rows)
-                if begin < end:
-                    piece = batch.slice(begin - position, end - begin)
-                    yield self._to_rows(extent, pa.Table.from_batches([piece]), begin)
-                position += batch.num_rows
+            numbers = extent.numbers(skip)
+            for groups, position in _groups_with(parquet, numbers):
+                for batch in parquet.iter_batches(
+                    batch_size=rows_at_once, row_groups=groups, columns=columns
+                ):
+                    begin = bisect_left(numbers, position)
+                    end = bisect_left(numbers, position + batch.num_rows)
+                    if begin < end:
+                        rows = _take(batch, numbers[begin:end], position)
+                        yield self._to_rows(extent.piece(skip + begin, end - begin), rows)
+                    position += batch.num_rows
 
-    def _to_rows(self, extent: Extent, table: pa.Table, first_row: int) -> pa.Table:
+    def _to_rows(self, extent: Extent, table: pa.Table) -> pa.Table:
+        """Make rows of those of a shard, which are just the extent's."""
         reader, source = self._reader, self._reader.source
-        numbers = range(first_row, first_row + table.num_rows)
-        ids = [f"{extent.path}#{number}" for number in numbers]
+        ids = [f"{extent.path}#{number}" for number in extent.numbers()]
         failures: list[Failure | None] = [None] * table.num_rows
         if source.id_column:
             ids, are_null = text_ids(table.column(source.id_column), ids)
@@ -156,12 +156,7 @@ class ParquetStream:
                 for field in reader.pass_through
             }
         except pa.ArrowInvalid as error:
-            return failed_rows(
-                reader,
-                replace(extent, first_row=first_row, num_rows=table.num_rows),
-                0,
-                Failure(Reason.BAD_SCHEMA, STAGE, str(error)),
-            )
+            return failed_rows(reader, extent, 0, Failure(Reason.BAD_SCHEMA, STAGE, str(error)))
         return make_rows(reader, ids, uris, inputs, failures, passed)
 
     def _fetch(
@@ -201,15 +196,29 @@ def _fail(failures: list[Failure | None], where: Sequence[bool], message: str) -
             failures[index] = Failure(Reason.NULL_INPUT, STAGE, message)
 
 
-def _groups_from(parquet: pq.ParquetFile, first: int, stop: int) -> tuple[list[int], int]:
-    """Return the row groups that hold rows [first, stop) and the first row of the first one."""
+def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Table:
+    """Return rows of a batch by their numbers in the shard; the batch's first one is `position`."""
+    first = numbers[0] - position
+    if numbers[-1] - numbers[0] + 1 == len(numbers):
+        return pa.Table.from_batches([batch.slice(first, len(numbers))])
+    return pa.Table.from_batches([batch]).take([number - position for number in numbers])
+
+
+def _groups_with(
+    parquet: pq.ParquetFile, numbers: Sequence[int]
+) -> Iterator[tuple[list[int], int]]:
+    """Yield the row groups that hold some rows: neighbours together, with their first row."""
     groups: list[int] = []
     position = begin = 0
     for index in range(parquet.metadata.num_row_groups):
         num_rows = parquet.metadata.row_group(index).num_rows
-        if position < stop and position + num_rows > first:
+        if bisect_left(numbers, position) < bisect_left(numbers, position + num_rows):
             if not groups:
                 begin = position
             groups.append(index)
+        elif groups:
+            yield groups, begin
+            groups = []
         position += num_rows
-    return groups, begin
+    if groups:
+        yield groups, begin

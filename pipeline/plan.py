@@ -10,7 +10,6 @@ import base64
 import datetime as dt
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,25 +18,21 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from pipeline.errors import InfraError, JobError
+from pipeline.errors import JobError
 from pipeline.extents import Cut, Extent
-from pipeline.failpoints import reach
 from pipeline.inputs import Inputs
 from pipeline.job import Job
-from pipeline.layout import Layout
 from pipeline.model import ModelSpec
 from pipeline.schema import (
     CLASSIFY_FIELDS,
     OUTPUT_SCHEMA_VERSION,
     RESERVED_COLUMNS,
-    Reason,
     SliceKey,
     prediction_schema,
 )
-from pipeline.storage import CreateOutcome, Store
+from pipeline.storage import Store
 from pipeline.task import make_task
 
-PLAN_VERSION = 1
 RowIds = Literal["path", "path#row", "column", "key"]
 MAX_SLICE_BYTES = 256 * 1024 * 1024
 SLICE_ROWS_NEAR = 256
@@ -102,6 +97,8 @@ class Plan:
     input_bytes: int
     ignored: tuple[str, ...]
     created_at: str
+    settings: str = ""
+    """Digest of what the job and its model ask for, whatever the inputs and the code are."""
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -131,7 +128,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
     return Plan(
         fingerprint=_fingerprint(job, inputs, model),
         source_root=inputs.root,
-        units=tuple(_make_units(job, inputs, choose_slice_rows(job, batch_size))),
+        units=tuple(_units_of(job, inputs, choose_slice_rows(job, batch_size))),
         pass_through=inputs.pass_through,
         task_fields=_task_fields(inputs, model),
         row_ids=_row_ids(job),
@@ -142,13 +139,29 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         input_bytes=inputs.num_bytes,
         ignored=inputs.ignored,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        settings=settings_digest(job, model),
     )
 
 
-def _make_units(job: Job, inputs: Inputs, slice_rows: int) -> Iterator[Unit]:
+def settings_digest(job: Job, model: ModelSpec) -> str:
+    """Digest what a job and its model ask for; inputs and code are left out."""
+    settings = {
+        "output_schema_version": OUTPUT_SCHEMA_VERSION,
+        "model": model.to_dict(),
+        "source": job.source.model_dump(mode="json", exclude={"storage_options"}),
+        "limit_rows": job.run.limit_rows,
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _units_of(job: Job, inputs: Inputs, slice_rows: int) -> Iterator[Unit]:
     if job.source.format == "webdataset":
         return _tar_units(inputs.extents, slice_rows, job.run.limit_rows)
-    extents = _limit(inputs.extents, job.run.limit_rows)
+    return make_units(_limit(inputs.extents, job.run.limit_rows), slice_rows)
+
+
+def make_units(extents: Sequence[Extent], slice_rows: int) -> Iterator[Unit]:
+    """Cut extents whose rows are known into units of some slices."""
     total = sum(extent.num_rows for extent in extents)
     per_unit = min(_MAX_UNIT_SLICES, max(1, total // (slice_rows * 64)))
     return _cut_units(extents, slice_rows, slice_rows * per_unit)
@@ -222,11 +235,7 @@ def _split_large(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> 
             continue
         piece_rows = -(-extent.num_rows // (pieces * slice_rows)) * slice_rows
         for offset in range(0, extent.num_rows, piece_rows):
-            yield replace(
-                extent,
-                first_row=extent.first_row + offset,
-                num_rows=min(piece_rows, extent.num_rows - offset),
-            )
+            yield extent.piece(offset, min(piece_rows, extent.num_rows - offset))
 
 
 def _make_unit(index: int, extents: Sequence[Extent], slice_rows: int) -> Unit:
@@ -248,7 +257,7 @@ def _fingerprint(job: Job, inputs: Inputs, model: ModelSpec) -> str:
         "source": job.source.model_dump(mode="json", exclude={"storage_options", "uri"}),
         "root": Store(inputs.root).url(""),
         "limit_rows": job.run.limit_rows,
-        "pass_through": _schema_to_text(inputs.pass_through),
+        "pass_through": schema_to_text(inputs.pass_through),
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for shard in inputs.shards:
@@ -264,105 +273,6 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
-    """Store the plan if its fingerprint is new, else return the stored one (same units)."""
-    path = layout.plan(plan.fingerprint)
-    try:
-        return plan_from_json(store.read_bytes(path), plan.fingerprint)
-    except FileNotFoundError:
-        token = uuid.uuid4().hex
-    if store.create_once(path, plan_to_json(plan, token), token) is CreateOutcome.OTHER:
-        return plan_from_json(store.read_bytes(path), plan.fingerprint)
-    reach("planned")
-    return plan
-
-
-def plan_to_json(plan: Plan, token: str) -> bytes:
-    """Serialise a plan; shards are listed once and extents refer to them by number."""
-    shards: dict[tuple[str, int, str], int] = {}
-    units = []
-    for unit in plan.units:
-        rows = [
-            [
-                shards.setdefault((e.path, e.size_bytes, e.version), len(shards)),
-                e.first_row,
-                e.num_rows,
-                e.row_bytes,
-                *([e.reason.value, e.message] if e.reason else []),
-            ]
-            for e in unit.extents
-        ]
-        cut = unit.cut and [unit.cut.slice_rows, unit.cut.slice_bytes, unit.cut.max_rows]
-        units.append({"extents": rows, "bounds": unit.bounds, **({"cut": cut} if cut else {})})
-    document = {
-        "version": PLAN_VERSION,
-        "token": token,
-        "fingerprint": plan.fingerprint,
-        "created_at": plan.created_at,
-        "source_root": Store(plan.source_root).url(""),
-        "model": plan.model,
-        "batch_size": plan.batch_size,
-        "num_rows": plan.num_rows,
-        "num_shards": plan.num_shards,
-        "input_bytes": plan.input_bytes,
-        "ignored": plan.ignored,
-        "pass_through": _schema_to_text(plan.pass_through),
-        "task_fields": _schema_to_text(plan.task_fields),
-        "num_features": plan.num_features,
-        "row_ids": plan.row_ids,
-        "shards": list(shards),
-        "units": units,
-    }
-    return json.dumps(document).encode()
-
-
-def plan_from_json(data: bytes, fingerprint: str) -> Plan:
-    """Read a stored plan.
-
-    Raises:
-        InfraError: The stored bytes are not a plan of this fingerprint.
-        JobError: A newer version of the pipeline wrote it.
-    """
-    try:
-        document = json.loads(data)
-        if document["version"] > PLAN_VERSION:
-            raise JobError(f"plan {fingerprint[:12]}: written by a newer version; upgrade this one")
-        if document["fingerprint"] != fingerprint:
-            raise ValueError("another fingerprint")
-        units = tuple(
-            Unit(i, tuple(_extent(row, document["shards"]) for row in u["extents"]),
-                 tuple(u["bounds"]), Cut(*u["cut"]) if "cut" in u else None)
-            for i, u in enumerate(document["units"])
-        )  # fmt: skip
-        return Plan(
-            fingerprint=fingerprint,
-            source_root=document["source_root"],
-            units=units,
-            pass_through=_schema_from_text(document["pass_through"]),
-            task_fields=_schema_from_text(document["task_fields"]),
-            num_features=document["num_features"],
-            row_ids=document["row_ids"],
-            model=document["model"],
-            batch_size=document["batch_size"],
-            num_shards=document["num_shards"],
-            input_bytes=document["input_bytes"],
-            ignored=tuple(document["ignored"]),
-            created_at=document["created_at"],
-        )
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise InfraError(f"plan {fingerprint[:12]}: the stored plan is damaged: {error}") from None
-
-
-def _extent(row: list[Any], shards: list[list[Any]]) -> Extent:
-    path, size_bytes, version = shards[row[0]]
-    reason = Reason(row[4]) if len(row) > 4 else None
-    message = row[5] if len(row) > 5 else ""
-    return Extent(path, size_bytes, version, row[1], row[2], row[3], reason, message)
-
-
-def _schema_to_text(schema: pa.Schema) -> str:
+def schema_to_text(schema: pa.Schema) -> str:
+    """Return a schema as text, the same for the same schema."""
     return base64.b64encode(schema.serialize().to_pybytes()).decode()
-
-
-def _schema_from_text(text: str) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

@@ -32,7 +32,7 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
         folder: Where the parts lie now; they are copied, not moved.
 
     Returns:
-        The manifest that is current now: ours, or one of the same fingerprint by another run.
+        The manifest that is current now: ours, or one of the same rows by another run.
 
     Raises:
         PublishConflict: Another run published something different under this number.
@@ -53,10 +53,10 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     winner = read_manifest(store, layout, manifest.number)
     # No manifest will ever name our parts, and whoever reads the folder should not meet them.
     store.delete([part.path for part in placed.all_parts])
-    if winner.fingerprint != manifest.fingerprint:
+    if (winner.fingerprint, winner.retry) != (manifest.fingerprint, manifest.retry):
         raise PublishConflict(
             f"partition {layout.name}: run {winner.run_id} published version {winner.number} "
-            "meanwhile, from other inputs or another model; ours stays unpublished"
+            "meanwhile, from other rows, inputs or another model; ours stays unpublished"
         )
     return winner
 

@@ -104,7 +104,7 @@ class UnitReading:
 def _asked_extent(unit: Unit, asked: pa.Table) -> Extent:
     index, first, number = (asked.column(name)[0].as_py() for name in ("extent", "first", "number"))
     extent: Extent = unit.extents[index]
-    return replace(extent, first_row=extent.first_row + first, num_rows=number)
+    return extent.piece(first, number)
 
 
 def _extents_of(unit: Unit, key: SliceKey) -> pa.Table:

@@ -6,6 +6,7 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter
 
 from pipeline.allocation import Allocation, Hardware
@@ -32,6 +33,18 @@ from pipeline.verdict import Verdict
 
 _TOP_LABELS = 10
 ReadFooter = Callable[[str], StagedSlice]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a version keeps of the one before: the rows that did not go again."""
+
+    num_rows: int
+    reasons: Mapping[str, int]
+    distribution: Distribution
+    num_unreadable_shards: int | None
+    """None: those are counted by their reason."""
+    fingerprint: str
 
 
 class RunRecord:
@@ -66,6 +79,8 @@ class RunRecord:
         self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
         self._is_counted = False
         self._in_flight: list[str] = []
+        self._kept: Kept | None = None
+        self._retry: dict[str, int] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
@@ -178,7 +193,7 @@ class RunRecord:
         """Describe in a few words what is done and what is left."""
         if not self._is_counted:
             return "nothing was computed yet"
-        done, slices = self.num_accounted, self._slices["computed"] + self._slices["resumed"]
+        done, slices = self.num_done, self._slices["computed"] + self._slices["resumed"]
         if self._total_rows is None or self._total_slices is None:
             return f"{done} rows in {slices} slices are done, nobody knows yet how many are left"
         if slices == self._total_slices:
@@ -187,6 +202,14 @@ class RunRecord:
             f"{done} of {self._total_rows} rows are done, {self._total_rows - done} rows in "
             f"{self._total_slices - slices} slices are left"
         )
+
+    def keep(self, kept: Kept) -> None:
+        """Note what stays as it is published: a retry computes only the rest."""
+        self._kept = kept
+
+    def retried(self, **figures: int) -> None:
+        """Note which rows a retry is about; the fields are those of `report.Retry`."""
+        self._retry |= figures
 
     def duplicates(self, labels: Counter[str | None]) -> None:
         """Count rows that lost their prediction because an earlier row has the same id.
@@ -228,17 +251,35 @@ class RunRecord:
 
     @property
     def num_accounted(self) -> int:
+        """Rows that will be published: of all committed slices, and what is kept."""
+        return self.num_done + self.num_kept
+
+    @property
+    def num_planned(self) -> int:
+        """Rows of all slices that make up the plan, and what is kept."""
+        return (self._total_rows or 0) + self.num_kept
+
+    @property
+    def num_done(self) -> int:
         """Rows of all committed slices, of this run and of earlier ones."""
         return self._rows["computed"] + self._rows["resumed"]
 
     @property
+    def num_kept(self) -> int:
+        """Rows that stay as they are published."""
+        return self._kept.num_rows if self._kept else 0
+
+    @property
     def num_quarantined(self) -> int:
-        return self._rows["quarantined"]
+        kept = sum(self._kept.reasons.values()) if self._kept else 0
+        return self._rows["quarantined"] + kept
 
     @property
     def reasons(self) -> Mapping[str, int]:
         """Quarantined rows by reason."""
-        return self._reasons
+        found = Counter(self._reasons)
+        found.update(self._kept.reasons if self._kept else {})
+        return {reason: num_rows for reason, num_rows in found.items() if num_rows}
 
     @property
     def canary(self) -> StageCounters:
@@ -253,7 +294,8 @@ class RunRecord:
     @property
     def distribution(self) -> Distribution:
         """How the predictions are distributed; numbers of duplicate ids are still among them."""
-        return Distribution(labels=self._labels, numbers=self._numbers)
+        own = Distribution(labels=self._labels, numbers=self._numbers)
+        return own if self._kept is None else self._kept.distribution + own
 
     @property
     def num_predicted(self) -> int:
@@ -266,8 +308,10 @@ class RunRecord:
             return self._published.num_unreadable_shards
         if self._plan is None:
             return 0
-        if self._plan.row_ids == "key":
-            return self._reasons[Reason.UNREADABLE_SHARD.value]  # each shard is one such row
+        if self._plan.row_ids == "key":  # each shard is one such row
+            return self.reasons.get(Reason.UNREADABLE_SHARD.value, 0)
+        if self._kept is not None and self._kept.num_unreadable_shards is not None:
+            return self._kept.num_unreadable_shards
         return sum(extent.is_whole_shard for unit in self._plan.units for extent in unit.extents)
 
     def facts(
@@ -277,15 +321,15 @@ class RunRecord:
         finished_at = dt.datetime.now(dt.UTC)
         rows = {
             "computed": self._rows["computed"],
-            "resumed": self._rows["resumed"],
-            "quarantined": self._rows["quarantined"],
+            "resumed": self._rows["resumed"] + self.num_kept,
+            "quarantined": self.num_quarantined,
             "predicted": self.num_predicted,
         }
         if DEDUPE in self._counters:
             rows["deduplicated"] = int(self._counters[DEDUPE]["rows_out"])
         slices = {"computed": self._slices["computed"], "resumed": self._slices["resumed"]}
         if self._total_rows is not None:
-            rows["total"] = self._total_rows
+            rows["total"] = self.num_planned
         if self._total_slices is not None:
             slices["total"] = self._total_slices
         if self._is_counted and "total" in rows and "total" in slices:
@@ -296,7 +340,7 @@ class RunRecord:
             partition=self.partition,
             status=status,
             exit_code=exit_code,
-            fingerprint=self._plan.fingerprint if self._plan else None,
+            fingerprint=self._fingerprint(),
             error=error,
             started_at=self.started_at.isoformat(timespec="seconds"),
             finished_at=finished_at.isoformat(timespec="seconds"),
@@ -305,7 +349,7 @@ class RunRecord:
             startup=self._startup_wall(),
             rows=rows,
             slices=slices,
-            reasons=dict(self._reasons),
+            reasons=dict(self.reasons),
             unreadable_shards=self.num_unreadable_shards,
             counters=self._counters,
             slots=self._slots(),
@@ -316,10 +360,16 @@ class RunRecord:
             output=self._output,
             gates=[verdict.to_dict() for verdict in self._verdicts],
             price_per_node_hour=price_per_node_hour,
-            top_labels=self._labels.most_common(_TOP_LABELS),
+            top_labels=Counter(self.distribution.labels).most_common(_TOP_LABELS),
             versions=package_versions(),
             in_flight=self._in_flight,
+            retry=self._retry or None,
         )
+
+    def _fingerprint(self) -> str | None:
+        if self._kept is not None:
+            return self._kept.fingerprint
+        return self._plan.fingerprint if self._plan else None
 
     def _startup_wall(self) -> dict[str, float]:
         """Actors import and load side by side: their mean stands for the wall time."""

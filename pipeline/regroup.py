@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +31,19 @@ from pipeline.compact import (
 )
 from pipeline.errors import GateRefused
 from pipeline.hive import MAX_VALUES, to_segment, to_text, without
+from pipeline.input_order import KEY, Numbers
 from pipeline.manifest import Part
 from pipeline.schema import QUARANTINE_SCHEMA
+from pipeline.storage import Store
 
-_SORT_BYTES = 16 * 2**20
+SORT_BYTES = 16 * 2**20
 """Staged bytes that are sorted in memory at once."""
 _READ_AHEAD = 4
 _FOLDERS_PER_TASK = 64
+_KEY_COLUMN = "_key"
+NO_KEYS = np.zeros(0, np.int64)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,15 +87,20 @@ class Regrouper:
             GateRefused: There are too many values.
         """
         quarantine = self.compactor.stream("quarantine", group.index, QUARANTINE_SCHEMA)
-        tables, row_id_hash = [self.compactor.schema.empty_table()], 0
+        tables, row_id_hash = [with_keys(self.compactor.schema.empty_table(), NO_KEYS)], 0
         for rows in self.compactor.read(group):
-            tables.append(rows.good)
-            quarantine.write(rows.quarantined)
+            tables.append(with_keys(rows.good, rows.places[rows.is_good, KEY]))
+            quarantine.write(rows.quarantined, places=rows.places[~rows.is_good])
             row_id_hash += rows.row_id_hash
-        pieces = self._write_sorted(pa.concat_tables(tables), group.index)
+        pieces = self.write_sorted(pa.concat_tables(tables), group.index)
         return SortedGroup(pieces, quarantine.close(), row_id_hash)
 
-    def _write_sorted(self, rows: pa.Table, index: int) -> tuple[Piece, ...]:
+    def write_sorted(self, rows: pa.Table, index: int) -> tuple[Piece, ...]:
+        """Write rows with their keys into one file, sorted by value, a row group a value.
+
+        Raises:
+            GateRefused: There are too many values.
+        """
         folders, codes = _folders_of(rows, self.columns)
         order = np.argsort(codes, kind="stable")
         bounds = np.searchsorted(codes[order], np.arange(len(folders) + 1)).tolist()
@@ -109,24 +121,39 @@ class Regrouper:
         schema = without(self.compactor.schema, self.columns)
         pieces = [piece for _, own in shelf.values for piece in own]
         footers: dict[str, pq.FileMetaData] = {}
-        tables = _read_ahead(lambda piece: self._read(piece, schema, footers), pieces)
+        where = self.compactor.store, self.compactor.folder
+        tables = _read_ahead(lambda piece: read_piece(*where, piece, schema, footers), pieces)
         parts: list[Part] = []
         for number, (folder, own) in enumerate(shelf.values):
             index = shelf.index * _FOLDERS_PER_TASK + number
             stream = self.compactor.stream(f"predictions/{folder}", index, schema)
             for _ in own:
-                stream.write(next(tables))
+                rows, keys = next(tables)
+                stream.write(rows, places=keys.reshape(-1, 1))
             parts += stream.close()
         return tuple(parts)
 
-    def _read(
-        self, piece: Piece, schema: pa.Schema, footers: dict[str, pq.FileMetaData]
-    ) -> pa.Table:
-        with self.compactor.store.open(f"{self.compactor.folder}/{piece.path}") as handle:
-            # Two threads may both read a footer that none has yet; they find the same.
-            file = pq.ParquetFile(handle, metadata=footers.get(piece.path), pre_buffer=True)
-            footers[piece.path] = file.metadata
-            return file.read_row_group(piece.row_group, columns=schema.names)
+
+def read_piece(
+    store: Store,
+    folder: str,
+    piece: Piece,
+    schema: pa.Schema,
+    footers: dict[str, pq.FileMetaData] | None = None,
+) -> tuple[pa.Table, Numbers]:
+    """Read the rows of a piece, and their keys; `footers` keeps those of files that were read."""
+    known = {} if footers is None else footers
+    with store.open(f"{folder}/{piece.path}") as handle:
+        # Two threads may both read a footer that none has yet; they find the same.
+        file = pq.ParquetFile(handle, metadata=known.get(piece.path), pre_buffer=True)
+        known[piece.path] = file.metadata
+        rows = file.read_row_group(piece.row_group, columns=[*schema.names, _KEY_COLUMN])
+    return rows.select(schema.names), np.asarray(rows.column(_KEY_COLUMN))
+
+
+def with_keys(rows: pa.Table, keys: Numbers) -> pa.Table:
+    """Append the keys of rows as a column that no published part has."""
+    return rows.append_column(_KEY_COLUMN, pa.array(keys))
 
 
 def compact_by_value(
@@ -149,7 +176,7 @@ def compact_by_value(
         GateRefused: There are too many values.
     """
     regrouper = Regrouper(compactor, tuple(columns))
-    groups = cut_groups(slices, _SORT_BYTES, duplicates)
+    groups = cut_groups(slices, SORT_BYTES, duplicates)
     done: list[SortedGroup] = run_tasks(regrouper.sort, [(group,) for group in groups])
     values: dict[str, list[Piece]] = {}
     for group in done:
@@ -208,9 +235,9 @@ def _require_few(num_values: int, columns: Sequence[str], where: str) -> None:
         )
 
 
-def _read_ahead(read: Callable[[Piece], pa.Table], pieces: Sequence[Piece]) -> Iterator[pa.Table]:
+def _read_ahead(read: Callable[[Piece], T], pieces: Sequence[Piece]) -> Iterator[T]:
     """Yield what `read` returns, in order; a few are read ahead of the one that is used."""
-    waiting: deque[Future[pa.Table]] = deque()
+    waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
         for piece in pieces:
             waiting.append(pool.submit(read, piece))

@@ -38,7 +38,7 @@ def to_html(report: dict[str, Any]) -> str:
         figure=_figure,
     )
     template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
-    return environment.from_string(template).render(report=report)
+    return environment.from_string(template).render(report=report, notes=_retry(report))
 
 
 def render_table(report: dict[str, Any]) -> RenderableType:
@@ -46,7 +46,7 @@ def render_table(report: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    lines = [_totals(report)]
+    lines = [_totals(report), *_retry(report)]
     if report["error"]:
         lines.append(report["error"])
     # Text, never markup: brackets in a label or a message must not become styles.
@@ -148,6 +148,24 @@ def _totals(report: dict[str, Any]) -> str:
     if report["cost_per_million_rows"] is not None:
         parts.append(f"a million rows cost {report['cost_per_million_rows']:,.2f}")
     return "; ".join(parts)
+
+
+def _retry(report: dict[str, Any]) -> list[str]:
+    """Say in one line what became of the rows of a quarantine that went again."""
+    retry = report.get("retry")
+    if not retry or not retry["entries"]:
+        return []
+    parts = [f"{_count(retry['entries'])} quarantined rows of version {retry['base_version']}"]
+    if retry["recovered"] is not None:
+        parts.append(f"{_count(retry['recovered'])} are predicted now")
+        parts.append(f"{_count(retry['failed_again'])} failed again")
+    others = {
+        "duplicate_ids": "for their ids",
+        "inputs_changed": "since their inputs changed",
+        "not_asked": "for reasons that were not asked for",
+    }
+    parts += [f"{_count(retry[key])} stay {why}" for key, why in others.items() if retry[key]]
+    return [f"retried: {', '.join(parts)}"]
 
 
 def _row_totals(status: str, rows: dict[str, int | None]) -> list[str]:

@@ -77,6 +77,7 @@ class RunFacts:
     top_labels: list[tuple[str, int]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     in_flight: list[str] = field(default_factory=list)
+    retry: dict[str, int] | None = None
 
 
 class Rows(Section):
@@ -138,6 +139,24 @@ class Output(Section):
     uri: str | None = None
     parts: int | None = None
     bytes: int | None = None
+
+
+class Retry(Section):
+    """What `pipeline retry` made of the quarantine of a published version."""
+
+    base_version: int | None = None
+    """Version whose quarantine it was."""
+    entries: int | None = None
+    """Rows of that quarantine that went again; of a shard that could not be read there is one."""
+    recovered: int | None = None
+    """Rows that are predicted now."""
+    failed_again: int | None = None
+    duplicate_ids: int | None = None
+    """Rows that stay in the quarantine because others have their ids."""
+    inputs_changed: int | None = None
+    """Rows that stay because their input is gone or no longer the one that was planned."""
+    not_asked: int | None = None
+    """Rows that stay because other reasons were asked for."""
 
 
 class Gate(Section):
@@ -211,6 +230,8 @@ class Report(Section):
     gates: list[Gate]
     top_labels: list[LabelCount]
     versions: dict[str, str]
+    retry: Retry | None = None
+    """Only of `pipeline retry`; `rows` then counts the whole partition, as it is merged."""
     in_flight: list[str] = Field(default_factory=list)
     """What a run worked on that was ended because it got no further: operators and actors of Ray,
     one line each; `in_flight.txt` beside the report has more."""

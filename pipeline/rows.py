@@ -70,7 +70,7 @@ def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> 
     ids = (
         [extent.path]
         if extent.is_whole_shard
-        else [f"{extent.path}#{extent.first_row + skip + i}" for i in range(num_rows)]
+        else [f"{extent.path}#{number}" for number in extent.numbers(skip)]
     )
     uris = [reader.store.url(extent.path)] * num_rows
     empty = (

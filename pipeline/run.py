@@ -8,7 +8,7 @@ What is here is the order of things; each step lives in the file of its name.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -28,17 +28,19 @@ from pipeline.golden_files import read_golden
 from pipeline.histograms import measured_columns
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id
-from pipeline.lease import hold_lease
+from pipeline.lease import Lease, hold_lease
 from pipeline.manifest import Manifest, current_manifest
 from pipeline.model import ModelSpec, PredictorConfig
 from pipeline.outcome import save_report, save_trouble
-from pipeline.plan import Plan, Unit, adopt_plan
+from pipeline.plan import Plan, Unit
+from pipeline.plan_file import adopt_plan
 from pipeline.prepare import prepare
 from pipeline.progress import Progress
 from pipeline.provenance import file_metadata
 from pipeline.publish import repair
 from pipeline.pulse import beat
 from pipeline.ray_tasks import ray_errors
+from pipeline.readmit import Readmission
 from pipeline.record import RunRecord
 from pipeline.report import Status
 from pipeline.rows import Reader
@@ -58,8 +60,19 @@ from pipeline.tiling import done_slices, missing_units
 _FOOTER_THREADS = 16
 
 
-def run_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]:
+Execute = Callable[[RunContext, Progress], Status]
+
+
+def run_job(
+    job: Job, options: RunOptions, progress: Progress, execute: Execute | None = None
+) -> dict[str, Any]:
     """Execute a job once and return its report; the report is stored beside the output.
+
+    Args:
+        job: The job.
+        options: What the command line adds to it.
+        progress: Where to show how far it is.
+        execute: What to do; left out, all of the job.
 
     Raises:
         PipelineError: With the exit code of what happened. A report is stored for refusals,
@@ -72,7 +85,7 @@ def run_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]
     with watch(run, lambda error: save_trouble(run, error)):
         try:
             with stoppable(run):
-                status = _execute(run, progress)
+                status = (execute or _execute)(run, progress)
         except PipelineError as error:
             if isinstance(error, GoldenRefused):
                 record.judged([error.verdict()])
@@ -92,18 +105,35 @@ def _execute(run: RunContext, progress: Progress) -> Status:
         if _is_published(run, base, plan):
             return "nothing_to_do"
         plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
-        golden = read_golden(
-            job.gates, model.task, _reader(run, plan), is_accepted="golden" in run.options.accepted
-        )
-        with connect(run.options.address) as (hardware, ray_start_s):
-            allocation = allocate(job.resources, hardware)
-            plan, model, allocation = settle(run, plan, model, hardware, allocation)
-            run.record.connected(hardware, allocation, ray_start_s)
-            run.record.planned(plan, model, job.resources.num_gpus)
-            staged = _predict_missing(run, plan, model, allocation, golden, progress)
-            manifest = finish(run, plan, staged, base, lease)
+        manifest = predict_and_publish(run, plan, model, base, lease, progress)
     run.record.published(manifest, store.url(layout.predictions))
     return "published"
+
+
+def predict_and_publish(
+    run: RunContext,
+    plan: Plan,
+    model: ModelSpec,
+    base: Manifest | None,
+    lease: Lease,
+    progress: Progress,
+    onto: Readmission | None = None,
+) -> Manifest:
+    """Carry out an adopted plan on a cluster; see `finish` for what it returns and raises."""
+    job = run.job
+    golden = read_golden(
+        job.gates, model.task, _reader(run, plan), is_accepted="golden" in run.options.accepted
+    )
+    with connect(run.options.address) as (hardware, ray_start_s):
+        allocation = allocate(job.resources, hardware)
+        settled = settle(run, onto.named(plan) if onto else plan, model, hardware, allocation)
+        plan, model, allocation = replace(settled[0], fingerprint=plan.fingerprint), *settled[1:]
+        if onto:
+            onto.require_same_model(plan)
+        run.record.connected(hardware, allocation, ray_start_s)
+        run.record.planned(plan, model, job.resources.num_gpus)
+        staged = _predict_missing(run, plan, model, allocation, golden, progress)
+        return finish(run, plan, staged, base, lease, onto=onto)
 
 
 def _predict_missing(
@@ -132,7 +162,7 @@ def _predict_missing(
     require_hope(run, plan)
     slices = stream(run, plan, model, allocation, units, golden)
     with (
-        progress.rows(plan.num_rows, done=run.record.num_accounted),
+        progress.rows(plan.num_rows, done=run.record.num_done),
         run.record.streaming(),
         closing(slices),
     ):

@@ -89,14 +89,20 @@ class TarStream:
             with _open(store, extent) as handle:
                 wanted = partial(self._is_wanted, num_rows)
                 for row in iter_rows(handle, spec, size_bytes=extent.size_bytes, is_wanted=wanted):
+                    if self._cut.is_past(num_rows):
+                        return
+                    # That a tar cannot be read further is said whatever rows are chosen.
+                    if self._cut.number(num_rows) is not None or row.key is None:
+                        yield extent, row
                     num_rows += 1
-                    yield extent, row
 
     def _is_wanted(self, rows_before: int, row: int) -> bool:
         """Tell whether a row of the tar that follows `rows_before` rows is in no staged slice."""
-        done = self._cut.done
-        index = bisect.bisect_right(self._starts, rows_before + row) - 1
-        return index < 0 or rows_before + row >= done[index].end
+        done, number = self._cut.done, self._cut.number(rows_before + row)
+        if number is None:
+            return False
+        index = bisect.bisect_right(self._starts, number) - 1
+        return index < 0 or number >= done[index].end
 
     def _check_unchanged(self, extent: Extent) -> None:
         found = self._reader.store.stat(extent.path)

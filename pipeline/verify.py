@@ -23,7 +23,8 @@ from pipeline.hive import values_of, without
 from pipeline.inspect import choose_partition
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part, current_manifest, locate
-from pipeline.plan import Plan, plan_from_json
+from pipeline.plan import Plan
+from pipeline.plan_file import plan_from_json
 from pipeline.row_ids import hash_ids, sum_hashes
 from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID
 from pipeline.storage import Store
@@ -216,9 +217,10 @@ def _check_success(store: Store, layout: Layout, manifest: Manifest) -> Check:
 
 
 def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan | None, Check]:
-    path = layout.plan(manifest.fingerprint)
+    fingerprint = manifest.plan or manifest.fingerprint
+    path = layout.plan(fingerprint)
     try:
-        plan = plan_from_json(store.read_bytes(path), manifest.fingerprint)
+        plan = plan_from_json(store.read_bytes(path), fingerprint)
     except FileNotFoundError:
         return None, Check("plan", "fail", f"{path} is missing: rows in cannot be proved")
     except InfraError as error:
@@ -330,7 +332,7 @@ def _planned_ids(plan: Plan) -> Iterator[str]:
             if plan.row_ids == "path" or extent.is_whole_shard:
                 yield extent.path
                 continue
-            for row in range(extent.first_row, extent.first_row + extent.num_rows):
+            for row in extent.numbers():
                 yield f"{extent.path}#{row}"
 
 

@@ -26,7 +26,8 @@ from pipeline.job import Job
 from pipeline.layout import Layout
 from pipeline.lease import hold_lease
 from pipeline.manifest import Manifest, current_manifest, log_numbers, read_part
-from pipeline.plan import Plan, adopt_plan
+from pipeline.plan import Plan
+from pipeline.plan_file import adopt_plan
 from pipeline.provenance import file_metadata
 from pipeline.publish import repair
 from pipeline.record import RunRecord

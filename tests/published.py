@@ -25,7 +25,8 @@ from pipeline.extents import Extent
 from pipeline.hive import partition_types
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
-from pipeline.plan import Plan, RowIds, Unit, adopt_plan
+from pipeline.plan import Plan, RowIds, Unit
+from pipeline.plan_file import adopt_plan
 from pipeline.provenance import file_metadata
 from pipeline.publish import commit, repair, settle
 from pipeline.regroup import compact_by_value

@@ -23,7 +23,8 @@ from pipeline.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.layout import Layout
 from pipeline.manifest import current_manifest, read_part, read_predictions
 from pipeline.photos import build_images, build_parquet
-from pipeline.plan import Plan, plan_from_json
+from pipeline.plan import Plan
+from pipeline.plan_file import plan_from_json
 from pipeline.schema import RowError
 from pipeline.sink import list_staged
 from pipeline.storage import Store

@@ -16,7 +16,7 @@ from pipeline.errors import InfraError, JobError
 from pipeline.inspect import describe_output, describe_plan, load_report
 from pipeline.job import Job
 from pipeline.layout import Layout, staged_name
-from pipeline.plan import adopt_plan
+from pipeline.plan_file import adopt_plan
 from pipeline.prepare import prepare
 from pipeline.publish import commit
 from pipeline.record import RunRecord

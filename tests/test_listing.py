@@ -20,7 +20,8 @@ from pipeline.inputs import Inputs
 from pipeline.job import Job
 from pipeline.listing import collect, folder_names, list_in_parallel
 from pipeline.model import resolve_model
-from pipeline.plan import make_plan, plan_to_json
+from pipeline.plan import make_plan
+from pipeline.plan_file import plan_to_json
 from pipeline.storage import Store
 from pipeline.stored import Page, StoredFile
 

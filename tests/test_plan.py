@@ -19,22 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InfraError, JobError
-from pipeline.extents import Extent
+from pipeline.extents import Cut, Extent
 from pipeline.inputs import Inputs
 from pipeline.job import Job
 from pipeline.job_file import parse_job
 from pipeline.layout import Layout
 from pipeline.model import ModelSpec, resolve_model
-from pipeline.plan import (
-    MAX_SLICE_BYTES,
-    PLAN_VERSION,
-    Plan,
-    adopt_plan,
-    choose_slice_rows,
-    make_plan,
-    plan_from_json,
-    plan_to_json,
-)
+from pipeline.plan import MAX_SLICE_BYTES, Plan, Unit, choose_slice_rows, make_plan
+from pipeline.plan_file import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
 
@@ -388,3 +380,29 @@ def test_a_plan_is_the_same_in_every_process():
     )
     plan = example_plan()
     assert done.stdout.strip() == f"{plan.fingerprint} {[unit.bounds for unit in plan.units]}"
+
+
+@given(st.sets(st.integers(0, 40)), st.none() | st.integers(0, 45))
+def test_rows_that_are_chosen_of_a_tar_are_counted_as_if_there_were_no_others(
+    chosen: set[int], beyond: int | None
+):
+    only = tuple(sorted(row for row in chosen if beyond is None or row < beyond))
+    cut = Cut(4, 1000, None, (), only, beyond)
+    own = [row for row in range(60) if row in only or (beyond is not None and row >= beyond)]
+    assert [row for row in range(60) if cut.number(row) is not None] == own
+    assert [cut.number(row) for row in own] == list(range(len(own)))
+    assert all(cut.is_past(row) == (not any(other >= row for other in own)) for row in range(59))
+
+
+def test_chosen_rows_survive_the_file_of_a_plan():
+    extent = Extent("a", 9, "v", 0, 50, 1.5).choose([3, 4, 9, 30])
+    assert (extent.first_row, extent.num_rows) == (3, 4)
+    assert extent.piece(1, 2).numbers() == (4, 9)
+    assert extent.piece(1, 3).numbers(1) == (9, 30)
+    units = (
+        Unit(0, (extent, replace(extent, reason=Reason.BAD_SCHEMA, message="m")), (0, 4, 8)),
+        Unit(1, (Extent("t", 9, "v", 0, 0, 0.0),), (), Cut(4, 100, None, (), (2, 5), 7)),
+    )
+    made = make_plan(job(), inputs_of([Extent("a", 9, "v", 0, 50, 1.5)]), SPEC, batch_size=4)
+    plan = replace(made, units=units)
+    assert plan_from_json(plan_to_json(plan, "token"), plan.fingerprint) == plan

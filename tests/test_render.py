@@ -167,6 +167,18 @@ def test_a_run_that_took_nothing_over_does_not_speak_of_it():
     assert "taken over" not in text_of(build_report(fresh))
 
 
+def test_a_retry_shows_what_became_of_the_quarantine():
+    retry = {"base_version": 2, "entries": 1234, "recovered": 1200, "failed_again": 34}
+    retry |= {"duplicate_ids": 0, "inputs_changed": 3}
+    report = build_report(dataclasses.replace(FULL, retry=retry))
+    said = (
+        "retried: 1,234 quarantined rows of version 2, 1,200 are predicted now, 34 failed again, "
+        "3 stay since their inputs changed"
+    )
+    assert said in text_of(report)
+    assert said in Page(to_html(report)).text
+
+
 def test_a_run_with_nothing_to_do_shows_one_line_of_totals():
     idle = dataclasses.replace(
         FULL,

@@ -23,7 +23,8 @@ from pipeline.errors import JobError, PipelineError
 from pipeline.extents import Extent
 from pipeline.layout import Layout, part_name
 from pipeline.manifest import Manifest, Part
-from pipeline.plan import Plan, Unit, adopt_plan
+from pipeline.plan import Plan, Unit
+from pipeline.plan_file import adopt_plan
 from pipeline.publish import commit, settle
 from pipeline.row_ids import hash_ids, sum_hashes
 from pipeline.schema import prediction_schema

@@ -1,0 +1,149 @@
+"""Whose place in a quarantine each row of a retry takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from pipeline.compact import RunTasks
+from pipeline.errors import InfraError
+from pipeline.input_order import Numbers
+from pipeline.replan import Replan
+from pipeline.row_ids import hash_ids
+from pipeline.schema import ERROR, ROW_ID, Reason, SliceKey
+from pipeline.storage import Store
+from pipeline.tiling import Slices
+
+Duplicates = Mapping[SliceKey, tuple[tuple[int, str | None], ...]]
+"""Rows whose id another row has, as `row_ids.find_duplicates` returns them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the rows of a slice."""
+
+    hashes: npt.NDArray[np.uint64]
+    """Of their ids."""
+    is_good: npt.NDArray[np.bool_]
+    ends_in_rest: bool
+    """Its last row may stand for the rest of a tar, which cannot be read."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where the rows of a retry go; M rows in the order of the slices."""
+
+    slices: Slices
+    duplicates: Mapping[SliceKey, tuple[int, ...]]
+    hashes: npt.NDArray[np.uint64]
+    """(M,) of their ids."""
+    gone: Numbers
+    """Rows of the quarantine that are replaced."""
+    entries: Numbers
+    """(M,) the row of the quarantine whose place each takes; -1: none, it is not let in."""
+    minors: Numbers
+    """(M,) the how-manieth of that place's rows it is."""
+    is_good: npt.NDArray[np.bool_]
+    """(M,) predicted, and not under the id of another row."""
+
+    @property
+    def is_let_in(self) -> npt.NDArray[np.bool_]:
+        """(M,) tell which rows take a place."""
+        return self.entries >= 0
+
+    @property
+    def num_recovered(self) -> int:
+        return int((self.is_good & self.is_let_in).sum())
+
+    @property
+    def num_failed(self) -> int:
+        return int((~self.is_good & self.is_let_in).sum())
+
+
+def match_rows(
+    replan: Replan, store: Store, slices: Slices, duplicates: Duplicates, run_tasks: RunTasks
+) -> Match:
+    """Find out whose place each row takes.
+
+    Raises:
+        InfraError: The rows are not the ones that were planned.
+    """
+    outcomes: list[Outcome] = run_tasks(read_outcome, [(store, file.path) for _, file in slices])
+    repeated = {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
+    is_good = [outcome.is_good.copy() for outcome in outcomes]
+    for (key, _), good in zip(slices, is_good, strict=True):
+        good[list(repeated.get(key, ()))] = False
+    if replan.base.plan.row_ids == "key":
+        entries, minors, gone = _match_tars(replan, slices, outcomes)
+    else:
+        gone = replan.chosen.entries
+        entries, minors = np.repeat(gone, replan.counts), _steps(replan.counts)
+    return Match(
+        slices,
+        repeated,
+        np.concatenate([np.zeros(0, np.uint64), *(outcome.hashes for outcome in outcomes)]),
+        gone,
+        entries,
+        minors,
+        np.concatenate([np.zeros(0, bool), *is_good]),
+    )
+
+
+def read_outcome(store: Store, path: str) -> Outcome:
+    """Read what became of the rows of a staged slice."""
+    with store.open(path) as handle:
+        rows = pq.ParquetFile(handle).read(columns=[ROW_ID, ERROR])
+    ids, errors = rows.column(ROW_ID), rows.column(ERROR)
+    last = errors[-1].as_py() if rows.num_rows else None
+    is_rest = last == Reason.UNREADABLE_SHARD.value
+    return Outcome(hash_ids(ids), np.asarray(errors.is_null()), is_rest)
+
+
+def _match_tars(
+    replan: Replan, slices: Slices, outcomes: Sequence[Outcome]
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Return entry and minor of each row, and the entries that are replaced."""
+    of: dict[int, list[Outcome]] = {unit.index: [] for unit in replan.plan.units}
+    for (key, _), outcome in zip(slices, outcomes, strict=True):
+        of[key.unit].append(outcome)
+    nothing = np.zeros(0, np.int64)
+    found = [(nothing, nothing, nothing)]
+    first = 0
+    for unit in replan.plan.units:
+        assert unit.cut is not None, "tars have no bounds"
+        num_only = len(unit.cut.only or ())
+        own = replan.chosen.entries[first : first + num_only + (unit.cut.beyond is not None)]
+        first += len(own)
+        found.append(_match_tar(own, num_only, of[unit.index], unit.extents[0].path))
+    entries, minors, gone = (np.concatenate(some) for some in zip(*found, strict=True))
+    return entries, minors, gone
+
+
+def _match_tar(
+    own: Numbers, num_only: int, outcomes: Sequence[Outcome], path: str
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Match the rows of one tar: first those that were named, then what follows them."""
+    num_rows = sum(len(outcome.hashes) for outcome in outcomes)
+    if outcomes and outcomes[-1].ends_in_rest and num_rows <= num_only:
+        # It breaks off earlier than it did: what was not reached stays as it is.
+        reached = own[: num_rows - 1]
+        return np.append(reached, -1), np.zeros(num_rows, np.int64), reached
+    if num_rows < num_only or (num_rows > num_only and len(own) == num_only):
+        raise InfraError(
+            f"{path}: {num_rows} rows came of it, {num_only} were expected: it changed without a "
+            "new time or size; write it anew, then use `pipeline run`"
+        )
+    counts = np.ones(len(own), np.int64)
+    if len(own) > num_only:
+        counts[-1] = num_rows - num_only
+    return np.repeat(own, counts), _steps(counts), own
+
+
+def _steps(counts: Numbers) -> Numbers:
+    """Return 0, 1, ... for each count: the numbers of the rows of one place."""
+    starts = np.cumsum(counts) - counts
+    return np.arange(int(counts.sum())) - np.repeat(starts, counts)

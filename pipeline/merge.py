@@ -1,0 +1,291 @@
+"""Let rows into published parts at their places: old and new interleaved, in bounded memory.
+
+Parts that no row comes into are copied as they are. The others are read and written as streams,
+each by one task; with partition columns that is all parts of one value.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.compact import Compactor, Group, RunTasks, SizedSlice, SliceRows, cut_groups
+from pipeline.hive import values_of, without
+from pipeline.input_order import KEY, Numbers, from_metadata
+from pipeline.layout import Layout
+from pipeline.manifest import Part
+from pipeline.regroup import SORT_BYTES, Piece, Regrouper, read_piece, with_keys
+from pipeline.row_ids import hash_ids
+from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID
+
+_BATCH_ROWS = 4096
+_COPIES_PER_TASK = 16
+
+Keyed = Iterator[tuple[pa.Table, Numbers]]
+"""Tables and the keys of their rows, which ascend."""
+
+
+@dataclass(frozen=True)
+class Insert:
+    """A staged slice whose rows come in."""
+
+    sized: SizedSlice
+    duplicates: tuple[int, ...]
+    """Rows whose id another row has."""
+    keys: Numbers
+    """(N,) where each row goes, before the old row of the same or a higher key; -1: not at all."""
+
+
+@dataclass(frozen=True)
+class Merger:
+    """Both kinds of merging, of any part; plain enough for Ray."""
+
+    compactor: Compactor
+    columns: tuple[str, ...] = ()
+    """Partition columns."""
+
+    def into_part(self, index: int, part: Part, inserts: tuple[Insert, ...]) -> tuple[Part, ...]:
+        """Let rows into a part; their keys are numbers of its rows."""
+        num_rows = part.num_rows + sum(int((insert.keys >= 0).sum()) for insert in inserts)
+        stream = self.compactor.stream(
+            "predictions", index, self.compactor.schema, total_weight=float(num_rows)
+        )
+        new = self._good(inserts)
+        for rows, _ in interleave(self._numbered(part), new):
+            stream.write(rows, float(rows.num_rows))
+        return stream.close()
+
+    def into_folder(
+        self, index: int, folder: str, parts: tuple[Part, ...], pieces: tuple[Piece, ...]
+    ) -> tuple[Part, ...]:
+        """Let sorted rows into the parts of one value."""
+        schema = without(self.compactor.schema, self.columns)
+        stream = self.compactor.stream(f"predictions/{folder}", index, schema)
+        old = (keyed for part in parts for keyed in self._placed(part, schema))
+        where = self.compactor.store, self.compactor.folder
+        new = (read_piece(*where, piece, schema) for piece in pieces)
+        for rows, keys in interleave(old, new):
+            stream.write(rows, places=keys.reshape(-1, 1))
+        return stream.close()
+
+    def into_quarantine(
+        self, parts: tuple[Part, ...], gone: Numbers, inserts: tuple[Insert, ...], places: Numbers
+    ) -> tuple[tuple[Part, ...], int]:
+        """Take rows out of the quarantine and let those that failed in.
+
+        Args:
+            parts: Of the quarantine.
+            gone: Keys of the rows to leave out.
+            inserts: Slices; of each row that did not fail the key is -1.
+            places: (N, 4) of all rows that will be there.
+
+        Returns:
+            The new parts, and the sum of the hashes of the ids that were left out.
+        """
+        stream = self.compactor.stream("quarantine", 0, QUARANTINE_SCHEMA)
+        gone_hash, num_rows = 0, 0
+
+        def kept() -> Keyed:
+            nonlocal gone_hash
+            for part in parts:
+                for rows, keys in self._placed(part, QUARANTINE_SCHEMA):
+                    is_gone = np.isin(keys, gone)
+                    ids = hash_ids(rows.column(ROW_ID).filter(pa.array(is_gone)))
+                    gone_hash += int(ids.sum(dtype=np.uint64))
+                    yield rows.filter(pa.array(~is_gone)), keys[~is_gone]
+
+        for rows, keys in interleave(kept(), self._failed(inserts)):
+            own = places[num_rows : num_rows + rows.num_rows]
+            assert np.array_equal(own[:, KEY], keys), "rows are not where they were expected"
+            stream.write(rows, places=own)
+            num_rows += rows.num_rows
+        return stream.close(), gone_hash
+
+    def sort(self, index: int, inserts: tuple[Insert, ...]) -> tuple[Piece, ...]:
+        """Sort new rows by value, for `into_folder`."""
+        regrouper = Regrouper(self.compactor, self.columns)
+        rows = [with_keys(*keyed) for keyed in self._good(inserts)]
+        return regrouper.write_sorted(pa.concat_tables(rows), index) if rows else ()
+
+    def copy(self, copies: tuple[tuple[str, str], ...]) -> None:
+        """Copy parts as they are."""
+        for source, target in copies:
+            self.compactor.store.copy(source, f"{self.compactor.folder}/{target}")
+
+    def _numbered(self, part: Part) -> Keyed:
+        number = 0
+        for rows in self._batches(part, self.compactor.schema):
+            yield rows, np.arange(number, number + rows.num_rows)
+            number += rows.num_rows
+
+    def _placed(self, part: Part, schema: pa.Schema) -> Keyed:
+        with self.compactor.store.open(part.path) as handle:
+            metadata = pq.ParquetFile(handle).metadata.metadata
+        keys = from_metadata(metadata, part.num_rows, part.path)[:, KEY] if part.num_rows else None
+        for rows in self._batches(part, schema):
+            assert keys is not None, "there are rows"
+            yield rows, keys[: rows.num_rows]
+            keys = keys[rows.num_rows :]
+
+    def _batches(self, part: Part, schema: pa.Schema) -> Iterator[pa.Table]:
+        with self.compactor.store.open(part.path) as handle:
+            batches = pq.ParquetFile(handle).iter_batches(
+                batch_size=_BATCH_ROWS, columns=schema.names
+            )
+            for batch in batches:
+                yield pa.Table.from_batches([batch]).select(schema.names)
+
+    def _good(self, inserts: Sequence[Insert]) -> Keyed:
+        for insert, rows in zip(inserts, self._slices(inserts), strict=True):
+            keys = insert.keys[rows.is_good]
+            yield rows.good.filter(pa.array(keys >= 0)), keys[keys >= 0]
+
+    def _failed(self, inserts: Sequence[Insert]) -> Keyed:
+        for insert, rows in zip(inserts, self._slices(inserts), strict=True):
+            keys = insert.keys[~rows.is_good]
+            yield rows.quarantined.filter(pa.array(keys >= 0)), keys[keys >= 0]
+
+    def _slices(self, inserts: Sequence[Insert]) -> Iterator[SliceRows]:
+        duplicates = {i.sized[0]: i.duplicates for i in inserts if i.duplicates}
+        return self.compactor.read(Group(0, tuple(i.sized for i in inserts), duplicates))
+
+
+def interleave(old: Keyed, new: Keyed) -> Keyed:
+    """Merge two streams by key; of equal keys the new row comes first."""
+    left, right = _Rest(old), _Rest(new)
+    while left.fill() and right.fill():
+        last = min(left.keys[-1], right.keys[-1])
+        is_new_last = right.keys[-1] <= left.keys[-1]
+        ours = left.cut(int(np.searchsorted(left.keys, last, "left" if is_new_last else "right")))
+        theirs = right.cut(int(np.searchsorted(right.keys, last, "right")))
+        keys = np.concatenate([theirs[1], ours[1]])
+        order = np.argsort(keys, kind="stable")
+        yield pa.concat_tables([theirs[0], ours[0]]).take(pa.array(order)), keys[order]
+    for rest in (left, right):
+        while rest.fill():
+            yield rest.cut(len(rest.keys))
+
+
+class _Rest:
+    """What is left of a stream."""
+
+    def __init__(self, stream: Keyed) -> None:
+        self._stream = stream
+        self._rows: pa.Table | None = None
+        self.keys: Numbers = np.zeros(0, np.int64)
+
+    def fill(self) -> bool:
+        """Have rows at hand; tell whether there are any."""
+        while not len(self.keys):
+            found = next(self._stream, None)
+            if found is None:
+                return False
+            self._rows, self.keys = found
+        return True
+
+    def cut(self, num_rows: int) -> tuple[pa.Table, Numbers]:
+        """Take rows from the beginning."""
+        assert self._rows is not None, "filled before"
+        taken = self._rows.slice(0, num_rows), self.keys[:num_rows]
+        self._rows, self.keys = self._rows.slice(num_rows), self.keys[num_rows:]
+        return taken
+
+
+def merge_parts(
+    merger: Merger,
+    parts: Sequence[Part],
+    inserts: Sequence[Insert],
+    layout: Layout,
+    run_tasks: RunTasks,
+) -> list[Part]:
+    """Let rows into the parts of an output without partition columns.
+
+    Args:
+        merger: Where to and how.
+        parts: In input order.
+        inserts: Their keys say before how many of all old predictions each row goes.
+        layout: Of the partition that is published.
+        run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
+    """
+    ends = np.cumsum([part.num_rows for part in parts])
+    calls: dict[int, list[Insert]] = defaultdict(list)
+    for insert in inserts:
+        # After the last row of a part is in that part, so that no part begins with few rows.
+        homes = np.minimum(np.searchsorted(ends, insert.keys, "left"), len(parts) - 1)
+        for home in np.unique(homes[insert.keys >= 0]).tolist():
+            start = int(ends[home]) - parts[home].num_rows
+            is_here = (homes == home) & (insert.keys >= 0)
+            calls[home].append(Insert(insert.sized, insert.duplicates,
+                                      np.where(is_here, insert.keys - start, -1)))  # fmt: skip
+    made = run_tasks(
+        merger.into_part, [(home, parts[home], tuple(own)) for home, own in calls.items()]
+    )
+    return _with_copies(merger, parts, dict(zip(calls, made, strict=True)), layout, run_tasks)
+
+
+def merge_folders(
+    merger: Merger,
+    parts: Sequence[Part],
+    inserts: Sequence[Insert],
+    layout: Layout,
+    types: Mapping[str, str],
+    run_tasks: RunTasks,
+) -> list[Part]:
+    """Let rows into the parts of an output with partition columns; their keys are of the input."""
+    groups = cut_groups([insert.sized for insert in inserts], SORT_BYTES, {})
+    by_key = {insert.sized[0]: insert for insert in inserts}
+    found = run_tasks(
+        merger.sort,
+        [(g.index, tuple(by_key[key] for key, _, _ in g.slices)) for g in groups],
+    )
+    pieces: dict[str, list[Piece]] = defaultdict(list)
+    for piece in (piece for some in found for piece in some):
+        pieces[piece.folder].append(piece)
+    old: dict[str, list[Part]] = defaultdict(list)
+    for part in parts:
+        if values_of(part.path, types):
+            old[layout.inside(part.path).split("/", 1)[1].rpartition("/")[0]].append(part)
+    folders = sorted({*old, *pieces})
+    touched = [(index, folder) for index, folder in enumerate(folders) if folder in pieces]
+    made = run_tasks(
+        merger.into_folder,
+        [(index, f, tuple(old[f]), tuple(pieces[f])) for index, f in touched],
+    )
+    new = dict(zip((folder for _, folder in touched), made, strict=True))
+    homes = [part for folder in folders if folder not in new for part in old[folder]]
+    copied = iter(_with_copies(merger, homes, {}, layout, run_tasks))
+    whole: list[Part] = []
+    for folder in folders:
+        whole += new[folder] if folder in new else [next(copied) for _ in old[folder]]
+    return whole
+
+
+def _with_copies(
+    merger: Merger,
+    parts: Sequence[Part],
+    made: Mapping[int, tuple[Part, ...]],
+    layout: Layout,
+    run_tasks: RunTasks,
+) -> list[Part]:
+    """Put parts together: those that were made anew, and copies of the others."""
+    whole: list[Part] = []
+    copies: list[tuple[str, str]] = []
+    for index, part in enumerate(parts):
+        if index in made:
+            whole += made[index]
+            continue
+        folder = layout.inside(part.path).rpartition("/")[0]
+        path = merger.compactor.part_path(folder, index)
+        copies.append((part.path, path))
+        whole.append(Part(path, part.num_rows, part.size_bytes, part.sha256))
+    chunks = [
+        tuple(copies[start : start + _COPIES_PER_TASK])
+        for start in range(0, len(copies), _COPIES_PER_TASK)
+    ]
+    run_tasks(merger.copy, [(chunk,) for chunk in chunks])
+    return whole

@@ -1,0 +1,142 @@
+"""The plan as a file: made once, then adopted by every run of its fingerprint."""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import InfraError, JobError
+from pipeline.extents import Cut, Extent
+from pipeline.failpoints import reach
+from pipeline.layout import Layout
+from pipeline.plan import Plan, Unit, schema_to_text
+from pipeline.schema import Reason
+from pipeline.storage import CreateOutcome, Store
+
+PLAN_VERSION = 1
+
+
+def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
+    """Store the plan if its fingerprint is new, else return the stored one (same units)."""
+    path = layout.plan(plan.fingerprint)
+    try:
+        return plan_from_json(store.read_bytes(path), plan.fingerprint)
+    except FileNotFoundError:
+        token = uuid.uuid4().hex
+    if store.create_once(path, plan_to_json(plan, token), token) is CreateOutcome.OTHER:
+        return plan_from_json(store.read_bytes(path), plan.fingerprint)
+    reach("planned")
+    return plan
+
+
+def plan_to_json(plan: Plan, token: str) -> bytes:
+    """Serialise a plan; shards are listed once and extents refer to them by number."""
+    shards: dict[tuple[str, int, str], int] = {}
+    units = []
+    for unit in plan.units:
+        rows = [
+            [
+                shards.setdefault((e.path, e.size_bytes, e.version), len(shards)),
+                e.first_row,
+                e.num_rows,
+                e.row_bytes,
+                *_rarely(e),
+            ]
+            for e in unit.extents
+        ]
+        cut = unit.cut and _cut_to_json(unit.cut)
+        units.append({"extents": rows, "bounds": unit.bounds, **({"cut": cut} if cut else {})})
+    document = {
+        "version": PLAN_VERSION,
+        "token": token,
+        "fingerprint": plan.fingerprint,
+        "created_at": plan.created_at,
+        "source_root": Store(plan.source_root).url(""),
+        "model": plan.model,
+        "batch_size": plan.batch_size,
+        "num_rows": plan.num_rows,
+        "num_shards": plan.num_shards,
+        "input_bytes": plan.input_bytes,
+        "ignored": plan.ignored,
+        "pass_through": schema_to_text(plan.pass_through),
+        "task_fields": schema_to_text(plan.task_fields),
+        "num_features": plan.num_features,
+        "row_ids": plan.row_ids,
+        "settings": plan.settings,
+        "shards": list(shards),
+        "units": units,
+    }
+    return json.dumps(document).encode()
+
+
+def plan_from_json(data: bytes, fingerprint: str) -> Plan:
+    """Read a stored plan.
+
+    Raises:
+        InfraError: The stored bytes are not a plan of this fingerprint.
+        JobError: A newer version of the pipeline wrote it.
+    """
+    try:
+        document = json.loads(data)
+        if document["version"] > PLAN_VERSION:
+            raise JobError(f"plan {fingerprint[:12]}: written by a newer version; upgrade this one")
+        if document["fingerprint"] != fingerprint:
+            raise ValueError("another fingerprint")
+        units = tuple(
+            Unit(i, tuple(_extent(row, document["shards"]) for row in u["extents"]),
+                 tuple(u["bounds"]), _cut(u["cut"]) if "cut" in u else None)
+            for i, u in enumerate(document["units"])
+        )  # fmt: skip
+        return Plan(
+            fingerprint=fingerprint,
+            source_root=document["source_root"],
+            units=units,
+            pass_through=_schema_from_text(document["pass_through"]),
+            task_fields=_schema_from_text(document["task_fields"]),
+            num_features=document["num_features"],
+            row_ids=document["row_ids"],
+            model=document["model"],
+            batch_size=document["batch_size"],
+            num_shards=document["num_shards"],
+            input_bytes=document["input_bytes"],
+            ignored=tuple(document["ignored"]),
+            created_at=document["created_at"],
+            settings=document.get("settings", ""),
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise InfraError(f"plan {fingerprint[:12]}: the stored plan is damaged: {error}") from None
+
+
+def _extent(row: list[Any], shards: list[list[Any]]) -> Extent:
+    path, size_bytes, version = shards[row[0]]
+    reason = Reason(row[4]) if len(row) > 4 and row[4] else None
+    message = row[5] if len(row) > 5 else ""
+    only = tuple(row[6]) if len(row) > 6 else None
+    return Extent(path, size_bytes, version, row[1], row[2], row[3], reason, message, only)
+
+
+def _rarely(extent: Extent) -> list[Any]:
+    """Return what most extents have not: why they cannot be read, and which rows alone they are."""
+    reason = extent.reason and extent.reason.value
+    if extent.only is not None:
+        return [reason, extent.message, extent.only]
+    return [reason, extent.message] if reason else []
+
+
+def _cut_to_json(cut: Cut) -> list[Any]:
+    limits = [cut.slice_rows, cut.slice_bytes, cut.max_rows]
+    return limits if cut.only is None else [*limits, cut.only, cut.beyond]
+
+
+def _cut(values: list[Any]) -> Cut:
+    slice_rows, slice_bytes, max_rows, *chosen = values
+    only, beyond = chosen or (None, None)
+    return Cut(slice_rows, slice_bytes, max_rows, (), None if only is None else tuple(only), beyond)
+
+
+def _schema_from_text(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

@@ -1,0 +1,259 @@
+"""What takes the place of what: rows of a retry in the predictions and quarantine of a version.
+
+A row that goes again takes the place of its entry in the quarantine, predicted or failed; the rows
+of a shard that can be read now take the place of the one that stood for it. Where rows share an id,
+the one that is published keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.compact import Compacted, Compactor, RunTasks
+from pipeline.errors import InfraError, JobError, PublishConflict
+from pipeline.histograms import Distribution
+from pipeline.input_order import KEY, RANK, ROW, Numbers
+from pipeline.layout import Layout
+from pipeline.manifest import Manifest, Part
+from pipeline.match import Duplicates, Match
+from pipeline.merge import Insert, Merger, merge_folders, merge_parts
+from pipeline.plan import Plan
+from pipeline.record import Kept
+from pipeline.replan import Replan
+from pipeline.row_ids import hash_ids
+from pipeline.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Reason
+from pipeline.storage import Store
+from pipeline.tiling import Slices
+
+_ID_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Readmission:
+    """Rows that go again, and the version that they are let into."""
+
+    replan: Replan
+    layout: Layout
+
+    @property
+    def base(self) -> Manifest:
+        return self.replan.base.manifest
+
+    def kept(self, match: Match | None = None) -> Kept:
+        """Return what stays as it is; before anything is matched, all but the chosen rows."""
+        base = self.replan.base
+        gone = self.replan.chosen.entries if match is None else match.gone
+        reasons = base.counts()
+        reasons.subtract(base.counts(gone))
+        num_rows = self.base.num_rows - len(gone)
+        if match is not None:
+            # Rows that no entry waits for were counted with their slices.
+            num_strange = int((~match.is_let_in).sum())
+            reasons[Reason.UNREADABLE_SHARD.value] -= num_strange
+            num_rows -= num_strange
+        is_tar = base.plan.row_ids == "key"
+        whole = (e.is_whole_shard for unit in self.replan.accounts.units for e in unit.extents)
+        return Kept(
+            num_rows,
+            reasons,
+            Distribution.from_dict(self.base.distribution),
+            None if is_tar else sum(whole),
+            self.base.fingerprint,
+        )
+
+    def named(self, plan: Plan) -> Plan:
+        """Return a plan under the name by which it is kept what `auto` meant at first."""
+        return replace(plan, fingerprint=self.base.fingerprint)
+
+    def require_same_model(self, plan: Plan) -> None:
+        """Make sure that rows are predicted as the published ones were.
+
+        Raises:
+            JobError: They would not be.
+        """
+        for name in ("runtime", "precision", "artefact_sha256"):
+            now, then = plan.model.get(name), self.base.model.get(name)
+            if now != then:
+                raise JobError(
+                    f"partition {self.layout.name}: version {self.base.number} was predicted with "
+                    f"{name} {then}, now it would be {now}; `pipeline run` makes a new version"
+                )
+
+    def require_current(self, current: Manifest | None) -> None:
+        """Make sure that what rows are let into is still what is published.
+
+        Raises:
+            PublishConflict: It is not.
+        """
+        if current is None or current.token != self.base.token:
+            raise PublishConflict(
+                f"partition {self.layout.name}: version {self.base.number} was replaced "
+                "meanwhile; nothing was published, run again"
+            )
+
+    def is_unchanged(self, store: Store, match: Match) -> bool:
+        """Tell whether all rows failed again, just as they had."""
+        entries = self.replan.chosen.entries
+        if match.num_recovered or not np.array_equal(match.entries, entries):
+            return False
+        old = _told(store, [part.path for part in self.base.quarantine_parts], "stage", "reason")
+        new = _told(store, [file.path for _, file in match.slices], ERROR_STAGE, ERROR)
+        return bool(old.take(pa.array(entries)).equals(new))
+
+    def compact(
+        self,
+        compactor: Compactor,
+        columns: Sequence[str],
+        match: Match,
+        run_tasks: RunTasks,
+    ) -> Compacted:
+        """Write the parts of the next version."""
+        base, types = self.replan.base, self.base.partition_columns
+        merger = Merger(compactor, tuple(columns))
+        here = match.is_let_in
+        before = base.predicted_before[match.entries]
+        keys = base.places[match.entries, KEY] + match.minors
+        good, failed = here & match.is_good, here & ~match.is_good
+        if columns:
+            inserts = _inserts(match, np.where(good, keys, -1))
+            parts = merge_folders(merger, self.base.parts, inserts, self.layout, types, run_tasks)
+        else:
+            inserts = _inserts(match, np.where(good, before, -1))
+            parts = merge_parts(merger, self.base.parts, inserts, self.layout, run_tasks)
+        places = self._places(match, keys, before, good, failed)
+        [(quarantine, gone_hash)] = run_tasks(
+            merger.into_quarantine,
+            [(
+                self.base.quarantine_parts,
+                base.places[match.gone, KEY],
+                tuple(_inserts(match, np.where(failed, keys, -1))),
+                places,
+            )],
+        )  # fmt: skip
+        new_hash = int(match.hashes[here].sum(dtype=np.uint64))
+        old_hash = int(self.base.row_id_hash, 16)
+        return compactor.whole(parts, [((), old_hash - gone_hash), (tuple(quarantine), new_hash)])
+
+    def _places(
+        self,
+        match: Match,
+        keys: Numbers,
+        before: Numbers,
+        good: npt.NDArray[np.bool_],
+        failed: npt.NDArray[np.bool_],
+    ) -> Numbers:
+        """Return the places (N, 4) of the rows that are quarantined then."""
+        base = self.replan.base
+        stays = np.ones(len(base.places), bool)
+        stays[match.gone] = False
+        new = base.places[match.entries[failed]]
+        if base.plan.row_ids == "key":
+            new[:, ROW] += match.minors[failed]  # the rest of a tar begins there
+        new[:, KEY] = keys[failed]
+        places = np.concatenate([base.places[stays], new])
+        predicted = np.concatenate([base.predicted_before[stays], before[failed]])
+        order = np.argsort(places[:, KEY], kind="stable")
+        places, predicted = places[order], predicted[order]
+        predicted += np.searchsorted(keys[good], places[:, KEY])
+        places[:, RANK] = predicted + np.arange(len(places))
+        return places
+
+    def to_manifest(self, manifest: Manifest) -> Manifest:
+        """Say in the manifest of the next version what it consists of.
+
+        Raises:
+            InfraError: The parts do not hold the rows that were counted.
+        """
+        counted = (manifest.num_predicted, manifest.num_quarantined)
+        written = (_num_rows(manifest.parts), _num_rows(manifest.quarantine_parts))
+        if counted != written:
+            raise InfraError(
+                f"partition {self.layout.name}: merged {written[0]} predictions and {written[1]} "
+                f"quarantined rows, expected {counted[0]} and {counted[1]}; nothing was published"
+            )
+        accounts = self.replan.accounts.fingerprint
+        return replace(
+            manifest,
+            fingerprint=self.base.fingerprint,
+            plan=None if accounts == self.base.fingerprint else accounts,
+            retry=self.replan.plan.fingerprint,
+        )
+
+    def with_published(self, store: Store, slices: Slices, found: Duplicates) -> Duplicates:
+        """Add new rows whose id is published already to duplicates among them themselves."""
+        published = self._published_ids(store, slices)
+        return {
+            key: tuple(sorted({*found.get(key, ()), *published.get(key, ())}, key=lambda r: r[0]))
+            for key, _ in slices
+            if key in found or key in published
+        }
+
+    def _published_ids(self, store: Store, slices: Slices) -> Duplicates:
+        tables = [_read(store, file.path, [ROW_ID, ERROR, LABEL]) for _, file in slices]
+        wanted = {
+            value
+            for table in tables
+            for value in table.filter(table.column(ERROR).is_null()).column(ROW_ID).to_pylist()
+        }
+        hashes = hash_ids(pa.array(sorted(wanted), pa.string()))
+        taken: set[str] = set()
+        for part in self.base.parts:
+            with store.open(part.path) as handle:
+                batches = pq.ParquetFile(handle).iter_batches(_ID_ROWS, columns=[ROW_ID])
+                for batch in batches:
+                    ids = batch.column(0)
+                    suspects = ids.filter(pa.array(np.isin(hash_ids(ids), hashes)))
+                    taken |= wanted & set(suspects.to_pylist())
+        return {
+            key: rows
+            for (key, _), table in zip(slices, tables, strict=True)
+            if (rows := tuple(_repeated(table, taken)))
+        }
+
+
+def _inserts(match: Match, keys: Numbers) -> list[Insert]:
+    """Return the slices of which rows come in; keys are of all rows, -1 where one does not."""
+    inserts = []
+    first = 0
+    for key, file in match.slices:
+        own = keys[first : first + key.num_rows]
+        first += key.num_rows
+        if (own >= 0).any():
+            sized = (key, file.path, float(file.size_bytes))
+            inserts.append(Insert(sized, match.duplicates.get(key, ()), own))
+    return inserts
+
+
+def _told(store: Store, paths: Sequence[str], stage: str, reason: str) -> pa.Table:
+    """Read why rows failed."""
+    tables = [_read(store, path, [stage, reason, MESSAGE]) for path in paths]
+    named = [table.select([stage, reason, MESSAGE]) for table in tables]
+    texts = pa.schema([(name, pa.string()) for name in ("stage", "reason", MESSAGE)])
+    return pa.concat_tables(
+        [pa.table(table.columns, names=texts.names).cast(texts) for table in named]
+    ).combine_chunks()
+
+
+def _repeated(table: pa.Table, taken: set[str]) -> list[tuple[int, str | None]]:
+    labels = table.column(LABEL).to_pylist() if LABEL in table.column_names else [""] * len(table)
+    ids, errors = table.column(ROW_ID).to_pylist(), table.column(ERROR).to_pylist()
+    return [
+        (row, labels[row] if errors[row] is None else None)
+        for row, value in enumerate(ids)
+        if value in taken
+    ]
+
+
+def _read(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
+    with store.open(path) as handle:
+        return pq.ParquetFile(handle).read(columns=columns)
+
+
+def _num_rows(parts: Sequence[Part]) -> int:
+    return sum(part.num_rows for part in parts)

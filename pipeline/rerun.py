@@ -1,0 +1,170 @@
+"""`pipeline retry`: only the quarantined rows again, by the ordinary way of the data.
+
+quarantine -> plan of its rows -> Predictor -> staging -> merge -> gates -> publish
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from pipeline.context import RunContext, RunOptions
+from pipeline.delta import require_delta
+from pipeline.errors import JobError
+from pipeline.hive import partition_types
+from pipeline.inputs import open_source
+from pipeline.job import Job
+from pipeline.lease import hold_lease
+from pipeline.manifest import Manifest, current_manifest
+from pipeline.model import resolve_model
+from pipeline.plan import Plan, settings_digest
+from pipeline.plan_file import adopt_plan
+from pipeline.progress import Progress
+from pipeline.publish import repair
+from pipeline.readmit import Readmission
+from pipeline.replan import Replan, replan
+from pipeline.report import Status
+from pipeline.requeue import Base, choose, read_base, read_reasons
+from pipeline.run import predict_and_publish, run_job
+from pipeline.sink import list_staged, read_footer
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+Predict = Callable[..., Manifest]
+
+
+def retry_job(
+    job: Job, options: RunOptions, reasons: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """Run the quarantined rows of the job's partition again; return the report.
+
+    Args:
+        job: The job that published it.
+        options: What the command line adds to it.
+        reasons: Only rows with these reasons; none means all that may go again.
+        progress: Where to show how far it is.
+
+    Raises:
+        JobError: There is no such reason, nothing is published, or the job asks for other
+            predictions than the published ones.
+        PipelineError: As a run of the job.
+    """
+    wanted = read_reasons(reasons)
+
+    def execute(run: RunContext, progress: Progress) -> Status:
+        return carry_out(run, wanted, partial(predict_and_publish, progress=progress))
+
+    return run_job(job, options, progress, execute)
+
+
+def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Status:
+    """Let rows of the quarantine go again and publish what comes of it.
+
+    Args:
+        run: The run.
+        reasons: Which rows.
+        predict: Predicts the rows of a plan and lets them in; see `run.predict_and_publish`.
+    """
+    job, store, layout = run.job, run.store, run.layout
+    if current_manifest(store, layout) is None:
+        raise JobError(f"partition {layout.name}: nothing is published, so use `pipeline run`")
+    model = resolve_model(
+        job.model,
+        job.transform,
+        allow_import=run.options.allow_import,
+        has_features=bool(job.source.features),
+    )
+    settings = settings_digest(job, model)
+    with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:
+        current = repair(store, layout, job.sink.keep_versions, table=job.sink.table)
+        assert current is not None, "published, as seen above"
+        base = read_base(store, layout, current)
+        inputs = _require_same_job(run, base, settings)
+        with run.record.stage("list") as listed:
+            work = replan(base, choose(base, reasons), job, inputs)
+            listed.rows_in = listed.rows_out = len(work.chosen.entries)
+        if not len(work.chosen.entries):
+            return _nothing_to_retry(run, work)
+        onto = _prepare(run, work)
+        plan = replace(adopt_plan(store, layout, work.plan), source_root=inputs.uri)
+        _forget_failures(run, plan)
+        run.record.planned(plan, model, job.resources.num_gpus)
+        manifest = predict(run, plan, model, current, lease, onto=onto)
+        run.record.published(manifest, store.url(layout.predictions))
+        if manifest.token == current.token:
+            log.info("all rows failed again just as before: version %d stays", current.number)
+            repair(store, layout, job.sink.keep_versions, table=job.sink.table, is_last=True)
+            return "nothing_to_do"
+    return "published"
+
+
+def _require_same_job(run: RunContext, base: Base, settings: str) -> Store:
+    """Return where the rows come from.
+
+    Raises:
+        JobError: The job asks for other predictions than those that are published.
+    """
+    source, sink, manifest = run.job.source, run.job.sink, base.manifest
+    root, _ = open_source(source)
+    schema = base.plan.prediction_schema()
+    is_same = base.plan.settings in (settings, "")  # older plans do not say; then there are no rows
+    if not is_same or list(manifest.partition_columns) != list(sink.partition_columns):
+        raise JobError(
+            f"partition {run.layout.name}: version {manifest.number} was published with other "
+            "settings than the job's; `pipeline run` makes a new version with these"
+        )
+    if sink.table:
+        columns = partition_types(sink.partition_columns, schema)
+        require_delta(run.store, run.layout, columns, schema)
+    if root.url("") == base.plan.source_root:
+        return root
+    parent = Store(root.uri.rpartition("/")[0] or "/", source.storage_options)
+    return parent if parent.url("") == base.plan.source_root else root
+
+
+def _nothing_to_retry(run: RunContext, work: Replan) -> Status:
+    sink, others = run.job.sink, work.chosen.describe_others()
+    log.info("nothing to retry%s", f": quarantined stay {others}" if others else "")
+    current = repair(run.store, run.layout, sink.keep_versions, table=sink.table, is_last=True)
+    found: Manifest = current or work.base.manifest
+    run.record.found_published(found, run.store.url(run.layout.predictions))
+    _note(run, work)
+    return "nothing_to_do"
+
+
+def _prepare(run: RunContext, work: Replan) -> Readmission:
+    """Note what stays, and store the plan of all rows, if it is a new one."""
+    others = work.chosen.describe_others()
+    log.info(
+        "%d quarantined rows of version %d go again%s",
+        len(work.chosen.entries),
+        work.base.manifest.number,
+        f"; others stay: {others}" if others else "",
+    )
+    onto = Readmission(work, run.layout)
+    run.record.keep(onto.kept())
+    _note(run, work)
+    if work.accounts.fingerprint != work.base.accounts.fingerprint:
+        adopt_plan(run.store, run.layout, work.accounts)
+    return onto
+
+
+def _note(run: RunContext, work: Replan) -> None:
+    chosen = work.chosen
+    run.record.retried(
+        base_version=work.base.manifest.number,
+        entries=len(chosen.entries),
+        duplicate_ids=chosen.duplicates,
+        inputs_changed=chosen.changed,
+        not_asked=chosen.not_asked,
+    )
+
+
+def _forget_failures(run: RunContext, plan: Plan) -> None:
+    """Take over of an interrupted retry only slices without a failure: the others go again."""
+    staged = list_staged(run.store, run.layout.staging(plan.fingerprint)).values()
+    failed = [file.path for file in staged if read_footer(run.store, file.path).num_quarantined]
+    run.store.delete(failed)

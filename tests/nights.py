@@ -1,0 +1,208 @@
+"""A job over real inputs from its plan to the published partition, and its retries, without Ray.
+
+Inputs are listed, planned, read, staged, merged and published by the functions of a run; only the
+predictions are made up. A set of row ids says which rows the decoder cannot take yet.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import models
+import pyarrow as pa
+from published import DAY, LABELS, run_here
+
+from pipeline.context import RunContext, RunOptions
+from pipeline.finish import finish, require_hope
+from pipeline.histograms import measured_columns
+from pipeline.job import Job
+from pipeline.job_file import parse_job
+from pipeline.layout import Layout
+from pipeline.lease import Lease, hold_lease
+from pipeline.manifest import Manifest, current_manifest, read_part
+from pipeline.model import ModelSpec
+from pipeline.plan import Plan
+from pipeline.plan_file import adopt_plan
+from pipeline.prepare import prepare
+from pipeline.provenance import file_metadata
+from pipeline.publish import repair
+from pipeline.readmit import Readmission
+from pipeline.record import RunRecord
+from pipeline.report import Status, build_report
+from pipeline.requeue import read_reasons
+from pipeline.rerun import carry_out
+from pipeline.rows import Reader
+from pipeline.schema import (
+    CLASSIFY_FIELDS,
+    IMAGE,
+    ROW_ID,
+    Failure,
+    Reason,
+    failure_columns,
+    failures_of,
+    staged_schema,
+)
+from pipeline.sink import StagingWriter, list_staged, read_footer
+from pipeline.source import read_slices
+from pipeline.storage import Store
+from pipeline.tiling import done_slices, missing_units
+
+LAYOUT = Layout(DAY)
+
+
+@dataclass
+class Night:
+    """A job and what its decoder cannot take."""
+
+    inputs: str
+    out: Store
+    source: dict[str, Any]
+    broken: set[str] = field(default_factory=set)
+    sections: dict[str, Any] = field(default_factory=dict)
+    computed: list[str] = field(default_factory=list)
+    """Row ids, in the order in which they were predicted or failed."""
+    record: RunRecord | None = None
+    status: Status = "failed"
+
+    @property
+    def job(self) -> Job:
+        sink = {"uri": self.out.uri, "partition": DAY, "target_part_mib": 0.001}
+        document = {
+            "source": {"uri": self.inputs, **self.source},
+            "model": {"factory": "models:colours", "labels": models.LABELS},
+            "transform": models.TRANSFORM,
+            "gates": {"max_error_pct": 100.0},
+            **self.sections,
+            "run": {"slice_rows": 4, **self.sections.get("run", {})},
+            "sink": {**sink, **self.sections.get("sink", {})},
+        }
+        job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+        options = dict(self.out.storage_options)
+        return job.model_copy(
+            update={"sink": job.sink.model_copy(update={"storage_options": options})}
+        )
+
+    def new_run(self) -> RunContext:
+        self.record = RunRecord(f"run-{uuid.uuid4().hex[:8]}", LAYOUT.name)
+        self.computed.clear()
+        options = RunOptions(allow_import=("models",))
+        return RunContext(self.job, options, self.out, LAYOUT, self.record)
+
+    def run(self) -> Manifest:
+        """Do what `pipeline run` does."""
+        run = self.new_run()
+        plan, model = prepare(run)
+        columns = run.job.sink.partition_columns
+        with hold_lease(self.out, LAYOUT, run.record.run_id, 60.0) as lease:
+            base = repair(self.out, LAYOUT, run.job.sink.keep_versions, table=run.job.sink.table)
+            if base is not None and base.is_of(plan.fingerprint, columns):
+                return base
+            plan = replace(adopt_plan(self.out, LAYOUT, plan), source_root=plan.source_root)
+            return self.predict(run, plan, model, base, lease)
+
+    def retry(self, *reasons: str) -> Status:
+        """Do what `pipeline retry` does."""
+        wanted = read_reasons(reasons)
+        self.status = carry_out(self.new_run(), wanted, self.predict)
+        return self.status
+
+    def report(self) -> dict[str, Any]:
+        """The report of the last retry."""
+        assert self.record is not None
+        return build_report(self.record.facts(self.status, 0, None, None))
+
+    def predict(
+        self,
+        run: RunContext,
+        plan: Plan,
+        model: ModelSpec,
+        base: Manifest | None,
+        lease: Lease,
+        onto: Readmission | None = None,
+    ) -> Manifest:
+        """Stage the slices that are missing and publish, as `run.predict_and_publish` does."""
+        folder = LAYOUT.staging(plan.fingerprint)
+        staged = list_staged(self.out, folder)
+        for key in done_slices(plan, staged):
+            run.record.resumed(read_footer(self.out, staged[key].path))
+        run_id = run.record.run_id
+        metadata, counted = file_metadata(plan, run_id), measured_columns(model.task)
+        writer = StagingWriter(self.out, folder, run_id, "zstd", metadata, counted)
+        source = run.job.source
+        reader = Reader(Store(plan.source_root), source, plan.pass_through, plan.num_features)
+        for unit, starts in missing_units(plan, staged).items():
+            for key, counters, rows in read_slices(reader, unit, frozenset(starts)):
+                self.computed += rows.column(ROW_ID).to_pylist()
+                staged_rows = predict_rows(rows, plan.pass_through, self.broken)
+                run.record.computed(writer.write(key, counters, staged_rows))
+                require_hope(run, plan)
+        return finish(run, plan, list_staged(self.out, folder), base, lease, run_here, onto)
+
+    def current(self) -> Manifest:
+        manifest = current_manifest(self.out, LAYOUT)
+        assert manifest is not None
+        return manifest
+
+    def content(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Predictions and quarantine as they are published, in order."""
+        return content_of(self.out, self.current())
+
+    def failed(self) -> dict[str, str]:
+        return {row["row_id"]: row["reason"] for row in self.content()[1]}
+
+
+def content_of(
+    store: Store, manifest: Manifest
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    hive = manifest.partition_columns
+    good = [
+        row for part in manifest.parts for row in read_part(store, part, None, hive).to_pylist()
+    ]
+    bad = [row for p in manifest.quarantine_parts for row in read_part(store, p).to_pylist()]
+    return good, [{k: v for k, v in row.items() if k != "run_id"} for row in bad]
+
+
+def predict_rows(rows: pa.Table, pass_through: pa.Schema, broken: Collection[str]) -> pa.Table:
+    """Make up predictions that depend on the image alone."""
+    ids = rows.column(ROW_ID).to_pylist()
+    failures = [
+        failure
+        or (Failure(Reason.DECODE_ERROR, "decode", "no such codec") if value in broken else None)
+        for value, failure in zip(ids, failures_of(rows), strict=True)
+    ]
+    images = rows.column(IMAGE).to_pylist()
+    numbers = [
+        None if failure else sum(image) % len(LABELS)
+        for image, failure in zip(images, failures, strict=True)
+    ]
+    labels = [None if number is None else LABELS[number] for number in numbers]
+    scores = [None if number is None else 0.5 for number in numbers]
+    top = [
+        None if label is None else [{"label": label, "label_id": number, "score": 0.5}]
+        for label, number in zip(labels, numbers, strict=True)
+    ]
+    columns = {name: rows.column(name) for name in (ROW_ID, "uri", *pass_through.names)}
+    columns |= {"label": labels, "label_id": numbers, "score": scores, "top_k": top}
+    schema = staged_schema(list(pass_through), CLASSIFY_FIELDS)
+    return pa.table({**columns, **failure_columns(failures)}, schema=schema)
+
+
+def write_same_time(path: Path, data: bytes) -> None:
+    """Write other bytes of the same number, so that nobody sees it from outside."""
+    then = path.stat()
+    assert then.st_size == len(data)
+    path.write_bytes(data)
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+
+
+def damage(path: Path) -> bytes:
+    """Make a file unreadable as by a bad block; return what it was."""
+    data = path.read_bytes()
+    write_same_time(path, bytes(len(data)))
+    return data

@@ -1,0 +1,118 @@
+"""Two streams become one in order, whatever the pieces are that they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.compact import Compactor
+from pipeline.errors import InfraError
+from pipeline.input_order import (
+    KEY,
+    RANK,
+    ROW,
+    UNIT,
+    from_metadata,
+    keys_of,
+    make_places,
+    minor_of,
+    to_metadata,
+)
+from pipeline.layout import Layout
+from pipeline.merge import Merger, interleave, merge_parts
+from pipeline.schema import ROW_ID
+from pipeline.storage import Store
+
+Pieces = list[list[int]]
+
+
+def stream(name: str, pieces: Pieces) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    for piece in pieces:
+        table = pa.table({"from": pa.array([name] * len(piece), pa.string())})
+        yield table.append_column("key", pa.array(piece, pa.int64())), np.array(piece, np.int64)
+
+
+def cut_up(values: list[int], cuts: list[int]) -> Pieces:
+    bounds = sorted({0, len(values), *(cut % (len(values) + 1) for cut in cuts)})
+    return [values[a:b] for a, b in pairwise(bounds)]
+
+
+def sorted_pieces(*, unique: bool) -> st.SearchStrategy[Pieces]:
+    values = st.lists(st.integers(0, 30), unique=unique).map(sorted)
+    return st.builds(cut_up, values, st.lists(st.integers(0, 40), max_size=5))
+
+
+@given(sorted_pieces(unique=True), sorted_pieces(unique=False))
+def test_all_rows_come_in_order_and_new_ones_before_old_ones_of_the_same_key(
+    old: Pieces, new: Pieces
+):
+    found = []
+    for rows, keys in interleave(stream("old", old), stream("new", new)):
+        assert rows.column("key").to_pylist() == keys.tolist()
+        assert rows.num_rows
+        found += list(zip(keys.tolist(), rows.column("from").to_pylist(), strict=True))
+    expected = [(key, "old") for piece in old for key in piece]
+    expected += [(key, "new") for piece in new for key in piece]
+    assert found == sorted(expected)
+
+
+def test_only_as_much_is_read_ahead_as_is_needed():
+    taken: list[str] = []
+
+    def watched(name: str, pieces: Pieces) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        for piece in stream(name, pieces):
+            taken.append(name)
+            yield piece
+
+    merged = interleave(watched("old", [[1], [2], [3]]), watched("new", [[0] * 9, [0] * 9, [3]]))
+    assert next(merged)[0].num_rows == 9
+    assert taken == ["old", "new"]
+
+
+def test_a_part_that_no_row_comes_into_is_copied_byte_by_byte(tmp_path: Path):
+    store, layout = Store(str(tmp_path)), Layout("date=1")
+    schema = pa.schema([pa.field(ROW_ID, pa.string(), nullable=False)])
+    compactor = Compactor(store, "new", "000002-" + "a" * 12, schema, "zstd", {}, 1e6)
+    old = Compactor(store, layout.predictions, "000001-" + "b" * 12, schema, "zstd", {}, 1e6)
+    written = old.stream("x", 0, schema)
+    written.write(pa.table({ROW_ID: ["a", "b"]}, schema=schema))
+    [part] = written.close()
+    path = f"{layout.predictions}/{part.path}"
+    published = part.__class__(path, part.num_rows, part.size_bytes, part.sha256)
+    calls = []
+
+    def run(function, arguments):
+        calls.append((function.__name__, len(arguments)))
+        return [function(*own) for own in arguments]
+
+    [copied] = merge_parts(Merger(compactor), [published], [], layout, run)
+    assert (copied.sha256, copied.num_rows) == (part.sha256, 2)
+    assert store.read_bytes(f"new/{copied.path}") == store.read_bytes(path)
+    assert calls == [("into_part", 0), ("copy", 1)]
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**6), st.integers(0, 10**9), st.integers(1, 50))
+def test_places_survive_a_file_and_say_where_rows_are(first, unit, start, num_rows):
+    places = make_places(first, unit, start, num_rows)[::3]
+    metadata = {k.encode(): v.encode() for k, v in to_metadata(places).items()}
+    assert np.array_equal(from_metadata(metadata, len(places), "part"), places)
+    assert places[:, UNIT].tolist() == [unit] * len(places)
+    assert places[:, ROW].tolist() == list(range(start, start + num_rows, 3))
+    assert places[:, RANK].tolist() == list(range(first, first + num_rows, 3))
+    assert minor_of(places[:, KEY] + 5).tolist() == [5] * len(places)
+    assert (keys_of(places[:, RANK]) == places[:, KEY]).all()
+
+
+def test_damaged_places_are_said():
+    metadata = {k.encode(): v.encode() for k, v in to_metadata(make_places(0, 0, 0, 3)).items()}
+    with pytest.raises(InfraError, match="part-1: the places of its rows are damaged"):
+        from_metadata(metadata, 4, "part-1")
+    with pytest.raises(KeyError):
+        from_metadata({}, 3, "part-1")

@@ -1,0 +1,481 @@
+"""What goes again, and what comes of it: in the end the partition of a night without failures."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from models import TRANSFORM
+from nights import LAYOUT, Night, content_of, damage, write_same_time
+from tars import Entry, pack
+
+from pipeline.errors import GateRefused, InfraError, JobError, PartitionBusy, PublishConflict
+from pipeline.lease import hold_lease
+from pipeline.manifest import log_numbers
+from pipeline.publish import commit
+from pipeline.storage import Store
+from pipeline.upkeep import history_numbers, rollback
+from pipeline.verify import verify_output
+
+NUM_ROWS = 40
+CAMERAS = ("front", "back", None)
+
+
+def image(row: int) -> bytes:
+    return b"image %d" % row
+
+
+def write_images(folder: Path) -> dict[str, Any]:
+    for row in range(NUM_ROWS):
+        (folder / f"{row:03d}.jpg").write_bytes(image(row))
+    return {"format": "images"}
+
+
+def write_parquet(folder: Path, **columns: list[Any]) -> dict[str, Any]:
+    """Four shards of ten rows, in row groups of three."""
+    table = pa.table(
+        {
+            "image": [image(row) for row in range(NUM_ROWS)],
+            "camera": [CAMERAS[row % 3] for row in range(NUM_ROWS)],
+            **columns,
+        }
+    )
+    for shard in range(4):
+        path = folder / f"s{shard}.parquet"
+        pq.write_table(table.slice(10 * shard, 10), path, row_group_size=3)
+    return {"format": "parquet", "pass_through": ["camera"]}
+
+
+def write_ids(folder: Path) -> dict[str, Any]:
+    source = write_parquet(folder, id=[f"id-{row}" for row in range(NUM_ROWS)])
+    return {**source, "id_column": "id"}
+
+
+def write_links(folder: Path) -> dict[str, Any]:
+    (folder / "photos").mkdir()
+    for row in range(NUM_ROWS):
+        (folder / "photos" / f"{row}.jpg").write_bytes(image(row))
+    source = write_parquet(folder, link=[f"photos/{row}.jpg" for row in range(NUM_ROWS)])
+    return {**source, "uri_column": "link"}
+
+
+def write_tars(folder: Path) -> dict[str, Any]:
+    for shard in range(4):
+        rows = range(10 * shard, 10 * shard + 10)
+        entries = [
+            entry
+            for row in rows
+            for entry in (Entry(f"k{row}.jpg", image(row)), Entry(f"k{row}.cls", b"%d" % row))
+        ]
+        (folder / f"t{shard}.tar").write_bytes(pack(entries))
+    return {"format": "webdataset", "pass_through": ["cls"]}
+
+
+SOURCES: list[Callable[[Path], dict[str, Any]]] = [
+    *(write_images, write_parquet, write_ids, write_links, write_tars)
+]
+
+
+def make_night(tmp_path: Path, write: Callable[[Path], dict[str, Any]], **sections: Any) -> Night:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return Night(str(folder), Store(str(tmp_path / "out")), write(folder), sections=sections)
+
+
+def whole_night(night: Night, tmp_path: Path) -> Night:
+    """The same without failures."""
+    whole = Night(night.inputs, Store(str(tmp_path / "whole")), night.source,
+                  sections=night.sections)  # fmt: skip
+    whole.run()
+    return whole
+
+
+def all_ids(night: Night, tmp_path: Path) -> list[str]:
+    whole = Night(night.inputs, Store(str(tmp_path / "ids")), night.source)
+    whole.run()
+    return [row["row_id"] for row in whole.content()[0]]
+
+
+def verify(night: Night) -> None:
+    found = verify_output(night.out.uri, None, dict(night.out.storage_options))
+    skipped = {check["name"] for check in found["checks"] if check["status"] == "skipped"}
+    assert skipped <= {"planned_ids"}
+
+
+@pytest.mark.parametrize("by", [(), ("label",)], ids=["flat", "by label"])
+@pytest.mark.parametrize("write", SOURCES, ids=lambda write: write.__name__)
+def test_rows_come_in_at_their_places_until_none_is_left(
+    write: Callable[[Path], dict[str, Any]], by: tuple[str, ...], tmp_path: Path
+):
+    night = make_night(tmp_path, write, sink={"partition_columns": by})
+    ids = all_ids(night, tmp_path)
+    choose = random.Random(write.__name__)
+    bad = {ids[0], ids[1], ids[2], ids[19], ids[20], ids[-1], *choose.sample(ids, 12)}
+    night.broken = set(bad)
+    first = night.run()
+    assert set(night.failed()) == bad
+    reference = whole_night(night, tmp_path)
+    expected = reference.content()[0]
+    retried = sorted(bad)
+    choose.shuffle(retried)
+    for cut in (5, 6, len(bad)):
+        night.broken = set(retried[cut:])
+        asked = set(night.failed())
+        assert night.retry() == "published"
+        assert night.computed == [value for value in ids if value in asked]
+        good, failed = night.content()
+        assert [row["row_id"] for row in failed] == [v for v in ids if v in night.broken]
+        assert good == [row for row in expected if row["row_id"] not in night.broken]
+        verify(night)
+        assert night.run().number == night.current().number, "nothing to do"
+        assert night.computed == []
+    assert night.current().fingerprint == first.fingerprint
+    assert night.current().distribution == reference.current().distribution
+    assert night.current().row_id_hash == reference.current().row_id_hash
+    assert night.retry() == "nothing_to_do"
+    assert log_numbers(night.out, LAYOUT) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("by", [(), ("camera",)], ids=["flat", "by camera"])
+@pytest.mark.parametrize("write", [write_parquet, write_ids], ids=lambda write: write.__name__)
+def test_of_a_shard_that_can_be_read_now_all_rows_come_in(
+    write: Callable[[Path], dict[str, Any]], by: tuple[str, ...], tmp_path: Path
+):
+    night = make_night(tmp_path, write, sink={"partition_columns": by})
+    ids = all_ids(night, tmp_path)
+    expected = whole_night(night, tmp_path).content()[0]
+    folder = Path(night.inputs)
+    bytes_of = {name: damage(folder / name) for name in ("s1.parquet", "s3.parquet")}
+    night.broken = {ids[13], ids[19], ids[25]}
+    first = night.run()
+    assert first.num_unreadable_shards == 2
+    assert list(night.failed()) == ["s1.parquet", ids[25], "s3.parquet"]
+
+    write_same_time(folder / "s1.parquet", bytes_of["s1.parquet"])
+    assert night.retry("unreadable_shard") == "published"
+    assert len(night.computed) == 11, "the other one was tried, too"
+    assert list(night.failed()) == [ids[13], ids[19], ids[25], "s3.parquet"]
+    assert night.current().num_unreadable_shards == 1
+    assert night.current().num_rows == 31
+    verify(night)
+    # A run lists both as they were, so there is nothing to do, and nothing is thrown away.
+    assert night.run().number == 2
+
+    night.broken.clear()
+    write_same_time(folder / "s3.parquet", bytes_of["s3.parquet"])
+    assert night.retry() == "published"
+    assert night.content() == (expected, [])
+    assert night.current().num_unreadable_shards == 0
+    verify(night)
+
+
+def test_the_rest_of_a_tar_comes_in_as_far_as_it_can_be_read(tmp_path: Path):
+    night = make_night(tmp_path, write_tars)
+    expected = whole_night(night, tmp_path).content()[0]
+    path = Path(night.inputs) / "t1.tar"
+    data = path.read_bytes()
+    at = [data.index(name) // 512 * 512 for name in (b"k13.cls", b"k17.jpg")]
+
+    def readable_until(position: int) -> None:
+        write_same_time(path, data[:position] + b"\xff" * (len(data) - position))
+
+    readable_until(at[0])
+    night.broken = {"t1.tar/k11", "t1.tar/k15"}
+    night.run()
+    bad = ["t1.tar/k11", "t1.tar/k13", "t1.tar"]
+    assert list(night.failed()) == bad
+    assert night.current().num_unreadable_shards == 1
+
+    readable_until(at[1])
+    assert night.retry() == "published"
+    assert list(night.failed()) == ["t1.tar/k11", "t1.tar/k15", "t1.tar"]
+    verify(night)
+
+    # It broke off earlier this time: what was not reached stays.
+    readable_until(at[0])
+    night.broken.clear()
+    assert night.retry() == "published"
+    assert list(night.failed()) == ["t1.tar/k15", "t1.tar"]
+    verify(night)
+
+    write_same_time(path, data)
+    assert night.retry() == "published"
+    assert night.content() == (expected, [])
+    verify(night)
+
+
+def test_a_limit_of_rows_lets_nothing_in_that_it_left_out(tmp_path: Path):
+    night = make_night(tmp_path, write_tars, run={"limit_rows": 15})
+    night.broken = {"t0.tar/k3", "t1.tar/k12"}
+    night.run()
+    night.broken.clear()
+    assert night.retry() == "published"
+    assert night.computed == ["t0.tar/k3", "t1.tar/k12"]
+    assert night.content() == whole_night(night, tmp_path).content()
+    verify(night)
+
+
+def test_rows_of_changed_inputs_stay_and_are_counted(tmp_path: Path):
+    night = make_night(tmp_path, write_images)
+    folder = Path(night.inputs)
+    night.broken = {"003.jpg", "004.jpg", "005.jpg"}
+    night.run()
+    night.broken.clear()
+    (folder / "004.jpg").write_bytes(b"other bytes")
+    (folder / "005.jpg").unlink()
+    assert night.retry() == "published"
+    assert list(night.failed()) == ["004.jpg", "005.jpg"]
+    assert figures(night)["inputs_changed"] == 2
+    verify(night)
+    assert night.retry() == "nothing_to_do"
+    assert figures(night) == {**figures(night), "entries": 0, "inputs_changed": 2}
+    assert night.current().number == 2
+
+
+def test_of_rows_with_one_id_the_published_one_keeps_it(tmp_path: Path):
+    same = ["x" if row in (3, 5, 12, 33) else f"id-{row}" for row in range(NUM_ROWS)]
+    night = make_night(tmp_path, lambda folder: write_named(folder, same))
+    damage(Path(night.inputs) / "s3.parquet")
+    night.broken = {"x", "id-7"}
+    night.run()
+    # The first one failed, so that the others are no duplicates of a prediction; nor do they go.
+    assert sorted(night.failed()) == ["id-7", "s3.parquet", "x"]
+    reasons = [row["reason"] for row in night.content()[1]]
+    assert Counter(reasons) == {"decode_error": 4, "unreadable_shard": 1}
+    night.broken.clear()
+    assert night.retry("decode_error") == "published"
+    good, bad = night.content()
+    assert [row["row_id"] for row in good].count("x") == 1
+    assert [(row["row_id"], row["reason"]) for row in bad] == [
+        ("x", "duplicate_id"), ("x", "duplicate_id"), ("s3.parquet", "unreadable_shard"),
+    ]  # fmt: skip
+    assert good[3]["row_id"] == "x"
+    verify(night)
+
+    # An id that is published already stays with its row; duplicates never go again.
+    write_named(tmp_path / "again", same)
+    write_same_time(
+        Path(night.inputs) / "s3.parquet", (tmp_path / "again" / "s3.parquet").read_bytes()
+    )
+    assert night.retry() == "published"
+    assert len(night.computed) == 10
+    assert [row["reason"] for row in night.content()[1]] == ["duplicate_id"] * 3
+    assert figures(night)["duplicate_ids"] == 2
+    verify(night)
+    assert night.retry() == "nothing_to_do"
+    assert figures(night)["duplicate_ids"] == 3
+
+
+def write_named(folder: Path, ids: list[str]) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    return {**write_parquet(folder, id=ids), "id_column": "id"}
+
+
+def figures(night: Night) -> dict[str, Any]:
+    assert night.record is not None
+    found: dict[str, Any] = night.report()["retry"]
+    return found
+
+
+def test_rows_that_fail_again_say_why_now_and_no_change_publishes_nothing(tmp_path: Path):
+    night = make_night(tmp_path, write_links)
+    gone = [Path(night.inputs) / "photos" / f"{row}.jpg" for row in (4, 14, 24)]
+    for path in gone:
+        path.unlink()
+    night.run()
+    assert set(night.failed().values()) == {"missing"}
+    before = night.content()
+    assert night.retry() == "nothing_to_do"
+    assert len(night.computed) == 3
+    assert night.retry() == "nothing_to_do"
+    assert len(night.computed) == 3, "failures of an earlier try are no excuse"
+    assert (night.content(), log_numbers(night.out, LAYOUT)) == (before, [1])
+
+    gone[0].write_bytes(image(4))
+    night.broken = {"s1.parquet#4"}
+    gone[1].write_bytes(image(14))
+    assert night.retry("missing") == "published"
+    assert night.failed() == {"s1.parquet#4": "decode_error", "s2.parquet#4": "missing"}
+    report = night.report()
+    assert report["rows"] == {
+        **report["rows"],
+        **{"total": 40, "predicted": 38, "quarantined": 2, "computed": 3, "resumed": 37},
+    }
+    assert report["reasons"] == {"decode_error": 1, "missing": 1}
+    assert (figures(night)["recovered"], figures(night)["failed_again"]) == (1, 2)
+    verify(night)
+    gone[2].write_bytes(image(24))
+    assert night.retry("decode_error") == "nothing_to_do"
+    assert figures(night)["not_asked"] == 1
+    night.broken.clear()
+    assert night.retry() == "published"
+    assert night.failed() == {}
+
+
+def test_gates_judge_the_merged_partition(tmp_path: Path):
+    night = make_night(tmp_path, write_images, gates={"max_error_pct": 10.0, "min_rows": 1})
+    night.broken = {f"{row:03d}.jpg" for row in range(4)}
+    night.run()
+    # The share is of all rows: of the four that go, half fail again.
+    night.broken = {"000.jpg", "001.jpg"}
+    assert night.retry() == "published"
+    assert night.current().num_quarantined == 2
+    strict = make_night_again(night, gates={"max_error_pct": 1.0, "min_rows": 1})
+    strict.broken = {"000.jpg"}
+    with pytest.raises(GateRefused, match="1 of 40 rows quarantined"):
+        strict.retry()
+    assert night.current().number == 2
+    strict.broken = set()
+    assert strict.retry() == "published", "what failed then is tried again"
+
+
+def make_night_again(night: Night, **sections: Any) -> Night:
+    return Night(night.inputs, night.out, night.source, sections=sections)
+
+
+def test_what_cannot_be_retried_is_refused(tmp_path: Path):
+    night = make_night(tmp_path, write_parquet)
+    with pytest.raises(JobError, match="nothing is published"):
+        night.retry()
+    night.broken = {"s0.parquet#1"}
+    night.run()
+    with pytest.raises(JobError, match=r"--reason bad: no such reason; allowed are unreadable_sh"):
+        night.retry("bad")
+    with pytest.raises(JobError, match=r"--reason duplicate_id: only the first row of an id is"):
+        night.retry("duplicate_id")
+    for sections in (
+        {"model": {"factory": "models:colours", "labels": ["a", "b", "c", "d", "e"]}},
+        {"transform": {**TRANSFORM, "size_px": 16}},
+        {"run": {"limit_rows": 30}},
+        {"sink": {"partition_columns": ("camera",)}},
+    ):
+        other = make_night_again(night, **sections)
+        with pytest.raises(JobError, match=r"other settings than the job's; `pipeline run` makes"):
+            other.retry()
+    fewer = Night(night.inputs, night.out, {"format": "parquet"})
+    with pytest.raises(JobError, match="other settings"):
+        fewer.retry()
+    with hold_lease(night.out, LAYOUT, "other", 60.0), pytest.raises(PartitionBusy):
+        night.retry()
+    night.out.delete([LAYOUT.plan(night.current().fingerprint)])
+    with pytest.raises(InfraError, match="is missing, so nobody knows the rows"):
+        night.retry()
+    assert night.current().number == 1
+
+
+@pytest.mark.parametrize("by", [(), ("label",)], ids=["flat", "by label"])
+def test_a_night_without_any_prediction_can_be_retried(by: tuple[str, ...], tmp_path: Path):
+    night = make_night(tmp_path, write_tars, sink={"partition_columns": by})
+    night.broken = set(all_ids(night, tmp_path))
+    night.sections["gates"] = {"max_error_pct": 100.0}
+    assert night.run().num_predicted == 0
+    night.broken = {"t0.tar/k0"}
+    assert night.retry() == "published"
+    verify(night)
+    night.broken.clear()
+    assert night.retry() == "published"
+    assert night.content() == whole_night(night, tmp_path).content()
+    verify(night)
+
+
+@pytest.mark.parametrize("below", ["s1.parquet", "s[12].parquet", ""])
+def test_a_file_and_a_pattern_are_sources_like_a_folder(below: str, tmp_path: Path):
+    night = make_night(tmp_path, write_parquet)
+    night.inputs = f"{night.inputs}/{below}"
+    night.broken = {"s1.parquet#4"}
+    night.run()
+    assert night.current().num_quarantined == 1
+    night.broken.clear()
+    assert night.retry() == "published"
+    assert night.failed() == {}
+    verify(night)
+
+
+def test_fixed_code_is_no_other_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    night = make_night(tmp_path, write_images)
+    night.broken = {"003.jpg"}
+    night.run()
+    monkeypatch.setattr("pipeline.plan.code_digest", lambda: "fixed")
+    night.broken.clear()
+    assert night.retry() == "published"
+    assert night.computed == ["003.jpg"]
+    verify(night)
+
+
+def test_a_version_from_before_places_were_kept_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    night = make_night(tmp_path, write_images)
+    night.broken = {"003.jpg"}
+    monkeypatch.setattr("pipeline.parts.to_metadata", lambda places: {})
+    night.run()
+    with pytest.raises(JobError, match="was published before retries were possible"):
+        night.retry()
+
+
+def test_a_partition_that_changes_meanwhile_stays_as_it_became(tmp_path: Path):
+    night = make_night(tmp_path, write_images, sink={"keep_versions": 2})
+    night.broken = {"003.jpg", "004.jpg"}
+    night.run()
+    night.broken = {"004.jpg"}
+    night.retry()
+
+    def roll_back(*arguments: Any, **more: Any) -> Any:
+        rollback(night.out, LAYOUT, "meanwhile", keep_versions=2)
+        return real(*arguments, **more)
+
+    real, night.predict = night.predict, roll_back  # type: ignore[method-assign]
+    night.broken.clear()
+    with pytest.raises(PublishConflict, match="version 2 was replaced meanwhile"):
+        night.retry()
+    night.predict = real  # type: ignore[method-assign]
+    assert list(night.failed()) == ["003.jpg", "004.jpg"]
+    # What was rolled back can be retried as well, and rolled back to again.
+    assert night.retry() == "published"
+    assert night.failed() == {}
+    assert history_numbers(night.out, LAYOUT) == [2, 3]
+    rolled = rollback(night.out, LAYOUT, "back", keep_versions=2, to_number=2)
+    assert [row["row_id"] for row in content_of(night.out, rolled)[1]] == ["004.jpg"]
+    verify(night)
+
+
+def test_of_two_that_publish_at_once_the_second_does_not_pass_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What was published meanwhile is of the same fingerprint, and yet other rows."""
+    night = make_night(tmp_path, write_images)
+    night.broken = {"003.jpg", "004.jpg"}
+    night.run()
+    night.broken = {"004.jpg"}
+    night.retry()
+
+    def commit_late(*arguments: Any) -> Any:
+        rollback(night.out, LAYOUT, "meanwhile", keep_versions=2)
+        return commit(*arguments)
+
+    night.broken.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.finish.commit", commit_late)
+        with pytest.raises(PublishConflict, match="run meanwhile published version 3"):
+            night.retry()
+    assert list(night.failed()) == ["003.jpg", "004.jpg"]
+    verify(night)
+
+
+def test_a_delta_table_follows(tmp_path: Path):
+    deltalake = pytest.importorskip("deltalake")
+    sink = {"table": "delta", "partition_columns": ("camera",)}
+    night = make_night(tmp_path, write_parquet, sink=sink)
+    night.broken = {"s0.parquet#1", "s2.parquet#8"}
+    night.run()
+    night.broken.clear()
+    assert night.retry() == "published"
+    table = deltalake.DeltaTable(f"{night.out.uri}/predictions").to_pyarrow_table()
+    assert sorted(table["row_id"].to_pylist()) == sorted(all_ids(night, tmp_path))
+    verify(night)
