@@ -22,10 +22,11 @@ from enum import StrEnum
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.address import join, normalise, options_of, root_path
+from pipeline.disturbed import local_disk, remote
 from pipeline.errors import InfraError, JobError, PipelineError
 from pipeline.listing import FetchPage, collect, folder_names, list_in_parallel
-from pipeline.local_disk import LocalDisk, is_temporary
-from pipeline.object_store import CheckedFile, ObjectStore
+from pipeline.local_disk import is_temporary
+from pipeline.object_store import CheckedFile, ObjectStore, RemoteFile
 from pipeline.retry import (
     TRIES,
     TransientError,
@@ -34,7 +35,7 @@ from pipeline.retry import (
     with_retries,
 )
 from pipeline.storage_errors import is_conflict, secret_values, storage_errors, translate
-from pipeline.stored import Backend, Page, StoredFile
+from pipeline.stored import Backend, Disk, Page, StoredFile
 
 __all__ = ["PROBES", "CreateOutcome", "Store", "StoredFile", "retries_taken"]
 
@@ -92,7 +93,7 @@ class Store:
         with self._errors("list", prefix):
             if self.is_object_store:
                 return folder_names(self._fetch_pages(prefix), self._full(prefix))
-            return [*LocalDisk().folder_names(self._full(prefix))]
+            return [*self._disk().folder_names(self._full(prefix))]
 
     def list_leftovers(self, prefix: str = "") -> list[StoredFile]:
         """List temporary files that killed writers left on local disk (readers never see them)."""
@@ -161,7 +162,7 @@ class Store:
             FileNotFoundError: There is no such file.
         """
         handle = self._call("open", path, lambda at: at.open(self._full(path)), missing=path)
-        if not self.is_object_store:
+        if not isinstance(handle, RemoteFile):
             return handle
         return cast(BinaryIO, CheckedFile(handle, self.url(path), self._secrets()))
 
@@ -280,7 +281,7 @@ class Store:
         if self.is_object_store:
             pages = list_in_parallel(self._fetch_pages(prefix), full)
         else:
-            pages = LocalDisk().list(full)
+            pages = self._call("list", prefix, lambda _: self._disk().list(full))
         with self._errors("list", prefix):
             return collect(map(self._relative, pages), self.url(prefix))
 
@@ -329,7 +330,10 @@ class Store:
         return [StoredFile(f.path[skipped:], f.size_bytes, f.version, f.modified) for f in page]
 
     def _backend(self) -> Backend:
-        return self._objects() if self.is_object_store else LocalDisk()
+        return remote(self._objects(), self.uri) if self.is_object_store else self._disk()
+
+    def _disk(self) -> Disk:
+        return local_disk(self.uri)
 
     def _objects(self) -> ObjectStore:
         protocol = self.uri.partition("://")[0]

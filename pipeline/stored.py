@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -55,3 +55,10 @@ class Backend(Protocol):
     def create(self, path: str, data: bytes) -> None: ...
     def copy(self, source: str, target: str) -> None: ...
     def delete(self, paths: Sequence[str]) -> None: ...
+
+
+class Disk(Backend, Protocol):
+    """Local disk, which can list itself whole."""
+
+    def list(self, folder: str) -> Iterator[Sequence[StoredFile]]: ...
+    def folder_names(self, folder: str) -> Sequence[str]: ...

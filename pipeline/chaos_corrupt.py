@@ -1,0 +1,117 @@
+"""Spoil copies of inputs by a seed, so that it is known which rows must end in quarantine."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.job import Source
+
+_FLIPPED_BYTES = 16
+_TEXT = b"Not found: the upstream job wrote this page in place of a file.\n"
+MISSING_URI = "chaos-missing.jpg"
+
+_IMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[: len(data) // 3],
+    "zeros": lambda data: bytes(len(data)),
+    "flipped": lambda data: bytes(byte ^ 0xFF for byte in data[:_FLIPPED_BYTES])
+    + data[_FLIPPED_BYTES:],
+    "text": lambda _: _TEXT,
+    "empty": lambda _: b"",
+}
+_SHARDS: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "text": lambda _: _TEXT,
+    "empty": lambda _: b"",
+}
+
+
+def spoil_images(images: Sequence[bytes], number: int, seed: int) -> list[tuple[str, int, bytes]]:
+    """Return spoilt copies of images: what was done, to which of them, and the bytes."""
+    whole = [index for index, data in enumerate(images) if data]
+    if not whole:
+        return []
+    dice = random.Random(seed)  # noqa: S311  # hides nothing
+    kinds = [list(_IMAGES)[index % len(_IMAGES)] for index in range(number)]
+    picked = [dice.choice(whole) for _ in kinds]
+    return [
+        (kind, at, _IMAGES[kind](images[at])) for kind, at in zip(kinds, picked, strict=True)
+    ]
+
+
+def spoil_shards(data: bytes) -> dict[str, bytes]:
+    """Return spoilt copies of a Parquet file or a tar, none of which is one."""
+    return {kind: spoil(data) for kind, spoil in _SHARDS.items()}
+
+
+def spoil_rows(source: Source, table: pa.Table, number: int, seed: int) -> pa.Table | None:
+    """Return copies of rows of a shard, each with an input that cannot be predicted and a new id.
+
+    None where no such input is known: of features only nulls are, where the job quarantines them.
+    """
+    name = source.uri_column or (source.features or (source.image_column,))[0]
+    column = table.column(name).combine_chunks()
+    if source.uri_column:
+        rows, inputs = table.slice(0, number), _texts([MISSING_URI] * number, column.type)
+    elif source.features:
+        is_known = source.null_features == "quarantine" and table.schema.field(name).nullable
+        rows, inputs = table.slice(0, number), pa.nulls(number, column.type) if is_known else None
+    else:
+        spoilt = spoil_images(_images_of(column), number, seed)
+        rows = table.take([at for _, at, _ in spoilt])
+        inputs = _with_images(column.take(pa.array([at for _, at, _ in spoilt], pa.int64())), [d for _, _, d in spoilt])
+    if inputs is None or not rows.num_rows:
+        return None
+    rows = rows.set_column(
+        rows.column_names.index(name), table.schema.field(name), inputs[: rows.num_rows]
+    )
+    return _with_new_ids(source.id_column, rows, table)
+
+
+def _texts(values: Sequence[str], kind: pa.DataType) -> pa.Array | None:
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.array(values, kind) if is_text else None
+
+
+def _images_of(column: pa.Array) -> list[bytes]:
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    return [value or b"" for value in column.to_pylist()]
+
+
+def _with_images(column: pa.Array, images: Sequence[bytes]) -> pa.Array | None:
+    kind = column.type
+    if pa.types.is_struct(kind):
+        names = [kind.field(index).name for index in range(kind.num_fields)]
+        inner = _with_images(pc.struct_field(column, "bytes"), images)
+        fields = [inner if name == "bytes" else pc.struct_field(column, name) for name in names]
+        return None if inner is None else pa.StructArray.from_arrays(fields, fields=list(kind))
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.array(images, kind) if is_binary else None
+
+
+def _with_new_ids(id_column: str | None, rows: pa.Table, table: pa.Table) -> pa.Table | None:
+    if id_column is None:
+        return rows
+    kind = table.schema.field(id_column).type
+    if pa.types.is_integer(kind):
+        largest = pc.max(table.column(id_column)).as_py() or 0
+        ids = [largest + 1 + index for index in range(rows.num_rows)]
+        new = pa.array(ids, pa.int64()).cast(kind, safe=True)
+    else:
+        new = _texts([f"chaos-{index}" for index in range(rows.num_rows)], kind)
+    if new is None:
+        return None
+    return rows.set_column(rows.column_names.index(id_column), table.schema.field(id_column), new)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Encode a table as a shard of two row groups, its schema as it is."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=max(1, -(-table.num_rows // 2)))
+    return buffer.getvalue()
