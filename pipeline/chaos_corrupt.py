@@ -19,8 +19,9 @@ MISSING_URI = "chaos-missing.jpg"
 _IMAGES: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda data: data[: len(data) // 3],
     "zeros": lambda data: bytes(len(data)),
-    "flipped": lambda data: bytes(byte ^ 0xFF for byte in data[:_FLIPPED_BYTES])
-    + data[_FLIPPED_BYTES:],
+    "flipped": lambda data: (
+        bytes(byte ^ 0xFF for byte in data[:_FLIPPED_BYTES]) + data[_FLIPPED_BYTES:]
+    ),
     "text": lambda _: _TEXT,
     "empty": lambda _: b"",
 }
@@ -39,9 +40,7 @@ def spoil_images(images: Sequence[bytes], number: int, seed: int) -> list[tuple[
     dice = random.Random(seed)  # noqa: S311  # hides nothing
     kinds = [list(_IMAGES)[index % len(_IMAGES)] for index in range(number)]
     picked = [dice.choice(whole) for _ in kinds]
-    return [
-        (kind, at, _IMAGES[kind](images[at])) for kind, at in zip(kinds, picked, strict=True)
-    ]
+    return [(kind, at, _IMAGES[kind](images[at])) for kind, at in zip(kinds, picked, strict=True)]
 
 
 def spoil_shards(data: bytes) -> dict[str, bytes]:
@@ -64,7 +63,10 @@ def spoil_rows(source: Source, table: pa.Table, number: int, seed: int) -> pa.Ta
     else:
         spoilt = spoil_images(_images_of(column), number, seed)
         rows = table.take([at for _, at, _ in spoilt])
-        inputs = _with_images(column.take(pa.array([at for _, at, _ in spoilt], pa.int64())), [d for _, _, d in spoilt])
+        inputs = _with_images(
+            column.take(pa.array([at for _, at, _ in spoilt], pa.int64())),
+            [d for _, _, d in spoilt],
+        )
     if inputs is None or not rows.num_rows:
         return None
     rows = rows.set_column(

@@ -1,4 +1,4 @@
-"""Copy a seeded sample of a job's inputs into a folder, and spoilt copies of some of them beside it.
+"""Copy a seeded sample of a job's inputs into a folder, and spoilt copies of some beside it.
 
 The inputs are only read. What a job says of its source stays; what must differ so that it reads the
 copy is handed back.
@@ -47,8 +47,14 @@ class Sample:
     """Row id of each spoilt row or shard -> what was done to it; all must be quarantined."""
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file of the copy."""
+        """Write a file of the copy.
+
+        Raises:
+            JobError: Its path leads out of the folder, as the key of an object may.
+        """
         target = self.folder / path
+        if ".." in target.parts:
+            raise JobError(f"{path!r}: a path must stay below the source; no '..'")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
 

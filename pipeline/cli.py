@@ -274,6 +274,27 @@ def schema(
 
 
 @app.command()
+def chaos(
+    job: JobFile,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same faults.")] = 1,
+    rows: Annotated[int, typer.Option("--rows", min=20, help="About how many are copied.")] = 200,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch folder.")] = False,
+    date: DateOption = None,
+    set_: SetOption = None,
+    allow_import: AllowImportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the job over a copy of some rows, kill it and spoil its store, and count what is lost."""
+    from pipeline.chaos import Chaos, run_chaos
+
+    lists = (tuple(set_ or ()), tuple(allow_import or ()))
+    asked = Chaos(load(job, date, set_), job, as_date(date), *lists, rows, seed, keep)
+    found, code = run_chaos(asked)
+    show(found, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
 def demo(
     folder: Annotated[str, typer.Argument(help="Where inputs and outputs go.")] = "demo-output",
     rows: Annotated[int, typer.Option(min=20, help="How many rows.")] = 320,

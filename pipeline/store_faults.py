@@ -46,9 +46,9 @@ class StoreFault(StrEnum):
 WRITES = frozenset(["put", "create", "copy", "delete"])
 _READ_PCT = {StoreFault.REFUSE: 3.0, StoreFault.CUT: 3.0, StoreFault.SLOW: 4.0}
 _WRITE_PCT = {
-    StoreFault.REFUSE: 7.0,
-    StoreFault.CUT: 7.0,
-    StoreFault.LOSE: 10.0,
+    StoreFault.REFUSE: 8.0,
+    StoreFault.CUT: 8.0,
+    StoreFault.LOSE: 16.0,
     StoreFault.SLOW: 40.0,
 }
 

@@ -12,18 +12,22 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
-    "__init__ archive attempts deadline errors health job_section pulse schema stored watchdog",
-    "failpoints job_gates verdict",
+    "__init__ archive attempts chaos_kills deadline errors health job_section pulse schema stored"
+    " watchdog",
+    "failpoints job_gates store_faults verdict",
     "address extents imports in_flight interrupt job job_yaml layout listing local_disk"
     " object_protocols lane progress render ray_token retry terminal hive tar transform",
-    "allocation artefacts columns decode dedupe job_file photos stats storage_errors task",
+    "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos stats"
+    " storage_errors task",
     "child cluster histograms limits object_store preprocess ray_tasks results",
-    "forecast isolate storage submit",
+    "disturbed forecast isolate submit",
+    "storage",
     "agreement bottleneck guard input_order lease manifest performance single_file row_ids"
     " sink torchvision_models trial uri_policy",
-    "delta golden nights parquet_inputs parts report rows web weights",
-    "fetch golden_files image_stream inputs model night_gates tar_stream",
-    "choose compact estimate gates parquet_stream past_runs plan publish quantise runtimes zoo",
+    "chaos_compare delta golden nights parquet_inputs parts report rows web weights",
+    "chaos_table fetch golden_files image_stream inputs model night_gates tar_stream",
+    "chaos_sample choose compact estimate gates parquet_stream past_runs plan publish quantise"
+    " runtimes zoo",
     "drift plan_file predictor provenance regroup source tiling upkeep",
     "merge record requeue",
     "replan",
@@ -38,6 +42,7 @@ LAYERS = (
     "machine_checks run",
     "demo doctor inspect make_golden rerun tune",
     "verify",
+    "chaos",
     "arguments",
     "cli",
     "main",

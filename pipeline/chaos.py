@@ -1,0 +1,230 @@
+"""`pipeline chaos`: the user's own job over a copy of a sample of its inputs, with seeded faults.
+
+Everything happens in a scratch folder; what is the user's is only read. The sample goes through an
+undisturbed run, whose output is the reference, and then through runs whose store fails and whose
+processes are killed, until one of them publishes. What that one published is verified and compared
+with the reference, row by row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.agreement import AgreementLimits
+from pipeline.chaos_compare import Difference, Published, compare_published, count_quarantined
+from pipeline.chaos_kills import choose_kills
+from pipeline.chaos_runs import Command, Done, no_process_left, run_once, staged_slices
+from pipeline.chaos_sample import Sample, take_sample
+from pipeline.chaos_table import fault_rows, in_all
+from pipeline.errors import InfraError, JobError, PipelineError
+from pipeline.golden import EXACT_SCORE_DIFF
+from pipeline.job import Job
+from pipeline.layout import Layout
+from pipeline.manifest import current_manifest, read_current, read_part
+from pipeline.schema import QUARANTINE_SCHEMA
+from pipeline.storage import Store
+from pipeline.store_faults import ask_for_faults, read_injected
+from pipeline.verify import verify_output
+
+log = logging.getLogger(__name__)
+
+_SLICES = 25
+"""About so many: enough to be killed between them."""
+_MAX_RUNS = 6
+_STEPS = ("judged", "compacted", "placed_part", "after_log", "before_success")
+"""Failpoints of publishing; the driver dies at one of them."""
+_SHOWN_IDS = 20
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """What was asked for."""
+
+    job: Job
+    path: str
+    date: dt.date
+    overrides: Sequence[str]
+    allow_import: Sequence[str]
+    num_rows: int
+    seed: int
+    keep: bool
+
+
+def run_chaos(chaos: Chaos) -> tuple[dict[str, Any], int]:
+    """Run the job over a sample, undisturbed and disturbed, and compare.
+
+    Returns:
+        What was injected and what was lost, and the exit code: 1 where anything was.
+
+    Raises:
+        PipelineError: As of the job itself, where its undisturbed run over the sample fails.
+    """
+    started = perf_counter()
+    with _scratch() as folder:
+        command = Command(
+            chaos.path, chaos.date.isoformat(), chaos.overrides, chaos.allow_import, folder
+        )
+        try:
+            document = _try_out(chaos, command)
+        except JobError:
+            raise  # nothing to look at
+        except BaseException:
+            log.warning("kept for a look: %s", folder)
+            raise
+        document["seconds"] = round(perf_counter() - started, 1)
+        is_good = document["status"] == "ok"
+        if is_good and not chaos.keep:
+            shutil.rmtree(folder)
+            document["scratch"] = None
+        return document, 0 if is_good else PipelineError.exit_code
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """Make a private folder, in which no process of ours is left at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="pipeline-chaos-")).resolve()
+    with no_process_left(folder):
+        yield folder
+
+
+def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
+    job, folder, layout = chaos.job, command.folder, Layout(chaos.job.sink.partition)
+    log.info("copying about %d rows to %s", chaos.num_rows, folder)
+    sample = take_sample(job.source, chaos.num_rows, chaos.seed, folder / "input")
+    changes = _changes(chaos, sample)
+    plain, disturbed = folder / "undisturbed", folder / "disturbed"
+    log.info("run 1, undisturbed: %d rows, %d spoilt", sample.num_rows, len(sample.spoilt))
+    reference = run_once(command, changes, plain, layout)
+    if reference.code != 0:
+        raise _as_error(reference)
+    _take_choices(plain, disturbed, layout)
+    runs = _disturb(chaos, command, changes, disturbed, layout)
+    before, trouble = _published(plain, layout), _trouble(runs[-1], disturbed, layout)
+    found = Published(before.predictions.slice(0, 0), before.quarantine.slice(0, 0))
+    if current_manifest(Store(str(disturbed)), layout) is not None:
+        found = _published(disturbed, layout)
+    limits = _limits(job, reference.document)
+    difference = compare_published(before, found, job.source.pass_through, limits)
+    return _document(chaos, sample, runs, found, difference, trouble, folder)
+
+
+def _changes(chaos: Chaos, sample: Sample) -> dict[str, Any]:
+    """Return what must differ from the user's job so that it runs over the sample to its end."""
+    num_rows = sample.num_rows + len(sample.spoilt)
+    changes = {f"source.{name}": value for name, value in sample.changes.items()}
+    if not chaos.job.source.uri_column:
+        changes["source.storage_options"] = {}
+    return changes | {
+        # Judged are whole nights; what a sample looks like beside them says nothing.
+        "gates.error_mode": "warn",
+        "gates.reason_mode": "warn",
+        "gates.volume.mode": "off",
+        "gates.constant.mode": "off",
+        "run.slice_rows": max(1, num_rows // _SLICES),
+        "run.limit_rows": None,
+        "run.deadline": None,
+    }
+
+
+def _as_error(done: Done) -> PipelineError:
+    message = f"the job over the sample, undisturbed: {done.error}"
+    kinds: list[type[PipelineError]] = PipelineError.__subclasses__()
+    return next(
+        (kind(message) for kind in kinds if kind.exit_code == done.code), PipelineError(message)
+    )
+
+
+def _take_choices(source: Path, target: Path, layout: Layout) -> None:
+    """Let the disturbed runs use what `auto` chose, or measuring again could choose otherwise."""
+    for name in ("_control/profiles", "_control/models", f"{layout.control}/choice"):
+        if (source / name).exists():
+            shutil.copytree(source / name, target / name)
+
+
+def _disturb(
+    chaos: Chaos, command: Command, changes: Mapping[str, Any], sink: Path, layout: Layout
+) -> list[Done]:
+    """Run again until a run publishes: the first is killed while it streams, the second later."""
+    environment = ask_for_faults(command.folder, chaos.seed)
+    num_slices = staged_slices(command.folder / "undisturbed", layout)
+    step = random.Random(f"{chaos.seed} step").choice(_STEPS)  # noqa: S311  # hides nothing
+    runs: list[Done] = []
+    while len(runs) < _MAX_RUNS and (not runs or runs[-1].code in (-9, InfraError.exit_code)):
+        kills = [] if runs else choose_kills(num_slices, chaos.seed)
+        dies_at = step if len(runs) == 1 else None
+        log.info("run %d, disturbed", len(runs) + 2)
+        runs.append(
+            run_once(
+                command, changes, sink, layout,
+                environment=environment, kills=kills, dies_at=dies_at,
+            )
+        )  # fmt: skip
+    return runs
+
+
+def _trouble(last: Done, sink: Path, layout: Layout) -> str | None:
+    """Return what is wrong with what the last run left; None if nothing is."""
+    if last.code != 0:
+        return f"the last run failed: {last.error}"
+    try:
+        verify_output(str(sink), layout.partition, {})
+    except PipelineError as error:
+        return str(error)
+    return None
+
+
+def _published(sink: Path, layout: Layout) -> Published:
+    store = Store(str(sink))
+    manifest = current_manifest(store, layout)
+    assert manifest is not None, "the run ended with exit 0"
+    bad = [read_part(store, part) for part in manifest.quarantine_parts]
+    return Published(
+        read_current(store, layout), pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *bad])
+    )
+
+
+def _limits(job: Job, report: Mapping[str, Any]) -> AgreementLimits:
+    limits = AgreementLimits.of(job.gates)
+    is_exact = (report.get("model") or {}).get("precision") == "fp32"
+    return replace(limits, max_score_diff=EXACT_SCORE_DIFF) if is_exact else limits
+
+
+def _document(
+    chaos: Chaos,
+    sample: Sample,
+    runs: Sequence[Done],
+    found: Published,
+    difference: Difference,
+    trouble: str | None,
+    folder: Path,
+) -> dict[str, Any]:
+    is_good = difference.is_none and trouble is None
+    num_spoilt, injected = len(sample.spoilt), read_injected(folder)
+    faults = fault_rows(runs, injected, num_spoilt, count_quarantined(sample.spoilt, found))
+    named = [*difference.lost, *difference.doubled, *difference.changed]
+    return {
+        "status": "ok" if is_good else "failed",
+        "error": trouble,
+        "seed": chaos.seed,
+        "rows": sample.num_rows,
+        "shards": sample.num_shards,
+        "spoilt": num_spoilt,
+        "faults": [*faults, in_all(faults, difference, len(runs), trouble)],
+        "lost": len(difference.lost),
+        "doubled": len(difference.doubled),
+        "changed": len(difference.changed),
+        "row_ids": named[:_SHOWN_IDS],
+        "scratch": str(folder),
+    }

@@ -1,0 +1,136 @@
+"""Compare what a disturbed run published with what an undisturbed one did, row by row. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.agreement import AgreementLimits, compare
+from pipeline.schema import LABEL_ID, ROW_ID, TOP_K
+from pipeline.task import Arrays
+
+_QUARANTINED = "reason"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a run has published."""
+
+    predictions: pa.Table
+    quarantine: pa.Table
+
+    def fates(self) -> dict[str, Counter[str]]:
+        """Return what became of each row id: how often predicted, or quarantined for a reason."""
+        found: dict[str, Counter[str]] = {}
+        for row_id in self.predictions.column(ROW_ID).to_pylist():
+            found.setdefault(row_id, Counter())[""] += 1
+        rows = (self.quarantine.column(name).to_pylist() for name in (ROW_ID, _QUARANTINED))
+        for row_id, reason in zip(*rows, strict=True):
+            found.setdefault(row_id, Counter())[reason] += 1
+        return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Row ids that differ."""
+
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+
+    @property
+    def is_none(self) -> bool:
+        return not (self.lost or self.doubled or self.changed)
+
+
+def compare_published(
+    reference: Published, found: Published, passed: Collection[str], limits: AgreementLimits
+) -> Difference:
+    """Return which rows were lost, came twice, or ended otherwise than in the reference.
+
+    Args:
+        reference: What is right.
+        found: What is judged.
+        passed: Names of the pass-through columns, which must be equal.
+        limits: How far numbers that the model made may be off: batches of another size, as after a
+            crash, give slightly other ones.
+    """
+    expected, fates = reference.fates(), found.fates()
+    lost, doubled, changed = list[str](), list[str](), list[str]()
+    for row_id in {**expected, **fates}:
+        before, now = (each.get(row_id, Counter()) for each in (expected, fates))
+        surplus = now.total() - before.total()
+        lost += [row_id] * -surplus
+        doubled += [row_id] * surplus
+        changed += [row_id] if surplus == 0 and now != before else []
+    named = {*lost, *doubled, *changed}
+    others = _other_values(reference.predictions, found.predictions, passed, limits)
+    changed += [row_id for row_id in others if row_id not in named]
+    return Difference(lost, doubled, changed)
+
+
+def _other_values(
+    reference: pa.Table, found: pa.Table, passed: Collection[str], limits: AgreementLimits
+) -> list[str]:
+    """Return the ids of the rows that both have and whose values differ."""
+    positions = pc.index_in(
+        reference.column(ROW_ID), value_set=found.column(ROW_ID).combine_chunks()
+    )
+    before = reference.filter(positions.is_valid())
+    now = found.take(positions.drop_null())
+    ids = [str(value) for value in before.column(ROW_ID).to_pylist()]
+    if before.schema != now.schema:
+        return ids
+    differs, near = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
+    numbers: tuple[Arrays, Arrays] = ({}, {})
+    for name in before.column_names:
+        pair = before.column(name).combine_chunks(), now.column(name).combine_chunks()
+        unequal = np.array([not _same(a, b) for a, b in zip(*map(_rows, pair), strict=True)], bool)
+        if name not in passed and (name == LABEL_ID or _is_float(pair[0].type)):
+            numbers[0][name], numbers[1][name] = map(_to_array, pair)
+            near |= unequal
+        elif name != TOP_K:  # it follows from the scores, and near ties may change places
+            differs |= unequal
+    if near.any():
+        differs |= near & ~compare(*numbers, limits).agrees
+    return [row_id for row_id, is_other in zip(ids, differs.tolist(), strict=True) if is_other]
+
+
+def _rows(column: pa.Array) -> list[Any]:
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(a == b or (a != a and b != b))  # NaN, in a pass-through column
+
+
+def _is_float(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_fixed_size_list(kind)
+    return _is_float(kind.value_type) if is_list else bool(pa.types.is_floating(kind))
+
+
+def _to_array(column: pa.Array) -> npt.NDArray[Any]:
+    """Return the numbers of a column, (N, size); null is NaN, which agrees with nothing."""
+    num_rows = len(column)
+    while pa.types.is_fixed_size_list(column.type):
+        column = column.flatten()
+    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return values.reshape(num_rows, -1)
+
+
+def count_quarantined(spoilt: Collection[str], found: Published) -> int:
+    """Count the spoilt rows that are quarantined, once, and nowhere else."""
+    fates = found.fates()
+    return sum(
+        1
+        for row_id in spoilt
+        if (fate := fates.get(row_id)) is not None and fate.total() == 1 and not fate[""]
+    )
