@@ -8,13 +8,12 @@ with the reference, row by row.
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import logging
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -35,7 +34,7 @@ from pipeline.layout import Layout
 from pipeline.manifest import current_manifest, read_current, read_part
 from pipeline.schema import QUARANTINE_SCHEMA
 from pipeline.storage import Store
-from pipeline.store_faults import ask_for_faults, read_injected
+from pipeline.store_faults import Injected, ask_for_faults, read_injected
 from pipeline.verify import verify_output
 
 log = logging.getLogger(__name__)
@@ -71,32 +70,25 @@ def run_chaos(chaos: Chaos) -> tuple[dict[str, Any], int]:
     Raises:
         PipelineError: As of the job itself, where its undisturbed run over the sample fails.
     """
-    started = perf_counter()
-    with _scratch() as folder:
-        command = Command(
-            chaos.path, chaos.date.isoformat(), chaos.overrides, chaos.allow_import, folder
-        )
-        try:
-            document = _try_out(chaos, command)
-        except JobError:
-            raise  # nothing to look at
-        except BaseException:
-            log.warning("kept for a look: %s", folder)
-            raise
-        document["seconds"] = round(perf_counter() - started, 1)
-        is_good = document["status"] == "ok"
-        if is_good and not chaos.keep:
-            shutil.rmtree(folder)
-            document["scratch"] = None
-        return document, 0 if is_good else PipelineError.exit_code
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """Make a private folder, in which no process of ours is left at the end."""
+    started, is_needed = perf_counter(), chaos.keep
     folder = Path(tempfile.mkdtemp(prefix="pipeline-chaos-")).resolve()
-    with no_process_left(folder):
-        yield folder
+    lists = (chaos.overrides, chaos.allow_import)
+    command = Command(chaos.path, chaos.date.isoformat(), *lists, folder)
+    try:
+        with no_process_left(folder):
+            document = _try_out(chaos, command)
+        is_needed = is_needed or document["status"] != "ok"
+    except PipelineError as error:
+        is_needed = is_needed or not isinstance(error, JobError)
+        raise
+    finally:
+        if is_needed:
+            log.info("kept: %s", folder)
+        else:
+            shutil.rmtree(folder)
+    document["seconds"] = round(perf_counter() - started, 1)
+    document["scratch"] = str(folder) if is_needed else None
+    return document, 0 if document["status"] == "ok" else PipelineError.exit_code
 
 
 def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
@@ -117,7 +109,7 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
         found = _published(disturbed, layout)
     limits = _limits(job, reference.document)
     difference = compare_published(before, found, job.source.pass_through, limits)
-    return _document(chaos, sample, runs, found, difference, trouble, folder)
+    return _document(chaos, sample, runs, found, difference, trouble, read_injected(folder))
 
 
 def _changes(chaos: Chaos, sample: Sample) -> dict[str, Any]:
@@ -208,11 +200,11 @@ def _document(
     found: Published,
     difference: Difference,
     trouble: str | None,
-    folder: Path,
+    injected: Sequence[Injected],
 ) -> dict[str, Any]:
     is_good = difference.is_none and trouble is None
-    num_spoilt, injected = len(sample.spoilt), read_injected(folder)
-    faults = fault_rows(runs, injected, num_spoilt, count_quarantined(sample.spoilt, found))
+    num_spoilt, num_quarantined = len(sample.spoilt), count_quarantined(sample.spoilt, found)
+    faults = fault_rows(runs, injected, num_spoilt, num_quarantined)
     named = [*difference.lost, *difference.doubled, *difference.changed]
     return {
         "status": "ok" if is_good else "failed",
@@ -226,5 +218,4 @@ def _document(
         "doubled": len(difference.doubled),
         "changed": len(difference.changed),
         "row_ids": named[:_SHOWN_IDS],
-        "scratch": str(folder),
     }

@@ -21,7 +21,7 @@ from pipeline.layout import Layout, parse_staged_name
 
 _MARK = "PIPELINE_CHAOS_OF"
 """In the environment of all processes of one chaos command: how the left ones are found."""
-_ENDS_S, _DIES_S = 30.0, 10.0
+_DIES_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def run_once(
         try:
             killed = carry_out(kills, driver, lambda: staged_slices(sink, layout))
         finally:
-            _end(driver)
+            if driver.poll() is None:  # this command itself is interrupted
+                driver.kill()
+                driver.wait()
     seconds = perf_counter() - started
     document = _last_document(Path(f"{log}.out"))
     return Done(driver.returncode, document, seconds, before, killed, dies_at)
@@ -124,14 +126,6 @@ def _last_document(path: Path) -> Mapping[str, Any]:
         document = json.loads(lines[-1])
         return document if isinstance(document, dict) else {}
     return {}
-
-
-def _end(driver: psutil.Popen) -> None:
-    """Stop a run that is still there, as where this command is interrupted."""
-    if driver.poll() is None:
-        driver.terminate()
-        with contextlib.suppress(psutil.TimeoutExpired, subprocess.TimeoutExpired):
-            driver.wait(_ENDS_S)
 
 
 @contextlib.contextmanager

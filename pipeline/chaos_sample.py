@@ -100,9 +100,11 @@ def _take_images(
             if isinstance(data, Exception):
                 raise data
             sample.write(path, data)
-            names.append(path)
-            images.append(data)
-    sample.num_rows = sample.num_shards = len(names)
+            sample.num_rows += 1
+            if len(names) < num_spoilt:
+                names.append(path)
+                images.append(data)
+    sample.num_shards = sample.num_rows
     for index, (kind, at, data) in enumerate(spoil_images(images, num_spoilt, seed)):
         model = PurePosixPath(names[at])
         path = str(model.with_name(f"{_SPOILT}{index:03d}-{kind}{model.suffix}"))
@@ -204,8 +206,9 @@ def _take_tars(
                 sample.spoilt[f"{_SPOILT}{kind}.tar"] = f"{kind} shard"
         sample.num_rows += len(keys)
         sample.num_shards += 1
-        wanted_names = tuple(f".{extension}" for extension in source.image_extensions)
-        images += [b for key in keys for name, b in key.items() if name.endswith(wanted_names)]
+        endings = tuple(f".{extension}" for extension in source.image_extensions)
+        images += [b for key in keys for name, b in key.items() if name.endswith(endings)]
+        del images[num_spoilt:]
         if sample.num_rows >= num_rows:
             break
     extension = source.image_extensions[0]

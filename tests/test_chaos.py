@@ -1,0 +1,366 @@
+"""`pipeline chaos`: what is copied, spoilt, injected and compared, and the command itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cli import pipeline, write_job
+from encoded import base_image, encode
+from tars import Entry, pack
+
+from pipeline import retry
+from pipeline.agreement import AgreementLimits
+from pipeline.chaos_compare import Difference, Published, compare_published, count_quarantined
+from pipeline.chaos_corrupt import spoil_images, spoil_rows
+from pipeline.chaos_kills import Killed, choose_kills
+from pipeline.chaos_runs import Done
+from pipeline.chaos_sample import Sample, take_sample
+from pipeline.chaos_table import fault_rows, in_all
+from pipeline.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.errors import JobError
+from pipeline.job import Source
+from pipeline.photos import build_images, build_parquet
+from pipeline.retry import retries_taken
+from pipeline.schema import QUARANTINE_SCHEMA, prediction_schema
+from pipeline.storage import CreateOutcome, Store
+from pipeline.store_faults import (
+    VARIABLE,
+    Injected,
+    StoreChaos,
+    StoreFault,
+    ask_for_faults,
+    read_injected,
+)
+
+MARK = "TEST_CHAOS_OF"
+LIMITS = AgreementLimits(max_score_diff=0.001, min_cosine=0.999, max_relative_error=0.01)
+PASSED = pa.field("camera", pa.string())
+IN_A_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+FORMATS = ("images", "parquet", "webdataset")
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def jpeg(seed: int) -> bytes:
+    return encode(base_image(seed), "JPEG")
+
+
+def build(kind: str, folder: Path) -> Source:
+    """Inputs of 60 rows in several shards."""
+    if kind == "images":
+        build_images(folder, 60, seed=3, num_bad=0)
+        return Source(uri=str(folder), format="images")
+    if kind == "parquet":
+        build_parquet(folder, 60, seed=3, num_shards=6, num_bad=0, row_group_rows=4)
+        return Source(uri=str(folder), format="parquet", id_column="id", pass_through=("camera",))
+    folder.mkdir()
+    for shard in range(6):
+        entries = []
+        for row in range(10):
+            entries += [Entry(f"{shard}-{row}.jpg", jpeg(row)), Entry(f"{shard}-{row}.cls", b"7")]
+        (folder / f"{shard}.tar").write_bytes(pack(entries))
+    return Source(uri=str(folder), format="webdataset", pass_through=("cls",))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_seed_says_what_is_copied_and_nothing_else_is_written(kind: str, tmp_path: Path) -> None:
+    source = build(kind, tmp_path / "in")
+    before = checksums(tmp_path / "in")
+    taken = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        taken[name] = take_sample(source, 24, seed, tmp_path / name)
+    assert checksums(tmp_path / "a") == checksums(tmp_path / "b") != checksums(tmp_path / "c")
+    assert checksums(tmp_path / "in") == before
+    assert taken["a"].num_rows == 24
+    assert len(taken["a"].spoilt) >= 5
+    assert taken["a"].changes == {"uri": str(tmp_path / "a")}
+
+
+def copied(sample: Sample) -> list[Path]:
+    found = [path for path in sample.folder.rglob("*") if path.is_file()]
+    return [path for path in found if not path.name.startswith("chaos-")]
+
+
+def test_copied_shards_are_the_first_rows_with_the_schema_as_it_was(tmp_path: Path) -> None:
+    source = build("parquet", tmp_path / "in")
+    sample = take_sample(source, 24, 1, tmp_path / "copy")
+    shards = copied(sample)
+    assert len(shards) == sample.num_shards == 4
+    for shard in shards:
+        before = pq.read_table(tmp_path / "in" / shard.relative_to(sample.folder))
+        now = pq.read_table(shard)
+        assert now.schema.equals(before.schema, check_metadata=True)
+        assert now.equals(before.slice(0, 6))
+
+
+def test_copied_images_and_keys_are_whole(tmp_path: Path) -> None:
+    images = take_sample(build("images", tmp_path / "a"), 24, 1, tmp_path / "ac")
+    for path in copied(images):
+        assert path.read_bytes() == (tmp_path / "a" / path.relative_to(images.folder)).read_bytes()
+    tars = take_sample(build("webdataset", tmp_path / "b"), 24, 1, tmp_path / "bc")
+    for path in copied(tars):
+        wanted = [
+            Entry(f"{path.stem}-{row}.{kind}", jpeg(row) if kind == "jpg" else b"7")
+            for row in range(6)
+            for kind in ("jpg", "cls")
+        ]
+        assert path.read_bytes().startswith(pack(wanted, end=False))
+
+
+def test_a_key_that_leads_out_of_the_folder_is_not_copied(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"no '\.\.'"):
+        Sample(tmp_path / "copy").write("../escaped.jpg", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_no_spoilt_image_can_be_decoded(kind: str) -> None:
+    spoilt = spoil_images([encode(base_image(seed), kind) for seed in range(3)], 20, seed=4)
+    assert Counter(how for how, _, _ in spoilt).keys() >= {"truncated", "zeros", "flipped", "empty"}
+    for _, _, data in spoilt:
+        with pytest.raises(Undecodable):
+            decode_image(data, DecodeLimits(2**30, 10**9))
+
+
+@pytest.mark.parametrize("image", [pa.binary(), pa.large_binary(), IN_A_STRUCT])
+@pytest.mark.parametrize("number", [pa.string(), pa.int32(), pa.uint64()])
+def test_spoilt_rows_keep_the_schema_and_get_ids_of_their_own(
+    image: pa.DataType, number: pa.DataType
+) -> None:
+    data = [jpeg(seed) for seed in range(6)]
+    images = [{"bytes": each, "path": "p"} for each in data] if pa.types.is_struct(image) else data
+    schema = pa.schema([pa.field("id", number, nullable=False), ("image", image), ("other", "f8")])
+    ids = pa.array(range(40, 46)).cast(number)
+    table = pa.Table.from_arrays([ids, pa.array(images, image), [0.5] * 6], schema=schema)
+    source = Source(uri="in", format="parquet", id_column="id")
+    rows = spoil_rows(source, table, 5, seed=1)
+    assert rows is not None
+    assert rows.schema == schema
+    found = rows.column("id").to_pylist()
+    assert len({*found, *ids.to_pylist()}) == 11
+    for value in rows.column("image").to_pylist():
+        with pytest.raises(Undecodable):
+            decode_image(
+                value["bytes"] if isinstance(value, dict) else value, DecodeLimits(1e9, 1e9)
+            )
+
+
+def test_features_that_may_be_null_are_no_spoilt_rows() -> None:
+    table = pa.table({"x": pa.array([1.0, 2.0])})
+    kept = Source(uri="in", format="parquet", features=("x",), null_features="zero")
+    assert spoil_rows(kept, table, 2, seed=1) is None
+    rows = spoil_rows(Source(uri="in", format="parquet", features=("x",)), table, 2, seed=1)
+    assert rows is not None
+    assert rows.column("x").null_count == 2
+
+
+def test_a_seed_says_which_requests_fail() -> None:
+    paths = [f"out/_control/all/staging/*/{number:06d}-*.parquet" for number in range(200)]
+
+    def faults(seed: int, operation: str) -> list[list[Injected]]:
+        return [StoreChaos("/scratch", seed).decide(operation, path) for path in paths]
+
+    assert faults(1, "put") == faults(1, "put") != faults(2, "put")
+    kinds = {each.fault for found in faults(1, "put") for each in found}
+    assert kinds == set(StoreFault)
+    assert StoreFault.LOSE not in {each.fault for found in faults(1, "read") for each in found}
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is disturbed, in this process."""
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    (tmp_path / "scratch").mkdir()
+    for name, value in ask_for_faults(tmp_path / "scratch", 1).items():
+        monkeypatch.setenv(name, value)
+    return tmp_path / "scratch"
+
+
+def test_what_a_disturbed_store_does_is_tried_again_and_nothing_is_lost(scratch: Path) -> None:
+    store, before = Store(str(scratch / "out")), retries_taken()
+    names = [f"staging/{number:06d}.bin" for number in range(150)]
+    for name in names:
+        store.put(name, name.encode())
+        assert store.create_once(f"log/{name}", b"token", "token") in (
+            CreateOutcome.CREATED,
+            CreateOutcome.MINE,
+        )
+        store.copy(name, f"copies/{name}")
+        with store.open(name) as handle:
+            assert handle.read() == name.encode()
+    assert store.read_many(names) == {name: name.encode() for name in names}
+    assert [file.path for file in store.list_files("copies")] == [f"copies/{n}" for n in names]
+    store.delete(names)
+    assert store.list_files("staging") == []
+    injected = read_injected(scratch)
+    assert {each.fault for each in injected} == set(StoreFault)
+    failed = [each for each in injected if each.fault is not StoreFault.SLOW]
+    assert 0 < retries_taken() - before <= len(failed)
+
+
+def test_nothing_outside_the_scratch_folder_can_be_written(scratch: Path, tmp_path: Path) -> None:
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "a").write_bytes(b"1")
+    store = Store(str(tmp_path / "users"))
+    acts: list[Callable[[], object]] = [
+        lambda: store.put("b", b"2"),
+        lambda: store.create_once("b", b"token", "token"),
+        lambda: store.copy("a", "b"),
+        lambda: store.delete(["a"]),
+    ]
+    for act in acts:
+        with pytest.raises(JobError, match=f"{VARIABLE} is set.*{scratch}"):
+            act()
+    assert store.read_bytes("a") == b"1"
+    assert [file.path for file in store.list_files()] == ["a"]
+    assert checksums(tmp_path / "users").keys() == {"a"}
+
+
+def test_chaos_without_its_scratch_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    with pytest.raises(JobError, match="unset it"):
+        Store(str(tmp_path)).list_files()
+
+
+def test_kills_are_seeded_in_order_and_before_the_end() -> None:
+    for seed in range(50):
+        kills = choose_kills(25, seed)
+        assert kills == choose_kills(25, seed)
+        assert [kill.victim for kill in kills] == ["actor", "worker", "driver"]
+        moments = [kill.after_slices for kill in kills]
+        assert moments == sorted(moments)
+        assert all(0 < moment < 25 for moment in moments)
+    assert len({tuple(choose_kills(25, seed)) for seed in range(50)}) > 25
+
+
+def published(num_rows: int = 6, **changes: Any) -> Published:
+    """Rows 0, 1, ... predicted, and rows x, y quarantined."""
+    rows = [
+        {"row_id": f"r{n}", "uri": "u", "camera": "c", "label": "cat", "label_id": 0, "score": 0.5,
+         "top_k": [{"label": "cat", "label_id": 0, "score": 0.5}]}
+        for n in range(num_rows)
+    ]  # fmt: skip
+    bad = [{"row_id": name, "uri": "u", "reason": "empty"} for name in ("x", "y")]
+    for name, value in changes.items():
+        rows[1][name] = value
+    return Published(
+        pa.Table.from_pylist(rows, prediction_schema([PASSED])),
+        pa.Table.from_pylist(bad, QUARANTINE_SCHEMA),
+    )
+
+
+def compare(found: Published) -> Difference:
+    return compare_published(published(), found, ["camera"], LIMITS)
+
+
+def test_equal_results_are_equal_in_any_order_and_within_rounding() -> None:
+    found = published(score=0.5002)
+    shuffled = found.predictions.take([3, 1, 0, 5, 4, 2])
+    assert compare(Published(shuffled, found.quarantine)).is_none
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": 0.6},
+        {"label": "dog", "label_id": 1},
+        {"camera": "d"},
+        {"uri": "v"},
+        {"score": None},
+    ],
+)
+def test_a_changed_value_is_seen(change: dict[str, Any]) -> None:
+    assert compare(published(**change)) == Difference(changed=["r1"])
+
+
+def test_rows_that_are_lost_doubled_or_moved_are_seen() -> None:
+    found = published()
+    predictions, quarantine = found.predictions, found.quarantine
+    assert compare(Published(predictions.slice(1), quarantine)) == Difference(lost=["r0"])
+    assert compare(Published(predictions, quarantine.slice(1))) == Difference(lost=["x"])
+    twice = pa.concat_tables([predictions, predictions.slice(2, 1)])
+    assert compare(Published(twice, quarantine)) == Difference(doubled=["r2"])
+    both = pa.concat_tables([quarantine, quarantine.slice(0, 1)])
+    assert compare(Published(predictions, both)) == Difference(doubled=["x"])
+    row = {"row_id": "r0", "uri": "u", "reason": "native_crash"}
+    moved = pa.concat_tables([quarantine, pa.Table.from_pylist([row], QUARANTINE_SCHEMA)])
+    assert compare(Published(predictions.slice(1), moved)) == Difference(changed=["r0"])
+
+
+def test_spoilt_rows_count_only_where_they_are_quarantined_once() -> None:
+    found = published()
+    assert count_quarantined(["x", "y", "r0", "nowhere"], found) == 2
+    twice = pa.concat_tables([found.quarantine, found.quarantine])
+    assert count_quarantined(["x", "y"], Published(found.predictions, twice)) == 0
+
+
+def test_the_table_says_what_was_injected_and_what_was_not() -> None:
+    killed = Done(-9, {}, 9.0, 0, [Killed("actor", "ray::MapWorker(X)", 3)])
+    dies = Done(-9, {}, 8.0, 12, dies_at="after_log")
+    runs = [killed, dies, Done(0, {}, 7.0, 25)]
+    slow = Injected(StoreFault.SLOW, "put", "a", 0.4)
+    rows = fault_rows(runs, [slow, slow, Injected(StoreFault.LOSE, "put", "b")], 5, 5)
+    assert {row["fault"]: (row["injected"], row["survived_by"]) for row in rows} == {
+        "actor: kill -9": (1, "started again (MapWorker(X))"),
+        "worker: kill -9": (0, "the run was over before"),
+        "driver: kill -9": (1, "run again: 12 slices kept, 8.0 s"),
+        "driver: kill -9 while publishing (after_log)": (1, "run again: 25 slices kept, 7.0 s"),
+        "store: refused (503)": (0, "not met"),
+        "store: slow": (2, "waited 0.8 s"),
+        "store: broken off": (0, "not met"),
+        "store: answer lost": (1, "tried again or recognised"),
+        "inputs: spoilt": (5, "quarantined, 5 of 5"),
+    }
+    last = in_all(rows, Difference(lost=["r0"]), 3, None)
+    assert (last["injected"], last["lost"], last["doubled"], last["changed"]) == (11, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "kind", ["images", *(pytest.param(kind, marks=pytest.mark.slow) for kind in FORMATS[1:])]
+)
+def test_nothing_is_lost_and_nothing_of_the_users_is_touched(kind: str, tmp_path: Path) -> None:
+    source = build(kind, tmp_path / "in").model_dump(exclude_defaults=True, mode="json")
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    before = checksums(tmp_path)
+    result = pipeline("chaos", job, "--rows", "40", "--json", env={MARK: str(tmp_path)})
+    assert result.code == 0, result.stderr + result.stdout
+    found = result.json
+    assert (found["status"], found["lost"], found["doubled"], found["changed"]) == ("ok", 0, 0, 0)
+    injected = {row["fault"]: row["injected"] for row in found["faults"]}
+    for fault in ("actor: kill -9", "driver: kill -9", "store: slow", "inputs: spoilt"):
+        assert injected[fault] > 0, injected
+    assert injected["together"] > 10
+    assert checksums(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+    assert [p for p in psutil.process_iter(["environ"]) if is_of(p, tmp_path)] == []
+
+
+def is_of(process: psutil.Process, folder: Path) -> bool:
+    """Tell whether a process was started, by whomever, in the command of this test."""
+    return (process.info["environ"] or {}).get(MARK) == str(folder)
+
+
+def test_a_job_that_cannot_run_at_all_says_so_with_its_own_exit_code(tmp_path: Path) -> None:
+    build_images(tmp_path / "in", 24, seed=1, num_bad=0)
+    source = {"uri": str(tmp_path / "in"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), model={"name": "nothing"})
+    result = pipeline("chaos", job, "--json", env={"TMPDIR": str(tmp_path)})
+    assert result.code == 2
+    assert "the job over the sample, undisturbed: " in result.json["error"]
