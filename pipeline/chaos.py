@@ -95,7 +95,7 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
     job, folder, layout = chaos.job, command.folder, Layout(chaos.job.sink.partition)
     log.info("copying about %d rows to %s", chaos.num_rows, folder)
     sample = take_sample(job.source, chaos.num_rows, chaos.seed, folder / "input")
-    changes = _changes(chaos, sample)
+    changes = _changes(sample)
     plain, disturbed = folder / "undisturbed", folder / "disturbed"
     log.info("run 1, undisturbed: %d rows, %d spoilt", sample.num_rows, len(sample.spoilt))
     reference = run_once(command, changes, plain, layout)
@@ -112,13 +112,10 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
     return _document(chaos, sample, runs, found, difference, trouble, read_injected(folder))
 
 
-def _changes(chaos: Chaos, sample: Sample) -> dict[str, Any]:
+def _changes(sample: Sample) -> dict[str, Any]:
     """Return what must differ from the user's job so that it runs over the sample to its end."""
     num_rows = sample.num_rows + len(sample.spoilt)
-    changes = {f"source.{name}": value for name, value in sample.changes.items()}
-    if not chaos.job.source.uri_column:
-        changes["source.storage_options"] = {}
-    return changes | {
+    return {f"source.{name}": value for name, value in sample.changes.items()} | {
         # Judged are whole nights; what a sample looks like beside them says nothing.
         "gates.error_mode": "warn",
         "gates.reason_mode": "warn",

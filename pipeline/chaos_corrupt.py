@@ -55,29 +55,35 @@ def spoil_rows(source: Source, table: pa.Table, number: int, seed: int) -> pa.Ta
     """
     name = source.uri_column or (source.features or (source.image_column,))[0]
     column = table.column(name).combine_chunks()
+    rows: pa.Table | None = table.slice(0, number)
     if source.uri_column:
-        rows, inputs = table.slice(0, number), _texts([MISSING_URI] * number, column.type)
+        rows = with_texts(table.slice(0, number), name, [MISSING_URI] * number)
     elif source.features:
         is_known = source.null_features == "quarantine" and table.schema.field(name).nullable
-        rows, inputs = table.slice(0, number), pa.nulls(number, column.type) if is_known else None
+        nulls = pa.nulls(number, column.type) if is_known else None
+        rows = _with_column(table.slice(0, number), name, nulls)
     else:
         spoilt = spoil_images(_images_of(column), number, seed)
-        rows = table.take([at for _, at, _ in spoilt])
-        inputs = _with_images(
-            column.take(pa.array([at for _, at, _ in spoilt], pa.int64())),
-            [d for _, _, d in spoilt],
-        )
-    if inputs is None or not rows.num_rows:
-        return None
-    rows = rows.set_column(
-        rows.column_names.index(name), table.schema.field(name), inputs[: rows.num_rows]
-    )
-    return _with_new_ids(source.id_column, rows, table)
+        picked = pa.array([at for _, at, _ in spoilt], pa.int64())
+        images = _with_images(column.take(picked), [data for _, _, data in spoilt])
+        rows = _with_column(table.take(picked), name, images)
+    return None if rows is None else _with_new_ids(source.id_column, rows, table)
 
 
-def _texts(values: Sequence[str], kind: pa.DataType) -> pa.Array | None:
+def with_texts(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table | None:
+    """Return a table with other texts in a column; None where it holds no texts."""
+    kind = table.schema.field(name).type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return pa.array(values, kind) if is_text else None
+    if not is_text and not pa.types.is_dictionary(kind):
+        return None
+    return _with_column(table, name, pa.array(values, pa.string()).cast(kind))
+
+
+def _with_column(table: pa.Table, name: str, values: pa.Array | None) -> pa.Table | None:
+    if values is None or not table.num_rows:
+        return None
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(index), values)
 
 
 def _images_of(column: pa.Array) -> list[bytes]:
@@ -101,15 +107,11 @@ def _with_new_ids(id_column: str | None, rows: pa.Table, table: pa.Table) -> pa.
     if id_column is None:
         return rows
     kind = table.schema.field(id_column).type
-    if pa.types.is_integer(kind):
-        largest = pc.max(table.column(id_column)).as_py() or 0
-        ids = [largest + 1 + index for index in range(rows.num_rows)]
-        new = pa.array(ids, pa.int64()).cast(kind, safe=True)
-    else:
-        new = _texts([f"chaos-{index}" for index in range(rows.num_rows)], kind)
-    if new is None:
-        return None
-    return rows.set_column(rows.column_names.index(id_column), table.schema.field(id_column), new)
+    if not pa.types.is_integer(kind):
+        return with_texts(rows, id_column, [f"chaos-{index}" for index in range(rows.num_rows)])
+    largest = pc.max(table.column(id_column)).as_py() or 0
+    ids = [largest + 1 + index for index in range(rows.num_rows)]
+    return _with_column(rows, id_column, pa.array(ids, kind))
 
 
 def to_parquet(table: pa.Table) -> bytes:

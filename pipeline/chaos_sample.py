@@ -17,20 +17,24 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.archive import Archive, Broken, open_archive
-from pipeline.chaos_corrupt import spoil_images, spoil_rows, spoil_shards, to_parquet
+from pipeline.archive import Broken, open_archive
+from pipeline.chaos_corrupt import spoil_images, spoil_rows, spoil_shards, to_parquet, with_texts
+from pipeline.columns import uri_values
 from pipeline.errors import JobError
+from pipeline.fetch import fetch_many
 from pipeline.inputs import Inputs, list_inputs
 from pipeline.job import Source
 from pipeline.parquet_inputs import is_unreadable, open_parquet
 from pipeline.storage import Store, StoredFile
 from pipeline.tar import split_name
+from pipeline.uri_policy import policy_of
 
 _MAX_SHARDS = 4
 _FILES_AT_ONCE = 64
 _EXTENT_ROWS = 256
-_ROWS_PER_SPOILT, _LEAST_SPOILT = 40, 5
+_ROWS_PER_SPOILT, _MIN_SPOILT = 40, 5
 _SPOILT = "chaos-"
+_FETCHED = "chaos-images"
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Sample:
     changes: dict[str, Any] = field(default_factory=dict)
     """Fields of the job's section `source` that must differ."""
     num_rows: int = 0
-    """Of the user's; rows of shards that could not be copied are not there."""
+    """Of the user's own."""
     num_shards: int = 0
     spoilt: dict[str, str] = field(default_factory=dict)
     """Row id of each spoilt row or shard -> what was done to it; all must be quarantined."""
@@ -59,6 +63,34 @@ class Sample:
         target.write_bytes(data)
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """What to copy of what."""
+
+    source: Source
+    inputs: Inputs
+    num_rows: int
+    seed: int
+
+    @property
+    def store(self) -> Store:
+        return Store(self.inputs.root, self.source.storage_options)
+
+    @property
+    def num_spoilt(self) -> int:
+        return max(_MIN_SPOILT, self.num_rows // _ROWS_PER_SPOILT)
+
+    @property
+    def rows_per_shard(self) -> int:
+        return math.ceil(self.num_rows / min(_MAX_SHARDS, max(1, len(self.inputs.shards))))
+
+    def shards(self) -> list[StoredFile]:
+        """Return the shards that fit the job, in seeded order."""
+        fits = {extent.path for extent in self.inputs.extents if extent.reason is None}
+        found = [shard for shard in self.inputs.shards if shard.path in fits]
+        return random.Random(self.seed).sample(found, len(found))  # noqa: S311  # hides nothing
+
+
 def take_sample(source: Source, num_rows: int, seed: int, folder: Path) -> Sample:
     """Copy about `num_rows` rows: whole image files, or the first rows of some shards.
 
@@ -67,81 +99,55 @@ def take_sample(source: Source, num_rows: int, seed: int, folder: Path) -> Sampl
         PipelineError: The source cannot be read.
     """
     inputs = list_inputs(source, max_extent_rows=_EXTENT_ROWS)
-    store = Store(inputs.root, source.storage_options)
-    sample = Sample(folder, {"uri": str(folder)})
+    sample = Sample(folder, {"uri": str(folder), "storage_options": {}})
     if source.files is not None:
         sample.changes["files"] = None
-    number = max(_LEAST_SPOILT, num_rows // _ROWS_PER_SPOILT)
-    if source.format == "images":
-        _take_images(store, inputs, num_rows, seed, number, sample)
-    elif source.format == "parquet":
-        _take_parquet(store, source, inputs, num_rows, seed, number, sample)
-    else:
-        _take_tars(store, source, inputs, num_rows, seed, number, sample)
+    take = {"images": _take_images, "parquet": _take_parquet, "webdataset": _take_tars}
+    take[source.format](_Wish(source, inputs, num_rows, seed), sample)
     if not sample.num_rows:
         raise JobError(f"source.uri = {source.uri}: no rows there that could be copied")
     return sample
 
 
-def _in_seeded_order(shards: Sequence[StoredFile], seed: int) -> list[StoredFile]:
-    return random.Random(seed).sample(list(shards), len(shards))  # noqa: S311  # hides nothing
-
-
-def _take_images(
-    store: Store, inputs: Inputs, num_rows: int, seed: int, num_spoilt: int, sample: Sample
-) -> None:
-    chosen = sorted(file.path for file in _in_seeded_order(inputs.shards, seed)[:num_rows])
-    names: list[str] = []
-    images: list[bytes] = []
+def _take_images(wish: _Wish, sample: Sample) -> None:
+    chosen = sorted(file.path for file in wish.shards()[: wish.num_rows])
+    models: dict[str, bytes] = {}
     for first in range(0, len(chosen), _FILES_AT_ONCE):
-        for path, data in store.read_many(chosen[first : first + _FILES_AT_ONCE]).items():
+        for path, data in wish.store.read_many(chosen[first : first + _FILES_AT_ONCE]).items():
             if isinstance(data, FileNotFoundError):
                 continue  # it vanished since it was listed
             if isinstance(data, Exception):
                 raise data
             sample.write(path, data)
             sample.num_rows += 1
-            if len(names) < num_spoilt:
-                names.append(path)
-                images.append(data)
+            if len(models) < wish.num_spoilt:
+                models[path] = data
     sample.num_shards = sample.num_rows
-    for index, (kind, at, data) in enumerate(spoil_images(images, num_spoilt, seed)):
-        model = PurePosixPath(names[at])
+    spoilt = spoil_images(list(models.values()), wish.num_spoilt, wish.seed)
+    for index, (kind, at, data) in enumerate(spoilt):
+        model = PurePosixPath(list(models)[at])
         path = str(model.with_name(f"{_SPOILT}{index:03d}-{kind}{model.suffix}"))
         sample.write(path, data)
         sample.spoilt[path] = kind
 
 
-def _take_parquet(
-    store: Store,
-    source: Source,
-    inputs: Inputs,
-    num_rows: int,
-    seed: int,
-    num_spoilt: int,
-    sample: Sample,
-) -> None:
-    share = _share(inputs, num_rows)
-    fits = {extent.path for extent in inputs.extents if extent.reason is None}
-    for file in _in_seeded_order([shard for shard in inputs.shards if shard.path in fits], seed):
-        table = _first_rows(store, file.path, min(share, num_rows - sample.num_rows))
+def _take_parquet(wish: _Wish, sample: Sample) -> None:
+    if wish.source.uri_column:
+        sample.changes["uri_base"] = None
+    for shard in wish.shards():
+        left = wish.num_rows - sample.num_rows
+        table = _first_rows(wish.store, shard.path, min(wish.rows_per_shard, left))
         if table is None:
             continue
-        sample.write(file.path, to_parquet(table))
+        if wish.source.uri_column:
+            table = _with_copied_images(wish, table, sample)
+        sample.write(shard.path, to_parquet(table))
         sample.num_rows += table.num_rows
-        if not sample.num_shards:
-            rows = spoil_rows(source, table, min(num_spoilt, table.num_rows), seed)
-            _spoil_parquet(source, PurePosixPath(file.path).parent, table, rows, sample)
         sample.num_shards += 1
-        if sample.num_rows >= num_rows:
+        if sample.num_shards == 1:
+            _spoil_parquet(wish, PurePosixPath(shard.path).parent, table, sample)
+        if sample.num_rows >= wish.num_rows:
             break
-    if source.uri_column:
-        base = source.uri_base or inputs.root
-        sample.changes |= {"uri_base": base, "uri_roots": [*source.uri_roots, inputs.root]}
-
-
-def _share(inputs: Inputs, num_rows: int) -> int:
-    return math.ceil(num_rows / min(_MAX_SHARDS, max(1, len(inputs.shards))))
 
 
 def _first_rows(store: Store, path: str, num_rows: int) -> pa.Table | None:
@@ -151,8 +157,8 @@ def _first_rows(store: Store, path: str, num_rows: int) -> pa.Table | None:
         with store.open(path) as handle:
             parquet = open_parquet(handle)
             for batch in parquet.iter_batches(batch_size=num_rows):
-                batches.append(batch.slice(0, num_rows - sum(b.num_rows for b in batches)))
-                if sum(b.num_rows for b in batches) >= num_rows:
+                batches.append(batch.slice(0, num_rows - sum(each.num_rows for each in batches)))
+                if sum(each.num_rows for each in batches) == num_rows:
                     break
             return pa.Table.from_batches(batches, parquet.schema_arrow) if batches else None
     except FileNotFoundError:
@@ -163,75 +169,82 @@ def _first_rows(store: Store, path: str, num_rows: int) -> pa.Table | None:
         return None
 
 
-def _spoil_parquet(
-    source: Source, folder: PurePosixPath, table: pa.Table, rows: pa.Table | None, sample: Sample
-) -> None:
-    """Write spoilt rows as a shard of their own, in the same folder, and spoilt shards."""
+def _with_copied_images(wish: _Wish, table: pa.Table, sample: Sample) -> pa.Table:
+    """Fetch the images that rows name, and let the rows name the copies."""
+    name = str(wish.source.uri_column)
+    given = uri_values(table.column(name))
+    policy = policy_of(wish.source, wish.inputs.root)
+    uris: list[str | None] = []
+    for index, fetched in enumerate(fetch_many(given, policy)):
+        path = f"{_FETCHED}/{sample.num_shards:03d}-{index:06d}"
+        if fetched.data is not None:
+            sample.write(path, fetched.data)
+        # What could not be fetched is missing in the copy, too.
+        uris.append(None if given[index] is None else path)
+    return with_texts(table, name, uris) or table
+
+
+def _spoil_parquet(wish: _Wish, folder: PurePosixPath, table: pa.Table, sample: Sample) -> None:
+    """Write spoilt shards, and spoilt rows as a shard of their own, in the folder of a good one."""
     for kind, data in spoil_shards(to_parquet(table)).items():
         path = str(folder / f"{_SPOILT}{kind}.parquet")
         sample.write(path, data)
         sample.spoilt[path] = f"{kind} shard"
+    rows = spoil_rows(wish.source, table, min(wish.num_spoilt, table.num_rows), wish.seed)
     if rows is None:
         return
     path = str(folder / f"{_SPOILT}rows.parquet")
     sample.write(path, to_parquet(rows))
     ids = [f"{path}#{index}" for index in range(rows.num_rows)]
-    if source.id_column:
-        ids = [str(value) for value in rows.column(source.id_column).to_pylist()]
+    if wish.source.id_column:
+        ids = [str(value) for value in rows.column(wish.source.id_column).to_pylist()]
     sample.spoilt |= dict.fromkeys(ids, "row")
 
 
-def _take_tars(
-    store: Store,
-    source: Source,
-    inputs: Inputs,
-    num_rows: int,
-    seed: int,
-    num_spoilt: int,
-    sample: Sample,
-) -> None:
-    share = _share(inputs, num_rows)
+def _take_tars(wish: _Wish, sample: Sample) -> None:
+    endings = tuple(f".{extension}" for extension in wish.source.image_extensions)
     images: list[bytes] = []
-    for file in _in_seeded_order(inputs.shards, seed):
-        wanted = min(share, num_rows - sample.num_rows)
-        keys = list(_first_keys(store, file, wanted, source.max_image_bytes))
+    for shard in wish.shards():
+        wanted = min(wish.rows_per_shard, wish.num_rows - sample.num_rows)
+        keys = list(_first_keys(wish, shard, wanted))
         if not keys:
             continue
-        # Written plainly, whatever it was packed with.
-        data, path = _to_tar(keys), f"{file.path.partition('.tar')[0]}.tar"
-        sample.write(path, data)
+        data = _to_tar(keys)  # written plainly, however it was packed
+        sample.write(f"{shard.path.partition('.tar')[0]}.tar", data)
         if not sample.num_shards:
             for kind, spoilt in spoil_shards(data).items():
-                sample.write(f"{_SPOILT}{kind}.tar", spoilt)
-                sample.spoilt[f"{_SPOILT}{kind}.tar"] = f"{kind} shard"
+                path = f"{_SPOILT}{kind}.tar"
+                sample.write(path, spoilt)
+                sample.spoilt[path] = f"{kind} shard"
         sample.num_rows += len(keys)
         sample.num_shards += 1
-        endings = tuple(f".{extension}" for extension in source.image_extensions)
         images += [b for key in keys for name, b in key.items() if name.endswith(endings)]
-        del images[num_spoilt:]
-        if sample.num_rows >= num_rows:
+        del images[wish.num_spoilt :]
+        if sample.num_rows >= wish.num_rows:
             break
-    extension = source.image_extensions[0]
-    spoilt_keys = []
-    for index, (kind, _, data) in enumerate(spoil_images(images, num_spoilt, seed)):
+    _spoil_keys(wish, images, f"{_SPOILT}rows.tar", sample)
+
+
+def _spoil_keys(wish: _Wish, images: Sequence[bytes], path: str, sample: Sample) -> None:
+    keys = []
+    for index, (kind, _, data) in enumerate(spoil_images(images, wish.num_spoilt, wish.seed)):
         key = f"{_SPOILT}{index:03d}-{kind}"
-        spoilt_keys.append({f"{key}.{extension}": data})
-        sample.spoilt[f"{_SPOILT}rows.tar/{key}"] = kind
-    if spoilt_keys:
-        sample.write(f"{_SPOILT}rows.tar", _to_tar(spoilt_keys))
+        keys.append({f"{key}.{wish.source.image_extensions[0]}": data})
+        sample.spoilt[f"{path}/{key}"] = kind
+    if keys:
+        sample.write(path, _to_tar(keys))
 
 
-def _first_keys(
-    store: Store, file: StoredFile, number: int, max_bytes: int
-) -> Iterator[Mapping[str, bytes]]:
+def _first_keys(wish: _Wish, shard: StoredFile, number: int) -> Iterator[Mapping[str, bytes]]:
     """Yield the members of the first keys of a tar; a broken tar ends early."""
     key, members = "", dict[str, bytes]()
-    with store.open(file.path) as raw:
+    with wish.store.open(shard.path) as raw:
         try:
-            archive: Archive = open_archive(raw, file.size_bytes)
+            archive = open_archive(raw, shard.size_bytes)
             while (member := archive.next_member()) is not None:
                 named = split_name(member)
-                if named is None or member.kind or member.size_bytes > max_bytes:
+                too_large = member.size_bytes > wish.source.max_image_bytes
+                if named is None or member.kind or too_large:
                     continue
                 if members and named[0] != key:
                     yield members

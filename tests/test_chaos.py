@@ -87,7 +87,7 @@ def test_a_seed_says_what_is_copied_and_nothing_else_is_written(kind: str, tmp_p
     assert checksums(tmp_path / "in") == before
     assert taken["a"].num_rows == 24
     assert len(taken["a"].spoilt) >= 5
-    assert taken["a"].changes == {"uri": str(tmp_path / "a")}
+    assert taken["a"].changes == {"uri": str(tmp_path / "a"), "storage_options": {}}
 
 
 def copied(sample: Sample) -> list[Path]:
@@ -119,6 +119,34 @@ def test_copied_images_and_keys_are_whole(tmp_path: Path) -> None:
             for kind in ("jpg", "cls")
         ]
         assert path.read_bytes().startswith(pack(wanted, end=False))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_images_behind_uris_are_copied_and_the_rows_name_the_copies(
+    kind: pa.DataType, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for row in range(20):
+        (tmp_path / "photos" / f"{row}.jpg").write_bytes(jpeg(row))
+    uris = [str(tmp_path / "photos" / f"{row}.jpg") for row in range(20)]
+    uris[3], uris[4] = str(tmp_path / "photos" / "none.jpg"), None  # type: ignore[call-overload]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"link": pa.array(uris).cast(kind)}), tmp_path / "in" / "s.parquet")
+    source = Source(
+        uri=str(tmp_path / "in"),
+        format="parquet",
+        uri_column="link",
+        uri_roots=(str(tmp_path / "photos"),),
+    )
+    sample = take_sample(source, 20, 1, tmp_path / "copy")
+    table = pq.read_table(tmp_path / "copy" / "s.parquet")
+    assert table.schema.field("link").type == kind
+    found = [None if u is None else tmp_path / "copy" / u for u in table["link"].to_pylist()]
+    assert [path and path.exists() for path in found] == [True] * 3 + [False, None] + [True] * 15
+    assert found[7] is not None
+    assert found[7].read_bytes() == jpeg(7)
+    assert sample.changes["uri_base"] is None
+    assert sum(how == "row" for how in sample.spoilt.values()) == 5
 
 
 def test_a_key_that_leads_out_of_the_folder_is_not_copied(tmp_path: Path) -> None:
