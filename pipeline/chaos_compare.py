@@ -126,11 +126,8 @@ def _to_array(column: pa.Array) -> npt.NDArray[Any]:
     return values.reshape(num_rows, -1)
 
 
-def count_quarantined(spoilt: Collection[str], found: Published) -> int:
-    """Count the spoilt rows that are quarantined, once, and nowhere else."""
+def not_quarantined(spoilt: Collection[str], found: Published) -> list[str]:
+    """Return the spoilt rows that are not in quarantine, each once, and nowhere else."""
     fates = found.fates()
-    return sum(
-        1
-        for row_id in spoilt
-        if (fate := fates.get(row_id)) is not None and fate.total() == 1 and not fate[""]
-    )
+    whole = {row_id for row_id, fate in fates.items() if fate.total() == 1 and not fate[""]}
+    return [row_id for row_id in spoilt if row_id not in whole]

@@ -18,7 +18,6 @@ Victim = Literal["actor", "worker", "driver"]
 
 _VICTIMS: tuple[Victim, ...] = ("actor", "worker", "driver")
 _POLL_S = 0.02
-_WAIT_S = 10.0
 # What Ray calls its processes while they work; a task is a slice being read, decoded or written.
 _TITLES = {"actor": ("ray::MapWorker(",), "worker": ("ray::ReadShards", "ray::MapBatches(")}
 
@@ -52,63 +51,44 @@ def choose_kills(num_slices: int, seed: int) -> list[Kill]:
 def carry_out(
     kills: Sequence[Kill], driver: psutil.Popen, progress: Callable[[], int]
 ) -> list[Killed]:
-    """Carry out kills, one after the other, as far as the driver lives so long.
+    """Carry out kills while a run goes on, and wait for its end.
+
+    A worker is killed when it is at work, so that can be later than its moment, or never.
 
     Args:
-        kills: In order of time.
-        driver: The process of the run; it is waited for if it is not killed.
+        kills: Each of another victim.
+        driver: The process of the run.
         progress: Returns how many slices are staged.
     """
     done: list[Killed] = []
-    for kill in kills:
-        if not _wait(driver, lambda kill=kill: progress() >= kill.after_slices):  # type: ignore[misc]
-            break
-        if (title := _kill(kill.victim, driver)) is not None:
-            done.append(Killed(kill.victim, title, progress()))
+    waiting = list(kills)
+    while waiting and driver.poll() is None:
+        num_slices = progress()
+        for kill in [kill for kill in waiting if num_slices >= kill.after_slices]:
+            if (title := _kill(kill.victim, driver)) is not None:
+                done.append(Killed(kill.victim, title, num_slices))
+                waiting.remove(kill)
+        time.sleep(_POLL_S)
     driver.wait()
     return done
 
 
-def _wait(
-    driver: psutil.Popen, is_reached: Callable[[], bool], limit_s: float = float("inf")
-) -> bool:
-    until_s = time.monotonic() + limit_s
-    while driver.poll() is None and time.monotonic() < until_s:
-        if is_reached():
-            return True
-        time.sleep(_POLL_S)
-    return False
-
-
 def _kill(victim: Victim, driver: psutil.Popen) -> str | None:
-    """Kill such a process, when there is one at work; return what it was called."""
+    """Kill such a process, if there is one at work; return what it was called."""
     if victim == "driver":
         driver.kill()
-        return "driver"
-    found: list[tuple[str, psutil.Process]] = []
-    titles = _TITLES[victim]
-
-    def is_there() -> bool:
-        found[:] = [pair for pair in _titled(driver) if pair[0].startswith(titles)]
-        return bool(found)
-
-    if not _wait(driver, is_there, _WAIT_S):
-        return None
-    title, process = found[0]
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
-        return title
+        return victim
+    for title, process in _titled(driver):
+        if title.startswith(_TITLES[victim]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                return title
     return None
 
 
 def _titled(driver: psutil.Popen) -> Iterator[tuple[str, psutil.Process]]:
-    for process in descendants(driver):
-        with contextlib.suppress(psutil.Error, IndexError):
-            yield process.cmdline()[0], process
-
-
-def descendants(process: psutil.Process) -> list[psutil.Process]:
-    """Return the processes that a process has started, and they in turn."""
+    """Yield the processes that the driver has started, and they in turn, by their titles."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return list(process.children(recursive=True))
-    return []
+        for process in driver.children(recursive=True):
+            with contextlib.suppress(psutil.Error, IndexError):
+                yield process.cmdline()[0], process
