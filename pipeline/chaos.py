@@ -105,9 +105,11 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
     _take_choices(plain, disturbed, layout)
     runs = _disturb(chaos, command, changes, disturbed, layout)
     before, trouble = _published(plain, layout), _trouble(runs[-1], disturbed, layout)
-    found = Published(before.predictions.slice(0, 0), before.quarantine.slice(0, 0))
-    if current_manifest(Store(str(disturbed)), layout) is not None:
+    try:
         found = _published(disturbed, layout)
+    except PipelineError as error:
+        trouble = trouble or str(error)
+        found = Published(before.predictions.slice(0, 0), before.quarantine.slice(0, 0))
     limits = _limits(job, reference.document)
     difference = compare_published(before, found, job.source.pass_through, limits)
     return _document(chaos, sample, runs, found, difference, trouble, read_injected(folder))
@@ -181,12 +183,10 @@ def _trouble(last: Done, sink: Path, layout: Layout) -> str | None:
 
 def _published(sink: Path, layout: Layout) -> Published:
     store = Store(str(sink))
-    manifest = current_manifest(store, layout)
-    assert manifest is not None, "the run ended with exit 0"
+    predictions, manifest = read_current(store, layout), current_manifest(store, layout)
+    assert manifest is not None, "it has been read"
     bad = [read_part(store, part) for part in manifest.quarantine_parts]
-    return Published(
-        read_current(store, layout), pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *bad])
-    )
+    return Published(predictions, pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *bad]))
 
 
 def _limits(job: Job, report: Mapping[str, Any]) -> AgreementLimits:
