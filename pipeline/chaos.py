@@ -86,7 +86,7 @@ def run_chaos(chaos: Chaos) -> tuple[dict[str, Any], int]:
         if is_needed:
             log.info("kept: %s", folder)
         else:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     document["seconds"] = round(perf_counter() - started, 1)
     document["scratch"] = str(folder) if is_needed else None
     return document, 0 if document["status"] == "ok" else PipelineError.exit_code

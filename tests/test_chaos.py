@@ -267,6 +267,17 @@ def test_chaos_without_its_scratch_folder_is_refused(
         Store(str(tmp_path)).list_files()
 
 
+def test_a_job_of_ones_own_is_refused_while_chaos_is_asked_for(tmp_path: Path) -> None:
+    build_images(tmp_path / "in", 20, seed=1, num_bad=0)
+    source = {"uri": str(tmp_path / "in"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    (tmp_path / "scratch").mkdir()
+    result = pipeline("run", job, env=ask_for_faults(tmp_path / "scratch", 1))
+    assert result.code == 2
+    assert f"{tmp_path / 'out'}: {VARIABLE} is set" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_kills_are_seeded_in_order_and_before_the_end() -> None:
     for seed in range(50):
         kills = choose_kills(25, seed)
