@@ -343,6 +343,30 @@ def test_rows_that_are_lost_doubled_or_moved_are_seen() -> None:
     assert compare(Published(predictions.slice(1), moved)) == Difference(changed=["r0"])
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "near", "far"),
+    [
+        ("embedding", pa.list_(pa.float32(), 2), [0.6, 0.8001], [0.8, 0.6]),
+        ("value", pa.float32(), 2.001, 2.1),
+        ("grid", pa.list_(pa.list_(pa.float32(), 1), 2), [[0.6], [0.8001]], [[0.6], [0.9]]),
+        ("note", pa.string(), None, "other"),
+    ],
+)
+def test_rounding_is_no_change_for_any_task(name: str, kind: Any, near: Any, far: Any) -> None:
+    schema = pa.schema([("row_id", pa.string()), ("uri", pa.string()), (name, kind)])
+    first = {"embedding": [0.6, 0.8], "value": 2.0, "grid": [[0.6], [0.8]], "note": None}[name]
+
+    def rows(value: Any) -> Published:
+        predictions = [{"row_id": n, "uri": "u", name: first} for n in "abc"]
+        predictions[1][name] = value
+        table = pa.Table.from_pylist(predictions, schema)
+        return Published(table, QUARANTINE_SCHEMA.empty_table())
+
+    assert compare_published(rows(first), rows(near), [], LIMITS).is_none
+    assert compare_published(rows(first), rows(far), [], LIMITS) == Difference(changed=["b"])
+    assert compare_published(rows(first), rows(near), [name], LIMITS).is_none == (near == first)
+
+
 def test_spoilt_rows_count_only_where_they_are_quarantined_once() -> None:
     found = published()
     assert not_quarantined(["x", "r0", "y", "nowhere"], found) == ["r0", "nowhere"]
