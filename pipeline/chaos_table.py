@@ -15,7 +15,7 @@ _STORE = {
     StoreFault.REFUSE: ("store: refused (503)", "tried again"),
     StoreFault.SLOW: ("store: slow", "waited {:.1f} s"),
     StoreFault.CUT: ("store: broken off", "tried again"),
-    StoreFault.LOSE: ("store: answer lost", "tried again or recognised"),
+    StoreFault.LOSE: ("store: answer lost", "recognised, or tried again"),
 }
 _NOT_INJECTED = "the run was over before"
 
@@ -67,8 +67,8 @@ def _killed(runs: Sequence[Done], victim: Victim) -> tuple[int, str]:
     killed = [each for run in runs for each in run.killed if each.victim == victim]
     if not killed:
         return 0, _NOT_INJECTED
-    again = "started again" if victim == "actor" else "its task was tried again"
-    return len(killed), f"{again} ({killed[0].title.removeprefix('ray::')})"
+    at_work = killed[0].title.removeprefix("ray::")
+    return len(killed), "started again" if victim == "actor" else f"{at_work} was tried again"
 
 
 def _drivers(runs: Sequence[Done]) -> Iterator[dict[str, Any]]:

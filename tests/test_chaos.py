@@ -381,14 +381,14 @@ def test_the_table_says_what_was_injected_and_what_was_not() -> None:
     slow = Injected(StoreFault.SLOW, "put", "a", 0.4)
     rows = fault_rows(runs, [slow, slow, Injected(StoreFault.LOSE, "put", "b")], 5, 5)
     assert {row["fault"]: (row["injected"], row["survived_by"]) for row in rows} == {
-        "actor: kill -9": (1, "started again (MapWorker(X))"),
+        "actor: kill -9": (1, "started again"),
         "worker: kill -9": (0, "the run was over before"),
         "driver: kill -9": (1, "run again: 12 slices kept, 8.0 s"),
         "driver: kill -9 while publishing (after_log)": (1, "run again: 25 slices kept, 7.0 s"),
         "store: refused (503)": (0, "not met"),
         "store: slow": (2, "waited 0.8 s"),
         "store: broken off": (0, "not met"),
-        "store: answer lost": (1, "tried again or recognised"),
+        "store: answer lost": (1, "recognised, or tried again"),
         "inputs: spoilt": (5, "quarantined, 5 of 5"),
     }
     last = in_all(rows, Difference(lost=["r0"]), 3, None)
