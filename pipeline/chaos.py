@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import math
 import random
 import shutil
 import tempfile
@@ -126,7 +127,7 @@ def _changes(job: Job, sample: Sample) -> dict[str, Any]:
         "gates.reason_mode": "warn",
         "gates.volume.mode": "off",
         "gates.constant.mode": "off",
-        "run.slice_rows": max(1, num_rows // _SLICES),
+        "run.slice_rows": math.ceil(num_rows / _SLICES),
         "run.limit_rows": None,
         "run.deadline": None,
         # More would be through with the sample before anybody is killed.

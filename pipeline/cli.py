@@ -277,7 +277,7 @@ def schema(
 def chaos(
     job: JobFile,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same faults.")] = 1,
-    rows: Annotated[int, typer.Option("--rows", min=20, help="About how many are copied.")] = 200,
+    rows: Annotated[int, typer.Option("--rows", min=20, help="How many rows.")] = 200,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch folder.")] = False,
     date: DateOption = None,
     set_: SetOption = None,
