@@ -28,8 +28,9 @@ from pipeline.chaos_kills import choose_kills
 from pipeline.chaos_runs import Command, Done, no_process_left, run_once, staged_slices
 from pipeline.chaos_sample import Sample, take_sample
 from pipeline.chaos_table import fault_rows, in_all
-from pipeline.errors import InfraError, JobError, PipelineError
+from pipeline.errors import InfraError, JobError, PipelineError, Stopped
 from pipeline.golden import EXACT_SCORE_DIFF
+from pipeline.interrupt import interruptible
 from pipeline.job import Job
 from pipeline.layout import Layout
 from pipeline.manifest import current_manifest, read_current, read_part
@@ -77,11 +78,11 @@ def run_chaos(chaos: Chaos) -> tuple[dict[str, Any], int]:
     lists = (chaos.overrides, chaos.allow_import)
     command = Command(chaos.path, chaos.date.isoformat(), *lists, folder)
     try:
-        with no_process_left(folder):
+        with interruptible(), no_process_left(folder):
             document = _try_out(chaos, command)
         is_needed = is_needed or document["status"] != "ok"
     except PipelineError as error:
-        is_needed = is_needed or not isinstance(error, JobError)
+        is_needed = is_needed or not isinstance(error, JobError | Stopped)
         raise
     finally:
         if is_needed:
