@@ -209,10 +209,12 @@ def _document(
     at_large, num_spoilt = not_quarantined(sample.spoilt, found), len(sample.spoilt)
     faults = fault_rows(runs, injected, num_spoilt, num_spoilt - len(at_large))
     named = [*difference.lost, *difference.doubled, *difference.changed, *at_large]
-    is_good = not named and trouble is None
+    error = trouble
+    if named and error is None:
+        error = f"{len(named)} rows did not end as they must, such as {named[0]}"
     return {
-        "status": "ok" if is_good else "failed",
-        "error": trouble,
+        "status": "ok" if error is None else "failed",
+        "error": error,
         "seed": chaos.seed,
         "rows": sample.num_rows,
         "shards": sample.num_shards,
