@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 CHAOS = Path(__file__).parent / "bench" / "chaos.py"
-NUM_ROWS = 800
+NUM_ROWS = 1200
 
 
 RESERVED_FOR = """

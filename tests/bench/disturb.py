@@ -79,7 +79,7 @@ class Disturbed:
         try:
             at = 0
             for moment, kind in zip(moments, kinds, strict=True):
-                at = self._wait_for_slices(max(moment, at + 1), kind)
+                at = self._wait_for_slices(min(max(moment, at + 1), num_slices), kind)
                 since_s = time.monotonic() - self._started_s
                 self.outcome.blows.append(f"{since_s:.0f} s, {at}: {self._strike(kind)}")
             stdout, stderr = self._driver.communicate(timeout=self._left_s())
