@@ -39,6 +39,9 @@ class Hardware:
     cpus: float
     gpus: float
     gpu_name: str | None = None
+    node_cpus: tuple[float, ...] = ()
+    """Of each node that is there now; what is missing of `cpus` may still come."""
+    node_gpus: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
     if resources.actors_per_gpu:
         share = gpu_share(resources.actors_per_gpu)
         resources = resources.model_copy(update={"num_gpus": share, "actors_per_gpu": None})
-    fit_cpus = max(1, math.floor(hardware.cpus / threads))
+    fit_cpus = _fit(threads, hardware.cpus, hardware.node_cpus)
     fit_gpus = _fit_gpus(resources, hardware) if resources.num_gpus > 0 else fit_cpus
     # Beside a GPU, threads that nobody asked for are no reason to leave a GPU idle.
     are_cpus_asked_for = bool(resources.num_cpus) or resources.num_gpus == 0
@@ -127,12 +130,12 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
     if needed > fit_gpus and resources.num_gpus > 0:
         raise JobError(
             f"resources: {needed} actors x {resources.num_gpus:g} GPUs do not fit, the cluster "
-            f"has {hardware.gpus:g} GPUs for {fit_gpus} such actors"
+            f"has {hardware.gpus:g} GPUs for {fit_gpus} such actors{_on_nodes(hardware.node_gpus)}"
         )
-    if needed * threads > hardware.cpus and are_cpus_asked_for:
+    if needed > fit_cpus and are_cpus_asked_for:
         raise JobError(
-            f"resources: {needed} actors x {threads:g} CPUs = {needed * threads:g} CPUs, "
-            f"the cluster has {hardware.cpus:g}"
+            f"resources: {needed} actors x {threads:g} CPUs do not fit, the cluster has "
+            f"{hardware.cpus:g} CPUs for {fit_cpus} such actors{_on_nodes(hardware.node_cpus)}"
         )
     max_actors = min(wanted, fit)
     cpus = int(hardware.cpus)
@@ -191,6 +194,17 @@ def _fit_gpus(resources: Resources, hardware: Hardware) -> int:
             raise JobError(
                 f"resources.num_gpus = {resources.num_gpus:g}: above 1 only whole numbers"
             )
-        return math.floor(hardware.gpus / resources.num_gpus)
+        return _fit(resources.num_gpus, hardware.gpus, hardware.node_gpus)
     # An actor is on one card: three of 0.3 fit a card, and what is left of it fits none.
     return math.floor(hardware.gpus) * math.floor(1 / resources.num_gpus + 1e-9)
+
+
+def _fit(share: float, total: float, nodes: tuple[float, ...]) -> int:
+    """Return how many shares there are, none of which may lie on two nodes."""
+    to_come = max(0.0, total - sum(nodes))
+    return sum(math.floor(part / share + 1e-9) for part in (*nodes, to_come))
+
+
+def _on_nodes(nodes: tuple[float, ...]) -> str:
+    has_one = len([part for part in nodes if part]) < 2
+    return "" if has_one else f", on nodes of {', '.join(f'{part:g}' for part in nodes if part)}"

@@ -226,11 +226,14 @@ def _hardware(ray: Any) -> Hardware:
         for key in total
         if key.startswith("accelerator_type:")
     )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Hardware(
-        num_nodes=sum(1 for node in ray.nodes() if node["Alive"]),
+        num_nodes=len(nodes),
         cpus=max(total.get("CPU", 0.0), limits.get("CPU", 0.0)),
         gpus=max(total.get("GPU", 0.0), limits.get("GPU", 0.0)),
         gpu_name=names[0] if names else None,
+        node_cpus=tuple(node.get("CPU", 0.0) for node in nodes),
+        node_gpus=tuple(node.get("GPU", 0.0) for node in nodes),
     )
 
 

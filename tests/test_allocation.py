@@ -89,8 +89,9 @@ def test_beside_the_actors_of_every_node_tasks_find_room_on_some(
 ):
     """A task is on one node: what many nodes have left together is no use to it."""
     fields = {"num_cpus": num_cpus, "max_actors": actors, "decode_in": decode_in}
-    assume(cpus % (num_cpus or 1) == 0 and nodes * cpus >= (actors or 1) * (num_cpus or 1))
-    found = allocate(Resources.model_validate(fields), Hardware(nodes, nodes * cpus, 0))
+    assume(nodes * math.floor(cpus / (num_cpus or 1)) >= (actors or 1))
+    hardware = Hardware(nodes, nodes * cpus, 0, node_cpus=(float(cpus),) * nodes)
+    found = allocate(Resources.model_validate(fields), hardware)
     packed = math.floor(cpus / found.actor_cpus)
     for most in (packed, math.ceil(found.max_actors / nodes)):
         placed = [min(most, max(0, found.max_actors - most * node)) for node in range(nodes)]
@@ -123,6 +124,27 @@ def test_fractions_share_a_card_and_do_not_span_two(each: float, on_one: int):
 
 
 @pytest.mark.parametrize(
+    ("nodes", "total", "threads", "actors"),
+    [((3.0, 3.0), 6, 2.0, 2), ((0.0, 1.0, 1.0), 2, None, 2), ((2.0,), 10, 4.0, 2), ((), 6, 2.0, 3)],
+)
+def test_no_actor_lies_on_two_nodes(
+    nodes: tuple[float, ...], total: float, threads: float | None, actors: int
+):
+    """Nodes that an autoscaler may still add are taken to be as large as they are together."""
+    hardware = Hardware(len(nodes), total, 0, node_cpus=nodes)
+    found = allocate(Resources.model_validate({"num_cpus": threads}), hardware)
+    assert found.max_actors == actors
+
+
+def test_an_actor_that_no_node_can_hold_is_refused_and_the_nodes_are_named():
+    hardware = Hardware(2, 6, 4, node_cpus=(2.0, 4.0), node_gpus=(2.0, 2.0))
+    with pytest.raises(JobError, match="6 CPUs for 0 such actors, on nodes of 2, 4"):
+        allocate(Resources.model_validate({"num_cpus": 5.0}), hardware)
+    with pytest.raises(JobError, match="4 GPUs for 0 such actors, on nodes of 2, 2"):
+        allocate(Resources.model_validate({"num_gpus": 4.0}), hardware)
+
+
+@pytest.mark.parametrize(
     ("cpus", "threads", "actors"),
     [(1, None, 1), (2, None, 2), (4, 2.0, 2), (2, 2.0, 1), (1, 0.5, 2)],
 )
@@ -148,9 +170,9 @@ def test_the_pool_grows_no_further_than_the_cluster():
         (9, 4, {"num_gpus": 1.0, "min_actors": 5}, ["5 actors x 1 GPUs", "has 4 GPUs"]),
         (9, 4, {"num_gpus": 2.0, "max_actors": 3}, ["3 actors x 2 GPUs", "has 4 GPUs"]),
         (9, 4, {"num_gpus": 1.5}, ["num_gpus = 1.5", "whole numbers"]),
-        (2, 0, {"num_cpus": 4.0}, ["1 actors x 4 CPUs = 4 CPUs", "has 2"]),
-        (2, 0, {"min_actors": 3}, ["3 actors x 1 CPUs = 3 CPUs", "has 2"]),
-        (8, 2, {"num_gpus": 1.0, "num_cpus": 8.0, "min_actors": 2}, ["16 CPUs", "has 8"]),
+        (2, 0, {"num_cpus": 4.0}, ["1 actors x 4 CPUs do not fit", "has 2 CPUs for 0"]),
+        (2, 0, {"min_actors": 3}, ["3 actors x 1 CPUs do not fit", "has 2 CPUs for 2"]),
+        (8, 2, {"num_gpus": 1.0, "num_cpus": 8.0, "min_actors": 2}, ["8 CPUs for 1", "has 8"]),
     ],
 )
 def test_asking_for_more_than_there_is_names_both_numbers(
