@@ -395,9 +395,8 @@ def test_the_table_says_what_was_injected_and_what_was_not() -> None:
     assert (last["injected"], last["lost"], last["doubled"], last["changed"]) == (11, 1, 0, 0)
 
 
-@pytest.mark.parametrize(
-    "kind", ["images", *(pytest.param(kind, marks=pytest.mark.slow) for kind in FORMATS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORMATS)
 def test_nothing_is_lost_and_nothing_of_the_users_is_touched(kind: str, tmp_path: Path) -> None:
     source = build(kind, tmp_path / "in").model_dump(exclude_defaults=True, mode="json")
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))

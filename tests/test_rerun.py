@@ -204,6 +204,7 @@ def test_images_that_a_disk_spoiled_come_in_when_it_is_mended(tmp_path: Path) ->
     assert "`pipeline run` makes a new version" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.one_ray
 def test_rows_behind_a_server_that_was_down_come_in_when_it_is_up(tmp_path: Path) -> None:
     folder, out = tmp_path / "table", tmp_path / "out"
