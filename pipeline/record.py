@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
 from pipeline.allocation import Allocation, Hardware
-from pipeline.histograms import Distribution, Numbers, sum_numbers
-from pipeline.layout import parse_staged_name
+from pipeline.histograms import Distribution
 from pipeline.manifest import Manifest
 from pipeline.model import ModelSpec
 from pipeline.plan import Plan
@@ -19,20 +18,11 @@ from pipeline.provenance import package_versions
 from pipeline.report import RunFacts, Status
 from pipeline.schema import Reason, SliceKey
 from pipeline.sink import StagedSlice
-from pipeline.stats import (
-    CANARY,
-    DEDUPE,
-    GOLDEN,
-    Counters,
-    Measurement,
-    StageCounters,
-    measure,
-    merge,
-)
+from pipeline.stats import DEDUPE, Counters, Measurement, StageCounters, measure, merge
+from pipeline.tally import ReadFooter, Tally
 from pipeline.verdict import Verdict
 
 _TOP_LABELS = 10
-ReadFooter = Callable[[str], StagedSlice]
 
 
 @dataclass(frozen=True)
@@ -63,8 +53,7 @@ class RunRecord:
         self._verdicts: list[Verdict] = []
         self._startup: dict[str, float] = {}
         self._counters: Counters = {}
-        self._labels: Counter[str] = Counter()
-        self._reasons: Counter[str] = Counter()
+        self._tally = Tally()
         self._rows: Counter[str] = Counter()
         self._slices: Counter[str] = Counter()
         self._total_rows: int | None = None
@@ -72,11 +61,6 @@ class RunRecord:
         self._published: Manifest | None = None
         self._streaming_wall_s: float | None = None
         self._batch_rates: dict[int, float] = {}
-        self._canary = StageCounters()
-        self._golden = StageCounters()
-        self._golden_actors = 0
-        self._numbers: dict[str, Numbers] = {}
-        self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
         self._is_counted = False
         self._in_flight: list[str] = []
         self._kept: Kept | None = None
@@ -142,20 +126,7 @@ class RunRecord:
     def _count(self, how: str, staged: StagedSlice) -> None:
         self._rows[how] += staged.num_rows
         self._slices[how] += 1
-        self._count_outcome(parse_staged_name(staged.name), staged)
-
-    def _count_outcome(self, key: SliceKey | None, staged: StagedSlice) -> None:
-        if key is not None:
-            self._names[key] = staged.name
-        self._canary += StageCounters.from_dict(staged.counters.get(CANARY, {}))
-        # What an actor did before its first slice travels with that slice, so once for each actor.
-        self._golden += StageCounters.from_dict(staged.counters.get(GOLDEN, {}))
-        self._golden_actors += GOLDEN in staged.counters
-        found = {name: Numbers.from_dict(values) for name, values in staged.numbers.items()}
-        self._numbers = sum_numbers(self._numbers, found)
-        self._labels.update(staged.labels)
-        self._reasons.update(staged.reasons)
-        self._rows["quarantined"] += staged.num_quarantined
+        self._tally.count(staged)
 
     def recount(self, slices: Sequence[tuple[SliceKey, str]], read: ReadFooter) -> None:
         """Count what is staged where not our attempt of a slice won, but another run's.
@@ -166,19 +137,11 @@ class RunRecord:
             slices: Every slice with the path of the attempt that won.
             read: Reads the footer of a staged part.
         """
-        names = {key: path.rpartition("/")[2] for key, path in slices}
-        if all(self._names.get(key, name) == name for key, name in names.items()):
+        if self._tally.are_of(slices):
             return
-        self._forget_outcomes()
-        for key, path in slices:
-            self._count_outcome(key, read(path))
-
-    def _forget_outcomes(self) -> None:
-        self._labels.clear()
-        self._reasons.clear()
-        self._rows["quarantined"] = 0
-        self._canary, self._golden, self._golden_actors = StageCounters(), StageCounters(), 0
-        self._numbers = {}
+        self._tally = Tally()
+        for _, path in slices:
+            self._tally.count(read(path))
 
     def stalled(self, in_flight: Sequence[str]) -> None:
         """Note what was in flight when there was no progress any more."""
@@ -217,19 +180,13 @@ class RunRecord:
         Args:
             labels: How many of them had which label; None had failed already and counts no more.
         """
-        for label, num_rows in labels.items():
-            if label is not None:
-                if label in self._labels:
-                    self._labels[label] -= num_rows
-                self._reasons[Reason.DUPLICATE_ID.value] += num_rows
-                self._rows["quarantined"] += num_rows
+        self._tally.lose(labels)
 
-    def tiled(self, slices: Sequence[SliceKey]) -> int:
-        """Note the slices that make up the plan; return their rows, which may be news."""
+    def tiled(self, slices: Sequence[SliceKey]) -> None:
+        """Note the slices that make up the plan; how many rows they have may be news."""
         self._is_counted = True
         self._total_rows = sum(key.num_rows for key in slices)
         self._total_slices = len(slices)
-        return self._total_rows
 
     def judged(self, verdicts: list[Verdict]) -> None:
         """Note what the gates said."""
@@ -237,7 +194,8 @@ class RunRecord:
 
     def found_published(self, manifest: Manifest, uri: str) -> None:
         """Note that all is done: an earlier run published exactly this."""
-        self._rows.update(resumed=manifest.num_rows, quarantined=manifest.num_quarantined)
+        self._rows.update(resumed=manifest.num_rows)
+        self._tally.num_quarantined = manifest.num_quarantined
         self._total_rows, self._published = manifest.num_rows, manifest
         self.published(manifest, uri)
 
@@ -272,29 +230,29 @@ class RunRecord:
     @property
     def num_quarantined(self) -> int:
         kept = sum(self._kept.reasons.values()) if self._kept else 0
-        return self._rows["quarantined"] + kept
+        return self._tally.num_quarantined + kept
 
     @property
     def reasons(self) -> Mapping[str, int]:
         """Quarantined rows by reason."""
-        found = Counter(self._reasons)
+        found = Counter(self._tally.reasons)
         found.update(self._kept.reasons if self._kept else {})
         return {reason: num_rows for reason, num_rows in found.items() if num_rows}
 
     @property
     def canary(self) -> StageCounters:
         """Rows of committed slices that eager fp32 predicted once more; out: those that agreed."""
-        return self._canary
+        return self._tally.canary
 
     @property
     def golden(self) -> tuple[StageCounters, int]:
         """Golden rows, once for every actor (out: those that agreed), and the number of actors."""
-        return self._golden, self._golden_actors
+        return self._tally.golden, self._tally.golden_actors
 
     @property
     def distribution(self) -> Distribution:
         """How the predictions are distributed; numbers of duplicate ids are still among them."""
-        own = Distribution(labels=self._labels, numbers=self._numbers)
+        own = self._tally.distribution
         return own if self._kept is None else self._kept.distribution + own
 
     @property

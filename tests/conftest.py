@@ -14,6 +14,7 @@ from localserver import LocalServer
 from rayhead import RayHead
 from s3server import S3Server
 
+from pipeline import retry
 from pipeline.storage import Store
 
 # No property fails because the machine is busy.
@@ -59,6 +60,12 @@ def _commands_share_ray(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
         return {"RAY_ADDRESS": head.address, **head.secret}
 
     monkeypatch.setattr(CLUSTER, "environment", of_head)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait little between the tries of a call; how many there are stays as it is."""
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ LAYERS = (
     "storage",
     "agreement bottleneck guard input_order lease manifest performance single_file row_ids"
     " sink torchvision_models trial uri_policy",
-    "chaos_compare delta golden nights parquet_inputs parts report rows web weights",
+    "chaos_compare delta golden nights parquet_inputs parts report rows tally web weights",
     "chaos_table fetch golden_files image_stream inputs model night_gates tar_stream",
     "chaos_sample choose compact estimate gates parquet_stream past_runs plan publish quantise"
     " runtimes zoo",

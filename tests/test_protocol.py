@@ -40,7 +40,7 @@ from published import (
 )
 from s3server import S3Server
 
-from pipeline import failpoints, retry
+from pipeline import failpoints
 from pipeline.errors import PipelineError, PublishConflict
 from pipeline.layout import staged_name
 from pipeline.manifest import log_numbers
@@ -55,6 +55,7 @@ PUBLISHED_PREDICTION = r"predictions/[^/]+/part-"  # an object's URL has no `=`
 PUBLISHED_FAILURE = r"quarantine/[^/]+/part-"
 
 
+pytestmark = pytest.mark.usefixtures("impatient")
 POINTS = (
     Point("leased", CREATE, r"/lease/\d+\.json"),
     Point("planned", CREATE, r"/plan/"),
@@ -71,12 +72,6 @@ POINTS = (
     Point("before_success:2", PUT, r"/_SUCCESS", is_committed=True),
     Point("mid_gc", DELETE, r"/staging/", is_committed=True),
 )
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait little between the tries; how many there are stays as it is."""
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
 
 
 @pytest.fixture(scope="module")

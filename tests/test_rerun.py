@@ -22,7 +22,6 @@ from protocol import Children, assert_readable
 from published import DAY
 from s3server import S3Server
 
-from pipeline import retry
 from pipeline.manifest import current_manifest, log_numbers, read_predictions
 from pipeline.photos import build_images
 from pipeline.storage import Store
@@ -30,6 +29,7 @@ from pipeline.upkeep import history_numbers
 from pipeline.verify import verify_output
 
 DATE = DAY.partition("=")[2]
+pytestmark = pytest.mark.usefixtures("impatient")
 POINTS = (
     Point("leased", CREATE, r"/lease/\d+\.json"),
     Point("planned:2", CREATE, r"/plan/"),
@@ -44,12 +44,6 @@ POINTS = (
     Point("retired:2", DELETE, r"/history/", is_committed=True),
     Point("before_success:2", PUT, r"/_SUCCESS", is_committed=True),
 )
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait little between the tries; how many there are stays as it is."""
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
 
 
 @dataclass(frozen=True)

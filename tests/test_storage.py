@@ -41,7 +41,6 @@ from gcsserver import GCSServer
 from localserver import LocalServer, free_ports
 from s3server import S3Server
 
-from pipeline import retry
 from pipeline.address import options_of, root_path
 from pipeline.errors import InfraError, JobError
 from pipeline.local_disk import LocalDisk
@@ -49,6 +48,7 @@ from pipeline.retry import TRIES, TransientError
 from pipeline.storage import CreateOutcome, Store, retries_taken
 from pipeline.storage_errors import classify, redact, secret_values, storage_errors
 
+pytestmark = pytest.mark.usefixtures("impatient")
 ODD_NAMES = ["a b/[1].jpg", "a b/1.jpg", "star*.bin", "per%41cent+#&=.bin", "deep/er/x"]
 RACERS, RACED_KEYS = 16, 50
 
@@ -114,12 +114,6 @@ def run_python(code: str, *args: str, stdin: str = "", **env: str) -> str:
 def through(proxy: FaultProxy, server: LocalServer, direct: Store) -> Store:
     """The same store, reached by way of a proxy."""
     return Store(direct.uri, server.options_at(proxy.url))
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait little between the tries; how many there are stays as it is."""
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
 
 
 # ------------------------------------------------------------------ reading and writing

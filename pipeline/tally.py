@@ -1,0 +1,68 @@
+"""Sum up what became of the rows of committed slices, as their footers tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from pipeline.histograms import Distribution, Numbers, sum_numbers
+from pipeline.layout import parse_staged_name
+from pipeline.schema import Reason, SliceKey
+from pipeline.sink import StagedSlice
+from pipeline.stats import CANARY, GOLDEN, StageCounters
+
+ReadFooter = Callable[[str], StagedSlice]
+
+
+class Tally:
+    """Labels, scores and failures of the slices that were counted."""
+
+    def __init__(self) -> None:
+        self.num_quarantined = 0
+        self.reasons: Counter[str] = Counter()
+        self.canary = StageCounters()
+        """Rows that eager fp32 predicted once more; out: those that agreed."""
+        self.golden = StageCounters()
+        """Golden rows, once for every actor; out: those that agreed."""
+        self.golden_actors = 0
+        self._labels: Counter[str] = Counter()
+        self._numbers: dict[str, Numbers] = {}
+        self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
+
+    @property
+    def distribution(self) -> Distribution:
+        """How the predictions are distributed; numbers of duplicate ids are still among them."""
+        return Distribution(labels=self._labels, numbers=self._numbers)
+
+    def count(self, staged: StagedSlice) -> None:
+        """Count one attempt of a slice."""
+        key = parse_staged_name(staged.name)
+        if key is not None:
+            self._names[key] = staged.name
+        self.canary += StageCounters.from_dict(staged.counters.get(CANARY, {}))
+        # What an actor did before its first slice travels with that slice, so once for each actor.
+        self.golden += StageCounters.from_dict(staged.counters.get(GOLDEN, {}))
+        self.golden_actors += GOLDEN in staged.counters
+        found = {name: Numbers.from_dict(values) for name, values in staged.numbers.items()}
+        self._numbers = sum_numbers(self._numbers, found)
+        self._labels.update(staged.labels)
+        self.reasons.update(staged.reasons)
+        self.num_quarantined += staged.num_quarantined
+
+    def are_of(self, slices: Sequence[tuple[SliceKey, str]]) -> bool:
+        """Tell whether of none of these slices another attempt was counted than the one named."""
+        names = ((key, path.rpartition("/")[2]) for key, path in slices)
+        return all(self._names.get(key, name) == name for key, name in names)
+
+    def lose(self, labels: Mapping[str | None, int]) -> None:
+        """Count rows that lost their prediction because an earlier row has the same id.
+
+        Args:
+            labels: How many of them had which label; None had failed already and counts no more.
+        """
+        for label, num_rows in labels.items():
+            if label is not None:
+                if label in self._labels:
+                    self._labels[label] -= num_rows
+                self.reasons[Reason.DUPLICATE_ID.value] += num_rows
+                self.num_quarantined += num_rows
