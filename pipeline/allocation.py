@@ -142,11 +142,8 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
     num_readers = max(1, cpus // _CPUS_PER_READER)
     num_decoders = _num_decoders(resources, cpus, max_actors * threads)
     num_writers = max(1, min(_MAX_WRITERS, cpus // _CPUS_PER_READER))
-    # Each actor leaves room for whole tasks: what all of them leave together may lie on many nodes,
-    # on none of which a task fits.
-    tasks_per_actor = math.ceil((num_readers + num_decoders + num_writers) / max_actors)
-    for_actor = hardware.cpus / max_actors - TASK_CPUS * tasks_per_actor
-    actor_cpus = min(threads, math.floor(1000 * for_actor) / 1000)
+    num_tasks = num_readers + num_decoders + num_writers
+    actor_cpus = min(threads, _actor_cpus(max_actors, num_tasks, hardware, resources.num_gpus > 0))
     if actor_cpus <= 0:
         raise JobError(
             f"resources: {max_actors} actors beside readers, decoders and writers do not fit the "
@@ -162,6 +159,23 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
         num_decoders=num_decoders,
         num_writers=num_writers,
     )
+
+
+def _actor_cpus(num_actors: int, num_tasks: int, hardware: Hardware, on_gpus: bool) -> float:
+    """Return what an actor may reserve so that tasks find room, wherever the actors are placed.
+
+    A task is on one node, whole: what is left of each may be less than a task and of no use, so
+    one task less than there are nodes is left free besides.
+    """
+    num_nodes = sum(cpus > 0 for cpus in hardware.node_cpus) or hardware.num_nodes
+    free = hardware.cpus - TASK_CPUS * (num_tasks + max(0, num_nodes - 1))
+    shares = [free / num_actors]
+    if on_gpus:  # nodes with few cores may have many cards
+        pairs = zip(hardware.node_cpus, hardware.node_gpus, strict=False)
+        shares += [
+            cpus / math.ceil(num_actors * gpus / hardware.gpus) for cpus, gpus in pairs if gpus
+        ]
+    return math.floor(1000 * min(shares)) / 1000
 
 
 def gpu_share(num_actors: int) -> float:

@@ -101,6 +101,41 @@ def test_beside_the_actors_of_every_node_tasks_find_room_on_some(
         assert room >= found.num_readers + found.num_decoders + found.num_writers
 
 
+@given(nodes=st.lists(st.integers(0, 16), min_size=1, max_size=6), backwards=st.booleans())
+def test_nodes_of_different_sizes_have_room_for_tasks_however_actors_are_placed(
+    nodes: list[int], backwards: bool
+):
+    assume(any(nodes))
+    hardware = Hardware(len(nodes), sum(nodes), 0, node_cpus=tuple(map(float, nodes)))
+    found = allocate(Resources(), hardware)
+    left, waiting = [], found.max_actors
+    for cpus in sorted(nodes, reverse=backwards):
+        number = min(waiting, math.floor(cpus / found.actor_cpus))
+        waiting -= number
+        left.append(cpus - number * found.actor_cpus)
+    assert waiting == 0
+    room = sum(math.floor(cpus_left / TASK_CPUS + 1e-6) for cpus_left in left)
+    assert room >= found.num_readers + found.num_decoders + found.num_writers
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "each"), [(1, 2, 0.1), (1, 8, 0.05), (2, 1, 1 / 64)])
+def test_many_actors_may_share_the_cards_of_a_node_with_few_cores(
+    cpus: int, gpus: int, each: float
+):
+    found = divide(cpus, gpus, num_gpus=each)
+    assert found.max_actors == gpus * math.floor(1 / each + 1e-9)
+    tasks = found.num_readers + found.num_decoders + found.num_writers
+    assert found.max_actors * found.actor_cpus + tasks * TASK_CPUS <= cpus
+
+
+def test_actors_on_cards_reserve_what_their_own_nodes_have():
+    """A large node without a card is no reason to ask more of a small one that has one."""
+    hardware = Hardware(2, 34, 1, node_cpus=(2.0, 32.0), node_gpus=(1.0, 0.0))
+    found = allocate(Resources.model_validate({"num_gpus": 0.25}), hardware)
+    assert found.max_actors == 4
+    assert found.max_actors * found.actor_cpus <= 2
+
+
 @given(cpus=st.integers(1, 128))
 def test_left_alone_there_is_one_actor_a_cpu(cpus: int):
     found = divide(cpus)
