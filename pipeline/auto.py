@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import uuid
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, Hardware, allocate
@@ -22,6 +20,7 @@ from pipeline.errors import InfraError
 from pipeline.layout import model_path
 from pipeline.model import INT8, ModelSpec
 from pipeline.plan import Plan
+from pipeline.processor import describe_processor
 from pipeline.provenance import package_versions
 from pipeline.rows import Reader
 from pipeline.storage import CreateOutcome, Store
@@ -162,7 +161,7 @@ def _profile_path(workshop: Workshop) -> str:
     facts = {
         "model": workshop.model.to_dict(),
         "batch_size": workshop.config.batch_size,
-        "cpu": _cpu_name(),
+        "cpu": describe_processor(),
         "gpu": workshop.hardware.gpu_name,
         "node_cpus": workshop.node_cpus,
         "threads": allocation.actor_threads,
@@ -172,11 +171,3 @@ def _profile_path(workshop: Workshop) -> str:
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     return f"_control/profiles/{key}.json"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
