@@ -49,6 +49,7 @@ def rollback(
     Raises:
         JobError: Nothing is published, or the history does not hold that version.
         PublishConflict: Another run published meanwhile.
+        InfraError: Garbage was collected meanwhile, and what was to be published with it.
     """
     current = current_manifest(store, layout)
     if current is None:
@@ -64,18 +65,19 @@ def rollback(
     number = log_numbers(store, layout)[-1] + 1
     version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
     folder = f"{layout.control}/staging/{old.fingerprint}/rollback-{version}"
-    manifest = replace(
-        old,
-        number=number,
-        kind="rollback",
-        run_id=run_id,
-        token=uuid.uuid4().hex,
-        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        restored_from=wanted,
-        parts=_restage(store, layout, old.parts, wanted, folder, version),
-        quarantine_parts=_restage(store, layout, old.quarantine_parts, wanted, folder, version),
-    )
-    placed = commit(store, layout, manifest, folder)
+    with listed_files():
+        manifest = replace(
+            old,
+            number=number,
+            kind="rollback",
+            run_id=run_id,
+            token=uuid.uuid4().hex,
+            created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            restored_from=wanted,
+            parts=_restage(store, layout, old.parts, wanted, folder, version),
+            quarantine_parts=_restage(store, layout, old.quarantine_parts, wanted, folder, version),
+        )
+        placed = commit(store, layout, manifest, folder)
     settle(store, layout, placed, keep_versions, table=table)
     return placed
 
@@ -99,8 +101,7 @@ def _restage(
     for index, part in enumerate(parts):
         kept = layout.inside(part.path)
         path = f"{kept.rpartition('/')[0]}/{part_name(index, version)}"
-        with listed_files():
-            store.copy(f"{layout.history(number)}/{kept}", f"{folder}/{path}")
+        store.copy(f"{layout.history(number)}/{kept}", f"{folder}/{path}")
         restaged.append(replace(part, path=path))
     return tuple(restaged)
 

@@ -17,7 +17,7 @@ from published import (
 )
 
 from pipeline import failpoints
-from pipeline.errors import JobError, PublishConflict
+from pipeline.errors import InfraError, JobError, PublishConflict
 from pipeline.layout import Layout
 from pipeline.manifest import (
     Manifest,
@@ -221,6 +221,22 @@ def test_a_crash_in_a_rollback_leaves_one_whole_version(
         current = rollback(every_store, LAYOUT, "again", keep_versions=2)
     assert_whole(every_store, current)
     assert edition_of(every_store) == {1}
+
+
+def test_a_rollback_whose_copies_are_collected_meanwhile_says_so(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    publish_rows(any_store, rows=Rows(1))
+    second = publish_rows(any_store, rows=Rows(2))
+
+    def collect_first(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Manifest:
+        store.delete([file.path for file in store.list_files(folder)])
+        return commit(store, layout, manifest, folder)
+
+    monkeypatch.setattr("pipeline.upkeep.commit", collect_first)
+    with pytest.raises(InfraError, match="was there a moment ago and is gone; run again"):
+        rollback(any_store, LAYOUT, "r", keep_versions=2)
+    assert repair(any_store, LAYOUT, 2) == second
 
 
 def test_a_reader_sees_only_whole_versions_while_they_are_replaced(any_store: Store):
