@@ -55,14 +55,16 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pipeline", *arguments]
 
 
-def pipeline(*arguments: str, env: Mapping[str, str] | None = None) -> Result:
+def pipeline(
+    *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
+) -> Result:
     """Run `pipeline ARGUMENTS` to its end."""
     done = subprocess.run(
         command(*arguments),
         env=environment({**CLUSTER.environment(), **(env or {})}),
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)

@@ -22,6 +22,7 @@ from pipeline.trial import Trial
 from pipeline.trial_layouts import CPU_BATCHES
 from pipeline.trials import Profile
 
+TUNE_S = 600  # every runtime, precision, batch size and layout; more where cores are shared
 ALLOCATION = Allocation(2, 2, 0.9, 0.0, 1, 1, 1, 1)
 EAGER = Trial("eager", "fp32", rows_per_s=10, load_s=1, agreement_pct=100)
 COMPILED = Trial("compile", "bf16", rows_per_s=100, load_s=20, agreement_pct=99.5)
@@ -154,12 +155,13 @@ def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(TUNE_S + 300)
 def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 40, seed=12, num_bad=2)
     source = {"uri": str(tmp_path / "images"), "format": "images"}
     model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "auto"}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model)
-    tuned = pipeline("tune", job, "--json")
+    tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S)
     assert tuned.code == 0, tuned.stderr
     tried = {(trial["runtime"], trial["precision"]) for trial in tuned.json["runtimes"]}
     assert tried == set(candidates(spec("auto", "auto"), is_on_gpu=False))
@@ -180,12 +182,13 @@ def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(TUNE_S + 300)
 def test_tune_keeps_to_what_the_job_says_and_a_run_finds_what_it_kept(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 16, seed=12, num_bad=0)
     source = {"uri": str(tmp_path / "images"), "format": "images"}
     model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "fp32"}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model)
-    tuned = pipeline("tune", job, "--json")
+    tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S)
     assert tuned.code == 0, tuned.stderr
     assert {trial["precision"] for trial in tuned.json["runtimes"]} == {"fp32"}
     (profile,) = (tmp_path / "out" / "_control" / "profiles").iterdir()
