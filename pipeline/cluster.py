@@ -22,6 +22,7 @@ from pipeline.errors import InfraError, JobError
 from pipeline.in_flight import ExecutorSeen
 from pipeline.pulse import beat
 from pipeline.ray_token import make_private_token, send_token
+from pipeline.small_ray import small_ray
 from pipeline.terminal import native_errors_to_log, own_signal_handlers
 
 _STORE_SHARE = 0.25
@@ -98,7 +99,7 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
             yield _hardware(ray), perf_counter() - started
     finally:
         if not _SHARING.get():
-            _shut_down(ray)
+            health.end(ray)
 
 
 def refuse_autoload() -> None:
@@ -125,12 +126,7 @@ def share_ray() -> Iterator[None]:
     finally:
         _SHARING.reset(token)
         if "ray" in sys.modules:
-            _shut_down(sys.modules["ray"])
-
-
-def _shut_down(ray: Any) -> None:
-    with health.no_survivors():
-        ray.shutdown()
+            health.end(sys.modules["ray"])
 
 
 def _configure_data() -> None:
@@ -166,12 +162,13 @@ def _init(ray: Any, address: str | None) -> None:
         ray.init(address=address, runtime_env=_remote_environment(), **common)
         return
     # Inside a Ray job RAY_ADDRESS is set and the caller passes it; here a local Ray is meant.
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=embedded_store_bytes(),
-        **common,
-    )
+    with small_ray(ray):
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=embedded_store_bytes(),
+            **common,
+        )
 
 
 def _reach(address: str) -> None:

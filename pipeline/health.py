@@ -18,6 +18,7 @@ _SILENCE_S = 25.0
 _ASK_EVERY_S = 5.0
 _CONNECT_S = 5.0
 _DIE_S = 3.0
+_LOOK_S = 0.01
 
 Check = Callable[[], str | None]
 """Returns what is wrong, or None; never waits long."""
@@ -27,7 +28,7 @@ _roots: list[psutil.Process] = []
 
 @contextlib.contextmanager
 def watched(ray: Any, address: str | None) -> Iterator[None]:
-    """Let `trouble` and `end_processes` know of the Ray that is connected while in the body."""
+    """Let `trouble` and `end` know of the Ray that is connected while in the body."""
     if address is None:
         infos = [info for infos in _node(ray).all_processes.values() for info in infos]
         _roots[:] = [psutil.Process(info.process.pid) for info in infos]
@@ -86,16 +87,37 @@ class HeadAnswers:
         return f"the cluster's head at {self._address} has not answered for {silence_s:.0f} s"
 
 
-@contextlib.contextmanager
-def no_survivors() -> Iterator[None]:
-    """Kill those processes of an embedded Ray that the body, which shuts it down, leaves behind."""
-    ours = family()
+def end(ray: Any) -> None:
+    """Disconnect from Ray; an embedded one ends, and nothing that it started is left.
+
+    Ray itself ends its processes politely, one after the other, which takes two seconds; all that
+    they could still say is written, so they are killed, all at once.
+    """
+    ours, node = family(), _node(ray)
+    if not ours:
+        ray.shutdown()
+        return
+    ray._private.worker._global_node = None  # else `shutdown` ends the processes
     try:
-        yield
+        ray.shutdown()
     finally:
-        _, alive = psutil.wait_procs(ours, timeout=_DIE_S)
-        kill(alive)
+        kill(ours)
+        _await_end(ours)
         _roots.clear()
+        node.destroy_external_storage()
+
+
+def _await_end(processes: list[psutil.Process]) -> None:
+    deadline = time.monotonic() + _DIE_S
+    while any(map(_is_running, processes)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def family() -> list[psutil.Process]:

@@ -16,7 +16,8 @@ LAYERS = (
     " watchdog",
     "failpoints job_gates store_faults verdict",
     "address extents imports in_flight interrupt job job_yaml layout listing local_disk"
-    " object_protocols lane progress render ray_token retry terminal hive tar transform",
+    " object_protocols lane processor progress render ray_token retry small_ray terminal hive tar"
+    " transform",
     "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos stats"
     " storage_errors task",
     "child cluster histograms limits object_store preprocess ray_tasks results",
