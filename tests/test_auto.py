@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipeline.choose import candidates, choose, choose_batch, choose_layout, lay
 from pipeline.errors import JobError
 from pipeline.model import ModelSpec
 from pipeline.photos import build_images
+from pipeline.processor import describe_processor
 from pipeline.task import TaskSpec
 from pipeline.trial import Trial
 from pipeline.trial_layouts import CPU_BATCHES
@@ -195,3 +197,17 @@ def test_tune_keeps_to_what_the_job_says_and_a_run_finds_what_it_kept(tmp_path: 
     done = pipeline("run", job, "--json")
     assert f"{done.json['model']['runtime']} fp32" == tuned.json["chosen"]
     assert list(profile.parent.iterdir()) == [profile]
+
+
+def test_processors_of_one_name_differ_by_their_instructions(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+
+    def described(text: str) -> str:
+        cpuinfo.write_text(text)
+        return describe_processor(cpuinfo)
+
+    old = described("model name\t: Xeon\nflags\t\t: fpu avx2 fma\n\nmodel name\t: Xeon\n")
+    new = described("model name\t: Xeon\nflags\t\t: fma avx2 amx_tile fpu\n")
+    assert (old, new) == ("Xeon avx2 fma", "Xeon amx_tile avx2 fma")
+    assert "i8mm" in described("Features\t: fp asimd i8mm\n")
+    assert describe_processor(tmp_path / "none") == platform.processor()
