@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import health
 from pipeline.allocation import Hardware
+from pipeline.data_in_driver import data_in_driver
 from pipeline.errors import InfraError, JobError
 from pipeline.in_flight import ExecutorSeen
 from pipeline.pulse import beat
@@ -96,7 +97,8 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
         with native_errors_to_log(ray), health.watched(ray, address):
             beat("connected to Ray")
             _configure_data()
-            yield _hardware(ray), perf_counter() - started
+            with data_in_driver(ray) if address is None else contextlib.nullcontext():
+                yield _hardware(ray), perf_counter() - started
     finally:
         if not _SHARING.get():
             health.end(ray)

@@ -16,21 +16,26 @@ _LOOK_S = 0.02
 
 @contextlib.contextmanager
 def small_ray(ray: Any) -> Iterator[None]:
-    """Let the `ray.init` of the body start neither the dashboard nor its agent's HTTP server.
+    """Let the `ray.init` of the body start five processes in place of eight.
 
-    `include_dashboard=False` still starts a process of 250 MiB and waits 0.9 s for it. The server
-    tries for 4 s to get a port that another Ray on this machine holds. Ray starts without both
-    where their dependencies are not installed; this makes it believe so. And Ray looks only once
-    a second whether the node is there.
+    Left out are the dashboard (`include_dashboard=False` still starts 250 MiB of it, and waits
+    0.9 s), the autoscaler's monitor and the one that copies what workers print. The HTTP server of
+    the dashboard's agent tries for 4 s to get a port that another Ray on this machine holds; Ray
+    starts without it where what it imports is not installed, and this makes it believe so. And Ray
+    looks only once a second whether the node is there.
     """
-    services = ray._private.services
+    private = ray._private
     with contextlib.ExitStack() as stack:
-        for name, ours in (("start_api_server", _no_server), ("get_node", _WaitForNode)):
-            if hasattr(services, name):
-                own = getattr(services, name)
-                stack.enter_context(patch.object(services, name, ours(ray, own)))
+        for name in ("start_api_server", "start_monitor", "start_log_monitor"):
+            stack.enter_context(patch.object(private.node.Node, name, _start_nothing))
+        own = private.services.get_node
+        stack.enter_context(patch.object(private.services, "get_node", _WaitForNode(ray, own)))
         stack.enter_context(_without(_OPTIONAL))
         yield
+
+
+def _start_nothing(node: Any, **_: Any) -> None:
+    node._webui_url = ""  # what Ray sets where no dashboard starts
 
 
 @contextlib.contextmanager
@@ -44,11 +49,6 @@ def _without(module: str) -> Iterator[None]:
         del sys.modules[module]
         if imported is not None:
             sys.modules[module] = imported
-
-
-def _no_server(*_: Any) -> Callable[..., tuple[str, None]]:
-    """Return what returns what Ray's own does where no server starts: no URL, no process."""
-    return lambda *_, **__: ("", None)
 
 
 class _WaitForNode:

@@ -12,12 +12,11 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
-    "__init__ archive attempts chaos_kills deadline errors health job_section pulse schema stored"
-    " watchdog",
+    "__init__ archive attempts chaos_kills data_in_driver deadline errors health job_section"
+    " processor pulse schema small_ray stored watchdog",
     "failpoints job_gates store_faults verdict",
     "address extents imports in_flight interrupt job job_yaml layout listing local_disk"
-    " object_protocols lane processor progress render ray_token retry small_ray terminal hive tar"
-    " transform",
+    " object_protocols lane progress render ray_token retry terminal hive tar transform",
     "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos stats"
     " storage_errors task",
     "child cluster histograms limits object_store preprocess ray_tasks results",

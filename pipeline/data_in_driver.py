@@ -1,0 +1,67 @@
+"""Serves Ray Data in the driver what an embedded Ray would start actors for.
+
+Ray Data asks an actor what it may use of the cluster, and starts nothing before that actor runs; it
+tells another, for the dashboard, how far it is. Each is a process that first imports Ray Data.
+Where the cluster is one node that only this driver uses, a call does the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+_NEVER_S = 1e9
+
+
+@contextlib.contextmanager
+def data_in_driver(ray: Any) -> Iterator[None]:
+    """Let executions in the body start neither of the two actors."""
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
+
+    coordinator = _Called(_make_coordinator(ray, module), ray.put)
+    with (
+        patch.object(module, "get_or_create_autoscaling_coordinator", lambda: coordinator),
+        patch.multiple(
+            stats._StatsManager,
+            gen_dataset_id_from_stats_actor=staticmethod(lambda: uuid.uuid4().hex),
+            register_dataset_to_stats_actor=staticmethod(_say_nothing),
+            update_execution_metrics=staticmethod(_say_nothing),
+            update_iteration_metrics=staticmethod(_say_nothing),
+        ),
+    ):
+        yield
+
+
+def _make_coordinator(ray: Any, module: Any) -> Any:
+    class Coordinator(module._AutoscalingCoordinatorActor):  # type: ignore[misc]
+        TICK_INTERVAL_S = _NEVER_S  # the node stays as it is
+
+    nodes = ray.nodes()
+    return Coordinator(send_resources_request=_say_nothing, get_cluster_nodes=lambda: nodes)
+
+
+def _say_nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+class _Called:
+    """An object in the place of an actor: `handle.method.remote(...)` calls it here."""
+
+    def __init__(self, target: Any, put: Callable[[Any], Any]) -> None:
+        self._target, self._put = target, put
+
+    def __getattr__(self, name: str) -> Any:
+        return _Method(getattr(self._target, name), self._put)
+
+
+class _Method:
+    def __init__(self, method: Callable[..., Any], put: Callable[[Any], Any]) -> None:
+        self._method, self._put = method, put
+
+    def remote(self, *arguments: Any, **named: Any) -> Any:
+        """Call it; what it returns, as a reference."""
+        return self._put(self._method(*arguments, **named))

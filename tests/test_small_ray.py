@@ -1,0 +1,74 @@
+"""An embedded Ray has only the processes that a run needs, and none is left when it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+from cli import environment
+
+from pipeline.data_in_driver import _Called
+from pipeline.small_ray import _without
+
+SCRIPT = """
+import json, threading
+from pipeline import health
+from pipeline.cluster import connect
+
+with connect(None):
+    import ray
+    from ray.util import list_named_actors
+
+    class Add:
+        def __call__(self, batch):
+            return {"id": batch["id"] + 1}
+
+    rows = ray.data.range(8, override_num_blocks=4).map_batches(Add, concurrency=1).take_all()
+    started = sorted(ray._private.worker._global_node.all_processes)
+    actors = [actor["name"] for actor in list_named_actors(all_namespaces=True)]
+    family = health.family()
+left = [process.pid for process in family if health._is_running(process)]
+print(json.dumps({
+    "rows": sorted(row["id"] for row in rows), "started": started, "actors": actors,
+    "family": len(family), "left": left, "threads": [t.name for t in threading.enumerate()],
+}))
+"""
+
+
+def test_an_embedded_ray_starts_what_runs_need_and_leaves_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["rows"] == list(range(1, 9))
+    assert found["started"] == ["gcs_server", "raylet"]
+    assert not {"AutoscalingCoordinator", "datasets_stats_actor"} & set(found["actors"])
+    assert found["family"] > 4  # its agents and workers, too
+    assert found["left"] == []
+
+
+def test_a_module_is_hidden_and_what_else_is_imported_meanwhile_stays():
+    import wave
+
+    sys.modules.pop("colorsys", None)
+    with _without("wave"):
+        try:
+            import wave as again
+        except ImportError:
+            again = None
+        import colorsys
+    assert again is None
+    assert sys.modules["wave"] is wave
+    assert sys.modules["colorsys"] is colorsys
+
+
+def test_a_call_in_the_place_of_an_actor_answers_with_what_the_method_returns():
+    answers: list[object] = []
+    target = SimpleNamespace(add=lambda a, b=0: a + b)
+    reference = _Called(target, lambda value: answers.append(value) or "reference").add.remote(
+        1, b=2
+    )
+    assert (reference, answers) == ("reference", [3])
