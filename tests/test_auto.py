@@ -149,6 +149,8 @@ def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
     done = pipeline("run", job, "--json", "--set", "gates.min_agreement_pct=90")
     assert done.code == 0, done.stderr
     assert round(done.json["model"]["agreement_pct"], 1) == 91.7
+    gate = next(gate for gate in done.json["gates"] if gate["name"] == "min_agreement_pct")
+    assert "of 12 rows agree" in gate["message"], "eager fp32 saw them decoded exactly"
     (choice,) = (tmp_path / "out").rglob("choice/*.json")
     assert json.loads(choice.read_text())["runtime"] == "eager"
 
