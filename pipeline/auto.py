@@ -43,7 +43,7 @@ def settle(
     Raises:
         JobError: No way to run the model is left.
     """
-    if not is_open(model) and not model.shrinks:
+    if not is_open(model) and not model.changes_pixels:
         return plan, model, allocation
     workshop = make_workshop(run, plan, model, hardware, allocation)
     profile = load_profile(run, workshop)
@@ -85,9 +85,9 @@ def _divide(
         return allocation
     if run.job.resources.num_gpus:
         share = {"actors_per_gpu": chosen.actors}
-        return allocate(run.job.resources.model_copy(update=share), hardware)
+        return allocate(run.job.shares.model_copy(update=share), hardware)
     found = {"num_cpus": float(chosen.threads), "decode_in": chosen.decode_in}
-    resources = run.job.resources
+    resources = run.job.shares
     left_out = {"num_cpus": resources.num_cpus is None, "decode_in": resources.decode_in == AUTO}
     changes = {name: value for name, value in found.items() if left_out[name]}
     return allocate(resources.model_copy(update=changes), hardware)

@@ -37,6 +37,7 @@ import torch
 # Naming the plugin registers it; left out, the first WebP would make Pillow import all it has.
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
+from pipeline.jpeg_skeleton import is_plain
 from pipeline.schema import Reason, RowError
 
 _EXIF_ORIENTATION = 0x0112
@@ -54,7 +55,7 @@ _BMP_HEADER_BYTES = frozenset([12, 16, 40, 52, 56, 64, 108, 124])
 _CUT_WORDS = ("truncated", "incomplete")
 _MEMORY_WORDS = ("out of memory", "allocate memory", "enough memory", "insufficient memory")
 _SOURCE_LINE = re.compile(r"^.*\.cpp:\d+, ")
-_RGB = 3
+RGB = 3
 """`torchvision.io.ImageReadMode.RGB`"""
 
 
@@ -105,6 +106,26 @@ def decode_image(data: bytes, limits: DecodeLimits, shrink_px: int | None = None
         raise
     except Exception as error:
         raise _explain(error, kind, data) from error
+
+
+def plain_jpeg_px(data: bytes, limits: DecodeLimits) -> int | None:
+    """Return the pixels of an image that any JPEG decoder decodes to what `decode_image` does.
+
+    Never raises: what is not such an image, or none at all, is for `decode_image` to judge.
+
+    Returns:
+        Width x height of a whole, upright YCbCr JPEG within the limits; None for all else.
+    """
+    if len(data) > limits.max_image_bytes or _identify(data) != "JPEG":
+        return None
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            _check_px(*image.size, limits)
+            is_upright = image.mode == "RGB" and _orientation(image) == 1
+            num_px = image.width * image.height
+    except Exception:  # noqa: BLE001  # whatever a malformed header raises
+        return None
+    return num_px if is_upright and is_plain(data) else None
 
 
 def _identify(data: bytes) -> str | None:
@@ -160,13 +181,23 @@ def _check_px(width_px: int, height_px: int, limits: DecodeLimits) -> None:
 
 def _decode_jpeg(data: bytes) -> torch.Tensor:
     # torch warns about read-only memory; copying the encoded bytes costs 1 % of decoding them.
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return _jpeg_decoder()(encoded, _RGB)
+    return _jpeg_decoder()(as_tensor(data), RGB)
+
+
+def as_tensor(data: bytes) -> torch.Tensor:
+    """Return a copy of encoded bytes as uint8 (L,)."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 @functools.cache
 def _jpeg_decoder() -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """Load torchvision's decoder by itself: importing torchvision takes a worker 2 s."""
+    load_image_ops()
+    decoder: Callable[[torch.Tensor, int], torch.Tensor] = torch.ops.image.decode_jpeg
+    return decoder
+
+
+def load_image_ops() -> None:
+    """Load torchvision's decoders by themselves: importing torchvision takes a worker 2 s."""
     found = importlib.util.find_spec("torchvision")
     folders = found.submodule_search_locations if found else None
     libraries = [path for folder in folders or [] for path in Path(folder).glob("image*.so")]
@@ -174,8 +205,6 @@ def _jpeg_decoder() -> Callable[[torch.Tensor, int], torch.Tensor]:
         torch.ops.load_library(str(libraries[0]))  # type: ignore[no-untyped-call]
     except (IndexError, OSError):  # laid out otherwise
         import torchvision.io  # noqa: F401
-    decoder: Callable[[torch.Tensor, int], torch.Tensor] = torch.ops.image.decode_jpeg
-    return decoder
 
 
 def _to_rgb(image: Image.Image) -> torch.Tensor:

@@ -144,7 +144,7 @@ class GoldenRows:
     def _score_diff(self, spec: ModelSpec) -> float:
         if self.max_score_diff is not None:
             return self.max_score_diff
-        is_exact = spec.precision == "fp32" and not spec.shrinks
+        is_exact = spec.precision == "fp32" and not spec.changes_pixels
         return EXACT_SCORE_DIFF if is_exact else self.limits.max_score_diff
 
 

@@ -119,6 +119,10 @@ class Transform(Section):
     shrink_on_load: bool | None = None
     """Let the JPEG decoder itself halve large photos, as often as twice `resize_px` is left: far
     faster, and other pixels. The run measures first whether its predictions agree (see `gates`)."""
+    jpeg_decoder: Literal["cpu", "gpu"] | None = None
+    """What decodes JPEGs; left out: `cpu`. `gpu`: the model's GPU, with nvJPEG; its pixels are a
+    little different, which is measured as for `shrink_on_load`. What nvJPEG does not take (other
+    formats, grey, CMYK, turned by EXIF, damaged) is decoded on the CPU as ever."""
 
 
 class Output(Section):
@@ -317,6 +321,32 @@ class Job(Section):
         if self.run.dedupe and self.source.features:
             raise ValueError("run.dedupe is for images; it has no effect on source.features")
         return self
+
+    @model_validator(mode="after")
+    def _gpu_decodes(self) -> Job:
+        if self.transform.jpeg_decoder != "gpu":
+            return self
+        if not self.resources.num_gpus:
+            raise ValueError(
+                "transform.jpeg_decoder 'gpu' decodes on the model's GPU; give resources.num_gpus"
+            )
+        if self.resources.decode_in == "tasks":
+            raise ValueError(
+                "transform.jpeg_decoder 'gpu' decodes in the model actors, which hold the GPU; "
+                "resources.decode_in 'tasks' has to be 'actors' or left out"
+            )
+        if self.transform.shrink_on_load:
+            raise ValueError(
+                "transform.shrink_on_load has no effect with jpeg_decoder 'gpu'; give one of them"
+            )
+        return self
+
+    @property
+    def shares(self) -> Resources:
+        """Return the resources as they are divided: who decodes on a GPU has to hold it."""
+        is_on_gpu = self.transform.jpeg_decoder == "gpu"
+        changes = {"decode_in": "actors"} if is_on_gpu else {}
+        return self.resources.model_copy(update=changes)
 
     @model_validator(mode="after")
     def _golden_is_comparable(self) -> Job:

@@ -96,7 +96,7 @@ class ModelSpec:
         """Return all that decides the module's outputs; None where its tensors are not known."""
         if self.weights_sha256 is None:
             return None
-        transform = self.transform and replace(self.transform, shrink_on_load=False)
+        transform = self.transform and self.transform.exact()
         return json.dumps(
             [
                 *(self.name, self.kind, self.code_sha256, self.weights_sha256, self.layer),
@@ -106,13 +106,13 @@ class ModelSpec:
         )
 
     @property
-    def shrinks(self) -> bool:
-        """Tell whether the decoder may leave pixels out."""
-        return self.transform is not None and self.transform.shrink_on_load
+    def changes_pixels(self) -> bool:
+        """Tell whether the decoder may give other pixels than libjpeg from the whole file."""
+        return self.transform is not None and self.transform.changes_pixels
 
     def as_reference(self) -> ModelSpec:
-        """Return what this is compared with: eager fp32 over every pixel."""
-        transform = self.transform and replace(self.transform, shrink_on_load=False)
+        """Return what this is compared with: eager fp32 over exactly decoded pixels."""
+        transform = self.transform and self.transform.exact()
         return replace(
             self, runtime="eager", precision="fp32", transform=transform, artefact_sha256=None
         )
@@ -321,6 +321,7 @@ def _choose_transform(
 def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform) -> TransformSpec:
     base: dict[str, Any] = default.to_dict() if default else {}
     base.setdefault("shrink_on_load", False)
+    base.setdefault("jpeg_decoder", "cpu")
     given = {key: value for key, value in wanted.model_dump().items() if value is not None}
     if "size_px" in given and "resize_px" not in given and default:
         # Keep the model's own ratio of resize to crop.

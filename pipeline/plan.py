@@ -41,6 +41,7 @@ _MAX_UNITS_PER_ROW_GROUP = 4
 # The modules whose code decides what a prediction is; a change in one makes a new fingerprint.
 _SEMANTIC_MODULES = (
     *("decode", "transform", "preprocess", "predictor", "model", "schema", "source", "task"),
+    *("jpeg_groups", "jpeg_skeleton"),
     *("columns", "rows", "image_stream", "parquet_stream", "archive", "tar", "tar_stream"),
     *("runtimes", "quantise", "lane", "results", "dedupe", "uri_policy", "web", "fetch"),
 )

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from pipeline.agreement import AgreementLimits, compare
 from pipeline.artefacts import claim
 from pipeline.errors import JobError
+from pipeline.exact_pixels import canary
 from pipeline.lane import Lane, make_lanes
 from pipeline.model import INT8, ModelSpec, PredictorConfig, load_module
 from pipeline.quantise import fetch_model
@@ -44,7 +45,6 @@ from pipeline.transform import TransformSpec
 from pipeline.watchdog import beat, pause
 
 STAGE = "predict"
-CANARY_ROWS = 16
 Inputs = npt.NDArray[Any]
 """uint8 (N, S, S, 3), or float32 (N, F)."""
 Rows = npt.NDArray[np.intp]
@@ -102,7 +102,9 @@ class Predictor:
             limits, self._limits = self._limits, None
             if self._is_canary():
                 with pause():
-                    self._compare(inputs, ok[:CANARY_ROWS], results, limits, counters)
+                    chosen, exact = canary(rows, inputs, ok)
+                    if len(chosen):
+                        self._compare(chosen, exact, results, limits, counters)
         failed = sum(failures[index] is not None for index in todo)
         num_rows, num_bytes = len(todo), len(todo) * inputs[:1].nbytes
         moved = StageCounters(num_rows, num_rows, 0, num_bytes, num_bytes, timer.transfer_s)
@@ -113,23 +115,28 @@ class Predictor:
         add(counters, STAGE, predicted)
         return to_table(self._task, self._config.pass_through, rows, results, failures)
 
+    @property
+    def awaits_canary(self) -> bool:
+        """Tell whether the next slice is the one whose first rows are compared."""
+        return self._limits is not None
+
     def _is_canary(self) -> bool:
         """Tell whether this actor compares: each GPU is checked, and one actor of a node's CPU."""
         return self._device.type == "cuda" or claim(f"canary-{self._config.run_id}")
 
     def _compare(
         self,
-        inputs: Inputs,
         rows: Rows,
+        inputs: Inputs,
         results: Arrays,
         limits: AgreementLimits,
         counters: Counters,
     ) -> None:
-        """Predict some rows once more with eager fp32, and count those that agree."""
+        """Predict rows, of which these are the inputs, with eager fp32; count those that agree."""
         started = perf_counter()
         spec = self._config.spec.as_reference()
         config = replace(self._config, spec=spec, batch_size=len(rows), limits=None)
-        reference = Predictor(config).reduce(inputs[rows])
+        reference = Predictor(config).reduce(inputs)
         found = {name: values[rows] for name, values in results.items()}
         agreed = int(compare(reference, found, limits).agrees.sum())
         allow_tf32(self._config.spec.precision)

@@ -125,7 +125,7 @@ def predict_and_publish(
         job.gates, model.task, _reader(run, plan), is_accepted="golden" in run.options.accepted
     )
     with connect(run.options.address) as (hardware, ray_start_s):
-        allocation = allocate(job.resources, hardware)
+        allocation = allocate(job.shares, hardware)
         settled = settle(run, onto.named(plan) if onto else plan, model, hardware, allocation)
         plan, model, allocation = replace(settled[0], fingerprint=plan.fingerprint), *settled[1:]
         if onto:
@@ -195,7 +195,7 @@ def stream(
         num_threads=allocation.actor_threads,
         pass_through=plan.pass_through,
         num_features=plan.num_features,
-        limits=_canary_limits(run, model),
+        limits=_canary_limits(run, model, allocation),
         run_id=run.record.run_id,
         models=run.store,
     )
@@ -247,8 +247,13 @@ def _reader(run: RunContext, plan: Plan) -> Reader:
     return Reader(store, source, plan.pass_through, plan.num_features)
 
 
-def _canary_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | None:
-    is_off = model.is_reference or run.job.gates.agreement_mode == "off"
+def _canary_limits(
+    run: RunContext, model: ModelSpec, allocation: Allocation
+) -> AgreementLimits | None:
+    # Actors that do not decode have nothing but the pixels that they are given.
+    sees_exact = model.changes_pixels and allocation.decodes_in_actors
+    is_same = model.is_reference and not sees_exact
+    is_off = is_same or run.job.gates.agreement_mode == "off"
     return None if is_off else AgreementLimits.of(run.job.gates)
 
 

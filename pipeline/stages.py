@@ -20,6 +20,7 @@ from pipeline.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
 from pipeline.child import Step
 from pipeline.dedupe import DIGEST, ResultIndex, remember, slim, with_digests
 from pipeline.errors import InfraError, PipelineError
+from pipeline.exact_pixels import with_exact_pixels
 from pipeline.guard import Guard
 from pipeline.isolate import StagePlan
 from pipeline.model import PredictorConfig
@@ -86,6 +87,10 @@ class Preprocessing:
     def step(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Do the same, as a child does it."""
         return self(counters, rows)
+
+    def exact(self, rows: pa.Table) -> pa.Table:
+        """Decode and transform rows to the pixels that others are compared with."""
+        return replace(self, spec=self.spec.exact())({}, rows)
 
     @property
     def plan(self) -> StagePlan:
@@ -166,7 +171,10 @@ class PredictorActor:
         add(self._startup, "imports", StageCounters(busy_s=perf_counter() - started))
         attempts = attempts_of(config.run_id)
         plan = StagePlan(PREDICT, config.batch_size, self._predict_here)
-        plans = [plan] if preprocessing is None else [preprocessing.plan, plan]
+        self._preprocessing = preprocessing
+        plans = [plan]
+        if preprocessing is not None:
+            plans.insert(0, replace(preprocessing.plan, here=self._preprocess_here))
         work = SliceWork(preprocessing, config)
         self._guard = Guard(work, plans, attempts, row_timeout_s, self._make_room)
         with attempts.attempt(f"load-{_actor_id()}") as earlier:
@@ -213,6 +221,14 @@ class PredictorActor:
         computed = self._guard.run(name, slimmed.to_compute(), counters)
         remember(slimmed, computed, self._index)
         return slimmed.fill(computed)
+
+    def _preprocess_here(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        preprocessing, predictor = self._preprocessing, self._predictor
+        assert preprocessing is not None
+        is_compared = predictor is not None and predictor.awaits_canary
+        if is_compared and preprocessing.spec.changes_pixels:
+            rows = with_exact_pixels(rows, counters, preprocessing.exact)
+        return preprocessing(counters, rows)
 
     def _predict_here(self, rows: pa.Table, counters: Counters) -> pa.Table:
         config = self._config

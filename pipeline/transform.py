@@ -1,15 +1,16 @@
 """Resize and crop one decoded image to what the model sees; uint8 in, uint8 out.
 
 The pixels are those of torchvision's `Resize(resize_px, antialias=True)` and `CenterCrop(size_px)`
-on the same tensor, bit for bit. Normalisation is not here: it happens on the model's device. The
-driver reads a TransformSpec too, so torch is imported only where an image is transformed.
+on the same tensor, bit for bit; on a GPU, which has no filter for bytes, those of the same filter
+in float32, rounded. Normalisation is not here: it happens on the model's device. The driver reads
+a TransformSpec too, so torch is imported only where an image is transformed.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+JPEG_DECODERS = ("cpu", "gpu")
 
 # The whole resized image is made before the crop (resampling only the cropped window changes
 # pixels), so a strip of 1 x 5000 px at resize_px 256 would take 1 GB for a crop that shows a
@@ -48,6 +50,8 @@ class TransformSpec:
     """Channel standard deviations in [0, 1], divided by on the device."""
     shrink_on_load: bool = False
     """Let the JPEG decoder halve large photos, down to twice resize_px at least."""
+    jpeg_decoder: str = "cpu"
+    """`cpu` (libjpeg) or `gpu` (nvJPEG, where it takes the file)."""
 
     def __post_init__(self) -> None:
         if self.size_px < 1:
@@ -62,10 +66,29 @@ class TransformSpec:
                 f"interpolation is {self.interpolation!r}; it must be one of "
                 f"{', '.join(INTERPOLATIONS)}"
             )
+        if self.jpeg_decoder not in JPEG_DECODERS:
+            raise ValueError(
+                f"jpeg_decoder is {self.jpeg_decoder!r}; it must be one of "
+                f"{', '.join(JPEG_DECODERS)}"
+            )
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError("mean and std must have 3 values each, one a channel")
         if min(self.std) <= 0:
             raise ValueError(f"std is {list(self.std)}; its values must be above 0")
+
+    @property
+    def decodes_on_gpu(self) -> bool:
+        """Tell whether a GPU decodes the JPEGs that it can."""
+        return self.jpeg_decoder == "gpu"
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Tell whether the model may see other pixels than those of libjpeg over the whole file."""
+        return self.shrink_on_load or self.decodes_on_gpu
+
+    def exact(self) -> TransformSpec:
+        """Return the same without what changes pixels."""
+        return replace(self, shrink_on_load=False, jpeg_decoder="cpu")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; equal specs give equal JSON."""
@@ -76,6 +99,7 @@ class TransformSpec:
             "mean": [float(value) for value in self.mean],
             "std": [float(value) for value in self.std],
             "shrink_on_load": self.shrink_on_load,
+            "jpeg_decoder": self.jpeg_decoder,
         }
 
     @classmethod
@@ -90,11 +114,11 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
     """Resize the shorter side to resize_px and cut the centre out.
 
     Args:
-        image: RGB uint8 (3, H, W).
+        image: RGB uint8 (3, H, W), on any device.
         spec: Sizes and filter.
 
     Returns:
-        RGB uint8 (3, S, S), a view of the resized image.
+        RGB uint8 (3, S, S) on the same device, a view of the resized image.
 
     Raises:
         Untransformable: One side is more than MAX_ASPECT_RATIO times the other, memory ran out, or
@@ -134,7 +158,7 @@ def _resize(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
     if batch.is_contiguous(memory_format=torch.channels_last):
         # Only with a batch stride of its own does torch keep the layout, and spare a copy.
         batch = batch.as_strided(batch.shape, (image.numel(), *image.stride()))
-    is_native = spec.interpolation == "bicubic" or _resizes_uint8()
+    is_native = image.device.type == "cpu" and (spec.interpolation == "bicubic" or _resizes_uint8())
     resized = torch.nn.functional.interpolate(
         batch if is_native else batch.float(),
         size=wanted,
@@ -142,7 +166,14 @@ def _resize(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
         align_corners=False,
         antialias=True,
     )[0]
-    return resized if is_native else resized.round_().to(torch.uint8)
+    return resized if is_native else to_bytes(resized)
+
+
+def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Round float32 pixels to uint8, in place first; bicubic overshoots at edges."""
+    import torch
+
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _resizes_uint8() -> bool:

@@ -96,7 +96,7 @@ def _try_sharing(
             batch_size=batch_size,
             actors=actors,
             threads=workshop.allocation.actor_threads,
-            decode_in="tasks",
+            decode_in="actors" if workshop.job.shares.decode_in == "actors" else "tasks",
         )
         trial = _try_layout(workshop, sample, spec, wanted, None)
         trials.append(trial)

@@ -162,8 +162,9 @@ def try_ways(workshop: Workshop, sample: Sample, num_rows: int | None) -> list[T
         if first.problem:
             raise JobError(f"model: eager fp32 cannot predict the sample: {first.problem}")
         reference = ray.put(found)
-        if workshop.model.shrinks:
+        if workshop.model.changes_pixels:
             inputs = sample.inputs(workshop.model)
+            ray.get(inputs)  # a decoder that is not there is no fault of any way to run the model
     trials, best = [], first
     ways = candidates(workshop.model, is_on_gpu=bool(workshop.allocation.actor_gpus))
     for spec, problem in _specs(workshop, ways, inputs):

@@ -36,7 +36,7 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     if not is_open(model):
         model = replace(model, runtime=AUTO, precision=AUTO)
     with connect(options.address) as (hardware, _):
-        allocation = allocate(job.resources, hardware)
+        allocation = allocate(job.shares, hardware)
         profile, chosen = tune(run, plan, model, hardware, allocation)
     on_gpu = bool(job.resources.num_gpus)
     rates = [trial.rows_per_s for trial in profile.layouts if _is_same(trial, chosen)]

@@ -158,6 +158,24 @@ def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
     assert json.loads(choice.read_text())["runtime"] == "eager"
 
 
+def test_actors_that_decode_other_pixels_are_compared_with_exact_ones(tmp_path: Path) -> None:
+    build_images(tmp_path / "images", 12, seed=13, num_bad=0)
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    job = write_job(
+        tmp_path / "job.yaml",
+        source,
+        str(tmp_path / "out"),
+        transform={"shrink_on_load": True},
+        gates={"min_agreement_pct": 0.0, "max_score_diff": 0.0},
+    )
+    done = pipeline("run", job, "--json")
+    assert done.code == 0, done.stderr
+    gate = next(gate for gate in done.json["gates"] if gate["name"] == "min_agreement_pct")
+    # The model is eager fp32 itself: from its own pixels all would agree.
+    assert gate["value"] == pytest.approx(done.json["model"]["agreement_pct"])
+    assert gate["value"] < 100
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(TUNE_S + 300)
 def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:

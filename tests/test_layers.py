@@ -12,16 +12,16 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
-    "__init__ archive attempts chaos_kills data_in_driver deadline errors health job_section"
-    " processor pulse schema small_ray stored watchdog",
+    "__init__ archive attempts chaos_kills data_in_driver deadline errors health jpeg_skeleton"
+    " job_section processor pulse schema small_ray stored watchdog",
     "failpoints job_gates store_faults verdict",
     "address extents imports in_flight interrupt job job_yaml layout listing local_disk"
     " object_protocols lane progress render ray_token retry terminal hive tar transform",
     "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos stats"
     " storage_errors task",
-    "child cluster histograms limits object_store preprocess ray_tasks results",
+    "child cluster exact_pixels histograms jpeg_groups limits object_store ray_tasks results",
     "disturbed forecast isolate submit",
-    "storage",
+    "preprocess storage",
     "agreement bottleneck guard input_order lease manifest performance single_file row_ids"
     " sink torchvision_models trial uri_policy",
     "chaos_compare delta golden nights parquet_inputs parts report rows tally web weights",

@@ -21,6 +21,7 @@ from pipeline.transform import (
     Untransformable,
     resize_and_crop,
     resize_and_crop_into,
+    to_bytes,
 )
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -128,6 +129,7 @@ def test_a_buffer_of_another_form_is_refused(out: np.ndarray) -> None:
         ({"interpolation": "lanczos"}, "bilinear, bicubic"),
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
         ({"mean": (0.5,)}, "3 values"),
+        ({"jpeg_decoder": "cuda"}, "cpu, gpu"),
     ],
 )
 def test_impossible_specs_are_refused(change: dict, message: str) -> None:
@@ -142,6 +144,40 @@ def test_a_spec_survives_json_and_gives_equal_json() -> None:
     assert again == spec
     assert json.dumps(again.to_dict()) == text
     assert hash(again) == hash(spec)
+
+
+def test_exact_turns_off_all_that_changes_pixels_and_nothing_else() -> None:
+    spec = make_spec()
+    assert not spec.changes_pixels
+    assert spec.exact() == spec
+    for change in ({"shrink_on_load": True}, {"jpeg_decoder": "gpu"}):
+        changed = TransformSpec.from_dict({**spec.to_dict(), **change})
+        assert changed.changes_pixels
+        assert changed.exact() == spec
+        assert TransformSpec.from_dict(changed.to_dict()) == changed
+
+
+def test_a_spec_of_before_there_was_a_choice_decodes_on_the_cpu() -> None:
+    values = make_spec().to_dict()
+    del values["jpeg_decoder"]
+    assert not TransformSpec.from_dict(values).decodes_on_gpu
+
+
+def test_what_a_float_filter_overshoots_is_no_other_colour() -> None:
+    found = to_bytes(torch.tensor([-7.3, -0.4, 0.6, 254.4, 255.7, 300.0]))
+    assert found.tolist() == [0, 0, 1, 254, 255, 255]
+    assert found.dtype == torch.uint8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_gpu_resizes_to_nearly_the_same(interpolation: str) -> None:
+    image, spec = make_image(375, 500), make_spec(224, 256, interpolation)
+    found = resize_and_crop(image.cuda(), spec)
+    assert (found.device.type, found.dtype) == ("cuda", torch.uint8)
+    difference = found.cpu().int() - resize_and_crop(image, spec).int()
+    assert difference.abs().max() <= 2
 
 
 def test_untransformable_survives_pickling() -> None:

@@ -2,8 +2,10 @@
 
 For every precision of `eager`, and of `compile` with `--compile`: rows/s of the model alone, its
 batches on the device already; rows/s of the pipeline in the second half of its rows; their ratio;
-and how busy the GPU was meanwhile, as nvidia-smi says. Prints lines, then JSON. The peers on the
-same GPU: `PEERS_DEVICE=cuda make bench`.
+and how busy the GPU was meanwhile, as nvidia-smi says. With `--decode` all of it twice, with JPEGs
+decoded on the CPU and by nvJPEG, after each decoder was measured alone; `--cpu --decode` has the
+CPU's half of that. Prints lines, then JSON. The peers on the same GPU: `PEERS_DEVICE=cuda make
+bench`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pipeline.photos import build_images
 
 BATCH = 128
 _MEASURE_S = 3.0
+_DECODED = 2 * BATCH
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
@@ -56,6 +59,31 @@ def alone(case: Case, runtime: str, precision: str, num_gpus: float) -> float:
     return num_rows / (time.perf_counter() - started)
 
 
+def decode_alone(case: Case, jpeg_decoder: str) -> float:
+    """Rows/s of one process that decodes and transforms, with one thread beside the GPU."""
+    import pyarrow as pa
+
+    from pipeline.job import Model, Source, Transform
+    from pipeline.model import resolve_model
+    from pipeline.schema import failure_columns
+    from pipeline.stages import Preprocessing
+
+    spec = resolve_model(Model(**case.model), Transform(jpeg_decoder=jpeg_decoder)).transform
+    source = Source(uri=str(case.images), format="images")
+    preprocessing = Preprocessing.of(source, spec, 1)
+    assert preprocessing is not None
+    paths = sorted(path for path in case.images.rglob("*") if path.is_file())[:_DECODED]
+    images = pa.array([path.read_bytes() for path in paths], pa.large_binary())
+    rows = pa.table({"image": images, **failure_columns([None] * len(paths))})
+    num_rows, started = 0, 0.0
+    for warm_up in (True, False):
+        num_rows, started = 0, time.perf_counter()
+        while time.perf_counter() - started < (0.1 if warm_up else _MEASURE_S):
+            preprocessing({}, rows)
+            num_rows += len(paths)
+    return num_rows / (time.perf_counter() - started)
+
+
 class Busy:
     """Asks nvidia-smi every second how busy the GPU is."""
 
@@ -76,21 +104,28 @@ class Busy:
         return statistics.mean(seen[len(seen) // 2 :]) if seen else None
 
 
-def measure(case: Case, runtime: str, precision: str, num_gpus: float) -> dict[str, Any]:
+def measure(
+    case: Case, runtime: str, precision: str, num_gpus: float, jpeg_decoder: str | None
+) -> dict[str, Any]:
+    """Run the pipeline once; with a decoder given, measure that by itself, too."""
+    decoded = None if jpeg_decoder is None else decode_alone(case, jpeg_decoder)
     in_memory = alone(case, runtime, precision, num_gpus)
     busy = Busy(is_gpu=num_gpus > 0)
     found = run_job(
         case,
-        f"{runtime}-{precision}",
+        f"{runtime}-{precision}-{jpeg_decoder or 'cpu'}",
         {
             "model": {**case.model, "runtime": runtime, "precision": precision},
             "resources": {"num_gpus": num_gpus},
+            "transform": {"jpeg_decoder": jpeg_decoder} if jpeg_decoder else {},
         },
     )
     steady = found["steady"]
     line = {
         "runtime": runtime,
         "precision": precision,
+        "jpeg_decoder": jpeg_decoder or "cpu",
+        "decoded_rows_per_s": decoded and round(decoded, 1),
         "in_memory_rows_per_s": round(in_memory, 1),
         "whole_rows_per_s": round(found["whole"], 1),
         "steady_rows_per_s": steady and round(steady, 1),
@@ -108,18 +143,27 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=20_000)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="try the script without a GPU")
+    parser.add_argument("--decode", action="store_true", help="measure nvJPEG beside libjpeg")
     wanted = parser.parse_args()
     if not (wanted.cpu or torch.cuda.is_available()):
         sys.exit("no CUDA device here: run this where there is one, or try it with --cpu")
     num_gpus = 0.0 if wanted.cpu else 1.0
     precisions = ("fp32",) if wanted.cpu else PRECISIONS
     runtimes = ("eager", "compile") if wanted.compile else ("eager",)
+    decoders: tuple[str | None, ...] = (None,)
+    if wanted.decode:
+        decoders = ("cpu",) if wanted.cpu else ("cpu", "gpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build_images(folder / "images", wanted.photos, seed=1, num_bad=0)
         model = write_weights(folder, wanted.model)
         case = Case(folder, folder / "images", wanted.photos, model, 4 * BATCH)
-        results = [measure(case, r, p, num_gpus) for r in runtimes for p in precisions]
+        results = [
+            measure(case, runtime, precision, num_gpus, decoder)
+            for runtime in runtimes
+            for precision in precisions
+            for decoder in decoders
+        ]
     name = None if wanted.cpu else torch.cuda.get_device_name()
     document = {"date": today(), "machine": machine(), "gpu": name, "model": wanted.model}
     print(json.dumps({**document, "photos": wanted.photos, "results": results}))

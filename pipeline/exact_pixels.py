@@ -1,0 +1,73 @@
+"""The rows that an actor predicts once more with eager fp32, decoded exactly.
+
+Where the decoder changes pixels, the comparison must not start from what it made: it would agree
+with itself. So the first rows of the first slice carry their exact pixels, in a column of their
+own, from the decoder to the model of the same actor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.schema import ERROR, IMAGE, as_array, images_from_arrow
+from pipeline.stats import CANARY, Counters, StageCounters, add
+
+CANARY_ROWS = 16
+EXACT = "exact_image"
+"""Fixed-size binary, uint8 (S, S, 3) RGB; null for all but the canary rows."""
+
+
+def with_exact_pixels(
+    rows: pa.Table, counters: Counters, decode: Callable[[pa.Table], pa.Table]
+) -> pa.Table:
+    """Add exact pixels of the first CANARY_ROWS rows that have not failed.
+
+    Args:
+        rows: A slice with encoded images.
+        counters: Gets the time, as part of the comparison.
+        decode: Decodes and transforms a slice exactly.
+
+    Returns:
+        The same rows with the column EXACT; without it where all have failed.
+    """
+    started = perf_counter()
+    chosen = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())[:CANARY_ROWS]
+    if not len(chosen):
+        return rows
+    decoded = decode(rows.take(pa.array(chosen)))
+    pixels = as_array(decoded.column(IMAGE))
+    are_good = decoded.column(ERROR).is_null().to_pylist()
+    places: list[int | None] = [None] * rows.num_rows
+    for index, row in enumerate(chosen):
+        places[row] = index if are_good[index] else None
+    exact = pixels.take(pa.array(places, pa.int64()))
+    add(counters, CANARY, StageCounters(busy_s=perf_counter() - started))
+    return rows.append_column(EXACT, exact)
+
+
+def canary(
+    rows: pa.Table, inputs: npt.NDArray[Any], ok: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
+    """Choose which predicted rows are compared, and what the reference sees of them.
+
+    Args:
+        rows: The slice, with exact pixels or without.
+        inputs: What the model saw: uint8 (N, S, S, 3), or float32 (N, F).
+        ok: The rows that were predicted.
+
+    Returns:
+        At most CANARY_ROWS rows, and their inputs.
+    """
+    if EXACT not in rows.column_names:
+        chosen = ok[:CANARY_ROWS]
+        return chosen, inputs[chosen]
+    exact = rows.column(EXACT)
+    chosen = ok[exact.is_valid().to_numpy()[ok]]
+    pixels = images_from_arrow(exact.take(pa.array(chosen)), inputs.shape[1])
+    return chosen, pixels

@@ -1,0 +1,151 @@
+"""Decode JPEGs many at a time, as a GPU wants them; what cannot be is left to the CPU's route.
+
+Encoded images of a slice go in, those that any decoder takes (`plain_jpeg_px`) are decoded and
+transformed where the decoder leaves them, and come out in the slice's buffer. A group that fails is
+halved until the image at fault is alone. That one, and all that is no plain JPEG, is handed back:
+the CPU gives its pixels, or the reason why there are none, so that reasons never depend on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from pipeline.decode import RGB, DecodeLimits, as_tensor, load_image_ops, plain_jpeg_px
+from pipeline.errors import JobError
+from pipeline.schema import RowError
+from pipeline.stats import StageCounters
+from pipeline.transform import TransformSpec, resize_and_crop
+from pipeline.watchdog import beat
+
+MAX_GROUP_ROWS = 64
+MAX_GROUP_PX = 67_000_000
+"""200 MB decoded, beside the model; and a single one of so many is resized in 0.8 GB of float32."""
+
+Decode = Callable[[list[torch.Tensor]], list[torch.Tensor]]
+"""Encoded JPEGs, uint8 (L,) each -> RGB uint8 (3, H, W) each on one device; raises if any fails."""
+
+
+def group(sizes_px: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
+    """Put neighbours together, as many as the limits allow.
+
+    Args:
+        sizes_px: Row and pixels of each image, of which none exceeds MAX_GROUP_PX alone.
+    """
+    rows: list[int] = []
+    held_px = 0
+    for row, num_px in sizes_px:
+        if rows and (len(rows) == MAX_GROUP_ROWS or held_px + num_px > MAX_GROUP_PX):
+            yield rows
+            rows, held_px = [], 0
+        rows.append(row)
+        held_px += num_px
+    if rows:
+        yield rows
+
+
+def decode_group(encoded: Sequence[bytes], decode: Decode) -> list[torch.Tensor | None]:
+    """Decode images together, halving what fails; None for each that fails alone."""
+    try:
+        return [*decode([as_tensor(data) for data in encoded])]
+    except Exception:  # noqa: BLE001  # whatever a decoder raises, out of memory too
+        if len(encoded) == 1:
+            return [None]
+    # Not inside `except`: the exception's frames hold the tensors of the group.
+    half = len(encoded) // 2
+    return [*decode_group(encoded[:half], decode), *decode_group(encoded[half:], decode)]
+
+
+@dataclass
+class JpegGroups:
+    """Decodes and transforms those rows of a slice that it can, each into its place."""
+
+    encoded: pa.ChunkedArray
+    images: npt.NDArray[np.uint8]
+    """(N, S, S, 3)"""
+    limits: DecodeLimits
+    spec: TransformSpec
+    decode: Decode
+    decoded: StageCounters = field(default_factory=StageCounters)
+    transformed: StageCounters = field(default_factory=StageCounters)
+
+    def work(self, rows: Sequence[int]) -> list[int]:
+        """Return the rows that are left to the CPU's route, in order; nothing counts them yet."""
+        started = perf_counter()
+        sizes_px = [(row, num_px) for row in rows if (num_px := self._plain_px(row))]
+        self.decoded += StageCounters(busy_s=perf_counter() - started)
+        done = {row for together in group(sizes_px) for row in self._work_on(together)}
+        return [row for row in rows if row not in done]
+
+    def _plain_px(self, row: int) -> int:
+        beat()
+        num_px = plain_jpeg_px(self.encoded[row].as_py(), self.limits) or 0
+        return num_px if num_px <= MAX_GROUP_PX else 0
+
+    def _work_on(self, rows: Sequence[int]) -> Iterator[int]:
+        """Yield the rows of one group that are done."""
+        beat()
+        started = perf_counter()
+        encoded: list[bytes] = [self.encoded[row].as_py() for row in rows]
+        decoded = decode_group(encoded, self.decode)
+        self.decoded += StageCounters(busy_s=perf_counter() - started)
+        for row, data, image in zip(rows, encoded, decoded, strict=True):
+            if image is not None and self._transform(row, image):
+                self.decoded += StageCounters(1, 1, 0, len(data), image.numel())
+                yield row
+
+    def _transform(self, row: int, image: torch.Tensor) -> bool:
+        started, is_done, place = perf_counter(), True, self.images[row]
+        try:
+            crop = resize_and_crop(image, self.spec).permute(1, 2, 0)
+            np.copyto(place, crop.cpu().numpy())
+        except (RowError, RuntimeError):  # also where only the GPU has no memory for it
+            is_done = False
+        self.transformed += StageCounters(busy_s=perf_counter() - started)
+        if is_done:
+            self.transformed += StageCounters(1, 1, 0, image.numel(), place.nbytes)
+        return is_done
+
+
+@functools.cache
+def gpu_decoder() -> Decode:
+    """Return nvJPEG on this process's GPU, after it has decoded one image.
+
+    Raises:
+        JobError: There is no GPU, or torchvision was built without nvJPEG.
+    """
+    if not torch.cuda.is_available():
+        raise JobError(
+            f"transform.jpeg_decoder = gpu: this worker's torch {torch.__version__} sees no CUDA "
+            "device; install a CUDA build or set it to cpu"
+        )
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    try:
+        load_image_ops()
+        _decode_on_gpu([as_tensor(buffer.getvalue())])
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise JobError(
+            f"transform.jpeg_decoder = gpu: this worker's torchvision cannot decode on its GPU "
+            f"({reason}); install its CUDA build or set it to cpu"
+        ) from error
+    return _decode_on_gpu
+
+
+def _decode_on_gpu(encoded: list[torch.Tensor]) -> list[torch.Tensor]:
+    # What torchvision.io.decode_jpeg calls for a list and device "cuda".
+    images: list[torch.Tensor] = torch.ops.image.decode_jpegs_cuda(
+        encoded, RGB, torch.device("cuda")
+    )
+    torch.cuda.synchronize()  # an error shall appear here, and the time count here
+    return images

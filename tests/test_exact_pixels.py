@@ -1,0 +1,154 @@
+"""Eager fp32 sees exactly decoded pixels of the first rows, whatever the model itself saw."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+from typing import Any
+
+import models
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
+
+from pipeline.agreement import AgreementLimits
+from pipeline.exact_pixels import CANARY_ROWS, EXACT, canary, with_exact_pixels
+from pipeline.job_file import parse_job
+from pipeline.model import PredictorConfig, resolve_model
+from pipeline.predictor import Predictor
+from pipeline.schema import (
+    Failure,
+    Reason,
+    failure_columns,
+    failures_of,
+    images_from_arrow,
+    images_to_arrow,
+)
+from pipeline.stages import Preprocessing
+from pipeline.stats import CANARY, Counters
+
+SIZE_PX = models.TRANSFORM["size_px"]
+LIMITS = AgreementLimits(0.05, 0.999, 0.01)
+FAILED = Failure(Reason.NULL_INPUT, "read", "image is null")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+def photos(number: int, side_px: int = 300) -> list[bytes]:
+    return [encode(base_image(seed, side_px, side_px), "JPEG") for seed in range(number)]
+
+
+def rows_of(images: list[bytes], failed: set[int] = frozenset()) -> pa.Table:
+    return pa.table(
+        {
+            "row_id": [f"r{index}" for index in range(len(images))],
+            "uri": [f"/in/{index}" for index in range(len(images))],
+            "image": pa.array(images, pa.large_binary()),
+            **failure_columns([FAILED if row in failed else None for row in range(len(images))]),
+        }
+    )
+
+
+def decoder(**transform: Any) -> Preprocessing:
+    return Preprocessing(spec_of(**transform).transform, MAX_IMAGE_BYTES, MAX_IMAGE_PX)
+
+
+def spec_of(num_gpus: float = 0.0, **transform: Any) -> Any:
+    document = {
+        "source": {"uri": "in", "format": "images"},
+        "model": {"factory": "models:colours", "labels": models.LABELS, "top_k": 3},
+        "transform": {**models.TRANSFORM, **transform},
+        "resources": {"num_gpus": num_gpus},
+        "sink": {"uri": "out"},
+    }
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    return resolve_model(job.model, job.transform, allow_import=["models"])
+
+
+def predictor(spec: Any, num_gpus: float = 0.0) -> Predictor:
+    config = PredictorConfig(spec, 8, num_gpus, 1, pa.schema([]), limits=LIMITS)
+    return Predictor(replace(config, run_id=f"exact-{np.random.default_rng().bytes(8).hex()}"))
+
+
+def exact_column(rows: pa.Table) -> list[bytes | None]:
+    return rows.column(EXACT).to_pylist()
+
+
+def test_the_first_rows_that_have_not_failed_carry_the_pixels_of_the_cpu():
+    shrinking, exact = decoder(shrink_on_load=True), decoder()
+    rows = rows_of([*photos(3), b"no image", *photos(20)], failed={1})
+    counters: Counters = {}
+    found = with_exact_pixels(rows, counters, shrinking.exact)
+    assert found.drop_columns([EXACT]).equals(rows)
+    expected = exact({}, rows).column("image").to_pylist()
+    chosen = [0, *range(2, CANARY_ROWS + 1)]
+    assert exact_column(found) == [
+        expected[row] if row in chosen and row != 3 else None for row in range(rows.num_rows)
+    ]
+    assert counters[CANARY]["busy_s"] > 0
+    assert counters[CANARY]["rows_in"] == 0, "they are counted where they are compared"
+
+
+def test_a_slice_of_failed_rows_stays_as_it_is():
+    rows = rows_of(photos(2), failed={0, 1})
+    assert with_exact_pixels(rows, {}, decoder().exact) is rows
+
+
+def test_exact_pixels_pass_the_decoder_and_are_gone_after_the_model():
+    shrinking = decoder(shrink_on_load=True)
+    rows = with_exact_pixels(rows_of(photos(4)), {}, shrinking.exact)
+    decoded = shrinking({}, rows)
+    assert exact_column(decoded) == exact_column(rows)
+    assert decoded.column("image").to_pylist() != exact_column(rows), "shrinking changes pixels"
+    found = predictor(spec_of(shrink_on_load=True)).predict(decoded, {})
+    assert EXACT not in found.column_names
+
+
+@pytest.mark.parametrize("num_chunks", [1, 2])
+def test_the_rows_to_compare_are_predicted_ones_with_exact_pixels(num_chunks: int):
+    shrinking = decoder(shrink_on_load=True)
+    rows = shrinking({}, with_exact_pixels(rows_of(photos(20)), {}, shrinking.exact))
+    if num_chunks == 2:
+        rows = pa.concat_tables([rows[:7], rows[7:]])
+    inputs = images_from_arrow(rows.column("image"), SIZE_PX)
+    ok = np.array([1, 2, 5, 9, 15, 16, 19])
+    chosen, exact = canary(rows, inputs, ok)
+    assert chosen.tolist() == [1, 2, 5, 9, 15]
+    whole = images_from_arrow(decoder()({}, rows_of(photos(20))).column("image"), SIZE_PX)
+    assert np.array_equal(exact, whole[chosen])
+
+
+def test_without_exact_pixels_the_model_sees_what_eager_fp32_sees():
+    pixels = np.arange(20 * SIZE_PX * SIZE_PX * 3, dtype=np.uint32).astype(np.uint8)
+    inputs = pixels.reshape(20, SIZE_PX, SIZE_PX, 3)
+    chosen, same = canary(pa.table({"n": range(20)}), inputs, np.arange(2, 20))
+    assert chosen.tolist() == [*range(2, 2 + CANARY_ROWS)]
+    assert np.array_equal(same, inputs[chosen])
+
+
+@pytest.mark.parametrize(("is_same", "agreed"), [(True, 4), (False, 0)])
+def test_a_decoder_that_changes_colours_is_caught(is_same: bool, agreed: int):
+    exact = decoder()
+    red, blue = (np.full((4, SIZE_PX, SIZE_PX, 3), 20, np.uint8) for _ in range(2))
+    red[..., 0], blue[..., 2] = 220, 220
+    rows = exact({}, rows_of(photos(4)))
+    rows = rows.set_column(rows.column_names.index("image"), "image", images_to_arrow(red))
+    rows = rows.append_column(EXACT, images_to_arrow(red if is_same else blue))
+    model = predictor(spec_of(shrink_on_load=True))
+    assert model.awaits_canary
+    counters: Counters = {}
+    assert failures_of(model.predict(rows, counters)) == [None] * 4
+    assert not model.awaits_canary
+    assert (counters[CANARY]["rows_in"], counters[CANARY]["rows_out"]) == (4, agreed)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_what_nvjpeg_decodes_agrees_with_exact_pixels():
+    spec = spec_of(1.0, jpeg_decoder="gpu")
+    on_gpu = Preprocessing(spec.transform, MAX_IMAGE_BYTES, MAX_IMAGE_PX)
+    counters: Counters = {}
+    rows = with_exact_pixels(rows_of(photos(20)), counters, on_gpu.exact)
+    predictor(spec, 1.0).predict(on_gpu({}, rows), counters)
+    assert counters[CANARY]["rows_in"] == counters[CANARY]["rows_out"] == CANARY_ROWS
