@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artefacts import kept, key_of
@@ -30,11 +35,10 @@ def torchvision_facts(name: str) -> dict[str, Any] | None:
 
 
 def _ask(name: str) -> dict[str, Any] | None:
-    from torchvision.models import get_model_weights, list_models
-
-    if name not in list_models():
+    models = _models()
+    if name not in models.list_models():
         return None
-    default = next(iter(get_model_weights(name)), None)
+    default = next(iter(models.get_model_weights(name)), None)
     transform = _transform(default.transforms()) if default else None
     return {
         "transform": transform and transform.to_dict(),
@@ -56,7 +60,38 @@ def _transform(preset: Any) -> TransformSpec | None:
 
 def torchvision_module(name: str, **options: Any) -> torch.nn.Module:
     """Build an architecture without weights."""
-    from torchvision.models import get_model
-
-    module: torch.nn.Module = get_model(name, weights=None, **options)
+    module: torch.nn.Module = _models().get_model(name, weights=None, **options)
     return module
+
+
+def _models() -> Any:
+    """Import torchvision.models."""
+    with contextlib.suppress(ImportError), _deferred_compiler():
+        return importlib.import_module("torchvision.models")
+    return importlib.import_module("torchvision.models")  # it wants more of the compiler
+
+
+@contextlib.contextmanager
+def _deferred_compiler() -> Iterator[None]:
+    """Let torchvision be imported without torch's compiler, which is 1.0 of its 1.2 s.
+
+    It wants one function of it, for one operation of detectors; the first call imports it.
+    """
+    name = "torch._dynamo.utils"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(name)
+    stand_in.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+
+
+def _is_compile_supported(device_type: str) -> bool:
+    from torch._dynamo.utils import is_compile_supported
+
+    return bool(is_compile_supported(device_type))

@@ -1,0 +1,30 @@
+"""torchvision's models come without torch's compiler, and what wants it still gets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import json, sys
+from pipeline.torchvision_models import torchvision_module
+
+def compiler(): return any(name.startswith("torch._dynamo") for name in sys.modules)
+
+module = torchvision_module("resnet18")
+import torch
+with torch.inference_mode():
+    shape = list(module.eval()(torch.zeros(2, 3, 32, 32)).shape)
+without = not compiler()
+from torchvision.ops import roi_align
+deferred = sys.modules["torchvision.ops.roi_align"].is_compile_supported("cpu")
+from torch._dynamo.utils import is_compile_supported
+print(json.dumps([shape, without, deferred == is_compile_supported("cpu"), compiler()]))
+"""
+
+
+def test_a_model_is_built_without_the_compiler_which_is_there_when_it_is_wanted():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[2, 1000], True, True, True]
