@@ -18,6 +18,7 @@ from cli import Result, pipeline
 
 from pipeline.manifest import read_predictions
 from pipeline.photos import build_images
+from pipeline.transform import TransformSpec
 from pipeline.zoo import efficientnet_lite0
 
 ROOT = Path(__file__).parent.parent
@@ -75,8 +76,8 @@ def test_the_job_file_fits_the_model(custom_model: ModuleType) -> None:
     assert job["model"]["labels"] == list(custom_model.GROUPS)
     card = efficientnet_lite0()
     assert card.transform is not None
-    for name, value in card.transform.to_dict().items():
-        assert job["transform"].get(name, False) == pytest.approx(value, abs=1e-6), name
+    for name, value in TransformSpec.from_dict(job["transform"]).to_dict().items():
+        assert value == pytest.approx(card.transform.to_dict()[name], abs=1e-6), name
 
 
 def test_the_pinned_weights_are_those_of_the_package(custom_model: ModuleType) -> None:

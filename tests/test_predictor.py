@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,7 @@ def predictor(
             num_threads=1,
             pass_through=PASS_THROUGH,
             limits=limits,
+            run_id=uuid.uuid4().hex,  # one process of a node compares for a run
         )
     )
 
