@@ -26,7 +26,7 @@ lint: venv ## Check style and format
 types: venv ## Check types
 	$(BIN)/python -m mypy
 
-long: venv ## Run the tests that `make test` leaves out (about ten minutes)
+long: venv ## Run the tests that `make test` leaves out (half an hour)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 bench: venv build/peers/.installed ## Measure rows/s beside peers and the limit (hours)

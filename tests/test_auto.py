@@ -124,6 +124,7 @@ def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:
         source,
         str(tmp_path / "out"),
         model={**model, "precision": "auto"},
+        resources=None,
         run={"slice_rows": 16},
     )
     done = pipeline("run", job, "--json")
@@ -182,7 +183,8 @@ def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 40, seed=12, num_bad=2)
     source = {"uri": str(tmp_path / "images"), "format": "images"}
     model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "auto"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model)
+    out = str(tmp_path / "out")
+    job = write_job(tmp_path / "job.yaml", source, out, model=model, resources=None)
     tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S)
     assert tuned.code == 0, tuned.stderr
     tried = {(trial["runtime"], trial["precision"]) for trial in tuned.json["runtimes"]}
@@ -209,7 +211,8 @@ def test_tune_keeps_to_what_the_job_says_and_a_run_finds_what_it_kept(tmp_path: 
     build_images(tmp_path / "images", 16, seed=12, num_bad=0)
     source = {"uri": str(tmp_path / "images"), "format": "images"}
     model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "fp32"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model)
+    out = str(tmp_path / "out")
+    job = write_job(tmp_path / "job.yaml", source, out, model=model, resources=None)
     tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S)
     assert tuned.code == 0, tuned.stderr
     assert {trial["precision"] for trial in tuned.json["runtimes"]} == {"fp32"}

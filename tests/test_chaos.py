@@ -399,7 +399,7 @@ def test_the_table_says_what_was_injected_and_what_was_not() -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_nothing_is_lost_and_nothing_of_the_users_is_touched(kind: str, tmp_path: Path) -> None:
     source = build(kind, tmp_path / "in").model_dump(exclude_defaults=True, mode="json")
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), resources=None)
     before = checksums(tmp_path)
     result = pipeline("chaos", job, "--rows", "40", "--json", env={MARK: str(tmp_path)})
     assert result.code == 0, result.stderr + result.stdout

@@ -88,6 +88,7 @@ def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
         str(tmp_path / "out"),
         model=LITE0,
         transform=None,
+        resources=None,
         run={"slice_rows": 16},
     )
     result = pipeline("run", job, "--date", DATE, "--json")
@@ -166,6 +167,7 @@ class KillCase:
             self.store.uri,
             model=LITE0,
             transform=None,
+            resources=None,
             run={"slice_rows": 8},
         )
 
@@ -421,7 +423,7 @@ def test_what_cannot_be_ends_in_one_line_and_its_exit_code(
 ) -> None:
     build_images(tmp_path / "images", 4, seed=11, num_bad=0)
     source = {"uri": str(tmp_path / "images"), "format": "images"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), resources=None)
     arguments = [part for override in overrides for part in ("--set", override)]
     result = pipeline("run", job, *arguments, "--quiet", env=s3.env)
     assert (result.code, result.stdout) == (code, "")
