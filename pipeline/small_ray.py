@@ -16,7 +16,7 @@ _LOOK_S = 0.02
 
 @contextlib.contextmanager
 def small_ray(ray: Any) -> Iterator[None]:
-    """Let the `ray.init` of the body start five processes in place of eight.
+    """Let the `ray.init` of the body start four processes in place of seven.
 
     Left out are the dashboard (`include_dashboard=False` still starts 250 MiB of it, and waits
     0.9 s), the autoscaler's monitor and the one that copies what workers print. The HTTP server of

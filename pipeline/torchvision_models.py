@@ -1,4 +1,4 @@
-"""What torchvision says of its models, kept on the node: importing it takes 4 s of every start."""
+"""What torchvision says of its models, kept on the node: the driver would import torch for it."""
 
 from __future__ import annotations
 

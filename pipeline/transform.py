@@ -146,7 +146,7 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
 
 
 def _resize(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
-    """Do as torchvision's `Resize` does, without the 2 s that importing it takes a worker."""
+    """Do as torchvision's `Resize` does, without the 1.2 s that importing it takes a worker."""
     import torch
 
     height_px, width_px = int(image.shape[-2]), int(image.shape[-1])

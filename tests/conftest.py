@@ -32,7 +32,7 @@ ON_ONE_RAY = {
     *("test_auto", "test_dedupe", "test_delta", "test_gated_nights", "test_quantise", "test_task"),
     "test_webdataset",
 }
-"""Files whose commands share a Ray, which saves each of them four seconds; single tests of other
+"""Files whose commands share a Ray, which saves each of them its start; single tests of other
 files are marked `one_ray`."""
 
 

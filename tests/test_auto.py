@@ -168,7 +168,6 @@ def test_actors_that_decode_other_pixels_are_compared_with_exact_ones(tmp_path: 
         str(tmp_path / "out"),
         transform={"shrink_on_load": True},
         gates={"min_agreement_pct": 0.0, "max_score_diff": 0.0},
-        resources={"decode_in": "actors"},  # beside one actor a task would decode
     )
     done = pipeline("run", job, "--json")
     assert done.code == 0, done.stderr
