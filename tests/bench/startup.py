@@ -46,7 +46,7 @@ _BATCH = 32
 
 
 def main() -> None:
-    if sys.argv[1] in CHILDREN:
+    if sys.argv[1:] and sys.argv[1] in CHILDREN:
         CHILDREN[sys.argv[1]](*sys.argv[2:])
         return
     parser = argparse.ArgumentParser()
