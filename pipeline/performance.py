@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.forecast import Forecast
 from pipeline.limits import STREAMING_STAGES, Load, utilisation_pct
-from pipeline.stats import ISOLATED, STAGES, STARTUP_PARTS, StageCounters
+from pipeline.stats import GPU_DECODE, ISOLATED, STAGES, STARTUP_PARTS, StageCounters
 
 
 class Section(BaseModel):
@@ -121,6 +121,14 @@ class Isolation(Section):
     """Rows that ended the process that worked on them."""
 
 
+class GpuDecode(Section):
+    """Who decoded the images of a run with `transform.jpeg_decoder: gpu`; of this run."""
+
+    on_gpu: int
+    on_cpu: int
+    """Other formats, JPEGs that are grey, CMYK or turned, and those that failed on the GPU."""
+
+
 class BytesPerRow(Section):
     """Bytes of a row on its way, each over the rows that went that far."""
 
@@ -208,6 +216,14 @@ def isolation_of(load: Load) -> Isolation:
     return Isolation(
         dead_processes=found.retries, rows=found.rows_in, quarantined=found.rows_quarantined
     )
+
+
+def gpu_decode_of(load: Load) -> GpuDecode | None:
+    """Say who decoded; None where no GPU was asked to."""
+    if GPU_DECODE not in load.counters:
+        return None
+    found = StageCounters.from_dict(load.counters[GPU_DECODE])
+    return GpuDecode(on_gpu=found.rows_out, on_cpu=found.rows_in - found.rows_out)
 
 
 def bytes_per_row(load: Load) -> BytesPerRow:

@@ -25,7 +25,7 @@ from pipeline.schema import (
     failures_of,
     images_to_arrow,
 )
-from pipeline.stats import Counters, StageCounters, add
+from pipeline.stats import GPU_DECODE, Counters, StageCounters, add
 from pipeline.transform import TransformSpec, resize_and_crop_into
 from pipeline.watchdog import beat
 
@@ -46,7 +46,7 @@ def preprocess(
 
     Args:
         rows: `source_schema`; encoded bytes in `image`.
-        counters: Gets the entries `decode` and `transform`.
+        counters: Gets the entries `decode` and `transform`, and of groups `gpu_decode`.
         limits: What is refused before it is decoded.
         spec: The model's transform.
         num_threads: Rows that are worked on at once; decoders and filters run outside the GIL.
@@ -67,7 +67,9 @@ def preprocess(
         decode_jpegs = gpu_decoder()
     if decode_jpegs is not None:
         groups = JpegGroups(encoded, images, limits, spec, decode_jpegs)
-        todo = groups.work(todo)
+        left = groups.work(todo)
+        add(counters, GPU_DECODE, StageCounters(len(todo), len(todo) - len(left)))
+        todo = left
         add(counters, "decode", groups.decoded)
         add(counters, "transform", groups.transformed)
     shares = [_Share(encoded, images, failures, limits, spec) for _ in range(num_threads)]

@@ -136,6 +136,12 @@ def _totals(report: dict[str, Any]) -> str:
             f"{_count(isolation['dead_processes'])} processes died, "
             f"{_count(isolation['rows'])} rows isolated"
         )
+    gpu_decode = report.get("gpu_decode")
+    if gpu_decode:
+        parts.append(
+            f"{_count(gpu_decode['on_gpu'])} images decoded on the GPU, "
+            f"{_count(gpu_decode['on_cpu'])} on the CPU"
+        )
     if slices["resumed"]:
         parts.append(
             f"{_count(slices['resumed'])} of {_count(slices['total'])} slices taken over from an "

@@ -20,6 +20,7 @@ from pipeline.performance import (
     BottleneckSection,
     BytesPerRow,
     ForecastSection,
+    GpuDecode,
     GroupLimit,
     Isolation,
     Section,
@@ -28,6 +29,7 @@ from pipeline.performance import (
     StartupPart,
     bytes_per_row,
     forecasts_of,
+    gpu_decode_of,
     isolation_of,
     ratio,
     stages_of,
@@ -221,6 +223,8 @@ class Report(Section):
     isolation: Isolation = Isolation()
     decode_in: Literal["actors", "tasks"] | None = None
     """Where images were decoded; null where none were, or that is not known."""
+    gpu_decode: GpuDecode | None = None
+    """Null where no GPU was asked to decode."""
     slower_than_before: list[SlowerStage] | None = None
     """Stages that lost more than a fifth of their speed since the last comparable run; null: not
     compared."""
@@ -277,6 +281,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         bytes_per_row=bytes_per_row(load),
         isolation=isolation_of(load),
         decode_in=_decode_in(load),
+        gpu_decode=gpu_decode_of(load),
         hardware=hardware,
         model=model,
         output=Output(**known["output"]),

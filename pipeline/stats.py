@@ -23,7 +23,8 @@ GOLDEN = "golden"
 """Golden rows that an actor predicted before its first slice; rows_out are those that agreed."""
 DEDUPE = "dedupe"
 """Rows that were looked at for duplicates; rows_out are those that were not computed again."""
-
+GPU_DECODE = "gpu_decode"
+"""Rows of runs that decode on a GPU; rows_out are those that it decoded, the CPU did the others."""
 ISOLATED = "isolated"
 """Rows that were worked on in a child process since workers had died over their slice; quarantined
 are those that ended processes, and retries counts these processes, workers and children."""
@@ -108,7 +109,7 @@ def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
 
 def add(counters: Counters, stage: str, more: StageCounters) -> None:
     """Add what a stage did into counters, in place."""
-    known = (*STAGES, *STARTUP_PARTS, CANARY, GOLDEN, DEDUPE, ISOLATED)
+    known = (*STAGES, *STARTUP_PARTS, CANARY, GOLDEN, DEDUPE, GPU_DECODE, ISOLATED)
     if stage not in known:
         allowed = ", ".join(known)
         raise PipelineError(f"stage {stage!r}: unknown; allowed are {allowed}")

@@ -64,12 +64,12 @@ class Libjpeg:
 
     def __init__(self, refused: bytes | None = None) -> None:
         self.sizes: list[int] = []
-        self._refused = refused
+        self.refused = refused
 
     def __call__(self, encoded: list[torch.Tensor]) -> list[torch.Tensor]:
         load_image_ops()
         self.sizes.append(len(encoded))
-        if any(data.numpy().tobytes() == self._refused for data in encoded):
+        if any(data.numpy().tobytes() == self.refused for data in encoded):
             raise RuntimeError("an image that this decoder does not take")
         return [torch.ops.image.decode_jpeg(data, RGB) for data in encoded]
 
@@ -91,6 +91,10 @@ def both_routes(images: list[bytes], decoder: Libjpeg) -> pa.Table:
     expected = preprocess(rows_of(images), alone, LIMITS, SPEC)
     found = preprocess(rows_of(images), together, LIMITS, SPEC, 2, decoder)
     assert found.equals(expected)
+    num_plain = sum(plain_jpeg_px(data, LIMITS) is not None for data in images)
+    counted = together.pop("gpu_decode")
+    assert counted["rows_in"] == len(images)
+    assert counted["rows_out"] == num_plain - images.count(decoder.refused)
     for counters in (alone, together):
         for entry in counters.values():
             entry.pop("busy_s")

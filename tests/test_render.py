@@ -12,7 +12,7 @@ from test_report import CASES, FULL
 
 from pipeline.render import render_table, to_html
 from pipeline.report import RunFacts, build_report, to_json
-from pipeline.stats import STAGES
+from pipeline.stats import STAGES, StageCounters
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -198,3 +198,13 @@ def test_a_run_that_was_stopped_claims_no_more_rows_than_it_has():
     rows = FULL.rows | {"predicted": 5000, "quarantined": 1}
     stopped = dataclasses.replace(FULL, status="stopped", exit_code=6, rows=rows)
     assert "5,000 predicted + 1 quarantined of 12,003 rows" in text_of(build_report(stopped))
+
+
+def test_who_decoded_is_shown_where_a_gpu_was_asked_to():
+    counters = {**FULL.counters, "gpu_decode": StageCounters(2000, 1988).to_dict()}
+    report = build_report(dataclasses.replace(FULL, counters=counters))
+    assert "1,988 images decoded on the GPU, 12 on the CPU" in text_of(report)
+    assert "decoded on the GPU" not in text_of(build_report(FULL))
+    page = Page(to_html(report)).text
+    assert re.search(r"decoded on the GPU\s*1,988\s*decoded on the CPU\s*12\b", page)
+    assert "decoded on the" not in Page(to_html(build_report(FULL))).text
