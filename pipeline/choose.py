@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipeline.allocation import Allocation
@@ -11,6 +12,8 @@ from pipeline.model import CPU_PRECISIONS, GPU_PRECISIONS, PRECISIONS, ModelSpec
 from pipeline.trial import Trial
 
 AUTO = "auto"
+_ANY_SIZE = "eager"
+"""The runtime that takes batches of any size; the others fill the last one of a slice up."""
 SAME_PCT = 3.0
 """Rates that differ by less are the same: the smaller batch, the simpler layout is taken."""
 
@@ -68,26 +71,60 @@ def seconds(trial: Trial, num_rows: int | None, allocation: Allocation) -> float
     return trial.load_s + num_rows / allocation.max_actors / trial.rows_per_s
 
 
-def choose_batch(trials: Sequence[Trial], memory_mib: float, num_actors: int) -> Trial | None:
-    """Take the fastest batch size that fits the memory; of equal ones the smallest.
+def choose_batch(
+    trials: Sequence[Trial], memory_mib: float, num_actors: int, slice_rows: Sequence[int] = ()
+) -> Trial | None:
+    """Take the batch size that makes most of the slices and fits the memory; of equal ones the
+    smallest.
 
     Args:
         trials: One a batch size.
         memory_mib: What the actors of one node may take together.
         num_actors: How many there are on a node.
+        slice_rows: Rows of the slices, or of some: what fills no batch is computed all the same
+            where batches have one size. None counts as slices of whole batches.
     """
     fitting = [t for t in trials if not t.problem and t.peak_mib * num_actors <= memory_mib]
-    return _fastest(sorted(fitting, key=lambda trial: trial.batch_size))
+
+    def row_s(trial: Trial) -> float:
+        share = 1.0 if trial.runtime == _ANY_SIZE else filled_share(slice_rows, trial.batch_size)
+        return 1 / (trial.rows_per_s * share) if trial.rows_per_s else math.inf
+
+    return _soonest(sorted(fitting, key=lambda trial: trial.batch_size), row_s)
 
 
-def choose_layout(trials: Sequence[Trial], memory_mib: float) -> Trial | None:
-    """Take the fastest division of the cores that fits the memory; of equal ones the first."""
-    return _fastest([t for t in trials if not t.problem and t.peak_mib * t.actors <= memory_mib])
+def filled_share(slice_rows: Sequence[int], batch_size: int) -> float:
+    """Return which share of the rows of all batches are rows of a slice, not padding."""
+    computed = sum(-(-rows // batch_size) * batch_size for rows in slice_rows)
+    return sum(slice_rows) / computed if computed else 1.0
 
 
-def _fastest(trials: Sequence[Trial]) -> Trial | None:
-    best = max((trial.rows_per_s for trial in trials), default=0.0)
-    return next((t for t in trials if t.rows_per_s >= best * (1 - SAME_PCT / 100)), None)
+def choose_layout(
+    trials: Sequence[Trial], memory_mib: float, node_rows: float | None = None
+) -> Trial | None:
+    """Take the division of the cores that ends first and fits the memory; of equal ones the first.
+
+    Args:
+        trials: One a division.
+        memory_mib: What the actors of one node may take together.
+        node_rows: Rows that a node gets; None where nobody knows: only the rate counts.
+    """
+    fitting = [t for t in trials if not t.problem and t.peak_mib * t.actors <= memory_mib]
+
+    def run_s(trial: Trial) -> float:
+        if not trial.rows_per_s:
+            return math.inf
+        if node_rows is None:
+            return 1 / trial.rows_per_s
+        return trial.load_s + node_rows / trial.rows_per_s
+
+    return _soonest(fitting, run_s)
+
+
+def _soonest(trials: Sequence[Trial], duration_s: Callable[[Trial], float]) -> Trial | None:
+    """Take the first of those that are within SAME_PCT of the shortest."""
+    best_s = min((duration_s(trial) for trial in trials), default=math.inf)
+    return next((t for t in trials if duration_s(t) * (1 - SAME_PCT / 100) <= best_s), None)
 
 
 def layouts(num_cpus: int) -> list[tuple[int, int]]:

@@ -181,7 +181,7 @@ def finish_profile(workshop: Workshop, sample: Sample, way: Trial) -> Profile:
     """Measure batch sizes and layouts of the way that was chosen."""
     batches = try_batches(workshop, sample, way)
     memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
-    batch = choose_batch(batches, memory_mib, workshop.node_actors)
+    batch = choose_batch(batches, memory_mib, workshop.node_actors, workshop.slice_rows)
     size = batch.batch_size if batch else workshop.config.batch_size
     return Profile((), tuple(batches), tuple(try_layouts(workshop, sample, way, size)))
 
@@ -190,9 +190,12 @@ def pick(profile: Profile, way: Trial, workshop: Workshop) -> Trial:
     """Put together what was chosen: way, batch size, layout."""
     memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
     batches = [trial for trial in profile.batches if trial.is_like(way)]
-    batch = choose_batch(batches, memory_mib, workshop.node_actors)
+    batch = choose_batch(batches, memory_mib, workshop.node_actors, workshop.slice_rows)
     chosen = replace(way, batch_size=batch.batch_size if batch else 0)
-    layout = choose_layout([t for t in profile.layouts if t.is_like(way)], memory_mib)
+    num_rows, num_nodes = workshop.plan.num_rows, workshop.hardware.num_nodes
+    node_rows = None if num_rows is None else num_rows / num_nodes
+    divisions = [trial for trial in profile.layouts if trial.is_like(way)]
+    layout = choose_layout(divisions, memory_mib, node_rows)
     if layout is None:
         return chosen
     return replace(chosen, actors=layout.actors, threads=layout.threads, decode_in=layout.decode_in)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models import LABELS
 
 from pipeline.allocation import Allocation
-from pipeline.choose import candidates, choose, choose_batch, choose_layout, layouts
+from pipeline.choose import candidates, choose, choose_batch, choose_layout, filled_share, layouts
 from pipeline.errors import JobError
 from pipeline.model import ModelSpec
 from pipeline.photos import build_images
@@ -68,6 +68,41 @@ def test_the_batch_fits_the_memory_and_of_equal_ones_is_the_smallest(
     ]
     found = choose_batch(trials, memory_mib, actors)
     assert (found and found.batch_size) == size
+
+
+@pytest.mark.parametrize(
+    ("runtime", "slice_rows", "size"),
+    [
+        ("openvino", [], 128),
+        ("openvino", [256, 256], 128),
+        ("openvino", [64, 64], 64),
+        ("openvino", [100, 100], 128),
+        ("openvino", [33], 64),
+        ("eager", [33], 128),
+    ],
+)
+def test_what_fills_no_batch_counts_where_batches_have_one_size(
+    runtime: str, slice_rows: list[int], size: int
+):
+    trials = [replace(batch(rows, 100 + rows / 4), runtime=runtime) for rows in (32, 64, 128)]
+    found = choose_batch(trials, 1e9, 1, slice_rows)
+    assert found is not None
+    assert found.batch_size == size
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1), st.integers(1, 200))
+def test_a_share_is_filled_by_whole_batches_and_by_no_others(rows: list[int], size: int):
+    share = filled_share(rows, size)
+    assert 0 < share <= 1
+    assert (share == 1) == all(number % size == 0 for number in rows)
+
+
+def test_a_layout_that_starts_later_has_to_win_that_back():
+    plain = replace(EAGER, actors=2, threads=1, decode_in="actors", rows_per_s=100, load_s=5.0)
+    faster = replace(plain, decode_in="tasks", rows_per_s=110, load_s=8.0)
+    assert choose_layout([plain, faster], 1e9, 2_000) == plain
+    assert choose_layout([plain, faster], 1e9, 100_000) == faster
+    assert choose_layout([plain, faster], 1e9) == faster
 
 
 def test_the_layout_that_is_clearly_faster_is_taken_and_else_the_first():
