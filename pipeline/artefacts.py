@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 _CLAIM_S = 86_400.0
-_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino")
+_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN")
 
 
 def key_of(facts: Any, module: torch.nn.Module | None = None) -> str:

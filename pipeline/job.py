@@ -175,7 +175,7 @@ class Model(Section):
     """Task `raw`: the outputs to keep, in the model's order or by its names."""
     postprocess: str | None = None
     """Task `raw`: `package.module:callable` whose result turns outputs into declared columns."""
-    runtime: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = "eager"
+    runtime: Literal["auto", "eager", "compile", "onnxruntime", "openvino", "mnn"] = "eager"
     """What runs the model: torch as it is, torch.compile, or the library of that name (its extra
     must be installed). `auto` measures all that are there and takes the fastest that agrees."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
@@ -195,7 +195,7 @@ class Model(Section):
         for field, task in _FIELDS_OF_TASKS.items():
             if field in self.model_fields_set and getattr(self, field) and self.task != task:
                 raise ValueError(f"{field} has no effect with task {self.task!r}, only {task!r}")
-        if self.precision == "int8" and self.runtime in ("eager", "compile"):
+        if self.precision == "int8" and self.runtime in ("eager", "compile", "mnn"):
             raise ValueError("precision 'int8' needs runtime onnxruntime, openvino or auto")
         if self.task == "embed" and self.embedding_dim is None:
             raise ValueError("task 'embed' needs embedding_dim, the length of its vectors")

@@ -33,6 +33,7 @@ _EXTRAS = {
     "delta": "deltalake",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
+    "mnn": "MNN",
     "submit": "aiohttp",
 }
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")

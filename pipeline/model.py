@@ -43,6 +43,7 @@ PRECISIONS = {
     "compile": ("fp32", "tf32", "bf16", "fp16"),
     "onnxruntime": ("fp32", INT8),
     "openvino": ("fp32", "bf16", INT8),
+    "mnn": ("fp32",),
 }
 """Runtime -> the precisions that it can run a module in."""
 GPU_PRECISIONS = ("tf32", "fp16")

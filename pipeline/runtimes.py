@@ -35,8 +35,10 @@ _DTYPES = {
 _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
     "openvino": ("openvino",),
+    "mnn": ("MNN", "onnx", "onnxscript"),
 }
 _QUANTISING = _PACKAGES["onnxruntime"]
+_CPU_RUNTIMES = ("openvino", "mnn")
 _STRUCTURE = "structure.json"
 _BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
 _OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16", INT8: "f32"}
@@ -135,8 +137,8 @@ def missing_reason(runtime: str, precision: str, *, is_on_gpu: bool) -> str:
         return f"{precision} is used on the CPU only"
     if precision in GPU_PRECISIONS and not is_on_gpu:
         return f"{precision} needs a GPU; on the CPU use fp32 or bf16"
-    if runtime == "openvino" and is_on_gpu:
-        return "openvino is used on the CPU only"
+    if runtime in _CPU_RUNTIMES and is_on_gpu:
+        return f"{runtime} is used on the CPU only"
     if (runtime, precision) == ("openvino", "bf16") and not _openvino_has_bf16():
         return "openvino would run fp32, for this CPU has no bf16"
     return ""
@@ -193,6 +195,8 @@ def make_runner(
             made = _Made(load, example, identity)
             if runtime == "onnxruntime":
                 return _onnxruntime(made, num_threads, calibrated)
+            if runtime == "mnn":
+                return _mnn(made, num_threads)
             return _openvino(made, precision, num_threads, calibrated)
     except PipelineError:
         raise
@@ -347,6 +351,20 @@ def _openvino(made: _Made, precision: str, num_threads: int, calibrated: bytes |
     def run(batch: torch.Tensor) -> Any:
         request.infer([batch.numpy()], share_inputs=True)
         leaves = [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(count)]
+        return pytree.tree_unflatten(leaves, structure)
+
+    return Runner(run, is_static=True)
+
+
+def _mnn(made: _Made, num_threads: int) -> Runner:
+    from pipeline.mnn_model import convert, open_model
+
+    structure = made.structure()
+    folder = made.folder("mnn", lambda folder, flat: convert(_export(made), folder / "model.mnn"))
+    infer = open_model(folder / "model.mnn", num_threads)
+
+    def run(batch: torch.Tensor) -> Any:
+        leaves = [torch.from_numpy(array) for array in infer(batch.numpy())]
         return pytree.tree_unflatten(leaves, structure)
 
     return Runner(run, is_static=True)

@@ -92,6 +92,7 @@ def test_a_last_batch_that_is_not_full_changes_nothing(runtime: str, num_rows: i
     [
         ("onnxruntime", "bf16", "onnxruntime runs fp32, int8, not bf16"),
         ("openvino", "fp16", "openvino runs fp32, bf16, int8, not fp16"),
+        ("mnn", "bf16", "mnn runs fp32, not bf16"),
         ("eager", "fp16", "fp16 needs a GPU"),
         ("compile", "tf32", "tf32 needs a GPU"),
     ],

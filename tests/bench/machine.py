@@ -18,6 +18,7 @@ PACKAGES = (
     "torchvision",
     "onnxruntime",
     "openvino",
+    "MNN",
     "pyarrow",
     "pillow",
     "daft",
