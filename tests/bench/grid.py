@@ -19,12 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grid_replica import Candidate, Measured, measure, write_reference
+from grid_replica import Candidate, Measured, measure, write_calibrated, write_reference
 from machine import machine, today
 from peer_model import CORES
 from systems import MALLOC, Case, tune, write_weights
 
-from pipeline.model import GPU_PRECISIONS, PRECISIONS
+from pipeline.model import GPU_PRECISIONS, INT8, PRECISIONS
 from pipeline.photos import build_images
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
@@ -43,6 +43,10 @@ def main() -> None:
         )
         reference = folder / "reference.npz"
         write_reference(case.images, case.model, reference)
+        for batch_size in wanted.batch_sizes:
+            problem = write_calibrated(reference, case.model, batch_size)
+            if problem:
+                print(f"no int8 model for batches of {batch_size}: {problem}")
         grid = measure_all(reference, case.model, candidates(wanted))
         tuned = tune(case, "auto")
         chosen = chosen_of(tuned)
@@ -51,6 +55,8 @@ def main() -> None:
         if not agreeing:
             sys.exit("no candidate of the grid ran and agrees")
         best = max(agreeing, key=lambda measured: measured.rows_per_s).candidate
+        if chosen.precision == INT8:
+            write_calibrated(reference, case.model, chosen.batch_size)
         rates = in_turn(reference, case.model, (best, chosen), wanted.again)
     ratio = round(rates[chosen] / rates[best], 3) if rates[best] else None
     print(f"best of the grid  {show(best)}  {rates[best]:.1f} rows/s")

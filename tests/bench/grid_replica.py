@@ -7,7 +7,7 @@ as long as a trial of `auto` does, and then predicts a sample that is compared w
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from peer_model import CORES, files_of
+
+from pipeline.model import INT8
 
 _GIVE_UP_SHARE = 0.25
 # A first batch warms up too; where it took less than this, a second one decides.
@@ -65,6 +67,26 @@ def write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
     process.join()
     if process.exitcode:
         raise RuntimeError("eager fp32 cannot predict the sample")
+
+
+def write_calibrated(reference: Path, model: dict[str, Any], batch_size: int) -> str:
+    """Calibrate an int8 model for a batch size on half of the sample, as `tune` does.
+
+    Returns:
+        '', or why there is none.
+    """
+    ours, theirs = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(
+        target=_write_calibrated, args=(theirs, reference, model, batch_size)
+    )
+    process.start()
+    theirs.close()
+    try:
+        problem: str = _receive(ours, _LOAD_S)
+    except (EOFError, OSError):
+        problem = "calibrating died"
+    process.join()
+    return problem
 
 
 def measure(reference: Path, model: dict[str, Any], candidate: Candidate, best: float) -> Measured:
@@ -137,7 +159,7 @@ def _replica(conductor: Connection, reference: Path, model: dict[str, Any], way:
     sample = expected.pop(_SAMPLE)
     batch = np.resize(sample, (way.batch_size, *sample.shape[1:]))
     try:
-        predictor = _predictor(model, way)
+        predictor = _predictor(model, way, reference)
     except (PipelineError, ValueError, RuntimeError) as error:
         conductor.send(" ".join(str(error).split())[:120])
         return
@@ -161,16 +183,44 @@ def _agreement_pct(predictor: Any, sample: Any, expected: dict[str, Any]) -> flo
     return compare(expected, predictor.reduce(sample), AgreementLimits.of(Gates())).pct
 
 
-def _predictor(model: dict[str, Any], way: Candidate) -> Any:
+def _predictor(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
+    from pipeline.predictor import Predictor
+
+    return Predictor(_config(model, way, reference))
+
+
+def _config(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
     import pyarrow as pa
 
     from pipeline.job import Model, Transform
     from pipeline.model import PredictorConfig, resolve_model
-    from pipeline.predictor import Predictor
+    from pipeline.storage import Store
 
     section = Model(**model, runtime=way.runtime, precision=way.precision)
     spec = resolve_model(section, Transform())
-    return Predictor(PredictorConfig(spec, way.batch_size, 0, way.threads, pa.schema([])))
+    made = _made(reference, way.batch_size)
+    if way.precision == INT8 and made.exists():
+        spec = replace(spec, artefact_sha256=made.read_text())
+    store = Store(str(reference.parent), {})
+    return PredictorConfig(spec, way.batch_size, 0, way.threads, pa.schema([]), models=store)
+
+
+def _made(reference: Path, batch_size: int) -> Path:
+    """Where the digest of the int8 model of a batch size stands."""
+    return reference.with_name(f"int8-{batch_size}")
+
+
+def _write_calibrated(
+    answer: Connection, reference: Path, model: dict[str, Any], batch_size: int
+) -> None:
+    from pipeline.trial_run import calibrate
+
+    sample = dict(np.load(reference))[_SAMPLE]
+    config = _config(model, Candidate("onnxruntime", INT8, batch_size, 1, 1), reference)
+    sha256, problem = calibrate(config, sample)
+    if sha256:
+        _made(reference, batch_size).write_text(sha256)
+    answer.send(problem)
 
 
 def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
@@ -178,7 +228,7 @@ def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
     from pipeline.model import resolve_model
 
     sample = _sample(images, resolve_model(Model(**model), Transform()).transform)
-    eager = _predictor(model, Candidate("eager", "fp32", 32, 1, CORES))
+    eager = _predictor(model, Candidate("eager", "fp32", 32, 1, CORES), path)
     np.savez(path, **{_SAMPLE: sample}, **eager.reduce(sample))
 
 
