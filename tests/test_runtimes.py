@@ -16,6 +16,7 @@ from test_predictor import Convolved, images, predict, predictor, rows_of
 from pipeline.agreement import AgreementLimits
 from pipeline.artefacts import claim
 from pipeline.errors import JobError
+from pipeline.mnn_model import convert
 from pipeline.model import GPU_PRECISIONS, INT8, PRECISIONS
 from pipeline.runtimes import Whole, dtype_of, make_runner, missing_reason
 from pipeline.transform import TransformSpec
@@ -100,6 +101,15 @@ def test_a_last_batch_that_is_not_full_changes_nothing(runtime: str, num_rows: i
 def test_what_cannot_be_is_said_with_its_reason(runtime: str, precision: str, words: str):
     with pytest.raises(JobError, match=words):
         predictor("models:colours", runtime=runtime, precision=precision)
+
+
+def test_what_mnn_cannot_convert_is_said_in_one_line(tmp_path: Path):
+    if reason := missing_reason("mnn", "fp32", is_on_gpu=False):
+        pytest.skip(reason)
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(RuntimeError, match=r"^its converter ended with .+: .+$"):
+        convert(tmp_path / "model.onnx", tmp_path / "model.mnn")
+    assert not (tmp_path / "model.mnn").exists()
 
 
 def test_no_float_model_runs_under_the_name_of_int8():
