@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# A process of its own: the converter prints to stdout, and ends its process where it fails.
+# A process of its own: the converter prints to stdout, and ends its process where it fails. It is
+# to find no module in the working directory.
 _CONVERT = "import sys, MNN, _tools; _tools.mnnconvert(sys.argv[1:])"
 _CONVERT_S = 600.0
 
@@ -30,7 +31,7 @@ def convert(source: Path, target: Path) -> None:
     """
     options = ["mnnconvert", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target)]
     done = subprocess.run(  # noqa: S603  # our own interpreter
-        [sys.executable, "-c", _CONVERT, *options, "--bizCode", "none"],
+        [sys.executable, "-P", "-c", _CONVERT, *options, "--bizCode", "none"],
         capture_output=True,
         check=False,
         text=True,
