@@ -87,10 +87,15 @@ def choose_batch(
     fitting = [t for t in trials if not t.problem and t.peak_mib * num_actors <= memory_mib]
 
     def row_s(trial: Trial) -> float:
-        share = 1.0 if trial.runtime == _ANY_SIZE else filled_share(slice_rows, trial.batch_size)
-        return 1 / (trial.rows_per_s * share) if trial.rows_per_s else math.inf
+        rate = trial.rows_per_s * useful_share(trial, slice_rows)
+        return 1 / rate if rate else math.inf
 
     return _soonest(sorted(fitting, key=lambda trial: trial.batch_size), row_s)
+
+
+def useful_share(trial: Trial, slice_rows: Sequence[int]) -> float:
+    """Return which share of what a way to run the model computes is no padding."""
+    return 1.0 if trial.runtime == _ANY_SIZE else filled_share(slice_rows, trial.batch_size)
 
 
 def filled_share(slice_rows: Sequence[int], batch_size: int) -> float:

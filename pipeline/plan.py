@@ -38,6 +38,7 @@ MAX_SLICE_BYTES = 256 * 1024 * 1024
 SLICE_ROWS_NEAR = 256
 _MAX_UNIT_SLICES = 8
 _MAX_UNITS_PER_ROW_GROUP = 4
+_USUAL_UNITS = 1_000
 # The modules whose code decides what a prediction is; a change in one makes a new fingerprint.
 _SEMANTIC_MODULES = (
     *("decode", "transform", "preprocess", "predictor", "model", "schema", "source", "task"),
@@ -125,6 +126,16 @@ class Plan:
         """Yield the slices in order; only where the rows are known."""
         for unit in self.units:
             yield from unit.slices()
+
+    def usual_slice_rows(self) -> list[int]:
+        """Return the rows of the slices of the first units; where nobody knows, the most."""
+        found: list[int] = []
+        for unit in self.units[:_USUAL_UNITS]:
+            if unit.cut is not None:
+                found.append(unit.cut.slice_rows)
+            else:
+                found += [key.num_rows for key in unit.slices()]
+        return found
 
 
 def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) -> Plan:

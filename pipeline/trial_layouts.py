@@ -181,7 +181,9 @@ def finish_profile(workshop: Workshop, sample: Sample, way: Trial) -> Profile:
     """Measure batch sizes and layouts of the way that was chosen."""
     batches = try_batches(workshop, sample, way)
     memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
-    batch = choose_batch(batches, memory_mib, workshop.node_actors, workshop.slice_rows)
+    batch = choose_batch(
+        batches, memory_mib, workshop.node_actors, workshop.plan.usual_slice_rows()
+    )
     size = batch.batch_size if batch else workshop.config.batch_size
     return Profile((), tuple(batches), tuple(try_layouts(workshop, sample, way, size)))
 
@@ -190,7 +192,9 @@ def pick(profile: Profile, way: Trial, workshop: Workshop) -> Trial:
     """Put together what was chosen: way, batch size, layout."""
     memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
     batches = [trial for trial in profile.batches if trial.is_like(way)]
-    batch = choose_batch(batches, memory_mib, workshop.node_actors, workshop.slice_rows)
+    batch = choose_batch(
+        batches, memory_mib, workshop.node_actors, workshop.plan.usual_slice_rows()
+    )
     chosen = replace(way, batch_size=batch.batch_size if batch else 0)
     num_rows, num_nodes = workshop.plan.num_rows, workshop.hardware.num_nodes
     node_rows = None if num_rows is None else num_rows / num_nodes

@@ -24,7 +24,6 @@ from pipeline.trial import GIVEN_UP, Trial
 
 SAMPLE_ROWS = 128
 _SAMPLE_UNITS = 4
-_COUNTED_UNITS = 1_000
 _PATIENCE_S = 120.0
 _MIN_PATIENCE_S = 30.0
 
@@ -87,18 +86,6 @@ class Workshop:
             num_features=self.plan.num_features,
             models=self.store,
         )
-
-    @property
-    def slice_rows(self) -> list[int]:
-        """Return the rows of slices of the plan, of the first units; some are known only by the
-        most that they may have."""
-        found: list[int] = []
-        for unit in self.plan.units[:_COUNTED_UNITS]:
-            if unit.cut is not None:
-                found.append(unit.cut.slice_rows)
-            else:
-                found += [key.end - key.start for key in unit.slices()]
-        return found
 
     @property
     def node_cpus(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.allocation import allocate
 from pipeline.auto import is_open, tune
-from pipeline.choose import AUTO
+from pipeline.choose import AUTO, useful_share
 from pipeline.cluster import connect
 from pipeline.context import RunContext, RunOptions
 from pipeline.job import Job
@@ -38,6 +38,7 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     with connect(options.address) as (hardware, _):
         allocation = allocate(job.shares, hardware)
         profile, chosen = tune(run, plan, model, hardware, allocation)
+    slice_rows = plan.usual_slice_rows()
     on_gpu = bool(job.resources.num_gpus)
     rates = [trial.rows_per_s for trial in profile.layouts if _is_same(trial, chosen)]
     return {
@@ -45,7 +46,7 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
         "rows": plan.num_rows,
         "min_agreement_pct": job.gates.min_agreement_pct,
         "runtimes": [_shown(trial, _WAY) for trial in profile.ways],
-        "batch_sizes": [_shown(trial, _BATCH) for trial in profile.batches],
+        "batch_sizes": [_batch_shown(trial, slice_rows) for trial in profile.batches],
         "layouts": [_shown(trial, _LAYOUT) for trial in profile.layouts],
         "chosen": f"{chosen.runtime} {chosen.precision}",
         "batch_size": chosen.batch_size or plan.batch_size,
@@ -60,12 +61,17 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
 
 
 _WAY = ("runtime", "precision", "rows_per_s", "load_s", "agreement_pct", "worst", "problem")
-_BATCH = ("batch_size", "rows_per_s", "load_s", "peak_mib", "problem")
-_LAYOUT = ("actors", "threads", "decode_in", "rows_per_s", "peak_mib", "problem")
+_BATCH = ("batch_size", "rows_per_s", "load_s", "peak_mib")
+_LAYOUT = ("actors", "threads", "decode_in", "rows_per_s", "load_s", "peak_mib", "problem")
 
 
 def _shown(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(trial, name) for name in names}
+
+
+def _batch_shown(trial: Trial, slice_rows: Sequence[int]) -> dict[str, Any]:
+    filled_pct = round(100 * useful_share(trial, slice_rows), 1)
+    return {**_shown(trial, _BATCH), "filled_pct": filled_pct, "problem": trial.problem}
 
 
 def _is_same(layout: Trial, chosen: Trial) -> bool:

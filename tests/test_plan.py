@@ -125,6 +125,7 @@ def test_units_tile_the_input_and_slices_tile_their_unit(
             assert step == slice_rows
     keys = list(plan.slices())
     assert len(set(keys)) == len(keys)
+    assert plan.usual_slice_rows() == [key.num_rows for key in keys]
 
 
 @given(
@@ -392,6 +393,11 @@ def test_rows_that_are_chosen_of_a_tar_are_counted_as_if_there_were_no_others(
     assert [row for row in range(60) if cut.number(row) is not None] == own
     assert [cut.number(row) for row in own] == list(range(len(own)))
     assert all(cut.is_past(row) == (not any(other >= row for other in own)) for row in range(59))
+
+
+def test_slices_that_nobody_knows_yet_usually_have_the_most_rows():
+    units = (Unit(0, (), (), Cut(64, 1000)), Unit(1, (), (0, 32, 40)))
+    assert replace(planned([]), units=units).usual_slice_rows() == [64, 32, 8]
 
 
 def test_chosen_rows_survive_the_file_of_a_plan():
