@@ -56,6 +56,9 @@ _EMBEDDED_ENVIRONMENT = {
     # Ray ends workers that idle for a second; the next slice then waits for new imports of torch.
     "RAY_idle_worker_killing_time_threshold_ms": "3600000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A raylet asks for its own object store before that listens, and looks again after a second.
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
 }
 
 
