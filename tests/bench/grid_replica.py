@@ -1,7 +1,8 @@
 """Measure one candidate of grid.py: a plain process a replica, all of them at the same time.
 
-A replica loads the model as a model actor does, waits for the others, times one batch, goes on for
-as long as a trial of `auto` does, and then predicts a sample that is compared with eager fp32.
+A replica loads the model as a model actor does, waits for the others, warms up, times one batch,
+goes on for as long as a trial of `auto` does, and predicts a sample that is compared with eager
+fp32.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from peer_model import CORES, files_of
 from pipeline.model import INT8
 
 _GIVE_UP_SHARE = 0.25
-# A first batch warms up too; where it took less than this, a second one decides.
-_SECOND_CHANCE_S = 5.0
+# The kernel takes seconds to put processes that were woken together on cores of their own.
+_WARM_S = 3.0
 _SAMPLE_ROWS = 128
 _SAMPLE = "sample"
 _LOAD_S, _MEASURE_S = 900, 600
@@ -126,11 +127,8 @@ def _conduct(replicas: list[Connection], candidate: Candidate, best: float) -> M
     problem = next(filter(None, loaded), "")
     if problem:
         return Measured(candidate, problem=problem)
-    for _ in range(2):
-        first_s = max(_ask(replicas, "batch"))
-        first_rate = candidate.replicas * candidate.batch_size / first_s
-        if first_rate >= _GIVE_UP_SHARE * best or first_s >= _SECOND_CHANCE_S:
-            break
+    _ask(replicas, "warm")
+    first_rate = candidate.replicas * candidate.batch_size / max(_ask(replicas, "batch"))
     if first_rate < _GIVE_UP_SHARE * best:
         return Measured(candidate, problem=f"abandoned: first batch {first_rate:.1f} rows/s")
     rate = sum(_ask(replicas, "rate"))
@@ -164,6 +162,7 @@ def _replica(conductor: Connection, reference: Path, model: dict[str, Any], way:
         conductor.send(" ".join(str(error).split())[:120])
         return
     answers = {
+        "warm": lambda: _warm(predictor, batch),
         "batch": lambda: _timed(predictor, batch),
         "rate": lambda: _rate(predictor, batch),
         "agreement": lambda: _agreement_pct(predictor, sample, expected),
@@ -244,6 +243,13 @@ def _sample(images: Path, transform: Any) -> Any:
         image = decode_image(Path(path).read_bytes(), limits)
         resize_and_crop_into(image, transform, sample[row])
     return sample
+
+
+def _warm(predictor: Any, batch: Any) -> float:
+    spent_s = 0.0
+    while spent_s < _WARM_S:
+        spent_s += _timed(predictor, batch)
+    return spent_s
 
 
 def _timed(predictor: Any, batch: Any) -> float:
