@@ -175,6 +175,7 @@ def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:
     assert (again.code, again.json["status"]) == (0, "nothing_to_do")
 
 
+@pytest.mark.slow
 def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 12, seed=13, num_bad=0)
     source = {"uri": str(tmp_path / "images"), "format": "images"}
