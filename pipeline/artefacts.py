@@ -29,7 +29,7 @@ _PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openv
 
 def key_of(facts: Any, module: torch.nn.Module | None = None) -> str:
     """Digest JSON-ready facts, the versions in use, and a module's tensors where facts say less."""
-    digest = hashlib.sha256(json.dumps([facts, _versions()], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([facts, runtime_versions()], sort_keys=True).encode())
     if module is None:
         return digest.hexdigest()
     import torch
@@ -111,7 +111,8 @@ def _cache_folder() -> Path:
     return folder
 
 
-def _versions() -> dict[str, str]:
+def runtime_versions() -> dict[str, str]:
+    """Return the versions of those packages that run or convert models which are installed."""
     found = {}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, Hardware, allocate
+from pipeline.artefacts import runtime_versions
 from pipeline.choose import AUTO, as_tried, choose
 from pipeline.context import RunContext
 from pipeline.errors import InfraError
@@ -167,7 +168,7 @@ def _profile_path(workshop: Workshop) -> str:
         "threads": allocation.actor_threads,
         "gpus": allocation.actor_gpus,
         "limits": asdict(AgreementLimits.of(workshop.job.gates)),
-        "versions": package_versions(),
+        "versions": {**package_versions(), **runtime_versions()},
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     return f"_control/profiles/{key}.json"

@@ -126,7 +126,8 @@ class GpuDecode(Section):
 
     on_gpu: int
     on_cpu: int
-    """Other formats, JPEGs that are grey, CMYK or turned, and those that failed on the GPU."""
+    """Other formats, JPEGs that are grey, CMYK or turned, and all that failed, on the GPU or at
+    all."""
 
 
 class BytesPerRow(Section):

@@ -44,17 +44,8 @@ _SEMANTIC_MODULES = (
     *("decode", "transform", "preprocess", "predictor", "model", "schema", "source", "task"),
     *("jpeg_groups", "jpeg_skeleton"),
     *("columns", "rows", "image_stream", "parquet_stream", "archive", "tar", "tar_stream"),
-    *(
-        "runtimes",
-        "mnn_model",
-        "quantise",
-        "lane",
-        "results",
-        "dedupe",
-        "uri_policy",
-        "web",
-        "fetch",
-    ),
+    *("runtimes", "mnn_model", "quantise", "lane", "results", "dedupe"),
+    *("uri_policy", "web", "fetch"),
 )
 
 

@@ -5,6 +5,7 @@ The actors of a division all work at the same time, so that what they share coun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -177,14 +178,18 @@ def node_memory_mib(num_gpus: float) -> float:
     return float(MEMORY_SHARE * psutil.virtual_memory().total / _MIB)
 
 
+def _batch_size(trials: Sequence[Trial], workshop: Workshop) -> int:
+    """Return what is chosen of the batch sizes that were measured; 0 where none can be used."""
+    memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
+    slice_rows = workshop.plan.usual_slice_rows()
+    batch = choose_batch(trials, memory_mib, workshop.node_actors, slice_rows)
+    return batch.batch_size if batch else 0
+
+
 def finish_profile(workshop: Workshop, sample: Sample, way: Trial) -> Profile:
     """Measure batch sizes and layouts of the way that was chosen."""
     batches = try_batches(workshop, sample, way)
-    memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
-    batch = choose_batch(
-        batches, memory_mib, workshop.node_actors, workshop.plan.usual_slice_rows()
-    )
-    size = batch.batch_size if batch else workshop.config.batch_size
+    size = _batch_size(batches, workshop) or workshop.config.batch_size
     return Profile((), tuple(batches), tuple(try_layouts(workshop, sample, way, size)))
 
 
@@ -192,10 +197,7 @@ def pick(profile: Profile, way: Trial, workshop: Workshop) -> Trial:
     """Put together what was chosen: way, batch size, layout."""
     memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
     batches = [trial for trial in profile.batches if trial.is_like(way)]
-    batch = choose_batch(
-        batches, memory_mib, workshop.node_actors, workshop.plan.usual_slice_rows()
-    )
-    chosen = replace(way, batch_size=batch.batch_size if batch else 0)
+    chosen = replace(way, batch_size=_batch_size(batches, workshop))
     num_rows, num_nodes = workshop.plan.num_rows, workshop.hardware.num_nodes
     node_rows = None if num_rows is None else num_rows / num_nodes
     divisions = [trial for trial in profile.layouts if trial.is_like(way)]
