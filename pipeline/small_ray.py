@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import re
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from pipeline import stay
+
 _OPTIONAL = "ray.dashboard.optional_deps"
+_NO_PORT = -1
+_DASHBOARD_AGENT = "--dashboard_agent_command="
+_ENVIRONMENT_PORT = re.compile(r"(--runtime[_-]env[_-]agent[_-]port)=\S+")
+_PORTS = range(20_000, 32_768)  # below those that Linux gives to connections
 _REGISTER_S = 30.0
 _LOOK_S = 0.02
 
 
 @contextlib.contextmanager
 def small_ray(ray: Any) -> Iterator[None]:
-    """Let the `ray.init` of the body start four processes in place of seven.
+    """Let the `ray.init` of the body start three processes of Ray in place of seven.
 
     Left out are the dashboard (`include_dashboard=False` still starts 250 MiB of it, and waits
-    0.9 s), the autoscaler's monitor and the one that copies what workers print. The HTTP server of
-    the dashboard's agent tries for 4 s to get a port that another Ray on this machine holds; Ray
-    starts without it where what it imports is not installed, and this makes it believe so. And Ray
-    looks only once a second whether the node is there.
+    0.9 s) and its agent (see `_UnwaitedAgents`), the autoscaler's monitor and the one that copies
+    what workers print. Ray looks whether it could start the agent by importing what that imports,
+    0.3 s long, and only once a second whether the node is there.
     """
     private = ray._private
+    services = private.services
     with contextlib.ExitStack() as stack:
         for name in ("start_api_server", "start_monitor", "start_log_monitor"):
             stack.enter_context(patch.object(private.node.Node, name, _start_nothing))
-        own = private.services.get_node
-        stack.enter_context(patch.object(private.services, "get_node", _WaitForNode(ray, own)))
+        for name, wrapped in (
+            ("get_node", _WaitForNode(ray, services.get_node)),
+            ("start_ray_process", _UnwaitedAgents(ray, services.start_ray_process)),
+        ):
+            stack.enter_context(patch.object(services, name, wrapped))
         stack.enter_context(_without(_OPTIONAL))
         yield
 
@@ -49,6 +63,53 @@ def _without(module: str) -> Iterator[None]:
         del sys.modules[module]
         if imported is not None:
             sys.modules[module] = imported
+
+
+class _UnwaitedAgents:
+    """Ray's own `start_ray_process`, for a raylet that waits for neither of its two agents.
+
+    A raylet lets no worker start before both have written which ports they serve, 0.8 s of
+    importing later, and ends when one of them does. The one that serves the dashboard is of no use
+    without: its ports, none, are written before, and in its place stands a process that does
+    nothing. The other makes environments for workers that are to differ from their driver's; it
+    starts while workers do, on a port that is chosen here.
+    """
+
+    def __init__(self, ray: Any, own: Callable[..., Any]) -> None:
+        self._ray, self._own = ray, own
+
+    def __call__(self, command: list[str], process_type: str, **named: Any) -> Any:
+        if process_type == self._ray._private.ray_constants.PROCESS_TYPE_RAYLET:
+            self._write_ports(dict(each.split("=", 1) for each in command if "=" in each))
+            port = _free_port()
+            command = [_unwaited(argument, port) for argument in command]
+        return self._own(command, process_type, **named)
+
+    def _write_ports(self, flags: dict[str, str]) -> None:
+        raylet = self._ray._raylet
+        for port in (
+            raylet.METRICS_AGENT_PORT_NAME,
+            raylet.METRICS_EXPORT_PORT_NAME,
+            raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
+        ):
+            raylet.persist_port(flags["--session_dir"], flags["--node_id"], port, _NO_PORT)
+
+
+def _unwaited(argument: str, port: int) -> str:
+    if argument.startswith(_DASHBOARD_AGENT):
+        program = [sys.executable, "-I", "-S", str(Path(stay.__file__))]
+        return _DASHBOARD_AGENT + subprocess.list2cmdline(program)
+    # The raylet's own flag, and that of the agent in the command by which it is started.
+    return _ENVIRONMENT_PORT.sub(rf"\g<1>={port}", argument)
+
+
+def _free_port() -> int:
+    """Return a port that nothing listens on, and no outgoing connection is given meanwhile."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("", port))
+            return port
+    raise OSError("no port is free")
 
 
 class _WaitForNode:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 from cli import environment
 
 from pipeline.data_in_driver import _Called
 from pipeline.small_ray import _without
 
 SCRIPT = """
-import json, threading
+import json, os
 from pipeline import health
 from pipeline.cluster import connect
 
@@ -29,10 +30,17 @@ with connect(None):
     started = sorted(ray._private.worker._global_node.all_processes)
     actors = [actor["name"] for actor in list_named_actors(all_namespaces=True)]
     family = health.family()
+
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {"ASKED": "as asked"}})
+    def environment():
+        return os.environ.get("ASKED")
+
+    in_worker = ray.get(environment.remote())
+    programs = [each.cmdline()[0] for each in family if each.cmdline()]
 left = [process.pid for process in family if health._is_running(process)]
 print(json.dumps({
     "rows": sorted(row["id"] for row in rows), "started": started, "actors": actors,
-    "family": len(family), "left": left, "threads": [t.name for t in threading.enumerate()],
+    "family": len(family), "left": left, "programs": programs, "environment": in_worker,
 }))
 """
 
@@ -45,8 +53,10 @@ def test_an_embedded_ray_starts_what_runs_need_and_leaves_nothing():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["rows"] == list(range(1, 9))
     assert found["started"] == ["gcs_server", "raylet"]
-    assert not {"AutoscalingCoordinator", "datasets_stats_actor"} & set(found["actors"])
-    assert found["family"] > 4  # its agents and workers, too
+    assert found["actors"] == []
+    assert "ray::DashboardAgent" not in found["programs"]
+    assert found["environment"] == "as asked"
+    assert found["family"] > 4  # workers, and what stands in the place of agents, too
     assert found["left"] == []
 
 
@@ -72,3 +82,33 @@ def test_a_call_in_the_place_of_an_actor_answers_with_what_the_method_returns():
         1, b=2
     )
     assert (reference, answers) == ("reference", [3])
+
+
+STARTS_STAY = """
+import os, subprocess, sys
+from pipeline import stay
+
+process = subprocess.Popen(
+    [sys.executable, "-I", "-S", stay.__file__],
+    env={"RAY_RAYLET_PID": str(os.getpid())}, stdout=subprocess.DEVNULL,
+)
+print(process.pid, process.poll(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_stands_in_the_place_of_an_agent_ends_with_its_raylet_and_not_before():
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS_STAY],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as raylet:
+        assert raylet.stdout is not None
+        pid, code = raylet.stdout.readline().split()
+        assert code == "None"
+        stands = psutil.Process(int(pid))
+        raylet.kill()
+    _, alive = psutil.wait_procs([stands], timeout=30)
+    assert alive == []
