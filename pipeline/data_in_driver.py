@@ -1,15 +1,17 @@
 """Serves Ray Data in the driver what an embedded Ray would start actors for.
 
 Ray Data asks an actor what it may use of the cluster, and starts nothing before that actor runs; it
-tells another, for the dashboard, how far it is. Each is a process that first imports Ray Data.
-Where the cluster is one node that only this driver uses, a call does the same.
+tells another, for the dashboard, how far it is; and a third keeps on which node each actor is. Each
+is a process that first imports Ray Data. Where the cluster is one node that only this driver uses,
+a call does the same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -18,13 +20,19 @@ _NEVER_S = 1e9
 
 @contextlib.contextmanager
 def data_in_driver(ray: Any) -> Iterator[None]:
-    """Let executions in the body start neither of the two actors."""
+    """Let executions in the body start none of the three actors."""
     from ray.data._internal import stats
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
+    from ray.data._internal.execution.operators import actor_pool_map_operator
+    from ray.data._internal.utils import cached_ray_internals
 
     coordinator = _Called(_make_coordinator(ray, module), ray.put)
+    tracker = _OneNode(ray.get_runtime_context().get_node_id(), ray.put)
+    get_tracker = "get_or_create_actor_location_tracker"
     with (
         patch.object(module, "get_or_create_autoscaling_coordinator", lambda: coordinator),
+        patch.object(actor_pool_map_operator, get_tracker, lambda: tracker),
+        patch.object(cached_ray_internals, get_tracker, lambda: tracker),
         patch.multiple(
             stats._StatsManager,
             gen_dataset_id_from_stats_actor=staticmethod(lambda: uuid.uuid4().hex),
@@ -42,6 +50,10 @@ def _make_coordinator(ray: Any, module: Any) -> Any:
 
     nodes = ray.nodes()
     return Coordinator(send_resources_request=_say_nothing, get_cluster_nodes=lambda: nodes)
+
+
+def _all_at(node_id: str, actors: Iterable[str]) -> dict[str, str]:
+    return dict.fromkeys(actors, node_id)
 
 
 def _say_nothing(*_: Any, **__: Any) -> None:
@@ -65,3 +77,11 @@ class _Method:
     def remote(self, *arguments: Any, **named: Any) -> Any:
         """Call it; what it returns, as a reference."""
         return self._put(self._method(*arguments, **named))
+
+
+class _OneNode:
+    """Ray Data's tracker of where actors are, for one node; the actors get it too."""
+
+    def __init__(self, node_id: str, put: Callable[[Any], Any]) -> None:
+        self.get_actor_locations = _Method(partial(_all_at, node_id), put)
+        self.update_actor_location = _Method(_say_nothing, _say_nothing)
