@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
-from pipeline.job import Resources
+
+if TYPE_CHECKING:  # workers need no pydantic: a sixth of a second each
+    from pipeline.job import Resources
 
 # Logical CPUs of a reader, decoder or writer. How many there are is said by their number, not by
 # what they reserve: one that waits for the next stage keeps its share, and could starve that stage.
