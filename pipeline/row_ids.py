@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,6 +21,8 @@ def hash_ids(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint64]:
     values: Any = np.asarray(ids.to_pylist(), dtype=object)
     if len(values) == 0:
         return np.zeros(0, np.uint64)
+    import pandas as pd  # a sixth of a second, which Ray Data spends anyway while Ray starts
+
     return np.asarray(pd.util.hash_array(values, categorize=False), np.uint64)
 
 
