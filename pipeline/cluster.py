@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 from pipeline import health
 from pipeline.allocation import Hardware
@@ -37,6 +38,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
 }
 _REACH_S = 10.0
+_LOOK_S = 0.02
 REMOTE_ENVIRONMENT = {
     # Ray's 20 tries take a quarter of an hour where nothing answers, 20 s where the token is wrong.
     "RAY_NUM_REDIS_GET_RETRIES": "3",
@@ -100,7 +102,7 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
         with native_errors_to_log(ray), health.watched(ray, address):
             beat("connected to Ray")
             _configure_data()
-            with data_in_driver(ray) if address is None else contextlib.nullcontext():
+            with _often(), data_in_driver(ray) if address is None else contextlib.nullcontext():
                 yield _hardware(ray), perf_counter() - started
     finally:
         if not _SHARING.get():
@@ -132,6 +134,19 @@ def share_ray() -> Iterator[None]:
         _SHARING.reset(token)
         if "ray" in sys.modules:
             health.end(sys.modules["ray"])
+
+
+@contextlib.contextmanager
+def _often() -> Iterator[None]:
+    """Let Ray Data look what has ended more often than ten times a second.
+
+    It starts a stage's next task only then: of tasks that take milliseconds, each of the few
+    readers would run ten a second.
+    """
+    from ray.data._internal.execution import streaming_executor_state as module
+
+    with patch.object(module, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", _LOOK_S):
+        yield
 
 
 def _configure_data() -> None:
