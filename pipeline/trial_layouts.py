@@ -20,7 +20,8 @@ from pipeline.trials import Profile, Sample, Workshop, lone_task
 CPU_BATCHES = (8, 16, 32, 64, 128)
 GPU_BATCHES = (32, 64, 128, 256, 512, 1024)
 ACTORS_PER_GPU = (1, 2, 3, 4)
-LAYOUT_S = 4.0
+WARM_S = 1.5  # processes that are woken together share a core for a while
+LAYOUT_S = 3.0
 _AHEAD = 1.1
 MEMORY_SHARE = 0.6
 """Of a node's memory, for all actors; the rest is the object store's and the other stages'."""
@@ -146,12 +147,13 @@ def _try_layout(
     try:
         ray.get([each.load.remote(sample.rows, inputs) for each in workers])
         load_s = perf_counter() - started
-        found = ray.get(
-            [
-                each.work.remote(LAYOUT_S, paces.get(kind))
-                for each, kind in zip(workers, kinds, strict=True)
-            ]
-        )
+        for seconds in (WARM_S, LAYOUT_S):
+            found = ray.get(
+                [
+                    each.work.remote(seconds, paces.get(kind))
+                    for each, kind in zip(workers, kinds, strict=True)
+                ]
+            )
     except RayError as error:
         return replace(trial, problem=f"died: {type(error).__name__}")
     finally:
