@@ -25,10 +25,11 @@ from pipeline.artefacts import claim
 from pipeline.errors import JobError
 from pipeline.exact_pixels import canary
 from pipeline.lane import Lane, make_lanes
+from pipeline.made import Made
 from pipeline.model import INT8, ModelSpec, PredictorConfig, load_module
 from pipeline.quantise import fetch_model
 from pipeline.results import to_table
-from pipeline.runtimes import Whole, allow_tf32, dtype_of, export_onnx, make_runner
+from pipeline.runtimes import allow_tf32, dtype_of, make_runner
 from pipeline.schema import (
     ERROR,
     FEATURES,
@@ -43,6 +44,7 @@ from pipeline.stats import CANARY, Counters, StageCounters, add
 from pipeline.task import Arrays, make_task
 from pipeline.transform import TransformSpec
 from pipeline.watchdog import beat, pause
+from pipeline.whole import Whole
 
 STAGE = "predict"
 Inputs = npt.NDArray[Any]
@@ -271,7 +273,8 @@ def export(config: PredictorConfig) -> Path:
     torch.set_num_threads(config.num_threads)
     cpu = torch.device("cpu")
     spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
-    return export_onnx(_load(spec, cpu), _make_buffer(config, cpu))
+    whole = _load(spec, cpu)
+    return Made(lambda: whole, _make_buffer(config, cpu), None).onnx()
 
 
 def _calibrated(config: PredictorConfig) -> bytes | None:

@@ -1,16 +1,9 @@
-"""Ways to run one model: the same weights, the same outputs, different speeds.
-
-Each takes a batch as it lies on the device, uint8 (B, S, S, 3) or float32 (B, F), and returns what
-the module returns. Normalisation is a part of what runs, so that a compiler can fold it into the
-first convolution.
-"""
+"""Ways to run one model: the same weights, the same outputs, different speeds."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
-import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +13,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from pipeline.artefacts import kept, key_of, one_at_a_time
+from pipeline.artefacts import one_at_a_time
 from pipeline.errors import JobError, PipelineError
+from pipeline.made import Flat, Made
 from pipeline.model import CPU_PRECISIONS, GPU_PRECISIONS, INT8, PRECISIONS
-from pipeline.transform import TransformSpec
+from pipeline.whole import Whole
 
 _DTYPES = {
     "fp32": torch.float32,
@@ -39,7 +33,6 @@ _PACKAGES = {
 }
 _QUANTISING = _PACKAGES["onnxruntime"]
 _CPU_RUNTIMES = ("openvino", "mnn")
-_STRUCTURE = "structure.json"
 _BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
 _OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16", INT8: "f32"}
 
@@ -51,62 +44,6 @@ class Runner:
     run: Callable[[torch.Tensor], Any]
     is_static: bool
     """It takes only whole batches: pad the last one and drop what comes back for the padding."""
-
-
-class Whole(torch.nn.Module):
-    """Normalisation, module, and the layer that is watched, as one module."""
-
-    def __init__(
-        self,
-        module: torch.nn.Module,
-        transform: TransformSpec | None,
-        dtype: torch.dtype,
-        layer: str | None = None,
-        identity: str = "",
-    ) -> None:
-        """Wrap a module.
-
-        Args:
-            module: In eval mode.
-            transform: None where the input is features.
-            dtype: The module's type.
-            layer: One of its submodules; None takes the module's own output.
-            identity: What else than its tensors decides the outputs: its code, say.
-        """
-        super().__init__()
-        self.identity = f"{identity} {layer} {transform}"
-        self.module = module
-        self._dtype = dtype
-        self._has_images = transform is not None
-        self._has_layer = layer is not None
-        self._caught: Any = None
-        if layer is not None:
-            module.get_submodule(layer).register_forward_hook(self._catch)
-        if transform is not None:
-            mean = torch.tensor(transform.mean).view(1, 3, 1, 1)
-            std = torch.tensor(transform.std).view(1, 3, 1, 1)
-            # /255, mean and std folded into x * scale + shift; float32 whatever the model's type.
-            self.register_buffer("scale", 1.0 / (255.0 * std), persistent=False)
-            self.register_buffer("shift", -mean / std, persistent=False)
-
-    def forward(self, batch: torch.Tensor) -> Any:
-        """Return the outputs of a batch."""
-        outputs = self.module(self._normalised(batch))
-        if not self._has_layer:
-            return outputs
-        caught, self._caught = self._caught, None
-        return caught
-
-    def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
-        if not self._has_images:
-            return batch.to(self._dtype)
-        # NHWC memory seen as NCHW is channels_last already: no transpose is made.
-        x = batch.permute(0, 3, 1, 2).to(torch.float32)
-        shift, scale = self.get_buffer("shift"), self.get_buffer("scale")
-        return torch.addcmul(shift, x, scale).to(self._dtype)
-
-    def _catch(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        self._caught = output
 
 
 def dtype_of(runtime: str, precision: str) -> torch.dtype:
@@ -192,7 +129,7 @@ def make_runner(
             if runtime == "compile":
                 with one_at_a_time(runtime):  # torch keeps what it compiled by itself
                     return _compiled(load(), example)
-            made = _Made(load, example, identity)
+            made = Made(load, example, identity)
             if runtime == "onnxruntime":
                 return _onnxruntime(made, num_threads, calibrated)
             if runtime == "mnn":
@@ -228,73 +165,7 @@ def _compiled(whole: Whole, example: torch.Tensor) -> Runner:
     return Runner(call, is_static=True)
 
 
-class _Flat(torch.nn.Module):
-    """A module whose outputs are a tuple of tensors, whatever the structure they come in."""
-
-    def __init__(self, whole: Whole) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(pytree.tree_leaves(self.whole(batch)))
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A module that a runtime makes something of, once a node."""
-
-    load: Callable[[], Whole]
-    example: torch.Tensor
-    identity: str | None
-
-    def folder(self, kind: str, write: Callable[[Path, _Flat], None]) -> Path:
-        """Return the folder of what was made, which `write` fills if there is none."""
-        batch = [kind, list(self.example.shape), str(self.example.dtype)]
-        if self.identity is not None:
-            key = key_of([self.identity, *batch])
-        else:
-            key = key_of([self.load().identity, *batch], self.load())
-
-        def make(folder: Path) -> None:
-            with torch.no_grad():
-                write(folder, _Flat(self.load()).eval())
-
-        return kept(key, make)
-
-    def structure(self) -> pytree.TreeSpec:
-        """Return the structure of the outputs."""
-
-        def write(folder: Path, flat: _Flat) -> None:
-            text = pytree.treespec_dumps(self._structure())
-            (folder / _STRUCTURE).write_text(text)
-
-        try:
-            folder = self.folder("structure", write)
-        except NotImplementedError:  # a container that only its own code knows
-            return self._structure()
-        return pytree.treespec_loads((folder / _STRUCTURE).read_text())
-
-    def _structure(self) -> pytree.TreeSpec:
-        with torch.no_grad():
-            return pytree.tree_flatten(self.load()(self.example[:1]))[1]
-
-
-def export_onnx(whole: Whole, example: torch.Tensor) -> Path:
-    """Return a module as an ONNX file for batches like the example, kept on the node."""
-    return _export(_Made(lambda: whole, example, None))
-
-
-def _export(made: _Made) -> Path:
-    def export(folder: Path, flat: _Flat) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            program = torch.onnx.export(flat, (made.example,), dynamo=True, verbose=False)
-        assert program is not None, "the dynamo exporter returns a program"
-        program.save(folder / "model.onnx")
-
-    return made.folder("onnx", export) / "model.onnx"
-
-
-def _onnxruntime(made: _Made, num_threads: int, calibrated: bytes | None) -> Runner:
+def _onnxruntime(made: Made, num_threads: int, calibrated: bytes | None) -> Runner:
     import onnxruntime
 
     structure = made.structure()
@@ -308,7 +179,7 @@ def _onnxruntime(made: _Made, num_threads: int, calibrated: bytes | None) -> Run
     if wanted and not providers:
         raise JobError("this onnxruntime has no CUDA provider: install onnxruntime-gpu")
     session = onnxruntime.InferenceSession(
-        str(_export(made)) if calibrated is None else calibrated,
+        str(made.onnx()) if calibrated is None else calibrated,
         options,
         providers=[*providers, "CPUExecutionProvider"],
     )
@@ -321,10 +192,10 @@ def _onnxruntime(made: _Made, num_threads: int, calibrated: bytes | None) -> Run
     return Runner(run, is_static=True)
 
 
-def _openvino(made: _Made, precision: str, num_threads: int, calibrated: bytes | None) -> Runner:
+def _openvino(made: Made, precision: str, num_threads: int, calibrated: bytes | None) -> Runner:
     import openvino
 
-    def convert(folder: Path, flat: _Flat) -> None:
+    def convert(folder: Path, flat: Flat) -> None:
         # Two rows show as much as a whole batch, and are traced in a tenth of the time.
         model = openvino.convert_model(flat, example_input=made.example[:2])
         model.reshape(list(made.example.shape))
@@ -356,11 +227,11 @@ def _openvino(made: _Made, precision: str, num_threads: int, calibrated: bytes |
     return Runner(run, is_static=True)
 
 
-def _mnn(made: _Made, num_threads: int) -> Runner:
+def _mnn(made: Made, num_threads: int) -> Runner:
     from pipeline.mnn_model import convert, open_model
 
     structure = made.structure()
-    folder = made.folder("mnn", lambda folder, flat: convert(_export(made), folder / "model.mnn"))
+    folder = made.folder("mnn", lambda folder, flat: convert(made.onnx(), folder / "model.mnn"))
     infer = open_model(folder / "model.mnn", num_threads)
 
     def run(batch: torch.Tensor) -> Any:

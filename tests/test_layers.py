@@ -20,8 +20,8 @@ LAYERS = (
     "address extents imports in_flight interrupt job job_yaml layout listing local_disk"
     " object_protocols lane progress render ray_token retry terminal hive tar transform",
     "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos stats"
-    " storage_errors task",
-    "child cluster exact_pixels histograms jpeg_groups limits object_store ray_tasks results",
+    " storage_errors task whole",
+    "child cluster exact_pixels histograms jpeg_groups limits made object_store ray_tasks results",
     "disturbed forecast isolate submit",
     "preprocess storage",
     "agreement bottleneck guard input_order lease manifest performance single_file row_ids"

@@ -18,8 +18,9 @@ from pipeline.artefacts import claim
 from pipeline.errors import JobError
 from pipeline.mnn_model import convert
 from pipeline.model import GPU_PRECISIONS, INT8, PRECISIONS
-from pipeline.runtimes import Whole, dtype_of, make_runner, missing_reason
+from pipeline.runtimes import dtype_of, make_runner, missing_reason
 from pipeline.transform import TransformSpec
+from pipeline.whole import Whole
 
 ON_CPU = [
     (runtime, precision)

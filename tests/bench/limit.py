@@ -95,7 +95,8 @@ def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
 def _load(share: _Share) -> tuple[Any, Any, Any]:
     import torch
 
-    from pipeline.runtimes import Whole, dtype_of, make_runner
+    from pipeline.runtimes import dtype_of, make_runner
+    from pipeline.whole import Whole
 
     module, spec = build(share.name, share.weights)
     kind = dtype_of(share.runtime, share.precision)
