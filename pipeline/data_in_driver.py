@@ -20,11 +20,15 @@ _NEVER_S = 1e9
 
 @contextlib.contextmanager
 def data_in_driver(ray: Any) -> Iterator[None]:
-    """Let executions in the body start none of the three actors."""
+    """Let executions in the body start none of the three actors, and record no metrics.
+
+    Metrics are for the dashboard, which an embedded Ray has not.
+    """
     from ray.data._internal import stats
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
     from ray.data._internal.execution.operators import actor_pool_map_operator
     from ray.data._internal.utils import cached_ray_internals
+    from ray.util import metrics
 
     coordinator = _Called(_make_coordinator(ray, module), ray.put)
     tracker = _OneNode(ray.get_runtime_context().get_node_id(), ray.put)
@@ -33,6 +37,7 @@ def data_in_driver(ray: Any) -> Iterator[None]:
         patch.object(module, "get_or_create_autoscaling_coordinator", lambda: coordinator),
         patch.object(actor_pool_map_operator, get_tracker, lambda: tracker),
         patch.object(cached_ray_internals, get_tracker, lambda: tracker),
+        patch.object(metrics.Metric, "_record", _say_nothing),  # every look records dozens
         patch.multiple(
             stats._StatsManager,
             gen_dataset_id_from_stats_actor=staticmethod(lambda: uuid.uuid4().hex),
