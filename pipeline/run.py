@@ -40,6 +40,7 @@ from pipeline.provenance import file_metadata
 from pipeline.publish import repair
 from pipeline.pulse import beat
 from pipeline.ray_tasks import ray_errors
+from pipeline.read_ahead import limit_read_ahead
 from pipeline.readmit import Readmission
 from pipeline.record import RunRecord
 from pipeline.report import Status
@@ -215,6 +216,7 @@ def stream(
     golden = golden and replace(golden, preprocess=preprocessing)
     guarding = (run.record.run_id, run.job.run.row_timeout_s)
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
+    limit_read_ahead(allocation.max_actors)
     with ray_errors():
         # A row of this dataset is a slice (schema.pack): Ray cannot cut or merge slices.
         dataset = ray.data.read_datasource(

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
     "__init__ archive attempts chaos_kills data_in_driver deadline errors health jpeg_skeleton"
-    " job_section mnn_model processor pulse schema stay stored watchdog",
+    " job_section mnn_model processor pulse read_ahead schema stay stored watchdog",
     "failpoints job_gates small_ray store_faults verdict",
     "address extents imports in_flight interrupt job job_yaml layout listing local_disk"
     " object_protocols lane progress render ray_token retry terminal hive tar transform",

@@ -1,0 +1,54 @@
+"""Reading keeps close to the actors, however small the slices are, and nothing gets stuck."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from cli import environment
+
+from pipeline.read_ahead import SLICES, SLICES_PER_ACTOR
+
+NUM_ROWS = 400
+SCRIPT = f"""
+import json, time
+from pipeline import in_flight
+from pipeline.cluster import connect
+from pipeline.read_ahead import limit_read_ahead
+
+class Slow:
+    def __call__(self, batch):
+        time.sleep(0.01)
+        return batch
+
+def one_by_one(batch):
+    yield from ({{"id": [each]}} for each in batch["id"])
+
+ahead, rows = [0], []
+with connect(None):
+    import ray
+
+    limit_read_ahead(1)
+    # Two tasks put out all of the slices, so that waiting between their outputs counts, too.
+    slices = ray.data.range({NUM_ROWS}, override_num_blocks=2).map_batches(one_by_one)
+    dataset = slices.map_batches(Slow, batch_size=1, concurrency=1, num_cpus=0.5)
+    for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+        rows += batch["id"].tolist()
+        found = in_flight._operators()
+        outputs = found[0].metrics.num_task_outputs_generated
+        ahead.append(outputs - found[1].metrics.num_task_inputs_processed)
+print(json.dumps({{"rows": sorted(rows), "ahead": max(ahead), "operators": len(found)}}))
+"""
+
+
+def test_a_stage_is_never_far_ahead_of_the_next_and_all_rows_arrive():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["operators"] == 2
+    assert found["rows"] == list(range(NUM_ROWS))
+    limit = SLICES + SLICES_PER_ACTOR
+    assert limit // 2 < found["ahead"] < 2 * limit  # a look takes all that lies ready
