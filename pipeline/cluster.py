@@ -102,7 +102,10 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
         with native_errors_to_log(ray), health.watched(ray, address):
             beat("connected to Ray")
             _configure_data()
-            with _often(), data_in_driver(ray) if address is None else contextlib.nullcontext():
+            with (
+                _lean_data(),
+                data_in_driver(ray) if address is None else contextlib.nullcontext(),
+            ):
                 yield _hardware(ray), perf_counter() - started
     finally:
         if not _SHARING.get():
@@ -137,16 +140,24 @@ def share_ray() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _often() -> Iterator[None]:
-    """Let Ray Data look what has ended more often than ten times a second.
+def _lean_data() -> Iterator[None]:
+    """Let Ray Data look what has ended more often than ten times a second, and keep less of it.
 
-    It starts a stage's next task only then: of tasks that take milliseconds, each of the few
-    readers would run ten a second.
+    It starts a stage's next task only when it looks: of tasks that take milliseconds, each of the
+    few readers would run ten a second. Of every block it keeps statistics, which no run asks for.
     """
-    from ray.data._internal.execution import streaming_executor_state as module
+    from ray.data._internal.execution import streaming_executor_state
+    from ray.data._internal.execution.operators import map_operator
 
-    with patch.object(module, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", _LOOK_S):
+    with (
+        patch.object(streaming_executor_state, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", _LOOK_S),
+        patch.object(map_operator, "to_stats", _no_stats),
+    ):
         yield
+
+
+def _no_stats(blocks: Any) -> list[Any]:
+    return []
 
 
 def _configure_data() -> None:

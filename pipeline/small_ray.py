@@ -106,9 +106,9 @@ def _unwaited(argument: str, port: int) -> str:
 def _free_port() -> int:
     """Return a port that nothing listens on, and no outgoing connection is given meanwhile."""
     for port in random.sample(_PORTS, len(_PORTS)):
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("", port))
-            return port
+        with socket.socket() as one:
+            if one.connect_ex(("127.0.0.1", port)):
+                return port
     raise OSError("no port is free")
 
 
