@@ -14,7 +14,8 @@ from pipeline.data_in_driver import _Called
 from pipeline.small_ray import _without
 
 SCRIPT = """
-import json, os
+import contextlib, json, os
+import psutil
 from pipeline import health
 from pipeline.cluster import connect
 
@@ -36,7 +37,10 @@ with connect(None):
         return os.environ.get("ASKED")
 
     in_worker = ray.get(environment.remote())
-    programs = [each.cmdline()[0] for each in family if each.cmdline()]
+    programs = []
+    for each in family:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a worker whose work is done may end
+            programs += each.cmdline()[:1]
 left = [process.pid for process in family if health._is_running(process)]
 print(json.dumps({
     "rows": sorted(row["id"] for row in rows), "started": started, "actors": actors,
