@@ -21,6 +21,7 @@ from pipeline import health
 from pipeline.allocation import Hardware
 from pipeline.data_in_driver import data_in_driver
 from pipeline.errors import InfraError, JobError
+from pipeline.forked_workers import ForkServer, fork_workers
 from pipeline.in_flight import ExecutorSeen
 from pipeline.pulse import beat
 from pipeline.ray_token import make_private_token, send_token
@@ -83,21 +84,7 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
     else:
         os.environ.update(_with_defaults(REMOTE_ENVIRONMENT))
         send_token()
-    import ray
-
-    # 1.5 s of importing, while Ray's own processes start.
-    importing = threading.Thread(target=_import_data, daemon=True)
-    importing.start()
-    _silence_ray()
-    try:
-        with own_signal_handlers():
-            if not (_SHARING.get() and ray.is_initialized()):
-                _init(ray, address)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InfraError(f"Ray at {address or 'this machine'}: cannot connect: {reason}") from None
-    finally:
-        importing.join()
+    ray = _connected(address)
     try:
         with native_errors_to_log(ray), health.watched(ray, address):
             beat("connected to Ray")
@@ -110,6 +97,28 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
     finally:
         if not _SHARING.get():
             health.end(ray)
+
+
+def _connected(address: str | None) -> Any:
+    """Return the module of Ray, connected."""
+    if _SHARING.get() and "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return sys.modules["ray"]
+    with fork_workers() if address is None else contextlib.nullcontext() as server:
+        import ray
+
+        # 1.5 s of importing, while Ray's own processes start.
+        importing = threading.Thread(target=_import_data, daemon=True)
+        importing.start()
+        _silence_ray()
+        try:
+            with own_signal_handlers():
+                _init(ray, address, server)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason, where = " ".join(str(error).split())[:200], address or "this machine"
+            raise InfraError(f"Ray at {where}: cannot connect: {reason}") from None
+        finally:
+            importing.join()
+    return ray
 
 
 def refuse_autoload() -> None:
@@ -182,7 +191,7 @@ def _with_defaults(values: dict[str, str]) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in values.items()}
 
 
-def _init(ray: Any, address: str | None) -> None:
+def _init(ray: Any, address: str | None, server: ForkServer | None) -> None:
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -193,13 +202,15 @@ def _init(ray: Any, address: str | None) -> None:
         ray.init(address=address, runtime_env=_remote_environment(), **common)
         return
     # Inside a Ray job RAY_ADDRESS is set and the caller passes it; here a local Ray is meant.
-    with small_ray(ray):
+    with small_ray(ray, server):
         ray.init(
             address="local",
             include_dashboard=False,
             object_store_memory=embedded_store_bytes(),
             **common,
         )
+    if server is not None:
+        server.belongs_to(ray)
 
 
 def _reach(address: str) -> None:

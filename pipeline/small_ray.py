@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from pipeline import stay
+from pipeline.forked_workers import ForkServer
 
 _OPTIONAL = "ray.dashboard.optional_deps"
 _NO_PORT = -1
@@ -26,11 +27,13 @@ _LOOK_S = 0.02
 
 
 @contextlib.contextmanager
-def small_ray(ray: Any) -> Iterator[None]:
+def small_ray(ray: Any, server: ForkServer | None) -> Iterator[None]:
     """Let the `ray.init` of the body start three processes of Ray in place of seven.
 
+    Its workers are forked from `server`, if there is one.
+
     Left out are the dashboard (`include_dashboard=False` still starts 250 MiB of it, and waits
-    0.9 s) and its agent (see `_UnwaitedAgents`), the autoscaler's monitor and the one that copies
+    0.9 s) and its agent (see `_RayletStart`), the autoscaler's monitor and the one that copies
     what workers print. Ray looks whether it could start the agent by importing what that imports,
     0.3 s long, and only once a second whether the node is there.
     """
@@ -41,7 +44,7 @@ def small_ray(ray: Any) -> Iterator[None]:
             stack.enter_context(patch.object(private.node.Node, name, _start_nothing))
         for name, wrapped in (
             ("get_node", _WaitForNode(ray, services.get_node)),
-            ("start_ray_process", _UnwaitedAgents(ray, services.start_ray_process)),
+            ("start_ray_process", _RayletStart(ray, services.start_ray_process, server)),
         ):
             stack.enter_context(patch.object(services, name, wrapped))
         stack.enter_context(_without(_OPTIONAL))
@@ -65,7 +68,7 @@ def _without(module: str) -> Iterator[None]:
             sys.modules[module] = imported
 
 
-class _UnwaitedAgents:
+class _RayletStart:
     """Ray's own `start_ray_process`, for a raylet that waits for neither of its two agents.
 
     A raylet lets no worker start before both have written which ports they serve, 0.8 s of
@@ -75,14 +78,16 @@ class _UnwaitedAgents:
     starts while workers do, on a port that is chosen here.
     """
 
-    def __init__(self, ray: Any, own: Callable[..., Any]) -> None:
-        self._ray, self._own = ray, own
+    def __init__(self, ray: Any, own: Callable[..., Any], server: ForkServer | None) -> None:
+        self._ray, self._own, self._server = ray, own, server
 
     def __call__(self, command: list[str], process_type: str, **named: Any) -> Any:
         if process_type == self._ray._private.ray_constants.PROCESS_TYPE_RAYLET:
             self._write_ports(dict(each.split("=", 1) for each in command if "=" in each))
             port = _free_port()
             command = [_unwaited(argument, port) for argument in command]
+            if self._server is not None:
+                command = self._server.asked_by(self._ray, command)
         return self._own(command, process_type, **named)
 
     def _write_ports(self, flags: dict[str, str]) -> None:

@@ -14,13 +14,13 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
-    "__init__ archive attempts chaos_kills data_in_driver deadline errors health jpeg_skeleton"
-    " job_section mnn_model processor pulse read_ahead schema stay stored watchdog",
-    "failpoints job_gates small_ray store_faults verdict",
-    "address extents imports in_flight interrupt job job_yaml layout listing local_disk"
-    " object_protocols lane progress render ray_token retry terminal hive tar transform",
-    "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos stats"
-    " storage_errors task whole",
+    "__init__ archive attempts chaos_kills data_in_driver deadline errors fork_worker health"
+    " jpeg_skeleton job_section mnn_model processor pulse read_ahead schema stay stored watchdog",
+    "failpoints fork_server job_gates store_faults verdict",
+    "address extents forked_workers imports in_flight interrupt job job_yaml layout listing"
+    " local_disk object_protocols lane progress render ray_token retry terminal hive tar transform",
+    "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos small_ray"
+    " stats storage_errors task whole",
     "child cluster exact_pixels histograms jpeg_groups limits made object_store ray_tasks results",
     "disturbed forecast isolate submit",
     "preprocess storage",
@@ -54,7 +54,7 @@ LAYERS = (
 STAGES = ("source", "preprocess", "predictor", "sink")
 OUTSIDE = {"tests", "jobs", "examples", "conftest", "models", "badfiles"}
 
-PROGRAMS = ("__main__", "stay")
+PROGRAMS = ("__main__", "fork_server", "fork_worker", "stay")
 # What actors and writers import; readers get the job's section of the source, which needs pydantic.
 IN_WORKERS = ("stages", "sink", "predictor", "preprocess")
 

@@ -1,0 +1,99 @@
+"""Lets the workers of an embedded Ray be forked instead of started; see `fork_server`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import fork_server, fork_worker
+
+_MODULES = (
+    "ray._private.workers.default_worker",
+    "ray.data",
+    "pipeline.stages",
+    "pipeline.predictor",
+    "pipeline.preprocess",
+    "pipeline.datasource",
+    "pipeline.sink",
+)
+"""What the workers of a run import, all of them or the actors only."""
+_WORKER_COMMAND = "--python_worker_command="
+_WORKER = ("_private", "workers", "default_worker.py")
+_PRESTART = "--num_prestart_python_workers="
+_KIND = "fork_server"
+
+
+class ForkServer:
+    """The process that workers are forked from."""
+
+    def __init__(self) -> None:
+        """Start it; it imports while others go on, and ends when this process does."""
+        self.name = f"pipeline-{secrets.token_hex(16)}"
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(fork_worker.address(self.name))
+            listening.listen()
+            descriptor = listening.fileno()
+            self._process = subprocess.Popen(  # noqa: S603  # this program
+                [sys.executable, "-P", "-m", fork_server.__name__, str(descriptor), *_MODULES],
+                env={
+                    "OMP_NUM_THREADS": "1",  # as Ray has it for tasks; actors say what they want
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(sys.path),
+                },
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[descriptor],
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Return the number of its process."""
+        return self._process.pid
+
+    def asked_by(self, ray: Any, raylet: list[str]) -> list[str]:
+        """Return the command of a raylet that asks for forked workers, from its usual one."""
+        worker = str(Path(ray.__file__).parent.joinpath(*_WORKER))
+        own = subprocess.list2cmdline([worker])
+        asking = ["-I", "-S", fork_worker.__file__, self.name, worker]
+        command = [
+            argument.replace(own, subprocess.list2cmdline(asking), 1)
+            if argument.startswith(_WORKER_COMMAND)
+            else argument
+            for argument in raylet
+        ]
+        # Ray waits for workers that it starts before there is work.
+        return [*(each for each in command if not each.startswith(_PRESTART)), f"{_PRESTART}0"]
+
+    def belongs_to(self, ray: Any) -> None:
+        """Let it end with the Ray that this process has started."""
+        infos = ray._private.services.ProcessInfo
+        info = infos(**{**dict.fromkeys(infos._fields), "process": self._process})
+        ray._private.worker._global_node.all_processes[_KIND] = [info]
+
+    def end(self) -> None:
+        """End it, and wait for that."""
+        with self._process as process:
+            process.kill()
+
+
+@contextlib.contextmanager
+def fork_workers() -> Iterator[ForkServer | None]:
+    """Start a server that ends when the body fails; None where the system has not what it needs."""
+    if sys.platform != "linux":
+        yield None
+        return
+    server = ForkServer()
+    try:
+        yield server
+    except BaseException:
+        server.end()
+        raise
