@@ -10,7 +10,7 @@ import hashlib
 import multiprocessing
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -31,8 +31,9 @@ from pipeline.plan_file import adopt_plan
 from pipeline.provenance import file_metadata
 from pipeline.publish import repair
 from pipeline.record import RunRecord
+from pipeline.schema import SliceKey
 from pipeline.sink import StagingWriter, list_staged, read_footer
-from pipeline.storage import Store
+from pipeline.storage import Store, StoredFile
 from pipeline.tiling import done_slices
 from pipeline.upkeep import collect_garbage
 
@@ -42,6 +43,7 @@ KEEP_VERSIONS = 1
 LONG_AGO_S = -3600.0
 """As a period of grace: whatever is there is old enough, whatever the store's clock says."""
 
+Staged = Mapping[SliceKey, StoredFile]
 MakeSlice = Callable[[Rows, int], pa.Table]
 
 
@@ -78,8 +80,9 @@ def run_once(
         if base is not None and base.is_of(plan.fingerprint, ()):
             return Done(base, 0, plan.num_rows or 0)
         plan = adopt_plan(store, LAYOUT, plan)
-        num_resumed = resume(run, plan)
-        num_computed = compute(run, plan, rows, make)
+        before = list_staged(store, LAYOUT.staging(plan.fingerprint))
+        num_resumed = resume(run, plan, before)
+        num_computed = compute(run, plan, rows, make, before)
         staged = list_staged(store, LAYOUT.staging(plan.fingerprint))
         manifest = finish(run, plan, staged, base, lease, run_here)
     return Done(manifest, num_computed, num_resumed)
@@ -98,18 +101,16 @@ def new_run(store: Store) -> RunContext:
     return RunContext(job, RunOptions(), store, LAYOUT, record)
 
 
-def resume(run: RunContext, plan: Plan) -> int:
+def resume(run: RunContext, plan: Plan, staged: Staged) -> int:
     """Count the slices that are staged already; return their rows."""
-    staged = list_staged(run.store, LAYOUT.staging(plan.fingerprint))
     done = done_slices(plan, staged)
     for key in done:
         run.record.resumed(read_footer(run.store, staged[key].path))
     return sum(key.num_rows for key in done)
 
 
-def compute(run: RunContext, plan: Plan, rows: Rows, make: MakeSlice) -> int:
+def compute(run: RunContext, plan: Plan, rows: Rows, make: MakeSlice, staged: Staged) -> int:
     """Stage the slices that are missing; return their rows."""
-    staged = list_staged(run.store, LAYOUT.staging(plan.fingerprint))
     writer = writer_of(run, plan)
     num_computed = 0
     for index, key in enumerate(plan.slices()):
