@@ -101,6 +101,7 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
 
 def _connected(address: str | None) -> Any:
     """Return the module of Ray, connected."""
+    _silence_ray()
     if _SHARING.get() and "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return sys.modules["ray"]
     with fork_workers() if address is None else contextlib.nullcontext() as server:
@@ -109,7 +110,6 @@ def _connected(address: str | None) -> Any:
         # 1.5 s of importing, while Ray's own processes start.
         importing = threading.Thread(target=_import_data, daemon=True)
         importing.start()
-        _silence_ray()
         try:
             with own_signal_handlers():
                 _init(ray, address, server)
