@@ -17,6 +17,7 @@ from pipeline import fork_server, fork_worker
 _MODULES = (
     "ray._private.workers.default_worker",
     "ray.data",
+    "ray.data._internal.issue_detection",  # what Ray Data sends along with every task needs it
     "pipeline.stages",
     "pipeline.predictor",
     "pipeline.preprocess",
