@@ -101,8 +101,8 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
 
 def _connected(address: str | None) -> Any:
     """Return the module of Ray, connected."""
-    _silence_ray()
     if _SHARING.get() and "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        _silence_ray()
         return sys.modules["ray"]
     with fork_workers() if address is None else contextlib.nullcontext() as server:
         import ray
@@ -110,6 +110,7 @@ def _connected(address: str | None) -> Any:
         # 1.5 s of importing, while Ray's own processes start.
         importing = threading.Thread(target=_import_data, daemon=True)
         importing.start()
+        _silence_ray()  # after its import, which sets filters of its own
         try:
             with own_signal_handlers():
                 _init(ray, address, server)
@@ -183,6 +184,7 @@ def _configure_data() -> None:
     context.raise_original_map_exception = True
     context.print_on_execution_start = False
     # What gets no further is seen by us (run.stall_s), who can say what is in flight.
+    context.memory_usage_poll_interval_s = None  # a thread for each task, and nobody asks
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [ExecutorSeen]
 

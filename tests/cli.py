@@ -67,6 +67,7 @@ def pipeline(
         timeout=timeout_s,
         check=False,
     )
+    assert "DeprecationWarning" not in done.stderr  # it is ours to cure, not the user's to read
     return Result(done.returncode, done.stdout, done.stderr)
 
 
