@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import fork_server, fork_worker
+
+log = logging.getLogger(__name__)
 
 _MODULES = (
     "ray._private.workers.default_worker",
@@ -89,12 +92,20 @@ class ForkServer:
 @contextlib.contextmanager
 def fork_workers() -> Iterator[ForkServer | None]:
     """Start a server that ends when the body fails; None where the system has not what it needs."""
-    if sys.platform != "linux":
-        yield None
-        return
-    server = ForkServer()
+    server = _start()
     try:
         yield server
     except BaseException:
-        server.end()
+        if server is not None:
+            server.end()
         raise
+
+
+def _start() -> ForkServer | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        return ForkServer()
+    except OSError as error:
+        log.warning("workers start one by one, which is slower: %s", error)
+        return None

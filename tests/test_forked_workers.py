@@ -16,7 +16,7 @@ import pytest
 from cli import environment
 
 from pipeline import fork_worker
-from pipeline.forked_workers import ForkServer
+from pipeline.forked_workers import ForkServer, fork_workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 
@@ -114,6 +114,23 @@ def test_a_server_whose_driver_is_gone_ends(tmp_path: Path):
         left = psutil.Process(int(driver.stdout.readline()))
         driver.kill()
     assert psutil.wait_procs([left], timeout=60)[1] == []
+
+
+def test_a_system_without_such_sockets_has_no_server(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(fork_worker, "address", lambda name: "\0" + 200 * name)
+    with fork_workers() as server:
+        assert server is None
+    assert "workers start one by one" in caplog.text
+
+
+def test_a_server_ends_where_ray_does_not_start():
+    with pytest.raises(KeyError), fork_workers() as server:  # noqa: PT012
+        assert server is not None
+        process = psutil.Process(server.pid)
+        raise KeyError
+    assert not process.is_running()
 
 
 FORKS = """
