@@ -55,7 +55,9 @@ class ForkServer:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[descriptor],
-                start_new_session=True,
+                # Ctrl-C is the driver's; a session of its own would get a share of the processor
+                # of its own, where Linux groups by sessions, and actors less than the driver.
+                process_group=0,
             )
 
     @property
