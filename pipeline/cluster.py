@@ -183,8 +183,8 @@ def _configure_data() -> None:
     # Ray's own wrapper loses the cause on the way to the driver.
     context.raise_original_map_exception = True
     context.print_on_execution_start = False
-    # What gets no further is seen by us (run.stall_s), who can say what is in flight.
     context.memory_usage_poll_interval_s = None  # a thread for each task, and nobody asks
+    # What gets no further is seen by us (run.stall_s), who can say what is in flight.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [ExecutorSeen]
 

@@ -30,15 +30,16 @@ from pipeline.fork_worker import FORKED, NUM_STREAMS, OOM_SCORE, SIZE_BYTES, is_
 
 _SLOW_S = 10.0
 _STDIN = 0
-# What Ray reads when it is imported, and never again: the job, of which prestarted workers have
-# none, and the process without which a worker ends.
 _NO_JOB = "ffffffff"
+"""The job of a worker that takes the one of its first task."""
 
 
 def main() -> None:
     """Import, then fork a worker for each that is asked for, until the driver ends."""
     descriptor, *modules = sys.argv[1:]
     gc.disable()  # imports allocate much and free nothing
+    # What Ray reads when it is imported, and never again: without which process a worker ends, and
+    # for which job it is.
     os.environ |= {"RAY_RAYLET_PID": str(os.getpid()), "RAY_JOB_ID": _NO_JOB}
     _import(modules)
     gc.freeze()  # what the collector does not look at is not copied
@@ -86,7 +87,7 @@ def serve(listening: socket.socket) -> str | None:
                 request = Request.receive(connection)
                 is_worker = os.fork() == 0
             except (OSError, ValueError):
-                continue  # who asks starts by itself when the connection ends
+                continue  # who asks becomes the worker itself when the connection ends
             if is_worker:
                 listening.close()
                 request.become()
@@ -117,7 +118,8 @@ class Request:
         """Read what `fork_worker` sends.
 
         Raises:
-            OSError: Another user asks, or the connection ends early.
+            OSError: Another user asks, or the connection fails.
+            ValueError: It ends early.
         """
         if not is_ours(connection):
             raise PermissionError("another user asks for a worker")

@@ -81,8 +81,8 @@ class ForkServer:
 
     def belongs_to(self, ray: Any) -> None:
         """Let it end with the Ray that this process has started."""
-        infos = ray._private.services.ProcessInfo
-        info = infos(**{**dict.fromkeys(infos._fields), "process": self._process})
+        nothing = dict.fromkeys(ray._private.services.ProcessInfo._fields)
+        info = ray._private.services.ProcessInfo(**{**nothing, "process": self._process})
         ray._private.worker._global_node.all_processes[_KIND] = [info]
 
     def end(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from models import LABELS, TRANSFORM
 
@@ -81,6 +82,26 @@ def start(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.P
         text=True,
         start_new_session=True,
     )
+
+
+def left_by(program: str) -> tuple[psutil.Process, list[str]]:
+    """Kill a Python program when it has printed the number of a process that it has started.
+
+    Returns:
+        That process, and what else stood on the line.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        pid, *words = process.stdout.readline().split()
+        left = psutil.Process(int(pid))
+        process.kill()
+    return left, words
 
 
 def write_job(path: Path, source: Mapping[str, Any], sink_uri: str, **sections: Any) -> str:

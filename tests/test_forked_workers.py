@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cli import environment
+from cli import environment, left_by
 
 from pipeline import fork_worker
 from pipeline.forked_workers import ForkServer, fork_workers
@@ -92,7 +92,7 @@ def test_workers_share_no_random_numbers(server: ForkServer, tmp_path: Path):
     program = tmp_path / "draws.py"
     program.write_text(
         "import json, random, uuid, numpy, ray\n"
-        "from ray._raylet import ActorClassID, TaskID, ObjectID, UniqueID\n"
+        "from ray._raylet import ActorClassID, ObjectID, UniqueID\n"
         "drawn = [kind.from_random().hex() for kind in (ActorClassID, UniqueID, ObjectID)]\n"
         "print(json.dumps({'drawn': [*drawn, uuid.uuid4().hex, random.random(),"
         " numpy.random.random()]}))\n"
@@ -101,18 +101,9 @@ def test_workers_share_no_random_numbers(server: ForkServer, tmp_path: Path):
     assert all(len(set(values)) == 3 for values in zip(*drawn, strict=True))
 
 
-def test_a_server_whose_driver_is_gone_ends(tmp_path: Path):
+def test_a_server_whose_driver_is_gone_ends():
     starts = "from pipeline.forked_workers import ForkServer; print(ForkServer().pid, flush=True);"
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{starts} input()"],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as driver:
-        assert driver.stdout is not None
-        left = psutil.Process(int(driver.stdout.readline()))
-        driver.kill()
+    left, _ = left_by(f"{starts} input()")
     assert psutil.wait_procs([left], timeout=60)[1] == []
 
 
@@ -134,9 +125,8 @@ def test_a_server_ends_where_ray_does_not_start():
 
 
 FORKS = """
-import json, os, random
+import json, os
 import psutil
-from pipeline import health
 from pipeline.cluster import connect
 
 with connect(None):

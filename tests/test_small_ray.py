@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import psutil
-from cli import environment
+from cli import environment, left_by
 
 from pipeline.data_in_driver import _Called
 from pipeline.small_ray import _without
@@ -102,17 +102,7 @@ sys.stdin.read()
 
 
 def test_what_stands_in_the_place_of_an_agent_ends_with_its_raylet_and_not_before():
-    with subprocess.Popen(
-        [sys.executable, "-c", STARTS_STAY],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as raylet:
-        assert raylet.stdout is not None
-        pid, code = raylet.stdout.readline().split()
-        assert code == "None"
-        stands = psutil.Process(int(pid))
-        raylet.kill()
+    stands, (code,) = left_by(STARTS_STAY)
+    assert code == "None"
     _, alive = psutil.wait_procs([stands], timeout=30)
     assert alive == []
