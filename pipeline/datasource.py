@@ -10,10 +10,10 @@ import pyarrow as pa
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipeline.plan import Unit
 from pipeline.ray_tasks import attempts_of
 from pipeline.read_guard import read_guarded
 from pipeline.rows import Reader
+from pipeline.units import Unit
 
 
 class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that mypy follows

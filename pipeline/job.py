@@ -276,7 +276,8 @@ class Run(Section):
     """Predict only the first this many rows of the input order, for trying things out. The tars of
     a webdataset are then read one after the other, for only so is it known which rows are first."""
     slice_rows: PositiveInt | None = None
-    """Rows of one slice, the grain of resuming; left out: a whole number of batches near 256."""
+    """Rows of one slice, the grain of resuming. Left out: whole batches near 256, of rows below
+    16 KiB near 512, of large images fewer; towards the end of the input slices become smaller."""
     lease_ttl_s: Annotated[float, Field(ge=1)] = 60.0
     """A run whose lease was not renewed for so long is taken for dead."""
     deadline: str | None = None

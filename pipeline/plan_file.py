@@ -13,9 +13,10 @@ from pipeline.errors import InfraError, JobError
 from pipeline.extents import Cut, Extent
 from pipeline.failpoints import reach
 from pipeline.layout import Layout
-from pipeline.plan import Plan, Unit, schema_to_text
+from pipeline.plan import Plan, schema_to_text
 from pipeline.schema import Reason
 from pipeline.storage import CreateOutcome, Store
+from pipeline.units import Unit
 
 PLAN_VERSION = 1
 

@@ -7,7 +7,8 @@ from pipeline.delta import require_delta
 from pipeline.hive import partition_types
 from pipeline.inputs import list_inputs
 from pipeline.model import ModelSpec, resolve_model
-from pipeline.plan import Plan, choose_slice_rows, make_plan
+from pipeline.plan import Plan, make_plan
+from pipeline.units import SliceSizes
 
 _CPU_BATCH, _GPU_BATCH = 32, 128
 
@@ -23,7 +24,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     )
     batch_size = job.model.batch_size or (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH)
     with run.record.stage("list") as listed:
-        inputs = list_inputs(job.source, max_extent_rows=choose_slice_rows(job, batch_size))
+        inputs = list_inputs(job.source, max_extent_rows=SliceSizes.of(job, batch_size).most)
         plan = make_plan(job, inputs, model, batch_size=batch_size)
         listed.rows_in = listed.rows_out = plan.num_rows or 0
         listed.bytes_in = inputs.num_bytes

@@ -20,7 +20,6 @@ from pipeline.errors import InfraError
 from pipeline.extents import Extent
 from pipeline.guard import GIVE_UP_AFTER, convict, given_up
 from pipeline.isolate import Isolated, StagePlan
-from pipeline.plan import Unit
 from pipeline.rows import STAGE, Reader, failed_rows, make_rows
 from pipeline.schema import (
     ROW_ID,
@@ -34,6 +33,7 @@ from pipeline.schema import (
 )
 from pipeline.source import read_slices
 from pipeline.stats import ISOLATED, Counters, StageCounters, add, merge
+from pipeline.units import Unit
 from pipeline.watchdog import watch
 
 SLICE_LIMITS = 10

@@ -21,11 +21,12 @@ from pipeline.extents import Cut, Extent
 from pipeline.input_order import KEY, MAX_MINOR, ROW, UNIT, Numbers, minor_of
 from pipeline.job import Job
 from pipeline.parquet_inputs import measure_again
-from pipeline.plan import MAX_SLICE_BYTES, Plan, Unit, choose_slice_rows, code_digest, make_units
+from pipeline.plan import Plan, code_digest
 from pipeline.plan_file import plan_to_json
 from pipeline.requeue import Base, Chosen
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
+from pipeline.units import MAX_SLICE_BYTES, SliceSizes, Unit, make_units
 
 _STAT_THREADS = 16
 
@@ -95,7 +96,7 @@ def _replan_extents(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Repl
         if path in found and not _is_unread(extents) and by_path[path].is_whole_shard
         and path not in lost
     }  # fmt: skip
-    units = tuple(make_units(extents, choose_slice_rows(job, base.plan.batch_size)))
+    units = tuple(make_units(extents, SliceSizes.of(job, base.plan.batch_size)))
     kept = replace(
         chosen,
         entries=np.array(entries, np.int64),
@@ -177,7 +178,7 @@ def _measure(
     is_declared = list(source.pass_through) == plan.pass_through.names
     if not shards or not is_declared or bool(source.features) != bool(plan.num_features):
         return {}
-    rows_max = choose_slice_rows(job, plan.batch_size)
+    rows_max = SliceSizes.of(job, plan.batch_size).most
     return measure_again(inputs, shards, source, plan.pass_through, max_extent_rows=rows_max)
 
 
@@ -236,7 +237,7 @@ def _replan_tars(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
     entries: list[int] = []
     counts: list[int] = []
     lost: dict[str, int] = {}
-    slice_rows = choose_slice_rows(job, base.plan.batch_size)
+    slice_rows = SliceSizes.of(job, base.plan.batch_size).most
     of = {unit.index: unit for unit in base.plan.units}
     numbers = base.places[chosen.entries, UNIT].tolist()
     needed = [extent for number in dict.fromkeys(numbers) for extent in of[number].extents]

@@ -32,7 +32,7 @@ from pipeline.lease import Lease, hold_lease
 from pipeline.manifest import Manifest, current_manifest
 from pipeline.model import ModelSpec, PredictorConfig
 from pipeline.outcome import save_report, save_trouble
-from pipeline.plan import Plan, Unit
+from pipeline.plan import Plan
 from pipeline.plan_file import adopt_plan
 from pipeline.prepare import prepare
 from pipeline.progress import Progress
@@ -57,6 +57,7 @@ from pipeline.stages import (
 )
 from pipeline.storage import Store, StoredFile
 from pipeline.tiling import done_slices, missing_units
+from pipeline.units import Unit
 
 _FOOTER_THREADS = 16
 

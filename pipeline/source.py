@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from pipeline.extents import Cut
 from pipeline.image_stream import ImageStream
 from pipeline.parquet_stream import ParquetStream
-from pipeline.plan import Unit
 from pipeline.rows import STAGE, Reader, changed
 from pipeline.schema import ERROR, FEATURES, IMAGE, SliceKey
 from pipeline.stats import Counters, Measurement, measure
 from pipeline.tar_stream import TarStream
+from pipeline.units import Unit
 
 
 class _Stream(Protocol):

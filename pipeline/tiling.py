@@ -12,9 +12,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 from pipeline.errors import InfraError
-from pipeline.plan import Plan, Unit
+from pipeline.plan import Plan
 from pipeline.schema import SliceKey
 from pipeline.storage import StoredFile
+from pipeline.units import Unit
 
 Staged = Mapping[SliceKey, StoredFile]
 Slices = Sequence[tuple[SliceKey, StoredFile]]

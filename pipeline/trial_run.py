@@ -20,7 +20,6 @@ import pyarrow as pa
 from pipeline.agreement import AgreementLimits, compare
 from pipeline.errors import PipelineError
 from pipeline.model import INT8, PredictorConfig
-from pipeline.plan import Unit
 from pipeline.rows import Reader
 from pipeline.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
 from pipeline.source import read_slices
@@ -28,6 +27,7 @@ from pipeline.stages import Preprocessing
 from pipeline.task import Arrays
 from pipeline.transform import TransformSpec
 from pipeline.trial import Trial
+from pipeline.units import Unit
 
 if TYPE_CHECKING:
     from pipeline.predictor import Predictor

@@ -25,7 +25,7 @@ from pipeline.extents import Extent
 from pipeline.hive import partition_types
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
-from pipeline.plan import Plan, RowIds, Unit
+from pipeline.plan import Plan, RowIds
 from pipeline.plan_file import adopt_plan
 from pipeline.provenance import file_metadata
 from pipeline.publish import commit, repair, settle
@@ -42,6 +42,7 @@ from pipeline.schema import (
 )
 from pipeline.sink import StagingWriter, list_staged
 from pipeline.storage import Store
+from pipeline.units import Unit
 
 PASS_THROUGH = pa.schema([pa.field("edition", pa.int32())])
 LABELS = ("cat", "dog", "fox")

@@ -25,10 +25,11 @@ from pipeline.job import Job
 from pipeline.job_file import parse_job
 from pipeline.layout import Layout
 from pipeline.model import ModelSpec, resolve_model
-from pipeline.plan import MAX_SLICE_BYTES, Plan, Unit, choose_slice_rows, make_plan
+from pipeline.plan import Plan, make_plan
 from pipeline.plan_file import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
+from pipeline.units import MAX_SLICE_BYTES, SliceSizes, Unit
 
 DOCUMENT: dict[str, Any] = {
     "source": {"uri": "in", "format": "parquet"},
@@ -164,17 +165,60 @@ def test_many_tiny_shards_share_units():
 
 def test_much_input_makes_units_of_several_slices():
     plan = planned(shard_extents([[200]] * 5_000), run__slice_rows=200)
-    assert {len(unit.slices()) for unit in plan.units} == {8}
+    lengths = [len(unit.slices()) for unit in plan.units]
+    assert lengths == sorted(lengths, reverse=True)
+    assert (lengths[0], lengths[-1]) == (8, 1)
+    assert sum(length == 8 for length in lengths) > 0.8 * 5_000 / 8
     small = planned(shard_extents([[200]] * 20), run__slice_rows=200)
     assert {len(unit.slices()) for unit in small.units} == {1}
 
 
+@given(
+    rows=st.integers(1, 6000),
+    row_bytes=st.sampled_from([0.0, 100.0, 6e4, 3e6, 1e9]),
+    batch_size=st.integers(1, 600),
+    is_said=st.booleans(),
+)
+def test_slices_become_smaller_towards_the_end_and_hold_whole_batches(
+    rows: int, row_bytes: float, batch_size: int, is_said: bool
+):
+    said = {"model__batch_size": batch_size} if is_said else {}
+    plan = planned(shard_extents([[1] * rows], row_bytes), batch_size, **said)
+    sizes = [key.num_rows for key in plan.slices()]
+    assert sum(sizes) == rows
+    is_halved = batch_size * row_bytes > MAX_SLICE_BYTES
+    assert is_halved or sizes == sorted(sizes, reverse=True)
+    left = rows
+    for size in sizes[:-1]:
+        assert size <= max(64, batch_size, left / 4) + batch_size / 2
+        assert size * row_bytes <= MAX_SLICE_BYTES or size == 1
+        assert size % batch_size == 0 or is_halved or (not is_said and size < batch_size)
+        left -= size
+
+
+def sizes_of(rows: int, row_bytes: float) -> list[int]:
+    return [key.num_rows for key in planned(shard_extents([[1] * rows], row_bytes)).slices()]
+
+
+def test_large_images_go_in_small_slices_and_small_rows_in_large_ones():
+    assert sizes_of(200, 3e6)[:12] == [16] * 12
+    photos, small = sizes_of(20_000, 6e4), sizes_of(20_000, 4e3)
+    assert (photos[0], small[0]) == (256, 512)
+    assert photos[-2] == small[-2] == 64
+
+
+def test_one_large_image_among_small_ones_makes_no_small_slices():
+    extents = shard_extents([[1] * 20_000], 6e4)
+    extents[3] = replace(extents[3], row_bytes=9e5)
+    assert planned(extents).units[0].bounds == (0, 256)
+
+
 @given(batch_size=st.integers(1, 2000))
-def test_a_slice_is_a_whole_number_of_batches(batch_size: int):
-    rows = choose_slice_rows(job(), batch_size)
-    assert rows % batch_size == 0
-    assert rows == batch_size or 128 <= rows <= 384
-    assert choose_slice_rows(job(run__slice_rows=7), batch_size) == 7
+def test_most_rows_of_a_slice_are_whole_batches_or_what_the_job_says(batch_size: int):
+    sizes = SliceSizes.of(job(), batch_size)
+    assert sizes.most % batch_size == 0
+    assert sizes.most == batch_size or 128 <= sizes.most <= 384
+    assert SliceSizes.of(job(run__slice_rows=7), batch_size).most == 7
 
 
 def test_nothing_makes_an_empty_plan():

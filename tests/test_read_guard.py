@@ -17,11 +17,11 @@ from tars import pack as pack_tar
 
 from pipeline.attempts import Attempts
 from pipeline.guard import GIVE_UP_AFTER
-from pipeline.plan import Unit
 from pipeline.read_guard import read_guarded
 from pipeline.rows import Reader
 from pipeline.schema import Reason, SliceKey, unpack
 from pipeline.stats import ISOLATED, merge
+from pipeline.units import Unit
 
 ROW_TIMEOUT_S = 0.5
 """A read may take ten times as long."""

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from reading import plan_job, read, rows
 
 from pipeline.errors import InfraError, JobError
-from pipeline.plan import Plan, Unit
+from pipeline.plan import Plan
 from pipeline.rows import Reader
 from pipeline.schema import source_schema
 from pipeline.source import read_slices
 from pipeline.storage import Store
+from pipeline.units import Unit
 
 READ_WHOLE = """
 import gc, pickle, sys

@@ -23,12 +23,13 @@ from pipeline.errors import JobError, PipelineError
 from pipeline.extents import Extent
 from pipeline.layout import Layout, part_name
 from pipeline.manifest import Manifest, Part
-from pipeline.plan import Plan, Unit
+from pipeline.plan import Plan
 from pipeline.plan_file import adopt_plan
 from pipeline.publish import commit, settle
 from pipeline.row_ids import hash_ids, sum_hashes
 from pipeline.schema import prediction_schema
 from pipeline.storage import Store
+from pipeline.units import Unit
 from pipeline.verify import verify_output
 
 MILLION = 1_000_000

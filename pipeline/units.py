@@ -1,0 +1,200 @@
+"""How the rows of the inputs are cut, into units and slices.
+
+A unit is the grain of reading (one read task), a slice the grain of resuming (one staged part).
+Both are cut by rows, so that many small shards share a unit and a huge one becomes several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.extents import Cut, Extent
+from pipeline.inputs import Inputs
+from pipeline.job import Job
+from pipeline.schema import SliceKey
+
+MAX_SLICE_BYTES = 256 * 1024 * 1024
+_MIB = 1024 * 1024
+_ROWS_NEAR = 256
+_SMALL_ROWS_NEAR, _SMALL_ROW_BYTES = 512, 16 * 1024
+_BYTES_NEAR = 48 * _MIB
+_FEW_ROWS = 64
+_SMALLEST_CPU_BATCH = 8
+_SLICES_LEFT = 4
+_MAX_UNIT_SLICES = 8
+_SLICES_PER_UNIT_SLICE = 64
+_MAX_UNITS_PER_ROW_GROUP = 4
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one read task reads: extents in order, cut into slices at `bounds`."""
+
+    index: int
+    extents: tuple[Extent, ...]
+    bounds: tuple[int, ...]
+    """0 = bounds[0] < ... < bounds[-1] = rows of the unit; slice i is [bounds[i], bounds[i+1])."""
+    cut: Cut | None = None
+    """Set where nobody knows the rows before they are read; there are no bounds then."""
+
+    @property
+    def num_rows(self) -> int | None:
+        """Return the rows of the unit; None where they are known only when it has been read."""
+        return self.bounds[-1] if self.cut is None else None
+
+    def slices(self) -> list[SliceKey]:
+        """Return the slices in order.
+
+        Raises:
+            ValueError: They are known only when the unit has been read.
+        """
+        if self.cut is not None:
+            raise ValueError(f"unit {self.index}: its slices are known when it has been read")
+        last = len(self.bounds) - 2
+        return [
+            SliceKey(self.index, self.bounds[i], self.bounds[i + 1], is_last=i == last)
+            for i in range(last + 1)
+        ]
+
+
+@dataclass(frozen=True)
+class SliceSizes:
+    """How many rows the slices of a job have.
+
+    A slice costs the driver, a reader and a writer some 50 ms of processor time together, whatever
+    it holds; yet while the last ones are computed some actors have none. So slices are large, and
+    become smaller towards the end, as in guided self-scheduling (Polychronopoulos and Kuck, 1987).
+    Large images, which take longer, go in small slices from the beginning.
+    """
+
+    most: int
+    batch_size: int = 1
+    smallest: int = 1
+    """Of a slice, where rows are heavy."""
+    most_small: int = 0
+    """The most of rows of few bytes."""
+    is_fixed: bool = True
+    """The job itself says it."""
+
+    @classmethod
+    def of(cls, job: Job, batch_size: int) -> SliceSizes:
+        """Return those of a job.
+
+        Args:
+            job: The job.
+            batch_size: Rows of one model call, as far as they are known before anything is tried.
+        """
+        if job.run.slice_rows:
+            return cls(job.run.slice_rows)
+        is_open = job.model.batch_size is None and not job.resources.num_gpus
+        smallest = min(batch_size, _SMALLEST_CPU_BATCH) if is_open else batch_size
+        most, small = (_multiple(rows, batch_size) for rows in (_ROWS_NEAR, _SMALL_ROWS_NEAR))
+        return cls(most, batch_size, smallest, small, is_fixed=False)
+
+    def at(self, rows_left: int, row_bytes: float) -> int:
+        """Return the rows of the next slice.
+
+        Args:
+            rows_left: Rows of the input from there on.
+            row_bytes: Mean encoded bytes of the rows there.
+        """
+        if self.is_fixed:
+            return self.most
+        near = self.most_small if 0 < row_bytes <= _SMALL_ROW_BYTES else self.most
+        most = min(float(near), _BYTES_NEAR / max(row_bytes, 1.0))
+        rows = min(most, max(float(_FEW_ROWS), rows_left / _SLICES_LEFT))
+        whole = self.batch_size if rows >= self.batch_size else self.smallest
+        return _multiple(rows, whole)
+
+
+def _multiple(rows: float, of: int) -> int:
+    return of * max(1, round(rows / of))
+
+
+def units_of(job: Job, inputs: Inputs, batch_size: int) -> Iterator[Unit]:
+    """Cut the inputs of a job; `batch_size` as in `SliceSizes.of`."""
+    sizes = SliceSizes.of(job, batch_size)
+    if job.source.format == "webdataset":
+        return _tar_units(inputs.extents, sizes.most, job.run.limit_rows)
+    return make_units(_limit(inputs.extents, job.run.limit_rows), sizes)
+
+
+def _tar_units(
+    extents: Sequence[Extent], slice_rows: int, limit_rows: int | None
+) -> Iterator[Unit]:
+    """Make a unit of each tar; with a limit one of all, for only it knows what rows are first."""
+    groups = [(extent,) for extent in extents] if limit_rows is None else [tuple(extents)]
+    cut = Cut(slice_rows, MAX_SLICE_BYTES, limit_rows)
+    for index, group in enumerate(groups if extents else []):
+        yield Unit(index, group, bounds=(), cut=cut)
+
+
+def _limit(extents: Sequence[Extent], limit_rows: int | None) -> list[Extent]:
+    if limit_rows is None:
+        return list(extents)
+    kept: list[Extent] = []
+    left = limit_rows
+    for extent in extents:
+        if left <= 0:
+            break
+        kept.append(replace(extent, num_rows=min(extent.num_rows, left)))
+        left -= kept[-1].num_rows
+    return kept
+
+
+def make_units(extents: Sequence[Extent], sizes: SliceSizes) -> Iterator[Unit]:
+    """Cut extents whose rows are known into units of some slices."""
+    left = sum(extent.num_rows for extent in extents)
+    row_bytes = _mean_row_bytes(extents)
+    pending: list[Extent] = []
+    rows = index = 0
+    wanted = _unit_rows(sizes.at(left, row_bytes), left)
+    for extent in _split_large(extents, sizes.most, wanted):
+        pending.append(extent)
+        rows += extent.num_rows
+        if rows >= wanted:
+            yield _make_unit(index, pending, sizes, left)
+            pending, rows, index, left = [], 0, index + 1, left - rows
+            wanted = _unit_rows(sizes.at(left, row_bytes), left)
+    if pending:
+        yield _make_unit(index, pending, sizes, left)
+
+
+def _unit_rows(slice_rows: int, rows_left: int) -> int:
+    """Return the rows of a unit; much input makes units of several slices."""
+    slices = rows_left // (slice_rows * _SLICES_PER_UNIT_SLICE)
+    return slice_rows * min(_MAX_UNIT_SLICES, max(1, slices))
+
+
+def _split_large(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> Iterator[Extent]:
+    """Cut extents far above a unit. A few pieces only: a row group is read from its beginning."""
+    for extent in extents:
+        pieces = min(_MAX_UNITS_PER_ROW_GROUP, extent.num_rows // unit_rows)
+        if pieces < 2 or extent.reason is not None:
+            yield extent
+            continue
+        piece_rows = -(-extent.num_rows // (pieces * slice_rows)) * slice_rows
+        for offset in range(0, extent.num_rows, piece_rows):
+            yield extent.piece(offset, min(piece_rows, extent.num_rows - offset))
+
+
+def _make_unit(index: int, extents: Sequence[Extent], sizes: SliceSizes, rows_left: int) -> Unit:
+    num_rows = sum(extent.num_rows for extent in extents)
+    mean, heaviest = _mean_row_bytes(extents), max(extent.row_bytes for extent in extents)
+    bounds = [0]
+    while bounds[-1] < num_rows:
+        step = _bounded(sizes.at(rows_left - bounds[-1], mean), heaviest)
+        bounds.append(min(num_rows, bounds[-1] + step))
+    return Unit(index, tuple(extents), tuple(bounds))
+
+
+def _bounded(rows: int, row_bytes: float) -> int:
+    while rows > 1 and rows * row_bytes > MAX_SLICE_BYTES:
+        rows = -(-rows // 2)
+    return rows
+
+
+def _mean_row_bytes(extents: Sequence[Extent]) -> float:
+    num_rows = sum(extent.num_rows for extent in extents)
+    return sum(extent.row_bytes * extent.num_rows for extent in extents) / max(1, num_rows)
