@@ -21,6 +21,7 @@ from pipeline import health
 from pipeline.allocation import Hardware
 from pipeline.data_in_driver import data_in_driver
 from pipeline.errors import InfraError, JobError
+from pipeline.executor_wait import WaitForNews
 from pipeline.forked_workers import ForkServer, fork_workers
 from pipeline.in_flight import ExecutorSeen
 from pipeline.pulse import beat
@@ -186,7 +187,7 @@ def _configure_data() -> None:
     context.memory_usage_poll_interval_s = None  # a thread for each task, and nobody asks
     # What gets no further is seen by us (run.stall_s), who can say what is in flight.
     context.execution_no_progress_timeout_s = -1
-    context.custom_execution_callback_classes = [ExecutorSeen]
+    context.custom_execution_callback_classes = [ExecutorSeen, WaitForNews]
 
 
 def _with_defaults(values: dict[str, str]) -> dict[str, str]:

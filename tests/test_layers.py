@@ -17,8 +17,9 @@ LAYERS = (
     "__init__ archive attempts chaos_kills data_in_driver deadline errors fork_worker health"
     " jpeg_skeleton job_section mnn_model processor pulse read_ahead schema stay stored watchdog",
     "failpoints fork_server job_gates store_faults verdict",
-    "address extents forked_workers imports in_flight interrupt job job_yaml layout listing"
-    " local_disk object_protocols lane progress render ray_token retry terminal hive tar transform",
+    "address executor_wait extents forked_workers imports in_flight interrupt job job_yaml layout"
+    " listing local_disk object_protocols lane progress render ray_token retry terminal hive tar"
+    " transform",
     "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos small_ray"
     " stats storage_errors task whole",
     "child cluster exact_pixels histograms jpeg_groups limits made object_store ray_tasks results",
@@ -28,9 +29,10 @@ LAYERS = (
     " sink torchvision_models trial uri_policy",
     "chaos_compare delta golden nights parquet_inputs parts report rows tally web weights",
     "chaos_table fetch golden_files image_stream inputs model night_gates tar_stream",
-    "chaos_sample choose compact estimate gates parquet_stream past_runs plan publish quantise"
-    " runtimes zoo",
-    "drift plan_file predictor provenance regroup source tiling upkeep",
+    "chaos_sample choose compact estimate gates parquet_stream past_runs publish quantise"
+    " runtimes units zoo",
+    "plan predictor source",
+    "drift plan_file provenance regroup tiling upkeep",
     "merge record requeue",
     "replan",
     "match",

@@ -22,6 +22,8 @@ from cli import command, environment
 
 from pipeline.cluster import WORKER_ENVIRONMENT as MALLOC
 from pipeline.model import INT8
+from pipeline.sink import read_footer
+from pipeline.storage import Store
 
 BENCH = Path(__file__).parent
 ROOT = BENCH.parent.parent
@@ -33,6 +35,8 @@ OURS = {
 }
 """Our systems, and what their jobs say of the model."""
 LIMITS = ("limit", "limit-shrink")
+_WORK = ("decode", "transform", "transfer", "predict")
+"""Stages that an actor which decodes does one after the other."""
 # The children import this checkout, whatever else is installed.
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", sys.executable)
 """Daft and Spark live in an environment of their own: they hold pyarrow to an older version."""
@@ -53,7 +57,8 @@ class Case:
     num_photos: int
     model: dict[str, Any]
     """The model section of a job."""
-    slice_rows: int
+    slice_rows: int | None = None
+    """What the job says; None leaves it to the pipeline."""
 
     def calibrated(self) -> str:
         """Return the path of the int8 model that `tune` made last."""
@@ -66,7 +71,7 @@ class Case:
             "source": {"uri": str(self.images), "format": "images"},
             "model": self.model,
             "sink": {"uri": str(out)},
-            "run": {"slice_rows": self.slice_rows},
+            "run": {} if self.slice_rows is None else {"slice_rows": self.slice_rows},
             "gates": {"constant": {"mode": "off"}},  # random weights see one class everywhere
             **sections,
         }
@@ -150,17 +155,22 @@ def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
     whole_s = time.perf_counter() - started
     rows = report["rows"]["computed"]
     _check_rows(name, rows, case)
-    # A staged file is a slice; all slices but the last of a folder are equally long.
     staged = list((out / "_control").rglob("staging/*/*.parquet"))
-    rows_each = rows / max(1, len(staged))
-    ends = [path.stat().st_mtime for path in staged]
-    per_slice = steady_rate(ends)
     return {
         "whole": rows / whole_s,
-        "steady": None if per_slice is None else per_slice * rows_each,
+        "steady": steady_rate([end for path in staged for end in _row_ends(path)]),
         "startup": {entry["part"]: entry["wall_s"] or 0.0 for entry in report["startup"]},
-        "first_slice_s": min(ends) - began,
+        "first_slice_s": min(path.stat().st_mtime for path in staged) - began,
     }
+
+
+def _row_ends(path: Path) -> list[float]:
+    """Return when the rows of a staged slice were predicted: one after the other while the actor
+    was busy with it, and the last one when its file was written."""
+    staged = read_footer(Store(str(path.parent)), path.name)
+    busy_s = sum(staged.counters[name]["busy_s"] for name in _WORK if name in staged.counters)
+    last, rows = path.stat().st_mtime, staged.num_rows
+    return [last - busy_s * after / rows for after in range(rows)]
 
 
 def _run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
