@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.columns import zero_features
@@ -59,9 +60,24 @@ def make_rows(
             pa.nulls(len(uris), field.type) if pass_through is None else pass_through[field.name]
         )
     name = FEATURES if reader.num_features else IMAGE
-    columns[name] = inputs if isinstance(inputs, pa.Array) else pa.array(inputs, pa.large_binary())
+    columns[name] = inputs if isinstance(inputs, pa.Array) else binary_array(inputs)
     columns.update(failure_columns(failures))
     return pa.table(columns, schema=reader.schema)
+
+
+def binary_array(values: Sequence[bytes | None]) -> pa.Array:
+    """Make a large_binary array, copying each value once: Arrow's own builder grows as it goes."""
+    lengths = np.fromiter((len(value or b"") for value in values), np.int64, len(values))
+    offsets = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    is_there = np.fromiter((value is not None for value in values), np.bool_, len(values))
+    validity = None if is_there.all() else np.packbits(is_there, bitorder="little")
+    data = b"".join(value for value in values if value is not None)
+    buffers = [
+        None if validity is None else pa.py_buffer(validity),
+        *map(pa.py_buffer, (offsets, data)),
+    ]
+    return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
 
 
 def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> pa.Table:

@@ -21,7 +21,7 @@ from reading import plan_job, read, rows
 
 from pipeline.errors import InfraError, JobError
 from pipeline.plan import Plan
-from pipeline.rows import Reader
+from pipeline.rows import Reader, binary_array
 from pipeline.schema import source_schema
 from pipeline.source import read_slices
 from pipeline.storage import Store
@@ -429,3 +429,12 @@ def test_a_huge_row_group_is_streamed(tmp_path: Path):
     assert found_bytes > 0.95 * file_bytes > 190e6
     assert most_bytes < 0.4 * file_bytes
     assert left_bytes == 0, "a unit that has been read keeps nothing"
+
+
+@given(values=st.lists(st.none() | st.binary(max_size=9), max_size=30))
+def test_images_that_were_read_become_the_array_that_arrow_makes_of_them(
+    values: list[bytes | None],
+):
+    made = binary_array(values)
+    made.validate(full=True)
+    assert made.equals(pa.array(values, pa.large_binary()))
