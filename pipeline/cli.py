@@ -69,12 +69,16 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Run a job once: predict what is missing, check, publish, report."""
-    from pipeline.progress import Progress
-    from pipeline.run import run_job
+    from pipeline.forked_workers import started_ahead
 
-    loaded = load(job, date, set_)
-    options = as_options(address, allow_import, accept)
-    show_report(run_job(loaded, options, Progress(quiet=quiet)), as_json=as_json, quiet=quiet)
+    with started_ahead(address):
+        from pipeline.progress import Progress
+        from pipeline.run import run_job
+
+        loaded = load(job, date, set_)
+        options = as_options(address, allow_import, accept)
+        report = run_job(loaded, options, Progress(quiet=quiet))
+    show_report(report, as_json=as_json, quiet=quiet)
 
 
 @app.command()

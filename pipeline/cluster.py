@@ -25,45 +25,21 @@ from pipeline.executor_wait import WaitForNews
 from pipeline.forked_workers import ForkServer, fork_workers
 from pipeline.in_flight import ExecutorSeen
 from pipeline.pulse import beat
-from pipeline.ray_token import make_private_token, send_token
+from pipeline.ray_environment import (
+    NO_AUTOLOAD,
+    WORKER_ENVIRONMENT,
+    refuse_autoload,
+    set_embedded,
+    set_remote,
+)
 from pipeline.small_ray import small_ray
 from pipeline.terminal import native_errors_to_log, own_signal_handlers
 
 _STORE_SHARE = 0.25
 _STORE_MIN_BYTES = 256 << 20
 _STORE_MAX_BYTES = 8 << 30
-# glibc gives large buffers back to the kernel and faults them in again; this keeps them.
-WORKER_ENVIRONMENT = {
-    "MALLOC_TRIM_THRESHOLD_": "-1",
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-    "MALLOC_ARENA_MAX": "1",
-}
 _REACH_S = 10.0
 _LOOK_S = 0.02
-REMOTE_ENVIRONMENT = {
-    # Ray's 20 tries take a quarter of an hour where nothing answers, 20 s where the token is wrong.
-    "RAY_NUM_REDIS_GET_RETRIES": "3",
-    # The half of the cluster that Ray Data keeps for a driver which was killed is free after three
-    # minutes, else; the run that goes on with its work stages next to nothing meanwhile.
-    "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
-}
-# Whatever the environment of the cluster's nodes says.
-_NO_AUTOLOAD = {
-    "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA": "0",
-    "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR": "0",
-    "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE": "0",
-}
-_EMBEDDED_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Ray ends workers that idle for a second; the next slice then waits for new imports of torch.
-    "RAY_idle_worker_killing_time_threshold_ms": "3600000",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # A raylet asks for its own object store before that listens, and looks again after a second.
-    "RAY_raylet_client_connect_timeout_milliseconds": "20",
-    "RAY_raylet_client_num_connect_attempts": "500",
-}
 
 
 @contextlib.contextmanager
@@ -80,11 +56,9 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
     refuse_autoload()
     started = perf_counter()
     if address is None:
-        make_private_token()
-        os.environ.update({**_EMBEDDED_ENVIRONMENT, **_with_defaults(WORKER_ENVIRONMENT)})
+        set_embedded()
     else:
-        os.environ.update(_with_defaults(REMOTE_ENVIRONMENT))
-        send_token()
+        set_remote()
     ray = _connected(address)
     try:
         with native_errors_to_log(ray), health.watched(ray, address):
@@ -121,13 +95,6 @@ def _connected(address: str | None) -> Any:
         finally:
             importing.join()
     return ray
-
-
-def refuse_autoload() -> None:
-    """Refuse variables by which Ray Data unpickles, and so runs, what lies in a Parquet file."""
-    for name, value in os.environ.items():
-        if name.startswith("RAY_DATA_AUTOLOAD_") and value.lower() not in ("", "0", "false"):
-            raise JobError(f"{name}={value}: it lets input files run code; unset it")
 
 
 def _import_data() -> None:
@@ -190,10 +157,6 @@ def _configure_data() -> None:
     context.custom_execution_callback_classes = [ExecutorSeen, WaitForNews]
 
 
-def _with_defaults(values: dict[str, str]) -> dict[str, str]:
-    return {name: os.environ.get(name, value) for name, value in values.items()}
-
-
 def _init(ray: Any, address: str | None, server: ForkServer | None) -> None:
     common: dict[str, Any] = {
         "log_to_driver": False,
@@ -234,7 +197,7 @@ def _reach(address: str) -> None:
 
 
 def _remote_environment() -> dict[str, Any]:
-    environment: dict[str, Any] = {"env_vars": {**WORKER_ENVIRONMENT, **_NO_AUTOLOAD}}
+    environment: dict[str, Any] = {"env_vars": {**WORKER_ENVIRONMENT, **NO_AUTOLOAD}}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         # Not a submitted job: send our own code along, so that driver and workers agree.
         environment["py_modules"] = [str(Path(__file__).parent)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import fork_server, fork_worker
+from pipeline.ray_environment import set_embedded
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +92,30 @@ class ForkServer:
             process.kill()
 
 
+_ahead: list[ForkServer] = []
+
+
+@contextlib.contextmanager
+def started_ahead(address: str | None) -> Iterator[None]:
+    """Start the server for a `fork_workers` in the body, if that is to be without an address.
+
+    Importing takes it longer than the rest of a run's start takes. It ends if nobody asks for it.
+    """
+    if address is None:
+        set_embedded()
+        server = _start()
+        _ahead.extend([server] if server is not None else [])
+    try:
+        yield
+    finally:
+        while _ahead:
+            _ahead.pop().end()
+
+
 @contextlib.contextmanager
 def fork_workers() -> Iterator[ForkServer | None]:
     """Start a server that ends when the body fails; None where the system has not what it needs."""
-    server = _start()
+    server = _ahead.pop() if _ahead else _start()
     try:
         yield server
     except BaseException:

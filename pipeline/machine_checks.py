@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from pipeline.cluster import embedded_store_bytes, refuse_autoload
+from pipeline.cluster import embedded_store_bytes
 from pipeline.errors import JobError, PipelineError
+from pipeline.ray_environment import refuse_autoload
 from pipeline.ray_token import auth_mode, has_token, is_open_to_others, token_file
 
 Status = Literal["ok", "warn", "fail"]

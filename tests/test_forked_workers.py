@@ -124,6 +124,33 @@ def test_a_server_ends_where_ray_does_not_start():
     assert not process.is_running()
 
 
+AHEAD = """
+import psutil
+from pipeline.forked_workers import fork_workers, started_ahead
+
+def servers():
+    return [child.pid for child in psutil.Process().children()]
+
+with started_ahead("10.0.0.1:6379"):
+    print(servers())
+with started_ahead(None):
+    [unused] = servers()
+print(servers())
+with started_ahead(None):
+    [ahead] = servers()
+    with fork_workers() as server:
+        print(server.pid == ahead)
+print(servers() == [ahead])
+"""
+
+
+def test_a_server_that_is_started_ahead_is_used_or_ends():
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD], env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["[]", "[]", "True", "True"], done.stderr
+
+
 FORKS = """
 import json, os
 import psutil

@@ -17,14 +17,15 @@ LAYERS = (
     "__init__ archive attempts chaos_kills data_in_driver deadline errors fork_worker health"
     " jpeg_skeleton job_section mnn_model processor pulse read_ahead schema stay stored watchdog",
     "failpoints fork_server job_gates store_faults verdict",
-    "address executor_wait extents forked_workers imports in_flight interrupt job job_yaml layout"
+    "address executor_wait extents imports in_flight interrupt job job_yaml layout"
     " listing local_disk object_protocols lane progress render ray_token retry terminal hive tar"
     " transform",
-    "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos small_ray"
-    " stats storage_errors task whole",
-    "child cluster exact_pixels histograms jpeg_groups limits made object_store ray_tasks results",
-    "disturbed forecast isolate submit",
-    "preprocess storage",
+    "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos"
+    " ray_environment stats storage_errors task whole",
+    "child exact_pixels forked_workers histograms jpeg_groups limits made object_store ray_tasks"
+    " results",
+    "disturbed forecast isolate small_ray submit",
+    "cluster preprocess storage",
     "agreement bottleneck guard input_order lease manifest performance single_file row_ids"
     " sink torchvision_models trial uri_policy",
     "chaos_compare delta golden nights parquet_inputs parts report rows tally web weights",

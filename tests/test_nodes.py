@@ -15,7 +15,7 @@ NUM_ROWS = 1200
 
 RESERVED_FOR = """
 import os
-from pipeline.cluster import REMOTE_ENVIRONMENT
+from pipeline.ray_environment import REMOTE_ENVIRONMENT
 os.environ.update(REMOTE_ENVIRONMENT)
 from ray.data._internal.cluster_autoscaler import RateBasedClusterAutoscaler
 print(RateBasedClusterAutoscaler.AUTOSCALING_REQUEST_EXPIRE_TIME_S)

@@ -20,8 +20,8 @@ from torchvision.models import get_model
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cli import command, environment
 
-from pipeline.cluster import WORKER_ENVIRONMENT as MALLOC
 from pipeline.model import INT8
+from pipeline.ray_environment import WORKER_ENVIRONMENT as MALLOC
 from pipeline.sink import read_footer
 from pipeline.storage import Store
 
