@@ -33,7 +33,8 @@ RowIds = Literal["path", "path#row", "column", "key"]
 _USUAL_UNITS = 1_000
 # The modules whose code decides what a prediction is; a change in one makes a new fingerprint.
 _SEMANTIC_MODULES = (
-    *("decode", "transform", "preprocess", "predictor", "model", "schema", "source", "task"),
+    *("decode", "transform", "preprocess", "predictor", "device", "model", "schema", "source"),
+    "task",
     *("jpeg_groups", "jpeg_skeleton"),
     *("columns", "rows", "image_stream", "parquet_stream", "archive", "tar", "tar_stream"),
     *("runtimes", "mnn_model", "quantise", "lane", "results", "dedupe"),

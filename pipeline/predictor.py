@@ -10,7 +10,6 @@ import functools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -22,14 +21,12 @@ from torch.utils import _pytree as pytree
 
 from pipeline.agreement import AgreementLimits, compare
 from pipeline.artefacts import claim
-from pipeline.errors import JobError
+from pipeline.device import device_of, load_runner, make_buffer
 from pipeline.exact_pixels import canary
 from pipeline.lane import Lane, make_lanes
-from pipeline.made import Made
-from pipeline.model import INT8, ModelSpec, PredictorConfig, load_module
-from pipeline.quantise import fetch_model
+from pipeline.model import PredictorConfig
 from pipeline.results import to_table
-from pipeline.runtimes import allow_tf32, dtype_of, make_runner
+from pipeline.runtimes import allow_tf32
 from pipeline.schema import (
     ERROR,
     FEATURES,
@@ -44,7 +41,6 @@ from pipeline.stats import CANARY, Counters, StageCounters, add
 from pipeline.task import Arrays, make_task
 from pipeline.transform import TransformSpec
 from pipeline.watchdog import beat, pause
-from pipeline.whole import Whole
 
 STAGE = "predict"
 Inputs = npt.NDArray[Any]
@@ -65,21 +61,12 @@ class Predictor:
         """
         self._config = config
         self._batch_size = config.batch_size
-        self._device = _device(config)
+        self._device = device_of(config)
         torch.set_num_threads(config.num_threads)
         self._task = make_task(config.spec.task)
         self._limits = config.limits
-        make_buffer = functools.partial(_make_buffer, config, self._device)
-        self._lanes = make_lanes(make_buffer, self._device)
-        self._runner = make_runner(
-            config.spec.runtime,
-            config.spec.precision,
-            functools.partial(_load, config.spec, self._device),
-            make_buffer().to(self._device),
-            num_threads=config.num_threads,
-            identity=config.spec.identity,
-            calibrated=_calibrated(config),
-        )
+        self._lanes = make_lanes(functools.partial(make_buffer, config, self._device), self._device)
+        self._runner = load_runner(config, self._device)
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Predict the rows of one slice that have no error yet.
@@ -250,56 +237,6 @@ class _Timer:
     def add(self, transfer_s: float, predict_s: float) -> None:
         self.transfer_s += transfer_s
         self.predict_s += predict_s
-
-
-def _load(spec: ModelSpec, device: torch.device) -> Whole:
-    kind = dtype_of(spec.runtime, spec.precision)
-    module = load_module(spec).to(device, kind)
-    # torch's stubs of Module.to do not know memory_format.
-    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    try:
-        whole = Whole(module, spec.transform, kind, spec.layer, f"{spec.name} {spec.code_sha256}")
-    except AttributeError:
-        names = [name for name, _ in module.named_children()]
-        raise JobError(
-            f"model.layer = {spec.layer!r}: {spec.name} has no such submodule; "
-            f"at the top it has {', '.join(names) or 'none'}"
-        ) from None
-    return whole.to(device).eval()
-
-
-def export(config: PredictorConfig) -> Path:
-    """Return the model as float32 ONNX for the batches of an actor on the CPU."""
-    torch.set_num_threads(config.num_threads)
-    cpu = torch.device("cpu")
-    spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
-    whole = _load(spec, cpu)
-    return Made(lambda: whole, _make_buffer(config, cpu), None).onnx()
-
-
-def _calibrated(config: PredictorConfig) -> bytes | None:
-    if config.spec.precision != INT8:
-        return None
-    return fetch_model(config.models, config.spec.artefact_sha256)
-
-
-def _make_buffer(config: PredictorConfig, device: torch.device) -> torch.Tensor:
-    """Make the reused (pinned) buffer of a batch: uint8 (B, S, S, 3) or float32 (B, F)."""
-    transform = config.spec.transform
-    shape = (config.num_features,) if transform is None else (transform.size_px,) * 2 + (3,)
-    kind = torch.float32 if transform is None else torch.uint8
-    return torch.zeros((config.batch_size, *shape), dtype=kind, pin_memory=device.type == "cuda")
-
-
-def _device(config: PredictorConfig) -> torch.device:
-    if config.num_gpus == 0:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise JobError(
-            f"resources.num_gpus = {config.num_gpus:g}: this worker's torch {torch.__version__} "
-            "sees no CUDA device; install a CUDA build or set num_gpus to 0"
-        )
-    return torch.device("cuda")
 
 
 def _read_inputs(rows: pa.Table, transform: TransformSpec | None) -> Inputs:

@@ -123,7 +123,7 @@ def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, s
     Returns:
         Its digest and '', or '' and why there is none.
     """
-    from pipeline.predictor import export
+    from pipeline.device import export
     from pipeline.quantise import quantise, store_model
     from pipeline.runtimes import missing_reason
 

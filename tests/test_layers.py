@@ -32,7 +32,8 @@ LAYERS = (
     "chaos_table fetch golden_files image_stream inputs model night_gates tar_stream",
     "chaos_sample choose compact estimate gates parquet_stream past_runs publish quantise"
     " runtimes units zoo",
-    "plan predictor source",
+    "device plan source",
+    "predictor",
     "drift plan_file provenance regroup tiling upkeep",
     "merge record requeue",
     "replan",

@@ -1,0 +1,88 @@
+"""Puts a model where it runs: its device, its weights there, the runtime, the buffer of a batch."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import JobError
+from pipeline.made import Made
+from pipeline.model import INT8, ModelSpec, PredictorConfig, load_module
+from pipeline.quantise import fetch_model
+from pipeline.runtimes import Runner, dtype_of, make_runner
+from pipeline.whole import Whole
+
+
+def device_of(config: PredictorConfig) -> torch.device:
+    """Return where a model runs.
+
+    Raises:
+        JobError: It is to have a GPU, and torch sees none.
+    """
+    if config.num_gpus == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise JobError(
+            f"resources.num_gpus = {config.num_gpus:g}: this worker's torch {torch.__version__} "
+            "sees no CUDA device; install a CUDA build or set num_gpus to 0"
+        )
+    return torch.device("cuda")
+
+
+def make_buffer(config: PredictorConfig, device: torch.device) -> torch.Tensor:
+    """Make the reused (pinned) buffer of a batch: uint8 (B, S, S, 3) or float32 (B, F)."""
+    transform = config.spec.transform
+    shape = (config.num_features,) if transform is None else (transform.size_px,) * 2 + (3,)
+    kind = torch.float32 if transform is None else torch.uint8
+    return torch.zeros((config.batch_size, *shape), dtype=kind, pin_memory=device.type == "cuda")
+
+
+def load_runner(config: PredictorConfig, device: torch.device) -> Runner:
+    """Load a model and make it ready to run on its device.
+
+    Raises:
+        JobError: The weights, the layer or the precision cannot be used.
+    """
+    return make_runner(
+        config.spec.runtime,
+        config.spec.precision,
+        functools.partial(_load, config.spec, device),
+        make_buffer(config, device).to(device),
+        num_threads=config.num_threads,
+        identity=config.spec.identity,
+        calibrated=_calibrated(config),
+    )
+
+
+def export(config: PredictorConfig) -> Path:
+    """Return the model as float32 ONNX for the batches of an actor on the CPU."""
+    torch.set_num_threads(config.num_threads)
+    cpu = torch.device("cpu")
+    spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
+    whole = _load(spec, cpu)
+    return Made(lambda: whole, make_buffer(config, cpu), None).onnx()
+
+
+def _load(spec: ModelSpec, device: torch.device) -> Whole:
+    kind = dtype_of(spec.runtime, spec.precision)
+    module = load_module(spec).to(device, kind)
+    # torch's stubs of Module.to do not know memory_format.
+    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        whole = Whole(module, spec.transform, kind, spec.layer, f"{spec.name} {spec.code_sha256}")
+    except AttributeError:
+        names = [name for name, _ in module.named_children()]
+        raise JobError(
+            f"model.layer = {spec.layer!r}: {spec.name} has no such submodule; "
+            f"at the top it has {', '.join(names) or 'none'}"
+        ) from None
+    return whole.to(device).eval()
+
+
+def _calibrated(config: PredictorConfig) -> bytes | None:
+    if config.spec.precision != INT8:
+        return None
+    return fetch_model(config.models, config.spec.artefact_sha256)
