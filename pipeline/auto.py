@@ -15,7 +15,8 @@ from dataclasses import asdict, replace
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, Hardware, allocate
 from pipeline.artefacts import runtime_versions
-from pipeline.choose import AUTO, as_tried, choose
+from pipeline.choose import AUTO, as_tried
+from pipeline.confirm import choose_confirmed
 from pipeline.context import RunContext
 from pipeline.errors import InfraError
 from pipeline.layout import model_path
@@ -29,7 +30,7 @@ from pipeline.trial import Trial
 from pipeline.trial_layouts import finish_profile, pick
 from pipeline.trials import Profile, Sample, Workshop, try_ways
 
-_PROFILE_VERSION = 3
+_PROFILE_VERSION = 4
 
 
 def settle(
@@ -96,13 +97,12 @@ def _divide(
 
 def _choose_anew(run: RunContext, workshop: Workshop, profile: Profile | None) -> Trial:
     num_rows = workshop.plan.num_rows
-    if profile is None:
-        profile = Profile(tuple(try_ways(workshop, Sample(workshop), num_rows)))
-        if not any(trial.was_given_up for trial in profile.ways):
-            keep_profile(run, workshop, profile)
-    least_pct = run.job.gates.min_agreement_pct
-    way = choose(profile.ways, least_pct, num_rows, workshop.allocation)
-    return pick(profile, way, workshop)
+    known = profile or Profile(tuple(try_ways(workshop, Sample(workshop), num_rows)))
+    ways, way = choose_confirmed(workshop, known.ways, num_rows)
+    found = replace(known, ways=ways)
+    if found != profile and not any(trial.was_given_up for trial in ways):
+        keep_profile(run, workshop, found)
+    return pick(found, way, workshop)
 
 
 def tune(
@@ -111,9 +111,8 @@ def tune(
     """Measure everything anew, keep it, and say what a run of this plan would choose."""
     workshop = make_workshop(run, plan, model, hardware, allocation)
     sample = Sample(workshop)
-    ways = try_ways(workshop, sample, None)
-    way = choose(ways, run.job.gates.min_agreement_pct, plan.num_rows, allocation)
-    profile = replace(finish_profile(workshop, sample, way), ways=tuple(ways))
+    ways, way = choose_confirmed(workshop, try_ways(workshop, sample, None), plan.num_rows)
+    profile = replace(finish_profile(workshop, sample, way), ways=ways)
     keep_profile(run, workshop, profile)
     return profile, pick(profile, way, workshop)
 

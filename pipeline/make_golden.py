@@ -27,12 +27,11 @@ from pipeline.plan import Plan
 from pipeline.prepare import prepare
 from pipeline.record import RunRecord
 from pipeline.rows import Reader
+from pipeline.sampling import sample_rows, sample_units
 from pipeline.schema import ERROR, FEATURES, IMAGE, LABEL, ROW_ID, SCORE, TOP_K
 from pipeline.stages import Preprocessing
 from pipeline.storage import Store
-from pipeline.trial_run import sample_rows
 
-_SAMPLE_UNITS = 8
 _SAMPLED_PER_ROW = 4
 _THREADS = 1
 
@@ -105,9 +104,8 @@ def _sample(job: Job, plan: Plan, num_rows: int) -> pa.Table:
         plan.pass_through,
         plan.num_features,
     )
-    step = max(1, len(plan.units) // _SAMPLE_UNITS)
-    units = plan.units[::step][:_SAMPLE_UNITS]
-    rows = sample_rows(reader, units, num_rows) if units else None
+    units, seed = sample_units(plan, num_rows)
+    rows = sample_rows(reader, units, num_rows, seed) if units else None
     if rows is None or not rows.num_rows:
         raise JobError(f"source.uri = {job.source.uri}: there are no rows that can be read")
     return rows

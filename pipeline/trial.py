@@ -20,6 +20,8 @@ class Trial:
     """Until an actor is ready, where the node has kept what the runtime made of the model."""
     agreement_pct: float = 0.0
     """Share of the sampled rows that agree with eager fp32."""
+    is_confirmed: bool = False
+    """Whether that share is of the larger sample, on which what is chosen is compared."""
     worst: float = 0.0
     """Largest difference of scores, smallest cosine, or largest relative error."""
     artefact_sha256: str = ""

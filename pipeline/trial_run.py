@@ -7,7 +7,6 @@ names these functions, too, so torch is imported only inside them.
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 from time import perf_counter, sleep
@@ -22,12 +21,10 @@ from pipeline.errors import PipelineError
 from pipeline.model import INT8, PredictorConfig
 from pipeline.rows import Reader
 from pipeline.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
-from pipeline.source import read_slices
 from pipeline.stages import Preprocessing
 from pipeline.task import Arrays
 from pipeline.transform import TransformSpec
 from pipeline.trial import Trial
-from pipeline.units import Unit
 
 if TYPE_CHECKING:
     from pipeline.predictor import Predictor
@@ -38,15 +35,6 @@ ENOUGH_S = 1.0
 HOPELESS = 0.25
 """A way that makes less than this share of the best rate so far is not measured further."""
 _MIB = 2**20
-
-
-def sample_rows(reader: Reader, units: Sequence[Unit], num_rows: int) -> pa.Table:
-    """Read the first rows of some units that can be read, `source_schema`."""
-    pieces = []
-    for unit in units:
-        _, _, rows = next(iter(read_slices(reader, unit, frozenset([0]))))
-        pieces.append(rows.filter(rows.column(ERROR).is_null())[: -(-num_rows // len(units))])
-    return pa.concat_tables(pieces)[:num_rows].combine_chunks()
 
 
 def prepare(reader: Reader, rows: pa.Table, transform: TransformSpec | None) -> npt.NDArray[Any]:
@@ -115,6 +103,32 @@ def try_out(
         peak_mib=peak_mib(config),
         artefact_sha256=config.spec.artefact_sha256 or "",
     ), found
+
+
+def keep_part(
+    config: PredictorConfig, inputs: npt.NDArray[Any], part: int, num_parts: int
+) -> Arrays:
+    """Return what a way keeps of one of so many parts of the rows."""
+    from pipeline.predictor import Predictor
+
+    return Predictor(config).reduce(np.array_split(inputs, num_parts)[part])
+
+
+def compare_with(
+    config: PredictorConfig,
+    inputs: npt.NDArray[Any],
+    limits: AgreementLimits,
+    *reference: Arrays,
+) -> tuple[float, float]:
+    """Compare what a way keeps of rows with what another keeps of them, part after part.
+
+    Returns:
+        The share that agrees, in percent, and the worst figure.
+    """
+    found = keep_part(config, inputs, 0, 1)
+    whole = {name: np.concatenate([part[name] for part in reference]) for name in found}
+    agreement = compare(whole, found, limits)
+    return agreement.pct, agreement.worst
 
 
 def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, str]:

@@ -23,7 +23,6 @@ from pipeline.storage import Store
 from pipeline.trial import GIVEN_UP, Trial
 
 SAMPLE_ROWS = 128
-_SAMPLE_UNITS = 4
 _PATIENCE_S = 120.0
 _MIN_PATIENCE_S = 30.0
 
@@ -101,16 +100,16 @@ class Workshop:
 class Sample:
     """Some of the job's rows, in Ray's store: encoded, and prepared for a model."""
 
-    def __init__(self, workshop: Workshop) -> None:
+    def __init__(self, workshop: Workshop, num_rows: int = SAMPLE_ROWS) -> None:
+        """Read rows at random; the same ones for the same work and number of rows."""
         import ray
 
-        from pipeline.trial_run import sample_rows
+        from pipeline.sampling import sample_rows, sample_units
 
-        units = workshop.plan.units
-        step = max(1, len(units) // _SAMPLE_UNITS)
+        units, seed = sample_units(workshop.plan, num_rows)
         self._workshop = workshop
         read = lone_task(workshop, sample_rows)
-        self.rows = read.remote(workshop.reader, units[::step][:_SAMPLE_UNITS], SAMPLE_ROWS)
+        self.rows = read.remote(workshop.reader, units, num_rows, seed)
         ray.wait([self.rows])
 
     def inputs(self, model: ModelSpec) -> Any:

@@ -112,6 +112,19 @@ def _multiple(rows: float, of: int) -> int:
     return of * max(1, round(rows / of))
 
 
+def only_rows(unit: Unit, rows: Sequence[int]) -> Unit:
+    """Return a unit of these rows of a unit alone, ascending, as one slice."""
+    extents: list[Extent] = []
+    first = 0
+    for extent in unit.extents:
+        numbers = extent.numbers()
+        chosen = [numbers[row - first] for row in rows if first <= row < first + extent.num_rows]
+        if chosen:
+            extents.append(extent.choose(chosen))
+        first += extent.num_rows
+    return Unit(unit.index, tuple(extents), (0, len(rows)))
+
+
 def units_of(job: Job, inputs: Inputs, batch_size: int) -> Iterator[Unit]:
     """Cut the inputs of a job; `batch_size` as in `SliceSizes.of`."""
     sizes = SliceSizes.of(job, batch_size)

@@ -94,6 +94,14 @@ class Counting(Colours):
             pass
 
 
+class Coarse(Colours):
+    """Says something else where it computes in fewer bits than float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        return logits if x.dtype == torch.float32 else -logits
+
+
 class Channels(nn.Module):
     """Gives the channel means, several ways at once."""
 
@@ -140,6 +148,10 @@ def brightest() -> Brightest:
 
 def colours() -> nn.Module:
     return Colours()
+
+
+def coarse() -> nn.Module:
+    return Coarse()
 
 
 def fussy() -> nn.Module:

@@ -175,6 +175,26 @@ def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:
     assert (again.code, again.json["status"]) == (0, "nothing_to_do")
 
 
+def test_what_agreed_on_few_rows_is_compared_on_more_before_it_is_used(tmp_path: Path) -> None:
+    build_images(tmp_path / "images", 40, seed=12, num_bad=2)
+    source, out = {"uri": str(tmp_path / "images"), "format": "images"}, tmp_path / "out"
+    model = {"factory": "models:coarse", "labels": LABELS, "precision": "auto"}
+    job = write_job(tmp_path / "job.yaml", source, str(out), model=model)
+    assert pipeline("run", job, "--date", "2026-11-24").code == 0
+    (profile,) = (out / "_control" / "profiles").iterdir()
+    measured = json.loads(profile.read_text())
+    exact, coarse = measured["ways"]
+    assert (exact["precision"], coarse["precision"], coarse["agreement_pct"]) == ("fp32", "bf16", 0)
+    # As if the few rows of the first night had all come out alike.
+    coarse |= {"agreement_pct": 100.0, "rows_per_s": 1e6, "problem": ""}
+    profile.write_text(json.dumps(measured))
+    done = pipeline("run", job, "--json", "--date", "2026-11-25")
+    assert (done.code, done.json["model"]["precision"]) == (0, "fp32")
+    exact, coarse = json.loads(profile.read_text())["ways"]
+    assert (exact["is_confirmed"], coarse["is_confirmed"]) == (False, True)
+    assert coarse["agreement_pct"] == 0
+
+
 @pytest.mark.slow
 def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 12, seed=13, num_bad=0)

@@ -33,8 +33,7 @@ LAYERS = (
     "chaos_sample choose compact estimate gates parquet_stream past_runs publish quantise"
     " runtimes units zoo",
     "device plan source",
-    "predictor",
-    "drift plan_file provenance regroup tiling upkeep",
+    "drift plan_file predictor provenance regroup sampling tiling upkeep",
     "merge record requeue",
     "replan",
     "match",
@@ -43,7 +42,7 @@ LAYERS = (
     "datasource",
     "trial_run",
     "trials",
-    "trial_layouts",
+    "confirm trial_layouts",
     "auto",
     "machine_checks run",
     "demo doctor inspect make_golden rerun tune",

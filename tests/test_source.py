@@ -22,10 +22,11 @@ from reading import plan_job, read, rows
 from pipeline.errors import InfraError, JobError
 from pipeline.plan import Plan
 from pipeline.rows import Reader, binary_array
+from pipeline.sampling import sample_rows, sample_units
 from pipeline.schema import source_schema
 from pipeline.source import read_slices
 from pipeline.storage import Store
-from pipeline.units import Unit
+from pipeline.units import Unit, only_rows
 
 READ_WHOLE = """
 import gc, pickle, sys
@@ -438,3 +439,45 @@ def test_images_that_were_read_become_the_array_that_arrow_makes_of_them(
     made = binary_array(values)
     made.validate(full=True)
     assert made.equals(pa.array(values, pa.large_binary()))
+
+
+@given(data=st.data(), slice_rows=st.integers(1, 60))
+@settings(max_examples=40)
+def test_chosen_rows_of_a_unit_are_those_of_the_full_read(
+    shards: Path, data: st.DataObject, slice_rows: int
+):
+    reader, plan = plan_job(shards, slice_rows)
+    unit = data.draw(st.sampled_from(plan.units))
+    chosen = sorted(data.draw(st.sets(st.integers(0, unit.bounds[-1] - 1), min_size=1)))
+    every = pa.concat_tables([part for _, _, part in read_slices(reader, unit, _starts(unit))])
+    [(_, _, found)] = read_slices(reader, only_rows(unit, chosen), frozenset([0]))
+    assert found.to_pylist() == every.take(chosen).to_pylist()
+
+
+def _starts(unit: Unit) -> frozenset[int]:
+    return frozenset(key.start for key in unit.slices())
+
+
+@given(num_rows=st.integers(1, 200), slice_rows=st.integers(1, 60))
+@settings(max_examples=40)
+def test_a_sample_is_of_rows_from_all_over_and_the_same_each_time(
+    shards: Path, num_rows: int, slice_rows: int
+):
+    reader, plan = plan_job(shards, slice_rows)
+    units, seed = sample_units(plan, num_rows)
+    assert len({unit.index for unit in units}) == min(16, len(plan.units))
+    found = sample_rows(reader, units, num_rows, seed)
+    assert found.equals(sample_rows(reader, *sample_units(plan, num_rows)[:1], num_rows, seed))
+    ids = found.column("row_id").to_pylist()
+    assert len(set(ids)) == len(ids) <= num_rows
+    from_units = [len(set(ids) & set(_ids(reader, unit))) for unit in units]
+    assert max(from_units) <= -(-num_rows // len(units))
+    assert ids
+
+
+def _ids(reader: Reader, unit: Unit) -> list[str]:
+    return [
+        row_id
+        for _, _, part in read_slices(reader, unit, _starts(unit))
+        for row_id in part.column("row_id").to_pylist()
+    ]

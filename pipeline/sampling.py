@@ -1,0 +1,48 @@
+"""Some of a job's rows, at random, from all over its input."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.plan import Plan
+from pipeline.rows import Reader
+from pipeline.schema import ERROR
+from pipeline.source import read_slices
+from pipeline.units import Unit, only_rows
+
+_MAX_UNITS = 16
+
+
+def sample_units(plan: Plan, num_rows: int) -> tuple[list[Unit], int]:
+    """Choose where to sample so many rows, and a seed; the same for the same work and number."""
+    seed = int(plan.fingerprint[:12], 16) + num_rows
+    chosen = random.Random(seed).sample(plan.units, min(_MAX_UNITS, len(plan.units)))  # noqa: S311  # hides nothing
+    return chosen, seed
+
+
+def sample_rows(reader: Reader, units: Sequence[Unit], num_rows: int, seed: int) -> pa.Table:
+    """Read rows of some units, at random from the first slice of each, `source_schema`.
+
+    What cannot be read is left out.
+    """
+    random = np.random.default_rng(seed)
+    share = -(-num_rows // len(units))
+    pieces = []
+    for unit in units:
+        if unit.cut is None:
+            some = _choose(random, unit.bounds[1], share)
+            _, _, rows = next(iter(read_slices(reader, only_rows(unit, some), frozenset([0]))))
+        else:
+            _, _, rows = next(iter(read_slices(reader, unit, frozenset([0]))))
+            rows = rows.take(_choose(random, rows.num_rows, share))
+        pieces.append(rows.filter(rows.column(ERROR).is_null()))
+    return pa.concat_tables(pieces)[:num_rows].combine_chunks()
+
+
+def _choose(random: np.random.Generator, num_rows: int, share: int) -> list[int]:
+    chosen: list[int] = sorted(random.permutation(num_rows)[:share].tolist())
+    return chosen
