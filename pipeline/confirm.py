@@ -1,6 +1,6 @@
 """Compares what was chosen with eager fp32 once more, on more rows and on others.
 
-Of a way to run a model with which 97% of the rows agree, 128 rows show 99% once in fourteen times.
+Of a way to run a model with which 97% of the rows agree, 128 rows show 99% once in ten times.
 """
 
 from __future__ import annotations
