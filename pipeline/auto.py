@@ -97,12 +97,20 @@ def _divide(
 
 def _choose_anew(run: RunContext, workshop: Workshop, profile: Profile | None) -> Trial:
     num_rows = workshop.plan.num_rows
-    known = profile or Profile(tuple(try_ways(workshop, Sample(workshop), num_rows)))
-    ways, way = choose_confirmed(workshop, known.ways, num_rows)
-    found = replace(known, ways=ways)
-    if found != profile and not any(trial.was_given_up for trial in ways):
-        keep_profile(run, workshop, found)
-    return pick(found, way, workshop)
+    if profile is None:
+        profile = Profile(tuple(try_ways(workshop, Sample(workshop), num_rows)))
+        _keep_if_whole(run, workshop, profile)  # also where nothing of it can be used
+    ways, way = choose_confirmed(workshop, profile.ways, num_rows)
+    if ways != profile.ways:
+        profile = replace(profile, ways=ways)
+        _keep_if_whole(run, workshop, profile)
+    return pick(profile, way, workshop)
+
+
+def _keep_if_whole(run: RunContext, workshop: Workshop, profile: Profile) -> None:
+    """Keep what was measured, unless a longer run would have waited for more."""
+    if not any(trial.was_given_up for trial in profile.ways):
+        keep_profile(run, workshop, profile)
 
 
 def tune(

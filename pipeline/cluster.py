@@ -119,10 +119,11 @@ def share_ray() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lean_data() -> Iterator[None]:
-    """Let Ray Data look what has ended more often than ten times a second, and keep less of it.
+    """Let Ray Data wait for less before it looks what has ended, and keep less of it.
 
-    It starts a stage's next task only when it looks: of tasks that take milliseconds, each of the
-    few readers would run ten a second. Of every block it keeps statistics, which no run asks for.
+    A look waits until all tasks have ended, 0.1 s at most, and only then the next ones start: of
+    tasks that take milliseconds, each of the few readers would run ten a second. Of every block it
+    keeps statistics, which no run asks for.
     """
     from ray.data._internal.execution import streaming_executor_state
     from ray.data._internal.execution.operators import map_operator

@@ -92,7 +92,7 @@ class ForkServer:
             process.kill()
 
 
-_ahead: list[ForkServer] = []
+_ahead: list[ForkServer | None] = []
 
 
 @contextlib.contextmanager
@@ -103,13 +103,14 @@ def started_ahead(address: str | None) -> Iterator[None]:
     """
     if address is None:
         set_embedded()
-        server = _start()
-        _ahead.extend([server] if server is not None else [])
+        _ahead.append(_start())
     try:
         yield
     finally:
         while _ahead:
-            _ahead.pop().end()
+            server = _ahead.pop()
+            if server is not None:
+                server.end()
 
 
 @contextlib.contextmanager

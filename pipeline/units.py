@@ -71,9 +71,9 @@ class SliceSizes:
     most: int
     batch_size: int = 1
     smallest: int = 1
-    """Of a slice, where rows are heavy."""
+    """Rows that a slice of large images may fall to."""
     most_small: int = 0
-    """The most of rows of few bytes."""
+    """As `most`, of rows of few bytes."""
     is_fixed: bool = True
     """The job itself says it."""
 
