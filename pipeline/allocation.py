@@ -6,7 +6,7 @@ Checked before anything starts: Ray Data waits forever for resources that the cl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
@@ -60,11 +60,33 @@ class Allocation:
     num_decoders: int
     """0: the actors decode what they predict."""
     num_writers: int
+    """0: the actors write what they predict."""
 
     @property
     def decodes_in_actors(self) -> bool:
         """Tell whether the actors decode, too."""
         return self.num_decoders == 0
+
+    @property
+    def writes_in_actors(self) -> bool:
+        """Tell whether the actors write, too."""
+        return self.num_writers == 0
+
+    @property
+    def in_actors(self) -> frozenset[str]:
+        """Return the groups of stages (`limits.GROUPS`) whose work the actors do, too."""
+        theirs = {"decoder": self.decodes_in_actors, "writer": self.writes_in_actors}
+        return frozenset(group for group, is_theirs in theirs.items() if is_theirs)
+
+    def for_local_disk(self, hardware: Hardware) -> Allocation:
+        """Return the same for output on local disk: actors that have all cores write themselves.
+
+        There it takes milliseconds to write a slice, no more than a task costs that does it. With a
+        store far away, actors would wait, and so would a GPU.
+        """
+        idle_cpus = hardware.cpus - self.max_actors * self.actor_threads
+        is_theirs = self.decodes_in_actors and not self.actor_gpus and idle_cpus < 1
+        return replace(self, num_writers=0) if is_theirs else self
 
     @property
     def decoder_threads(self) -> int:

@@ -18,12 +18,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "actor": ("transfer", "predict"),
     "writer": ("write",),
 }
-# With decoding in the actors there are no decoders.
-FUSED_GROUPS: dict[str, tuple[str, ...]] = {
-    "reader": GROUPS["reader"],
-    "actor": (*GROUPS["decoder"], *GROUPS["actor"]),
-    "writer": GROUPS["writer"],
-}
 STREAMING_STAGES = tuple(stage for stages in GROUPS.values() for stage in stages)
 CORES = "cores"
 
@@ -49,8 +43,8 @@ class Load:
     cpus: float | None = None
     gpus: float | None = None
     is_on_gpu: bool = False
-    fused: bool = False
-    """The actors decode and transform too; there are no decoders."""
+    in_actors: frozenset[str] = frozenset()
+    """Groups that are not there, for the actors do their work: `decoder`, `writer`."""
     batch_size: int | None = None
     """Rows of one model call."""
     batch_rates: Mapping[int, float] = field(default_factory=dict)
@@ -70,18 +64,26 @@ class Load:
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Group -> the stages that share its slots, in this run."""
-        return FUSED_GROUPS if self.fused else GROUPS
+        of_actors = {"actor", *self.in_actors}
+        theirs = (stage for group in GROUPS if group in of_actors for stage in GROUPS[group])
+        own = {group: stages for group, stages in GROUPS.items() if group not in self.in_actors}
+        return {**own, "actor": tuple(theirs)}
+
+    @property
+    def fused(self) -> bool:
+        """Tell whether the actors decode and transform; there are no decoders then."""
+        return "decoder" in self.in_actors
 
     def group_slots(self, group: str) -> float:
         """Slots of a group: its stages share them. 0 is none, or unknown."""
         if group not in self.groups:
             return 0.0
-        # Where the actors decode, it is still their own stages that say how many there are.
+        # Where the actors do more, it is still their own stages that say how many there are.
         return max(self.slots.get(stage, 0.0) for stage in GROUPS[group])
 
     def stage_slots(self, stage: str) -> float | None:
         """Slots of a stage, those of the actors where they do its work."""
-        if self.fused and stage in GROUPS["decoder"]:
+        if any(stage in GROUPS[group] for group in self.in_actors):
             return self.group_slots("actor") or None
         return self.slots.get(stage)
 

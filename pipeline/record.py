@@ -311,7 +311,7 @@ class RunRecord:
             unreadable_shards=self.num_unreadable_shards,
             counters=self._counters,
             slots=self._slots(),
-            fused=self._allocation is not None and self._allocation.decodes_in_actors,
+            in_actors=self._allocation.in_actors if self._allocation else frozenset(),
             batch_rates=self._batch_rates,
             hardware=self._hardware,
             model=self._model,
@@ -345,5 +345,5 @@ class RunRecord:
             decoders, actors = self._allocation.num_decoders, self._allocation.max_actors
             slots |= dict.fromkeys(("decode", "transform"), float(decoders or actors))
             slots |= dict.fromkeys(("transfer", "predict"), float(actors))
-            slots["write"] = float(self._allocation.num_writers)
+            slots["write"] = float(self._allocation.num_writers or actors)
         return slots

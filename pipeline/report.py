@@ -67,8 +67,8 @@ class RunFacts:
     unreadable_shards: int = 0
     counters: Counters = field(default_factory=dict)
     slots: Slots = field(default_factory=dict)
-    fused: bool = False
-    """The actors decode and transform; nobody else does."""
+    in_actors: frozenset[str] = frozenset()
+    """Groups whose work the actors do, and nobody else: `decoder`, `writer`."""
     batch_rates: dict[int, float] = field(default_factory=dict)
     """Batch size -> rows/s of one actor's model alone, where it was measured at several."""
     hardware: dict[str, Any] = field(default_factory=dict)
@@ -223,6 +223,8 @@ class Report(Section):
     isolation: Isolation = Isolation()
     decode_in: Literal["actors", "tasks"] | None = None
     """Where images were decoded; null where none were, or that is not known."""
+    write_in: Literal["actors", "tasks"] | None = None
+    """Where slices were written; null where none were, or that is not known."""
     gpu_decode: GpuDecode | None = None
     """Null where no GPU was asked to decode."""
     slower_than_before: list[SlowerStage] | None = None
@@ -260,7 +262,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         cpus=hardware.cpus,
         gpus=hardware.gpus,
         is_on_gpu=model.device is not None and not model.device.startswith("cpu"),
-        fused=facts.fused,
+        in_actors=facts.in_actors,
         batch_size=model.batch_size,
         batch_rates={size: rate for size, rate in known["batch_rates"].items() if rate},
     )
@@ -280,7 +282,8 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         predictions=forecasts_of(make_forecasts(load)),
         bytes_per_row=bytes_per_row(load),
         isolation=isolation_of(load),
-        decode_in=_decode_in(load),
+        decode_in=_done_in(load, "decode", "decoder"),
+        write_in=_done_in(load, "write", "writer"),
         gpu_decode=gpu_decode_of(load),
         hardware=hardware,
         model=model,
@@ -296,10 +299,10 @@ _BUILT = frozenset(
 )
 
 
-def _decode_in(load: Load) -> Literal["actors", "tasks"] | None:
-    if "decode" not in load.counters:
+def _done_in(load: Load, stage: str, group: str) -> Literal["actors", "tasks"] | None:
+    if stage not in load.counters:
         return None
-    return "actors" if load.fused else "tasks"
+    return "actors" if group in load.in_actors else "tasks"
 
 
 def _finite(value: Any) -> Any:

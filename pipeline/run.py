@@ -130,6 +130,8 @@ def predict_and_publish(
         allocation = allocate(job.shares, hardware)
         settled = settle(run, onto.named(plan) if onto else plan, model, hardware, allocation)
         plan, model, allocation = replace(settled[0], fingerprint=plan.fingerprint), *settled[1:]
+        if not run.store.is_object_store:
+            allocation = allocation.for_local_disk(hardware)
         if onto:
             onto.require_same_model(plan)
         run.record.connected(hardware, allocation, ray_start_s)
@@ -236,9 +238,12 @@ def stream(
                 asked_at_s,
                 golden,
                 run.job.run.row_timeout_s,
+                writer if allocation.writes_in_actors else None,
             ],
             **allocation.predict(),
-        ).map_batches(writer_stage(writer), **allocation.write())
+        )
+        if not allocation.writes_in_actors:
+            dataset = dataset.map_batches(writer_stage(writer), **allocation.write())
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for text in block.column("staged").to_pylist():
                 yield StagedSlice.from_json(text)

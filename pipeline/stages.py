@@ -144,6 +144,7 @@ class PredictorActor:
         asked_at_s: float | None,
         golden: GoldenRows | None,
         row_timeout_s: float,
+        writer: StagingWriter | None = None,
     ) -> None:
         """Import torch and load the model, timing both.
 
@@ -158,10 +159,12 @@ class PredictorActor:
             asked_at_s: The driver's clock when it asked for actors; None if the pool may grow.
             golden: Rows that must come out as they are known to before anything else is predicted.
             row_timeout_s: How long a batch, or the decoding of a row, may take.
+            writer: Commits what was predicted; None where tasks do it.
         """
         waited_s = _waited_s(asked_at_s)
         self._config = config
         self._index = None if index is None else RemoteIndex(index)
+        self._commit = None if writer is None else writer_stage(writer)
         self._startup: Counters = {}
         self._predictor: Predictor | None = None
         self._failure: PipelineError | None = None
@@ -197,10 +200,10 @@ class PredictorActor:
         return predictor
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Predict every slice of a block.
+        """Predict every slice of a block, and commit it if that is this actor's to do.
 
         Raises:
-            PipelineError: The model could not be loaded.
+            PipelineError: The model could not be loaded, or the store failed.
         """
         packed = []
         for key, counters, rows in unpack(block):
@@ -208,7 +211,8 @@ class PredictorActor:
                 add(counters, part, StageCounters.from_dict(entry))
             self._startup = {}
             packed.append(pack(key, counters, self._predict(key, counters, rows)))
-        return pa.concat_tables(packed)
+        predicted = pa.concat_tables(packed)
+        return predicted if self._commit is None else self._commit(predicted)
 
     def _predict(self, key: SliceKey, counters: Counters, rows: pa.Table) -> pa.Table:
         if self._failure is not None:

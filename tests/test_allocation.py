@@ -233,6 +233,27 @@ def test_the_job_may_say_who_decodes(decode_in: str, actors: int | None, decoder
     assert allocate(Resources.model_validate(fields), Hardware(1, 4, 0)).num_decoders == decoders
 
 
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "fields", "writers"),
+    [
+        (4, 0, {}, 0),
+        (4, 0, {"num_cpus": 4.0}, 0),
+        (4, 0, {"max_actors": 3, "decode_in": "actors"}, 1),  # a core is nobody's
+        (4, 0, {"decode_in": "tasks"}, 1),
+        (4, 1, {"num_gpus": 1.0, "num_cpus": 4.0, "decode_in": "actors"}, 1),
+    ],
+)
+def test_on_local_disk_actors_that_have_all_cores_write_themselves(
+    cpus: int, gpus: int, fields: dict[str, object], writers: int
+):
+    hardware = Hardware(1, cpus, gpus)
+    usual = allocate(Resources.model_validate(fields), hardware)
+    found = usual.for_local_disk(hardware)
+    assert (usual.num_writers, found.num_writers) == (1, writers)
+    assert found.writes_in_actors == ("writer" in found.in_actors) == (writers == 0)
+    assert ("decoder" in found.in_actors) == found.decodes_in_actors
+
+
 def test_readers_and_writers_grow_with_the_cluster_within_bounds():
     few, many = divide(4, max_actors=1), divide(128, max_actors=1)
     assert few.num_readers < many.num_readers <= 128

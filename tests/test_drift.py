@@ -45,7 +45,7 @@ def test_a_run_is_compared_with_the_newest_one_like_it(any_store: Store):
         with_busy("1", decode=6.0),
         with_busy("2", decode=12.0),
         dataclasses.replace(with_busy("3", decode=1.0), hardware={"nodes": 1, "cpus": 64.0}),
-        dataclasses.replace(with_busy("4", decode=1.0), fused=True),
+        dataclasses.replace(with_busy("4", decode=1.0), in_actors=frozenset(["decoder"])),
         with_busy("9", decode=1.0),  # later than the run itself
     ):
         put_report(any_store, facts.partition, facts.run_id, build_report(facts))

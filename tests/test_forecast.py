@@ -23,7 +23,7 @@ def by_change(load: Load) -> dict[str, Forecast]:
 
 
 def fused(**more) -> Load:
-    return load_of(FUSED, FUSED_SLOTS, fused=True, **{"cpus": 2, **more})
+    return load_of(FUSED, FUSED_SLOTS, in_actors=frozenset(["decoder"]), **{"cpus": 2, **more})
 
 
 def test_the_usual_changes_of_a_cpu_run_in_order():
@@ -156,7 +156,7 @@ def test_no_forecast_is_below_today_or_above_its_ceiling_and_the_advice_is_the_b
         cpus=cpus,
         gpus=actors,
         is_on_gpu=is_on_gpu,
-        fused=is_fused,
+        in_actors=frozenset(["decoder"] if is_fused else []),
         batch_size=8,
         batch_rates={8: 10.0, 16: 12.0},
     )

@@ -125,8 +125,10 @@ def test_terminal_and_page_say_what_a_row_weighs_and_what_a_change_would_bring()
     assert "A row on its way" in page
     for change in report["predictions"]:
         assert change["change"] in page
-    fused = text_of(build_report(dataclasses.replace(FULL, fused=True)))
-    assert "to the decoders" not in fused
+    assert "share the slots of the actors" not in page
+    fused = build_report(dataclasses.replace(FULL, in_actors=frozenset(["decoder", "writer"])))
+    assert "to the decoders" not in text_of(fused)
+    assert "predict, and write, share the slots of the actors" in Page(to_html(fused)).text
 
 
 def test_a_stage_that_became_slower_is_named():

@@ -214,7 +214,7 @@ def test_a_row_is_weighed_at_every_hop():
         "written": 7,
         "published": 5,
     }
-    fused = build_report(dataclasses.replace(facts, fused=True))
+    fused = build_report(dataclasses.replace(facts, in_actors=frozenset(["decoder"])))
     assert fused["bytes_per_row"]["to_actor"] == 110
     assert (build_report(facts)["decode_in"], fused["decode_in"]) == ("tasks", "actors")
 
@@ -227,10 +227,15 @@ def test_what_was_not_weighed_is_null():
 
 def test_stages_in_the_actors_have_the_slots_of_the_actors():
     slots = FULL.slots | {"decode": 0.0, "transform": 0.0}
-    report = build_report(dataclasses.replace(FULL, slots=slots, fused=True))
+    both = frozenset(["decoder", "writer"])
+    report = build_report(dataclasses.replace(FULL, slots=slots, in_actors=both))
     found = {stage["stage"]: stage["slots"] for stage in report["stages"]}
-    assert found["decode"] == found["transform"] == found["predict"] == 2.0
-    assert "decoder" not in [limit["group"] for limit in report["limits"]]
+    assert found["decode"] == found["transform"] == found["predict"] == found["write"] == 2.0
+    assert [limit["group"] for limit in report["limits"]] == ["reader", "actor", "cores"]
+    stages = {stage["stage"]: stage["busy_s"] for stage in report["stages"]}
+    theirs = sum(stages[name] for name in ("decode", "transform", "transfer", "predict", "write"))
+    assert report["limits"][1]["busy_s"] == pytest.approx(theirs)
+    assert (report["decode_in"], report["write_in"]) == ("actors", "actors")
 
 
 def test_an_unknown_fact_is_refused():
