@@ -101,6 +101,7 @@ def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
     assert_same_predictions(by_id(table), predict_plainly(files))
     assert table["row_id"].to_pylist() == sorted(set(files) - set(built.bad))
     assert result.json["rows"]["predicted"] == 45
+    assert (result.json["decode_in"], result.json["write_in"]) == ("actors", "actors")
     verified = pipeline("verify", str(tmp_path / "out"), "--json")
     assert (verified.code, verified.json["status"]) == (0, "ok"), verified.stderr
 
@@ -129,6 +130,7 @@ def test_parquet_on_s3_keeps_ids_and_pass_through_columns(tmp_path: Path, s3: S3
     )
     result = pipeline("run", job, "--date", DATE, "--json", env=s3.env)
     assert result.code == 0, result.stderr
+    assert result.json["write_in"] == "tasks", "an actor would wait for the store"
     out = Store(s3.uri(f"{root}/out"), s3.storage_options)
     table = read_predictions(out.uri, PARTITION, storage_options=s3.storage_options)
     good = {name: data for name, data in images.items() if name not in built.bad}
