@@ -90,7 +90,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: rows, slices, what is done already. Writes nothing."""
-    from pipeline.inspect import describe_plan
+    from pipeline.preview import describe_plan
 
     show(describe_plan(load(job, date, set_), as_options(None, allow_import)), as_json=as_json)
 
@@ -154,7 +154,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Show the report of a run that is stored beside its output."""
-    from pipeline.inspect import load_report
+    from pipeline.stored_report import load_report
 
     document = load_report(uri, partition, run_id, as_storage_options(storage_options))
     show_report(document, as_json=as_json, quiet=False)

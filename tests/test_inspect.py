@@ -13,17 +13,19 @@ from rich.console import Console
 
 from pipeline.context import RunContext, RunOptions
 from pipeline.errors import InfraError, JobError
-from pipeline.inspect import describe_output, describe_plan, load_report
+from pipeline.inspect import describe_output
 from pipeline.job import Job
 from pipeline.layout import Layout, staged_name
 from pipeline.plan_file import adopt_plan
 from pipeline.prepare import prepare
+from pipeline.preview import describe_plan
 from pipeline.publish import commit
 from pipeline.record import RunRecord
 from pipeline.render import render_document
 from pipeline.report import RunFacts, build_report
 from pipeline.stats import StageCounters
 from pipeline.storage import Store
+from pipeline.stored_report import load_report
 
 NEXT_DAY = "date=2026-11-25"
 OPTIONS = RunOptions(allow_import=("models",))

@@ -20,10 +20,10 @@ LAYERS = (
     "address executor_wait extents imports in_flight interrupt job job_yaml layout"
     " listing local_disk object_protocols lane progress render ray_token retry terminal hive tar"
     " transform",
-    "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_file photos"
+    "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_api job_file photos"
     " ray_environment stats storage_errors task whole",
-    "child exact_pixels forked_workers histograms jpeg_groups limits made object_store ray_tasks"
-    " results",
+    "child exact_pixels forked_workers histograms job_log jpeg_groups limits made object_store"
+    " ray_tasks results",
     "disturbed forecast isolate small_ray submit",
     "cluster preprocess storage",
     "agreement bottleneck guard input_order lease manifest performance single_file row_ids"
@@ -34,18 +34,18 @@ LAYERS = (
     " runtimes units zoo",
     "device plan source",
     "drift plan_file predictor provenance regroup sampling tiling upkeep",
-    "merge record requeue",
+    "inspect merge record requeue stored_report",
     "replan",
     "match",
     "context readmit",
     "finish outcome prepare read_guard run_watch stages",
-    "datasource",
+    "datasource preview",
     "trial_run",
     "trials",
     "confirm trial_layouts",
     "auto",
     "machine_checks run",
-    "demo doctor inspect make_golden rerun tune",
+    "demo doctor make_golden rerun tune",
     "verify",
     "chaos",
     "arguments",

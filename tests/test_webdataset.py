@@ -22,7 +22,6 @@ from tars import END_BYTES, Entry, pack
 from pipeline.context import RunOptions
 from pipeline.errors import InfraError, JobError
 from pipeline.inputs import list_inputs
-from pipeline.inspect import describe_plan
 from pipeline.job import Job
 from pipeline.job_file import parse_job
 from pipeline.layout import Layout
@@ -31,6 +30,7 @@ from pipeline.model import resolve_model
 from pipeline.photos import build_images
 from pipeline.plan import Plan, make_plan
 from pipeline.plan_file import plan_from_json, plan_to_json
+from pipeline.preview import describe_plan
 from pipeline.rows import Reader
 from pipeline.schema import SliceKey, source_schema
 from pipeline.sink import list_staged

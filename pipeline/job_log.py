@@ -1,0 +1,96 @@
+"""Follow the log of a job on a cluster to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+from pipeline.errors import InfraError
+from pipeline.job_api import one_line
+
+# A silent log is asked for again after this long: a dead connection looks like a quiet job.
+_SILENCE_S = 60.0
+PAUSE_S = 2.0
+GIVE_UP_S = 120.0
+
+
+@dataclass
+class Follower:
+    """Follows the log of a job until the job has ended, through lost connections.
+
+    In a thread of its own: a signal handler that raises inside an event loop may be swallowed by
+    it, whereas the main thread, waiting for the queue, sees the error at once.
+    """
+
+    client: Any
+    job_id: str
+    _events: SimpleQueue[Any] = field(default_factory=SimpleQueue)
+    _thread: threading.Thread | None = None
+    _num_chars: int = 0
+
+    def pass_on(self, write: Callable[[str], object]) -> Any:
+        """Write the log until the job has ended; return Ray's details of the job.
+
+        Raises:
+            InfraError: The cluster has not answered for a while.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
+            self._thread.start()
+        while True:
+            event = self._events.get()
+            if isinstance(event, str):
+                write(event)
+            elif isinstance(event, Exception):
+                raise event
+            else:
+                return event
+
+    def _follow(self) -> None:
+        try:
+            self._events.put(self._until_the_end())
+        except Exception as error:  # noqa: BLE001  # the main thread raises it
+            self._events.put(error)
+
+    def _until_the_end(self) -> Any:
+        from aiohttp import ClientError
+
+        answered = time.monotonic()
+        while True:
+            trouble: Exception | None = None
+            try:
+                asyncio.run(self._tail())
+            except (ClientError, OSError, RuntimeError) as error:
+                trouble = error
+            try:
+                details = self.client.get_job_info(self.job_id)
+                answered = time.monotonic()
+                if details.status.is_terminal():
+                    return details
+            except (OSError, RuntimeError) as error:
+                trouble = error
+            if time.monotonic() - answered > GIVE_UP_S:
+                raise InfraError(
+                    f"job {self.job_id}: the cluster does not answer, the job may go on: "
+                    f"{one_line(trouble)}"
+                )
+            time.sleep(PAUSE_S)
+
+    async def _tail(self) -> None:
+        """Put new pieces of the log; a connection begins with the whole log again."""
+        stream = self.client.tail_job_logs(self.job_id)
+        to_skip = self._num_chars
+        while True:
+            piece = await asyncio.wait_for(anext(stream, None), _SILENCE_S)
+            if piece is None:
+                return
+            new = piece[to_skip:]
+            to_skip -= len(piece) - len(new)
+            if new:
+                self._num_chars += len(new)
+                self._events.put(new)

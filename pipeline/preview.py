@@ -1,0 +1,113 @@
+"""Say what a run of a job would do now; writes nothing.
+
+Out: a plain nested dict, for `--json` and for render.render_document.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.context import RunContext, RunOptions
+from pipeline.estimate import estimate
+from pipeline.inspect import DIGEST_CHARS, EXAMPLES, version_facts
+from pipeline.job import Job
+from pipeline.layout import Layout, new_run_id
+from pipeline.manifest import Manifest, current_manifest
+from pipeline.model import ModelSpec
+from pipeline.past_runs import Recipe, find_past_run
+from pipeline.plan import Plan
+from pipeline.plan_file import adopt_plan
+from pipeline.prepare import prepare
+from pipeline.record import RunRecord
+from pipeline.sink import list_staged
+from pipeline.storage import Store
+from pipeline.tiling import done_slices
+
+_NOTHING = "nothing: this is published already"
+
+
+def describe_plan(job: Job, options: RunOptions) -> dict[str, Any]:
+    """Say what a run of this job would do now.
+
+    Raises:
+        PipelineError: As the run itself would, before it starts anything.
+    """
+    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
+    record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
+    plan, model = prepare(RunContext(job, options, store, layout, record))
+    if store.stat(layout.plan(plan.fingerprint)):
+        plan = adopt_plan(store, layout, plan)
+    current = current_manifest(store, layout)
+    step = _next_step(plan, store, layout, current, job.sink.partition_columns)
+    return {
+        "partition": layout.name,
+        "fingerprint": plan.fingerprint[:DIGEST_CHARS],
+        **step,
+        "estimate": _estimate(job, store, plan, model, step),
+        "input": _input(plan, record.num_unreadable_shards),
+        "model": _model(model, plan),
+        "published_now": version_facts(current),
+    }
+
+
+def _next_step(
+    plan: Plan,
+    store: Store,
+    layout: Layout,
+    current: Manifest | None,
+    partition_columns: Sequence[str],
+) -> dict[str, Any]:
+    is_published = current is not None and current.is_of(plan.fingerprint, partition_columns)
+    staged = list_staged(store, layout.staging(plan.fingerprint))
+    done = done_slices(plan, staged)
+    action = "publish the first version" if current is None else f"replace version {current.number}"
+    if is_published:
+        action = _NOTHING
+    elif done:
+        action = f"resume, then {action}"
+    num_rows = plan.num_rows
+    rows_left = None if num_rows is None else num_rows - sum(key.num_rows for key in done)
+    return {
+        "a_run_would": action,
+        "units": len(plan.units),
+        "slices": None if num_rows is None else sum(1 for _ in plan.slices()),
+        "slices_staged": len(done),
+        "rows_left": 0 if is_published else rows_left,
+    }
+
+
+def _estimate(
+    job: Job, store: Store, plan: Plan, model: ModelSpec, step: dict[str, Any]
+) -> dict[str, Any]:
+    wanted = Recipe(
+        model.name, model.weights_sha256, model.runtime, model.precision, plan.batch_size
+    )
+    past = find_past_run(store, Layout(job.sink.partition).name, wanted.fits)
+    price, is_published = job.run.price_per_node_hour, step["a_run_would"] == _NOTHING
+    found = estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
+    return asdict(found)
+
+
+def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
+    return {
+        "shards": plan.num_shards,
+        "unreadable_shards": None if plan.num_rows is None else num_unreadable,
+        "rows": plan.num_rows,
+        **({} if plan.num_rows is not None else {"rows_are": "unknown until read"}),
+        "bytes": plan.input_bytes,
+        "ignored_files": len(plan.ignored),
+        "first_ignored": list(plan.ignored[:EXAMPLES]),
+    }
+
+
+def _model(model: ModelSpec, plan: Plan) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "runtime": model.runtime,
+        "precision": model.precision,
+        "weights_sha256": (model.weights_sha256 or "")[:DIGEST_CHARS] or None,
+        "batch_size": plan.batch_size,
+    }
