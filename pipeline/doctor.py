@@ -19,7 +19,8 @@ from pipeline.errors import JobError
 from pipeline.inputs import list_inputs
 from pipeline.job import Job
 from pipeline.machine_checks import Check, Status, guarded, look_at_machine
-from pipeline.model import PRECISIONS, resolve_model
+from pipeline.model import PRECISIONS
+from pipeline.resolve import resolve_model
 from pipeline.storage import Store
 
 _MANY_ROWS = 2**30

@@ -6,8 +6,9 @@ from pipeline.context import RunContext
 from pipeline.delta import require_delta
 from pipeline.hive import partition_types
 from pipeline.inputs import list_inputs
-from pipeline.model import ModelSpec, resolve_model
+from pipeline.model import ModelSpec
 from pipeline.plan import Plan, make_plan
+from pipeline.resolve import resolve_model
 from pipeline.units import SliceSizes
 
 _CPU_BATCH, _GPU_BATCH = 32, 128

@@ -19,7 +19,6 @@ from pipeline.inputs import open_source
 from pipeline.job import Job
 from pipeline.lease import hold_lease
 from pipeline.manifest import Manifest, current_manifest
-from pipeline.model import resolve_model
 from pipeline.plan import Plan, settings_digest
 from pipeline.plan_file import adopt_plan
 from pipeline.progress import Progress
@@ -28,6 +27,7 @@ from pipeline.readmit import Readmission
 from pipeline.replan import Replan, replan
 from pipeline.report import Status
 from pipeline.requeue import Base, choose, read_base, read_reasons
+from pipeline.resolve import resolve_model
 from pipeline.run import predict_and_publish, run_job
 from pipeline.sink import list_staged, read_footer
 from pipeline.storage import Store

@@ -13,8 +13,8 @@ import pyarrow as pa
 from pipeline.inputs import list_inputs
 from pipeline.job import Job
 from pipeline.job_file import parse_job
-from pipeline.model import resolve_model
 from pipeline.plan import Plan, make_plan
+from pipeline.resolve import resolve_model
 from pipeline.rows import Reader
 from pipeline.schema import SliceKey
 from pipeline.source import read_slices

@@ -18,8 +18,8 @@ from pipeline.errors import JobError
 from pipeline.inputs import Inputs, list_inputs
 from pipeline.job import Job, Source
 from pipeline.job_file import parse_job
-from pipeline.model import resolve_model
 from pipeline.plan import make_plan
+from pipeline.resolve import resolve_model
 from pipeline.rows import Reader
 from pipeline.source import read_slices
 from pipeline.storage import Store

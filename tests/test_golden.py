@@ -18,9 +18,10 @@ from pipeline.golden import GoldenRefused, GoldenRows
 from pipeline.golden_files import MAX_BYTES, read_golden
 from pipeline.job import Job, Source
 from pipeline.job_file import parse_job
-from pipeline.model import ModelSpec, PredictorConfig, resolve_model
+from pipeline.model import ModelSpec, PredictorConfig
 from pipeline.photos import build_images
 from pipeline.predictor import Predictor
+from pipeline.resolve import resolve_model
 from pipeline.rows import Reader
 from pipeline.stages import Preprocessing
 from pipeline.stats import Counters

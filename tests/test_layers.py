@@ -31,7 +31,7 @@ LAYERS = (
     "chaos_compare delta golden nights parquet_inputs parts report rows tally web weights",
     "chaos_table fetch golden_files image_stream inputs model night_gates tar_stream",
     "chaos_sample choose compact estimate gates parquet_stream past_runs publish quantise"
-    " runtimes units zoo",
+    " resolve runtimes units zoo",
     "device plan source",
     "drift plan_file predictor provenance regroup sampling tiling upkeep",
     "inspect merge record requeue stored_report",

@@ -19,9 +19,9 @@ from pipeline.extents import Extent
 from pipeline.inputs import Inputs
 from pipeline.job import Job
 from pipeline.listing import collect, folder_names, list_in_parallel
-from pipeline.model import resolve_model
 from pipeline.plan import make_plan
 from pipeline.plan_file import plan_to_json
+from pipeline.resolve import resolve_model
 from pipeline.storage import Store
 from pipeline.stored import Page, StoredFile
 

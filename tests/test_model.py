@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 
 from pipeline.errors import JobError
 from pipeline.job_file import parse_job
-from pipeline.model import ModelSpec, load_module, resolve_model
+from pipeline.model import ModelSpec, load_module
+from pipeline.resolve import resolve_model
 
 LABELS = models.LABELS
 EXPORTED = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

@@ -24,9 +24,10 @@ from pipeline.inputs import Inputs
 from pipeline.job import Job
 from pipeline.job_file import parse_job
 from pipeline.layout import Layout
-from pipeline.model import ModelSpec, resolve_model
+from pipeline.model import ModelSpec
 from pipeline.plan import Plan, make_plan
 from pipeline.plan_file import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
+from pipeline.resolve import resolve_model
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
 from pipeline.units import MAX_SLICE_BYTES, SliceSizes, Unit

@@ -20,8 +20,9 @@ from pipeline.agreement import AgreementLimits
 from pipeline.errors import JobError
 from pipeline.job_file import parse_job
 from pipeline.lane import Lane
-from pipeline.model import PredictorConfig, resolve_model
+from pipeline.model import PredictorConfig
 from pipeline.predictor import Predictor
+from pipeline.resolve import resolve_model
 from pipeline.schema import (
     Failure,
     Reason,

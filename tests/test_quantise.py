@@ -19,10 +19,11 @@ from test_predictor import PASS_THROUGH, Convolved, images, predict, rows_of
 from pipeline.errors import InfraError, JobError
 from pipeline.job_file import parse_job
 from pipeline.layout import model_path
-from pipeline.model import PredictorConfig, resolve_model
+from pipeline.model import PredictorConfig
 from pipeline.photos import build_images
 from pipeline.predictor import Predictor
 from pipeline.quantise import _channel_scales, fetch_model, quantise, store_model, unneeded_models
+from pipeline.resolve import resolve_model
 from pipeline.runtimes import missing_reason
 from pipeline.storage import Store
 from pipeline.trial_run import calibrate

@@ -20,9 +20,10 @@ from pipeline.decode import DecodeLimits
 from pipeline.errors import JobError
 from pipeline.job_file import parse_job
 from pipeline.manifest import read_predictions
-from pipeline.model import PredictorConfig, resolve_model
+from pipeline.model import PredictorConfig
 from pipeline.predictor import Predictor
 from pipeline.preprocess import preprocess
+from pipeline.resolve import resolve_model
 from pipeline.schema import Failure, Reason, failure_columns, source_schema
 from pipeline.task import OutputSpec, TaskSpec, make_task
 

@@ -26,11 +26,11 @@ from pipeline.job import Job
 from pipeline.job_file import parse_job
 from pipeline.layout import Layout
 from pipeline.manifest import current_manifest, read_part, read_predictions
-from pipeline.model import resolve_model
 from pipeline.photos import build_images
 from pipeline.plan import Plan, make_plan
 from pipeline.plan_file import plan_from_json, plan_to_json
 from pipeline.preview import describe_plan
+from pipeline.resolve import resolve_model
 from pipeline.rows import Reader
 from pipeline.schema import SliceKey, source_schema
 from pipeline.sink import list_staged

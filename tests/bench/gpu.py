@@ -37,8 +37,9 @@ def alone(case: Case, runtime: str, precision: str, num_gpus: float) -> float:
     import pyarrow as pa
 
     from pipeline.job import Model, Transform
-    from pipeline.model import PredictorConfig, resolve_model
+    from pipeline.model import PredictorConfig
     from pipeline.predictor import Predictor
+    from pipeline.resolve import resolve_model
 
     section = Model(**case.model, runtime=runtime, precision=precision)
     spec = resolve_model(section, Transform())
@@ -64,7 +65,7 @@ def decode_alone(case: Case, jpeg_decoder: str) -> float:
     import pyarrow as pa
 
     from pipeline.job import Model, Source, Transform
-    from pipeline.model import resolve_model
+    from pipeline.resolve import resolve_model
     from pipeline.schema import failure_columns
     from pipeline.stages import Preprocessing
 

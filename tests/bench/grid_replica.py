@@ -192,7 +192,8 @@ def _config(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
     import pyarrow as pa
 
     from pipeline.job import Model, Transform
-    from pipeline.model import PredictorConfig, resolve_model
+    from pipeline.model import PredictorConfig
+    from pipeline.resolve import resolve_model
     from pipeline.storage import Store
 
     section = Model(**model, runtime=way.runtime, precision=way.precision)
@@ -224,7 +225,7 @@ def _write_calibrated(
 
 def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
     from pipeline.job import Model, Transform
-    from pipeline.model import resolve_model
+    from pipeline.resolve import resolve_model
 
     sample = _sample(images, resolve_model(Model(**model), Transform()).transform)
     eager = _predictor(model, Candidate("eager", "fp32", 32, 1, CORES), path)

@@ -28,9 +28,9 @@ from s3server import S3Server
 
 from pipeline.inputs import list_inputs
 from pipeline.job_file import parse_job
-from pipeline.model import resolve_model
 from pipeline.plan import make_plan
 from pipeline.plan_file import plan_from_json, plan_to_json
+from pipeline.resolve import resolve_model
 from pipeline.storage import Store
 
 FOLDERS = 64

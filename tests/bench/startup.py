@@ -36,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cli import environment
 
 from pipeline.job_file import load_job
-from pipeline.model import PredictorConfig, resolve_model
+from pipeline.model import PredictorConfig
 from pipeline.photos import build_images
+from pipeline.resolve import resolve_model
 from pipeline.storage import Store
 
 _PHOTOS = 128

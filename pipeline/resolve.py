@@ -1,0 +1,172 @@
+"""From a job's model section to a plain spec, on the driver.
+
+No weights are read into a model, and torch is imported only for a torchvision name that this node
+sees for the first time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.metadata import entry_points, version
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import JobError
+from pipeline.imports import import_callable, require_allowed, source_digest
+from pipeline.model import ENTRY_POINT_GROUP, Kind, ModelCard, ModelSpec, entry_point_card
+from pipeline.single_file import read_file
+from pipeline.task import OutputSpec, TaskSpec
+from pipeline.torchvision_models import torchvision_facts, torchvision_module
+from pipeline.transform import TransformSpec
+from pipeline.weights import WEIGHT_SUFFIXES, check_suffix, weights_digest
+
+if TYPE_CHECKING:
+    from pipeline.job import Model, Transform
+
+
+def resolve_model(
+    model: Model,
+    transform: Transform,
+    *,
+    allow_import: Sequence[str] = (),
+    has_features: bool = False,
+) -> ModelSpec:
+    """Find the model, its transform, labels and weights digest without building it.
+
+    Args:
+        model: The job's model section.
+        transform: The job's transform section; its fields win over the model's own.
+        allow_import: Prefixes of modules that `factory` may name, beside those of the
+            environment variable PIPELINE_ALLOW_IMPORT.
+        has_features: The input is a float vector a row, so there is no transform.
+
+    Raises:
+        JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
+            the transform is incomplete.
+    """
+    kind, card, code = (
+        _factory_card(model.factory, allow_import)
+        if model.factory is not None
+        else _named_card(model.name or "", wants_labels=model.labels is None)
+    )
+    weights_uri = model.weights or card.weights_path
+    if weights_uri is None and kind == "torchvision":
+        raise JobError(
+            f"model.weights: {card.name} needs the URI of a state dict "
+            f"({', '.join(WEIGHT_SUFFIXES)}); nothing is downloaded silently"
+        )
+    if weights_uri is not None:
+        check_suffix(weights_uri)
+    return ModelSpec(
+        name=card.name,
+        kind=kind,
+        code_sha256=code,
+        weights_uri=weights_uri,
+        weights_sha256=weights_digest(weights_uri, model.weights_sha256, model.storage_options),
+        transform=_choose_transform(card, transform, has_features=has_features),
+        task=_task(model, card, allow_import),
+        precision=model.precision,
+        runtime=model.runtime,
+        layer=model.layer,
+        storage_options=model.storage_options,
+    )
+
+
+def _named_card(name: str, *, wants_labels: bool) -> tuple[Kind, ModelCard, str]:
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == name:
+            return "entry_point", entry_point_card(name), source_digest(entry.module)
+    facts = torchvision_facts(name)
+    if facts is None:
+        ours = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
+        raise JobError(
+            f"model.name = {name!r}: neither an installed model ({', '.join(ours) or 'none'}) "
+            "nor a torchvision one"
+        )
+    transform = facts["transform"] and TransformSpec.from_dict(facts["transform"])
+    card = ModelCard(
+        name=name,
+        build=functools.partial(torchvision_module, name),
+        transform=transform,
+        labels=tuple(facts["labels"]) if wants_labels else None,
+    )
+    code = hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest()
+    return "torchvision", card, code
+
+
+def _factory_card(factory: str, allow_import: Sequence[str]) -> tuple[Kind, ModelCard, str]:
+    module_name = require_allowed("model.factory", factory, allow_import)
+    card = ModelCard(name=factory, build=import_callable("model.factory", factory))
+    return "factory", card, source_digest(module_name)
+
+
+def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpec:
+    labels: tuple[str, ...] = ()
+    if model.task == "classify":
+        found = card.labels if model.labels is None else _read_labels(model, model.labels)
+        if not found:
+            raise JobError(
+                f"model.labels: {card.name} brings no class names; give a list or a file"
+            )
+        labels = tuple(found)
+    code = ""
+    if model.postprocess is not None:
+        code = source_digest(require_allowed("model.postprocess", model.postprocess, allow_import))
+    return TaskSpec(
+        kind=model.task,
+        labels=labels,
+        top_k=min(model.top_k, len(labels)) if labels else 0,
+        embedding_dim=model.embedding_dim or 0,
+        l2_norm=model.l2_norm,
+        outputs=tuple(OutputSpec(output.name, output.shape) for output in model.outputs),
+        targets=model.targets,
+        postprocess=model.postprocess,
+        postprocess_sha256=code,
+    )
+
+
+def _choose_transform(
+    card: ModelCard, wanted: Transform, *, has_features: bool
+) -> TransformSpec | None:
+    if not has_features:
+        return _merge_transform(card.name, card.transform, wanted)
+    given = sorted(wanted.model_fields_set)
+    if given:
+        raise JobError(f"transform.{given[0]}: has no effect on source.features; leave it out")
+    return None
+
+
+def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform) -> TransformSpec:
+    base: dict[str, Any] = default.to_dict() if default else {}
+    base.setdefault("shrink_on_load", False)
+    base.setdefault("jpeg_decoder", "cpu")
+    given = {key: value for key, value in wanted.model_dump().items() if value is not None}
+    if "size_px" in given and "resize_px" not in given and default:
+        # Keep the model's own ratio of resize to crop.
+        given["resize_px"] = round(given["size_px"] * base["resize_px"] / base["size_px"])
+    merged = {**base, **given}
+    missing = [key for key in type(wanted).model_fields if key not in merged]
+    if missing:
+        raise JobError(f"transform: {name} brings no transform; give {', '.join(missing)}")
+    try:
+        return TransformSpec.from_dict(merged)
+    except ValueError as error:
+        raise JobError(f"transform: {error}") from None
+
+
+def _read_labels(model: Model, labels: str | tuple[str, ...]) -> tuple[str, ...]:
+    if not isinstance(labels, str):
+        return labels
+    data = read_file(labels, model.storage_options, "model.labels")
+    try:
+        text = data.decode("utf-8")
+        names = json.loads(text) if labels.endswith(".json") else None
+    except ValueError as error:
+        raise JobError(f"model.labels = {labels}: cannot be read: {error}") from None
+    if labels.endswith(".json"):
+        if not (isinstance(names, list) and all(isinstance(item, str) for item in names)):
+            raise JobError(f"model.labels = {labels}: expected a JSON list of strings")
+        return tuple(names)
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
