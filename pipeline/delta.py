@@ -20,6 +20,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.delta_columns import new_fields, require_type
+from pipeline.delta_store import FOLDER, failed, library, library_options, open_table, table_url
 from pipeline.errors import InfraError, JobError, PipelineError
 from pipeline.failpoints import reach
 from pipeline.hive import values_of
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
     from deltalake.transaction import AddAction, CommitProperties, RemoveAction
 
-_FOLDER = "predictions"
 _TRIES = 20
 _WAIT_S, _WAIT_MAX_S = 0.1, 5.0
 
@@ -46,13 +47,13 @@ def require_delta(
         JobError: The extra is missing, the store or a type is not supported, or the table that is
             there has other columns or partitions.
     """
-    _library()
+    library()
     table_schema = _table_schema(layout, partition_columns, schema)
     for field in table_schema:
-        _require_type(field.name, field.type)
-    table = _open(store)
+        require_type(field.name, field.type)
+    table = open_table(store)
     if table is not None:
-        _new_fields(store, table, table_schema, _partition_by(layout, partition_columns))
+        new_fields(store, table, table_schema, _partition_by(layout, partition_columns))
 
 
 def commit_delta(store: Store, layout: Layout, manifest: Manifest) -> None:
@@ -62,13 +63,13 @@ def commit_delta(store: Store, layout: Layout, manifest: Manifest) -> None:
         JobError: The table has other columns or partitions.
         InfraError: The store failed, or others commit to the table all the time.
     """
-    deltalake = _library()
+    deltalake = library()
     trouble = ""
     for attempt in range(_TRIES):
         if attempt:
             wait_s = min(_WAIT_MAX_S, _WAIT_S * 1.5**attempt)
             time.sleep(wait_s * (0.5 + secrets.randbelow(1000) / 1000))
-        table = _open(store)
+        table = open_table(store)
         if table is not None and (table.transaction_version(_app(layout)) or 0) >= manifest.number:
             return
         reach("before_table")
@@ -80,9 +81,9 @@ def commit_delta(store: Store, layout: Layout, manifest: Manifest) -> None:
             # Another commit took this version, or ours got through and its answer was lost: look.
             trouble = str(error)
         except Exception as error:  # the library raises OSError, ValueError and plain Exception
-            raise _failed(store, "commit to", error) from error
+            raise failed(store, "commit to", error) from error
     raise InfraError(
-        f"{_url(store)}: the Delta commit of version {manifest.number} failed {_TRIES} times "
+        f"{table_url(store)}: the Delta commit of version {manifest.number} failed {_TRIES} times "
         f"({redact(trouble, secret_values(store.storage_options))}); run again"
     )
 
@@ -100,16 +101,16 @@ def _commit_once(
     adds = _adds(layout, manifest)
     if table is None:
         create_table_with_add_actions(
-            _url(store),
+            table_url(store),
             Schema.from_arrow(schema),
             list(adds.values()),
             mode="error",
             partition_by=by,
-            storage_options=_options(store),
+            storage_options=library_options(store),
             commit_properties=_properties(layout, manifest),
         )
         return
-    fields = _new_fields(store, table, schema, by)
+    fields = new_fields(store, table, schema, by)
     if fields:
         new = Schema.from_arrow(pa.schema(fields)).fields
         table.alter.add_columns(new, commit_properties=_properties(None, manifest))
@@ -153,7 +154,7 @@ def _adds(layout: Layout, manifest: Manifest) -> dict[str, AddAction]:
     modified = dt.datetime.fromisoformat(manifest.created_at)
     adds = {}
     for part in manifest.parts:
-        path = part.path.removeprefix(f"{_FOLDER}/")
+        path = part.path.removeprefix(f"{FOLDER}/")
         nothing = dict.fromkeys(manifest.partition_columns)
         values = values_of(part.path, manifest.partition_columns)
         adds[path] = AddAction(
@@ -214,127 +215,3 @@ def _table_schema(
     return pa.schema(
         [*inside, *(pa.field(name, pa.type_for_alias(kind)) for name, kind in by.items())]
     )
-
-
-def _require_type(name: str, kind: pa.DataType) -> None:
-    """Refuse what Delta Lake has no type for; the library would take some of it for another."""
-    from deltalake import Schema
-
-    is_bad = pa.types.is_unsigned_integer(kind) or pa.types.is_null(kind)
-    is_bad = is_bad or (pa.types.is_timestamp(kind) and kind.unit == "ns")
-    try:
-        Schema.from_arrow(pa.schema([(name, kind)]))
-    except Exception:  # noqa: BLE001  # the library raises plain Exception
-        is_bad = True
-    if is_bad:
-        raise JobError(
-            f"sink.table: column {name} is {kind}, which a Delta table cannot hold; declare "
-            "another type in source.casts (int64, timestamp[us]) or leave the column out"
-        )
-    for index in range(kind.num_fields):
-        _require_type(name, kind.field(index).type)
-
-
-def _new_fields(
-    store: Store, table: DeltaTable, schema: pa.Schema, partition_by: list[str]
-) -> list[pa.Field]:
-    """Return the columns that the table does not have yet.
-
-    Raises:
-        JobError: A column has another type there, or the table other partitions.
-    """
-    from deltalake import Schema
-
-    there = table.metadata().partition_columns
-    if there != partition_by:
-        raise JobError(
-            f"{_url(store)}: this Delta table is partitioned by ({', '.join(there)}), the job by "
-            f"({', '.join(partition_by)}); write to another sink.uri"
-        )
-    known = {field.name: field.type for field in table.schema().fields}
-    new = []
-    for field, wanted in zip(schema, Schema.from_arrow(schema).fields, strict=True):
-        if field.name not in known:
-            new.append(field)
-        elif known[field.name] != wanted.type:
-            raise JobError(
-                f"{_url(store)}: column {field.name} of this Delta table is {known[field.name]}, "
-                f"the job makes {wanted.type}; write to another sink.uri"
-            )
-    return new
-
-
-def _open(store: Store) -> DeltaTable | None:
-    deltalake = _library()
-    options = _options(store)
-    try:
-        return deltalake.DeltaTable(_url(store), storage_options=options)  # type: ignore[no-any-return]
-    except deltalake.exceptions.TableNotFoundError:
-        return None
-    except Exception as error:
-        raise _failed(store, "read", error) from error
-
-
-def _failed(store: Store, verb: str, error: Exception) -> InfraError:
-    reason = redact(str(error), secret_values(store.storage_options))
-    return InfraError(f"cannot {verb} the Delta table {_url(store)}: {reason}")
-
-
-def _url(store: Store) -> str:
-    return store.url(_FOLDER)
-
-
-def _library() -> Any:
-    try:
-        import deltalake
-        import deltalake.exceptions
-    except ImportError as error:
-        raise JobError(
-            "sink.table: delta needs the extra: pip install 'batch-inference-pipeline[delta]'"
-        ) from error
-    return deltalake
-
-
-def _options(store: Store) -> dict[str, str]:
-    """Say in the library's words how to reach the store, with the credentials that s3fs finds.
-
-    Raises:
-        JobError: It is a store of another kind.
-    """
-    if not store.is_object_store:
-        return {}
-    if not store.uri.startswith("s3://"):
-        protocol = store.uri.partition("://")[0]
-        raise JobError(
-            f"sink.table: a Delta table can be on local disk or s3://, not {protocol}://"
-        )
-    from botocore.session import Session  # a part of the extra `s3`
-
-    given = store.storage_options
-    client = given.get("client_kwargs", {})
-    session = Session(profile=given.get("profile"))
-    # Connects to nothing: it works out region and endpoint from options, variables and files.
-    resolved = session.create_client(
-        "s3",
-        region_name=client.get("region_name"),
-        endpoint_url=given.get("endpoint_url") or client.get("endpoint_url"),
-    ).meta
-    is_aws = ".amazonaws.com" in resolved.endpoint_url
-    found = {
-        "aws_region": resolved.region_name,
-        "aws_endpoint_url": None if is_aws else resolved.endpoint_url,
-        "aws_access_key_id": given.get("key"),
-        "aws_secret_access_key": given.get("secret"),
-        "aws_session_token": given.get("token"),
-        "aws_skip_signature": "true" if given.get("anon") else None,
-        "aws_allow_http": "true" if resolved.endpoint_url.startswith("http://") else None,
-        "aws_conditional_put": "etag",
-    }
-    if not (given.get("key") or given.get("anon")):
-        credentials = session.get_credentials()
-        if credentials is not None:
-            frozen = credentials.get_frozen_credentials()
-            found["aws_access_key_id"] = frozen.access_key
-            found["aws_secret_access_key"] = frozen.secret_key
-            found["aws_session_token"] = frozen.token
-    return {name: value for name, value in found.items() if value}

@@ -22,7 +22,8 @@ from cli import pipeline, write_job
 from deltalake import DeltaTable
 from published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
 
-from pipeline.delta import _options, commit_delta, require_delta
+from pipeline.delta import commit_delta, require_delta
+from pipeline.delta_store import library_options
 from pipeline.errors import JobError
 from pipeline.failpoints import VARIABLE
 from pipeline.layout import Layout
@@ -44,7 +45,7 @@ Found = set[tuple[Any, ...]]
 
 
 def table_of(store: Store) -> DeltaTable:
-    return DeltaTable(store.url("predictions"), storage_options=_options(store))
+    return DeltaTable(store.url("predictions"), storage_options=library_options(store))
 
 
 def named_by(table: DeltaTable) -> set[str]:

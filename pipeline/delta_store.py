@@ -1,0 +1,102 @@
+"""How the Delta library reaches the table of a store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InfraError, JobError
+from pipeline.storage import Store
+from pipeline.storage_errors import redact, secret_values
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+FOLDER = "predictions"
+
+
+def open_table(store: Store) -> DeltaTable | None:
+    """Open the table; None where there is none yet.
+
+    Raises:
+        InfraError: It cannot be read.
+    """
+    deltalake = library()
+    options = library_options(store)
+    try:
+        return deltalake.DeltaTable(table_url(store), storage_options=options)  # type: ignore[no-any-return]
+    except deltalake.exceptions.TableNotFoundError:
+        return None
+    except Exception as error:
+        raise failed(store, "read", error) from error
+
+
+def failed(store: Store, verb: str, error: Exception) -> InfraError:
+    """Describe what the library raised, without secrets."""
+    reason = redact(str(error), secret_values(store.storage_options))
+    return InfraError(f"cannot {verb} the Delta table {table_url(store)}: {reason}")
+
+
+def table_url(store: Store) -> str:
+    """Return where the table is."""
+    return store.url(FOLDER)
+
+
+def library() -> Any:
+    """Return the library.
+
+    Raises:
+        JobError: The extra is missing.
+    """
+    try:
+        import deltalake
+        import deltalake.exceptions
+    except ImportError as error:
+        raise JobError(
+            "sink.table: delta needs the extra: pip install 'batch-inference-pipeline[delta]'"
+        ) from error
+    return deltalake
+
+
+def library_options(store: Store) -> dict[str, str]:
+    """Say in the library's words how to reach the store, with the credentials that s3fs finds.
+
+    Raises:
+        JobError: It is a store of another kind.
+    """
+    if not store.is_object_store:
+        return {}
+    if not store.uri.startswith("s3://"):
+        protocol = store.uri.partition("://")[0]
+        raise JobError(
+            f"sink.table: a Delta table can be on local disk or s3://, not {protocol}://"
+        )
+    from botocore.session import Session  # a part of the extra `s3`
+
+    given = store.storage_options
+    client = given.get("client_kwargs", {})
+    session = Session(profile=given.get("profile"))
+    # Connects to nothing: it works out region and endpoint from options, variables and files.
+    resolved = session.create_client(
+        "s3",
+        region_name=client.get("region_name"),
+        endpoint_url=given.get("endpoint_url") or client.get("endpoint_url"),
+    ).meta
+    is_aws = ".amazonaws.com" in resolved.endpoint_url
+    found = {
+        "aws_region": resolved.region_name,
+        "aws_endpoint_url": None if is_aws else resolved.endpoint_url,
+        "aws_access_key_id": given.get("key"),
+        "aws_secret_access_key": given.get("secret"),
+        "aws_session_token": given.get("token"),
+        "aws_skip_signature": "true" if given.get("anon") else None,
+        "aws_allow_http": "true" if resolved.endpoint_url.startswith("http://") else None,
+        "aws_conditional_put": "etag",
+    }
+    if not (given.get("key") or given.get("anon")):
+        credentials = session.get_credentials()
+        if credentials is not None:
+            frozen = credentials.get_frozen_credentials()
+            found["aws_access_key_id"] = frozen.access_key
+            found["aws_secret_access_key"] = frozen.secret_key
+            found["aws_session_token"] = frozen.token
+    return {name: value for name, value in found.items() if value}
