@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import uuid
 from dataclasses import asdict, replace
 
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, Hardware, allocate
 from pipeline.artefacts import runtime_versions
-from pipeline.choose import AUTO, as_tried
+from pipeline.choose import AUTO, as_tried, choose, patience_s
 from pipeline.confirm import choose_confirmed
 from pipeline.context import RunContext
-from pipeline.errors import InfraError
+from pipeline.errors import InfraError, JobError
 from pipeline.layout import model_path
 from pipeline.model import INT8, ModelSpec
 from pipeline.plan import Plan
@@ -97,20 +98,26 @@ def _divide(
 
 def _choose_anew(run: RunContext, workshop: Workshop, profile: Profile | None) -> Trial:
     num_rows = workshop.plan.num_rows
-    if profile is None:
-        profile = Profile(tuple(try_ways(workshop, Sample(workshop), num_rows)))
-        _keep_if_whole(run, workshop, profile)  # also where nothing of it can be used
+    if profile is None or not profile.is_enough(_patience_s(workshop, profile)):
+        before = profile or Profile(())
+        found = try_ways(workshop, Sample(workshop), num_rows, before.ways)
+        profile = replace(found, batches=before.batches, layouts=before.layouts)
+        keep_profile(run, workshop, profile)  # also where nothing of it can be used
     ways, way = choose_confirmed(workshop, profile.ways, num_rows)
     if ways != profile.ways:
         profile = replace(profile, ways=ways)
-        _keep_if_whole(run, workshop, profile)
+        keep_profile(run, workshop, profile)
     return pick(profile, way, workshop)
 
 
-def _keep_if_whole(run: RunContext, workshop: Workshop, profile: Profile) -> None:
-    """Keep what was measured, unless a longer run would have waited for more."""
-    if not any(trial.was_given_up for trial in profile.ways):
-        keep_profile(run, workshop, profile)
+def _patience_s(workshop: Workshop, profile: Profile) -> float:
+    """Return how long this run would look for more than the profile has."""
+    least_pct, num_rows = workshop.job.gates.min_agreement_pct, workshop.plan.num_rows
+    try:
+        best = choose(profile.ways, least_pct, num_rows, workshop.allocation)
+    except JobError:  # nothing of it can be used
+        return math.inf
+    return patience_s(best, num_rows, workshop.allocation)
 
 
 def tune(
@@ -119,7 +126,7 @@ def tune(
     """Measure everything anew, keep it, and say what a run of this plan would choose."""
     workshop = make_workshop(run, plan, model, hardware, allocation)
     sample = Sample(workshop)
-    ways, way = choose_confirmed(workshop, try_ways(workshop, sample, None), plan.num_rows)
+    ways, way = choose_confirmed(workshop, try_ways(workshop, sample, None).ways, plan.num_rows)
     profile = replace(finish_profile(workshop, sample, way), ways=ways)
     keep_profile(run, workshop, profile)
     return profile, pick(profile, way, workshop)

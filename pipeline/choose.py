@@ -18,15 +18,21 @@ SAME_PCT = 3.0
 """Rates that differ by less are the same: the smaller batch, the simpler layout is taken."""
 
 
+LEAST_PATIENCE_S = 30.0
+_IN_ORDER = ("eager", "openvino", "onnxruntime", "mnn", "compile")
+"""The reference first, then what is often the best and soon ready; what compiles for long last."""
+
+
 def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
-    """List the runtimes and precisions that the job leaves open, the reference first."""
-    return [
+    """List the runtimes and precisions that the job leaves open, in the order to try them."""
+    ways = [
         (runtime, precision)
         for runtime, precisions in PRECISIONS.items()
         for precision in precisions
         if model.runtime in (AUTO, runtime) and model.precision in (AUTO, precision)
         if precision not in (CPU_PRECISIONS if is_on_gpu else GPU_PRECISIONS)
     ]
+    return sorted(ways, key=lambda way: _IN_ORDER.index(way[0]))
 
 
 def as_tried(model: ModelSpec, trial: Trial) -> ModelSpec:
@@ -69,6 +75,20 @@ def seconds(trial: Trial, num_rows: int | None, allocation: Allocation) -> float
     if num_rows is None:
         return -trial.rows_per_s
     return trial.load_s + num_rows / allocation.max_actors / trial.rows_per_s
+
+
+def patience_s(best: Trial, num_rows: int | None, allocation: Allocation) -> float:
+    """Return how long a run may look for a better way than the best so far: as long as it would
+    take with that one, so that looking never makes it much more than twice as long.
+
+    Args:
+        best: The best way so far.
+        num_rows: Rows of the run; None where nobody knows, or where no run waits: forever.
+        allocation: How many actors share the rows.
+    """
+    if num_rows is None:
+        return math.inf
+    return max(LEAST_PATIENCE_S, seconds(best, num_rows, allocation))
 
 
 def choose_batch(

@@ -5,13 +5,15 @@ Here are the runtimes and precisions, one after the other; trial_layouts.py goes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, Hardware
-from pipeline.choose import candidates, seconds
+from pipeline.choose import candidates, patience_s
 from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.model import INT8, ModelSpec, PredictorConfig
@@ -23,8 +25,10 @@ from pipeline.storage import Store
 from pipeline.trial import GIVEN_UP, Trial
 
 SAMPLE_ROWS = 128
-_PATIENCE_S = 120.0
-_MIN_PATIENCE_S = 30.0
+_TRIAL_S = 120.0
+_LEAST_TRIAL_S = 15.0
+_MUCH_LONGER = 1.5
+_TOO_LATE = "others would have ended by then"
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,20 @@ class Profile:
     """Each runtime and precision: one actor alone, the model only."""
     batches: tuple[Trial, ...] = ()
     layouts: tuple[Trial, ...] = ()
+    patience_s: float = math.inf
+    """How long ways were looked for; what there was no time for was given up."""
+
+    def is_enough(self, wanted_s: float) -> bool:
+        """Tell whether a run that would look so long would hardly find more."""
+        is_whole = not any(way.was_given_up for way in self.ways)
+        return is_whole or wanted_s <= _MUCH_LONGER * self.patience_s
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        lists = {
             name: [trial.to_dict() for trial in getattr(self, name)]
             for name in ("ways", "batches", "layouts")
         }
+        return {**lists, "patience_s": self.patience_s if math.isfinite(self.patience_s) else None}
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Profile:
@@ -53,7 +65,8 @@ class Profile:
             name: tuple(Trial(**trial) for trial in document[name])
             for name in ("ways", "batches", "layouts")
         }
-        return cls(**found)
+        patience_s = document["patience_s"]
+        return cls(**found, patience_s=math.inf if patience_s is None else float(patience_s))
 
 
 @dataclass(frozen=True)
@@ -134,99 +147,104 @@ def lone_task(workshop: Workshop, function: Callable[..., Any]) -> Any:
     return ray.remote(**options)(function)
 
 
-def try_ways(workshop: Workshop, sample: Sample, num_rows: int | None) -> list[Trial]:
+def try_ways(
+    workshop: Workshop, sample: Sample, num_rows: int | None, known: Sequence[Trial] = ()
+) -> Profile:
     """Try every runtime and precision that the job leaves open.
 
     Args:
         workshop: Where.
         sample: On what.
-        num_rows: Rows of the run that waits for the answer: what is not even ready when a better
-            way would have ended the run is given up. None where no run waits.
+        num_rows: Rows of the run that waits for the answer: once it would have ended with the best
+            way so far, the others are given up. None where no run waits.
+        known: What was tried before; only what was given up is tried again.
 
     Raises:
         JobError: Eager fp32 cannot predict the sample.
     """
-    import ray
-
-    from pipeline.trial_run import try_out
-
-    plain, limits = workshop.model.as_reference(), workshop.limits
-    with ray_errors():
-        inputs = sample.inputs(plain)
-        first, found = ray.get(
-            lone_task(workshop, try_out).remote(
-                replace(workshop.config, spec=plain), inputs, None, limits
-            )
-        )
-        if first.problem:
-            raise JobError(f"model: eager fp32 cannot predict the sample: {first.problem}")
-        reference = ray.put(found)
-        if workshop.model.changes_pixels:
-            inputs = sample.inputs(workshop.model)
-            ray.get(inputs)  # a decoder that is not there is no fault of any way to run the model
-    trials, best = [], first
-    ways = candidates(workshop.model, is_on_gpu=bool(workshop.allocation.actor_gpus))
-    for spec, problem in _specs(workshop, ways, inputs):
-        if spec == plain:
-            trials.append(first)
-            continue
-        if problem:
-            trials.append(Trial(spec.runtime, spec.precision, problem=problem))
-            continue
-        patience_s = _PATIENCE_S
-        if num_rows is not None:
-            patience_s = max(_MIN_PATIENCE_S, seconds(best, num_rows, workshop.allocation))
-        arguments = (inputs, reference, limits, best.rows_per_s)
-        trial = _attempt(workshop, try_out, spec, arguments, patience_s)
-        trials.append(trial)
+    started, tries = perf_counter(), _Tries(workshop, sample)
+    tried = {(trial.runtime, trial.precision): trial for trial in known if not trial.was_given_up}
+    ways, best = list[Trial](), tries.first
+    patience = patience_s(best, num_rows, workshop.allocation)
+    for way in candidates(workshop.model, is_on_gpu=bool(workshop.allocation.actor_gpus)):
+        left_s = patience - (perf_counter() - started)
+        trial = tried.get(way) or tries.one(way, best.rows_per_s, left_s)
+        ways.append(trial)
         agrees = trial.agreement_pct >= workshop.job.gates.min_agreement_pct
         if not trial.problem and agrees and trial.rows_per_s > best.rows_per_s:
-            best = trial
-    return trials
+            best, patience = trial, patience_s(trial, num_rows, workshop.allocation)
+    return Profile(tuple(ways), patience_s=patience)
 
 
-def _specs(
-    workshop: Workshop, ways: Sequence[tuple[str, str]], inputs: Any
-) -> Iterator[tuple[ModelSpec, str]]:
-    """Yield each way to run the model, and '' or why it cannot be tried; int8 is made once."""
-    import ray
-    from ray.exceptions import RayError
+class _Tries:
+    """Tries ways to run the model on one sample, each beside what eager fp32 made of it."""
 
-    from pipeline.trial_run import calibrate
+    def __init__(self, workshop: Workshop, sample: Sample) -> None:
+        import ray
 
-    made: tuple[str, str] | None = None
-    for runtime, precision in ways:
-        spec, problem = replace(workshop.model, runtime=runtime, precision=precision), ""
+        from pipeline.trial_run import try_out
+
+        self._workshop, self._plain = workshop, workshop.model.as_reference()
+        self._int8: tuple[str, str] | None = None
+        self.first: Trial
+        config = replace(workshop.config, spec=self._plain)
+        with ray_errors():
+            self._inputs = sample.inputs(self._plain)
+            task = lone_task(workshop, try_out)
+            self.first, found = ray.get(task.remote(config, self._inputs, None, workshop.limits))
+            if self.first.problem:
+                raise JobError(f"model: eager fp32 cannot predict the sample: {self.first.problem}")
+            self._reference = ray.put(found)
+            if workshop.model.changes_pixels:
+                self._inputs = sample.inputs(workshop.model)
+                ray.get(self._inputs)  # a decoder that is not there is no fault of any way
+
+    def one(self, way: tuple[str, str], best_rows_per_s: float, left_s: float) -> Trial:
+        """Try a runtime and precision, if there is time left."""
+        runtime, precision = way
+        spec = replace(self._workshop.model, runtime=runtime, precision=precision)
+        if spec == self._plain:
+            return self.first
+        if left_s <= 0:
+            return Trial(runtime, precision, problem=f"{GIVEN_UP} untried: {_TOO_LATE}")
         if precision == INT8:
-            try:
-                task = lone_task(workshop, calibrate)
-                made = made or ray.get(task.remote(workshop.config, inputs))
-            except RayError as error:
-                made = "", f"calibrating died: {type(error).__name__}"
-            spec, problem = replace(spec, artefact_sha256=made[0]), made[1]
-        yield spec, problem
+            self._int8 = self._int8 or self._calibrated()
+            sha256, problem = self._int8
+            if problem:
+                return Trial(runtime, precision, problem=problem)
+            spec = replace(spec, artefact_sha256=sha256)
+        return self._attempt(spec, best_rows_per_s, left_s)
 
+    def _calibrated(self) -> tuple[str, str]:
+        import ray
+        from ray.exceptions import RayError
 
-def _attempt(
-    workshop: Workshop,
-    function: Callable[..., tuple[Trial, Any]],
-    spec: ModelSpec,
-    arguments: tuple[Any, ...],
-    patience_s: float,
-) -> Trial:
-    import ray
-    from ray.exceptions import RayError
+        from pipeline.trial_run import calibrate
 
-    reference = lone_task(workshop, function).remote(
-        replace(workshop.config, spec=spec), *arguments
-    )
-    done, _ = ray.wait([reference], timeout=patience_s)
-    if not done:
-        ray.cancel(reference, force=True)
-        problem = f"{GIVEN_UP} after {patience_s:.0f} s: others would have ended by then"
-        return Trial(spec.runtime, spec.precision, problem=problem)
-    try:
-        trial: Trial = ray.get(reference)[0]
-    except RayError as error:
-        return Trial(spec.runtime, spec.precision, problem=f"died: {type(error).__name__}")
-    return trial
+        task = lone_task(self._workshop, calibrate)
+        try:
+            made: tuple[str, str] = ray.get(task.remote(self._workshop.config, self._inputs))
+        except RayError as error:
+            return "", f"calibrating died: {type(error).__name__}"
+        return made
+
+    def _attempt(self, spec: ModelSpec, best_rows_per_s: float, left_s: float) -> Trial:
+        import ray
+        from ray.exceptions import RayError
+
+        from pipeline.trial_run import try_out
+
+        limit_s = max(_LEAST_TRIAL_S, left_s) if math.isfinite(left_s) else _TRIAL_S
+        config, limits = replace(self._workshop.config, spec=spec), self._workshop.limits
+        task = lone_task(self._workshop, try_out)
+        reference = task.remote(config, self._inputs, self._reference, limits, best_rows_per_s)
+        done, _ = ray.wait([reference], timeout=limit_s)
+        if not done:
+            ray.cancel(reference, force=True)
+            problem = f"{GIVEN_UP} after {limit_s:.0f} s: {_TOO_LATE}"
+            return Trial(spec.runtime, spec.precision, problem=problem)
+        try:
+            trial: Trial = ray.get(reference)[0]
+        except RayError as error:
+            return Trial(spec.runtime, spec.precision, problem=f"died: {type(error).__name__}")
+        return trial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,22 @@ from hypothesis import strategies as st
 from models import LABELS
 
 from pipeline.allocation import Allocation
-from pipeline.choose import candidates, choose, choose_batch, choose_layout, filled_share, layouts
+from pipeline.choose import (
+    LEAST_PATIENCE_S,
+    candidates,
+    choose,
+    choose_batch,
+    choose_layout,
+    filled_share,
+    layouts,
+    patience_s,
+)
 from pipeline.errors import JobError
 from pipeline.model import ModelSpec
 from pipeline.photos import build_images
 from pipeline.processor import describe_processor
 from pipeline.task import TaskSpec
-from pipeline.trial import Trial
+from pipeline.trial import GIVEN_UP, Trial
 from pipeline.trial_layouts import CPU_BATCHES
 from pipeline.trials import Profile
 
@@ -123,9 +133,24 @@ def test_layouts_take_all_cores_once(cpus: int):
     assert all(actors * threads == cpus for actors, threads in found)
 
 
-def test_what_was_measured_survives_the_store():
-    profile = Profile((EAGER, DEAD), (batch(8, 10.0),), (replace(EAGER, threads=2),))
+@pytest.mark.parametrize("looked_s", [42.5, math.inf])
+def test_what_was_measured_survives_the_store(looked_s: float):
+    divisions = (replace(EAGER, threads=2),)
+    profile = Profile((EAGER, DEAD), (batch(8, 10.0),), divisions, looked_s)
     assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+
+
+def test_a_run_looks_for_as_long_as_it_would_take_and_longer_ones_look_on():
+    assert patience_s(EAGER, None, ALLOCATION) == math.inf
+    few = patience_s(EAGER, 10, ALLOCATION)
+    many = patience_s(EAGER, 1_000_000, ALLOCATION)
+    assert few == LEAST_PATIENCE_S < many
+    assert many == pytest.approx(EAGER.load_s + 500_000 / EAGER.rows_per_s)
+    late = Trial("compile", "fp32", problem=f"{GIVEN_UP} untried: others would have ended by then")
+    assert Profile((EAGER, late), patience_s=few).is_enough(few)
+    assert not Profile((EAGER, late), patience_s=few).is_enough(many)
+    assert Profile((EAGER, late), patience_s=math.inf).is_enough(math.inf)
+    assert Profile((EAGER, DEAD), patience_s=few).is_enough(math.inf), "all was tried"
 
 
 def spec(runtime: str, precision: str) -> ModelSpec:
@@ -144,8 +169,8 @@ def test_only_what_is_auto_is_free():
     ]
     assert candidates(spec("eager", "fp32"), is_on_gpu=False) == [("eager", "fp32")]
     assert candidates(spec("auto", "int8"), is_on_gpu=False) == [
-        ("onnxruntime", "int8"),
         ("openvino", "int8"),
+        ("onnxruntime", "int8"),
     ]
     assert candidates(spec("auto", "int8"), is_on_gpu=True) == []
 
@@ -190,9 +215,18 @@ def test_what_agreed_on_few_rows_is_compared_on_more_before_it_is_used(tmp_path:
     profile.write_text(json.dumps(measured))
     done = pipeline("run", job, "--json", "--date", "2026-11-25")
     assert (done.code, done.json["model"]["precision"]) == (0, "fp32")
-    exact, coarse = json.loads(profile.read_text())["ways"]
+    measured = json.loads(profile.read_text())
+    exact, coarse = measured["ways"]
     assert (exact["is_confirmed"], coarse["is_confirmed"]) == (False, True)
     assert coarse["agreement_pct"] == 0
+    # As if the first nights had been too short to try all: this one looks on.
+    late = Trial("eager", "bf16", problem=GIVEN_UP).to_dict()
+    measured |= {"ways": [{**exact, "rows_per_s": 1.5}, late], "patience_s": 1.0}
+    profile.write_text(json.dumps(measured))
+    assert pipeline("run", job, "--date", "2026-11-26").code == 0
+    exact, again = json.loads(profile.read_text())["ways"]
+    assert exact["rows_per_s"] == 1.5, "what had been tried was tried again"
+    assert (again["problem"], again["is_confirmed"]) == ("", False)
 
 
 @pytest.mark.slow
