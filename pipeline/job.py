@@ -177,7 +177,7 @@ class Model(Section):
     """Task `raw`: `package.module:callable` whose result turns outputs into declared columns."""
     runtime: Literal["auto", "eager", "compile", "onnxruntime", "openvino", "mnn"] = "eager"
     """What runs the model: torch as it is, torch.compile, or the library of that name (its extra
-    must be installed). `auto` measures all that are there and takes the fastest that agrees."""
+    must be installed). `auto` measures what is there and takes the fastest that agrees."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
     """Arithmetic of the model; scores are always float32. `tf32` and `fp16` need a GPU. `int8` is
     for onnxruntime and openvino on the CPU, calibrated on rows of the job and used only if it
