@@ -41,8 +41,16 @@ def as_tried(model: ModelSpec, trial: Trial) -> ModelSpec:
     return replace(model, runtime=trial.runtime, precision=trial.precision, artefact_sha256=sha256)
 
 
+def _strict(_: Trial) -> float:
+    return 0.0
+
+
 def choose(
-    trials: Sequence[Trial], min_agreement_pct: float, num_rows: int | None, allocation: Allocation
+    trials: Sequence[Trial],
+    min_agreement_pct: float,
+    num_rows: int | None,
+    allocation: Allocation,
+    slack_pct: Callable[[Trial], float] = _strict,
 ) -> Trial:
     """Take what ends first, starting up included, among what agrees.
 
@@ -51,11 +59,16 @@ def choose(
         min_agreement_pct: What agrees less is left out.
         num_rows: Rows of the run; None where nobody knows: only the rate counts.
         allocation: How many actors share the rows.
+        slack_pct: How much less is let pass of a trial.
 
     Raises:
         JobError: Nothing that was tried can be used.
     """
-    usable = [t for t in trials if not t.problem and t.agreement_pct >= min_agreement_pct]
+
+    def agrees(trial: Trial) -> bool:
+        return trial.agreement_pct >= min_agreement_pct - slack_pct(trial)
+
+    usable = [trial for trial in trials if not trial.problem and agrees(trial)]
     if not usable:
         problems = "; ".join(
             f"{t.runtime} {t.precision}: {t.problem or f'{t.agreement_pct:.1f}% of rows agree'}"

@@ -51,6 +51,11 @@ def test_starting_up_counts(num_rows: int | None, chosen: Trial):
     assert choose(ALL, 99.0, num_rows, ALLOCATION) == chosen
 
 
+def test_what_is_compared_again_may_agree_less_at_first():
+    assert choose(ALL, 99.0, None, ALLOCATION, lambda trial: trial is WRONG) == WRONG
+    assert choose(ALL, 99.0, None, ALLOCATION, lambda trial: 0.5 * (trial is WRONG)) == COMPILED
+
+
 def test_what_agrees_too_little_is_not_taken_however_fast():
     assert choose(ALL, 99.9, None, ALLOCATION) == EAGER
     assert choose(ALL, 98.0, None, ALLOCATION) == WRONG
