@@ -7,9 +7,9 @@ fp32.
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass, replace
-from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +23,7 @@ from pipeline.model import INT8
 _GIVE_UP_SHARE = 0.25
 # The kernel takes seconds to put processes that were woken together on cores of their own.
 _WARM_S = 3.0
-_SAMPLE_ROWS = 128
+_SAMPLE_ROWS, _CALIBRATION_ROWS = 512, 128
 _SAMPLE = "sample"
 _LOAD_S, _MEASURE_S = 900, 600
 
@@ -217,7 +217,7 @@ def _write_calibrated(
 
     sample = dict(np.load(reference))[_SAMPLE]
     config = _config(model, Candidate("onnxruntime", INT8, batch_size, 1, 1), reference)
-    sha256, problem = calibrate(config, sample)
+    sha256, problem = calibrate(config, sample[:_CALIBRATION_ROWS])
     if sha256:
         _made(reference, batch_size).write_text(sha256)
     answer.send(problem)
@@ -236,7 +236,8 @@ def _sample(images: Path, transform: Any) -> Any:
     from pipeline.decode import DecodeLimits, decode_image
     from pipeline.transform import resize_and_crop_into
 
-    files = list(islice(files_of(str(images)), _SAMPLE_ROWS))
+    every = files_of(str(images))
+    files = random.Random(0).sample(every, min(_SAMPLE_ROWS, len(every)))
     size = transform.size_px
     sample = np.zeros((len(files), size, size, 3), np.uint8)
     limits = DecodeLimits(1 << 30, 1 << 30)
