@@ -36,7 +36,7 @@ from pipeline.photos import photo_rows
 
 SIZES = (1_000, 10_000, 100_000)
 NUM_PHOTOS = 16
-_FEW_ROWS, _RUNS_OF_FEW = 10_000, 5
+_FEW_ROWS, _RUNS_OF_FEW = 10_000, 9
 """Up to so many rows a second of noise counts: they are run so often."""
 _GROUP_ROWS = 1_000
 _SIDE_PX = 128
