@@ -59,7 +59,7 @@ def choose(
         min_agreement_pct: What agrees less is left out.
         num_rows: Rows of the run; None where nobody knows: only the rate counts.
         allocation: How many actors share the rows.
-        slack_pct: How much less is let pass of a trial.
+        slack_pct: By how much less a trial may agree: what is compared again on more rows.
 
     Raises:
         JobError: Nothing that was tried can be used.

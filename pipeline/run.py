@@ -130,7 +130,7 @@ def predict_and_publish(
         allocation = allocate(job.shares, hardware)
         settled = settle(run, onto.named(plan) if onto else plan, model, hardware, allocation)
         plan, model, allocation = replace(settled[0], fingerprint=plan.fingerprint), *settled[1:]
-        if not run.store.is_object_store:
+        if not run.store.is_object_store:  # after `settle`, which may divide the cluster anew
             allocation = allocation.for_local_disk(hardware)
         if onto:
             onto.require_same_model(plan)

@@ -62,10 +62,10 @@ class Unit:
 class SliceSizes:
     """How many rows the slices of a job have.
 
-    A slice costs the driver, a reader and a writer some 50 ms of processor time together, whatever
-    it holds; yet while the last ones are computed some actors have none. So slices are large, and
-    become smaller towards the end, as in guided self-scheduling (Polychronopoulos and Kuck, 1987).
-    Large images, which take longer, go in small slices from the beginning.
+    A slice costs the driver, and who reads and who writes it, tens of milliseconds of processor
+    time, whatever it holds; yet while the last ones are computed some actors have none. So slices
+    are large, and become smaller towards the end, as in guided self-scheduling (Polychronopoulos
+    and Kuck, 1987). Large images, which take longer, go in small slices from the beginning.
     """
 
     most: int
