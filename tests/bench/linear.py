@@ -3,9 +3,10 @@
 A cheap model over photos that repeat, so that what is measured is the pipeline itself. Starting up
 costs the same for any number of rows, so the rate that must not change is that of the rows which
 one size has more than the one before: `more_rows_per_s`, by the median time of the whole command.
-The resident peaks are of the driver and of every kind of process that Ray starts; `own` leaves out
-what a process shares with others (Ray's object store). Prints a line a size, then the spread of
-the rates, and JSON last.
+A few thousand rows take little beside starting up, so they are run often, and the sizes take
+turns: a machine that slows down slows all of them. The resident peaks are of the driver and of
+every kind of process that Ray starts; `own` leaves out what a process shares with others (Ray's
+object store). Prints a line a size, then the spread of the rates, and JSON last.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import statistics
 import subprocess
@@ -36,8 +38,9 @@ from pipeline.photos import photo_rows
 
 SIZES = (1_000, 10_000, 100_000)
 NUM_PHOTOS = 16
-_FEW_ROWS, _RUNS_OF_FEW = 10_000, 9
-"""Up to so many rows a second of noise counts: they are run so often."""
+_FEW_ROWS = 10_000
+"""So many rows or fewer run in every round, for a tenth of a second counts; more in each third."""
+_ROUNDS = 15
 _GROUP_ROWS = 1_000
 _SIDE_PX = 128
 _EVERY_S = 0.25
@@ -103,27 +106,33 @@ def by_kind(peaks: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure_often(folder: Path, num_rows: int) -> dict[str, Any]:
-    """Return the run of the median time."""
-    num_runs = _RUNS_OF_FEW if num_rows <= _FEW_ROWS else 1
-    runs = [measure(folder / str(index), num_rows) for index in range(num_runs)]
-    middle = statistics.median_low([found["wall_s"] for found in runs])
-    walls = [found["wall_s"] for found in runs]
-    return {**next(found for found in runs if found["wall_s"] == middle), "walls_s": walls}
+def measure_in_turn(folder: Path, sizes: list[int]) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
+    for index in range(_ROUNDS):
+        for size in sizes:
+            if size <= _FEW_ROWS or index % 3 == 1:
+                with tempfile.TemporaryDirectory(dir=folder) as name:
+                    found[size].append(measure(Path(name), size))
+    return found
+
+
+def median_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    walls = [run["wall_s"] for run in runs]
+    middle = statistics.median_low(walls)
+    return {**next(run for run in runs if run["wall_s"] == middle), "walls_s": walls}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES))
-    results: list[dict[str, Any]] = []
+    sizes = sorted(parser.parse_args().sizes)
     with tempfile.TemporaryDirectory() as name:
-        for size in sorted(parser.parse_args().sizes):
-            found = measure_often(Path(name) / str(size), size)
-            if results:
-                more_s = found["wall_s"] - results[-1]["wall_s"]
-                found["more_rows_per_s"] = round((size - results[-1]["rows"]) / more_s, 1)
-            results.append(found)
-            print("  ".join(f"{key} {value}" for key, value in found.items()), flush=True)
+        results = [median_run(runs) for runs in measure_in_turn(Path(name), sizes).values()]
+    for before, found in itertools.pairwise(results):
+        more_s = found["wall_s"] - before["wall_s"]
+        found["more_rows_per_s"] = round((found["rows"] - before["rows"]) / more_s, 1)
+    for found in results:
+        print("  ".join(f"{key} {value}" for key, value in found.items()))
     rates = [found["more_rows_per_s"] for found in results[1:]] or [1.0]
     spread_pct = round(100 * (max(rates) - min(rates)) / max(rates), 1)
     print(f"spread {spread_pct} % of the fastest")
