@@ -21,6 +21,14 @@ class PipelineError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self._message = message
+
+    def __str__(self) -> str:
+        # Not of `args`: Ray Data appends advice about itself to those of whatever its tasks raise.
+        return self._message
+
 
 class JobError(PipelineError):
     """The command line or the job file asks for something that cannot be."""

@@ -45,6 +45,7 @@ def test_every_error_has_the_exit_code_of_the_contract():
 @pytest.mark.parametrize("name", EXIT_CODES)
 def test_an_error_survives_pickling(name: str):
     error = getattr(errors, name)("what happened, to what")
+    error.args = (f"{error.args[0]}\nTo change retry attempts, ...",)  # as Ray Data does
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert str(copy) == "what happened, to what"
