@@ -43,7 +43,7 @@ ALWAYS = {
     *(("images", "s3", "kill -9"), ("images", "azure", "bad rows"), ("images", "local", "clean")),
     *(("parquet", "gcs", "kill -9"), ("parquet", "local", "bad rows"), ("parquet", "s3", "clean")),
     ("uris", "s3", "bad rows"),
-    *(("features", "local", "kill -9"), ("features", "azure", "clean")),
+    ("features", "azure", "clean"),
     ("webdataset", "gcs", "bad rows"),
 }
 """Cells that `make test` runs; `make long` runs the others."""
