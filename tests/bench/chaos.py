@@ -3,10 +3,10 @@
 The real command classifies 2,000 small photos with EfficientNet-Lite0 on a Ray of three nodes. At
 seeded moments five workers and two nodes are killed, and the driver, which is then started again.
 What is published must be what an undisturbed run publishes, row by row and in order, and all of it
-may take three times as long. `--fault drain` takes two nodes away after a notice, `--fault rpc`
-lets one call in five between Ray's processes fail. Nodes have a temporary folder each, as machines
-have; with even seeds they share it, and so know of each other's dead. Prints a line a seed, and
-JSON last; exit 1 where a seed breaks a promise.
+may take three times as long; so where a run ends before all blows fell. `--fault drain` takes two
+nodes away after a notice, `--fault rpc` lets one call in five between Ray's processes fail. Nodes
+have a temporary folder each, as machines have; with even seeds they share it, and so know of each
+other's dead. Prints a line a seed, and JSON last; exit 1 where a seed breaks a promise.
 """
 
 from __future__ import annotations
@@ -205,6 +205,7 @@ def figures_of(outcome: Outcome, whole_s: float) -> dict[str, Any]:
     return {
         "seed": outcome.seed,
         "blows": outcome.blows,
+        "missed": outcome.missed,
         "wall_s": round(outcome.wall_s, 1),
         "ratio": round(outcome.wall_s / whole_s, 2),
         "isolation": outcome.report.get("isolation"),
@@ -216,7 +217,8 @@ def show(outcome: Outcome, whole_s: float) -> None:
     kills, ratio = len(outcome.blows), outcome.wall_s / whole_s
     verdict = "no" if outcome.broken else "yes"
     print(f"{outcome.seed:4} {kills:5} {outcome.wall_s:7.1f} {ratio:6.2f} {verdict:>6}", end="  ")
-    print("; ".join(outcome.blows), outcome.broken, flush=True)
+    missed = [f"ended before {kind}" for kind in outcome.missed]
+    print("; ".join([*outcome.blows, *missed]), outcome.broken, flush=True)
 
 
 def main() -> None:

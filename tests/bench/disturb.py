@@ -44,6 +44,9 @@ class Outcome:
     seed: int
     wall_s: float = 0.0
     blows: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    """Blows that did not fall, because the run had ended: slices are committed in bursts where the
+    one worker that writes was killed."""
     broken: str = ""
     staged_when_killed: int = 0
     """Slices that were committed when the driver was killed: nobody may compute them again."""
@@ -70,7 +73,7 @@ class Disturbed:
         """Run to the end.
 
         Raises:
-            Broken: The run failed, took far too long, or ended before all blows fell.
+            Broken: The run failed or took far too long.
         """
         kinds = self._dice.sample(kinds, len(kinds))
         moments = sorted(self._dice.sample(range(1, num_slices - 2 * DRAINED_FOR), len(kinds)))
@@ -80,6 +83,9 @@ class Disturbed:
             at = 0
             for moment, kind in zip(moments, kinds, strict=True):
                 at = self._wait_for_slices(min(max(moment, at + 1), num_slices), kind)
+                if self._driver.poll() == 0:
+                    self.outcome.missed = list(kinds[len(self.outcome.blows) :])
+                    break
                 since_s = time.monotonic() - self._started_s
                 self.outcome.blows.append(f"{since_s:.0f} s, {at}: {self._strike(kind)}")
             stdout, stderr = self._driver.communicate(timeout=self._left_s())
@@ -126,7 +132,7 @@ class Disturbed:
 
     def _wait_for_slices(self, number: int, what: str) -> int:
         self._wait(lambda: num_staged(self._out) >= number or self._driver.poll() is not None, what)
-        if self._driver.poll() is not None:
+        if self._driver.poll():
             _, stderr = self._driver.communicate()
             raise Broken(f"exit {self._driver.returncode} before {what}: {stderr[-600:]}")
         return num_staged(self._out)
