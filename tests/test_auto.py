@@ -226,6 +226,7 @@ def test_a_longer_run_tries_what_the_first_one_had_no_time_for(tmp_path: Path) -
     job, profile = _first_night_of_coarse(tmp_path)
     measured = json.loads(profile.read_text())
     exact, _ = measured["ways"]
+    # As if the first night had been too short to try all: this one looks on.
     late = Trial("eager", "bf16", problem=GIVEN_UP).to_dict()
     measured |= {"ways": [{**exact, "rows_per_s": 1.5}, late], "patience_s": 1.0}
     profile.write_text(json.dumps(measured))
