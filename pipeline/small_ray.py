@@ -110,7 +110,7 @@ def _unwaited(argument: str, port: int) -> str:
 
 def _free_port() -> int:
     """Return a port that nothing listens on, and no outgoing connection is given meanwhile."""
-    for port in random.sample(_PORTS, len(_PORTS)):
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):  # never seeded
         with socket.socket() as one:
             if one.connect_ex(("127.0.0.1", port)):
                 return port

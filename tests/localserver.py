@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ import uuid
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
+
+from ports import free_ports
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Store
@@ -127,12 +128,3 @@ class LocalServer(ABC):
 def _kill_when_we_die(pid: int) -> subprocess.Popen[bytes]:
     """Watch our end of a pipe, so that a killed test run leaves no server behind."""
     return subprocess.Popen(["sh", "-c", f"read _; kill -9 {pid}"], stdin=subprocess.PIPE)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

@@ -8,26 +8,18 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psutil
+from ports import free_ports
 
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 90
-
-
-def free_ports(number: int) -> list[int]:
-    """Return different ports that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class RayHead:
@@ -40,22 +32,33 @@ class RayHead:
         # Sockets lie in there, and their paths may have 107 characters.
         self._folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
         self._token = secrets.token_hex(32)
-        gcs, api, agent, *others = free_ports(7)
-        self.address = f"127.0.0.1:{gcs}"
-        self.url = f"http://127.0.0.1:{api}"
-        self._process = psutil.Popen(
-            self._command(gcs, api, agent, others),
-            env=self._environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
         try:
-            self._wait_for(api, agent)
+            self._start()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _start(self) -> None:
+        # A port may be taken between choosing and binding it: start again with others.
+        log_path = Path(self._folder, "start.log")
+        for _ in range(3):
+            gcs, api, agent, *others = free_ports(7)
+            self.address = f"127.0.0.1:{gcs}"
+            self.url = f"http://127.0.0.1:{api}"
+            with log_path.open("ab") as log:
+                self._process = psutil.Popen(
+                    self._command(gcs, api, agent, others),
+                    env=self._environment(),
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            if self._wait_for(api, agent):
+                return
+            self._stop()
+        log_tail = log_path.read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"Ray's head node did not start:\n{log_tail}")
 
     def _command(self, gcs: int, api: int, agent: int, others: list[int]) -> list[str]:
         names = ("dashboard-agent-grpc", "runtime-env-agent", "metrics-export", "ray-client-server")
@@ -92,16 +95,20 @@ class RayHead:
         found: list[psutil.Process] = self._process.children(recursive=True)
         return found
 
-    def _wait_for(self, *ports: int) -> None:
-        waited_s = 0.0
-        while not all(map(_listens, ports)):
+    def _wait_for(self, *ports: int) -> bool:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and self._process.is_running():
+            if all(map(_listens, ports)):
+                return True
             with contextlib.suppress(psutil.TimeoutExpired):
                 self._process.wait(timeout=0.1)
-            waited_s += 0.1
-            if not self._process.is_running() or waited_s > START_TIMEOUT_S:
-                raise RuntimeError("Ray's head node does not start")
+        return False
 
     def __exit__(self, *_: object) -> None:
+        self._stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _stop(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             ours = [self._process, *self._process.children(recursive=True)]
             # Asked politely, Ray takes 30 s to drain its only node.
@@ -109,7 +116,6 @@ class RayHead:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(ours, timeout=30)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _listens(port: int) -> bool:

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 import psutil
-from rayhead import free_ports
+from ports import free_ports
 
 _STORE_BYTES = 128 << 20
 _WORKER = "ray::"

@@ -30,7 +30,8 @@ from httpserver import (
     redirect,
     reset,
 )
-from localserver import LocalServer, free_ports
+from localserver import LocalServer
+from ports import free_ports
 
 from pipeline.errors import InfraError, JobError
 from pipeline.fetch import Fetched, FetchPolicy, Network, fetch_many

@@ -38,7 +38,8 @@ from faultproxy import (
     Rule,
 )
 from gcsserver import GCSServer
-from localserver import LocalServer, free_ports
+from localserver import LocalServer
+from ports import free_ports
 from s3server import S3Server
 
 from pipeline.address import options_of, root_path
