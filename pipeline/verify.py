@@ -1,40 +1,34 @@
 """Prove a published partition: nothing lost, nothing doubled, nothing changed.
 
-Parts are streamed: of every row only the 64-bit hash of its id stays in memory. The ids
-themselves are looked at again only where their hashes say that something is wrong.
+What the parts hold is read in `found_parts.py`; ids are looked at again only where their hashes
+say that something is wrong.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import InfraError, JobError, PipelineError
+from pipeline.found_parts import BATCH_ROWS, FoundPart, Hashes, ids_of, join, look_at
 from pipeline.hive import values_of, without
 from pipeline.inspect import choose_partition
 from pipeline.layout import Layout
-from pipeline.manifest import Manifest, Part, current_manifest, locate
+from pipeline.manifest import Manifest, current_manifest, locate
 from pipeline.plan import Plan
 from pipeline.plan_file import plan_from_json
 from pipeline.row_ids import hash_ids, sum_hashes
-from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID
+from pipeline.schema import QUARANTINE_SCHEMA
 from pipeline.storage import Store
 
-_CHUNK_BYTES = 8 * 2**20
-_BATCH_ROWS = 65_536
 _PART_THREADS = 4
 _TRIES = 3
-
-Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -44,18 +38,6 @@ class Check:
     name: str
     status: Literal["pass", "fail", "skipped"]
     message: str
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What one part really is; `problem` says why its rows cannot be read."""
-
-    part: Part
-    size_bytes: int = 0
-    sha256: str = ""
-    schema: pa.Schema | None = None
-    hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
-    problem: str = ""
 
 
 def verify_output(
@@ -115,8 +97,8 @@ def _check_current(store: Store, layout: Layout) -> tuple[Manifest, list[Check]]
 
 def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
     with ThreadPoolExecutor(_PART_THREADS) as pool:
-        good = list(pool.map(lambda part: _look_at(store, part), manifest.parts))
-        bad = list(pool.map(lambda part: _look_at(store, part), manifest.quarantine_parts))
+        good = list(pool.map(lambda part: look_at(store, part), manifest.parts))
+        bad = list(pool.map(lambda part: look_at(store, part), manifest.quarantine_parts))
     plan, plan_check = _read_plan(store, layout, manifest)
     every = good + bad
     checks = [
@@ -140,31 +122,6 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
     ]
 
 
-def _look_at(store: Store, part: Part) -> _Found:
-    digest, size_bytes = hashlib.sha256(), 0
-    try:
-        with store.open(part.path) as handle:
-            while chunk := handle.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                size_bytes += len(chunk)
-            handle.seek(0)
-            parquet = pq.ParquetFile(handle)
-            batches = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[ROW_ID])
-            hashes = [hash_ids(batch.column(0)) for batch in batches]
-            schema = parquet.schema_arrow
-    except FileNotFoundError:
-        return _Found(part, problem="is missing")
-    except PipelineError:
-        raise  # the store failed, which proves nothing
-    except Exception as error:  # noqa: BLE001  # changed bytes may surface as anything
-        return _Found(part, size_bytes, digest.hexdigest(), problem=f"cannot be read: {error}")
-    return _Found(part, size_bytes, digest.hexdigest(), schema, _join(hashes))
-
-
-def _join(hashes: Sequence[Hashes]) -> Hashes:
-    return np.concatenate([np.zeros(0, np.uint64), *hashes])
-
-
 def _verdict(name: str, problems: Sequence[str], fine: str) -> Check:
     if not problems:
         return Check(name, "pass", fine)
@@ -172,7 +129,7 @@ def _verdict(name: str, problems: Sequence[str], fine: str) -> Check:
     return Check(name, "fail", problems[0] + more)
 
 
-def _check_parts(every: Sequence[_Found]) -> Check:
+def _check_parts(every: Sequence[FoundPart]) -> Check:
     problems = []
     for found in every:
         wanted, what = found.part, ""
@@ -229,7 +186,7 @@ def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan |
     return plan, Check("plan", "pass", f"{rows}, of {plan.num_shards} shards")
 
 
-def _check_rows(every: Sequence[_Found]) -> Check:
+def _check_rows(every: Sequence[FoundPart]) -> Check:
     problems = [
         f"{found.part.path} has {len(found.hashes)} rows, the manifest says {found.part.num_rows}"
         for found in every
@@ -239,7 +196,7 @@ def _check_rows(every: Sequence[_Found]) -> Check:
 
 
 def _check_schema(
-    good: Sequence[_Found], bad: Sequence[_Found], manifest: Manifest, plan: Plan | None
+    good: Sequence[FoundPart], bad: Sequence[FoundPart], manifest: Manifest, plan: Plan | None
 ) -> Check:
     if plan is None:
         return Check("schema", "skipped", "there is no plan")
@@ -254,7 +211,7 @@ def _check_schema(
 
 
 def _check_counts(
-    good: Sequence[_Found], bad: Sequence[_Found], manifest: Manifest, plan: Plan | None
+    good: Sequence[FoundPart], bad: Sequence[FoundPart], manifest: Manifest, plan: Plan | None
 ) -> Check:
     predicted, quarantined = (sum(len(found.hashes) for found in parts) for parts in (good, bad))
     shown = f"{predicted} predicted + {quarantined} quarantined"
@@ -270,32 +227,22 @@ def _check_counts(
     return _verdict("counts", problems, f"{shown} = {manifest.num_rows} rows")
 
 
-def _check_unique(store: Store, good: Sequence[_Found]) -> Check:
+def _check_unique(store: Store, good: Sequence[FoundPart]) -> Check:
     """Find ids that two predictions have: hashes tell where to look, the ids themselves count."""
-    values, counts = np.unique(_join([found.hashes for found in good]), return_counts=True)
+    values, counts = np.unique(join([found.hashes for found in good]), return_counts=True)
     suspects = values[counts > 1]
     seen: set[str] = set()
     problems = []
     for found in good if len(suspects) else ():
-        for value in _ids_of(store, found, suspects):
+        for value in ids_of(store, found, suspects):
             if value in seen:
                 problems.append(f"{value!r} has two predictions, again in {found.part.path}")
             seen.add(value)
     return _verdict("unique_ids", problems, f"{len(values)} ids, each predicted once")
 
 
-def _ids_of(store: Store, found: _Found, wanted: Hashes) -> Iterator[str]:
-    if not np.isin(found.hashes, wanted).any():
-        return
-    with store.open(found.part.path) as handle:
-        batches = pq.ParquetFile(handle).iter_batches(batch_size=_BATCH_ROWS, columns=[ROW_ID])
-        for batch in batches:
-            ids = batch.column(0)
-            yield from ids.filter(pa.array(np.isin(hash_ids(ids), wanted))).to_pylist()
-
-
-def _check_hash(every: Sequence[_Found], manifest: Manifest) -> Check:
-    total = _sum(_join([found.hashes for found in every]))
+def _check_hash(every: Sequence[FoundPart], manifest: Manifest) -> Check:
+    total = _sum(join([found.hashes for found in every]))
     problems = []
     if total != manifest.row_id_hash:
         problems.append(f"the row ids add up to {total}, the manifest says {manifest.row_id_hash}")
@@ -306,20 +253,20 @@ def _sum(hashes: Hashes) -> str:
     return sum_hashes([int(hashes.sum(dtype=np.uint64))])
 
 
-def _check_planned(store: Store, every: Sequence[_Found], plan: Plan | None) -> Check:
+def _check_planned(store: Store, every: Sequence[FoundPart], plan: Plan | None) -> Check:
     if plan is None:
         return Check("planned_ids", "skipped", "there is no plan")
     if plan.row_ids == "column":
         return Check("planned_ids", "skipped", "the ids come from a column, not from the plan")
     if plan.row_ids == "key":
         return Check("planned_ids", "skipped", "the ids come from the tars, not from the plan")
-    planned = _join([hash_ids(pa.array(ids)) for ids in _chunks(_planned_ids(plan))])
-    present = _join([found.hashes for found in every])
+    planned = join([hash_ids(pa.array(ids)) for ids in _chunks(_planned_ids(plan))])
+    present = join([found.hashes for found in every])
     if _sum(planned) == _sum(present):
         return Check("planned_ids", "pass", f"{len(planned)} planned rows are there, no other")
     lost, strange = np.setdiff1d(planned, present), np.setdiff1d(present, planned)
     names = [value for ids in _chunks(_planned_ids(plan)) for value in _select(ids, lost[:1])]
-    names += [value for found in every for value in _ids_of(store, found, strange[:1])]
+    names += [value for found in every for value in ids_of(store, found, strange[:1])]
     first = f"; first: {names[0]!r}" if names else ""
     message = f"the rows are not the planned ones: lost {len(lost)}, strange {len(strange)}{first}"
     return Check("planned_ids", "fail", message)
@@ -337,7 +284,7 @@ def _planned_ids(plan: Plan) -> Iterator[str]:
 
 
 def _chunks(ids: Iterator[str]) -> Iterator[list[str]]:
-    while chunk := list(islice(ids, _BATCH_ROWS)):
+    while chunk := list(islice(ids, BATCH_ROWS)):
         yield chunk
 
 

@@ -28,7 +28,8 @@ LAYERS = (
     "cluster preprocess storage",
     "agreement bottleneck delta_store guard input_order lease manifest performance single_file"
     " row_ids sink torchvision_models trial uri_policy",
-    "chaos_compare delta_columns golden nights parquet_inputs parts report rows tally web weights",
+    "chaos_compare delta_columns found_parts golden nights parquet_inputs parts report rows tally web"
+    " weights",
     "chaos_table delta fetch golden_files image_stream inputs model night_gates tar_stream",
     "chaos_sample choose compact estimate gates parquet_stream past_runs publish quantise"
     " resolve runtimes units zoo",

@@ -1,0 +1,81 @@
+"""What the parts of a version really hold: bytes, schema and the hashes of their row ids.
+
+Parts are streamed: of every row only the 64-bit hash of its id stays in memory. The ids
+themselves are read again only where somebody asks for those of some hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import PipelineError
+from pipeline.manifest import Part
+from pipeline.row_ids import hash_ids
+from pipeline.schema import ROW_ID
+from pipeline.storage import Store
+
+BATCH_ROWS = 65_536
+_CHUNK_BYTES = 8 * 2**20
+
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class FoundPart:
+    """What one part really is; `problem` says why its rows cannot be read."""
+
+    part: Part
+    size_bytes: int = 0
+    sha256: str = ""
+    schema: pa.Schema | None = None
+    hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+    problem: str = ""
+
+
+def look_at(store: Store, part: Part) -> FoundPart:
+    """Read a part, whatever is wrong with it.
+
+    Raises:
+        PipelineError: The store failed, which proves nothing.
+    """
+    digest, size_bytes = hashlib.sha256(), 0
+    try:
+        with store.open(part.path) as handle:
+            while chunk := handle.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size_bytes += len(chunk)
+            handle.seek(0)
+            parquet = pq.ParquetFile(handle)
+            batches = parquet.iter_batches(batch_size=BATCH_ROWS, columns=[ROW_ID])
+            hashes = [hash_ids(batch.column(0)) for batch in batches]
+            schema = parquet.schema_arrow
+    except FileNotFoundError:
+        return FoundPart(part, problem="is missing")
+    except PipelineError:
+        raise
+    except Exception as error:  # noqa: BLE001  # changed bytes may surface as anything
+        return FoundPart(part, size_bytes, digest.hexdigest(), problem=f"cannot be read: {error}")
+    return FoundPart(part, size_bytes, digest.hexdigest(), schema, join(hashes))
+
+
+def join(hashes: Sequence[Hashes]) -> Hashes:
+    """Put hashes of several parts into one array, uint64 (N,)."""
+    return np.concatenate([np.zeros(0, np.uint64), *hashes])
+
+
+def ids_of(store: Store, found: FoundPart, wanted: Hashes) -> Iterator[str]:
+    """Yield the row ids of a part whose hashes are wanted, in its order."""
+    if not np.isin(found.hashes, wanted).any():
+        return
+    with store.open(found.part.path) as handle:
+        batches = pq.ParquetFile(handle).iter_batches(batch_size=BATCH_ROWS, columns=[ROW_ID])
+        for batch in batches:
+            ids = batch.column(0)
+            yield from ids.filter(pa.array(np.isin(hash_ids(ids), wanted))).to_pylist()
