@@ -23,7 +23,7 @@ from pipeline.columns import uri_values
 from pipeline.errors import JobError
 from pipeline.fetch import fetch_many
 from pipeline.inputs import Inputs, list_inputs
-from pipeline.job import Source
+from pipeline.job_source import Source
 from pipeline.parquet_inputs import is_unreadable, open_parquet
 from pipeline.storage import Store, StoredFile
 from pipeline.tar import split_name

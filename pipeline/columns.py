@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import JobError
-from pipeline.job import Source
+from pipeline.job_source import Source
 from pipeline.schema import RESERVED_COLUMNS, as_array
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"

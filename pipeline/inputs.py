@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.columns import check_names
 from pipeline.errors import JobError
 from pipeline.extents import Extent
-from pipeline.job import Source
+from pipeline.job_source import Source
 from pipeline.parquet_inputs import measure_parquet
 from pipeline.single_file import read_lines
 from pipeline.storage import Store, StoredFile

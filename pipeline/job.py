@@ -13,94 +13,10 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.deadline import seconds_until
 from pipeline.job_gates import Gates
 from pipeline.job_section import PositiveInt, Section
+from pipeline.job_source import Source
 
 Triple = tuple[float, float, float]
 ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
-Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-
-
-_FIELDS_OF_URIS = ("uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http")
-
-
-class Source(Section):
-    """Where the rows come from."""
-
-    uri: str = Field(min_length=1)
-    """A folder, a file or a glob (`*`, `**`) on local disk or in an object store (`s3://`, `gs://`,
-    `az://` or `abfs://`)."""
-    format: Literal["images", "parquet", "webdataset"]
-    """`images`: one file is one row. `parquet`: encoded images lie in a binary column, or the
-    column holds their URIs, or there are features instead of images.
-    `webdataset`: in tars, the neighbouring members of one key (the path up to the first dot of the
-    base name) are one row; its `row_id` is `<shard path>/<key>`, a repeated key is quarantined as
-    `<shard path>/<key>@<row>`. Gzipped tars are read up to 64 MiB."""
-    files: str | tuple[str, ...] | None = None
-    """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a
-    text file with one a line. Left out: everything below `uri` is listed."""
-    image_column: str = "image"
-    """Parquet: the binary column that holds the encoded image."""
-    uri_column: str | None = None
-    """Parquet: a text column with the URIs of the images, which are fetched and read instead of
-    `image_column`. Only what the next five fields allow is fetched."""
-    uri_roots: tuple[str, ...] = ()
-    """Folders and prefixes, besides `uri` itself, below which URIs may point."""
-    uri_base: str | None = None
-    """What relative URIs are relative to; left out: `uri`."""
-    http_hosts: tuple[str, ...] = ()
-    """Hosts (`host`, or `host:port`) from which images may be fetched over https, at public
-    addresses only; also where they redirect to must be named here."""
-    private_hosts: tuple[str, ...] = ()
-    """Further such hosts, each `host:port`, whose address may be private or loopback."""
-    allow_http: bool = False
-    """Fetch over http too, which anyone on the way can read and change."""
-    features: tuple[str, ...] = ()
-    """Parquet: numeric columns and fixed-size lists of numbers that are the model's input instead
-    of an image, joined in this order to one float32 vector a row; nothing is decoded."""
-    null_features: Literal["quarantine", "zero", "nan"] = "quarantine"
-    """What a null among the features means: the row is quarantined as `null_input`, or 0 or NaN
-    stands in its place."""
-    id_column: str | None = None
-    """Parquet: the column that becomes `row_id`; left out, the id is `<shard path>#<row>`."""
-    pass_through: tuple[str, ...] = ()
-    """Parquet: columns copied unchanged beside the predictions. Webdataset: extensions of members
-    whose content becomes a column of that name: `cls` a whole number (int64), any other text."""
-    image_extensions: tuple[Extension, ...] = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
-    """Webdataset: the image of a key is its member with the first of these that it has."""
-    casts: dict[str, str] = Field(default_factory=dict)
-    """Parquet: declared types of pass-through columns (`taken_at: timestamp[us]`), for shards
-    that differ; without, the first shard's types count. A value that does not fit costs its row."""
-    max_image_bytes: PositiveInt = 64 * 1024 * 1024
-    """An encoded image of more bytes is quarantined as `too_large` without being decoded."""
-    max_image_px: PositiveInt = 100_000_000
-    """An image of more pixels (width x height) is quarantined as `too_large` from its header."""
-    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
-
-    @field_validator("pass_through")
-    @classmethod
-    def _named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(names)) < len(names):
-            raise ValueError("name each column once")
-        return names
-
-    @model_validator(mode="after")
-    def _features_are_parquet(self) -> Source:
-        if self.features and self.format != "parquet":
-            raise ValueError(f"features are columns of format 'parquet', not of {self.format!r}")
-        if "null_features" in self.model_fields_set and not self.features:
-            raise ValueError("null_features has no effect without features")
-        if self.uri_column and (self.features or "image_column" in self.model_fields_set):
-            raise ValueError("give one of image_column, uri_column and features")
-        for name in _FIELDS_OF_URIS:
-            if name in self.model_fields_set and not self.uri_column:
-                raise ValueError(f"{name} has no effect without uri_column")
-        only_parquet = ("image_column", "uri_column", "id_column", "casts")
-        for name in only_parquet if self.format == "webdataset" else ("image_extensions",):
-            if name in self.model_fields_set:
-                raise ValueError(f"{name} has no effect with format {self.format!r}")
-        if self.uri_column and self.format != "parquet":
-            raise ValueError(f"uri_column has no effect with format {self.format!r}")
-        return self
 
 
 class Transform(Section):

@@ -19,7 +19,7 @@ from pipeline.columns import (
 )
 from pipeline.errors import JobError, PipelineError
 from pipeline.extents import Extent
-from pipeline.job import Source
+from pipeline.job_source import Source
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
 from pipeline.uri_policy import policy_of

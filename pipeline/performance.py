@@ -8,24 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline.forecast import Forecast
 from pipeline.limits import STREAMING_STAGES, Load, utilisation_pct
+from pipeline.report_sections import Section
 from pipeline.stats import GPU_DECODE, ISOLATED, STAGES, STARTUP_PARTS, StageCounters
-
-
-class Section(BaseModel):
-    """A part of report.json: frozen, closed, and without NaN."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        json_schema_serialization_defaults_required=True,
-        protected_namespaces=(),
-    )
 
 
 class StartupPart(Section):

@@ -23,7 +23,6 @@ from pipeline.performance import (
     GpuDecode,
     GroupLimit,
     Isolation,
-    Section,
     SlowerStage,
     Stage,
     StartupPart,
@@ -34,6 +33,17 @@ from pipeline.performance import (
     ratio,
     stages_of,
     startup_parts,
+)
+from pipeline.report_sections import (
+    Gate,
+    Hardware,
+    LabelCount,
+    ModelSection,
+    Output,
+    Retry,
+    Rows,
+    Section,
+    Slices,
 )
 from pipeline.stats import Counters
 
@@ -80,104 +90,6 @@ class RunFacts:
     versions: dict[str, str] = field(default_factory=dict)
     in_flight: list[str] = field(default_factory=list)
     retry: dict[str, int] | None = None
-
-
-class Rows(Section):
-    """Rows of the partition; of unreadable shards none are counted, for nobody knows them."""
-
-    total: int | None = None
-    """Rows of the input: predicted + quarantined."""
-    predicted: int | None = None
-    quarantined: int | None = None
-    computed: int | None = None
-    """Went through the stages in this run."""
-    resumed: int | None = None
-    """Taken over, finished, from an earlier run."""
-    deduplicated: int | None = None
-    """Of those computed, rows that got the result of another row of the same bytes; null where the
-    job did not ask for it. The stages do not count them."""
-    left: int | None = None
-    """Not computed yet when the run ended; null where nobody knows."""
-
-
-class Slices(Section):
-    """Slices: the grain of resuming."""
-
-    total: int | None = None
-    computed: int | None = None
-    resumed: int | None = None
-    left: int | None = None
-
-
-class Hardware(Section):
-    """What the cluster had."""
-
-    nodes: int | None = None
-    cpus: float | None = None
-    gpus: float | None = None
-    gpu_name: str | None = None
-
-
-class ModelSection(Section):
-    """What predicted."""
-
-    name: str | None = None
-    weights_sha256: str | None = None
-    runtime: str | None = None
-    precision: str | None = None
-    agreement_pct: float | None = None
-    """Share of sampled rows that agreed with eager fp32 when `auto` chose."""
-    agreement_worst: float | None = None
-    """Largest difference of scores, smallest cosine, or largest relative error of that sample."""
-    artefact_sha256: str | None = None
-    """Precision int8: digest of the calibrated model that ran."""
-    device: str | None = None
-    batch_size: int | None = None
-
-
-class Output(Section):
-    """What was published."""
-
-    uri: str | None = None
-    parts: int | None = None
-    bytes: int | None = None
-
-
-class Retry(Section):
-    """What `pipeline retry` made of the quarantine of a published version."""
-
-    base_version: int | None = None
-    """Version whose quarantine it was."""
-    entries: int | None = None
-    """Rows of that quarantine that went again; of a shard that could not be read there is one."""
-    recovered: int | None = None
-    """Rows that are predicted now."""
-    failed_again: int | None = None
-    duplicate_ids: int | None = None
-    """Rows that stay in the quarantine because others have their ids."""
-    inputs_changed: int | None = None
-    """Rows that stay because their input is gone or no longer the one that was planned."""
-    not_asked: int | None = None
-    """Rows that stay because other reasons were asked for."""
-
-
-class Gate(Section):
-    """One check before publishing."""
-
-    name: str
-    status: Literal["pass", "warn", "fail", "off", "accepted"]
-    """`accepted`: it failed, and somebody published nevertheless, for the `reason`."""
-    value: float | int | str | None = None
-    limit: float | int | str | None = None
-    message: str | None = None
-    reason: str | None = None
-
-
-class LabelCount(Section):
-    """How many rows were given a label."""
-
-    label: str
-    count: int
 
 
 class Report(Section):

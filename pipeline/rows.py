@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.columns import zero_features
 from pipeline.errors import InfraError
 from pipeline.extents import Extent
-from pipeline.job import Source
+from pipeline.job_source import Source
 from pipeline.schema import (
     FEATURES,
     IMAGE,

@@ -35,7 +35,7 @@ from pipeline.watchdog import pause
 
 if TYPE_CHECKING:
     from pipeline.golden import GoldenRows
-    from pipeline.job import Source
+    from pipeline.job_source import Source
     from pipeline.predictor import Predictor
 
 DECODE, PREDICT = "decode", "predict"

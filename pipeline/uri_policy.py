@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pipeline.errors import JobError
-from pipeline.job import Source
+from pipeline.job_source import Source
 from pipeline.schema import Reason, RowError
 from pipeline.storage import Store
 

@@ -26,7 +26,7 @@ from pipeline.chaos_sample import Sample, take_sample
 from pipeline.chaos_table import fault_rows, in_all
 from pipeline.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.errors import JobError
-from pipeline.job import Source
+from pipeline.job_source import Source
 from pipeline.photos import build_images, build_parquet
 from pipeline.retry import retries_taken
 from pipeline.schema import QUARANTINE_SCHEMA, prediction_schema

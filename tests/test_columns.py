@@ -16,8 +16,9 @@ from badfiles import base_image, encode
 from pipeline.columns import declare, feature_rows, hive_values, pass_through_column
 from pipeline.errors import JobError
 from pipeline.inputs import Inputs, list_inputs
-from pipeline.job import Job, Source
+from pipeline.job import Job
 from pipeline.job_file import parse_job
+from pipeline.job_source import Source
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve_model
 from pipeline.rows import Reader

@@ -16,8 +16,9 @@ from cli import pipeline, write_job
 from pipeline.errors import JobError, PipelineError
 from pipeline.golden import GoldenRefused, GoldenRows
 from pipeline.golden_files import MAX_BYTES, read_golden
-from pipeline.job import Job, Source
+from pipeline.job import Job
 from pipeline.job_file import parse_job
+from pipeline.job_source import Source
 from pipeline.model import ModelSpec, PredictorConfig
 from pipeline.photos import build_images
 from pipeline.predictor import Predictor

@@ -14,7 +14,7 @@ from s3server import S3Server
 
 from pipeline.errors import JobError
 from pipeline.inputs import Inputs, list_inputs, split_glob
-from pipeline.job import Source
+from pipeline.job_source import Source
 from pipeline.schema import RESERVED_COLUMNS, Reason
 from pipeline.storage import Store
 

@@ -15,8 +15,9 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
     "__init__ archive attempts chaos_kills data_in_driver deadline errors fork_worker health"
-    " jpeg_skeleton job_section mnn_model processor pulse read_ahead schema stay stored watchdog",
-    "failpoints fork_server job_gates store_faults verdict",
+    " jpeg_skeleton job_section mnn_model processor pulse read_ahead report_sections schema stay"
+    " stored watchdog",
+    "failpoints fork_server job_gates job_source store_faults verdict",
     "address executor_wait extents imports in_flight interrupt job job_yaml layout"
     " listing local_disk object_protocols lane progress render ray_token retry terminal hive tar"
     " transform",
@@ -28,8 +29,8 @@ LAYERS = (
     "cluster preprocess storage",
     "agreement bottleneck delta_store guard input_order lease manifest performance single_file"
     " row_ids sink torchvision_models trial uri_policy",
-    "chaos_compare delta_columns found_parts golden nights parquet_inputs parts report rows tally web"
-    " weights",
+    "chaos_compare delta_columns found_parts golden nights parquet_inputs parts report rows tally"
+    " web weights",
     "chaos_table delta fetch golden_files image_stream inputs model night_gates tar_stream",
     "chaos_sample choose compact estimate gates parquet_stream past_runs publish quantise"
     " resolve runtimes units zoo",

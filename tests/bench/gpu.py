@@ -64,7 +64,8 @@ def decode_alone(case: Case, jpeg_decoder: str) -> float:
     """Rows/s of one process that decodes and transforms, with one thread beside the GPU."""
     import pyarrow as pa
 
-    from pipeline.job import Model, Source, Transform
+    from pipeline.job import Model, Transform
+    from pipeline.job_source import Source
     from pipeline.resolve import resolve_model
     from pipeline.schema import failure_columns
     from pipeline.stages import Preprocessing
