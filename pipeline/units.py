@@ -104,8 +104,9 @@ class SliceSizes:
         near = self.most_small if 0 < row_bytes <= _SMALL_ROW_BYTES else self.most
         most = min(float(near), _BYTES_NEAR / max(row_bytes, 1.0))
         rows = min(most, max(float(_FEW_ROWS), rows_left / _SLICES_LEFT))
-        whole = self.batch_size if rows >= self.batch_size else self.smallest
-        return _multiple(rows, whole)
+        if rows >= self.batch_size:
+            return _multiple(rows, self.batch_size)
+        return min(self.batch_size, _multiple(rows, self.smallest))
 
 
 def _multiple(rows: float, of: int) -> int:

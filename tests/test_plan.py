@@ -15,7 +15,7 @@ from typing import Any
 import models
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.errors import InfraError, JobError
@@ -180,6 +180,7 @@ def test_much_input_makes_units_of_several_slices():
     batch_size=st.integers(1, 600),
     is_said=st.booleans(),
 )
+@example(rows=541, row_bytes=0.0, batch_size=109, is_said=False)  # 112 rows after 109, once
 def test_slices_become_smaller_towards_the_end_and_hold_whole_batches(
     rows: int, row_bytes: float, batch_size: int, is_said: bool
 ):
