@@ -26,8 +26,8 @@ lint: venv ## Check style and format
 types: venv ## Check types
 	$(BIN)/python -m mypy
 
-long: venv ## Run the tests that `make test` leaves out (half an hour)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+long: venv ## Run the tests that `make test` leaves out, and properties with new examples (half an hour)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or hypothesis" --hypothesis-profile others
 
 bench: venv build/peers/.installed ## Measure rows/s beside peers and the limit (hours)
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py --out build/bench.json
