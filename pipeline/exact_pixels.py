@@ -1,8 +1,8 @@
 """The rows that an actor predicts once more with eager fp32, decoded exactly.
 
 Where the decoder changes pixels, the comparison must not start from what it made: it would agree
-with itself. So the first rows of the first slice carry their exact pixels, in a column of their
-own, from the decoder to the model of the same actor.
+with itself. So the first rows of an actor's first slice, or of the run's first slices where tasks
+decode, carry their exact pixels, in a column of their own, from the decoder to the model.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def with_exact_pixels(
 
 
 def canary(
-    rows: pa.Table, inputs: npt.NDArray[Any], ok: npt.NDArray[np.intp]
+    rows: pa.Table, inputs: npt.NDArray[Any], ok: npt.NDArray[np.intp], *, needs_exact: bool
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
     """Choose which predicted rows are compared, and what the reference sees of them.
 
@@ -60,12 +60,13 @@ def canary(
         rows: The slice, with exact pixels or without.
         inputs: What the model saw: uint8 (N, S, S, 3), or float32 (N, F).
         ok: The rows that were predicted.
+        needs_exact: The decoder changes pixels, so that those of the model tell nothing.
 
     Returns:
-        At most CANARY_ROWS rows, and their inputs.
+        At most CANARY_ROWS rows, and their inputs; none of a slice that lacks what is needed.
     """
     if EXACT not in rows.column_names:
-        chosen = ok[:CANARY_ROWS]
+        chosen = ok[: 0 if needs_exact else CANARY_ROWS]
         return chosen, inputs[chosen]
     exact = rows.column(EXACT)
     chosen = ok[exact.is_valid().to_numpy()[ok]]

@@ -87,13 +87,8 @@ class Predictor:
         for index, failure in self._run_all(inputs, todo, results, timer):
             failures[index] = failure
         ok = np.flatnonzero([failure is None for failure in failures])
-        if self._limits is not None and len(ok):
-            limits, self._limits = self._limits, None
-            if self._is_canary():
-                with pause():
-                    chosen, exact = canary(rows, inputs, ok)
-                    if len(chosen):
-                        self._compare(chosen, exact, results, limits, counters)
+        if self._limits is not None:
+            self._compare_once(rows, inputs, ok, results, self._limits, counters)
         failed = sum(failures[index] is not None for index in todo)
         num_rows, num_bytes = len(todo), len(todo) * inputs[:1].nbytes
         moved = StageCounters(num_rows, num_rows, 0, num_bytes, num_bytes, timer.transfer_s)
@@ -112,6 +107,24 @@ class Predictor:
     def _is_canary(self) -> bool:
         """Tell whether this actor compares: each GPU is checked, and one actor of a node's CPU."""
         return self._device.type == "cuda" or claim(f"canary-{self._config.run_id}")
+
+    def _compare_once(
+        self,
+        rows: pa.Table,
+        inputs: Inputs,
+        ok: Rows,
+        results: Arrays,
+        limits: AgreementLimits,
+        counters: Counters,
+    ) -> None:
+        """Compare rows of the first slice that has any; the later ones then cost nothing."""
+        chosen, exact = canary(rows, inputs, ok, needs_exact=self._config.spec.changes_pixels)
+        if not len(chosen):
+            return
+        self._limits = None
+        if self._is_canary():
+            with pause():
+                self._compare(chosen, exact, results, limits, counters)
 
     def _compare(
         self,

@@ -56,10 +56,12 @@ from pipeline.stages import (
     writer_stage,
 )
 from pipeline.storage import Store, StoredFile
-from pipeline.tiling import done_slices, missing_units
+from pipeline.tiling import done_slices, first_slices, missing_units
 from pipeline.units import Unit
 
 _FOOTER_THREADS = 16
+_COMPARED_EACH = 2
+"""Slices for each actor that carry exact pixels where tasks decode: who gets which is up to Ray."""
 
 
 Execute = Callable[[RunContext, Progress], Status]
@@ -192,31 +194,15 @@ def stream(
     from pipeline.datasource import ShardSource
 
     source, reader = run.job.source, _reader(run, plan)
-    predictor = PredictorConfig(
-        spec=model,
-        batch_size=run.job.model.batch_size or plan.batch_size,
-        num_gpus=allocation.actor_gpus,
-        num_threads=allocation.actor_threads,
-        pass_through=plan.pass_through,
-        num_features=plan.num_features,
-        limits=_canary_limits(run, model, allocation),
-        run_id=run.record.run_id,
-        models=run.store,
-    )
-    writer = StagingWriter(
-        store=run.store,
-        folder=run.layout.staging(plan.fingerprint),
-        run_id=run.record.run_id,
-        compression=run.job.sink.compression,
-        metadata=file_metadata(plan, run.record.run_id),
-        counted=measured_columns(model.task),
-    )
+    predictor, writer = _predictor(run, plan, model, allocation), _writer(run, plan, model)
     dedupe = run.job.run.dedupe
     preprocessing = Preprocessing.of(
         source, model.transform, allocation.decoder_threads, digests=dedupe
     )
     in_actor = preprocessing if allocation.decodes_in_actors else None
     golden = golden and replace(golden, preprocess=preprocessing)
+    is_compared = predictor.limits is not None and model.changes_pixels
+    compared = first_slices(units, _COMPARED_EACH * allocation.max_actors if is_compared else 0)
     guarding = (run.record.run_id, run.job.run.row_timeout_s)
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     limit_read_ahead(allocation.max_actors)
@@ -227,7 +213,7 @@ def stream(
         )
         if preprocessing is not None and in_actor is None:
             dataset = dataset.map_batches(
-                preprocess_stage(preprocessing, *guarding), **allocation.preprocess()
+                preprocess_stage(preprocessing, compared, *guarding), **allocation.preprocess()
             )
         dataset = dataset.map_batches(
             PredictorActor,
@@ -255,12 +241,35 @@ def _reader(run: RunContext, plan: Plan) -> Reader:
     return Reader(store, source, plan.pass_through, plan.num_features)
 
 
-def _canary_limits(
-    run: RunContext, model: ModelSpec, allocation: Allocation
-) -> AgreementLimits | None:
-    # Actors that do not decode have nothing but the pixels that they are given.
-    sees_exact = model.changes_pixels and allocation.decodes_in_actors
-    is_same = model.is_reference and not sees_exact
+def _predictor(
+    run: RunContext, plan: Plan, model: ModelSpec, allocation: Allocation
+) -> PredictorConfig:
+    return PredictorConfig(
+        spec=model,
+        batch_size=run.job.model.batch_size or plan.batch_size,
+        num_gpus=allocation.actor_gpus,
+        num_threads=allocation.actor_threads,
+        pass_through=plan.pass_through,
+        num_features=plan.num_features,
+        limits=_canary_limits(run, model),
+        run_id=run.record.run_id,
+        models=run.store,
+    )
+
+
+def _writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:
+    return StagingWriter(
+        store=run.store,
+        folder=run.layout.staging(plan.fingerprint),
+        run_id=run.record.run_id,
+        compression=run.job.sink.compression,
+        metadata=file_metadata(plan, run.record.run_id),
+        counted=measured_columns(model.task),
+    )
+
+
+def _canary_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | None:
+    is_same = model.is_reference and not model.changes_pixels
     is_off = is_same or run.job.gates.agreement_mode == "off"
     return None if is_off else AgreementLimits.of(run.job.gates)
 

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import importlib
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,10 @@ class Preprocessing:
         """Do the same, as a child does it."""
         return self(counters, rows)
 
+    def compared_step(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        """Do the same, and add exact pixels of the rows that eager fp32 is to predict, too."""
+        return self(counters, with_exact_pixels(rows, counters, self.exact))
+
     def exact(self, rows: pa.Table) -> pa.Table:
         """Decode and transform rows to the pixels that others are compared with."""
         return replace(self, spec=self.spec.exact())({}, rows)
@@ -117,17 +121,31 @@ class SliceWork:
         return steps
 
 
-def preprocess_stage(preprocessing: Preprocessing, run_id: str, row_timeout_s: float) -> Stage:
-    """Return the stage of the tasks that decode and transform."""
+def preprocess_stage(
+    preprocessing: Preprocessing,
+    compared: Collection[tuple[int, int]],
+    run_id: str,
+    row_timeout_s: float,
+) -> Stage:
+    """Return the stage of the tasks that decode and transform.
+
+    Args:
+        preprocessing: How.
+        compared: Unit and first row of the slices that carry exact pixels to the actors.
+        run_id: Of the run.
+        row_timeout_s: How long the decoding of a row may take.
+    """
 
     def stage(block: pa.Table) -> pa.Table:
-        work, plans = SliceWork(preprocessing, None), [preprocessing.plan]
-        guard = Guard(work, plans, attempts_of(run_id), row_timeout_s)
+        work, plan = SliceWork(preprocessing, None), preprocessing.plan
         packed = []
-        with contextlib.closing(guard):
-            for key, counters, rows in unpack(block):
+        for key, counters, rows in unpack(block):
+            is_compared = (key.unit, key.start) in compared
+            here = replace(plan, here=preprocessing.compared_step) if is_compared else plan
+            guard = Guard(work, [here], attempts_of(run_id), row_timeout_s)
+            with contextlib.closing(guard):
                 rows = guard.run(f"decode-{key.unit}-{key.start}", rows, counters)
-                packed.append(pack(key, counters, rows))
+            packed.append(pack(key, counters, rows))
         return pa.concat_tables(packed)
 
     return stage
@@ -231,7 +249,7 @@ class PredictorActor:
         assert preprocessing is not None
         is_compared = predictor is not None and predictor.awaits_canary
         if is_compared and preprocessing.spec.changes_pixels:
-            rows = with_exact_pixels(rows, counters, preprocessing.exact)
+            return preprocessing.compared_step(rows, counters)
         return preprocessing(counters, rows)
 
     def _predict_here(self, rows: pa.Table, counters: Counters) -> pa.Table:

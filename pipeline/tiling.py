@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from pipeline.errors import InfraError
 from pipeline.plan import Plan
@@ -48,6 +48,16 @@ def missing_units(plan: Plan, staged: Staged) -> dict[Unit, list[int]]:
         elif _first_gap(keys) is not None:
             missing[replace(unit, cut=replace(unit.cut, done=tuple(keys)))] = []
     return missing
+
+
+def first_slices(missing: Mapping[Unit, Sequence[int]], number: int) -> frozenset[tuple[int, int]]:
+    """Return unit and first row of the first missing slice of so many units."""
+    firsts = set[tuple[int, int]]()
+    for unit, starts in islice(missing.items(), number):
+        gap = starts[0] if unit.cut is None else _first_gap(unit.cut.done)
+        if gap is not None:
+            firsts.add((unit.index, gap))
+    return frozenset(firsts)
 
 
 def require_tiling(plan: Plan, staged: Staged) -> Slices:

@@ -267,7 +267,10 @@ def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
     assert json.loads(choice.read_text())["runtime"] == "eager"
 
 
-def test_actors_that_decode_other_pixels_are_compared_with_exact_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decode_in", ["actors", "tasks"])
+def test_who_decodes_other_pixels_is_compared_with_exact_ones(
+    tmp_path: Path, decode_in: str
+) -> None:
     build_images(tmp_path / "images", 12, seed=13, num_bad=0)
     source = {"uri": str(tmp_path / "images"), "format": "images"}
     job = write_job(
@@ -276,6 +279,7 @@ def test_actors_that_decode_other_pixels_are_compared_with_exact_ones(tmp_path: 
         str(tmp_path / "out"),
         transform={"shrink_on_load": True},
         gates={"min_agreement_pct": 0.0, "max_score_diff": 0.0},
+        resources={"decode_in": decode_in},
     )
     done = pipeline("run", job, "--json")
     assert done.code == 0, done.stderr

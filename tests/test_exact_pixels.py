@@ -114,7 +114,7 @@ def test_the_rows_to_compare_are_predicted_ones_with_exact_pixels(num_chunks: in
         rows = pa.concat_tables([rows[:7], rows[7:]])
     inputs = images_from_arrow(rows.column("image"), SIZE_PX)
     ok = np.array([1, 2, 5, 9, 15, 16, 19])
-    chosen, exact = canary(rows, inputs, ok)
+    chosen, exact = canary(rows, inputs, ok, needs_exact=True)
     assert chosen.tolist() == [1, 2, 5, 9, 15]
     whole = images_from_arrow(decoder()({}, rows_of(photos(20))).column("image"), SIZE_PX)
     assert np.array_equal(exact, whole[chosen])
@@ -123,9 +123,24 @@ def test_the_rows_to_compare_are_predicted_ones_with_exact_pixels(num_chunks: in
 def test_without_exact_pixels_the_model_sees_what_eager_fp32_sees():
     pixels = np.arange(20 * SIZE_PX * SIZE_PX * 3, dtype=np.uint32).astype(np.uint8)
     inputs = pixels.reshape(20, SIZE_PX, SIZE_PX, 3)
-    chosen, same = canary(pa.table({"n": range(20)}), inputs, np.arange(2, 20))
+    rows, ok = pa.table({"n": range(20)}), np.arange(2, 20)
+    chosen, same = canary(rows, inputs, ok, needs_exact=False)
     assert chosen.tolist() == [*range(2, 2 + CANARY_ROWS)]
     assert np.array_equal(same, inputs[chosen])
+    chosen, same = canary(rows, inputs, ok, needs_exact=True)
+    assert len(chosen) == len(same) == 0, "what the model saw says nothing of its decoder"
+
+
+def test_a_model_waits_for_a_slice_with_exact_pixels():
+    shrinking = decoder(shrink_on_load=True)
+    counters: Counters = {}
+    model = predictor(spec_of(shrink_on_load=True))
+    model.predict(shrinking({}, rows_of(photos(3))), counters)
+    assert model.awaits_canary
+    assert CANARY not in counters
+    model.predict(shrinking.compared_step(rows_of(photos(3)), {}), counters)
+    assert not model.awaits_canary
+    assert counters[CANARY]["rows_in"] == 3
 
 
 @pytest.mark.parametrize(("is_same", "agreed"), [(True, 4), (False, 0)])

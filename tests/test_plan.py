@@ -30,6 +30,7 @@ from pipeline.plan_file import PLAN_VERSION, adopt_plan, plan_from_json, plan_to
 from pipeline.resolve import resolve_model
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
+from pipeline.tiling import first_slices, missing_units
 from pipeline.units import MAX_SLICE_BYTES, SliceSizes, Unit
 
 DOCUMENT: dict[str, Any] = {
@@ -196,6 +197,16 @@ def test_slices_become_smaller_towards_the_end_and_hold_whole_batches(
         assert size * row_bytes <= MAX_SLICE_BYTES or size == 1
         assert size % batch_size == 0 or is_halved or (not is_said and size < batch_size)
         left -= size
+
+
+@given(num_done=st.integers(0, 30), number=st.integers(0, 9))
+def test_the_first_missing_slice_of_each_unit_is_found(num_done: int, number: int):
+    plan = planned(shard_extents([[200]] * 6), run__slice_rows=40)
+    keys = list(plan.slices())
+    done = {key: StoredFile(f"{key}", 1, "v", None) for key in keys[:num_done]}
+    starts = {key.unit: key.start for key in reversed(keys[num_done:])}
+    wanted = sorted(starts.items())[:number]
+    assert first_slices(missing_units(plan, done), number) == frozenset(wanted)
 
 
 def sizes_of(rows: int, row_bytes: float) -> list[int]:

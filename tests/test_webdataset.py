@@ -36,7 +36,7 @@ from pipeline.schema import SliceKey, source_schema
 from pipeline.sink import list_staged
 from pipeline.source import read_slices
 from pipeline.storage import Store, StoredFile
-from pipeline.tiling import done_slices, missing_units, require_tiling
+from pipeline.tiling import done_slices, first_slices, missing_units, require_tiling
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
@@ -155,6 +155,8 @@ def test_whatever_is_staged_the_rest_completes_the_full_read(
     rest = read(reader, plan, done)
     assert set(rest) == set(whole) - done
     assert all(table.equals(whole[key]) for key, table in rest.items())
+    starts = {key.unit: key.start for key in sorted(rest, key=lambda key: -key.start)}
+    assert first_slices(missing_units(plan, staged(done)), 99) == frozenset(starts.items())
     both = staged([*rest, *done])
     tiled = [key for key, _ in require_tiling(plan, both)]
     assert sum(key.num_rows for key in tiled) == 72
