@@ -121,7 +121,7 @@ class Sample:
 
         units, seed = sample_units(workshop.plan, num_rows)
         self._workshop = workshop
-        read = lone_task(workshop, sample_rows)
+        read = plain_task(workshop, sample_rows)
         self.rows = read.remote(workshop.reader, units, num_rows, seed)
         ray.wait([self.rows])
 
@@ -129,22 +129,29 @@ class Sample:
         """Return the sample as a model's decoder and transform leave it."""
         from pipeline.trial_run import prepare
 
-        task = lone_task(self._workshop, prepare)
+        task = plain_task(self._workshop, prepare)
         return task.remote(self._workshop.reader, self.rows, model.transform)
 
 
 def lone_task(workshop: Workshop, function: Callable[..., Any]) -> Any:
-    """Make a task with a process of its own, which ends with it."""
+    """Make a task with a process of its own, which ends with it: nothing earlier counts in it."""
+    return plain_task(workshop, function, max_calls=1)
+
+
+def plain_task(workshop: Workshop, function: Callable[..., Any], **options: Any) -> Any:
+    """Make a task with what an actor gets; others may follow in its process, which spares starts.
+
+    Args:
+        workshop: Whose.
+        function: What to do.
+        options: Further ones of Ray.
+    """
     import ray
 
     beat("something to try")
-    options: dict[str, Any] = {
-        "num_cpus": workshop.allocation.actor_cpus,
-        "num_gpus": workshop.allocation.actor_gpus or None,
-        "max_retries": 0,
-        "max_calls": 1,
-    }
-    return ray.remote(**options)(function)
+    options["num_cpus"] = workshop.allocation.actor_cpus
+    options["num_gpus"] = workshop.allocation.actor_gpus or None
+    return ray.remote(**options, max_retries=0)(function)
 
 
 def try_ways(

@@ -211,7 +211,7 @@ def test_what_agreed_on_few_rows_is_compared_on_more_before_it_is_used(tmp_path:
     exact, coarse = measured["ways"]
     assert (exact["precision"], coarse["precision"], coarse["agreement_pct"]) == ("fp32", "bf16", 0)
     # As if the few rows of the first night had all come out alike.
-    coarse |= {"agreement_pct": 100.0, "rows_per_s": 1e6, "problem": ""}
+    coarse |= {"agreement_pct": 100.0, "rows_per_s": 1e6, "load_s": 0.0, "problem": ""}
     profile.write_text(json.dumps(measured))
     done = pipeline("run", job, "--json", "--date", "2026-11-25")
     assert (done.code, done.json["model"]["precision"]) == (0, "fp32")
