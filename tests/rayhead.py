@@ -67,6 +67,8 @@ class RayHead:
             *("--include-dashboard=true", f"--dashboard-port={api}"),
             f"--dashboard-agent-listen-port={agent}",
             *(f"--{name}-port={port}" for name, port in zip(names, others, strict=True)),
+            # Workers take ports that are free then; two heads would give theirs the same ones.
+            *("--min-worker-port=0", "--max-worker-port=0"),
             *("--num-cpus=2", f"--object-store-memory={256 << 20}"),
             *("--disable-usage-stats", f"--temp-dir={self._folder}"),
         ]

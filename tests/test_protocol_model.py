@@ -303,9 +303,9 @@ def check(num_examples: int, num_steps: int) -> None:
 
 
 def test_no_order_of_events_breaks_a_promise():
-    check(num_examples=80, num_steps=50)
+    check(num_examples=60, num_steps=50)
     assert steps["steps"] >= 2000
-    assert steps["run: Done"] >= 100
+    assert steps["run: Done"] >= 80
 
 
 @pytest.mark.slow
