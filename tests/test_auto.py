@@ -267,7 +267,9 @@ def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
     assert json.loads(choice.read_text())["runtime"] == "eager"
 
 
-@pytest.mark.parametrize("decode_in", ["actors", "tasks"])
+@pytest.mark.parametrize(
+    "decode_in", [pytest.param("actors", marks=pytest.mark.slow), "tasks"], ids=str
+)
 def test_who_decodes_other_pixels_is_compared_with_exact_ones(
     tmp_path: Path, decode_in: str
 ) -> None:
