@@ -43,6 +43,7 @@ from pipeline.ray_tasks import ray_errors
 from pipeline.read_ahead import limit_read_ahead
 from pipeline.readmit import Readmission
 from pipeline.record import RunRecord
+from pipeline.remote_index import start_index
 from pipeline.report import Status
 from pipeline.rows import Reader
 from pipeline.run_watch import stoppable, watch
@@ -52,7 +53,6 @@ from pipeline.stages import (
     PredictorActor,
     Preprocessing,
     preprocess_stage,
-    start_index,
     writer_stage,
 )
 from pipeline.storage import Store, StoredFile

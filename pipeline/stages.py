@@ -9,22 +9,22 @@ import contextlib
 import gc
 import importlib
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
 from pipeline.child import Step
-from pipeline.dedupe import DIGEST, ResultIndex, remember, slim, with_digests
+from pipeline.dedupe import DIGEST, remember, slim, with_digests
 from pipeline.errors import InfraError, PipelineError
 from pipeline.exact_pixels import with_exact_pixels
 from pipeline.guard import Guard
 from pipeline.isolate import StagePlan
 from pipeline.model import PredictorConfig
 from pipeline.ray_tasks import attempts_of
+from pipeline.remote_index import RemoteIndex
 from pipeline.results import unpredicted
 from pipeline.schema import ERROR, SliceKey, pack, unpack
 from pipeline.sink import StagingWriter
@@ -137,12 +137,12 @@ def preprocess_stage(
     """
 
     def stage(block: pa.Table) -> pa.Table:
-        work, plan = SliceWork(preprocessing, None), preprocessing.plan
-        packed = []
+        work, packed = SliceWork(preprocessing, None), []
         for key, counters, rows in unpack(block):
-            is_compared = (key.unit, key.start) in compared
-            here = replace(plan, here=preprocessing.compared_step) if is_compared else plan
-            guard = Guard(work, [here], attempts_of(run_id), row_timeout_s)
+            plan = preprocessing.plan
+            if (key.unit, key.start) in compared:
+                plan = replace(plan, here=preprocessing.compared_step)
+            guard = Guard(work, [plan], attempts_of(run_id), row_timeout_s)
             with contextlib.closing(guard):
                 rows = guard.run(f"decode-{key.unit}-{key.start}", rows, counters)
             packed.append(pack(key, counters, rows))
@@ -288,32 +288,6 @@ def _waited_s(asked_at_s: float | None) -> float:
     if asked_at_s is None or ray.get_runtime_context().was_current_actor_reconstructed:
         return 0.0
     return max(0.0, time() - asked_at_s)  # of two machines' clocks one may be ahead
-
-
-class RemoteIndex:
-    """The index of a run, in a Ray actor that all predictors share."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def lookup(self, digests: Sequence[bytes]) -> tuple[list[int], pa.Table | None]:
-        """Return which of the digests are known, and the results of those, in that order."""
-        import ray
-
-        found: tuple[list[int], pa.Table | None] = ray.get(self._actor.lookup.remote(digests))
-        return found
-
-    def add(self, digests: Sequence[bytes], results: pa.Table) -> None:
-        """Keep the results of rows; nobody waits for it."""
-        self._actor.add.remote(digests, results)
-
-
-def start_index() -> Any:
-    """Start the actor that knows earlier results; it ends with the run."""
-    import ray
-
-    options = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_TASK_RETRIES}
-    return ray.remote(num_cpus=0, **options)(ResultIndex).remote()
 
 
 def writer_stage(writer: StagingWriter) -> Stage:

@@ -1,7 +1,7 @@
 """Try one way to run a model: how fast it is, and whether it agrees with eager fp32.
 
-Runs in a worker process of its own, so that a runtime that crashes costs only its trial. The driver
-names these functions, too, so torch is imported only inside them.
+Ways are tried in worker processes of their own, so that a runtime that crashes costs only its
+trial. The driver names these functions, too, so torch is imported only inside them.
 """
 
 from __future__ import annotations

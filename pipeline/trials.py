@@ -144,14 +144,14 @@ def plain_task(workshop: Workshop, function: Callable[..., Any], **options: Any)
     Args:
         workshop: Whose.
         function: What to do.
-        options: Further ones of Ray.
+        options: Further options of `ray.remote`.
     """
     import ray
 
     beat("something to try")
-    options["num_cpus"] = workshop.allocation.actor_cpus
-    options["num_gpus"] = workshop.allocation.actor_gpus or None
-    return ray.remote(**options, max_retries=0)(function)
+    allocation = workshop.allocation
+    resources = {"num_cpus": allocation.actor_cpus, "num_gpus": allocation.actor_gpus or None}
+    return ray.remote(**resources, max_retries=0, **options)(function)
 
 
 def try_ways(

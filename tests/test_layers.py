@@ -24,7 +24,7 @@ LAYERS = (
     "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_api job_file photos"
     " ray_environment stats storage_errors task whole",
     "child exact_pixels forked_workers histograms job_log jpeg_groups limits made object_store"
-    " ray_tasks results",
+    " ray_tasks results remote_index",
     "disturbed forecast isolate small_ray submit",
     "cluster preprocess storage",
     "agreement bottleneck delta_store guard input_order lease manifest performance single_file"

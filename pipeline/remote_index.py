@@ -1,0 +1,37 @@
+"""The index of earlier results in a Ray actor, so that all predictors of a run share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
+from pipeline.dedupe import ResultIndex
+
+
+class RemoteIndex:
+    """The index of a run, in a Ray actor that all predictors share."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def lookup(self, digests: Sequence[bytes]) -> tuple[list[int], pa.Table | None]:
+        """Return which of the digests are known, and the results of those, in that order."""
+        import ray
+
+        found: tuple[list[int], pa.Table | None] = ray.get(self._actor.lookup.remote(digests))
+        return found
+
+    def add(self, digests: Sequence[bytes], results: pa.Table) -> None:
+        """Keep the results of rows; nobody waits for it."""
+        self._actor.add.remote(digests, results)
+
+
+def start_index() -> Any:
+    """Start the actor that knows earlier results; it ends with the run."""
+    import ray
+
+    options = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_TASK_RETRIES}
+    return ray.remote(num_cpus=0, **options)(ResultIndex).remote()
