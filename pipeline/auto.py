@@ -19,6 +19,7 @@ from pipeline.artefacts import runtime_versions
 from pipeline.choose import AUTO, as_tried, choose, patience_s
 from pipeline.confirm import choose_confirmed
 from pipeline.context import RunContext
+from pipeline.documents import known_fields
 from pipeline.errors import InfraError, JobError
 from pipeline.layout import model_path
 from pipeline.model import INT8, ModelSpec
@@ -146,7 +147,7 @@ def _read_choice(store: Store, path: str) -> Trial:
     document = json.loads(store.read_bytes(path))
     try:
         document.pop("token")
-        return Trial(**document)
+        return Trial(**known_fields(Trial, document))
     except (KeyError, TypeError) as error:
         raise InfraError(f"{store.url(path)}: damaged: {error}") from None
 

@@ -45,7 +45,7 @@ def compare_with_before(store: Store, report: dict[str, Any]) -> dict[str, Any]:
 
     Storage trouble costs the comparison, never the report.
     """
-    this = Report.model_validate(report)
+    this = Report.model_validate(report, extra="ignore")
     recipe = Recipe.of(this)
     if not recipe.fits(this):
         return report

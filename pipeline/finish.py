@@ -225,4 +225,5 @@ def _manifest(
         gates=tuple(verdict.to_dict() for verdict in verdicts),
         distribution=run.record.distribution.to_dict(),
         versions=package_versions(),
+        fingerprint_parts=plan.fingerprint_parts,
     )

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.documents import known_fields
 from pipeline.errors import PartitionBusy, PipelineError
 from pipeline.failpoints import reach
 from pipeline.layout import Layout
@@ -130,7 +131,7 @@ def _latest_epoch(store: Store, layout: Layout) -> int:
 
 
 def _require_dead(store: Store, layout: Layout, epoch: int) -> None:
-    owner = Owner(**json.loads(store.read_bytes(layout.lease(epoch))))
+    owner = Owner(**known_fields(Owner, json.loads(store.read_bytes(layout.lease(epoch)))))
     beat = store.stat(layout.heartbeat(epoch)) or store.stat(layout.lease(epoch))
     if _is_released(store, layout, epoch) or _is_dead_here(owner):
         return

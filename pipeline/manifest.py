@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.documents import known_fields
 from pipeline.errors import InfraError, JobError
 from pipeline.hive import restore
 from pipeline.layout import WHOLE_OUTPUT, Layout
@@ -68,6 +69,8 @@ class Manifest:
     """Fingerprint of the plan whose rows came in last."""
     distribution: dict[str, Any] = field(default_factory=dict)
     """JSON form of `histograms.Distribution`, for the next night to be compared with."""
+    fingerprint_parts: dict[str, Any] = field(default_factory=dict)
+    """What the fingerprint is made of, as the plan has it; empty in older manifests."""
     version: int = MANIFEST_VERSION
 
     @property
@@ -96,9 +99,9 @@ class Manifest:
             if document["version"] > MANIFEST_VERSION:
                 raise JobError(f"{where}: written by a newer version; upgrade this one")
             for name in ("parts", "quarantine_parts"):
-                document[name] = tuple(Part(**part) for part in document[name])
+                document[name] = tuple(Part(**known_fields(Part, p)) for p in document[name])
             document["gates"] = tuple(document["gates"])
-            return cls(**document)
+            return cls(**known_fields(cls, document))
         except (KeyError, ValueError, TypeError) as error:
             raise InfraError(f"{where}: not a manifest: {error}") from None
 

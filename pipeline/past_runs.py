@@ -83,6 +83,6 @@ def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
         data = found[path]
         if isinstance(data, bytes):  # a run that was killed has left none
             try:
-                yield Report.model_validate_json(data)
+                yield Report.model_validate_json(data, extra="ignore")
             except ValidationError:
                 continue  # another version wrote it

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.documents import known_fields
 from pipeline.errors import InfraError
 from pipeline.failpoints import reach
 from pipeline.histograms import measure_numbers
@@ -55,7 +56,7 @@ class StagedSlice:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> StagedSlice:
-        return cls(**json.loads(text))
+        return cls(**known_fields(cls, json.loads(text)))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
+from pipeline.documents import known_fields
 from pipeline.errors import PipelineError
 from pipeline.retry import retries_taken
 
@@ -28,6 +29,8 @@ GPU_DECODE = "gpu_decode"
 ISOLATED = "isolated"
 """Rows that were worked on in a child process since workers had died over their slice; quarantined
 are those that ended processes, and retries counts these processes, workers and children."""
+
+_KNOWN = (*STAGES, *STARTUP_PARTS, CANARY, GOLDEN, DEDUPE, GPU_DECODE, ISOLATED)
 
 Counters = dict[str, dict[str, float]]
 """JSON form that travels with a slice: stage (or start-up part) -> fields of `StageCounters`."""
@@ -63,15 +66,13 @@ class StageCounters:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, float]) -> StageCounters:
-        """Read the JSON form; a field that is left out is zero.
+        """Read the JSON form; a field that is left out is zero, an unknown one is ignored.
 
         Raises:
-            PipelineError: A key is unknown, or a value is not a finite number >= 0 (counts: whole).
+            PipelineError: A value is not a finite number >= 0 (counts: whole).
         """
-        names = [f.name for f in fields(cls)]
+        values = known_fields(cls, values)
         for name, value in values.items():
-            if name not in names:
-                raise PipelineError(f"counter {name!r}: unknown; allowed are {', '.join(names)}")
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                 raise PipelineError(f"counter {name} = {value!r}: must be a finite number >= 0")
             if name != "busy_s" and value != int(value):
@@ -109,17 +110,20 @@ def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
 
 def add(counters: Counters, stage: str, more: StageCounters) -> None:
     """Add what a stage did into counters, in place."""
-    known = (*STAGES, *STARTUP_PARTS, CANARY, GOLDEN, DEDUPE, GPU_DECODE, ISOLATED)
-    if stage not in known:
-        allowed = ", ".join(known)
+    if stage not in _KNOWN:
+        allowed = ", ".join(_KNOWN)
         raise PipelineError(f"stage {stage!r}: unknown; allowed are {allowed}")
     counters[stage] = (StageCounters.from_dict(counters.get(stage, {})) + more).to_dict()
 
 
 def merge(a: Counters, b: Counters) -> Counters:
-    """Return the sum of two sets of counters; neither is changed."""
+    """Return the sum of two sets of counters; neither is changed.
+
+    Stages that only a newer version of the pipeline knows are left out.
+    """
     merged: Counters = {}
     for counters in (a, b):
         for stage, values in counters.items():
-            add(merged, stage, StageCounters.from_dict(values))
+            if stage in _KNOWN:
+                add(merged, stage, StageCounters.from_dict(values))
     return merged

@@ -39,7 +39,7 @@ def load_report(
         document = json.loads(store.read_bytes(path))
         if document["version"] > REPORT_VERSION:
             raise JobError(f"{store.url(path)}: written by a newer version; upgrade this one")
-        document = Report.model_validate(document).model_dump(mode="json")
+        document = Report.model_validate(document, extra="ignore").model_dump(mode="json")
     except FileNotFoundError:
         raise JobError(f"{store.url(path)}: there is no such report") from None
     except (KeyError, TypeError, ValueError, ValidationError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, Hardware
 from pipeline.choose import candidates, patience_s
+from pipeline.documents import known_fields
 from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.model import INT8, ModelSpec, PredictorConfig
@@ -62,7 +63,7 @@ class Profile:
             KeyError, TypeError: It is something else.
         """
         found = {
-            name: tuple(Trial(**trial) for trial in document[name])
+            name: tuple(Trial(**known_fields(Trial, trial)) for trial in document[name])
             for name in ("ways", "batches", "layouts")
         }
         patience_s = document["patience_s"]

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
     "__init__ archive attempts chaos_kills data_in_driver deadline errors fork_worker health"
-    " jpeg_skeleton job_section mnn_model processor pulse read_ahead report_sections schema stay"
-    " stored watchdog",
+    " documents jpeg_skeleton job_section mnn_model processor pulse read_ahead report_sections"
+    " schema semantics stay stored watchdog",
     "failpoints fork_server job_gates job_source store_faults verdict",
     "address executor_wait extents imports in_flight interrupt job job_yaml layout"
     " listing local_disk object_protocols lane progress render ray_token retry terminal hive tar"

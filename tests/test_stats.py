@@ -48,7 +48,6 @@ def test_counters_survive_the_json_of_a_footer(did: StageCounters):
 @pytest.mark.parametrize(
     "values",
     [
-        {"rows": 1},
         {"rows_in": -1},
         {"rows_in": 1.5},
         {"busy_s": float("nan")},
@@ -64,8 +63,11 @@ def test_wrong_counters_are_refused(values):
 def test_an_unknown_stage_is_refused_by_name():
     with pytest.raises(PipelineError, match="postprocess"):
         add({}, "postprocess", StageCounters())
-    with pytest.raises(PipelineError, match="postprocess"):
-        merge({"postprocess": {}}, {})
+
+
+def test_what_a_newer_version_counted_is_left_out():
+    theirs = {"postprocess": {"rows_in": 1}, "decode": {"rows_in": 2, "pages_in": 3}}
+    assert merge(theirs, {}) == {"decode": StageCounters(rows_in=2).to_dict()}
 
 
 def test_measure_adds_to_what_was_there():

@@ -1,0 +1,93 @@
+"""Documents can grow: a reader ignores fields that only a newer version knows, at any depth."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from published import DAY, Rows, publish_rows
+from reading import plan_job
+from test_report import FULL
+
+from pipeline.documents import known_fields
+from pipeline.layout import Layout
+from pipeline.lease import Owner
+from pipeline.manifest import Manifest, current_manifest
+from pipeline.plan_file import plan_from_json, plan_to_json
+from pipeline.report import Report, build_report
+from pipeline.sink import StagedSlice
+from pipeline.storage import Store
+from pipeline.trial import Trial
+from pipeline.trials import Profile
+
+
+def grown(document: Any) -> Any:
+    """Add a field to every object of a document that has fields of ours."""
+    if isinstance(document, list):
+        return [grown(item) for item in document]
+    if not isinstance(document, dict):
+        return document
+    found = {key: grown(value) if key in NESTED else value for key, value in document.items()}
+    return {**found, "added_later": {"by": "a newer version"}}
+
+
+NESTED = ("parts", "quarantine_parts", "ways", "batches", "layouts", "rows", "stages", "hardware")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    store = Store(str(tmp_path_factory.mktemp("published")))
+    publish_rows(store, DAY, Rows())
+    found = current_manifest(store, Layout(DAY))
+    assert found is not None
+    return found
+
+
+def test_a_manifest_with_added_fields_is_read(manifest: Manifest):
+    data = json.dumps(grown(json.loads(manifest.to_json()))).encode()
+    assert Manifest.from_json(data, "here") == manifest
+
+
+def test_a_manifest_of_before_the_parts_of_fingerprints_is_read(manifest: Manifest):
+    document = json.loads(manifest.to_json())
+    del document["fingerprint_parts"]
+    old = Manifest.from_json(json.dumps(document).encode(), "here")
+    assert old == replace(manifest, fingerprint_parts={})
+
+
+def test_a_plan_with_added_fields_is_read(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    _, plan = plan_job(tmp_path, 4, format="images")
+    data = json.dumps(grown(json.loads(plan_to_json(plan, "token")))).encode()
+    assert plan_from_json(data, plan.fingerprint) == plan
+
+
+def test_a_footer_with_added_fields_is_read():
+    staged = StagedSlice("run", 3, "name", {"empty": 1}, {"cat": 2})
+    assert StagedSlice.from_json(json.dumps(grown(json.loads(staged.to_json())))) == staged
+
+
+def test_measurements_with_added_fields_are_read():
+    profile = Profile((Trial("eager", "fp32"),), (), (), 30.0)
+    assert Profile.from_dict(grown(profile.to_dict())) == profile
+
+
+def test_a_report_with_added_fields_is_read():
+    document = build_report(FULL)
+    assert (
+        Report.model_validate(grown(document), extra="ignore").model_dump(mode="json") == document
+    )
+
+
+def test_an_owner_of_a_lease_with_added_fields_is_read():
+    owner = {"run_id": "r", "host": "h", "pid": 1}
+    names = Owner.__dataclass_fields__
+    assert set(known_fields(Owner, {**owner, "added_later": 1})) == set(owner) & set(names)
+
+
+def test_what_is_no_object_is_no_document():
+    with pytest.raises(TypeError, match="expected an object"):
+        known_fields(Trial, ["eager"])  # type: ignore[arg-type]
