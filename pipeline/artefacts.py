@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InfraError
+from pipeline.semantics import SEMANTICS
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +29,9 @@ _PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openv
 
 
 def key_of(facts: Any, module: torch.nn.Module | None = None) -> str:
-    """Digest JSON-ready facts, the versions in use, and a module's tensors where facts say less."""
-    digest = hashlib.sha256(json.dumps([facts, runtime_versions()], sort_keys=True).encode())
+    """Digest JSON-ready facts and the versions in use, with a module's tensors if it is given."""
+    versions = [SEMANTICS["predict"], runtime_versions()]
+    digest = hashlib.sha256(json.dumps([facts, *versions], sort_keys=True).encode())
     if module is None:
         return digest.hexdigest()
     import torch

@@ -7,9 +7,8 @@ import datetime as dt
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -25,21 +24,13 @@ from pipeline.schema import (
     SliceKey,
     prediction_schema,
 )
+from pipeline.semantics import semantics_of
 from pipeline.storage import Store
 from pipeline.task import make_task
 from pipeline.units import Unit, units_of
 
 RowIds = Literal["path", "path#row", "column", "key"]
 _USUAL_UNITS = 1_000
-# The modules whose code decides what a prediction is; a change in one makes a new fingerprint.
-_SEMANTIC_MODULES = (
-    *("decode", "transform", "preprocess", "predictor", "device", "model", "schema", "source"),
-    "task",
-    *("jpeg_groups", "jpeg_skeleton"),
-    *("columns", "rows", "image_stream", "parquet_stream", "archive", "tar", "tar_stream"),
-    *("runtimes", "mnn_model", "quantise", "lane", "results", "dedupe"),
-    *("uri_policy", "web", "fetch"),
-)
 
 
 @dataclass(frozen=True)
@@ -64,6 +55,9 @@ class Plan:
     created_at: str
     settings: str = ""
     """Digest of what the job and its model ask for, whatever the inputs and the code are."""
+    fingerprint_parts: dict[str, Any] = field(default_factory=dict)
+    """What the fingerprint is made of, so that a later plan can say what changed: digests `inputs`,
+    `model` and `settings`, and `semantics`, the versions by area."""
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -100,8 +94,9 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         model: The resolved model.
         batch_size: Rows of one model call; most slices are a whole number of batches.
     """
+    parts = fingerprint_parts(job, inputs, model)
     return Plan(
-        fingerprint=_fingerprint(job, inputs, model),
+        fingerprint=_digest(parts),
         source_root=inputs.root,
         units=tuple(units_of(job, inputs, batch_size)),
         pass_through=inputs.pass_through,
@@ -115,6 +110,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         ignored=inputs.ignored,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         settings=settings_digest(job, model),
+        fingerprint_parts=parts,
     )
 
 
@@ -126,7 +122,7 @@ def settings_digest(job: Job, model: ModelSpec) -> str:
         "source": job.source.model_dump(mode="json", exclude={"storage_options"}),
         "limit_rows": job.run.limit_rows,
     }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return _digest(settings)
 
 
 def _row_ids(job: Job) -> RowIds:
@@ -147,29 +143,29 @@ def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _fingerprint(job: Job, inputs: Inputs, model: ModelSpec) -> str:
-    digest = hashlib.sha256()
+def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, Any]:
+    """Return all that decides the predictions, in parts: two digests are equal if that part is."""
+    shards = [[shard.path, shard.size_bytes, shard.version] for shard in inputs.shards]
+    pass_through = schema_to_text(inputs.pass_through)
     settings = {
         "output_schema_version": OUTPUT_SCHEMA_VERSION,
-        "code": code_digest(),
-        "model": model.to_dict(),
         "source": job.source.model_dump(mode="json", exclude={"storage_options", "uri"}),
-        "root": Store(inputs.root).url(""),
         "limit_rows": job.run.limit_rows,
-        "pass_through": schema_to_text(inputs.pass_through),
     }
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    for shard in inputs.shards:
-        digest.update(json.dumps([shard.path, shard.size_bytes, shard.version]).encode())
-    return digest.hexdigest()
+    return {
+        "inputs": _digest([Store(inputs.root).url(""), pass_through, shards]),
+        "model": _digest(model.to_dict()),
+        "settings": _digest(settings),
+        "semantics": semantics_of(
+            job.source.format,
+            has_images=model.transform is not None,
+            has_uris=job.source.uri_column is not None,
+        ),
+    }
 
 
-def code_digest() -> str:
-    """Digest the source text of the modules that decide the predictions."""
-    digest = hashlib.sha256()
-    for name in _SEMANTIC_MODULES:
-        digest.update(resources.files("pipeline").joinpath(f"{name}.py").read_bytes())
-    return digest.hexdigest()
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def schema_to_text(schema: pa.Schema) -> str:

@@ -68,6 +68,7 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "num_features": plan.num_features,
         "row_ids": plan.row_ids,
         "settings": plan.settings,
+        "fingerprint_parts": plan.fingerprint_parts,
         "shards": list(shards),
         "units": units,
     }
@@ -107,6 +108,7 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             ignored=tuple(document["ignored"]),
             created_at=document["created_at"],
             settings=document.get("settings", ""),
+            fingerprint_parts=document.get("fingerprint_parts", {}),
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InfraError(f"plan {fingerprint[:12]}: the stored plan is damaged: {error}") from None

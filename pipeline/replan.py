@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +22,11 @@ from pipeline.extents import Cut, Extent
 from pipeline.input_order import KEY, MAX_MINOR, ROW, UNIT, Numbers, minor_of
 from pipeline.job import Job
 from pipeline.parquet_inputs import measure_again
-from pipeline.plan import Plan, code_digest
+from pipeline.plan import Plan
 from pipeline.plan_file import plan_to_json
 from pipeline.requeue import Base, Chosen
 from pipeline.schema import Reason
+from pipeline.semantics import SEMANTICS
 from pipeline.storage import Store, StoredFile
 from pipeline.units import MAX_SLICE_BYTES, SliceSizes, Unit, make_units
 
@@ -288,7 +290,8 @@ def _finish(
         input_bytes=sum({e.path: e.size_bytes for u in units for e in u.extents}.values()),
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
-    plan = _sealed(plan, f"{base.manifest.number} {base.manifest.token} {code_digest()}")
+    versions = json.dumps(SEMANTICS, sort_keys=True)
+    plan = _sealed(plan, f"{base.manifest.number} {base.manifest.token} {versions}")
     return Replan(base, chosen, plan, accounts, np.array(counts, np.int64))
 
 

@@ -1,0 +1,39 @@
+"""Semantics versions: one hand-kept number per area of code that decides a prediction.
+
+Raise an area's number when the same input gives another output there. Fingerprints and the node
+cache hold the numbers instead of the source text, so that a comment or a moved file makes nothing
+stale. tests/test_semantics.py holds digests of the outputs over a fixed corpus and fails if they
+change while the number stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SEMANTICS: Mapping[str, int] = {
+    "images": 1,
+    "parquet": 1,
+    "webdataset": 1,
+    "fetch": 1,
+    "decode": 1,
+    "transform": 1,
+    "features": 1,
+    "predict": 1,
+}
+"""Area -> version. `images`, `parquet`, `webdataset`: rows, ids and values that a source yields;
+`fetch`: what a URI column may name; `predict`: normalisation, export, weights, tasks."""
+
+
+def semantics_of(source_format: str, *, has_images: bool, has_uris: bool) -> dict[str, int]:
+    """Return the numbers of the areas that a job goes through.
+
+    Args:
+        source_format: `source.format`.
+        has_images: Rows are images; otherwise they are feature vectors.
+        has_uris: Images are fetched from the URIs of a column.
+    """
+    areas = [source_format, "predict"]
+    areas += ["decode", "transform"] if has_images else ["features"]
+    if has_uris:
+        areas.append("fetch")
+    return {area: SEMANTICS[area] for area in sorted(areas)}

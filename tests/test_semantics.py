@@ -1,0 +1,249 @@
+"""Characterisation: digests of each area's outputs over a fixed corpus, beside its version.
+
+A digest that changes while its number stays would let a run mix predictions of two meanings. Where
+the change is meant, raise the number in `semantics.py` and write the new pair below; otherwise the
+code is at fault.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.artefacts import key_of
+from pipeline.decode import DecodeLimits, decode_image
+from pipeline.inputs import list_inputs
+from pipeline.job_file import parse_job
+from pipeline.model import PredictorConfig
+from pipeline.plan import Plan, make_plan
+from pipeline.predictor import Predictor
+from pipeline.resolve import resolve_model
+from pipeline.rows import Reader
+from pipeline.schema import RowError, failure_columns, images_to_arrow
+from pipeline.semantics import SEMANTICS, semantics_of
+from pipeline.source import read_slices
+from pipeline.storage import Store
+from pipeline.transform import TransformSpec, resize_and_crop
+
+CORPUS = Path(__file__).parent / "corpus"
+LIMITS = DecodeLimits(max_image_bytes=1_000_000, max_image_px=1_000_000)
+
+EXPECTED: dict[str, tuple[int, str]] = {
+    "images": (1, "530da80b09233517"),
+    "parquet": (1, "2a4906d6207b53b2"),
+    "webdataset": (1, "fd3ae8a88977ed57"),
+    "fetch": (1, "c8997aac9c610b11"),
+    "decode": (1, "b5b8c918f8b1e477"),
+    "transform": (1, "6fdd166a83e343e4"),
+    "features": (1, "cdbf2bc807461cc4"),
+    "predict": (1, "17a469d1c337a740"),
+}
+"""Area -> its version, and the digest of what that version makes of the corpus."""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    with tarfile.open(CORPUS / "images.tar") as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def read(uri: Path, **fields: Any) -> list[dict[str, Any]]:
+    """List, plan and read all rows; without what depends on where the corpus lies."""
+    model: dict[str, Any] = {"factory": "models:colours", "labels": models.LABELS}
+    if "features" in fields:
+        model = {"factory": "models:sums", "task": "embed", "embedding_dim": 2}
+    document = {
+        "source": {"uri": str(uri), **fields},
+        "model": model,
+        "sink": {"uri": "out"},
+        **({} if "features" in fields else {"transform": models.TRANSFORM}),
+    }
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    inputs = list_inputs(job.source, max_extent_rows=8)
+    spec = resolve_model(
+        job.model, job.transform, allow_import=["models"], has_features="features" in fields
+    )
+    plan = make_plan(job, inputs, spec, batch_size=4)
+    reader = Reader(Store(plan.source_root), job.source, plan.pass_through, plan.num_features)
+    return [plain(row, plan.source_root) for row in rows_of(reader, plan)]
+
+
+def rows_of(reader: Reader, plan: Plan) -> Iterator[dict[str, Any]]:
+    for unit in plan.units:
+        starts = frozenset() if unit.cut else frozenset(key.start for key in unit.slices())
+        for _, _, table in read_slices(reader, unit, starts):
+            yield from table.to_pylist()
+
+
+def plain(row: dict[str, Any], root: str) -> dict[str, Any]:
+    """Leave out messages, which may be worded anew, and make the rest JSON-ready."""
+    del row["message"]
+    row["uri"] = row["uri"].replace(root, "").replace("file://", "")
+    return {name: as_json(value) for name, value in row.items()}
+
+
+def as_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    return value.isoformat() if isinstance(value, dt.datetime) else value
+
+
+def decoded(images: Path) -> list[Any]:
+    found = []
+    for path in sorted(images.iterdir()):
+        try:
+            pixels = decode_image(path.read_bytes(), LIMITS)
+        except RowError as error:
+            found.append([path.name, error.reason.value])
+        else:
+            found.append([path.name, list(pixels.shape), as_json(pixels.numpy().tobytes())])
+    return found
+
+
+def made_image(height_px: int, width_px: int) -> torch.Tensor:
+    """uint8 (3, H, W) by integer arithmetic alone, the same everywhere."""
+    y, x = np.mgrid[0:height_px, 0:width_px]
+    planes = [(7 * x + 3 * y) % 256, (x * y) % 256, (5 * x + 11 * y * y) % 256]
+    return torch.from_numpy(np.stack(planes).astype(np.uint8))
+
+
+def transformed() -> list[Any]:
+    found = []
+    for interpolation in ("bilinear", "bicubic"):
+        for height_px, width_px in ((61, 83), (200, 90), (24, 24), (7, 40)):
+            spec = TransformSpec(24, 28, interpolation, (0.5,) * 3, (0.5,) * 3)
+            pixels = resize_and_crop(made_image(height_px, width_px), spec)
+            found.append(as_json(pixels.contiguous().numpy().tobytes()))
+    return found
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "classify": {"factory": "models:colours", "labels": models.LABELS, "top_k": 3},
+    "embed": {
+        "factory": "models:colours", "task": "embed", "embedding_dim": len(models.LABELS),
+        "l2_norm": True,
+    },
+    "regress": {
+        "factory": "models:colours", "task": "regress", "targets": list(models.LABELS)
+    },
+    "raw": {
+        "factory": "models:channels", "task": "raw",
+        "outputs": [{"name": "means", "shape": [3]}, {"name": "grid", "shape": [2, 3]}],
+    },
+    "postprocess": {
+        "factory": "models:channels", "task": "raw", "outputs": [{"name": "means", "shape": [3]}],
+        "postprocess": "models:brightest",
+    },
+}  # fmt: skip
+
+
+def predicted() -> list[Any]:
+    """Two decimals: processors differ in the last bits of a float."""
+    found = []
+    for name, section in TASKS.items():
+        document = {
+            "source": {"uri": "in", "format": "images"},
+            "model": section,
+            "transform": {**models.TRANSFORM, "mean": [0.4, 0.5, 0.3], "std": [0.2, 0.3, 0.25]},
+            "sink": {"uri": "out"},
+        }
+        job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+        spec = resolve_model(job.model, job.transform, allow_import=["models"])
+        predictor = Predictor(PredictorConfig(spec, 4, 0, 1, pa.schema([])))
+        rows = predictor.predict(model_input(10), {}).to_pylist()
+        found.append([name, rounded(rows)])
+    return found
+
+
+def model_input(num_rows: int) -> pa.Table:
+    side_px = models.SIZE_PX
+    pixels = [made_image(side_px + row, side_px + 2 * row) for row in range(num_rows)]
+    images = np.stack([image[:, :side_px, :side_px].permute(1, 2, 0).numpy() for image in pixels])
+    ids = [f"row-{index}" for index in range(num_rows)]
+    columns = {"row_id": ids, "uri": ids, "image": images_to_arrow(images)}
+    return pa.table({**columns, **failure_columns([None] * num_rows)})
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 2) + 0.0
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def fetched(images: Path, folder: Path) -> list[dict[str, Any]]:
+    names = ["grey.jpg", "nothing.jpg", "../grey.jpg", "/etc/hostname", None, "http://localhost/x"]
+    pq.write_table(pa.table({"where": pa.array(names)}), folder / "uris.parquet")
+    allowed = {"uri_base": str(images), "uri_roots": [str(images)]}
+    rows = read(folder, format="parquet", uri_column="where", **allowed)
+    return [{**row, "uri": (row["uri"] or "").replace(str(images), "")} for row in rows]
+
+
+FEATURES = {"format": "parquet", "features": ["a", "b", "c"]}
+AREAS: dict[str, Callable[[Path, Path], Any]] = {
+    "images": lambda images, folder: read(images, format="images"),
+    "parquet": lambda images, folder: read(
+        CORPUS / "rows.parquet",
+        format="parquet",
+        id_column="id",
+        pass_through=["taken_at", "camera", "width"],
+    ),
+    "webdataset": lambda images, folder: read(CORPUS / "images.tar", format="webdataset"),
+    "fetch": fetched,
+    "decode": lambda images, folder: decoded(images),
+    "transform": lambda images, folder: transformed(),
+    "features": lambda images, folder: [
+        read(CORPUS / "rows.parquet", **FEATURES, null_features=policy)
+        for policy in ("quarantine", "zero")
+    ],
+    "predict": lambda images, folder: predicted(),
+}
+
+
+@pytest.mark.parametrize("area", SEMANTICS)
+def test_outputs_change_only_with_the_number_of_their_area(area: str, images: Path, tmp_path: Path):
+    outputs = json.dumps(AREAS[area](images, tmp_path), sort_keys=True)
+    digest = hashlib.sha256(outputs.encode()).hexdigest()[:16]
+    assert (SEMANTICS[area], digest) == EXPECTED.get(area)
+
+
+def test_every_area_is_characterised():
+    assert set(AREAS) == set(EXPECTED) == set(SEMANTICS)
+
+
+@pytest.mark.parametrize("area", [*SEMANTICS])
+def test_a_number_makes_stale_only_the_jobs_that_go_through_its_area(
+    area: str, monkeypatch: pytest.MonkeyPatch
+):
+    jobs = {
+        (name, has_images, has_uris): semantics_of(name, has_images=has_images, has_uris=has_uris)
+        for name in ("images", "parquet", "webdataset")
+        for has_images in (True, False)
+        for has_uris in (True, False)
+    }
+    monkeypatch.setitem(SEMANTICS, area, SEMANTICS[area] + 1)  # type: ignore[arg-type]
+    for (name, has_images, has_uris), before in jobs.items():
+        now = semantics_of(name, has_images=has_images, has_uris=has_uris)
+        assert (now != before) == (area in before)
+
+
+def test_the_node_cache_is_keyed_by_what_a_prediction_means(monkeypatch: pytest.MonkeyPatch):
+    before = key_of(["a model"])
+    assert key_of(["a model"]) == before
+    monkeypatch.setitem(SEMANTICS, "predict", SEMANTICS["predict"] + 1)  # type: ignore[arg-type]
+    assert key_of(["a model"]) != before
