@@ -87,12 +87,11 @@ def as_storage_options(text: str | None) -> dict[str, Any]:
 
 
 def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    from rich.console import Console
-
     from pipeline.render import render_table
+    from pipeline.screen import show_rendered
 
     if not quiet:
-        Console(stderr=as_json).print(render_table(document))
+        show_rendered(render_table(document), to_stderr=as_json)
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False))
 
@@ -101,8 +100,7 @@ def show(document: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False))
         return
-    from rich.console import Console
-
     from pipeline.render import render_document
+    from pipeline.screen import show_rendered
 
-    Console().print(render_document(document))
+    show_rendered(render_document(document))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +33,7 @@ from pipeline.arguments import (
     show_report,
 )
 from pipeline.errors import JobError
+from pipeline.screen import log_to_stderr
 
 app = typer.Typer(
     name="pipeline",
@@ -49,9 +49,7 @@ def _common(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, more log.")] = False,
 ) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    log_to_stderr(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -7,6 +7,7 @@ package has not got. Building again gives the same files, so a second demo has n
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -22,9 +23,11 @@ from pipeline.job_file import parse_job
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, current_manifest, read_part
 from pipeline.photos import Built, build_images, build_parquet
+from pipeline.printable import printable
 from pipeline.progress import Progress
 from pipeline.run import run_job
 from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE
+from pipeline.screen import show_rendered
 from pipeline.storage import Store
 
 if TYPE_CHECKING:
@@ -177,19 +180,15 @@ def _read_quarantine(done: Sequence[_Done]) -> list[dict[str, Any]]:
 
 
 def _print(done: Sequence[_Done], document: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
     for part in _parts(done, document):
-        console.print(part)
+        show_rendered(part)
     places = [
         *(str(one.output / "predictions") for one in done),
         *(str(one.output / "quarantine") for one in done),
         *document["reports"],
     ]
     for place in places:
-        console.print(Text(f"  {place}"), soft_wrap=True)  # a folded path cannot be copied
+        sys.stdout.write(f"  {printable(place)}\n")  # a folded path cannot be copied
 
 
 def _parts(done: Sequence[_Done], document: dict[str, Any]) -> Iterator[RenderableType]:

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.cli import app
 from pipeline.errors import JobError, PipelineError, Stopped
 from pipeline.interrupt import handle_signals, reason
+from pipeline.screen import take_every_character
 from pipeline.terminal import detach_stderr, show_error
 
 _GC_THRESHOLDS = (50_000, 20, 20)
@@ -25,6 +26,7 @@ _GC_THRESHOLDS = (50_000, 20, 20)
 def main() -> None:
     """Entry point of the `pipeline` command."""
     detach_stderr()  # before logging takes hold of the stream
+    take_every_character()
     handle_signals()
     gc.set_threshold(*_GC_THRESHOLDS)
     code = _guard(app)

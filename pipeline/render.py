@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.printable import printable
 from pipeline.schema import clean_message
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def _table(rows: list[dict[str, Any]]) -> RenderableType:
 
 
 def _title(key: str) -> str:
-    return clean_message(key.replace("_", " "))
+    return printable(key.replace("_", " "))
 
 
 def _show(key: str, value: Any) -> str:
@@ -244,8 +245,8 @@ def _show(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else _UNKNOWN
     if isinstance(value, list):
-        return clean_message(", ".join(_show(key, item) for item in value))
-    return clean_message(str(value))
+        return ", ".join(_show(key, item) for item in value)
+    return printable(str(value))
 
 
 _UNKNOWN = "-"

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.printable import joined
+
 OUTPUT_SCHEMA_VERSION = 1
 
 ROW_ID, URI, IMAGE, FEATURES = "row_id", "uri", "image", "features"
@@ -161,8 +163,7 @@ class Failure:
 
 def clean_message(text: str) -> str:
     """Return text as one printable line of at most 500 characters (log lines cannot be forged)."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(printable.split())[:MESSAGE_MAX_CHARS]
+    return joined(text)[:MESSAGE_MAX_CHARS]
 
 
 def failure_columns(failures: Sequence[Failure | None]) -> dict[str, pa.Array]:

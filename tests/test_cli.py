@@ -161,7 +161,7 @@ def test_an_error_ends_in_its_exit_code(
         raise error("what\nhappened\x1b[31m")
 
     assert _guard(fail) == error.exit_code
-    assert capsys.readouterr() == ("", "error: what happened [31m\n")
+    assert capsys.readouterr() == ("", "error: what happened\\x1b[31m\n")
 
 
 def test_an_unexpected_error_is_named_and_exits_1(

@@ -173,7 +173,7 @@ def test_a_message_is_one_printable_line(text: str):
 
 def test_a_message_cannot_forge_a_log_line_or_a_terminal_command():
     clean = clean_message("bad\n2026-11-24 INFO all is well\r\x1b[2Jdone\u2028more\x00\u202e")
-    assert clean == "bad 2026-11-24 INFO all is well [2Jdone more"
+    assert clean == r"bad 2026-11-24 INFO all is well \x1b[2Jdone more\x00\u202e"
     assert clean_message("x" * 10_000) == "x" * MESSAGE_MAX_CHARS
 
 

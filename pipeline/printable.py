@@ -1,0 +1,26 @@
+"""Make one printable line of any text: names, values and messages may hold whatever bytes allow.
+
+The one place that decides what may reach a terminal, a log or a page as it is.
+"""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""Return text with every character escaped that is not printable: one line, nothing hidden.
+
+    Line breaks become `\n`, escape sequences `\x1b...`, marks that turn the writing around `\u202e`,
+    bytes of a name that is not UTF-8 `\udcff`. What is printable stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def joined(text: str) -> str:
+    """Return text of several lines as one printable line, with single spaces between the words."""
+    return printable(" ".join(text.split()))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

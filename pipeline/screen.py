@@ -1,0 +1,80 @@
+"""Write for people: log records, tables and pages of text, on a terminal or into a pipe.
+
+All of it is printable (`printable`), nothing is lost for want of a character in the terminal's
+encoding, and lines are wrapped for terminals only: what is piped is for `grep`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from pipeline.printable import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_NO_WRAP = 100_000
+"""Columns of what is piped: more than any line has."""
+
+
+class LineFormatter(logging.Formatter):
+    """Makes each record one printable line; a traceback follows indented, so that it forges none."""
+
+    def __init__(self) -> None:
+        super().__init__(_FORMAT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """Return the line of a record."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: object) -> str:  # noqa: N802  # logging's name
+        """Return a traceback, all of whose lines are indented."""
+        lines = super().formatException(ei).splitlines()  # type: ignore[arg-type]
+        return "\n".join(f"  {printable(line)}" for line in lines)
+
+
+def log_to_stderr(level: int) -> None:
+    """Log to stderr from this level on, a line for each record."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def take_every_character() -> None:
+    """Let stdout and stderr escape what their encoding has not, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def show_rendered(rendered: RenderableType, *, to_stderr: bool = False) -> None:
+    """Show a table or a page, wrapped to the terminal's width if there is a terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    if stream.isatty():
+        Console(file=stream).print(rendered)
+    else:
+        stream.write(as_lines(rendered))
+
+
+def as_lines(rendered: RenderableType) -> str:
+    """Return a table or a page as lines that are neither wrapped nor filled up with blanks."""
+    from rich.console import Console
+
+    page = io.StringIO()
+    console = Console(file=page, width=_NO_WRAP, color_system=None, force_terminal=False)
+    console.print(rendered)
+    return "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines())
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Tell whether a person reads along; a stream that is closed or missing has no reader."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
