@@ -9,7 +9,7 @@ from __future__ import annotations
 def printable(text: str) -> str:
     r"""Return text with every character escaped that is not printable: one line, nothing hidden.
 
-    Line breaks become `\n`, escape sequences `\x1b...`, marks that turn the writing around `\u202e`,
+    Line breaks become `\n`, escape sequences `\x1b...`, marks that reverse the direction `\u202e`,
     bytes of a name that is not UTF-8 `\udcff`. What is printable stays as it is.
     """
     if text.isprintable():

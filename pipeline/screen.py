@@ -22,16 +22,16 @@ _NO_WRAP = 100_000
 
 
 class LineFormatter(logging.Formatter):
-    """Makes each record one printable line; a traceback follows indented, so that it forges none."""
+    """Makes each record one printable line; a traceback follows, indented: it forges none."""
 
     def __init__(self) -> None:
         super().__init__(_FORMAT)
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
         """Return the line of a record."""
         return printable(super().formatMessage(record))
 
-    def formatException(self, ei: object) -> str:  # noqa: N802  # logging's name
+    def formatException(self, ei: object) -> str:  # logging's name
         """Return a traceback, all of whose lines are indented."""
         lines = super().formatException(ei).splitlines()  # type: ignore[arg-type]
         return "\n".join(f"  {printable(line)}" for line in lines)
