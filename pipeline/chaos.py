@@ -28,7 +28,7 @@ from pipeline.chaos_kills import choose_kills
 from pipeline.chaos_runs import Command, Done, no_process_left, run_once, staged_slices
 from pipeline.chaos_sample import Sample, take_sample
 from pipeline.chaos_table import fault_rows, in_all
-from pipeline.errors import InfraError, JobError, PipelineError, Stopped
+from pipeline.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
 from pipeline.golden import EXACT_SCORE_DIFF
 from pipeline.interrupt import interruptible
 from pipeline.job import Job
@@ -82,7 +82,7 @@ def run_chaos(chaos: Chaos) -> tuple[dict[str, Any], int]:
             document = _try_out(chaos, command)
         is_needed = is_needed or document["status"] != "ok"
     except PipelineError as error:
-        is_needed = is_needed or not isinstance(error, JobError | Stopped)
+        is_needed = is_needed or not isinstance(error, InputMissing | JobError | Stopped)
         raise
     finally:
         if is_needed:

@@ -76,7 +76,7 @@ def _clock(job: Job) -> Check:
 
 
 def _source(job: Job) -> str:
-    inputs = list_inputs(job.source, max_extent_rows=_MANY_ROWS)
+    inputs = list_inputs(job.source, max_extent_rows=_MANY_ROWS, may_be_empty=job.gates.allow_empty)
     if not inputs.shards:
         raise JobError(f"source.uri = {job.source.uri}: there are no shards; check uri and format")
     return f"{job.source.uri}: {len(inputs.shards)} shards, {inputs.num_bytes} bytes"

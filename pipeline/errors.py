@@ -6,7 +6,8 @@
     |-- PartitionBusy (4)       another run holds the partition
     |-- PublishConflict (5)     another run published something different meanwhile
     |-- Stopped (6)             asked to stop; what is done is kept
-    `-- InfraError (7)          storage or cluster trouble that a retry may cure
+    |-- InfraError (7)          storage or cluster trouble that a retry may cure
+    `-- InputMissing (8)        the input is not there yet
 
 Every class takes one string, so that it survives pickling between Ray's processes.
 """
@@ -20,6 +21,8 @@ class PipelineError(Exception):
     """One line: what happened, to which thing, what would be right."""
 
     exit_code: ClassVar[int] = 1
+    report: str | None = None
+    """Where the report of the run lies that ended with this, if it has one."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -64,6 +67,12 @@ class InfraError(PipelineError):
     """Storage or the cluster failed in a way that running again may cure."""
 
     exit_code = 7
+
+
+class InputMissing(PipelineError):
+    """The input that the job names is not there (yet): running again later may find it."""
+
+    exit_code = 8
 
 
 def find_cause(error: BaseException) -> PipelineError | None:

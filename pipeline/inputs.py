@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from pipeline.columns import check_names
-from pipeline.errors import JobError
+from pipeline.errors import InputMissing, JobError
 from pipeline.extents import Extent
 from pipeline.job_source import Source
 from pipeline.parquet_inputs import measure_parquet
@@ -73,20 +73,23 @@ def split_glob(uri: str) -> tuple[str, str]:
     return (uri[:cut] or "/", uri[cut + 1 :]) if cut >= 0 else (".", uri)
 
 
-def list_inputs(source: Source, *, max_extent_rows: int) -> Inputs:
+def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = False) -> Inputs:
     """List the shards under `source.uri` and measure them.
 
     Args:
         source: The job's source section.
         max_extent_rows: Row groups are joined to extents of up to about this many rows.
+        may_be_empty: A prefix of an object store without any object is an empty folder, not one
+            that is missing; there the two look alike.
 
     Raises:
         JobError: The source cannot be read or has not the columns that the job names.
+        InputMissing: There is nothing at `source.uri`, or shards that the job names are missing.
     """
     store, pattern = open_source(source)
     suffixes = _SUFFIXES[source.format]
     root, shards, ignored = (
-        _list_shards(store, pattern, suffixes, source)
+        _list_shards(store, pattern, suffixes, source, may_be_empty=may_be_empty)
         if source.files is None
         else (store.uri, _named_shards(store, pattern, source), ())
     )
@@ -115,7 +118,12 @@ def _require_readable(store: Store, shards: Sequence[StoredFile]) -> None:
 
 
 def _list_shards(
-    store: Store, pattern: str, suffixes: Sequence[str], source: Source
+    store: Store,
+    pattern: str,
+    suffixes: Sequence[str],
+    source: Source,
+    *,
+    may_be_empty: bool,
 ) -> tuple[str, tuple[StoredFile, ...], tuple[str, ...]]:
     files = store.list_files()
     root = store.uri
@@ -127,8 +135,8 @@ def _list_shards(
             single = folder.stat(name)
             if single is not None:
                 return folder.uri, (single,), ()
-        if not store.is_object_store and not store.exists(""):
-            raise JobError(f"source.uri = {store.url('')}: no such file or folder")
+    if not files and not (store.is_object_store and may_be_empty):
+        require_there(store)
     if pattern:
         from fsspec.utils import glob_translate
 
@@ -140,11 +148,26 @@ def _list_shards(
     return root, shards, tuple(f.path for f in visible if f.path not in chosen)
 
 
+def require_there(store: Store) -> None:
+    """Refuse a source that is not there; an empty folder is there.
+
+    Raises:
+        InputMissing: There is no such file or folder; in an object store, no object below it.
+    """
+    if not store.exists(""):
+        what = "no object there" if store.is_object_store else "no such file or folder"
+        hint = ", or set gates.allow_empty to true" if store.is_object_store else ""
+        raise InputMissing(
+            f"source.uri = {store.url('')}: {what}; run again when it is there{hint}"
+        )
+
+
 def _named_shards(store: Store, pattern: str, source: Source) -> tuple[StoredFile, ...]:
     """Look up the shards that the job names, in its order.
 
     Raises:
-        JobError: `uri` is a glob, or a shard is named twice or missing.
+        JobError: `uri` is a glob, or a shard is named twice.
+        InputMissing: A shard is missing.
     """
     if pattern:
         raise JobError(
@@ -162,9 +185,9 @@ def _named_shards(store: Store, pattern: str, source: Source) -> tuple[StoredFil
         found = list(pool.map(store.stat, names))
     missing = [name for name, file in zip(names, found, strict=True) if file is None]
     if missing:
-        raise JobError(
+        raise InputMissing(
             f"source.files: {len(missing)} of {len(names)} are missing, first "
-            f"{store.url(missing[0])}"
+            f"{store.url(missing[0])}; run again when they are there"
         )
     return tuple(file for file in found if file is not None)
 

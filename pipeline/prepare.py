@@ -25,7 +25,11 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     )
     batch_size = job.model.batch_size or (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH)
     with run.record.stage("list") as listed:
-        inputs = list_inputs(job.source, max_extent_rows=SliceSizes.of(job, batch_size).most)
+        inputs = list_inputs(
+            job.source,
+            max_extent_rows=SliceSizes.of(job, batch_size).most,
+            may_be_empty=job.gates.allow_empty,
+        )
         plan = make_plan(job, inputs, model, batch_size=batch_size)
         listed.rows_in = listed.rows_out = plan.num_rows or 0
         listed.bytes_in = inputs.num_bytes

@@ -15,7 +15,7 @@ from pipeline.context import RunContext, RunOptions
 from pipeline.delta import require_delta
 from pipeline.errors import JobError
 from pipeline.hive import partition_types
-from pipeline.inputs import open_source
+from pipeline.inputs import open_source, require_there
 from pipeline.job import Job
 from pipeline.lease import hold_lease
 from pipeline.manifest import Manifest, current_manifest
@@ -50,6 +50,7 @@ def retry_job(
     Raises:
         JobError: There is no such reason, nothing is published, or the job asks for other
             predictions than the published ones.
+        InputMissing: The input is gone.
         PipelineError: As a run of the job.
     """
     wanted = read_reasons(reasons)
@@ -83,6 +84,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Sta
         assert current is not None, "published, as seen above"
         base = read_base(store, layout, current)
         inputs = _require_same_job(run, base, settings)
+        require_there(inputs)
         with run.record.stage("list") as listed:
             work = replan(base, choose(base, reasons), job, inputs)
             listed.rows_in = listed.rows_out = len(work.chosen.entries)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InfraError, JobError, PipelineError, Stopped
+from pipeline.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
 from pipeline.job_api import connect, one_line, shown_address
 from pipeline.job_log import GIVE_UP_S, PAUSE_S, Follower
 
@@ -148,7 +148,7 @@ def _exit_code(details: Any, job_id: str) -> int:
     if details.status == "STOPPED":
         return Stopped.exit_code
     code = details.driver_exit_code
-    if code in range(PipelineError.exit_code, InfraError.exit_code + 1):
+    if code in range(PipelineError.exit_code, InputMissing.exit_code + 1):
         return int(code)
     how = "without an exit code" if code is None else f"with exit code {code}"
     raise InfraError(f"job {job_id}: ended {how}: {one_line(details.message)}")

@@ -36,7 +36,7 @@ def test_a_job_that_can_run_is_found_fine_and_nothing_is_left_behind(tmp_path: P
 @pytest.mark.parametrize(
     ("override", "check", "code", "words"),
     [
-        ("source.uri=/nowhere/at/all", "source", 2, "no such file or folder"),
+        ("source.uri=/nowhere/at/all", "source", 8, "no such file or folder"),
         ("sink.uri=s3://bucket/out", "sink", 7, "127.0.0.1:1"),
         ("model.factory=os:getcwd", "model", 2, "--allow-import"),
         ("resources.num_gpus=512", "resources", 2, "512"),

@@ -409,7 +409,7 @@ def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
     [
         (["model.weigths=x"], 2, "model.weigths: unknown key"),
         (["model.top_k=many"], 2, "model.top_k"),
-        (["source.uri=nowhere"], 2, "no such file or folder"),
+        (["source.uri=nowhere"], 8, "no such file or folder"),
         (["model.factory=os:system"], 2, "not allowed"),
         (["model.factory=models:nothing"], 2, "no callable nothing"),
         (["model.factory=models:not_a_module"], 2, "not an nn.Module"),

@@ -17,6 +17,7 @@ EXIT_CODES = {
     "PublishConflict": 5,
     "Stopped": 6,
     "InfraError": 7,
+    "InputMissing": 8,
 }
 
 

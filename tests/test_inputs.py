@@ -12,7 +12,7 @@ import pytest
 from faultproxy import DENIED, FaultProxy, Rule
 from s3server import S3Server
 
-from pipeline.errors import JobError
+from pipeline.errors import InputMissing, JobError
 from pipeline.inputs import Inputs, list_inputs, split_glob
 from pipeline.job_source import Source
 from pipeline.schema import RESERVED_COLUMNS, Reason
@@ -76,7 +76,7 @@ FILES = {
         ("**/*.png", ["b/d.png"], []),
         ("b/[cd].*", ["b/c.JPEG", "b/d.png"], []),
         ("b/?.png", ["b/d.png"], []),
-        ("none/*", [], []),
+        ("b/none*", [], []),
         ("a.jpg", ["a.jpg"], []),
     ],
 )
@@ -124,11 +124,32 @@ def test_an_image_file_is_one_row_in_path_order(tmp_path: Path):
     assert (found.num_rows, found.num_bytes) == (3, 51)
 
 
-def test_a_folder_that_is_not_there_is_refused_and_an_empty_one_has_no_rows(tmp_path: Path):
-    with pytest.raises(JobError, match=r"source\.uri = .*none: no such file or folder"):
+def test_a_folder_that_is_not_there_is_missing_and_an_empty_one_has_no_rows(tmp_path: Path):
+    with pytest.raises(InputMissing, match=r"source\.uri = .*none: no such file or folder"):
         listed(tmp_path / "none", "images")
+    with pytest.raises(InputMissing, match=r"source\.uri = .*none: no such file or folder"):
+        listed(tmp_path / "none" / "*.jpg", "images")
+    assert listed(f"{tmp_path}/*.jpg", "images").num_rows == 0
     assert listed(tmp_path, "images").num_rows == 0
     assert listed(tmp_path, "parquet").num_rows == 0
+
+
+def test_a_prefix_without_objects_is_missing_unless_it_may_be_empty(s3: S3Server):
+    store = s3.store()
+    source = Source(uri=store.uri, format="images", storage_options=store.storage_options)
+    with pytest.raises(InputMissing, match="no object there; run again when it is there"):
+        list_inputs(source, max_extent_rows=1)
+    assert list_inputs(source, max_extent_rows=1, may_be_empty=True).shards == ()
+    store.put("notes.txt", b"?")
+    assert list_inputs(source, max_extent_rows=1).shards == ()
+
+
+def test_named_shards_that_are_not_there_are_missing_input(tmp_path: Path):
+    (tmp_path / "a.jpg").write_bytes(b"?")
+    with pytest.raises(InputMissing, match=r"1 of 2 are missing, first .*b\.jpg"):
+        listed(tmp_path, "images", files=("a.jpg", "b.jpg"))
+    with pytest.raises(JobError, match="no such file"):
+        listed(tmp_path, "images", files=str(tmp_path / "none.txt"))
 
 
 def test_row_groups_are_joined_up_to_the_limit_and_empty_ones_dropped(tmp_path: Path):

@@ -9,16 +9,18 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli import pipeline, start, write_job
 from rayhead import RayHead
 
+from pipeline.errors import PipelineError
 from pipeline.layout import Layout
 from pipeline.manifest import current_manifest, read_predictions
 from pipeline.photos import Built, build_images
 from pipeline.storage import Store
-from pipeline.submit import entrypoint
+from pipeline.submit import _exit_code, entrypoint
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
@@ -96,6 +98,12 @@ def test_a_refused_gate_comes_back_as_the_exit_code_and_arguments_pass_the_shell
     sent = shlex.split(head.jobs()[-1]["entrypoint"])
     assert sent[-len(arguments) :] in (arguments, arguments[2:] + arguments[:2])
     assert current_manifest(Store(str(tmp_path / "out")), Layout(PARTITION)) is None
+
+
+@pytest.mark.parametrize("kind", [PipelineError, *PipelineError.__subclasses__()])
+def test_every_exit_code_of_the_pipeline_comes_back(kind: type[PipelineError]):
+    details = SimpleNamespace(status="FAILED", driver_exit_code=kind.exit_code, message="")
+    assert _exit_code(details, "job") == kind.exit_code
 
 
 def test_what_is_accepted_goes_along_as_it_was_said():
