@@ -198,7 +198,7 @@ def _parts(done: Sequence[_Done], document: dict[str, Any]) -> Iterator[Renderab
 
     for one in done:
         yield Text(f"\n{one.name}", style="bold")
-        yield render_table(one.report)
+        yield render_table({**one.report, "output": {}})  # all places stand at the end
     if all(one.report["status"] == "nothing_to_do" for one in done):
         yield Text("\nEverything had been published before: there was nothing to do.")
     yield render_document(

@@ -22,11 +22,23 @@ def save_report(run: RunContext, status: Status, error: PipelineError | None) ->
         run.store,
         build_report(run.record.facts(status, code, str(error) if error else None, price)),
     )
-    if status != "nothing_to_do":
+    is_stored = status != "nothing_to_do"
+    report["output"] |= _places(run, report, is_stored=is_stored)
+    if is_stored:
         path = run.layout.report
         run.store.put(path(run.record.run_id, "report.json"), to_json(report))
         run.store.put(path(run.record.run_id, "report.html"), to_html(report).encode())
     return report
+
+
+def _places(run: RunContext, report: dict[str, Any], *, is_stored: bool) -> dict[str, Any]:
+    """Say where the quarantine and the report of a run lie, if there are any."""
+    has_quarantine = report["output"]["uri"] and report["rows"]["quarantined"]
+    path = run.layout.report(run.record.run_id, "report.html")
+    return {
+        "quarantine": run.store.url(run.layout.quarantine) if has_quarantine else None,
+        "report": run.store.url(path) if is_stored else None,
+    }
 
 
 def save_trouble(run: RunContext, error: PipelineError) -> None:
@@ -34,9 +46,11 @@ def save_trouble(run: RunContext, error: PipelineError) -> None:
     if isinstance(error, PartitionBusy):
         return
     try:
-        save_report(run, _status_of(error), error)
+        report = save_report(run, _status_of(error), error)
     except PipelineError as further:
         log.warning("no report: %s", further)
+    else:
+        error.report = report["output"]["report"]
 
 
 def _status_of(error: PipelineError) -> Status:

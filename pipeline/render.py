@@ -52,11 +52,25 @@ def render_table(report: dict[str, Any]) -> RenderableType:
         lines.append(report["error"])
     # Text, never markup: brackets in a label or a message must not become styles.
     if report["status"] == "nothing_to_do":
-        return Group(*(Text(clean_message(line)) for line in lines))
+        return Group(*(Text(clean_message(line)) for line in lines), *_places(report))
     lines[:0] = [
         report["bottleneck"]["advice"], *_hops(report), *_slower(report), *_gates(report)
     ]  # fmt: skip
-    return Group(_stage_table(report), *(Text(clean_message(line)) for line in lines))
+    texts = (Text(clean_message(line)) for line in lines)
+    return Group(_stage_table(report), *texts, *_places(report))
+
+
+def _places(report: dict[str, Any]) -> list[RenderableType]:
+    """Say where what a run made lies, a line each, never folded: a folded path cannot be copied."""
+    from rich.text import Text
+
+    output = report["output"]
+    named = {"predictions": "uri", "quarantine": "quarantine", "report": "report"}
+    return [
+        Text(printable(f"{name}: {output[key]}"), no_wrap=True, overflow="ignore")
+        for name, key in named.items()
+        if output.get(key)
+    ]
 
 
 def _stage_table(report: dict[str, Any]) -> Table:

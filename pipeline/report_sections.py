@@ -74,9 +74,13 @@ class ModelSection(Section):
 
 
 class Output(Section):
-    """What was published."""
+    """What was published, and where the rest lies; null is what there is not."""
 
     uri: str | None = None
+    """Of the predictions."""
+    quarantine: str | None = None
+    report: str | None = None
+    """Of report.html; report.json lies beside it."""
     parts: int | None = None
     bytes: int | None = None
 

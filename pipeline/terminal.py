@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.errors import PipelineError
+from pipeline.printable import printable
 from pipeline.schema import clean_message
 
 
@@ -73,7 +74,11 @@ def show_error(error: Exception, code: int) -> int:
         log.exception("failed", exc_info=error)
     kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
     message = clean_message(kind + str(error))
+    report = getattr(error, "report", None)
+    if report and "--quiet" not in sys.argv:
+        typer.echo(f"report: {printable(report)}", err=True)
     typer.echo(f"error: {message}", err=True)
     if "--json" in sys.argv:
-        typer.echo(json.dumps({"status": "error", "exit_code": code, "error": message}))
+        document = {"status": "error", "exit_code": code, "error": message, "report": report}
+        typer.echo(json.dumps(document))
     return code

@@ -1,0 +1,100 @@
+"""However a run ends, it leaves a report and says where what it made lies."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import LABELS, TRANSFORM
+from published import DAY, Rows, publish_rows
+
+from pipeline.context import RunContext, RunOptions
+from pipeline.errors import GateRefused, InfraError, InputMissing, PipelineError, Stopped
+from pipeline.job_file import parse_job
+from pipeline.layout import Layout
+from pipeline.outcome import save_report, save_trouble
+from pipeline.progress import Progress
+from pipeline.record import RunRecord
+from pipeline.render import render_table
+from pipeline.report import Report
+from pipeline.run import run_job
+from pipeline.screen import as_lines
+from pipeline.storage import Store
+from pipeline.terminal import show_error
+
+DATE = dt.date(2026, 11, 24)
+
+
+def job_in(folder: Path, source: str) -> Any:
+    document = {
+        "source": {"uri": str(folder / source), "format": "images"},
+        "model": {"factory": "models:colours", "labels": LABELS},
+        "transform": TRANSFORM,
+        "sink": {"uri": str(folder / "out"), "partition": DAY},
+    }
+    return parse_job(document, date=DATE, origin="test")
+
+
+def run_in(folder: Path) -> RunContext:
+    job = job_in(folder, "in")
+    record = RunRecord("20261124T020000Z-0badcafe", DAY)
+    return RunContext(job, RunOptions(), Store(job.sink.uri), Layout(DAY), record)
+
+
+def test_a_published_run_names_predictions_quarantine_and_report_and_all_are_there(
+    tmp_path: Path,
+) -> None:
+    run = run_in(tmp_path)
+    manifest = publish_rows(run.store, DAY, Rows())
+    run.record.found_published(manifest, run.store.url(run.layout.predictions))
+    report = save_report(run, "published", None)
+    lines = as_lines(render_table(report)).splitlines()
+    places = dict(line.split(": ", 1) for line in lines[-3:])
+    assert list(places) == ["predictions", "quarantine", "report"]
+    assert all(Path(place).exists() for place in places.values())
+    assert list(places.values()) == [report["output"][k] for k in ("uri", "quarantine", "report")]
+    stored = json.loads(Path(places["report"]).with_name("report.json").read_text())
+    assert Report.model_validate(stored).output.report == places["report"]
+
+
+def test_only_what_there_is_has_a_place(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    manifest = publish_rows(run.store, DAY, Rows(fail_every=0))
+    run.record.found_published(manifest, run.store.url(run.layout.predictions))
+    report = save_report(run, "nothing_to_do", None)
+    (line,) = as_lines(render_table(report)).splitlines()[1:]
+    assert line == f"predictions: {tmp_path}/out/predictions/{DAY}"
+
+
+@pytest.mark.parametrize("kind", [GateRefused, Stopped, InfraError, InputMissing])
+def test_a_run_that_fails_names_its_report(
+    kind: type[PipelineError],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, error = run_in(tmp_path), kind("what happened")
+    save_trouble(run, error)
+    assert error.report is not None
+    assert Path(error.report).is_file()
+    monkeypatch.setattr(sys, "argv", ["pipeline", "run", "job.yaml", "--json"])
+    assert show_error(error, error.exit_code) == kind.exit_code
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [f"report: {error.report}", "error: what happened"]
+    assert json.loads(shown.out)["report"] == error.report
+    monkeypatch.setattr(sys, "argv", ["pipeline", "run", "job.yaml", "--quiet"])
+    show_error(error, error.exit_code)
+    assert capsys.readouterr().err == "error: what happened\n"
+
+
+def test_an_input_that_is_not_there_yet_has_its_own_exit_code_in_a_report(tmp_path: Path) -> None:
+    options = RunOptions(allow_import=("models",))
+    with pytest.raises(InputMissing, match="run again when it is there") as caught:
+        run_job(job_in(tmp_path, "tonight"), options, Progress(quiet=True))
+    assert caught.value.report is not None
+    document = json.loads(Path(caught.value.report).with_name("report.json").read_text())
+    assert (document["exit_code"], document["status"]) == (8, "failed")
