@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -39,11 +39,10 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     """
     placed = replace(
         manifest,
-        parts=_place(store, folder, manifest.parts, "predictions", layout.predictions),
-        quarantine_parts=_place(
-            store, folder, manifest.quarantine_parts, "quarantine", layout.quarantine
-        ),
+        parts=_targets(manifest.parts, "predictions", layout.predictions),
+        quarantine_parts=_targets(manifest.quarantine_parts, "quarantine", layout.quarantine),
     )
+    _place(store, folder, manifest.all_parts, placed.all_parts)
     reach("before_log")
     path = layout.log_entry(manifest.number)
     outcome = store.create_once(path, placed.to_json(), manifest.token)
@@ -61,16 +60,27 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     return winner
 
 
-def _place(
-    store: Store, folder: str, parts: Sequence[Part], kind: str, target: str
-) -> tuple[Part, ...]:
-    placed = []
-    for index, part in enumerate(parts):
-        path = renumber(f"{target}/{part.path.removeprefix(f'{kind}/')}", index)
-        store.copy(f"{folder}/{part.path}", path)
-        reach("placed_part")
-        placed.append(replace(part, path=path))
-    return tuple(placed)
+def _targets(parts: Sequence[Part], kind: str, target: str) -> tuple[Part, ...]:
+    return tuple(
+        replace(part, path=renumber(f"{target}/{part.path.removeprefix(f'{kind}/')}", index))
+        for index, part in enumerate(parts)
+    )
+
+
+def _place(store: Store, folder: str, parts: Sequence[Part], placed: Sequence[Part]) -> None:
+    """Copy parts to where they will be published; all of them, or none where that fails.
+
+    The names are of this attempt alone, and no log entry has them yet, so nothing else can need
+    what is deleted. What a killed run placed stays until the next one.
+    """
+    try:
+        for part, target in zip(parts, placed, strict=True):
+            store.copy(f"{folder}/{part.path}", target.path)
+            reach("placed_part")
+    except Exception:
+        with contextlib.suppress(Exception):  # the first trouble is the one to tell
+            store.delete([target.path for target in placed])
+        raise
 
 
 def settle(
@@ -83,9 +93,10 @@ def settle(
 ) -> None:
     """Make the published folder agree with the current manifest; safe to repeat.
 
-    The table comes first: as long as it names the replaced parts, they stay where they are.
-    Replaced parts move to the history, parts of attempts that can no longer win are deleted,
-    the history keeps `keep_versions` versions, and `_SUCCESS` is the manifest's copy.
+    The order decides what readers find (README, "What a reader sees"): parts of attempts that can
+    no longer win are deleted, which no list names; the table names the new parts; `_SUCCESS`
+    becomes the manifest's copy; only then do replaced parts, which no list names any more, move to
+    the history, of which `keep_versions` versions stay.
 
     A run that was suspended in here may find that it is late: what it wrote of its own version
     (`_SUCCESS`, say) is then put right for the one that has become current.
@@ -118,17 +129,33 @@ def _settle_one(
             f"{store.url(sorted(lost)[0])}: named by the current manifest but missing; "
             "restore it, or run `pipeline rollback`"
         )
+    strays = [file.path for file in present if file.path not in named]
+    replaced = _replaced_parts(store, layout, manifest.number, strays)
+    # Made for a number that is taken: no manifest can ever name them.
+    dead = [p for p in strays if p not in replaced and (part_target(p) or 0) <= manifest.number]
+    if dead:
+        store.delete(dead)
     if table:
         commit_delta(store, layout, manifest)
         reach("after_table")
-    strays = [file.path for file in present if file.path not in named]
-    if strays:
-        _retire(store, layout, manifest.number, strays)
+    reach("before_success")
+    _announce(store, layout, manifest)
+    if replaced:
+        _retire(store, layout, replaced)
     reach("retired")
     _trim_history(store, layout, keep_versions)
-    reach("before_success")
+
+
+def _announce(store: Store, layout: Layout, manifest: Manifest) -> None:
+    """Make `_SUCCESS` the copy of a manifest, unless another one has become current meanwhile.
+
+    Between that look and the write a run can still be suspended, and be late: a local file has no
+    write that depends on what is there. The run itself then puts it right, or else the next one.
+    """
     data = manifest.to_json()
-    if _read_or_none(store, layout.success) != data:
+    if _read_or_none(store, layout.success) == data:
+        return
+    if log_numbers(store, layout)[-1] == manifest.number:
         store.put(layout.success, data)
 
 
@@ -149,23 +176,27 @@ def _is_ours(below: Sequence[str], layout: Layout) -> bool:
     return all("=" in name for name in below)
 
 
-def _retire(store: Store, layout: Layout, number: int, strays: Sequence[str]) -> None:
+def _replaced_parts(
+    store: Store, layout: Layout, number: int, strays: Sequence[str]
+) -> dict[str, int]:
+    """Return which of the files are parts of earlier versions, and of which the last one."""
+    if not strays:
+        return {}
     owners = {
         part.path: entry
         for entry in log_numbers(store, layout)
         if entry < number
         for part in read_manifest(store, layout, entry).all_parts
     }
-    dead = []
-    for path in strays:
-        if path in owners:
-            with contextlib.suppress(FileNotFoundError):  # another run has moved it since
-                store.copy(path, f"{layout.history(owners[path])}/{layout.inside(path)}")
-            dead.append(path)
-        elif (part_target(path) or 0) <= number:
-            dead.append(path)  # made for a number that is taken: it can never be named
+    return {path: owners[path] for path in strays if path in owners}
+
+
+def _retire(store: Store, layout: Layout, replaced: Mapping[str, int]) -> None:
+    for path, version in replaced.items():
+        with contextlib.suppress(FileNotFoundError):  # another run has moved it since
+            store.copy(path, f"{layout.history(version)}/{layout.inside(path)}")
     reach("kept")
-    store.delete(dead)
+    store.delete([*replaced])
 
 
 def _trim_history(store: Store, layout: Layout, keep_versions: int) -> None:

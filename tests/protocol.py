@@ -25,7 +25,7 @@ from pipeline.finish import finish
 from pipeline.job import Job
 from pipeline.layout import Layout
 from pipeline.lease import hold_lease
-from pipeline.manifest import Manifest, current_manifest, log_numbers, read_part
+from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_part
 from pipeline.plan import Plan
 from pipeline.plan_file import adopt_plan
 from pipeline.provenance import file_metadata
@@ -163,11 +163,23 @@ def content(store: Store, manifest: Manifest) -> tuple[pa.Table, pa.Table]:
 
 
 def assert_readable(store: Store) -> Manifest | None:
-    """Whoever goes by the manifest finds every part of one version as it was published."""
+    """Whoever goes by the manifest finds every part of one version as it was published.
+
+    Whoever goes by the list in `_SUCCESS` does, too: of that version, or of the one before.
+    """
     numbers = log_numbers(store, LAYOUT)
     assert numbers == list(range(1, len(numbers) + 1))
     manifest = current_manifest(store, LAYOUT)
     for part in manifest.all_parts if manifest else ():
-        data = store.read_bytes(part.path)
-        assert hashlib.sha256(data).hexdigest() == part.sha256, part.path
+        assert_as_published(store, part)
+    if store.exists(LAYOUT.success):
+        said = Manifest.from_json(store.read_bytes(LAYOUT.success), LAYOUT.success)
+        assert said.number in numbers[-2:]
+        for part in said.all_parts:
+            assert_as_published(store, part)
     return manifest
+
+
+def assert_as_published(store: Store, part: Part) -> None:
+    data = store.read_bytes(part.path)
+    assert hashlib.sha256(data).hexdigest() == part.sha256, part.path

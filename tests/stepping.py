@@ -142,4 +142,5 @@ class SteppedDisk:
         self._turn(f"copy {target}", lambda: self._disk.copy(source, target))
 
     def delete(self, paths: Sequence[str]) -> None:
-        self._turn("delete", lambda: self._disk.delete(paths))
+        for path in paths:
+            self._turn(f"delete {path}", lambda path=path: self._disk.delete([path]))

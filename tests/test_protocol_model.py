@@ -93,6 +93,8 @@ class Protocol(RuleBasedStateMachine):
         self.digests: dict[tuple[str, int], str] = {}
         self.is_untidy = False
         """Somebody ended before the folder was settled."""
+        self.has_late_list = False
+        """The last to write `_SUCCESS` was a run that had been overtaken: nothing prevents it."""
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(retry, "FIRST_WAIT_S", 0.0)
         names = random.Random(0)
@@ -198,8 +200,11 @@ class Protocol(RuleBasedStateMachine):
     def advance(self, program: Program, turns: int, fault: Fault) -> None:
         for turn in range(turns):
             if not program.is_over:
+                is_list = re.match("put .*/_SUCCESS", program.pending)
                 program.step(fault if turn == 0 else "")
                 self.look_at_the_log()
+                if is_list and (number := self.listed_number()) is not None:
+                    self.has_late_list = number < len(self.versions)
         if program.is_over:
             self.bury(program)
 
@@ -261,6 +266,24 @@ class Protocol(RuleBasedStateMachine):
                 self.digests[key] = hashlib.sha256(path.read_bytes()).hexdigest()
             assert self.digests[key] == part.sha256
 
+    @invariant()
+    def every_part_that_success_lists_is_there(self) -> None:
+        number = self.listed_number()
+        if number is None or self.has_late_list:
+            return
+        steps["lists"] += 1
+        for part in self.versions[number - 1].manifest.all_parts:
+            assert (self.folder / part.path).exists()
+
+    def listed_number(self) -> int | None:
+        """The version that `_SUCCESS` is the copy of."""
+        path = self.folder / LAYOUT.success
+        if not path.exists():
+            return None
+        number = Manifest.from_json(path.read_bytes(), str(path)).number
+        assert path.read_bytes() == self.versions[number - 1].data
+        return number
+
     def assert_settled(self) -> None:
         """The folder is exactly the current version, `_SUCCESS` its copy, the history its own."""
         verify_output(self.store.uri, LAYOUT.partition, {})
@@ -305,6 +328,7 @@ def check(num_examples: int, num_steps: int) -> None:
 def test_no_order_of_events_breaks_a_promise():
     check(num_examples=60, num_steps=50)
     assert steps["steps"] >= 2000
+    assert steps["lists"] >= 1000
     assert steps["run: Done"] >= 80
 
 
