@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InfraError
+from pipeline.private import first_of
 from pipeline.semantics import SEMANTICS
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def claim(name: str) -> bool:
     Args:
         name: Unique to the run. Claims of ended processes are free again, and go after a day.
     """
-    folder = _cache_folder() / "claims"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = first_of([_cache_folder() / "claims"])
     with one_at_a_time("claims"):
         path = folder / name
         if path.exists() and _is_alive(path.read_text()):
@@ -106,11 +105,9 @@ def _is_alive(pid: str) -> bool:
 def _cache_folder() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "batch-inference-pipeline"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise InfraError(f"{folder}: must be this user's own and writable by nobody else")
-    return folder
+    if folder.is_symlink() and folder.lstat().st_uid == os.geteuid():
+        folder = folder.resolve()  # to a larger disk, by this user
+    return first_of([folder])
 
 
 def runtime_versions() -> dict[str, str]:

@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.private import open_file, opened
+
 _UNSAFE_FROM = 3
 _ENDED_AT = 2
 _GUILTY = "guilty"
+_MANY = f"{_GUILTY}-many"
 
 
 @dataclass(frozen=True)
@@ -49,57 +52,64 @@ class Attempts:
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[Earlier]:
-        """Mark the body as an attempt at `name`; only a process that dies leaves the mark."""
-        path = self.folder / name
-        earlier = self._begin(path)
+        """Mark the body as an attempt at `name`; only a process that dies leaves the mark.
+
+        Raises:
+            InfraError: The folder is not this user's own, or others may write to it.
+        """
+        with opened(self.folder) as folder:
+            earlier = _begin(folder, name)
         try:
             yield earlier
         finally:
-            path.unlink(missing_ok=True)
-
-    def _begin(self, path: Path) -> Earlier:
-        while True:
-            try:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-            except FileNotFoundError:  # the first of this run here
-                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except FileExistsError:
-                # Ray may have given the same work to two processes: the other one may end now.
-                with contextlib.suppress(FileNotFoundError):
-                    earlier = _read(path)
-                    _append(path, {})
-                    return earlier
-            else:
-                return Earlier()
+            (self.folder / name).unlink(missing_ok=True)
 
     def note(self, name: str, stage: str, row_id: str | None) -> None:
         """Note what the attempt at `name` works on now: one row alone, or (None) a batch."""
-        _append(self.folder / name, {"stage": stage, "row": row_id})
+        with opened(self.folder) as folder:
+            _append(folder, name, {"stage": stage, "row": row_id})
 
     def convict(self, name: str) -> None:
         """Note that rows of `name` were found to end processes."""
-        folder = self.folder / _GUILTY
-        folder.mkdir(mode=0o700, exist_ok=True)
-        (folder / name).touch(mode=0o600)
-        if len(os.listdir(folder)) >= _UNSAFE_FROM:
-            (self.folder / f"{_GUILTY}-many").touch(mode=0o600)
+        with opened(self.folder / _GUILTY) as guilty:
+            os.close(open_file(guilty, name, os.O_CREAT | os.O_WRONLY))
+            is_many = len(os.listdir(guilty)) >= _UNSAFE_FROM
+        if is_many:
+            with opened(self.folder) as folder:
+                os.close(open_file(folder, _MANY, os.O_CREAT | os.O_WRONLY))
 
     @property
     def are_unsafe(self) -> bool:
         """Tell whether so much has died here that work is better isolated from the start."""
-        return os.path.exists(self.folder / f"{_GUILTY}-many")
+        return os.path.lexists(self.folder / _MANY)
 
 
-def _append(path: Path, entry: dict[str, str | None]) -> None:
-    with path.open("a") as marks:
+def _begin(folder: int, name: str) -> Earlier:
+    while True:
+        try:
+            os.close(open_file(folder, name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            # Ray may have given the same work to two processes: the other one may end now.
+            with contextlib.suppress(FileNotFoundError):
+                earlier = _read(folder, name)
+                _append(folder, name, {})
+                return earlier
+        else:
+            return Earlier()
+
+
+def _append(folder: int, name: str, entry: dict[str, str | None]) -> None:
+    with os.fdopen(open_file(folder, name, os.O_WRONLY | os.O_APPEND), "a") as marks:
         marks.write(json.dumps(entry) + "\n")
 
 
-def _read(path: Path) -> Earlier:
+def _read(folder: int, name: str) -> Earlier:
     """Read the mark: an empty line begins each attempt but the first one."""
     deaths, ended_at = 1, list[tuple[str, str | None]]()
     last: tuple[str, str | None] | None = None
-    for line in path.read_text().splitlines():
+    with os.fdopen(open_file(folder, name, os.O_RDONLY)) as marks:
+        lines = marks.read().splitlines()
+    for line in lines:
         entry = json.loads(line)
         if entry:
             last = (entry["stage"], entry["row"])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, TypeVar
 
 from pipeline.allocation import MAX_TASK_RETRIES
 from pipeline.attempts import Attempts
 from pipeline.errors import InfraError, find_cause
+from pipeline.private import first_of
 from pipeline.pulse import beat
 
 T = TypeVar("T")
@@ -63,12 +66,20 @@ def ray_errors() -> Iterator[None]:
 
 
 def attempts_of(run_id: str) -> Attempts:
-    """Return the marks of a run on this worker's node; they go with Ray's own temporary files."""
+    """Return the marks of a run on this worker's node; they go with Ray's own temporary files.
+
+    Those are open to everybody on a cluster that is not ours, so the marks have a folder of their
+    own there; where another user has taken its name, one among the system's temporary files.
+
+    Raises:
+        InfraError: Neither folder can be this user's alone.
+    """
     import ray
 
     context = ray.get_runtime_context()
     session = Path(context.get_temp_dir()) / context.get_session_name()
-    return Attempts(session / "pipeline-attempts" / run_id)
+    name = f"pipeline-attempts-{os.geteuid()}"
+    return Attempts(first_of((session / name, Path(gettempdir(), name))) / run_id)
 
 
 def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:

@@ -1,0 +1,66 @@
+"""Folders and files of this user alone: what another user could have put there is not believed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pipeline.errors import InfraError
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open a folder, which is made if it is not there; what is opened in it is what was checked.
+
+    Raises:
+        InfraError: It is a link, or another user's, or others may write to it.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        hint = "must be a folder, no link, that can be written to"
+        raise InfraError(f"{path}: {hint}: {error.strerror}") from None
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & _OTHERS_WRITE:
+            raise InfraError(f"{path}: must be this user's own, and not writable by others")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def first_of(folders: Iterable[Path]) -> Path:
+    """Return the first of some folders that can be this user's alone; it is there then.
+
+    Raises:
+        InfraError: None can be.
+    """
+    troubles: list[str] = []
+    for folder in folders:
+        try:
+            with opened(folder):
+                return folder
+        except InfraError as error:
+            troubles.append(str(error))
+    raise InfraError("; ".join(troubles))
+
+
+def open_file(folder: int, name: str, flags: int) -> int:
+    """Open a file of an opened folder, and nothing that a link leads to.
+
+    Raises:
+        OSError: Among others, where there is a link.
+        InfraError: It is no file, or another user's, or has a second name elsewhere.
+    """
+    descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise InfraError(f"{name}: must be a file of this user's own, with one name")
+    return descriptor
