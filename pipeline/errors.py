@@ -2,6 +2,7 @@
 
     PipelineError (1, unexpected)
     |-- JobError (2)            the command or the job file is wrong
+    |   `-- JobErrors (2)       in several places
     |-- GateRefused (3)         a check refused; nothing was published
     |-- PartitionBusy (4)       another run holds the partition
     |-- PublishConflict (5)     another run published something different meanwhile
@@ -37,6 +38,15 @@ class JobError(PipelineError):
     """The command line or the job file asks for something that cannot be."""
 
     exit_code = 2
+
+
+class JobErrors(JobError):
+    """Several things are wrong with a job: a line that counts them, then one line for each."""
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the lines: the one that counts, then the errors."""
+        return str(self).split("\n")
 
 
 class GateRefused(PipelineError):

@@ -6,9 +6,10 @@ Nothing here touches storage, Ray or torch: a job is a frozen value that everybo
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.deadline import seconds_until
 from pipeline.job_gates import Gates
@@ -16,6 +17,7 @@ from pipeline.job_section import PositiveInt, Section
 from pipeline.job_source import Source
 
 Triple = tuple[float, float, float]
+_CHANNELS = ("red", "green", "blue")
 ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 
@@ -39,6 +41,34 @@ class Transform(Section):
     """What decodes JPEGs; left out: `cpu`. `gpu`: the model's GPU, with nvJPEG; its pixels are a
     little different, which is measured as for `shrink_on_load`. What nvJPEG does not take (other
     formats, grey, CMYK, turned by EXIF, damaged) is decoded on the CPU as ever."""
+
+    @field_validator("size_px", "resize_px", mode="before")
+    @classmethod
+    def _one_side(cls, size: Any) -> Any:
+        if isinstance(size, list | tuple):
+            raise ValueError("expected one whole number: only squares are supported")
+        return size
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _of_three_channels(cls, values: Any) -> Any:
+        if isinstance(values, list | tuple) and len(values) != len(_CHANNELS):
+            numbers = "number" if len(values) == 1 else "numbers"
+            raise ValueError(
+                f"has {len(values)} {numbers}, needs 3 ({', '.join(_CHANNELS)}); models of other "
+                "channels are not supported"
+            )
+        # What passed a function counts as Python, where a strict tuple has to be one.
+        return tuple(values) if isinstance(values, list) else values
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _from_0_to_1(cls, values: Triple | None, info: ValidationInfo) -> Triple | None:
+        if values is not None and not all(0 <= value <= 1 for value in values):
+            raise ValueError(f"{info.field_name} is on the scale 0 to 1: divide by 255")
+        if values is not None and info.field_name == "std" and min(values) == 0:
+            raise ValueError("std divides, so its values must be above 0")
+        return values
 
 
 class Output(Section):
@@ -106,18 +136,28 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _one_model(self) -> Model:
+        problems = [*self._without_effect()]
         if (self.name is None) == (self.factory is None):
-            raise ValueError("give exactly one of name and factory")
+            problems.append("give exactly one of name and factory")
+        if self.precision == "int8" and self.runtime in ("eager", "compile", "mnn"):
+            problems.append("precision 'int8' needs runtime onnxruntime, openvino or auto")
+        if self.task == "embed" and self.embedding_dim is None:
+            problems.append("task 'embed' needs embedding_dim, the length of its vectors")
+        if self.task == "raw" and not self.outputs:
+            problems.append("task 'raw' needs outputs, each with a name and a shape")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _without_effect(self) -> Iterator[str]:
         for field, task in _FIELDS_OF_TASKS.items():
             if field in self.model_fields_set and getattr(self, field) and self.task != task:
-                raise ValueError(f"{field} has no effect with task {self.task!r}, only {task!r}")
-        if self.precision == "int8" and self.runtime in ("eager", "compile", "mnn"):
-            raise ValueError("precision 'int8' needs runtime onnxruntime, openvino or auto")
-        if self.task == "embed" and self.embedding_dim is None:
-            raise ValueError("task 'embed' needs embedding_dim, the length of its vectors")
-        if self.task == "raw" and not self.outputs:
-            raise ValueError("task 'raw' needs outputs, each with a name and a shape")
-        return self
+                can_be_null = type(self).model_fields[field].default is None
+                otherwise = f", or --set model.{field}=null" if can_be_null else ""
+                yield (
+                    f"{field} has no effect with task {self.task!r}, only {task!r}: "
+                    f"leave it out{otherwise}"
+                )
 
 
 class Resources(Section):

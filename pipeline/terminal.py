@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.errors import PipelineError
+from pipeline.errors import JobErrors, PipelineError
 from pipeline.printable import printable
 from pipeline.schema import clean_message
 
@@ -77,19 +77,26 @@ def detach_stderr() -> None:
 
 
 def show_error(error: Exception, code: int) -> int:
-    """Show an error in one line, with `--json` as a document, too; return the exit code."""
+    """Show an error in one line, with `--json` as a document, too; return the exit code.
+
+    Several errors of a job file are a line each, and a list in the document.
+    """
     import typer
 
     log = logging.getLogger("pipeline")
     if log.isEnabledFor(logging.DEBUG) or os.environ.get("PIPELINE_DEBUG"):
         log.exception("failed", exc_info=error)
     kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
-    message = clean_message(kind + str(error))
+    message, *errors = (
+        [clean_message(line) for line in error.lines]
+        if isinstance(error, JobErrors)
+        else [clean_message(kind + str(error))]
+    )
     report = getattr(error, "report", None)
     if report and "--quiet" not in sys.argv:
         typer.echo(f"report: {printable(report)}", err=True)
-    typer.echo(f"error: {message}", err=True)
+    typer.echo("\n  ".join([f"error: {message}", *errors]), err=True)
     if "--json" in sys.argv:
         document = {"status": "error", "exit_code": code, "error": message, "report": report}
-        typer.echo(json.dumps(document))
+        typer.echo(json.dumps({**document, "errors": errors} if errors else document))
     return code

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import json
+import os
+import re
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from pipeline.allocation import Hardware, allocate
-from pipeline.errors import JobError
+from pipeline.errors import JobError, JobErrors
 from pipeline.job import Job
 from pipeline.job_file import load_job, parse_job
+from pipeline.job_paths import PATH_FIELDS
 
 DATE = dt.date(2026, 11, 24)
 SECRET = "hunter2-hunter2"
@@ -44,8 +52,18 @@ def refusal(document: object, tmp_path: Path, *overrides: str) -> str:
     with pytest.raises(JobError) as caught:
         load_job(path, date=DATE, overrides=overrides)
     assert caught.value.__cause__ is None, "the cause would show what the message hides"
-    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, JobErrors) == ("\n" in str(caught.value))
     return str(caught.value)
+
+
+def errors_of(text: str, tmp_path: Path, *overrides: str) -> list[str]:
+    """The lines of the errors that loading must end in, without the line that counts them."""
+    path = write(tmp_path / "job.yaml", text)
+    with pytest.raises(JobErrors) as caught:
+        load_job(path, date=DATE, overrides=overrides)
+    head, *lines = caught.value.lines
+    assert head == f"{path}: {len(lines)} errors"
+    return lines
 
 
 def load(document: object, tmp_path: Path, *overrides: str) -> Job:
@@ -194,10 +212,190 @@ def test_an_unknown_key_in_a_list_of_sections_is_named(tmp_path: Path):
     assert "model.outputs.1.size: unknown key; allowed are name, shape" in message
 
 
-def test_several_errors_are_counted(tmp_path: Path):
-    document = changed("model.batch_size", 0)
-    document["sink"]["compression"] = "lz5"
-    assert "(and 1 more)" in refusal(document, tmp_path)
+SIX_ERRORS = """\
+source:
+  url: photos  # for uri
+  format: image
+transform:
+  mean: [123, 117, 104]
+model: {name: tiny, batch_size: many}
+sink:
+  uri: ${env:TEST_NOT_SET}
+"""
+
+
+def test_all_errors_are_shown_at_once_each_with_its_line(tmp_path: Path):
+    lines = errors_of(SIX_ERRORS, tmp_path)
+    assert [line.split(": ")[0] for line in lines] == [f"line {n}" for n in (1, 2, 3, 5, 6, 8)]
+    assert lines[0] == "line 1: source.uri: required but missing"
+    assert lines[1] == "line 2: source.url: unknown key, did you mean uri?"
+    assert "'image'" in lines[2]
+    assert lines[2].endswith("did you mean images?")
+    assert lines[3] == "line 5: transform.mean: mean is on the scale 0 to 1: divide by 255"
+    assert "model.batch_size = 'many'" in lines[4]
+    assert "environment variable TEST_NOT_SET is not set" in lines[5]
+
+
+def test_an_error_of_an_override_names_it_and_not_a_line(tmp_path: Path):
+    text = yaml.safe_dump(MINIMAL)
+    found = errors_of(text, tmp_path, "model.batch_size=many", "modle.top_k=3", "sink.uri=5")
+    assert found == [
+        "--set: model.batch_size = 'many': Input should be a valid integer",
+        "--set: modle: unknown key, did you mean model?",
+        "--set: sink.uri = 5: Input should be a valid string; in quotes it is text",
+    ]
+
+
+def test_an_error_behind_an_alias_or_a_merge_has_the_line_where_it_is_written(tmp_path: Path):
+    text = """\
+source: {uri: in, format: images}
+model: {name: tiny}
+sink: {uri: out}
+gates:
+  label_drift: &drift
+    mode: loud
+  score_drift:
+    <<: *drift
+    warn_psi: 0.1
+"""
+    assert [line.split(" = ")[0] for line in errors_of(text, tmp_path)] == [
+        "line 6: gates.label_drift.mode",
+        "line 6: gates.score_drift.mode",
+    ]
+
+
+def test_more_errors_than_anyone_reads_are_counted(tmp_path: Path):
+    labels = ", ".join(str(number) for number in range(500))
+    text = f"source: {{uri: in, format: images}}\nmodel: {{name: x, labels: [{labels}]}}\n"
+    message = refusal(text + "sink: {uri: out}\n", tmp_path)
+    assert len(message.splitlines()) == 22
+    assert message.splitlines()[0].endswith("500 errors")
+    assert message.splitlines()[-1] == "and 480 more"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("model.labels", ["a", True], "labels.1 = True: Input should be a valid string; in quotes"),
+        ("model.labels", {"a": 1}, "model.labels: Input should be a valid string or a valid array"),
+        ("model.labels", 5, "model.labels = 5: Input should be a valid string or a valid array"),
+        ("run.batch_size", 4, "run.batch_size: unknown key; it belongs to model; allowed are"),
+        ("gates.volume", "off", "gates.volume = 'off': expected fields, as in {mode: off}"),
+        ("transform.mean", [0.5], "mean: has 1 number, needs 3 (red, green, blue)"),
+        ("transform.std", [58.4, 57.1, 57.4], "std is on the scale 0 to 1: divide by 255"),
+        ("transform.std", [0.2, 0.0, 0.2], "above 0"),
+        ("transform.size_px", [224, 112], "only squares are supported"),
+        ("transform.resize", "squash", "resize: unknown key; only the shorter side"),
+        ("model.factory_args", {}, "a factory is called without arguments: wrap it"),
+        ("model.hf", "bert", "model directories are not read: load it in a factory"),
+        ("model.task", "detect", "a factory that pads them to one shape, task raw"),
+        ("source.text_column", "text", "tokenise it to columns of numbers"),
+        ("source.format", "csv", "tokenise it to columns of numbers"),
+        ("model.embedding_dim", 5, "or --set model.embedding_dim=null"),
+    ],
+)
+def test_what_cannot_be_is_said_with_the_shortest_way_that_can(
+    field: str, value: object, words: str, tmp_path: Path
+):
+    message = refusal(changed(field, value), tmp_path)
+    assert words in message
+    assert "\n" not in message
+
+
+def test_all_that_a_model_lacks_is_said_at_once(tmp_path: Path):
+    document = changed("model.task", "raw")
+    document["model"] |= {"labels": ["a"], "factory": "models:colours"}
+    message = refusal(document, tmp_path)
+    for words in ("labels has no effect with task 'raw'", "exactly one of", "needs outputs"):
+        assert words in message
+
+
+def test_only_true_and_false_are_booleans_and_numbers_are_those_of_yaml_1_2(tmp_path: Path):
+    text = """\
+source: {uri: in, format: images}
+model: {name: x, labels: [yes, no, on, off, y, n, No, 2026-11-24, 16:30, 1_000, 12e, +, .]}
+sink: {uri: out, storage_options: {a: [010, 0o10, 0x10, 1e3, -.5, .inf, true, False, null, ~]}}
+gates: {error_mode: off}
+run: {dedupe: true}
+"""
+    job = load(text, tmp_path, "gates.reason_mode=off", "gates.volume={mode: off}")
+    assert job.model.labels == (
+        *("yes", "no", "on", "off", "y", "n", "No", "2026-11-24", "16:30", "1_000", "12e", "+"),
+        ".",
+    )
+    values = [10, 8, 16, 1000.0, -0.5, float("inf"), True, False, None, None]
+    assert job.sink.storage_options["a"] == values
+    assert [type(value) for value in job.sink.storage_options["a"]] == list(map(type, values))
+    gates = job.gates
+    assert (gates.error_mode, gates.reason_mode, gates.volume.mode) == ("off", "off", "off")
+    assert job.run.dedupe is True
+    for wrong in ("yes", "on", "1", "'true'"):
+        assert "run.dedupe" in refusal(MINIMAL, tmp_path, f"run.dedupe={wrong}")
+
+
+def test_json_is_a_job_file_and_its_escapes_are_characters(tmp_path: Path):
+    document = changed("model.labels", ["caf\u00e9", "\U0001f600"])
+    assert load(json.dumps(document), tmp_path).model.labels == ("caf\u00e9", "\U0001f600")
+    marked = "\ufeff" + json.dumps(document, indent=1).replace("\n", "\r\n")
+    assert load(marked, tmp_path).model.labels == ("caf\u00e9", "\U0001f600")
+
+
+def bomb(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, levels):
+        aliases = ", ".join([f"*a{level - 1}"] * 10)
+        lines.append(f"a{level}: &a{level} [{aliases}]")
+    return "\n".join(lines)
+
+
+MERGES = "a0: &a0 {x: 1}\n" + "\n".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 9)
+)
+LONG_TEXT = "a: &a " + 100_000 * "x" + "\nb: [" + ", ".join(["*a"] * 100) + "]"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (bomb(9), "more than 100,000 values"),
+        (MERGES, "more than 100,000 values"),
+        (LONG_TEXT, "4 MiB"),
+        ("&a [*a]", "an alias stands inside of what it refers to"),
+        ("a: &a {b: {c: *a}}", "an alias stands inside of what it refers to"),
+        ("a: &a {<<: *a}", "an alias stands inside of what it refers to"),
+        ("a: " + 5000 * "[", "nested more than 32 deep"),
+        ("- " * 5000, "nested more than 32 deep"),
+        ("a: 0" + 5000 * "1", "a number of 5001 digits"),
+    ],
+)
+def test_what_grows_without_end_is_refused_before_it_does(text: str, words: str, tmp_path: Path):
+    tracemalloc.start()
+    try:
+        assert words in refusal(text, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
+    if "\n" not in text:
+        assert words in refusal(MINIMAL, tmp_path, f"sink.storage_options.x={text}")
+
+
+def test_a_file_of_any_length_is_read_up_to_a_limit(tmp_path: Path):
+    write(tmp_path / "long.yaml", "#" * (1 << 20) + "\n")
+    for path in ("/dev/zero", str(tmp_path / "long.yaml")):
+        with pytest.raises(JobError, match="at most 1 MiB"):
+            load_job(path, date=DATE)
+
+
+def test_a_variable_is_filled_in_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TEST_LONG", "x" * 100_000)
+    document = changed("model.labels", ["${env:TEST_LONG}" * 1000])
+    assert "more than 4 MiB of text" in refusal(document, tmp_path)
+
+
+def test_a_folder_is_no_job_file_and_the_command_that_is_meant_is_said(tmp_path: Path):
+    (tmp_path / "my photos").mkdir()
+    with pytest.raises(JobError, match=r"is a folder.*--set source.uri='.*my photos' --set sink"):
+        load_job(str(tmp_path / "my photos"), date=DATE)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +406,11 @@ def test_several_errors_are_counted(tmp_path: Path):
         ("source: [", "not valid YAML: line 1"),
         ("source: {uri: 1}\nsink: {}\nsource: {uri: 2}\n", "line 3: the key source is there twice"),
         ("gates: {min_rows: 1, min_rows: 2}", "line 1: the key min_rows is there twice"),
-        ("source: !!python/object/apply:os.getcwd []", "not valid YAML: line 1"),
-        ("source: {uri: 2026-13-45}", "not valid YAML"),
+        ("source: !!python/object/apply:os.getcwd []", "line 1: only text, numbers, lists"),
+        ("source: {[uri]: x}", "line 1: a key is a list or a mapping"),
+        ("source:\n\turi: x", "line 2: found character '\\t'"),
+        ("source: {<<: [1]}", "<< takes mappings only"),
+        ("a: 1\n--- \nb: 1\n", "not valid YAML: line 2"),
         ("source: {uri: !!binary aGVsbG8=}", "only text, numbers, lists and mappings"),
     ],
 )
@@ -221,7 +422,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
     with pytest.raises(JobError, match=r"none\.yaml: cannot read"):
         load_job(str(tmp_path / "none.yaml"), date=DATE)
     (tmp_path / "latin1.yaml").write_bytes("source: {uri: café}".encode("latin-1"))
-    with pytest.raises(JobError, match=r"latin1\.yaml: cannot read"):
+    with pytest.raises(JobError, match=r"latin1\.yaml: cannot read.*line 1 is not UTF-8"):
         load_job(str(tmp_path / "latin1.yaml"), date=DATE)
 
 
@@ -288,7 +489,7 @@ def test_overrides_are_yaml_and_win_in_order(tmp_path: Path):
         ("model..x=64", "write section.field=value"),
         ("model.name.x=64", "name is not a section"),
         ("model.batch_size=[1", "not valid YAML"),
-        ("model.batch_size=2026-13-45", "not valid YAML"),
+        ("model.batch_size=2026-13-45", "model.batch_size = '2026-13-45'"),
         ("model.batch_size=many", "model.batch_size = 'many': Input should be a valid integer"),
         ("modle.batch_size=64", "modle: unknown key"),
     ],
@@ -319,12 +520,159 @@ def test_no_error_shows_credentials(section: str, tmp_path: Path):
         f'{section}:\n  storage_options: {{key: "{SECRET}}}\n',
         f"{section}:\n  storage_options: {{key: {SECRET}: x}}\n",
         f"{section}:\n  storage_options: {{key: {SECRET}, key: {SECRET}}}\n",
+        f"{section}:\n  storage_options: {{key: *{SECRET}}}\n",
+        f"{section}:\n  storage_options: {{key: !{SECRET} x}}\n",
+        f"{section}:\n  storage_options: {{key: !a!{SECRET} x}}\n",
+        f'{section}:\n  storage_options: {{key: "{SECRET}${{x}}\\uD800"}}\n',
+        f'{section}:\n  storage_options: {{key: "${{{SECRET}}}"}}\n',
+        f'model: {{labels: ["\\uD800"]}}\n{section}: {{storage_options: {{key: {SECRET}}}}}\n',
     ]
     for document in wrong:
         assert SECRET not in refusal(document, tmp_path)
     for override in (f".storage_options.key=[{SECRET}", f".storage_options={SECRET}"):
         assert SECRET not in refusal(MINIMAL, tmp_path, section + override)
     assert SECRET not in refusal(MINIMAL, tmp_path, f"storage_options={SECRET}")
+
+
+@pytest.mark.parametrize("value", [SECRET, f"{SECRET}\udce9", f"\udcff'{SECRET}\"\x1b[31m"])
+def test_no_error_shows_what_came_from_the_environment(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TEST_SECRET", value)
+    fields = ("source.format", "model.batch_size", "model.labels", "run.deadline", "sink.partition")
+    text = "a ${env:TEST_SECRET}"
+    documents = [changed(field, text) for field in fields]
+    documents += [changed(f"{name}.storage_options", {"k": text}) for name in ("source", "sink")]
+    documents += [
+        changed("model.labels", ["a", text]),
+        changed("gates.max_reason_pct", {"a": text}),
+    ]
+    for document in documents:
+        document["run"] = {"nope": 1, **document.get("run", {})}
+        assert SECRET not in refusal(document, tmp_path)
+
+
+def test_a_variable_that_is_not_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TEST_SECRET", f"{SECRET}\udce9")
+    document = changed("sink.storage_options", {"secret": "${env:TEST_SECRET}"})
+    message = refusal(document, tmp_path)
+    assert message.endswith("sink.storage_options.secret: not UTF-8 text, as ${env:TEST_SECRET} is")
+
+
+def test_a_password_in_a_uri_is_not_shown(tmp_path: Path):
+    message = refusal(changed("source.format", f"s3://me:{SECRET}@bucket/x"), tmp_path)
+    assert SECRET not in message
+
+
+# What looks like YAML: indicators, names of fields, escapes, halves of pairs.
+_PIECES = [
+    *("source", "model", "sink", "gates", "uri", "storage_options", "labels", "mean", SECRET),
+    *(
+        ": ",
+        "\n",
+        "\n  ",
+        "- ",
+        "[",
+        "]",
+        "{",
+        "}",
+        ", ",
+        "&a ",
+        "*a",
+        "<<: ",
+        "!",
+        "!!int ",
+        "'",
+        '"',
+    ),
+    *("|\n ", ">\n ", "? ", "#", "%", "@", "`", "\t", "---\n", "...\n", "~", "off", "0x1f", "1e9"),
+    *(
+        "${date}",
+        "${env:TEST_SECRET}",
+        "${",
+        '"\\uD800"',
+        "\ufeff",
+        "\x85",
+        "\u2028",
+        "\0",
+        "9" * 500,
+    ),
+]
+
+
+@given(
+    data=st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.sampled_from(_PIECES), max_size=40).map(lambda each: "".join(each).encode()),
+    ),
+    in_override=st.booleans(),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_a_job_or_a_job_error_without_the_secret(
+    data: bytes, in_override: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TEST_SECRET", "from-the-environment\udce9")
+    path, overrides = tmp_path / "job.yaml", []
+    path.write_bytes(yaml.safe_dump(MINIMAL).encode() if in_override else data)
+    if in_override:  # as an argument comes from the shell
+        overrides = [f"sink.storage_options={os.fsdecode(data)}"]
+    try:
+        assert isinstance(load_job(str(path), date=DATE, overrides=overrides), Job)
+    except JobError as error:
+        shown = str(error)
+    else:
+        shown = ""
+    assert "from-the-environment" not in shown
+    assert not in_override or SECRET not in shown
+
+
+def test_what_is_relative_is_refused_for_another_machine(tmp_path: Path):
+    document: dict[str, Any] = {
+        "source": {
+            **{"uri": "in/${date}", "format": "parquet", "uri_column": "u"},
+            **{"uri_roots": ["/data", "more"], "uri_base": "~/x", "files": "list.txt"},
+        },
+        "model": {"name": "x", "weights": "w.safetensors", "labels": "./labels.txt"},
+        "sink": {"uri": "results"},
+        "gates": {"golden": {"uri": "golden.parquet"}},
+    }
+    path = write(tmp_path / "job.yaml", document)
+    load_job(path, date=DATE)
+    with pytest.raises(JobErrors) as caught:
+        load_job(path, date=DATE, is_elsewhere=True)
+    found = {re.split(": | =", line)[1] for line in caught.value.lines[1:]}
+    assert found == {
+        *("source.uri", "source.uri_roots.1", "source.uri_base", "source.files", "model.weights"),
+        *("model.labels", "sink.uri", "gates.golden.uri"),
+    }
+    assert "source.uri = in/2026-11-24 is relative; submit runs elsewhere" in str(caught.value)
+
+
+def test_uris_absolute_paths_and_variables_of_the_cluster_are_fine_on_another_machine(
+    tmp_path: Path,
+):
+    document: dict[str, Any] = {
+        "source": {"uri": "s3://lake/in", "format": "images", "files": ["a/b.jpg"]},
+        "model": {"name": "x", "weights": "${env:TEST_NOT_SET}/w.pt", "labels": ["a", "b"]},
+        "sink": {"uri": "file:///data/out"},
+    }
+    job = load_job(write(tmp_path / "job.yaml", document), date=DATE, is_elsewhere=True)
+    assert job.model.weights == "${env:TEST_NOT_SET}/w.pt"
+
+
+def test_every_field_that_is_a_path_is_known_as_one():
+    """A new field that holds a path joins PATH_FIELDS, or is named here with the reason."""
+    names = {"uri", "files", "path", "weights", "labels", "uri_roots", "uri_base", "tokenizer"}
+
+    def fields(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for name, field in model.model_fields.items():
+            for kind in (field.annotation, *get_args(field.annotation)):
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    yield from fields(kind, (*path, name))
+            if name in names or name.endswith(("_uri", "_path", "_file")):
+                yield (*path, name)
+
+    assert set(fields(Job, ())) == set(PATH_FIELDS)
 
 
 def test_a_job_is_frozen():

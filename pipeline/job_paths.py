@@ -1,0 +1,45 @@
+"""Which fields of a job are places, and which of them mean another place on another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.job import Job
+from pipeline.job_yaml import Path, Problem
+
+PATH_FIELDS: tuple[Path, ...] = (
+    ("source", "uri"),
+    ("source", "files"),
+    ("source", "uri_roots"),
+    ("source", "uri_base"),
+    ("model", "weights"),
+    ("model", "labels"),
+    ("sink", "uri"),
+    ("gates", "golden", "uri"),
+)
+"""Paths or URIs, except lists of `files` (relative to `source.uri`) and of `labels` (names)."""
+_LISTS_OF_PATHS = (("source", "uri_roots"),)
+
+
+def relative_paths(job: Job) -> Iterator[Problem]:
+    """Yield every path of a job that depends on the folder in which it runs."""
+    for path, text in _named(job):
+        if not text.startswith(("/", "${env:")) and "://" not in text:
+            field = ".".join(map(str, path))
+            yield Problem(
+                path,
+                f"{field} = {text:.80} is relative; submit runs elsewhere: give an absolute path "
+                "or a URI",
+            )
+
+
+def _named(job: Job) -> Iterator[tuple[Path, str]]:
+    for field in PATH_FIELDS:
+        value: Any = job
+        for name in field:
+            value = getattr(value, str(name), None)
+        if isinstance(value, str):
+            yield field, value
+        elif value and field in _LISTS_OF_PATHS:
+            yield from (((*field, index), item) for index, item in enumerate(value))

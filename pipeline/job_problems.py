@@ -1,0 +1,224 @@
+"""Say what is wrong with a job: every error at once, each with its line and what would be right.
+
+Values are shown unless credentials may be in them: nothing of `storage_options`, and nothing that
+came from the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import JobError, JobErrors
+from pipeline.job import Job
+from pipeline.job_substitution import Secrets
+from pipeline.job_yaml import Document, Path, Problem
+
+_MAX_SHOWN = 20
+_MAX_CHARS = 80
+_LAST_LINE = 1 << 62
+_CREDENTIALS = re.compile(r"//[^/@\s]*@")
+_CHOICE = re.compile(r"'([^']*)'")
+_AS_IT_IS = "only the shorter side to resize_px and then the centre crop to size_px is there"
+_NO_ARGUMENTS = "a factory is called without arguments: wrap it in a function of your own"
+_NO_DIRECTORY = "model directories are not read: load it in a factory, see examples/custom_model"
+_NO_TEXT = "text is not read: tokenise it to columns of numbers, and name those in source.features"
+_FACTORY_ARGUMENTS = ("factory_args", "factory_kwargs", "args", "kwargs")
+_KINDS: Mapping[str, type] = {"str": str, "tuple": list}
+"""How pydantic calls a type of several: what it is in a document."""
+_HINTS: Mapping[Path, str] = {
+    **dict.fromkeys([("model", name) for name in _FACTORY_ARGUMENTS], _NO_ARGUMENTS),
+    **dict.fromkeys([("model", name) for name in ("timm", "hf", "path")], _NO_DIRECTORY),
+    **dict.fromkeys([("source", name) for name in ("text", "text_column")], _NO_TEXT),
+    **dict.fromkeys([("transform", name) for name in ("resize", "crop", "pad")], _AS_IT_IS),
+}
+"""What has no field: how it is done without."""
+_CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
+    **dict.fromkeys([(("source", "format"), each) for each in ("text", "csv", "json")], _NO_TEXT),
+    (("model", "task"), "detect"): (
+        "boxes: a factory that pads them to one shape, task raw, and outputs with those shapes"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the values of a job come from."""
+
+    name: str
+    """The file, or what stands for it."""
+    document: Document
+    overrides: tuple[Path, ...] = ()
+    """The fields that `--set` names."""
+
+    def place(self, problem: Problem) -> tuple[int, str]:
+        """Return where a problem stands: to sort by, and to show."""
+        path = problem.path
+        depth, line = self.document.line(path)
+        is_override = any(path[: len(each)] == each for each in self.overrides)
+        if depth < len(path):
+            is_override |= any(each[: len(path)] == path for each in self.overrides)
+        if problem.line is None and is_override:
+            return _LAST_LINE, "--set: "
+        line = problem.line or line
+        return (0, "") if line is None else (line, f"line {line}: ")
+
+
+def raise_problems(origin: Origin, problems: Iterable[Problem]) -> None:
+    """Raise all problems as one error, in the order of the file.
+
+    Raises:
+        JobError: There is one.
+        JobErrors: There are more.
+    """
+    placed = sorted((*origin.place(each), each.text) for each in problems)
+    lines = list(dict.fromkeys(_one_line(f"{place}{text}") for _, place, text in placed))
+    if not lines:
+        return
+    name = _one_line(origin.name)
+    if len(lines) == 1:
+        raise JobError(f"{name}: {lines[0]}")
+    shown, num_more = lines[:_MAX_SHOWN], len(lines) - _MAX_SHOWN
+    more = [f"and {num_more} more"] if num_more > 0 else []
+    raise JobErrors("\n".join([f"{name}: {len(lines)} errors", *shown, *more]))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def describe(error: ValidationError, job: Any, secrets: Secrets) -> Iterator[Problem]:
+    """Yield what the job's sections say of a document, without its secrets."""
+    for path, details in _best_of_unions(error.errors(include_url=False), job):
+        if any(path[: len(each)] == each for each in secrets.unknown):
+            continue  # said already
+        text = _text(path, details, is_secret=path in secrets.paths)
+        yield Problem(path, secrets.hide(text))
+
+
+def _best_of_unions(errors: Iterable[Any], job: Any) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield each error with the path of its value.
+
+    Of a field that may be of several types pydantic has an error for each: only that of the type
+    that is nearest says something, and where none is, all together do.
+    """
+    found: dict[Path, list[tuple[Path, bool, Any]]] = {}
+    for details in errors:
+        path, tag, fits = _untagged(details, job)
+        found.setdefault(tag or path, []).append((path, fits, details))
+    for field, entries in found.items():
+        fitting = [entry for entry in entries if entry[1]]
+        if fitting:
+            yield from ((path, details) for path, _, details in fitting)
+            continue
+        wanted = [entry[2]["msg"].removeprefix("Input should be ") for entry in entries]
+        message = "Input should be " + " or ".join(dict.fromkeys(wanted))
+        yield field, {**entries[0][2], "msg": message}
+
+
+def _untagged(details: Mapping[str, Any], job: Any) -> tuple[Path, Path | None, bool]:
+    """Take the names of a union's types out of a location.
+
+    Returns:
+        The path of the value, that of the field of several types if there is one, and whether the
+        value is of the type that the error is about.
+    """
+    value, fits = job, True
+    path: Path = ()
+    union: Path | None = None
+    location = details["loc"]
+    for index, part in enumerate(location):
+        is_absent = details["type"] == "missing" and index == len(location) - 1
+        if isinstance(value, dict) and (part in value or is_absent):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            value = value[part] if part < len(value) else None
+        else:
+            union, fits = path, isinstance(value, _KINDS.get(str(part)[:5], object))
+            continue
+        path = (*path, part)
+    return path, union, fits
+
+
+def _text(path: Path, details: Mapping[str, Any], *, is_secret: bool) -> str:
+    field, value, kind = ".".join(map(str, path)) or "job", details["input"], details["type"]
+    if kind == "extra_forbidden":
+        return f"{field}: unknown key{_instead(path)}"
+    if kind == "missing":
+        return f"{field}: required but missing"
+    if kind == "model_type":
+        return f"{field}{_shown(path, value, is_secret)}: {_as_section(path)}"
+    message = details["msg"].removeprefix("Value error, ")
+    if kind == "literal_error":
+        message += _choice(path, value, _CHOICE.findall(details["ctx"]["expected"]))
+    if kind == "string_type" and isinstance(value, bool | int | float) and not is_secret:
+        message += "; in quotes it is text"
+    return f"{field}{_shown(path, value, is_secret)}: {message}"
+
+
+def _shown(path: Path, value: Any, is_secret: bool) -> str:
+    """Show a wrong value, unless credentials may be in it."""
+    is_open = path and not is_secret and "storage_options" not in path
+    if not is_open or isinstance(value, dict | list):
+        return ""
+    return f" = {_CREDENTIALS.sub('//...@', repr(value)):.{_MAX_CHARS}}"
+
+
+def _choice(path: Path, value: Any, allowed: list[str]) -> str:
+    if hint := _CHOICE_HINTS.get((path, str(value))):
+        return f"; {hint}"
+    return _did_you_mean(str(value), allowed)
+
+
+def _instead(path: Path) -> str:
+    """Say which key would be right."""
+    section, allowed = _section_of(path)
+    name = str(path[-1])
+    if hint := _HINTS.get(path):
+        text = f"; {hint}; allowed"
+    elif meant := _did_you_mean(name, allowed):
+        return meant
+    elif others := [each for each in _homes(name) if each != section]:
+        text = f"; it belongs to {' or '.join(others)}; allowed"
+    else:
+        text = "; allowed"
+    return f"{text} are {', '.join(allowed)}"
+
+
+def _did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name[:_MAX_CHARS], list(allowed), n=1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _as_section(path: Path) -> str:
+    _, allowed = _section_of((*path, ""))
+    example = "{mode: off}" if "mode" in allowed else "{" + allowed[0] + ": ...}"
+    return f"expected fields, as in {example}; allowed are {', '.join(allowed)}"
+
+
+def _homes(name: str) -> Iterator[str]:
+    """Yield the sections that have a field of this name."""
+    for section, field in Job.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields:
+            yield section
+
+
+def _section_of(path: Path) -> tuple[str, list[str]]:
+    """Return the name and the fields of the section that the last part of a path is in."""
+    model: type[BaseModel] = Job
+    names = [str(part) for part in path[:-1] if not isinstance(part, int)]
+    for name in names:
+        field = model.model_fields.get(name)
+        # So is `Golden | None`, and a list of them.
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not sections:
+            break
+        model = sections[0]
+    return ".".join(names), list(model.model_fields)
