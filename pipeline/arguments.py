@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
+import platform
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -49,10 +52,33 @@ StorageOption = Annotated[
 ]
 
 
-def load(path: str, date: str | None, overrides: list[str] | None) -> Any:
+def load(path: str, date: str | None, overrides: list[str] | None, *, runs: bool = True) -> Any:
+    """Return the job; `runs` says that its model is needed."""
     from pipeline.job_file import load_job
+    from pipeline.nearby_code import require_findable
 
-    return load_job(path, date=as_date(date), overrides=overrides or [])
+    job = load_job(path, date=as_date(date), overrides=overrides or [])
+    if runs:
+        require_findable(job, path)
+    return job
+
+
+def load_for_cluster(path: str, date: str | None, overrides: list[str] | None) -> None:
+    """Check the job that a cluster will run; its `${env:NAME}` are the cluster's."""
+    from pipeline.job_file import load_job
+    from pipeline.nearby_code import warn_of_what_stays
+
+    job = load_job(path, date=as_date(date), overrides=overrides or [], is_elsewhere=True)
+    warn_of_what_stays(job, path)
+
+
+def versions() -> str:
+    """Return the versions of what runs, read from what is installed: nothing is imported."""
+    found = [f"python {platform.python_version()}"]
+    for name in ("ray", "torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return f"pipeline {metadata.version('batch-inference-pipeline')} ({', '.join(found)})"
 
 
 def as_date(text: str | None) -> dt.date:

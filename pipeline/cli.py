@@ -29,14 +29,18 @@ from pipeline.arguments import (
     as_options,
     as_storage_options,
     load,
+    load_for_cluster,
     show,
     show_report,
+    versions,
 )
+from pipeline.command_group import CommandGroup
 from pipeline.errors import JobError
 from pipeline.screen import log_to_stderr
 
 app = typer.Typer(
     name="pipeline",
+    cls=CommandGroup,
     help="Offline batch inference: shards in object storage -> model actors -> Parquet, once.",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,9 +52,15 @@ app = typer.Typer(
 def _common(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, more log.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the versions of this, Ray and torch.")
+    ] = False,
 ) -> None:
     log_to_stderr(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO)
+    if version:
+        typer.echo(versions())
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -219,7 +229,7 @@ def rollback(
     """Publish a replaced version of the job's partition again."""
     from pipeline.upkeep import rollback_job
 
-    show(rollback_job(load(job, date, set_), to), as_json=as_json)
+    show(rollback_job(load(job, date, set_, runs=False), to), as_json=as_json)
 
 
 @app.command()
@@ -233,7 +243,8 @@ def gc(
     """Delete staged slices that no unfinished run can need any more."""
     from pipeline.upkeep import collect_job_garbage
 
-    show(collect_job_garbage(load(job, date, set_), grace_s=grace_s), as_json=as_json)
+    loaded = load(job, date, set_, runs=False)
+    show(collect_job_garbage(loaded, grace_s=grace_s), as_json=as_json)
 
 
 @app.command()
@@ -246,18 +257,28 @@ def submit(
     set_: SetOption = None,
     allow_import: AllowImportOption = None,
     accept: AcceptOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run a job on a Ray cluster through its job API; ends with the job's exit code."""
-    from pipeline.job_file import load_job
-    from pipeline.submit import submit_job
+    from pipeline.job_output import JobOutput
+    from pipeline.submit import Submission, error_without_document, submit_job
     from pipeline.verdict import read_accepted
 
     read_accepted(accept or [])
-    # A wrong job file is refused here, not on the cluster; its ${env:NAME} are the cluster's.
-    load_job(job, date=as_date(date), overrides=set_ or [], with_environment=False)
-    write = functools.partial(typer.echo, nl=False)
+    load_for_cluster(job, date, set_)  # a wrong job file is refused here, not on the cluster
     lists = (set_ or [], allow_import or [], accept or [])
-    code = submit_job(job, address, as_date(date), *lists, write)
+    asked = Submission(job, as_date(date), *lists, as_json=as_json, quiet=quiet)
+    write = functools.partial(typer.echo, nl=False, err=as_json or quiet)
+    output = JobOutput(write, has_document=as_json)
+    try:
+        code = submit_job(asked, address, output.add)
+    finally:
+        document = output.end()
+    if as_json and not document:
+        raise error_without_document(code)
+    if as_json:
+        typer.echo(document)
     raise typer.Exit(code)
 
 

@@ -32,7 +32,8 @@ def connect(address: str) -> Any:
         InfraError: Nothing answers, or not a job API.
     """
     shown = shown_address(address)
-    _warn_if_open(address, has_token=send_token())
+    has_token = send_token()
+    _warn_if_open(address, has_token=has_token)
     try:
         import aiohttp  # noqa: F401  # Ray's client imports it only where it is installed
         from ray.exceptions import AuthenticationError
@@ -55,11 +56,21 @@ def connect(address: str) -> Any:
         with _sole_address(address):
             return Client(address)
     except AuthenticationError:
-        raise JobError(
-            f"{shown}: wants another token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
-        ) from None
+        raise JobError(refused_token(shown, has_token=has_token)) from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise InfraError(f"{shown}: no Ray job API answers: {one_line(_root(error))}") from None
+
+
+def refused_token(shown: str, *, has_token: bool) -> str:
+    """Say that a cluster does not let us in, and what would."""
+    if has_token:
+        what, which = "does not know the token that was sent", "to that cluster's"
+    else:
+        what, which = (
+            "asks for a token and none was sent",
+            "of a Ray started here ~/.ray/auth_token",
+        )
+    return f"{shown} {what}: set RAY_AUTH_TOKEN_PATH to its file ({which}), or RAY_AUTH_TOKEN"
 
 
 def shown_address(address: str) -> str:

@@ -17,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,37 +31,55 @@ log = logging.getLogger(__name__)
 _CLUSTER_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
 
 
-def submit_job(
-    job_path: str,
-    address: str,
-    date: dt.date,
-    overrides: list[str],
-    allow_import: list[str],
-    accept: list[str],
-    write: Callable[[str], object],
-) -> int:
+@dataclass(frozen=True)
+class Submission:
+    """What is to run on a cluster."""
+
+    job_path: str
+    """The job file, on this machine."""
+    date: dt.date
+    """The logical date, the value of `${date}`."""
+    overrides: Sequence[str] = ()
+    """`section.field=value` strings."""
+    allow_import: Sequence[str] = ()
+    """Module prefixes that `model.factory` may name."""
+    accept: Sequence[str] = ()
+    """`GATE=REASON` strings."""
+    as_json: bool = False
+    quiet: bool = False
+
+    @property
+    def entrypoint(self) -> str:
+        """Return the command: one line that a shell takes apart into the same arguments."""
+        command = ["python", "-m", "pipeline", "run", "job.yaml", "--date", self.date.isoformat()]
+        command += ["--json"] * self.as_json + ["--quiet"] * self.quiet
+        for override in self.overrides:
+            command += ["--set", override]
+        for prefix in self.allow_import:
+            command += ["--allow-import", prefix]
+        for text in self.accept:
+            command += ["--accept", text]
+        return shlex.join(command)
+
+
+def submit_job(asked: Submission, address: str, write: Callable[[str], object]) -> int:
     """Run a job on a cluster, pass its log on, and return its exit code.
 
     Args:
-        job_path: The job file, on this machine.
+        asked: The job, and how it is to run.
         address: The cluster's job API, `http://HOST:8265` or `https://...`.
-        date: The logical date, the value of `${date}`.
-        overrides: `section.field=value` strings.
-        allow_import: Module prefixes that `model.factory` may name.
-        accept: `GATE=REASON` strings.
         write: Gets the log piece by piece, while the job runs.
 
     Raises:
         JobError: The address or an override cannot be used, or the extra `submit` is missing.
         InfraError: The cluster does not answer, or could not run the job to its end.
     """
-    _refuse_secrets(overrides)
+    _refuse_secrets(asked.overrides)
     client = connect(address)
     job_id = f"pipeline-{uuid.uuid4().hex[:12]}"
     follower = Follower(client, job_id)
     try:
-        command = entrypoint(date, overrides, allow_import, accept)
-        _send(client, job_id, job_path, date, command)
+        _send(client, job_id, asked)
         log.info("job %s runs on %s; its log follows", job_id, shown_address(address))
         return _exit_code(follower.pass_on(write), job_id)
     except KeyboardInterrupt:
@@ -71,18 +90,12 @@ def submit_job(
         return _exit_code(follower.pass_on(write), job_id)
 
 
-def entrypoint(
-    date: dt.date, overrides: Sequence[str], allow_import: Sequence[str], accept: Sequence[str]
-) -> str:
-    """Return the command of the job: one line that a shell takes apart into the same arguments."""
-    command = ["python", "-m", "pipeline", "run", "job.yaml", "--json", "--date", date.isoformat()]
-    for override in overrides:
-        command += ["--set", override]
-    for prefix in allow_import:
-        command += ["--allow-import", prefix]
-    for text in accept:
-        command += ["--accept", text]
-    return shlex.join(command)
+def error_without_document(code: int) -> PipelineError:
+    """Return the error of a job that has ended with a code, but has written no document."""
+    kinds = {kind.exit_code: kind for kind in PipelineError.__subclasses__()}
+    return kinds.get(code, InfraError if code == 0 else PipelineError)(
+        f"the job ended with exit code {code}; its log has no JSON document"
+    )
 
 
 def _refuse_secrets(overrides: Sequence[str]) -> None:
@@ -95,21 +108,21 @@ def _refuse_secrets(overrides: Sequence[str]) -> None:
             )
 
 
-def _send(client: Any, job_id: str, job_path: str, date: dt.date, command: str) -> None:
+def _send(client: Any, job_id: str, asked: Submission) -> None:
     from ray.exceptions import AuthenticationError
 
     with tempfile.TemporaryDirectory(prefix="pipeline-submit-") as folder:
-        shutil.copyfile(job_path, Path(folder) / "job.yaml")
+        shutil.copyfile(asked.job_path, Path(folder) / "job.yaml")
         try:
             client.submit_job(
-                entrypoint=command,
+                entrypoint=asked.entrypoint,
                 submission_id=job_id,
                 runtime_env={
                     "working_dir": folder,
                     "py_modules": [str(Path(__file__).parent)],
                     "env_vars": dict(_CLUSTER_ENVIRONMENT),
                 },
-                metadata={"job": Path(job_path).stem, "date": date.isoformat()},
+                metadata={"job": Path(asked.job_path).stem, "date": asked.date.isoformat()},
             )
         except (OSError, RuntimeError, AuthenticationError) as error:
             raise InfraError(f"job {job_id}: cannot be submitted: {one_line(error)}") from None

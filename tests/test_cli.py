@@ -137,7 +137,7 @@ def test_a_wrong_job_is_one_line_and_shows_no_credentials(refusal: Refusal, tmp_
     path = tmp_path / "job.yaml"
     path.write_text("source: {uri: in, format: images}\nmodel: {name: x}\nsink: {uri: out}\n")
     line = refusal("run", str(path), "--set", "model.batch_size=many")
-    assert f"{path}: model.batch_size = 'many': Input should be a valid integer" in line
+    assert f"{path}: --set: model.batch_size = 'many': Input should be a valid integer" in line
     line = refusal("run", str(path), "--set", "sink.storage_options=hunter2")
     assert "sink.storage_options" in line
     assert "hunter2" not in line
