@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from pipeline.causes import MAX_PER_RUN, AlikeError, common_cause, in_words
 from pipeline.compact import Compacted, Compactor, RunTasks, compact_slices
 from pipeline.context import RunContext
 from pipeline.failpoints import reach
@@ -74,7 +75,8 @@ def finish(
                 return onto.base
         num_rows = run.record.num_planned
         verdicts = _judge(run, plan, num_rows, base)
-        require_pass(verdicts)
+        causes = run.record.top_failures()
+        require_pass(verdicts, in_words(causes, run.record.num_quarantined))
         reach("judged")
         lease.check()
         number = base.number + 1 if base else 1
@@ -132,17 +134,38 @@ def require_hope(run: RunContext, plan: Plan) -> None:
 
     Raises:
         GateRefused: They are; finished slices stay.
+        AlikeError: They are, for all rows so far failed in the model for one cause.
     """
     record = run.record
     if plan.num_rows is None or record.num_done >= plan.num_rows:
         return  # with all rows there the gates judge everything
     num_planned = plan.num_rows + record.num_kept
     failed = certain_failures(
-        run.job.gates, num_planned, record.num_quarantined, record.reasons, run.options.accepted
+        run.job.gates,
+        num_planned,
+        record.num_quarantined,
+        record.reasons,
+        run.options.accepted,
+        record.top_failures(),
     )
     if failed:
+        require_some_row(run)
         record.judged(failed)
         raise early_refusal(failed, record.num_accounted, num_planned)
+
+
+def require_some_row(run: RunContext) -> None:
+    """Make sure that the model did not fail for one cause whatever the row was.
+
+    Rows of a retry have failed before, so they prove nothing.
+
+    Raises:
+        AlikeError: It did; what is staged of that goes again when the cause is mended.
+    """
+    record = run.record
+    found = common_cause(record.top_failures(MAX_PER_RUN), record.num_predicted)
+    if found is not None and not record.is_retry:
+        raise AlikeError.of(found)
 
 
 def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[Verdict]:
@@ -154,6 +177,7 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         num_quarantined=record.num_quarantined,
         num_shards=plan.num_shards,
         reasons=record.reasons,
+        causes=record.top_failures(),
         num_compared=record.canary.rows_in,
         num_agreed=record.canary.rows_out,
         golden_compared=golden.rows_in,

@@ -5,15 +5,25 @@ A limit that is reached exactly is kept. What compares with earlier nights is in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.causes import Cause, in_words
 from pipeline.errors import GateRefused
 from pipeline.histograms import Distribution
 from pipeline.job_gates import Gates
 from pipeline.night_gates import judge_nights
 from pipeline.nights import Past
-from pipeline.verdict import CONSERVATION, Level, Verdict, accept, failures, not_judged, ruled
+from pipeline.verdict import (
+    CONSERVATION,
+    Level,
+    Verdict,
+    accept,
+    failures,
+    how_to_accept,
+    not_judged,
+    ruled,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,8 @@ class Figures:
     """Input files."""
     reasons: Mapping[str, int] = field(default_factory=dict)
     """Quarantined rows by reason."""
+    causes: Sequence[Cause] = ()
+    """Why most of them are there."""
     num_compared: int = 0
     """Rows that eager fp32 predicted once more."""
     num_agreed: int = 0
@@ -57,7 +69,13 @@ def judge(
     verdicts = [
         _conservation(figures),
         _not_empty(gates, figures),
-        *_shares(gates, figures.num_planned, figures.num_quarantined, figures.reasons),
+        *_shares(
+            gates,
+            figures.num_planned,
+            figures.num_quarantined,
+            figures.reasons,
+            figures.causes,
+        ),
         *judge_nights(
             gates,
             past,
@@ -78,6 +96,7 @@ def certain_failures(
     num_quarantined: int,
     reasons: Mapping[str, int],
     accepted: Mapping[str, str],
+    causes: Sequence[Cause] = (),
 ) -> list[Verdict]:
     """Judge what can only become worse: what fails now fails in the end, whatever the rest gives.
 
@@ -87,10 +106,11 @@ def certain_failures(
         num_quarantined: Rows quarantined so far.
         reasons: The same by reason.
         accepted: Gate -> why its failure is accepted.
+        causes: Why most of them are quarantined.
     """
     if num_planned is None:
         return []
-    verdicts = accept(_shares(gates, num_planned, num_quarantined, reasons), accepted)
+    verdicts = accept(_shares(gates, num_planned, num_quarantined, reasons, causes), accepted)
     return [verdict for verdict in verdicts if verdict.status == "fail"]
 
 
@@ -98,7 +118,7 @@ def early_refusal(failed: list[Verdict], num_done: int, num_planned: int) -> Gat
     """Say why a run stops reading."""
     return GateRefused(
         f"nothing was published; {failures(failed)}; certain after {num_done} of {num_planned} "
-        "rows, so reading stopped there; finished slices are kept"
+        f"rows, so reading stopped there; finished slices are kept{how_to_accept(failed)}"
     )
 
 
@@ -120,20 +140,28 @@ def _not_empty(gates: Gates, figures: Figures) -> Verdict:
 
 
 def _shares(
-    gates: Gates, num_rows: int, num_quarantined: int, reasons: Mapping[str, int]
+    gates: Gates,
+    num_rows: int,
+    num_quarantined: int,
+    reasons: Mapping[str, int],
+    causes: Sequence[Cause],
 ) -> list[Verdict]:
     return [
-        _error_share(gates, num_rows, num_quarantined),
-        _reason_shares(gates, num_rows, reasons),
+        _error_share(gates, num_rows, num_quarantined, causes),
+        _reason_shares(gates, num_rows, reasons, causes),
     ]
 
 
-def _error_share(gates: Gates, num_rows: int, num_quarantined: int) -> Verdict:
+def _error_share(
+    gates: Gates, num_rows: int, num_quarantined: int, causes: Sequence[Cause]
+) -> Verdict:
     name, limit = "max_error_pct", gates.max_error_pct
     if num_rows == 0:
         return Verdict(name, "off", None, limit, "no rows to judge")
     share = 100.0 * num_quarantined / num_rows
     message = f"{num_quarantined} of {num_rows} rows quarantined, {share:.2f}%; limit {limit:g}%"
+    if words := in_words(causes, num_quarantined):
+        message += f" ({words})"
     all_failed = num_quarantined == num_rows and limit < 100
     if num_rows < gates.min_rows and not all_failed:
         few = f"{message}; not judged below {gates.min_rows} rows"
@@ -142,7 +170,9 @@ def _error_share(gates: Gates, num_rows: int, num_quarantined: int) -> Verdict:
     return ruled(name, gates.error_mode, level, share, limit, message)
 
 
-def _reason_shares(gates: Gates, num_rows: int, reasons: Mapping[str, int]) -> Verdict:
+def _reason_shares(
+    gates: Gates, num_rows: int, reasons: Mapping[str, int], causes: Sequence[Cause]
+) -> Verdict:
     name, caps = "max_reason_pct", gates.max_reason_pct
     if not caps or num_rows == 0:
         return not_judged(name, "no reason has a limit" if num_rows else "no rows to judge")
@@ -154,6 +184,9 @@ def _reason_shares(gates: Gates, num_rows: int, reasons: Mapping[str, int]) -> V
         f"limit {caps[reason]:g}%"
         for reason in over or [worst]
     )
+    found = [cause for cause in causes if cause.reason in over]
+    if words := in_words(found, sum(reasons.get(reason, 0) for reason in over)):
+        message += f" ({words})"
     value, limit = shares[worst], caps[worst]
     if num_rows < gates.min_rows:
         few = f"{message}; not judged below {gates.min_rows} rows"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import JobError
+from pipeline.user_code import tell
 
 ALLOW_IMPORT_VARIABLE = "PIPELINE_ALLOW_IMPORT"
 
@@ -49,7 +50,7 @@ def import_callable(field: str, target: str) -> Callable[[], Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may raise anything
-        reason = f"{type(error).__name__}: {error}"
+        reason = tell(error, module_name)
         raise JobError(f"{field} = {target!r}: cannot import: {reason}") from error
     build = getattr(module, attribute, None)
     if not callable(build):

@@ -20,6 +20,7 @@ from pipeline.storage import Store
 from pipeline.task import TaskSpec
 from pipeline.torchvision_models import torchvision_module
 from pipeline.transform import TransformSpec
+from pipeline.user_code import SHOW_ALL, tell
 from pipeline.weights import read_state_dict
 
 if TYPE_CHECKING:
@@ -156,9 +157,8 @@ def load_module(spec: ModelSpec) -> torch.nn.Module:
     except PipelineError:
         raise
     except Exception as error:  # a user's factory may raise anything
-        raise JobError(
-            f"model {spec.name}: cannot be built: {type(error).__name__}: {error}"
-        ) from error
+        told = tell(error, spec.name.partition(":")[0])
+        raise JobError(f"model {spec.name}: cannot be built: {told}{SHOW_ALL}") from error
     if spec.weights_uri is not None:
         state = read_state_dict(spec.weights_uri, spec.weights_sha256, spec.storage_options)
         try:

@@ -23,6 +23,7 @@ from pipeline.agreement import AgreementLimits, compare
 from pipeline.artefacts import claim
 from pipeline.device import device_of, load_runner, make_buffer
 from pipeline.exact_pixels import canary
+from pipeline.first_rows import FirstRows, Raised
 from pipeline.lane import Lane, make_lanes
 from pipeline.model import PredictorConfig
 from pipeline.results import to_table
@@ -31,6 +32,7 @@ from pipeline.schema import (
     ERROR,
     FEATURES,
     IMAGE,
+    ROW_ID,
     Failure,
     Reason,
     failures_of,
@@ -38,8 +40,9 @@ from pipeline.schema import (
     images_from_arrow,
 )
 from pipeline.stats import CANARY, Counters, StageCounters, add
-from pipeline.task import Arrays, make_task
+from pipeline.task import Arrays, OutputError, make_task
 from pipeline.transform import TransformSpec
+from pipeline.user_code import whereabouts
 from pipeline.watchdog import beat, pause
 
 STAGE = "predict"
@@ -53,13 +56,17 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate mem
 class Predictor:
     """Holds one model on one device."""
 
-    def __init__(self, config: PredictorConfig) -> None:
+    def __init__(self, config: PredictorConfig, first: FirstRows | None = None) -> None:
         """Load the model onto its device.
+
+        Args:
+            config: What it is made from.
+            first: Watches the first rows; None where rows alone are to blame for what fails.
 
         Raises:
             JobError: The weights, the layer, the device or the precision cannot be used.
         """
-        self._config = config
+        self._config, self._first = config, first
         self._batch_size = config.batch_size
         self._device = device_of(config)
         torch.set_num_threads(config.num_threads)
@@ -78,7 +85,12 @@ class Predictor:
 
         Returns:
             The rows with the columns of `staged_schema`, in the same order; the input is gone.
+
+        Raises:
+            AlikeError: All rows of the first batches failed for one cause.
         """
+        if self._first is not None:
+            self._first.begin(rows.column(ROW_ID).to_pylist())
         inputs = _read_inputs(rows, self._config.spec.transform)
         failures = failures_of(rows)
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
@@ -172,19 +184,29 @@ class Predictor:
                 free.append(lane)
                 failure = self._try_finish(lane, len(inputs), batch, results, timer)
                 if failure is None:
-                    yield from _not_finite(results, batch)
+                    yield from self._kept(results, batch)
             if failure is not None:
                 failed.append((batch, failure))
             if failed and not busy:  # splitting needs a lane, so what was under way ends first
                 for batch, failure in failed:
                     yield from self._split(inputs, batch, failure, results, timer)
+                    if self._first is not None:
+                        self._first.check()
                 failed = []
+
+    def _kept(self, results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:
+        """Yield the rows of a batch whose results are of no use."""
+        if self._first is not None:
+            self._first.predicted()
+        yield from _not_finite(results, batch)
 
     def _split(
         self, inputs: Inputs, batch: Rows, failure: Failure, results: Arrays, timer: _Timer
     ) -> Iterator[tuple[int, Failure]]:
         """Halve a batch that failed until the rows at fault are found; yield those."""
         if len(batch) == 1:
+            if self._first is not None:
+                self._first.failed(int(batch[0]), failure)
             yield int(batch[0]), failure
             return
         half = len(batch) // 2
@@ -197,7 +219,7 @@ class Predictor:
                 self._lanes[0], len(inputs), part, results, timer
             )
             if again is None:
-                yield from _not_finite(results, part)
+                yield from self._kept(results, part)
             else:
                 yield from self._split(inputs, part, again, results, timer)
 
@@ -265,8 +287,10 @@ def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:
 
 
 def _failure_of(error: Exception) -> Failure:
+    if isinstance(error, OutputError):
+        return Raised(Reason.MODEL_ERROR, STAGE, str(error), is_of_outputs=True)
     reason = Reason.OUT_OF_MEMORY if _is_out_of_memory(error) else Reason.MODEL_ERROR
-    return Failure(reason, STAGE, f"{type(error).__name__}: {error}")
+    return Raised(reason, STAGE, f"{type(error).__name__}: {error}", where=whereabouts(error))
 
 
 def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from pipeline.allocation import MAX_TASK_RETRIES
 from pipeline.attempts import Attempts
-from pipeline.errors import InfraError, find_cause
+from pipeline.errors import InfraError, PipelineError, find_cause
 from pipeline.private import first_of
 from pipeline.pulse import beat
+from pipeline.user_code import SHOW_ALL, tell_remote
 
 T = TypeVar("T")
 _TASK_CPUS = 0.25
@@ -28,6 +29,7 @@ def ray_errors() -> Iterator[None]:
         PipelineError: One of ours that a worker raised, unwrapped.
         InfraError: Workers, nodes or objects were lost beyond Ray's retries, or Ray has no room
             for more objects.
+        PipelineError: Something else that a task raised, in one line: type, message, and where.
     """
     from ray import exceptions
 
@@ -36,7 +38,7 @@ def ray_errors() -> Iterator[None]:
     except (exceptions.RayError, OSError) as error:
         ours = find_cause(error)
         if ours is not None:
-            raise ours from None
+            raise ours from (None if ours is error else error)  # --debug shows both
         reason = " ".join(str(error).split())[:300]
         if isinstance(error, (exceptions.OutOfDiskError, exceptions.ObjectStoreFullError)):
             raise InfraError(
@@ -62,6 +64,8 @@ def ray_errors() -> Iterator[None]:
                 f"Ray lost workers more often than it may ({type(error).__name__}: {reason}); "
                 "finished slices are kept, run again to go on"
             ) from error
+        if isinstance(error, exceptions.RayTaskError):
+            raise PipelineError(f"{tell_remote(error)}{SHOW_ALL}") from error
         raise
 
 

@@ -24,11 +24,11 @@ from pipeline.manifest import Manifest, Part
 from pipeline.match import Duplicates, Match
 from pipeline.merge import Insert, Merger, merge_folders, merge_parts
 from pipeline.plan import Plan
-from pipeline.record import Kept
 from pipeline.replan import Replan
 from pipeline.row_ids import hash_ids
 from pipeline.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Reason
 from pipeline.storage import Store
+from pipeline.tally import Kept
 from pipeline.tiling import Slices
 
 _ID_ROWS = 65_536

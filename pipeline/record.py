@@ -6,10 +6,10 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from time import perf_counter
 
 from pipeline.allocation import Allocation, Hardware
+from pipeline.causes import Cause
 from pipeline.histograms import Distribution
 from pipeline.manifest import Manifest
 from pipeline.model import ModelSpec
@@ -19,22 +19,11 @@ from pipeline.report import RunFacts, Status
 from pipeline.schema import Reason, SliceKey
 from pipeline.sink import StagedSlice
 from pipeline.stats import DEDUPE, Counters, Measurement, StageCounters, measure, merge
-from pipeline.tally import ReadFooter, Tally
+from pipeline.tally import Kept, ReadFooter, Tally
 from pipeline.verdict import Verdict
 
 _TOP_LABELS = 10
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a version keeps of the one before: the rows that did not go again."""
-
-    num_rows: int
-    reasons: Mapping[str, int]
-    distribution: Distribution
-    num_unreadable_shards: int | None
-    """None: those are counted by their reason."""
-    fingerprint: str
+_TOP_FAILURES = 5
 
 
 class RunRecord:
@@ -64,6 +53,7 @@ class RunRecord:
         self._is_counted = False
         self._in_flight: list[str] = []
         self._kept: Kept | None = None
+        self._alike: Cause | None = None
         self._retry: dict[str, int] = {}
 
     @contextmanager
@@ -239,6 +229,20 @@ class RunRecord:
         found.update(self._kept.reasons if self._kept else {})
         return {reason: num_rows for reason, num_rows in found.items() if num_rows}
 
+    def failed_alike(self, cause: Cause) -> None:
+        """Note why all rows of the first batches failed, which are not staged."""
+        self._alike = cause
+
+    def top_failures(self, number: int = _TOP_FAILURES) -> list[Cause]:
+        """Return the causes of the most failed rows; those of kept rows have no message."""
+        causes = self._tally.causes.complete(self.reasons)
+        return [self._alike] if self._alike else causes.top(number)
+
+    @property
+    def is_retry(self) -> bool:
+        """Tell whether rows of a quarantine go again."""
+        return self._kept is not None or bool(self._retry)
+
     @property
     def canary(self) -> StageCounters:
         """Rows of committed slices that eager fp32 predicted once more; out: those that agreed."""
@@ -320,6 +324,7 @@ class RunRecord:
             price_per_node_hour=price_per_node_hour,
             top_labels=Counter(self.distribution.labels).most_common(_TOP_LABELS),
             versions=package_versions(),
+            top_failures=[cause.to_dict() for cause in self.top_failures()],
             in_flight=self._in_flight,
             retry=self._retry or None,
         )

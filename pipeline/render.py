@@ -48,14 +48,22 @@ def render_table(report: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
     lines = [_totals(report), *_retry(report)]
+    if report["status"] in _BROKEN:  # the verdict and its reason, no advice on speed
+        told = [report["error"] or "", *_failures(report), *_gates(report), *lines]
+        texts = (Text(clean_message(line)) for line in told if line)
+        return Group(*texts, *([_stage_table(report)] if report["streaming_wall_s"] else []))
     if report["error"]:
         lines.append(report["error"])
     # Text, never markup: brackets in a label or a message must not become styles.
     if report["status"] == "nothing_to_do":
         return Group(*(Text(clean_message(line)) for line in lines), *_places(report))
     lines[:0] = [
-        report["bottleneck"]["advice"], *_hops(report), *_slower(report), *_gates(report)
-    ]  # fmt: skip
+        report["bottleneck"]["advice"],
+        *_hops(report),
+        *_slower(report),
+        *_failures(report),
+        *_gates(report),
+    ]
     texts = (Text(clean_message(line)) for line in lines)
     return Group(_stage_table(report), *texts, *_places(report))
 
@@ -126,6 +134,21 @@ def _slower(report: dict[str, Any]) -> list[str]:
         f"slower than before: {stage['stage']}, {_rate(stage['rows_per_busy_slot_s'])} rows/s a "
         f"busy slot instead of {_rate(stage['before'])} in run {stage['run_id']}"
         for stage in report["slower_than_before"] or []
+    ]
+
+
+_BROKEN = ("refused", "failed")
+
+
+def _failures(report: dict[str, Any]) -> list[str]:
+    """Say in one line per cause why rows failed, with one of the rows."""
+    return [
+        f"{'at least ' if found['at_least'] else ''}{_count(found['num_rows'])} rows "
+        f"{found['reason']}"
+        + (f" at {found['stage']}" if found["stage"] else "")
+        + (f": {found['message']}" if found["message"] else "")
+        + (f" (e.g. {found['row_id']})" if found["row_id"] else "")
+        for found in report.get("top_failures") or []
     ]
 
 

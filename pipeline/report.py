@@ -35,6 +35,7 @@ from pipeline.performance import (
     startup_parts,
 )
 from pipeline.report_sections import (
+    FailedRows,
     Gate,
     Hardware,
     LabelCount,
@@ -74,6 +75,7 @@ class RunFacts:
     rows: dict[str, int] = field(default_factory=dict)
     slices: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    top_failures: list[dict[str, Any]] = field(default_factory=list)
     unreadable_shards: int = 0
     counters: Counters = field(default_factory=dict)
     slots: Slots = field(default_factory=dict)
@@ -123,6 +125,9 @@ class Report(Section):
     slices: Slices
     reasons: dict[str, int]
     """Quarantined rows by reason."""
+    top_failures: list[FailedRows] = Field(default_factory=list)
+    """The five causes of the most failed rows. Where all rows of the first batches failed alike,
+    which ends a run, that cause alone, of rows that are counted nowhere else."""
     unreadable_shards: int
     """Shards that could not be opened: their row count is unknown."""
     startup: list[StartupPart]

@@ -120,3 +120,18 @@ class LabelCount(Section):
 
     label: str
     count: int
+
+
+class FailedRows(Section):
+    """Rows that failed alike: what their messages have in common, and one of them."""
+
+    reason: str
+    stage: str | None = None
+    """Null where it is not known."""
+    message: str | None = None
+    """Of the row that is named; null stands for all messages that are not told apart."""
+    num_rows: int
+    at_least: bool = False
+    """More rows may have failed for it: of some with this reason the message was not kept."""
+    row_id: str | None = None
+    """One of these rows: the first by name."""

@@ -12,17 +12,20 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from time import time
 from typing import Any
 
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, allocate
 from pipeline.auto import settle
+from pipeline.causes import AlikeError
 from pipeline.cluster import connect
 from pipeline.context import RunContext, RunOptions
 from pipeline.errors import PartitionBusy, PipelineError
 from pipeline.failpoints import reach
-from pipeline.finish import finish, require_hope
+from pipeline.finish import finish, require_hope, require_some_row
+from pipeline.first_rows import FirstRows
 from pipeline.golden import GoldenRefused, GoldenRows
 from pipeline.golden_files import read_golden
 from pipeline.histograms import measured_columns
@@ -47,7 +50,7 @@ from pipeline.remote_index import start_index
 from pipeline.report import Status
 from pipeline.rows import Reader
 from pipeline.run_watch import stoppable, watch
-from pipeline.schema import SliceKey
+from pipeline.schema import Reason, SliceKey
 from pipeline.sink import StagedSlice, StagingWriter, list_staged, read_footer
 from pipeline.stages import (
     PredictorActor,
@@ -138,7 +141,11 @@ def predict_and_publish(
             onto.require_same_model(plan)
         run.record.connected(hardware, allocation, ray_start_s)
         run.record.planned(plan, model, job.resources.num_gpus)
-        staged = _predict_missing(run, plan, model, allocation, golden, progress)
+        try:
+            staged = _predict_missing(run, plan, model, allocation, golden, progress)
+        except AlikeError as error:
+            run.record.failed_alike(error.failed)
+            raise
         return finish(run, plan, staged, base, lease, onto=onto)
 
 
@@ -154,14 +161,9 @@ def _predict_missing(
 
     Raises:
         GateRefused: A gate is certain to refuse; what is finished stays.
+        AlikeError: All rows failed in the model for one cause.
     """
-    folder = run.layout.staging(plan.fingerprint)
-    staged = list_staged(run.store, folder)
-    done = [staged[key].path for key in done_slices(plan, staged)]
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        for footer in pool.map(lambda path: read_footer(run.store, path), done):
-            run.record.resumed(footer)
-            beat("read the footer of a finished slice")
+    staged = take_over(run, plan)
     units = missing_units(plan, staged)
     if not units:
         return staged
@@ -177,7 +179,33 @@ def _predict_missing(
             progress.advance(committed.num_rows, committed.num_quarantined)
             reach("slice_done")
             require_hope(run, plan)
-    return list_staged(run.store, folder)
+    require_some_row(run)
+    return list_staged(run.store, run.layout.staging(plan.fingerprint))
+
+
+def take_over(run: RunContext, plan: Plan) -> Mapping[SliceKey, StoredFile]:
+    """Count the slices that are staged already; return the staged part of each.
+
+    Slices in which the model failed over every row are deleted: the cause may be mended since, in
+    code of the user's that no fingerprint knows.
+    """
+    counted: set[SliceKey] = set()
+    while True:
+        staged = list_staged(run.store, run.layout.staging(plan.fingerprint))
+        done = [key for key in done_slices(plan, staged) if key not in counted]
+        paths, failed = [staged[key].path for key in done], list[str]()
+        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+            footers = pool.map(partial(read_footer, run.store), paths)
+            for key, path, footer in zip(done, paths, footers, strict=True):
+                beat("read the footer of a finished slice")
+                if footer.is_without_predictions_by(Reason.MODEL_ERROR):
+                    failed.append(path)
+                else:
+                    run.record.resumed(footer)
+                    counted.add(key)
+        if not failed:
+            return staged
+        run.store.delete(failed)  # another attempt at the same slice may come forth now
 
 
 def stream(
@@ -225,6 +253,7 @@ def stream(
                 golden,
                 run.job.run.row_timeout_s,
                 writer if allocation.writes_in_actors else None,
+                _first_rows(run, plan),
             ],
             **allocation.predict(),
         )
@@ -233,6 +262,12 @@ def stream(
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for text in block.column("staged").to_pylist():
                 yield StagedSlice.from_json(text)
+
+
+def _first_rows(run: RunContext, plan: Plan) -> FirstRows | None:
+    if run.record.is_retry:  # its rows have failed before
+        return None
+    return FirstRows(plan.num_rows, has_predictions=run.record.num_predicted > 0)
 
 
 def _reader(run: RunContext, plan: Plan) -> Reader:

@@ -18,13 +18,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.causes import causes_of
 from pipeline.documents import known_fields
 from pipeline.errors import InfraError
 from pipeline.failpoints import reach
 from pipeline.histograms import measure_numbers
 from pipeline.layout import parse_staged_name, staged_name
 from pipeline.retry import retries_taken
-from pipeline.schema import ERROR, LABEL, SliceKey
+from pipeline.schema import ERROR, LABEL, Reason, SliceKey
 from pipeline.stats import Counters, StageCounters, add
 from pipeline.storage import Store, StoredFile
 from pipeline.storage_errors import listed_files
@@ -46,10 +47,16 @@ class StagedSlice:
     counters: Counters = field(default_factory=dict)
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     """JSON form of `histograms.Numbers`, of each number that is counted."""
+    causes: list[dict[str, Any]] = field(default_factory=list)
+    """JSON form of the most frequent `causes.Cause`; empty in parts of before they were noted."""
 
     @property
     def num_quarantined(self) -> int:
         return sum(self.reasons.values())
+
+    def is_without_predictions_by(self, reason: Reason) -> bool:
+        """Tell whether no row has a prediction, and rows failed for this reason."""
+        return self.num_quarantined == self.num_rows and bool(self.reasons.get(reason.value))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -106,6 +113,7 @@ class StagingWriter:
                 dict(labels),
                 counters,
                 numbers,
+                [asdict(cause) for cause in causes_of(rows)],
             )
             writer.add_key_value_metadata({**self.metadata, _SLICE_META: staged.to_json()})
         encoded, retries = perf_counter(), retries_taken()

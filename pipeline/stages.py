@@ -20,6 +20,7 @@ from pipeline.child import Step
 from pipeline.dedupe import DIGEST, remember, slim, with_digests
 from pipeline.errors import InfraError, PipelineError
 from pipeline.exact_pixels import with_exact_pixels
+from pipeline.first_rows import FirstRows
 from pipeline.guard import Guard
 from pipeline.isolate import StagePlan
 from pipeline.model import PredictorConfig
@@ -163,6 +164,7 @@ class PredictorActor:
         golden: GoldenRows | None,
         row_timeout_s: float,
         writer: StagingWriter | None = None,
+        first: FirstRows | None = None,
     ) -> None:
         """Import torch and load the model, timing both.
 
@@ -178,9 +180,10 @@ class PredictorActor:
             golden: Rows that must come out as they are known to before anything else is predicted.
             row_timeout_s: How long a batch, or the decoding of a row, may take.
             writer: Commits what was predicted; None where tasks do it.
+            first: Watches the first rows; None where rows alone are to blame for what fails.
         """
         waited_s = _waited_s(asked_at_s)
-        self._config = config
+        self._config, self._first = config, first
         self._index = None if index is None else RemoteIndex(index)
         self._commit = None if writer is None else writer_stage(writer)
         self._startup: Counters = {}
@@ -191,6 +194,8 @@ class PredictorActor:
         add(self._startup, "workers", StageCounters(busy_s=waited_s))
         add(self._startup, "imports", StageCounters(busy_s=perf_counter() - started))
         attempts = attempts_of(config.run_id)
+        if first is not None:
+            first.share(attempts.folder)
         plan = StagePlan(PREDICT, config.batch_size, self._predict_here)
         self._preprocessing = preprocessing
         plans = [plan]
@@ -210,7 +215,7 @@ class PredictorActor:
         from pipeline.predictor import Predictor
 
         started = perf_counter()
-        predictor = Predictor(config)
+        predictor = Predictor(config, self._first)
         add(self._startup, "model_load", StageCounters(busy_s=perf_counter() - started))
         if golden is not None:
             where = f"an actor of {socket.gethostname()}"
@@ -260,7 +265,7 @@ class PredictorActor:
             from pipeline.predictor import Predictor
 
             with pause():
-                self._predictor = Predictor(replace(config, limits=None))
+                self._predictor = Predictor(replace(config, limits=None), self._first)
         return self._predictor.predict(rows, counters)
 
     def _make_room(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from pipeline.causes import Cause, Causes
 from pipeline.histograms import Distribution, Numbers, sum_numbers
 from pipeline.layout import parse_staged_name
 from pipeline.schema import Reason, SliceKey
@@ -12,6 +14,18 @@ from pipeline.sink import StagedSlice
 from pipeline.stats import CANARY, GOLDEN, StageCounters
 
 ReadFooter = Callable[[str], StagedSlice]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a version keeps of the one before: the rows that did not go again."""
+
+    num_rows: int
+    reasons: Mapping[str, int]
+    distribution: Distribution
+    num_unreadable_shards: int | None
+    """None: those are counted by their reason."""
+    fingerprint: str
 
 
 class Tally:
@@ -25,6 +39,8 @@ class Tally:
         self.golden = StageCounters()
         """Golden rows, once for every actor; out: those that agreed."""
         self.golden_actors = 0
+        self.causes = Causes()
+        """Why rows failed, as far as the footers say."""
         self._labels: Counter[str] = Counter()
         self._numbers: dict[str, Numbers] = {}
         self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
@@ -47,6 +63,7 @@ class Tally:
         self._numbers = sum_numbers(self._numbers, found)
         self._labels.update(staged.labels)
         self.reasons.update(staged.reasons)
+        self.causes.add(Cause(**cause) for cause in staged.causes)
         self.num_quarantined += staged.num_quarantined
 
     def are_of(self, slices: Sequence[tuple[SliceKey, str]]) -> bool:

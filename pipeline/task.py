@@ -20,6 +20,7 @@ import pyarrow as pa
 from pipeline.errors import JobError
 from pipeline.imports import import_callable
 from pipeline.schema import CLASSIFY_FIELDS, LABEL, LABEL_ID, SCORE, TOP_K
+from pipeline.user_code import failed
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 Arrays = dict[str, npt.NDArray[Any]]
 Mask = npt.NDArray[np.bool_]
 EMBEDDING, VALUE, OUTPUT = "embedding", "value", "output"
+
+
+class OutputError(ValueError):
+    """The outputs are not what the job declares: no row is at fault."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,9 @@ class _Classify:
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         import torch
 
-        logits = _require(outputs, (num_rows, len(self.spec.labels)), "logits, one per label")
+        logits = _require(
+            outputs, (num_rows, len(self.spec.labels)), "model.labels {}", "logits, one per label"
+        )
         top = torch.softmax(logits.float(), dim=1).topk(self.spec.top_k, dim=1)
         return {SCORE: top.values, LABEL_ID: top.indices.to(torch.int32)}
 
@@ -138,7 +145,8 @@ class _Embed:
         if isinstance(outputs, torch.Tensor) and outputs.ndim > 2:
             outputs = outputs.flatten(1)  # a pooled layer ends in (B, D, 1, 1)
         shape = (num_rows, self.spec.embedding_dim)
-        vectors = _require(outputs, shape, "one vector a row (model.embedding_dim)").float()
+        told = "model.embedding_dim is {}", "one vector per row"
+        vectors = _require(outputs, shape, *told).float()
         if self.spec.l2_norm:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         return {EMBEDDING: vectors}
@@ -163,7 +171,8 @@ class _Regress:
         if isinstance(outputs, torch.Tensor) and outputs.ndim == 1:
             outputs = outputs[:, None]
         shape = (num_rows, len(self._names()))
-        values = _require(outputs, shape, "one number a target (model.targets)").float()
+        told = "model.targets has {}", "one number per target"
+        values = _require(outputs, shape, *told).float()
         return {VALUE: values}
 
     def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
@@ -185,7 +194,10 @@ class _Raw:
         named = self._by_name(outputs)
         return {
             output.name: _require(
-                named[output.name], (num_rows, *output.shape), f"model.outputs {output.name}"
+                named[output.name],
+                (num_rows, *output.shape),
+                "",
+                f"model.outputs {output.name}",
             ).float()
             for output in self.spec.outputs
         }
@@ -199,11 +211,21 @@ class _Raw:
         if isinstance(outputs, Mapping):
             missing = [name for name in names if name not in outputs]
             if missing:
-                raise ValueError(f"no output {missing[0]!r}; the model gives {sorted(outputs)}")
+                found = ", ".join(sorted(map(str, outputs)))
+                raise OutputError(
+                    f"no output {missing[0]!r} (model.outputs); the model has {found}"
+                )
             return outputs
         listed = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+        if listed and isinstance(listed[0], Mapping):
+            raise OutputError(
+                "the model returns a list with one dict per row, as detectors do; model.outputs "
+                "needs tensors of one shape for all rows: pad them in a factory around the model"
+            )
         if len(listed) < len(names):
-            raise ValueError(f"{len(listed)} outputs, model.outputs declares {len(names)}")
+            raise OutputError(
+                f"the model has {len(listed)} outputs, model.outputs declares {len(names)}"
+            )
         return dict(zip(names, listed, strict=False))
 
 
@@ -220,21 +242,38 @@ class _Postprocessed:
         return _Raw(self.spec).reduce(outputs, num_rows)
 
     def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
-        step = load_postprocess(self.spec.postprocess or "")
-        made = step({name: values[ok] for name, values in arrays.items()})
+        name = self.spec.postprocess or ""
+        step, num_rows = load_postprocess(name), int(ok.sum())
+        try:
+            made = step({key: values[ok] for key, values in arrays.items()})
+        except Exception as error:  # a user's code may raise anything
+            raise JobError(failed("model.postprocess", name, error)) from error
         places = np.full(len(ok), -1)
-        places[ok] = np.arange(int(ok.sum()))
+        places[ok] = np.arange(num_rows)
         indices = pa.array(places, pa.int64(), mask=~ok)
-        columns = {}
-        for field in step.schema:
-            values = pa.array(made[field.name], field.type)
-            if len(values) != int(ok.sum()):
-                raise JobError(
-                    f"{self.spec.postprocess}: column {field.name} has {len(values)} values for "
-                    f"{int(ok.sum())} rows"
-                )
-            columns[field.name] = values.take(indices)
-        return columns
+        return {f.name: _made(name, made, f, num_rows).take(indices) for f in step.schema}
+
+
+def _made(name: str, made: Any, field: pa.Field, num_rows: int) -> pa.Array:
+    """Return a column that a post-processing step has made.
+
+    Raises:
+        JobError: It is not what the step's schema says.
+    """
+    told = f"model.postprocess {name}: column {field.name}"
+    if not isinstance(made, Mapping) or field.name not in made:
+        raise JobError(f"{told} is not in what the call returned ({_kind_of(made)})")
+    try:
+        values = pa.array(made[field.name], field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise JobError(f"{told} is to be {field.type}: {error}") from error
+    if len(values) != num_rows:
+        raise JobError(f"{told} has {len(values)} values for {num_rows} rows")
+    return values
+
+
+def _kind_of(made: Any) -> str:
+    return ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
 
 
 class Postprocess(Protocol):
@@ -253,18 +292,37 @@ def load_postprocess(factory: str) -> Postprocess:
     Raises:
         JobError: It cannot be imported, or has no Arrow schema.
     """
-    step = import_callable("model.postprocess", factory)()
+    build = import_callable("model.postprocess", factory)
+    try:
+        step = build()
+    except Exception as error:  # a user's code may raise anything
+        raise JobError(failed("model.postprocess", factory, error)) from error
     if not isinstance(getattr(step, "schema", None), pa.Schema) or not callable(step):
         raise JobError(f"model.postprocess = {factory!r}: needs a `schema` (pyarrow) and a call")
     return step  # type: ignore[no-any-return]  # checked above
 
 
-def _require(output: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
+def _require(output: Any, shape: tuple[int, ...], declared: str, what: str) -> torch.Tensor:
+    """Check the shape of an output.
+
+    Args:
+        output: Of the model.
+        shape: As it is to be.
+        declared: What the job says of its last dimension, with a place for the number.
+        what: It is.
+
+    Raises:
+        OutputError: It is something else.
+    """
     import torch
 
-    if not isinstance(output, torch.Tensor) or tuple(output.shape) != shape:
-        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"output is {found}, expected {shape}: {what}")
+    if not isinstance(output, torch.Tensor):
+        raise OutputError(f"output is a {type(output).__name__}, expected a tensor {shape}: {what}")
+    found = tuple(output.shape)
+    if found != shape:
+        if declared and found[:-1] == shape[:-1]:
+            what = f"the model has {found[-1]} outputs, {declared.format(shape[-1])}"
+        raise OutputError(f"output is {found}, expected {shape}: {what}")
     return output
 
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from pipeline.errors import JobErrors, PipelineError
 from pipeline.printable import printable
 from pipeline.schema import clean_message
+from pipeline.user_code import tell
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +87,10 @@ def show_error(error: Exception, code: int) -> int:
     log = logging.getLogger("pipeline")
     if log.isEnabledFor(logging.DEBUG) or os.environ.get("PIPELINE_DEBUG"):
         log.exception("failed", exc_info=error)
-    kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
     message, *errors = (
         [clean_message(line) for line in error.lines]
         if isinstance(error, JobErrors)
-        else [clean_message(kind + str(error))]
+        else [clean_message(str(error) if isinstance(error, PipelineError) else tell(error))]
     )
     report = getattr(error, "report", None)
     if report and "--quiet" not in sys.argv:

@@ -22,9 +22,10 @@ from pipeline.model import INT8, PredictorConfig
 from pipeline.rows import Reader
 from pipeline.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
 from pipeline.stages import Preprocessing
-from pipeline.task import Arrays
+from pipeline.task import Arrays, OutputError
 from pipeline.transform import TransformSpec
 from pipeline.trial import Trial
+from pipeline.user_code import tell
 
 if TYPE_CHECKING:
     from pipeline.predictor import Predictor
@@ -90,9 +91,8 @@ def try_out(
             problem = f"{rate:.1f} rows/s, less than a quarter of what another way gives"
             return replace(trial, rows_per_s=round(rate, 1), problem=problem), {}
         found = predictor.reduce(sample)
-    except (PipelineError, ValueError, RuntimeError) as error:
-        problem = " ".join(str(error).split())[:200]
-        return replace(trial, problem=problem), {}
+    except Exception as error:  # noqa: BLE001  # a user's model may raise anything
+        return replace(trial, problem=_told(error)), {}
     agreement = compare(reference if reference is not None else found, found, limits)
     return replace(
         trial,
@@ -163,11 +163,16 @@ def try_batch(config: PredictorConfig, sample: npt.NDArray[Any]) -> Trial:
         predictor.reduce(batch)
         load_s = perf_counter() - started
         rate = measure_rate(predictor, batch, 0.0)
-    except (PipelineError, ValueError, RuntimeError, MemoryError) as error:
-        return replace(trial, problem=" ".join(str(error).split())[:200])
+    except Exception as error:  # noqa: BLE001  # as above
+        return replace(trial, problem=_told(error))
     return replace(
         trial, rows_per_s=round(rate, 1), load_s=round(load_s, 2), peak_mib=peak_mib(config)
     )
+
+
+def _told(error: Exception) -> str:
+    is_plain = isinstance(error, PipelineError | OutputError)
+    return " ".join((str(error) if is_plain else tell(error)).split())[:200]
 
 
 def measure_rate(predictor: Predictor, batch: npt.NDArray[Any], least_rows_per_s: float) -> float:

@@ -98,11 +98,24 @@ def failures(verdicts: Sequence[Verdict]) -> str:
     return "; ".join(f"{verdict.name}: {verdict.message}" for verdict in failed)
 
 
-def require_pass(verdicts: Sequence[Verdict]) -> None:
+def how_to_accept(verdicts: Sequence[Verdict]) -> str:
+    """Say how to publish in spite of the gates that failed; '' if one of them is never accepted."""
+    names = [verdict.name for verdict in verdicts if verdict.status == "fail"]
+    if not names or CONSERVATION in names:
+        return ""
+    return f"; if that is right: {' '.join(f'--accept {name}=REASON' for name in names)}"
+
+
+def require_pass(verdicts: Sequence[Verdict], quarantined: str = "") -> None:
     """Refuse if any gate failed.
+
+    Args:
+        verdicts: Of all gates.
+        quarantined: Why rows are in quarantine; said where no gate that failed has said it.
 
     Raises:
         GateRefused: Names the gates that failed, with their figures.
     """
     if reasons := failures(verdicts):
-        raise GateRefused(f"nothing was published; {reasons}")
+        told = f"; quarantined: {quarantined}" if quarantined and quarantined not in reasons else ""
+        raise GateRefused(f"nothing was published; {reasons}{told}{how_to_accept(verdicts)}")

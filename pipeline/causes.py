@@ -1,0 +1,198 @@
+"""Why rows failed, equal causes joined: how many rows each cost, and one of them as an example.
+
+Of a slice and of a run only so many causes are kept; rows of others are counted without a message,
+so that the sums stay right whatever the messages say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import JobError
+from pipeline.schema import (
+    ERROR,
+    ROW_ID,
+    URI,
+    Failure,
+    Reason,
+    clean_message,
+    failures_of,
+)
+
+MAX_PER_SLICE = 16
+MAX_PER_RUN = 512
+PREDICT = "predict"
+_KEY_CHARS, _SHOWN_CHARS, _SHOWN_ID_CHARS = 160, 120, 80
+_OWN = re.compile(r"0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*|'[^']*'|\"[^\"]*\"")
+"""What differs from row to row in messages of one cause: numbers, addresses, quoted names."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Rows that failed alike."""
+
+    reason: str
+    stage: str = ""
+    message: str | None = None
+    """Of the row that is the example; None stands for all messages that are not told apart."""
+    num_rows: int = 0
+    row_id: str | None = None
+    key: str = ""
+    """What their messages have in common."""
+    at_least: bool = False
+    """More rows may have failed for it: some of this reason are counted without their message."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form for the report."""
+        told = asdict(self) | {"stage": self.stage or None}
+        del told["key"]
+        return told
+
+
+class AlikeError(JobError):
+    """All rows of the first batches failed for one cause, so no row is at fault."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.failed = Cause(Reason.MODEL_ERROR.value, PREDICT)  # attributes survive pickling
+
+    @classmethod
+    def of(cls, failed: Cause, where: str = "") -> AlikeError:
+        """Say how many rows failed, of what; `where` is the place in the user's code."""
+        told = f'{failed.reason} "{failed.message}"' + (f" ({where})" if where else "")
+        error = cls(
+            f"all {failed.num_rows} rows of the first batches failed alike: {told}; "
+            "nothing was published"
+        )
+        error.failed = failed
+        return error
+
+
+def key_of(message: str, *own: str) -> str:
+    """Return what messages of one cause have in common.
+
+    Args:
+        message: Of one row.
+        own: Names of that row, which others do not have.
+    """
+    for name in own:
+        message = message.replace(name, "*") if name else message
+    return _OWN.sub("#", message)[:_KEY_CHARS]
+
+
+def causes_of(rows: pa.Table) -> list[Cause]:
+    """Count the causes of the failed rows of a slice, the most frequent first."""
+    if rows.column(ERROR).null_count == rows.num_rows:
+        return []
+    failed = rows.filter(rows.column(ERROR).is_valid())
+    found = Causes(MAX_PER_SLICE)
+    names = zip(failed.column(ROW_ID).to_pylist(), failed.column(URI).to_pylist(), strict=True)
+    for (row_id, uri), failure in zip(names, failures_of(failed), strict=True):
+        assert failure is not None, "only those were taken"
+        found.add([cause_of(failure, row_id, uri)])
+    return found.top(MAX_PER_SLICE + len(Reason))
+
+
+def cause_of(failure: Failure, row_id: str, uri: str = "") -> Cause:
+    """Return the cause of one row's failure."""
+    message = clean_message(failure.message)
+    key = key_of(message, uri, row_id, row_id.rpartition("/")[2])
+    return Cause(failure.reason.value, failure.stage, message, 1, row_id, key)
+
+
+class Causes:
+    """A sum of causes, of bounded size."""
+
+    def __init__(self, most: int = MAX_PER_RUN) -> None:
+        self._most = most
+        self._known: dict[tuple[str, str, str], Cause] = {}
+        self._others: Counter[tuple[str, str]] = Counter()
+
+    def add(self, causes: Iterable[Cause]) -> None:
+        """Add causes; beyond the limit only their reasons and stages."""
+        for cause in causes:
+            key = (cause.reason, cause.stage, cause.key)
+            before = self._known.get(key)
+            if cause.message is None or (before is None and len(self._known) >= self._most):
+                self._others[cause.reason, cause.stage] += cause.num_rows
+            elif before is None:
+                self._known[key] = cause
+            else:  # of two examples the first by name, whichever was counted first
+                first = min(before, cause, key=lambda each: (each.row_id is None, each.row_id))
+                total = before.num_rows + cause.num_rows
+                self._known[key] = replace(first, num_rows=total)
+
+    def complete(self, reasons: Mapping[str, int]) -> Causes:
+        """Return causes that make up these counts: what is not known has no message."""
+        whole = Causes(self._most)
+        whole._known, whole._others = dict(self._known), Counter(self._others)
+        known = Counter[str]()
+        for cause in self.top(len(self._known) + len(self._others)):
+            known[cause.reason] += cause.num_rows
+        for reason, num_rows in reasons.items():
+            whole._others[reason, ""] += max(0, num_rows - known[reason])
+        return whole
+
+    def top(self, number: int) -> list[Cause]:
+        """Return the causes of the most rows, in an order that does not depend on the additions."""
+        vague = Counter[str]()
+        for (reason, _), num_rows in self._others.items():
+            vague[reason] += num_rows
+        found = [replace(c, at_least=bool(vague[c.reason])) for c in self._known.values()]
+        found += [
+            Cause(reason, stage, num_rows=num_rows)
+            for (reason, stage), num_rows in self._others.items()
+            if num_rows
+        ]
+        found.sort(key=lambda c: (-c.num_rows, c.reason, c.stage, c.key))
+        return found[:number]
+
+
+def in_words(causes: Sequence[Cause], num_rows: int, shown: int = 3) -> str:
+    """Say why rows failed: `20 empty, e.g. 0000.jpg: the image has 0 bytes`; '' if none did.
+
+    Args:
+        causes: The most frequent ones, in order.
+        num_rows: Rows that failed, of all causes.
+        shown: How many causes at most.
+    """
+    told = [_words(cause) for cause in causes[:shown]]
+    left = num_rows - sum(cause.num_rows for cause in causes[:shown])
+    if told and left > 0:
+        told.append(f"{left} others")
+    return "; ".join(told)
+
+
+def _words(cause: Cause) -> str:
+    count = f"{'at least ' if cause.at_least else ''}{cause.num_rows} {cause.reason}"
+    example = _short(cause.row_id or "", _SHOWN_ID_CHARS)
+    message = _short(cause.message or "", _SHOWN_CHARS)
+    if example and message:
+        return f"{count}, e.g. {example}: {message}"
+    return f"{count}: {message}" if message else count
+
+
+def _short(text: str, most: int) -> str:
+    line = clean_message(text)
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def common_cause(causes: Sequence[Cause], num_predicted: int) -> Cause | None:
+    """Return the one cause for which all rows failed that reached the model, at least two.
+
+    Args:
+        causes: All that are known.
+        num_predicted: Rows with a prediction.
+    """
+    reached = [cause for cause in causes if cause.stage == PREDICT]
+    if num_predicted or len(reached) != 1:
+        return None
+    (only,) = reached
+    is_model = only.reason == Reason.MODEL_ERROR.value and only.message is not None
+    return only if is_model and not only.at_least and only.num_rows > 1 else None

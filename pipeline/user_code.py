@@ -1,0 +1,98 @@
+"""Tell an exception of the user's own code in one line: type, message, file and line.
+
+What Ray and torch wrap around it is for `--debug`.
+"""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import traceback
+from pathlib import Path
+
+SHOW_ALL = "; --debug shows all"
+"""Ends a message about an exception whose traceback says more."""
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
+_OWN = Path(__file__).parent
+_LIBRARY = re.compile(r"/(site|dist)-packages/|/lib(64)?/python3|^<")
+"""Of Python and of packages, on whatever machine."""
+_MAX_CHARS = 300
+
+
+def tell(error: BaseException, module: str = "") -> str:
+    """Return `RuntimeError: message (net3.py line 27)`; without a place where none is the user's.
+
+    Args:
+        error: As it was caught, with its traceback.
+        module: Of the user's code, as the job names it: it may be an installed package.
+    """
+    return _line(type(error).__name__, _text_of(error), whereabouts(error, module))
+
+
+def failed(field: str, target: str, error: BaseException) -> str:
+    """Say that what a field of the job names raised an exception.
+
+    Args:
+        field: Of the job.
+        target: `package.module:callable`.
+        error: As it was caught.
+    """
+    module = target.partition(":")[0]
+    return f"{field} {target} failed: {tell(error, module)}{SHOW_ALL}"
+
+
+def whereabouts(error: BaseException, module: str = "") -> str:
+    """Return file and line of the user's code that an exception passed last: `net3.py line 27`."""
+    walk = traceback.walk_tb(error.__traceback__)
+    frames = [(frame.f_code.co_filename, line) for frame, line in walk]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 0))
+    return place(frames, module)
+
+
+def tell_remote(error: BaseException) -> str:
+    """Return the same of what a Ray task raised: its traceback crosses processes as text."""
+    cause = error
+    while isinstance(inner := getattr(cause, "cause", None), BaseException):
+        cause = inner
+    frames = [(name, int(line)) for name, line in _FRAME.findall(_ANSI.sub("", _text_of(error)))]
+    return _line(type(cause).__name__, _text_of(cause), place(frames))
+
+
+def place(frames: list[tuple[str, int]], module: str = "") -> str:
+    """Return file and line of the last frame that is the user's: `net3.py line 27`, or ''.
+
+    Args:
+        frames: Path and line, the outermost first.
+        module: As `tell` has it.
+    """
+    for path, line in reversed(frames):
+        if _is_users(Path(path).as_posix(), module):
+            return f"{Path(path).name} line {line}"
+    return ""
+
+
+def _is_users(path: str, module: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    if folder.rpartition("/")[2] == _OWN.name and (_OWN / name).exists():
+        return False
+    top = module.partition(".")[0]
+    is_named = bool(top) and (f"/{top}/" in path or name == f"{top}.py")
+    standard = sysconfig.get_path("stdlib") + "/"
+    return is_named or not (path.startswith(standard) or _LIBRARY.search(path))
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # a user's exception may be wrong itself
+        return ""
+
+
+def _line(kind: str, message: str, where: str) -> str:
+    text = " ".join(_ANSI.sub("", message).split())
+    if len(text) > _MAX_CHARS:
+        text = text[:_MAX_CHARS] + "..."
+    told = f"{kind}: {text}" if kind and text else kind or text
+    return f"{told} ({where})" if where else told

@@ -1,0 +1,145 @@
+"""The user's own exception comes first: type, message, and the place in the user's code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import JobError
+from pipeline.imports import import_callable
+from pipeline.task import TaskSpec, load_postprocess, make_task
+from pipeline.user_code import place, tell, tell_remote
+
+LINE = "net3_of_test.py line"
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Write a module of the user's; returns its name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(text: str) -> str:
+        sys.modules.pop("net3_of_test", None)
+        (tmp_path / "net3_of_test.py").write_text(text)
+        return "net3_of_test"
+
+    return write
+
+
+def caught(act: Callable[[], object]) -> BaseException:
+    try:
+        act()
+    except Exception as error:  # noqa: BLE001  # that is what is wanted
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_the_last_frame_of_the_user_is_named_not_that_of_a_library(module):
+    name = module("import json\n\ndef run():\n    return json.loads('{')\n")
+    error = caught(import_callable("model.factory", f"{name}:run"))
+    assert isinstance(error, json.JSONDecodeError)
+    assert tell(error).startswith("JSONDecodeError: Expecting property name")
+    assert tell(error).endswith(f"({LINE} 4)")
+
+
+def test_frames_of_the_package_and_of_libraries_are_not_the_users():
+    ours = "/opt/venv/lib/python3.11/site-packages/pipeline/stages.py"
+    shipped = "/tmp/ray/session/py_modules/_ray_pkg_1/pipeline/stages.py"
+    torch = "/opt/venv/lib/python3.11/site-packages/torch/nn/module.py"
+    assert place([(ours, 1), (torch, 2), (shipped, 3), ("/usr/lib/python3.12/json.py", 4)]) == ""
+    assert place([("/home/me/net.py", 7), (torch, 2)]) == "net.py line 7"
+
+
+def test_an_installed_package_is_the_users_where_the_job_names_it():
+    package = "/opt/venv/lib/python3.11/site-packages/mymodels/nets.py"
+    torch = "/opt/venv/lib/python3.11/site-packages/torch/nn/module.py"
+    assert place([(package, 5), (torch, 2)], "mymodels.zoo") == "nets.py line 5"
+
+
+def test_what_cannot_be_parsed_has_its_own_line(module):
+    name = module("x = 1\ny = = 2\n")
+    with pytest.raises(JobError, match=rf"SyntaxError: .* \({LINE} 2\)"):
+        import_callable("model.factory", f"{name}:run")
+
+
+def test_a_module_that_raises_at_import_is_told_with_its_line(module):
+    name = module("\nraise RuntimeError('no licence')\n")
+    with pytest.raises(JobError, match=rf"RuntimeError: no licence \({LINE} 2\)"):
+        import_callable("model.factory", f"{name}:run")
+
+
+def test_an_exception_of_a_postprocess_is_the_users_own(module):
+    name = module(
+        "import pyarrow as pa\n\n"
+        "class Post:\n"
+        "    schema = pa.schema([('a', pa.float32())])\n"
+        "    def __call__(self, outputs):\n"
+        "        raise RuntimeError('boom in my code')\n\n"
+        "def bad():\n    return Post()\n\n"
+        "def worse():\n    return {}['x']\n"
+    )
+    spec = TaskSpec("raw", postprocess=f"{name}:bad")
+    with pytest.raises(JobError) as raised:
+        make_task(spec).columns({}, np.ones(2, bool))
+    assert str(raised.value) == (
+        f"model.postprocess {name}:bad failed: RuntimeError: boom in my code ({LINE} 6); "
+        "--debug shows all"
+    )
+    with pytest.raises(JobError, match=rf"{name}:worse failed: KeyError: 'x' \({LINE} 12\)"):
+        load_postprocess(f"{name}:worse")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return {'b': [1.0, 2.0]}", r"column a is not in what the call returned \(b\)"),
+        ("return [1.0, 2.0]", r"column a is not in what the call returned \(list\)"),
+        ("return {'a': ['x', 'y']}", r"column a is to be float: "),
+        ("return {'a': [1.0]}", r"column a has 1 values for 2 rows"),
+    ],
+)
+def test_what_a_postprocess_returns_is_checked(module, body: str, words: str):
+    name = module(
+        "import pyarrow as pa\n\nclass Post:\n    schema = pa.schema([('a', pa.float32())])\n"
+        f"    def __call__(self, outputs):\n        {body}\n\ndef post():\n    return Post()\n"
+    )
+    with pytest.raises(JobError, match=words):
+        make_task(TaskSpec("raw", postprocess=f"{name}:post")).columns({}, np.ones(2, bool))
+
+
+class TaskErrorLikeRays(KeyError):
+    """Reads like Ray's wrapper, and has the cause that it wraps."""
+
+    def __init__(self, cause: BaseException, text: str) -> None:
+        super().__init__(text)
+        self.cause, self._text = cause, text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def test_of_a_remote_exception_the_cause_and_its_place_are_told():
+    text = (
+        "\x1b[36mray::f()\x1b[39m (pid=7, ip=10.0.0.1)\n"
+        '  File "/opt/venv/lib/python3.11/site-packages/ray/data/op.py", line 879, in _map\n'
+        '  File "/home/me/net3.py", line 27, in forward\n'
+        '  File "/opt/venv/lib/python3.11/site-packages/torch/nn/module.py", line 3, in call\n'
+        "KeyError: 'nope'"
+    )
+    error = TaskErrorLikeRays(KeyError("nope"), text)
+    assert tell_remote(error) == "KeyError: 'nope' (net3.py line 27)"
+
+
+def test_texts_of_exceptions_become_one_short_line():
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise ValueError("not even this")
+
+    assert tell(Silent()) == "Silent"
+    assert tell(ValueError("a\n  b\x1b[31mc" + "x" * 1000)).startswith("ValueError: a bcxxx")
+    assert len(tell(ValueError("x" * 1000))) < 400
