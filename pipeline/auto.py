@@ -139,7 +139,8 @@ def make_workshop(
     """Gather what trying things out takes."""
     source = run.job.source
     store = Store(plan.source_root, source.storage_options)
-    reader = Reader(store, source, plan.pass_through, plan.num_features)
+    folders = run.job.sink.partition_columns
+    reader = Reader(store, source, plan.pass_through, plan.num_features, folders)
     return Workshop(run.job, run.store, plan, model, reader, hardware, allocation)
 
 

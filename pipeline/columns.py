@@ -6,20 +6,21 @@ Pure over Arrow: no storage. What does not fit is a sentence for the row or shar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-from urllib.parse import unquote
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.arrow_types import parse_type
 from pipeline.errors import JobError
+from pipeline.hive import hive_values
 from pipeline.job_source import Source
 from pipeline.schema import RESERVED_COLUMNS, as_array
 
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _BYTES = "bytes"
+_NUMBERS = (
+    "expected numbers: text and categories become features when they are written as numbers, "
+    "several of them as a fixed-size list (token ids, or 0 and 1 for each category)"
+)
 
 
 def needed_columns(source: Source, schema: pa.Schema) -> list[str]:
@@ -34,54 +35,6 @@ def _input_path(source: Source, schema: pa.Schema) -> str:
     name = source.uri_column or source.image_column
     kind = schema.field(name).type
     return f"{name}.{_BYTES}" if pa.types.is_struct(kind) else name
-
-
-def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
-    """Return the declared types of the pass-through columns, as a fitting shard shows them.
-
-    Raises:
-        JobError: One has extension types inside it.
-    """
-    fields = []
-    for name in source.pass_through:
-        kind = pa.string()
-        if schema.get_field_index(name) >= 0:
-            kind = stored_type(schema.field(name).type)
-            if _has_extension(kind):
-                raise JobError(
-                    f"source.pass_through: column {name!r} of {path} is {kind}: what is made of "
-                    "extension types is not copied; leave it out"
-                )
-        if name in source.casts:
-            kind = parse_type(name, source.casts[name])
-        fields.append(pa.field(name, kind))
-    return pa.schema(fields)
-
-
-def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return what an extension type is stored as: its name may make a reader run what it holds."""
-    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-
-
-def _has_extension(kind: pa.DataType) -> bool:
-    if isinstance(kind, pa.BaseExtensionType):
-        return True
-    return any(_has_extension(kind.field(i).type) for i in range(kind.num_fields))
-
-
-def parse_type(column: str, alias: str) -> pa.DataType:
-    """Read a type's name as Arrow spells it, for instance `int64` or `timestamp[us]`.
-
-    Raises:
-        JobError: Arrow has no such type.
-    """
-    try:
-        return pa.type_for_alias(alias)
-    except ValueError:
-        raise JobError(
-            f"source.casts.{column} = {alias!r}: no Arrow type; write int64, double, string, "
-            "date32, timestamp[us], ..."
-        ) from None
 
 
 def check_names(source: Source) -> None:
@@ -106,8 +59,13 @@ def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
     for name in (*inputs, source.id_column, *source.pass_through):
         if name is None or schema.get_field_index(name) >= 0:
             continue
-        if name not in source.pass_through or name not in hive:
+        if name not in hive:
             return f"no column {name!r}; it has {', '.join(schema.names)}"
+        if name not in source.pass_through:
+            return (
+                f"column {name!r} is in the names of the folders, which can only be passed "
+                "through; write it into the shards"
+            )
     id_kind = schema.field(source.id_column).type if source.id_column else pa.string()
     if pa.types.is_nested(id_kind) or _is_binary(id_kind):
         return f"column {source.id_column!r} is {id_kind}, expected text or numbers"
@@ -121,7 +79,7 @@ def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
 def _input_problem(source: Source, kind: pa.DataType) -> str:
     if source.features:
         is_list = pa.types.is_fixed_size_list(kind)
-        return "" if _is_number(kind.value_type if is_list else kind) else "expected numbers"
+        return "" if _is_number(kind.value_type if is_list else kind) else _NUMBERS
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if source.uri_column:
@@ -136,12 +94,15 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
         or pa.types.is_fixed_size_binary(kind)
     )
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -150,54 +111,6 @@ def _is_number(kind: pa.DataType) -> bool:
         or pa.types.is_floating(kind)
         or pa.types.is_boolean(kind)
         or pa.types.is_decimal(kind)
-    )
-
-
-def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
-    """Say which pass-through column has another type than was declared by the first shard."""
-    for field in declared:
-        index = schema.get_field_index(field.name)
-        if index < 0 or field.name in source.casts:
-            continue
-        found = stored_type(schema.field(index).type)
-        if found != field.type:
-            return (
-                f"column {field.name!r} is {found}, other shards have {field.type}; "
-                f"declare one with source.casts"
-            )
-    return ""
-
-
-def count_features(source: Source, schema: pa.Schema) -> int:
-    """Return the length of the feature vector."""
-    kinds = [schema.field(name).type for name in source.features]
-    return sum(kind.list_size if pa.types.is_fixed_size_list(kind) else 1 for kind in kinds)
-
-
-def hive_values(path: str) -> dict[str, str | None]:
-    """Read `key=value` folders out of a path; Hive's name for null is None."""
-    values: dict[str, str | None] = {}
-    for segment in path.split("/")[:-1]:
-        key, separator, value = segment.partition("=")
-        if separator and key:
-            values[key] = None if value == _HIVE_NULL else unquote(value)
-    return values
-
-
-def pass_through_column(field: pa.Field, table: pa.Table, path: str) -> pa.Array:
-    """Take a pass-through column out of a shard's rows, or out of its path.
-
-    Raises:
-        pa.ArrowInvalid: A value cannot be cast to the declared type without loss.
-    """
-    if field.name in table.column_names:
-        return as_array(table.column(field.name)).cast(field.type)
-    value = hive_values(path).get(field.name)
-    text = pa.array([value], pa.string()).cast(field.type)
-    return (
-        pa.repeat(text[0], table.num_rows)
-        if value is not None
-        else pa.nulls(table.num_rows, field.type)
     )
 
 
@@ -220,51 +133,34 @@ def uri_values(column: pa.ChunkedArray) -> list[str | None]:
     return [None if value is None else value.decode("utf-8", "replace") for value in values]
 
 
-def feature_rows(
-    source: Source, table: pa.Table
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Join the feature columns to float32 (N, F), and tell which rows have a null among them."""
-    pieces = [_feature_values(as_array(table.column(name))) for name in source.features]
-    joined = np.concatenate([values for values, _ in pieces], axis=1)
-    nulls = np.concatenate([where for _, where in pieces], axis=1)
-    if source.null_features == "zero":
-        joined[nulls] = 0.0
-    return joined, np.asarray(nulls.any(axis=1))
+def text_ids(
+    column: pa.ChunkedArray, fallback: Sequence[str]
+) -> tuple[list[str], list[bool], dict[int, str]]:
+    """Return ids as text, a fallback where there is none.
 
-
-def _feature_values(
-    column: pa.Array,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Return a column as float32 (N, width), NaN at nulls, and where the nulls are."""
-    width = 1
-    if pa.types.is_fixed_size_list(column.type):
-        width = column.type.list_size
-        outer = np.repeat(column.is_null().to_numpy(zero_copy_only=False), width)
-        column = column.values.slice(column.offset * width, len(column) * width)
-    else:
-        outer = np.zeros(len(column), bool)
-    nulls = outer | column.is_null().to_numpy(zero_copy_only=False)
-    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    values = np.where(nulls, np.nan, values).astype(np.float32)
-    return values.reshape(-1, width), nulls.reshape(-1, width)
-
-
-def zero_features(num_rows: int, width: int) -> pa.Array:
-    """Return feature vectors of zeros, for rows that failed."""
-    return features_to_arrow(np.zeros((num_rows, width), np.float32))
-
-
-def features_to_arrow(values: npt.NDArray[np.float32]) -> pa.Array:
-    """Turn float32 (N, F) into a fixed-size list column."""
-    flat: Any = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def text_ids(column: pa.ChunkedArray, fallback: Sequence[str]) -> tuple[list[str], list[bool]]:
-    """Return ids as text, a fallback where the id is null, and which ones are null."""
+    Returns:
+        The ids; which are null; and those that are no UTF-8, by row and readable.
+    """
     given = as_array(column)
     if pa.types.is_dictionary(given.type):
         given = given.dictionary_decode()
-    values = given.cast(pa.string()).to_pylist()
+    if _is_text(given.type):
+        values, broken = _decoded(given.cast(pa.large_binary()).to_pylist())
+    else:
+        values, broken = given.cast(pa.string()).to_pylist(), {}
+    are_null = [value is None and row not in broken for row, value in enumerate(values)]
     ids = [other if value is None else value for value, other in zip(values, fallback, strict=True)]
-    return ids, [value is None for value in values]
+    return ids, are_null, broken
+
+
+def _decoded(values: Sequence[bytes | None]) -> tuple[list[str | None], dict[int, str]]:
+    texts: list[str | None] = []
+    broken: dict[int, str] = {}
+    for row, value in enumerate(values):
+        try:
+            texts.append(None if value is None else value.decode("utf-8"))
+        except UnicodeDecodeError:
+            assert value is not None, "null decodes to null"
+            texts.append(None)
+            broken[row] = value.decode("utf-8", "backslashreplace")
+    return texts, broken

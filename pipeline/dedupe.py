@@ -18,9 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.schema import ERROR, IMAGE, ROW_ID, URI
+from pipeline.schema import DIGEST, ERROR, IMAGE, ROW_ID, URI
 
-DIGEST = "digest"
 INDEX_MAX_BYTES = 512 << 20
 _ENTRY_BYTES = 200
 """What an entry takes beside its columns."""

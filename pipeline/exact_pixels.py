@@ -15,12 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.schema import ERROR, IMAGE, as_array, images_from_arrow
+from pipeline.schema import ERROR, EXACT, IMAGE, as_array, images_from_arrow
 from pipeline.stats import CANARY, Counters, StageCounters, add
 
 CANARY_ROWS = 16
-EXACT = "exact_image"
-"""Fixed-size binary, uint8 (S, S, 3) RGB; null for all but the canary rows."""
 
 
 def with_exact_pixels(

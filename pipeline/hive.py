@@ -7,6 +7,7 @@ both places with two types (text and dictionary, say) refuses to read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -53,10 +54,32 @@ def _is_allowed(kind: pa.DataType) -> bool:
     return any(check(kind) for check in checks)
 
 
+def hive_values(path: str) -> dict[str, str | None]:
+    """Read `key=value` folders out of the path of a shard; Hive's name for null is None."""
+    values: dict[str, str | None] = {}
+    for segment in path.split("/")[:-1]:
+        key, separator, value = segment.partition("=")
+        if separator and key:
+            values[key] = None if value == NULL_VALUE else unquote(value)
+    return values
+
+
+def folder_trouble(column: str, value: str | None) -> str:
+    """Say why no folder can stand for a value, or ''.
+
+    `<column>=/` is empty text for DuckDB, pyarrow and Polars, null for Delta, and Spark reads
+    nothing below it: there is no name that all of them understand.
+    """
+    if value == "":
+        return "is empty text, for which readers of folders have no common name"
+    if value is not None and len(_segment(column, value).encode()) > _SEGMENT_MAX_BYTES:
+        return f"has {len(value)} characters, too long for a folder name"
+    return ""
+
+
 def to_text(column: pa.ChunkedArray) -> pa.Array:
-    """Return the values as folder names spell them, before encoding; empty text becomes null."""
-    text = pc.cast(column, pa.string())
-    return pc.if_else(pc.equal(text, ""), None, text).combine_chunks()
+    """Return the values as folder names spell them, before encoding."""
+    return pc.cast(column, pa.string()).combine_chunks()
 
 
 def to_segment(column: str, value: str | None) -> str:
@@ -66,20 +89,20 @@ def to_segment(column: str, value: str | None) -> str:
     that cannot be printed. Other letters stay as they are: Spark decodes byte by byte.
 
     Raises:
-        JobError: The name would be too long.
+        JobError: No folder can stand for the value.
     """
     if value is None:
         return f"{column}={NULL_VALUE}"
-    text = "".join(_encode(character) for character in value)
-    if value == NULL_VALUE:
-        text = "%5F" + text[1:]
-    name = f"{column}={text}"
-    if len(name.encode()) > _SEGMENT_MAX_BYTES:
+    if trouble := folder_trouble(column, value):
         raise JobError(
-            f"sink.partition_columns: {column}: a value of {len(value)} characters is too long "
-            "for a folder name; partition by another column"
+            f"sink.partition_columns: {column}: a value {trouble}; partition by another column"
         )
-    return name
+    return _segment(column, value)
+
+
+def _segment(column: str, value: str) -> str:
+    text = "".join(_encode(character) for character in value)
+    return f"{column}={'%5F' + text[1:] if value == NULL_VALUE else text}"
 
 
 def _encode(character: str) -> str:
@@ -90,8 +113,6 @@ def _encode(character: str) -> str:
 
 def values_of(path: str, columns: Mapping[str, str]) -> dict[str, str | None]:
     """Read the texts of the partition columns back from a part's path."""
-    from urllib.parse import unquote
-
     values: dict[str, str | None] = {}
     for name, separator, text in (part.partition("=") for part in path.split("/")[:-1]):
         if separator and name in columns:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline.extents import Extent
+from pipeline.retry import BadBlockError
 from pipeline.rows import STAGE, Reader, changed, make_rows
 from pipeline.schema import Failure, Reason
 
@@ -59,6 +60,8 @@ class ImageStream:
             return None, Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=extent.size_bytes)
         if isinstance(found, FileNotFoundError):
             return None, Failure(Reason.MISSING, STAGE, "vanished since it was planned")
+        if isinstance(found, BadBlockError):
+            return None, Failure(Reason.UNREADABLE_SHARD, STAGE, str(found))
         if isinstance(found, Exception):
             raise found
         if len(found) != extent.size_bytes:

@@ -5,7 +5,6 @@ only when it has been read.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pipeline.errors import InputMissing, JobError
 from pipeline.extents import Extent
 from pipeline.job_source import Source
 from pipeline.parquet_inputs import measure_parquet
+from pipeline.retry import BadBlockError, is_bad_block
 from pipeline.single_file import read_lines
 from pipeline.storage import Store, StoredFile
 from pipeline.tar import column_type
@@ -111,10 +111,15 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
 
 def _require_readable(store: Store, shards: Sequence[StoredFile]) -> None:
     """Read a byte: who may list need not be allowed to read, and better we hear of it now."""
-    with contextlib.suppress(FileNotFoundError):  # one that vanished meanwhile is a row's trouble
-        for shard in shards[:1]:
+    for shard in shards[:1]:
+        try:
             with store.open(shard.path) as handle:
                 handle.read(1)
+        except (FileNotFoundError, BadBlockError):
+            pass  # one that vanished meanwhile is a row's trouble, and so is a bad block
+        except OSError as error:
+            if not is_bad_block(error):
+                raise
 
 
 def _list_shards(

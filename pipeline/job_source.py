@@ -50,10 +50,16 @@ class Source(Section):
     null_features: Literal["quarantine", "zero", "nan"] = "quarantine"
     """What a null among the features means: the row is quarantined as `null_input`, or 0 or NaN
     stands in its place."""
+    lossy_features: bool = False
+    """Accept whole numbers that float32 cannot hold (beyond 16,777,216, unless they are multiples):
+    they are rounded. Without, such a number ends the run. Rounded fractions are counted only."""
     id_column: str | None = None
-    """Parquet: the column that becomes `row_id`; left out, the id is `<shard path>#<row>`."""
+    """Parquet: the column that becomes `row_id`, which is text: numbers are written out. Left out,
+    the id is `<shard path>#<row>`."""
     pass_through: tuple[str, ...] = ()
-    """Parquet: columns copied unchanged beside the predictions. Webdataset: extensions of members
+    """Parquet: columns copied unchanged beside the predictions, also those that the shards' folders
+    name (`year=2026/`; text, unless `casts` says otherwise). INT96 becomes `timestamp[us]`, views
+    plain text and binary. Webdataset: extensions of members
     whose content becomes a column of that name: `cls` a whole number (int64), any other text."""
     image_extensions: tuple[Extension, ...] = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
     """Webdataset: the image of a key is its member with the first of these that it has."""
@@ -80,6 +86,8 @@ class Source(Section):
             raise ValueError(f"features are columns of format 'parquet', not of {self.format!r}")
         if "null_features" in self.model_fields_set and not self.features:
             raise ValueError("null_features has no effect without features")
+        if "lossy_features" in self.model_fields_set and not self.features:
+            raise ValueError("lossy_features has no effect without features")
         if self.uri_column and (self.features or "image_column" in self.model_fields_set):
             raise ValueError("give one of image_column, uri_column and features")
         for name in _FIELDS_OF_URIS:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from pipeline.failpoints import fail_here
-from pipeline.stored import FileExpired, StoredFile
+from pipeline.stored import BadBlock, FileExpired, StoredFile
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class LocalDisk:
         return True
 
     def read(self, path: str) -> bytes:
-        with open(path, "rb") as file:
+        with _bad_blocks(path), open(path, "rb") as file:
             return file.read()
 
     def read_many(
@@ -84,7 +84,8 @@ class LocalDisk:
         return values
 
     def open(self, path: str) -> BinaryIO:
-        return open(path, "rb")
+        with _bad_blocks(path):
+            return open(path, "rb")
 
     def put(self, path: str, data: bytes) -> None:
         with _written_beside(path, data) as temporary:
@@ -118,8 +119,22 @@ class LocalDisk:
                 _sync(folder)
 
 
+@contextlib.contextmanager
+def _bad_blocks(path: str) -> Iterator[None]:
+    """Tell a disk that cannot read one file from all other trouble.
+
+    A mount that is gone answers otherwise (ENOTCONN, ESTALE, ENODEV): that is no file's trouble.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise BadBlock(errno.EIO, os.strerror(errno.EIO), path) from error
+        raise
+
+
 def _read_version(path: str, version: str | None) -> bytes:
-    with open(path, "rb") as file:
+    with _bad_blocks(path), open(path, "rb") as file:
         data = file.read()
         if version not in (None, str(os.fstat(file.fileno()).st_mtime_ns)):
             raise FileExpired(errno.ESTALE, "replaced or written to", path)

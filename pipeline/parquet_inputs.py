@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -10,16 +11,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.columns import (
-    check_names,
-    count_features,
-    declare,
-    schema_problem,
-    type_problem,
-)
+from pipeline.columns import check_names, schema_problem
 from pipeline.errors import JobError, PipelineError
 from pipeline.extents import Extent
+from pipeline.features import count_features
+from pipeline.int96 import UNIT
 from pipeline.job_source import Source
+from pipeline.pass_through import declare, type_problem
+from pipeline.retry import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
 from pipeline.schema import Reason
 from pipeline.storage import Store, StoredFile
 from pipeline.uri_policy import policy_of
@@ -77,25 +76,38 @@ class _Footer:
 
 
 def is_unreadable(error: BaseException) -> bool:
-    """Tell a broken Parquet file (Arrow complains) from trouble with the store."""
+    """Tell a broken Parquet file (Arrow complains) or a bad block from trouble with the store."""
+    if isinstance(error, BadBlockError) or is_bad_block(error):
+        return True
     if isinstance(error, pa.ArrowException) and not isinstance(error, OSError):
         return True
     return type(error) is OSError and error.errno is None
 
 
-def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
-    """Open a shard; `options` are those of `pyarrow.parquet.ParquetFile`.
+@contextlib.contextmanager
+def arrow_errors() -> Iterator[None]:
+    """Turn whatever Arrow and Python make of damaged bytes into what Arrow says of broken files.
 
     Raises:
-        pa.ArrowException: It is broken, or a type that somebody has registered (Ray does) is not
-            made of what the file says of it.
+        pa.ArrowException: They are broken: names that are no UTF-8, sizes beyond all memory, or a
+            type that somebody has registered (Ray does) is not made of what the file says of it.
     """
     try:
-        return pq.ParquetFile(handle, **options)
+        yield
     except (pa.ArrowException, OSError, PipelineError):
         raise
     except Exception as error:
-        raise pa.ArrowInvalid(f"no column type: {type(error).__name__}: {error}") from error
+        raise pa.ArrowInvalid(f"damaged: {type(error).__name__}: {error}") from error
+
+
+def open_parquet(handle: BinaryIO, *, int96_unit: str = UNIT, **options: Any) -> pq.ParquetFile:
+    """Open a shard; `options` are those of `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        pa.ArrowException: It is broken.
+    """
+    with arrow_errors():
+        return pq.ParquetFile(handle, coerce_int96_timestamp_unit=int96_unit, **options)
 
 
 def _read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[_Footer]:
@@ -104,33 +116,54 @@ def _read_footers(store: Store, shards: Sequence[StoredFile], source: Source) ->
 
 
 def _read_footer(store: Store, shard: StoredFile, source: Source) -> _Footer:
+    def read() -> _Footer:
+        with store.open(shard.path) as handle, arrow_errors():
+            return _judge_footer(open_parquet(handle), source)
+
     try:
-        with store.open(shard.path) as handle:
-            parquet = open_parquet(handle)
-            metadata, schema = parquet.metadata, parquet.schema_arrow
+        return with_retries(lambda: _again_if_bad(read))
     except FileNotFoundError:
         return _Footer(reason=Reason.MISSING, message="vanished while it was listed")
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, BadBlockError) as error:
         if not is_unreadable(error):
             raise
         return _Footer(reason=Reason.UNREADABLE_SHARD, message=str(error))
+
+
+def _again_if_bad(read: Callable[[], _Footer]) -> _Footer:
+    try:
+        return read()
+    except OSError as error:
+        if is_bad_block(error):
+            raise BadBlockError(BAD_BLOCK) from error
+        raise
+
+
+def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
+    """Return what a footer says.
+
+    Raises:
+        pa.ArrowInvalid: It contradicts itself.
+    """
+    metadata, schema = parquet.metadata, parquet.schema_arrow
+    schema.remove_metadata().to_string()  # raises where a name is no UTF-8, however deep inside
     inputs = source.features or (source.uri_column or source.image_column,)
     wanted = {source.id_column, *inputs, *source.pass_through}
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    return _Footer(
-        group_rows=tuple(group.num_rows for group in groups),
-        group_bytes=tuple(_wanted_bytes(group, wanted) for group in groups),
-        schema=schema,
-    )
-
-
-def _wanted_bytes(group: Any, wanted: set[str | None]) -> int:
-    columns = (group.column(i) for i in range(group.num_columns))
-    return sum(
-        column.total_uncompressed_size
-        for column in columns
-        if column.path_in_schema in wanted or column.path_in_schema.split(".")[0] in wanted
-    )
+    leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
+    chosen = [i for i, leaf in enumerate(leaves) if {leaf.path, leaf.path.split(".")[0]} & wanted]
+    flat = [index for index in chosen if leaves[index].max_repetition_level == 0]
+    rows: list[int] = []
+    sizes: list[int] = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = {index: group.column(index) for index in chosen}
+        rows.append(group.num_rows)
+        sizes.append(sum(column.total_uncompressed_size for column in columns.values()))
+        if any(columns[index].num_values != rows[-1] for index in flat):
+            raise pa.ArrowInvalid(f"damaged: row group {number} has columns of other lengths")
+    if min(rows, default=0) < 0 or min(sizes, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise pa.ArrowInvalid(f"damaged: row groups of {sum(rows)} rows, not {metadata.num_rows}")
+    return _Footer(tuple(rows), tuple(sizes), schema)
 
 
 def _declare(

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.columns import (
-    feature_rows,
-    features_to_arrow,
-    image_column,
-    needed_columns,
-    pass_through_column,
-    text_ids,
-    uri_values,
-)
+from pipeline.columns import image_column, needed_columns, text_ids, uri_values
+from pipeline.errors import JobError
 from pipeline.extents import Extent
+from pipeline.features import FeatureRows, feature_rows, features_to_arrow
 from pipeline.fetch import fetch_many
-from pipeline.parquet_inputs import is_unreadable, open_parquet
-from pipeline.rows import STAGE, Reader, changed, failed_rows, make_rows
-from pipeline.schema import Failure, Reason, clean_message
+from pipeline.int96 import Int96Reader, Moments, int96_columns
+from pipeline.job_source import Source
+from pipeline.parquet_inputs import is_unreadable
+from pipeline.parquet_shard import Shard, open_shard
+from pipeline.pass_through import pass_through
+from pipeline.retry import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
+from pipeline.rows import STAGE, Reader, changed, failed_rows, make_rows, require_unchanged
+from pipeline.schema import IS_ROUNDED, Failure, Reason, clean_message
 from pipeline.uri_policy import policy_of, published_uri
 
-_READ_BUFFER_BYTES = 1 << 20
+Failures = list[Failure | None]
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 256
 _URIS_AT_ONCE = 64
@@ -41,6 +43,8 @@ class ParquetStream:
         self._skip = 0
         self._tables: Iterator[pa.Table] | None = None
         self._rest: pa.Table | None = None
+        self.num_rounded = 0
+        """Rows of the last slice whose features float32 cannot hold exactly."""
 
     def skip(self, num_rows: int) -> None:
         while num_rows:
@@ -65,7 +69,11 @@ class ParquetStream:
                 continue
             pieces.append(self._cut(num_rows))
             num_rows -= pieces[-1].num_rows
-        return pa.concat_tables(pieces)
+        rows = pa.concat_tables(pieces, promote_options="default")
+        if IS_ROUNDED in rows.column_names:
+            self.num_rounded = pc.sum(rows.column(IS_ROUNDED)).as_py() or 0
+            rows = rows.drop_columns(IS_ROUNDED)
+        return rows
 
     def close(self) -> None:
         """Let go of the open shard: it refers back to this object, so that it would outlive it."""
@@ -91,77 +99,104 @@ class ParquetStream:
             failure = Failure(extent.reason, STAGE, extent.message, num_bytes=extent.size_bytes)
             yield failed_rows(self._reader, extent, skip, failure)
             return
-        try:
-            for table in self._read_batches(extent, skip):
-                yield table
-                skip += table.num_rows
-        except FileNotFoundError:
-            failure = Failure(Reason.MISSING, STAGE, "vanished since it was planned")
-        except (pa.ArrowException, OSError) as error:
-            if not is_unreadable(error):
-                raise
-            failure = Failure(Reason.UNREADABLE_SHARD, STAGE, str(error))
-        else:
-            if skip != extent.num_rows:
-                raise changed(self._reader.store, extent)
+        for attempt in itertools.count(1):
+            try:
+                for table in self._read_batches(extent, skip):
+                    yield table
+                    skip += table.num_rows
+            except FileNotFoundError:
+                failure = Failure(Reason.MISSING, STAGE, "vanished since it was planned")
+            except (pa.ArrowException, OSError, BadBlockError) as error:
+                if is_bad_block(error) and attempt < TRIES:
+                    wait_before_retry(attempt)
+                    continue
+                if not is_unreadable(error):
+                    raise
+                self._require_unchanged(extent)  # what is written to is broken for a while
+                message = BAD_BLOCK if is_bad_block(error) else str(error)
+                failure = Failure(Reason.UNREADABLE_SHARD, STAGE, message)
+            else:
+                if skip != extent.num_rows:
+                    raise changed(self._reader.store, extent)
+                return
+            yield failed_rows(self._reader, extent, skip, failure)
             return
-        yield failed_rows(self._reader, extent, skip, failure)
+
+    def _require_unchanged(self, extent: Extent) -> None:
+        """Raise where a shard was written to while it was read; a file that is gone was not."""
+        with contextlib.suppress(FileNotFoundError):
+            require_unchanged(self._reader.store, extent)
 
     def _read_batches(self, extent: Extent, skip: int) -> Iterator[pa.Table]:
-        store, source = self._reader.store, self._reader.source
-        found = store.stat(extent.path)
-        if found is None:
-            raise FileNotFoundError(extent.path)
-        if (found.size_bytes, found.version) != (extent.size_bytes, extent.version):
-            raise changed(store, extent)
-        rows_max = _URIS_AT_ONCE if source.uri_column else _BATCH_ROWS
-        rows_at_once = max(1, min(rows_max, int(_BATCH_BYTES / max(1.0, extent.row_bytes))))
-        with store.open(extent.path) as handle:
-            # No pre_buffer: it would hold whole column chunks, 2 GB for a huge row group.
-            parquet = open_parquet(handle, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
-            columns = needed_columns(source, parquet.schema_arrow)
+        store = self._reader.store
+        with open_shard(store, extent) as shard:
+            columns = needed_columns(self._reader.source, shard.parquet.schema_arrow)
             numbers = extent.numbers(skip)
-            for groups, position in _groups_with(parquet, numbers):
-                for batch in parquet.iter_batches(
-                    batch_size=rows_at_once, row_groups=groups, columns=columns
-                ):
+            for groups, position in shard.groups_with(numbers):
+                for batch, problems in self._batches(shard, extent, groups, columns):
                     begin = bisect_left(numbers, position)
                     end = bisect_left(numbers, position + batch.num_rows)
                     if begin < end:
-                        rows = _take(batch, numbers[begin:end], position)
-                        yield self._to_rows(extent.piece(skip + begin, end - begin), rows)
+                        own = numbers[begin:end]
+                        failed = {
+                            index: problems[number - position]
+                            for index, number in enumerate(own if problems else ())
+                            if number - position in problems
+                        }
+                        rows = _take(batch, own, position)
+                        yield self._to_rows(extent.piece(skip + begin, end - begin), rows, failed)
                     position += batch.num_rows
 
-    def _to_rows(self, extent: Extent, table: pa.Table) -> pa.Table:
-        """Make rows of those of a shard, which are just the extent's."""
+    def _batches(
+        self, shard: Shard, extent: Extent, groups: Sequence[int], columns: Sequence[str]
+    ) -> Iterator[tuple[pa.RecordBatch, dict[int, str]]]:
+        """Yield the batches of row groups, and which of their rows have impossible timestamps."""
+        reader, source = self._reader, self._reader.source
+        rows_max = _URIS_AT_ONCE if source.uri_column else _BATCH_ROWS
+        rows_at_once = max(1, min(rows_max, int(_BATCH_BYTES / max(1.0, extent.row_bytes))))
+        times: Int96Reader | None = None
+        if names := int96_columns(shard.parquet, columns):
+            as_ns = [f.name for f in reader.pass_through if str(f.type).startswith("timestamp[ns")]
+            times = Int96Reader(
+                names, as_ns, lambda unit, only: shard.again(unit, rows_at_once, groups, only)
+            )
+        for batch in shard.batches(shard.parquet, rows_at_once, groups, columns):
+            checked = times.check(batch) if times else Moments(batch, {})
+            if not reader.store.is_object_store:  # an object cannot change under an open file
+                self._require_unchanged(extent)
+            yield checked.rows, checked.problems
+
+    def _to_rows(self, extent: Extent, table: pa.Table, failed: dict[int, str]) -> pa.Table:
+        """Make rows of those of a shard, which are just the extent's; some have failed."""
         reader, source = self._reader, self._reader.source
         ids = [f"{extent.path}#{number}" for number in extent.numbers()]
-        failures: list[Failure | None] = [None] * table.num_rows
+        failures: Failures = [None] * table.num_rows
         if source.id_column:
-            ids, are_null = text_ids(table.column(source.id_column), ids)
+            ids, are_null, broken = text_ids(table.column(source.id_column), ids)
             _fail(failures, are_null, f"{source.id_column} is null")
+            for row, text in broken.items():
+                message = f"{source.id_column} is not UTF-8: {text}"
+                failures[row] = Failure(Reason.UNIDENTIFIED, STAGE, message)
+        passed, problems = pass_through(reader.pass_through, reader.folders, table, extent.path)
+        for row, message in {**problems, **failed}.items():
+            failures[row] = failures[row] or Failure(Reason.BAD_SCHEMA, STAGE, message)
         uris = [reader.store.url(extent.path)] * table.num_rows
+        if source.features:
+            found = self._features(extent, table, failures)
+            rows = make_rows(reader, ids, uris, features_to_arrow(found.values), failures, passed)
+            return rows.append_column(IS_ROUNDED, pa.array(found.is_rounded))
         if source.uri_column:
             given = uri_values(table.column(source.uri_column))
-            inputs: pa.Array | list[bytes | None] = self._fetch(given, failures)
+            images: pa.Array | list[bytes | None] = self._fetch(given, failures)
             uris = [
                 clean_message(published_uri(u)) if u else own
                 for u, own in zip(given, uris, strict=True)
             ]
         else:
-            inputs = self._inputs(table, failures)
-        try:
-            passed = {
-                field.name: pass_through_column(field, table, extent.path)
-                for field in reader.pass_through
-            }
-        except pa.ArrowInvalid as error:
-            return failed_rows(reader, extent, 0, Failure(Reason.BAD_SCHEMA, STAGE, str(error)))
-        return make_rows(reader, ids, uris, inputs, failures, passed)
+            images = _images(source, table, failures)
+        return make_rows(reader, ids, uris, images, failures, passed)
 
-    def _fetch(
-        self, uris: Sequence[str | None], failures: list[Failure | None]
-    ) -> list[bytes | None]:
+    def _fetch(self, uris: Sequence[str | None], failures: Failures) -> list[bytes | None]:
         """Return the bytes behind the URIs of the rows that have not failed yet."""
         policy = policy_of(self._reader.source, self._reader.store.uri)
         wanted = [index for index, failure in enumerate(failures) if failure is None]
@@ -173,23 +208,50 @@ class ParquetStream:
                 failures[index] = Failure(fetched.failure[0], STAGE, fetched.failure[1])
         return images
 
-    def _inputs(self, table: pa.Table, failures: list[Failure | None]) -> pa.Array:
-        """Return the model's input of each row; what is null is failed."""
+    def _features(self, extent: Extent, table: pa.Table, failures: Failures) -> FeatureRows:
+        """Return the feature vectors; a row without them is failed, and its own are zeros.
+
+        Raises:
+            JobError: Whole numbers would be rounded, and the job does not allow it.
+        """
         source = self._reader.source
-        if source.features:
-            values, has_null = feature_rows(source, table)
-            if source.null_features == "quarantine":
-                _fail(failures, has_null.tolist(), "a feature is null")
-                values[has_null] = 0.0
-            return features_to_arrow(values)
-        images = image_column(source, table)
-        _fail(failures, images.is_null().to_pylist(), f"{source.image_column} is null")
-        if any(failures):
-            images = pc.if_else(pa.array([failure is None for failure in failures]), images, None)
-        return images
+        found = feature_rows(source, table)
+        if found.inexact and not source.lossy_features:
+            name, number = next(iter(found.inexact.items()))
+            raise JobError(
+                f"source.features: {name} holds {number} in {extent.path}, which float32 rounds to "
+                f"{int(np.float32(number))}; leave the column out, or accept rounded whole numbers "
+                "with source.lossy_features: true"
+            )
+        if source.null_features == "quarantine":
+            _fail_features(failures, Reason.NULL_INPUT, found.nulls, "null")
+            found.values[found.is_null()] = 0.0
+        _fail_features(failures, Reason.NON_FINITE, found.overflows, "too large for float32")
+        found.values[found.is_overflow()] = 0.0
+        return found
 
 
-def _fail(failures: list[Failure | None], where: Sequence[bool], message: str) -> None:
+def _images(source: Source, table: pa.Table, failures: Failures) -> pa.Array:
+    """Return the encoded images; a row without one is failed."""
+    images = image_column(source, table)
+    _fail(failures, images.is_null().to_pylist(), f"{source.image_column} is null")
+    if any(failures):
+        images = pc.if_else(pa.array([failure is None for failure in failures]), images, None)
+    return images
+
+
+def _fail_features(
+    failures: Failures, reason: Reason, where: Mapping[str, npt.NDArray[np.bool_]], what: str
+) -> None:
+    """Fail the rows of which some features are wrong; a failure that a row has already is kept."""
+    rows = sorted({row for mask in where.values() for row in np.flatnonzero(mask).tolist()})
+    for row in rows:
+        names = [name for name, mask in where.items() if mask[row]]
+        which = f"feature {names[0]} is" if len(names) == 1 else f"features {', '.join(names)} are"
+        failures[row] = failures[row] or Failure(reason, STAGE, f"{which} {what}")
+
+
+def _fail(failures: Failures, where: Sequence[bool], message: str) -> None:
     """Fail the rows that have no input; a failure that a row has already is kept."""
     for index, is_null in enumerate(where):
         if is_null and failures[index] is None:
@@ -201,24 +263,6 @@ def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Ta
     first = numbers[0] - position
     if numbers[-1] - numbers[0] + 1 == len(numbers):
         return pa.Table.from_batches([batch.slice(first, len(numbers))])
-    return pa.Table.from_batches([batch]).take([number - position for number in numbers])
-
-
-def _groups_with(
-    parquet: pq.ParquetFile, numbers: Sequence[int]
-) -> Iterator[tuple[list[int], int]]:
-    """Yield the row groups that hold some rows: neighbours together, with their first row."""
-    groups: list[int] = []
-    position = begin = 0
-    for index in range(parquet.metadata.num_row_groups):
-        num_rows = parquet.metadata.row_group(index).num_rows
-        if bisect_left(numbers, position) < bisect_left(numbers, position + num_rows):
-            if not groups:
-                begin = position
-            groups.append(index)
-        elif groups:
-            yield groups, begin
-            groups = []
-        position += num_rows
-    if groups:
-        yield groups, begin
+    # Of views Arrow can only cut slices.
+    rows = [batch.slice(number - position, 1) for number in numbers]
+    return pa.Table.from_batches(rows).combine_chunks()

@@ -6,7 +6,7 @@ import base64
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -94,13 +94,15 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         model: The resolved model.
         batch_size: Rows of one model call; most slices are a whole number of batches.
     """
+    task_fields = _task_fields(inputs, model)
+    _require_free((*inputs.pass_through.names, *task_fields.names), job.sink.partition)
     parts = fingerprint_parts(job, inputs, model)
     return Plan(
         fingerprint=_digest(parts),
         source_root=inputs.root,
         units=tuple(units_of(job, inputs, batch_size)),
         pass_through=inputs.pass_through,
-        task_fields=_task_fields(inputs, model),
+        task_fields=task_fields,
         row_ids=_row_ids(job),
         num_features=inputs.num_features,
         model=model.to_dict(),
@@ -141,6 +143,18 @@ def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
     if clash:
         raise JobError(f"model: column {clash[0]!r} of the outputs is taken; choose another name")
     return pa.schema(fields)
+
+
+def _require_free(names: Sequence[str], partition: str | None) -> None:
+    """Refuse a column that the folder of the partition names, too: engines read that instead."""
+    key = (partition or "").partition("=")[0].lower()
+    for name in names:
+        if name.lower() == key:
+            raise JobError(
+                f"column {name!r} has the name of sink.partition = {partition}, and most engines "
+                "read that from the folder instead; name the partition otherwise, or leave the "
+                "column out"
+            )
 
 
 def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pipeline.provenance import package_versions
 from pipeline.report import RunFacts, Status
 from pipeline.schema import Reason, SliceKey
 from pipeline.sink import StagedSlice
-from pipeline.stats import DEDUPE, Counters, Measurement, StageCounters, measure, merge
+from pipeline.stats import DEDUPE, ROUNDED, Counters, Measurement, StageCounters, measure, merge
 from pipeline.tally import Kept, ReadFooter, Tally
 from pipeline.verdict import Verdict
 
@@ -289,6 +289,8 @@ class RunRecord:
         }
         if DEDUPE in self._counters:
             rows["deduplicated"] = int(self._counters[DEDUPE]["rows_out"])
+        if ROUNDED in self._counters:
+            rows["rounded"] = int(self._counters[ROUNDED]["rows_out"])
         slices = {"computed": self._slices["computed"], "resumed": self._slices["resumed"]}
         if self._total_rows is not None:
             rows["total"] = self.num_planned

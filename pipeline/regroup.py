@@ -33,14 +33,13 @@ from pipeline.errors import GateRefused
 from pipeline.hive import MAX_VALUES, to_segment, to_text, without
 from pipeline.input_order import KEY, Numbers
 from pipeline.manifest import Part
-from pipeline.schema import QUARANTINE_SCHEMA
+from pipeline.schema import KEY_COLUMN, QUARANTINE_SCHEMA
 from pipeline.storage import Store
 
 SORT_BYTES = 16 * 2**20
 """Staged bytes that are sorted in memory at once."""
 _READ_AHEAD = 4
 _FOLDERS_PER_TASK = 64
-_KEY_COLUMN = "_key"
 NO_KEYS = np.zeros(0, np.int64)
 
 T = TypeVar("T")
@@ -147,13 +146,13 @@ def read_piece(
         # Two threads may both read a footer that none has yet; they find the same.
         file = pq.ParquetFile(handle, metadata=known.get(piece.path), pre_buffer=True)
         known[piece.path] = file.metadata
-        rows = file.read_row_group(piece.row_group, columns=[*schema.names, _KEY_COLUMN])
-    return rows.select(schema.names), np.asarray(rows.column(_KEY_COLUMN))
+        rows = file.read_row_group(piece.row_group, columns=[*schema.names, KEY_COLUMN])
+    return rows.select(schema.names), np.asarray(rows.column(KEY_COLUMN))
 
 
 def with_keys(rows: pa.Table, keys: Numbers) -> pa.Table:
     """Append the keys of rows as a column that no published part has."""
-    return rows.append_column(_KEY_COLUMN, pa.array(keys))
+    return rows.append_column(KEY_COLUMN, pa.array(keys))
 
 
 def compact_by_value(

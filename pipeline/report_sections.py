@@ -34,6 +34,9 @@ class Rows(Section):
     deduplicated: int | None = None
     """Of those computed, rows that got the result of another row of the same bytes; null where the
     job did not ask for it. The stages do not count them."""
+    rounded: int | None = None
+    """Of those computed, rows with features that float32 cannot hold exactly; null where there are
+    none."""
     left: int | None = None
     """Not computed yet when the run ended; null where nobody knows."""
 

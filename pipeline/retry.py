@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import secrets
@@ -27,6 +28,18 @@ _taken = {"retries": 0}
 
 class TransientError(InfraError):
     """Trouble that may be over in a moment: throttling, a broken connection, a sick store."""
+
+
+class BadBlockError(TransientError):
+    """A local disk cannot read a file: where trying again does not help, that file is lost."""
+
+
+BAD_BLOCK = "the disk cannot read it (input/output error)"
+
+
+def is_bad_block(error: BaseException) -> bool:
+    """Tell that a disk could not read a part of a file that is open."""
+    return isinstance(error, OSError) and error.errno == errno.EIO
 
 
 def retries_taken() -> int:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.columns import zero_features
 from pipeline.errors import InfraError
 from pipeline.extents import Extent
+from pipeline.features import zero_features
 from pipeline.job_source import Source
 from pipeline.schema import (
     FEATURES,
@@ -38,6 +38,8 @@ class Reader:
     pass_through: pa.Schema
     num_features: int = 0
     """Length of the feature vectors; 0 where the rows are images."""
+    folders: tuple[str, ...] = ()
+    """Pass-through columns whose values become folders (`sink.partition_columns`)."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -95,6 +97,20 @@ def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> 
         else pa.nulls(num_rows, pa.large_binary())
     )
     return make_rows(reader, ids, uris, empty, [failure] * num_rows)
+
+
+def require_unchanged(store: Store, extent: Extent) -> None:
+    """Make sure that a shard is still the one that was planned.
+
+    Raises:
+        FileNotFoundError: It is gone.
+        InfraError: It is another one, or was written to.
+    """
+    found = store.stat(extent.path)
+    if found is None:
+        raise FileNotFoundError(extent.path)
+    if (found.size_bytes, found.version) != (extent.size_bytes, extent.version):
+        raise changed(store, extent)
 
 
 def changed(store: Store, extent: Extent) -> InfraError:

@@ -273,7 +273,8 @@ def _first_rows(run: RunContext, plan: Plan) -> FirstRows | None:
 def _reader(run: RunContext, plan: Plan) -> Reader:
     source = run.job.source
     store = Store(plan.source_root, source.storage_options)
-    return Reader(store, source, plan.pass_through, plan.num_features)
+    folders = run.job.sink.partition_columns
+    return Reader(store, source, plan.pass_through, plan.num_features, folders)
 
 
 def _predictor(

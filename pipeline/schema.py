@@ -69,8 +69,15 @@ _FAILURE_FIELDS = [
     pa.field(SHA256, pa.string()),
     pa.field(NUM_BYTES, pa.int64()),
 ]
+# Columns that rows have on their way only: see `regroup`, `dedupe`, `exact_pixels` and
+# `parquet_stream`.
+KEY_COLUMN, DIGEST, EXACT, IS_ROUNDED = "_key", "_digest", "_exact_image", "_is_rounded"
 RESERVED_COLUMNS = frozenset(
     [
+        KEY_COLUMN,
+        DIGEST,
+        EXACT,
+        IS_ROUNDED,
         ROW_ID,
         URI,
         IMAGE,

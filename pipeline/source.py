@@ -19,7 +19,7 @@ from pipeline.image_stream import ImageStream
 from pipeline.parquet_stream import ParquetStream
 from pipeline.rows import STAGE, Reader, changed
 from pipeline.schema import ERROR, FEATURES, IMAGE, SliceKey
-from pipeline.stats import Counters, Measurement, measure
+from pipeline.stats import ROUNDED, Counters, Measurement, StageCounters, add, measure
 from pipeline.tar_stream import TarStream
 from pipeline.units import Unit
 
@@ -64,6 +64,8 @@ def read_slices(
             with measure(counters, STAGE) as done:
                 table = stream.take(key.num_rows)
                 _count(table, done)
+            if isinstance(stream, ParquetStream) and stream.num_rounded:
+                add(counters, ROUNDED, StageCounters(rows_out=stream.num_rounded))
             yield key, counters, table
             del table  # not kept while the next one is read
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.child import Step
-from pipeline.dedupe import DIGEST, remember, slim, with_digests
+from pipeline.dedupe import remember, slim, with_digests
 from pipeline.errors import InfraError, PipelineError
 from pipeline.exact_pixels import with_exact_pixels
 from pipeline.first_rows import FirstRows
@@ -27,7 +27,7 @@ from pipeline.model import PredictorConfig
 from pipeline.ray_tasks import attempts_of
 from pipeline.remote_index import RemoteIndex
 from pipeline.results import unpredicted
-from pipeline.schema import ERROR, SliceKey, pack, unpack
+from pipeline.schema import DIGEST, ERROR, SliceKey, pack, unpack
 from pipeline.sink import StagingWriter
 from pipeline.stats import DEDUPE, Counters, StageCounters, add
 from pipeline.task import make_task

@@ -24,13 +24,15 @@ GOLDEN = "golden"
 """Golden rows that an actor predicted before its first slice; rows_out are those that agreed."""
 DEDUPE = "dedupe"
 """Rows that were looked at for duplicates; rows_out are those that were not computed again."""
+ROUNDED = "rounded"
+"""rows_out are rows with features that float32 cannot hold exactly."""
 GPU_DECODE = "gpu_decode"
 """Rows of runs that decode on a GPU; rows_out are those that it decoded, the CPU did the others."""
 ISOLATED = "isolated"
 """Rows that were worked on in a child process since workers had died over their slice; quarantined
 are those that ended processes, and retries counts these processes, workers and children."""
 
-_KNOWN = (*STAGES, *STARTUP_PARTS, CANARY, GOLDEN, DEDUPE, GPU_DECODE, ISOLATED)
+_KNOWN = (*STAGES, *STARTUP_PARTS, CANARY, GOLDEN, DEDUPE, ROUNDED, GPU_DECODE, ISOLATED)
 
 Counters = dict[str, dict[str, float]]
 """JSON form that travels with a slice: stage (or start-up part) -> fields of `StageCounters`."""

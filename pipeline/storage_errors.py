@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import InfraError, JobError, PipelineError
-from pipeline.retry import TransientError
+from pipeline.retry import BAD_BLOCK, BadBlockError, TransientError
 
 _ACCESS = "access denied: allow list, read, write and delete there"
 _CREDENTIALS = (
@@ -186,6 +186,8 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
     """Decide whether trying or running again may cure an error, and what to tell the user."""
     if type(error).__name__ == "FileExpired":
         return InfraError, "it changed since it was listed; run again"
+    if type(error).__name__ == "BadBlock":
+        return BadBlockError, BAD_BLOCK
     if str(error).startswith("Forbidden: "):  # all that gcsfs says of a 403
         is_throttled = "rate limit" in str(error).lower()
         return _throttled("403") if is_throttled else (JobError, _JOB_CODES["403"])

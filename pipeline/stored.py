@@ -41,6 +41,10 @@ class FileExpired(OSError):
     """A file that is being read is no longer the one that was opened."""
 
 
+class BadBlock(OSError):
+    """A local disk cannot read a file, or a part of it."""
+
+
 class Backend(Protocol):
     """What a kind of storage must do, besides listing; paths are absolute, errors are raw."""
 

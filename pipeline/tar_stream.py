@@ -11,9 +11,11 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from pipeline.archive import Broken
 from pipeline.errors import InfraError
 from pipeline.extents import Cut, Extent
-from pipeline.rows import Reader, changed, make_rows
+from pipeline.retry import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
+from pipeline.rows import Reader, changed, make_rows, require_unchanged
 from pipeline.storage import Store
 from pipeline.tar import TarRow, TarSpec, iter_rows
 
@@ -105,12 +107,10 @@ class TarStream:
         return index < 0 or number >= done[index].end
 
     def _check_unchanged(self, extent: Extent) -> None:
-        found = self._reader.store.stat(extent.path)
-        if found is None or (found.size_bytes, found.version) != (
-            extent.size_bytes,
-            extent.version,
-        ):
-            raise changed(self._reader.store, extent)
+        try:
+            require_unchanged(self._reader.store, extent)
+        except FileNotFoundError:
+            raise changed(self._reader.store, extent) from None
 
     def _to_table(self, taken: Sequence[tuple[Extent, TarRow]]) -> pa.Table:
         urls = {extent.path: self._reader.store.url(extent.path) for extent, _ in taken}
@@ -156,13 +156,30 @@ class _WholeFile(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         left_bytes = max(0, self._extent.size_bytes - self._raw.tell())
         view = memoryview(buffer)[:left_bytes]
-        num_bytes: int = self._raw.readinto(view) if left_bytes else 0
+        num_bytes = self._read_into(view) if left_bytes else 0
         if left_bytes and not num_bytes:
             raise InfraError(
                 f"{self._store.url(self._extent.path)}: ended {left_bytes} bytes early while it "
                 "was read; run again"
             )
         return num_bytes
+
+    def _read_into(self, view: memoryview) -> int:
+        position = self._raw.tell()
+
+        def once() -> int:
+            self._raw.seek(position)
+            try:
+                return int(self._raw.readinto(view))
+            except OSError as error:
+                if is_bad_block(error):
+                    raise BadBlockError(BAD_BLOCK) from error
+                raise
+
+        try:
+            return with_retries(once)
+        except BadBlockError as error:
+            raise Broken(f"at byte {position}: {error}") from error
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         return int(self._raw.seek(offset, whence))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, npt.NDArray[Any]]
 Mask = npt.NDArray[np.bool_]
 EMBEDDING, VALUE, OUTPUT = "embedding", "value", "output"
+_LEAST_LENGTH = 1e-12
+"""Of shorter vectors torch divides by this."""
 
 
 class OutputError(ValueError):
@@ -148,11 +150,26 @@ class _Embed:
         told = "model.embedding_dim is {}", "one vector per row"
         vectors = _require(outputs, shape, *told).float()
         if self.spec.l2_norm:
-            vectors = torch.nn.functional.normalize(vectors, dim=1)
+            vectors = _normalised(vectors)
         return {EMBEDDING: vectors}
 
     def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
         return {EMBEDDING: _nested(arrays[EMBEDDING], ok)}
+
+
+def _normalised(vectors: torch.Tensor) -> torch.Tensor:
+    """Return vectors of length 1; where squares are beyond float32 they are scaled before.
+
+    Zeros stay zeros, and what is not finite stays so.
+    """
+    import torch
+
+    usual = torch.nn.functional.normalize(vectors, dim=1)
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    largest = vectors.abs().amax(dim=1, keepdim=True)
+    scaled = torch.nn.functional.normalize(vectors / largest, dim=1)
+    is_usual = (lengths.isfinite() & (lengths > _LEAST_LENGTH)) | (largest == 0)
+    return torch.where(is_usual, usual, scaled)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def plan_job(uri: Path | str, slice_rows: int, **fields: Any) -> tuple[Reader, P
     model = resolve_model(job.model, job.transform, allow_import=["models"])
     plan = make_plan(job, inputs, model, batch_size=1)
     store = Store(plan.source_root, job.source.storage_options)
-    return Reader(store, job.source, plan.pass_through), plan
+    return Reader(store, job.source, plan.pass_through, folders=job.sink.partition_columns), plan
 
 
 def read(

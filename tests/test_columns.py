@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from badfiles import base_image, encode
 
-from pipeline.columns import declare, feature_rows, hive_values, pass_through_column
 from pipeline.errors import JobError
+from pipeline.features import feature_rows
+from pipeline.hive import hive_values
 from pipeline.inputs import Inputs, list_inputs
 from pipeline.job import Job
 from pipeline.job_file import parse_job
 from pipeline.job_source import Source
+from pipeline.pass_through import cast_column, declare
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve_model
 from pipeline.rows import Reader
@@ -125,9 +127,9 @@ def test_nulls_among_features_follow_the_declared_policy(
 def test_a_nan_that_is_no_null_is_kept_when_nulls_become_zero(tmp_path: Path):
     source = job_of(tmp_path, features=["a", "b"], null_features="zero").source
     table = pa.table({"a": [float("nan"), 1.0], "b": [None, 2.0]})
-    values, has_null = feature_rows(source, table)
-    np.testing.assert_array_equal(values, [[np.nan, 0.0], [1.0, 2.0]])
-    assert has_null.tolist() == [True, False]
+    found = feature_rows(source, table)
+    np.testing.assert_array_equal(found.values, [[np.nan, 0.0], [1.0, 2.0]])
+    assert found.is_null().tolist() == [True, False]
 
 
 def test_hive_folders_give_pass_through_columns(tmp_path: Path):
@@ -192,7 +194,10 @@ def test_extension_types_are_copied_as_what_they_are_stored_as():
     assert declare(source, pa.schema([token]), "s.parquet").types == [pa.binary(16)]
     values = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16, None], pa.binary(16)))
     field = pa.field("token", pa.binary(16))
-    copied = pass_through_column(field, pa.table({"token": values}), "s.parquet")
+    copied, problems = cast_column(values, field)
     assert copied.to_pylist() == [b"0" * 16, None]
-    with pytest.raises(JobError, match=r"'token' of s\.parquet is list"):
+    assert not problems
+    with pytest.raises(
+        JobError, match=r"'token' of s\.parquet is list.*extension types is not copied"
+    ):
         declare(source, pa.schema([pa.field("token", pa.list_(pa.uuid()))]), "s.parquet")

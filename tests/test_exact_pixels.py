@@ -14,12 +14,13 @@ import torch
 from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
 
 from pipeline.agreement import AgreementLimits
-from pipeline.exact_pixels import CANARY_ROWS, EXACT, canary, with_exact_pixels
+from pipeline.exact_pixels import CANARY_ROWS, canary, with_exact_pixels
 from pipeline.job_file import parse_job
 from pipeline.model import PredictorConfig
 from pipeline.predictor import Predictor
 from pipeline.resolve import resolve_model
 from pipeline.schema import (
+    EXACT,
     Failure,
     Reason,
     failure_columns,

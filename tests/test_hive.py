@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import JobError
-from pipeline.hive import NULL_VALUE, partition_types, restore, to_segment, to_text, values_of
+from pipeline.hive import (
+    NULL_VALUE,
+    folder_trouble,
+    partition_types,
+    restore,
+    to_segment,
+    to_text,
+    values_of,
+)
 from pipeline.job import Sink
 from pipeline.schema import prediction_schema
 from pipeline.storage import Store
@@ -97,8 +105,11 @@ def test_values_come_back_in_their_type(kind: pa.DataType, values: list[object])
         assert found["kind"].to_pylist() == [value, value]
 
 
-def test_empty_text_is_null_as_in_hive():
-    assert to_text(pa.chunked_array([["", "a", None]])).to_pylist() == [None, "a", None]
+def test_no_folder_stands_for_empty_text():
+    assert to_text(pa.chunked_array([["", "a", None]])).to_pylist() == ["", "a", None]
+    assert folder_trouble("kind", "a") == folder_trouble("kind", None) == ""
+    with pytest.raises(JobError, match="kind: a value is empty text"):
+        to_segment("kind", "")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""Which Arrow types a column of the output can have, and which one a column of a shard becomes.
+
+Nothing is assumed of a type: a column of nulls goes the way that real ones go, through the same
+functions of Arrow, and comes back as what it was or does not.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import JobError
+
+
+def published_type(kind: pa.DataType) -> pa.DataType:
+    """Return what columns of a type are published as.
+
+    Text and binary views become plain text and binary: Arrow has no function to choose rows of
+    views. Extension types become what they are stored as: a name may make a reader run what it
+    holds. Everything else stays as it is.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return published_type(kind.storage_type)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([_field(field) for field in _children(kind)])
+    if pa.types.is_map(kind):
+        return pa.map_(_field(kind.key_field), _field(kind.item_field), kind.keys_sorted)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_field(kind.value_field), kind.list_size)
+    for is_kind, make in _LISTS:
+        if is_kind(kind):
+            return make(_field(kind.value_field))
+    return kind
+
+
+_LISTS = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+    (pa.types.is_list_view, pa.list_view),
+    (pa.types.is_large_list_view, pa.large_list_view),
+)
+
+
+def _children(kind: pa.DataType) -> Sequence[pa.Field]:
+    return [kind.field(index) for index in range(kind.num_fields)]
+
+
+def _field(field: pa.Field) -> pa.Field:
+    # Extension types inside others stay, for `has_extension` to find.
+    is_extension = isinstance(field.type, pa.BaseExtensionType)
+    return field if is_extension else field.with_type(published_type(field.type))
+
+
+def has_extension(kind: pa.DataType) -> bool:
+    """Tell whether a type is an extension type, or made of one."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    return any(has_extension(field.type) for field in _children(kind))
+
+
+def type_trouble(kind: pa.DataType) -> str:
+    """Say why no column of a type can be published, or ''."""
+    if has_extension(kind):
+        return "what is made of extension types is not copied"
+    rows = pa.table({"column": pa.nulls(2, kind)})
+    try:
+        for _ in range(2):  # staged, then published
+            buffer = io.BytesIO()
+            pq.write_table(pa.concat_tables([rows, rows]), buffer)
+            rows = pq.ParquetFile(pa.BufferReader(buffer.getvalue())).read()
+            pa.ListArray.from_arrays(pa.array([0, 4], pa.int32()), rows.to_struct_array().chunk(0))
+            rows = rows.filter(pa.array([True, False, True, True])).take(pa.array([0, 2]))
+        rows.cast(pa.schema([pa.field("column", kind)]))
+    except (pa.ArrowException, NotImplementedError) as error:
+        return f"Arrow cannot write it to Parquet and choose rows of it: {error}"
+    found = rows.schema.field("column").type
+    return "" if found == kind else f"Parquet keeps it as {found}"
+
+
+def parse_type(column: str, alias: str) -> pa.DataType:
+    """Read a type's name as Arrow spells it, for instance `int64` or `timestamp[us]`.
+
+    Raises:
+        JobError: Arrow has no such type, or it cannot be published.
+    """
+    where = f"source.casts.{column} = {alias!r}"
+    try:
+        kind = pa.type_for_alias(alias)
+    except ValueError:
+        raise JobError(
+            f"{where}: no Arrow type; write int64, double, string, date32, timestamp[us], ..."
+        ) from None
+    if trouble := type_trouble(kind):
+        raise JobError(f"{where}: {trouble}; declare another type")
+    return kind

@@ -1,0 +1,191 @@
+"""Pass-through columns: their declared types, and how those of a shard become them.
+
+Pure over Arrow: no storage. A value that does not fit costs its row, and never those around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.arrow_types import parse_type, published_type, type_trouble
+from pipeline.errors import JobError
+from pipeline.hive import folder_trouble, hive_values
+from pipeline.job_source import Source
+from pipeline.schema import as_array
+
+Problems = dict[int, str]
+"""Row -> what is wrong with its value."""
+
+
+def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
+    """Return the declared types of the pass-through columns, as a fitting shard shows them.
+
+    Raises:
+        JobError: A column cannot be published.
+    """
+    fields = []
+    for name in source.pass_through:
+        given = schema.field(name).type if schema.get_field_index(name) >= 0 else pa.string()
+        kind = published_type(given)
+        if name in source.casts:
+            kind = parse_type(name, source.casts[name])
+        if trouble := type_trouble(kind) or _cast_trouble(given, kind):
+            raise JobError(
+                f"source.pass_through: column {name!r} of {path} is {given}: {trouble}; leave it "
+                "out, or write another type into the shards"
+            )
+        fields.append(pa.field(name, kind))
+    return pa.schema(fields)
+
+
+def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
+    """Say which pass-through column has another type than was declared by the first shard."""
+    for field in declared:
+        index = schema.get_field_index(field.name)
+        if index < 0:
+            continue
+        found = schema.field(index).type
+        if trouble := _cast_trouble(found, field.type):
+            return f"column {field.name!r} is {found}: {trouble}"
+        if field.name not in source.casts and published_type(found) != field.type:
+            return (
+                f"column {field.name!r} is {found}, other shards have {field.type}; "
+                f"declare one with source.casts"
+            )
+    return ""
+
+
+def _cast_trouble(given: pa.DataType, kind: pa.DataType) -> str:
+    """Say that Arrow has no cast from one type to another, whatever the values are, or ''."""
+    try:
+        pa.nulls(1, given).cast(kind)
+    except pa.ArrowNotImplementedError:
+        return f"Arrow cannot make {kind} of it"
+    except pa.ArrowException:
+        return ""
+    return ""
+
+
+def pass_through(
+    fields: pa.Schema, folders: Sequence[str], table: pa.Table, path: str
+) -> tuple[dict[str, pa.Array], Problems]:
+    """Take the pass-through columns out of a shard's rows, or out of its path.
+
+    Args:
+        fields: The declared ones.
+        folders: Those whose values become folders.
+        table: Rows of the shard.
+        path: Of the shard.
+
+    Returns:
+        The columns by name, and the rows of which a value does not fit; it is null there.
+    """
+    columns: dict[str, pa.Array] = {}
+    problems: Problems = {}
+    for field in fields:
+        column, found = _take(field, table, path)
+        if field.name in folders:
+            found = {**_no_folders(field.name, column), **found}
+        columns[field.name] = column
+        problems = {**found, **problems}
+    return columns, problems
+
+
+def _take(field: pa.Field, table: pa.Table, path: str) -> tuple[pa.Array, Problems]:
+    if field.name in table.column_names:
+        return cast_column(as_array(table.column(field.name)), field)
+    value = hive_values(path).get(field.name)
+    if value is None:
+        return pa.nulls(table.num_rows, field.type), {}
+    column, found = cast_column(pa.array([value], pa.string()), field)
+    problems = dict.fromkeys(range(table.num_rows), found[0]) if found else {}
+    return pa.repeat(column[0], table.num_rows), problems
+
+
+def cast_column(column: pa.Array, field: pa.Field) -> tuple[pa.Array, Problems]:
+    """Cast a column to its declared type; what is lost by that, or is no UTF-8, is a problem.
+
+    Text that is no UTF-8 could be copied, but no engine would read the part that holds it.
+    """
+    try:
+        cast = column.cast(field.type)
+        cast.validate(full=True)
+    except pa.ArrowException:
+        return _cast_rows(column, field)
+    return cast, {}
+
+
+def _cast_rows(column: pa.Array, field: pa.Field) -> tuple[pa.Array, Problems]:
+    kind = field.type
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type  # a dictionary would hold the values that do not fit, too
+    pieces: list[pa.Array] = []
+    problems: Problems = {}
+    for row in range(len(column)):
+        try:
+            piece = _alone(column, row).cast(kind)
+            piece.validate(full=True)
+        except pa.ArrowException as error:
+            piece = pa.nulls(1, kind)
+            problems[row] = _explain(column, row, field, str(error))
+        pieces.append(piece)
+    made = pa.concat_arrays(pieces)
+    if not pa.types.is_dictionary(field.type):
+        return made, problems
+    encoded = made.dictionary_encode()
+    indices = encoded.indices.cast(field.type.index_type)
+    return (
+        pa.DictionaryArray.from_arrays(indices, encoded.dictionary, ordered=field.type.ordered),
+        problems,
+    )
+
+
+def _alone(column: pa.Array, row: int) -> pa.Array:
+    """Return one row with what belongs to it alone: a slice of a list has all the items."""
+    try:
+        return column.take(pa.array([row]))
+    except pa.ArrowNotImplementedError:
+        return column.slice(row, 1)
+
+
+def _explain(column: pa.Array, row: int, field: pa.Field, error: str) -> str:
+    value = not_utf8(column.slice(row, 1)).get(0)
+    if value is not None:
+        return f"{field.name} is not UTF-8: {value}"
+    return f"{field.name} cannot be {field.type}: {error}"
+
+
+def not_utf8(column: pa.Array) -> Mapping[int, str]:
+    """Return the rows of a text column that are no UTF-8, readable; {} of any other column."""
+    if not (
+        pa.types.is_string(column.type)
+        or pa.types.is_large_string(column.type)
+        or pa.types.is_string_view(column.type)
+    ):
+        return {}
+    found = {}
+    for row, value in enumerate(column.cast(pa.large_binary()).to_pylist()):
+        try:
+            (value or b"").decode("utf-8")
+        except UnicodeDecodeError:
+            found[row] = value.decode("utf-8", "backslashreplace")
+    return found
+
+
+def _no_folders(name: str, column: pa.Array) -> Problems:
+    """Return the rows whose value no folder can stand for."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return {}
+    troubles = {value: folder_trouble(name, value) for value in pc.unique(column).to_pylist()}
+    if not any(troubles.values()):
+        return {}
+    return {
+        row: f"{name} {troubles[value]} (sink.partition_columns)"
+        for row, value in enumerate(column.to_pylist())
+        if troubles[value]
+    }
