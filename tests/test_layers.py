@@ -14,43 +14,37 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
-    "__init__ archive attempts chaos_kills data_in_driver deadline errors fork_worker health"
-    " documents jpeg_skeleton job_section mnn_model processor pulse read_ahead report_sections"
-    " schema semantics stay stored watchdog",
-    "failpoints fork_server job_gates job_source store_faults verdict",
-    "address executor_wait extents imports in_flight interrupt job job_yaml layout"
-    " listing local_disk object_protocols lane progress render ray_token retry terminal hive tar"
-    " transform",
-    "allocation artefacts chaos_corrupt chaos_runs columns decode dedupe job_api job_file photos"
-    " ray_environment stats storage_errors task whole",
-    "child exact_pixels forked_workers histograms job_log jpeg_groups limits made object_store"
-    " ray_tasks results remote_index",
-    "disturbed forecast isolate small_ray submit",
-    "cluster preprocess storage",
-    "agreement bottleneck delta_store guard input_order lease manifest performance single_file"
-    " row_ids sink torchvision_models trial uri_policy",
-    "chaos_compare delta_columns found_parts golden nights parquet_inputs parts report rows tally"
-    " web weights",
-    "chaos_table delta fetch golden_files image_stream inputs model night_gates tar_stream",
-    "chaos_sample choose compact estimate gates parquet_stream past_runs publish quantise"
-    " resolve runtimes units zoo",
-    "device plan source",
-    "drift plan_file predictor provenance regroup sampling tiling upkeep",
-    "inspect merge record requeue stored_report",
-    "replan",
-    "match",
-    "context readmit",
-    "finish outcome prepare read_guard run_watch stages",
-    "datasource preview",
-    "trial_run",
-    "trials",
-    "confirm trial_layouts",
-    "auto",
-    "machine_checks run",
-    "demo doctor make_golden rerun tune",
-    "verify",
-    "chaos",
-    "arguments",
+    "__init__ archive chaos_kills data_in_driver deadline documents errors executor_wait"
+    " fork_worker health int96 job_output job_section jpeg_skeleton lane mnn_model native_exit"
+    " printable processor progress pulse ray_token read_ahead report_sections semantics stay"
+    " stored trial user_code watchdog",
+    "address allocation arrow_types command_group failpoints fork_server imports input_order"
+    " interrupt job_source job_yaml listing object_protocols private ray_environment retry schema"
+    " screen store_faults verdict",
+    "artefacts attempts causes chaos_corrupt decode dedupe extents features forked_workers hive"
+    " in_flight job_api job_gates job_substitution layout local_disk photos ray_folder render"
+    " stats storage_errors tar task terminal transform",
+    "agreement chaos_runs child columns exact_pixels first_rows histograms job job_log"
+    " jpeg_groups limits object_store pass_through ray_tasks remote_index results small_ray"
+    " torchvision_models whole",
+    "chaos_compare cluster disturbed forecast golden isolate job_paths job_problems made"
+    " nearby_code preprocess submit",
+    "bottleneck chaos_table guard job_file machine_checks performance storage",
+    "delta_store lease manifest report row_ids rows single_file sink uri_policy",
+    "delta_columns estimate found_parts golden_files image_stream nights parquet_inputs parts"
+    " past_runs tally tar_stream web weights",
+    "compact delta drift fetch inputs model night_gates parquet_shard",
+    "chaos_sample choose gates parquet_stream publish quantise regroup resolve runtimes"
+    " stored_report units zoo",
+    "device merge plan source upkeep",
+    "inspect plan_file predictor provenance read_guard sampling tiling",
+    "datasource record requeue stages verify",
+    "chaos context replan trial_run",
+    "arguments doctor match outcome prepare run_watch trials",
+    "confirm make_golden preview readmit trial_layouts",
+    "auto finish",
+    "run tune",
+    "demo rerun",
     "cli",
     "main",
     "__main__",
