@@ -51,7 +51,8 @@ def render_table(report: dict[str, Any]) -> RenderableType:
     if report["status"] in _BROKEN:  # the verdict and its reason, no advice on speed
         told = [report["error"] or "", *_failures(report), *_gates(report), *lines]
         texts = (Text(clean_message(line)) for line in told if line)
-        return Group(*texts, *([_stage_table(report)] if report["streaming_wall_s"] else []))
+        stages = [_stage_table(report)] if report["streaming_wall_s"] else []
+        return Group(*texts, *stages, *_places(report))
     if report["error"]:
         lines.append(report["error"])
     # Text, never markup: brackets in a label or a message must not become styles.
