@@ -78,14 +78,16 @@ def run(
 ) -> None:
     """Run a job once: predict what is missing, check, publish, report."""
     from pipeline.forked_workers import started_ahead
+    from pipeline.progress import Progress
 
-    with started_ahead(address):
-        from pipeline.progress import Progress
-        from pipeline.run import run_job
-
+    with Progress(quiet=quiet) as progress, started_ahead(address):
+        progress.phase(f"reading {job}", is_logged=False)  # before what takes a while to import
         loaded = load(job, date, set_)
         options = as_options(address, allow_import, accept)
-        report = run_job(loaded, options, Progress(quiet=quiet))
+        progress.phase(f"running {job}")
+        from pipeline.run import run_job
+
+        report = run_job(loaded, options, progress)
     show_report(report, as_json=as_json, quiet=quiet)
 
 
@@ -211,10 +213,15 @@ def retry(
 ) -> None:
     """Run only the quarantined rows again, and merge what now succeeds into the partition."""
     from pipeline.progress import Progress
-    from pipeline.rerun import retry_job
 
-    options = as_options(address, allow_import, accept)
-    done = retry_job(load(job, date, set_), options, reason or [], Progress(quiet=quiet))
+    with Progress(quiet=quiet) as progress:
+        progress.phase(f"reading {job}", is_logged=False)
+        options = as_options(address, allow_import, accept)
+        loaded = load(job, date, set_)
+        progress.phase(f"retrying {job}")
+        from pipeline.rerun import retry_job
+
+        done = retry_job(loaded, options, reason or [], progress)
     show_report(done, as_json=as_json, quiet=quiet)
 
 

@@ -150,7 +150,8 @@ def demo_job(name: str, folder: Path) -> Job:
 
 def _run(name: str, folder: Path, *, quiet: bool) -> _Done:
     job = demo_job(name, folder)
-    report = run_job(job, RunOptions(), Progress(quiet=quiet))
+    with Progress(quiet=quiet) as progress:
+        report = run_job(job, RunOptions(), progress)
     store = Store(job.sink.uri)
     manifest = current_manifest(store, Layout(None))
     if manifest is None:

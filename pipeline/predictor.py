@@ -41,6 +41,7 @@ from pipeline.schema import (
 )
 from pipeline.stats import CANARY, Counters, StageCounters, add
 from pipeline.task import Arrays, OutputError, make_task
+from pipeline.ticks import count
 from pipeline.transform import TransformSpec
 from pipeline.user_code import whereabouts
 from pipeline.watchdog import beat, pause
@@ -247,6 +248,7 @@ class Predictor:
             return _failure_of(error)
         timer.add(*lane.busy_s)
         beat()
+        count(len(batch))
         return None
 
     def _start(self, lane: Lane, inputs: Inputs, batch: Rows) -> None:

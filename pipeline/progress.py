@@ -1,99 +1,238 @@
-"""Show how far a run is: a bar on a terminal, a log line now and then elsewhere."""
+"""Show how far a run is: a line that is written anew on a terminal, log lines elsewhere.
+
+Rows are those of committed slices, and of batches that actors have told of (`ticks`). The rate is
+that of the last minute, and the time that is left follows from it: nothing is guessed.
+"""
 
 from __future__ import annotations
 
 import logging
-import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from time import perf_counter
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, nullcontext
+from time import monotonic
+from types import TracebackType
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+from pipeline.screen import clear_status, show_status, status_stream
+from pipeline.ticks import Channel, Listener, Rows, Slice, listen
 
 log = logging.getLogger(__name__)
-LOG_EVERY_S = 30.0
+WINDOW_S = 60.0
+_DRAW_S, _LOOK_S = 0.5, 1.0
+_LOG_EVERY_S, _LOG_LATER_S, _LATER_FROM_S = 10.0, 30.0, 60.0
+_BAR_CHARS = 20
+_ENDS_S = 4.0
+
+
+class Counts:
+    """Rows done, by what is committed and what is told of slices under way."""
+
+    def __init__(self, total: int | None, done: int) -> None:
+        """Take the rows of the plan, None if that is unknown, and those of an earlier run."""
+        self.total, self.quarantined = total, 0
+        self._committed = self._shown = done
+        self._under_way: dict[Slice, int] = {}
+        self._ended: set[Slice] = set()
+
+    def told(self, rows: Rows) -> None:
+        """Take what actors have told; what they tell late, of committed slices, does not count."""
+        for key, num_rows in rows.items():
+            if key not in self._ended:
+                self._under_way[key] = max(num_rows, self._under_way.get(key, 0))
+
+    def committed(self, key: Slice, num_rows: int, num_quarantined: int) -> None:
+        """Count a committed slice."""
+        self._under_way.pop(key, None)
+        self._ended.add(key)
+        self._committed += num_rows
+        self.quarantined += num_quarantined
+
+    @property
+    def rows(self) -> int:
+        """Rows done so far; this never becomes less."""
+        rows = self._committed + sum(self._under_way.values())
+        self._shown = max(self._shown, rows if self.total is None else min(rows, self.total))
+        return self._shown
+
+
+class Rate:
+    """Rows a second over the last minute, from the first row on."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def add(self, at_s: float, rows: int) -> None:
+        """Note how many rows are done at a time."""
+        if len(self._seen) == 1 and rows == self._seen[0][1]:
+            self._seen.clear()  # what came before the first row was loading
+        self._seen.append((at_s, rows))
+        while len(self._seen) > 2 and self._seen[1][0] <= at_s - WINDOW_S:
+            self._seen.popleft()
+
+    @property
+    def rows_per_s(self) -> float | None:
+        """Return the rate; None as long as it is unknown."""
+        if len(self._seen) < 2:
+            return None
+        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else None
 
 
 class Progress:
-    """Counts rows; draws on stderr, so that stdout stays for results."""
+    """Shows what a run does now and how far it is, on stderr: stdout stays for results."""
 
     def __init__(self, *, quiet: bool = False) -> None:
+        self._stream = status_stream()
         self._quiet = quiet
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
-        self._total: int | None = None
-        self._done = self._first = self._quarantined = 0
-        self._started = self._logged = 0.0
+        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._phase = ""
+        self._counts: Counts | None = None
+        self._rate = Rate()
+        self._listener: Listener | None = None
+        self._started = self._logged = monotonic()
+        self._streaming_since = 0.0
+        self._thread: threading.Thread | None = None
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> Progress:
+        """Show from now on that there is a run."""
+        if not self._quiet and self._thread is None:
+            self._is_over.clear()
+            self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Show nothing any more."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._is_over.set()
+            thread.join(_ENDS_S)
+        clear_status()
+
+    def phase(self, what: str, *, is_logged: bool = True) -> None:
+        """Say what the run does now; on a terminal at least, where the next words replace these."""
+        if self._quiet:
+            return
+        with self._lock:
+            self._phase = what
+        if self._stream is None:
+            if is_logged:
+                self._log(what)
+        elif self._thread is not None:
+            show_status(self.line(), self._stream)
+
+    def listen(self, run_id: str, num_actors: int, *, is_local: bool) -> Channel | None:
+        """Open a way for actors to tell how far they are; None where nobody looks.
+
+        Args:
+            run_id: Of the run.
+            num_actors: How many actors there may be.
+            is_local: All of them run on this machine.
+        """
+        if self._quiet:
+            return None
+        self._listener = listen(f"pipeline-progress-{run_id}", num_actors, is_local=is_local)
+        return None if self._listener is None else self._listener.channel
 
     @contextmanager
     def rows(self, total: int | None, *, done: int) -> Iterator[None]:
         """Show the body's progress; `done` rows were finished by an earlier run.
 
-        No total means that nobody knows it before all is read.
+        No total means that it is unknown before all is read.
         """
-        self._total, self._done, self._first = total, done, done
-        self._started = self._logged = perf_counter()
-        if self._quiet:
-            yield
-        elif sys.stderr.isatty():
-            with _bar() as bar:
-                self._bar = bar
-                self._task = bar.add_task("predict", total=total, completed=done, quarantined=0)
-                yield
-            self._bar = None
+        if total is None:
+            self.phase("loading the model; how many rows there are is unknown until they are read")
         else:
-            if total is None:
-                log.info("rows are to be computed, how many is unknown until they are read")
-            else:
-                log.info("%s of %s rows are to be computed", total - done, total)
-            yield
+            self.phase(f"loading the model; {total - done:,} of {total:,} rows are to be computed")
+        with self._lock:
+            self._counts, self._rate = Counts(total, done), Rate()
+            self._rate.add(monotonic(), done)
+            self._streaming_since = monotonic()
+        try:
+            with nullcontext() if self._thread is not None else self:
+                yield
+        finally:
+            with self._reading, self._lock:
+                listener, self._listener, self._counts = self._listener, None, None
+                if listener is not None:
+                    listener.close()
 
-    def advance(self, num_rows: int, num_quarantined: int) -> None:
-        """Count the rows of one committed slice."""
-        self._done += num_rows
-        self._quarantined += num_quarantined
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, quarantined=self._quarantined)
-        elif not self._quiet and perf_counter() - self._logged >= LOG_EVERY_S:
-            self._logged = perf_counter()
-            log.info("%s", self.line())
+    def advance(self, key: Slice, num_rows: int, num_quarantined: int) -> None:
+        """Count the rows of one committed slice: its unit and first row, and how many."""
+        with self._lock:
+            if self._counts is not None:
+                self._counts.committed(key, num_rows, num_quarantined)
 
     def line(self) -> str:
         """Describe the progress in one line."""
-        elapsed_s = perf_counter() - self._started
-        rows_per_s = (self._done - self._first) / elapsed_s if elapsed_s > 0 else 0.0
-        if self._total is None:
-            total, left = "unknown", "unknown"
-        else:
-            total = str(self._total)
-            left = f"{(self._total - self._done) / rows_per_s:.0f} s" if rows_per_s else "unknown"
-        return (
-            f"{self._done} of {total} rows, {rows_per_s:.0f} rows/s, "
-            f"{self._quarantined} quarantined, {left} left"
-        )
+        so_far = duration(monotonic() - self._started)
+        with self._lock:
+            counts, rate = self._counts, self._rate.rows_per_s
+            if counts is None or rate is None:
+                return f"{self._phase}, {so_far} so far"
+            return describe(counts, rate, so_far, with_bar=self._stream is not None)
+
+    def _show(self) -> None:
+        """Look and show until it is over."""
+        looked = 0.0
+        while not self._is_over.wait(_DRAW_S):
+            if monotonic() - looked >= _LOOK_S:
+                looked = monotonic()
+                self._look()
+            if self._stream is not None:
+                show_status(self.line(), self._stream)
+                continue
+            is_later = monotonic() - self._started > _LATER_FROM_S
+            if monotonic() - self._logged >= (_LOG_LATER_S if is_later else _LOG_EVERY_S):
+                self._log(self.line())
+
+    def _look(self) -> None:
+        with self._reading:
+            listener, counts = self._listener, self._counts
+            if counts is None:
+                return
+            rows: Rows = {}
+            since_s = monotonic() - self._streaming_since
+            if listener is not None and since_s >= listener.starts_after_s:
+                rows = listener.read()
+            with self._lock:
+                counts.told(rows)
+                self._rate.add(monotonic(), counts.rows)
+
+    def _log(self, line: str) -> None:
+        self._logged = monotonic()
+        log.info("%s", line)
 
 
-def _bar() -> Bar:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-    from rich.text import Text
-
-    class RateColumn(TextColumn):
-        def render(self, task: object) -> Text:
-            speed = getattr(task, "speed", None)
-            return Text(f"{speed:.0f} rows/s" if speed else "starting")
-
-    return RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(""),
-        TextColumn("{task.fields[quarantined]} quarantined"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
+def describe(counts: Counts, rows_per_s: float, so_far: str, *, with_bar: bool) -> str:
+    """Say in one line how far a run is."""
+    rows, total = counts.rows, counts.total
+    left, bar, of_total = "unknown", "", ""
+    if total:
+        of_total = f" of {total:,}"
+        share = rows / total
+        bar = f"[{'#' * int(share * _BAR_CHARS):.<{_BAR_CHARS}}] " if with_bar else ""
+        of_total += f" rows, {int(100 * share)}%"
+        left = duration((total - rows) / rows_per_s) if rows_per_s else "unknown"
+    else:
+        of_total = " rows"
+    return (
+        f"{bar}{rows:,}{of_total}, {rows_per_s:,.0f} rows/s, {counts.quarantined:,} quarantined, "
+        f"{so_far} so far, {left} left"
     )
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, allocate
-from pipeline.auto import settle
+from pipeline.auto import is_open, settle
 from pipeline.causes import AlikeError
 from pipeline.cluster import connect
 from pipeline.context import RunContext, RunOptions
@@ -30,7 +30,7 @@ from pipeline.golden import GoldenRefused, GoldenRows
 from pipeline.golden_files import read_golden
 from pipeline.histograms import measured_columns
 from pipeline.job import Job
-from pipeline.layout import Layout, new_run_id
+from pipeline.layout import Layout, new_run_id, parse_staged_name
 from pipeline.lease import Lease, hold_lease
 from pipeline.manifest import Manifest, current_manifest
 from pipeline.model import ModelSpec, PredictorConfig
@@ -59,6 +59,7 @@ from pipeline.stages import (
     writer_stage,
 )
 from pipeline.storage import Store, StoredFile
+from pipeline.ticks import Channel
 from pipeline.tiling import done_slices, first_slices, missing_units
 from pipeline.units import Unit
 
@@ -78,7 +79,7 @@ def run_job(
     Args:
         job: The job.
         options: What the command line adds to it.
-        progress: Where to show how far it is.
+        progress: Where to show what it does and how far it is.
         execute: What to do; left out, all of the job.
 
     Raises:
@@ -103,7 +104,10 @@ def run_job(
 
 def _execute(run: RunContext, progress: Progress) -> Status:
     job, store, layout = run.job, run.store, run.layout
+    progress.phase(f"listing {job.source.uri}")
     plan, model = prepare(run)
+    rows = "" if plan.num_rows is None else f" with {plan.num_rows:,} rows"
+    progress.phase(f"listed {plan.num_shards:,} shards{rows}")
     if _is_published(run, current_manifest(store, layout), plan):
         _tidy_if_free(run)
         return "nothing_to_do"
@@ -131,8 +135,12 @@ def predict_and_publish(
     golden = read_golden(
         job.gates, model.task, _reader(run, plan), is_accepted="golden" in run.options.accepted
     )
-    with connect(run.options.address) as (hardware, ray_start_s):
+    address = run.options.address
+    progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
+    with connect(address) as (hardware, ray_start_s):
         allocation = allocate(job.shares, hardware)
+        if is_open(model):
+            progress.phase("choosing how to run the model")
         settled = settle(run, onto.named(plan) if onto else plan, model, hardware, allocation)
         plan, model, allocation = replace(settled[0], fingerprint=plan.fingerprint), *settled[1:]
         if not run.store.is_object_store:  # after `settle`, which may divide the cluster anew
@@ -146,6 +154,7 @@ def predict_and_publish(
         except AlikeError as error:
             run.record.failed_alike(error.failed)
             raise
+        progress.phase("checking and publishing")
         return finish(run, plan, staged, base, lease, onto=onto)
 
 
@@ -168,7 +177,10 @@ def _predict_missing(
     if not units:
         return staged
     require_hope(run, plan)
-    slices = stream(run, plan, model, allocation, units, golden)
+    channel = progress.listen(
+        run.record.run_id, allocation.max_actors, is_local=run.options.address is None
+    )
+    slices = stream(run, plan, model, allocation, units, golden, channel)
     with (
         progress.rows(plan.num_rows, done=run.record.num_done),
         run.record.streaming(),
@@ -176,7 +188,9 @@ def _predict_missing(
     ):
         for committed in slices:
             run.record.computed(committed)
-            progress.advance(committed.num_rows, committed.num_quarantined)
+            key = parse_staged_name(committed.name)
+            where = (key.unit, key.start) if key else (-1, -1)
+            progress.advance(where, committed.num_rows, committed.num_quarantined)
             reach("slice_done")
             require_hope(run, plan)
     require_some_row(run)
@@ -215,6 +229,7 @@ def stream(
     allocation: Allocation,
     units: Mapping[Unit, Sequence[int]],
     golden: GoldenRows | None,
+    channel: Channel | None,
 ) -> Generator[StagedSlice, None, None]:
     """Read, decode, transform, predict and stage slices; yield each one when it is committed."""
     import ray
@@ -254,6 +269,7 @@ def stream(
                 run.job.run.row_timeout_s,
                 writer if allocation.writes_in_actors else None,
                 _first_rows(run, plan),
+                channel,
             ],
             **allocation.predict(),
         )

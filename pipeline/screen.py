@@ -6,9 +6,13 @@ encoding, and lines are wrapped for terminals only: what is piped is for `grep`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import shutil
 import sys
+import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from pipeline.printable import printable
@@ -39,9 +43,55 @@ class LineFormatter(logging.Formatter):
 
 def log_to_stderr(level: int) -> None:
     """Log to stderr from this level on, a line for each record."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _AboveStatus(sys.stderr)
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level, handlers=[handler])
+
+
+@dataclass
+class _Status:
+    """The one line that is written anew again and again."""
+
+    stream: TextIO | None = None
+    num_chars: int = 0
+
+
+_lock = threading.RLock()
+_status = _Status()
+
+
+class _AboveStatus(logging.StreamHandler[TextIO]):
+    """Takes the status line away before a record is written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with _lock:
+            clear_status()
+            super().emit(record)
+
+
+def status_stream() -> TextIO | None:
+    """Return where a line can be written anew: a terminal, or a notebook's output; else None."""
+    if "ipykernel" in sys.modules:
+        return sys.stdout
+    return sys.stderr if _is_terminal(sys.stderr) else None
+
+
+def show_status(text: str, stream: TextIO) -> None:
+    """Write the status line anew, cut to the width of the terminal."""
+    line = printable(text)[: shutil.get_terminal_size().columns - 1]
+    with _lock, contextlib.suppress(OSError, ValueError):  # closed meanwhile
+        stream.write(f"\r{line.ljust(_status.num_chars)}")
+        stream.flush()
+        _status.stream, _status.num_chars = stream, len(line)
+
+
+def clear_status() -> None:
+    """Take the status line away, if there is one."""
+    with _lock, contextlib.suppress(OSError, ValueError):
+        if _status.stream is not None and _status.num_chars:
+            _status.stream.write(f"\r{' ' * _status.num_chars}\r")
+            _status.stream.flush()
+            _status.num_chars = 0
 
 
 def take_every_character() -> None:
@@ -56,7 +106,7 @@ def show_rendered(rendered: RenderableType, *, to_stderr: bool = False) -> None:
     from rich.console import Console
 
     stream = sys.stderr if to_stderr else sys.stdout
-    if stream.isatty():
+    if _is_terminal(stream):
         Console(file=stream).print(rendered)
     else:
         stream.write(as_lines(rendered))
@@ -72,7 +122,7 @@ def as_lines(rendered: RenderableType) -> str:
     return "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines())
 
 
-def is_terminal(stream: TextIO | None) -> bool:
+def _is_terminal(stream: TextIO | None) -> bool:
     """Tell whether a person reads along; a stream that is closed or missing has no reader."""
     try:
         return stream is not None and stream.isatty()

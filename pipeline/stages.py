@@ -31,6 +31,7 @@ from pipeline.schema import DIGEST, ERROR, SliceKey, pack, unpack
 from pipeline.sink import StagingWriter
 from pipeline.stats import DEDUPE, Counters, StageCounters, add
 from pipeline.task import make_task
+from pipeline.ticks import Channel, begin, tell
 from pipeline.transform import TransformSpec
 from pipeline.watchdog import pause
 
@@ -165,6 +166,7 @@ class PredictorActor:
         row_timeout_s: float,
         writer: StagingWriter | None = None,
         first: FirstRows | None = None,
+        channel: Channel | None = None,
     ) -> None:
         """Import torch and load the model, timing both.
 
@@ -181,6 +183,7 @@ class PredictorActor:
             row_timeout_s: How long a batch, or the decoding of a row, may take.
             writer: Commits what was predicted; None where tasks do it.
             first: Watches the first rows; None where rows alone are to blame for what fails.
+            channel: Where to tell how far this actor is; None where nobody looks.
         """
         waited_s = _waited_s(asked_at_s)
         self._config, self._first = config, first
@@ -203,6 +206,7 @@ class PredictorActor:
             plans.insert(0, replace(preprocessing.plan, here=self._preprocess_here))
         work = SliceWork(preprocessing, config)
         self._guard = Guard(work, plans, attempts, row_timeout_s, self._make_room)
+        tell(channel)
         with attempts.attempt(f"load-{_actor_id()}") as earlier:
             try:
                 if earlier.deaths >= _MAX_LOADS:
@@ -240,6 +244,7 @@ class PredictorActor:
     def _predict(self, key: SliceKey, counters: Counters, rows: pa.Table) -> pa.Table:
         if self._failure is not None:
             raise self._failure
+        begin((key.unit, key.start))
         name = f"predict-{key.unit}-{key.start}"
         if self._index is None:
             return self._guard.run(name, rows, counters)

@@ -16,6 +16,7 @@ from typing import TextIO
 from pipeline.errors import JobErrors, PipelineError
 from pipeline.printable import printable
 from pipeline.schema import clean_message
+from pipeline.screen import clear_status
 from pipeline.user_code import tell
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ def show_error(error: Exception, code: int) -> int:
         if isinstance(error, JobErrors)
         else [clean_message(str(error) if isinstance(error, PipelineError) else tell(error))]
     )
+    clear_status()  # it may still be there where a run is ended from outside
     report = getattr(error, "report", None)
     if report and "--quiet" not in sys.argv:
         typer.echo(f"report: {printable(report)}", err=True)
