@@ -20,6 +20,10 @@ from pipeline.limits import (
 )
 
 STARTUP_DOMINATES_PCT = 50.0
+LEAST_STREAM_S = 30.0
+"""Of a stream that was shorter, start-up and waiting say nothing of a longer one."""
+FEW_SLICES_PER_SLOT = 4
+"""With fewer the last ones leave slots without work for a good part of the time."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +61,57 @@ def find_bottleneck(load: Load) -> Bottleneck:
     if startup_pct >= STARTUP_DOMINATES_PCT or (is_idle and 0 < idle_s <= startup_s):
         return _startup_bound(load, top, startup_s, startup_pct)
     if binding is None:
-        return _waiting(top, startup_pct)
+        return _waiting(load, top, startup_pct)
     return _bound(load, binding)
 
 
 def _startup_bound(load: Load, top: Limit, startup_s: float, startup_pct: float) -> Bottleneck:
     part = max(load.startup, key=lambda name: load.startup[name])
+    part_s, stream_s = load.startup[part], load.streaming_wall_s or 0.0
+    took = f"start-up took {startup_s:.1f} s, {startup_pct:.0f}% of the run"
+    most = f"most of it {_PARTS.get(part, part)}, {part_s:.1f} s"
+    if stream_s < LEAST_STREAM_S:
+        advice = f"Too short a run to say: {took} ({most}), the rows {stream_s:.1f} s."
+    elif load.on_cluster and part == "workers":
+        advice = (
+            f"Start-up dominated: {took}; {part_s:.1f} s went into starting workers on nodes "
+            "without them: more rows per run would help most."
+        )
+    else:
+        way = (
+            "more rows per run" if load.on_cluster else "more rows per run or a cluster that is up"
+        )
+        advice = (
+            f"Start-up dominated: {took} ({most}), while the busiest stage group ({top.group}) was "
+            f"busy {top.utilisation_pct:.0f}% of the streaming time: {way} would help most."
+        )
     return Bottleneck(
         "startup",
-        f"Start-up dominated: {startup_s:.1f} s, {startup_pct:.0f}% of the run (most of it "
-        f"{part}, {load.startup[part]:.1f} s), while the busiest stage group ({top.group}) was "
-        f"busy {top.utilisation_pct:.0f}% of the streaming time: more rows a run, or a cluster "
-        "that is already up, would help most.",
+        advice,
         stage=part,
         utilisation_pct=top.utilisation_pct,
     )
 
 
-def _waiting(top: Limit, startup_pct: float) -> Bottleneck:
+def _waiting(load: Load, top: Limit, startup_pct: float) -> Bottleneck:
+    stream_s, slots = load.streaming_wall_s or 0.0, max(1.0, load.group_slots("actor"))
+    busy = f"the busiest group ({top.group}) was busy {top.utilisation_pct:.0f}% of the time"
+    idle = (
+        f"No stage was the limit: {busy} and start-up took {startup_pct:.0f}% of the run, the "
+        "rest was waiting for work"
+    )
+    if stream_s < LEAST_STREAM_S:
+        advice = f"Too short a run to say: the rows took {stream_s:.1f} s, and {busy}."
+    elif load.slices is not None and load.slices < FEW_SLICES_PER_SLOT * slots:
+        advice = (
+            f"{idle}: more slices than the {load.slices} there were for {slots:g} actors (a "
+            "smaller run.slice_rows) would help most."
+        )
+    else:
+        advice = f"{idle}; none of the changes that were looked at would help."
     return Bottleneck(
         "waiting",
-        f"No stage was the limit: the busiest group ({top.group}) was busy "
-        f"{top.utilisation_pct:.0f}% of the time and start-up took {startup_pct:.0f}% of the run, "
-        "the rest was waiting for work: more slices than slots (a smaller run.slice_rows) "
-        "would help most.",
+        advice,
         stage=top.top_stage,
         utilisation_pct=top.utilisation_pct,
     )
@@ -127,6 +158,12 @@ def _words(known: list[Forecast], rate: float, binding: Limit) -> str:
     )
 
 
+_PARTS = {
+    "ray_start": "starting Ray",
+    "workers": "starting workers",
+    "imports": "importing",
+    "model_load": "loading the model",
+}
 _NAMED = {
     "reader": "the readers",
     "decoder": "the decoders",

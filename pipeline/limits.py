@@ -43,6 +43,10 @@ class Load:
     cpus: float | None = None
     gpus: float | None = None
     is_on_gpu: bool = False
+    on_cluster: bool = False
+    """It ran on a cluster that was up."""
+    slices: int | None = None
+    """Slices that this run computed."""
     in_actors: frozenset[str] = frozenset()
     """Groups that are not there, for the actors do their work: `decoder`, `writer`."""
     batch_size: int | None = None

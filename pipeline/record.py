@@ -39,6 +39,7 @@ class RunRecord:
         self._hardware: dict[str, object] = {}
         self._output: dict[str, object] = {}
         self._allocation: Allocation | None = None
+        self._on_cluster = False
         self._verdicts: list[Verdict] = []
         self._startup: dict[str, float] = {}
         self._counters: Counters = {}
@@ -89,9 +90,16 @@ class RunRecord:
             "batch_size": plan.batch_size,
         }
 
-    def connected(self, hardware: Hardware, allocation: Allocation, ray_start_s: float) -> None:
+    def connected(
+        self,
+        hardware: Hardware,
+        allocation: Allocation,
+        ray_start_s: float,
+        *,
+        on_cluster: bool = False,
+    ) -> None:
         """Note on what it is done."""
-        self._allocation = allocation
+        self._allocation, self._on_cluster = allocation, on_cluster
         self._startup["ray_start"] = ray_start_s
         self._hardware = {
             "nodes": hardware.num_nodes,
@@ -317,6 +325,7 @@ class RunRecord:
             unreadable_shards=self.num_unreadable_shards,
             counters=self._counters,
             slots=self._slots(),
+            on_cluster=self._on_cluster,
             in_actors=self._allocation.in_actors if self._allocation else frozenset(),
             batch_rates=self._batch_rates,
             hardware=self._hardware,

@@ -132,8 +132,8 @@ def _hops(report: dict[str, Any]) -> list[str]:
 
 def _slower(report: dict[str, Any]) -> list[str]:
     return [
-        f"slower than before: {stage['stage']}, {_rate(stage['rows_per_busy_slot_s'])} rows/s a "
-        f"busy slot instead of {_rate(stage['before'])} in run {stage['run_id']}"
+        f"slower than before: {stage['stage']}, {_rate(stage['rows_per_busy_slot_s'])} rows/s "
+        f"per slot while busy instead of {_rate(stage['before'])} in run {stage['run_id']}"
         for stage in report["slower_than_before"] or []
     ]
 

@@ -79,6 +79,8 @@ class RunFacts:
     unreadable_shards: int = 0
     counters: Counters = field(default_factory=dict)
     slots: Slots = field(default_factory=dict)
+    on_cluster: bool = False
+    """It ran on a cluster that was up, not on a Ray of its own."""
     in_actors: frozenset[str] = frozenset()
     """Groups whose work the actors do, and nobody else: `decoder`, `writer`."""
     batch_rates: dict[int, float] = field(default_factory=dict)
@@ -179,6 +181,8 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         cpus=hardware.cpus,
         gpus=hardware.gpus,
         is_on_gpu=model.device is not None and not model.device.startswith("cpu"),
+        on_cluster=facts.on_cluster,
+        slices=facts.slices.get("computed"),
         in_actors=facts.in_actors,
         batch_size=model.batch_size,
         batch_rates={size: rate for size, rate in known["batch_rates"].items() if rate},

@@ -147,7 +147,7 @@ def predict_and_publish(
             allocation = allocation.for_local_disk(hardware)
         if onto:
             onto.require_same_model(plan)
-        run.record.connected(hardware, allocation, ray_start_s)
+        run.record.connected(hardware, allocation, ray_start_s, on_cluster=address is not None)
         run.record.planned(plan, model, job.resources.num_gpus)
         try:
             staged = _predict_missing(run, plan, model, allocation, golden, progress)

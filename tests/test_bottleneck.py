@@ -1,5 +1,7 @@
 """The advice names what was really the limit, and promises no more than it can keep."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,11 +103,45 @@ def test_a_short_run_blames_start_up_and_says_its_share():
     assert "50% of the run" in neck.advice
 
 
-def test_an_idle_run_with_little_start_up_says_that_nothing_was_the_limit():
+LONG = {"streaming_wall_s": 100.0, "wall_s": 250.0}
+
+
+@pytest.mark.parametrize("stream_s", [0.4, 5.0, 29.9])
+@pytest.mark.parametrize("startup_s", [0.1, 60.0])
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_a_short_run_says_that_it_is_too_short_and_gives_no_advice(
+    stream_s: float, startup_s: float, on_cluster: bool
+):
+    busy = {"decode": 0.2 * stream_s, "predict": 0.3 * stream_s}
+    slots = {"reader": 1, "decoder": 1, "actor": 1, "writer": 1}
+    times = {"streaming_wall_s": stream_s, "wall_s": stream_s + startup_s}
+    startup = {"ray_start": startup_s}
+    load = load_of(busy, slots, cpus=4, startup=startup, on_cluster=on_cluster, slices=1, **times)
+    neck = find_bottleneck(load)
+    assert neck.limit in ("startup", "waiting")
+    assert neck.advice.startswith("Too short a run to say")
+    assert "would help" not in neck.advice
+
+
+def test_a_run_on_a_cluster_that_was_up_is_not_told_to_use_one():
     busy = {"decode": 2.0, "predict": 3.0}
     slots = {"reader": 1, "decoder": 1, "actor": 1, "writer": 1}
-    neck = find_bottleneck(load_of(busy, slots, cpus=4, startup={"ray_start": 1.0}))
-    assert neck.limit == "waiting"
+    for startup in ({"workers": 140.0, "imports": 2.0}, {"model_load": 140.0}):
+        load = load_of(busy, slots, cpus=4, startup=startup, **LONG)
+        assert "cluster that is up" in find_bottleneck(load).advice
+        told = find_bottleneck(replace(load, on_cluster=True)).advice
+        assert "cluster" not in told
+        assert ("140.0 s went into starting workers on nodes" in told) == ("workers" in startup)
+
+
+def test_an_idle_run_with_little_start_up_says_that_nothing_was_the_limit():
+    busy = {"decode": 2.0, "predict": 3.0}
+    slots = {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}
+    load = load_of(busy, slots, cpus=4, startup={"ray_start": 1.0}, **LONG)
+    few, many = (find_bottleneck(replace(load, slices=slices)) for slices in (7, 8))
+    assert few.limit == many.limit == "waiting"
+    assert "more slices than the 7 there were for 2 actors" in few.advice
+    assert "run.slice_rows" not in many.advice
 
 
 @pytest.mark.parametrize(

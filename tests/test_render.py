@@ -142,8 +142,9 @@ def test_a_stage_that_became_slower_is_named():
         }
     ]
     report = build_report(FULL) | {"slower_than_before": slower}
-    assert "slower than before: decode, 70 rows/s a busy slot instead of 140 in run r-0" in text_of(
-        report
+    assert (
+        "slower than before: decode, 70 rows/s per slot while busy instead of 140 in run r-0"
+        in text_of(report)
     )
     assert "decode is slower than before" in Page(to_html(report)).text
 
@@ -193,7 +194,10 @@ def test_a_run_with_nothing_to_do_shows_one_line_of_totals():
         unreadable_shards=0,
     )
     lines = text_of(build_report(idle)).splitlines()
-    assert lines == ["nothing to do; already published: 12,003 rows; 1 min 20 s in all"]
+    assert lines == [
+        "nothing to do; already published: 12,003 rows; 1 min 20 s in all",
+        "predictions: s3://bucket/out",
+    ]
 
 
 def test_a_run_that_was_stopped_claims_no_more_rows_than_it_has():
