@@ -86,6 +86,13 @@ def _publishing(past: Report) -> tuple[float, float]:
     return did.busy_s, did.busy_s / did.rows_in
 
 
+_ENDS = {
+    "refused": "refused",
+    "stopped": "stopped before its end",
+    "failed": "a failure before its end",
+}
+
+
 def _basis(past: Report, minutes: float | None) -> str:
     had = past.hardware
     parts = [f"{had.nodes:,} nodes"] if had.nodes not in (None, 1) else []
@@ -93,8 +100,8 @@ def _basis(past: Report, minutes: float | None) -> str:
     parts += [f"{had.gpus:g} GPUs ({had.gpu_name})"] if had.gpus else []
     text = f"run {past.run_id}: {past.rows.computed:,} rows at {past.rows_per_s:,.1f} rows/s"
     text += f" on {', '.join(parts)}" if parts else ""
-    if past.status == "refused":
-        text += "; it was refused, so publishing is not counted"
+    if past.status != "published":
+        text += f"; it was {_ENDS[past.status]}, so publishing is not counted"
     if minutes is None:
         text += "; how many rows are left is known only when the input has been read"
     return text

@@ -14,6 +14,7 @@ from pipeline.storage import Store
 MIN_ROWS = 100
 """A run that computed fewer says nothing about its speed."""
 AUTO = "auto"
+_ENDED = (("published", 0), ("refused", 3))
 _NEWEST_PARTITIONS = 16
 _NEWEST_RUNS = 16
 
@@ -40,8 +41,15 @@ class Recipe:
 
     def fits(self, report: Report) -> bool:
         """Tell whether a run did what this asks for, and ended so that its speed counts."""
-        ended = (report.status, report.exit_code) in (("published", 0), ("refused", 3))
-        if not ended or (report.rows.computed or 0) < MIN_ROWS or not report.rows_per_s:
+        return (report.status, report.exit_code) in _ENDED and self.fits_unfinished(report)
+
+    def fits_unfinished(self, report: Report) -> bool:
+        """Tell whether a run did what this asks for, for enough rows, however it ended."""
+        if (
+            report.status == "nothing_to_do"
+            or (report.rows.computed or 0) < MIN_ROWS
+            or not report.rows_per_s
+        ):
             return False
         used = Recipe.of(report)
         return (

@@ -85,7 +85,9 @@ def _estimate(
     wanted = Recipe(
         model.name, model.weights_sha256, model.runtime, model.precision, plan.batch_size
     )
-    past = find_past_run(store, Layout(job.sink.partition).name, wanted.fits)
+    name = Layout(job.sink.partition).name
+    past = find_past_run(store, name, wanted.fits)
+    past = past or find_past_run(store, name, wanted.fits_unfinished)
     price, is_published = job.run.price_per_node_hour, step["a_run_would"] == _NOTHING
     found = estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
     return asdict(found)

@@ -253,8 +253,11 @@ class Store:
         try:
             self.create_once(path, first.encode(), first)
             refused = self.create_once(path, second.encode(), second) is CreateOutcome.OTHER
-        finally:
-            self.delete([path])
+        except InfraError:  # it may be there, and what was first is told
+            with contextlib.suppress(PipelineError):
+                self.delete([path])
+            raise
+        self.delete([path])
         if not refused and not single_writer:
             raise JobError(
                 f"{self.url()}: this store ignores If-None-Match, so two runs could publish at "

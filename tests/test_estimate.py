@@ -103,6 +103,14 @@ def test_a_refused_run_is_a_basis_without_publishing():
     assert "publishing is not counted" in estimate(refused, 10, 10, None).basis
 
 
+@pytest.mark.parametrize(("status", "code"), [("stopped", 6), ("failed", 7)])
+def test_an_interrupted_run_gives_an_estimate_of_the_rows_that_are_left(status: str, code: int):
+    found = estimate(report_of(BARE, status=status, exit_code=code), 10 * ROWS, 10 * ROWS, None)
+    assert found.minutes is not None
+    assert found.rows_per_s == pytest.approx(ROWS / 60)
+    assert "before its end, so publishing is not counted" in found.basis
+
+
 def test_what_is_published_already_costs_nothing():
     found = estimate(report_of(BARE), 0, ROWS, 2.0, is_published=True)
     assert (found.minutes, found.cost, found.rows_per_s) == (0.0, 0.0, None)

@@ -55,6 +55,21 @@ def test_another_model_or_an_unfinished_run_is_no_basis(changes):
     assert not WANTED.fits(report_with(**changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_basis"),
+    [
+        ({"status": "stopped", "exit_code": 6}, True),
+        ({"status": "failed", "exit_code": 7}, True),
+        ({"status": "stopped", "exit_code": 6, "rows": FACTS.rows | {"computed": 99}}, False),
+        ({"status": "stopped", "exit_code": 6, "streaming_wall_s": None}, False),
+        ({"status": "nothing_to_do"}, False),
+        ({"model": FACTS.model | {"precision": "fp32"}}, False),
+    ],
+)
+def test_rows_of_an_unfinished_run_are_a_basis_where_nothing_better_is(changes, is_basis: bool):
+    assert WANTED.fits_unfinished(report_with(**changes)) == is_basis
+
+
 def test_what_the_job_leaves_open_fits_anything():
     compiled = report_with(model=FACTS.model | {"runtime": "compile"})
     assert dataclasses.replace(WANTED, runtime="auto", precision="auto").fits(compiled)

@@ -478,6 +478,19 @@ class ForgetfulS3(BaseHTTPRequestHandler):
         pass
 
 
+def test_a_probe_without_credentials_says_so_first(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = Store(s3.store().uri, {"endpoint_url": s3.endpoint_url})
+    with pytest.raises(JobError, match=r"^cannot create s3://.*credentials.* missing") as caught:
+        store.probe(single_writer=False)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_probe_refuses_a_store_that_ignores_the_condition() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), ForgetfulS3) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
