@@ -1,7 +1,7 @@
 """`pipeline doctor`: look at all that a run will need, and say what is wrong and what is right.
 
-Nothing is started and nothing is published. A check that fails ends with the exit code that a run
-would end with.
+Nothing is started and nothing is published; a cluster that is named is logged in to. A check that
+fails ends with the exit code that a run would end with.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.allocation import Hardware, allocate
 from pipeline.choose import AUTO
+from pipeline.cluster_login import log_in
 from pipeline.context import RunOptions
 from pipeline.errors import JobError
 from pipeline.inputs import list_inputs
@@ -38,6 +39,9 @@ def examine(job: Job | None, options: RunOptions) -> tuple[dict[str, Any], int]:
         The findings, and the exit code of the first that fails; 0 where none does.
     """
     checks = [*look_at_machine(options.address)]
+    address = options.address
+    if address is not None:
+        checks.append(guarded("cluster", lambda: log_in(address)))
     if job is not None:
         checks += _job(job, options)
     statuses = [check.status for check in checks]

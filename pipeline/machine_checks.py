@@ -70,7 +70,7 @@ def look_at_machine(address: str | None) -> Iterator[Check]:
     yield _disk_of_ray()
     yield _open_files()
     yield guarded("ray environment", _environment)
-    yield from _authentication(address)
+    yield from look_at_access(address)
     yield _dashboard()
 
 
@@ -172,7 +172,8 @@ def _environment() -> str:
     return "nothing in it lets input files run code"
 
 
-def _authentication(address: str | None) -> Iterator[Check]:
+def look_at_access(address: str | None) -> Iterator[Check]:
+    """Look at who may reach Ray, and whether a token travels in the clear; connects to nothing."""
     file = token_file(os.environ)
     if file.exists() and is_open_to_others(file):
         hint = f"others on this machine may read it; write: chmod 600 {file}"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from pipeline.weights import WEIGHT_SUFFIXES, check_suffix, weights_digest
 
 if TYPE_CHECKING:
     from pipeline.job import Model, Transform
+
+_DETECTORS = re.compile(r"(faster|mask|keypoint)rcnn_|retinanet_|fcos_|ssd(lite)?\d")
 
 
 def resolve_model(
@@ -51,22 +54,19 @@ def resolve_model(
         if model.factory is not None
         else _named_card(model.name or "", wants_labels=model.labels is None)
     )
-    weights_uri = model.weights or card.weights_path
-    if weights_uri is None and kind == "torchvision":
-        raise JobError(
-            f"model.weights: {card.name} needs the URI of a state dict "
-            f"({', '.join(WEIGHT_SUFFIXES)}); nothing is downloaded silently"
-        )
-    if weights_uri is not None:
-        check_suffix(weights_uri)
+    weights_uri, chosen, task = _all_of(
+        lambda: _weights_uri(kind, card, model),
+        lambda: _choose_transform(card, transform, has_features=has_features),
+        lambda: _task(model, card, allow_import),
+    )
     return ModelSpec(
         name=card.name,
         kind=kind,
         code_sha256=code,
         weights_uri=weights_uri,
         weights_sha256=weights_digest(weights_uri, model.weights_sha256, model.storage_options),
-        transform=_choose_transform(card, transform, has_features=has_features),
-        task=_task(model, card, allow_import),
+        transform=chosen,
+        task=task,
         precision=model.precision,
         runtime=model.runtime,
         layer=model.layer,
@@ -74,11 +74,48 @@ def resolve_model(
     )
 
 
+def _all_of(*steps: Callable[[], Any]) -> list[Any]:
+    """Return what each step returns.
+
+    Raises:
+        JobError: Says all that is wrong in any of them.
+    """
+    found, problems = [], []
+    for step in steps:
+        try:
+            found.append(step())
+        except JobError as error:
+            problems.append(error)
+    if len(problems) > 1:
+        raise JobError("; ".join(map(str, problems)))
+    if problems:
+        raise problems[0]
+    return found
+
+
+def _weights_uri(kind: Kind, card: ModelCard, model: Model) -> str | None:
+    uri = model.weights or card.weights_path
+    if uri is None and kind == "torchvision":
+        raise JobError(
+            f"model.weights: {card.name} needs the URI of a state dict "
+            f"({', '.join(WEIGHT_SUFFIXES)}); nothing is downloaded silently"
+        )
+    if uri is not None:
+        check_suffix(uri)
+    return uri
+
+
 def _named_card(name: str, *, wants_labels: bool) -> tuple[Kind, ModelCard, str]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             return "entry_point", entry_point_card(name), source_digest(entry.module)
     facts = torchvision_facts(name)
+    if facts is not None and _DETECTORS.match(name):
+        raise JobError(
+            f"model.name = {name!r}: a detector, and lists of boxes are not supported: write a "
+            "factory that pads them to one shape, and give task raw, outputs with those shapes and "
+            "all of transform"
+        )
     if facts is None:
         ours = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
         raise JobError(
@@ -161,7 +198,7 @@ def _read_labels(model: Model, labels: str | tuple[str, ...]) -> tuple[str, ...]
         return labels
     data = read_file(labels, model.storage_options, "model.labels")
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
         names = json.loads(text) if labels.endswith(".json") else None
     except ValueError as error:
         raise JobError(f"model.labels = {labels}: cannot be read: {error}") from None

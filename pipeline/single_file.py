@@ -31,7 +31,7 @@ def read_lines(uri: str, storage_options: Mapping[str, Any], what: str) -> list[
         JobError: There is no such file, or it is no text.
     """
     try:
-        text = read_file(uri, storage_options, what).decode("utf-8")
+        text = read_file(uri, storage_options, what).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise JobError(f"{what} = {uri}: not UTF-8 text: {error}") from None
     return [line.strip() for line in text.splitlines() if line.strip()]

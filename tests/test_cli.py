@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,90 @@ def test_without_a_command_the_help_is_shown():
     assert len(bare.stdout.splitlines()) > 10
     for name in COMMANDS:
         assert f"  {name} " in bare.stdout
+
+
+def test_the_list_of_commands_has_their_whole_description():
+    shown = " ".join(pipeline("--help").stdout.split())
+    for name, command in COMMANDS.items():
+        assert f"{name} {' '.join(command.help.split())}" in shown
+
+
+def test_the_version_names_what_is_installed_and_imports_nothing_heavy():
+    program = (
+        "import sys; from pipeline.cli import app; app(['--version'], standalone_mode=False)\n"
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    first, loaded = done.stdout.splitlines()
+    assert first.startswith(f"pipeline {metadata.version('batch-inference-pipeline')} (python 3.")
+    assert f"ray {metadata.version('ray')}, torch {metadata.version('torch')}" in first
+    assert set(loaded.split()).isdisjoint(HEAVY)
+    assert pipeline("--version").stdout == f"{first}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["run", "j.yaml", "--date", "2026-11-24", "--date", "2026-11-25"], "--date"),
+        (["run", "j.yaml", "--date=2026-11-24", "--quiet", "--date=2026-11-24"], "--date"),
+        (["submit", "--address", "http://a", "j.yaml", "--address=http://b"], "--address"),
+        (["rollback", "j.yaml", "--to", "1", "--to", "2"], "--to"),
+        (["inspect", "out", "--partition", "a=1", "--partition", "a=2"], "--partition"),
+    ],
+)
+def test_an_option_of_one_value_is_not_given_twice(
+    arguments: list[str], option: str, refusal: Refusal
+):
+    assert refusal(*arguments) == f"error: {option} is given 2 times: once is right"
+
+
+def test_flags_and_lists_may_be_given_twice(refusal: Refusal):
+    arguments = ("run", "none.yaml", "--quiet", "--quiet", "--set", "a.b=1", "--set", "a.b=2")
+    assert "none.yaml: cannot read" in refusal(*arguments, "--allow-import=a", "--allow-import=b")
+
+
+def test_all_errors_of_a_job_file_are_lines_and_a_list_in_the_document(tmp_path: Path):
+    path = tmp_path / "job.yaml"
+    path.write_text('source: {uri: in, format: "a\\e[31m"}\nmodel: {nme: x}\nsink: {uri: out}\n')
+    done = pipeline("plan", str(path), "--json")
+    assert done.code == done.json["exit_code"] == 2
+    head, *lines = done.stderr.splitlines()
+    assert head == f"error: {path}: 2 errors"
+    assert done.json["error"] == f"{path}: 2 errors"
+    assert [f"  {line}" for line in done.json["errors"]] == lines
+    assert [line.split(":")[0] for line in lines] == ["  line 1", "  line 2"]
+    assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("target", ["nets:net", "package.nets:net"])
+def test_code_beside_the_job_file_is_named_and_not_run(
+    target: str, refusal: Refusal, tmp_path: Path
+):
+    (tmp_path / "package").mkdir()
+    for file in ("nets.py", "package/__init__.py", "package/nets.py"):
+        (tmp_path / file).write_text("raise SystemExit('it ran')")
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "source: {uri: in, format: images}\nsink: {uri: out}\n"
+        f"model: {{factory: '{target}', labels: [a]}}\n"
+    )
+    name = target.partition(":")[0].split(".")[0]
+    line = refusal("plan", str(job), "--allow-import", name)
+    assert f"model.factory = {target!r}: {name}" in line
+    assert "lies beside the job file, which is not searched" in line
+    assert f"PYTHONPATH={tmp_path} pipeline ... --allow-import {name}" in line
+
+
+def test_code_beside_the_job_file_is_found_where_the_user_says_so(tmp_path: Path):
+    (tmp_path / "nets.py").write_text("raise RuntimeError('it ran')")
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "source: {uri: in, format: images}\nsink: {uri: out}\n"
+        "model: {factory: 'nets:net', labels: [a]}\n"
+    )
+    env = {"PYTHONPATH": str(tmp_path)}
+    assert "importing nets is not allowed" in pipeline("plan", str(job), env=env).stderr
+    assert "it ran" in pipeline("plan", str(job), "--allow-import", "nets", env=env).stderr
 
 
 def test_schema_prints_json(refusal: Refusal):

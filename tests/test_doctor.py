@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cli import pipeline, write_job
 
 from pipeline.context import RunOptions
 from pipeline.doctor import examine
+from pipeline.machine_checks import look_at_access
 from pipeline.photos import build_images
 
 
@@ -82,11 +84,28 @@ def test_who_may_reach_ray_is_told_and_the_token_is_not(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found, code = examine(None, RunOptions(address=address))
-    assert code == 0
-    assert looks(found)["ray access"][0] == status
-    assert words in looks(found)["ray access"][1]
+    (found,) = look_at_access(address)
+    assert (found.check, found.status, found.exit_code) == ("ray access", status, 0)
+    assert words in found.found
     assert "t0ken" not in str(found)
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_a_cluster_that_does_not_answer_fails_with_the_code_of_the_run(scheme: str) -> None:
+    with socket.socket() as taken:  # refuses connections, and nobody else can take it
+        taken.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
+        found, code = examine(None, RunOptions(address=address))
+    assert code == 7
+    assert looks(found)["cluster"][0] == "fail"
+    assert address in looks(found)["cluster"][1]
+    assert "refused" in looks(found)["cluster"][1]
+
+
+def test_an_address_of_no_kind_is_a_mistake_of_the_command() -> None:
+    found, code = examine(None, RunOptions(address="head"))
+    assert (looks(found)["cluster"][0], code) == ("fail", 2)
+    assert "HOST:PORT" in looks(found)["cluster"][1]
 
 
 def test_a_token_that_others_may_read_is_told(

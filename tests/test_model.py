@@ -210,6 +210,23 @@ def test_an_unknown_name_is_refused_beside_those_that_are_installed():
     assert "'no-such-model': neither an installed model (efficientnet-lite0" in message
 
 
+def test_all_that_a_torchvision_name_lacks_is_said_at_once():
+    message = refusal(name="resnet18", labels=[], weights="w.onnx")
+    assert "model.weights = w.onnx" in message
+    assert "brings no class names" in message
+    message = refusal(labels=None, transform={"size_px": 3})
+    assert "brings no transform; give resize_px" in message
+    assert "brings no class names" in message
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "ssdlite320_mobilenet_v3_large"])
+def test_a_detector_is_refused_with_the_way_that_works(name: str):
+    for options in ({}, {"task": "raw", "outputs": [{"shape": [20, 4]}], "labels": None}):
+        message = refusal(name=name, **options)
+        assert "a detector" in message
+        assert "factory that pads them to one shape, and give task raw, outputs" in message
+
+
 def test_an_entry_point_brings_weights_labels_and_transform():
     spec = resolve(name="efficientnet-lite0", labels=None)
     assert spec.kind == "entry_point"
@@ -309,6 +326,13 @@ def test_changed_code_of_a_factory_is_another_model(tmp_path: Path, monkeypatch:
 
 
 # ---------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "labels.json"])
+def test_a_byte_order_mark_is_no_part_of_the_first_label(name: str, tmp_path: Path):
+    text = json.dumps(["a", "b"]) if name.endswith("json") else "a\r\nb\r\n"
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert resolve(labels=str(tmp_path / name)).task.labels == ("a", "b")
 
 
 def test_labels_come_from_a_list_a_text_file_or_json(tmp_path: Path):

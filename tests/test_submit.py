@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +16,13 @@ import pytest
 from cli import pipeline, start, write_job
 from rayhead import RayHead
 
-from pipeline.errors import PipelineError
+from pipeline.errors import GateRefused, InfraError, PipelineError, Stopped
+from pipeline.job_output import JobOutput
 from pipeline.layout import Layout
 from pipeline.manifest import current_manifest, read_predictions
 from pipeline.photos import Built, build_images
 from pipeline.storage import Store
-from pipeline.submit import _exit_code, entrypoint
+from pipeline.submit import Submission, _exit_code, error_without_document
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
@@ -63,15 +65,21 @@ def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
         "PYTHONUNBUFFERED": "1",
     }
     store = Store(str(tmp_path / "out"))
-    process = start("submit", job, "--address", head.url, "--date", DATE, env=env)
-    assert process.stdout is not None
-    first = process.stdout.readline()
-    assert first
+    process = start("submit", job, "--address", head.url, "--date", DATE, "--json", env=env)
+    assert process.stderr is not None
+    while "Running entrypoint" not in process.stderr.readline():
+        assert process.poll() is None
     assert current_manifest(store, Layout(PARTITION)) is None
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stdout + stderr
-    document = json.loads(stdout.splitlines()[-1])
+    document = json.loads(stdout)  # and nothing else is on stdout
     assert (document["status"], document["rows"]["total"]) == ("published", 16)
+    assert "published; 16 rows = 15 predicted + 1 quarantined" in " ".join(stderr.split())
+    # Without --json the log, with its table, and no document.
+    again = pipeline("submit", job, "--address", head.url, "--date", DATE, env=env)
+    assert again.code == 0, again.stdout + again.stderr
+    assert "nothing to do; already published: 16 rows" in " ".join(again.stdout.split())
+    assert '"status"' not in again.stdout + again.stderr
 
     bad = set(photos[1].bad)
     ids = read_predictions(store.url(), PARTITION).column("row_id").to_pylist()
@@ -108,8 +116,32 @@ def test_every_exit_code_of_the_pipeline_comes_back(kind: type[PipelineError]):
 
 def test_what_is_accepted_goes_along_as_it_was_said():
     accept = ['volume=half; $(a) "day"', "constant='all' black"]
-    command = shlex.split(entrypoint(dt.date(2026, 11, 24), ["a.b=1"], ["models"], accept))
+    asked = Submission("job.yaml", dt.date(2026, 11, 24), ["a.b=1"], ["models"], accept)
+    command = shlex.split(asked.entrypoint)
     assert command[-4:] == ["--accept", accept[0], "--accept", accept[1]]
+    assert {"--json", "--quiet"}.isdisjoint(command)
+    short = shlex.split(replace(asked, as_json=True, quiet=True).entrypoint)
+    assert set(short) - set(command) == {"--json", "--quiet"}
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("ending", ["", "\n", "\nRay says good-bye\n"])
+def test_the_document_is_taken_out_of_the_log_wherever_the_log_is_cut(size: int, ending: str):
+    first, document = '{"status": "old"}', '{"status": "published", "rows": {"total": 3}}'
+    log = f'Running\n{{"not": "ours"}}\n{{broken\n{first}\nerror: x\n{document}{ending}'
+    passed: list[str] = []
+    output = JobOutput(passed.append, has_document=True)
+    for start_at in range(0, len(log), size):
+        output.add(log[start_at : start_at + size])
+    assert output.end() == document
+    assert document not in "".join(passed)
+    expected = ["Running", '{"not": "ours"}', "{broken", "error: x", first]
+    assert set("".join(passed).split("\n")) - {""} == {*expected, *ending.split("\n")} - {""}
+
+
+def test_a_job_that_left_no_document_is_an_error_with_its_own_code():
+    for code, kind in ((0, InfraError), (1, PipelineError), (3, GateRefused), (6, Stopped)):
+        assert type(error_without_document(code)) is kind
 
 
 def test_a_stopped_submission_stops_the_job_and_a_rerun_is_free_to_go(
@@ -151,10 +183,22 @@ def test_a_token_that_the_cluster_does_not_know_is_the_users_mistake(
     head: RayHead, photos: tuple[Path, Built], tmp_path: Path
 ):
     job = photo_job(tmp_path, photos)
-    for env in ({}, {"RAY_AUTH_TOKEN": "f" * 64}):
+    for env, words in (
+        ({}, "asks for a token and none was sent: set RAY_AUTH_TOKEN_PATH"),
+        ({"RAY_AUTH_TOKEN": "f" * 64}, "does not know the token that was sent"),
+    ):
         done = pipeline("submit", job, "--address", head.url, env=env)
         assert done.code == 2
-        assert "RAY_AUTH_TOKEN" in done.stderr
+        assert words in done.stderr
+        for address in (head.url, head.address):  # doctor says the same, of both addresses
+            looked = pipeline("doctor", "--address", address, "--json", env=env)
+            (check,) = [c for c in looked.json["checks"] if c["check"] == "cluster"]
+            assert (looked.code, check["status"]) == (2, "fail")
+            assert words in check["found"]
+            assert "Unauthenticated" not in looked.stderr  # of Ray's core
+    looked = pipeline("doctor", "--address", head.address, "--json", env=head.secret)
+    assert looked.code == 0, looked.stdout
+    assert "lets us in" in looked.stdout
 
 
 @pytest.mark.parametrize(
@@ -175,6 +219,13 @@ def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
     nowhere = ("--address", f"http://127.0.0.1:{closed_port}")
     wrong = pipeline("submit", job, *nowhere, "--set", "model.nme=x")
     assert (wrong.code, "nme: unknown key" in wrong.stderr) == (2, True)
+    relative = pipeline("submit", job, *nowhere, "--set", "sink.uri=out", "--json")
+    assert relative.code == 2
+    assert "sink.uri = out is relative; submit runs elsewhere" in relative.json["error"]
+    (tmp_path / "nets.py").touch()
+    beside = pipeline("submit", job, *nowhere, "--set", "model.factory=nets:net")
+    assert beside.code == 7  # it may be installed there
+    assert "nets.py is not sent along with the job: it must be installed" in beside.stderr
     secret = pipeline("submit", job, *nowhere, "--set", "sink.storage_options.secret=hunter2")
     assert secret.code == 2
     assert "hunter2" not in secret.stderr
