@@ -45,7 +45,7 @@ def _ask_head(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
     except (OSError, OverflowError) as error:
         raise InfraError(f"Ray at {address}: cannot connect: {one_line(error)}") from None
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # it is compiled
     from ray.exceptions import AuthenticationError, RaySystemError
 
     try:

@@ -10,6 +10,7 @@ there as well.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import shlex
 import shutil
@@ -24,6 +25,7 @@ from typing import Any
 from pipeline.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
 from pipeline.job_api import connect, one_line, shown_address
 from pipeline.job_log import GIVE_UP_S, PAUSE_S, Follower
+from pipeline.job_yaml import parse_value
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +102,11 @@ def error_without_document(code: int) -> PipelineError:
 
 def _refuse_secrets(overrides: Sequence[str]) -> None:
     for override in overrides:
-        name = override.partition("=")[0]
-        if "storage_options" in name:
+        name, _, text = override.partition("=")
+        if "storage_options" in name or "storage_options" in json.dumps(parse_value(text)):
             raise JobError(
-                f"--set {name}: the cluster would show the value to everybody who lists its jobs; "
-                "write it in the job file, as ${env:NAME}"
+                f"--set {name}: the cluster would show storage_options to everybody who lists its "
+                "jobs; write them in the job file, as ${env:NAME}"
             )
 
 

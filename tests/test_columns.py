@@ -164,7 +164,7 @@ def test_named_files_are_read_in_their_order(tmp_path: Path):
     for name in ("a", "b", "c"):
         write(tmp_path / "in", f"{name}.parquet", image=[PNG])
     names = ["c.parquet", "a.parquet"]
-    (tmp_path / "list.txt").write_text("\n".join(names) + "\n\n")
+    (tmp_path / "list.txt").write_text("\ufeff" + "\n".join(names) + "\n\n")  # as Windows writes
     for files in (names, str(tmp_path / "list.txt")):
         table = read_all(job_of(tmp_path / "in", files=files))
         assert table["row_id"].to_pylist() == ["c.parquet#0", "a.parquet#0"]

@@ -7,7 +7,14 @@ import pickle
 import pytest
 
 from pipeline import errors
-from pipeline.errors import GateRefused, InfraError, JobError, PipelineError, find_cause
+from pipeline.errors import (
+    GateRefused,
+    InfraError,
+    JobError,
+    JobErrors,
+    PipelineError,
+    find_cause,
+)
 
 EXIT_CODES = {
     "PipelineError": 1,
@@ -51,6 +58,12 @@ def test_an_error_survives_pickling(name: str):
     assert type(copy) is type(error)
     assert str(copy) == "what happened, to what"
     assert copy.exit_code == error.exit_code
+
+
+def test_several_errors_of_a_job_keep_their_lines_through_pickling():
+    error = pickle.loads(pickle.dumps(JobErrors("job.yaml: 2 errors\nline 1: a\nline 2: b")))
+    assert error.lines == ["job.yaml: 2 errors", "line 1: a", "line 2: b"]
+    assert error.exit_code == 2
 
 
 def test_our_own_error_is_found_through_causes_and_wrappers():

@@ -226,6 +226,11 @@ def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
     beside = pipeline("submit", job, *nowhere, "--set", "model.factory=nets:net")
     assert beside.code == 7  # it may be installed there
     assert "nets.py is not sent along with the job: it must be installed" in beside.stderr
-    secret = pipeline("submit", job, *nowhere, "--set", "sink.storage_options.secret=hunter2")
-    assert secret.code == 2
-    assert "hunter2" not in secret.stderr
+    for override in (
+        "sink.storage_options.secret=hunter2",
+        'gates.golden={uri: /g.parquet, "storage\\x5foptions": {secret: hunter2}}',
+    ):
+        secret = pipeline("submit", job, *nowhere, "--set", override)
+        assert secret.code == 2
+        assert "as ${env:NAME}" in secret.stderr
+        assert "hunter2" not in secret.stderr
