@@ -417,7 +417,12 @@ def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
         (["resources.min_actors=64"], 2, "the cluster has"),
         (["sink.uri=/proc/nowhere"], 2, "/proc/nowhere"),
         (["sink.uri=s3://no-such-bucket-here/x"], 2, "no-such-bucket-here"),
-        (["model.labels=[a, b]"], 3, "max_error_pct"),
+        (
+            ["model.labels=[a, b]", "gates.max_error_pct=100"],
+            2,
+            'failed alike: model_error "output is (1, 5), expected (1, 2): the model has 5 outputs'
+            ', model.labels 2"; nothing was published',
+        ),
     ],
 )
 def test_what_cannot_be_ends_in_one_line_and_its_exit_code(

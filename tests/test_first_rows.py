@@ -183,9 +183,7 @@ def test_predictions_of_another_actor_of_the_node_clear_exceptions(tmp_path: Pat
 
 def test_a_list_of_dicts_is_named_as_what_detectors_give():
     outputs = tuple(OutputSpec(name, (4,)) for name in ("boxes", "scores", "labels"))
-    with pytest.raises(
-        OutputError, match=r"a list with one dict per row, as detectors do; model\."
-    ):
+    with pytest.raises(OutputError, match=r"one dict per row, as detectors do; model\."):
         make_task(TaskSpec("raw", outputs=outputs)).reduce([{"boxes": torch.zeros(2, 4)}] * 3, 3)
     with pytest.raises(OutputError, match=r"the model has 1 outputs, model\.outputs declares 3"):
         make_task(TaskSpec("raw", outputs=outputs)).reduce(torch.zeros(3, 4), 3)

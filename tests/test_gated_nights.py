@@ -167,11 +167,16 @@ def _errors_stop_the_reading_early(nights: Nights) -> None:
     assert "max_error_pct: 10 of 96 rows quarantined, 10.42%; limit 5%" in refused.stderr
     assert "of 96 rows, so reading stopped there; finished slices are kept" in refused.stderr
     assert nights.store.list_files(f"_control/date={date}/staging") != []
-    assert statuses(nights.last_report(date)["gates"]) == {"max_error_pct": "fail"}
+    assert "e.g. " in refused.stderr, "one of the rows, and why"
+    assert "; if that is right: --accept max_error_pct=REASON" in refused.stderr
+    report = nights.last_report(date)
+    assert statuses(report["gates"]) == {"max_error_pct": "fail"}
+    assert sum(found["num_rows"] for found in report["top_failures"]) == 10
     accepted = ["--accept", "max_error_pct=ten photos are lost", "--accept", "label_drift=back"]
     done = nights.run(date, *accepted)
     assert done.code == 0, done.stderr
     assert done.json["rows"]["resumed"] >= 16
+    assert done.json["top_failures"] == report["top_failures"], "those of resumed slices, too"
     assert (done.json["rows"]["predicted"], done.json["rows"]["quarantined"]) == (86, 10)
     found = statuses(done.json["gates"])
     assert (found["max_error_pct"], found["label_drift"]) == ("accepted", "accepted")

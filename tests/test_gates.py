@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.causes import Cause
 from pipeline.errors import GateRefused, JobError
 from pipeline.gates import Figures, certain_failures, early_refusal, judge
 from pipeline.histograms import Distribution, Numbers
@@ -388,3 +389,43 @@ def test_a_run_stops_early_only_for_what_is_certain():
     assert message.startswith("nothing was published; max_error_pct: 51 of 1000 rows quarantined")
     assert "certain after 300 of 1000 rows" in message
     assert "finished slices are kept" in message
+
+
+EMPTY = Cause("empty", "decode", "the image has 0 bytes", 20, "0000.jpg")
+
+
+def test_a_refusal_says_why_rows_are_in_quarantine_and_how_to_accept_it():
+    facts = {"reasons": {"empty": 20}, "causes": [EMPTY]}
+    words = "(20 empty, e.g. 0000.jpg: the image has 0 bytes)"
+    found = list(verdicts(20, 120, facts=facts).values())
+    with pytest.raises(GateRefused) as refused:
+        require_pass(found)
+    assert str(refused.value) == (
+        f"nothing was published; max_error_pct: 20 of 120 rows quarantined, 16.67%; limit 5% "
+        f"{words}; if that is right: --accept max_error_pct=REASON"
+    )
+    early = certain_failures(gates_of({}), 120, 20, {"empty": 20}, {}, [EMPTY])
+    message = str(early_refusal(early, 64, 120))
+    assert words in message
+    assert message.endswith("; if that is right: --accept max_error_pct=REASON")
+    caps = {"max_error_pct": 50.0, "max_reason_pct": {"empty": 1.0}}
+    (failed,) = [v for v in verdicts(20, 120, facts=facts, **caps).values() if v.status == "fail"]
+    assert failed.name == "max_reason_pct"
+    assert failed.message.endswith(words)
+
+
+def test_a_refusal_for_something_else_says_what_is_in_quarantine_too():
+    drift = Verdict("label_drift", "fail", 0.5, 0.1, "labels drifted")
+    with pytest.raises(GateRefused) as refused:
+        require_pass([drift], "3 empty, e.g. a.jpg: the image has 0 bytes")
+    assert str(refused.value) == (
+        "nothing was published; label_drift: labels drifted; quarantined: 3 empty, e.g. a.jpg: "
+        "the image has 0 bytes; if that is right: --accept label_drift=REASON"
+    )
+
+
+def test_what_cannot_be_accepted_has_no_way_to_accept_it():
+    found = list(verdicts(10, 100, predicted=89).values())
+    with pytest.raises(GateRefused) as refused:
+        require_pass(found)
+    assert "--accept" not in str(refused.value)

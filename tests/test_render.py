@@ -69,6 +69,9 @@ def everywhere(text: str) -> RunFacts:
         model=FULL.model | {"name": text, "precision": text},
         output={"uri": text},
         gates=[{"name": text, "status": "fail", "value": text, "limit": text, "message": text}],
+        top_failures=[
+            {"reason": text, "stage": text, "message": text, "num_rows": 1, "row_id": text}
+        ],
         top_labels=[(text, 1)],
         versions={text: text},
     )
@@ -214,3 +217,50 @@ def test_who_decoded_is_shown_where_a_gpu_was_asked_to():
     page = Page(to_html(report)).text
     assert re.search(r"decoded on the GPU\s*1,988\s*decoded on the CPU\s*12\b", page)
     assert "decoded on the" not in Page(to_html(build_report(FULL))).text
+
+
+FAILED_ROWS = {
+    "reason": "empty",
+    "stage": "decode",
+    "message": "the image has 0 bytes",
+    "num_rows": 20,
+    "row_id": "in/0000.jpg",
+}
+REFUSED = dataclasses.replace(
+    FULL,
+    status="refused",
+    exit_code=3,
+    error="nothing was published; max_error_pct: 20 of 120 rows quarantined",
+    top_failures=[FAILED_ROWS],
+)
+
+
+def test_why_rows_failed_is_shown_with_one_of_them():
+    for facts in (dataclasses.replace(FULL, top_failures=[FAILED_ROWS]), REFUSED):
+        report = build_report(facts)
+        shown = "20 rows empty at decode: the image has 0 bytes (e.g. in/0000.jpg)"
+        assert shown in text_of(report)
+        page = Page(to_html(report)).text
+        assert all(word in page for word in ("Why rows failed", "the image has 0 bytes", "in/0000"))
+    vague = {"reason": "missing", "num_rows": 7, "at_least": True}
+    report = build_report(dataclasses.replace(FULL, top_failures=[vague]))
+    assert "at least 7 rows missing" in text_of(report)
+    assert "at least 7" in Page(to_html(report)).text
+
+
+@pytest.mark.parametrize("status", ["refused", "failed"])
+def test_what_came_to_nothing_opens_with_its_reason_and_gives_no_advice(status: str):
+    report = build_report(dataclasses.replace(REFUSED, status=status))
+    advice = report["bottleneck"]["advice"]
+    assert advice in text_of(build_report(FULL))
+    assert advice in Page(to_html(build_report(FULL))).text
+    for shown in (text_of(report), Page(to_html(report)).text.partition("exit code")[2]):
+        places = [
+            shown.index(word) for word in (REFUSED.error, "the image has 0 bytes", "transfer")
+        ]
+        assert places == sorted(places)
+        assert advice not in shown
+        assert shown.index("max_error_pct") < shown.index("rows/s")
+    assert text_of(report).startswith("nothing was published")
+    assert Page(to_html(report)).text.count("Gates") == 1
+    assert Page(to_html(build_report(FULL))).text.count("Gates") == 1
