@@ -26,6 +26,7 @@ import pyarrow as pa
 from pipeline.errors import PipelineError
 from pipeline.schema import Reason
 from pipeline.stats import Counters
+from pipeline.user_code import tell
 
 Step = Callable[[pa.Table, Counters], pa.Table]
 """Rows in, rows out; counts what it did."""
@@ -186,7 +187,7 @@ def serve(descriptor: int, parent: int) -> None:
         except (EOFError, ConnectionError):
             raise
         except Exception as error:  # noqa: BLE001  # it goes on in the parent
-            pipe.send(PipelineError(f"{type(error).__name__}: {error}"))
+            pipe.send(PipelineError(tell(error)))
 
 
 def _die_with(parent: int) -> None:

@@ -140,16 +140,17 @@ def require_hope(run: RunContext, plan: Plan) -> None:
     if plan.num_rows is None or record.num_done >= plan.num_rows:
         return  # with all rows there the gates judge everything
     num_planned = plan.num_rows + record.num_kept
-    failed = certain_failures(
+    judge_so_far = partial(
+        certain_failures,
         run.job.gates,
         num_planned,
         record.num_quarantined,
         record.reasons,
         run.options.accepted,
-        record.top_failures(),
     )
-    if failed:
+    if judge_so_far():
         require_some_row(run)
+        failed = judge_so_far(record.top_failures())
         record.judged(failed)
         raise early_refusal(failed, record.num_accounted, num_planned)
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipeline.causes import AlikeError, Cause, cause_of
 from pipeline.schema import Failure, Reason
 
@@ -53,9 +55,9 @@ class FirstRows:
         """Learn from the other actors of this node, by a file in a folder of the run."""
         self._mark = folder / MARK
 
-    def begin(self, row_ids: Sequence[str]) -> None:
-        """Note the ids of the rows of a slice."""
-        self._row_ids = row_ids
+    def begin(self, row_ids: pa.ChunkedArray) -> None:
+        """Note the ids of the rows of a slice; copied, for a column holds the slice in memory."""
+        self._row_ids = [] if self._is_over else row_ids.to_pylist()
 
     def predicted(self) -> None:
         """Note that rows have predictions."""

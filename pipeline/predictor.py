@@ -91,7 +91,7 @@ class Predictor:
             AlikeError: All rows of the first batches failed for one cause.
         """
         if self._first is not None:
-            self._first.begin(rows.column(ROW_ID).to_pylist())
+            self._first.begin(rows.column(ROW_ID))
         inputs = _read_inputs(rows, self._config.spec.transform)
         failures = failures_of(rows)
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())

@@ -129,7 +129,7 @@ class Report(Section):
     """Quarantined rows by reason."""
     top_failures: list[FailedRows] = Field(default_factory=list)
     """The five causes of the most failed rows. Where all rows of the first batches failed alike,
-    which ends a run, that cause alone, of rows that are counted nowhere else."""
+    which ends a run, that cause alone; its rows are not among those that `rows` counts."""
     unreadable_shards: int
     """Shards that could not be opened: their row count is unknown."""
     startup: list[StartupPart]

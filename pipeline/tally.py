@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.causes import Cause, Causes
 from pipeline.histograms import Distribution, Numbers, sum_numbers
@@ -14,6 +14,7 @@ from pipeline.sink import StagedSlice
 from pipeline.stats import CANARY, GOLDEN, StageCounters
 
 ReadFooter = Callable[[str], StagedSlice]
+_DUPLICATE = Cause(Reason.DUPLICATE_ID.value, "publish", "an earlier row has the same id")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Tally:
         """
         for label, num_rows in labels.items():
             if label is not None:
+                self.causes.add([replace(_DUPLICATE, num_rows=num_rows)])
                 if label in self._labels:
                     self._labels[label] -= num_rows
                 self.reasons[Reason.DUPLICATE_ID.value] += num_rows

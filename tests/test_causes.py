@@ -130,7 +130,7 @@ def test_a_footer_of_before_counts_by_its_reasons():
     found = tally.causes.complete(tally.reasons).top(5)
     assert [(c.reason, c.num_rows, c.message) for c in found] == [
         ("empty", 3, None),
-        ("duplicate_id", 2, None),
+        ("duplicate_id", 2, "an earlier row has the same id"),
     ]
 
 

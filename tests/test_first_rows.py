@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import models
+import pyarrow as pa
 import pytest
 import torch
 from test_predictor import (
@@ -191,13 +192,13 @@ def test_a_list_of_dicts_is_named_as_what_detectors_give():
 
 def test_the_watch_goes_to_actors_by_pickling():
     first = pickle.loads(pickle.dumps(FirstRows(7)))
-    first.begin(["a"] * 7)
+    first.begin(pa.chunked_array([["a"] * 7]))
     for row in range(7):
         first.failed(row, Raised(Reason.MODEL_ERROR, "predict", "RuntimeError: boom"))
     with pytest.raises(AlikeError, match="all 7 rows"):
         first.check()
     plain = FirstRows(7)
-    plain.begin(["a"] * 7)
+    plain.begin(pa.chunked_array([["a"] * 7]))
     for row in range(7):
         plain.failed(row, Failure(Reason.NON_FINITE, "predict", "output is not finite"))
     plain.check()

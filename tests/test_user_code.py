@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray.exceptions import RayTaskError
 
-from pipeline.errors import JobError
+from pipeline.errors import InfraError, JobError, PipelineError
 from pipeline.imports import import_callable
+from pipeline.ray_tasks import ray_errors
 from pipeline.task import TaskSpec, load_postprocess, make_task
-from pipeline.user_code import place, tell, tell_remote
+from pipeline.user_code import place, tell
 
 LINE = "net3_of_test.py line"
 
@@ -112,18 +114,7 @@ def test_what_a_postprocess_returns_is_checked(module, body: str, words: str):
         make_task(TaskSpec("raw", postprocess=f"{name}:post")).columns({}, np.ones(2, bool))
 
 
-class TaskErrorLikeRays(KeyError):
-    """Reads like Ray's wrapper, and has the cause that it wraps."""
-
-    def __init__(self, cause: BaseException, text: str) -> None:
-        super().__init__(text)
-        self.cause, self._text = cause, text
-
-    def __str__(self) -> str:
-        return self._text
-
-
-def test_of_a_remote_exception_the_cause_and_its_place_are_told():
+def test_of_a_remote_exception_the_cause_and_its_place_are_told_and_no_traceback():
     text = (
         "\x1b[36mray::f()\x1b[39m (pid=7, ip=10.0.0.1)\n"
         '  File "/opt/venv/lib/python3.11/site-packages/ray/data/op.py", line 879, in _map\n'
@@ -131,8 +122,16 @@ def test_of_a_remote_exception_the_cause_and_its_place_are_told():
         '  File "/opt/venv/lib/python3.11/site-packages/torch/nn/module.py", line 3, in call\n'
         "KeyError: 'nope'"
     )
-    error = TaskErrorLikeRays(KeyError("nope"), text)
-    assert tell_remote(error) == "KeyError: 'nope' (net3.py line 27)"
+    error = RayTaskError("f", text, KeyError("nope"), "ray::f()", 7, "10.0.0.1")
+    with pytest.raises(PipelineError) as raised, ray_errors():
+        raise error.as_instanceof_cause()
+    assert type(raised.value) is PipelineError
+    assert str(raised.value) == "KeyError: 'nope' (net3.py line 27); --debug shows all"
+    assert "ray/data/op.py" in str(raised.value.__cause__), "--debug shows it"
+    ours = RayTaskError("f", text, InfraError("the store is down"), "ray::f()", 7, "10.0.0.1")
+    with pytest.raises(InfraError, match=r"^the store is down$") as raised_ours, ray_errors():
+        raise ours.as_instanceof_cause()
+    assert "ray/data/op.py" in str(raised_ours.value.__cause__)
 
 
 def test_texts_of_exceptions_become_one_short_line():
