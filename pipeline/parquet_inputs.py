@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pipeline.storage import Store, StoredFile
 from pipeline.uri_policy import policy_of
 
 _FOOTER_THREADS = 16
+_LARGEST = 2**62
 
 
 def measure_parquet(
@@ -151,6 +153,7 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
     wanted = {source.id_column, *inputs, *source.pass_through}
     leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
     chosen = [i for i, leaf in enumerate(leaves) if {leaf.path, leaf.path.split(".")[0]} & wanted]
+    _require_chunks(metadata, [leaves[index].path for index in chosen])
     flat = [index for index in chosen if leaves[index].max_repetition_level == 0]
     rows: list[int] = []
     sizes: list[int] = []
@@ -164,6 +167,50 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
     if min(rows, default=0) < 0 or min(sizes, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise pa.ArrowInvalid(f"damaged: row groups of {sum(rows)} rows, not {metadata.num_rows}")
     return _Footer(tuple(rows), tuple(sizes), schema)
+
+
+class _Reached(Exception):
+    """Arrow has accepted what the footer says of columns, and asks for their bytes."""
+
+
+class _NoBytes(io.RawIOBase):
+    """A file that has a size and no bytes."""
+
+    def __init__(self) -> None:
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self._position = _LARGEST if whence == io.SEEK_END else offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        raise _Reached
+
+
+def _require_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
+    """Let Arrow parse what a footer says of each chunk of some columns, where it may complain.
+
+    Asked for by `metadata.row_group(i).column(j)`, damage ends the process instead.
+
+    Raises:
+        pa.ArrowException: It is damaged.
+    """
+    if not metadata.num_row_groups or not columns:
+        return
+    parquet = pq.ParquetFile(_NoBytes(), metadata=metadata, pre_buffer=True)
+    with contextlib.suppress(_Reached):
+        parquet.read_row_groups(
+            range(metadata.num_row_groups), columns=[*columns], use_threads=False
+        )
 
 
 def _declare(

@@ -61,6 +61,7 @@ class ParquetStream:
 
     def take(self, num_rows: int) -> pa.Table:
         pieces = []
+        self.num_rounded = 0
         while num_rows:
             if not self._fill():
                 extent = self._extents.popleft()

@@ -24,12 +24,14 @@ from pipeline.storage import Store
 Slices = dict[tuple[int, int], pa.Table]
 
 
-def plan_job(uri: Path | str, slice_rows: int, **fields: Any) -> tuple[Reader, Plan]:
+def plan_job(
+    uri: Path | str, slice_rows: int, *, sink: dict[str, Any] | None = None, **fields: Any
+) -> tuple[Reader, Plan]:
     document = {
         "source": {"uri": str(uri), "format": "parquet", **fields},
         "model": {"factory": "models:colours", "labels": models.LABELS},
         "transform": models.TRANSFORM,
-        "sink": {"uri": "out"},
+        "sink": sink or {"uri": "out"},
         "run": {"slice_rows": slice_rows},
     }
     job: Job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")

@@ -1,0 +1,136 @@
+"""Features reach the model as what they are, or the loss is refused, quarantined or counted."""
+
+from __future__ import annotations
+
+import decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_pass_through import read_all, source_of
+
+from pipeline.errors import JobError
+from pipeline.features import feature_rows
+from pipeline.inputs import list_inputs
+from pipeline.job_source import Source
+from pipeline.rows import Reader
+from pipeline.source import read_slices
+from pipeline.storage import Store
+from pipeline.units import Unit
+
+
+def rows_of(features: tuple[str, ...] = ("a",), **columns: Any) -> Any:
+    return feature_rows(Source(uri="in", format="parquet", features=features), pa.table(columns))
+
+
+def read(folder: Path, *names: str, **fields: Any) -> pa.Table:
+    source = source_of(folder, features=names, **fields)
+    return pa.concat_tables(read_all(list_inputs(source, max_extent_rows=9), source, 9))
+
+
+def write(folder: Path, **columns: Any) -> None:
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+
+
+@given(number=st.integers(-(2**63), 2**63 - 1))
+def test_a_whole_number_is_inexact_just_where_float32_changes_it(number: int):
+    found = rows_of(a=pa.array([0, number, None], pa.int64()))
+    is_exact = int(np.float32(number)) == number
+    assert found.inexact == ({} if is_exact else {"a": number})
+    assert found.is_rounded.tolist() == [False, not is_exact, False]
+
+
+@pytest.mark.parametrize("number", [2**24 + 1, 2**53 + 1, 2**63 + 1, 2**64 - 1])
+def test_large_unsigned_numbers_are_inexact(number: int):
+    assert rows_of(a=pa.array([number], pa.uint64())).inexact == {"a": number}
+    assert not rows_of(a=pa.array([2**63], pa.uint64())).inexact
+
+
+def test_whole_numbers_that_would_be_rounded_end_the_run(tmp_path: Path):
+    write(tmp_path, a=pa.array([1, 16777217], pa.int64()), b=[1, 2])
+    with pytest.raises(
+        JobError, match=r"features: a holds 16777217 in a\.parquet.*16777216; .*los"
+    ):
+        read(tmp_path, "b", "a")
+    table = read(tmp_path, "b", "a", lossy_features=True)
+    assert table["features"].to_pylist() == [[1, 1], [2, 16777216]]
+    assert table["error"].null_count == 2
+
+
+def test_whole_numbers_inside_lists_count_too(tmp_path: Path):
+    lists = pa.array([[1, 2], None, [3, 2**30 + 1]], pa.list_(pa.int32(), 2))
+    write(tmp_path, a=lists)
+    with pytest.raises(JobError, match="a holds 1073741825"):
+        read(tmp_path, "a")
+
+
+@pytest.mark.parametrize(
+    ("column", "rounded"),
+    [
+        (pa.array([0.5, 0.1, None, np.nan, np.inf]), [False, True, False, False, False]),
+        (pa.array([decimal.Decimal("0.5"), decimal.Decimal("0.1")]), [False, True]),
+        (pa.array([0.1], pa.float32()), [False]),
+        (pa.array([True, None]), [False, False]),
+    ],
+    ids=["float64", "decimal", "float32", "bool"],
+)
+def test_rounded_fractions_are_counted(column: pa.Array, rounded: list[bool]):
+    assert rows_of(a=column).is_rounded.tolist() == rounded
+
+
+def test_each_slice_counts_its_own_rounded_rows_wherever_reading_begins(tmp_path: Path):
+    values = [0.1 if row % 3 else 0.5 for row in range(20)]
+    write(tmp_path, a=values)
+    source = source_of(tmp_path, features=("a",))
+    inputs = list_inputs(source, max_extent_rows=100)
+    reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.num_features)
+    unit = Unit(0, inputs.extents, (0, 7, 14, 20))
+    starts = [key.start for key in unit.slices()]
+    for wanted in (starts, starts[1:], starts[2:]):
+        for key, counters, rows in read_slices(reader, unit, set(wanted)):
+            expected = sum(value == 0.1 for value in values[key.start : key.end])
+            assert counters["rounded"]["rows_out"] == expected
+            assert rows.schema == reader.schema
+
+
+def test_what_is_infinite_in_float32_only_costs_its_row(tmp_path: Path):
+    write(tmp_path, a=[1.0, 1e300, np.inf], b=[1.0, -1e39, 3.0])
+    table = read(tmp_path, "a", "b")
+    assert table["error"].to_pylist() == [None, "non_finite", None]
+    assert table["message"][1].as_py() == "features a, b are too large for float32"
+    assert table["features"].to_pylist() == [[1, 1], [0, 0], [np.inf, 3]]
+
+
+def test_null_features_name_their_columns(tmp_path: Path):
+    write(tmp_path, age=[1.0, None, None, 4.0], income=[1.0, 2.0, None, 4.0])
+    table = read(tmp_path, "age", "income")
+    assert table["message"].to_pylist() == [
+        None,
+        "feature age is null",
+        "features age, income are null",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("plan", "'plan' is dictionary.*expected numbers: text and categories become features"),
+        ("name", "'name' is string, expected numbers"),
+        ("country", "'country' is in the names of the folders, which can only be passed through"),
+    ],
+)
+def test_what_is_no_feature_is_told_what_would_be(name: str, words: str, tmp_path: Path):
+    folder = tmp_path / "country=de"
+    folder.mkdir()
+    plan = pa.array(["free", "paid"]).dictionary_encode()
+    write(folder, plan=plan, name=["x", "y"], n=[1, 2])
+    with pytest.raises(JobError, match=words):
+        read(tmp_path, name)
+    table = read(tmp_path, "n", pass_through=("country",))
+    assert table["country"].to_pylist() == ["de", "de"]

@@ -1,0 +1,283 @@
+"""Every Arrow type that Parquet restores is published as it is read, or refused at listing."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from published import run_here
+
+from pipeline.arrow_types import published_type, type_trouble
+from pipeline.compact import Compacted, Compactor, compact_slices
+from pipeline.errors import JobError
+from pipeline.hive import restore
+from pipeline.inputs import Inputs, list_inputs
+from pipeline.job_source import Source
+from pipeline.regroup import compact_by_value
+from pipeline.results import to_table
+from pipeline.rows import Reader
+from pipeline.schema import LABEL_ID, SCORE, SliceKey, failures_of, pack, prediction_schema, unpack
+from pipeline.sink import StagingWriter, list_staged
+from pipeline.source import read_slices
+from pipeline.storage import Store
+from pipeline.task import TaskSpec, make_task
+from pipeline.units import SliceSizes, make_units
+
+MOMENT = dt.datetime(9999, 12, 31, 23, 59, 59, 999999)
+NOW = dt.datetime(2026, 11, 24, 1, 2, 3)
+LONG = "longer than what a view keeps inside"
+VALUES: dict[pa.DataType, Sequence[Any]] = {
+    pa.string(): ["a", None, "", LONG],
+    pa.large_string(): ["a", None, "", LONG],
+    pa.string_view(): ["a", None, "", LONG],
+    pa.binary(): [b"\xff", None, b""],
+    pa.large_binary(): [b"\xff", None, b""],
+    pa.binary_view(): [b"\xff", None, LONG.encode()],
+    pa.binary(3): [b"abc", None],
+    pa.list_(pa.int32()): [[1, None], None, []],
+    pa.large_list(pa.int32()): [[1, None], None, []],
+    pa.list_view(pa.int32()): [[1, None], None, [], [2, 3]],
+    pa.large_list_view(pa.int32()): [[1, None], None, [], [2, 3]],
+    pa.list_(pa.int32(), 2): [[1, 2], None],
+    pa.list_(pa.string_view()): [["a", None], None, [LONG]],
+    pa.list_(pa.list_(pa.string_view(), 1)): [[["a"]], None, []],
+    pa.struct([("a", pa.string_view()), ("b", pa.int8())]): [{"a": "x", "b": 1}, None],
+    pa.map_(pa.string(), pa.string_view()): [[("k", LONG)], None, []],
+    pa.dictionary(pa.int8(), pa.string()): ["a", None, "b", "a"],
+    pa.dictionary(pa.int32(), pa.string(), ordered=True): ["a", None, "b"],
+    pa.list_(pa.dictionary(pa.int32(), pa.string())): [["a", "b"], None],
+    pa.decimal32(5, 2): [decimal.Decimal("999.99"), None],
+    pa.decimal64(18, 3): [decimal.Decimal("1.001"), None],
+    pa.decimal128(38, 5): [decimal.Decimal("-1.00001"), None],
+    pa.decimal256(76, 5): [decimal.Decimal("1e70"), None],
+    pa.null(): [None, None],
+    pa.list_(pa.null()): [[None], None],
+    pa.bool_(): [True, None],
+    pa.int8(): [-128, None],
+    pa.uint32(): [2**32 - 1, None],
+    pa.int64(): [-(2**63), None],
+    pa.uint64(): [2**64 - 1, None],
+    pa.float16(): [1.5, None],
+    pa.float32(): [float("inf"), None],
+    pa.float64(): [1e300, None],
+    pa.date32(): [dt.date(9999, 12, 31), None, dt.date(1, 1, 1)],
+    pa.date64(): [dt.date(9999, 12, 31), None, dt.date(1, 1, 1)],
+    pa.time32("s"): [dt.time(23, 59, 59), None],
+    pa.time32("ms"): [dt.time(23, 59, 59), None],
+    pa.time64("us"): [dt.time(23, 59, 59, 999999), None],
+    pa.time64("ns"): [dt.time(23, 59, 59, 999999), None],
+    pa.timestamp("s"): [NOW, None, dt.datetime(9999, 12, 31)],
+    pa.timestamp("ms"): [NOW, None, dt.datetime(9999, 12, 31)],
+    pa.timestamp("us"): [NOW, None, MOMENT, dt.datetime(1, 1, 1)],
+    pa.timestamp("ns"): [NOW, None, dt.datetime(2262, 4, 11)],
+    pa.timestamp("us", "UTC"): [NOW, None],
+    pa.timestamp("ns", "Europe/Berlin"): [NOW, None],
+    pa.timestamp("us", "+05:30"): [NOW, None],
+    pa.duration("s"): [dt.timedelta(days=9), None],
+    pa.duration("ns"): [dt.timedelta(microseconds=1), None],
+    pa.uuid(): [b"0" * 16, None],
+    pa.json_(): ['{"a": 1}', None],
+    pa.bool8(): [1, None],
+    pa.opaque(pa.binary(), "x", "y"): [b"x", None],
+}
+REFUSED = (
+    pa.list_view(pa.string_view()),
+    pa.list_(pa.uuid()),
+    pa.struct([("token", pa.uuid())]),
+)
+UNWRITABLE = (
+    pa.month_day_nano_interval(),
+    pa.run_end_encoded(pa.int32(), pa.string()),
+    pa.dense_union([pa.field("a", pa.int32())]),
+    pa.sparse_union([pa.field("a", pa.int32())]),
+    pa.struct([]),
+)
+UNSTABLE = (pa.timestamp("s"), pa.date64(), pa.time32("s"))
+
+
+def source_of(folder: Path, **fields: Any) -> Source:
+    return Source(uri=str(folder), format="parquet", **fields)
+
+
+def read_all(inputs: Inputs, source: Source, slice_rows: int = 2, **reader: Any) -> list[pa.Table]:
+    """The rows in slices that went through Ray's form."""
+    how = Reader(Store(inputs.root), source, inputs.pass_through, inputs.num_features, **reader)
+    return [
+        unpack(pack(key, counters, rows))[0][2]
+        for unit in make_units(inputs.extents, SliceSizes(slice_rows))
+        for key, counters, rows in read_slices(how, unit, {key.start for key in unit.slices()})
+    ]
+
+
+def publish(store: Store, fields: pa.Schema, tables: Sequence[pa.Table], by: Sequence[str]) -> Any:
+    """Predict, stage and compact as a run does; return what was written."""
+    task = make_task(TaskSpec("classify", ("cat", "dog"), 1))
+    writer = StagingWriter(store, "staging", "r", "zstd", {})
+    start = 0
+    for table in tables:
+        failures = failures_of(table)
+        results = {
+            SCORE: np.ones((table.num_rows, 1), np.float32),
+            LABEL_ID: np.zeros((table.num_rows, 1), np.int32),
+        }
+        rows = to_table(task, fields, table, results, failures)
+        end = start + table.num_rows
+        writer.write(SliceKey(0, start, end, is_last=table is tables[-1]), {}, rows)
+        start = end
+    slices = [(k, f.path, float(f.size_bytes)) for k, f in list_staged(store, "staging").items()]
+    schema = prediction_schema(list(fields))
+    compactor = Compactor(store, "out", "v", schema, "zstd", {}, 2.0**20)
+    if by:
+        return compact_by_value(compactor, by, slices, {}, run_here)
+    return compact_slices(compactor, slices, {}, run_here)
+
+
+def read_back(store: Store, done: Compacted, types: dict[str, str]) -> pa.Table:
+    tables = []
+    for part in done.predictions:
+        data = pa.BufferReader(store.read_bytes(f"out/{part.path}"))
+        tables.append(restore(pq.ParquetFile(data).read(), part.path, types))
+    return pa.concat_tables(tables)
+
+
+@pytest.mark.parametrize("kind", VALUES, ids=str)
+def test_what_parquet_restores_is_published_unchanged(kind: pa.DataType, tmp_path: Path):
+    values = VALUES[kind]
+    storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    column = pa.array(values, storage)
+    if storage is not kind:
+        column = pa.ExtensionArray.from_storage(kind, column)
+    expected = pa.chunked_array([column.cast(storage)]).to_pylist()
+    (tmp_path / "in").mkdir()
+    table = pa.table({"image": [b"x"] * len(values), "c": column})
+    pq.write_table(table, tmp_path / "in" / "a.parquet")
+    source = source_of(tmp_path / "in", pass_through=("c",))
+    inputs = list_inputs(source, max_extent_rows=2)
+    assert not type_trouble(inputs.pass_through.field("c").type)
+    tables = read_all(inputs, source)
+    assert all(part["error"].null_count == part.num_rows for part in tables)
+    for number, by in enumerate(((), ("label",))):
+        store = Store(str(tmp_path / f"out{number}"))
+        done = publish(store, inputs.pass_through, tables, by)
+        found = read_back(store, done, {"label": "string"} if by else {})
+        assert found.schema.field("c").type == inputs.pass_through.field("c").type
+        assert found["c"].to_pylist() == expected
+        parts = [f"{store.uri}/out/{part.path}" for part in done.predictions]
+        if not pa.types.is_list_view(kind) and not pa.types.is_large_list_view(kind):
+            assert len(duckdb.sql(f"select * from read_parquet({parts})").fetchall()) == len(values)
+
+
+@pytest.mark.parametrize("kind", REFUSED, ids=str)
+def test_what_cannot_be_published_is_refused_at_listing(kind: pa.DataType, tmp_path: Path):
+    table = pa.table({"image": [b"x"], "c": pa.nulls(1, kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(JobError, match=r"pass_through: column 'c' of a\.parquet is .*leave it out"):
+        list_inputs(source_of(tmp_path, pass_through=("c",)), max_extent_rows=2)
+
+
+@pytest.mark.parametrize("kind", UNWRITABLE, ids=str)
+def test_a_type_that_parquet_cannot_hold_is_said_to_be_one(kind: pa.DataType):
+    with pytest.raises(pa.ArrowNotImplementedError):
+        pq.write_table(pa.table({"c": pa.nulls(1, kind)}), pa.BufferOutputStream())
+    assert "cannot write" in type_trouble(kind)
+
+
+@pytest.mark.parametrize("kind", UNSTABLE, ids=str)
+def test_casts_name_types_that_parquet_keeps(kind: pa.DataType, tmp_path: Path):
+    assert "Parquet keeps it as" in type_trouble(kind)
+    pq.write_table(pa.table({"image": [b"x"], "c": [NOW]}), tmp_path / "a.parquet")
+    alias = str(kind).partition("[")[0] if pa.types.is_date64(kind) else str(kind)
+    source = source_of(tmp_path, pass_through=("c",), casts={"c": alias})
+    with pytest.raises(JobError, match=r"source\.casts\.c = .*Parquet keeps it as"):
+        list_inputs(source, max_extent_rows=2)
+
+
+def test_every_kind_of_type_is_either_published_or_refused():
+    for kind in (*VALUES, *REFUSED, *UNWRITABLE):
+        wanted = published_type(kind)
+        assert published_type(wanted) == wanted
+
+
+# ---------------------------------------------------------------------------- single values
+
+
+def text(*values: bytes | None) -> pa.Array:
+    """A text column that may hold what is no UTF-8."""
+    made = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(values), made.buffers())
+
+
+BROKEN = text(b"ok", b"caf\xe9", None, b"last")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        BROKEN,
+        BROKEN.cast(pa.binary()).dictionary_encode(),
+        pa.ListArray.from_arrays(pa.array([0, 1, 2, 3, 4], pa.int32()), BROKEN),
+        pa.StructArray.from_arrays([BROKEN], ["name"]),
+    ],
+    ids=["plain", "dictionary", "list", "struct"],
+)
+def test_text_that_is_no_utf8_costs_its_row(column: pa.Array, tmp_path: Path):
+    if pa.types.is_dictionary(column.type):
+        column = pa.DictionaryArray.from_arrays(column.indices, text(b"ok", b"caf\xe9", b"last"))
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"image": [b"x"] * 4, "c": column}), tmp_path / "in" / "a.parquet")
+    source = source_of(tmp_path / "in", pass_through=("c",))
+    inputs = list_inputs(source, max_extent_rows=9)
+    tables = read_all(inputs, source, 9)
+    assert tables[0]["error"].to_pylist() == [None, "bad_schema", None, None]
+    assert tables[0]["message"][1].as_py().startswith("c ")
+    store = Store(str(tmp_path / "out"))
+    done = publish(store, inputs.pass_through, tables, ())
+    assert [part.num_rows for part in done.predictions] == [3]
+    parts = [f"{store.uri}/out/{part.path}" for part in done.predictions]
+    assert len(duckdb.sql(f"select c from read_parquet({parts})").fetchall()) == 3
+
+
+def test_a_value_that_makes_no_folder_costs_its_row(tmp_path: Path):
+    column = text(b"a", b"", b"caf\xe9", b"x" * 300, None, b" ")
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"image": [b"x"] * 6, "k": column}), tmp_path / "in" / "a.parquet")
+    source = source_of(tmp_path / "in", pass_through=("k",))
+    inputs = list_inputs(source, max_extent_rows=9)
+    [table] = read_all(inputs, source, 9, folders=("k",))
+    assert table["error"].to_pylist() == [None, *["bad_schema"] * 3, None, None]
+    messages = table["message"].to_pylist()
+    assert "k is empty text" in messages[1]
+    assert messages[2] == r"k is not UTF-8: caf\xe9"
+    assert "k has 300 characters" in messages[3]
+    store = Store(str(tmp_path / "out"))
+    done = publish(store, inputs.pass_through, [table], ("k",))
+    found = read_back(store, done, {"k": "string"})
+    assert sorted(found["k"].to_pylist(), key=str) == [" ", None, "a"]
+    paths = f"{store.uri}/out/predictions/**/*.parquet"
+    query = f"select k from read_parquet('{paths}', hive_partitioning=true) order by k"
+    assert duckdb.sql(query).fetchall() == [(" ",), ("a",), (None,)]
+
+
+def test_a_value_that_does_not_fit_its_cast_costs_its_row_and_no_other(tmp_path: Path):
+    pq.write_table(pa.table({"image": [b"x"] * 3, "n": [1.0, 2.5, 3.0]}), tmp_path / "a.parquet")
+    source = source_of(tmp_path, pass_through=("n",), casts={"n": "int64"})
+    [table] = read_all(list_inputs(source, max_extent_rows=9), source, 9)
+    assert table["error"].to_pylist() == [None, "bad_schema", None]
+    assert table["n"].to_pylist() == [1, None, 3]
+    assert table["message"][1].as_py().startswith("n cannot be int64: ")
+
+
+def test_a_cast_that_arrow_does_not_have_is_refused(tmp_path: Path):
+    table = pa.table({"image": [b"x"], "n": [{"a": 1}]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = source_of(tmp_path, pass_through=("n",), casts={"n": "int64"})
+    with pytest.raises(JobError, match=r"column .n. .*cannot make int64 of it"):
+        list_inputs(source, max_extent_rows=2)
