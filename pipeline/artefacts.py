@@ -32,14 +32,27 @@ def key_of(facts: Any, module: torch.nn.Module | None = None) -> str:
     """Digest JSON-ready facts and the versions in use, with a module's tensors if it is given."""
     versions = [SEMANTICS["predict"], runtime_versions()]
     digest = hashlib.sha256(json.dumps([facts, *versions], sort_keys=True).encode())
-    if module is None:
-        return digest.hexdigest()
+    if module is not None:
+        digest.update(tensors_digest(module).encode())
+    return digest.hexdigest()
+
+
+def tensors_digest(module: torch.nn.Module) -> str:
+    """Digest all parameters and buffers of a module, with their names."""
     import torch
 
+    digest = hashlib.sha256()
     tensors = {**module.state_dict(), **dict(module.named_buffers())}
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(name.encode())
+        if not isinstance(tensor, torch.Tensor):  # a module's extra state may be anything
+            continue
+        digest.update(f" {tensor.dtype} {tuple(tensor.shape)}".encode())
+        try:
+            values = tensor.detach().cpu().contiguous()
+            digest.update(values.view(-1).view(torch.uint8).numpy().data)
+        except (RuntimeError, TypeError, NotImplementedError):  # quantised, sparse, without data
+            digest.update(repr(tensor).encode())
     return digest.hexdigest()
 
 

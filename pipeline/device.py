@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import JobError
 from pipeline.made import Made
-from pipeline.model import INT8, ModelSpec, PredictorConfig, load_module
+from pipeline.model import INT8, PredictorConfig, load_pinned
 from pipeline.quantise import fetch_model
 from pipeline.runtimes import Runner, dtype_of, make_runner
 from pipeline.whole import Whole
@@ -49,7 +49,7 @@ def load_runner(config: PredictorConfig, device: torch.device) -> Runner:
     return make_runner(
         config.spec.runtime,
         config.spec.precision,
-        functools.partial(_load, config.spec, device),
+        functools.partial(_load, config, device),
         make_buffer(config, device).to(device),
         num_threads=config.num_threads,
         identity=config.spec.identity,
@@ -62,13 +62,14 @@ def export(config: PredictorConfig) -> Path:
     torch.set_num_threads(config.num_threads)
     cpu = torch.device("cpu")
     spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
-    whole = _load(spec, cpu)
+    whole = _load(replace(config, spec=spec), cpu)
     return Made(lambda: whole, make_buffer(config, cpu), None).onnx()
 
 
-def _load(spec: ModelSpec, device: torch.device) -> Whole:
+def _load(config: PredictorConfig, device: torch.device) -> Whole:
+    spec = config.spec
     kind = dtype_of(spec.runtime, spec.precision)
-    module = load_module(spec).to(device, kind)
+    module = load_pinned(config).to(device, kind)
     # torch's stubs of Module.to do not know memory_format.
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:

@@ -102,6 +102,9 @@ class Model(Section):
     """URI of a state dict: `.safetensors`, or `.pt`/`.pth` loaded with weights_only."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Expected digest of the weights file; another digest is refused."""
+    weights_key: str | None = None
+    """Key of the weights file under which the state dict lies, as in a checkpoint that holds more:
+    `model`, or `state.model` further down. What fits is named where it is missing."""
     labels: str | tuple[str, ...] | None = None
     """Class names: a list, or the URI of a text file with one a line or of a JSON list."""
     task: Literal["classify", "embed", "regress", "raw"] = "classify"
@@ -142,7 +145,12 @@ class Model(Section):
         if self.precision == "int8" and self.runtime in ("eager", "compile", "mnn"):
             problems.append("precision 'int8' needs runtime onnxruntime, openvino or auto")
         if self.task == "embed" and self.embedding_dim is None:
-            problems.append("task 'embed' needs embedding_dim, the length of its vectors")
+            problems.append(
+                "task 'embed' needs embedding_dim, the length of its vectors; if it is not known, "
+                "write 1, and `pipeline plan` says what the model gives"
+            )
+        if self.weights_key is not None and self.weights is None:
+            problems.append("weights_key has no effect without weights")
         if self.task == "raw" and not self.outputs:
             problems.append("task 'raw' needs outputs, each with a name and a shape")
         if problems:

@@ -67,6 +67,10 @@ class Layout:
     def plan(self, fingerprint: str) -> str:
         return f"{self.control}/plan/{fingerprint}.json"
 
+    def tensors(self, fingerprint: str) -> str:
+        """Return where the digest lies of the tensors of a model without a weights file."""
+        return f"{self.control}/tensors/{fingerprint}.json"
+
     def staging(self, fingerprint: str) -> str:
         return f"{self.control}/staging/{fingerprint}"
 

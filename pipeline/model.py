@@ -16,12 +16,14 @@ import pyarrow as pa
 from pipeline.agreement import AgreementLimits
 from pipeline.errors import JobError, PipelineError
 from pipeline.imports import import_callable
+from pipeline.own_tensors import pin, seeded
+from pipeline.state_dict import load_state
 from pipeline.storage import Store
 from pipeline.task import TaskSpec
 from pipeline.torchvision_models import torchvision_module
 from pipeline.transform import TransformSpec
 from pipeline.user_code import SHOW_ALL, tell
-from pipeline.weights import read_state_dict
+from pipeline.weights import read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +78,8 @@ class ModelSpec:
     """Precision int8: the calibrated model, once there is one. It follows from the choice, which
     the fingerprint names, so it is no part of the fingerprint."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    weights_key: str | None = None
+    """Under which key of the weights file the tensors lie; None takes the file itself."""
 
     @property
     def is_reference(self) -> bool:
@@ -91,6 +95,7 @@ class ModelSpec:
         return json.dumps(
             [
                 *(self.name, self.kind, self.code_sha256, self.weights_sha256, self.layer),
+                *([self.weights_key] if self.weights_key else []),
                 transform and transform.to_dict(),
                 len(self.task.labels),
             ]
@@ -115,6 +120,8 @@ class ModelSpec:
             "kind": self.kind,
             "code_sha256": self.code_sha256,
             "weights_sha256": self.weights_sha256,
+            # Only where it is set, so that a retry of what was published before finds its settings.
+            **({"weights_key": self.weights_key} if self.weights_key else {}),
             "transform": self.transform.to_dict() if self.transform else None,
             "task": self.task.to_dict(),
             "layer": self.layer,
@@ -142,31 +149,46 @@ class PredictorConfig:
     run_id: str = ""
     """Whose actors agree on who compares."""
     models: Store | None = None
-    """The output, where calibrated models are fetched from."""
+    """The output, where calibrated models are fetched from and tensors are pinned."""
+    pin: str | None = None
+    """Where in the output the digest of the model's own tensors is; None pins nothing."""
 
 
-def load_module(spec: ModelSpec) -> torch.nn.Module:
+def load_module(spec: ModelSpec, salt: str = "") -> torch.nn.Module:
     """Build the module and load its weights, in eval mode, float32, on the CPU.
+
+    Args:
+        spec: Which one.
+        salt: Draws other random parameters; see `own_tensors.seeded`.
 
     Raises:
         JobError: The weights do not fit the architecture, are not plain weights, or have another
             digest than the spec says.
     """
     try:
-        module = _build(spec)
+        with seeded(spec.name, salt):
+            module = _build(spec)
     except PipelineError:
         raise
     except Exception as error:  # a user's factory may raise anything
         told = tell(error, spec.name.partition(":")[0])
         raise JobError(f"model {spec.name}: cannot be built: {told}{SHOW_ALL}") from error
     if spec.weights_uri is not None:
-        state = read_state_dict(spec.weights_uri, spec.weights_sha256, spec.storage_options)
-        try:
-            module.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise JobError(f"{spec.weights_uri}: does not fit {spec.name}: {reason}") from None
+        held = read_weights(spec.weights_uri, spec.weights_sha256, spec.storage_options)
+        load_state(module, held, spec.weights_key, spec.weights_uri, spec.name)
     return module.eval()
+
+
+def load_pinned(config: PredictorConfig) -> torch.nn.Module:
+    """Do the same; tensors that come from no weights file must be those of the other actors.
+
+    Raises:
+        JobError: As above, or they are not.
+    """
+    module = load_module(config.spec)
+    if config.pin is not None and config.models is not None:
+        pin(config.models, config.pin, module, config.spec.name)
+    return module
 
 
 def _build(spec: ModelSpec) -> torch.nn.Module:

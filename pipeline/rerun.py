@@ -19,6 +19,7 @@ from pipeline.inputs import open_source, require_there
 from pipeline.job import Job
 from pipeline.lease import hold_lease
 from pipeline.manifest import Manifest, current_manifest
+from pipeline.own_tensors import hand_on
 from pipeline.plan import Plan, settings_digest
 from pipeline.plan_file import adopt_plan
 from pipeline.progress import Progress
@@ -92,6 +93,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Sta
             return _nothing_to_retry(run, work)
         onto = _prepare(run, work)
         plan = replace(adopt_plan(store, layout, work.plan), source_root=inputs.uri)
+        hand_on(store, *(layout.tensors(p.fingerprint) for p in (base.plan, plan)))
         _forget_failures(run, plan)
         run.record.planned(plan, model, job.resources.num_gpus)
         manifest = predict(run, plan, model, current, lease, onto=onto)

@@ -35,6 +35,7 @@ from pipeline.lease import Lease, hold_lease
 from pipeline.manifest import Manifest, current_manifest
 from pipeline.model import ModelSpec, PredictorConfig
 from pipeline.outcome import save_report, save_trouble
+from pipeline.own_tensors import warn
 from pipeline.plan import Plan
 from pipeline.plan_file import adopt_plan
 from pipeline.prepare import prepare
@@ -132,6 +133,8 @@ def predict_and_publish(
 ) -> Manifest:
     """Carry out an adopted plan on a cluster; see `finish` for what it returns and raises."""
     job = run.job
+    if model.kind == "factory" and model.weights_uri is None:
+        warn(model.name)
     golden = read_golden(
         job.gates, model.task, _reader(run, plan), is_accepted="golden" in run.options.accepted
     )
@@ -306,6 +309,7 @@ def _predictor(
         limits=_canary_limits(run, model),
         run_id=run.record.run_id,
         models=run.store,
+        pin=run.layout.tensors(plan.fingerprint) if model.weights_uri is None else None,
     )
 
 

@@ -7,29 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
 from pipeline.single_file import read_file
+from pipeline.storage import Store
+from pipeline.weights_file import SAVE, check_suffix, check_weights
 
 if TYPE_CHECKING:
     import torch
 
-_CODE_SUFFIXES = (".pt2", ".torchscript", ".ts", ".pkl", ".pickle")
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-
-
-def check_suffix(uri: str) -> None:
-    """Refuse what is code, or no known kind of weights, by its name.
-
-    Raises:
-        JobError: Says which suffixes are fine.
-    """
-    if uri.endswith(_CODE_SUFFIXES):
-        raise JobError(f"model.weights = {uri}: such a file can run code; save a state dict")
-    if not uri.endswith(WEIGHT_SUFFIXES):
-        raise JobError(f"model.weights = {uri}: expected one of {', '.join(WEIGHT_SUFFIXES)}")
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def weights_digest(
@@ -37,25 +27,32 @@ def weights_digest(
 ) -> str | None:
     """Return the digest that decides the fingerprint: the expected one, else the file's.
 
+    The file's header is looked at; where the digest is known nothing else is read.
+
     Raises:
-        JobError: There is no file to compare the expected digest with.
+        JobError: There is no file, or it is cut off, or it is no weights.
     """
     if uri is None:
         if expected is not None:
             raise JobError("model.weights_sha256: there is no weights file to compare it with")
         return None
+    check_suffix(uri)
     if expected is not None:
+        _check_header(uri, storage_options)
         return expected  # each actor checks it on the bytes that it loads
-    return hashlib.sha256(read_file(uri, storage_options, "model.weights")).hexdigest()
+    _require_file(uri, storage_options)
+    data = read_file(uri, storage_options, "model.weights")
+    check_weights(uri, io.BytesIO(data), len(data))
+    return hashlib.sha256(data).hexdigest()
 
 
-def read_state_dict(
+def read_weights(
     uri: str, expected_sha256: str | None, storage_options: Mapping[str, Any]
-) -> dict[str, torch.Tensor]:
-    """Read weights onto the CPU.
+) -> dict[Any, Any]:
+    """Read onto the CPU what a weights file holds: tensors by name, perhaps further down.
 
     Raises:
-        JobError: The digest is another one, or the file holds anything but names and tensors.
+        JobError: The digest is another one, or the file cannot be loaded without running code.
     """
     import torch
 
@@ -63,19 +60,43 @@ def read_state_dict(
     digest = hashlib.sha256(data).hexdigest()
     if digest != expected_sha256:
         raise JobError(f"{uri}: sha256 is {digest}, expected {expected_sha256}")
+    check_weights(uri, io.BytesIO(data), len(data))
     try:
         if uri.endswith(".safetensors"):
             from safetensors.torch import load
 
-            weights: dict[str, torch.Tensor] = load(data)
+            weights: dict[Any, torch.Tensor] = load(data)
             return weights
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  # any parser error means: not usable weights
-        reason = f"{type(error).__name__}: {error}"
-        if "weights_only" in reason:  # torch goes on to explain how to load it all the same
-            reason = "it holds more than tensors, and loading that could run code"
-        reason = " ".join(reason.split())[:200]
-        raise JobError(f"{uri}: not a plain state dict: {reason}") from None
-    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
-        raise JobError(f"{uri}: holds a {type(state).__name__}, expected names and tensors")
+        raise JobError(f"{uri}: not a plain state dict: {_reason(error)}") from None
+    if not isinstance(state, dict):
+        raise JobError(f"{uri}: holds a {type(state).__name__}, expected names and tensors; {SAVE}")
     return state
+
+
+def _reason(error: Exception) -> str:
+    reason = f"{type(error).__name__}: {error}"
+    if "weights_only" in reason:  # torch goes on to explain how to load it all the same
+        found = _GLOBAL.search(reason)
+        what = f" ({found.group(1)})" if found else ""
+        return f"it holds more than tensors{what}, and loading that could run code; {SAVE}"
+    words = " ".join(reason.split())
+    return words if len(words) <= 200 else f"{words[:200].rpartition(' ')[0]} ..."
+
+
+def _check_header(uri: str, storage_options: Mapping[str, Any]) -> None:
+    store, name, size_bytes = _require_file(uri, storage_options)
+    with store.open(name) as file:
+        check_weights(uri, file, size_bytes)
+
+
+def _require_file(uri: str, storage_options: Mapping[str, Any]) -> tuple[Store, str, int]:
+    folder, _, name = uri.rpartition("/")
+    store = Store(folder or ("/" if uri.startswith("/") else "."), storage_options)
+    found = store.stat(name) if name else None
+    if found is None:
+        is_folder = not name or store.exists(name)
+        what = "is a folder; name the file in it" if is_folder else "no such file"
+        raise JobError(f"model.weights = {uri}: {what}")
+    return store, name, found.size_bytes

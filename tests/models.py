@@ -6,6 +6,7 @@ Input is (N, 3, 32, 32), normalised with mean 0 and std 1, so pixels are in [0, 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 
@@ -180,3 +181,57 @@ def counting() -> nn.Module:
 
 def not_a_module() -> str:
     return "a string"
+
+
+class Untrained(Colours):
+    """Has random parameters, from torch's own generator, Python's and numpy's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.reset_parameters()
+        self.head.bias.data += random.random() + float(np.random.rand())
+
+
+def untrained() -> nn.Module:
+    return Untrained()
+
+
+def unseeded() -> nn.Module:
+    """Other parameters each time, whatever the seed."""
+    module = Colours()
+    module.head.bias.data += float(np.random.default_rng().random())
+    return module
+
+
+def wants_a_name(name: str) -> nn.Module:
+    raise AssertionError("is never called")
+
+
+def wide() -> nn.Module:
+    """One output more than there are labels."""
+    module = Colours()
+    module.head = nn.Linear(3, len(LABELS) + 1)
+    return module
+
+
+class Broken(Brightest):
+    """Post-processing that fails."""
+
+    def __call__(self, outputs: dict[str, np.ndarray]) -> dict[str, object]:
+        raise RuntimeError("boom in my code")
+
+
+def broken() -> Broken:
+    return Broken()
+
+
+def no_schema() -> object:
+    return lambda outputs: outputs
+
+
+def wants_outputs(outputs: object) -> object:
+    raise AssertionError("is never called")
+
+
+def raises() -> object:
+    raise OSError("no licence")

@@ -128,10 +128,10 @@ def test_weights_that_changed_after_resolving_are_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"head.bias": None}, 'Missing key(s) in state_dict: "head.bias"'),
-        ({"extra": torch.zeros(1)}, 'Unexpected key(s) in state_dict: "extra"'),
-        ({"head.weight": torch.zeros(2, 2)}, "size mismatch for head.weight"),
-        ({"head.weight": 5}, "head.weight"),
+        ({"head.bias": None}, "1 of 2 tensors missing (head.bias)"),
+        ({"extra": torch.zeros(1)}, "1 unexpected (extra)"),
+        ({"head.weight": torch.zeros(2, 2)}, "1 of another shape (head.weight is (2, 2), not (5"),
+        ({"head.weight": 5}, "1 that are no tensors (head.weight)"),
         ({1: torch.zeros(1)}, "expected names and tensors"),
     ],
 )
@@ -155,8 +155,8 @@ def test_no_file_runs_code_or_is_taken_for_weights(tmp_path: Path):
     for path in (whole_module, payload, *(str(tmp_path / name) for name in names)):
         message = refusal(weights=path)
         assert path in message
-        assert "not a plain state dict: " in message
-        assert "weights_only" not in message, "do not tell how to run it all the same"
+        assert "weights_only=False" not in message, "do not tell how to run it all the same"
+        assert "torch.save(" in message or "copy it again" in message or ".pth" in message
         assert not canary.exists()
     pickle.loads(pickle.dumps(Canary(canary)))
     assert canary.exists(), "the payload works where it is let"
@@ -171,14 +171,15 @@ def test_a_safetensors_header_that_lies_is_refused(
     header = json.dumps({"head.bias": entry}).encode()
     path = tmp_path / "lies.safetensors"
     path.write_bytes(struct.pack("<Q", length or len(header)) + header + bytes(4))
-    assert "not a plain state dict: " in refusal(weights=str(path))
+    message = refusal(weights=str(path))
+    assert message.startswith(f"model.weights = {path}: ") or "not a plain state dict" in message
 
 
 @EXPORTED
 def test_a_torchscript_archive_is_code(tmp_path: Path):
     path = str(tmp_path / "script.pt")
     torch.jit.trace(models.Colours(), torch.zeros(1, 3, 8, 8)).save(path)
-    assert "could run code" in refusal(weights=path)
+    assert "a TorchScript archive, which can run code" in refusal(weights=path)
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".torchscript", ".ts", ".pkl", ".pickle"])
@@ -186,7 +187,7 @@ def test_files_that_are_code_are_refused_by_name(suffix: str, tmp_path: Path):
     assert "can run code" in refusal(weights=saved(tmp_path / f"w{suffix}", colours_state()))
 
 
-@pytest.mark.parametrize("name", ["w", "w.onnx", "w.PT2", "w.npz", "w.pt.gz"])
+@pytest.mark.parametrize("name", ["w", "w.npz", "w.pt.gz", "w.PTH"])
 def test_other_files_are_refused_by_name(name: str, tmp_path: Path):
     message = refusal(weights=saved(tmp_path / name, colours_state()))
     assert ".safetensors, .pt, .pth, .bin" in message

@@ -1,0 +1,193 @@
+"""From what a weights file holds to the tensors of a module: the right key, no wrappers' prefixes.
+
+Training scripts put weights under a key beside other things, and DataParallel and torch.compile put
+a prefix before each name. What does not fit is refused with the reason that is most likely.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import JobError
+from pipeline.schema import clean_message
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before the names of what they wrap."""
+_DEPTH = 3
+_SHOWN = 3
+_MAX_KEYS = 8
+
+
+def load_state(
+    module: torch.nn.Module, held: Mapping[Any, Any], key: str | None, uri: str, name: str
+) -> None:
+    """Load into a module what a weights file holds for it; all of it must fit.
+
+    Args:
+        module: Gets the tensors.
+        held: What the file holds.
+        key: `model.weights_key`: under which key of the file the tensors lie; dots go deeper.
+        uri: The file, for messages.
+        name: The model, for messages.
+
+    Raises:
+        JobError: Tensors are missing, too many or of other shapes, or they lie elsewhere.
+    """
+    state = _at(held, key, uri)
+    wanted = module.state_dict()
+    if not any(_is_tensor(value) for value in state.values()):
+        raise JobError(_elsewhere(held, key, wanted, uri))
+    if not all(isinstance(each, str) for each in state):
+        raise JobError(f"{uri}: holds keys that are no text, expected names and tensors")
+    bare = _without_wrappers(state, wanted)
+    if bare is not state and bare.keys() == wanted.keys():
+        log.info("%s: a prefix of a wrapper (%s) is left out", uri, next(iter(state)))
+        state = bare
+    try:
+        module.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise JobError(f"{uri}: does not fit {name}: {_why(bare, wanted, error)}") from None
+
+
+def _at(held: Mapping[Any, Any], key: str | None, uri: str) -> Mapping[Any, Any]:
+    found: Any = held
+    for part in [] if key is None else [key] if key in held else key.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            raise JobError(
+                f"model.weights_key = {key!r}: {uri} has no such key; it holds {_keys(held)}"
+            )
+        found = found[part]
+    if not isinstance(found, Mapping):
+        raise JobError(
+            f"model.weights_key = {key!r}: {uri} holds a {type(found).__name__} there, expected "
+            "names and tensors"
+        )
+    return found
+
+
+def _elsewhere(
+    held: Mapping[Any, Any], key: str | None, wanted: Mapping[str, Any], uri: str
+) -> str:
+    """Say under which key the tensors lie, if there is one."""
+    places = [
+        (path, sum(name in wanted for name in _without_wrappers(state, wanted)))
+        for path, state in _states(held, "", _DEPTH)
+    ]
+    most = max((num_fit for _, num_fit in places), default=0)
+    best = [path for path, num_fit in places if num_fit == most]
+    where = f"{uri} holds {_keys(held)}" if key is None else f"model.weights_key = {key!r}: {uri}"
+    if not best:
+        return f"{where}: no tensors by name, so no weights"
+    names = " and under ".join(map(repr, best[:_SHOWN]))
+    fit = f"{most} of {len(wanted)} keys fit"
+    return f"{where}: the weights lie under {names} ({fit}): set model.weights_key: {best[0]}"
+
+
+def _states(held: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Yield what may be state dicts, each with its key."""
+    for key, value in held.items():
+        if not isinstance(value, Mapping) or not isinstance(key, str):
+            continue
+        inner = f"{path}.{key}" if path else key
+        if value and all(isinstance(name, str) for name in value) and _has_tensors(value):
+            yield inner, value
+        elif depth > 1:
+            yield from _states(value, inner, depth - 1)
+
+
+def _without_wrappers(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state without prefixes that all names have and the module does not."""
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in state)), None):
+        if not state or any(name in wanted for name in state):
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _why(state: Mapping[str, Any], wanted: Mapping[str, Any], error: Exception) -> str:
+    """Say in one line what does not fit, and the reason that is most likely."""
+    missing = [name for name in wanted if name not in state]
+    extra = [name for name in state if name not in wanted]
+    other = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in wanted
+        if _is_tensor(state.get(name)) and _is_tensor(wanted[name])
+        if state[name].shape != wanted[name].shape
+    ]
+    no_tensors = [name for name, value in state.items() if not _is_tensor(value)]
+    found = [
+        f"{len(names)} {what} ({_some(names)})"
+        for names, what in (
+            (missing, f"of {len(wanted)} tensors missing"),
+            (extra, "unexpected"),
+            (other, "of another shape"),
+            (no_tensors, "that are no tensors"),
+        )
+        if names
+    ]
+    if not found:  # the module's own loading said no
+        return clean_message(str(error))
+    hint = _hint(state, wanted, missing, extra)
+    return "; ".join(found) + (f": {hint}" if hint else "")
+
+
+def _hint(
+    state: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    missing: Sequence[str],
+    extra: Sequence[str],
+) -> str:
+    if missing and extra:
+        for prefix in dict.fromkeys(name.partition(".")[0] + "." for name in extra):
+            bare = {name.removeprefix(prefix) for name in extra if name.startswith(prefix)}
+            if set(missing) <= bare:
+                return (
+                    f"the file has {prefix!r} before the names; save them without it: "
+                    f"{{k.removeprefix({prefix!r}): v for k, v in state.items()}}"
+                )
+            longer = {prefix + name for name in extra}
+            if longer >= set(missing):
+                return f"the module has {prefix!r} before the names, the file has not"
+        return "weights of another architecture?"
+    heads = [
+        (int(state[name].shape[0]), int(wanted[name].shape[0]))
+        for name in wanted
+        if _is_tensor(state.get(name)) and _is_tensor(wanted[name])
+        if state[name].shape != wanted[name].shape
+        if state[name].shape[1:] == wanted[name].shape[1:] and state[name].ndim
+    ]
+    if len(set(heads)) == 1 and len(heads) <= 2 and not missing and not extra:
+        theirs, ours = heads[0]
+        return (
+            f"the weights are for {theirs} outputs and the model is built for {ours} (a model by "
+            "name has as many outputs as model.labels)"
+        )
+    return ""
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(clean_message(name) for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _keys(held: Mapping[Any, Any]) -> str:
+    names = [clean_message(repr(key)) for key in list(held)[:_MAX_KEYS]]
+    more = len(held) - len(names)
+    return (", ".join(names) or "nothing") + (f" and {more} more" if more else "")
+
+
+def _has_tensors(state: Mapping[Any, Any]) -> bool:
+    return any(_is_tensor(value) for value in state.values())
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)

@@ -1,0 +1,237 @@
+"""Tell from its name and its bytes whether a file can be weights, without loading or running it.
+
+Headers only: the JSON of safetensors, the list of a zip archive, the opcodes of a small pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from pipeline.errors import JobError
+from pipeline.schema import clean_message
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+SAVE = (
+    'save a state dict: torch.save(model.state_dict(), "w.pth"), and name the architecture in '
+    "model.name or model.factory"
+)
+_TORCHSCRIPT = "is a TorchScript archive, which can run code when it is loaded"
+_EXPORTED = "is an exported program (torch.export), which can run code when it is loaded"
+_PICKLE = "is a pickle, which can run code when it is loaded"
+_KERAS = "is a Keras model; convert it to PyTorch, then"
+_ONNX = (
+    "is a whole model, not weights, and ONNX files are not run directly; of the PyTorch model that "
+    "it was made of"
+)
+_CHECKPOINT = (
+    "is a training checkpoint, as Lightning writes it; save its weights alone: "
+    'torch.save(torch.load(FILE, weights_only=True)["state_dict"], "w.pth")'
+)
+_BY_SUFFIX = {
+    ".pt2": f"{_EXPORTED}; {SAVE}",
+    ".torchscript": f"{_TORCHSCRIPT}; {SAVE}",
+    ".ts": f"{_TORCHSCRIPT}; {SAVE}",
+    ".pkl": f"{_PICKLE}; {SAVE}",
+    ".pickle": f"{_PICKLE}; {SAVE}",
+    ".joblib": f"{_PICKLE}; {SAVE}",
+    ".onnx": f"{_ONNX} {SAVE}",
+    ".h5": f"{_KERAS} {SAVE}",
+    ".hdf5": f"{_KERAS} {SAVE}",
+    ".keras": f"{_KERAS} {SAVE}",
+    ".ckpt": _CHECKPOINT,
+}
+_BY_START = (
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself: run git lfs pull"),
+    (b"\x89HDF\r\n", f"{_KERAS} {SAVE}"),
+    (b"\x1f\x8b", "is gzipped: unpack it first"),
+    (b"GGUF", f"is a GGUF model, which is not read; {SAVE}"),
+    (b"\x93NUMPY", f"is a NumPy array; {SAVE}"),
+)
+_WEB = (b"<!doctype", b"<html", b"<?xml")
+_ZIP = b"PK\x03\x04"
+_LEGACY_TORCH = b"l\xfc\x9cF\xf9 j\xa8P\x19."
+"""The number that torch.save wrote first before it wrote archives."""
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 32 << 20
+_MAX_PICKLE_BYTES = 1 << 20
+_PLAIN_ROOTS = ("torch", "collections", "numpy", "_codecs", "builtins", "__builtin__")
+"""Packages of which weights_only may take something; it decides itself what."""
+_MODULES = "torch.nn.modules."
+_SHOWN = 3
+
+
+def check_suffix(uri: str) -> None:
+    """Refuse what is code, or no known kind of weights, by its name.
+
+    Raises:
+        JobError: Says what it is and what would do.
+    """
+    suffix = PurePosixPath(uri.lower()).suffix
+    if suffix in _BY_SUFFIX:
+        raise _refusal(uri, _BY_SUFFIX[suffix])
+    if not uri.endswith(WEIGHT_SUFFIXES):
+        raise JobError(f"model.weights = {uri}: expected one of {', '.join(WEIGHT_SUFFIXES)}")
+
+
+def check_weights(uri: str, file: BinaryIO, size_bytes: int) -> None:
+    """Refuse a file that is cut off, or that is no weights, by its bytes; nothing is loaded.
+
+    Args:
+        uri: Its name, for messages and for the kind that it should be.
+        file: Open at its start; can seek.
+        size_bytes: Its length.
+
+    Raises:
+        JobError: Says what it is and what would do.
+    """
+    if not size_bytes:
+        raise _refusal(uri, "is empty (0 bytes); copy it again")
+    head = file.read(64)
+    if head[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":  # a length may begin like anything
+        _refuse_foreign(uri, head)
+    is_torch = head.startswith(_ZIP) or _LEGACY_TORCH in head
+    if uri.endswith(".safetensors"):
+        if is_torch:
+            raise _refusal(uri, "is a file of torch.save: let its name end in .pth")
+        _check_safetensors(uri, file, size_bytes)
+    elif head.startswith(_ZIP):
+        _check_archive(uri, file, size_bytes)
+    elif not is_torch:
+        raise _refusal(uri, _other(head))
+
+
+def _refuse_foreign(uri: str, head: bytes) -> None:
+    for start, found in _BY_START:
+        if head.startswith(start):
+            raise _refusal(uri, found)
+    if head.lstrip().lower().startswith(_WEB):
+        raise _refusal(uri, "is a web page or XML, not weights: a download that went wrong?")
+
+
+def _refusal(uri: str, found: str) -> JobError:
+    return JobError(f"model.weights = {uri}: {clean_message(found)}")
+
+
+def _other(head: bytes) -> str:
+    if head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{":
+        return "holds safetensors: let its name end in .safetensors"
+    if head[:1] == b"\x80":
+        return f"{_PICKLE}; {SAVE}"
+    if head[:1] == b"\x08" and head[2:3] == b"\x12":  # ir_version, producer_name
+        return f"{_ONNX} {SAVE}"
+    return f"neither torch.save nor safetensors made it, or it is damaged; {SAVE}"
+
+
+def _check_safetensors(uri: str, file: BinaryIO, size_bytes: int) -> None:
+    file.seek(0)
+    length = int(struct.unpack("<Q", file.read(_LENGTH_BYTES).ljust(_LENGTH_BYTES, b"\0"))[0])
+    if file.read(1) != b"{":
+        raise _refusal(uri, f"is no safetensors file, or it is damaged; {SAVE}")
+    if length > _MAX_HEADER_BYTES:
+        raise _refusal(uri, f"its header claims {length} bytes, which no model needs: damaged?")
+    if _LENGTH_BYTES + length > size_bytes:
+        raise _refusal(
+            uri,
+            f"is cut off: its header takes {length} bytes, the file has {size_bytes} bytes; "
+            "copy it again",
+        )
+    file.seek(_LENGTH_BYTES)
+    expected = _LENGTH_BYTES + length + _data_bytes(uri, file.read(length))
+    if size_bytes < expected:
+        raise _refusal(
+            uri,
+            f"is cut off: its header names {expected / 1e6:.1f} MB, the file has {size_bytes} "
+            "bytes; copy it again",
+        )
+    if size_bytes > expected:
+        raise _refusal(
+            uri, f"has {size_bytes - expected} bytes more than its header names; copy it again"
+        )
+
+
+def _data_bytes(uri: str, header: bytes) -> int:
+    """Return how many bytes of tensors a header of safetensors names."""
+    try:
+        entries = json.loads(header)
+        ends = [_end(entry) for name, entry in entries.items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _refusal(uri, f"its header is no list of tensors: damaged? {SAVE}") from None
+    return max(ends, default=0)
+
+
+def _end(entry: Any) -> int:
+    start, end = entry["data_offsets"]
+    if type(start) is not int or type(end) is not int or not 0 <= start <= end < 2**62:
+        raise ValueError("offsets that cannot be")
+    return end
+
+
+def _check_archive(uri: str, file: BinaryIO, size_bytes: int) -> None:
+    """Look into a zip archive: what torch.save writes has `data.pkl` and no code."""
+    file.seek(0)
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        raise _refusal(
+            uri,
+            f"is cut off or damaged: an archive of {size_bytes} bytes without its end; "
+            "copy it again",
+        ) from None
+    with archive:
+        inner = {name.partition("/")[2] or name: name for name in archive.namelist()}
+        if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+            raise _refusal(uri, f"{_TORCHSCRIPT}; {SAVE}")
+        if "archive_format" in inner or any("exported_program" in name for name in inner):
+            raise _refusal(uri, f"{_EXPORTED}; {SAVE}")
+        if "model.weights.h5" in inner or "metadata.json" in inner:
+            raise _refusal(uri, f"{_KERAS} {SAVE}")
+        if "data.pkl" not in inner:
+            raise _refusal(uri, f"is a zip archive that torch.save did not make; {SAVE}")
+        _check_pickle(uri, archive, inner["data.pkl"])
+
+
+def _check_pickle(uri: str, archive: zipfile.ZipFile, name: str) -> None:
+    """Refuse classes that weights_only never takes; it is the judge of all others."""
+    try:
+        with archive.open(name) as file:
+            data = file.read(_MAX_PICKLE_BYTES + 1)
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
+        raise _refusal(
+            uri, "is damaged: its list of tensors cannot be read; copy it again"
+        ) from None
+    if len(data) > _MAX_PICKLE_BYTES:
+        return
+    foreign = list(dict.fromkeys(_foreign(data)))
+    modules = [each for each in foreign if each.startswith(_MODULES)]
+    if modules:
+        others = [each for each in foreign if each not in modules] or modules
+        raise _refusal(
+            uri,
+            f"holds a whole module ({others[0]}), not a state dict, and loading that could run "
+            f"code; {SAVE}",
+        )
+    if foreign:
+        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+        raise _refusal(
+            uri,
+            f"holds more than tensors ({', '.join(foreign[:_SHOWN])}{more}), and loading that "
+            'could run code; save the tensors alone: torch.save(checkpoint["model"], "w.pth")',
+        )
+
+
+def _foreign(data: bytes) -> Iterator[str]:
+    """Name the classes in a pickle that are surely none of a state dict's; nothing is run."""
+    try:
+        for code, argument, _ in pickletools.genops(data):
+            if code.name == "GLOBAL" and isinstance(argument, str):
+                root = argument.partition(" ")[0].partition(".")[0]
+                if root not in _PLAIN_ROOTS or argument.startswith(_MODULES):
+                    yield argument.replace(" ", ".")
+    except (ValueError, UnicodeError, IndexError, struct.error):
+        return  # no pickle: torch says so

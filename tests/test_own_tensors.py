@@ -1,0 +1,111 @@
+"""Random parameters are the same in every process, and two models are never mixed in a plan."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import models
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from test_model import resolve
+from torch import nn
+
+from pipeline.artefacts import tensors_digest
+from pipeline.device import load_runner
+from pipeline.errors import InfraError, JobError
+from pipeline.model import PredictorConfig, load_module, load_pinned
+from pipeline.own_tensors import hand_on, pin, seeded
+from pipeline.storage import Store
+
+PATH = "_control/all/tensors/f.json"
+
+
+def config(store: Store | None, factory: str) -> PredictorConfig:
+    spec = resolve(factory=factory)
+    return PredictorConfig(spec, 2, 0.0, 1, pa.schema([]), models=store, pin=PATH)
+
+
+def test_random_parameters_are_the_same_each_time_and_no_generator_is_moved() -> None:
+    spec = resolve(factory="models:untrained")
+    before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    torch.rand(3)
+    first = load_module(spec)
+    torch.manual_seed(99)
+    np.random.seed(7)
+    state = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    second = load_module(spec)
+    assert tensors_digest(first) == tensors_digest(second)
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state[1:]
+    assert tensors_digest(load_module(spec, "another seed")) != tensors_digest(first)
+    torch.set_rng_state(before[0])
+
+
+def test_generators_are_restored_when_a_factory_fails() -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="shape"), seeded("m"):
+        torch.rand(5).view(7)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_two_models_of_one_name_draw_alike_and_two_names_do_not() -> None:
+    drawn = []
+    for name in ("a", "a", "b"):
+        with seeded(name):
+            drawn.append((float(torch.rand(1)), random.random(), float(np.random.rand())))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_digest_sees_every_tensor_and_takes_all_kinds() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    digests = {tensors_digest(module)}
+    with torch.no_grad():
+        module[0].bias[1] += 1
+        digests.add(tensors_digest(module))
+        module[1].running_var += 1
+        digests.add(tensors_digest(module))
+    module.register_buffer("hidden", torch.zeros(1), persistent=False)
+    digests.add(tensors_digest(module))
+    digests.add(tensors_digest(module.to(torch.bfloat16)))
+    assert len(digests) == 5
+    assert tensors_digest(nn.Linear(2, 2, device="meta"))
+
+
+def test_an_actor_with_other_tensors_is_refused_and_one_with_the_same_is_not(
+    any_store: Store,
+) -> None:
+    loaded = [load_pinned(config(any_store, "models:untrained")) for _ in range(3)]
+    assert len({tensors_digest(module) for module in loaded}) == 1
+    with pytest.raises(JobError, match="has other tensors than before in this very plan") as caught:
+        pin(any_store, PATH, models.Colours(), "models:untrained")
+    assert caught.value.exit_code == 2
+    assert "model.weights" in str(caught.value)
+
+
+def test_a_factory_that_no_seed_holds_is_refused_by_the_second_actor_or_a_resumed_run(
+    tmp_path: Path,
+) -> None:
+    store = Store(str(tmp_path))
+    load_runner(config(store, "models:unseeded"), torch.device("cpu"))
+    with pytest.raises(JobError, match="models:unseeded: has other tensors than before"):
+        load_runner(config(store, "models:unseeded"), torch.device("cpu"))
+
+
+def test_a_retry_keeps_to_the_tensors_of_what_is_published(any_store: Store) -> None:
+    hand_on(any_store, PATH, "none.json")
+    assert not any_store.exists("none.json"), "nothing is pinned: nothing to keep to"
+    pin(any_store, PATH, models.Colours(), "m")
+    hand_on(any_store, PATH, "retry.json")
+    pin(any_store, "retry.json", models.Colours(), "m")
+    with pytest.raises(JobError, match="other tensors"):
+        pin(any_store, "retry.json", models.Channels(), "m")
+
+
+def test_a_damaged_pin_is_named(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.put(PATH, b"{")
+    with pytest.raises(InfraError, match=r"f\.json: damaged"):
+        pin(store, PATH, models.Colours(), "m")

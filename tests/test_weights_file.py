@@ -1,0 +1,236 @@
+"""What a weights file is, is told before it costs: from its name and bytes, and nothing is run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
+
+from pipeline.errors import JobError
+from pipeline.storage import Store
+from pipeline.weights import weights_digest
+from pipeline.weights_file import check_weights
+
+STATE = {"head.weight": torch.full((5, 3), 2.0), "head.bias": torch.arange(5.0)}
+WAY_OUT = 'torch.save(model.state_dict(), "w.pth"), and name the architecture'
+
+
+def refusal(path: Path, data: bytes | None = None) -> str:
+    """What the driver says of a file, whether it reads all of it or its header only."""
+    if data is not None:
+        path.write_bytes(data)
+    said = []
+    for expected in (None, "0" * 64):
+        with pytest.raises(JobError) as caught:
+            weights_digest(str(path), expected, {})
+        said.append(str(caught.value))
+    assert said[0] == said[1], "the same, whether the digest is known or not"
+    assert said[0].startswith(f"model.weights = {path}: ")
+    assert "\n" not in said[0]
+    return said[0]
+
+
+def archive(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, data in members.items():
+            file.writestr(name.replace("__", "/").replace("_dot_", "."), data)
+    return buffer.getvalue()
+
+
+def saved(state: object, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer, **options)
+    return buffer.getvalue()
+
+
+class Settings:
+    """What training scripts put into a checkpoint beside the weights."""
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+def test_what_torch_saves_is_fine_and_its_digest_is_that_of_the_file(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "w.pth").write_bytes(saved(STATE, **options))
+    assert weights_digest(str(tmp_path / "w.pth"), None, {}) is not None
+    assert weights_digest(str(tmp_path / "w.pth"), "a" * 64, {}) == "a" * 64
+
+
+def test_a_header_is_read_from_every_store_without_the_rest(any_store: Store) -> None:
+    big = {"x": torch.zeros(3_000_000)}
+    for name, data in (("w.safetensors", save(big)), ("w.pth", saved(big))):
+        any_store.put(name, data)
+        any_store.put(f"half-{name}", data[:100_000])
+        uri, options = any_store.url(name), any_store.storage_options
+        assert weights_digest(uri, "a" * 64, options) == "a" * 64
+        with pytest.raises(JobError, match="is cut off"):
+            weights_digest(any_store.url(f"half-{name}"), "a" * 64, options)
+
+
+def test_safetensors_are_fine_whatever_their_header_length_begins_like(tmp_path: Path) -> None:
+    """The first bytes are a length, which may look like the start of anything: `<`, or gzip."""
+    for padding in range(0, 512, 8):
+        header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+        header = header.ljust(padding + 64)
+        data = struct.pack("<Q", len(header)) + header.encode() + bytes(4)
+        check_weights("w.safetensors", io.BytesIO(data), len(data))
+    save_file(STATE, tmp_path / "w.safetensors")
+    assert weights_digest(str(tmp_path / "w.safetensors"), None, {}) is not None
+
+
+def test_a_copy_that_was_cut_off_says_so(tmp_path: Path) -> None:
+    whole = save({"x": torch.zeros(3_000_000)})
+    said = refusal(tmp_path / "half.safetensors", whole[:100_000])
+    assert said.endswith(
+        "is cut off: its header names 12.0 MB, the file has 100000 bytes; copy it again"
+    )
+    assert "cut off: its header takes" in refusal(tmp_path / "h.safetensors", whole[:20])
+    assert "7 bytes more" in refusal(tmp_path / "long.safetensors", whole + bytes(7))
+    said = refusal(tmp_path / "half.pth", saved(STATE)[:-40])
+    assert "without its end; copy it again" in said
+    assert "is empty (0 bytes); copy it again" in refusal(tmp_path / "empty.pth", b"")
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.floats(0, 1), seed=st.integers(0, 2**32))
+def test_no_damage_makes_the_check_break(cut: float, seed: int) -> None:
+    """Each damaged file is refused, or left to the loader: one error of ours, or none."""
+    for name, data in (("w.safetensors", save(STATE)), ("w.pth", saved(STATE))):
+        damaged = bytearray(data[: int(cut * len(data))])
+        for byte in range(seed % 5):
+            if damaged:
+                damaged[(seed * (byte + 1)) % len(damaged)] ^= 1 + seed % 255
+        with contextlib.suppress(JobError):
+            check_weights(name, io.BytesIO(bytes(damaged)), len(damaged))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a": {"data_offsets": [0, 1e400]}}',
+        b'{"a": {"data_offsets": [0, true]}}',
+        b'{"a": {"data_offsets": [8, 4]}}',
+        b'{"a": {"data_offsets": [-4, 4]}}',
+        b'{"a": {"data_offsets": [0, 9223372036854775808]}}',
+        b'{"a": {"data_offsets": 4}}',
+        b'{"a": {}}',
+        b'{"a": [1, 2]}',
+        b"{" + b'"a":{' * 20_000,
+        b'{"a": NaN',
+        b"{\xff\xfe}",
+    ],
+)
+def test_a_header_that_lies_is_refused(header: bytes, tmp_path: Path) -> None:
+    data = struct.pack("<Q", len(header)) + header + bytes(4)
+    assert "its header is no list of tensors" in refusal(tmp_path / "w.safetensors", data)
+
+
+def test_a_header_beyond_reason_is_not_even_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    with path.open("wb") as file:  # a sparse file: as large as its header claims
+        file.write(struct.pack("<Q", 2**31) + b"{")
+        file.truncate(2**31 + 8)
+    with pytest.raises(JobError, match="claims 2147483648 bytes, which no model needs"):
+        weights_digest(str(path), "0" * 64, {})
+
+
+def torchscript() -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(models.Colours(), torch.zeros(1, 3, 8, 8)), buffer)
+    return buffer.getvalue()
+
+
+def exported() -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(models.Sums(), (torch.zeros(2, 3),)), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (torchscript, "is a TorchScript archive, which can run code"),
+        (exported, "is an exported program (torch.export), which can run code"),
+        (lambda: saved(models.Colours()), "holds a whole module (models.Colours)"),
+        (lambda: saved(torch.nn.Sequential()), "a whole module (torch.nn.modules.container.Seq"),
+        (lambda: pickle.dumps({"a": 1}), "is a pickle, which can run code"),
+        (lambda: b"\x89HDF\r\n\x1a\n" + bytes(90), "is a Keras model; convert it to PyTorch"),
+        (lambda: archive(model_dot_weights_dot_h5=b"", metadata_dot_json=b"{}"), "a Keras model"),
+        (
+            lambda: b"\x08\x08\x12\x07pytorch\x1a\x052.5.0",
+            "is a whole model, not weights, and ONNX",
+        ),
+        (lambda: archive(arr_0_dot_npy=b"x"), "is a zip archive that torch.save did not make"),
+        (lambda: b"\x93NUMPY\x01\x00", "is a NumPy array"),
+        (lambda: b"GGUF\x03\x00", "is a GGUF model"),
+        (lambda: os.urandom(7) + b"\0" + bytes(99), "neither torch.save nor safetensors made it"),
+    ],
+)
+def test_each_kind_of_file_is_named_by_its_bytes_with_the_way_out(
+    make: Callable[[], bytes], words: str, tmp_path: Path
+) -> None:
+    said = refusal(tmp_path / "w.pth", make())
+    assert words in said
+    assert WAY_OUT in said
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "is a web page or XML"),
+        (b"\x1f\x8b\x08" + bytes(30), "is gzipped: unpack it first"),
+        (save(STATE), "holds safetensors: let its name end in .safetensors"),
+    ],
+)
+def test_what_is_no_model_file_at_all_is_named(data: bytes, words: str, tmp_path: Path) -> None:
+    assert words in refusal(tmp_path / "w.bin", data)
+
+
+def test_a_checkpoint_with_objects_of_the_training_script_is_refused_by_their_name(
+    tmp_path: Path,
+) -> None:
+    said = refusal(tmp_path / "w.pth", saved({"model": STATE, "args": Settings()}))
+    assert "holds more than tensors (test_weights_file.Settings)" in said
+    assert 'torch.save(checkpoint["model"], "w.pth")' in said
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("m.pt2", "is an exported program"),
+        ("m.PT2", "is an exported program"),
+        ("m.torchscript", "is a TorchScript archive"),
+        ("m.pkl", "is a pickle, which can run code"),
+        ("det.onnx", "is a whole model, not weights, and ONNX files are not run directly"),
+        ("m.h5", "is a Keras model"),
+        ("m.keras", "is a Keras model"),
+        ("last.ckpt", 'torch.save(torch.load(FILE, weights_only=True)["state_dict"], "w.pth")'),
+        ("m.npz", "expected one of .safetensors, .pt, .pth, .bin"),
+    ],
+)
+def test_each_kind_of_file_is_named_by_its_name(name: str, words: str, tmp_path: Path) -> None:
+    assert words in refusal(tmp_path / name, saved(STATE))
+
+
+def test_a_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "snapshot.bin").mkdir()
+    (tmp_path / "snapshot.bin" / "x").touch()
+    assert "is a folder; name the file in it" in refusal(tmp_path / "snapshot.bin")
+    assert "no such file" in refusal(tmp_path / "none.pth")
