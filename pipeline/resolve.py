@@ -9,24 +9,39 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
+from pipeline.foreign_model import describe_name
 from pipeline.imports import import_callable, require_allowed, source_digest
 from pipeline.model import ENTRY_POINT_GROUP, Kind, ModelCard, ModelSpec, entry_point_card
 from pipeline.single_file import read_file
-from pipeline.task import OutputSpec, TaskSpec
+from pipeline.task import OutputSpec, TaskSpec, needed_arguments
 from pipeline.torchvision_models import torchvision_facts, torchvision_module
 from pipeline.transform import TransformSpec
-from pipeline.weights import WEIGHT_SUFFIXES, check_suffix, weights_digest
+from pipeline.weights import weights_digest
+from pipeline.weights_file import WEIGHT_SUFFIXES, check_suffix
 
 if TYPE_CHECKING:
     from pipeline.job import Model, Transform
 
-_DETECTORS = re.compile(r"(faster|mask|keypoint)rcnn_|retinanet_|fcos_|ssd(lite)?\d")
+_OWN = "model.factory, a function of your own that returns a module (examples/custom_model)"
+_FAMILIES = {
+    "detection": (
+        "is a detector, and detection is not supported directly. What works today: "
+        f"{_OWN} with boxes, scores and classes padded to a fixed number, task raw, model.outputs "
+        "with the three shapes, all of transform, and model.postprocess (README, Postprocess)"
+    ),
+    "video": f"takes clips, and only images are read. What works today: {_OWN} that takes an image",
+    "optical_flow": f"takes pairs of images. What works today: {_OWN} that takes one image",
+    "segmentation": (
+        "gives a map for each image: write task raw, model.outputs with name out and its shape "
+        "([classes, size_px, size_px]), and all of transform"
+    ),
+}
+"""What torchvision has beside classifiers, and the shortest way to run it."""
 
 
 def resolve_model(
@@ -52,7 +67,7 @@ def resolve_model(
     kind, card, code = (
         _factory_card(model.factory, allow_import)
         if model.factory is not None
-        else _named_card(model.name or "", wants_labels=model.labels is None)
+        else _named_card(model.name or "", model)
     )
     weights_uri, chosen, task = _all_of(
         lambda: _weights_uri(kind, card, model),
@@ -71,6 +86,7 @@ def resolve_model(
         runtime=model.runtime,
         layer=model.layer,
         storage_options=model.storage_options,
+        weights_key=model.weights_key,
     )
 
 
@@ -102,40 +118,56 @@ def _weights_uri(kind: Kind, card: ModelCard, model: Model) -> str | None:
         )
     if uri is not None:
         check_suffix(uri)
+        if model.weights_key is not None and uri.endswith(".safetensors"):
+            raise JobError(
+                "model.weights_key: safetensors hold names and tensors only; leave it out"
+            )
     return uri
 
 
-def _named_card(name: str, *, wants_labels: bool) -> tuple[Kind, ModelCard, str]:
+def _named_card(name: str, model: Model) -> tuple[Kind, ModelCard, str]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             return "entry_point", entry_point_card(name), source_digest(entry.module)
     facts = torchvision_facts(name)
-    if facts is not None and _DETECTORS.match(name):
-        raise JobError(
-            f"model.name = {name!r}: a detector, and lists of boxes are not supported: write a "
-            "factory that pads them to one shape, and give task raw, outputs with those shapes and "
-            "all of transform"
-        )
     if facts is None:
+        elsewhere = describe_name(name)
+        if elsewhere is not None:
+            raise JobError(f"model.name = {name!r}: {elsewhere}")
         ours = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
         raise JobError(
             f"model.name = {name!r}: neither an installed model ({', '.join(ours) or 'none'}) "
             "nor a torchvision one"
         )
+    _refuse_family(name, facts["family"], model)
     transform = facts["transform"] and TransformSpec.from_dict(facts["transform"])
     card = ModelCard(
         name=name,
         build=functools.partial(torchvision_module, name),
         transform=transform,
-        labels=tuple(facts["labels"]) if wants_labels else None,
+        labels=tuple(facts["labels"]) if model.labels is None else None,
     )
     code = hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest()
     return "torchvision", card, code
 
 
+def _refuse_family(name: str, family: str, model: Model) -> None:
+    """Refuse what takes or gives something else than the tasks expect, with all that is missing."""
+    is_fine = family == "segmentation" and model.task == "raw"
+    if family in _FAMILIES and not is_fine and model.layer is None:
+        raise JobError(f"model.name = {name!r}: {_FAMILIES[family]}")
+
+
 def _factory_card(factory: str, allow_import: Sequence[str]) -> tuple[Kind, ModelCard, str]:
     module_name = require_allowed("model.factory", factory, allow_import)
-    card = ModelCard(name=factory, build=import_callable("model.factory", factory))
+    build = import_callable("model.factory", factory)
+    needed = needed_arguments(build)
+    if needed:
+        raise JobError(
+            f"model.factory = {factory!r}: needs {', '.join(needed)}, but a factory is called "
+            "without arguments; wrap it in a function of your own (examples/custom_model)"
+        )
+    card = ModelCard(name=factory, build=build)
     return "factory", card, source_digest(module_name)
 
 

@@ -7,9 +7,10 @@ is written; `columns` makes Arrow arrays of it. Schemas are declared by the job,
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -309,14 +310,31 @@ def load_postprocess(factory: str) -> Postprocess:
     Raises:
         JobError: It cannot be imported, or has no Arrow schema.
     """
+    contract = (
+        f"model.postprocess = {factory!r}: is called without arguments and must return an object "
+        "with .schema (pyarrow) and __call__(outputs); see README, Postprocess"
+    )
     build = import_callable("model.postprocess", factory)
+    needed = needed_arguments(build)
+    if needed:
+        raise JobError(f"{contract}; it needs {', '.join(needed)}")
     try:
         step = build()
     except Exception as error:  # a user's code may raise anything
         raise JobError(failed("model.postprocess", factory, error)) from error
     if not isinstance(getattr(step, "schema", None), pa.Schema) or not callable(step):
-        raise JobError(f"model.postprocess = {factory!r}: needs a `schema` (pyarrow) and a call")
+        raise JobError(f"{contract}; it returned a {type(step).__name__}")
     return step  # type: ignore[no-any-return]  # checked above
+
+
+def needed_arguments(function: Callable[..., Any]) -> list[str]:
+    """Name the parameters without which a function cannot be called; none where it is unknown."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in functions do not say
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
 
 
 def _require(output: Any, shape: tuple[int, ...], declared: str, what: str) -> torch.Tensor:

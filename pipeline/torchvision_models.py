@@ -22,13 +22,13 @@ _FILE = "facts.json"
 
 
 def torchvision_facts(name: str) -> dict[str, Any] | None:
-    """Return `transform` (as a dict, or None) and `labels` of a model; None if there is none."""
+    """Return `transform` (a dict, or None), `labels` and `family` of a model; None if unknown."""
 
     def write(folder: Path) -> None:
         (folder / _FILE).write_text(json.dumps(_ask(name)))
 
     try:
-        folder = kept(key_of(["torchvision facts", name]), write)
+        folder = kept(key_of(["torchvision facts", 2, name]), write)
         return json.loads((folder / _FILE).read_text())  # type: ignore[no-any-return]
     except (OSError, InfraError):
         return _ask(name)  # nothing can be kept here
@@ -43,7 +43,14 @@ def _ask(name: str) -> dict[str, Any] | None:
     return {
         "transform": transform and transform.to_dict(),
         "labels": list(default.meta.get("categories", ())) if default else [],
+        "family": _family(models.get_model_builder(name)),
     }
+
+
+def _family(builder: Any) -> str:
+    """Return the package below torchvision.models that a model is of; '' for classifiers."""
+    parts = str(builder.__module__).split(".")
+    return parts[2] if len(parts) > 3 else ""
 
 
 def _transform(preset: Any) -> TransformSpec | None:

@@ -25,7 +25,7 @@ from pipeline.predictor import Predictor
 from pipeline.preprocess import preprocess
 from pipeline.resolve import resolve_model
 from pipeline.schema import Failure, Reason, failure_columns, source_schema
-from pipeline.task import OutputSpec, TaskSpec, make_task
+from pipeline.task import OutputSpec, TaskSpec, load_postprocess, make_task
 
 OK = np.array([True, False, True])
 
@@ -152,6 +152,48 @@ def test_post_processing_fills_its_declared_columns():
     assert set(found["channel"].drop_null().to_pylist()) <= {"red", "green", "blue"}
     with pytest.raises(JobError, match=r"model\.postprocess.*not allowed"):
         predictor({**model, "postprocess": "os:getcwd"})
+
+
+def test_the_example_of_the_readme_keeps_to_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    code = text.split("<!-- postprocess -->\n```python\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "readme_boxes.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    outputs = (OutputSpec("boxes", (20, 4)), OutputSpec("scores", (20,)))
+    task = make_task(TaskSpec("raw", outputs=outputs, postprocess="readme_boxes:Boxes"))
+    boxes = np.arange(240, dtype=np.float32).reshape(3, 20, 4)
+    scores = np.zeros((3, 20), np.float32)
+    scores[0, :2] = scores[2, 5] = 0.9
+    found = task.columns({"boxes": boxes, "scores": scores}, OK)
+    assert [field.name for field in task.fields()] == ["boxes", "scores"]
+    assert found["boxes"].to_pylist() == [boxes[0, :2].tolist(), None, [boxes[2, 5].tolist()]]
+    assert [s and len(s) for s in found["scores"].to_pylist()] == [2, None, 1]
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("models:wants_outputs", "it needs outputs"),
+        ("models:raises", "it raised OSError: no licence"),
+        ("models:no_schema", "it returned a function"),
+        ("models:LABELS", None),
+    ],
+)
+def test_a_postprocess_that_breaks_its_contract_is_told_the_contract(
+    factory: str, words: str | None
+):
+    with pytest.raises(JobError) as caught:
+        load_postprocess(factory)
+    contract = (
+        f"model.postprocess = {factory!r}: is called without arguments and must return an object "
+        "with .schema (pyarrow) and __call__(outputs); see README, Postprocess"
+    )
+    if words is None:
+        assert "has no callable LABELS" in str(caught.value)
+    else:
+        assert str(caught.value) == f"{contract}; {words}"
 
 
 @pytest.mark.parametrize(
