@@ -42,6 +42,9 @@ AcceptOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="The last line of stdout is one JSON document.")
 ]
+NoTryOption = Annotated[
+    bool, typer.Option("--no-try", help="Do not build the model and predict one row.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
 PartitionOption = Annotated[
     str | None, typer.Option("--partition", metavar="KEY=VALUE", help="Which partition.")

@@ -20,6 +20,7 @@ from pipeline.arguments import (
     DateOption,
     JobFile,
     JsonOption,
+    NoTryOption,
     OutputUri,
     PartitionOption,
     QuietOption,
@@ -97,12 +98,14 @@ def plan(
     date: DateOption = None,
     set_: SetOption = None,
     allow_import: AllowImportOption = None,
+    no_try: NoTryOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a run would do: rows, slices, what is done already. Writes nothing."""
+    """Show what a run would do, and try the model on one row. Writes nothing."""
     from pipeline.preview import describe_plan
 
-    show(describe_plan(load(job, date, set_), as_options(None, allow_import)), as_json=as_json)
+    options = as_options(None, allow_import)
+    show(describe_plan(load(job, date, set_), options, tries=not no_try), as_json=as_json)
 
 
 @app.command()
@@ -144,13 +147,14 @@ def doctor(
     set_: SetOption = None,
     address: AddressOption = None,
     allow_import: AllowImportOption = None,
+    no_try: NoTryOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Look at all that a run will need, and say what is wrong and what would be right."""
     from pipeline.doctor import examine
 
     loaded = None if job is None else load(job, date, set_)
-    found, code = examine(loaded, as_options(address, allow_import))
+    found, code = examine(loaded, as_options(address, allow_import), tries=not no_try)
     show(found, as_json=as_json)
     raise typer.Exit(code)
 

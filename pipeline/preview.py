@@ -17,6 +17,7 @@ from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id
 from pipeline.manifest import Manifest, current_manifest
 from pipeline.model import ModelSpec
+from pipeline.one_row import Tried, try_row
 from pipeline.past_runs import Recipe, find_past_run
 from pipeline.plan import Plan
 from pipeline.plan_file import adopt_plan
@@ -29,8 +30,13 @@ from pipeline.tiling import done_slices
 _NOTHING = "nothing: this is published already"
 
 
-def describe_plan(job: Job, options: RunOptions) -> dict[str, Any]:
+def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict[str, Any]:
     """Say what a run of this job would do now.
+
+    Args:
+        job: The job.
+        options: What the command line adds.
+        tries: Build the model and predict one row, unless there is nothing to do.
 
     Raises:
         PipelineError: As the run itself would, before it starts anything.
@@ -42,13 +48,15 @@ def describe_plan(job: Job, options: RunOptions) -> dict[str, Any]:
         plan = adopt_plan(store, layout, plan)
     current = current_manifest(store, layout)
     step = _next_step(plan, store, layout, current, job.sink.partition_columns)
+    is_needed = tries and step["a_run_would"] != _NOTHING
+    tried = try_row(job, plan, model) if is_needed else None
     return {
         "partition": layout.name,
         "fingerprint": plan.fingerprint[:DIGEST_CHARS],
         **step,
         "estimate": _estimate(job, store, plan, model, step),
         "input": _input(plan, record.num_unreadable_shards),
-        "model": _model(model, plan),
+        "model": _model(model, plan, tried),
         "published_now": version_facts(current),
     }
 
@@ -105,11 +113,12 @@ def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
     }
 
 
-def _model(model: ModelSpec, plan: Plan) -> dict[str, Any]:
+def _model(model: ModelSpec, plan: Plan, tried: Tried | None) -> dict[str, Any]:
     return {
         "name": model.name,
         "runtime": model.runtime,
         "precision": model.precision,
         "weights_sha256": (model.weights_sha256 or "")[:DIGEST_CHARS] or None,
         "batch_size": plan.batch_size,
+        "tried": None if tried is None else str(tried),
     }

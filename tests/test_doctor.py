@@ -31,7 +31,9 @@ def test_a_job_that_can_run_is_found_fine_and_nothing_is_left_behind(tmp_path: P
     seen = looks(result.json)
     assert all(status != "fail" for status, _ in seen.values()), seen
     assert "20 shards" in seen["source"][1]
-    assert {seen[name][0] for name in ("packages", "sink", "clock", "model", "resources")} == {"ok"}
+    assert {
+        seen[name][0] for name in ("packages", "sink", "clock", "model", "one row", "resources")
+    } == {"ok"}
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
@@ -41,6 +43,8 @@ def test_a_job_that_can_run_is_found_fine_and_nothing_is_left_behind(tmp_path: P
         ("source.uri=/nowhere/at/all", "source", 8, "no such file or folder"),
         ("sink.uri=s3://bucket/out", "sink", 7, "127.0.0.1:1"),
         ("model.factory=os:getcwd", "model", 2, "--allow-import"),
+        ("model.factory=models:wants_a_name", "model", 2, "called without arguments"),
+        ("model.labels=[a, b]", "one row", 2, "the model has 5 outputs, model.labels 2"),
         ("resources.num_gpus=512", "resources", 2, "512"),
         ("model.precision=fp16", "runtime", 2, "needs a GPU"),
     ],
@@ -53,7 +57,8 @@ def test_what_is_wrong_fails_alone_with_the_code_of_the_run(
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
     keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "SECRET-IN-NO-OUTPUT"}
     env = {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
-    result = pipeline("doctor", job, "--json", "--set", override, env=env)
+    no_try = [] if check == "one row" else ["--no-try"]
+    result = pipeline("doctor", job, "--json", "--set", override, *no_try, env=env)
     assert result.code == code, result.stdout
     failed = {name: text for name, (status, text) in looks(result.json).items() if status == "fail"}
     assert [*failed] == [check]

@@ -1,0 +1,217 @@
+"""Try one row of a job: read it, decode it, and run its model and task over it, before it costs.
+
+In a child process, on the CPU and with eager fp32: a crash or a hang there is a finding, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pyarrow as pa
+
+from pipeline.artefacts import tensors_digest
+from pipeline.child import Child, Death, Done, Step
+from pipeline.errors import JobError, PipelineError
+from pipeline.job import Job
+from pipeline.model import ModelSpec, PredictorConfig, load_module
+from pipeline.plan import Plan
+from pipeline.rows import Reader
+from pipeline.schema import ERROR, LABEL, MESSAGE, ROW_ID, SCORE, clean_message
+from pipeline.source import read_slices
+from pipeline.stages import DECODE, PREDICT, Preprocessing, SliceWork
+from pipeline.stats import Counters
+from pipeline.storage import Store
+from pipeline.task import make_task
+from pipeline.units import Unit, only_rows
+
+_READ, _BUILD = "read", "build"
+_MAX_UNITS, _ROWS_EACH = 3, 3
+_MAX_DEATHS = 2
+"""So many processes may end over rows: a hang takes its whole time limit."""
+_MAX_START_S, _START_LIMITS = 600.0, 10
+_RANDOM = (
+    "its parameters are random, though the same in every run: give model.weights, unless that is "
+    "meant"
+)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What trying a row gave, where it was no error."""
+
+    status: Literal["ok", "warn", "unknown"]
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.found}"
+
+
+@dataclass(frozen=True)
+class _RowWork:
+    """What the child does."""
+
+    reader: Reader
+    units: tuple[Unit, ...]
+    preprocessing: Preprocessing | None
+    config: PredictorConfig
+
+    def open(self) -> Mapping[str, Step]:
+        """Load the model."""
+        os.dup2(2, 1)  # what a user's code prints is no result of the command
+        steps = SliceWork(self.preprocessing, self.config).open()
+        return {_READ: self._read, _BUILD: self._build, **steps}
+
+    def _read(self, wanted: pa.Table, counters: Counters) -> pa.Table:
+        """Read the first rows of a unit."""
+        unit = self.units[wanted.column("unit")[0].as_py()]
+        if unit.cut is not None:
+            unit = replace(unit, cut=replace(unit.cut, slice_rows=_ROWS_EACH))
+        else:
+            unit = only_rows(unit, range(min(_ROWS_EACH, unit.bounds[-1])))
+        slices = read_slices(self.reader, unit, frozenset([0]))
+        with contextlib.closing(slices):  # type: ignore[type-var]  # a generator
+            return next(slices)[2]
+
+    def _build(self, wanted: pa.Table, counters: Counters) -> pa.Table:
+        """Tell whether the model's tensors are random, and whether they are always the same."""
+        spec = self.config.spec
+        first, other = (tensors_digest(load_module(spec, salt)) for salt in ("", "another seed"))
+        is_random = first != other
+        is_same = not is_random or tensors_digest(load_module(spec)) == first
+        return pa.table({"is_random": [is_random], "is_same": [is_same]})
+
+
+def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:
+    """Let one row go the whole way; where the first ones are bad, a few others.
+
+    Raises:
+        JobError: The model cannot be built, or its outputs do not fit the task.
+        PipelineError: The store failed.
+    """
+    last = len(plan.units) - 1
+    spread = sorted(
+        {last * i // max(1, _MAX_UNITS - 1) for i in range(_MAX_UNITS)} if last >= 0 else ()
+    )
+    units = tuple(plan.units[index] for index in spread)
+    child = Child(
+        _work(job, plan, model, units),
+        job.run.row_timeout_s,
+        min(_MAX_START_S, _START_LIMITS * job.run.row_timeout_s),
+    )
+    with contextlib.closing(child):
+        death = child.start()
+        if death is not None:
+            raise JobError(f"model {model.name}: cannot be loaded: {death.message}")
+        is_random = model.weights_uri is None and _is_random(child, model)
+        found = _first_good(child, model, len(units))
+    if not is_random:
+        return found
+    return Tried("unknown" if found.status == "unknown" else "warn", f"{found.found}; {_RANDOM}")
+
+
+def _work(job: Job, plan: Plan, model: ModelSpec, units: tuple[Unit, ...]) -> _RowWork:
+    source, spec = job.source, model.as_reference()
+    store = Store(plan.source_root, source.storage_options)
+    return _RowWork(
+        Reader(store, source, plan.pass_through, plan.num_features),
+        units,
+        Preprocessing.of(source, spec.transform, 1),
+        PredictorConfig(
+            spec=spec,
+            batch_size=1,
+            num_gpus=0,
+            num_threads=len(os.sched_getaffinity(0)),
+            pass_through=plan.pass_through,
+            num_features=plan.num_features,
+        ),
+    )
+
+
+def _is_random(child: Child, model: ModelSpec) -> bool:
+    """Tell whether the model's parameters are random.
+
+    Raises:
+        JobError: They are other ones each time, whatever the seed.
+    """
+    found = child.call(_BUILD, pa.table({"unit": [0]}))
+    if isinstance(found, Death):
+        raise JobError(f"model {model.name}: cannot be loaded again: {found.message}")
+    if not found.rows.column("is_same")[0].as_py():
+        raise JobError(
+            f"model {model.name}: its tensors are other ones each time that it is built, so "
+            "predictions of two actors would not be those of one model; give model.weights"
+        )
+    return bool(found.rows.column("is_random")[0].as_py())
+
+
+def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
+    """Return what became of the first row that can be predicted.
+
+    Raises:
+        JobError: Rows can be read and decoded, and none of those tried can be predicted.
+    """
+    unread = failed = ""
+    num_deaths = 0
+    for row in _rows(child, num_units):
+        row_id = clean_message(row.column(ROW_ID)[0].as_py())
+        decoded = row if model.transform is None else _step(child, DECODE, row)
+        problem = decoded if isinstance(decoded, str) else _problem(decoded)
+        if problem:
+            unread = unread or f"{row_id}: {problem}"
+            continue
+        assert not isinstance(decoded, str), "has no problem"
+        predicted = _step(child, PREDICT, decoded)
+        problem = predicted if isinstance(predicted, str) else _problem(predicted)
+        if not problem:
+            assert not isinstance(predicted, str), "has no problem"
+            return Tried("ok", f"1 row ({row_id}) -> {_describe(predicted, model)}")
+        failed = failed or f"row {row_id}: {problem}"
+        num_deaths += isinstance(predicted, str)
+        if num_deaths == _MAX_DEATHS:
+            break
+    if failed:
+        raise JobError(f"model {model.name}: fails over the first rows of the source: {failed}")
+    return Tried("unknown", f"no row could be read{unread and f' ({unread})'}; the model was built")
+
+
+def _rows(child: Child, num_units: int) -> Iterator[pa.Table]:
+    """Yield rows one by one; a unit that ends its reader, or breaks it, has none."""
+    for index in range(num_units):
+        rows = _step(child, _READ, pa.table({"unit": [index]}))
+        if not isinstance(rows, str):
+            yield from (rows.slice(position, 1) for position in range(rows.num_rows))
+
+
+def _step(child: Child, stage: str, rows: pa.Table) -> pa.Table | str:
+    """Return what a stage makes of rows, or why it makes nothing."""
+    try:
+        done = child.call(stage, rows)
+    except PipelineError as error:
+        if type(error) is not PipelineError:
+            raise
+        return str(error)  # what a library or the user's own code raised
+    return done.rows if isinstance(done, Done) else done.message
+
+
+def _problem(rows: pa.Table) -> str:
+    error = rows.column(ERROR)[0].as_py()
+    return f"{error}: {rows.column(MESSAGE)[0].as_py()}" if error else ""
+
+
+def _describe(predicted: pa.Table, model: ModelSpec) -> str:
+    """Say in a few words what was predicted."""
+    task, row = model.task, predicted.to_pylist()[0]
+    if task.kind == "classify":
+        count = len(task.labels)
+        label = clean_message(row[LABEL])
+        return f'label "{label}" {row[SCORE]:.2f}, {count} outputs, {count} labels'
+    if task.kind == "embed":
+        return f"a vector of {task.embedding_dim} numbers"
+    names = [field.name for field in make_task(task).fields()]
+    if task.kind == "regress":
+        return ", ".join(f"{name} {row[name]:.4g}" for name in names)
+    return f"columns {', '.join(names)}"

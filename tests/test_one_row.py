@@ -1,0 +1,138 @@
+"""`plan` and `doctor` build the model and predict a row: what cannot run is told beforehand."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import models
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cli import pipeline, write_job
+from PIL import Image
+
+from pipeline.context import RunContext, RunOptions
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.job_file import load_job
+from pipeline.layout import Layout
+from pipeline.one_row import Tried, try_row
+from pipeline.prepare import prepare
+from pipeline.record import RunRecord
+from pipeline.storage import Store
+
+MAGENTA, CYAN, RED = (255, 0, 255), (0, 255, 255), (200, 10, 10)
+"""`models:deadly` crashes over the first and hangs over the second."""
+
+
+def make_job(folder: Path, colours: list[tuple[int, int, int] | bytes], **sections: Any) -> Job:
+    """A job over images of one colour, or over files of these bytes."""
+    (folder / "in").mkdir()
+    for index, colour in enumerate(colours):
+        path = folder / "in" / f"{index}.png"
+        if isinstance(colour, bytes):
+            path.write_bytes(colour)
+        else:
+            Image.new("RGB", (40, 40), colour).save(path)
+    source = {"uri": str(folder / "in"), "format": "images"}
+    path = write_job(folder / "job.yaml", source, str(folder / "out"), **sections)
+    return load_job(path, date=dt.date(2026, 11, 24))
+
+
+def attempt(job: Job) -> Tried:
+    layout, store = Layout(job.sink.partition), Store(job.sink.uri)
+    options = RunOptions(allow_import=("models",))
+    run = RunContext(job, options, store, layout, RunRecord("r", layout.name))
+    return try_row(job, *prepare(run))
+
+
+def model(factory: str, **fields: Any) -> dict[str, Any]:
+    base = {"factory": f"models:{factory}", "labels": models.LABELS, **fields}
+    return {key: value for key, value in base.items() if value is not None}
+
+
+def test_the_first_row_that_can_be_read_and_does_not_crash_is_shown(tmp_path: Path) -> None:
+    job = make_job(tmp_path, [b"no image", MAGENTA, RED], model=model("deadly"))
+    found = attempt(job)
+    assert (found.status, found.found) == (
+        "ok",
+        '1 row (2.png) -> label "red" 0.99, 5 outputs, 5 labels',
+    )
+    assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (model("wide"), "row 0.png: model_error: .*the model has 6 outputs, model.labels 5"),
+        (
+            model("colours", labels=None, task="embed", embedding_dim=1),
+            "write model.embedding_dim: 5$",
+        ),
+        (
+            model(
+                "channels",
+                labels=None,
+                task="raw",
+                outputs=[{"name": "means", "shape": [3]}],
+                postprocess="models:broken",
+            ),
+            "RuntimeError: boom in my code",
+        ),
+        (model("unseeded"), "tensors are other ones each time that it is built"),
+        (model("counting"), "models:counting: cannot be built: KeyError: 'TEST_MODEL_LOADS'"),
+    ],
+)
+def test_what_no_row_survives_is_an_error_of_the_job_that_names_the_cause(
+    fields: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TEST_MODEL_LOADS", raising=False)
+    with pytest.raises(JobError, match=words) as caught:
+        attempt(make_job(tmp_path, [RED], model=fields))
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("colour", "factory", "words"),
+    [
+        (MAGENTA, "deadly", "row 0.png: its process died of SIGSEGV"),
+        (CYAN, "deadly", "row 0.png: no result after 3 s"),
+        (RED, "unloadable", "cannot be loaded: .*SIGSEGV"),
+    ],
+)
+def test_a_crash_or_a_hang_in_native_code_is_a_finding_and_no_end_of_the_command(
+    colour: tuple[int, int, int], factory: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(JobError, match=words):
+        attempt(make_job(tmp_path, [colour], model=model(factory), run={"row_timeout_s": 3}))
+
+
+def test_where_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path) -> None:
+    found = attempt(make_job(tmp_path, [b"no image"] * 3, model=model("untrained")))
+    assert found.status == "unknown"
+    assert found.found.startswith("no row could be read (0.png: unidentified: ")
+    assert "its parameters are random" in found.found
+
+
+def test_features_go_the_whole_way_too(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [None, 2.0], "b": [1.0, 3.0]}), tmp_path / "a.parquet")
+    source = {"uri": str(tmp_path), "format": "parquet", "features": ["a", "b"]}
+    fields = model("sums", labels=None, task="regress", targets=["total", "largest"])
+    path = write_job(
+        tmp_path / "job.yaml", source, str(tmp_path / "out"), model=fields, transform=None
+    )
+    found = attempt(load_job(path, date=dt.date(2026, 11, 24)))
+    assert str(found) == "ok: 1 row (a.parquet#1) -> total 5, largest 3"
+
+
+def test_plan_tries_a_row_unless_it_is_told_not_to(tmp_path: Path) -> None:
+    make_job(tmp_path, [RED], model=model("wide"))
+    told = pipeline("plan", str(tmp_path / "job.yaml"), "--json", "--no-try")
+    assert (told.code, told.json["model"]["tried"]) == (0, None)
+    tried = pipeline("plan", str(tmp_path / "job.yaml"), "--json")
+    assert tried.code == 2
+    assert "the model has 6 outputs, model.labels 5" in tried.json["error"]
