@@ -17,7 +17,7 @@ from pipeline.errors import JobError
 from pipeline.local_disk import LocalDisk
 from pipeline.object_store import RemoteFile
 from pipeline.store_faults import VARIABLE, WRITES, StoreChaos, StoreFault, chaos_asked_for
-from pipeline.stored import Backend, Disk, StoredFile
+from pipeline.stored import Backend, Choice, Disk, StoredFile
 
 T = TypeVar("T")
 
@@ -75,8 +75,8 @@ class DisturbedDisk(LocalDisk):
     def __init__(self, chaos: StoreChaos) -> None:
         self._chaos = chaos
 
-    def list(self, folder: str) -> Iterator[Sequence[StoredFile]]:
-        return self._ask("list", folder, partial(super().list, folder))
+    def list(self, folder: str, choice: Choice | None = None) -> Iterator[Sequence[StoredFile]]:
+        return self._ask("list", folder, partial(super().list, folder, choice))
 
     def stat(self, path: str) -> StoredFile | None:
         return self._ask("stat", path, partial(super().stat, path))

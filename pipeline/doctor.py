@@ -17,7 +17,7 @@ from pipeline.choose import AUTO
 from pipeline.cluster_login import log_in
 from pipeline.context import RunContext, RunOptions
 from pipeline.errors import JobError
-from pipeline.inputs import list_inputs
+from pipeline.inputs import describe_no_input, list_inputs
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id
 from pipeline.machine_checks import Check, Status, guarded, look_at_machine
@@ -93,8 +93,10 @@ def _clock(job: Job) -> Check:
 def _source(job: Job) -> str:
     inputs = list_inputs(job.source, max_extent_rows=_MANY_ROWS, may_be_empty=job.gates.allow_empty)
     if not inputs.shards:
-        raise JobError(f"source.uri = {job.source.uri}: there are no shards; check uri and format")
-    return f"{job.source.uri}: {len(inputs.shards)} shards, {inputs.num_bytes} bytes"
+        raise JobError(f"source.uri: {describe_no_input(job.source, inputs.skipped)}")
+    found = f"{job.source.uri}: {len(inputs.shards)} shards, {inputs.num_bytes} bytes"
+    skipped = inputs.skipped
+    return f"{found}; skipped: {skipped.describe()}" if skipped.total else found
 
 
 def _model(job: Job, options: RunOptions) -> str:

@@ -15,6 +15,7 @@ from pipeline.context import RunContext
 from pipeline.failpoints import reach
 from pipeline.gates import Figures, certain_failures, early_refusal, judge
 from pipeline.hive import partition_types
+from pipeline.inputs import describe_no_input
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest, current_manifest
 from pipeline.match import Duplicates, Match, match_rows
@@ -185,6 +186,8 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         golden_agreed=golden.rows_out,
         golden_actors=num_actors,
         distribution=record.distribution,
+        num_skipped=record.skipped.judged,
+        why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
         is_limited=run.job.run.limit_rows is not None,
     )
     past = Past()
@@ -249,6 +252,7 @@ def _manifest(
         model=plan.model,
         gates=tuple(verdict.to_dict() for verdict in verdicts),
         distribution=run.record.distribution.to_dict(),
+        skipped=run.record.skipped.to_dict(),
         versions=package_versions(),
         fingerprint_parts=plan.fingerprint_parts,
     )

@@ -51,6 +51,10 @@ class Figures:
     golden_agreed: int = 0
     golden_actors: int = 0
     distribution: Distribution = field(default_factory=Distribution)
+    num_skipped: int = 0
+    """Files below the source that are no input and should perhaps be."""
+    why_empty: str = ""
+    """Why there is no input, where there is none."""
     is_limited: bool = False
     """Only the first rows were asked for (`run.limit_rows`)."""
 
@@ -76,6 +80,7 @@ def judge(
             figures.reasons,
             figures.causes,
         ),
+        _skipped(gates, figures.num_shards, figures.num_skipped),
         *judge_nights(
             gates,
             past,
@@ -130,12 +135,13 @@ def _conservation(figures: Figures) -> Verdict:
 
 
 def _not_empty(gates: Gates, figures: Figures) -> Verdict:
-    message = f"{figures.num_shards} shards with {figures.num_planned} rows"
+    found = f"{figures.num_shards} shards with {figures.num_planned} rows"
+    message = figures.why_empty if figures.why_empty and not figures.num_shards else found
     if figures.num_planned:
         return Verdict("not_empty", "pass", float(figures.num_planned), 1.0, message)
     if gates.allow_empty:
         return Verdict("not_empty", "off", 0.0, 1.0, f"{message}; gates.allow_empty is true")
-    hint = "check source.uri, or set gates.allow_empty to true"
+    hint = "check source.uri and source.format, or set gates.allow_empty to true"
     return Verdict("not_empty", "fail", 0.0, 1.0, f"{message}; {hint}")
 
 
@@ -192,6 +198,17 @@ def _reason_shares(
         few = f"{message}; not judged below {gates.min_rows} rows"
         return Verdict(name, "off", value, limit, few)
     return ruled(name, gates.reason_mode, "fail" if over else "pass", value, limit, message)
+
+
+def _skipped(gates: Gates, num_shards: int, num_skipped: int) -> Verdict:
+    name, limit = "max_skipped_pct", gates.max_skipped_pct
+    num_files = num_shards + num_skipped
+    if num_files == 0:
+        return Verdict(name, "off", None, limit, "no files to judge")
+    share = 100.0 * num_skipped / num_files
+    message = f"{num_skipped} of {num_files} files are not read, {share:.2f}%; limit {limit:g}%"
+    level: Level = "fail" if share > limit else "pass"
+    return ruled(name, gates.skipped_mode, level, share, limit, message)
 
 
 def _golden(gates: Gates, figures: Figures) -> Verdict:

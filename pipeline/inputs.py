@@ -5,7 +5,6 @@ only when it has been read.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +16,19 @@ import pyarrow as pa
 from pipeline.columns import check_names
 from pipeline.errors import InputMissing, JobError
 from pipeline.extents import Extent
+from pipeline.globs import compiled, is_glob, reaches_below, split_glob
 from pipeline.job_source import Source
 from pipeline.parquet_inputs import measure_parquet
 from pipeline.retry import BadBlockError, is_bad_block
 from pipeline.single_file import read_lines
+from pipeline.skipped import Skip, Skipped, SkipTally, is_utf8, reason_of_name
 from pipeline.storage import Store, StoredFile
 from pipeline.tar import column_type
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
+    *(".avif", ".tif", ".tiff", ".heic", ".heif"),
+)
 PARQUET_SUFFIXES = (".parquet", ".pq")
 # Compressed ones are listed too: one that cannot be read must not be passed over in silence.
 TAR_SUFFIXES = (
@@ -33,7 +37,6 @@ TAR_SUFFIXES = (
 _SUFFIXES = {"images": IMAGE_SUFFIXES, "parquet": PARQUET_SUFFIXES, "webdataset": TAR_SUFFIXES}
 _FOOTER_THREADS = 16
 _STAT_THREADS = 16
-_GLOB_CHARACTERS = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Inputs:
     shards: tuple[StoredFile, ...]
     extents: tuple[Extent, ...]
     pass_through: pa.Schema = field(default_factory=lambda: pa.schema([]))
-    ignored: tuple[str, ...] = ()
-    """Files under the source that are no shards of this format (reported, never read)."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """Files below the source that are no shards of this format (reported, never read)."""
     num_features: int = 0
     """Length of the feature vector a row; 0 for images."""
 
@@ -61,16 +64,19 @@ class Inputs:
 def open_source(source: Source) -> tuple[Store, str]:
     """Return the store at the fixed part of `source.uri`, and the pattern below it ('' = all)."""
     root, pattern = split_glob(source.uri)
-    return Store(root, source.storage_options), pattern
+    store = Store(root, source.storage_options)
+    while pattern:
+        name, _, rest = pattern.partition("/")
+        if is_glob(name) and not _is_there(store, name):
+            break
+        # What is named so, as `br[1]`, is no glob.
+        store, pattern = Store(store.url(name), source.storage_options), rest
+    return store, pattern
 
 
-def split_glob(uri: str) -> tuple[str, str]:
-    """Split a URI before its first segment with a glob character."""
-    match = _GLOB_CHARACTERS.search(uri)
-    if match is None:
-        return uri.rstrip("/") or "/", ""
-    cut = uri.rfind("/", 0, match.start())
-    return (uri[:cut] or "/", uri[cut + 1 :]) if cut >= 0 else (".", uri)
+def _is_there(store: Store, name: str) -> bool:
+    # In an object store it takes requests, and hardly any name there has a star in it.
+    return ("*" not in name or not store.is_object_store) and store.exists(name)
 
 
 def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = False) -> Inputs:
@@ -88,25 +94,25 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     """
     store, pattern = open_source(source)
     suffixes = _SUFFIXES[source.format]
-    root, shards, ignored = (
+    root, shards, skipped = (
         _list_shards(store, pattern, suffixes, source, may_be_empty=may_be_empty)
         if source.files is None
-        else (store.uri, _named_shards(store, pattern, source), ())
+        else (store.uri, _named_shards(store, pattern, source), Skipped())
     )
     _require_readable(Store(root, source.storage_options), shards)
     if source.format == "images":
         extents = tuple(
             Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
         )
-        return Inputs(root, shards, extents, ignored=ignored)
+        return Inputs(root, shards, extents, skipped=skipped)
     if source.format == "webdataset":
         _check_apart(shards)
         extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
-        return Inputs(root, shards, extents, _declare_members(source), ignored)
+        return Inputs(root, shards, extents, _declare_members(source), skipped)
     extents, declared, num_features = measure_parquet(
         Store(root, source.storage_options), shards, source, max_extent_rows=max_extent_rows
     )
-    return Inputs(root, shards, extents, declared, ignored, num_features)
+    return Inputs(root, shards, extents, declared, skipped, num_features)
 
 
 def _require_readable(store: Store, shards: Sequence[StoredFile]) -> None:
@@ -129,28 +135,59 @@ def _list_shards(
     source: Source,
     *,
     may_be_empty: bool,
-) -> tuple[str, tuple[StoredFile, ...], tuple[str, ...]]:
-    files = store.list_files()
+) -> tuple[str, tuple[StoredFile, ...], Skipped]:
+    choice = _Choice(tuple(suffixes), pattern, follow_links=source.follow_links)
+    shards = tuple(store.list_chosen(choice))
+    skipped = choice.tally.result()
+    is_nothing = not shards and not skipped.total
     root = store.uri
-    if not files and not pattern:
+    if is_nothing and not pattern:
         # Not a folder: a single shard is listed through its parent.
         parent, _, name = root.rpartition("/")
         if name and not parent.endswith("/"):
             folder = Store(parent or "/", source.storage_options)
             single = folder.stat(name)
             if single is not None:
-                return folder.uri, (single,), ()
-    if not files and not (store.is_object_store and may_be_empty):
+                return folder.uri, (single,), Skipped()
+    if is_nothing and not (store.is_object_store and may_be_empty):
         require_there(store)
-    if pattern:
-        from fsspec.utils import glob_translate
+    return root, shards, skipped
 
-        wanted = re.compile(glob_translate(pattern))
-        files = [f for f in files if wanted.match(f.path)]
-    visible = [f for f in files if not _is_hidden(f.path)]
-    shards = tuple(f for f in visible if f.path.lower().endswith(tuple(suffixes)))
-    chosen = {f.path for f in shards}
-    return root, shards, tuple(f.path for f in visible if f.path not in chosen)
+
+class _Choice:
+    """Takes the files of a format, and counts the others of its glob."""
+
+    def __init__(self, suffixes: tuple[str, ...], pattern: str, *, follow_links: bool) -> None:
+        self.follow_links = follow_links
+        self.tally = SkipTally()
+        self._suffixes, self._pattern = suffixes, pattern
+        self._wanted = compiled(pattern or "**")
+
+    def takes(self, file: StoredFile) -> bool:
+        if not self._wanted.match(file.path):
+            return False
+        reason = reason_of_name(file.path)
+        if reason is None and not is_utf8(file.path):
+            reason = Skip.NOT_UTF8
+        if reason is None and not file.path.lower().endswith(self._suffixes):
+            reason = Skip.EXTENSION
+        if reason is not None:
+            self.tally.add(file.path, reason)
+        return reason is None
+
+    def skip(self, path: str, reason: Skip) -> None:
+        is_meant = self._wanted.match(path) is not None
+        if reason is Skip.LINK_TO_FOLDER and not is_meant:
+            is_meant = reaches_below(self._pattern, path.split("/"))
+        if is_meant:
+            self.tally.add(path, reason_of_name(path) or reason)
+
+
+def named_files(source: Source) -> list[str]:
+    """Return the shards that the job names, as it names them."""
+    if isinstance(source.files, str):
+        return read_lines(source.files, source.storage_options, "source.files")
+    return list(source.files or ())
 
 
 def require_there(store: Store) -> None:
@@ -178,11 +215,7 @@ def _named_shards(store: Store, pattern: str, source: Source) -> tuple[StoredFil
         raise JobError(
             f"source.uri = {source.uri!r}: must be a folder, since source.files is given"
         )
-    names = (
-        read_lines(source.files, source.storage_options, "source.files")
-        if isinstance(source.files, str)
-        else list(source.files or ())
-    )
+    names = named_files(source)
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise JobError(f"source.files: {doubled[0]} is named twice")
@@ -221,5 +254,16 @@ def _check_apart(shards: Sequence[StoredFile]) -> None:
             raise JobError(f"source: {path} lies in a folder that is a tar as well; move it")
 
 
-def _is_hidden(path: str) -> bool:
-    return any(segment.startswith((".", "_")) for segment in path.split("/"))
+def describe_no_input(source: Source, skipped: Skipped) -> str:
+    """Say in one line why a source has no shards, as far as its listing tells."""
+    _, pattern = split_glob(source.uri)
+    suffixes = _SUFFIXES[source.format]
+    if not skipped.total:
+        hint = f"matches no file; a glob names files, as in **/*{suffixes[0]}"
+        return f"{source.uri} {hint if pattern else 'holds no files'}"
+    files = "1 file" if skipped.total == 1 else f"{skipped.total} files"
+    reads = f"format {source.format} reads {' '.join(suffixes)}; " if skipped.extensions else ""
+    return (
+        f"{source.uri} {'matches' if pattern else 'holds'} {files}, none read: "
+        f"{reads}skipped: {skipped.describe()}"
+    )

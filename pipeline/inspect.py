@@ -117,6 +117,7 @@ def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[
         ],
         "model": manifest.model,
         "gates": list(manifest.gates),
+        "skipped": manifest.skipped.get("reasons", []),
         "schema": [{"column": field.name, "type": str(field.type)} for field in schema],
         "labels": _count(store, manifest.parts, LABEL, hive)[:_TOP_LABELS] if has_labels else [],
         "predictions": _first_rows(store, manifest.parts, _shown_columns(schema), hive),

@@ -95,6 +95,11 @@ class Gates(Section):
     """Refuse when more than this share of the rows has that reason (`{truncated: 0.5}`)."""
     reason_mode: Mode = "fail"
     """What `max_reason_pct` may say at worst: `off`, `warn` or `fail`."""
+    max_skipped_pct: Percent = 0.0
+    """Refuse when more than this share of the files below `source.uri` is no input: another
+    extension, a link to a folder, a name that is not UTF-8 and so on (README, Skipped files)."""
+    skipped_mode: Mode = "warn"
+    """What `max_skipped_pct` may say at worst: `off`, `warn` or `fail`."""
     min_rows: Annotated[int, Field(ge=0)] = 100
     """`max_error_pct`, `max_reason_pct`, `volume` and `constant` are judged from this many rows on;
     below, only all rows failing refuses."""

@@ -20,7 +20,8 @@ class Source(Section):
     """A folder, a file or a glob (`*`, `**`) on local disk or in an object store (`s3://`, `gs://`,
     `az://` or `abfs://`)."""
     format: Literal["images", "parquet", "webdataset"]
-    """`images`: one file is one row. `parquet`: encoded images lie in a binary column, or the
+    """`images`: one file is one row, named `.jpg .jpeg .jpe .jfif .png .webp .gif .bmp .avif .tif
+    .tiff .heic .heif`. `parquet`: encoded images lie in a binary column, or the
     column holds their URIs, or there are features instead of images.
     `webdataset`: in tars, the neighbouring members of one key (the path up to the first dot of the
     base name) are one row; its `row_id` is `<shard path>/<key>`, a repeated key is quarantined as
@@ -28,6 +29,9 @@ class Source(Section):
     files: str | tuple[str, ...] | None = None
     """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a
     text file with one a line. Left out: everything below `uri` is listed."""
+    follow_links: bool = True
+    """Symbolic links to regular files are read, wherever they point; `false` skips and counts them.
+    Links to folders are always skipped and counted. URIs in a column have rules of their own."""
     image_column: str = "image"
     """Parquet: the binary column that holds the encoded image."""
     uri_column: str | None = None

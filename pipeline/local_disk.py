@@ -9,23 +9,28 @@ import logging
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from pipeline.failpoints import fail_here
-from pipeline.stored import BadBlock, FileExpired, StoredFile
+from pipeline.skipped import Skip
+from pipeline.stored import BadBlock, Choice, FileExpired, StoredFile
 
 log = logging.getLogger(__name__)
 
+_LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}$")
 
 
 class LocalDisk:
     """POSIX files. fsspec is not used: its local writes are neither atomic nor synced."""
 
-    def list(self, folder: str) -> Iterator[Sequence[StoredFile]]:
+    def list(self, folder: str, choice: Choice | None = None) -> Iterator[Sequence[StoredFile]]:
+        """Yield the files below a folder; without a choice, as of a sink, links are none."""
         links: list[str] = []
+        skipped = len(folder.rstrip("/")) + 1
         folders = [folder]
         while folders:
             try:
@@ -35,13 +40,19 @@ class LocalDisk:
             files: list[StoredFile] = []
             with entries:
                 for entry in entries:
-                    if entry.is_symlink():
+                    if choice is None and entry.is_symlink():
                         links.append(entry.path)
-                    elif entry.is_dir():
+                    elif entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
-                    elif entry.is_file():
+                    elif entry.is_file(follow_symlinks=False):
                         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                             files.append(_local_file(entry.path, entry.stat()))
+                    elif choice is not None:
+                        found = _special(entry, follow_links=choice.follow_links)
+                        if isinstance(found, Skip):
+                            choice.skip(entry.path[skipped:], found)
+                        else:
+                            files.append(found)
             yield files
         if links:
             log.warning("%s: skipped %d symbolic links, as %s", folder, len(links), min(links))
@@ -58,7 +69,7 @@ class LocalDisk:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return None if os.path.isdir(path) else _local_file(path, status)
+        return _local_file(path, status) if stat.S_ISREG(status.st_mode) else None
 
     def exists(self, path: str) -> bool:
         try:
@@ -85,7 +96,7 @@ class LocalDisk:
 
     def open(self, path: str) -> BinaryIO:
         with _bad_blocks(path):
-            return open(path, "rb")
+            return open(path, "rb", opener=_open_regular)
 
     def put(self, path: str, data: bytes) -> None:
         with _written_beside(path, data) as temporary:
@@ -134,11 +145,43 @@ def _bad_blocks(path: str) -> Iterator[None]:
 
 
 def _read_version(path: str, version: str | None) -> bytes:
-    with _bad_blocks(path), open(path, "rb") as file:
+    with _bad_blocks(path), open(path, "rb", opener=_open_regular) as file:
         data = file.read()
         if version not in (None, str(os.fstat(file.fileno()).st_mtime_ns)):
             raise FileExpired(errno.ESTALE, "replaced or written to", path)
     return data
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open what was listed as a file; a pipe in its place would block until someone writes."""
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise FileExpired(errno.ESTALE, "no regular file any more", path) from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # `open` itself refuses a folder
+        os.close(descriptor)
+        raise FileExpired(errno.ESTALE, "no regular file any more", path)
+    return descriptor
+
+
+def _special(entry: os.DirEntry[str], *, follow_links: bool) -> StoredFile | Skip:
+    """Describe the file behind a link, or say why an entry that is no file is none."""
+    if not entry.is_symlink():
+        return Skip.SPECIAL_FILE
+    if not follow_links:
+        return Skip.LINK
+    try:
+        status = os.stat(entry.path)  # of the target: its size and time are the version
+    except OSError as error:
+        if error.errno not in _LEADS_NOWHERE:
+            raise
+        return Skip.BROKEN_LINK
+    if stat.S_ISREG(status.st_mode):
+        return _local_file(entry.path, status)
+    return Skip.LINK_TO_FOLDER if stat.S_ISDIR(status.st_mode) else Skip.SPECIAL_FILE
 
 
 def _local_file(path: str, status: os.stat_result) -> StoredFile:

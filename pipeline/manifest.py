@@ -71,6 +71,8 @@ class Manifest:
     """JSON form of `histograms.Distribution`, for the next night to be compared with."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
     """What the fingerprint is made of, as the plan has it; empty in older manifests."""
+    skipped: dict[str, Any] = field(default_factory=dict)
+    """JSON form of `skipped.Skipped`: what lay below the source and is no row; {} in old ones."""
     version: int = MANIFEST_VERSION
 
     @property

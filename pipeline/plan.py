@@ -25,12 +25,15 @@ from pipeline.schema import (
     prediction_schema,
 )
 from pipeline.semantics import semantics_of
+from pipeline.skipped import Skipped
 from pipeline.storage import Store
 from pipeline.task import make_task
 from pipeline.units import Unit, units_of
 
 RowIds = Literal["path", "path#row", "column", "key"]
 _USUAL_UNITS = 1_000
+# What decides which files are listed; the files themselves are digested one by one.
+_OF_LISTING = {"storage_options", "follow_links"}
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,14 @@ class Plan:
     batch_size: int
     num_shards: int
     input_bytes: int
-    ignored: tuple[str, ...]
     created_at: str
     settings: str = ""
     """Digest of what the job and its model ask for, whatever the inputs and the code are."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
     """What the fingerprint is made of, so that a later plan can say what changed: digests `inputs`,
     `model` and `settings`, and `semantics`, the versions by area."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """What lay below the source and is no input when it was listed; not stored with the plan."""
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -109,10 +113,10 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         batch_size=batch_size,
         num_shards=len(inputs.shards),
         input_bytes=inputs.num_bytes,
-        ignored=inputs.ignored,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         settings=settings_digest(job, model),
         fingerprint_parts=parts,
+        skipped=inputs.skipped,
     )
 
 
@@ -121,7 +125,7 @@ def settings_digest(job: Job, model: ModelSpec) -> str:
     settings = {
         "output_schema_version": OUTPUT_SCHEMA_VERSION,
         "model": model.to_dict(),
-        "source": job.source.model_dump(mode="json", exclude={"storage_options"}),
+        "source": job.source.model_dump(mode="json", exclude=_OF_LISTING),
         "limit_rows": job.run.limit_rows,
     }
     return _digest(settings)
@@ -163,7 +167,7 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
     pass_through = schema_to_text(inputs.pass_through)
     settings = {
         "output_schema_version": OUTPUT_SCHEMA_VERSION,
-        "source": job.source.model_dump(mode="json", exclude={"storage_options", "uri"}),
+        "source": job.source.model_dump(mode="json", exclude=_OF_LISTING | {"uri"}),
         "limit_rows": job.run.limit_rows,
     }
     return {

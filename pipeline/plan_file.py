@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,14 +23,19 @@ PLAN_VERSION = 1
 
 
 def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
-    """Store the plan if its fingerprint is new, else return the stored one (same units)."""
+    """Store the plan if its fingerprint is new, else return the stored one (same units).
+
+    What was skipped is that of now: plans of the same shards may come of other folders or globs.
+    """
     path = layout.plan(plan.fingerprint)
     try:
-        return plan_from_json(store.read_bytes(path), plan.fingerprint)
+        stored = plan_from_json(store.read_bytes(path), plan.fingerprint)
+        return replace(stored, skipped=plan.skipped)
     except FileNotFoundError:
         token = uuid.uuid4().hex
     if store.create_once(path, plan_to_json(plan, token), token) is CreateOutcome.OTHER:
-        return plan_from_json(store.read_bytes(path), plan.fingerprint)
+        stored = plan_from_json(store.read_bytes(path), plan.fingerprint)
+        return replace(stored, skipped=plan.skipped)
     reach("planned")
     return plan
 
@@ -62,7 +68,6 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "num_rows": plan.num_rows,
         "num_shards": plan.num_shards,
         "input_bytes": plan.input_bytes,
-        "ignored": plan.ignored,
         "pass_through": schema_to_text(plan.pass_through),
         "task_fields": schema_to_text(plan.task_fields),
         "num_features": plan.num_features,
@@ -105,7 +110,6 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             batch_size=document["batch_size"],
             num_shards=document["num_shards"],
             input_bytes=document["input_bytes"],
-            ignored=tuple(document["ignored"]),
             created_at=document["created_at"],
             settings=document.get("settings", ""),
             fingerprint_parts=document.get("fingerprint_parts", {}),

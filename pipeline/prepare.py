@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from pipeline.context import RunContext
 from pipeline.delta import require_delta
 from pipeline.hive import partition_types
-from pipeline.inputs import list_inputs
+from pipeline.inputs import Inputs, list_inputs
 from pipeline.model import ModelSpec
 from pipeline.plan import Plan, make_plan
 from pipeline.resolve import resolve_model
+from pipeline.schema import clean_message
 from pipeline.units import SliceSizes
+
+log = logging.getLogger(__name__)
 
 _CPU_BATCH, _GPU_BATCH = 32, 128
 
@@ -33,8 +38,24 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
         plan = make_plan(job, inputs, model, batch_size=batch_size)
         listed.rows_in = listed.rows_out = plan.num_rows or 0
         listed.bytes_in = inputs.num_bytes
+    _warn_of_skipped(inputs)
     columns = partition_types(job.sink.partition_columns, plan.prediction_schema())
     if job.sink.table:
         require_delta(run.store, run.layout, columns, plan.prediction_schema())
     run.record.planned(plan, model, job.resources.num_gpus)
     return plan, model
+
+
+def _warn_of_skipped(inputs: Inputs) -> None:
+    """Say that files are left out, unless it is only what is no input anywhere."""
+    skipped = inputs.skipped
+    if not skipped.judged:
+        return
+    first = next(names[0] for reason, names in skipped.first.items() if skipped.counts(reason))
+    log.warning(
+        "%d of %d files below the source are not read: %s; as %s",
+        skipped.total,
+        skipped.total + len(inputs.shards),
+        skipped.describe(),
+        clean_message(first),
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.context import RunContext, RunOptions
 from pipeline.estimate import estimate
-from pipeline.inspect import DIGEST_CHARS, EXAMPLES, version_facts
+from pipeline.inspect import DIGEST_CHARS, version_facts
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id
 from pipeline.manifest import Manifest, current_manifest
@@ -56,6 +56,7 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
         **step,
         "estimate": _estimate(job, store, plan, model, step),
         "input": _input(plan, record.num_unreadable_shards),
+        "skipped": plan.skipped.to_dict(),
         "model": _model(model, plan, tried),
         "published_now": version_facts(current),
     }
@@ -108,8 +109,6 @@ def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
         "rows": plan.num_rows,
         **({} if plan.num_rows is not None else {"rows_are": "unknown until read"}),
         "bytes": plan.input_bytes,
-        "ignored_files": len(plan.ignored),
-        "first_ignored": list(plan.ignored[:EXAMPLES]),
     }
 
 

@@ -27,6 +27,7 @@ from pipeline.plan import Plan
 from pipeline.replan import Replan
 from pipeline.row_ids import hash_ids
 from pipeline.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Reason
+from pipeline.skipped import Skipped
 from pipeline.storage import Store
 from pipeline.tally import Kept
 from pipeline.tiling import Slices
@@ -65,6 +66,7 @@ class Readmission:
             Distribution.from_dict(self.base.distribution),
             None if is_tar else sum(whole),
             self.base.fingerprint,
+            Skipped.from_dict(self.base.skipped),
         )
 
     def named(self, plan: Plan) -> Plan:

@@ -18,6 +18,7 @@ from pipeline.provenance import package_versions
 from pipeline.report import RunFacts, Status
 from pipeline.schema import Reason, SliceKey
 from pipeline.sink import StagedSlice
+from pipeline.skipped import Skipped
 from pipeline.stats import DEDUPE, ROUNDED, Counters, Measurement, StageCounters, measure, merge
 from pipeline.tally import Kept, ReadFooter, Tally
 from pipeline.verdict import Verdict
@@ -252,6 +253,13 @@ class RunRecord:
         return self._kept is not None or bool(self._retry)
 
     @property
+    def skipped(self) -> Skipped:
+        """What lies below the source and is no row; of a retry, when it was listed at last."""
+        if self._kept is not None:
+            return self._kept.skipped
+        return self._plan.skipped if self._plan else Skipped()
+
+    @property
     def canary(self) -> StageCounters:
         """Rows of committed slices that eager fp32 predicted once more; out: those that agreed."""
         return self._tally.canary
@@ -323,6 +331,7 @@ class RunRecord:
             slices=slices,
             reasons=dict(self.reasons),
             unreadable_shards=self.num_unreadable_shards,
+            skipped=self.skipped.to_dict() if self._plan or self._kept else {},
             counters=self._counters,
             slots=self._slots(),
             on_cluster=self._on_cluster,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.printable import printable
 from pipeline.schema import clean_message
+from pipeline.skipped import Skipped
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType
@@ -63,6 +64,7 @@ def render_table(report: dict[str, Any]) -> RenderableType:
         *_hops(report),
         *_slower(report),
         *_failures(report),
+        *_skipped(report),
         *_gates(report),
     ]
     texts = (Text(clean_message(line)) for line in lines)
@@ -151,6 +153,15 @@ def _failures(report: dict[str, Any]) -> list[str]:
         + (f" (e.g. {found['row_id']})" if found["row_id"] else "")
         for found in report.get("top_failures") or []
     ]
+
+
+def _skipped(report: dict[str, Any]) -> list[str]:
+    """Say in one line which files below the source are no input."""
+    skipped = report.get("skipped")  # not in reports of older versions
+    if not skipped or not skipped["files"]:
+        return []
+    said = Skipped.from_dict(skipped).describe()
+    return [f"skipped {_count(skipped['files'])} files: {said}"]
 
 
 def _gates(report: dict[str, Any]) -> list[str]:

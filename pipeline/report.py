@@ -44,6 +44,7 @@ from pipeline.report_sections import (
     Retry,
     Rows,
     Section,
+    SkippedFiles,
     Slices,
 )
 from pipeline.stats import Counters
@@ -77,6 +78,7 @@ class RunFacts:
     reasons: dict[str, int] = field(default_factory=dict)
     top_failures: list[dict[str, Any]] = field(default_factory=list)
     unreadable_shards: int = 0
+    skipped: dict[str, Any] = field(default_factory=dict)
     counters: Counters = field(default_factory=dict)
     slots: Slots = field(default_factory=dict)
     on_cluster: bool = False
@@ -132,6 +134,8 @@ class Report(Section):
     which ends a run, that cause alone; its rows are not among those that `rows` counts."""
     unreadable_shards: int
     """Shards that could not be opened: their row count is unknown."""
+    skipped: SkippedFiles = SkippedFiles()
+    """Files below the source that are no input."""
     startup: list[StartupPart]
     stages: list[Stage]
     limits: list[GroupLimit]
@@ -196,6 +200,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         cost_per_million_rows=_cost(hardware.nodes, load.wall_s, facts, rows.computed),
         rows=rows,
         slices=Slices(**known["slices"]),
+        skipped=SkippedFiles(**known["skipped"]),
         startup=startup_parts(load),
         stages=stages_of(load),
         limits=[GroupLimit(**vars(limit)) for limit in find_limits(load)],
@@ -216,7 +221,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
 
 
 _BUILT = frozenset(
-    ["rows", "slices", "startup", "hardware", "model", "output", "gates", "top_labels"]
+    ["rows", "slices", "skipped", "startup", "hardware", "model", "output", "gates", "top_labels"]
 )
 
 

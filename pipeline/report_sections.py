@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -48,6 +48,32 @@ class Slices(Section):
     computed: int | None = None
     resumed: int | None = None
     left: int | None = None
+
+
+class SkippedReason(Section):
+    """Files that were skipped for one reason."""
+
+    reason: str
+    files: int
+    first: list[str] = Field(default_factory=list)
+    """Their first names, relative to the source."""
+
+
+class SkippedExtension(Section):
+    """Files of one extension, of reason `extension`."""
+
+    extension: str
+    files: int
+
+
+class SkippedFiles(Section):
+    """Files below the source that are no input; null where it was not listed."""
+
+    files: int | None = None
+    judged: int | None = None
+    """Of those, what `gates.max_skipped_pct` counts."""
+    reasons: list[SkippedReason] = Field(default_factory=list)
+    extensions: list[SkippedExtension] = Field(default_factory=list)
 
 
 class Hardware(Section):

@@ -35,7 +35,7 @@ from pipeline.retry import (
     with_retries,
 )
 from pipeline.storage_errors import is_conflict, secret_values, storage_errors, translate
-from pipeline.stored import Backend, Disk, Page, StoredFile
+from pipeline.stored import Backend, Choice, Disk, Page, StoredFile
 
 __all__ = ["PROBES", "CreateOutcome", "Store", "StoredFile", "retries_taken"]
 
@@ -84,9 +84,13 @@ class Store:
         """List all files below a folder, sorted by path; a folder that does not exist has none.
 
         Symbolic links are skipped with a warning, wherever they point: following them could leave
-        the root, run in circles or count a file twice.
+        the root, run in circles or count a file twice. Inputs are listed by `list_chosen`.
         """
         return [f for f in self._list(prefix) if not is_temporary(f.path)]
+
+    def list_chosen(self, choice: Choice) -> list[StoredFile]:
+        """List the files of a source that are input, sorted by path; what is not is not kept."""
+        return self._list("", choice)
 
     def list_folders(self, prefix: str = "") -> list[str]:
         """List the names of the folders directly below a folder, sorted, whatever is in them."""
@@ -279,14 +283,16 @@ class Store:
             raise InfraError(f"{self.url(path)}: was put, but the store does not show its time")
         return found.modified
 
-    def _list(self, prefix: str) -> list[StoredFile]:
+    def _list(self, prefix: str, choice: Choice | None = None) -> list[StoredFile]:
         full = self._full(prefix)
         if self.is_object_store:
             pages = list_in_parallel(self._fetch_pages(prefix), full)
         else:
-            pages = self._call("list", prefix, lambda _: self._disk().list(full))
+            pages = self._call("list", prefix, lambda _: self._disk().list(full, choice))
+        takes = _is_named if choice is None else choice.takes
+        relative = map(self._relative, pages)
         with self._errors("list", prefix):
-            return collect(map(self._relative, pages), self.url(prefix))
+            return collect(([*filter(takes, page)] for page in relative), self.url(prefix))
 
     def _fetch_pages(self, prefix: str) -> FetchPage:
         backend = self._objects()
@@ -357,3 +363,7 @@ class Store:
 
 def _is_open(value: bytes | Exception | None) -> bool:
     return value is None or isinstance(value, TransientError)
+
+
+def _is_named(file: StoredFile) -> bool:
+    return not file.path.endswith("/")

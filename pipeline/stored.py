@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
+from pipeline.skipped import Skip
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
@@ -61,8 +63,18 @@ class Backend(Protocol):
     def delete(self, paths: Sequence[str]) -> None: ...
 
 
+class Choice(Protocol):
+    """What of a source is input; is told of all that lies there, relative to the root."""
+
+    follow_links: bool
+    """Take links to regular files, wherever they point."""
+
+    def takes(self, file: StoredFile) -> bool: ...
+    def skip(self, path: str, reason: Skip) -> None: ...
+
+
 class Disk(Backend, Protocol):
     """Local disk, which can list itself whole."""
 
-    def list(self, folder: str) -> Iterator[Sequence[StoredFile]]: ...
+    def list(self, folder: str, choice: Choice | None = None) -> Iterator[Sequence[StoredFile]]: ...
     def folder_names(self, folder: str) -> Sequence[str]: ...

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipeline.causes import Cause, Causes
 from pipeline.histograms import Distribution, Numbers, sum_numbers
 from pipeline.layout import parse_staged_name
 from pipeline.schema import Reason, SliceKey
 from pipeline.sink import StagedSlice
+from pipeline.skipped import Skipped
 from pipeline.stats import CANARY, GOLDEN, StageCounters
 
 ReadFooter = Callable[[str], StagedSlice]
@@ -27,6 +28,7 @@ class Kept:
     num_unreadable_shards: int | None
     """None: those are counted by their reason."""
     fingerprint: str
+    skipped: Skipped = field(default_factory=Skipped)
 
 
 class Tally:

@@ -17,6 +17,7 @@ GATES = (
     "not_empty",
     "max_error_pct",
     "max_reason_pct",
+    "max_skipped_pct",
     "volume",
     "constant",
     "label_drift",

@@ -121,7 +121,6 @@ def make_plan(rows: Rows) -> Plan:
         batch_size=rows.rows_per_slice,
         num_shards=len(extents),
         input_bytes=1000 * len(extents),
-        ignored=(),
         created_at=CREATED_AT,
     )
 

@@ -118,6 +118,34 @@ def test_nothing_is_refused_unless_allowed():
     assert found["max_error_pct"].value is None
 
 
+def test_where_nothing_is_read_the_refusal_says_what_is_there():
+    why = "in/*.HEIC matches 15 files, none read: format parquet reads .parquet .pq; skipped: ..."
+    found = verdicts(0, 0, shards=0, facts={"num_skipped": 15, "why_empty": why})
+    with pytest.raises(GateRefused, match=r"not_empty: in/\*\.HEIC matches 15 files, none read"):
+        require_pass(list(found.values()))
+    assert found["max_skipped_pct"].status == "warn"
+
+
+@pytest.mark.parametrize(
+    ("skipped", "shards", "limits", "status"),
+    [
+        (0, 10, {}, "pass"),
+        (1, 999, {}, "warn"),
+        (1, 999, {"skipped_mode": "fail"}, "fail"),
+        (1, 3, {"skipped_mode": "fail", "max_skipped_pct": 25.0}, "pass"),
+        (2, 3, {"skipped_mode": "fail", "max_skipped_pct": 25.0}, "fail"),
+        (2, 3, {"skipped_mode": "off"}, "off"),
+        (0, 0, {"skipped_mode": "fail"}, "off"),
+    ],
+)
+def test_files_that_are_not_read_warn_or_refuse_from_their_share_on(
+    skipped: int, shards: int, limits: dict[str, object], status: str
+):
+    found = verdicts(0, 1000, shards=shards, facts={"num_skipped": skipped}, **limits)
+    assert found["max_skipped_pct"].status == status
+    assert passes(found) == (status != "fail")
+
+
 def test_shards_without_rows_are_as_empty_as_no_shards():
     assert not passes(verdicts(0, 0, shards=3))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from faultproxy import DENIED, FaultProxy, Rule
 from s3server import S3Server
 
 from pipeline.errors import InputMissing, JobError
-from pipeline.inputs import Inputs, list_inputs, split_glob
+from pipeline.globs import split_glob
+from pipeline.inputs import Inputs, describe_no_input, list_inputs
 from pipeline.job_source import Source
 from pipeline.schema import RESERVED_COLUMNS, Reason
 from pipeline.storage import Store
@@ -61,27 +63,31 @@ FILES = {
     ".cache/f.jpg": b"1",
     "_SUCCESS": b"",
     "b/_temporary/g.jpg": b"1",
+    "b/_DSC0001.JPG": b"12",
     "z.parquet": b"1",
 }
 
 
+IN_B = ["b/_DSC0001.JPG", "b/c.JPEG", "b/d.png"]
+
+
 @pytest.mark.parametrize(
-    ("pattern", "wanted", "ignored"),
+    ("pattern", "wanted", "skipped"),
     [
-        ("", ["a.jpg", "b/c.JPEG", "b/d.png", "b/d/e.webp"], ["b/notes.txt", "z.parquet"]),
-        ("*.jpg", ["a.jpg"], []),
-        ("*", ["a.jpg"], ["z.parquet"]),
-        ("b/*", ["b/c.JPEG", "b/d.png"], ["b/notes.txt"]),
-        ("b/**", ["b/c.JPEG", "b/d.png", "b/d/e.webp"], ["b/notes.txt"]),
-        ("**/*.png", ["b/d.png"], []),
-        ("b/[cd].*", ["b/c.JPEG", "b/d.png"], []),
-        ("b/?.png", ["b/d.png"], []),
-        ("b/none*", [], []),
-        ("a.jpg", ["a.jpg"], []),
+        ("", ["a.jpg", *IN_B, "b/d/e.webp"], {"extension": 2, "hidden": 2, "marker": 2}),
+        ("*.jpg", ["a.jpg"], {}),
+        ("*", ["a.jpg"], {"extension": 1, "marker": 1}),
+        ("b/*", IN_B, {"extension": 1, "hidden": 1}),
+        ("b/**", [*IN_B, "b/d/e.webp"], {"extension": 1, "hidden": 1, "marker": 1}),
+        ("**/*.png", ["b/d.png"], {}),
+        ("b/[cd].*", ["b/c.JPEG", "b/d.png"], {}),
+        ("b/?.png", ["b/d.png"], {}),
+        ("none/*", [], {}),
+        ("a.jpg", ["a.jpg"], {}),
     ],
 )
 def test_folders_globs_and_single_files_name_their_shards(
-    pattern: str, wanted: list[str], ignored: list[str], any_store: Store
+    pattern: str, wanted: list[str], skipped: dict[str, int], any_store: Store
 ):
     for path, data in FILES.items():
         any_store.put(path, data)
@@ -91,8 +97,11 @@ def test_folders_globs_and_single_files_name_their_shards(
     shown = [root.url(path).removeprefix(any_store.url("") + "/") for path in paths(found)]
     assert shown == wanted
     assert [root.read_bytes(path) for path in paths(found)] == [FILES[name] for name in wanted]
-    assert len(found.ignored) == len(ignored)
-    assert all(any(name.endswith(path) for name in ignored) for path in found.ignored)
+    assert found.skipped.files == skipped
+    if not pattern:
+        assert found.skipped.total + len(found.shards) == len(FILES), "every file is accounted for"
+        assert found.skipped.extensions == {".parquet": 1, ".txt": 1}
+        assert found.skipped.first["extension"] == ("b/notes.txt", "z.parquet")
 
 
 @pytest.mark.parametrize(
@@ -110,6 +119,102 @@ def test_folders_globs_and_single_files_name_their_shards(
 )
 def test_a_glob_is_split_before_its_first_open_segment(uri: str, root: str, pattern: str):
     assert split_glob(uri) == (root, pattern)
+
+
+def test_a_folder_that_is_named_like_a_glob_is_a_folder(any_store: Store):
+    for path in ("br[1]/a.jpg", "br[1]/in?/b.jpg", "br1/c.jpg", "br2/d.jpg", "e[1].jpg"):
+        any_store.put(path, b"x")
+    options = dict(any_store.storage_options)
+    for uri, wanted in {
+        "br[1]": ["a.jpg", "in?/b.jpg"],
+        "br[1]/*.jpg": ["a.jpg"],
+        "br[1]/in?": ["b.jpg"],
+        "br[1]/in?/*": ["b.jpg"],
+        "br[2]/*": ["br2/d.jpg"],
+        "e[1].jpg": ["e[1].jpg"],
+    }.items():
+        found = listed(any_store.url(uri), "images", storage_options=options)
+        assert paths(found) == wanted, uri
+
+
+def test_stars_within_a_segment_are_refused_in_one_line(tmp_path: Path):
+    with pytest.raises(JobError, match=r"source\.uri: 'a\*\*b': `\*\*` has to be a whole segment"):
+        listed(tmp_path / "a**b", "images")
+
+
+def test_an_entry_of_any_kind_is_input_or_counted(tmp_path: Path):
+    source, outside = tmp_path / "in", tmp_path / "elsewhere"
+    for folder in (source / "sub", outside):
+        folder.mkdir(parents=True)
+    (outside / "photo.jpg").write_bytes(b"12")
+    (source / "a.jpg").write_bytes(b"1")
+    (source / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"1")
+    (source / os.fsdecode(b"caf\xe9")).mkdir()
+    (source / os.fsdecode(b"caf\xe9") / "b.jpg").write_bytes(b"1")
+    os.mkfifo(source / "pipe.jpg")
+    for name, target in {
+        "out.jpg": outside / "photo.jpg",
+        "sub/chain.jpg": "../out.jpg",
+        "folder": outside,
+        "circle.jpg": source,
+        "self.jpg": "self.jpg",
+        "gone.jpg": outside / "none.jpg",
+        "pipe2.jpg": "pipe.jpg",
+        "null.jpg": "/dev/null",
+        "..data": outside,
+        "notes.txt": outside / "photo.jpg",
+    }.items():
+        (source / name).symlink_to(target)
+    found = listed(source, "images")
+    assert paths(found) == ["a.jpg", "out.jpg", "sub/chain.jpg"]
+    assert found.skipped.files == {
+        "extension": 1,
+        "hidden": 1,
+        "link_to_folder": 2,
+        "broken_link": 2,
+        "special_file": 3,
+        "not_utf8": 2,
+    }
+    assert found.skipped.first["not_utf8"] == (r"caf\xe9.jpg", r"caf\xe9/b.jpg")
+    assert found.num_bytes == 1 + 2 + 2, "a link counts as what it leads to"
+    unfollowed = listed(source, "images", follow_links=False)
+    assert paths(unfollowed) == ["a.jpg"]
+    assert unfollowed.skipped.files == {
+        "hidden": 1,
+        "link": 9,
+        "special_file": 1,
+        "not_utf8": 2,
+    }
+
+
+def test_a_link_to_a_folder_that_a_glob_would_look_into_is_counted(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(b"1")
+    (tmp_path / "alias").symlink_to("real")
+    assert listed(tmp_path / "*" / "*.jpg", "images").skipped.files == {"link_to_folder": 1}
+    assert listed(tmp_path / "*.jpg", "images").skipped.files == {}
+    assert paths(listed(tmp_path / "alias" / "*.jpg", "images")) == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("*.XMP", "*.XMP matches 3 files, none read: format images reads .jpg"),
+        ("*.XMP", "; skipped: 3 .xmp"),
+        ("*.png", "*.png matches 1 file, none read: skipped: 1 not_utf8"),
+        ("*.none", "*.none matches no file; a glob names files, as in **/*.jpg"),
+        ("empty", "empty holds no files"),
+    ],
+)
+def test_where_there_is_no_input_it_is_said_what_is_there(pattern: str, said: str, tmp_path: Path):
+    for number in range(3):
+        (tmp_path / f"{number}.XMP").write_bytes(b"1")
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"1")
+    (tmp_path / "empty").mkdir()
+    source = Source(uri=str(tmp_path / pattern), format="images")
+    found = list_inputs(source, max_extent_rows=1)
+    assert found.shards == ()
+    assert said in describe_no_input(source, found.skipped)
 
 
 def test_an_image_file_is_one_row_in_path_order(tmp_path: Path):

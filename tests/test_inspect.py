@@ -277,7 +277,10 @@ def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Stor
     said = found["input"]
     assert (said["shards"], said["rows"], said["unreadable_shards"]) == (10, 10, 0)
     assert said["bytes"] == sum(p.stat().st_size for p in Path(job.source.uri).glob("*.png"))
-    assert (said["ignored_files"], len(said["first_ignored"])) == (7, 5)
+    assert (found["skipped"]["files"], found["skipped"]["extensions"][0]["extension"]) == (
+        7,
+        ".txt",
+    )
     assert found["model"]["batch_size"] == 2
     assert found["published_now"] is None
     assert found["estimate"]["minutes"] is None

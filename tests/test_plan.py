@@ -29,6 +29,7 @@ from pipeline.plan import Plan, make_plan
 from pipeline.plan_file import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
 from pipeline.resolve import resolve_model
 from pipeline.schema import Reason
+from pipeline.skipped import Skip, Skipped
 from pipeline.storage import Store, StoredFile
 from pipeline.tiling import first_slices, missing_units
 from pipeline.units import MAX_SLICE_BYTES, SliceSizes, Unit
@@ -59,7 +60,7 @@ SPEC = spec_of(job())
 
 def inputs_of(extents: list[Extent]) -> Inputs:
     sizes = {e.path: StoredFile(e.path, e.size_bytes, e.version, None) for e in extents}
-    return Inputs("/in", tuple(sizes.values()), tuple(extents), ignored=("notes.txt",))
+    return Inputs("/in", tuple(sizes.values()), tuple(extents))
 
 
 def shard_extents(groups: list[list[int]], row_bytes: float = 100.0) -> list[Extent]:
@@ -399,6 +400,7 @@ def test_no_two_changes_have_the_same_fingerprint():
         ("run__slice_rows", 3),
         ("run__price_per_node_hour", 1.0),
         ("source__storage_options", {"key": "k"}),
+        ("source__follow_links", False),
         ("sink__storage_options", {"key": "k"}),
         ("model__storage_options", {"key": "k"}),
     ],
@@ -418,6 +420,17 @@ def test_credentials_are_in_no_stored_plan():
     stored = plan_to_json(plan, "t")
     assert b"hunter2" not in stored
     assert b"storage_options" not in stored
+
+
+def test_a_stored_plan_never_says_what_is_skipped_now(tmp_path: Path):
+    """Two globs without a shard have one fingerprint, so the second adopts the first's plan."""
+    store, layout = Store(str(tmp_path)), Layout(None)
+    skipped = Skipped({Skip.EXTENSION: 1}, {Skip.EXTENSION: ("notes.txt",)}, {".txt": 1})
+    first, second = replace(planned([]), skipped=skipped), planned([])
+    assert first.fingerprint == second.fingerprint
+    assert adopt_plan(store, layout, first).skipped == skipped
+    assert adopt_plan(store, layout, second).skipped == Skipped()
+    assert b"notes.txt" not in store.read_bytes(layout.plan(first.fingerprint))
 
 
 IN_ANOTHER_PROCESS = """

@@ -22,12 +22,13 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline import errors, schema
+from pipeline import errors, schema, skipped
 from pipeline.cli import app
 from pipeline.job import Job
 from pipeline.limits import GROUPS
 from pipeline.photos import build_images
 from pipeline.stats import STAGES
+from pipeline.verdict import GATES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("ascii")
@@ -161,6 +162,16 @@ def test_the_tables_of_a_section_equal_the_model(section: str) -> None:
 
 def test_every_reason_is_in_the_table() -> None:
     assert first_cells("### Reasons") == [reason.value for reason in schema.Reason]
+
+
+def test_every_reason_to_skip_a_file_is_in_the_table() -> None:
+    found = {row[0].strip("`"): row[2] for row in table_below("### Skipped files")}
+    wanted = {skip.value: "no" if skip in skipped.EXPECTED else "yes" for skip in skipped.Skip}
+    assert found == wanted
+
+
+def test_every_gate_is_in_the_table() -> None:
+    assert first_cells("### Gates") == list(GATES)
 
 
 def test_every_exit_code_is_in_the_table() -> None:

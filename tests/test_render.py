@@ -65,6 +65,12 @@ def everywhere(text: str) -> RunFacts:
         started_at=text,
         reasons={text: 3},
         startup={text: 1.0},
+        skipped={
+            "files": 1,
+            "judged": 1,
+            "reasons": [{"reason": text, "files": 1, "first": [text]}],
+            "extensions": [{"extension": text, "files": 1}],
+        },
         hardware=FULL.hardware | {"gpu_name": text},
         model=FULL.model | {"name": text, "precision": text},
         output={"uri": text},
@@ -86,6 +92,22 @@ def test_text_of_the_data_never_becomes_markup(text: str):
     assert not [name for name in names if name.startswith("on") or name in ("src", "href")]
     assert text not in to_html(build_report(everywhere(text))) or text.startswith("{{")
     assert page.text.count(text) >= 15
+
+
+def test_skipped_files_are_on_the_page_and_in_the_table():
+    report = build_report(FULL)
+    assert report["skipped"]["reasons"][0] == {
+        "reason": "extension", "files": 15, "first": ["IMG_1.cr2", "IMG_2.cr2"]
+    }  # fmt: skip
+    assert "skipped 17 files: 15 .cr2, 2 marker" in text_of(report)
+    page = Page(to_html(report)).text
+    for words in ("Skipped files", "IMG_1.cr2, IMG_2.cr2", "_SUCCESS", "15 .cr2"):
+        assert words in page
+    old = {name: value for name, value in report.items() if name != "skipped"}
+    assert "skipped" not in text_of(old), "a report of an older version has no such section"
+    failed_early = build_report(dataclasses.replace(FULL, skipped={}))
+    assert failed_early["skipped"]["files"] is None
+    assert "skipped" not in text_of(failed_early)
 
 
 @pytest.mark.parametrize("facts", [FULL, everywhere(HOSTILE[2])])

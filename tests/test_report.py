@@ -46,6 +46,15 @@ FULL = RunFacts(
     slices={"total": 47, "computed": 35, "resumed": 12},
     reasons={"truncated": 9, "empty": 4},
     unreadable_shards=1,
+    skipped={
+        "files": 17,
+        "judged": 15,
+        "reasons": [
+            {"reason": "extension", "files": 15, "first": ["IMG_1.cr2", "IMG_2.cr2"]},
+            {"reason": "marker", "files": 2, "first": ["_SUCCESS"]},
+        ],
+        "extensions": [{"extension": ".cr2", "files": 15}],
+    },
     counters={
         "list": counted(0.5),
         "read": counted(2.0),

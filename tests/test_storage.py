@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime as dt
 import errno
@@ -11,6 +12,7 @@ import io
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -44,6 +46,8 @@ from s3server import S3Server
 
 from pipeline.address import options_of, root_path
 from pipeline.errors import InfraError, JobError
+from pipeline.inputs import list_inputs
+from pipeline.job_source import Source
 from pipeline.local_disk import LocalDisk
 from pipeline.retry import TRIES, TransientError
 from pipeline.storage import CreateOutcome, Store, retries_taken
@@ -545,6 +549,38 @@ def test_links_are_not_followed_in_listings(
     assert "skipped 4 symbolic links" in caplog.text
     (tmp_path / "alias").symlink_to(root)
     assert [f.path for f in Store(str(tmp_path / "alias")).list_files()] == ["plain"]
+
+
+def test_what_became_a_pipe_is_a_changed_file_at_once(tmp_path: Path) -> None:
+    """Opening a pipe that nobody writes to would block for ever."""
+    store = Store(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket.jpg"))
+    with contextlib.closing(listener):
+        for name in ("pipe.jpg", "socket.jpg"):
+            found = store.read_many([name], {name: "1"})[name]
+            assert isinstance(found, InfraError)
+            assert "changed since it was listed" in str(found)
+            with pytest.raises(InfraError, match="changed since it was listed"):
+                store.open(name)
+            assert store.stat(name) is None
+
+
+def test_a_followed_link_has_the_version_of_its_target(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "1").write_bytes(b"12345")
+    os.utime(tmp_path / "blobs" / "1", ns=(1, 10**9))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").symlink_to("../blobs/1")
+    store = Store(str(tmp_path / "in"))
+    (listed,) = list_inputs(Source(uri=store.uri, format="images"), max_extent_rows=9).shards
+    assert (listed.size_bytes, listed.version) == (5, str(10**9))
+    assert store.stat("a.jpg") == listed
+    assert store.read_many(["a.jpg"], {"a.jpg": listed.version}) == {"a.jpg": b"12345"}
+    (tmp_path / "blobs" / "1").write_bytes(b"54321")
+    changed = store.read_many(["a.jpg"], {"a.jpg": listed.version})["a.jpg"]
+    assert isinstance(changed, InfraError)
 
 
 def test_local_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:

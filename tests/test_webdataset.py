@@ -335,13 +335,22 @@ def test_a_job_that_cannot_be_is_refused_before_anything_is_read(
 
 
 def test_only_tars_are_shards_and_none_lies_in_another(tmp_path: Path, any_store: Store):
-    for name in ("a.tar", "b/c.TAR", "b/d.tgz", "b/e.tar.gz", "f.tar.xz", "g.txt", "_h.tar"):
+    for name in (
+        "a.tar",
+        "b/c.TAR",
+        "b/d.tgz",
+        "b/e.tar.gz",
+        "f.tar.xz",
+        "g.txt",
+        ".h.tar",
+        "_i.tar",
+    ):
         any_store.put(name, b"x")
     source = make_job(any_store.url(), 4, storage_options=dict(any_store.storage_options)).source
     found = list_inputs(source, max_extent_rows=4)
-    names = ["a.tar", "b/c.TAR", "b/d.tgz", "b/e.tar.gz", "f.tar.xz"]
+    names = ["_i.tar", "a.tar", "b/c.TAR", "b/d.tgz", "b/e.tar.gz", "f.tar.xz"]
     assert [shard.path for shard in found.shards] == names
-    assert found.ignored == ("g.txt",)
+    assert found.skipped.first == {"extension": ("g.txt",), "hidden": (".h.tar",)}
     if any_store.is_object_store:
         any_store.put("a.tar/i.tar", b"x")
         with pytest.raises(JobError, match=r"a\.tar/i\.tar lies in a folder that is a tar"):

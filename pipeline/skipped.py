@@ -1,0 +1,185 @@
+"""Files below a source that are no input: the reason of each, how many there are, the first names.
+
+Counts and a handful of names only, so that millions of such files take no memory.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import insort
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+FIRST_NAMES: Final = 5
+"""Names that are kept per reason."""
+_MAX_EXTENSIONS = 1_000
+_SHOWN_EXTENSIONS = 20
+_SAID = 6
+NO_EXTENSION: Final = "(none)"
+OTHERS: Final = "(others)"
+_EXTENSION = re.compile(r"\.[a-z0-9_+-]{1,16}")
+_MARKER = re.compile(
+    r"_SUCCESS(\.\w+)?|_(common_)?metadata(\.\w+)?|_(committed|started)_(vacuum)?\d+"
+    r"|_delta_log|_delta_index|_change_data|_symlink_format_manifest|_spark_metadata"
+    r"|_temporary|_logs|_control|__MACOSX|Thumbs\.db|desktop\.ini"
+)
+
+
+class Skip(StrEnum):
+    """Why a file below the source is no input; the set is closed."""
+
+    EXTENSION = "extension"
+    HIDDEN = "hidden"
+    MARKER = "marker"
+    LINK = "link"
+    LINK_TO_FOLDER = "link_to_folder"
+    BROKEN_LINK = "broken_link"
+    SPECIAL_FILE = "special_file"
+    NOT_UTF8 = "not_utf8"
+    BAD_KEY = "bad_key"
+
+
+EXPECTED: Final = frozenset({Skip.HIDDEN, Skip.MARKER, Skip.LINK})
+"""Reasons that are as they should be, which `gates.max_skipped_pct` does not count."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What was left out of a source."""
+
+    files: Mapping[str, int] = field(default_factory=dict)
+    first: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """First names per reason, sorted; reasons are those of `Skip`, or of a newer version."""
+    extensions: Mapping[str, int] = field(default_factory=dict)
+    """Files per extension, of reason `extension`; most first."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def judged(self) -> int:
+        """Files that `gates.max_skipped_pct` counts."""
+        return sum(count for reason, count in self.files.items() if self.counts(reason))
+
+    def counts(self, reason: str) -> bool:
+        """Tell whether there are files of a reason that `gates.max_skipped_pct` counts."""
+        return reason not in EXPECTED and bool(self.files.get(reason))
+
+    def describe(self) -> str:
+        """Say in a few words what was left out: `15 .heic, 10 .xmp, 2 hidden`."""
+        parts = Counter({_words(name): count for name, count in self.extensions.items()})
+        parts.update({str(r): n for r, n in self.files.items() if r != Skip.EXTENSION})
+        shown = parts.most_common(_SAID if len(parts) > _SAID + 1 else None)
+        said = [f"{count} {name}" for name, count in shown]
+        rest = parts.total() - sum(count for _, count in shown)
+        return ", ".join([*said, f"{rest} others"] if rest else said)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form in which plan, report and manifest hold it."""
+        return {
+            "files": self.total,
+            "judged": self.judged,
+            "reasons": [
+                {"reason": str(reason), "files": count, "first": [*self.first.get(reason, ())]}
+                for reason, count in self.files.items()
+            ],
+            "extensions": [
+                {"extension": name, "files": count} for name, count in self.extensions.items()
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Skipped:
+        """Read that form back; an empty one, of older manifests, is nothing."""
+        reasons = document.get("reasons", [])
+        return cls(
+            {each["reason"]: each["files"] for each in reasons},
+            {each["reason"]: tuple(each["first"]) for each in reasons},
+            {each["extension"]: each["files"] for each in document.get("extensions", [])},
+        )
+
+
+class SkipTally:
+    """Counts files that are left out, in any order."""
+
+    def __init__(self) -> None:
+        self._files: Counter[Skip] = Counter()
+        self._first: dict[Skip, list[str]] = {}
+        self._extensions: Counter[str] = Counter()
+
+    def add(self, path: str, reason: Skip) -> None:
+        """Count a file, relative to the source."""
+        self._files[reason] += 1
+        names = self._first.setdefault(reason, [])
+        if len(names) < FIRST_NAMES or path < names[-1]:
+            insort(names, path)
+            del names[FIRST_NAMES:]
+        if reason is Skip.EXTENSION:
+            extension = extension_of(path)
+            is_new = extension not in self._extensions
+            is_full = is_new and len(self._extensions) >= _MAX_EXTENSIONS
+            self._extensions[OTHERS if is_full else extension] += 1
+
+    def result(self) -> Skipped:
+        """Return what was counted, reasons in the order of `Skip`."""
+        counts = sorted(self._extensions.items(), key=lambda pair: (-pair[1], pair[0]))
+        named = {name: count for name, count in counts if name != OTHERS}
+        shown = dict([*named.items()][:_SHOWN_EXTENSIONS])
+        others = self._extensions.total() - sum(shown.values())
+        return Skipped(
+            {reason: self._files[reason] for reason in Skip if self._files[reason]},
+            {
+                reason: tuple(map(printable, self._first[reason]))
+                for reason in Skip
+                if self._files[reason]
+            },
+            shown | ({OTHERS: others} if others else {}),
+        )
+
+
+def reason_of_name(path: str) -> Skip | None:
+    """Return why a path is left out whatever is there; None if its name speaks for input."""
+    segments = path.split("/")
+    if path.startswith("/") or path.endswith("/") or "\0" in path or {".", ".."} & set(segments):
+        return Skip.BAD_KEY
+    for segment in segments:
+        if segment.startswith("."):
+            return Skip.HIDDEN
+        if segment[:1] in ("_", "T", "d") and _MARKER.fullmatch(segment):
+            return Skip.MARKER
+    return None
+
+
+def is_utf8(path: str) -> bool:
+    """Tell whether a name is text, which row ids must be."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(path: str) -> str:
+    """Return a name as text: bytes that are not UTF-8 become `\\xe9`."""
+    try:
+        data = path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = path.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
+
+
+def extension_of(path: str) -> str:
+    """Return the extension in lower case; what is no usual one is `(others)`."""
+    _, dot, tail = path.rpartition("/")[2].rpartition(".")
+    if not dot:
+        return NO_EXTENSION
+    extension = f".{tail.lower()}"
+    return extension if _EXTENSION.fullmatch(extension) else OTHERS
+
+
+def _words(extension: str) -> str:
+    return {NO_EXTENSION: "without extension", OTHERS: "others"}.get(extension, extension)

@@ -1,0 +1,113 @@
+"""What is no input is counted with its reason, in little memory, whatever the names are."""
+
+from __future__ import annotations
+
+import json
+import os
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.skipped import (
+    FIRST_NAMES,
+    Skip,
+    Skipped,
+    SkipTally,
+    extension_of,
+    is_utf8,
+    printable,
+    reason_of_name,
+)
+
+
+def tally(*entries: tuple[str, Skip]) -> Skipped:
+    found = SkipTally()
+    for path, reason in entries:
+        found.add(path, reason)
+    return found.result()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("_DSC0001.JPG", "_MG_0001.jpg", "_x/a.jpg", "a/_b/c.jpg", "_", "__a.jpg", "a//b.jpg"),
+        *("_SUCCESSFUL.jpg", "_metadata_of/a.jpg", "_started_late.jpg", "Thumbs.db.jpg", "a.b"),
+        *("_deltas/x.png", "date=2026-11-24/a.jpg"),
+    ],
+)
+def test_a_name_that_is_no_known_marker_speaks_for_input(path: str) -> None:
+    assert reason_of_name(path) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        (".a.jpg", Skip.HIDDEN),
+        ("a/.cache/b.jpg", Skip.HIDDEN),
+        ("..data/a.jpg", Skip.HIDDEN),
+        (f"x/.tmp-{'0' * 32}", Skip.HIDDEN),
+        *((f"{folder}{name}", Skip.MARKER) for folder in ("", "a/") for name in (
+            *("_SUCCESS", "_SUCCESS.crc", "_metadata", "_common_metadata", "_metadata.crc"),
+            *("_delta_log/00000000000000000010.checkpoint.parquet", "_temporary/0/a.parquet"),
+            *("_committed_123", "_started_123", "_committed_vacuum123", "_spark_metadata/0"),
+            *("_control/all/staging/a.parquet", "__MACOSX/a.jpg", "Thumbs.db", "desktop.ini"),
+        )),
+        *((key, Skip.BAD_KEY) for key in ("/x.png", "a/", "a/./b.png", "../b.png", "a/..", "\0")),
+    ],
+)  # fmt: skip
+def test_hidden_names_markers_and_odd_keys_are_told_by_their_names(path: str, reason: Skip) -> None:
+    assert reason_of_name(path) == reason
+
+
+def test_every_reason_is_counted_or_expected_and_the_rest_is_said() -> None:
+    found = tally(*((f"{reason}-{i}.x", reason) for reason in Skip for i in range(2)))
+    assert found.total == 2 * len(Skip)
+    assert found.judged == 2 * (len(Skip) - 3), "hidden, marker and link are as they should be"
+    assert not tally(("_SUCCESS", Skip.MARKER), (".a", Skip.HIDDEN), ("b", Skip.LINK)).judged
+    heavy = [(f"{i}.heic", Skip.EXTENSION) for i in range(15)]
+    others = [("a.xmp", Skip.EXTENSION), ("b", Skip.EXTENSION), (".c", Skip.HIDDEN)]
+    said = tally(*others, *heavy).describe()
+    assert said == "15 .heic, 1 without extension, 1 .xmp, 1 hidden"
+
+
+@given(st.permutations(range(12)))
+def test_the_first_names_do_not_depend_on_the_order_of_the_listing(order: list[int]) -> None:
+    found = tally(*((f"{number:02d}.x", Skip.EXTENSION) for number in order))
+    assert found.first["extension"] == tuple(f"{number:02d}.x" for number in range(FIRST_NAMES))
+
+
+def test_a_million_skipped_files_take_no_memory() -> None:
+    found = SkipTally()
+    tracemalloc.start()
+    for number in range(200_000):
+        found.add(f"folder/{number:09d}.{number}", Skip.EXTENSION)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2**20
+    result = found.result()
+    assert (result.total, sum(result.extensions.values())) == (200_000, 200_000)
+    assert len(json.dumps(result.to_dict())) < 4096
+
+
+@given(st.text(), st.binary(max_size=20))
+def test_any_name_becomes_text_and_an_extension(text: str, data: bytes) -> None:
+    for name in (text, os.fsdecode(data), "\ud800.x"):
+        printable(name).encode()
+        extension_of(name).encode()
+        document = tally((name, Skip.EXTENSION), (name, Skip.NOT_UTF8)).to_dict()
+        json.dumps(document, ensure_ascii=False).encode()
+    assert is_utf8(os.fsdecode(data)) == (printable(os.fsdecode(data)) == os.fsdecode(data))
+
+
+def test_a_latin_1_name_is_shown_with_its_bytes() -> None:
+    assert printable(os.fsdecode(b"caf\xe9.png")) == r"caf\xe9.png"
+
+
+def test_what_was_stored_is_read_back_also_what_an_older_version_did_not_know() -> None:
+    found = tally(("a.x", Skip.EXTENSION), ("b", Skip.BAD_KEY))
+    assert Skipped.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert Skipped.from_dict({}) == Skipped()
+    newer = {"reasons": [{"reason": "of tomorrow", "files": 2, "first": ["x"]}]}
+    assert Skipped.from_dict(newer).describe() == "2 of tomorrow"
