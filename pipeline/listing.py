@@ -69,7 +69,7 @@ def _split(fetch: FetchPage, folder: str, flat: Page, below: str) -> _Step:
         flat: Its first page; a folder whose first page shows no folders is not asked for any.
         below: `folder`, or the folder in it that holds all it has.
     """
-    skipped = len(below.rstrip("/")) + 1 if below else 0
+    skipped = len(below) + (below[-1:] not in ("", "/"))
     if any("/" in file.path[skipped:] for file in flat.files):
         page = fetch(below, True, None)
         if not page.next_token and len(page.prefixes) == 1 and not page.files:

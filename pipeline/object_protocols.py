@@ -200,18 +200,21 @@ def _list_azure(fs: Any, bucket: str, prefix: str, delimited: bool, token: str |
         return [], None
 
     found, next_token = _on_loop(fs, fetch)
-    prefixes = [item.name for item in found if item.name.endswith("/")]
+    names = [item.name for item in found]
+    prefixes = [name for name in names if name.endswith("/") and name != prefix]
     files = [
         stored_file(f"{bucket}/{item.name}", item.size, item.etag, item.last_modified)
         for item in found
-        if not item.name.endswith("/") and not _is_folder(item.metadata)
+        if not _is_folder(item)
     ]
     return Page(files, prefixes if delimited else [], next_token or None)
 
 
-def _is_folder(metadata: Mapping[str, str] | None) -> bool:
-    """Tell the markers that accounts with a hierarchical namespace keep for folders."""
-    return any(key.lower() == "hdi_isfolder" for key in metadata or ())
+def _is_folder(item: Any) -> bool:
+    """Tell prefixes, and the markers that hierarchical accounts keep for folders."""
+    if item.name.endswith("/") and not getattr(item, "size", None):
+        return True
+    return any(key.lower() == "hdi_isfolder" for key in item.metadata or ())
 
 
 def _open_azure(fs: Any, path: str) -> tuple[int, Fetch]:

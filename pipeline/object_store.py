@@ -56,13 +56,14 @@ class ObjectStore:
     def list_page(self, folder: str, delimited: bool, token: str | None) -> Page:
         """List what is below a folder, a page at a time; delimited: only down to the next `/`."""
         bucket, _, prefix = folder.partition("/")
-        prefix = prefix and f"{prefix.rstrip('/')}/"
+        # One slash and no more: below `in//` lies something else than below `in/`.
+        prefix = f"{prefix}/" if prefix and not prefix.endswith("/") else prefix
         try:
             page = self.facts.list_page(self.fs, bucket, prefix, delimited, token)
         except FileNotFoundError as error:
             raise NoSuchBucket(bucket) from error
-        # A key ending in `/` is a placeholder of a folder.
-        files = [file for file in page.files if not file.path.endswith("/")]
+        # An empty key ending in `/` is a placeholder of a folder.
+        files = [file for file in page.files if file.size_bytes or not file.path.endswith("/")]
         return Page(files, [f"{bucket}/{each}" for each in page.prefixes], page.next_token)
 
     def stat(self, path: str) -> StoredFile | None:

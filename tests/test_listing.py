@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import models
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from localserver import LocalServer
 
 from pipeline import listing, object_protocols
+from pipeline.address import root_path
 from pipeline.errors import InfraError
 from pipeline.extents import Extent
-from pipeline.inputs import Inputs
+from pipeline.inputs import Inputs, list_inputs
 from pipeline.job import Job
+from pipeline.job_source import Source
 from pipeline.listing import collect, folder_names, list_in_parallel
+from pipeline.object_store import ObjectStore
 from pipeline.plan import make_plan
 from pipeline.plan_file import plan_to_json
 from pipeline.resolve import resolve_model
@@ -26,8 +30,9 @@ from pipeline.storage import Store
 from pipeline.stored import Page, StoredFile
 
 PAGE_KEYS = 5
-names = st.text("ab", min_size=1, max_size=2)
-keys = st.lists(names, min_size=1, max_size=4).map("/".join)
+# Empty ones too: `a//b` and `/b` are keys of their own, beside `a/b`.
+names = st.text("ab", min_size=0, max_size=2)
+keys = st.lists(names, min_size=1, max_size=4).map("/".join).filter(lambda k: k[-1:] not in "/")
 
 
 class Bucket:
@@ -41,7 +46,7 @@ class Bucket:
     def fetch(self, folder: str, delimited: bool, token: str | None) -> Page:
         with self._lock:
             self.num_requests += 1
-        prefix = f"{folder.rstrip('/')}/" if folder else ""
+        prefix = f"{folder}/" if folder and not folder.endswith("/") else folder
         found: list[str] = []
         for key in self.keys[bisect.bisect_left(self.keys, token or prefix) :]:
             if not key.startswith(prefix):
@@ -143,6 +148,51 @@ def test_real_servers_page_as_they_should(
     ]
     described = {file.path: file for file in store.list_files()}
     assert described["many/007"] == store.stat("many/007")
+
+
+@example({f"{folder}{number}" for folder in ("a//", "a/b/", "c/") for number in range(9)})
+@given(st.sets(keys, max_size=80))
+def test_a_folder_without_a_name_is_one_of_its_own(keys: set[str]) -> None:
+    """Below `in//` lies something else than below `in/`."""
+    bucket = Bucket(keys)
+
+    def page(_fs: object, name: str, prefix: str, delimited: bool, token: str | None) -> Page:
+        found = bucket.fetch(prefix, delimited, token)
+        files = [dataclasses.replace(f, path=f"{name}/{f.path}") for f in found.files]
+        return Page(files, found.prefixes, found.next_token)
+
+    facts = dataclasses.replace(object_protocols.OBJECT_PROTOCOLS["s3"], list_page=page)
+    listed = paths(list_in_parallel(ObjectStore(None, facts).list_page, "lake"))
+    assert listed == [f"lake/{key}" for key in bucket.keys]
+
+
+@pytest.mark.parametrize("kind", ["gcs", "azure"])  # SeaweedFS has no keys with two slashes
+def test_odd_keys_are_listed_once_and_cost_at_most_themselves(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: LocalServer = request.getfixturevalue(kind)
+    monkeypatch.setattr(object_protocols, "_PAGE_KEYS", 3)
+    store = server.store()
+    names = [f"{folder}{number}.png" for folder in ("a/", "b//", "") for number in range(5)]
+    for name in names:
+        store.put(name, name.encode())
+    put = raw_writer(store)
+    for number in range(5):
+        put(f"/{number}.png")
+    put("folder.png/")
+    source = Source(uri=store.uri, format="images", storage_options=dict(store.storage_options))
+    found = list_inputs(source, max_extent_rows=10)
+    assert [shard.path for shard in found.shards] == sorted(names)
+    read = store.read_many([shard.path for shard in found.shards])
+    assert read == {name: name.encode() for name in names}
+    assert found.skipped.files == {"bad_key": 6}
+    assert found.skipped.first["bad_key"] == tuple(f"/{number}.png" for number in range(5))
+
+
+def raw_writer(store: Store) -> Callable[[str], None]:
+    """Write objects whose keys a `Store` refuses."""
+    objects = store._objects()
+    return lambda name: objects.put(f"{root_path(store.uri)}/{name}", b"x")
 
 
 def test_a_plan_takes_the_same_room_for_every_file() -> None:
