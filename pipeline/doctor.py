@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.allocation import Hardware, allocate
+from pipeline.apart import require_apart
 from pipeline.choose import AUTO
 from pipeline.cluster_login import log_in
 from pipeline.context import RunContext, RunOptions
@@ -91,6 +92,7 @@ def _clock(job: Job) -> Check:
 
 
 def _source(job: Job) -> str:
+    require_apart(job.source, Store(job.sink.uri, job.sink.storage_options))
     inputs = list_inputs(job.source, max_extent_rows=_MANY_ROWS, may_be_empty=job.gates.allow_empty)
     if not inputs.shards:
         raise JobError(f"source.uri: {describe_no_input(job.source, inputs.skipped)}")

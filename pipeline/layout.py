@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pipeline.schema import SliceKey
 
 WHOLE_OUTPUT = "all"
+OUTPUT_FOLDERS = ("predictions", "quarantine", "reports", "_control")
+"""All that a sink has directly below its root."""
 _STAGED_NAME = re.compile(r"(?:^|/)(\d{6,})-(\d{9,})-(\d{9,})(z?)-([0-9a-z]+)\.parquet$")
 _PART_NAME = re.compile(r"(?:^|/)part-\d{5,}-(\d{6,})-[0-9a-f]{12}\.parquet$")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from pipeline.apart import require_apart
 from pipeline.context import RunContext
 from pipeline.delta import require_delta
 from pipeline.hive import partition_types
@@ -29,6 +30,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
         has_features=bool(job.source.features),
     )
     batch_size = job.model.batch_size or (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH)
+    require_apart(job.source, run.store)
     with run.record.stage("list") as listed:
         inputs = list_inputs(
             job.source,

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.agreement import AgreementLimits
 from pipeline.allocation import Allocation, allocate
+from pipeline.apart import require_apart
 from pipeline.auto import is_open, settle
 from pipeline.causes import AlikeError
 from pipeline.cluster import connect
@@ -90,6 +91,7 @@ def run_job(
     store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
     record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
     run = RunContext(job, options, store, layout, record)
+    require_apart(job.source, store)  # before anything is written below the source
     store.probe(single_writer=job.run.single_writer)
     with watch(run, lambda error: save_trouble(run, error)):
         try:

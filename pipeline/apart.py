@@ -1,0 +1,74 @@
+"""Refuse a sink whose files the source would list: the next run would read this run's output."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.address import options_of, root_path
+from pipeline.errors import JobError
+from pipeline.globs import reaches_below
+from pipeline.inputs import named_files, open_source
+from pipeline.job_source import Source
+from pipeline.layout import OUTPUT_FOLDERS
+from pipeline.storage import Store
+
+
+def require_apart(source: Source, sink: Store) -> None:
+    """Make sure that no file of the sink is, or could become, input.
+
+    A sink beside the source or above it is fine, as long as its own folders are.
+
+    Raises:
+        JobError: It is not so.
+    """
+    root, pattern = open_source(source)
+    if not _are_alike(root, sink):
+        return
+    here, there = _segments(root), _segments(sink)
+    names = None if source.files is None else named_files(source)
+    for folder in OUTPUT_FOLDERS:
+        own = [*there, folder]
+        if here[: len(own)] == own:  # the source is a folder of the sink, or lies in one
+            meets = True
+        elif own[: len(here)] != here:
+            meets = False
+        elif names is not None:
+            below = "/".join(own[len(here) :])
+            meets = any(name.startswith(f"{below}/") for name in names)
+        else:
+            meets = reaches_below(pattern or "**", own[len(here) :])
+        if meets:
+            raise JobError(
+                f"sink.uri = {sink.url('')}: its {folder}/ lies in what source.uri = {source.uri} "
+                "reads, so that a run would read the output of the last; give a folder outside"
+            )
+
+
+def _are_alike(one: Store, other: Store) -> bool:
+    """Tell whether two stores are on local disk both, or on one and the same service."""
+    if not one.is_object_store or not other.is_object_store:
+        return one.is_object_store == other.is_object_store
+    kinds = [_kind(store.uri) for store in (one, other)]
+    services = [_service(store) for store in (one, other)]
+    return kinds[0] == kinds[1] and (services[0] == services[1] or None in services)
+
+
+def _kind(uri: str) -> str:
+    protocol = uri.partition("://")[0]
+    return "az" if protocol.startswith("abfs") else protocol
+
+
+def _service(store: Store) -> str | None:
+    """Return the endpoint or account that the options name; None if they name none."""
+    options: Mapping[str, Any] = {**options_of(store.uri), **store.storage_options}
+    inner = options.get("client_kwargs") or {}
+    named = options.get("endpoint_url") or options.get("account_name") or inner.get("endpoint_url")
+    return None if named is None else str(named).rstrip("/")
+
+
+def _segments(store: Store) -> Sequence[str]:
+    path = root_path(store.uri)
+    path = path if store.is_object_store else os.path.realpath(path)
+    return [segment for segment in path.split("/") if segment]

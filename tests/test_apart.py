@@ -1,0 +1,114 @@
+"""A sink whose files a run would read is refused; one that lies harmlessly near is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.apart import require_apart
+from pipeline.errors import JobError
+from pipeline.globs import reaches_below
+from pipeline.job_source import Source
+from pipeline.storage import Store
+
+
+def source_of(uri: object, **fields: Any) -> Source:
+    return Source(uri=str(uri), format="parquet", **fields)
+
+
+def refused(source: Source, sink: Store) -> bool:
+    try:
+        require_apart(source, sink)
+    except JobError as error:
+        return str(error).startswith("sink.uri = ")
+    return False
+
+
+CASES = [
+    # source, sink, whether the source would read what the sink holds
+    ("in", "in/out", True),
+    ("in", "in", True),
+    ("in", "in/a/b", True),
+    ("out/predictions", "out", True),
+    ("out/predictions/date=2026-11-24", "out", True),
+    ("out/_control/all", "out", True),
+    ("in/**", "in/out", True),
+    ("in/**/*.parquet", "in/out", True),
+    ("in/*/*/*.parquet", "in/out", True),
+    ("in/*/predictions/*.parquet", "in/out", True),
+    ("in/o*/**", "in/out", True),
+    ("in", "out", False),
+    ("in", "inside", False),
+    ("in/photos", "in", False),
+    ("in/photos", "in/photos-out", False),
+    ("out/predictions2", "out", False),
+    ("in/*.parquet", "in/out", False),
+    ("in/*.parquet", "in", False),
+    ("in/20*/*.parquet", "in/out", False),
+    ("in/*/*.parquet", "in/out", False),
+    ("in/x/**", "in", False),
+]
+
+
+@pytest.mark.parametrize(("source", "sink", "meets"), CASES)
+def test_a_sink_that_would_be_read_is_refused_on_local_disk(
+    source: str, sink: str, meets: bool, tmp_path: Path
+) -> None:
+    assert refused(source_of(tmp_path / source), Store(str(tmp_path / sink))) == meets
+
+
+@pytest.mark.parametrize(("source", "sink", "meets"), CASES)
+def test_a_sink_that_would_be_read_is_refused_in_a_bucket(
+    source: str, sink: str, meets: bool
+) -> None:
+    assert refused(source_of(f"s3://lake/{source}"), Store(f"s3://lake/{sink}")) == meets
+
+
+def test_paths_are_compared_as_they_are_resolved(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "alias").symlink_to("in")
+    out = Store(str(tmp_path / "in" / "out"))
+    for uri in (f"{tmp_path}/alias", f"{tmp_path}/x/../in/", f"file://{tmp_path}/in"):
+        assert refused(source_of(uri), out)
+    assert refused(source_of(tmp_path / "in"), Store(f"{tmp_path}/alias/out"))
+    assert not refused(source_of(tmp_path / "in"), Store(f"s3://{tmp_path.name}/in"))
+
+
+def test_only_the_files_that_a_job_names_count(tmp_path: Path) -> None:
+    out = Store(str(tmp_path / "out"))
+    assert not refused(source_of(tmp_path, files=("a.parquet", "b/c.parquet")), out)
+    assert refused(source_of(tmp_path, files=("out/predictions/part-0.parquet",)), out)
+
+
+def test_one_uri_of_two_services_is_two_places_and_two_spellings_are_one() -> None:
+    here, there = {"endpoint_url": "http://a"}, {"client_kwargs": {"endpoint_url": "http://b"}}
+    source = source_of("s3://lake/in", storage_options=here)
+    assert not refused(source, Store("s3://lake/in/out", there))
+    assert refused(source, Store("s3://lake/in/out", here))
+    assert refused(source, Store("s3://lake/in/out"))
+    assert refused(source_of("abfs://lake@acc.dfs.core.windows.net/in"), Store("az://lake/in/out"))
+    other = Store("abfs://lake@other.dfs.core.windows.net/in/out")
+    assert not refused(source_of("abfs://lake@acc.dfs.core.windows.net/in"), other)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder", "reaches"),
+    [
+        ("**", "a", True),
+        ("*", "a", False),
+        ("*/*", "a", True),
+        ("*/*", "a/b", False),
+        ("a/**/*.jpg", "a", True),
+        ("a/**/*.jpg", "b", False),
+        ("**/b/*.jpg", "a/b", True),
+        ("**/b/*.jpg", "a/b/c", True),
+        ("[ab]/?.jpg", "a", True),
+        ("[ab]/?.jpg", "c", False),
+    ],
+)
+def test_a_glob_reaches_below_a_folder_or_does_not(
+    pattern: str, folder: str, reaches: bool
+) -> None:
+    assert reaches_below(pattern, folder.split("/")) == reaches
