@@ -5,11 +5,23 @@ from __future__ import annotations
 import json
 import os
 import tracemalloc
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nights import Night
 
+from pipeline.context import RunOptions
+from pipeline.errors import GateRefused, InfraError, JobError
+from pipeline.layout import Layout
+from pipeline.manifest import Manifest, current_manifest
+from pipeline.prepare import prepare
+from pipeline.preview import describe_plan
+from pipeline.progress import Progress
+from pipeline.rows import Reader
+from pipeline.run import run_job
 from pipeline.skipped import (
     FIRST_NAMES,
     Skip,
@@ -20,6 +32,8 @@ from pipeline.skipped import (
     printable,
     reason_of_name,
 )
+from pipeline.source import read_slices
+from pipeline.storage import Store
 
 
 def tally(*entries: tuple[str, Skip]) -> Skipped:
@@ -111,3 +125,77 @@ def test_what_was_stored_is_read_back_also_what_an_older_version_did_not_know() 
     assert Skipped.from_dict({}) == Skipped()
     newer = {"reasons": [{"reason": "of tomorrow", "files": 2, "first": ["x"]}]}
     assert Skipped.from_dict(newer).describe() == "2 of tomorrow"
+
+
+def night_of(folder: Path, **gates: Any) -> Night:
+    """Photos of which two can be decoded, links among them, and much that is no input."""
+    inputs, blobs = folder / "in", folder / "blobs"
+    for made in (inputs, blobs):
+        made.mkdir()
+    for number in range(4):
+        (blobs / f"{number}").write_bytes(bytes([number]) * 9)
+        (inputs / f"_DSC{number}.jpg").symlink_to(f"../blobs/{number}")
+    for name in ("a.cr2", "b.cr2", "c.txt", ".hidden", "_SUCCESS", os.fsdecode(b"\xff.jpg")):
+        (inputs / name).write_bytes(b"x")
+    (inputs / "folder").symlink_to(blobs)
+    sections = {"gates": {"max_error_pct": 100.0, **gates}}
+    out = Store(str(folder / "out"))
+    return Night(str(inputs), out, {"format": "images"}, {"_DSC0.jpg"}, sections)
+
+
+def test_every_file_is_a_row_or_counted_in_report_and_manifest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    night = night_of(tmp_path)
+    manifest = night.run()
+    found = Skipped.from_dict(manifest.skipped)
+    assert manifest.num_rows == manifest.num_predicted + manifest.num_quarantined == 4
+    assert manifest.num_rows + found.total == len([*Path(night.inputs).iterdir()])
+    assert found.files == {
+        "extension": 3, "hidden": 1, "marker": 1, "link_to_folder": 1, "not_utf8": 1
+    }  # fmt: skip
+    assert night.report()["skipped"] == manifest.skipped
+    assert "7 of 11 files below the source are not read: 2 .cr2, 1 .txt, 1 hidden" in caplog.text
+    (verdict,) = [gate for gate in manifest.gates if gate["name"] == "max_skipped_pct"]
+    assert (verdict["status"], verdict["message"]) == (
+        "warn", "5 of 9 files are not read, 55.56%; limit 0%"
+    )  # fmt: skip
+    night.broken.clear()
+    assert night.retry() == "published"
+    assert night.current().number == 2
+    assert night.current().skipped == manifest.skipped, "what is kept is said again"
+    assert night.report()["skipped"] == manifest.skipped
+
+
+def test_too_many_skipped_files_refuse_where_the_job_says_so(tmp_path: Path) -> None:
+    night = night_of(tmp_path, max_skipped_pct=50.0, skipped_mode="fail")
+    with pytest.raises(GateRefused, match=r"max_skipped_pct: 5 of 9 files are not read"):
+        night.run()
+    assert current_manifest(night.out, Layout("date=2026-11-24")) is None
+
+
+def test_a_manifest_of_an_older_version_says_nothing_of_skipped_files(tmp_path: Path) -> None:
+    document = json.loads(night_of(tmp_path).run().to_json())
+    assert document.pop("skipped")
+    assert Manifest.from_json(json.dumps(document).encode(), "x").skipped == {}
+
+
+def test_a_planned_photo_that_becomes_a_pipe_stops_the_run_at_once(tmp_path: Path) -> None:
+    night = night_of(tmp_path)
+    run = night.new_run()
+    plan, _ = prepare(run)
+    (tmp_path / "blobs" / "2").unlink()
+    os.mkfifo(tmp_path / "blobs" / "2")
+    reader = Reader(Store(plan.source_root), run.job.source, plan.pass_through)
+    with pytest.raises(InfraError, match=r"_DSC2\.jpg: it changed since it was listed"):
+        list(read_slices(reader, plan.units[0], {key.start for key in plan.slices()}))
+
+
+def test_a_sink_below_the_source_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    night = night_of(tmp_path)
+    night.out = Store(f"{night.inputs}/out")
+    with pytest.raises(JobError, match=r"sink\.uri = .*/in/out: its predictions/ lies in what"):
+        run_job(night.job, RunOptions(allow_import=("models",)), Progress(quiet=True))
+    assert not Path(night.out.uri).exists()
+    with pytest.raises(JobError, match=r"sink\.uri"):
+        describe_plan(night.job, RunOptions(allow_import=("models",)))
