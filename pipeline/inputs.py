@@ -161,10 +161,10 @@ class _Choice:
         self.follow_links = follow_links
         self.tally = SkipTally()
         self._suffixes, self._pattern = suffixes, pattern
-        self._wanted = compiled(pattern or "**")
+        self._matches = compiled(pattern).match if pattern else None
 
     def takes(self, file: StoredFile) -> bool:
-        if not self._wanted.match(file.path):
+        if self._matches and not self._matches(file.path):
             return False
         reason = reason_of_name(file.path)
         if reason is None and not is_utf8(file.path):
@@ -176,7 +176,7 @@ class _Choice:
         return reason is None
 
     def skip(self, path: str, reason: Skip) -> None:
-        is_meant = self._wanted.match(path) is not None
+        is_meant = not self._matches or self._matches(path) is not None
         if reason is Skip.LINK_TO_FOLDER and not is_meant:
             is_meant = reaches_below(self._pattern, path.split("/"))
         if is_meant:

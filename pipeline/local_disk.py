@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from pipeline.failpoints import fail_here
+from pipeline.schema import clean_message
 from pipeline.skipped import Skip
 from pipeline.stored import BadBlock, Choice, FileExpired, StoredFile
 
@@ -55,7 +56,8 @@ class LocalDisk:
                             files.append(found)
             yield files
         if links:
-            log.warning("%s: skipped %d symbolic links, as %s", folder, len(links), min(links))
+            first = clean_message(min(links))
+            log.warning("%s: skipped %d symbolic links, as %s", folder, len(links), first)
 
     def folder_names(self, folder: str) -> Sequence[str]:
         try:

@@ -143,19 +143,30 @@ class SkipTally:
 
 def reason_of_name(path: str) -> Skip | None:
     """Return why a path is left out whatever is there; None if its name speaks for input."""
+    if not _is_suspect(path):
+        return None
     segments = path.split("/")
     if path.startswith("/") or path.endswith("/") or "\0" in path or {".", ".."} & set(segments):
         return Skip.BAD_KEY
     for segment in segments:
         if segment.startswith("."):
             return Skip.HIDDEN
-        if segment[:1] in ("_", "T", "d") and _MARKER.fullmatch(segment):
+        if _MARKER.fullmatch(segment):
             return Skip.MARKER
     return None
 
 
+def _is_suspect(path: str) -> bool:
+    """Tell a name that needs a second look; most need none, and there may be millions."""
+    starts = path.startswith((".", "_", "T", "d", "/")) or path.endswith("/")
+    within = "/." in path or "/_" in path or "/T" in path or "/d" in path
+    return starts or within or "\0" in path
+
+
 def is_utf8(path: str) -> bool:
     """Tell whether a name is text, which row ids must be."""
+    if path.isascii():
+        return True
     try:
         path.encode()
     except UnicodeEncodeError:

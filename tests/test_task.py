@@ -209,8 +209,9 @@ def test_a_postprocess_that_breaks_its_contract_is_told_the_contract(
 def test_settings_that_do_not_go_together_are_refused(
     model: dict[str, Any], words: str, tmp_path: Path
 ):
-    pq.write_table(pa.table({"a": [1.0]}), tmp_path / "a.parquet")
-    source = {"uri": str(tmp_path), "format": "parquet", "features": ["a"]}
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"a": [1.0]}), tmp_path / "in" / "a.parquet")
+    source = {"uri": str(tmp_path / "in"), "format": "parquet", "features": ["a"]}
     model = {"factory": "models:sums", **model}
     job = write_job(
         tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model, transform=None
