@@ -10,15 +10,17 @@ Large JPEGs may be scaled by the decoder itself (`shrink_px`), which skips most 
 reconstructs 4 x 4, 2 x 2 or 1 x 1 pixels of each block of 8 x 8 from its low frequencies.
 
 Nothing is decoded before the header was checked, and Pillow opens only the format that the magic
-bytes announce. Two things differ from plain Pillow:
+bytes announce. Some things differ from plain Pillow:
 
-- 16-bit grey PNG: the high byte is kept, as Pillow itself does for 16-bit RGB. Its own conversion
-  of 16-bit grey clips, which turns nearly everything white.
+- 9- to 16-bit grey PNG and TIFF: the highest eight bits are kept, as Pillow itself does for 16-bit
+  RGB. Its own conversion of 16-bit grey clips, which turns nearly everything white.
+- 32-bit whole numbers and floats in TIFF are refused: nothing says which number is white.
 - PNG checksums are verified: Pillow ignores those of the pixel data and returns wrong pixels.
+- A TIFF, AVIF or HEIC that ends too early is refused before it is decoded (`image_formats`).
 
-Not detected, as in Pillow: damage to WebP, GIF or BMP that keeps the file's length (they have no
-checksums); damage inside a JPEG's entropy-coded data while its end marker is there (a warning to
-both decoders); a PNG whose intact data hold fewer rows than its header says.
+Not detected, as in Pillow: damage to WebP, GIF, BMP, TIFF, AVIF or HEIC that keeps the file's
+length (they have no checksums); damage inside a JPEG's entropy-coded data while its end marker is
+there (a warning to both decoders); a PNG whose intact data hold fewer rows than its header says.
 """
 
 from __future__ import annotations
@@ -37,8 +39,22 @@ import torch
 # Naming the plugin registers it; left out, the first WebP would make Pillow import all it has.
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
+from pipeline.image_formats import (
+    BITS,
+    PHOTOMETRIC,
+    WHITE_IS_ZERO,
+    Undecodable,
+    check_boxes,
+    check_tiff,
+    identify,
+    lacks_boxes,
+    not_accepted,
+    prepare_decoder,
+    read_tiff,
+)
 from pipeline.jpeg_skeleton import is_plain
-from pipeline.schema import Reason, RowError
+from pipeline.schema import Reason
+from pipeline.transform import MAX_ASPECT_RATIO
 
 _EXIF_ORIENTATION = 0x0112
 # Orientation -> (swap height and width first, then flip these dimensions of (3, H, W)).
@@ -51,16 +67,11 @@ _TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
     7: (True, (1, 2)),
     8: (True, (1,)),
 }
-_BMP_HEADER_BYTES = frozenset([12, 16, 40, 52, 56, 64, 108, 124])
 _CUT_WORDS = ("truncated", "incomplete")
 _MEMORY_WORDS = ("out of memory", "allocate memory", "enough memory", "insufficient memory")
 _SOURCE_LINE = re.compile(r"^.*\.cpp:\d+, ")
 RGB = 3
 """`torchvision.io.ImageReadMode.RGB`"""
-
-
-class Undecodable(RowError):
-    """These bytes do not become an image."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +105,9 @@ def decode_image(data: bytes, limits: DecodeLimits, shrink_px: int | None = None
             Reason.TOO_LARGE,
             f"the image has {len(data)} bytes, allowed are {limits.max_image_bytes}",
         )
-    kind = _identify(data)
+    kind = identify(data)
     if kind is None:
-        raise Undecodable(
-            Reason.UNIDENTIFIED,
-            f"the bytes begin with {data[:8].hex(' ')}; accepted are JPEG, PNG, WebP, GIF and BMP",
-        )
+        raise not_accepted(data)
     try:
         return _decode(kind, data, limits, shrink_px)
     except Undecodable:
@@ -116,7 +124,7 @@ def plain_jpeg_px(data: bytes, limits: DecodeLimits) -> int | None:
     Returns:
         Width x height of a whole, upright YCbCr JPEG within the limits; None for all else.
     """
-    if len(data) > limits.max_image_bytes or _identify(data) != "JPEG":
+    if len(data) > limits.max_image_bytes or identify(data) != "JPEG":
         return None
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -128,23 +136,12 @@ def plain_jpeg_px(data: bytes, limits: DecodeLimits) -> int | None:
     return num_px if is_upright and is_plain(data) else None
 
 
-def _identify(data: bytes) -> str | None:
-    """Return Pillow's name of the format that the magic bytes announce."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    # "BM" alone also begins words, so the size of the second header has to make sense too.
-    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
-        return "BMP"
-    return None
-
-
 def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink_px: int | None) -> torch.Tensor:
+    prepare_decoder(kind)
+    if kind == "TIFF":
+        check_tiff(data, limits.max_image_px)
+    if kind in ("AVIF", "HEIF"):
+        check_boxes(data)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:  # lazy: reads the header only
         _check_px(*image.size, limits)
         if kind == "JPEG":
@@ -161,7 +158,8 @@ def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink_px: int | None)
     # verify() leaves the image unusable, and other formats cost next to nothing to open again.
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
         image.load()
-        return _upright(_to_rgb(image), _orientation(image))
+        pixels = _tiff_to_rgb(image, data) if kind == "TIFF" else _to_rgb(image)
+        return _upright(pixels, _orientation(image))
 
 
 def _scale(size_px: tuple[int, int], shrink_px: int | None) -> int:
@@ -176,6 +174,13 @@ def _check_px(width_px: int, height_px: int, limits: DecodeLimits) -> None:
             Reason.TOO_LARGE,
             f"the header says {width_px} x {height_px} = {width_px * height_px} px, "
             f"allowed are {limits.max_image_px}",
+        )
+    if max(width_px, height_px) > MAX_ASPECT_RATIO * min(width_px, height_px) > 0:
+        # A row costs a decoder more than its pixels do, and `transform` would refuse it anyway.
+        raise Undecodable(
+            Reason.TOO_LARGE,
+            f"the header says {width_px} x {height_px} px, which is too long to resize: one side "
+            f"may be at most {MAX_ASPECT_RATIO} times the other",
         )
 
 
@@ -215,6 +220,23 @@ def _to_rgb(image: Image.Image) -> torch.Tensor:
     else:
         rgb = np.array(image.convert("RGB"))
     return torch.from_numpy(rgb).permute(2, 0, 1)
+
+
+def _tiff_to_rgb(image: Image.Image, data: bytes) -> torch.Tensor:
+    """Convert the loaded first page of a TIFF."""
+    if image.mode in ("I", "F"):
+        raise Undecodable(
+            Reason.UNSUPPORTED_FORMAT,
+            "TIFF of 32-bit or signed numbers, of which none is known to be white; convert it to 8 "
+            "or 16 bits",
+        )
+    if not image.mode.startswith("I;16"):
+        return _to_rgb(image)
+    page = read_tiff(data)
+    grey = (np.asarray(image) >> (page.first(BITS, 16) - 8)).astype(np.uint8)
+    if page.first(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    return torch.from_numpy(np.repeat(grey[:, :, None], 3, axis=2)).permute(2, 0, 1)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -267,6 +289,10 @@ def _is_cut(kind: str, data: bytes) -> bool:
         return b"IEND" not in data
     if kind == "GIF":
         return not data.endswith(b";")
+    if kind in ("AVIF", "HEIF"):
+        return lacks_boxes(data)
+    if kind == "TIFF":
+        return False  # `check_tiff` has found all of it there
     if kind == "WEBP":
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     return len(data) < int.from_bytes(data[2:6], "little")

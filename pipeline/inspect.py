@@ -16,7 +16,15 @@ import pyarrow.parquet as pq
 from pipeline.errors import InfraError, JobError
 from pipeline.hive import restore
 from pipeline.layout import WHOLE_OUTPUT, Layout
-from pipeline.manifest import Manifest, Part, current_manifest, list_partitions, locate
+from pipeline.manifest import (
+    Manifest,
+    Part,
+    current_manifest,
+    list_partitions,
+    locate,
+    not_published,
+)
+from pipeline.nights import partition_order
 from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
 from pipeline.storage import Store
 from pipeline.upkeep import history_numbers
@@ -50,6 +58,8 @@ def describe_output(
 ) -> dict[str, Any]:
     """Say what is published: of one partition, or a list of all and the newest one in full.
 
+    The newest is the last date or number, whenever it was published: see `nights.partition_order`.
+
     Args:
         uri: The sink's root, or a partition's folder.
         partition: Which partition; None takes all there are.
@@ -64,20 +74,20 @@ def describe_output(
     if len(layouts) == 1:
         return _describe_partition(store, layouts[0])
     manifests = [_require_current(store, layout) for layout in layouts]
-    listed = sorted(zip(layouts, manifests, strict=True), key=lambda pair: pair[1].created_at)
+    last = max(layouts, key=lambda layout: partition_order(layout.name))
     return {
         "partitions": [
             {"partition": manifest.partition, **(version_facts(manifest) or {})}
             for manifest in manifests
         ],
-        "newest": _describe_partition(store, listed[-1][0]),
+        "newest": _describe_partition(store, last),
     }
 
 
 def _require_current(store: Store, layout: Layout) -> Manifest:
     manifest = current_manifest(store, layout)
     if manifest is None:
-        raise JobError(f"{store.url('')}: partition {layout.name} is not published")
+        raise not_published(store, layout)
     return manifest
 
 

@@ -65,7 +65,10 @@ class Source(Section):
     name (`year=2026/`; text, unless `casts` says otherwise). INT96 becomes `timestamp[us]`, views
     plain text and binary. Webdataset: extensions of members
     whose content becomes a column of that name: `cls` a whole number (int64), any other text."""
-    image_extensions: tuple[Extension, ...] = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+    image_extensions: tuple[Extension, ...] = (
+        *("jpg", "jpeg", "png", "webp", "gif", "bmp"),
+        *("tif", "tiff", "avif", "heic", "heif"),
+    )
     """Webdataset: the image of a key is its member with the first of these that it has."""
     casts: dict[str, str] = Field(default_factory=dict)
     """Parquet: declared types of pass-through columns (`taken_at: timestamp[us]`), for shards

@@ -7,6 +7,7 @@ reader that goes by the manifest sees one whole version, never two and never a p
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
@@ -19,10 +20,13 @@ from pipeline.documents import known_fields
 from pipeline.errors import InfraError, JobError
 from pipeline.hive import restore
 from pipeline.layout import WHOLE_OUTPUT, Layout
+from pipeline.schema import clean_message
 from pipeline.storage import Store
 
 MANIFEST_VERSION = 1
 _READ_TRIES = 5
+_NAMES_SHOWN = 5
+_ENTRY_NAME = re.compile(r"(\d{10})\.json")
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,15 @@ class Manifest:
 
 
 def log_numbers(store: Store, layout: Layout) -> list[int]:
-    """List the numbers of the log entries, ascending."""
+    """List the numbers of the log entries, ascending; other files there are none."""
     names = [PurePosixPath(file.path).name for file in store.list_files(layout.log)]
-    return sorted(int(name[:10]) for name in names if name.endswith(".json"))
+    return sorted(int(found[1]) for name in names if (found := _ENTRY_NAME.fullmatch(name)))
+
+
+def strangers_in_log(store: Store, layout: Layout) -> list[str]:
+    """List the files beside the log entries that are none."""
+    paths = [file.path for file in store.list_files(layout.log)]
+    return [path for path in paths if not _ENTRY_NAME.fullmatch(PurePosixPath(path).name)]
 
 
 def read_manifest(store: Store, layout: Layout, number: int) -> Manifest:
@@ -129,9 +139,46 @@ def current_manifest(store: Store, layout: Layout) -> Manifest | None:
 def list_partitions(store: Store) -> list[Layout]:
     """List the partitions of an output that have ever been published."""
     names = {
-        file.path.split("/")[1] for file in store.list_files("_control") if "/log/" in file.path
+        file.path.split("/")[1]
+        for file in store.list_files("_control")
+        if "/log/" in file.path and _ENTRY_NAME.fullmatch(PurePosixPath(file.path).name)
     }
     return [Layout(None if name == WHOLE_OUTPUT else name) for name in sorted(names)]
+
+
+def not_published(store: Store, layout: Layout) -> JobError:
+    """Say that a partition is not published, and what there is instead: its last run, or others."""
+    said = f"{store.url('')}: partition {layout.name} is not published"
+    last = _last_run(store, layout)
+    if last:
+        return JobError(f"{said}; {last}")
+    names = [known.name for known in list_partitions(store)]
+    if not names:
+        return JobError(f"{said}: nothing is published there")
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return JobError(f"{said}; {len(names)} are, name one of them: {shown}")
+
+
+def _last_run(store: Store, layout: Layout) -> str:
+    """Say how the last run of a partition ended, and which command tells more; empty for none."""
+    folder = f"reports/{layout.name}"
+    runs = [path.parent.name for file in store.list_files(folder)
+            if (path := PurePosixPath(file.path)).name == "report.json"]  # fmt: skip
+    if not runs:
+        return ""
+    run_id = max(runs)
+    try:
+        report = json.loads(store.read_bytes(layout.report(run_id, "report.json")))
+        ended, gates = str(report["status"]), report["gates"]
+        failed = [str(gate["name"]) for gate in gates if gate["status"] == "fail"]
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return ""
+    why = f": {', '.join(failed)}" if failed else ""
+    verb = "" if ended == "failed" else "was "
+    return clean_message(
+        f"its last run, {run_id}, {verb}{ended}{why}; "
+        f"pipeline report {store.url('')} --partition {layout.name}"
+    )
 
 
 def locate(uri: str, storage_options: dict[str, Any] | None = None) -> tuple[Store, Layout | None]:
@@ -179,7 +226,7 @@ def read_current(store: Store, layout: Layout, columns: Sequence[str] | None = N
     for _ in range(_READ_TRIES):
         manifest = current_manifest(store, layout)
         if manifest is None:
-            raise JobError(f"{store.url('')}: partition {layout.name} is not published")
+            raise not_published(store, layout)
         try:
             hive = manifest.partition_columns
             tables = [read_part(store, part, columns, hive) for part in manifest.parts]

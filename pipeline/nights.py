@@ -71,5 +71,15 @@ def earlier_names(name: str, names: Sequence[str]) -> list[str]:
     return [f"{key}={v}" for v in sorted(earlier, key=_order, reverse=True)]
 
 
+def partition_order(name: str) -> tuple[bool, tuple[int, ...], str]:
+    """Return a key that sorts partitions by date or number, and those that have none before them.
+
+    A name without an order sorts by its letters.
+    """
+    value = name.partition("=")[2]
+    is_ordered = _ORDERED.fullmatch(value) is not None
+    return is_ordered, _order(value) if is_ordered else (), name
+
+
 def _order(value: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", value)))

@@ -203,7 +203,8 @@ def _trim_history(store: Store, layout: Layout, keep_versions: int) -> None:
     kept: dict[str, list[str]] = {}
     for file in store.list_files(f"{layout.control}/history"):
         version = file.path.removeprefix(f"{layout.control}/history/").split("/")[0]
-        kept.setdefault(version, []).append(file.path)
+        if version.isascii() and version.isdigit():  # no folder of ours otherwise
+            kept.setdefault(version, []).append(file.path)
     for version in sorted(kept, reverse=True)[keep_versions:]:
         store.delete(kept[version])
 

@@ -177,7 +177,9 @@ def _gates(report: dict[str, Any]) -> list[str]:
 
 def _totals(report: dict[str, Any]) -> str:
     slices = report["slices"]
-    parts = [report["status"].replace("_", " "), *_row_totals(report["status"], report["rows"])]
+    is_vain = report["status"] == "nothing_to_do" and (report.get("retry") or {}).get("entries")
+    status = "nothing has changed" if is_vain else report["status"].replace("_", " ")
+    parts = [status, *_row_totals(report["status"], report["rows"])]
     if report["unreadable_shards"]:
         parts.append(f"unreadable shards {report['unreadable_shards']} (rows unknown)")
     isolation = report.get("isolation") or {}

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     UNREACHABLE = "unreachable"
     EMPTY = "empty"
     UNIDENTIFIED = "unidentified"
+    UNSUPPORTED_FORMAT = "unsupported_format"
     TRUNCATED = "truncated"
     TOO_LARGE = "too_large"
     DECODE_ERROR = "decode_error"

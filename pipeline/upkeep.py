@@ -55,9 +55,14 @@ def rollback(
     if current is None:
         raise JobError(f"partition {layout.name}: nothing is published, so nothing to roll back")
     kept = history_numbers(store, layout)
-    wanted = kept[-1] if to_number is None and kept else to_number
-    if wanted is None or wanted not in kept:
-        have = ", ".join(map(str, kept)) or "none"
+    if not kept:
+        raise JobError(
+            f"partition {layout.name}: there is no earlier version to go back to: version "
+            f"{current.number} is the only one that is kept (sink.keep_versions = {keep_versions})"
+        )
+    wanted = kept[-1] if to_number is None else to_number
+    if wanted not in kept:
+        have = ", ".join(map(str, kept))
         raise JobError(
             f"partition {layout.name}: version {wanted} is not in the history; it has {have}"
         )
@@ -86,7 +91,8 @@ def history_numbers(store: Store, layout: Layout) -> list[int]:
     """List the versions that the history holds, ascending."""
     prefix = f"{layout.control}/history/"
     files = store.list_files(prefix.rstrip("/"))
-    return sorted({int(file.path.removeprefix(prefix).split("/")[0]) for file in files})
+    names = {file.path.removeprefix(prefix).split("/")[0] for file in files}
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def _restage(

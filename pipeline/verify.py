@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,24 +20,16 @@ from pipeline.found_parts import BATCH_ROWS, FoundPart, Hashes, ids_of, join, lo
 from pipeline.hive import values_of, without
 from pipeline.inspect import choose_partition
 from pipeline.layout import Layout
-from pipeline.manifest import Manifest, current_manifest, locate
+from pipeline.manifest import Manifest, current_manifest, locate, not_published
 from pipeline.plan import Plan
 from pipeline.plan_file import plan_from_json
+from pipeline.receipt import Check, check_log, check_receipt, linked_files, verdict
 from pipeline.row_ids import hash_ids, sum_hashes
 from pipeline.schema import QUARANTINE_SCHEMA
 from pipeline.storage import Store
 
 _PART_THREADS = 4
 _TRIES = 3
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one check found."""
-
-    name: str
-    status: Literal["pass", "fail", "skipped"]
-    message: str
 
 
 def verify_output(
@@ -84,7 +76,7 @@ def _check_current(store: Store, layout: Layout) -> tuple[Manifest, list[Check]]
     for _ in range(_TRIES):
         manifest = current_manifest(store, layout)
         if manifest is None:
-            raise JobError(f"{store.url('')}: partition {layout.name} is not published")
+            raise not_published(store, layout)
         try:
             checks = _check_version(store, layout, manifest)
         except FileNotFoundError:
@@ -105,28 +97,31 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
         _check_parts(every),
         _check_folder(store, layout, manifest),
         _check_success(store, layout, manifest),
+        check_log(store, layout, manifest),
         plan_check,
     ]
     if any(found.problem for found in every):
         reason = "not every part can be read"
-        skipped = ("rows", "schema", "counts", "unique_ids", "row_id_hash", "planned_ids")
+        skipped = (
+            "rows",
+            "schema",
+            "counts",
+            "receipt",
+            "unique_ids",
+            "row_id_hash",
+            "planned_ids",
+        )
         return [*checks, *(Check(name, "skipped", reason) for name in skipped)]
     return [
         *checks,
         _check_rows(every),
         _check_schema(good, bad, manifest, plan),
         _check_counts(good, bad, manifest, plan),
+        check_receipt(store, every, manifest, plan),
         _check_unique(store, good),
         _check_hash(every, manifest),
         _check_planned(store, every, plan),
     ]
-
-
-def _verdict(name: str, problems: Sequence[str], fine: str) -> Check:
-    if not problems:
-        return Check(name, "pass", fine)
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return Check(name, "fail", problems[0] + more)
 
 
 def _check_parts(every: Sequence[FoundPart]) -> Check:
@@ -144,7 +139,7 @@ def _check_parts(every: Sequence[FoundPart]) -> Check:
         if what:
             problems.append(f"{wanted.path} {what}")
     size_bytes = sum(found.size_bytes for found in every)
-    return _verdict("parts", problems, f"{len(every)} parts, {size_bytes} bytes as published")
+    return verdict("parts", problems, f"{len(every)} parts, {size_bytes} bytes as published")
 
 
 def _check_folder(store: Store, layout: Layout, manifest: Manifest) -> Check:
@@ -161,7 +156,8 @@ def _check_folder(store: Store, layout: Layout, manifest: Manifest) -> Check:
         f"{path} is no part of version {manifest.number}; {hint}" for path in present - named
     ]
     problems += [f"{path} is not there" for path in named - present]
-    return _verdict("folder", sorted(problems), f"exactly the {len(named)} parts of the manifest")
+    problems += [f"{path} is a link, which readers follow" for path in linked_files(store, layout)]
+    return verdict("folder", sorted(problems), f"exactly the {len(named)} parts of the manifest")
 
 
 def _check_success(store: Store, layout: Layout, manifest: Manifest) -> Check:
@@ -170,7 +166,7 @@ def _check_success(store: Store, layout: Layout, manifest: Manifest) -> Check:
     except FileNotFoundError:
         return Check("success", "fail", f"{layout.success} is missing; run the job again")
     problems = [] if is_same else [f"{layout.success} is not the copy of the current manifest"]
-    return _verdict("success", problems, "equals the manifest")
+    return verdict("success", problems, "equals the manifest")
 
 
 def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan | None, Check]:
@@ -192,7 +188,7 @@ def _check_rows(every: Sequence[FoundPart]) -> Check:
         for found in every
         if len(found.hashes) != found.part.num_rows
     ]
-    return _verdict("rows", problems, "every part has the rows that the manifest says")
+    return verdict("rows", problems, "every part has the rows that the manifest says")
 
 
 def _check_schema(
@@ -207,7 +203,7 @@ def _check_schema(
         for found, schema in [*wanted, *((found, QUARANTINE_SCHEMA) for found in bad)]
         if found.schema is None or not found.schema.equals(schema, check_metadata=False)
     ]
-    return _verdict("schema", problems, f"{len(expected)} columns in every part, as declared")
+    return verdict("schema", problems, f"{len(expected)} columns in every part, as declared")
 
 
 def _check_counts(
@@ -224,7 +220,7 @@ def _check_counts(
         problems.append(
             f"{shown}, the manifest says {said[0]} + {said[1]} = {manifest.num_rows} rows"
         )
-    return _verdict("counts", problems, f"{shown} = {manifest.num_rows} rows")
+    return verdict("counts", problems, f"{shown} = {manifest.num_rows} rows")
 
 
 def _check_unique(store: Store, good: Sequence[FoundPart]) -> Check:
@@ -238,7 +234,7 @@ def _check_unique(store: Store, good: Sequence[FoundPart]) -> Check:
             if value in seen:
                 problems.append(f"{value!r} has two predictions, again in {found.part.path}")
             seen.add(value)
-    return _verdict("unique_ids", problems, f"{len(values)} ids, each predicted once")
+    return verdict("unique_ids", problems, f"{len(values)} ids, each predicted once")
 
 
 def _check_hash(every: Sequence[FoundPart], manifest: Manifest) -> Check:
@@ -246,7 +242,7 @@ def _check_hash(every: Sequence[FoundPart], manifest: Manifest) -> Check:
     problems = []
     if total != manifest.row_id_hash:
         problems.append(f"the row ids add up to {total}, the manifest says {manifest.row_id_hash}")
-    return _verdict("row_id_hash", problems, f"the row ids add up to {total}")
+    return verdict("row_id_hash", problems, f"the row ids add up to {total}")
 
 
 def _sum(hashes: Hashes) -> str:

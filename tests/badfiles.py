@@ -50,17 +50,14 @@ def bad_files(seed: int) -> list[BadFile]:
 
 
 def _not_images(seed: int) -> list[BadFile]:
-    image = base_image(seed)
     files = {
         "text.jpg": b"Bring milk and bread, please.\n" * 9,
         "bm_text.bmp": b"BM is how this text begins, and a bitmap as well.\n",
         "html.png": b"<!doctype html><title>404</title><p>Not found</p>\n",
-        "tiff.jpg": encode(image, "TIFF"),
-        "document.pdf": b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n%%EOF\n",
         "zeros.webp": bytes(500),
         "random.gif": b"\x01" + np.random.default_rng(seed).bytes(4000),
     }
-    kinds = ("text", "text", "answer of a server", "another format", "document", "zeros", "noise")
+    kinds = ("text", "text", "answer of a server", "zeros", "noise")
     unidentified = [
         BadFile(name, kind, data, Reason.UNIDENTIFIED)
         for (name, data), kind in zip(files.items(), kinds, strict=True)
@@ -80,6 +77,9 @@ def _cut_files(seed: int) -> list[BadFile]:
         "lossless.webp": encode(image, "WEBP", lossless=True),
         "gif": encode(image, "GIF"),
         "bmp": encode(image, "BMP"),
+        "tif": encode(image, "TIFF"),
+        "lzw.tif": encode(image, "TIFF", compression="tiff_lzw"),
+        "avif": encode(image, "AVIF"),
     }
     files = {
         f"cut_at_{pct}_pct.{ending}": ("cut in the middle", data[: len(data) * pct // 100])
@@ -226,8 +226,33 @@ def _other_formats(image: Image.Image) -> list[tuple[str, bytes]]:
         "exif_8.webp": encode(image, "WEBP", exif=_exif(8)),
         "plain.bmp": encode(image, "BMP"),
         "palette.bmp": encode(image.quantize(16), "BMP"),
+        "tiff.jpg": encode(image, "TIFF"),
+        "plain.avif": encode(image, "AVIF", quality=90),
+        "exif_5.avif": encode(image, "AVIF", exif=_exif(5)),
+        "animated.avif": encode(image, "AVIF", save_all=True, append_images=[mirrored]),
+        "alpha.avif": encode(see_through, "AVIF"),
+        "one_px.avif": encode(image.crop((0, 0, 1, 1)), "AVIF"),
+        **_tiffs(image, see_through),
     }
     return list(files.items())
+
+
+def _tiffs(image: Image.Image, see_through: Image.Image) -> dict[str, bytes]:
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    kinds = ("tiff_lzw", "tiff_deflate", "packbits", "jpeg")
+    files = {f"{kind}.tif": encode(image, "TIFF", compression=kind) for kind in kinds}
+    files |= {
+        "cmyk.tif": encode(image.convert("CMYK"), "TIFF"),
+        "grey.tif": encode(image.convert("L"), "TIFF", compression="tiff_lzw"),
+        "palette.tif": encode(image.quantize(16), "TIFF"),
+        "rgba.tif": encode(see_through, "TIFF", compression="tiff_deflate"),
+        "fax.tif": encode(image.convert("1"), "TIFF", compression="group4"),
+        "two_pages.tif": encode(image, "TIFF", save_all=True, append_images=[mirrored]),
+        "big.tif": encode(image, "TIFF", big_tiff=True),
+    }
+    for orientation in range(2, 9):
+        files[f"exif_{orientation}.tif"] = encode(image, "TIFF", exif=_exif(orientation))
+    return files
 
 
 def mutations(seed: int, number: int) -> list[tuple[str, bytes]]:

@@ -26,6 +26,7 @@ def broken_files(image: Image.Image) -> Broken:
     """Make them all; names are unique."""
     return {
         **_disguised(image),
+        **_unread(image),
         **_mangled(image),
         **_jpegs(image),
         **_pngs(image),
@@ -43,11 +44,6 @@ def _disguised(image: Image.Image) -> Broken:
         file.writestr(zipfile.ZipInfo("photo.jpg"), jpeg)
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 1\n" % (b"a" * 64)
     files = {
-        "drawing.png": (
-            "script",
-            b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>',
-        ),
-        "postscript.jpg": ("script", b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) run\n%%EOF\n"),
         "denied.jpg": ("answer of a server", b"<Error><Code>AccessDenied</Code></Error>"),
         "answer.png": ("answer of a server", b'{"error": "no such key"}'),
         "pointer.jpg": ("pointer to a file", pointer),
@@ -55,11 +51,29 @@ def _disguised(image: Image.Image) -> Broken:
         "data_uri.jpg": ("written as text", b"data:image/jpeg;base64," + base64.b64encode(jpeg)),
         "gzipped.jpg": ("packed", gzip.compress(jpeg, mtime=0)),
         "zipped.jpg": ("packed", archive.getvalue()),
-        "heic.jpg": ("another format", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)),
-        "pixmap.png": ("another format", encode(image, "PPM")),
         "program.gif": ("program", b"\x7fELF\2\1\1" + bytes(100)),
     }
     return {name: (*found, Reason.UNIDENTIFIED) for name, found in files.items()}
+
+
+def _unread(image: Image.Image) -> Broken:
+    """What is told by its first bytes, and not read."""
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>'
+    raw = b"\0\0\0\x18ftypcrx \0\0\0\1crx isom" + bytes(100)
+    files = {
+        "drawing.png": ("script", svg),
+        "drawing.jpg": ("script", b'\xef\xbb\xbf<?xml version="1.0"?>\n' + svg),
+        "postscript.jpg": ("script", b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) run\n%%EOF\n"),
+        "document.pdf": ("document", b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n%%EOF\n"),
+        "pixmap.png": ("another format", encode(image, "PPM")),
+        "photo.jp2": ("another format", encode(image, "JPEG2000")),
+        "icon.ico": ("another format", encode(image, "ICO", sizes=[(16, 16)])),
+        "film.mp4": ("another format", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(100)),
+        "photo.cr3": ("camera raw", raw),
+        "photo.raf": ("camera raw", b"FUJIFILMCCD-RAW 0201" + bytes(200)),
+        "scan.dcm": ("another format", bytes(128) + b"DICM" + bytes(100)),
+    }
+    return {name: (*found, Reason.UNSUPPORTED_FORMAT) for name, found in files.items()}
 
 
 def _mangled(image: Image.Image) -> Broken:

@@ -66,3 +66,40 @@ def png_bomb(side_px: int) -> bytes:
     header = struct.pack(">IIBBBBB", side_px, side_px, 1, 0, 0, 0, 0)
     data = chunk(b"IDAT", packed + packer.flush())
     return PNG_MAGIC + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+def png_strip(width_px: int, height_px: int) -> bytes:
+    """Assemble an all-zero 1-bit grey PNG of any shape."""
+    line, packer, pieces, left = bytes(1 + (width_px + 7) // 8), zlib.compressobj(9), [], height_px
+    while left:
+        rows = min(left, 1_000_000)
+        pieces.append(packer.compress(line * rows))
+        left -= rows
+    header = struct.pack(">IIBBBBB", width_px, height_px, 1, 0, 0, 0, 0)
+    data = chunk(b"IDAT", b"".join(pieces) + packer.flush())
+    return PNG_MAGIC + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+def tiff(pixels: bytes, order: str = "<", **changes: int | tuple[int, ...]) -> bytes:
+    """Assemble a TIFF of one strip, or whatever the changes make of it; its directory comes last.
+
+    Args:
+        pixels: As they are stored.
+        order: `<` or `>`.
+        changes: Tags by number, as `t256`; each is a number or several of 32 bits.
+    """
+    tags: dict[int, int | tuple[int, ...]] = {
+        256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 2**32 - 1, 279: len(pixels),
+    }  # fmt: skip
+    tags |= {int(name[1:]): value for name, value in changes.items()}
+    data = pixels + bytes(len(pixels) % 2)
+    entries = []
+    for tag, value in sorted(tags.items()):
+        numbers = value if isinstance(value, tuple) else (value,)
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(packed) > 4:
+            packed, data = struct.pack(f"{order}I", 8 + len(data)), data + packed
+        entries.append(struct.pack(f"{order}HHI", tag, 4, len(numbers)) + packed)
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    directory = struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4)
+    return magic + struct.pack(f"{order}I", 8 + len(data)) + data + directory

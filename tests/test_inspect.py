@@ -16,6 +16,7 @@ from pipeline.errors import InfraError, JobError
 from pipeline.inspect import describe_output
 from pipeline.job import Job
 from pipeline.layout import Layout, staged_name
+from pipeline.manifest import read_predictions
 from pipeline.plan_file import adopt_plan
 from pipeline.prepare import prepare
 from pipeline.preview import describe_plan
@@ -26,6 +27,7 @@ from pipeline.report import RunFacts, build_report
 from pipeline.stats import StageCounters
 from pipeline.storage import Store
 from pipeline.stored_report import load_report
+from pipeline.verify import verify_output
 
 NEXT_DAY = "date=2026-11-25"
 OPTIONS = RunOptions(allow_import=("models",))
@@ -95,14 +97,14 @@ def test_labels_are_counted_over_all_parts_and_the_ten_most_frequent_shown(store
     assert [label["rows"] for label in found] == sorted(labels_of(rows).values(), reverse=True)
 
 
-def test_of_several_partitions_all_are_listed_and_the_newest_is_shown(store: Store):
+def test_of_several_partitions_all_are_listed_and_the_last_date_is_shown(store: Store):
     publish_rows(store, NEXT_DAY, Rows(1))
     publish_rows(store, DAY, Rows(2))
     publish_rows(store, DAY, Rows(3))
     found = describe_output(store.uri, None, {})
     listed = [(entry["partition"], entry["version"]) for entry in found["partitions"]]
     assert listed == [(DAY, 2), (NEXT_DAY, 1)]
-    assert found["newest"]["partition"] == DAY
+    assert found["newest"]["partition"] == NEXT_DAY  # whichever was published last
     for uri, partition in (
         (store.uri, NEXT_DAY),
         (f"{store.uri}/predictions/{NEXT_DAY}/", None),
@@ -130,6 +132,32 @@ def test_what_is_not_published_is_the_users_error(store: Store):
     publish_rows(store)
     with pytest.raises(JobError, match=f"{NEXT_DAY} is not published"):
         describe_output(store.uri, NEXT_DAY, {})
+
+
+def test_a_partition_that_is_not_named_or_not_there_is_answered_with_those_that_are(store: Store):
+    for edition, day in enumerate((DAY, NEXT_DAY)):
+        publish_rows(store, day, Rows(edition))
+    for ask in (lambda: read_predictions(store.uri), lambda: describe_output(store.uri, "all", {})):
+        with pytest.raises(JobError, match=f"2 are, name one of them: {DAY}, {NEXT_DAY}"):
+            ask()
+
+
+def test_a_partition_that_was_refused_is_answered_with_its_last_run(store: Store):
+    publish_rows(store)
+    gates = [{"name": "max_error_pct", "status": "fail"}, {"name": "volume", "status": "pass"}]
+    refused = RunFacts("2-b", NEXT_DAY, "refused", 3, gates=gates)
+    put_report(store, NEXT_DAY, "1-a", report_of("1-a", NEXT_DAY))
+    put_report(store, NEXT_DAY, "2-b", build_report(refused))
+    said = (
+        f"its last run, 2-b, was refused: max_error_pct; pipeline report .* --partition {NEXT_DAY}"
+    )
+    for ask in (
+        lambda: read_predictions(store.uri, NEXT_DAY),
+        lambda: describe_output(store.uri, NEXT_DAY, {}),
+        lambda: verify_output(store.uri, NEXT_DAY, {}),
+    ):
+        with pytest.raises(JobError, match=said):
+            ask()
 
 
 def test_a_lost_part_is_said_to_be_lost(store: Store):

@@ -194,13 +194,23 @@ def test_what_is_not_in_the_history_cannot_be_rolled_back_to(any_store: Store):
     with pytest.raises(JobError, match="nothing is published"):
         rollback(any_store, LAYOUT, "r", keep_versions=2)
     only = publish_rows(any_store)
-    with pytest.raises(JobError, match="not in the history; it has none"):
+    with pytest.raises(JobError, match="there is no earlier version to go back to"):
         rollback(any_store, LAYOUT, "r", keep_versions=2)
     publish_rows(any_store, rows=Rows(2))
     with pytest.raises(JobError, match="version 7 is not in the history; it has 1"):
         rollback(any_store, LAYOUT, "r", keep_versions=2, to_number=7)
     assert only.number == 1
     assert edition_of(any_store) == {2}
+
+
+def test_foreign_files_in_log_and_history_are_passed_over(any_store: Store):
+    publish_rows(any_store, rows=Rows(1))
+    for path in ("log/abc.json", "log/notes.txt", "history/old/part.parquet"):
+        any_store.put(f"{LAYOUT.control}/{path}", b"{}")
+    publish_rows(any_store, rows=Rows(2), keep_versions=1)
+    assert log_numbers(any_store, LAYOUT) == [1, 2]
+    assert history_numbers(any_store, LAYOUT) == [1]
+    assert rollback(any_store, LAYOUT, "r", keep_versions=1).restored_from == 1
 
 
 @pytest.mark.parametrize("crash", CRASHES)

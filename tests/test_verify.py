@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from published import (
     make_manifest,
     make_plan,
     publish_rows,
+    put_report,
     read_part_table,
 )
 
@@ -133,6 +135,47 @@ def change_success(store: Store, manifest: Manifest) -> None:
     store.put(LAYOUT.success, other.to_json())
 
 
+def add_a_link(store: Store, manifest: Manifest) -> None:
+    part = Path(store.uri) / manifest.parts[0].path
+    part.with_name("more.parquet").symlink_to(part)
+
+
+def edit(store: Store, manifest: Manifest, **changes: Any) -> None:
+    """Change log and `_SUCCESS` alike."""
+    data = dataclasses.replace(manifest, **changes).to_json()
+    store.put(LAYOUT.log_entry(manifest.number), data)
+    store.put(LAYOUT.success, data)
+
+
+def edit_model(store: Store, manifest: Manifest) -> None:
+    edit(store, manifest, model={**manifest.model, "name": "better"})
+
+
+def edit_weights(store: Store, manifest: Manifest) -> None:
+    edit(store, manifest, model={**manifest.model, "weights_sha256": "cd" * 32})
+
+
+def edit_number(store: Store, manifest: Manifest) -> None:
+    edit(store, manifest, number=7)
+
+
+def edit_partition(store: Store, manifest: Manifest) -> None:
+    edit(store, manifest, partition="date=2020-01-01")
+
+
+def edit_unreadable(store: Store, manifest: Manifest) -> None:
+    edit(store, manifest, num_unreadable_shards=1)
+
+
+def edit_gates(store: Store, manifest: Manifest) -> None:
+    put_report(store, DAY, manifest.run_id, {"gates": [dict(gate) for gate in manifest.gates]})
+    edit(store, manifest, gates=({**manifest.gates[0], "status": "warn"},))
+
+
+def add_to_the_log(store: Store, manifest: Manifest) -> None:
+    store.put(f"{LAYOUT.log}/abc.json", manifest.to_json())
+
+
 def delete_success(store: Store, manifest: Manifest) -> None:
     store.delete([LAYOUT.success])
 
@@ -160,6 +203,14 @@ def delete_the_plan(store: Store, manifest: Manifest) -> None:
         (drop_a_column, ["parts", "schema"], "the manifest says"),
         (add_a_stray_part, ["folder"], "part-00009-000001-0123456789ab.parquet is no part"),
         (change_success, ["success"], "is not the copy of the current manifest"),
+        (add_a_link, ["folder"], "more.parquet is a link"),
+        (edit_model, ["receipt"], "has model made-up, the manifest says better"),
+        (edit_weights, ["receipt"], "has weights_sha256 abab"),
+        (edit_number, ["log"], "0000000001.json says that it is 7"),
+        (edit_partition, ["log"], "says partition date=2020-01-01"),
+        (edit_unreadable, ["receipt"], "0 unreadable shards are in quarantine"),
+        (edit_gates, ["receipt"], "the gates of the manifest are not those of"),
+        (add_to_the_log, ["log"], "abc.json is no log entry"),
         (delete_success, ["success"], "is missing"),
         (delete_the_plan, ["plan"], "rows in cannot be proved"),
     ],

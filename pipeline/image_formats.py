@@ -1,0 +1,298 @@
+"""What the first bytes of an image say, before a decoder sees it: its format, and of TIFF, AVIF and
+HEIC whether all of it is there and how large what is unpacked can become.
+
+The decoders of the other formats are told enough by Pillow's own header. Those of TIFF fill missing
+strips, take a tile's size from the file, and know dozens of layouts; containers of boxes (AVIF and
+HEIC) may promise pictures that are not in them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.schema import Reason, RowError
+
+Numbers = npt.NDArray[np.uint64]
+
+ACCEPTED = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and, with the extra heif, HEIC"
+_BMP_HEADER_BYTES = frozenset([12, 16, 40, 52, 56, 64, 108, 124])
+_AVIF_BRANDS = frozenset([b"avif", b"avis"])
+_HEIF_BRANDS = frozenset(
+    [b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"]
+)
+_BRANDS_END = 512
+_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Formats that are told by their first bytes, and not read.
+_UNREAD = {
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"8BPS": "Photoshop",
+    b"qoif": "QOI",
+    b"DDS ": "DDS",
+    b"v/1\x01": "OpenEXR",
+    b"#?RADIANCE": "Radiance",
+    b"FUJIFILMCCD-RAW": "camera raw",
+    b"IIU\0": "camera raw",
+    b"IIRO": "camera raw",
+    b"\0\0\1\0": "Windows icon",
+    b"%PDF-": "PDF",
+    b"%!PS": "PostScript",
+    b"<svg": "SVG",
+}
+_SVG_WITHIN = 1024
+
+# Tags of TIFF.
+SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+_STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANES = 273, 277, 278, 279, 284
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _DNG_VERSION = 322, 323, 324, 325, 50706
+_CFA = 32803
+WHITE_IS_ZERO = 0
+_TYPES = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
+
+
+class Undecodable(RowError):
+    """These bytes do not become an image."""
+
+
+def identify(data: bytes) -> str | None:
+    """Return Pillow's name of the format that the magic bytes announce, of those that are read."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    # "BM" alone also begins words, so the size of the second header has to make sense too.
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
+        return "BMP"
+    if data.startswith(_TIFF_MAGICS):
+        return "TIFF"
+    return _by_brand(data)
+
+
+def _by_brand(data: bytes) -> str | None:
+    brands = _brands(data)
+    if brands & _AVIF_BRANDS:
+        return "AVIF"
+    return "HEIF" if brands & _HEIF_BRANDS else None
+
+
+def _brands(data: bytes) -> set[bytes]:
+    if data[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(data[:4], "big"), _BRANDS_END)
+    return {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+
+
+def not_accepted(data: bytes) -> Undecodable:
+    """Say what data are that `identify` does not know."""
+    name = _unread_name(data)
+    if name:
+        return Undecodable(
+            Reason.UNSUPPORTED_FORMAT, f"the image is {name}; accepted are {ACCEPTED}"
+        )
+    return Undecodable(
+        Reason.UNIDENTIFIED, f"the bytes begin with {data[:8].hex(' ')}; accepted are {ACCEPTED}"
+    )
+
+
+def _unread_name(data: bytes) -> str | None:
+    for magic, name in _UNREAD.items():
+        if data.startswith(magic):
+            return name
+    if data.startswith(b"P") and data[1:2] in b"123456" and data[2:3] in b"\n\r\t ":
+        return "a portable pixmap"
+    if data[128:132] == b"DICM":
+        return "DICOM"
+    if data[4:8] == b"ftyp":
+        return "camera raw" if b"crx " in _brands(data) else "a video"
+    start = data[:_SVG_WITHIN].removeprefix(b"\xef\xbb\xbf").lstrip()
+    return "SVG" if start.startswith((b"<?xml", b"<!--", b"<svg")) and b"<svg" in start else None
+
+
+def prepare_decoder(kind: str) -> None:
+    """Let Pillow know the decoder of a format that is not always there.
+
+    Raises:
+        Undecodable: It is not installed.
+    """
+    missing = _load_decoder(kind)
+    if missing:
+        raise Undecodable(Reason.UNSUPPORTED_FORMAT, missing)
+
+
+@functools.cache
+def _load_decoder(kind: str) -> str:
+    """Load it; return what is missing, or nothing. A worker that needs none loads none."""
+    if kind == "HEIF":
+        try:
+            plugin = importlib.import_module("pillow_heif")
+        except ImportError:
+            return (
+                "the image is HEIC, whose decoder is not installed: "
+                "pip install 'batch-inference-pipeline[heif]', then pipeline retry"
+            )
+        # A row has one thread, as with all decoders; nothing but the primary image is looked at.
+        plugin.register_heif_opener(
+            decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
+        )
+    if kind == "AVIF":
+        from PIL import AvifImagePlugin
+
+        if not AvifImagePlugin.SUPPORTED:
+            return "the image is AVIF, which this Pillow was built without"
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    if kind == "TIFF":
+        importlib.import_module("PIL.TiffImagePlugin")
+    return ""
+
+
+def check_boxes(data: bytes) -> None:
+    """Refuse AVIF or HEIC that ends within one of the boxes that hold the image.
+
+    Raises:
+        Undecodable: It does.
+    """
+    for name, start, end in _boxes(data):
+        if end > len(data) and name in (b"ftyp", b"meta", b"mdat", b"moov"):
+            raise Undecodable(
+                Reason.TRUNCATED,
+                f"{len(data)} bytes, but the box {name.decode()} goes from {start} to {end}",
+            )
+
+
+def lacks_boxes(data: bytes) -> bool:
+    """Tell whether AVIF or HEIC that failed to decode ends before its pixels begin."""
+    return not {b"meta", b"mdat"} <= {name for name, _, _ in _boxes(data)}
+
+
+def _boxes(data: bytes) -> list[tuple[bytes, int, int]]:
+    """Return the outermost boxes: name, start and end."""
+    found, at = [], 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        elif size == 0:
+            size = len(data) - at
+        if size < 8:
+            break
+        found.append((data[at + 4 : at + 8], at, at + size))
+        at += size
+    return found
+
+
+@dataclass(frozen=True)
+class TiffPage:
+    """Numbers of the first page, by tag."""
+
+    tags: Mapping[int, Numbers]
+
+    def first(self, tag: int, default: int = 0) -> int:
+        """Return the first number of a tag."""
+        found = self.tags.get(tag)
+        return default if found is None or not len(found) else int(found[0])
+
+
+def read_tiff(data: bytes) -> TiffPage:
+    """Read what the first page of a TIFF says of its pixels and where they lie.
+
+    Raises:
+        Undecodable: That lies beyond the end.
+    """
+    order = "<" if data.startswith(b"II") else ">"
+    is_big = data[2:4] in (b"+\0", b"\0+")
+    word, half, step = ("u8", "u8", 20) if is_big else ("u4", "u2", 12)
+    at = int(_numbers(data, 8 if is_big else 4, order + word, 1)[0])
+    count = int(_numbers(data, at, order + half, 1)[0])
+    at += int(half[1])
+    tags: dict[int, Numbers] = {}
+    for place in range(at, at + count * step, step):
+        tag, kind = (int(n) for n in _numbers(data, place, f"{order}u2", 2))
+        if kind not in _TYPES or tag not in _WANTED or tag in tags:
+            continue
+        number = int(_numbers(data, place + 4, order + word, 1)[0])
+        value = place + 4 + int(word[1])
+        if number * int(_TYPES[kind][1]) > int(word[1]):
+            value = int(_numbers(data, value, order + word, 1)[0])
+        tags[tag] = _numbers(data, value, order + _TYPES[kind], number)
+    return TiffPage(tags)
+
+
+_WANTED = frozenset(
+    [
+        *(SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, _SAMPLES, _PLANES),
+        *(_STRIP_OFFSETS, _STRIP_ROWS, _STRIP_BYTES, _DNG_VERSION),
+        *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES),
+    ]
+)
+
+
+def _numbers(data: bytes, at: int, kind: str, count: int) -> Numbers:
+    if at + count * int(kind[2]) > len(data):
+        raise Undecodable(
+            Reason.TRUNCATED,
+            f"TIFF of {len(data)} bytes: its directory refers to {at} and beyond",
+        )
+    return np.frombuffer(data, kind, count, at).astype(np.uint64)
+
+
+def check_tiff(data: bytes, max_px: int) -> None:
+    """Refuse a TIFF whose first page is no whole picture, or would be unpacked beyond its pixels.
+
+    Raises:
+        Undecodable: Why.
+    """
+    page = read_tiff(data)
+    if _DNG_VERSION in page.tags or page.first(PHOTOMETRIC) == _CFA or data[8:10] == b"CR":
+        raise Undecodable(
+            Reason.UNSUPPORTED_FORMAT, f"the image is camera raw; accepted are {ACCEPTED}"
+        )
+    if page.first(SUBFILE_TYPE) & 1:
+        raise Undecodable(
+            Reason.UNSUPPORTED_FORMAT, "TIFF: its first page is a smaller copy of another page"
+        )
+    width_px, height_px = page.first(WIDTH), page.first(HEIGHT)
+    if not width_px or not height_px:
+        raise Undecodable(Reason.DECODE_ERROR, "TIFF: its first page has no pixels")
+    planes = page.first(_SAMPLES, 1) if page.first(_PLANES, 1) == 2 else 1
+    is_tiled = _TILE_OFFSETS in page.tags
+    if is_tiled:
+        tile_px = page.first(_TILE_WIDTH), page.first(_TILE_HEIGHT)
+        if 0 in tile_px or tile_px[0] * tile_px[1] > max_px:
+            raise Undecodable(
+                Reason.TOO_LARGE,
+                f"TIFF: its tiles are {tile_px[0]} x {tile_px[1]} px, allowed are {max_px} px",
+            )
+        pieces = -(-width_px // tile_px[0]) * -(-height_px // tile_px[1])
+    else:
+        pieces = -(-height_px // min(page.first(_STRIP_ROWS, height_px) or 1, height_px))
+    _check_pieces(data, page, pieces * planes, is_tiled=is_tiled)
+
+
+def _check_pieces(data: bytes, page: TiffPage, wanted: int, *, is_tiled: bool) -> None:
+    """Check that as many strips or tiles are in the data as the page needs."""
+    names = (_TILE_OFFSETS, _TILE_BYTES) if is_tiled else (_STRIP_OFFSETS, _STRIP_BYTES)
+    offsets, sizes = (page.tags.get(name, np.zeros(0, np.uint64)) for name in names)
+    is_endless = len(offsets) > 4 * wanted + 16  # Pillow makes Python numbers of them all
+    offsets, sizes = offsets[:wanted], sizes[:wanted]
+    if is_endless or len(offsets) < wanted or len(sizes) < wanted or not sizes.all():
+        raise Undecodable(
+            Reason.DECODE_ERROR,
+            f"TIFF: {int(np.count_nonzero(sizes))} strips or tiles hold pixels, not {wanted}",
+        )
+    ends = offsets.astype(np.float64) + sizes.astype(np.float64)
+    if ends.max() > len(data):
+        raise Undecodable(
+            Reason.TRUNCATED, f"TIFF of {len(data)} bytes: its pixels go on to {ends.max():.0f}"
+        )
