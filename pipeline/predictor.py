@@ -232,7 +232,7 @@ class Predictor:
         try:
             self._start(lane, inputs, batch)
         except Exception as error:  # noqa: BLE001  # whatever a user's model raises costs its row
-            return _failure_of(error)
+            return _failure_of(error, self._config.spec.name)
         return None
 
     def _try_finish(
@@ -245,7 +245,7 @@ class Predictor:
                     results[name] = np.zeros((num_rows, *values.shape[1:]), values.dtype)
                 results[name][batch] = values
         except Exception as error:  # noqa: BLE001  # a GPU raises here what the model did
-            return _failure_of(error)
+            return _failure_of(error, self._config.spec.name)
         timer.add(*lane.busy_s)
         beat()
         count(len(batch))
@@ -288,11 +288,12 @@ def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:
         yield int(row), Failure(Reason.NON_FINITE, STAGE, "output is not finite")
 
 
-def _failure_of(error: Exception) -> Failure:
+def _failure_of(error: Exception, model: str) -> Failure:
     if isinstance(error, OutputError):
         return Raised(Reason.MODEL_ERROR, STAGE, str(error), is_of_outputs=True)
     reason = Reason.OUT_OF_MEMORY if _is_out_of_memory(error) else Reason.MODEL_ERROR
-    return Raised(reason, STAGE, f"{type(error).__name__}: {error}", where=whereabouts(error))
+    where = whereabouts(error, model.partition(":")[0])
+    return Raised(reason, STAGE, f"{type(error).__name__}: {error}", where=where)
 
 
 def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
