@@ -435,7 +435,9 @@ def test_what_cannot_be_ends_in_one_line_and_its_exit_code(
     result = pipeline("run", job, *arguments, "--quiet", env=s3.env)
     assert (result.code, result.stdout) == (code, "")
     assert words in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    lines = result.stderr.strip().splitlines()
+    # Of a factory without weights a run warns before it starts Ray.
+    assert len([line for line in lines if "WARNING model.factory" not in line]) == 1
     assert "Traceback" not in result.stderr
 
 

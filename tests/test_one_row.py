@@ -69,7 +69,7 @@ def test_the_first_row_that_can_be_read_and_does_not_crash_is_shown(tmp_path: Pa
         (model("wide"), "row 0.png: model_error: .*the model has 6 outputs, model.labels 5"),
         (
             model("colours", labels=None, task="embed", embedding_dim=1),
-            "write model.embedding_dim: 5$",
+            "the model has 5 outputs, model.embedding_dim is 1$",
         ),
         (
             model(
