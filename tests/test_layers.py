@@ -16,32 +16,33 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = (
     "__init__ archive chaos_kills data_in_driver deadline documents errors executor_wait"
     " fork_worker health int96 job_output job_section jpeg_skeleton lane mnn_model native_exit"
-    " printable processor progress pulse ray_token read_ahead report_sections semantics stay"
-    " stored trial user_code watchdog",
-    "address allocation arrow_types command_group failpoints fork_server imports input_order"
-    " interrupt job_source job_yaml listing object_protocols private ray_environment retry schema"
-    " screen store_faults verdict",
-    "artefacts attempts causes chaos_corrupt decode dedupe extents features forked_workers hive"
-    " in_flight job_api job_gates job_substitution layout local_disk photos ray_folder render"
-    " stats storage_errors tar task terminal transform",
-    "agreement chaos_runs child columns exact_pixels first_rows histograms job job_log"
-    " jpeg_groups limits object_store pass_through ray_tasks remote_index results small_ray"
+    " printable processor pulse ray_token read_ahead report_sections semantics skipped stay ticks"
+    " trial user_code watchdog",
+    "address allocation arrow_types command_group failpoints fork_server globs imports"
+    " input_order interrupt job_source job_yaml private ray_environment retry schema screen"
+    " store_faults stored verdict",
+    "artefacts attempts causes chaos_corrupt dedupe extents features foreign_model forked_workers"
+    " hive image_formats in_flight job_api job_gates job_substitution layout listing local_disk"
+    " object_protocols photos progress ray_folder render state_dict stats storage_errors tar task"
+    " terminal transform weights_file",
+    "agreement chaos_runs child cluster_login columns decode exact_pixels first_rows histograms"
+    " job job_log limits object_store pass_through ray_tasks remote_index results small_ray"
     " torchvision_models whole",
-    "chaos_compare cluster disturbed forecast golden isolate job_paths job_problems made"
-    " nearby_code preprocess submit",
-    "bottleneck chaos_table guard job_file machine_checks performance storage",
-    "delta_store lease manifest report row_ids rows single_file sink uri_policy",
+    "chaos_compare cluster disturbed forecast golden isolate job_paths job_problems jpeg_groups"
+    " made nearby_code submit",
+    "bottleneck chaos_table guard job_file machine_checks performance preprocess storage",
+    "delta_store lease manifest own_tensors report row_ids rows single_file sink uri_policy",
     "delta_columns estimate found_parts golden_files image_stream nights parquet_inputs parts"
     " past_runs tally tar_stream web weights",
     "compact delta drift fetch inputs model night_gates parquet_shard",
-    "chaos_sample choose gates parquet_stream publish quantise regroup resolve runtimes"
+    "apart chaos_sample choose gates parquet_stream publish quantise regroup resolve runtimes"
     " stored_report units zoo",
     "device merge plan source upkeep",
-    "inspect plan_file predictor provenance read_guard sampling tiling",
+    "inspect plan_file predictor provenance read_guard receipt sampling tiling",
     "datasource record requeue stages verify",
-    "chaos context replan trial_run",
-    "arguments doctor match outcome prepare run_watch trials",
-    "confirm make_golden preview readmit trial_layouts",
+    "chaos context one_row replan trial_run",
+    "arguments match outcome prepare run_watch trials",
+    "confirm doctor make_golden preview readmit trial_layouts",
     "auto finish",
     "run tune",
     "demo rerun",
