@@ -6,14 +6,14 @@ both places with two types (text and dictionary, say) refuses to read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import JobError
-from pipeline.schema import ROW_ID, URI
+from pipeline.schema import LABEL, ROW_ID, URI
 
 MAX_VALUES = 1000
 """Most different folders of one run: more would be a heap of tiny files."""
@@ -44,6 +44,17 @@ def partition_types(columns: Sequence[str], schema: pa.Schema) -> dict[str, str]
     if columns and len(types) == len(schema) - 2:
         raise JobError("sink.partition_columns: leave at least one column inside the files")
     return types
+
+
+def require_folders(columns: Iterable[str], labels: Sequence[str]) -> None:
+    """Refuse labels that no folder can stand for, if there are to be folders by label.
+
+    Raises:
+        JobError: Names the label.
+    """
+    for label in labels if LABEL in columns else ():
+        if trouble := folder_trouble(LABEL, label):
+            raise JobError(f"sink.partition_columns: {LABEL}: {label[:40]!r} {trouble}")
 
 
 def _is_allowed(kind: pa.DataType) -> bool:

@@ -7,7 +7,7 @@ import logging
 from pipeline.apart import require_apart
 from pipeline.context import RunContext
 from pipeline.delta import require_delta
-from pipeline.hive import partition_types
+from pipeline.hive import partition_types, require_folders
 from pipeline.inputs import Inputs, list_inputs
 from pipeline.model import ModelSpec
 from pipeline.plan import Plan, make_plan
@@ -42,6 +42,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
         listed.bytes_in = inputs.num_bytes
     _warn_of_skipped(inputs)
     columns = partition_types(job.sink.partition_columns, plan.prediction_schema())
+    require_folders(columns, model.task.labels)
     if job.sink.table:
         require_delta(run.store, run.layout, columns, plan.prediction_schema())
     run.record.planned(plan, model, job.resources.num_gpus)

@@ -292,6 +292,11 @@ class RunRecord:
             return self._kept.num_unreadable_shards
         return sum(extent.is_whole_shard for unit in self._plan.units for extent in unit.extents)
 
+    @property
+    def num_rounded(self) -> int:
+        """Return how many rows have features that float32 cannot hold exactly."""
+        return int(self._counters.get(ROUNDED, {}).get("rows_out", 0))
+
     def facts(
         self, status: Status, exit_code: int, error: str | None, price_per_node_hour: float | None
     ) -> RunFacts:
@@ -305,8 +310,8 @@ class RunRecord:
         }
         if DEDUPE in self._counters:
             rows["deduplicated"] = int(self._counters[DEDUPE]["rows_out"])
-        if ROUNDED in self._counters:
-            rows["rounded"] = int(self._counters[ROUNDED]["rows_out"])
+        if self.num_rounded:
+            rows["rounded"] = self.num_rounded
         slices = {"computed": self._slices["computed"], "resumed": self._slices["resumed"]}
         if self._total_rows is not None:
             rows["total"] = self.num_planned

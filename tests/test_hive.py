@@ -18,6 +18,7 @@ from pipeline.hive import (
     NULL_VALUE,
     folder_trouble,
     partition_types,
+    require_folders,
     restore,
     to_segment,
     to_text,
@@ -110,6 +111,14 @@ def test_no_folder_stands_for_empty_text():
     assert folder_trouble("kind", "a") == folder_trouble("kind", None) == ""
     with pytest.raises(JobError, match="kind: a value is empty text"):
         to_segment("kind", "")
+
+
+@pytest.mark.parametrize("label", ["", "x" * 300])
+def test_a_label_that_makes_no_folder_is_refused_before_the_run(label: str):
+    require_folders(["day"], ["cat", label])
+    require_folders(["label"], ["cat", "dog"])
+    with pytest.raises(JobError, match=r"partition_columns: label: '.* (empty text|300 char)"):
+        require_folders(["label"], ["cat", label])
 
 
 @pytest.mark.parametrize(
