@@ -59,6 +59,27 @@ def test_embed_flattens_pooled_vectors_and_normalises_on_request():
     np.testing.assert_allclose(normed["embedding"][0], [0.6, 0.8], rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e38, 1e30, 1e19, 1.0, 1e-19, 1e-30, 1e-44])
+def test_vectors_of_any_size_are_normalised_to_length_1(size: float):
+    vectors = torch.tensor([[3.0, 0.0, -4.0], [1.0, 0.0, 0.0], [0.0, 0.0, 2.0]]) / 4 * size
+    task = TaskSpec("embed", embedding_dim=3, l2_norm=True)
+    found = columns_of(task, vectors)["embedding"]
+    lengths = [sum(value**2 for value in found[row]) ** 0.5 for row in (0, 2)]
+    np.testing.assert_allclose(lengths, [1.0, 1.0], rtol=1e-6)
+    assert found[2] == [0.0, 0.0, 1.0]
+
+
+def test_ordinary_vectors_are_normalised_as_torch_does_to_the_last_bit():
+    vectors = torch.randn(200, 64, generator=torch.Generator().manual_seed(18)) * 3
+    vectors[7] = 0.0
+    task = make_task(TaskSpec("embed", embedding_dim=64, l2_norm=True))
+    found = task.reduce(vectors, 200)["embedding"]
+    assert torch.equal(found, torch.nn.functional.normalize(vectors, dim=1))
+    vectors[3, 5], vectors[4, 5] = torch.inf, torch.nan
+    found = task.reduce(vectors, 200)["embedding"]
+    assert found.isfinite().all(dim=1).logical_not().nonzero().flatten().tolist() == [3, 4]
+
+
 def test_regress_gives_a_column_a_target():
     assert columns_of(TaskSpec("regress"), torch.tensor([1.0, 2.0, 3.0])) == {
         "value": [1.0, None, 3.0]
