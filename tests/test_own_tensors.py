@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from cli import pipeline, write_job
 from test_model import resolve
 from torch import nn
 
@@ -18,6 +19,7 @@ from pipeline.device import load_runner
 from pipeline.errors import InfraError, JobError
 from pipeline.model import PredictorConfig, load_module, load_pinned
 from pipeline.own_tensors import hand_on, pin, seeded
+from pipeline.photos import build_images
 from pipeline.storage import Store
 
 PATH = "_control/all/tensors/f.json"
@@ -109,3 +111,20 @@ def test_a_damaged_pin_is_named(tmp_path: Path) -> None:
     store.put(PATH, b"{")
     with pytest.raises(InfraError, match=r"f\.json: damaged"):
         pin(store, PATH, models.Colours(), "m")
+
+
+@pytest.mark.one_ray
+def test_a_killed_run_of_a_factory_that_no_seed_holds_is_not_resumed_with_another_model(
+    tmp_path: Path,
+) -> None:
+    build_images(tmp_path / "in", 20, seed=1, num_bad=0)
+    source = {"uri": str(tmp_path / "in"), "format": "images"}
+    model = {"factory": "models:unseeded", "labels": models.LABELS}
+    path, out = tmp_path / "job.yaml", str(tmp_path / "out")
+    job = write_job(path, source, out, model=model, run={"slice_rows": 4, "lease_ttl_s": 1})
+    killed = pipeline("run", job, env={"PIPELINE_FAILPOINT": "slice_done:kill"})
+    assert killed.code < 0, killed.stderr
+    again = pipeline("run", job, "--json")
+    assert again.code == 2, again.stderr
+    assert "models:unseeded: has other tensors than before in this very plan" in again.json["error"]
+    assert "WARNING model.factory = 'models:unseeded' without model.weights" in again.stderr
