@@ -99,7 +99,9 @@ def _begin(folder: int, name: str) -> Earlier:
 
 
 def _append(folder: int, name: str, entry: dict[str, str | None]) -> None:
-    with os.fdopen(open_file(folder, name, os.O_WRONLY | os.O_APPEND), "a") as marks:
+    # Made anew where another attempt at it has just ended.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    with os.fdopen(open_file(folder, name, flags), "a") as marks:
         marks.write(json.dumps(entry) + "\n")
 
 

@@ -7,7 +7,6 @@ itself, from a thread of its own.
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +19,6 @@ _ASK_EVERY_S = 5.0
 _CONNECT_S = 5.0
 _DIE_S = 3.0
 _LOOK_S = 0.01
-_MEANS = {
-    "SIGKILL": "as happens when memory runs out",
-    "SIGXFSZ": "a file grew beyond what ulimit -f allows",
-    "SIGBUS": "as happens when /dev/shm is full",
-}
 
 Check = Callable[[], str | None]
 """Returns what is wrong, or None; never waits long."""
@@ -36,24 +30,15 @@ _roots: list[psutil.Process] = []
 def watched(ray: Any, address: str | None) -> Iterator[None]:
     """Let `trouble` and `end` know of the Ray that is connected while in the body."""
     if address is None:
-        _roots.clear()
-        _checks.clear()
-        for kind, infos in _node(ray).all_processes.items():
-            for info in infos:
-                started(kind, info)
+        infos = [info for infos in _node(ray).all_processes.values() for info in infos]
+        _roots[:] = [psutil.Process(info.process.pid) for info in infos]
+        _checks[:] = [ProcessesLive(_node(ray).all_processes)]
     else:
         _checks[:] = [HeadAnswers(ray.get_runtime_context().gcs_address)]
     try:
         yield
     finally:
         _checks.clear()
-
-
-def started(kind: str, info: Any) -> None:
-    """Note a process of an embedded Ray, by Ray's own word for it."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        _roots.append(psutil.Process(info.process.pid))
-    _checks.append(ProcessesLive({kind: [info]}))
 
 
 def _node(ray: Any) -> Any:
@@ -76,15 +61,9 @@ class ProcessesLive:
             for process in self._processes.get(kind, ()):
                 code = process.poll()
                 if code is not None:
-                    return f"Ray's own process {kind} ended ({_how(code)})"
+                    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                    return f"Ray's own process {kind} ended ({how})"
         return None
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name
-    return f"{name}, {_MEANS[name]}" if name in _MEANS else name
 
 
 class HeadAnswers:
@@ -115,7 +94,6 @@ def end(ray: Any) -> None:
     they could still say is written, so they are killed, all at once.
     """
     ours, node = family(), _node(ray)
-    _checks.clear()
     if not ours:
         ray.shutdown()
         return
@@ -126,8 +104,7 @@ def end(ray: Any) -> None:
         kill(ours)
         _await_end(ours)
         _roots.clear()
-        if node is not None:  # it is where Ray was started
-            node.destroy_external_storage()
+        node.destroy_external_storage()
 
 
 def _await_end(processes: list[psutil.Process]) -> None:

@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 
 from pipeline.cluster import embedded_store_bytes
-from pipeline.errors import JobError, PipelineError
+from pipeline.errors import InfraError, JobError, PipelineError
 from pipeline.ray_environment import refuse_autoload
+from pipeline.ray_folder import base_folder, weakness
 from pipeline.ray_token import auth_mode, has_token, is_open_to_others, token_file
 
 Status = Literal["ok", "warn", "fail"]
@@ -148,7 +149,14 @@ def _memory() -> Iterator[Check]:
 
 
 def _disk_of_ray() -> Check:
-    folder = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108  # Ray's default
+    folder = base_folder()
+    while not folder.exists():  # it is made when it is needed
+        folder = folder.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        hint = "set RAY_TMPDIR to a folder that can be written to"
+        return Check("disk of Ray", "fail", f"{folder}: {hint}", InfraError.exit_code)
+    if (weak := weakness(folder)) is not None:
+        return Check("disk of Ray", "warn", weak)
     usage = shutil.disk_usage(folder)
     share = usage.free / usage.total
     found = f"{usage.free / _GIB:.1f} GiB of {folder} are free ({100 * share:.0f}%)"

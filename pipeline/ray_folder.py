@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,20 +22,22 @@ from pipeline.private import opened
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "pipeline-ray-"
+_PREFIX = "pl-ray-"
 _LOCK = "lock"
 _RAY = "r"
 _KEPT_S = 86_400.0
 _SYSTEM = "/tmp"  # noqa: S108  # what Ray takes; ours is private
-# What Ray appends: r/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store, and .N if need be.
-_SUFFIX_BYTES = len(f"/{_PREFIX}12345678/{_RAY}/session_2026-11-24_00-00-00_000000_4194304/") + len(
-    "sockets/plasma_store.1"
-)
 _MAX_SOCKET_BYTES = 107
+_SESSION = "session_2026-11-24_00-00-00_000000_"
+"""As long as those that Ray makes, but for the number of the process."""
 
 
 class RayFolder:
-    """One folder; `path` is what Ray is to put its files in, `native_log` what its core says."""
+    """One folder; `path` is what Ray is to put its files in, `native_log` what its core says.
+
+    Ray puts sockets there, whose paths may have 107 bytes. Where that is too little a short link
+    leads to the folder.
+    """
 
     def __init__(self) -> None:
         """Make it, and remove those of runs that have ended and are a day old.
@@ -43,34 +46,49 @@ class RayFolder:
             InfraError: There is no place for it.
         """
         base = base_folder()
+        self._folders: list[Path] = []
         try:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sweep(base)
-            self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-            self._folder.chmod(0o700)  # whatever the umask
-            with opened(self._folder) as folder:
+            folder = self._make(base)
+            with opened(folder) as inside:
                 flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-                self._lock = os.open(_LOCK, flags, 0o600, dir_fd=folder)
+                self._lock = os.open(_LOCK, flags, 0o600, dir_fd=inside)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self.path = self._folder / _RAY
+            self.native_log = folder / "driver-native.err"
+            self.path = folder / _RAY
             self.path.mkdir(mode=0o700)
-            self.native_log = self._folder / "driver-native.err"
-            _made.append(self)
+            if _socket_bytes(self.path) > _MAX_SOCKET_BYTES:
+                short = self._make(Path(_SYSTEM)) / _RAY
+                short.symlink_to(self.path)
+                self.path = short
         except OSError as error:
+            for made in self._folders:
+                _remove(made)
             raise InfraError(
                 f"{base}: no folder for Ray's temporary files can be made ({error.strerror}); "
                 "set RAY_TMPDIR to a folder that can be written to"
             ) from None
+        if (weak := weakness(base)) is not None:
+            log.warning("%s", weak)
+        _made.append(self)
+
+    def _make(self, base: Path) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        self._folders.append(folder)
+        folder.chmod(0o700)  # whatever the umask
+        return folder
 
     def end(self, *, keep_logs: bool) -> None:
         """Remove it; with `keep_logs` all but the logs, and say where they are."""
+        folder, *links = self._folders
         if keep_logs:
-            for other in self.path.glob("session_[0-9]*/*"):
+            for other in folder.glob(f"{_RAY}/session_[0-9]*/*"):
                 if other.name != "logs":
                     _remove(other)
-            log.info("Ray's logs are kept for a day: %s", self._folder)
-        else:
-            _remove(self._folder)
+            log.info("Ray's logs are kept for a day: %s", folder)
+        for each in links if keep_logs else self._folders:
+            _remove(each)
         _made.remove(self)
         os.close(self._lock)
 
@@ -85,31 +103,27 @@ def end_all() -> None:
 
 
 def base_folder() -> Path:
-    """Return where Ray's folder is made: RAY_TMPDIR, TMPDIR, or the system's own."""
-    named = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _SYSTEM
-    if room_bytes(named) >= 0:
-        return Path(os.path.abspath(named))
-    log.warning(
-        "%s: its path is %d bytes too long for sockets, Ray's temporary files "
-        "go to %s; set RAY_TMPDIR to a shorter one",
-        named,
-        -room_bytes(named),
-        _SYSTEM,
-    )
-    return Path(_SYSTEM)
+    """Return where Ray's folder is made, as Ray itself has it: RAY_TMPDIR, TMPDIR, or /tmp."""
+    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform == "linux" else ("RAY_TMPDIR",)
+    named = next((os.environ[name] for name in names if os.environ.get(name)), _SYSTEM)
+    return Path(os.path.abspath(named))
 
 
-def room_bytes(base: str | Path) -> int:
-    """Return how many bytes longer the path of a folder may be for Ray's sockets to fit."""
-    return _MAX_SOCKET_BYTES - _SUFFIX_BYTES - len(os.fsencode(os.path.abspath(base)))
+def _socket_bytes(path: Path) -> int:
+    """Return how long the path of a socket of Ray's will be, whose files lie in a folder."""
+    socket = path / f"{_SESSION}{os.getpid()}" / "sockets" / "plasma_store"
+    return len(os.fsencode(socket))
 
 
-def is_open(base: Path) -> bool:
-    """Tell whether other users could put a folder of theirs in the place of one in `base`."""
+def weakness(base: Path) -> str | None:
+    """Say why other users could put a folder of theirs in the place of one in `base`, if so."""
     status = base.stat()
-    return bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) and not (
-        status.st_mode & stat.S_ISVTX
-    )
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{base}: another user's, who could exchange Ray's folder there; set RAY_TMPDIR"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+        hint = f"has no sticky bit: chmod +t {base}, or set RAY_TMPDIR"
+        return f"{base}: others may write to it, and exchange Ray's folder there, as it {hint}"
+    return None
 
 
 def _sweep(base: Path) -> None:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from pipeline import health, stay
-from pipeline.errors import InfraError
+from pipeline import stay
 from pipeline.forked_workers import ForkServer
 
 _OPTIONAL = "ray.dashboard.optional_deps"
@@ -89,9 +88,7 @@ class _RayletStart:
             command = [_unwaited(argument, port) for argument in command]
             if self._server is not None:
                 command = self._server.asked_by(self._ray, command)
-        info = self._own(command, process_type, **named)
-        health.started(process_type, info)
-        return info
+        return self._own(command, process_type, **named)
 
     def _write_ports(self, flags: dict[str, str]) -> None:
         raylet = self._ray._raylet
@@ -132,8 +129,6 @@ class _WaitForNode:
         state._initialize_global_state(options)
         deadline = time.monotonic() + _REGISTER_S
         while node_id not in {node["NodeID"] for node in state.node_table()}:
-            if (lost := health.trouble()) is not None:
-                raise InfraError(lost)
             if time.monotonic() > deadline:
                 break  # Ray's own says what is wrong
             time.sleep(_LOOK_S)

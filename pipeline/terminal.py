@@ -19,8 +19,6 @@ from pipeline.schema import clean_message
 from pipeline.screen import clear_status
 from pipeline.user_code import tell
 
-log = logging.getLogger(__name__)
-
 
 @contextlib.contextmanager
 def own_signal_handlers() -> Iterator[None]:
@@ -37,32 +35,23 @@ def own_signal_handlers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def native_errors_to(path: Path) -> Iterator[None]:
-    """Send what Ray's C++ core writes to file descriptor 2 to a file, which must not be there yet.
+def native_errors_to_log(ray: Any) -> Iterator[None]:
+    """Send what Ray's C++ core writes to file descriptor 2 to a file of the session.
 
     Only where the command line has moved `sys.stderr` to a descriptor of its own (`detach_stderr`).
     """
     if sys.stderr is None or not hasattr(sys.stderr, "fileno") or _fileno(sys.stderr) in (2, None):
         yield
         return
-    saved, target = os.dup(2), _new_file(path)
-    try:
-        os.dup2(target, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(target)
-
-
-def _new_file(path: Path) -> int:
-    """Make a file where others may have put links: none is followed, nothing there is opened."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
-    try:
-        return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        log.debug("%s: what Ray's core says is lost: %s", path, error)
-        return os.open(os.devnull, flags)
+    folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    saved = os.dup(2)
+    with (folder / "driver-native.err").open("ab") as target:
+        os.dup2(target.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def _fileno(stream: TextIO) -> int | None:
