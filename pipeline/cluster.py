@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -17,13 +18,14 @@ from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
-from pipeline import health
+from pipeline import health, native_exit
 from pipeline.allocation import Hardware
 from pipeline.data_in_driver import data_in_driver
-from pipeline.errors import InfraError, JobError
+from pipeline.errors import InfraError, JobError, PipelineError
 from pipeline.executor_wait import WaitForNews
 from pipeline.forked_workers import ForkServer, fork_workers
 from pipeline.in_flight import ExecutorSeen
+from pipeline.interrupt import reason
 from pipeline.pulse import beat
 from pipeline.ray_environment import (
     NO_AUTOLOAD,
@@ -32,9 +34,11 @@ from pipeline.ray_environment import (
     set_embedded,
     set_remote,
 )
+from pipeline.ray_folder import RayFolder
 from pipeline.small_ray import small_ray
-from pipeline.terminal import native_errors_to_log, own_signal_handlers
+from pipeline.terminal import native_errors_to, own_signal_handlers
 
+log = logging.getLogger(__name__)
 _STORE_SHARE = 0.25
 _STORE_MIN_BYTES = 256 << 20
 _STORE_MAX_BYTES = 8 << 30
@@ -59,9 +63,9 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
         set_embedded()
     else:
         set_remote()
-    ray = _connected(address)
-    try:
-        with native_errors_to_log(ray), health.watched(ray, address):
+    with contextlib.ExitStack() as own:
+        ray = _shared() or (_SHARING.get() or own).enter_context(_connected(address))
+        with health.watched(ray, address):
             beat("connected to Ray")
             _configure_data()
             with (
@@ -69,32 +73,98 @@ def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
                 data_in_driver(ray) if address is None else contextlib.nullcontext(),
             ):
                 yield _hardware(ray), perf_counter() - started
-    finally:
-        if not _SHARING.get():
-            health.end(ray)
 
 
-def _connected(address: str | None) -> Any:
-    """Return the module of Ray, connected."""
-    if _SHARING.get() and "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        _silence_ray()
-        return sys.modules["ray"]
-    with fork_workers() if address is None else contextlib.nullcontext() as server:
+def _shared() -> Any:
+    """Return the module of the Ray that the body of `share_ray` has connected; None without."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    if not _SHARING.get():
+        raise JobError(
+            "Ray is already initialised in this process: call ray.shutdown() first, a run starts "
+            "its own; with --address HOST:PORT another process can run on a Ray that is there"
+        )
+    _silence_ray()
+    return ray
+
+
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Connect to Ray in the body; yields its module."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_ray_folder()) if address is None else None
+        if folder:
+            stack.enter_context(native_errors_to(folder.native_log))
+        server = stack.enter_context(
+            fork_workers() if address is None else contextlib.nullcontext()
+        )
         import ray
 
-        # 1.5 s of importing, while Ray's own processes start.
-        importing = threading.Thread(target=_import_data, daemon=True)
-        importing.start()
-        _silence_ray()  # after its import, which sets filters of its own
+        native_exit.divert(ray._raylet.__file__)
+        stack.enter_context(_no_talk(ray))
         try:
-            with own_signal_handlers():
-                _init(ray, address, server)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason, where = " ".join(str(error).split())[:200], address or "this machine"
-            raise InfraError(f"Ray at {where}: cannot connect: {reason}") from None
-        finally:
-            importing.join()
-    return ray
+            _connect(ray, address, server, folder)
+        except BaseException:
+            health.end(ray)  # what it has started
+            raise
+        if folder is None:
+            name = f"driver-native-{secrets.token_hex(8)}.err"
+            logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+            stack.enter_context(native_errors_to(logs / name))
+        stack.callback(health.end, ray)
+        yield ray
+
+
+@contextlib.contextmanager
+def _ray_folder() -> Iterator[RayFolder]:
+    """Make the folder of an embedded Ray, for the body; what went wrong there leaves its logs."""
+    folder, keep_logs = RayFolder(), log.isEnabledFor(logging.DEBUG)
+    try:
+        yield folder
+    except BaseException as error:
+        why = reason() if isinstance(error, KeyboardInterrupt) else error
+        keep_logs |= isinstance(why, InfraError) or not isinstance(why, PipelineError)
+        raise
+    finally:
+        folder.end(keep_logs=keep_logs)
+
+
+@contextlib.contextmanager
+def _no_talk(ray: Any) -> Iterator[None]:
+    """Keep what Ray's processes tell their driver out of its output: "20 retries remaining"."""
+    with patch.object(ray._private.worker, "print_to_stdstream", _to_log):
+        yield
+
+
+def _to_log(said: dict[str, Any], *_: Any, **__: Any) -> None:
+    log.debug("Ray says: %s", " ".join(" ".join(said.get("lines", ())).split()))
+
+
+def _connect(
+    ray: Any, address: str | None, server: ForkServer | None, folder: RayFolder | None
+) -> None:
+    """Connect.
+
+    Raises:
+        InfraError: It does not come to be.
+    """
+    # 1.5 s of importing, while Ray's own processes start.
+    importing = threading.Thread(target=_import_data, daemon=True)
+    importing.start()
+    _silence_ray()  # after its import, which sets filters of its own
+    try:
+        # Ray's own, which ends the process with another code, would be there for seconds.
+        no_handler = patch.object(ray._private.utils, "set_sigterm_handler", _do_nothing)
+        with own_signal_handlers(), no_handler:
+            _init(ray, address, server, folder)
+    except PipelineError:
+        raise
+    except Exception as error:  # noqa: BLE001  # Ray raises bare ones, too
+        cause = health.trouble() or f"cannot connect: {' '.join(str(error).split())[:200]}"
+        raise InfraError(f"Ray at {address or 'this machine'}: {cause}") from None
+    finally:
+        importing.join()
 
 
 def _import_data() -> None:
@@ -102,19 +172,18 @@ def _import_data() -> None:
         importlib.import_module("ray.data")
 
 
-_SHARING = ContextVar("_SHARING", default=False)
+_SHARING: ContextVar[contextlib.ExitStack | None] = ContextVar("_SHARING", default=None)
 
 
 @contextlib.contextmanager
 def share_ray() -> Iterator[None]:
     """Let the runs of the body share one Ray: the first `connect` starts it, leaving stops it."""
-    token = _SHARING.set(True)
-    try:
-        yield
-    finally:
-        _SHARING.reset(token)
-        if "ray" in sys.modules:
-            health.end(sys.modules["ray"])
+    with contextlib.ExitStack() as stack:
+        token = _SHARING.set(stack)
+        try:
+            yield
+        finally:
+            _SHARING.reset(token)
 
 
 @contextlib.contextmanager
@@ -133,6 +202,10 @@ def _lean_data() -> Iterator[None]:
         patch.object(map_operator, "to_stats", _no_stats),
     ):
         yield
+
+
+def _do_nothing(_: Any) -> None:
+    pass
 
 
 def _no_stats(blocks: Any) -> list[Any]:
@@ -158,7 +231,9 @@ def _configure_data() -> None:
     context.custom_execution_callback_classes = [ExecutorSeen, WaitForNews]
 
 
-def _init(ray: Any, address: str | None, server: ForkServer | None) -> None:
+def _init(
+    ray: Any, address: str | None, server: ForkServer | None, folder: RayFolder | None
+) -> None:
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -174,6 +249,7 @@ def _init(ray: Any, address: str | None, server: ForkServer | None) -> None:
             address="local",
             include_dashboard=False,
             object_store_memory=embedded_store_bytes(),
+            _temp_dir=str(folder.path) if folder else None,
             **common,
         )
     if server is not None:

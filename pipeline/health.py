@@ -7,18 +7,29 @@ itself, from a thread of its own.
 from __future__ import annotations
 
 import contextlib
+import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
+
+from pipeline.schema import clean_message
 
 _SILENCE_S = 25.0
 _ASK_EVERY_S = 5.0
 _CONNECT_S = 5.0
 _DIE_S = 3.0
 _LOOK_S = 0.01
+_LOGGED = re.compile(r" (?P<level>[ECF]) \d+ \d+\] \(\w+\) \S+ (?P<text>.*)")
+_MEANS = {
+    "SIGKILL": "as happens when memory runs out",
+    "SIGXFSZ": "a file grew beyond what ulimit -f allows",
+    "SIGBUS": "as happens when /dev/shm is full",
+}
 
 Check = Callable[[], str | None]
 """Returns what is wrong, or None; never waits long."""
@@ -30,15 +41,24 @@ _roots: list[psutil.Process] = []
 def watched(ray: Any, address: str | None) -> Iterator[None]:
     """Let `trouble` and `end` know of the Ray that is connected while in the body."""
     if address is None:
-        infos = [info for infos in _node(ray).all_processes.values() for info in infos]
-        _roots[:] = [psutil.Process(info.process.pid) for info in infos]
-        _checks[:] = [ProcessesLive(_node(ray).all_processes)]
+        _roots.clear()
+        _checks.clear()
+        for kind, infos in _node(ray).all_processes.items():
+            for info in infos:
+                started(kind, info)
     else:
         _checks[:] = [HeadAnswers(ray.get_runtime_context().gcs_address)]
     try:
         yield
     finally:
         _checks.clear()
+
+
+def started(kind: str, info: Any) -> None:
+    """Note a process of an embedded Ray, by Ray's own word for it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        _roots.append(psutil.Process(info.process.pid))
+    _checks.append(ProcessesLive({kind: [info]}))
 
 
 def _node(ray: Any) -> Any:
@@ -54,16 +74,36 @@ class ProcessesLive:
     """Sees at once when a process of an embedded Ray has ended."""
 
     def __init__(self, processes: dict[str, list[Any]]) -> None:
-        self._processes = {kind: [i.process for i in infos] for kind, infos in processes.items()}
+        self._infos = processes
 
     def __call__(self) -> str | None:
         for kind in ("gcs_server", "raylet"):  # the others Ray can do without
-            for process in self._processes.get(kind, ()):
-                code = process.poll()
+            for info in self._infos.get(kind, ()):
+                code = info.process.poll()
                 if code is not None:
-                    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                    return f"Ray's own process {kind} ended ({how})"
+                    return f"Ray's own process {kind} ended ({_how(code)}){_complaint(info)}"
         return None
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"{name}, {_MEANS[name]}" if name in _MEANS else name
+
+
+def _complaint(info: Any) -> str:
+    """Return what a process says in its own log before the check that ended it."""
+    said = ""
+    try:
+        lines = Path(info.stderr_file).read_text(errors="replace").splitlines()
+    except (AttributeError, OSError, TypeError):
+        return ""
+    for match in filter(None, map(_LOGGED.search, lines)):
+        if match["level"] in "CF":
+            return f": {clean_message(said or match['text'])}"
+        said = match["text"]
+    return ""
 
 
 class HeadAnswers:
@@ -94,6 +134,7 @@ def end(ray: Any) -> None:
     they could still say is written, so they are killed, all at once.
     """
     ours, node = family(), _node(ray)
+    _checks.clear()
     if not ours:
         ray.shutdown()
         return
@@ -104,7 +145,8 @@ def end(ray: Any) -> None:
         kill(ours)
         _await_end(ours)
         _roots.clear()
-        node.destroy_external_storage()
+        if node is not None:  # it is where Ray was started
+            node.destroy_external_storage()
 
 
 def _await_end(processes: list[psutil.Process]) -> None:

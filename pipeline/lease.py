@@ -103,11 +103,22 @@ def hold_lease(store: Store, layout: Layout, run_id: str, ttl_s: float) -> Itera
         PartitionBusy: A live run holds it.
     """
     lease = _acquire(store, layout, run_id, ttl_s)
+    _held.append(lease)
     try:
         reach("leased")
         lease.start()
         yield lease
     finally:
+        _held.remove(lease)
+        lease.release()
+
+
+_held: list[Lease] = []
+
+
+def release_all() -> None:
+    """Release what this process holds, as it ends otherwise than it should."""
+    for lease in list(_held):
         lease.release()
 
 

@@ -22,8 +22,11 @@ from pipeline import health, in_flight
 from pipeline.context import RunContext
 from pipeline.deadline import seconds_until
 from pipeline.errors import InfraError, PipelineError, Stopped
-from pipeline.interrupt import forget, interrupt, interruptible, reason
+from pipeline.interrupt import forget, interrupt, interruptible, reason, undisturbed
+from pipeline.lease import release_all
+from pipeline.native_exit import handled_by
 from pipeline.pulse import last_beat
+from pipeline.ray_folder import end_all
 from pipeline.sink import list_staged
 from pipeline.terminal import show_error
 from pipeline.tiling import missing_units
@@ -34,7 +37,9 @@ T = TypeVar("T")
 _TICK_S = 0.5
 # After the interrupt: Ray's processes are killed, which frees whoever waits for them; the end.
 _KILL_RAY_S, _END_S = 12.0, 22.0
+_HASTE = 0.1
 _LAST_WILL_S = 5.0
+_NOTICE_S = 2.0
 _DUMP_S = 8.0
 _MAX_MISSING, _MAX_SHOWN = 20, 12
 
@@ -47,7 +52,9 @@ def watch(run: RunContext, last_will: LastWill) -> Iterator[None]:
     """Watch over the run in the body, whose work is `stoppable`; the rest of it is only timed."""
     forget()
     watchdog = _Watchdog(run, last_will)
-    with _signals_to(watchdog):
+    is_ours = run.options.owns_process
+    ending = handled_by(watchdog.end) if is_ours else contextlib.nullcontext()
+    with _signals_to(watchdog), ending:
         watchdog.start()
         try:
             yield
@@ -89,6 +96,7 @@ class _Watchdog(threading.Thread):
         self._stall = Stall(run.job.run.stall_s)
         self._stopping_since: float | None = None
         self._has_killed_ray = False
+        self._ending = threading.RLock()  # an interrupt may make it begin anew
         deadline = run.job.run.deadline
         left_s = seconds_until(deadline, dt.datetime.now(dt.UTC)) if deadline else float("inf")
         self._deadline_at = time.monotonic() + left_s
@@ -117,23 +125,42 @@ class _Watchdog(threading.Thread):
         if self._stopping_since is None:
             self._stopping_since = now
         since_s = now - self._stopping_since
-        if since_s >= _KILL_RAY_S and not self._has_killed_ray:
+        # Without its head Ray can do nothing more, but it waits for a minute whether it comes back.
+        haste = _HASTE if health.trouble() is not None else 1.0
+        if since_s >= haste * _KILL_RAY_S and not self._has_killed_ray:
             self._has_killed_ray = True
             health.kill(health.family())
         if len(self.signals.seen()) > 1:  # the main thread did not even come to handle the first
             health.kill(health.family())
             os._exit(Stopped.exit_code)
-        if since_s >= _END_S and self.owns_process:
-            self._end()
+        if since_s >= haste * _END_S and self.owns_process:
+            self.end()
 
-    def _end(self) -> NoReturn:
-        why = reason() or Stopped(f"{signal.Signals(self.signals.seen()[0]).name} received")
-        error = _in_full(self._run, why)
-        _within(_LAST_WILL_S, lambda: self._last_will(error))
-        show_error(error, error.exit_code)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(error.exit_code)
+    def end(self) -> NoReturn:
+        """End the process, with all that its usual way would have left behind; from any thread."""
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()  # another thread is at it
+        with undisturbed():  # it may be the main thread
+            error = _in_full(self._run, self._why())
+            health.kill(health.family())
+            for act in (lambda: self._last_will(error), release_all, end_all):
+                _within(_LAST_WILL_S, act)
+            show_error(error, error.exit_code)
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(error.exit_code)
+
+    def _why(self) -> PipelineError:
+        """Return why the process ends; what Ray's core noticed first, the system tells soon."""
+        if (why := reason()) is not None:
+            return why
+        if self.signals.seen():
+            return Stopped(f"{signal.Signals(self.signals.seen()[0]).name} received")
+        deadline = time.monotonic() + _NOTICE_S
+        while (lost := health.trouble()) is None and time.monotonic() < deadline:
+            time.sleep(_NOTICE_S / 100)
+        return InfraError(lost or "Ray's core ended the driver")
 
 
 class Stall:

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from pipeline import stay
+from pipeline import health, stay
+from pipeline.errors import InfraError
 from pipeline.forked_workers import ForkServer
+from pipeline.tied import RAYLET, tied_to
 
 _OPTIONAL = "ray.dashboard.optional_deps"
 _NO_PORT = -1
 _DASHBOARD_AGENT = "--dashboard_agent_command="
+_ENVIRONMENT_AGENT = "--runtime_env_agent_command="
 _ENVIRONMENT_PORT = re.compile(r"(--runtime[_-]env[_-]agent[_-]port)=\S+")
 _PORTS = range(20_000, 32_768)  # below those that Linux gives to connections
 _REGISTER_S = 30.0
@@ -88,7 +91,9 @@ class _RayletStart:
             command = [_unwaited(argument, port) for argument in command]
             if self._server is not None:
                 command = self._server.asked_by(self._ray, command)
-        return self._own(command, process_type, **named)
+        info = self._own(command, process_type, **named)
+        health.started(process_type, info)
+        return info
 
     def _write_ports(self, flags: dict[str, str]) -> None:
         raylet = self._ray._raylet
@@ -104,6 +109,10 @@ def _unwaited(argument: str, port: int) -> str:
     if argument.startswith(_DASHBOARD_AGENT):
         program = [sys.executable, "-I", "-S", str(Path(stay.__file__))]
         return _DASHBOARD_AGENT + subprocess.list2cmdline(program)
+    if argument.startswith(_ENVIRONMENT_AGENT) and sys.platform == "linux":
+        own = argument.removeprefix(_ENVIRONMENT_AGENT)
+        tie = subprocess.list2cmdline(tied_to(RAYLET, []))
+        argument = f"{_ENVIRONMENT_AGENT}{tie} {own}"
     # The raylet's own flag, and that of the agent in the command by which it is started.
     return _ENVIRONMENT_PORT.sub(rf"\g<1>={port}", argument)
 
@@ -129,6 +138,8 @@ class _WaitForNode:
         state._initialize_global_state(options)
         deadline = time.monotonic() + _REGISTER_S
         while node_id not in {node["NodeID"] for node in state.node_table()}:
+            if (lost := health.trouble()) is not None:
+                raise InfraError(lost)
             if time.monotonic() > deadline:
                 break  # Ray's own says what is wrong
             time.sleep(_LOOK_S)

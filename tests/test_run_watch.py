@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -13,16 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-from cli import environment, pipeline, start, wait_until, write_job
+from cli import command, environment, pipeline, start, wait_until, write_job
 from models import LABELS
 from rayhead import RayHead
 
 from pipeline.errors import InfraError, PipelineError, Stopped
-from pipeline.health import HeadAnswers
+from pipeline.health import HeadAnswers, ProcessesLive
 from pipeline.interrupt import forget, interrupt, interruptible, reason
 from pipeline.manifest import read_predictions
 from pipeline.photos import build_images
@@ -320,6 +322,123 @@ def test_signals_end_a_run_whose_actors_hang_and_no_process_stays(tmp_path: Path
         assert case.lease_is_free()
     case.told.unlink()
     case.assert_completes(kept=0)
+
+
+FAILED_CHECK = """\
+[2026-11-26 21:17:19,252 E 7 8] (raylet) dlmalloc.cc:215: mmap failed with error: no memory
+[2026-11-26 21:17:19,380 C 7 8] (raylet) plasma_allocator.cc:79:  An unexpected system state
+*** StackTrace Information ***
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "log", "said"),
+    [
+        ("os.kill(os.getpid(), 9)", "", "raylet ended (SIGKILL, as happens when memory runs out)"),
+        ("os._exit(1)", FAILED_CHECK, "raylet ended (exit code 1): mmap failed with error: no me"),
+        ("os._exit(0)", "no log of Ray's", "raylet ended (exit code 0)"),
+        (
+            "signal.signal(signal.SIGXFSZ, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGXFSZ)",
+            "",
+            "raylet ended (SIGXFSZ, a file grew beyond what ulimit -f allows)",
+        ),
+    ],
+)
+def test_why_a_process_of_ray_ended_is_said(tmp_path: Path, ends: str, log: str, said: str):
+    (tmp_path / "raylet.err").write_text(log)
+    process = subprocess.Popen([sys.executable, "-c", f"import os, signal; {ends}"])
+    info = SimpleNamespace(process=process, stderr_file=str(tmp_path / "raylet.err"))
+    process.wait()
+    assert str(ProcessesLive({"raylet": [info]})()).startswith(f"Ray's own process {said}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["-v 4194304", "-f 10240"])
+def test_a_ray_that_cannot_start_is_infrastructure_trouble_with_a_report(
+    tmp_path: Path, limit: str
+):
+    case = Case(tmp_path)
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh", *command("run", case.job, "--json")],
+        env=environment(case.env),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 7, done.stderr
+    assert "Ray's own process raylet ended" in json.loads(done.stdout)["error"]
+    assert case.report()["status"] == "failed"
+    assert case.lease_is_free()
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [
+        ("raylet", "middle"),
+        *(
+            pytest.param(name, moment, marks=pytest.mark.slow)
+            for name in ("raylet", "ray::RuntimeEnvAgent", "gcs_server")
+            for moment in ("start", "middle")
+            if (name, moment) != ("raylet", "middle")
+        ),
+    ],
+)
+def test_a_killed_process_of_ray_is_infrastructure_trouble_with_a_report_and_no_lease(
+    tmp_path: Path, name: str, moment: str
+):
+    case = Case(tmp_path, "stuck:slow")
+    case.env["RAY_TMPDIR"] = str(tmp_path / "ray")  # too long for sockets: a short link leads there
+    process = start("run", case.job, "--date", DATE, "--json", env=case.env)
+    if moment == "middle":
+        wait_until(lambda: case.staged() > 0, process)
+    found: list[psutil.Process] = []
+    wait_until(lambda: bool(found.extend(named(process.pid, name)) or found), process)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    found[0].kill()
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 7, stderr
+    last = stderr.splitlines()[-1]
+    assert last.startswith("error: Ray")
+    assert "(raylet)" not in stdout + stderr
+    assert json.loads(stdout) == {
+        "status": "error",
+        "exit_code": 7,
+        "error": last.removeprefix("error: "),
+    }
+    assert (case.report()["status"], case.report()["exit_code"]) == ("failed", 7)
+    assert case.lease_is_free()
+    assert survivors(tree) == []
+    (kept,) = (tmp_path / "ray").iterdir()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o700
+    assert str(kept) in stderr
+    assert {path.name for path in kept.glob("r/session_[0-9]*/*")} == {"logs"}
+
+
+def named(driver: int, name: str) -> list[psutil.Process]:
+    """The processes below a driver that are called so."""
+    found = []
+    for each in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            found += [each] if name in (each.name(), *each.cmdline()[:1]) else []
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_one_line_and_nothing_of_rays(tmp_path: Path, number: signal.Signals):
+    case = Case(tmp_path, "stuck:slow")
+    case.env["RAY_TMPDIR"] = str(tmp_path / "ray")
+    process = start("run", case.job, "--date", DATE, "--quiet", env=case.env)
+    wait_until(lambda: case.staged() > 0, process)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout) == (6, "")
+    (line,) = stderr.splitlines()
+    assert line.startswith(f"error: {number.name} received: ")
+    assert list((tmp_path / "ray").iterdir()) == [], "what was asked for is no failure"
+    assert survivors(tree) == []
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import contextlib, json, os
 import psutil
 from pipeline import health
 from pipeline.cluster import connect
+from pipeline.errors import JobError
 
 with connect(None):
     import ray
@@ -37,6 +38,11 @@ with connect(None):
         return os.environ.get("ASKED")
 
     in_worker = ray.get(environment.remote())
+    try:
+        with connect(None):
+            pass
+    except JobError as error:
+        refusal = str(error)
     programs = []
     for each in family:
         with contextlib.suppress(psutil.NoSuchProcess):  # a worker whose work is done may end
@@ -45,6 +51,7 @@ left = [process.pid for process in family if health._is_running(process)]
 print(json.dumps({
     "rows": sorted(row["id"] for row in rows), "started": started, "actors": actors,
     "family": len(family), "left": left, "programs": programs, "environment": in_worker,
+    "refusal": refusal,
 }))
 """
 
@@ -62,6 +69,10 @@ def test_an_embedded_ray_starts_what_runs_need_and_leaves_nothing():
     assert found["environment"] == "as asked"
     assert found["family"] > 4  # workers, and what stands in the place of agents, too
     assert found["left"] == []
+    assert (
+        "Ray is already initialised in this process: call ray.shutdown() first"
+        in (found["refusal"])
+    )
 
 
 def test_a_module_is_hidden_and_what_else_is_imported_meanwhile_stays():
@@ -106,3 +117,18 @@ def test_what_stands_in_the_place_of_an_agent_ends_with_its_raylet_and_not_befor
     assert code == "None"
     _, alive = psutil.wait_procs([stands], timeout=30)
     assert alive == []
+
+
+STARTS_TIED = """
+import os, subprocess, sys
+from pipeline.tied import tied_to
+
+waits = [sys.executable, "-c", "import os; print(os.getpid(), flush=True); input()"]
+process = subprocess.Popen(tied_to(os.getpid(), waits), stdin=subprocess.PIPE)
+sys.stdin.read()
+"""
+
+
+def test_a_tied_program_ends_with_the_process_that_started_it():
+    tied, _ = left_by(STARTS_TIED)
+    assert psutil.wait_procs([tied], timeout=30)[1] == []
