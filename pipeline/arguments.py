@@ -116,9 +116,11 @@ def as_storage_options(text: str | None) -> dict[str, Any]:
 
 
 def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    from pipeline.interrupt import settle
     from pipeline.render import render_table
     from pipeline.screen import show_rendered
 
+    settle()
     if not quiet:
         show_rendered(render_table(document), to_stderr=as_json)
     if as_json:
@@ -126,6 +128,9 @@ def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None
 
 
 def show(document: dict[str, Any], *, as_json: bool) -> None:
+    from pipeline.interrupt import settle
+
+    settle()
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False))
         return

@@ -37,6 +37,7 @@ from pipeline.arguments import (
 )
 from pipeline.command_group import CommandGroup
 from pipeline.errors import JobError
+from pipeline.failpoints import fail_here
 from pipeline.screen import log_to_stderr
 
 app = typer.Typer(
@@ -59,6 +60,7 @@ def _common(
 ) -> None:
     log_to_stderr(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO)
+    fail_here("command")
     if version:
         typer.echo(versions())
         raise typer.Exit

@@ -1,7 +1,8 @@
 """Named places where a test may end the process, so that every crash window can be entered.
 
-`PIPELINE_FAILPOINT=name:kill` kills the process with SIGKILL there, `name:raise` raises, and
-`name:kill:3` does so the third time. Unset, the cost is one dictionary look-up.
+`PIPELINE_FAILPOINT=name:kill` kills the process with SIGKILL there, `name:term` and `name:int` send
+it a signal to stop, `name:raise` raises, and `name:kill:3` does so the third time. Unset, the cost
+is one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import Counter
 from pipeline.pulse import beat
 
 VARIABLE = "PIPELINE_FAILPOINT"
+_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 _reached: Counter[str] = Counter()
 
 
@@ -34,6 +36,7 @@ def fail_here(name: str) -> None:
     _reached[name] += 1
     if _reached[name] != int(nth or 1):
         return
-    if action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if action in _SIGNALS:
+        os.kill(os.getpid(), _SIGNALS[action])
+        return
     raise RuntimeError(f"failpoint {name}")

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from types import FrameType
 
 from pipeline.errors import PipelineError, Stopped
+from pipeline.native_exit import have_last_word
 
 _WAKE = signal.SIGALRM
 _lock = threading.Lock()
 _reasons: list[PipelineError] = []
+_waiting: list[bool] = []
 _threads: list[int] = []
 """The thread that may be interrupted, if there is one."""
 
@@ -33,7 +35,30 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not _reasons:  # otherwise it is stopping already, and must not be disturbed at that
         _reasons.append(Stopped(f"{signal.Signals(number).name} received"))
-        raise KeyboardInterrupt
+        if not _waiting:
+            raise KeyboardInterrupt
+
+
+def settle() -> None:
+    """Let signals change nothing any more: what was asked for is done, and only to be shown."""
+    have_last_word()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is _on_signal:
+                signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let a first signal, or `interrupt`, be noted only: the body is to be done as a whole.
+
+    Who watches over a run sees to it that it is short. A second signal ends the process, as ever.
+    """
+    _waiting.append(True)
+    try:
+        yield
+    finally:
+        _waiting.pop()
 
 
 def reason() -> PipelineError | None:
@@ -84,4 +109,5 @@ def forget() -> None:
 
 
 def _on_wake(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    if not _waiting:
+        raise KeyboardInterrupt

@@ -1,6 +1,6 @@
 """Entry point of the `pipeline` command: signals, and one line and one exit code for every error.
 
-`--debug` adds the traceback.
+`--debug` adds the traceback. Signals are heard before anything else is imported.
 """
 
 from __future__ import annotations
@@ -11,44 +11,87 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from pipeline.cli import app
-from pipeline.errors import JobError, PipelineError, Stopped
-from pipeline.interrupt import handle_signals, reason
-from pipeline.screen import take_every_character
-from pipeline.terminal import detach_stderr, show_error
+from pipeline import native_exit, streams
+from pipeline.errors import InfraError, JobError, PipelineError, Stopped
+from pipeline.interrupt import handle_signals, reason, settle
+from pipeline.terminal import show_error
 
 _GC_THRESHOLDS = (50_000, 20, 20)
 """Imports allocate much and free nothing: Python's own thresholds make Ray's a fifth slower."""
+_INTERRUPTED = 130
+"""What the parser of the command line makes of a KeyboardInterrupt."""
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point of the `pipeline` command."""
-    detach_stderr()  # before logging takes hold of the stream
-    take_every_character()
     handle_signals()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    code = _guard(app)
+    try:
+        streams.hold()  # before logging takes hold of a stream
+        gc.set_threshold(*_GC_THRESHOLDS)
+        with native_exit.handled_by(_lose_ray):
+            code = _guard(_command)
+    except KeyboardInterrupt as error:  # between two steps, or while an error was shown
+        code = _say(error)
+    end(code)
+
+
+def end(code: int) -> NoReturn:
+    """End the process with a code; with another one where the result was not read."""
+    settle()
     # Unloading what Ray and Arrow have loaded takes most of a second, and threads that wait for a
     # dead store or cluster would hold the process for minutes: nobody waits for either.
-    with contextlib.suppress(BrokenPipeError):  # whoever read it has seen enough
+    with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
+    if (trouble := streams.trouble()) is not None:
+        lost = f"the result cannot be written to stdout ({trouble.strerror})"
+        code = code or InfraError.exit_code
+        sys.stderr.write(f"error: {lost}; what the command has done stays done\n")
+    with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     logging.shutdown()
     os._exit(code)
 
 
+def _command(**named: Any) -> Any:
+    from pipeline.cli import app
+
+    return app(**named)
+
+
 def _guard(command: Callable[..., Any]) -> int:
     """Run a command; turn any error into one line and an exit code."""
     try:
-        return command(standalone_mode=False) or 0
-    except PipelineError as error:
+        code: int = command(standalone_mode=False) or 0
+    except BaseException as error:  # noqa: BLE001  # the last stop: everything ends in one line
+        return _say(error)
+    return _say(KeyboardInterrupt()) if code == _INTERRUPTED else code
+
+
+def _say(error: BaseException) -> int:
+    """Show how a command ended; return its exit code."""
+    native_exit.have_last_word()
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and not reason():
+        return error.code
+    if isinstance(error, PipelineError):
         return show_error(error, error.exit_code)
-    except KeyboardInterrupt:
+    # A library may have made something else of the interrupt.
+    if reason() is not None or isinstance(error, KeyboardInterrupt):
         why = reason() or Stopped("interrupted")
-        return show_error(type(why)(f"{why}; run again to go on"), why.exit_code)
-    except Exception as error:  # noqa: BLE001  # the last stop: everything ends in one line
-        if hasattr(error, "format_message"):  # the parser's own errors know how to show themselves
-            return show_error(JobError(error.format_message()), JobError.exit_code)
-        return show_error(error, PipelineError.exit_code)
+        stopped = type(why)(f"{why}; run again to go on")
+        stopped.report = getattr(error, "report", None)
+        return show_error(stopped, why.exit_code)
+    if hasattr(error, "format_message"):  # the parser's own errors know how to show themselves
+        return show_error(JobError(error.format_message()), JobError.exit_code)
+    return show_error(error, PipelineError.exit_code)
+
+
+def _lose_ray() -> NoReturn:
+    """End a command whose Ray is gone, where no run watches over it."""
+    from pipeline import health, ray_folder
+
+    lost = InfraError(f"{health.trouble() or 'Ray ended this process'}; run again to go on")
+    health.kill(health.family())
+    ray_folder.end_all()
+    end(show_error(lost, lost.exit_code))

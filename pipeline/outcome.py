@@ -8,8 +8,10 @@ from typing import Any
 from pipeline.context import RunContext
 from pipeline.drift import compare_with_before
 from pipeline.errors import GateRefused, PartitionBusy, PipelineError, Stopped
+from pipeline.interrupt import reason
 from pipeline.render import to_html
 from pipeline.report import Status, build_report, to_json
+from pipeline.schema import clean_message
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +48,26 @@ def _places(run: RunContext, report: dict[str, Any], *, is_stored: bool) -> dict
     }
 
 
-def save_trouble(run: RunContext, error: PipelineError) -> None:
+def save_trouble(run: RunContext, error: BaseException) -> None:
     """Store the report of a run that failed; if this fails, too, the first error is still told."""
     if isinstance(error, PartitionBusy):
         return
+    ours = _as_ours(error)
     try:
-        report = save_report(run, _status_of(error), error)
-    except PipelineError as further:
-        log.warning("no report: %s", further)
+        report = save_report(run, _status_of(ours), ours)
+    except Exception as further:  # noqa: BLE001  # what made the run fail may make this fail, too
+        log.warning("no report: %s", clean_message(f"{type(further).__name__}: {further}"))
     else:
-        error.report = report["output"]["report"]
+        error.report = report["output"]["report"]  # type: ignore[attr-defined]
+
+
+def _as_ours(error: BaseException) -> PipelineError:
+    """Return an error with an exit code, as the command line has it for what nobody expected."""
+    if isinstance(error, PipelineError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return reason() or Stopped("interrupted")
+    return PipelineError(clean_message(f"{type(error).__name__}: {error}"))
 
 
 def _status_of(error: PipelineError) -> Status:

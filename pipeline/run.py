@@ -23,13 +23,14 @@ from pipeline.auto import is_open, settle
 from pipeline.causes import AlikeError
 from pipeline.cluster import connect
 from pipeline.context import RunContext, RunOptions
-from pipeline.errors import PartitionBusy, PipelineError
+from pipeline.errors import PartitionBusy
 from pipeline.failpoints import reach
 from pipeline.finish import finish, require_hope, require_some_row
 from pipeline.first_rows import FirstRows
 from pipeline.golden import GoldenRefused, GoldenRows
 from pipeline.golden_files import read_golden
 from pipeline.histograms import measured_columns
+from pipeline.interrupt import undisturbed
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id, parse_staged_name
 from pipeline.lease import Lease, hold_lease
@@ -86,7 +87,7 @@ def run_job(
 
     Raises:
         PipelineError: With the exit code of what happened. A report is stored for refusals,
-            stops and failures too, once the store has been found usable.
+            stops and failures too, also unexpected ones, once the store has been found usable.
     """
     store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
     record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
@@ -97,12 +98,14 @@ def run_job(
         try:
             with stoppable(run):
                 status = (execute or _execute)(run, progress)
-        except PipelineError as error:
+        except BaseException as error:
             if isinstance(error, GoldenRefused):
                 record.judged([error.verdict()])
-            save_trouble(run, error)
+            with undisturbed():
+                save_trouble(run, error)
             raise
-        return save_report(run, status, None)
+        with undisturbed():
+            return save_report(run, status, None)
 
 
 def _execute(run: RunContext, progress: Progress) -> Status:

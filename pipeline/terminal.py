@@ -15,9 +15,9 @@ from typing import TextIO
 
 from pipeline.errors import JobErrors, PipelineError
 from pipeline.printable import printable
-from pipeline.schema import clean_message
 from pipeline.screen import clear_status
-from pipeline.user_code import tell
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -35,23 +35,32 @@ def own_signal_handlers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def native_errors_to_log(ray: Any) -> Iterator[None]:
-    """Send what Ray's C++ core writes to file descriptor 2 to a file of the session.
+def native_errors_to(path: Path) -> Iterator[None]:
+    """Send what Ray's C++ core writes to file descriptor 2 to a file, which must not be there yet.
 
-    Only where the command line has moved `sys.stderr` to a descriptor of its own (`detach_stderr`).
+    Only where the command line has moved `sys.stderr` to a descriptor of its own (`streams.hold`).
     """
     if sys.stderr is None or not hasattr(sys.stderr, "fileno") or _fileno(sys.stderr) in (2, None):
         yield
         return
-    folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
-    saved = os.dup(2)
-    with (folder / "driver-native.err").open("ab") as target:
-        os.dup2(target.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+    saved, target = os.dup(2), _new_file(path)
+    try:
+        os.dup2(target, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(target)
+
+
+def _new_file(path: Path) -> int:
+    """Make a file where others may have put links: none is followed, nothing there is opened."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        log.debug("%s: what Ray's core says is lost: %s", path, error)
+        return os.open(os.devnull, flags)
 
 
 def _fileno(stream: TextIO) -> int | None:
@@ -61,22 +70,17 @@ def _fileno(stream: TextIO) -> int | None:
         return None
 
 
-def detach_stderr() -> None:
-    """Give `sys.stderr` a descriptor of its own, so that descriptor 2 can be diverted."""
-    if _fileno(sys.stderr) == 2:
-        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
-
-
-def show_error(error: Exception, code: int) -> int:
+def show_error(error: BaseException, code: int) -> int:
     """Show an error in one line, with `--json` as a document, too; return the exit code.
 
     Several errors of a job file are a line each, and a list in the document.
     """
-    import typer
+    from pipeline.schema import clean_message  # heavy, and not needed where nothing is wrong
+    from pipeline.user_code import tell
 
-    log = logging.getLogger("pipeline")
-    if log.isEnabledFor(logging.DEBUG) or os.environ.get("PIPELINE_DEBUG"):
-        log.exception("failed", exc_info=error)
+    package = logging.getLogger("pipeline")
+    if package.isEnabledFor(logging.DEBUG) or os.environ.get("PIPELINE_DEBUG"):
+        package.exception("failed", exc_info=error)
     message, *errors = (
         [clean_message(line) for line in error.lines]
         if isinstance(error, JobErrors)
@@ -85,9 +89,9 @@ def show_error(error: Exception, code: int) -> int:
     clear_status()  # it may still be there where a run is ended from outside
     report = getattr(error, "report", None)
     if report and "--quiet" not in sys.argv:
-        typer.echo(f"report: {printable(report)}", err=True)
-    typer.echo("\n  ".join([f"error: {message}", *errors]), err=True)
+        sys.stderr.write(f"report: {printable(report)}\n")
+    sys.stderr.write("\n  ".join([f"error: {message}", *errors]) + "\n")
     if "--json" in sys.argv:
         document = {"status": "error", "exit_code": code, "error": message, "report": report}
-        typer.echo(json.dumps({**document, "errors": errors} if errors else document))
+        sys.stdout.write(json.dumps({**document, "errors": errors} if errors else document) + "\n")
     return code

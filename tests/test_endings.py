@@ -1,0 +1,229 @@
+"""However a command ends there is one line, a documented exit code, and with --json a document."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime as dt
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import environment, write_job
+from endings import Ending, run_all
+from published import publish_rows
+from typer.main import get_command
+
+from pipeline.cli import app
+from pipeline.context import RunOptions
+from pipeline.job_file import load_job
+from pipeline.layout import Layout
+from pipeline.lease import hold_lease
+from pipeline.photos import build_images
+from pipeline.progress import Progress
+from pipeline.run import run_job
+from pipeline.storage import Store
+
+DATE = "2026-11-24"
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def document(stdout: str) -> Any:
+    """The one document that stdout is to hold."""
+    (line,) = stdout.splitlines()
+    return json.loads(line)
+
+
+def test_a_signal_ends_every_command_with_6_one_line_and_a_document() -> None:
+    endings = [
+        Ending([name, "--json"], f"command:{signal}")
+        for name in COMMANDS
+        for signal in ("term", "int")
+    ]
+    for ending, done in zip(endings, run_all(endings, "pipeline.cli pyarrow"), strict=True):
+        name = "SIGTERM" if ending.failpoint.endswith("term") else "SIGINT"
+        line = f"{name} received; run again to go on"
+        assert (done.code, done.stderr) == (6, f"error: {line}\n"), ending
+        assert document(done.stdout) == {"status": "error", "exit_code": 6, "error": line}, ending
+
+
+def test_a_signal_is_heard_while_modules_are_imported(tmp_path: Path) -> None:
+    job = job_over(tmp_path)
+    endings = [
+        Ending(["plan", job, "--json"], at_import="typer"),
+        Ending(["plan", job, "--json"], at_import="pydantic"),
+        Ending(["run", job, "--json"], at_import="pydantic.main"),
+        Ending(["inspect", job, "--json"], at_import="pyarrow"),
+        Ending(["doctor", "--json"], at_import="psutil"),
+    ]
+    for ending, done in zip(endings, run_all(endings), strict=True):
+        assert done.code == 6, (ending, done)
+        assert done.stderr == "error: SIGTERM received; run again to go on\n", ending
+        assert document(done.stdout)["exit_code"] == 6
+
+
+def job_over(folder: Path) -> str:
+    """A job over a few photos."""
+    build_images(folder / "images", 8, seed=3, num_bad=0)
+    source = {"uri": str(folder / "images"), "format": "images"}
+    return write_job(folder / "job.yaml", source, str(folder / "out"))
+
+
+def reports(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted(folder.glob("out/reports/**/report.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def lease_is_free(folder: Path) -> bool:
+    beats = sorted(folder.glob("out/_control/**/*.hb"))
+    return bool(json.loads(beats[-1].read_text())["released"])
+
+
+def test_a_run_that_is_stopped_or_fails_before_ray_starts_leaves_a_report_and_no_lease(
+    tmp_path: Path,
+) -> None:
+    ways = {
+        "leased:term": (6, "stopped", "SIGTERM received"),
+        "leased:int": (6, "stopped", "SIGINT received"),
+        "leased:raise": (1, "failed", "RuntimeError: failpoint leased"),
+    }
+    folders = [tmp_path / way.replace(":", "-") for way in ways]
+    endings = [
+        Ending(["run", job_over(folder), "--date", DATE, "--json"], way)
+        for way, folder in zip(ways, folders, strict=True)
+    ]
+    done_all = run_all(endings, "pipeline.run pipeline.render")
+    for (code, status, words), folder, done in zip(ways.values(), folders, done_all, strict=True):
+        assert done.code == code, done
+        assert words in document(done.stdout)["error"]
+        (report,) = reports(folder)
+        assert (report["status"], report["exit_code"]) == (status, code)
+        assert words in report["error"]
+        assert lease_is_free(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "words"),
+    [
+        (RuntimeError("two\nlines"), "failed", 1, "RuntimeError: two lines"),
+        (MemoryError(), "failed", 1, "MemoryError"),
+        (RecursionError("too deep"), "failed", 1, "RecursionError: too deep"),
+        (SystemExit(3), "failed", 1, "SystemExit"),
+        (KeyboardInterrupt(), "stopped", 6, "interrupted"),
+    ],
+)
+def test_whatever_ends_a_run_its_report_is_stored_and_its_lease_free(
+    error: BaseException, status: str, code: int, words: str, tmp_path: Path
+) -> None:
+    job = load_job(job_over(tmp_path), date=dt.date(2026, 11, 24))
+
+    def fail(run: Any, progress: Progress) -> Any:
+        with hold_lease(run.store, run.layout, run.record.run_id, 60.0):
+            raise error
+
+    with pytest.raises(type(error)):
+        run_job(job, RunOptions(), Progress(quiet=True), fail)
+    (report,) = reports(tmp_path)
+    assert (report["status"], report["exit_code"]) == (status, code)
+    assert words in report["error"]
+    with hold_lease(Store(job.sink.uri), Layout(job.sink.partition), "another", 60.0):
+        pass
+
+
+def test_a_result_that_nobody_can_read_is_said_and_no_success(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    publish_rows(store)
+    verify = ["verify", store.uri, "--json", "--partition", "date=2026-11-24"]
+    endings = [
+        Ending(verify, stdout="full"),
+        Ending(verify, stdout="closed"),
+        Ending(["schema"], stdout="full"),
+        Ending(["--help"], stdout="full"),
+        Ending(["inspect", store.uri], stdout="full"),
+    ]
+    for ending, done in zip(endings, run_all(endings, "pipeline.verify"), strict=True):
+        why = "Bad file descriptor" if ending.stdout == "closed" else "No space left on device"
+        assert done.code == 7, (ending, done)
+        assert done.stderr.endswith(
+            f"error: the result cannot be written to stdout ({why}); "
+            "what the command has done stays done\n"
+        )
+        assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_and_a_stderr_that_takes_nothing_change_no_code(
+    tmp_path: Path,
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    publish_rows(store)
+    endings = [
+        Ending(["schema"], stdout="unread"),
+        Ending(["verify", store.uri, "--json"], stdout="unread"),
+        Ending(["inspect", store.uri], stdout="unread"),
+        Ending(["schema"], stderr="closed"),
+        Ending(["schema"], stderr="full"),
+        Ending(["run", "none.yaml", "--json"], stderr="full"),
+        Ending(["run", "none.yaml", "--json"], stderr="closed"),
+    ]
+    done = run_all(endings, "pipeline.verify")
+    assert [each.code for each in done] == [0, 0, 0, 0, 0, 2, 2]
+    assert [each.stderr for each in done] == [""] * 7
+    assert json.loads(done[3].stdout) == json.loads(done[4].stdout)
+    assert [document(each.stdout)["exit_code"] for each in done[5:]] == [2, 2]
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "import os, sys\n"
+            "for number in (0, 1, 2): os.close(number)\n"
+            "from pipeline import streams\n"
+            "streams.hold()\n"
+            f"file = os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY)\n"
+            "os._exit(0 if file > 2 else 1)",
+        ],
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+CALLS_EXIT = """
+import ctypes, threading
+import ray
+from pipeline import native_exit
+
+library = ray._raylet.__file__
+interrupts = [KeyboardInterrupt(), RuntimeError()]
+
+def say():
+    if interrupts:
+        raise interrupts.pop(0)
+    print("never", flush=True)
+
+with native_exit.handled_by(lambda: print("last words", flush=True)), native_exit.handled_by(say):
+    native_exit.divert(library)
+    slots = list(native_exit._slots(library))
+    ends = ctypes.CFUNCTYPE(None, ctypes.c_int)(ctypes.c_void_p.from_address(slots[%d]).value)
+    thread = threading.Thread(target=ends, args=(1,))
+    thread.start()
+    thread.join()
+print("it went on", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray ends its driver as it likes")
+@pytest.mark.parametrize("which", [0, 1])
+def test_where_rays_core_ends_the_process_it_calls_our_handler(which: int) -> None:
+    assert ctypes.sizeof(ctypes.c_void_p) == 8
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS_EXIT % which],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (7, "last words\n"), done.stderr
