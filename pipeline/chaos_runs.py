@@ -18,6 +18,7 @@ import psutil
 from pipeline.chaos_kills import Kill, Killed, carry_out
 from pipeline.failpoints import VARIABLE as FAILPOINT
 from pipeline.layout import Layout, parse_staged_name
+from pipeline.tied import tied_to
 
 _MARK = "PIPELINE_CHAOS_OF"
 """In the environment of all processes of one chaos command: how the left ones are found."""
@@ -102,7 +103,7 @@ def run_once(
     log.parent.mkdir(exist_ok=True)
     with open(f"{log}.out", "wb") as out, open(f"{log}.err", "wb") as err:
         driver = psutil.Popen(
-            command.arguments(changes, sink),
+            tied_to(os.getpid(), command.arguments(changes, sink)),
             env={**inherited, **own},
             stdin=subprocess.DEVNULL,
             stdout=out,

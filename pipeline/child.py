@@ -7,7 +7,6 @@ more, and dies with its parent.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -26,6 +25,7 @@ import pyarrow as pa
 from pipeline.errors import PipelineError
 from pipeline.schema import Reason
 from pipeline.stats import Counters
+from pipeline.tied import die_with
 from pipeline.user_code import tell
 
 Step = Callable[[pa.Table, Counters], pa.Table]
@@ -35,7 +35,6 @@ _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from pipeline.child import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
-_PR_SET_PDEATHSIG = 1
 _LOOK_S = 1.0
 _END_S = 10.0
 _LEAST_START_S = 60.0
@@ -171,7 +170,7 @@ def how_it_died(code: int) -> Death:
 
 def serve(descriptor: int, parent: int) -> None:
     """Be the child: open the work that comes first, then work on whatever rows come."""
-    _die_with(parent)
+    die_with(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with Connection(descriptor) as pipe, contextlib.suppress(EOFError, ConnectionError):
         try:
@@ -188,14 +187,6 @@ def serve(descriptor: int, parent: int) -> None:
             raise
         except Exception as error:  # noqa: BLE001  # it goes on in the parent
             pipe.send(PipelineError(tell(error)))
-
-
-def _die_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent dies; elsewhere it ends when next idle."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before
-            os._exit(1)
 
 
 def _to_bytes(rows: pa.Table) -> bytes:

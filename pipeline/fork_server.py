@@ -3,8 +3,8 @@
 A worker that Ray starts imports Ray, Ray Data and, where it predicts, torch: seconds for each of
 them, and the same memory again. Here one process imports them while Ray starts.
 
-Run as a program: `fork_server FD MODULE...`, with a socket that listens, and as standard input a
-pipe that ends when the driver does.
+Run as a program: `fork_server DRIVER FD MODULE...`, with the driver's number, a socket that
+listens, and as standard input a pipe that ends when the driver does.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 from unittest.mock import patch
 
 from pipeline.fork_worker import FORKED, NUM_STREAMS, OOM_SCORE, SIZE_BYTES, is_ours
+from pipeline.tied import die_with
 
 _SLOW_S = 10.0
 _STDIN = 0
@@ -36,7 +37,8 @@ _NO_JOB = "ffffffff"
 
 def main() -> None:
     """Import, then fork a worker for each that is asked for, until the driver ends."""
-    descriptor, *modules = sys.argv[1:]
+    driver, descriptor, *modules = sys.argv[1:]
+    die_with(int(driver))  # also while it imports
     gc.disable()  # imports allocate much and free nothing
     # What Ray reads when it is imported, and never again: without which process a worker ends, and
     # for which job it is.
@@ -79,6 +81,7 @@ def _random_id() -> bytes:
 def serve(listening: socket.socket) -> str | None:
     """Fork for each request; return its program in the worker, and None when the driver ends."""
     waited: list[Any] = [listening, _STDIN]
+    server = os.getpid()
     while _STDIN not in select.select(waited, [], [])[0]:
         connection, _ = listening.accept()
         with connection:
@@ -90,7 +93,7 @@ def serve(listening: socket.socket) -> str | None:
                 continue  # who asks becomes the worker itself when the connection ends
             if is_worker:
                 listening.close()
-                request.become()
+                request.become(server)
                 return request.program[0]
             request.forget()
             with contextlib.suppress(OSError):
@@ -133,8 +136,9 @@ class Request:
         for stream in self.streams:
             os.close(stream)
 
-    def become(self) -> None:
-        """Make this process what the one that asks would have become."""
+    def become(self, server: int) -> None:
+        """Make this process what the one that asks would have become; it ends with the server."""
+        die_with(server)
         os.setpgid(0, 0)  # a raylet ends the group of a worker that has ended
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number, stream in enumerate(self.streams):

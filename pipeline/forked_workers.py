@@ -46,7 +46,10 @@ class ForkServer:
             listening.listen()
             descriptor = listening.fileno()
             self._process = subprocess.Popen(  # noqa: S603  # this program
-                [sys.executable, "-P", "-m", fork_server.__name__, str(descriptor), *_MODULES],
+                [
+                    *(sys.executable, "-P", "-m", fork_server.__name__),
+                    *(str(os.getpid()), str(descriptor), *_MODULES),
+                ],
                 env={
                     "OMP_NUM_THREADS": "1",  # as Ray has it for tasks; actors say what they want
                     **os.environ,

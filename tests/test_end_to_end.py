@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -235,8 +235,12 @@ def test_kill_9_and_rerun_equals_an_uninterrupted_run(
         process = start("run", job, "--date", DATE, env=case.env)
         wait_until(lambda: case.staged_rows() >= wanted, process)
         assert process.poll() is None, process.communicate()
-        os.killpg(process.pid, signal.SIGKILL)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
         process.communicate()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        left = [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+        assert left == [], "nothing that a driver has started outlives it"
     kept = case.staged_rows()
     assert kept > 0
 

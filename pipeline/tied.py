@@ -1,0 +1,40 @@
+"""Lets a process end with the one that started it, however that ends.
+
+Run as a program, with nothing but Python's own modules, `tied.py PARENT COMMAND ARGUMENT...`
+becomes another program that is tied so. PARENT is a number, or `raylet`: one of Ray's agents lives
+on for a minute, else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+RAYLET = "raylet"
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process, whatever it then is, when its parent ends; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before
+            os._exit(1)
+
+
+def tied_to(parent: int | str, command: list[str]) -> list[str]:
+    """Return a command that runs another one, which ends with a process: its parent."""
+    return [sys.executable, "-I", "-S", __file__, str(parent), *command]
+
+
+def main() -> None:
+    """Become the program that is named."""
+    parent, *command = sys.argv[1:]
+    die_with(int(os.environ["RAY_RAYLET_PID"] if parent == RAYLET else parent))
+    os.execv(command[0], command)  # noqa: S606  # as Ray starts it
+
+
+if __name__ == "__main__":
+    main()
