@@ -15,16 +15,16 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 # A file imports only from lines above its own; a new file takes the highest line that it can.
 LAYERS = (
     "__init__ archive chaos_kills data_in_driver deadline documents errors executor_wait"
-    " fork_worker health int96 job_output job_section jpeg_skeleton lane mnn_model native_exit"
-    " printable processor pulse ray_token read_ahead report_sections semantics skipped stay ticks"
-    " trial user_code watchdog",
+    " fork_worker int96 job_output job_section jpeg_skeleton lane mnn_model native_exit printable"
+    " processor pulse ray_token read_ahead report_sections semantics skipped stay streams ticks"
+    " tied trial user_code watchdog",
     "address allocation arrow_types command_group failpoints fork_server globs imports"
     " input_order interrupt job_source job_yaml private ray_environment retry schema screen"
     " store_faults stored verdict",
     "artefacts attempts causes chaos_corrupt dedupe extents features foreign_model forked_workers"
-    " hive image_formats in_flight job_api job_gates job_substitution layout listing local_disk"
-    " object_protocols photos progress ray_folder render state_dict stats storage_errors tar task"
-    " terminal transform weights_file",
+    " health hive image_formats in_flight job_api job_gates job_substitution layout listing"
+    " local_disk object_protocols photos progress ray_folder render state_dict stats"
+    " storage_errors tar task terminal transform weights_file",
     "agreement chaos_runs child cluster_login columns decode exact_pixels first_rows histograms"
     " job job_log limits object_store pass_through ray_tasks remote_index results small_ray"
     " torchvision_models whole",
