@@ -1,7 +1,6 @@
 """Write for people: log records, tables and pages of text, on a terminal or into a pipe.
 
-All of it is printable (`printable`), nothing is lost for want of a character in the terminal's
-encoding, and lines are wrapped for terminals only: what is piped is for `grep`.
+All of it is printable (`printable`), and lines are wrapped for terminals only: what is piped is for `grep`.
 """
 
 from __future__ import annotations
@@ -92,13 +91,6 @@ def clear_status() -> None:
             _status.stream.write(f"\r{' ' * _status.num_chars}\r")
             _status.stream.flush()
             _status.num_chars = 0
-
-
-def take_every_character() -> None:
-    """Let stdout and stderr escape what their encoding has not, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def show_rendered(rendered: RenderableType, *, to_stderr: bool = False) -> None:

@@ -54,7 +54,7 @@ LAYERS = (
 STAGES = ("source", "preprocess", "predictor", "sink")
 OUTSIDE = {"tests", "jobs", "examples", "conftest", "models", "badfiles"}
 
-PROGRAMS = ("__main__", "fork_server", "fork_worker", "stay")
+PROGRAMS = ("__main__", "fork_server", "fork_worker", "stay", "tied")
 # What actors and writers import; readers get the job's section of the source, which needs pydantic.
 IN_WORKERS = ("stages", "sink", "predictor", "preprocess")
 
