@@ -1,6 +1,6 @@
 """Write for people: log records, tables and pages of text, on a terminal or into a pipe.
 
-All of it is printable (`printable`), and lines are wrapped for terminals only: what is piped is for `grep`.
+All of it is printable (`printable`); lines are wrapped for terminals only: pipes are for `grep`.
 """
 
 from __future__ import annotations
