@@ -268,6 +268,8 @@ def check_tiff(data: bytes, max_px: int) -> None:
         raise Undecodable(Reason.DECODE_ERROR, "TIFF: its first page has no pixels")
     planes = page.first(_SAMPLES, 1) if page.first(_PLANES, 1) == 2 else 1
     is_tiled = _TILE_OFFSETS in page.tags
+    if is_tiled and _STRIP_OFFSETS in page.tags:
+        raise Undecodable(Reason.DECODE_ERROR, "TIFF: its first page has strips and tiles")
     if is_tiled:
         tile_px = page.first(_TILE_WIDTH), page.first(_TILE_HEIGHT)
         if 0 in tile_px or tile_px[0] * tile_px[1] > max_px:

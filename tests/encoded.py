@@ -91,6 +91,8 @@ def tiff(pixels: bytes, order: str = "<", **changes: int | tuple[int, ...]) -> b
     tags: dict[int, int | tuple[int, ...]] = {
         256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 2**32 - 1, 279: len(pixels),
     }  # fmt: skip
+    if "t324" in changes:  # tiles, then, and no strips
+        tags = {tag: value for tag, value in tags.items() if tag not in (273, 278, 279)}
     tags |= {int(name[1:]): value for name, value in changes.items()}
     data = pixels + bytes(len(pixels) % 2)
     entries = []

@@ -190,6 +190,7 @@ def test_tiles_are_put_together():
         ({"t256": 0}, Reason.DECODE_ERROR),
         ({"t277": 70_000}, Reason.DECODE_ERROR),
         ({"t258": 7}, Reason.DECODE_ERROR),
+        ({"t324": 8, "t325": 64, "t322": 8, "t323": 8, "t273": 8}, Reason.DECODE_ERROR),
     ],
     ids=str,
 )

@@ -207,6 +207,16 @@ def test_a_retry_shows_what_became_of_the_quarantine():
     assert said in Page(to_html(report)).text
 
 
+def test_a_retry_in_vain_does_not_say_that_there_was_nothing_to_do():
+    retry = {"base_version": 2, "entries": 20, "recovered": 0, "failed_again": 20}
+    rows = {"total": 100, "predicted": 80, "quarantined": 20}
+    vain = dataclasses.replace(FULL, status="nothing_to_do", retry=retry, rows=rows)
+    text = text_of(build_report(vain))
+    assert "nothing has changed; already published: 100 rows = 80 predicted + 20" in text
+    assert "0 are predicted now, 20 failed again" in text
+    assert "nothing to do" not in text
+
+
 def test_a_run_with_nothing_to_do_shows_one_line_of_totals():
     idle = dataclasses.replace(
         FULL,
