@@ -59,6 +59,14 @@ class Hungry(Colours):
         return super().forward(x)
 
 
+class Slow(Colours):
+    """Takes five milliseconds per row, so that a run can be met while it works."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.005 * len(x))
+        return super().forward(x)
+
+
 class Deadly(Colours):
     """Ends or stops its process over an image that one colour fills, alone or in a batch.
 
@@ -153,6 +161,10 @@ def brightest() -> Brightest:
 
 def colours() -> nn.Module:
     return Colours()
+
+
+def slow_colours() -> nn.Module:
+    return Slow().eval()
 
 
 def coarse() -> nn.Module:

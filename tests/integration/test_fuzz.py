@@ -1,0 +1,246 @@
+"""5,000 damaged shards, tars, images, names and job files, other ones each time (`make long`).
+
+Whatever lies in the source, a run ends with a documented exit code and leaves a report; every file
+is a shard or counted as skipped, every row predicted or quarantined, every sound row predicted.
+A failure prints its seed: PIPELINE_FUZZ_SEED repeats it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import os
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from badfiles import bad_files
+from cli import Result, pipeline, write_job
+from damage import damaged, damaged_end
+from encoded import base_image, encode
+from tars import Entry, pack
+
+from pipeline.errors import JobError
+from pipeline.job_file import load_job
+from pipeline.manifest import read_predictions
+
+pytestmark = [pytest.mark.slow, pytest.mark.one_ray, pytest.mark.timeout(1800)]
+
+DOCUMENTED = range(9)
+TODAY = dt.date(2026, 11, 24)
+DAY = f"date={TODAY}"
+SEED = int(os.environ.get("PIPELINE_FUZZ_SEED") or secrets.randbits(32))
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+SUFFIX = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+GATES = {"max_error_pct": 100.0, "constant": {"mode": "off"}, "allow_empty": True}
+
+
+@dataclass(frozen=True)
+class Fuzzed:
+    """What was written below the source."""
+
+    num_files: int
+    sound_ids: frozenset[str]
+    """Rows that nothing was done to."""
+
+
+def test_damaged_parquet_shards_cost_only_themselves(tmp_path: Path):
+    rng = random.Random(SEED)
+    for index in range(10):
+        folder = tmp_path / str(index)
+        check(folder, {"format": "parquet", "id_column": "id"}, parquet_shards(folder, rng, 150))
+
+
+def test_damaged_tars_cost_only_themselves(tmp_path: Path):
+    rng = random.Random(SEED + 1)
+    for index in range(8):
+        folder = tmp_path / str(index)
+        check(folder, {"format": "webdataset"}, tars(folder, rng, 125))
+
+
+def test_damaged_images_cost_only_themselves(tmp_path: Path):
+    rng = random.Random(SEED + 2)
+    for index in range(5):
+        folder = tmp_path / str(index)
+        check(folder, {"format": "images"}, images(folder, rng, 300))
+
+
+def test_any_file_name_is_a_row_or_counted(tmp_path: Path):
+    rng = random.Random(SEED + 3)
+    for index in range(2):
+        folder = tmp_path / str(index)
+        check(folder, {"format": "images"}, odd_names(folder, rng, 250))
+
+
+def test_damaged_job_files_are_read_or_refused(tmp_path: Path):
+    rng = random.Random(SEED + 4)
+    sound = Path(write_job(tmp_path / "sound.yaml", {"uri": "in", "format": "images"}, "out"))
+    text = sound.read_bytes()
+    path = tmp_path / "damaged.yaml"
+    print(f"seed {SEED}")
+    for _ in range(500):
+        path.write_bytes(damaged_job(text, rng))
+        try:
+            load_job(str(path), date=TODAY, overrides=[])
+        except JobError:
+            continue
+
+
+def test_commands_refuse_damaged_job_files_with_a_documented_code(tmp_path: Path):
+    rng = random.Random(SEED + 5)
+    sound = Path(write_job(tmp_path / "sound.yaml", {"uri": "in", "format": "images"}, "out"))
+    path = tmp_path / "damaged.yaml"
+    for index in range(10):
+        path.write_bytes(damaged_job(sound.read_bytes(), rng))
+        done = pipeline("plan", str(path), "--date", "2026-11-24", "--json")
+        assert done.code in DOCUMENTED, f"seed {SEED}, job {index}: {done}"
+        assert done.json, f"seed {SEED}, job {index}: {done}"
+        assert "Traceback" not in done.stderr, f"seed {SEED}, job {index}: {done}"
+
+
+def check(folder: Path, source: dict[str, Any], fuzzed: Fuzzed) -> None:
+    """Run a job over what was made, and account for all of it."""
+    out = str(folder / "out")
+    given = {"uri": str(folder / "in"), **source}
+    job = write_job(folder / "job.yaml", given, out, gates=GATES, run={"row_timeout_s": 20.0})
+    done = pipeline("run", job, "--date", "2026-11-24", "--json", "--quiet", timeout_s=1200)
+    tail = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    told = f"seed {SEED}, {folder.name}: exit {done.code}\n{tail}"
+    assert done.code == 0, told
+    assert list((folder / "out" / "reports").rglob("report.json")), told
+    account(done, out, fuzzed, told)
+
+
+def account(done: Result, out: str, fuzzed: Fuzzed, told: str) -> None:
+    rows, skipped = done.json["rows"], done.json["skipped"]
+    assert rows["total"] == rows["predicted"] + rows["quarantined"], told
+    assert fuzzed.num_files == done.json["num_shards"] + skipped["num_files"], told
+    found = set(read_predictions(out, DAY).column("row_id").to_pylist())
+    assert fuzzed.sound_ids <= found, (sorted(fuzzed.sound_ids - found)[:5], told)
+
+
+def parquet_shards(folder: Path, rng: random.Random, num_shards: int) -> Fuzzed:
+    """Write shards of four rows; one in ten stays sound."""
+    (folder / "in").mkdir(parents=True)
+    sound: set[str] = set()
+    for shard in range(num_shards):
+        ids = [f"{shard}-{row}" for row in range(4)]
+        data = parquet_bytes(ids, rng)
+        if shard % 10:
+            data = rng.choice((damaged, damaged_end))(data, rng)
+        else:
+            sound.update(ids)
+        (folder / "in" / f"{shard:04d}.parquet").write_bytes(data)
+    return Fuzzed(num_shards, frozenset(sound))
+
+
+def parquet_bytes(ids: list[str], rng: random.Random) -> bytes:
+    rows = {
+        "id": pa.array(ids),
+        "image": pa.array([small_image(rng) for _ in ids], pa.binary()),
+        "taken_at": pa.array([rng.randrange(2**40) for _ in ids], pa.timestamp("us")),
+    }
+    buffer = io.BytesIO()
+    codec = rng.choice(("none", "snappy", "zstd", "gzip"))
+    pq.write_table(pa.table(rows), buffer, row_group_size=rng.choice((1, 2, 4)), compression=codec)
+    return buffer.getvalue()
+
+
+def tars(folder: Path, rng: random.Random, num_shards: int) -> Fuzzed:
+    """Write tars of four images; one in ten stays sound."""
+    (folder / "in").mkdir(parents=True)
+    sound: set[str] = set()
+    for shard in range(num_shards):
+        names = [f"{shard:04d}-{row}" for row in range(4)]
+        data = pack(Entry(f"{name}.jpg", small_image(rng, "JPEG")) for name in names)
+        file_name = f"{shard:04d}.tar"
+        if shard % 10:
+            data = damaged(data, rng)
+        else:
+            sound.update(f"{file_name}/{name}" for name in names)
+        (folder / "in" / file_name).write_bytes(data)
+    return Fuzzed(num_shards, frozenset(sound))
+
+
+def images(folder: Path, rng: random.Random, num_files: int) -> Fuzzed:
+    """Write damaged images, files that must be refused, and sound ones."""
+    (folder / "in").mkdir(parents=True)
+    refused = bad_files(rng.randrange(2**31))
+    sound: set[str] = set()
+    for index in range(num_files):
+        kind = rng.choice(FORMATS)
+        name, data = f"{index:04d}.{SUFFIX[kind]}", small_image(rng, kind)
+        if index % 10 == 0:
+            sound.add(name)
+        elif index % 10 == 1:
+            data = rng.choice(refused).data
+        else:
+            data = damaged(data, rng)
+        (folder / "in" / name).write_bytes(data)
+    return Fuzzed(num_files, frozenset(sound))
+
+
+def odd_names(folder: Path, rng: random.Random, num_files: int) -> Fuzzed:
+    """Write sound images under random names, which may be no UTF-8, hidden or markers."""
+    (folder / "in").mkdir(parents=True)
+    root, written = os.fsencode(folder / "in"), set[bytes]()
+    data = small_image(rng, "PNG")
+    while len(written) < num_files:
+        name = odd_name(rng)
+        path = os.path.join(root, name)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "xb") as file:
+                file.write(data)
+        except OSError:  # too long, there already, or a file lies where a folder has to be
+            continue
+        written.add(name)
+    (folder / "in" / "plain.png").write_bytes(data)
+    return Fuzzed(num_files + 1, frozenset({"plain.png"}))
+
+
+def odd_name(rng: random.Random) -> bytes:
+    parts = [_PIECES[rng.randrange(len(_PIECES))](rng) for _ in range(rng.randint(1, 4))]
+    name = b"".join(parts).replace(b"\0", b"0").strip(b"/")
+    return (name or b"x") + rng.choice((b".png", b".PNG", b".png", b".txt", b"", b".heic"))
+
+
+_PIECES: tuple[Callable[[random.Random], bytes], ...] = (
+    lambda rng: rng.randbytes(rng.randint(1, 12)).replace(b"/", b"-"),
+    lambda rng: "".join(chr(rng.randrange(32, 0xD800)) for _ in range(4)).encode(),
+    lambda rng: rng.choice((b"_", b".", b"..x", b"_SUCCESS", b"_delta_log", b"-", b" ", b"~")),
+    lambda rng: rng.choice((b"a/b", b"_temporary/", b"x=1/", b"date=/", b"%2F", b"#", b"?", b"*")),
+    lambda rng: rng.choice((b"\n", b"\x1b[31m", b"\r", b"\t", b"[1]", b"{a}", b'"', b"'", b"\\")),
+    lambda rng: ("\u202e" + "é" * rng.randint(1, 3)).encode(),
+)
+
+
+def small_image(rng: random.Random, kind: str | None = None) -> bytes:
+    return encode(base_image(rng.randrange(8)), kind or rng.choice(FORMATS))
+
+
+def damaged_job(text: bytes, rng: random.Random) -> bytes:
+    """Damage the bytes of a job file, or swap a value or key for another."""
+    if rng.random() < 0.5:
+        return damaged(text, rng)
+    document = yaml.safe_load(text)
+    section = document[rng.choice(list(document))]
+    key = rng.choice(list(section))
+    if rng.random() < 0.3:
+        section[key + rng.choice("sx_")] = section.pop(key)
+    else:
+        section[key] = rng.choice(_VALUES)
+    return yaml.safe_dump(document).encode()
+
+
+_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 2**70, 1e400, float("nan"), "", "x" * 10_000, "off", "${env:HOME}"),
+    *([], {}, [[]] * 100, {"a": {"b": {"c": 1}}}, "\x00", "${date}", "2026-02-30", "1e5"),
+)
