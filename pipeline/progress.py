@@ -128,7 +128,7 @@ class Progress:
         elif self._thread is not None:
             show_status(self.line(), self._stream)
 
-    def listen(self, run_id: str, num_actors: int, *, is_local: bool) -> Channel | None:
+    def open_channel(self, run_id: str, num_actors: int, *, is_local: bool) -> Channel | None:
         """Open a way for actors to tell how far they are; None where nobody looks.
 
         Args:

@@ -185,7 +185,7 @@ def _predict_missing(
     if not units:
         return staged
     require_hope(run, plan)
-    channel = progress.listen(
+    channel = progress.open_channel(
         run.record.run_id, allocation.max_actors, is_local=run.options.address is None
     )
     slices = stream(run, plan, model, allocation, units, golden, channel)

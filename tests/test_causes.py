@@ -143,7 +143,7 @@ def test_causes_in_words_name_a_row_each():
     assert in_words(vague, 7) == "7 missing"
     long = Cause("empty", "decode", "x" * 500, 1, "a\x1b[31m\nb" * 50, at_least=True)
     told = in_words([long], 1)
-    assert told.startswith("at least 1 empty, e.g. a [31m b")
+    assert told.startswith("at least 1 empty, e.g. a\\x1b[31m b")
     assert told.isprintable()
     assert len(told) < 250
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -257,7 +258,11 @@ def test_an_unexpected_error_is_named_and_exits_1(
 
     monkeypatch.delenv("PIPELINE_DEBUG", raising=False)
     assert _guard(fail) == 1
-    assert capsys.readouterr() == ("", "error: ZeroDivisionError: division by zero\n")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(
+        r"error: ZeroDivisionError: division by zero \(test_cli.py line \d+\)\n", err
+    )
 
 
 def test_debug_adds_the_traceback(tmp_path: Path):

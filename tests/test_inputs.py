@@ -82,7 +82,7 @@ IN_B = ["b/_DSC0001.JPG", "b/c.JPEG", "b/d.png"]
         ("**/*.png", ["b/d.png"], {}),
         ("b/[cd].*", ["b/c.JPEG", "b/d.png"], {}),
         ("b/?.png", ["b/d.png"], {}),
-        ("none/*", [], {}),
+        ("b/none*", [], {}),
         ("a.jpg", ["a.jpg"], {}),
     ],
 )

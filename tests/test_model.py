@@ -224,8 +224,8 @@ def test_all_that_a_torchvision_name_lacks_is_said_at_once():
 def test_a_detector_is_refused_with_the_way_that_works(name: str):
     for options in ({}, {"task": "raw", "outputs": [{"shape": [20, 4]}], "labels": None}):
         message = refusal(name=name, **options)
-        assert "a detector" in message
-        assert "factory that pads them to one shape, and give task raw, outputs" in message
+        assert "is a detector" in message
+        assert "padded to a fixed number, task raw, model.outputs" in message
 
 
 def test_an_entry_point_brings_weights_labels_and_transform():

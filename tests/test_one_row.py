@@ -119,8 +119,9 @@ def test_where_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path
 
 
 def test_features_go_the_whole_way_too(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"a": [None, 2.0], "b": [1.0, 3.0]}), tmp_path / "a.parquet")
-    source = {"uri": str(tmp_path), "format": "parquet", "features": ["a", "b"]}
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"a": [None, 2.0], "b": [1.0, 3.0]}), tmp_path / "in" / "a.parquet")
+    source = {"uri": str(tmp_path / "in"), "format": "parquet", "features": ["a", "b"]}
     fields = model("sums", labels=None, task="regress", targets=["total", "largest"])
     path = write_job(
         tmp_path / "job.yaml", source, str(tmp_path / "out"), model=fields, transform=None

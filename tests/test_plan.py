@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import models
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -341,7 +343,11 @@ def with_shard(**fields: Any) -> Inputs:
     return replace(inputs, shards=(replace(inputs.shards[0], **fields), *inputs.shards[1:]))
 
 
-WEIGHTS = {"model__weights": "w.pt", "model__weights_sha256": "a" * 64}
+_FOLDER = tempfile.TemporaryDirectory()
+WEIGHTS_FILE, COPY = (str(Path(_FOLDER.name) / name) for name in ("w.pt", "copy.pth"))
+for _path in (WEIGHTS_FILE, COPY):
+    torch.save({}, _path)
+WEIGHTS = {"model__weights": WEIGHTS_FILE, "model__weights_sha256": "a" * 64}
 OTHER_WORK: dict[str, str] = {
     "path": fingerprint(with_shard(path="other.parquet")),
     "size": fingerprint(with_shard(size_bytes=9)),
@@ -412,7 +418,7 @@ def test_what_does_not_decide_them_keeps_the_fingerprint(field: str, value: obje
 def test_batch_size_and_credentials_of_the_weights_keep_the_fingerprint():
     assert fingerprint(batch_size=64) == fingerprint()
     assert fingerprint(spec=replace(SPEC, storage_options={"key": "k"})) == fingerprint()
-    assert fingerprint(**{**WEIGHTS, "model__weights": "copy.pth"}) == OTHER_WORK["weights"]
+    assert fingerprint(**{**WEIGHTS, "model__weights": COPY}) == OTHER_WORK["weights"]
 
 
 def test_credentials_are_in_no_stored_plan():

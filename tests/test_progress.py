@@ -94,7 +94,7 @@ def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> No
 
 def test_batches_move_the_progress_before_any_slice_is_committed() -> None:
     progress = Progress()
-    channel = progress.listen("run", 1, is_local=True)
+    channel = progress.open_channel("run", 1, is_local=True)
     assert channel is not None
     send = channel.open()
     with progress.rows(1000, done=0):
@@ -115,7 +115,7 @@ def test_phases_are_log_lines_and_quiet_says_nothing(caplog: pytest.LogCaptureFi
             progress.phase("starting Ray")
         with Progress(quiet=True) as quiet:
             quiet.phase("hidden")
-            assert quiet.listen("run", 1, is_local=True) is None
+            assert quiet.open_channel("run", 1, is_local=True) is None
             with quiet.rows(10, done=0):
                 quiet.advance((0, 0), 10, 0)
     assert [record.getMessage() for record in caplog.records] == ["starting Ray"]

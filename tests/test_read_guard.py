@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deadly import die_over
+from faultproxy import STALL, FaultProxy, Rule
 from reading import plan_job
+from s3server import S3Server
 from tars import files
 from tars import pack as pack_tar
 
@@ -21,6 +24,7 @@ from pipeline.read_guard import read_guarded
 from pipeline.rows import Reader
 from pipeline.schema import Reason, SliceKey, unpack
 from pipeline.stats import ISOLATED, merge
+from pipeline.storage import Store
 from pipeline.units import Unit
 
 ROW_TIMEOUT_S = 0.5
@@ -51,8 +55,8 @@ class Case:
         return found
 
 
-def make(folder: Path, kind: str, stop: str = "") -> Case:
-    """Plan three shards; the one that `stop` names is then a pipe that nobody writes to.
+def make(folder: Path, kind: str) -> Case:
+    """Plan three shards.
 
     Opening it never returns, so it stands for whatever holds up a reader inside a library.
     """
@@ -67,15 +71,26 @@ def make(folder: Path, kind: str, stop: str = "") -> Case:
             (shards / f"{name}.tar").write_bytes(pack_tar(files(**images)))
     reader, plan = plan_job(shards, 4 if kind == "webdataset" else 12, format=kind)
     unit = plan.units[1 if kind == "webdataset" else 0]
-    if stop:
-        (shards / stop).unlink()
-        os.mkfifo(shards / stop)
-        stat = reader.store.stat(stop)
-        assert stat is not None
-        as_planned = {"size_bytes": stat.size_bytes, "version": stat.version}
-        extents = [replace(e, **as_planned) if e.path == stop else e for e in unit.extents]
-        unit = replace(unit, extents=tuple(extents))
     return Case(folder, reader, unit)
+
+
+@contextlib.contextmanager
+def stalled(s3: S3Server, folder: Path, kind: str, name: str) -> Iterator[Case]:
+    """Plan three shards in a bucket, one of which then gives no more bytes."""
+    store = s3.store()
+    case = make(folder, kind)
+    for path in (folder / "in").iterdir():
+        store.put(path.name, path.read_bytes())
+    reader, plan = plan_job(
+        store.uri,
+        4 if kind == "webdataset" else 12,
+        format=kind,
+        storage_options=s3.storage_options,
+    )
+    rule = Rule(STALL, method="GET", path=name, last=1000)
+    with FaultProxy(s3.endpoint_url, rule) as proxy:
+        behind = Store(store.uri, s3.options_at(proxy.url))
+        yield Case(folder, replace(reader, store=behind), plan.units[case.unit.index])
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
@@ -92,10 +107,10 @@ def test_a_reader_that_was_killed_costs_nothing_but_a_child(kind: str, tmp_path:
     }  # fmt: skip
 
 
-def test_a_shard_that_stops_its_reader_costs_its_rows(tmp_path: Path) -> None:
-    case = make(tmp_path, "parquet", stop="b.parquet")
-    case.die()
-    found = pa.concat_tables(case.read().values())
+def test_a_shard_that_stops_its_reader_costs_its_rows(s3: S3Server, tmp_path: Path) -> None:
+    with stalled(s3, tmp_path, "parquet", "b.parquet") as case:
+        case.die()
+        found = pa.concat_tables(case.read().values())
     ids = [f"{name}.parquet#{row}" for name in "abc" for row in range(5)]
     assert found.column("row_id").to_pylist() == ids
     errors = [Reason.TIMEOUT if row_id.startswith("b") else None for row_id in ids]
@@ -105,10 +120,10 @@ def test_a_shard_that_stops_its_reader_costs_its_rows(tmp_path: Path) -> None:
     assert case.counters[ISOLATED]["rows_quarantined"] == 5
 
 
-def test_a_tar_that_stops_its_reader_is_an_unreadable_shard(tmp_path: Path) -> None:
-    case = make(tmp_path, "webdataset", stop="b.tar")
-    case.die()
-    [(key, rows)] = case.read().items()
+def test_a_tar_that_stops_its_reader_is_an_unreadable_shard(s3: S3Server, tmp_path: Path) -> None:
+    with stalled(s3, tmp_path, "webdataset", "b.tar") as case:
+        case.die()
+        [(key, rows)] = case.read().items()
     assert key == SliceKey(1, 0, 1, is_last=True)
     [row] = rows.to_pylist()
     assert (row["row_id"], row["error"], row["error_stage"]) == (

@@ -124,7 +124,7 @@ def test_names_are_counted_and_the_first_are_shown(tmp_path: Path) -> None:
     message = refusal(weights=saved(tmp_path / "w.pth", state))
     assert "200 unexpected (layer0.weight, layer1.weight, layer2.weight and 197 more)" in message
     state = {"a\n2026 ERROR forged\x1b]0;x\x07": torch.zeros(1)}
-    assert "(a 2026 ERROR forged ]0;x)" in refusal(weights=saved(tmp_path / "w.pth", state))
+    assert r"(a 2026 ERROR forged\x1b]0;x\x07)" in refusal(weights=saved(tmp_path / "w.pth", state))
 
 
 def test_a_key_without_a_file_that_has_keys_is_refused() -> None:

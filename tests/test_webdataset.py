@@ -48,7 +48,7 @@ def make_job(folder: Path | str, slice_rows: int, *, run: Any = None, **fields: 
         "source": {"uri": str(folder), "format": "webdataset", **fields},
         "model": {"factory": "models:colours", "labels": models.LABELS},
         "transform": models.TRANSFORM,
-        "sink": {"uri": f"{folder}/out"},
+        "sink": {"uri": f"{folder}-out"},
         "run": {"slice_rows": slice_rows, **(run or {})},
     }
     return parse_job(document, date=dt.date(2026, 11, 24), origin="test")
