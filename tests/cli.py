@@ -35,12 +35,12 @@ class Result:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a user: no cluster named, the tests' models importable."""
+    """The environment of a user: no cluster and no token named, the tests' models importable."""
     left_out = (
         "RAY_ADDRESS",
         "RAY_AUTH",
         "PIPELINE_FAILPOINT",
-    )  # a Ray of this process leaves some
+    )
     env = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
     env["PYTHONPATH"] = str(TESTS)
     env["PIPELINE_ALLOW_IMPORT"] = "models"
