@@ -1,8 +1,8 @@
 """Hold the speed of this checkout to an older commit: `python tests/bench/commits.py OLD`.
 
 Both run the same jobs over the same photos, in turn, each in its own worktree with the installed
-packages: `default`, a job that says nothing of how (eager fp32), and `auto`, with what
-`pipeline tune` of that commit chose. `whole` is rows/s of the whole process, `streaming` the
+packages: `default`, a job that says nothing of how (eager fp32), `auto`, with what
+`pipeline tune` of that commit chose, and `onnxruntime`, one such choice held fixed. `whole` is rows/s of the whole process, `streaming` the
 report's. Prints a line per run, then medians, the least and the most, and the ratio of the medians.
 """
 
@@ -25,8 +25,12 @@ from systems import OURS, ROOT, write_weights
 
 from pipeline.photos import build_images
 
-KINDS = ("default", "auto")
-_ASKED = {"default": OURS["exact"], "auto": OURS["auto"]}
+KINDS = ("default", "auto", "onnxruntime")
+_ASKED = {
+    "default": OURS["exact"],
+    "auto": OURS["auto"],
+    "onnxruntime": {"runtime": "onnxruntime", "precision": "fp32", "batch_size": 8},
+}
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import json
 import os
 import random
 import secrets
@@ -29,7 +30,9 @@ from tars import Entry, pack
 
 from pipeline.errors import JobError
 from pipeline.job_file import load_job
+from pipeline.layout import Layout
 from pipeline.manifest import read_predictions
+from pipeline.storage import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_ray, pytest.mark.timeout(1800)]
 
@@ -121,7 +124,8 @@ def check(folder: Path, source: dict[str, Any], fuzzed: Fuzzed) -> None:
 def account(done: Result, out: str, fuzzed: Fuzzed, told: str) -> None:
     rows, skipped = done.json["rows"], done.json["skipped"]
     assert rows["total"] == rows["predicted"] + rows["quarantined"], told
-    assert fuzzed.num_files == done.json["num_shards"] + skipped["num_files"], told
+    plan = json.loads(Store(out).read_bytes(Layout(DAY).plan(done.json["fingerprint"])))
+    assert fuzzed.num_files == plan["num_shards"] + skipped["files"], told
     found = set(read_predictions(out, DAY).column("row_id").to_pylist())
     assert fuzzed.sound_ids <= found, (sorted(fuzzed.sound_ids - found)[:5], told)
 
