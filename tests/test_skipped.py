@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tracemalloc
 from pathlib import Path
@@ -144,8 +145,12 @@ def night_of(folder: Path, **gates: Any) -> Night:
 
 
 def test_every_file_is_a_row_or_counted_in_report_and_manifest(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("pipeline", "pipeline.prepare"):  # tests before this one may have silenced them
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        caplog.set_level(logging.WARNING, logger=name)
     night = night_of(tmp_path)
     manifest = night.run()
     found = Skipped.from_dict(manifest.skipped)
