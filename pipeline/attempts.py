@@ -52,7 +52,7 @@ class Attempts:
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[Earlier]:
-        """Mark the body as an attempt at `name`; only a process that dies leaves the mark.
+        """Mark the body as an attempt at `name`; the mark stays only if the process ends in it.
 
         Raises:
             InfraError: The folder is not this user's own, or others may write to it.

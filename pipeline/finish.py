@@ -162,7 +162,7 @@ def require_some_row(run: RunContext) -> None:
     Rows of a retry have failed before, so they prove nothing.
 
     Raises:
-        AlikeError: It did; what is staged of that goes again when the cause is mended.
+        AlikeError: No row has a prediction, for one cause; a later run computes these slices again.
     """
     record = run.record
     found = common_cause(record.top_failures(MAX_PER_RUN), record.num_predicted)

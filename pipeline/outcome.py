@@ -62,7 +62,7 @@ def save_trouble(run: RunContext, error: BaseException) -> None:
 
 
 def _as_ours(error: BaseException) -> PipelineError:
-    """Return an error with an exit code, as the command line has it for what nobody expected."""
+    """Return an error with an exit code; that of an unexpected exception is 1."""
     if isinstance(error, PipelineError):
         return error
     if isinstance(error, KeyboardInterrupt):

@@ -92,7 +92,7 @@ def arrow_errors() -> Iterator[None]:
 
     Raises:
         pa.ArrowException: They are broken: names that are no UTF-8, sizes beyond all memory, or a
-            type that somebody has registered (Ray does) is not made of what the file says of it.
+            type that a library has registered (Ray does) is not made of what the file says of it.
     """
     try:
         yield

@@ -129,7 +129,7 @@ class Progress:
             show_status(self.line(), self._stream)
 
     def open_channel(self, run_id: str, num_actors: int, *, is_local: bool) -> Channel | None:
-        """Open a way for actors to tell how far they are; None where nobody looks.
+        """Open a way for actors to tell how far they are; None if no progress is shown.
 
         Args:
             run_id: Of the run.

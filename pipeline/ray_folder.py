@@ -1,7 +1,7 @@
 """The folder of an embedded Ray: sockets, logs, spilled objects, for this user's eyes alone.
 
-Ray makes its own folders for everybody to write in, whoever made them. So they lie in one that
-nobody else can enter. It goes with its run; of a run that failed, Ray's logs stay for a day.
+Ray makes its own folders writable for all users. So they lie in one that only this user can
+enter. It goes with its run; of a run that failed, Ray's logs stay for a day.
 """
 
 from __future__ import annotations

@@ -82,8 +82,17 @@ def attempts_of(run_id: str) -> Attempts:
 
     context = ray.get_runtime_context()
     session = Path(context.get_temp_dir()) / context.get_session_name()
+    return attempts_in((session, Path(gettempdir())), run_id)
+
+
+def attempts_in(folders: Sequence[Path], run_id: str) -> Attempts:
+    """Return the marks of a run below the first folder in which this user's own can lie.
+
+    Raises:
+        InfraError: There is none.
+    """
     name = f"pipeline-attempts-{os.geteuid()}"
-    return Attempts(first_of((session / name, Path(gettempdir(), name))) / run_id)
+    return Attempts(first_of(folder / name for folder in folders) / run_id)
 
 
 def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:

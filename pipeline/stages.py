@@ -183,7 +183,7 @@ class PredictorActor:
             row_timeout_s: How long a batch, or the decoding of a row, may take.
             writer: Commits what was predicted; None where tasks do it.
             first: Watches the first rows; None where rows alone are to blame for what fails.
-            channel: Where to tell how far this actor is; None where nobody looks.
+            channel: Where to tell how far this actor is; None if no progress is shown.
         """
         waited_s = _waited_s(asked_at_s)
         self._config, self._first = config, first

@@ -8,7 +8,6 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +18,7 @@ from pipeline.errors import InfraError
 from pipeline.machine_checks import _disk_of_ray
 from pipeline.private import first_of, open_file, opened
 from pipeline.ray_folder import RayFolder, weakness
+from pipeline.ray_tasks import attempts_in
 from pipeline.terminal import native_errors_to
 
 NOBODY = 65534
@@ -115,14 +115,8 @@ def test_a_mark_that_is_a_link_is_not_believed(tmp_path: Path):
 
 
 @needs_root
-def test_marks_of_another_user_are_not_believed_whose_ever_folder_took_the_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """As on a cluster that is not ours, whose session folder everybody can write to."""
-    import ray
-
-    from pipeline import ray_tasks
-
+def test_marks_of_another_user_are_not_believed_whose_ever_folder_took_the_name(tmp_path: Path):
+    """As on a cluster that is not ours, whose session folder every user can write to."""
     session, system = tmp_path / "ray" / "session", tmp_path / "tmp"
     for folder, mode in ((session, 0o777), (system, 0o1777)):
         folder.mkdir(parents=True)
@@ -132,12 +126,7 @@ def test_marks_of_another_user_are_not_believed_whose_ever_folder_took_the_name(
     (planted / "slice").write_text(13 * "{}\n")
     for path in (planted.parent, planted, planted / "slice"):
         os.chown(path, NOBODY, NOBODY)
-    context = SimpleNamespace(
-        get_temp_dir=lambda: str(tmp_path / "ray"), get_session_name=lambda: "session"
-    )
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(ray_tasks, "gettempdir", lambda: str(system))
-    with ray_tasks.attempts_of("a-run").attempt("slice") as earlier:
+    with attempts_in((session, system), "a-run").attempt("slice") as earlier:
         assert earlier == Earlier()
     assert stat.S_IMODE((system / planted.parent.name).stat().st_mode) == 0o700
 
