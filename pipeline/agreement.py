@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.schema import LABEL_ID, SCORE
-from pipeline.task import EMBEDDING, Arrays
+from pipeline.schema import EMBEDDING, LABEL_ID, SCORE
+from pipeline.task import Arrays
 
 if TYPE_CHECKING:  # actors need no pydantic: a quarter of a second each
     from pipeline.job_gates import Gates

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.agreement import AgreementLimits, compare
 from pipeline.errors import GateRefused
 from pipeline.schema import (
+    EMBEDDING,
     ERROR,
     FEATURES,
     IMAGE,
@@ -26,11 +27,12 @@ from pipeline.schema import (
     MESSAGE,
     ROW_ID,
     SCORE,
+    VALUE,
     features_from_arrow,
     images_from_arrow,
 )
 from pipeline.stats import GOLDEN, Counters, StageCounters, add
-from pipeline.task import EMBEDDING, VALUE, Arrays, TaskSpec
+from pipeline.task import Arrays, TaskSpec
 from pipeline.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -159,12 +161,12 @@ def _predict(inputs: npt.NDArray[Any], reduce: Reduce) -> tuple[Arrays, dict[int
         return {}, {}
     try:
         return reduce(inputs), {}
-    except Exception:  # noqa: BLE001  # whatever a user's model raises, or the memory
+    except Exception:  # whatever a user's model raises, or the memory
         pieces, raised = [], {}
     for row in range(len(inputs)):
         try:
             pieces.append(reduce(inputs[row : row + 1]))
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # as above
             raised[row] = f"{type(error).__name__}: {error}"
     names = pieces[0] if pieces else {}
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}, raised

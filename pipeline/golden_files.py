@@ -13,10 +13,10 @@ from pipeline.errors import JobError
 from pipeline.golden import TOLERANCE, GoldenRows, expected_columns
 from pipeline.job_gates import Gates, Golden
 from pipeline.rows import Reader, make_rows
-from pipeline.schema import FEATURES, IMAGE, LABEL, ROW_ID, SCORE
+from pipeline.schema import EMBEDDING, FEATURES, IMAGE, LABEL, ROW_ID, SCORE
 from pipeline.single_file import read_file
 from pipeline.storage import Store
-from pipeline.task import EMBEDDING, TaskSpec
+from pipeline.task import TaskSpec
 
 MAX_ROWS = 1024
 MAX_BYTES = 32 * 2**20

@@ -12,17 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.schema import SCORE, as_array
-from pipeline.task import EMBEDDING, VALUE
-
-if TYPE_CHECKING:
-    from pipeline.task import TaskSpec
 
 NORM = "norm"
 DIRECTIONS = tuple(f"direction_{i}" for i in range(4))
@@ -135,15 +131,6 @@ class Distribution:
         """Undo `to_dict`; an empty document is an empty distribution."""
         numbers = {k: Numbers.from_dict(v) for k, v in values.get("numbers", {}).items()}
         return cls(values.get("labels", {}), values.get("num_other", 0), numbers)
-
-
-def measured_columns(task: TaskSpec) -> tuple[str, ...]:
-    """Name the columns of a task whose numbers are counted; none of task `raw`."""
-    if task.kind == "classify":
-        return (SCORE,)
-    if task.kind == "embed":
-        return (EMBEDDING,)
-    return (task.targets or (VALUE,)) if task.kind == "regress" else ()
 
 
 def measure_numbers(rows: pa.Table, columns: Sequence[str]) -> dict[str, Numbers]:

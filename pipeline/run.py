@@ -29,7 +29,6 @@ from pipeline.finish import finish, require_hope, require_some_row
 from pipeline.first_rows import FirstRows
 from pipeline.golden import GoldenRefused, GoldenRows
 from pipeline.golden_files import read_golden
-from pipeline.histograms import measured_columns
 from pipeline.interrupt import undisturbed
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id, parse_staged_name
@@ -62,6 +61,7 @@ from pipeline.stages import (
     writer_stage,
 )
 from pipeline.storage import Store, StoredFile
+from pipeline.task import measured_columns
 from pipeline.ticks import Channel
 from pipeline.tiling import done_slices, first_slices, missing_units
 from pipeline.units import Unit

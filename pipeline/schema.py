@@ -24,6 +24,7 @@ ROW_ID, URI, IMAGE, FEATURES = "row_id", "uri", "image", "features"
 ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"
 LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
+EMBEDDING, VALUE = "embedding", "value"
 
 MESSAGE_MAX_CHARS = 500
 

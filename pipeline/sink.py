@@ -77,7 +77,7 @@ class StagingWriter:
     metadata: Mapping[str, str]
     """File metadata of every part: fingerprint, model, versions (no secrets)."""
     counted: tuple[str, ...] = ()
-    """Columns whose numbers are counted, as `histograms.measured_columns` names them."""
+    """Columns whose numbers are counted, as `task.measured_columns` names them."""
 
     def write(self, key: SliceKey, counters: Counters, rows: pa.Table) -> StagedSlice:
         """Commit one slice.

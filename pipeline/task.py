@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.errors import JobError
 from pipeline.imports import import_callable
-from pipeline.schema import CLASSIFY_FIELDS, LABEL, LABEL_ID, SCORE, TOP_K
+from pipeline.schema import CLASSIFY_FIELDS, EMBEDDING, LABEL, LABEL_ID, SCORE, TOP_K, VALUE
 from pipeline.user_code import failed
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, npt.NDArray[Any]]
 Mask = npt.NDArray[np.bool_]
-EMBEDDING, VALUE, OUTPUT = "embedding", "value", "output"
 _LEAST_LENGTH = 1e-12
 """Of shorter vectors torch divides by this."""
 
@@ -378,3 +377,12 @@ def _nested(values: npt.NDArray[Any], ok: Mask) -> pa.Array:
         array = pa.FixedSizeListArray.from_arrays(array, size)
     assert len(array) == math.prod(shape[:1]) * len(values), "shapes multiply out"
     return pa.FixedSizeListArray.from_arrays(array, shape[0], mask=pa.array(~ok))
+
+
+def measured_columns(task: TaskSpec) -> tuple[str, ...]:
+    """Name the columns of a task whose numbers are counted; none of task `raw`."""
+    if task.kind == "classify":
+        return (SCORE,)
+    if task.kind == "embed":
+        return (EMBEDDING,)
+    return (task.targets or (VALUE,)) if task.kind == "regress" else ()

@@ -20,7 +20,6 @@ from published import DAY, LABELS, run_here
 
 from pipeline.context import RunContext, RunOptions
 from pipeline.finish import finish, require_hope
-from pipeline.histograms import measured_columns
 from pipeline.job import Job
 from pipeline.job_file import parse_job
 from pipeline.layout import Layout
@@ -51,6 +50,7 @@ from pipeline.schema import (
 from pipeline.sink import StagingWriter, list_staged, read_footer
 from pipeline.source import read_slices
 from pipeline.storage import Store
+from pipeline.task import measured_columns
 from pipeline.tiling import done_slices, missing_units
 
 LAYOUT = Layout(DAY)

@@ -22,10 +22,9 @@ from pipeline.histograms import (
     compare_labels,
     compare_numbers,
     measure_numbers,
-    measured_columns,
     sum_numbers,
 )
-from pipeline.task import TaskSpec
+from pipeline.task import TaskSpec, measured_columns
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 EMBED = TaskSpec("embed", embedding_dim=3)
