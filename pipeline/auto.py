@@ -21,8 +21,8 @@ from pipeline.confirm import choose_confirmed
 from pipeline.context import RunContext
 from pipeline.documents import known_fields
 from pipeline.errors import InfraError, JobError
-from pipeline.layout import model_path
 from pipeline.model import INT8, ModelSpec
+from pipeline.model_store import model_path
 from pipeline.plan import Plan
 from pipeline.processor import describe_processor
 from pipeline.provenance import package_versions

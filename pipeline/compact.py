@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.input_order import Numbers, make_places
+from pipeline.input_order import make_places
 from pipeline.layout import part_name
 from pipeline.manifest import Part
 from pipeline.parts import PartFormat, PartStream
@@ -34,6 +34,7 @@ from pipeline.schema import (
     ROW_ID,
     SHA256,
     URI,
+    Numbers,
     Reason,
     SliceKey,
 )

@@ -13,7 +13,7 @@ from ray.data.datasource import Datasource, ReadTask
 from pipeline.ray_tasks import attempts_of
 from pipeline.read_guard import read_guarded
 from pipeline.rows import Reader
-from pipeline.units import Unit
+from pipeline.unit import Unit
 
 
 class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that mypy follows

@@ -11,7 +11,7 @@ import torch
 from pipeline.errors import JobError
 from pipeline.made import Made
 from pipeline.model import INT8, PredictorConfig, load_pinned
-from pipeline.quantise import fetch_model
+from pipeline.model_store import fetch_model
 from pipeline.runtimes import Runner, dtype_of, make_runner
 from pipeline.whole import Whole
 

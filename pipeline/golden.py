@@ -161,12 +161,12 @@ def _predict(inputs: npt.NDArray[Any], reduce: Reduce) -> tuple[Arrays, dict[int
         return {}, {}
     try:
         return reduce(inputs), {}
-    except Exception:  # whatever a user's model raises, or the memory
+    except Exception:  # noqa: BLE001  # whatever a user's model raises, or the memory
         pieces, raised = [], {}
     for row in range(len(inputs)):
         try:
             pieces.append(reduce(inputs[row : row + 1]))
-        except Exception as error:  # as above
+        except Exception as error:  # noqa: BLE001  # as above
             raised[row] = f"{type(error).__name__}: {error}"
     names = pieces[0] if pieces else {}
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}, raised

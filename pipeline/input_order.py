@@ -12,11 +12,9 @@ import zlib
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.errors import InfraError
-
-Numbers = npt.NDArray[np.int64]
+from pipeline.schema import Numbers
 
 KEY, UNIT, ROW, RANK = range(4)
 """Columns of places (N, 4): the key, which orders all rows and stays the same in all versions; the

@@ -24,7 +24,7 @@ from pipeline.manifest import (
     locate,
     not_published,
 )
-from pipeline.nights import partition_order
+from pipeline.partition_order import partition_order
 from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
 from pipeline.storage import Store
 from pipeline.upkeep import history_numbers

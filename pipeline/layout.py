@@ -21,11 +21,6 @@ def new_run_id(now: dt.datetime) -> str:
     return f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
 
 
-def model_path(sha256: str) -> str:
-    """Return where a calibrated model lies, which all partitions share."""
-    return f"_control/models/{sha256}.onnx"
-
-
 @dataclass(frozen=True)
 class Layout:
     """Paths of one partition, relative to the sink root."""

@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 
 from pipeline.compact import RunTasks
 from pipeline.errors import InfraError
-from pipeline.input_order import Numbers
 from pipeline.replan import Replan
 from pipeline.row_ids import hash_ids
-from pipeline.schema import ERROR, ROW_ID, Reason, SliceKey
+from pipeline.schema import ERROR, ROW_ID, Numbers, Reason, SliceKey
 from pipeline.storage import Store
 from pipeline.tiling import Slices
 

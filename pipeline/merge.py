@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from pipeline.compact import Compactor, Group, RunTasks, SizedSlice, SliceRows, cut_groups
 from pipeline.hive import values_of, without
-from pipeline.input_order import KEY, Numbers, from_metadata
+from pipeline.input_order import KEY, from_metadata
 from pipeline.layout import Layout
 from pipeline.manifest import Part
 from pipeline.regroup import SORT_BYTES, Piece, Regrouper, read_piece, with_keys
 from pipeline.row_ids import hash_ids
-from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID
+from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID, Numbers
 
 _BATCH_ROWS = 4096
 _COPIES_PER_TASK = 16

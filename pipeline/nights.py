@@ -6,8 +6,6 @@ Only partitions that have an order are nights of one dataset: `date=2026-11-24` 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +13,9 @@ from functools import partial
 from pipeline.histograms import Distribution
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, current_manifest
+from pipeline.partition_order import earlier_names
 from pipeline.storage import Store
 
-_ORDERED = re.compile(r"\d[\d:._TZ-]*")
 _LOOKED_AT = 32
 _THREADS = 8
 
@@ -58,28 +56,3 @@ def look_back(store: Store, layout: Layout, base: Manifest | None, num_nights: i
         if manifest.distribution:
             return Past(rows, Distribution.from_dict(manifest.distribution), basis)
     return Past(rows)
-
-
-def earlier_names(name: str, names: Sequence[str]) -> list[str]:
-    """Return the partitions of the same key before this one, the last first."""
-    key, _, value = name.partition("=")
-    if not _ORDERED.fullmatch(value):
-        return []
-    this = _order(value)
-    values = [other.partition("=")[2] for other in names if other.startswith(f"{key}=")]
-    earlier = [v for v in values if _ORDERED.fullmatch(v) and _order(v) < this]
-    return [f"{key}={v}" for v in sorted(earlier, key=_order, reverse=True)]
-
-
-def partition_order(name: str) -> tuple[bool, tuple[int, ...], str]:
-    """Return a key that sorts partitions by date or number, and those that have none before them.
-
-    A name without an order sorts by its letters.
-    """
-    value = name.partition("=")[2]
-    is_ordered = _ORDERED.fullmatch(value) is not None
-    return is_ordered, _order(value) if is_ordered else (), name
-
-
-def _order(value: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", value)))

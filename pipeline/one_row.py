@@ -26,7 +26,7 @@ from pipeline.stages import DECODE, PREDICT, Preprocessing, SliceWork
 from pipeline.stats import Counters
 from pipeline.storage import Store
 from pipeline.task import make_task
-from pipeline.units import Unit, only_rows
+from pipeline.unit import Unit, only_rows
 
 _READ, _BUILD = "read", "build"
 _MAX_UNITS, _ROWS_EACH = 3, 3

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.extents import Extent
-from pipeline.input_order import Numbers
 from pipeline.parquet_inputs import arrow_errors, open_parquet
 from pipeline.rows import require_unchanged
+from pipeline.schema import Numbers
 from pipeline.storage import Store
 
 _READ_BUFFER_BYTES = 1 << 20

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.input_order import Numbers, to_metadata
+from pipeline.input_order import to_metadata
 from pipeline.manifest import Part
-from pipeline.schema import ROW_ID
+from pipeline.schema import ROW_ID, Numbers
 from pipeline.storage import Store
 
 _ROW_GROUP_ROWS = 65_536

@@ -28,7 +28,8 @@ from pipeline.semantics import semantics_of
 from pipeline.skipped import Skipped
 from pipeline.storage import Store
 from pipeline.task import make_task
-from pipeline.units import Unit, units_of
+from pipeline.unit import Unit
+from pipeline.units import units_of
 
 RowIds = Literal["path", "path#row", "column", "key"]
 _USUAL_UNITS = 1_000

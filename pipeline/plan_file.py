@@ -17,7 +17,7 @@ from pipeline.layout import Layout
 from pipeline.plan import Plan, schema_to_text
 from pipeline.schema import Reason
 from pipeline.storage import CreateOutcome, Store
-from pipeline.units import Unit
+from pipeline.unit import Unit
 
 PLAN_VERSION = 1
 

@@ -33,7 +33,7 @@ from pipeline.schema import (
 )
 from pipeline.source import read_slices
 from pipeline.stats import ISOLATED, Counters, StageCounters, add, merge
-from pipeline.units import Unit
+from pipeline.unit import Unit
 from pipeline.watchdog import watch
 
 SLICE_LIMITS = 10

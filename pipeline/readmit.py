@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.compact import Compacted, Compactor, RunTasks
 from pipeline.errors import InfraError, JobError, PublishConflict
 from pipeline.histograms import Distribution
-from pipeline.input_order import KEY, RANK, ROW, Numbers
+from pipeline.input_order import KEY, RANK, ROW
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
 from pipeline.match import Duplicates, Match
@@ -26,7 +26,7 @@ from pipeline.merge import Insert, Merger, merge_folders, merge_parts
 from pipeline.plan import Plan
 from pipeline.replan import Replan
 from pipeline.row_ids import hash_ids
-from pipeline.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Reason
+from pipeline.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Numbers, Reason
 from pipeline.skipped import Skipped
 from pipeline.storage import Store
 from pipeline.tally import Kept

@@ -31,9 +31,9 @@ from pipeline.compact import (
 )
 from pipeline.errors import GateRefused
 from pipeline.hive import MAX_VALUES, to_segment, to_text, without
-from pipeline.input_order import KEY, Numbers
+from pipeline.input_order import KEY
 from pipeline.manifest import Part
-from pipeline.schema import KEY_COLUMN, QUARANTINE_SCHEMA
+from pipeline.schema import KEY_COLUMN, QUARANTINE_SCHEMA, Numbers
 from pipeline.storage import Store
 
 SORT_BYTES = 16 * 2**20

@@ -19,16 +19,17 @@ from itertools import accumulate, groupby
 import numpy as np
 
 from pipeline.extents import Cut, Extent
-from pipeline.input_order import KEY, MAX_MINOR, ROW, UNIT, Numbers, minor_of
+from pipeline.input_order import KEY, MAX_MINOR, ROW, UNIT, minor_of
 from pipeline.job import Job
 from pipeline.parquet_inputs import measure_again
 from pipeline.plan import Plan
 from pipeline.plan_file import plan_to_json
 from pipeline.requeue import Base, Chosen
-from pipeline.schema import Reason
+from pipeline.schema import Numbers, Reason
 from pipeline.semantics import SEMANTICS
 from pipeline.storage import Store, StoredFile
-from pipeline.units import MAX_SLICE_BYTES, SliceSizes, Unit, make_units
+from pipeline.unit import Unit
+from pipeline.units import MAX_SLICE_BYTES, SliceSizes, make_units
 
 _STAT_THREADS = 16
 

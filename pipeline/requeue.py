@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InfraError, JobError
-from pipeline.input_order import RANK, Numbers, from_metadata
+from pipeline.input_order import RANK, from_metadata
 from pipeline.layout import Layout
 from pipeline.manifest import Manifest, Part
 from pipeline.plan import Plan
 from pipeline.plan_file import plan_from_json
-from pipeline.schema import Reason
+from pipeline.schema import Numbers, Reason
 from pipeline.storage import Store
 
 REASONS = tuple(reason.value for reason in Reason)

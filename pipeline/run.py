@@ -64,7 +64,7 @@ from pipeline.storage import Store, StoredFile
 from pipeline.task import measured_columns
 from pipeline.ticks import Channel
 from pipeline.tiling import done_slices, first_slices, missing_units
-from pipeline.units import Unit
+from pipeline.unit import Unit
 
 _FOOTER_THREADS = 16
 _COMPARED_EACH = 2

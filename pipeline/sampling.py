@@ -12,7 +12,7 @@ from pipeline.plan import Plan
 from pipeline.rows import Reader
 from pipeline.schema import ERROR
 from pipeline.source import read_slices
-from pipeline.units import Unit, only_rows
+from pipeline.unit import Unit, only_rows
 
 _MAX_UNITS = 16
 

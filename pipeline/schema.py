@@ -20,6 +20,9 @@ from pipeline.printable import joined
 
 OUTPUT_SCHEMA_VERSION = 1
 
+Numbers = npt.NDArray[np.int64]
+"""Row numbers, keys, positions."""
+
 ROW_ID, URI, IMAGE, FEATURES = "row_id", "uri", "image", "features"
 ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"

@@ -21,7 +21,7 @@ from pipeline.rows import STAGE, Reader, changed
 from pipeline.schema import ERROR, FEATURES, IMAGE, SliceKey
 from pipeline.stats import ROUNDED, Counters, Measurement, StageCounters, add, measure
 from pipeline.tar_stream import TarStream
-from pipeline.units import Unit
+from pipeline.unit import Unit
 
 
 class _Stream(Protocol):

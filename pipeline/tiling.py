@@ -15,7 +15,7 @@ from pipeline.errors import InfraError
 from pipeline.plan import Plan
 from pipeline.schema import SliceKey
 from pipeline.storage import StoredFile
-from pipeline.units import Unit
+from pipeline.unit import Unit
 
 Staged = Mapping[SliceKey, StoredFile]
 Slices = Sequence[tuple[SliceKey, StoredFile]]

@@ -138,7 +138,8 @@ def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, s
         Its digest and '', or '' and why there is none.
     """
     from pipeline.device import export
-    from pipeline.quantise import quantise, store_model
+    from pipeline.model_store import store_model
+    from pipeline.quantise import quantise
     from pipeline.runtimes import missing_reason
 
     reason = missing_reason("onnxruntime", INT8, is_on_gpu=config.num_gpus > 0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pipeline.extents import Cut, Extent
 from pipeline.inputs import Inputs
 from pipeline.job import Job
-from pipeline.schema import SliceKey
+from pipeline.unit import Unit
 
 MAX_SLICE_BYTES = 256 * 1024 * 1024
 _MIB = 1024 * 1024
@@ -25,37 +25,6 @@ _SLICES_LEFT = 4
 _MAX_UNIT_SLICES = 8
 _SLICES_PER_UNIT_SLICE = 64
 _MAX_UNITS_PER_ROW_GROUP = 4
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What one read task reads: extents in order, cut into slices at `bounds`."""
-
-    index: int
-    extents: tuple[Extent, ...]
-    bounds: tuple[int, ...]
-    """0 = bounds[0] < ... < bounds[-1] = rows of the unit; slice i is [bounds[i], bounds[i+1])."""
-    cut: Cut | None = None
-    """Set where nobody knows the rows before they are read; there are no bounds then."""
-
-    @property
-    def num_rows(self) -> int | None:
-        """Return the rows of the unit; None where they are known only when it has been read."""
-        return self.bounds[-1] if self.cut is None else None
-
-    def slices(self) -> list[SliceKey]:
-        """Return the slices in order.
-
-        Raises:
-            ValueError: They are known only when the unit has been read.
-        """
-        if self.cut is not None:
-            raise ValueError(f"unit {self.index}: its slices are known when it has been read")
-        last = len(self.bounds) - 2
-        return [
-            SliceKey(self.index, self.bounds[i], self.bounds[i + 1], is_last=i == last)
-            for i in range(last + 1)
-        ]
 
 
 @dataclass(frozen=True)
@@ -111,19 +80,6 @@ class SliceSizes:
 
 def _multiple(rows: float, of: int) -> int:
     return of * max(1, round(rows / of))
-
-
-def only_rows(unit: Unit, rows: Sequence[int]) -> Unit:
-    """Return a unit of these rows of a unit alone, ascending, as one slice."""
-    extents: list[Extent] = []
-    first = 0
-    for extent in unit.extents:
-        numbers = extent.numbers()
-        chosen = [numbers[row - first] for row in rows if first <= row < first + extent.num_rows]
-        if chosen:
-            extents.append(extent.choose(chosen))
-        first += extent.num_rows
-    return Unit(unit.index, tuple(extents), (0, len(rows)))
 
 
 def units_of(job: Job, inputs: Inputs, batch_size: int) -> Iterator[Unit]:

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from pipeline.errors import JobError
 from pipeline.failpoints import reach
+from pipeline.garbage import unneeded_models
 from pipeline.job import Job
 from pipeline.layout import Layout, new_run_id, part_name
 from pipeline.lease import hold_lease
 from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.publish import commit, settle
-from pipeline.quantise import unneeded_models
 from pipeline.storage import PROBES, Store, StoredFile
 from pipeline.storage_errors import listed_files
 

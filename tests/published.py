@@ -42,7 +42,7 @@ from pipeline.schema import (
 )
 from pipeline.sink import StagingWriter, list_staged
 from pipeline.storage import Store
-from pipeline.units import Unit
+from pipeline.unit import Unit
 
 PASS_THROUGH = pa.schema([pa.field("edition", pa.int32())])
 LABELS = ("cat", "dog", "fox")

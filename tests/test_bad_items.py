@@ -30,7 +30,8 @@ from pipeline.storage import Store
 from pipeline.storage_errors import classify
 from pipeline.tar import TarSpec, iter_rows
 from pipeline.tar_stream import _WholeFile
-from pipeline.units import SliceSizes, Unit, make_units
+from pipeline.unit import Unit
+from pipeline.units import SliceSizes, make_units
 
 
 def write_shard(path: Path, mark: bytes, rows: int, group: int) -> None:

@@ -21,7 +21,7 @@ from pipeline.job_source import Source
 from pipeline.rows import Reader
 from pipeline.source import read_slices
 from pipeline.storage import Store
-from pipeline.units import Unit
+from pipeline.unit import Unit
 
 
 def rows_of(features: tuple[str, ...] = ("a",), **columns: Any) -> Any:

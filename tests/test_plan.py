@@ -34,7 +34,8 @@ from pipeline.schema import Reason
 from pipeline.skipped import Skip, Skipped
 from pipeline.storage import Store, StoredFile
 from pipeline.tiling import first_slices, missing_units
-from pipeline.units import MAX_SLICE_BYTES, SliceSizes, Unit
+from pipeline.unit import Unit
+from pipeline.units import MAX_SLICE_BYTES, SliceSizes
 
 DOCUMENT: dict[str, Any] = {
     "source": {"uri": "in", "format": "parquet"},

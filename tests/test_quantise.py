@@ -17,12 +17,13 @@ from cli import pipeline, write_job
 from test_predictor import PASS_THROUGH, Convolved, images, predict, rows_of
 
 from pipeline.errors import InfraError, JobError
+from pipeline.garbage import unneeded_models
 from pipeline.job_file import parse_job
-from pipeline.layout import model_path
 from pipeline.model import PredictorConfig
+from pipeline.model_store import fetch_model, model_path, store_model
 from pipeline.photos import build_images
 from pipeline.predictor import Predictor
-from pipeline.quantise import _channel_scales, fetch_model, quantise, store_model, unneeded_models
+from pipeline.quantise import _channel_scales, quantise
 from pipeline.resolve import resolve_model
 from pipeline.runtimes import missing_reason
 from pipeline.storage import Store

@@ -25,7 +25,7 @@ from pipeline.rows import Reader
 from pipeline.schema import Reason, SliceKey, unpack
 from pipeline.stats import ISOLATED, merge
 from pipeline.storage import Store
-from pipeline.units import Unit
+from pipeline.unit import Unit
 
 ROW_TIMEOUT_S = 0.5
 """A read may take ten times as long."""

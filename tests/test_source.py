@@ -26,7 +26,7 @@ from pipeline.sampling import sample_rows, sample_units
 from pipeline.schema import source_schema
 from pipeline.source import read_slices
 from pipeline.storage import Store
-from pipeline.units import Unit, only_rows
+from pipeline.unit import Unit, only_rows
 
 READ_WHOLE = """
 import gc, pickle, sys

@@ -31,7 +31,7 @@ from pipeline.publish import commit, settle
 from pipeline.row_ids import hash_ids, sum_hashes
 from pipeline.schema import prediction_schema
 from pipeline.storage import Store
-from pipeline.units import Unit
+from pipeline.unit import Unit
 from pipeline.verify import verify_output
 
 MILLION = 1_000_000

@@ -1,0 +1,92 @@
+"""Calibrated int8 models in the output: stored under their digest, fetched once per node."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artefacts import kept
+from pipeline.errors import InfraError, JobError
+from pipeline.model import INT8
+from pipeline.storage import Store
+
+if TYPE_CHECKING:
+    import onnx
+
+_FILE = "model.onnx"
+
+
+def model_path(sha256: str) -> str:
+    """Return where a calibrated model lies, which all partitions share."""
+    return f"_control/models/{sha256}.onnx"
+
+
+def store_model(store: Store, data: bytes) -> str:
+    """Store a calibrated model under its digest, and return that."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    _refuse_external_data(data, sha256)
+    # Another process that writes this path writes the same bytes.
+    store.put(model_path(sha256), data)
+    return sha256
+
+
+def fetch_model(store: Store | None, sha256: str | None) -> bytes:
+    """Return a calibrated model, kept on this node after the first time.
+
+    Raises:
+        JobError: It is not what was stored, or refers to other files.
+        InfraError: It is gone.
+    """
+    if store is None or sha256 is None:
+        raise JobError(f"model.precision = {INT8!r}: no calibrated model was given")
+
+    def fetch(folder: Path) -> None:
+        data = store.read_bytes(model_path(sha256))
+        _check(data, sha256, store.url(model_path(sha256)))
+        (folder / _FILE).write_bytes(data)
+
+    try:
+        path = kept(f"{INT8}-{sha256}", fetch) / _FILE
+    except FileNotFoundError:
+        raise InfraError(
+            f"{store.url(model_path(sha256))}: the calibrated model of this run is gone; put it "
+            "back, or choose another model.precision"
+        ) from None
+    data = path.read_bytes()
+    _check(data, sha256, str(path))
+    return data
+
+
+def _check(data: bytes, sha256: str, place: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise JobError(f"{place}: sha256 is {found}, expected {sha256}")
+    _refuse_external_data(data, place)
+
+
+def _refuse_external_data(data: bytes, place: str) -> None:
+    """Refuse a model that makes its reader open other files."""
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # noqa: BLE001  # any parser error means: no model
+        raise JobError(f"{place}: no ONNX model: {type(error).__name__}") from None
+    for tensor in (t for body in (model.graph, *model.functions) for t in _tensors(body)):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise JobError(f"{place}: tensor {tensor.name!r} lies in another file; refused")
+
+
+def _tensors(body: Any) -> Iterator[onnx.TensorProto]:
+    """Walk the tensors of a graph or function, and of the graphs inside it."""
+    yield from getattr(body, "initializer", ())  # functions have none
+    sparse = [*getattr(body, "sparse_initializer", ())]
+    for attribute in (a for node in body.node for a in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _tensors(graph)
+    for tensor in sparse:
+        yield from (tensor.values, tensor.indices)
