@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from reading import plan_job
-from test_pass_through import read_all, source_of, text
+from shard_columns import read_all, source_of, text
 
 from pipeline import retry
 from pipeline.errors import InfraError, JobError

@@ -5,32 +5,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stage_loads import counted, load_of
 
 from pipeline.bottleneck import find_bottleneck
 from pipeline.limits import Load, find_limits, utilisation_pct
-from pipeline.stats import StageCounters
-
-
-def counted(rows: int, busy_s: float) -> dict[str, float]:
-    return StageCounters(rows, rows, 0, rows * 100, rows * 100, busy_s).to_dict()
-
-
-def load_of(busy: dict[str, float], slots: dict[str, float], **more) -> Load:
-    return Load(
-        counters={stage: counted(1000, busy_s) for stage, busy_s in busy.items()},
-        slots={
-            stage: slots[group]
-            for stage, group in (
-                ("read", "reader"),
-                ("decode", "decoder"),
-                ("transform", "decoder"),
-                ("transfer", "actor"),
-                ("predict", "actor"),
-                ("write", "writer"),
-            )
-        },
-        **{"streaming_wall_s": 10.0, "wall_s": 12.0, **more},
-    )
 
 
 @given(st.floats(0.001, 1e6), st.floats(0.001, 1e4), st.floats(0, 1))

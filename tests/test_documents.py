@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from published import DAY, Rows, publish_rows
 from reading import plan_job
-from test_report import FULL
+from report_examples import FULL
 
 from pipeline.documents import known_fields
 from pipeline.layout import Layout

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from published import put_report
-from test_report import FULL, counted
+from report_examples import FULL, counted
 
 from pipeline.drift import compare_with_before, slower_than_before
 from pipeline.errors import InfraError

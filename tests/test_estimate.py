@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import FULL, ROWS, STREAMING_S, WALL_S
+from report_examples import FULL, ROWS, STREAMING_S, WALL_S
 
 from pipeline.estimate import estimate
 from pipeline.report import Report, RunFacts, build_report

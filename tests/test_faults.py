@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_layers import imported, trees
+from package_source import imported, trees
 
 from pipeline.cluster import connect
 from pipeline.errors import JobError

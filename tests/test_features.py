@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pass_through import read_all, source_of
+from shard_columns import read_all, source_of
 
 from pipeline.errors import JobError
 from pipeline.features import feature_rows

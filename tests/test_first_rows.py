@@ -5,21 +5,10 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import models
 import pyarrow as pa
 import pytest
 import torch
-from test_predictor import (
-    BAD,
-    BLACK,
-    WHITE,
-    images,
-    is_predicted,
-    predict,
-    predictor,
-    rows_of,
-)
-from torch import nn
+from predicting import BAD, BLACK, WHITE, images, is_predicted, predict, predictor, rows_of
 
 from pipeline.causes import AlikeError
 from pipeline.first_rows import FirstRows, Raised
@@ -30,63 +19,14 @@ from pipeline.task import OutputError, OutputSpec, TaskSpec, make_task
 ENOUGH = 64
 
 
-class Raising(models.Colours):
-    """Raises whatever comes, and says how many rows came."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError(f"mat1 and mat2 do not fit ({len(x)}x5 and 4x3)")
-
-
-class Ragged(nn.Module):
-    """Another shape for every row."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(x), int(x.float().mean() * 255) % 7 + 9)
-
-
-class Sick(models.Colours):
-    """A device that does nothing any more."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("CUDA error: device-side assert triggered")
-
-
-class Starved(models.Colours):
-    """Has never enough memory."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("asked for too much")
-
-
-def raising() -> nn.Module:
-    return Raising()
-
-
-def ragged() -> nn.Module:
-    return Ragged()
-
-
-def sick() -> nn.Module:
-    return Sick()
-
-
-def starved() -> nn.Module:
-    return Starved()
-
-
 def watched(factory: str, first: FirstRows, batch_size: int = 32, **model: object) -> Predictor:
     made = predictor(factory, batch_size, **model)
     made._first = first
     return made
 
 
-@pytest.fixture(autouse=True)
-def _is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIPELINE_ALLOW_IMPORT", "test_first_rows")
-
-
 def test_outputs_of_another_shape_end_the_run_after_the_first_batch():
-    model = watched("test_predictor:wrong", FirstRows(10_000))
+    model = watched("failing_models:wrong", FirstRows(10_000))
     with pytest.raises(AlikeError) as raised:
         predict(model, rows_of(images(500)))
     assert str(raised.value) == (
@@ -98,10 +38,10 @@ def test_outputs_of_another_shape_end_the_run_after_the_first_batch():
 
 
 def test_an_exception_ends_the_run_once_enough_rows_failed_and_names_the_users_line():
-    model = watched("test_first_rows:raising", FirstRows(10_000))
-    with pytest.raises(AlikeError, match=r'"RuntimeError: mat1 .*" \(test_first_rows.py line \d+'):
+    model = watched("failing_models:raising", FirstRows(10_000))
+    with pytest.raises(AlikeError, match=r'"RuntimeError: mat1 .*" \(failing_models.py line \d+'):
         predict(model, rows_of(images(500)))
-    model = watched("test_first_rows:raising", FirstRows(10_000))
+    model = watched("failing_models:raising", FirstRows(10_000))
     rows, _ = predict(model, rows_of(images(ENOUGH - 1)))
     assert {row["error"] for row in rows} == {"model_error"}
     with pytest.raises(AlikeError, match=f"all {ENOUGH} rows"):
@@ -111,11 +51,11 @@ def test_an_exception_ends_the_run_once_enough_rows_failed_and_names_the_users_l
 @pytest.mark.parametrize("num_rows", [2, 24, ENOUGH])
 def test_of_a_small_run_all_rows_are_enough(num_rows: int):
     with pytest.raises(AlikeError, match=f"all {num_rows} rows"):
-        predict(watched("test_first_rows:raising", FirstRows(num_rows)), rows_of(images(num_rows)))
+        predict(watched("failing_models:raising", FirstRows(num_rows)), rows_of(images(num_rows)))
 
 
 def test_of_a_single_row_nobody_knows_whether_the_row_is_at_fault():
-    for factory in ("test_first_rows:raising", "test_predictor:wrong"):
+    for factory in ("failing_models:raising", "failing_models:wrong"):
         rows, _ = predict(watched(factory, FirstRows(1)), rows_of(images(1)))
         assert not is_predicted(rows[0])
 
@@ -148,7 +88,7 @@ def test_rows_that_never_reach_the_model_say_nothing_of_it():
 
 @pytest.mark.parametrize("factory", ["sick", "starved"])
 def test_a_sick_device_and_a_lack_of_memory_are_no_job_errors(factory: str):
-    model = watched(f"test_first_rows:{factory}", FirstRows(100))
+    model = watched(f"failing_models:{factory}", FirstRows(100))
     rows, _ = predict(model, rows_of(images(100)))
     assert not any(is_predicted(row) for row in rows)
 
@@ -159,18 +99,18 @@ def test_memory_that_splitting_cures_is_no_failure():
 
 
 def test_outputs_whose_shape_depends_on_the_row_cost_the_row():
-    model = watched("test_first_rows:ragged", FirstRows(None))
+    model = watched("failing_models:ragged", FirstRows(None))
     rows, _ = predict(model, rows_of(images(100)))
     assert {row["error"] for row in rows} == {"model_error"}
 
 
 def test_predictions_of_an_earlier_run_clear_exceptions_but_no_outputs():
     first = FirstRows(None, has_predictions=True)
-    rows, _ = predict(watched("test_first_rows:raising", first), rows_of(images(2 * ENOUGH)))
+    rows, _ = predict(watched("failing_models:raising", first), rows_of(images(2 * ENOUGH)))
     assert {row["error"] for row in rows} == {"model_error"}
     first = FirstRows(None, has_predictions=True)
     with pytest.raises(AlikeError):
-        predict(watched("test_predictor:wrong", first), rows_of(images(2 * ENOUGH)))
+        predict(watched("failing_models:wrong", first), rows_of(images(2 * ENOUGH)))
 
 
 def test_predictions_of_another_actor_of_the_node_clear_exceptions(tmp_path: Path):
@@ -178,7 +118,7 @@ def test_predictions_of_another_actor_of_the_node_clear_exceptions(tmp_path: Pat
     for first in (fine, failing):
         first.share(tmp_path)
     predict(watched("models:colours", fine), rows_of(images(1)))
-    rows, _ = predict(watched("test_first_rows:raising", failing), rows_of(images(2 * ENOUGH)))
+    rows, _ = predict(watched("failing_models:raising", failing), rows_of(images(2 * ENOUGH)))
     assert {row["error"] for row in rows} == {"model_error"}
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_bottleneck import load_of
+from stage_loads import load_of
 
 from pipeline.bottleneck import find_bottleneck
 from pipeline.forecast import Forecast, make_forecasts

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_model import resolve
+from model_cases import resolve
 
 from pipeline.errors import JobError
 from pipeline.foreign_model import describe_name

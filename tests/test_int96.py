@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_pass_through import read_all, source_of
+from shard_columns import read_all, source_of
 
 from pipeline.inputs import list_inputs
 

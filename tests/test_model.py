@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import json
 import os
@@ -19,14 +18,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_cases import LABELS, colours_state, refusal, resolve, saved
 from safetensors.torch import save_file
 
 from pipeline.errors import JobError
-from pipeline.job_file import parse_job
-from pipeline.model import ModelSpec, load_module
-from pipeline.resolve import resolve_model
+from pipeline.model import load_module
 
-LABELS = models.LABELS
 EXPORTED = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
 
@@ -43,42 +40,6 @@ class Canary:
 @pytest.fixture(autouse=True)
 def _no_imports_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIPELINE_ALLOW_IMPORT", raising=False)
-
-
-def resolve(
-    allow: tuple[str, ...] = ("models",), transform: dict[str, Any] | None = None, **model: Any
-) -> ModelSpec:
-    """Resolve `models:colours`, or what the fields say."""
-    fields: dict[str, Any] = {"labels": LABELS, **model}
-    if "name" not in fields:
-        fields.setdefault("factory", "models:colours")
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": {key: value for key, value in fields.items() if value is not None},
-        "sink": {"uri": "out"},
-    }
-    if transform is None and "factory" in fields:
-        transform = models.TRANSFORM
-    document["transform"] = transform or {}
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    return resolve_model(job.model, job.transform, allow_import=allow)
-
-
-def refusal(**model: Any) -> str:
-    """The error of resolving or loading the model, whichever refuses it."""
-    with pytest.raises(JobError) as caught:
-        load_module(resolve(**model))
-    return str(caught.value)
-
-
-def saved(path: Path, state: object) -> str:
-    torch.save(state, path)
-    return str(path)
-
-
-def colours_state() -> dict[str, torch.Tensor]:
-    """Other weights than the factory's own."""
-    return {"head.weight": torch.full((5, 3), 2.0), "head.bias": torch.arange(5.0)}
 
 
 # ---------------------------------------------------------------------------- weights

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from cli import pipeline, write_job
-from test_model import resolve
+from model_cases import resolve
 from torch import nn
 
 from pipeline.artefacts import tensors_digest

@@ -14,22 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from published import run_here
+from shard_columns import read_all, source_of, text
 
 from pipeline.arrow_types import published_type, type_trouble
 from pipeline.compact import Compacted, Compactor, compact_slices
 from pipeline.errors import JobError
 from pipeline.hive import restore
-from pipeline.inputs import Inputs, list_inputs
-from pipeline.job_source import Source
+from pipeline.inputs import list_inputs
 from pipeline.regroup import compact_by_value
 from pipeline.results import to_table
-from pipeline.rows import Reader
-from pipeline.schema import LABEL_ID, SCORE, SliceKey, failures_of, pack, prediction_schema, unpack
+from pipeline.schema import LABEL_ID, SCORE, SliceKey, failures_of, prediction_schema
 from pipeline.sink import StagingWriter, list_staged
-from pipeline.source import read_slices
 from pipeline.storage import Store
 from pipeline.task import TaskSpec, make_task
-from pipeline.units import SliceSizes, make_units
 
 MOMENT = dt.datetime(9999, 12, 31, 23, 59, 59, 999999)
 NOW = dt.datetime(2026, 11, 24, 1, 2, 3)
@@ -101,20 +98,6 @@ UNWRITABLE = (
     pa.struct([]),
 )
 UNSTABLE = (pa.timestamp("s"), pa.date64(), pa.time32("s"))
-
-
-def source_of(folder: Path, **fields: Any) -> Source:
-    return Source(uri=str(folder), format="parquet", **fields)
-
-
-def read_all(inputs: Inputs, source: Source, slice_rows: int = 2, **reader: Any) -> list[pa.Table]:
-    """The rows in slices that went through Ray's form."""
-    how = Reader(Store(inputs.root), source, inputs.pass_through, inputs.num_features, **reader)
-    return [
-        unpack(pack(key, counters, rows))[0][2]
-        for unit in make_units(inputs.extents, SliceSizes(slice_rows))
-        for key, counters, rows in read_slices(how, unit, {key.start for key in unit.slices()})
-    ]
 
 
 def publish(store: Store, fields: pa.Schema, tables: Sequence[pa.Table], by: Sequence[str]) -> Any:
@@ -207,12 +190,6 @@ def test_every_kind_of_type_is_either_published_or_refused():
 
 
 # ---------------------------------------------------------------------------- single values
-
-
-def text(*values: bytes | None) -> pa.Array:
-    """A text column that may hold what is no UTF-8."""
-    made = pa.array(values, pa.binary())
-    return pa.Array.from_buffers(pa.string(), len(values), made.buffers())
 
 
 BROKEN = text(b"ok", b"caf\xe9", None, b"last")

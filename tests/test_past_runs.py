@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from published import put_report
-from test_report import FULL
+from report_examples import FULL
 
 from pipeline.past_runs import Recipe, find_past_run
 from pipeline.report import Report, RunFacts, build_report

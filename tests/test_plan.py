@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import datetime as dt
 import json
 import os
 import subprocess
@@ -13,73 +11,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import models
 import pyarrow as pa
 import pytest
 import torch
+from cli import TESTS
 from hypothesis import example, given
 from hypothesis import strategies as st
+from plan_examples import SPEC, example_plan, inputs_of, job, planned, shard_extents, spec_of
 
 from pipeline.errors import InfraError, JobError
 from pipeline.extents import Cut, Extent
 from pipeline.inputs import Inputs
-from pipeline.job import Job
-from pipeline.job_file import parse_job
 from pipeline.layout import Layout
 from pipeline.model import ModelSpec
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import make_plan
 from pipeline.plan_file import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
-from pipeline.resolve import resolve_model
 from pipeline.schema import Reason
 from pipeline.skipped import Skip, Skipped
 from pipeline.storage import Store, StoredFile
 from pipeline.tiling import first_slices, missing_units
 from pipeline.unit import Unit
 from pipeline.units import MAX_SLICE_BYTES, SliceSizes
-
-DOCUMENT: dict[str, Any] = {
-    "source": {"uri": "in", "format": "parquet"},
-    "model": {"factory": "models:colours", "labels": ["a", "b"]},
-    "transform": models.TRANSFORM,
-    "sink": {"uri": "out"},
-}
-
-
-def job(**fields: object) -> Job:
-    """The job above with fields set, as in run__limit_rows=3."""
-    document = copy.deepcopy(DOCUMENT)
-    for field, value in fields.items():
-        section, _, name = field.partition("__")
-        document.setdefault(section, {})[name] = value
-    return parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-
-
-def spec_of(planned: Job) -> ModelSpec:
-    return resolve_model(planned.model, planned.transform, allow_import=["models"])
-
-
-SPEC = spec_of(job())
-
-
-def inputs_of(extents: list[Extent]) -> Inputs:
-    sizes = {e.path: StoredFile(e.path, e.size_bytes, e.version, None) for e in extents}
-    return Inputs("/in", tuple(sizes.values()), tuple(extents))
-
-
-def shard_extents(groups: list[list[int]], row_bytes: float = 100.0) -> list[Extent]:
-    """One shard a list, one extent a number of rows."""
-    extents = []
-    for index, rows in enumerate(groups):
-        first = 0
-        for num_rows in rows:
-            path = f"s{index:05d}.parquet"
-            extents.append(Extent(path, sum(rows), "v1", first, num_rows, row_bytes))
-            first += num_rows
-    return extents
-
-
-def planned(extents: list[Extent], batch_size: int = 32, **fields: object) -> Plan:
-    return make_plan(job(**fields), inputs_of(extents), SPEC, batch_size=batch_size)
 
 
 def rows_of(extents: list[Extent] | tuple[Extent, ...]) -> list[tuple[str, int]]:
@@ -259,17 +211,6 @@ def test_a_plan_says_how_ids_come_to_be(fields: dict[str, object], row_ids: str)
 # ---------------------------------------------------------------------------- stored plans
 
 
-def example_plan() -> Plan:
-    extents = [
-        *shard_extents([[5, 7], [400]], row_bytes=0.1),
-        Extent("bad.parquet", 9, "v", 0, 1, 0.0, Reason.UNREADABLE_SHARD, "no footer"),
-        Extent("odd \u00fc#.parquet", 9, "v", 0, 3, 1 / 3, Reason.BAD_SCHEMA, "n is 'string'"),
-    ]
-    types = [("n", pa.int64()), ("when", pa.timestamp("us", "UTC")), ("l", pa.list_(pa.string()))]
-    inputs = replace(inputs_of(extents), pass_through=pa.schema(types))
-    return make_plan(job(run__slice_rows=16), inputs, SPEC, batch_size=4)
-
-
 def test_a_stored_plan_reads_back_exactly():
     plan = example_plan()
     assert plan_from_json(plan_to_json(plan, "token"), plan.fingerprint) == plan
@@ -441,14 +382,14 @@ def test_a_stored_plan_never_says_what_is_skipped_now(tmp_path: Path):
 
 
 IN_ANOTHER_PROCESS = """
-import test_plan
-plan = test_plan.example_plan()
+import plan_examples
+plan = plan_examples.example_plan()
 print(plan.fingerprint, [unit.bounds for unit in plan.units])
 """
 
 
 def test_a_plan_is_the_same_in_every_process():
-    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(TESTS)}
     done = subprocess.run(
         [sys.executable, "-c", IN_ANOTHER_PROCESS],
         env=env,

@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import warnings
-from concurrent.futures import ProcessPoolExecutor
-
 import numpy as np
-import pyarrow as pa
-from badfiles import (
-    MAX_IMAGE_BYTES,
-    MAX_IMAGE_PX,
-    bad_files,
-    base_image,
-    encode,
-    good_odd_files,
-    mutations,
-)
+from badfiles import bad_files, base_image, encode, good_odd_files, mutations
+from worker_pixels import in_a_worker
 
-from pipeline.decode import DecodeLimits
-from pipeline.preprocess import preprocess
-from pipeline.schema import Reason, failure_columns, images_from_arrow
-from pipeline.transform import TransformSpec
+from pipeline.schema import Reason
 
 SEED, NUM_MUTATIONS = 7, 500
-LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
-SPEC = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SLICE_ROWS = 64
-
-
-def preprocess_slice(images: list[bytes]) -> tuple[int, list[str | None], bytes]:
-    """In the worker: its process, the reason of each row or None, and the pixels of all."""
-    warnings.simplefilter("ignore")
-    columns = {"image": pa.array(images, pa.large_binary())}
-    rows = pa.table({**columns, **failure_columns([None] * len(images))})
-    found = preprocess(rows, {}, LIMITS, SPEC)
-    pixels = images_from_arrow(found.column("image"), SPEC.size_px)
-    return os.getpid(), found.column("error").to_pylist(), pixels.tobytes()
-
-
-def in_a_worker(slices: list[list[bytes]]) -> tuple[set[int], list[str | None], np.ndarray]:
-    """Preprocess slices in one process of its own; a worker that dies raises."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        found = list(pool.map(preprocess_slice, slices))
-    pixels = np.frombuffer(b"".join(data for _, _, data in found), np.uint8)
-    reasons = [reason for _, reasons, _ in found for reason in reasons]
-    shape = (len(reasons), SPEC.size_px, SPEC.size_px, 3)
-    return {pid for pid, _, _ in found}, reasons, pixels.reshape(shape)
 
 
 def cut(rows: list[bytes]) -> list[list[bytes]]:

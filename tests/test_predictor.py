@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -14,154 +12,32 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from predicting import (
+    BAD,
+    BLACK,
+    SIZE_PX,
+    WHITE,
+    Convolved,
+    images,
+    is_predicted,
+    predict,
+    predictor,
+    rows_of,
+)
 from torch import nn
 
-from pipeline.agreement import AgreementLimits
 from pipeline.errors import JobError
-from pipeline.job_file import parse_job
 from pipeline.lane import Lane
-from pipeline.model import PredictorConfig
 from pipeline.predictor import Predictor
-from pipeline.resolve import resolve_model
-from pipeline.schema import (
-    Failure,
-    Reason,
-    failure_columns,
-    images_to_arrow,
-    staged_schema,
-)
-from pipeline.stats import Counters
 
-SIZE_PX = models.SIZE_PX
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 NORMALISED = {"mean": MEAN, "std": STD}
-PASS_THROUGH = pa.schema([("n", pa.int64())])
-BAD = Failure(Reason.TRUNCATED, "decode", "half of it", "e" * 64, 7)
-BLACK, WHITE = 0, 255
-
-
-class Convolved(nn.Module):
-    """A small net with seeded weights: unlike the models of models.py, no answer is obvious."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.net = nn.Sequential(
-                nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-                nn.Linear(32, len(models.LABELS)),
-            )  # fmt: skip
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
-
-
-class Wrong(nn.Module):
-    """One output too many."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(x), len(models.LABELS) + 1)
-
-
-class Scalar(nn.Module):
-    """No tensor of logits at all."""
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"logits": x}
-
-
-class NeverFits(models.Colours):
-    """Out of memory for a row with a nearly white image, alone or not."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if (x.float().mean(dim=(1, 2, 3)) > 0.98).any():
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
-        return super().forward(x)
-
-
-def convolved() -> nn.Module:
-    return Convolved()
-
-
-def wrong() -> nn.Module:
-    return Wrong()
-
-
-def scalar() -> nn.Module:
-    return Scalar()
-
-
-def never_fits() -> nn.Module:
-    return NeverFits()
-
-
-def predictor(
-    factory: str,
-    batch_size: int = 32,
-    num_gpus: float = 0.0,
-    transform: dict[str, Any] | None = None,
-    limits: AgreementLimits | None = None,
-    **model: Any,
-) -> Predictor:
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": {"factory": factory, "labels": models.LABELS, "top_k": 3, **model},
-        "transform": {**models.TRANSFORM, **(transform or {})},
-        "sink": {"uri": "out"},
-    }
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    allowed = ["models", "test_predictor"]
-    return Predictor(
-        PredictorConfig(
-            spec=resolve_model(job.model, job.transform, allow_import=allowed),
-            batch_size=batch_size,
-            num_gpus=num_gpus,
-            num_threads=1,
-            pass_through=PASS_THROUGH,
-            limits=limits,
-            run_id=uuid.uuid4().hex,  # one process of a node compares for a run
-        )
-    )
 
 
 def lanes(number: int, batch_size: int) -> list[Lane]:
     """As many batches at once as on a GPU, or more, each with a buffer of its own."""
     shape = (batch_size, SIZE_PX, SIZE_PX, 3)
     return [Lane(torch.zeros(shape, dtype=torch.uint8), torch.device("cpu")) for _ in range(number)]
-
-
-def images(num_rows: int, seed: int = 0) -> np.ndarray:
-    """Noise of different brightness and colour, neither nearly black nor nearly white."""
-    rng = np.random.default_rng(seed)
-    base = rng.integers(40, 200, (num_rows, 1, 1, 3))
-    noise = rng.integers(-30, 31, (num_rows, SIZE_PX, SIZE_PX, 3))
-    return (base + noise).astype(np.uint8)
-
-
-def rows_of(pixels: np.ndarray, failures: list[Failure | None] | None = None) -> pa.Table:
-    num_rows = len(pixels)
-    return pa.table(
-        {
-            "row_id": [f"r{row}" for row in range(num_rows)],
-            "uri": [f"/in/{row}" for row in range(num_rows)],
-            "n": pa.array(range(num_rows), pa.int64()),
-            "image": images_to_arrow(pixels),
-            **failure_columns(failures or [None] * num_rows),
-        }
-    )
-
-
-def predict(model: Predictor, rows: pa.Table) -> tuple[list[dict[str, Any]], Counters]:
-    counters: Counters = {}
-    found = model.predict(rows, counters)
-    assert found.schema == staged_schema(list(PASS_THROUGH))
-    found.validate(full=True)
-    assert found.column("row_id").to_pylist() == rows.column("row_id").to_pylist()
-    assert found.column("n").to_pylist() == rows.column("n").to_pylist()
-    for stage in ("transfer", "predict"):
-        entry = counters[stage]
-        assert entry["rows_in"] == entry["rows_out"] + entry["rows_quarantined"]
-    return found.to_pylist(), counters
 
 
 def scores_of(row: dict[str, Any]) -> dict[str, float]:
@@ -182,21 +58,6 @@ def plain_loop(module: nn.Module, pixels: np.ndarray, top_k: int = 3) -> list[di
     return found
 
 
-def is_predicted(row: dict[str, Any]) -> bool:
-    """A row has a whole prediction, or a whole failure and nothing else."""
-    if row["error"] is None:
-        assert row["label"] == row["top_k"][0]["label"]
-        assert row["label_id"] == row["top_k"][0]["label_id"]
-        assert row["score"] == row["top_k"][0]["score"]
-        assert row["label"] == models.LABELS[row["label_id"]]
-        assert row["error_stage"] is row["message"] is None
-        return True
-    assert row["label"] is row["label_id"] is row["score"] is row["top_k"] is None
-    assert row["error_stage"]
-    assert row["message"]
-    return False
-
-
 # ---------------------------------------------------------------------------- right answers
 
 
@@ -209,7 +70,7 @@ def is_predicted(row: dict[str, Any]) -> bool:
 def test_predictions_equal_a_plain_loop(batch_size: int, bad: list[bool], seed: int):
     pixels = images(len(bad), seed)
     failures = [BAD if is_bad else None for is_bad in bad]
-    model = predictor("test_predictor:convolved", batch_size, transform=NORMALISED)
+    model = predictor("predicting:convolved", batch_size, transform=NORMALISED)
     rows, counters = predict(model, rows_of(pixels, failures))
     expected = plain_loop(Convolved(), pixels)
     for is_bad, row, scores in zip(bad, rows, expected, strict=True):
@@ -265,7 +126,7 @@ def _stream(table: pa.Table) -> pa.Buffer:
 
 def test_rows_in_several_chunks_and_with_an_offset_are_the_same_rows():
     rows = rows_of(images(12))
-    model = predictor("test_predictor:convolved", 5)
+    model = predictor("predicting:convolved", 5)
     expected = predict(model, rows)[0]
     assert predict(model, pa.concat_tables([rows.slice(0, 5), rows.slice(5)]))[0] == expected
     found = predict(model, rows.slice(3, 6))[0]
@@ -276,8 +137,8 @@ def test_rows_in_several_chunks_and_with_an_offset_are_the_same_rows():
 
 def test_bfloat16_is_close():
     rows = rows_of(images(40))
-    exact, _ = predict(predictor("test_predictor:convolved", top_k=5), rows)
-    close, _ = predict(predictor("test_predictor:convolved", top_k=5, precision="bf16"), rows)
+    exact, _ = predict(predictor("predicting:convolved", top_k=5), rows)
+    close, _ = predict(predictor("predicting:convolved", top_k=5, precision="bf16"), rows)
     for mine, theirs in zip(close, exact, strict=True):
         assert is_predicted(mine)
         assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=0.02)
@@ -340,7 +201,7 @@ def test_out_of_memory_halves_the_batch_remembers_and_loses_no_row(
 def test_a_row_that_never_fits_is_out_of_memory():
     pixels = images(9)
     pixels[4] = WHITE
-    rows, _ = predict(predictor("test_predictor:never_fits", 8), rows_of(pixels))
+    rows, _ = predict(predictor("failing_models:never_fits", 8), rows_of(pixels))
     errors: list[str | None] = [None] * 9
     errors[4] = "out_of_memory"
     assert [row["error"] for row in rows] == errors
@@ -374,7 +235,7 @@ def test_nothing_of_a_failed_batch_is_kept_while_its_halves_run():
     [("wrong", ["(1, 6)", "(1, 5)"]), ("scalar", ["dict", "(1, 5)"])],
 )
 def test_a_wrong_output_fails_every_row_and_names_both_shapes(factory: str, words: list[str]):
-    rows, counters = predict(predictor(f"test_predictor:{factory}", 4), rows_of(images(6)))
+    rows, counters = predict(predictor(f"failing_models:{factory}", 4), rows_of(images(6)))
     for row in rows:
         assert row["error"] == "model_error"
         assert not is_predicted(row)
@@ -420,8 +281,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 def test_the_gpu_predicts_what_the_cpu_predicts(precision: str, tolerance: float):
     failures = [BAD if row % 7 == 0 else None for row in range(100)]
     rows = rows_of(images(100), failures)
-    expected, _ = predict(predictor("test_predictor:convolved", top_k=5), rows)
-    model = predictor("test_predictor:convolved", num_gpus=1, top_k=5, precision=precision)
+    expected, _ = predict(predictor("predicting:convolved", top_k=5), rows)
+    model = predictor("predicting:convolved", num_gpus=1, top_k=5, precision=precision)
     found, _ = predict(model, rows)
     for mine, theirs in zip(found, expected, strict=True):
         assert is_predicted(mine) == is_predicted(theirs)
@@ -433,9 +294,9 @@ def test_the_gpu_predicts_what_the_cpu_predicts(precision: str, tolerance: float
 @needs_gpu
 def test_batches_that_overlap_on_the_gpu_do_not_mix():
     pixels = images(500, seed=5)
-    model = predictor("test_predictor:convolved", 8, num_gpus=1, top_k=5)
+    model = predictor("predicting:convolved", 8, num_gpus=1, top_k=5)
     found, counters = predict(model, rows_of(pixels))
-    expected, _ = predict(predictor("test_predictor:convolved", 8, top_k=5), rows_of(pixels))
+    expected, _ = predict(predictor("predicting:convolved", 8, top_k=5), rows_of(pixels))
     for mine, theirs in zip(found, expected, strict=True):
         assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=1e-4)
     assert counters["transfer"]["busy_s"] > 0

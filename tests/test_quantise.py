@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cli import pipeline, write_job
-from test_predictor import PASS_THROUGH, Convolved, images, predict, rows_of
+from predicting import PASS_THROUGH, Convolved, images, predict, rows_of
 
 from pipeline.errors import InfraError, JobError
 from pipeline.garbage import unneeded_models
@@ -46,7 +46,7 @@ def config_of(store: Store, runtime: str = "onnxruntime", sha256: str | None = N
     document = {
         "source": {"uri": "in", "format": "images"},
         "model": {
-            "factory": "test_predictor:convolved",
+            "factory": "predicting:convolved",
             "labels": models.LABELS,
             "runtime": runtime,
             "precision": precision,
@@ -55,7 +55,7 @@ def config_of(store: Store, runtime: str = "onnxruntime", sha256: str | None = N
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    spec = resolve_model(job.model, job.transform, allow_import=["test_predictor"])
+    spec = resolve_model(job.model, job.transform, allow_import=["predicting"])
     spec = replace(spec, artefact_sha256=sha256)
     return PredictorConfig(spec, 8, 0.0, 1, PASS_THROUGH, models=store)
 

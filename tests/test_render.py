@@ -7,8 +7,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from report_examples import CASES, FULL, everywhere
 from rich.console import Console
-from test_report import CASES, FULL
 
 from pipeline.render import render_table, to_html
 from pipeline.report import RunFacts, build_report, to_json
@@ -53,34 +53,6 @@ def test_every_report_renders(facts: RunFacts):
     report = build_report(facts)
     assert facts.partition in Page(to_html(report)).text
     assert facts.status.replace("_", " ") in text_of(report)
-
-
-def everywhere(text: str) -> RunFacts:
-    return dataclasses.replace(
-        FULL,
-        run_id=text,
-        partition=text,
-        fingerprint=text,
-        error=text,
-        started_at=text,
-        reasons={text: 3},
-        startup={text: 1.0},
-        skipped={
-            "files": 1,
-            "judged": 1,
-            "reasons": [{"reason": text, "files": 1, "first": [text]}],
-            "extensions": [{"extension": text, "files": 1}],
-        },
-        hardware=FULL.hardware | {"gpu_name": text},
-        model=FULL.model | {"name": text, "precision": text},
-        output={"uri": text},
-        gates=[{"name": text, "status": "fail", "value": text, "limit": text, "message": text}],
-        top_failures=[
-            {"reason": text, "stage": text, "message": text, "num_rows": 1, "row_id": text}
-        ],
-        top_labels=[(text, 1)],
-        versions={text: text},
-    )
 
 
 @pytest.mark.parametrize("text", HOSTILE)

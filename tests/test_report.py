@@ -2,113 +2,14 @@
 
 import dataclasses
 import json
-import math
 
 import jsonschema
 import pytest
 from pydantic import ValidationError
+from report_examples import BARE, CASES, FULL, NOT_NUMBERS, ROWS, STREAMING_S, WALL_S, ZEROS
 
-from pipeline.report import (
-    REPORT_VERSION,
-    RunFacts,
-    build_report,
-    report_schema,
-    to_json,
-)
+from pipeline.report import REPORT_VERSION, RunFacts, build_report, report_schema, to_json
 from pipeline.stats import STAGES, StageCounters
-
-ROWS, WALL_S, STREAMING_S = 9003, 80.0, 60.0
-
-
-def counted(busy_s: float, quarantined: int = 0) -> dict[str, float]:
-    rows_out = ROWS - quarantined
-    return StageCounters(ROWS, rows_out, quarantined, 45_000, 150_528, busy_s).to_dict()
-
-
-FULL = RunFacts(
-    run_id="r-1",
-    partition="date=2026-11-24",
-    status="published",
-    exit_code=0,
-    fingerprint="9f" * 32,
-    started_at="2026-11-24T02:00:00Z",
-    finished_at="2026-11-24T02:01:20Z",
-    wall_s=WALL_S,
-    streaming_wall_s=STREAMING_S,
-    startup={"ray_start": 7.0, "imports": 3.0, "model_load": 2.0},
-    rows={
-        "total": 12003,
-        "predicted": 11990,
-        "quarantined": 13,
-        "computed": ROWS,
-        "resumed": 3000,
-    },
-    slices={"total": 47, "computed": 35, "resumed": 12},
-    reasons={"truncated": 9, "empty": 4},
-    unreadable_shards=1,
-    skipped={
-        "files": 17,
-        "judged": 15,
-        "reasons": [
-            {"reason": "extension", "files": 15, "first": ["IMG_1.cr2", "IMG_2.cr2"]},
-            {"reason": "marker", "files": 2, "first": ["_SUCCESS"]},
-        ],
-        "extensions": [{"extension": ".cr2", "files": 15}],
-    },
-    counters={
-        "list": counted(0.5),
-        "read": counted(2.0),
-        "decode": counted(12.0, quarantined=13),
-        "transform": counted(4.0),
-        "transfer": counted(3.0),
-        "predict": counted(117.0),
-        "write": counted(1.0),
-        "publish": counted(1.0),
-        "model_load": StageCounters(busy_s=4.0).to_dict(),
-    },
-    slots={stage: 2.0 if stage in ("transfer", "predict") else 1.0 for stage in STAGES},
-    hardware={"nodes": 1, "cpus": 4.0, "gpus": 0.0},
-    model={
-        "name": "efficientnet-lite0",
-        "weights_sha256": "ab" * 32,
-        "precision": "bf16",
-        "device": "cpu",
-        "batch_size": 64,
-    },
-    output={"uri": "s3://bucket/out", "parts": 2, "bytes": 1_234_567},
-    gates=[{"name": "max_error_pct", "status": "pass", "value": 0.1, "limit": 5.0}],
-    price_per_node_hour=1.2,
-    top_labels=[("tabby cat", 812), ("coffee mug", 122)],
-    versions={"ray": "2.60.0"},
-)
-BARE = {
-    status: RunFacts(run_id="r", partition="all", status=status, exit_code=code, error=error)
-    for status, code, error in [
-        ("published", 0, None),
-        ("nothing_to_do", 0, None),
-        ("refused", 3, "gate max_error_pct: 12% of the rows failed, 5% are allowed"),
-        ("stopped", 6, "asked to stop"),
-        ("failed", 7, "s3://bucket: cannot be listed"),
-    ]
-}
-ZEROS = dataclasses.replace(
-    FULL,
-    wall_s=0.0,
-    streaming_wall_s=0.0,
-    rows=dict.fromkeys(FULL.rows, 0),
-    counters={stage: StageCounters().to_dict() for stage in STAGES},
-)
-NOT_NUMBERS = dataclasses.replace(
-    FULL,
-    wall_s=math.nan,
-    streaming_wall_s=math.inf,
-    startup={"ray_start": math.nan},
-    slots=dict.fromkeys(STAGES, math.nan),
-    hardware={"nodes": 1, "cpus": math.inf},
-    gates=[{"name": "drift", "status": "warn", "value": math.nan, "limit": math.inf}],
-    price_per_node_hour=math.nan,
-)
-CASES = {"full": FULL, "zeros": ZEROS, "not_numbers": NOT_NUMBERS, **BARE}
 
 
 @pytest.mark.parametrize("facts", CASES.values(), ids=CASES)

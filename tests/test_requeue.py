@@ -8,99 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from models import TRANSFORM
 from nights import LAYOUT, Night, content_of, damage, write_same_time
-from tars import Entry, pack
+from retry_runs import (
+    NUM_ROWS,
+    SOURCES,
+    all_ids,
+    image,
+    make_night,
+    make_night_again,
+    whole_night,
+    write_ids,
+    write_images,
+    write_links,
+    write_parquet,
+    write_tars,
+)
 
 from pipeline.errors import GateRefused, InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.lease import hold_lease
 from pipeline.manifest import log_numbers
 from pipeline.publish import commit
 from pipeline.semantics import SEMANTICS
-from pipeline.storage import Store
 from pipeline.upkeep import history_numbers, rollback
 from pipeline.verify import verify_output
-
-NUM_ROWS = 40
-CAMERAS = ("front", "back", None)
-
-
-def image(row: int) -> bytes:
-    return b"image %d" % row
-
-
-def write_images(folder: Path) -> dict[str, Any]:
-    for row in range(NUM_ROWS):
-        (folder / f"{row:03d}.jpg").write_bytes(image(row))
-    return {"format": "images"}
-
-
-def write_parquet(folder: Path, **columns: list[Any]) -> dict[str, Any]:
-    """Four shards of ten rows, in row groups of three."""
-    table = pa.table(
-        {
-            "image": [image(row) for row in range(NUM_ROWS)],
-            "camera": [CAMERAS[row % 3] for row in range(NUM_ROWS)],
-            **columns,
-        }
-    )
-    for shard in range(4):
-        path = folder / f"s{shard}.parquet"
-        pq.write_table(table.slice(10 * shard, 10), path, row_group_size=3)
-    return {"format": "parquet", "pass_through": ["camera"]}
-
-
-def write_ids(folder: Path) -> dict[str, Any]:
-    source = write_parquet(folder, id=[f"id-{row}" for row in range(NUM_ROWS)])
-    return {**source, "id_column": "id"}
-
-
-def write_links(folder: Path) -> dict[str, Any]:
-    (folder / "photos").mkdir()
-    for row in range(NUM_ROWS):
-        (folder / "photos" / f"{row}.jpg").write_bytes(image(row))
-    source = write_parquet(folder, link=[f"photos/{row}.jpg" for row in range(NUM_ROWS)])
-    return {**source, "uri_column": "link"}
-
-
-def write_tars(folder: Path) -> dict[str, Any]:
-    for shard in range(4):
-        rows = range(10 * shard, 10 * shard + 10)
-        entries = [
-            entry
-            for row in rows
-            for entry in (Entry(f"k{row}.jpg", image(row)), Entry(f"k{row}.cls", b"%d" % row))
-        ]
-        (folder / f"t{shard}.tar").write_bytes(pack(entries))
-    return {"format": "webdataset", "pass_through": ["cls"]}
-
-
-SOURCES: list[Callable[[Path], dict[str, Any]]] = [
-    *(write_images, write_parquet, write_ids, write_links, write_tars)
-]
-
-
-def make_night(tmp_path: Path, write: Callable[[Path], dict[str, Any]], **sections: Any) -> Night:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    return Night(str(folder), Store(str(tmp_path / "out")), write(folder), sections=sections)
-
-
-def whole_night(night: Night, tmp_path: Path) -> Night:
-    """The same without failures."""
-    whole = Night(night.inputs, Store(str(tmp_path / "whole")), night.source,
-                  sections=night.sections)  # fmt: skip
-    whole.run()
-    return whole
-
-
-def all_ids(night: Night, tmp_path: Path) -> list[str]:
-    whole = Night(night.inputs, Store(str(tmp_path / "ids")), night.source)
-    whole.run()
-    return [row["row_id"] for row in whole.content()[0]]
 
 
 def verify(night: Night) -> None:
@@ -334,10 +266,6 @@ def test_gates_judge_the_merged_partition(tmp_path: Path):
     assert night.current().number == 2
     strict.broken = set()
     assert strict.retry() == "published", "what failed then is tried again"
-
-
-def make_night_again(night: Night, **sections: Any) -> Night:
-    return Night(night.inputs, night.out, night.source, sections=sections)
 
 
 def test_what_cannot_be_retried_is_refused(tmp_path: Path):

@@ -11,7 +11,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from test_predictor import Convolved, images, predict, predictor, rows_of
+from predicting import Convolved, images, predict, predictor, rows_of
 
 from pipeline.agreement import AgreementLimits
 from pipeline.artefacts import claim
@@ -82,8 +82,8 @@ def test_a_last_batch_that_is_not_full_changes_nothing(runtime: str, num_rows: i
     if reason:
         pytest.skip(reason)
     rows = rows_of(images(num_rows))
-    expected, _ = predict(predictor("test_predictor:convolved"), rows)
-    found, _ = predict(predictor("test_predictor:convolved", batch_size=4, runtime=runtime), rows)
+    expected, _ = predict(predictor("predicting:convolved"), rows)
+    found, _ = predict(predictor("predicting:convolved", batch_size=4, runtime=runtime), rows)
     assert [row["label"] for row in found] == [row["label"] for row in expected]
     scores = [row["score"] for row in expected]
     np.testing.assert_allclose([row["score"] for row in found], scores, atol=1e-5)
@@ -139,7 +139,7 @@ def test_a_few_rows_are_compared_with_eager_fp32_once():
     lax = AgreementLimits(max_score_diff=0.5, min_cosine=0.0, max_relative_error=1.0)
     counted: dict[str, Any] = {}
     for name, limits in (("strict", strict), ("lax", lax)):
-        model = predictor("test_predictor:convolved", precision="bf16", limits=limits)
+        model = predictor("predicting:convolved", precision="bf16", limits=limits)
         _, first = predict(model, rows)
         _, second = predict(model, rows)
         assert "canary" not in second

@@ -15,8 +15,8 @@ import pytest
 from cli import environment, write_job
 from hypothesis import example, given
 from hypothesis import strategies as st
+from report_examples import everywhere
 from rich.text import Text
-from test_render import everywhere
 
 from pipeline.printable import joined, printable
 from pipeline.render import render_document, render_table

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_model import colours_state, refusal, resolve, saved
+from model_cases import colours_state, refusal, resolve, saved
 from torch import nn
 
 from pipeline.errors import JobError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from nights import LAYOUT, Night, predict_rows
-from test_requeue import NUM_ROWS, make_night, write_images
+from retry_runs import NUM_ROWS, make_night, write_images
 
 from pipeline.causes import AlikeError
 from pipeline.context import RunContext

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 from cli import environment
+from predicting import images, predictor, rows_of
 from rayhead import RayHead
-from test_predictor import images, predictor, rows_of
 
 from pipeline import ticks
 from pipeline.ticks import Board, PipeChannel, PipeListener, begin, count, listen, tell

@@ -1,0 +1,124 @@
+"""Predictors of small models, rows for them, and what their predictions must look like."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Any
+
+import models
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from pipeline.agreement import AgreementLimits
+from pipeline.job_file import parse_job
+from pipeline.model import PredictorConfig
+from pipeline.predictor import Predictor
+from pipeline.resolve import resolve_model
+from pipeline.schema import Failure, Reason, failure_columns, images_to_arrow, staged_schema
+from pipeline.stats import Counters
+
+SIZE_PX = models.SIZE_PX
+PASS_THROUGH = pa.schema([("n", pa.int64())])
+BAD = Failure(Reason.TRUNCATED, "decode", "half of it", "e" * 64, 7)
+BLACK, WHITE = 0, 255
+
+
+class Convolved(nn.Module):
+    """A small net with seeded weights: unlike the models of models.py, no answer is obvious."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(
+                nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                nn.Linear(32, len(models.LABELS)),
+            )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def convolved() -> nn.Module:
+    return Convolved()
+
+
+def predictor(
+    factory: str,
+    batch_size: int = 32,
+    num_gpus: float = 0.0,
+    transform: dict[str, Any] | None = None,
+    limits: AgreementLimits | None = None,
+    **model: Any,
+) -> Predictor:
+    document = {
+        "source": {"uri": "in", "format": "images"},
+        "model": {"factory": factory, "labels": models.LABELS, "top_k": 3, **model},
+        "transform": {**models.TRANSFORM, **(transform or {})},
+        "sink": {"uri": "out"},
+    }
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    allowed = ["models", "predicting", "failing_models"]
+    return Predictor(
+        PredictorConfig(
+            spec=resolve_model(job.model, job.transform, allow_import=allowed),
+            batch_size=batch_size,
+            num_gpus=num_gpus,
+            num_threads=1,
+            pass_through=PASS_THROUGH,
+            limits=limits,
+            run_id=uuid.uuid4().hex,  # one process of a node compares for a run
+        )
+    )
+
+
+def images(num_rows: int, seed: int = 0) -> np.ndarray:
+    """Noise of different brightness and colour, neither nearly black nor nearly white."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(40, 200, (num_rows, 1, 1, 3))
+    noise = rng.integers(-30, 31, (num_rows, SIZE_PX, SIZE_PX, 3))
+    return (base + noise).astype(np.uint8)
+
+
+def rows_of(pixels: np.ndarray, failures: list[Failure | None] | None = None) -> pa.Table:
+    num_rows = len(pixels)
+    return pa.table(
+        {
+            "row_id": [f"r{row}" for row in range(num_rows)],
+            "uri": [f"/in/{row}" for row in range(num_rows)],
+            "n": pa.array(range(num_rows), pa.int64()),
+            "image": images_to_arrow(pixels),
+            **failure_columns(failures or [None] * num_rows),
+        }
+    )
+
+
+def predict(model: Predictor, rows: pa.Table) -> tuple[list[dict[str, Any]], Counters]:
+    counters: Counters = {}
+    found = model.predict(rows, counters)
+    assert found.schema == staged_schema(list(PASS_THROUGH))
+    found.validate(full=True)
+    assert found.column("row_id").to_pylist() == rows.column("row_id").to_pylist()
+    assert found.column("n").to_pylist() == rows.column("n").to_pylist()
+    for stage in ("transfer", "predict"):
+        entry = counters[stage]
+        assert entry["rows_in"] == entry["rows_out"] + entry["rows_quarantined"]
+    return found.to_pylist(), counters
+
+
+def is_predicted(row: dict[str, Any]) -> bool:
+    """A row has a whole prediction, or a whole failure and nothing else."""
+    if row["error"] is None:
+        assert row["label"] == row["top_k"][0]["label"]
+        assert row["label_id"] == row["top_k"][0]["label_id"]
+        assert row["score"] == row["top_k"][0]["score"]
+        assert row["label"] == models.LABELS[row["label_id"]]
+        assert row["error_stage"] is row["message"] is None
+        return True
+    assert row["label"] is row["label_id"] is row["score"] is row["top_k"] is None
+    assert row["error_stage"]
+    assert row["message"]
+    return False

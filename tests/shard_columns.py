@@ -1,0 +1,36 @@
+"""Read columns of Parquet shards as a run does, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.inputs import Inputs
+from pipeline.job_source import Source
+from pipeline.rows import Reader
+from pipeline.schema import pack, unpack
+from pipeline.source import read_slices
+from pipeline.storage import Store
+from pipeline.units import SliceSizes, make_units
+
+
+def source_of(folder: Path, **fields: Any) -> Source:
+    return Source(uri=str(folder), format="parquet", **fields)
+
+
+def read_all(inputs: Inputs, source: Source, slice_rows: int = 2, **reader: Any) -> list[pa.Table]:
+    """The rows in slices that went through Ray's form."""
+    how = Reader(Store(inputs.root), source, inputs.pass_through, inputs.num_features, **reader)
+    return [
+        unpack(pack(key, counters, rows))[0][2]
+        for unit in make_units(inputs.extents, SliceSizes(slice_rows))
+        for key, counters, rows in read_slices(how, unit, {key.start for key in unit.slices()})
+    ]
+
+
+def text(*values: bytes | None) -> pa.Array:
+    """A text column that may hold what is no UTF-8."""
+    made = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(values), made.buffers())

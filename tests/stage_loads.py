@@ -1,0 +1,26 @@
+"""How busy the stages of a made-up run were: loads to find limits of."""
+
+from pipeline.limits import Load
+from pipeline.stats import StageCounters
+
+
+def counted(rows: int, busy_s: float) -> dict[str, float]:
+    return StageCounters(rows, rows, 0, rows * 100, rows * 100, busy_s).to_dict()
+
+
+def load_of(busy: dict[str, float], slots: dict[str, float], **more) -> Load:
+    return Load(
+        counters={stage: counted(1000, busy_s) for stage, busy_s in busy.items()},
+        slots={
+            stage: slots[group]
+            for stage, group in (
+                ("read", "reader"),
+                ("decode", "decoder"),
+                ("transform", "decoder"),
+                ("transfer", "actor"),
+                ("predict", "actor"),
+                ("write", "writer"),
+            )
+        },
+        **{"streaming_wall_s": 10.0, "wall_s": 12.0, **more},
+    )
