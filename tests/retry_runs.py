@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from nights import Night
+from earlier_partitions import EarlierPartition
 from tars import Entry, pack
 
 from pipeline.storage import Store
@@ -72,25 +72,29 @@ SOURCES: list[Callable[[Path], dict[str, Any]]] = [
 ]
 
 
-def make_night(tmp_path: Path, write: Callable[[Path], dict[str, Any]], **sections: Any) -> Night:
+def make_partition(
+    tmp_path: Path, write: Callable[[Path], dict[str, Any]], **sections: Any
+) -> EarlierPartition:
     folder = tmp_path / "in"
     folder.mkdir()
-    return Night(str(folder), Store(str(tmp_path / "out")), write(folder), sections=sections)
+    return EarlierPartition(
+        str(folder), Store(str(tmp_path / "out")), write(folder), sections=sections
+    )
 
 
-def whole_night(night: Night, tmp_path: Path) -> Night:
+def whole_partition(partition: EarlierPartition, tmp_path: Path) -> EarlierPartition:
     """The same without failures."""
-    whole = Night(night.inputs, Store(str(tmp_path / "whole")), night.source,
-                  sections=night.sections)  # fmt: skip
+    store, sections = Store(str(tmp_path / "whole")), partition.sections
+    whole = EarlierPartition(partition.inputs, store, partition.source, sections=sections)
     whole.run()
     return whole
 
 
-def all_ids(night: Night, tmp_path: Path) -> list[str]:
-    whole = Night(night.inputs, Store(str(tmp_path / "ids")), night.source)
+def all_ids(partition: EarlierPartition, tmp_path: Path) -> list[str]:
+    whole = EarlierPartition(partition.inputs, Store(str(tmp_path / "ids")), partition.source)
     whole.run()
     return [row["row_id"] for row in whole.content()[0]]
 
 
-def make_night_again(night: Night, **sections: Any) -> Night:
-    return Night(night.inputs, night.out, night.source, sections=sections)
+def make_partition_again(partition: EarlierPartition, **sections: Any) -> EarlierPartition:
+    return EarlierPartition(partition.inputs, partition.out, partition.source, sections=sections)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nights import Night
+from earlier_partitions import EarlierPartition
 from published import DAY, Rows, prepare_version, publish_rows
 from stepping import Program
 
@@ -70,30 +70,30 @@ def roll_back(_: Path, store: Store) -> None:
     rollback(store, LAYOUT, "back", keep_versions=2, table="delta")
 
 
-def night_of(folder: Path, store: Store, broken: set[str]) -> Night:
+def partition_of(folder: Path, store: Store, broken: set[str]) -> EarlierPartition:
     # Nothing renews the lease meanwhile: a program has one thread that takes turns.
     sections = {"sink": {"table": "delta", "target_part_mib": 0.005}, "run": {"lease_ttl_s": 1e6}}
-    return Night(str(folder / "in"), store, {"format": "parquet"}, broken, sections)
+    return EarlierPartition(str(folder / "in"), store, {"format": "parquet"}, broken, sections)
 
 
-def publish_a_night(folder: Path) -> None:
+def publish_a_partition(folder: Path) -> None:
     (folder / "in").mkdir()
     for shard in range(3):
         images = [b"%d %d" % (shard, row) for row in range(20)]
         pq.write_table(pa.table({"image": images}), folder / f"in/s{shard}.parquet")
     broken = {"s1.parquet#1", "s1.parquet#5", "s2.parquet#0"}
-    night_of(folder, Store(str(folder / "out")), broken).run()
+    partition_of(folder, Store(str(folder / "out")), broken).run()
 
 
-def retry_a_night(folder: Path, store: Store) -> None:
-    night_of(folder, store, {"s2.parquet#0"}).retry()
+def retry_a_partition(folder: Path, store: Store) -> None:
+    partition_of(folder, store, {"s2.parquet#0"}).retry()
 
 
 ACTS = (
     Act("first", lambda _: None, publish_new),
     Act("replacement", publish_old, publish_new),
     Act("rollback", publish_both, roll_back),
-    Act("retry", publish_a_night, retry_a_night),
+    Act("retry", publish_a_partition, retry_a_partition),
 )
 CASES = [
     pytest.param(act, id=act.name, marks=[pytest.mark.slow] if act.name == "retry" else [])

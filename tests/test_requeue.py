@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from earlier_partitions import LAYOUT, EarlierPartition, content_of, damage, write_same_time
 from models import TRANSFORM
-from nights import LAYOUT, Night, content_of, damage, write_same_time
 from retry_runs import (
     NUM_ROWS,
     SOURCES,
     all_ids,
     image,
-    make_night,
-    make_night_again,
-    whole_night,
+    make_partition,
+    make_partition_again,
+    whole_partition,
     write_ids,
     write_images,
     write_links,
@@ -35,8 +35,8 @@ from pipeline.upkeep import history_numbers, rollback
 from pipeline.verify import verify_output
 
 
-def verify(night: Night) -> None:
-    found = verify_output(night.out.uri, None, dict(night.out.storage_options))
+def verify(partition: EarlierPartition) -> None:
+    found = verify_output(partition.out.uri, None, dict(partition.out.storage_options))
     skipped = {check["name"] for check in found["checks"] if check["status"] == "skipped"}
     assert skipped <= {"planned_ids"}
 
@@ -46,33 +46,33 @@ def verify(night: Night) -> None:
 def test_rows_come_in_at_their_places_until_none_is_left(
     write: Callable[[Path], dict[str, Any]], by: tuple[str, ...], tmp_path: Path
 ):
-    night = make_night(tmp_path, write, sink={"partition_columns": by})
-    ids = all_ids(night, tmp_path)
+    partition = make_partition(tmp_path, write, sink={"partition_columns": by})
+    ids = all_ids(partition, tmp_path)
     choose = random.Random(write.__name__)
     bad = {ids[0], ids[1], ids[2], ids[19], ids[20], ids[-1], *choose.sample(ids, 12)}
-    night.broken = set(bad)
-    first = night.run()
-    assert set(night.failed()) == bad
-    reference = whole_night(night, tmp_path)
+    partition.broken = set(bad)
+    first = partition.run()
+    assert set(partition.failed()) == bad
+    reference = whole_partition(partition, tmp_path)
     expected = reference.content()[0]
     retried = sorted(bad)
     choose.shuffle(retried)
     for cut in (5, 6, len(bad)):
-        night.broken = set(retried[cut:])
-        asked = set(night.failed())
-        assert night.retry() == "published"
-        assert night.computed == [value for value in ids if value in asked]
-        good, failed = night.content()
-        assert [row["row_id"] for row in failed] == [v for v in ids if v in night.broken]
-        assert good == [row for row in expected if row["row_id"] not in night.broken]
-        verify(night)
-        assert night.run().number == night.current().number, "nothing to do"
-        assert night.computed == []
-    assert night.current().fingerprint == first.fingerprint
-    assert night.current().distribution == reference.current().distribution
-    assert night.current().row_id_hash == reference.current().row_id_hash
-    assert night.retry() == "nothing_to_do"
-    assert log_numbers(night.out, LAYOUT) == [1, 2, 3, 4]
+        partition.broken = set(retried[cut:])
+        asked = set(partition.failed())
+        assert partition.retry() == "published"
+        assert partition.computed == [value for value in ids if value in asked]
+        good, failed = partition.content()
+        assert [row["row_id"] for row in failed] == [v for v in ids if v in partition.broken]
+        assert good == [row for row in expected if row["row_id"] not in partition.broken]
+        verify(partition)
+        assert partition.run().number == partition.current().number, "nothing to do"
+        assert partition.computed == []
+    assert partition.current().fingerprint == first.fingerprint
+    assert partition.current().distribution == reference.current().distribution
+    assert partition.current().row_id_hash == reference.current().row_id_hash
+    assert partition.retry() == "nothing_to_do"
+    assert log_numbers(partition.out, LAYOUT) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("by", [(), ("camera",)], ids=["flat", "by camera"])
@@ -80,38 +80,38 @@ def test_rows_come_in_at_their_places_until_none_is_left(
 def test_of_a_shard_that_can_be_read_now_all_rows_come_in(
     write: Callable[[Path], dict[str, Any]], by: tuple[str, ...], tmp_path: Path
 ):
-    night = make_night(tmp_path, write, sink={"partition_columns": by})
-    ids = all_ids(night, tmp_path)
-    expected = whole_night(night, tmp_path).content()[0]
-    folder = Path(night.inputs)
+    partition = make_partition(tmp_path, write, sink={"partition_columns": by})
+    ids = all_ids(partition, tmp_path)
+    expected = whole_partition(partition, tmp_path).content()[0]
+    folder = Path(partition.inputs)
     bytes_of = {name: damage(folder / name) for name in ("s1.parquet", "s3.parquet")}
-    night.broken = {ids[13], ids[19], ids[25]}
-    first = night.run()
+    partition.broken = {ids[13], ids[19], ids[25]}
+    first = partition.run()
     assert first.num_unreadable_shards == 2
-    assert list(night.failed()) == ["s1.parquet", ids[25], "s3.parquet"]
+    assert list(partition.failed()) == ["s1.parquet", ids[25], "s3.parquet"]
 
     write_same_time(folder / "s1.parquet", bytes_of["s1.parquet"])
-    assert night.retry("unreadable_shard") == "published"
-    assert len(night.computed) == 11, "the other one was tried, too"
-    assert list(night.failed()) == [ids[13], ids[19], ids[25], "s3.parquet"]
-    assert night.current().num_unreadable_shards == 1
-    assert night.current().num_rows == 31
-    verify(night)
+    assert partition.retry("unreadable_shard") == "published"
+    assert len(partition.computed) == 11, "the other one was tried, too"
+    assert list(partition.failed()) == [ids[13], ids[19], ids[25], "s3.parquet"]
+    assert partition.current().num_unreadable_shards == 1
+    assert partition.current().num_rows == 31
+    verify(partition)
     # A run lists both as they were, so there is nothing to do, and nothing is thrown away.
-    assert night.run().number == 2
+    assert partition.run().number == 2
 
-    night.broken.clear()
+    partition.broken.clear()
     write_same_time(folder / "s3.parquet", bytes_of["s3.parquet"])
-    assert night.retry() == "published"
-    assert night.content() == (expected, [])
-    assert night.current().num_unreadable_shards == 0
-    verify(night)
+    assert partition.retry() == "published"
+    assert partition.content() == (expected, [])
+    assert partition.current().num_unreadable_shards == 0
+    verify(partition)
 
 
 def test_the_rest_of_a_tar_comes_in_as_far_as_it_can_be_read(tmp_path: Path):
-    night = make_night(tmp_path, write_tars)
-    expected = whole_night(night, tmp_path).content()[0]
-    path = Path(night.inputs) / "t1.tar"
+    partition = make_partition(tmp_path, write_tars)
+    expected = whole_partition(partition, tmp_path).content()[0]
+    path = Path(partition.inputs) / "t1.tar"
     data = path.read_bytes()
     at = [data.index(name) // 512 * 512 for name in (b"k13.cls", b"k17.jpg")]
 
@@ -119,90 +119,90 @@ def test_the_rest_of_a_tar_comes_in_as_far_as_it_can_be_read(tmp_path: Path):
         write_same_time(path, data[:position] + b"\xff" * (len(data) - position))
 
     readable_until(at[0])
-    night.broken = {"t1.tar/k11", "t1.tar/k15"}
-    night.run()
+    partition.broken = {"t1.tar/k11", "t1.tar/k15"}
+    partition.run()
     bad = ["t1.tar/k11", "t1.tar/k13", "t1.tar"]
-    assert list(night.failed()) == bad
-    assert night.current().num_unreadable_shards == 1
+    assert list(partition.failed()) == bad
+    assert partition.current().num_unreadable_shards == 1
 
     readable_until(at[1])
-    assert night.retry() == "published"
-    assert list(night.failed()) == ["t1.tar/k11", "t1.tar/k15", "t1.tar"]
-    verify(night)
+    assert partition.retry() == "published"
+    assert list(partition.failed()) == ["t1.tar/k11", "t1.tar/k15", "t1.tar"]
+    verify(partition)
 
     # It broke off earlier this time: what was not reached stays.
     readable_until(at[0])
-    night.broken.clear()
-    assert night.retry() == "published"
-    assert list(night.failed()) == ["t1.tar/k15", "t1.tar"]
-    verify(night)
+    partition.broken.clear()
+    assert partition.retry() == "published"
+    assert list(partition.failed()) == ["t1.tar/k15", "t1.tar"]
+    verify(partition)
 
     write_same_time(path, data)
-    assert night.retry() == "published"
-    assert night.content() == (expected, [])
-    verify(night)
+    assert partition.retry() == "published"
+    assert partition.content() == (expected, [])
+    verify(partition)
 
 
 def test_a_limit_of_rows_lets_nothing_in_that_it_left_out(tmp_path: Path):
-    night = make_night(tmp_path, write_tars, run={"limit_rows": 15})
-    night.broken = {"t0.tar/k3", "t1.tar/k12"}
-    night.run()
-    night.broken.clear()
-    assert night.retry() == "published"
-    assert night.computed == ["t0.tar/k3", "t1.tar/k12"]
-    assert night.content() == whole_night(night, tmp_path).content()
-    verify(night)
+    partition = make_partition(tmp_path, write_tars, run={"limit_rows": 15})
+    partition.broken = {"t0.tar/k3", "t1.tar/k12"}
+    partition.run()
+    partition.broken.clear()
+    assert partition.retry() == "published"
+    assert partition.computed == ["t0.tar/k3", "t1.tar/k12"]
+    assert partition.content() == whole_partition(partition, tmp_path).content()
+    verify(partition)
 
 
 def test_rows_of_changed_inputs_stay_and_are_counted(tmp_path: Path):
-    night = make_night(tmp_path, write_images)
-    folder = Path(night.inputs)
-    night.broken = {"003.jpg", "004.jpg", "005.jpg"}
-    night.run()
-    night.broken.clear()
+    partition = make_partition(tmp_path, write_images)
+    folder = Path(partition.inputs)
+    partition.broken = {"003.jpg", "004.jpg", "005.jpg"}
+    partition.run()
+    partition.broken.clear()
     (folder / "004.jpg").write_bytes(b"other bytes")
     (folder / "005.jpg").unlink()
-    assert night.retry() == "published"
-    assert list(night.failed()) == ["004.jpg", "005.jpg"]
-    assert figures(night)["inputs_changed"] == 2
-    verify(night)
-    assert night.retry() == "nothing_to_do"
-    assert figures(night) == {**figures(night), "entries": 0, "inputs_changed": 2}
-    assert night.current().number == 2
+    assert partition.retry() == "published"
+    assert list(partition.failed()) == ["004.jpg", "005.jpg"]
+    assert figures(partition)["inputs_changed"] == 2
+    verify(partition)
+    assert partition.retry() == "nothing_to_do"
+    assert figures(partition) == {**figures(partition), "entries": 0, "inputs_changed": 2}
+    assert partition.current().number == 2
 
 
 def test_of_rows_with_one_id_the_published_one_keeps_it(tmp_path: Path):
     same = ["x" if row in (3, 5, 12, 33) else f"id-{row}" for row in range(NUM_ROWS)]
-    night = make_night(tmp_path, lambda folder: write_named(folder, same))
-    damage(Path(night.inputs) / "s3.parquet")
-    night.broken = {"x", "id-7"}
-    night.run()
+    partition = make_partition(tmp_path, lambda folder: write_named(folder, same))
+    damage(Path(partition.inputs) / "s3.parquet")
+    partition.broken = {"x", "id-7"}
+    partition.run()
     # The first one failed, so that the others are no duplicates of a prediction; nor do they go.
-    assert sorted(night.failed()) == ["id-7", "s3.parquet", "x"]
-    reasons = [row["reason"] for row in night.content()[1]]
+    assert sorted(partition.failed()) == ["id-7", "s3.parquet", "x"]
+    reasons = [row["reason"] for row in partition.content()[1]]
     assert Counter(reasons) == {"decode_error": 4, "unreadable_shard": 1}
-    night.broken.clear()
-    assert night.retry("decode_error") == "published"
-    good, bad = night.content()
+    partition.broken.clear()
+    assert partition.retry("decode_error") == "published"
+    good, bad = partition.content()
     assert [row["row_id"] for row in good].count("x") == 1
     assert [(row["row_id"], row["reason"]) for row in bad] == [
         ("x", "duplicate_id"), ("x", "duplicate_id"), ("s3.parquet", "unreadable_shard"),
     ]  # fmt: skip
     assert good[3]["row_id"] == "x"
-    verify(night)
+    verify(partition)
 
     # An id that is published already stays with its row; duplicates never go again.
     write_named(tmp_path / "again", same)
     write_same_time(
-        Path(night.inputs) / "s3.parquet", (tmp_path / "again" / "s3.parquet").read_bytes()
+        Path(partition.inputs) / "s3.parquet", (tmp_path / "again" / "s3.parquet").read_bytes()
     )
-    assert night.retry() == "published"
-    assert len(night.computed) == 10
-    assert [row["reason"] for row in night.content()[1]] == ["duplicate_id"] * 3
-    assert figures(night)["duplicate_ids"] == 2
-    verify(night)
-    assert night.retry() == "nothing_to_do"
-    assert figures(night)["duplicate_ids"] == 3
+    assert partition.retry() == "published"
+    assert len(partition.computed) == 10
+    assert [row["reason"] for row in partition.content()[1]] == ["duplicate_id"] * 3
+    assert figures(partition)["duplicate_ids"] == 2
+    verify(partition)
+    assert partition.retry() == "nothing_to_do"
+    assert figures(partition)["duplicate_ids"] == 3
 
 
 def write_named(folder: Path, ids: list[str]) -> dict[str, Any]:
@@ -210,201 +210,201 @@ def write_named(folder: Path, ids: list[str]) -> dict[str, Any]:
     return {**write_parquet(folder, id=ids), "id_column": "id"}
 
 
-def figures(night: Night) -> dict[str, Any]:
-    assert night.record is not None
-    found: dict[str, Any] = night.report()["retry"]
+def figures(partition: EarlierPartition) -> dict[str, Any]:
+    assert partition.record is not None
+    found: dict[str, Any] = partition.report()["retry"]
     return found
 
 
 def test_rows_that_fail_again_say_why_now_and_no_change_publishes_nothing(tmp_path: Path):
-    night = make_night(tmp_path, write_links)
-    gone = [Path(night.inputs) / "photos" / f"{row}.jpg" for row in (4, 14, 24)]
+    partition = make_partition(tmp_path, write_links)
+    gone = [Path(partition.inputs) / "photos" / f"{row}.jpg" for row in (4, 14, 24)]
     for path in gone:
         path.unlink()
-    night.run()
-    assert set(night.failed().values()) == {"missing"}
-    before = night.content()
-    assert night.retry() == "nothing_to_do"
-    assert len(night.computed) == 3
-    assert night.retry() == "nothing_to_do"
-    assert len(night.computed) == 3, "failures of an earlier try are no excuse"
-    assert (night.content(), log_numbers(night.out, LAYOUT)) == (before, [1])
+    partition.run()
+    assert set(partition.failed().values()) == {"missing"}
+    before = partition.content()
+    assert partition.retry() == "nothing_to_do"
+    assert len(partition.computed) == 3
+    assert partition.retry() == "nothing_to_do"
+    assert len(partition.computed) == 3, "failures of an earlier try are no excuse"
+    assert (partition.content(), log_numbers(partition.out, LAYOUT)) == (before, [1])
 
     gone[0].write_bytes(image(4))
-    night.broken = {"s1.parquet#4"}
+    partition.broken = {"s1.parquet#4"}
     gone[1].write_bytes(image(14))
-    assert night.retry("missing") == "published"
-    assert night.failed() == {"s1.parquet#4": "decode_error", "s2.parquet#4": "missing"}
-    report = night.report()
+    assert partition.retry("missing") == "published"
+    assert partition.failed() == {"s1.parquet#4": "decode_error", "s2.parquet#4": "missing"}
+    report = partition.report()
     assert report["rows"] == {
         **report["rows"],
         **{"total": 40, "predicted": 38, "quarantined": 2, "computed": 3, "resumed": 37},
     }
     assert report["reasons"] == {"decode_error": 1, "missing": 1}
-    assert (figures(night)["recovered"], figures(night)["failed_again"]) == (1, 2)
-    verify(night)
+    assert (figures(partition)["recovered"], figures(partition)["failed_again"]) == (1, 2)
+    verify(partition)
     gone[2].write_bytes(image(24))
-    assert night.retry("decode_error") == "nothing_to_do"
-    assert figures(night)["not_asked"] == 1
-    night.broken.clear()
-    assert night.retry() == "published"
-    assert night.failed() == {}
+    assert partition.retry("decode_error") == "nothing_to_do"
+    assert figures(partition)["not_asked"] == 1
+    partition.broken.clear()
+    assert partition.retry() == "published"
+    assert partition.failed() == {}
 
 
 def test_gates_judge_the_merged_partition(tmp_path: Path):
-    night = make_night(tmp_path, write_images, gates={"max_error_pct": 10.0, "min_rows": 1})
-    night.broken = {f"{row:03d}.jpg" for row in range(4)}
-    night.run()
+    partition = make_partition(tmp_path, write_images, gates={"max_error_pct": 10.0, "min_rows": 1})
+    partition.broken = {f"{row:03d}.jpg" for row in range(4)}
+    partition.run()
     # The share is of all rows: of the four that go, half fail again.
-    night.broken = {"000.jpg", "001.jpg"}
-    assert night.retry() == "published"
-    assert night.current().num_quarantined == 2
-    strict = make_night_again(night, gates={"max_error_pct": 1.0, "min_rows": 1})
+    partition.broken = {"000.jpg", "001.jpg"}
+    assert partition.retry() == "published"
+    assert partition.current().num_quarantined == 2
+    strict = make_partition_again(partition, gates={"max_error_pct": 1.0, "min_rows": 1})
     strict.broken = {"000.jpg"}
     with pytest.raises(GateRefused, match="1 of 40 rows quarantined"):
         strict.retry()
-    assert night.current().number == 2
+    assert partition.current().number == 2
     strict.broken = set()
     assert strict.retry() == "published", "what failed then is tried again"
 
 
 def test_what_cannot_be_retried_is_refused(tmp_path: Path):
-    night = make_night(tmp_path, write_parquet)
+    partition = make_partition(tmp_path, write_parquet)
     with pytest.raises(JobError, match="nothing is published"):
-        night.retry()
-    night.broken = {"s0.parquet#1"}
-    night.run()
+        partition.retry()
+    partition.broken = {"s0.parquet#1"}
+    partition.run()
     with pytest.raises(JobError, match=r"--reason bad: no such reason; allowed are unreadable_sh"):
-        night.retry("bad")
+        partition.retry("bad")
     with pytest.raises(JobError, match=r"--reason duplicate_id: only the first row of an id is"):
-        night.retry("duplicate_id")
+        partition.retry("duplicate_id")
     for sections in (
         {"model": {"factory": "models:colours", "labels": ["a", "b", "c", "d", "e"]}},
         {"transform": {**TRANSFORM, "size_px": 16}},
         {"run": {"limit_rows": 30}},
         {"sink": {"partition_columns": ("camera",)}},
     ):
-        other = make_night_again(night, **sections)
+        other = make_partition_again(partition, **sections)
         with pytest.raises(JobError, match=r"other settings than the job's; `pipeline run` makes"):
             other.retry()
-    fewer = Night(night.inputs, night.out, {"format": "parquet"})
+    fewer = EarlierPartition(partition.inputs, partition.out, {"format": "parquet"})
     with pytest.raises(JobError, match="other settings"):
         fewer.retry()
-    with hold_lease(night.out, LAYOUT, "other", 60.0), pytest.raises(PartitionBusy):
-        night.retry()
-    night.out.delete([LAYOUT.plan(night.current().fingerprint)])
+    with hold_lease(partition.out, LAYOUT, "other", 60.0), pytest.raises(PartitionBusy):
+        partition.retry()
+    partition.out.delete([LAYOUT.plan(partition.current().fingerprint)])
     with pytest.raises(InfraError, match="is missing, so nobody knows the rows"):
-        night.retry()
-    assert night.current().number == 1
+        partition.retry()
+    assert partition.current().number == 1
 
 
 @pytest.mark.parametrize("by", [(), ("label",)], ids=["flat", "by label"])
 def test_a_night_without_any_prediction_can_be_retried(by: tuple[str, ...], tmp_path: Path):
-    night = make_night(tmp_path, write_tars, sink={"partition_columns": by})
-    night.broken = set(all_ids(night, tmp_path))
-    night.sections["gates"] = {"max_error_pct": 100.0}
-    assert night.run().num_predicted == 0
-    night.broken = {"t0.tar/k0"}
-    assert night.retry() == "published"
-    verify(night)
-    night.broken.clear()
-    assert night.retry() == "published"
-    assert night.content() == whole_night(night, tmp_path).content()
-    verify(night)
+    partition = make_partition(tmp_path, write_tars, sink={"partition_columns": by})
+    partition.broken = set(all_ids(partition, tmp_path))
+    partition.sections["gates"] = {"max_error_pct": 100.0}
+    assert partition.run().num_predicted == 0
+    partition.broken = {"t0.tar/k0"}
+    assert partition.retry() == "published"
+    verify(partition)
+    partition.broken.clear()
+    assert partition.retry() == "published"
+    assert partition.content() == whole_partition(partition, tmp_path).content()
+    verify(partition)
 
 
 @pytest.mark.parametrize("below", ["s1.parquet", "s[12].parquet", ""])
 def test_a_file_and_a_pattern_are_sources_like_a_folder(below: str, tmp_path: Path):
-    night = make_night(tmp_path, write_parquet)
-    night.inputs = f"{night.inputs}/{below}"
-    night.broken = {"s1.parquet#4"}
-    night.run()
-    assert night.current().num_quarantined == 1
-    night.broken.clear()
-    assert night.retry() == "published"
-    assert night.failed() == {}
-    verify(night)
+    partition = make_partition(tmp_path, write_parquet)
+    partition.inputs = f"{partition.inputs}/{below}"
+    partition.broken = {"s1.parquet#4"}
+    partition.run()
+    assert partition.current().num_quarantined == 1
+    partition.broken.clear()
+    assert partition.retry() == "published"
+    assert partition.failed() == {}
+    verify(partition)
 
 
 def test_fixed_code_is_no_other_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    night = make_night(tmp_path, write_images)
-    night.broken = {"003.jpg"}
-    night.run()
+    partition = make_partition(tmp_path, write_images)
+    partition.broken = {"003.jpg"}
+    partition.run()
     monkeypatch.setitem(SEMANTICS, "decode", SEMANTICS["decode"] + 1)  # type: ignore[arg-type]
-    night.broken.clear()
-    assert night.retry() == "published"
-    assert night.computed == ["003.jpg"]
-    verify(night)
+    partition.broken.clear()
+    assert partition.retry() == "published"
+    assert partition.computed == ["003.jpg"]
+    verify(partition)
 
 
 def test_a_version_from_before_places_were_kept_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    night = make_night(tmp_path, write_images)
-    night.broken = {"003.jpg"}
+    partition = make_partition(tmp_path, write_images)
+    partition.broken = {"003.jpg"}
     monkeypatch.setattr("pipeline.parts.to_metadata", lambda places: {})
-    night.run()
+    partition.run()
     with pytest.raises(JobError, match="was published before retries were possible"):
-        night.retry()
+        partition.retry()
 
 
 def test_a_partition_that_changes_meanwhile_stays_as_it_became(tmp_path: Path):
-    night = make_night(tmp_path, write_images, sink={"keep_versions": 2})
-    night.broken = {"003.jpg", "004.jpg"}
-    night.run()
-    night.broken = {"004.jpg"}
-    night.retry()
+    partition = make_partition(tmp_path, write_images, sink={"keep_versions": 2})
+    partition.broken = {"003.jpg", "004.jpg"}
+    partition.run()
+    partition.broken = {"004.jpg"}
+    partition.retry()
 
     def roll_back(*arguments: Any, **more: Any) -> Any:
-        rollback(night.out, LAYOUT, "meanwhile", keep_versions=2)
+        rollback(partition.out, LAYOUT, "meanwhile", keep_versions=2)
         return real(*arguments, **more)
 
-    real, night.predict = night.predict, roll_back  # type: ignore[method-assign]
-    night.broken.clear()
+    real, partition.predict = partition.predict, roll_back  # type: ignore[method-assign]
+    partition.broken.clear()
     with pytest.raises(PublishConflict, match="version 2 was replaced meanwhile"):
-        night.retry()
-    night.predict = real  # type: ignore[method-assign]
-    assert list(night.failed()) == ["003.jpg", "004.jpg"]
+        partition.retry()
+    partition.predict = real  # type: ignore[method-assign]
+    assert list(partition.failed()) == ["003.jpg", "004.jpg"]
     # What was rolled back can be retried as well, and rolled back to again.
-    assert night.retry() == "published"
-    assert night.failed() == {}
-    assert history_numbers(night.out, LAYOUT) == [2, 3]
-    rolled = rollback(night.out, LAYOUT, "back", keep_versions=2, to_number=2)
-    assert [row["row_id"] for row in content_of(night.out, rolled)[1]] == ["004.jpg"]
-    verify(night)
+    assert partition.retry() == "published"
+    assert partition.failed() == {}
+    assert history_numbers(partition.out, LAYOUT) == [2, 3]
+    rolled = rollback(partition.out, LAYOUT, "back", keep_versions=2, to_number=2)
+    assert [row["row_id"] for row in content_of(partition.out, rolled)[1]] == ["004.jpg"]
+    verify(partition)
 
 
 def test_of_two_that_publish_at_once_the_second_does_not_pass_for_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """What was published meanwhile is of the same fingerprint, and yet other rows."""
-    night = make_night(tmp_path, write_images)
-    night.broken = {"003.jpg", "004.jpg"}
-    night.run()
-    night.broken = {"004.jpg"}
-    night.retry()
+    partition = make_partition(tmp_path, write_images)
+    partition.broken = {"003.jpg", "004.jpg"}
+    partition.run()
+    partition.broken = {"004.jpg"}
+    partition.retry()
 
     def commit_late(*arguments: Any) -> Any:
-        rollback(night.out, LAYOUT, "meanwhile", keep_versions=2)
+        rollback(partition.out, LAYOUT, "meanwhile", keep_versions=2)
         return commit(*arguments)
 
-    night.broken.clear()
+    partition.broken.clear()
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.finish.commit", commit_late)
         with pytest.raises(PublishConflict, match="run meanwhile published version 3"):
-            night.retry()
-    assert list(night.failed()) == ["003.jpg", "004.jpg"]
-    verify(night)
+            partition.retry()
+    assert list(partition.failed()) == ["003.jpg", "004.jpg"]
+    verify(partition)
 
 
 def test_a_delta_table_follows(tmp_path: Path):
     deltalake = pytest.importorskip("deltalake")
     sink = {"table": "delta", "partition_columns": ("camera",)}
-    night = make_night(tmp_path, write_parquet, sink=sink)
-    night.broken = {"s0.parquet#1", "s2.parquet#8"}
-    night.run()
-    night.broken.clear()
-    assert night.retry() == "published"
-    table = deltalake.DeltaTable(f"{night.out.uri}/predictions").to_pyarrow_table()
-    assert sorted(table["row_id"].to_pylist()) == sorted(all_ids(night, tmp_path))
-    verify(night)
+    partition = make_partition(tmp_path, write_parquet, sink=sink)
+    partition.broken = {"s0.parquet#1", "s2.parquet#8"}
+    partition.run()
+    partition.broken.clear()
+    assert partition.retry() == "published"
+    table = deltalake.DeltaTable(f"{partition.out.uri}/predictions").to_pyarrow_table()
+    assert sorted(table["row_id"].to_pylist()) == sorted(all_ids(partition, tmp_path))
+    verify(partition)

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli import pipeline, write_job
+from earlier_partitions import LAYOUT, EarlierPartition, damage, write_same_time
 from faultplaces import COPY, CREATE, DELETE, PUT, Bucket, Disk, Point
 from faultproxy import FaultProxy
 from httpserver import WebServer, answer, ok
-from nights import LAYOUT, Night, damage, write_same_time
 from protocol import Children, assert_readable
 from published import DAY
 from s3server import S3Server
@@ -54,9 +54,11 @@ class Before:
     files: dict[str, bytes]
     expected: Any
 
-    def night(self, store: Store) -> Night:
+    def partition(self, store: Store) -> EarlierPartition:
         sections = {"sink": {"keep_versions": 1}}
-        return Night(str(self.inputs), store, {"format": "parquet"}, {"s0.parquet#7"}, sections)
+        return EarlierPartition(
+            str(self.inputs), store, {"format": "parquet"}, {"s0.parquet#7"}, sections
+        )
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +70,18 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Before:
         images = [b"%d %d" % (shard, row) for row in range(14)]
         pq.write_table(pa.table({"image": images}), inputs / f"s{shard}.parquet", row_group_size=4)
     whole = damage(inputs / "s1.parquet")
-    night = Before(inputs, {}, None).night(store)
-    night.broken |= {f"s{shard}.parquet#{row}" for shard in (0, 2) for row in (0, 1, 8, 13)}
-    night.run()
-    night.broken.remove("s2.parquet#1")
-    assert night.retry() == "published"
+    partition = Before(inputs, {}, None).partition(store)
+    partition.broken |= {f"s{shard}.parquet#{row}" for shard in (0, 2) for row in (0, 1, 8, 13)}
+    partition.run()
+    partition.broken.remove("s2.parquet#1")
+    assert partition.retry() == "published"
     write_same_time(inputs / "s1.parquet", whole)
     files = {file.path: store.read_bytes(file.path) for file in store.list_files()}
-    night = Before(inputs, {}, None).night(store)
-    assert night.retry() == "published"
-    assert list(night.failed()) == ["s0.parquet#7"]
-    assert night.current().num_predicted == 41
-    return Before(inputs, files, night.content())
+    partition = Before(inputs, {}, None).partition(store)
+    assert partition.retry() == "published"
+    assert list(partition.failed()) == ["s0.parquet#7"]
+    assert partition.current().num_predicted == 41
+    return Before(inputs, files, partition.content())
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def proxy(s3: S3Server) -> Iterator[FaultProxy]:
 
 
 def retry_into(store: Store, *, before: Before) -> None:
-    before.night(store).retry()
+    before.partition(store).retry()
 
 
 def faults() -> list[Any]:
@@ -135,14 +137,14 @@ def test_a_fault_at_any_step_changes_nothing_of_what_comes_of_a_retry(
     assert seen.number == (3 if is_done else 2)
 
     # Again: the same result. Rows that had failed go once more, and nothing comes of it.
-    night = before.night(store)
-    assert night.retry() == ("nothing_to_do" if is_done else "published")
-    assert night.content() == before.expected
+    partition = before.partition(store)
+    assert partition.retry() == ("nothing_to_do" if is_done else "published")
+    assert partition.content() == before.expected
     assert log_numbers(store, LAYOUT) == [1, 2, 3]
     assert history_numbers(store, LAYOUT) == [2]
     verify_output(store.uri, DAY, dict(store.storage_options))
-    assert night.run().number == 3
-    assert night.computed == []
+    assert partition.run().number == 3
+    assert partition.computed == []
 
 
 def quarantine_of(out: Path) -> dict[str, str]:

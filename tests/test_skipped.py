@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from earlier_partitions import EarlierPartition
 from hypothesis import given
 from hypothesis import strategies as st
-from nights import Night
 
 from pipeline.context import RunOptions
 from pipeline.errors import GateRefused, InfraError, JobError
@@ -128,7 +128,7 @@ def test_what_was_stored_is_read_back_also_what_an_older_version_did_not_know() 
     assert Skipped.from_dict(newer).describe() == "2 of tomorrow"
 
 
-def night_of(folder: Path, **gates: Any) -> Night:
+def partition_of(folder: Path, **gates: Any) -> EarlierPartition:
     """Photos of which two can be decoded, links among them, and much that is no input."""
     inputs, blobs = folder / "in", folder / "blobs"
     for made in (inputs, blobs):
@@ -141,7 +141,7 @@ def night_of(folder: Path, **gates: Any) -> Night:
     (inputs / "folder").symlink_to(blobs)
     sections = {"gates": {"max_error_pct": 100.0, **gates}}
     out = Store(str(folder / "out"))
-    return Night(str(inputs), out, {"format": "images"}, {"_DSC0.jpg"}, sections)
+    return EarlierPartition(str(inputs), out, {"format": "images"}, {"_DSC0.jpg"}, sections)
 
 
 def test_every_file_is_a_row_or_counted_in_report_and_manifest(
@@ -151,43 +151,43 @@ def test_every_file_is_a_row_or_counted_in_report_and_manifest(
         monkeypatch.setattr(logging.getLogger(name), "disabled", False)
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
         caplog.set_level(logging.WARNING, logger=name)
-    night = night_of(tmp_path)
-    manifest = night.run()
+    partition = partition_of(tmp_path)
+    manifest = partition.run()
     found = Skipped.from_dict(manifest.skipped)
     assert manifest.num_rows == manifest.num_predicted + manifest.num_quarantined == 4
-    assert manifest.num_rows + found.total == len([*Path(night.inputs).iterdir()])
+    assert manifest.num_rows + found.total == len([*Path(partition.inputs).iterdir()])
     assert found.files == {
         "extension": 3, "hidden": 1, "marker": 1, "link_to_folder": 1, "not_utf8": 1
     }  # fmt: skip
-    assert night.report()["skipped"] == manifest.skipped
+    assert partition.report()["skipped"] == manifest.skipped
     assert "7 of 11 files below the source are not read: 2 .cr2, 1 .txt, 1 hidden" in caplog.text
     (verdict,) = [gate for gate in manifest.gates if gate["name"] == "max_skipped_pct"]
     assert (verdict["status"], verdict["message"]) == (
         "warn", "5 of 9 files are not read, 55.56%; limit 0%"
     )  # fmt: skip
-    night.broken.clear()
-    assert night.retry() == "published"
-    assert night.current().number == 2
-    assert night.current().skipped == manifest.skipped, "what is kept is said again"
-    assert night.report()["skipped"] == manifest.skipped
+    partition.broken.clear()
+    assert partition.retry() == "published"
+    assert partition.current().number == 2
+    assert partition.current().skipped == manifest.skipped, "what is kept is said again"
+    assert partition.report()["skipped"] == manifest.skipped
 
 
 def test_too_many_skipped_files_refuse_where_the_job_says_so(tmp_path: Path) -> None:
-    night = night_of(tmp_path, max_skipped_pct=50.0, skipped_mode="fail")
+    partition = partition_of(tmp_path, max_skipped_pct=50.0, skipped_mode="fail")
     with pytest.raises(GateRefused, match=r"max_skipped_pct: 5 of 9 files are not read"):
-        night.run()
-    assert current_manifest(night.out, Layout("date=2026-11-24")) is None
+        partition.run()
+    assert current_manifest(partition.out, Layout("date=2026-11-24")) is None
 
 
 def test_a_manifest_of_an_older_version_says_nothing_of_skipped_files(tmp_path: Path) -> None:
-    document = json.loads(night_of(tmp_path).run().to_json())
+    document = json.loads(partition_of(tmp_path).run().to_json())
     assert document.pop("skipped")
     assert Manifest.from_json(json.dumps(document).encode(), "x").skipped == {}
 
 
 def test_a_planned_photo_that_becomes_a_pipe_stops_the_run_at_once(tmp_path: Path) -> None:
-    night = night_of(tmp_path)
-    run = night.new_run()
+    partition = partition_of(tmp_path)
+    run = partition.new_run()
     plan, _ = prepare(run)
     (tmp_path / "blobs" / "2").unlink()
     os.mkfifo(tmp_path / "blobs" / "2")
@@ -197,10 +197,10 @@ def test_a_planned_photo_that_becomes_a_pipe_stops_the_run_at_once(tmp_path: Pat
 
 
 def test_a_sink_below_the_source_is_refused_before_it_is_written(tmp_path: Path) -> None:
-    night = night_of(tmp_path)
-    night.out = Store(f"{night.inputs}/out")
+    partition = partition_of(tmp_path)
+    partition.out = Store(f"{partition.inputs}/out")
     with pytest.raises(JobError, match=r"sink\.uri = .*/in/out: its predictions/ lies in what"):
-        run_job(night.job, RunOptions(allow_import=("models",)), Progress(quiet=True))
-    assert not Path(night.out.uri).exists()
+        run_job(partition.job, RunOptions(allow_import=("models",)), Progress(quiet=True))
+    assert not Path(partition.out.uri).exists()
     with pytest.raises(JobError, match=r"sink\.uri"):
-        describe_plan(night.job, RunOptions(allow_import=("models",)))
+        describe_plan(partition.job, RunOptions(allow_import=("models",)))

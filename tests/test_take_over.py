@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from nights import LAYOUT, Night, predict_rows
-from retry_runs import NUM_ROWS, make_night, write_images
+from earlier_partitions import LAYOUT, EarlierPartition, predict_rows
+from retry_runs import NUM_ROWS, make_partition, write_images
 
 from pipeline.causes import AlikeError
 from pipeline.context import RunContext
@@ -27,22 +27,22 @@ from pipeline.tiling import missing_units
 SLICE_ROWS = 4
 
 
-def planned(night: Night) -> tuple[RunContext, Plan]:
-    run = night.new_run()
+def planned(partition: EarlierPartition) -> tuple[RunContext, Plan]:
+    run = partition.new_run()
     plan, _ = prepare(run)
-    return run, adopt_plan(night.out, LAYOUT, plan)
+    return run, adopt_plan(partition.out, LAYOUT, plan)
 
 
 def stage(
-    night: Night,
+    partition: EarlierPartition,
     failed: set[int],
     message: str = "RuntimeError: boom",
     reason: Reason = Reason.MODEL_ERROR,
 ) -> list[StagedSlice]:
     """Stage all slices; in some of them, by number, the model fails over every row."""
-    run, plan = planned(night)
+    run, plan = planned(partition)
     folder = LAYOUT.staging(plan.fingerprint)
-    writer = StagingWriter(night.out, folder, "r", "zstd", file_metadata(plan, "r"))
+    writer = StagingWriter(partition.out, folder, "r", "zstd", file_metadata(plan, "r"))
     reader = Reader(Store(plan.source_root), run.job.source, plan.pass_through, 0)
     staged, number = [], 0
     for unit, starts in missing_units(plan, {}).items():
@@ -51,17 +51,17 @@ def stage(
                 texts = [f"{message} {row}" for row in range(key.num_rows)]
                 failures = [Failure(reason, "predict", text) for text in texts]
                 rows = fail(rows, dict(enumerate(failures)))
-            made = predict_rows(rows, plan.pass_through, night.broken)
+            made = predict_rows(rows, plan.pass_through, partition.broken)
             staged.append(writer.write(key, counters, made))
             number += 1
     return staged
 
 
 def test_slices_over_which_the_model_failed_go_again_whichever_attempt_wins(tmp_path: Path):
-    night = make_night(tmp_path, write_images)
-    stage(night, failed={1, 3})
-    stage(night, failed={1})  # another attempt at each
-    run, plan = planned(night)
+    partition = make_partition(tmp_path, write_images)
+    stage(partition, failed={1, 3})
+    stage(partition, failed={1})  # another attempt at each
+    run, plan = planned(partition)
     found = take_over(run, plan)
     num_slices = NUM_ROWS // SLICE_ROWS
     assert len(found) == num_slices - 1, "of slice 3 one attempt is good"
@@ -69,41 +69,41 @@ def test_slices_over_which_the_model_failed_go_again_whichever_attempt_wins(tmp_
     assert run.record.num_quarantined == 0
     left = {key for unit in missing_units(plan, found).items() for key in unit[1]}
     assert len(left) == 1
-    assert found == list_staged(night.out, LAYOUT.staging(plan.fingerprint))
+    assert found == list_staged(partition.out, LAYOUT.staging(plan.fingerprint))
 
 
 @pytest.mark.parametrize("reason", [Reason.NON_FINITE, Reason.NATIVE_CRASH, Reason.OUT_OF_MEMORY])
 def test_slices_that_failed_for_what_their_rows_are_stay(reason: Reason, tmp_path: Path):
-    night = make_night(tmp_path, write_images)
-    stage(night, failed={0, 2}, reason=reason)
-    run, plan = planned(night)
+    partition = make_partition(tmp_path, write_images)
+    stage(partition, failed={0, 2}, reason=reason)
+    run, plan = planned(partition)
     assert len(take_over(run, plan)) == NUM_ROWS // SLICE_ROWS
     assert run.record.num_quarantined == 2 * SLICE_ROWS
 
 
-def count(night: Night, staged: list[StagedSlice]) -> tuple[RunContext, Plan]:
-    run, plan = planned(night)
+def count(partition: EarlierPartition, staged: list[StagedSlice]) -> tuple[RunContext, Plan]:
+    run, plan = planned(partition)
     for found in staged:
         run.record.computed(found)
     return run, plan
 
 
 def test_rows_that_all_failed_alike_are_a_job_error_whatever_the_gates_allow(tmp_path: Path):
-    night = make_night(tmp_path, write_images, gates={"max_error_pct": 100.0})
-    night.broken = {"000.jpg", "007.jpg"}
-    staged = stage(night, failed=set(range(NUM_ROWS // SLICE_ROWS)))
-    run, _ = count(night, staged)
+    partition = make_partition(tmp_path, write_images, gates={"max_error_pct": 100.0})
+    partition.broken = {"000.jpg", "007.jpg"}
+    staged = stage(partition, failed=set(range(NUM_ROWS // SLICE_ROWS)))
+    run, _ = count(partition, staged)
     with pytest.raises(AlikeError, match=r'all 40 rows .*: model_error "RuntimeError: boom 0"'):
         require_some_row(run)
-    run, _ = count(night, stage(night, failed=set(range(1, NUM_ROWS // SLICE_ROWS))))
+    run, _ = count(partition, stage(partition, failed=set(range(1, NUM_ROWS // SLICE_ROWS))))
     require_some_row(run)
     (top, *_) = run.record.top_failures()
     assert (top.num_rows, top.message) == (NUM_ROWS - SLICE_ROWS, "RuntimeError: boom 0")
 
 
 def test_a_gate_that_is_certain_to_refuse_gives_way_to_the_one_cause(tmp_path: Path):
-    night = make_night(tmp_path, write_images, gates={"max_error_pct": 1.0, "min_rows": 1})
-    run, plan = count(night, stage(night, failed={0})[:1])
+    partition = make_partition(tmp_path, write_images, gates={"max_error_pct": 1.0, "min_rows": 1})
+    run, plan = count(partition, stage(partition, failed={0})[:1])
     with pytest.raises(AlikeError, match="all 4 rows"):
         require_hope(run, plan)
     run.record.retried(entries=4)  # rows that go again have failed before

@@ -57,8 +57,8 @@ LAYOUT = Layout(DAY)
 
 
 @dataclass
-class Night:
-    """A job and what its decoder cannot take."""
+class EarlierPartition:
+    """A partition that runs and retries of one job publish, and what its decoder cannot take."""
 
     inputs: str
     out: Store
@@ -194,7 +194,7 @@ def predict_rows(rows: pa.Table, pass_through: pa.Schema, broken: Collection[str
 
 
 def write_same_time(path: Path, data: bytes) -> None:
-    """Write other bytes of the same number, so that nobody sees it from outside."""
+    """Write as many other bytes and keep the time, so that a listing shows no change."""
     then = path.stat()
     assert then.st_size == len(data)
     path.write_bytes(data)
