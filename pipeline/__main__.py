@@ -1,6 +1,6 @@
 """Let `python -m pipeline` be the `pipeline` command."""
 
-from pipeline.main import main
+from pipeline.commands.main import main
 
 if __name__ == "__main__":
     main()

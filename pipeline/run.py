@@ -16,55 +16,55 @@ from functools import partial
 from time import time
 from typing import Any
 
-from pipeline.agreement import AgreementLimits
-from pipeline.allocation import Allocation, allocate
-from pipeline.apart import require_apart
-from pipeline.auto import is_open, settle
-from pipeline.causes import AlikeError
-from pipeline.cluster import connect
-from pipeline.context import RunContext, RunOptions
-from pipeline.errors import PartitionBusy
-from pipeline.failpoints import reach
-from pipeline.finish import finish, require_hope, require_some_row
-from pipeline.first_rows import FirstRows
-from pipeline.golden import GoldenRefused, GoldenRows
-from pipeline.golden_files import read_golden
-from pipeline.interrupt import undisturbed
-from pipeline.job import Job
-from pipeline.layout import Layout, new_run_id, parse_staged_name
-from pipeline.lease import Lease, hold_lease
-from pipeline.manifest import Manifest, current_manifest
-from pipeline.model import ModelSpec, PredictorConfig
-from pipeline.outcome import save_report, save_trouble
-from pipeline.own_tensors import warn
-from pipeline.plan import Plan
-from pipeline.plan_file import adopt_plan
-from pipeline.prepare import prepare
-from pipeline.progress import Progress
-from pipeline.provenance import file_metadata
-from pipeline.publish import repair
-from pipeline.pulse import beat
-from pipeline.ray_tasks import ray_errors
-from pipeline.read_ahead import limit_read_ahead
-from pipeline.readmit import Readmission
-from pipeline.record import RunRecord
-from pipeline.remote_index import start_index
-from pipeline.report import Status
-from pipeline.rows import Reader
-from pipeline.run_watch import stoppable, watch
-from pipeline.schema import Reason, SliceKey
-from pipeline.sink import StagedSlice, StagingWriter, list_staged, read_footer
-from pipeline.stages import (
+from pipeline.commit.layout import Layout, new_run_id, parse_staged_name
+from pipeline.commit.lease import Lease, hold_lease
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.provenance import file_metadata
+from pipeline.commit.publish import repair
+from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged, read_footer
+from pipeline.core.causes import AlikeError
+from pipeline.core.errors import PartitionBusy
+from pipeline.core.failpoints import reach
+from pipeline.core.heartbeat import beat
+from pipeline.core.interrupts import undisturbed
+from pipeline.core.schema import Reason, SliceKey
+from pipeline.execution.cluster.backpressure import limit_read_ahead
+from pipeline.execution.cluster.connect import connect
+from pipeline.execution.dedupe_actor import start_index
+from pipeline.execution.stages import (
     PredictorActor,
     Preprocessing,
     preprocess_stage,
     writer_stage,
 )
-from pipeline.storage import Store, StoredFile
-from pipeline.task import measured_columns
-from pipeline.ticks import Channel
-from pipeline.tiling import done_slices, first_slices, missing_units
-from pipeline.unit import Unit
+from pipeline.execution.tasks import ray_errors
+from pipeline.gates.golden import GoldenRefused, GoldenRows
+from pipeline.gates.golden_files import read_golden
+from pipeline.inference.first_rows import FirstRows
+from pipeline.inference.ticks import Channel
+from pipeline.job.job import Job
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.factory_tensors import warn
+from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.models.tasks import measured_columns
+from pipeline.plan.allocation import Allocation, allocate
+from pipeline.plan.plan import Plan
+from pipeline.plan.tiling import done_slices, first_slices, missing_units
+from pipeline.report.document import Status
+from pipeline.report.progress import Progress
+from pipeline.report.recorder import RunRecord
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.finish import finish, require_hope, require_some_row
+from pipeline.runs.prepare import prepare
+from pipeline.runs.retry.readmission import Readmission
+from pipeline.runs.save_report import save_report, save_trouble
+from pipeline.runs.sink_below_source import require_apart
+from pipeline.runs.supervisor import stoppable, watch
+from pipeline.runs.tuning.auto import is_open, settle
+from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store, StoredFile
 
 _FOOTER_THREADS = 16
 _COMPARED_EACH = 2
@@ -242,7 +242,7 @@ def stream(
     """Read, decode, transform, predict and stage slices; yield each one when it is committed."""
     import ray
 
-    from pipeline.datasource import ShardSource
+    from pipeline.execution.datasource import ShardSource
 
     source, reader = run.job.source, _reader(run, plan)
     predictor, writer = _predictor(run, plan, model, allocation), _writer(run, plan, model)

@@ -14,8 +14,8 @@ from localserver import LocalServer
 from rayhead import RayHead
 from s3server import S3Server
 
-from pipeline import retry
-from pipeline.storage import Store
+from pipeline.core import backoff
+from pipeline.storage.store import Store
 
 # No property fails because the machine is busy. What passes once has to pass again, so the usual
 # run tries the same examples each time; `make long` tries others (--hypothesis-profile others).
@@ -31,7 +31,7 @@ TOGETHER = {
 """Files whose tests share something slow to make: one process runs them all."""
 
 ON_ONE_RAY = {
-    *("test_auto", "test_dedupe", "test_delta", "test_gated_nights", "test_quantise", "test_task"),
+    *("test_auto", "test_dedupe", "test_delta", "test_gated_partitions", "test_int8", "test_tasks"),
     "test_webdataset",
 }
 """Files whose commands share a Ray, which saves each of them its start; single tests of other
@@ -67,7 +67,7 @@ def _commands_share_ray(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait little between the tries of a call; how many there are stays as it is."""
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(backoff, "FIRST_WAIT_S", 0.02)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.zoo import efficientnet_lite0
+from pipeline.models.zoo import efficientnet_lite0
 
 GROUPS = ("cat", "dog", "other animal", "food", "vehicle", "other")
 """In the order of `model.labels` in the job file."""

@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.arguments import (
+from pipeline.commands.command_group import CommandGroup
+from pipeline.commands.options import (
     AcceptOption,
     AddressOption,
     AllowImportOption,
@@ -35,10 +36,9 @@ from pipeline.arguments import (
     show_report,
     versions,
 )
-from pipeline.command_group import CommandGroup
-from pipeline.errors import JobError
-from pipeline.failpoints import fail_here
-from pipeline.screen import log_to_stderr
+from pipeline.core.errors import JobError
+from pipeline.core.failpoints import fail_here
+from pipeline.core.screen import log_to_stderr
 
 app = typer.Typer(
     name="pipeline",
@@ -80,8 +80,8 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Run a job once: predict what is missing, check, publish, report."""
-    from pipeline.forked_workers import started_ahead
-    from pipeline.progress import Progress
+    from pipeline.execution.embedded.forkserver import started_ahead
+    from pipeline.report.progress import Progress
 
     with Progress(quiet=quiet) as progress, started_ahead(address):
         progress.phase(f"reading {job}", is_logged=False)  # before what takes a while to import
@@ -104,7 +104,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do, and try the model on one row. Writes nothing."""
-    from pipeline.preview import describe_plan
+    from pipeline.commands.plan import describe_plan
 
     options = as_options(None, allow_import)
     show(describe_plan(load(job, date, set_), options, tries=not no_try), as_json=as_json)
@@ -120,7 +120,7 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Measure every way to run the job's model on a sample of its rows, and keep the figures."""
-    from pipeline.tune import tune_job
+    from pipeline.commands.tune import tune_job
 
     show(tune_job(load(job, date, set_), as_options(address, allow_import)), as_json=as_json)
 
@@ -136,7 +136,7 @@ def golden(
     as_json: JsonOption = False,
 ) -> None:
     """Write golden rows: some of the job's rows with what eager fp32 predicts for them."""
-    from pipeline.make_golden import make_golden
+    from pipeline.commands.golden import make_golden
 
     options = as_options(None, allow_import)
     show(make_golden(load(job, date, set_), options, rows, out), as_json=as_json)
@@ -153,7 +153,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look at all that a run will need, and say what is wrong and what would be right."""
-    from pipeline.doctor import examine
+    from pipeline.commands.doctor import examine
 
     loaded = None if job is None else load(job, date, set_)
     found, code = examine(loaded, as_options(address, allow_import), tries=not no_try)
@@ -170,7 +170,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Show the report of a run that is stored beside its output."""
-    from pipeline.stored_report import load_report
+    from pipeline.report.load import load_report
 
     document = load_report(uri, partition, run_id, as_storage_options(storage_options))
     show_report(document, as_json=as_json, quiet=False)
@@ -184,7 +184,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what is published: rows, parts, labels, some predictions, the quarantine."""
-    from pipeline.inspect import describe_output
+    from pipeline.commit.describe import describe_output
 
     show(describe_output(uri, partition, as_storage_options(storage_options)), as_json=as_json)
 
@@ -197,7 +197,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Prove a published partition: checksums, rows in = predictions + quarantine, ids."""
-    from pipeline.verify import verify_output
+    from pipeline.commit.verify import verify_output
 
     show(verify_output(uri, partition, as_storage_options(storage_options)), as_json=as_json)
 
@@ -218,14 +218,14 @@ def retry(
     quiet: QuietOption = False,
 ) -> None:
     """Run only the quarantined rows again, and merge what now succeeds into the partition."""
-    from pipeline.progress import Progress
+    from pipeline.report.progress import Progress
 
     with Progress(quiet=quiet) as progress:
         progress.phase(f"reading {job}", is_logged=False)
         options = as_options(address, allow_import, accept)
         loaded = load(job, date, set_)
         progress.phase(f"retrying {job}")
-        from pipeline.rerun import retry_job
+        from pipeline.commands.retry import retry_job
 
         done = retry_job(loaded, options, reason or [], progress)
     show_report(done, as_json=as_json, quiet=quiet)
@@ -240,7 +240,7 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Publish a replaced version of the job's partition again."""
-    from pipeline.upkeep import rollback_job
+    from pipeline.commit.maintenance import rollback_job
 
     show(rollback_job(load(job, date, set_, runs=False), to), as_json=as_json)
 
@@ -254,7 +254,7 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Delete staged slices that no unfinished run can need any more."""
-    from pipeline.upkeep import collect_job_garbage
+    from pipeline.commit.maintenance import collect_job_garbage
 
     loaded = load(job, date, set_, runs=False)
     show(collect_job_garbage(loaded, grace_s=grace_s), as_json=as_json)
@@ -274,9 +274,9 @@ def submit(
     quiet: QuietOption = False,
 ) -> None:
     """Run a job on a Ray cluster through its job API; ends with the job's exit code."""
-    from pipeline.job_output import JobOutput
-    from pipeline.submit import Submission, error_without_document, submit_job
-    from pipeline.verdict import read_accepted
+    from pipeline.execution.submit.job import Submission, error_without_document, submit_job
+    from pipeline.execution.submit.output import JobOutput
+    from pipeline.gates.verdicts import read_accepted
 
     read_accepted(accept or [])
     load_for_cluster(job, date, set_)  # a wrong job file is refused here, not on the cluster
@@ -300,8 +300,8 @@ def schema(
     what: Annotated[str, typer.Argument(metavar="[job|report]", help="Which schema.")] = "job",
 ) -> None:
     """Print the JSON schema of the job file, or of report.json."""
-    from pipeline.job import Job
-    from pipeline.report import report_schema
+    from pipeline.job.job import Job
+    from pipeline.report.document import report_schema
 
     if what not in ("job", "report"):
         raise JobError(f"schema {what}: write job or report")
@@ -321,7 +321,7 @@ def chaos(
     as_json: JsonOption = False,
 ) -> None:
     """Run the job over a copy of some rows, kill it and spoil its store, and count what is lost."""
-    from pipeline.chaos import Chaos, run_chaos
+    from pipeline.commands.chaos.chaos import Chaos, run_chaos
 
     lists = (tuple(set_ or ()), tuple(allow_import or ()))
     asked = Chaos(load(job, date, set_), job, as_date(date), *lists, rows, seed, keep)
@@ -337,7 +337,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Build real photo shards, classify them, and show everything that comes out."""
-    from pipeline.demo import run_demo
+    from pipeline.commands.demo import run_demo
 
     document = run_demo(Path(folder), rows, quiet=as_json)
     if as_json:

@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from pipeline.errors import JobError
+from pipeline.core.errors import JobError
 
 
 class CommandGroup(TyperGroup):

@@ -15,20 +15,20 @@ from pathlib import Path, PurePosixPath
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster import share_ray
-from pipeline.context import RunOptions
-from pipeline.errors import InfraError
-from pipeline.job import Job
-from pipeline.job_file import parse_job
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, current_manifest, read_part
-from pipeline.photos import Built, build_images, build_parquet
-from pipeline.printable import printable
-from pipeline.progress import Progress
+from pipeline.commands.demo_photos import Built, build_images, build_parquet
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, current_manifest, read_part
+from pipeline.core.errors import InfraError
+from pipeline.core.printable import printable
+from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE
+from pipeline.core.screen import show_rendered
+from pipeline.execution.cluster.connect import share_ray
+from pipeline.job.job import Job
+from pipeline.job.loader import parse_job
+from pipeline.report.progress import Progress
 from pipeline.run import run_job
-from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE
-from pipeline.screen import show_rendered
-from pipeline.storage import Store
+from pipeline.runs.context import RunOptions
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -195,7 +195,7 @@ def _print(done: Sequence[_Done], document: dict[str, Any]) -> None:
 def _parts(done: Sequence[_Done], document: dict[str, Any]) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from pipeline.render import render_document, render_table
+    from pipeline.report.render import render_document, render_table
 
     for one in done:
         yield Text(f"\n{one.name}", style="bold")

@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.errors import JobError
-from pipeline.schema import Reason
+from pipeline.core.errors import JobError
+from pipeline.core.schema import Reason
 
 CAMERAS = ("north", "east", "south", "west")
 _SHIPPED = {

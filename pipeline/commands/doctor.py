@@ -12,22 +12,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.allocation import Hardware, allocate
-from pipeline.apart import require_apart
-from pipeline.choose import AUTO
-from pipeline.cluster_login import log_in
-from pipeline.context import RunContext, RunOptions
-from pipeline.errors import JobError
-from pipeline.inputs import describe_no_input, list_inputs
-from pipeline.job import Job
-from pipeline.layout import Layout, new_run_id
-from pipeline.machine_checks import Check, Status, guarded, look_at_machine
-from pipeline.model import PRECISIONS
-from pipeline.one_row import Tried, try_row
-from pipeline.prepare import prepare
-from pipeline.record import RunRecord
-from pipeline.resolve import resolve_model
-from pipeline.storage import Store
+from pipeline.commands.doctor_machine import Check, Status, guarded, look_at_machine
+from pipeline.commit.layout import Layout, new_run_id
+from pipeline.core.errors import JobError
+from pipeline.execution.cluster.login import log_in
+from pipeline.job.job import Job
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import PRECISIONS
+from pipeline.plan.allocation import Hardware, allocate
+from pipeline.report.recorder import RunRecord
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.one_row import Tried, try_row
+from pipeline.runs.prepare import prepare
+from pipeline.runs.sink_below_source import require_apart
+from pipeline.runs.tuning.selection import AUTO
+from pipeline.sources.inputs import describe_no_input, list_inputs
+from pipeline.storage.store import Store
 
 _MANY_ROWS = 2**30
 _MAX_OFF_S = 60.0
@@ -131,7 +131,7 @@ def _try(job: Job, options: RunOptions) -> Tried:
 
 
 def _runtime(job: Job) -> str:
-    from pipeline.runtimes import missing_reason
+    from pipeline.inference.runtimes.registry import missing_reason
 
     model, is_on_gpu = job.model, job.resources.num_gpus > 0
     if model.runtime != AUTO and model.precision != AUTO:

@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from pipeline.cluster import embedded_store_bytes
-from pipeline.errors import InfraError, JobError, PipelineError
-from pipeline.ray_environment import refuse_autoload
-from pipeline.ray_folder import base_folder, weakness
-from pipeline.ray_token import auth_mode, has_token, is_open_to_others, token_file
+from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.execution.auth_token import auth_mode, has_token, is_open_to_others, token_file
+from pipeline.execution.cluster.connect import embedded_store_bytes
+from pipeline.execution.embedded.ray_folder import base_folder, weakness
+from pipeline.execution.environment import refuse_autoload
 
 Status = Literal["ok", "warn", "fail"]
 _GIB = 2**30

@@ -16,21 +16,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.context import RunContext, RunOptions
-from pipeline.errors import JobError
-from pipeline.golden import expected_columns
-from pipeline.golden_files import MAX_ROWS
-from pipeline.job import Job
-from pipeline.layout import Layout, new_run_id
-from pipeline.model import ModelSpec, PredictorConfig
-from pipeline.plan import Plan
-from pipeline.prepare import prepare
-from pipeline.record import RunRecord
-from pipeline.rows import Reader
-from pipeline.sampling import sample_rows, sample_units
-from pipeline.schema import ERROR, FEATURES, IMAGE, LABEL, ROW_ID, SCORE, TOP_K
-from pipeline.stages import Preprocessing
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout, new_run_id
+from pipeline.core.errors import JobError
+from pipeline.core.schema import ERROR, FEATURES, IMAGE, LABEL, ROW_ID, SCORE, TOP_K
+from pipeline.execution.stages import Preprocessing
+from pipeline.gates.golden import expected_columns
+from pipeline.gates.golden_files import MAX_ROWS
+from pipeline.job.job import Job
+from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.plan.plan import Plan
+from pipeline.plan.sampling import sample_rows, sample_units
+from pipeline.report.recorder import RunRecord
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.prepare import prepare
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
 _SAMPLED_PER_ROW = 4
 _THREADS = 1
@@ -113,7 +113,7 @@ def _sample(job: Job, plan: Plan, num_rows: int) -> pa.Table:
 
 def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table:
     """Return the rows that have a prediction: id, input, and the columns of the task."""
-    from pipeline.predictor import Predictor
+    from pipeline.inference.predictor import Predictor
 
     config = PredictorConfig(
         spec=model,

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from pipeline import native_exit, streams
-from pipeline.errors import InfraError, JobError, PipelineError, Stopped
-from pipeline.interrupt import handle_signals, reason, settle
-from pipeline.terminal import show_error
+from pipeline.commands import streams
+from pipeline.core import native_exit
+from pipeline.core.errors import InfraError, JobError, PipelineError, Stopped
+from pipeline.core.interrupts import handle_signals, reason, settle
+from pipeline.core.terminal import show_error
 
 _GC_THRESHOLDS = (50_000, 20, 20)
 """Imports allocate much and free nothing: Python's own thresholds make Ray's a fifth slower."""
@@ -55,7 +56,7 @@ def end(code: int) -> NoReturn:
 
 
 def _command(**named: Any) -> Any:
-    from pipeline.cli import app
+    from pipeline.commands.app import app
 
     return app(**named)
 
@@ -89,7 +90,8 @@ def _say(error: BaseException) -> int:
 
 def _lose_ray() -> NoReturn:
     """End a command whose Ray is gone, where no run watches over it."""
-    from pipeline import health, ray_folder
+    from pipeline.execution.cluster import health
+    from pipeline.execution.embedded import ray_folder
 
     lost = InfraError(f"{health.trouble() or 'Ray ended this process'}; run again to go on")
     health.kill(health.family())

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 
-from pipeline.errors import JobError
-from pipeline.job import Job
+from pipeline.core.errors import JobError
+from pipeline.job.job import Job
 
 log = logging.getLogger(__name__)
 

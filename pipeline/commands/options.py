@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import JobError
+from pipeline.core.errors import JobError
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file (YAML).")]
 OutputUri = Annotated[
@@ -57,8 +57,8 @@ StorageOption = Annotated[
 
 def load(path: str, date: str | None, overrides: list[str] | None, *, runs: bool = True) -> Any:
     """Return the job; `runs` says that its model is needed."""
-    from pipeline.job_file import load_job
-    from pipeline.nearby_code import require_findable
+    from pipeline.commands.nearby_code import require_findable
+    from pipeline.job.loader import load_job
 
     job = load_job(path, date=as_date(date), overrides=overrides or [])
     if runs:
@@ -68,8 +68,8 @@ def load(path: str, date: str | None, overrides: list[str] | None, *, runs: bool
 
 def load_for_cluster(path: str, date: str | None, overrides: list[str] | None) -> None:
     """Check the job that a cluster will run; its `${env:NAME}` are the cluster's."""
-    from pipeline.job_file import load_job
-    from pipeline.nearby_code import warn_of_what_stays
+    from pipeline.commands.nearby_code import warn_of_what_stays
+    from pipeline.job.loader import load_job
 
     job = load_job(path, date=as_date(date), overrides=overrides or [], is_elsewhere=True)
     warn_of_what_stays(job, path)
@@ -96,8 +96,8 @@ def as_date(text: str | None) -> dt.date:
 def as_options(
     address: str | None, allow_import: list[str] | None, accept: list[str] | None = None
 ) -> Any:
-    from pipeline.context import RunOptions
-    from pipeline.verdict import read_accepted
+    from pipeline.gates.verdicts import read_accepted
+    from pipeline.runs.context import RunOptions
 
     accepted = read_accepted(accept or [])
     return RunOptions(address, tuple(allow_import or ()), accepted, owns_process=True)
@@ -116,9 +116,9 @@ def as_storage_options(text: str | None) -> dict[str, Any]:
 
 
 def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    from pipeline.interrupt import settle
-    from pipeline.render import render_table
-    from pipeline.screen import show_rendered
+    from pipeline.core.interrupts import settle
+    from pipeline.core.screen import show_rendered
+    from pipeline.report.render import render_table
 
     settle()
     if not quiet:
@@ -128,13 +128,13 @@ def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None
 
 
 def show(document: dict[str, Any], *, as_json: bool) -> None:
-    from pipeline.interrupt import settle
+    from pipeline.core.interrupts import settle
 
     settle()
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False))
         return
-    from pipeline.render import render_document
-    from pipeline.screen import show_rendered
+    from pipeline.core.screen import show_rendered
+    from pipeline.report.render import render_document
 
     show_rendered(render_document(document))

@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.context import RunContext, RunOptions
-from pipeline.estimate import estimate
-from pipeline.inspect import DIGEST_CHARS, version_facts
-from pipeline.job import Job
-from pipeline.layout import Layout, new_run_id
-from pipeline.manifest import Manifest, current_manifest
-from pipeline.model import ModelSpec
-from pipeline.one_row import Tried, try_row
-from pipeline.past_runs import Recipe, find_past_run
-from pipeline.plan import Plan
-from pipeline.plan_file import adopt_plan
-from pipeline.prepare import prepare
-from pipeline.record import RunRecord
-from pipeline.sink import list_staged
-from pipeline.storage import Store
-from pipeline.tiling import done_slices
+from pipeline.commit.describe import DIGEST_CHARS, version_facts
+from pipeline.commit.layout import Layout, new_run_id
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.staging import list_staged
+from pipeline.job.job import Job
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.plan import Plan
+from pipeline.plan.tiling import done_slices
+from pipeline.report.estimate import estimate
+from pipeline.report.past_runs import Recipe, find_past_run
+from pipeline.report.recorder import RunRecord
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.one_row import Tried, try_row
+from pipeline.runs.prepare import prepare
+from pipeline.storage.store import Store
 
 _NOTHING = "nothing: this is published already"
 

@@ -11,27 +11,27 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pipeline.context import RunContext, RunOptions
-from pipeline.delta import require_delta
-from pipeline.errors import JobError
-from pipeline.hive import partition_types
-from pipeline.inputs import open_source, require_there
-from pipeline.job import Job
-from pipeline.lease import hold_lease
-from pipeline.manifest import Manifest, current_manifest
-from pipeline.own_tensors import hand_on
-from pipeline.plan import Plan, settings_digest
-from pipeline.plan_file import adopt_plan
-from pipeline.progress import Progress
-from pipeline.publish import repair
-from pipeline.readmit import Readmission
-from pipeline.replan import Replan, replan
-from pipeline.report import Status
-from pipeline.requeue import Base, choose, read_base, read_reasons
-from pipeline.resolve import resolve_model
+from pipeline.commit.delta import require_delta
+from pipeline.commit.lease import hold_lease
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.publish import repair
+from pipeline.commit.staging import list_staged, read_footer
+from pipeline.core.errors import JobError
+from pipeline.core.hive_paths import partition_types
+from pipeline.job.job import Job
+from pipeline.models.factory_tensors import hand_on
+from pipeline.models.resolve import resolve_model
+from pipeline.plan.plan import Plan, settings_digest
+from pipeline.report.document import Status
+from pipeline.report.progress import Progress
 from pipeline.run import predict_and_publish, run_job
-from pipeline.sink import list_staged, read_footer
-from pipeline.storage import Store
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.retry.plan import Replan, replan
+from pipeline.runs.retry.quarantine import Base, choose, read_base, read_reasons
+from pipeline.runs.retry.readmission import Readmission
+from pipeline.sources.inputs import open_source, require_there
+from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 Predict = Callable[..., Manifest]

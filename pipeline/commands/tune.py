@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.allocation import allocate
-from pipeline.auto import is_open, tune
-from pipeline.choose import AUTO, useful_share
-from pipeline.cluster import connect
-from pipeline.context import RunContext, RunOptions
-from pipeline.job import Job
-from pipeline.layout import Layout, new_run_id
-from pipeline.prepare import prepare
-from pipeline.record import RunRecord
-from pipeline.storage import Store
-from pipeline.trial import Trial
+from pipeline.commit.layout import Layout, new_run_id
+from pipeline.execution.cluster.connect import connect
+from pipeline.job.job import Job
+from pipeline.plan.allocation import allocate
+from pipeline.report.recorder import RunRecord
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.prepare import prepare
+from pipeline.runs.tuning.auto import is_open, tune
+from pipeline.runs.tuning.selection import AUTO, useful_share
+from pipeline.runs.tuning.trial import Trial
+from pipeline.storage.store import Store
 
 
 def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:

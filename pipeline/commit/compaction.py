@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.input_order import make_places
-from pipeline.layout import part_name
-from pipeline.manifest import Part
-from pipeline.parts import PartFormat, PartStream
-from pipeline.row_ids import hash_ids, sum_hashes
-from pipeline.schema import (
+from pipeline.commit.layout import part_name
+from pipeline.commit.manifest import Part
+from pipeline.commit.part_writer import PartFormat, PartStream
+from pipeline.commit.row_ids import hash_ids, sum_hashes
+from pipeline.commit.row_positions import make_places
+from pipeline.commit.staging import StagedSlice, staged_of
+from pipeline.core.schema import (
     ERROR,
     ERROR_STAGE,
     MESSAGE,
@@ -38,8 +39,7 @@ from pipeline.schema import (
     Reason,
     SliceKey,
 )
-from pipeline.sink import StagedSlice, staged_of
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 _PARTS_PER_GROUP = 4.5
 """Enough that a group split evenly has parts within a fifth of the target, whatever is left over:

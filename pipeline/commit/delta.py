@@ -20,15 +20,22 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.delta_columns import new_fields, require_type
-from pipeline.delta_store import FOLDER, failed, library, library_options, open_table, table_url
-from pipeline.errors import InfraError, JobError, PipelineError
-from pipeline.failpoints import reach
-from pipeline.hive import values_of
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest
-from pipeline.storage import Store
-from pipeline.storage_errors import redact, secret_values
+from pipeline.commit.delta_schema import new_fields, require_type
+from pipeline.commit.delta_storage import (
+    FOLDER,
+    failed,
+    library,
+    library_options,
+    open_table,
+    table_url,
+)
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest
+from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.failpoints import reach
+from pipeline.core.hive_paths import values_of
+from pipeline.storage.errors import redact, secret_values
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

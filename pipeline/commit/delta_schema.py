@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.delta_store import table_url
-from pipeline.errors import JobError
-from pipeline.storage import Store
+from pipeline.commit.delta_storage import table_url
+from pipeline.core.errors import JobError
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

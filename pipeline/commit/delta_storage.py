@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InfraError, JobError
-from pipeline.storage import Store
-from pipeline.storage_errors import redact, secret_values
+from pipeline.core.errors import InfraError, JobError
+from pipeline.storage.errors import redact, secret_values
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

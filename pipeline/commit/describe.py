@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import InfraError, JobError
-from pipeline.hive import restore
-from pipeline.layout import WHOLE_OUTPUT, Layout
-from pipeline.manifest import (
+from pipeline.commit.layout import WHOLE_OUTPUT, Layout
+from pipeline.commit.maintenance import history_numbers
+from pipeline.commit.manifest import (
     Manifest,
     Part,
     current_manifest,
@@ -24,10 +23,11 @@ from pipeline.manifest import (
     locate,
     not_published,
 )
-from pipeline.partition_order import partition_order
-from pipeline.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
-from pipeline.storage import Store
-from pipeline.upkeep import history_numbers
+from pipeline.commit.partition_order import partition_order
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.hive_paths import restore
+from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
+from pipeline.storage.store import Store
 
 DIGEST_CHARS = 12
 EXAMPLES = 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.storage import Store, StoredFile
+from pipeline.storage.store import Store, StoredFile
 
 
 def unneeded_models(store: Store, grace_s: float) -> list[StoredFile]:

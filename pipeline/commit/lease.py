@@ -21,11 +21,11 @@ from typing import Any
 
 import psutil
 
-from pipeline.documents import known_fields
-from pipeline.errors import PartitionBusy, PipelineError
-from pipeline.failpoints import reach
-from pipeline.layout import Layout
-from pipeline.storage import CreateOutcome, Store
+from pipeline.commit.layout import Layout
+from pipeline.core.documents import known_fields
+from pipeline.core.errors import PartitionBusy, PipelineError
+from pipeline.core.failpoints import reach
+from pipeline.storage.store import CreateOutcome, Store
 
 log = logging.getLogger(__name__)
 _RENEWALS_PER_TTL = 4

@@ -7,16 +7,16 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pipeline.errors import JobError
-from pipeline.failpoints import reach
-from pipeline.garbage import unneeded_models
-from pipeline.job import Job
-from pipeline.layout import Layout, new_run_id, part_name
-from pipeline.lease import hold_lease
-from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
-from pipeline.publish import commit, settle
-from pipeline.storage import PROBES, Store, StoredFile
-from pipeline.storage_errors import listed_files
+from pipeline.commit.garbage import unneeded_models
+from pipeline.commit.layout import Layout, new_run_id, part_name
+from pipeline.commit.lease import hold_lease
+from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
+from pipeline.commit.publish import commit, settle
+from pipeline.core.errors import JobError
+from pipeline.core.failpoints import reach
+from pipeline.job.job import Job
+from pipeline.storage.errors import listed_files
+from pipeline.storage.store import PROBES, Store, StoredFile
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.documents import known_fields
-from pipeline.errors import InfraError, JobError
-from pipeline.hive import restore
-from pipeline.layout import WHOLE_OUTPUT, Layout
-from pipeline.schema import clean_message
-from pipeline.storage import Store
+from pipeline.commit.layout import WHOLE_OUTPUT, Layout
+from pipeline.core.documents import known_fields
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.hive_paths import restore
+from pipeline.core.schema import clean_message
+from pipeline.storage.store import Store
 
 MANIFEST_VERSION = 1
 _READ_TRIES = 5

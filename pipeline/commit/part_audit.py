@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import PipelineError
-from pipeline.manifest import Part
-from pipeline.row_ids import hash_ids
-from pipeline.schema import ROW_ID
-from pipeline.storage import Store
+from pipeline.commit.manifest import Part
+from pipeline.commit.row_ids import hash_ids
+from pipeline.core.errors import PipelineError
+from pipeline.core.schema import ROW_ID
+from pipeline.storage.store import Store
 
 BATCH_ROWS = 65_536
 _CHUNK_BYTES = 8 * 2**20

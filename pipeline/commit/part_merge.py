@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.compact import Compactor, Group, RunTasks, SizedSlice, SliceRows, cut_groups
-from pipeline.hive import values_of, without
-from pipeline.input_order import KEY, from_metadata
-from pipeline.layout import Layout
-from pipeline.manifest import Part
-from pipeline.regroup import SORT_BYTES, Piece, Regrouper, read_piece, with_keys
-from pipeline.row_ids import hash_ids
-from pipeline.schema import QUARANTINE_SCHEMA, ROW_ID, Numbers
+from pipeline.commit.compaction import Compactor, Group, RunTasks, SizedSlice, SliceRows, cut_groups
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Part
+from pipeline.commit.partition_columns import SORT_BYTES, Piece, Regrouper, read_piece, with_keys
+from pipeline.commit.row_ids import hash_ids
+from pipeline.commit.row_positions import KEY, from_metadata
+from pipeline.core.hive_paths import values_of, without
+from pipeline.core.schema import QUARANTINE_SCHEMA, ROW_ID, Numbers
 
 _BATCH_ROWS = 4096
 _COPIES_PER_TASK = 16

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.input_order import to_metadata
-from pipeline.manifest import Part
-from pipeline.schema import ROW_ID, Numbers
-from pipeline.storage import Store
+from pipeline.commit.manifest import Part
+from pipeline.commit.row_positions import to_metadata
+from pipeline.core.schema import ROW_ID, Numbers
+from pipeline.storage.store import Store
 
 _ROW_GROUP_ROWS = 65_536
 _ROW_GROUP_BYTES = 32 * 2**20

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.compact import (
+from pipeline.commit.compaction import (
     Compacted,
     Compactor,
     Duplicates,
@@ -29,12 +29,12 @@ from pipeline.compact import (
     SizedSlice,
     cut_groups,
 )
-from pipeline.errors import GateRefused
-from pipeline.hive import MAX_VALUES, to_segment, to_text, without
-from pipeline.input_order import KEY
-from pipeline.manifest import Part
-from pipeline.schema import KEY_COLUMN, QUARANTINE_SCHEMA, Numbers
-from pipeline.storage import Store
+from pipeline.commit.manifest import Part
+from pipeline.commit.row_positions import KEY
+from pipeline.core.errors import GateRefused
+from pipeline.core.hive_paths import MAX_VALUES, to_segment, to_text, without
+from pipeline.core.schema import KEY_COLUMN, QUARANTINE_SCHEMA, Numbers
+from pipeline.storage.store import Store
 
 SORT_BYTES = 16 * 2**20
 """Staged bytes that are sorted in memory at once."""

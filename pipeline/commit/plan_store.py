@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import InfraError, JobError
-from pipeline.extents import Cut, Extent
-from pipeline.failpoints import reach
-from pipeline.layout import Layout
-from pipeline.plan import Plan, schema_to_text
-from pipeline.schema import Reason
-from pipeline.storage import CreateOutcome, Store
-from pipeline.unit import Unit
+from pipeline.commit.layout import Layout
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.failpoints import reach
+from pipeline.core.schema import Reason
+from pipeline.plan.plan import Plan, schema_to_text
+from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.units import Unit
+from pipeline.storage.store import CreateOutcome, Store
 
 PLAN_VERSION = 1
 

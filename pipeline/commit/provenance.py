@@ -6,8 +6,8 @@ import json
 import platform
 from importlib.metadata import version
 
-from pipeline.plan import Plan
-from pipeline.sink import META_PREFIX
+from pipeline.commit.staging import META_PREFIX
+from pipeline.plan.plan import Plan
 
 _PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pipeline.delta import commit_delta
-from pipeline.errors import InfraError, PublishConflict
-from pipeline.failpoints import reach
-from pipeline.layout import Layout, part_target, renumber
-from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
-from pipeline.storage import CreateOutcome, Store, StoredFile
+from pipeline.commit.delta import commit_delta
+from pipeline.commit.layout import Layout, part_target, renumber
+from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
+from pipeline.core.errors import InfraError, PublishConflict
+from pipeline.core.failpoints import reach
+from pipeline.storage.store import CreateOutcome, Store, StoredFile
 
 
 def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Manifest:

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.found_parts import FoundPart
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, Part, log_numbers, read_manifest, strangers_in_log
-from pipeline.plan import Plan
-from pipeline.schema import ROW_ID, Reason
-from pipeline.sink import META_PREFIX
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, Part, log_numbers, read_manifest, strangers_in_log
+from pipeline.commit.part_audit import FoundPart
+from pipeline.commit.staging import META_PREFIX
+from pipeline.core.schema import ROW_ID, Reason
+from pipeline.plan.plan import Plan
+from pipeline.storage.store import Store
 
 _OF_MODEL = {"model": "name", "weights_sha256": "weights_sha256", "precision": "precision",
              "runtime": "runtime"}  # fmt: skip

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.schema import ERROR, LABEL, ROW_ID, SliceKey
-from pipeline.storage import Store
+from pipeline.core.schema import ERROR, LABEL, ROW_ID, SliceKey
+from pipeline.storage.store import Store
 
 _HASH_MASK = (1 << 64) - 1
 

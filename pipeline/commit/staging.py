@@ -18,17 +18,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.causes import causes_of
-from pipeline.documents import known_fields
-from pipeline.errors import InfraError
-from pipeline.failpoints import reach
-from pipeline.histograms import measure_numbers
-from pipeline.layout import parse_staged_name, staged_name
-from pipeline.retry import retries_taken
-from pipeline.schema import ERROR, LABEL, Reason, SliceKey
-from pipeline.stats import Counters, StageCounters, add
-from pipeline.storage import Store, StoredFile
-from pipeline.storage_errors import listed_files
+from pipeline.commit.layout import parse_staged_name, staged_name
+from pipeline.core.backoff import retries_taken
+from pipeline.core.causes import causes_of
+from pipeline.core.counters import Counters, StageCounters, add
+from pipeline.core.documents import known_fields
+from pipeline.core.errors import InfraError
+from pipeline.core.failpoints import reach
+from pipeline.core.histograms import measure_numbers
+from pipeline.core.schema import ERROR, LABEL, Reason, SliceKey
+from pipeline.storage.errors import listed_files
+from pipeline.storage.store import Store, StoredFile
 
 META_PREFIX = "pipeline."
 _SLICE_META = META_PREFIX + "slice"

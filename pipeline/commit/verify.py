@@ -1,6 +1,6 @@
 """Prove a published partition: nothing lost, nothing doubled, nothing changed.
 
-What the parts hold is read in `found_parts.py`; ids are looked at again only where their hashes
+What the parts hold is read in `part_audit.py`; ids are looked at again only where their hashes
 say that something is wrong.
 """
 
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import InfraError, JobError, PipelineError
-from pipeline.found_parts import BATCH_ROWS, FoundPart, Hashes, ids_of, join, look_at
-from pipeline.hive import values_of, without
-from pipeline.inspect import choose_partition
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, current_manifest, locate, not_published
-from pipeline.plan import Plan
-from pipeline.plan_file import plan_from_json
-from pipeline.receipt import Check, check_log, check_receipt, linked_files, verdict
-from pipeline.row_ids import hash_ids, sum_hashes
-from pipeline.schema import QUARANTINE_SCHEMA
-from pipeline.storage import Store
+from pipeline.commit.describe import choose_partition
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, current_manifest, locate, not_published
+from pipeline.commit.part_audit import BATCH_ROWS, FoundPart, Hashes, ids_of, join, look_at
+from pipeline.commit.plan_store import plan_from_json
+from pipeline.commit.receipt import Check, check_log, check_receipt, linked_files, verdict
+from pipeline.commit.row_ids import hash_ids, sum_hashes
+from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.hive_paths import values_of, without
+from pipeline.core.schema import QUARANTINE_SCHEMA
+from pipeline.plan.plan import Plan
+from pipeline.storage.store import Store
 
 _PART_THREADS = 4
 _TRIES = 3
@@ -269,7 +269,7 @@ def _check_planned(store: Store, every: Sequence[FoundPart], plan: Plan | None) 
 
 
 def _planned_ids(plan: Plan) -> Iterator[str]:
-    """Yield the row ids that the source makes of a plan (see source.py), in input order."""
+    """Yield the row ids that the source makes of a plan (see reader.py), in input order."""
     for unit in plan.units:
         for extent in unit.extents:
             if plan.row_ids == "path" or extent.is_whole_shard:

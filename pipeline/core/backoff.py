@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.errors import InfraError
+from pipeline.core.errors import InfraError
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import JobError
-from pipeline.schema import (
+from pipeline.core.errors import JobError
+from pipeline.core.schema import (
     ERROR,
     ROW_ID,
     URI,

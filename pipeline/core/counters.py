@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-from pipeline.documents import known_fields
-from pipeline.errors import PipelineError
-from pipeline.retry import retries_taken
+from pipeline.core.backoff import retries_taken
+from pipeline.core.documents import known_fields
+from pipeline.core.errors import PipelineError
 
 STAGES = ("list", "read", "decode", "transform", "transfer", "predict", "write", "publish")
 STARTUP_PARTS = ("ray_start", "workers", "imports", "model_load", "compile")

@@ -11,7 +11,7 @@ import os
 import signal
 from collections import Counter
 
-from pipeline.pulse import beat
+from pipeline.core.heartbeat import beat
 
 VARIABLE = "PIPELINE_FAILPOINT"
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}

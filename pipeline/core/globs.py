@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 
-from pipeline.errors import JobError
+from pipeline.core.errors import JobError
 
 _CHARACTERS = re.compile(r"[*?\[]")
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.schema import SCORE, as_array
+from pipeline.core.schema import SCORE, as_array
 
 NORM = "norm"
 DIRECTIONS = tuple(f"direction_{i}" for i in range(4))

@@ -12,8 +12,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import JobError
-from pipeline.schema import LABEL, ROW_ID, URI
+from pipeline.core.errors import JobError
+from pipeline.core.schema import LABEL, ROW_ID, URI
 
 MAX_VALUES = 1000
 """Most different folders of one run: more would be a heap of tiny files."""

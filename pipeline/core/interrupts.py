@@ -13,8 +13,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from pipeline.errors import PipelineError, Stopped
-from pipeline.native_exit import have_last_word
+from pipeline.core.errors import PipelineError, Stopped
+from pipeline.core.native_exit import have_last_word
 
 _WAKE = signal.SIGALRM
 _lock = threading.Lock()

@@ -18,8 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.private import first_of
-from pipeline.semantics import SEMANTICS
+from pipeline.core.private_files import first_of
+from pipeline.core.semantics import SEMANTICS
 
 if TYPE_CHECKING:
     import torch

@@ -1,8 +1,8 @@
 """Lets a process end with the one that started it, however that ends.
 
-Run as a program, with nothing but Python's own modules, `tied.py PARENT COMMAND ARGUMENT...`
-becomes another program that is tied so. PARENT is a number, or `raylet`: one of Ray's agents lives
-on for a minute, else.
+Run as a program, with nothing but Python's own modules, `parent_death.py PARENT COMMAND
+ARGUMENT...` becomes another program that is tied so. PARENT is a number, or `raylet`: otherwise one
+of Ray's agents lives on for a minute.
 """
 
 from __future__ import annotations

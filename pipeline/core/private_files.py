@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipeline.errors import InfraError
+from pipeline.core.errors import InfraError
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.printable import joined
+from pipeline.core.printable import joined
 
 OUTPUT_SCHEMA_VERSION = 1
 

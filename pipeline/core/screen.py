@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from pipeline.printable import printable
+from pipeline.core.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

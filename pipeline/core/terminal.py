@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.errors import JobErrors, PipelineError
-from pipeline.printable import printable
-from pipeline.screen import clear_status
+from pipeline.core.errors import JobErrors, PipelineError
+from pipeline.core.printable import printable
+from pipeline.core.screen import clear_status
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ def show_error(error: BaseException, code: int) -> int:
 
     Several errors of a job file are a line each, and a list in the document.
     """
-    from pipeline.schema import clean_message  # heavy, and not needed where nothing is wrong
-    from pipeline.user_code import tell
+    from pipeline.core.schema import clean_message  # heavy, and not needed where nothing is wrong
+    from pipeline.core.user_errors import tell
 
     package = logging.getLogger("pipeline")
     if package.isEnabledFor(logging.DEBUG) or os.environ.get("PIPELINE_DEBUG"):

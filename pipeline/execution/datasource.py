@@ -10,10 +10,10 @@ import pyarrow as pa
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipeline.ray_tasks import attempts_of
-from pipeline.read_guard import read_guarded
-from pipeline.rows import Reader
-from pipeline.unit import Unit
+from pipeline.execution.isolation.guarded_reader import read_guarded
+from pipeline.execution.tasks import attempts_of
+from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit
 
 
 class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that mypy follows

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.schema import DIGEST, ERROR, IMAGE, ROW_ID, URI
+from pipeline.core.schema import DIGEST, ERROR, IMAGE, ROW_ID, URI
 
 INDEX_MAX_BYTES = 512 << 20
 _ENTRY_BYTES = 200

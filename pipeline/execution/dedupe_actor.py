@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
-from pipeline.dedupe import ResultIndex
+from pipeline.execution.dedupe import ResultIndex
+from pipeline.plan.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
 
 
 class RemoteIndex:

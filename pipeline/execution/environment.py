@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from pipeline.errors import JobError
-from pipeline.ray_token import make_private_token, send_token
+from pipeline.core.errors import JobError
+from pipeline.execution.auth_token import make_private_token, send_token
 
 # glibc gives large buffers back to the kernel and faults them in again; this keeps them.
 WORKER_ENVIRONMENT = {

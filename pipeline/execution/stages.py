@@ -16,29 +16,29 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.child import Step
-from pipeline.dedupe import remember, slim, with_digests
-from pipeline.errors import InfraError, PipelineError
-from pipeline.exact_pixels import with_exact_pixels
-from pipeline.first_rows import FirstRows
-from pipeline.guard import Guard
-from pipeline.isolate import StagePlan
-from pipeline.model import PredictorConfig
-from pipeline.ray_tasks import attempts_of
-from pipeline.remote_index import RemoteIndex
-from pipeline.results import unpredicted
-from pipeline.schema import DIGEST, ERROR, SliceKey, pack, unpack
-from pipeline.sink import StagingWriter
-from pipeline.stats import DEDUPE, Counters, StageCounters, add
-from pipeline.task import make_task
-from pipeline.ticks import Channel, begin, tell
-from pipeline.transform import TransformSpec
-from pipeline.watchdog import pause
+from pipeline.commit.staging import StagingWriter
+from pipeline.core.counters import DEDUPE, Counters, StageCounters, add
+from pipeline.core.errors import InfraError, PipelineError
+from pipeline.core.schema import DIGEST, ERROR, SliceKey, pack, unpack
+from pipeline.core.watchdog import pause
+from pipeline.execution.dedupe import remember, slim, with_digests
+from pipeline.execution.dedupe_actor import RemoteIndex
+from pipeline.execution.isolation.child_process import Step
+from pipeline.execution.isolation.crash_guard import Guard
+from pipeline.execution.isolation.row_isolation import StagePlan
+from pipeline.execution.tasks import attempts_of
+from pipeline.inference.first_rows import FirstRows
+from pipeline.inference.prediction_table import unpredicted
+from pipeline.inference.ticks import Channel, begin, tell
+from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks import make_task
+from pipeline.preprocessing.reference_pixels import with_exact_pixels
+from pipeline.preprocessing.transform import TransformSpec
 
 if TYPE_CHECKING:
-    from pipeline.golden import GoldenRows
-    from pipeline.job_source import Source
-    from pipeline.predictor import Predictor
+    from pipeline.gates.golden import GoldenRows
+    from pipeline.inference.predictor import Predictor
+    from pipeline.job.source import Source
 
 DECODE, PREDICT = "decode", "predict"
 _MAX_LOADS = 6
@@ -78,8 +78,8 @@ class Preprocessing:
 
     def __call__(self, counters: Counters, rows: pa.Table) -> pa.Table:
         """Decode and transform the rows of a slice."""
-        from pipeline.decode import DecodeLimits
-        from pipeline.preprocess import preprocess
+        from pipeline.preprocessing.decode import DecodeLimits
+        from pipeline.preprocessing.images import preprocess
 
         if self.digests and DIGEST not in rows.column_names:
             rows = with_digests(rows)
@@ -117,7 +117,7 @@ class SliceWork:
         if self.preprocessing is not None:
             steps[DECODE] = self.preprocessing.step
         if self.config is not None:
-            from pipeline.predictor import Predictor
+            from pipeline.inference.predictor import Predictor
 
             steps[PREDICT] = Predictor(replace(self.config, limits=None)).predict
         return steps
@@ -193,7 +193,7 @@ class PredictorActor:
         self._predictor: Predictor | None = None
         self._failure: PipelineError | None = None
         started = perf_counter()
-        importlib.import_module("pipeline.predictor")
+        importlib.import_module("pipeline.inference.predictor")
         add(self._startup, "workers", StageCounters(busy_s=waited_s))
         add(self._startup, "imports", StageCounters(busy_s=perf_counter() - started))
         attempts = attempts_of(config.run_id)
@@ -216,7 +216,7 @@ class PredictorActor:
                 self._failure = error
 
     def _load(self, config: PredictorConfig, golden: GoldenRows | None) -> Predictor:
-        from pipeline.predictor import Predictor
+        from pipeline.inference.predictor import Predictor
 
         started = perf_counter()
         predictor = Predictor(config, self._first)
@@ -267,7 +267,7 @@ class PredictorActor:
         if not rows.column(ERROR).null_count:
             return unpredicted(make_task(config.spec.task), config.pass_through, rows)
         if self._predictor is None:
-            from pipeline.predictor import Predictor
+            from pipeline.inference.predictor import Predictor
 
             with pause():
                 self._predictor = Predictor(replace(config, limits=None), self._first)

@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, TypeVar
 
-from pipeline.allocation import MAX_TASK_RETRIES
-from pipeline.attempts import Attempts
-from pipeline.errors import InfraError, PipelineError, find_cause
-from pipeline.private import first_of
-from pipeline.pulse import beat
-from pipeline.user_code import SHOW_ALL, tell_remote
+from pipeline.core.errors import InfraError, PipelineError, find_cause
+from pipeline.core.heartbeat import beat
+from pipeline.core.private_files import first_of
+from pipeline.core.user_errors import SHOW_ALL, tell_remote
+from pipeline.execution.isolation.attempts import Attempts
+from pipeline.plan.allocation import MAX_TASK_RETRIES
 
 T = TypeVar("T")
 _TASK_CPUS = 0.25

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from statistics import median
 
-from pipeline.histograms import Distribution, Shift, compare_labels, compare_numbers
-from pipeline.job_gates import Drift, Gates, Mode
-from pipeline.nights import Past
-from pipeline.verdict import Level, Verdict, not_judged, ruled
+from pipeline.core.histograms import Distribution, Shift, compare_labels, compare_numbers
+from pipeline.gates.history import Past
+from pipeline.gates.verdicts import Level, Verdict, not_judged, ruled
+from pipeline.job.gates import Drift, Gates, Mode
 
 _FIRST_NIGHT = "there is nothing earlier to compare with; this night is recorded"
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.agreement import AgreementLimits, compare
-from pipeline.errors import GateRefused
-from pipeline.schema import (
+from pipeline.core.counters import GOLDEN, Counters, StageCounters, add
+from pipeline.core.errors import GateRefused
+from pipeline.core.schema import (
     EMBEDDING,
     ERROR,
     FEATURES,
@@ -31,12 +31,12 @@ from pipeline.schema import (
     features_from_arrow,
     images_from_arrow,
 )
-from pipeline.stats import GOLDEN, Counters, StageCounters, add
-from pipeline.task import Arrays, TaskSpec
-from pipeline.verdict import Verdict
+from pipeline.gates.verdicts import Verdict
+from pipeline.models.agreement import AgreementLimits, compare
+from pipeline.models.tasks import Arrays, TaskSpec
 
 if TYPE_CHECKING:
-    from pipeline.model import ModelSpec
+    from pipeline.models.spec import ModelSpec
 
 TOLERANCE = "tolerance"
 EXACT_SCORE_DIFF = 0.001

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.agreement import AgreementLimits
-from pipeline.errors import JobError
-from pipeline.golden import TOLERANCE, GoldenRows, expected_columns
-from pipeline.job_gates import Gates, Golden
-from pipeline.rows import Reader, make_rows
-from pipeline.schema import EMBEDDING, FEATURES, IMAGE, LABEL, ROW_ID, SCORE
-from pipeline.single_file import read_file
-from pipeline.storage import Store
-from pipeline.task import TaskSpec
+from pipeline.core.errors import JobError
+from pipeline.core.schema import EMBEDDING, FEATURES, IMAGE, LABEL, ROW_ID, SCORE
+from pipeline.gates.golden import TOLERANCE, GoldenRows, expected_columns
+from pipeline.job.gates import Gates, Golden
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.tasks import TaskSpec
+from pipeline.sources.rows import Reader, make_rows
+from pipeline.storage.single_file import read_file
+from pipeline.storage.store import Store
 
 MAX_ROWS = 1024
 MAX_BYTES = 32 * 2**20

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipeline.histograms import Distribution
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, current_manifest
-from pipeline.partition_order import earlier_names
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.partition_order import earlier_names
+from pipeline.core.histograms import Distribution
+from pipeline.storage.store import Store
 
 _LOOKED_AT = 32
 _THREADS = 8

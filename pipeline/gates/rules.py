@@ -1,6 +1,6 @@
 """Judge the staged predictions before anything is published. Pure: figures in, verdicts out.
 
-A limit that is reached exactly is kept. What compares with earlier nights is in night_gates.py.
+A limit that is reached exactly is kept. What compares with earlier nights is in drift_rules.py.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.causes import Cause, in_words
-from pipeline.errors import GateRefused
-from pipeline.histograms import Distribution
-from pipeline.job_gates import Gates
-from pipeline.night_gates import judge_nights
-from pipeline.nights import Past
-from pipeline.verdict import (
+from pipeline.core.causes import Cause, in_words
+from pipeline.core.errors import GateRefused
+from pipeline.core.histograms import Distribution
+from pipeline.gates.drift_rules import judge_nights
+from pipeline.gates.history import Past
+from pipeline.gates.verdicts import (
     CONSERVATION,
     Level,
     Verdict,
@@ -24,6 +23,7 @@ from pipeline.verdict import (
     not_judged,
     ruled,
 )
+from pipeline.job.gates import Gates
 
 
 @dataclass(frozen=True)

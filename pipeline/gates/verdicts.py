@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
-from pipeline.errors import GateRefused, JobError
+from pipeline.core.errors import GateRefused, JobError
 
 Status = Literal["pass", "warn", "fail", "off", "accepted"]
 Level = Literal["pass", "warn", "fail"]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import JobError
-from pipeline.made import Made
-from pipeline.model import INT8, PredictorConfig, load_pinned
-from pipeline.model_store import fetch_model
-from pipeline.runtimes import Runner, dtype_of, make_runner
-from pipeline.whole import Whole
+from pipeline.core.errors import JobError
+from pipeline.inference.model_store import fetch_model
+from pipeline.inference.runtimes.export import Made
+from pipeline.inference.runtimes.inference_module import Whole
+from pipeline.inference.runtimes.registry import Runner, dtype_of, make_runner
+from pipeline.models.spec import INT8, PredictorConfig, load_pinned
 
 
 def device_of(config: PredictorConfig) -> torch.device:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artefacts import kept
-from pipeline.errors import InfraError, JobError
-from pipeline.model import INT8
-from pipeline.storage import Store
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.node_cache import kept
+from pipeline.models.spec import INT8
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     import onnx

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.schema import ROW_ID, URI, Failure, failure_columns, failures_of, staged_schema
-from pipeline.task import Arrays, Task
+from pipeline.core.schema import ROW_ID, URI, Failure, failure_columns, failures_of, staged_schema
+from pipeline.models.tasks import Arrays, Task
 
 
 def to_table(

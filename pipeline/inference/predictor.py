@@ -19,16 +19,9 @@ import pyarrow as pa
 import torch
 from torch.utils import _pytree as pytree
 
-from pipeline.agreement import AgreementLimits, compare
-from pipeline.artefacts import claim
-from pipeline.device import device_of, load_runner, make_buffer
-from pipeline.exact_pixels import canary
-from pipeline.first_rows import FirstRows, Raised
-from pipeline.lane import Lane, make_lanes
-from pipeline.model import PredictorConfig
-from pipeline.results import to_table
-from pipeline.runtimes import allow_tf32
-from pipeline.schema import (
+from pipeline.core.counters import CANARY, Counters, StageCounters, add
+from pipeline.core.node_cache import claim
+from pipeline.core.schema import (
     ERROR,
     FEATURES,
     IMAGE,
@@ -39,12 +32,19 @@ from pipeline.schema import (
     features_from_arrow,
     images_from_arrow,
 )
-from pipeline.stats import CANARY, Counters, StageCounters, add
-from pipeline.task import Arrays, OutputError, make_task
-from pipeline.ticks import count
-from pipeline.transform import TransformSpec
-from pipeline.user_code import whereabouts
-from pipeline.watchdog import beat, pause
+from pipeline.core.user_errors import whereabouts
+from pipeline.core.watchdog import beat, pause
+from pipeline.inference.device import device_of, load_runner, make_buffer
+from pipeline.inference.device_buffers import Lane, make_lanes
+from pipeline.inference.first_rows import FirstRows, Raised
+from pipeline.inference.prediction_table import to_table
+from pipeline.inference.runtimes.registry import allow_tf32
+from pipeline.inference.ticks import count
+from pipeline.models.agreement import AgreementLimits, compare
+from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks import Arrays, OutputError, make_task
+from pipeline.preprocessing.reference_pixels import canary
+from pipeline.preprocessing.transform import TransformSpec
 
 STAGE = "predict"
 Inputs = npt.NDArray[Any]

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.job_section import NotNegative, Percent, PositiveInt, Section
-from pipeline.schema import Reason
+from pipeline.core.schema import Reason
+from pipeline.job.section import NotNegative, Percent, PositiveInt, Section
 
 Mode = Literal["off", "warn", "fail"]
 

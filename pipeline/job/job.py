@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipeline.deadline import seconds_until
-from pipeline.job_gates import Gates
-from pipeline.job_section import PositiveInt, Section
-from pipeline.job_source import Source
+from pipeline.job.deadline import seconds_until
+from pipeline.job.gates import Gates
+from pipeline.job.section import PositiveInt, Section
+from pipeline.job.source import Source
 
 Triple = tuple[float, float, float]
 _CHANNELS = ("red", "green", "blue")

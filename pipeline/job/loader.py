@@ -15,12 +15,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.errors import JobError
-from pipeline.job import Job
-from pipeline.job_paths import relative_paths
-from pipeline.job_problems import Origin, describe, raise_problems
-from pipeline.job_substitution import Substitution
-from pipeline.job_yaml import Document, parse_value, read_yaml
+from pipeline.core.errors import JobError
+from pipeline.job.job import Job
+from pipeline.job.paths import relative_paths
+from pipeline.job.problems import Origin, describe, raise_problems
+from pipeline.job.substitution import Substitution
+from pipeline.job.yaml_reader import Document, parse_value, read_yaml
 
 
 def load_job(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.job import Job
-from pipeline.job_yaml import Path, Problem
+from pipeline.job.job import Job
+from pipeline.job.yaml_reader import Path, Problem
 
 PATH_FIELDS: tuple[Path, ...] = (
     ("source", "uri"),

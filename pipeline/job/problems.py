@@ -14,10 +14,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import JobError, JobErrors
-from pipeline.job import Job
-from pipeline.job_substitution import Secrets
-from pipeline.job_yaml import Document, Path, Problem
+from pipeline.core.errors import JobError, JobErrors
+from pipeline.job.job import Job
+from pipeline.job.substitution import Secrets
+from pipeline.job.yaml_reader import Document, Path, Problem
 
 _MAX_SHOWN = 20
 _MAX_CHARS = 80

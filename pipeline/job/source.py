@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.job_section import PositiveInt, Section
+from pipeline.job.section import PositiveInt, Section
 
 Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import JobError
+from pipeline.core.errors import JobError
 
 Path = tuple[str | int, ...]
 """Where a value stands: keys, and positions in lists."""

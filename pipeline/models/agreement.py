@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.schema import EMBEDDING, LABEL_ID, SCORE
-from pipeline.task import Arrays
+from pipeline.core.schema import EMBEDDING, LABEL_ID, SCORE
+from pipeline.models.tasks import Arrays
 
 if TYPE_CHECKING:  # actors need no pydantic: a quarter of a second each
-    from pipeline.job_gates import Gates
+    from pipeline.job.gates import Gates
 
 
 @dataclass(frozen=True)

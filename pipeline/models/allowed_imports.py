@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import JobError
-from pipeline.user_code import tell
+from pipeline.core.errors import JobError
+from pipeline.core.user_errors import tell
 
 ALLOW_IMPORT_VARIABLE = "PIPELINE_ALLOW_IMPORT"
 

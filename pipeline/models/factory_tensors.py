@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.artefacts import tensors_digest
-from pipeline.errors import InfraError, JobError
-from pipeline.storage import CreateOutcome, Store
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.node_cache import tensors_digest
+from pipeline.storage.store import CreateOutcome, Store
 
 if TYPE_CHECKING:
     import torch

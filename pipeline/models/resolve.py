@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import JobError
-from pipeline.foreign_model import describe_name
-from pipeline.imports import import_callable, require_allowed, source_digest
-from pipeline.model import ENTRY_POINT_GROUP, Kind, ModelCard, ModelSpec, entry_point_card
-from pipeline.single_file import read_file
-from pipeline.task import OutputSpec, TaskSpec, needed_arguments
-from pipeline.torchvision_models import torchvision_facts, torchvision_module
-from pipeline.transform import TransformSpec
-from pipeline.weights import weights_digest
-from pipeline.weights_file import WEIGHT_SUFFIXES, check_suffix
+from pipeline.core.errors import JobError
+from pipeline.models.allowed_imports import import_callable, require_allowed, source_digest
+from pipeline.models.spec import ENTRY_POINT_GROUP, Kind, ModelCard, ModelSpec, entry_point_card
+from pipeline.models.tasks import OutputSpec, TaskSpec, needed_arguments
+from pipeline.models.torchvision_catalog import torchvision_facts, torchvision_module
+from pipeline.models.unsupported import describe_name
+from pipeline.models.weights import weights_digest
+from pipeline.models.weights_file import WEIGHT_SUFFIXES, check_suffix
+from pipeline.preprocessing.transform import TransformSpec
+from pipeline.storage.single_file import read_file
 
 if TYPE_CHECKING:
-    from pipeline.job import Model, Transform
+    from pipeline.job.job import Model, Transform
 
 _OWN = "model.factory, a function of your own that returns a module (examples/custom_model)"
 _FAMILIES = {

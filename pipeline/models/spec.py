@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from pipeline.agreement import AgreementLimits
-from pipeline.errors import JobError, PipelineError
-from pipeline.imports import import_callable
-from pipeline.own_tensors import pin, seeded
-from pipeline.state_dict import load_state
-from pipeline.storage import Store
-from pipeline.task import TaskSpec
-from pipeline.torchvision_models import torchvision_module
-from pipeline.transform import TransformSpec
-from pipeline.user_code import SHOW_ALL, tell
-from pipeline.weights import read_weights
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.user_errors import SHOW_ALL, tell
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.allowed_imports import import_callable
+from pipeline.models.factory_tensors import pin, seeded
+from pipeline.models.state_dict import load_state
+from pipeline.models.tasks import TaskSpec
+from pipeline.models.torchvision_catalog import torchvision_module
+from pipeline.models.weights import read_weights
+from pipeline.preprocessing.transform import TransformSpec
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     import torch

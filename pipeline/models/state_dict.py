@@ -10,8 +10,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import JobError
-from pipeline.schema import clean_message
+from pipeline.core.errors import JobError
+from pipeline.core.schema import clean_message
 
 if TYPE_CHECKING:
     import torch

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import JobError
-from pipeline.imports import import_callable
-from pipeline.schema import CLASSIFY_FIELDS, EMBEDDING, LABEL, LABEL_ID, SCORE, TOP_K, VALUE
-from pipeline.user_code import failed
+from pipeline.core.errors import JobError
+from pipeline.core.schema import CLASSIFY_FIELDS, EMBEDDING, LABEL, LABEL_ID, SCORE, TOP_K, VALUE
+from pipeline.core.user_errors import failed
+from pipeline.models.allowed_imports import import_callable
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artefacts import kept, key_of
-from pipeline.errors import InfraError
-from pipeline.transform import TransformSpec
+from pipeline.core.errors import InfraError
+from pipeline.core.node_cache import kept, key_of
+from pipeline.preprocessing.transform import TransformSpec
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import JobError
-from pipeline.single_file import read_file
-from pipeline.storage import Store
-from pipeline.weights_file import SAVE, check_suffix, check_weights
+from pipeline.core.errors import JobError
+from pipeline.models.weights_file import SAVE, check_suffix, check_weights
+from pipeline.storage.single_file import read_file
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from pipeline.errors import JobError
-from pipeline.schema import clean_message
+from pipeline.core.errors import JobError
+from pipeline.core.schema import clean_message
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SAVE = (

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.errors import JobError
-from pipeline.model import ModelCard
-from pipeline.transform import TransformSpec
+from pipeline.core.errors import JobError
+from pipeline.models.spec import ModelCard
+from pipeline.preprocessing.transform import TransformSpec
 
 if TYPE_CHECKING:
     import torch

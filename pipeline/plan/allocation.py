@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import JobError
+from pipeline.core.errors import JobError
 
 if TYPE_CHECKING:  # workers need no pydantic: a sixth of a second each
-    from pipeline.job import Resources
+    from pipeline.job.job import Resources
 
 # Logical CPUs of a reader, decoder or writer. How many there are is said by their number, not by
 # what they reserve: one that waits for the next stage keeps its share, and could starve that stage.
@@ -21,8 +21,9 @@ TASK_CPUS = 0.05
 _CPUS_PER_READER = 4
 _CPUS_PER_DECODER = 2
 _MAX_WRITERS = 16
-# Honest kills are retried, and a slice that kills its workers is given up before (guard.py): what
-# exceeds these ends the run, which can be started again. Ray's own defaults never end.
+# Kills from outside are retried, and a slice that kills its workers is given up before
+# (crash_guard.py): what exceeds these ends the run, which can be started again. Ray's own defaults
+# never end.
 MAX_ACTOR_RESTARTS = 50
 MAX_TASK_RETRIES = 20
 # Readers and decoders of equal options would be fused by Ray into one task.

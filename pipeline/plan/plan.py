@@ -13,23 +13,23 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from pipeline.errors import JobError
-from pipeline.inputs import Inputs
-from pipeline.job import Job
-from pipeline.model import ModelSpec
-from pipeline.schema import (
+from pipeline.core.errors import JobError
+from pipeline.core.schema import (
     CLASSIFY_FIELDS,
     OUTPUT_SCHEMA_VERSION,
     RESERVED_COLUMNS,
     SliceKey,
     prediction_schema,
 )
-from pipeline.semantics import semantics_of
-from pipeline.skipped import Skipped
-from pipeline.storage import Store
-from pipeline.task import make_task
-from pipeline.unit import Unit
-from pipeline.units import units_of
+from pipeline.core.semantics import semantics_of
+from pipeline.core.skipped import Skipped
+from pipeline.job.job import Job
+from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks import make_task
+from pipeline.plan.slicing import units_of
+from pipeline.sources.inputs import Inputs
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store
 
 RowIds = Literal["path", "path#row", "column", "key"]
 _USUAL_UNITS = 1_000

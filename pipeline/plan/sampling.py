@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.plan import Plan
-from pipeline.rows import Reader
-from pipeline.schema import ERROR
-from pipeline.source import read_slices
-from pipeline.unit import Unit, only_rows
+from pipeline.core.schema import ERROR
+from pipeline.plan.plan import Plan
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit, only_rows
 
 _MAX_UNITS = 16
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.extents import Cut, Extent
-from pipeline.inputs import Inputs
-from pipeline.job import Job
-from pipeline.unit import Unit
+from pipeline.job.job import Job
+from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.inputs import Inputs
+from pipeline.sources.units import Unit
 
 MAX_SLICE_BYTES = 256 * 1024 * 1024
 _MIB = 1024 * 1024

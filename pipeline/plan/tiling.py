@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
 
-from pipeline.errors import InfraError
-from pipeline.plan import Plan
-from pipeline.schema import SliceKey
-from pipeline.storage import StoredFile
-from pipeline.unit import Unit
+from pipeline.core.errors import InfraError
+from pipeline.core.schema import SliceKey
+from pipeline.plan.plan import Plan
+from pipeline.sources.units import Unit
+from pipeline.storage.store import StoredFile
 
 Staged = Mapping[SliceKey, StoredFile]
 Slices = Sequence[tuple[SliceKey, StoredFile]]

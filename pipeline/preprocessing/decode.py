@@ -39,7 +39,8 @@ import torch
 # Naming the plugin registers it; left out, the first WebP would make Pillow import all it has.
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
-from pipeline.image_formats import (
+from pipeline.core.schema import Reason
+from pipeline.preprocessing.image_formats import (
     BITS,
     PHOTOMETRIC,
     WHITE_IS_ZERO,
@@ -52,9 +53,8 @@ from pipeline.image_formats import (
     prepare_decoder,
     read_tiff,
 )
-from pipeline.jpeg_skeleton import is_plain
-from pipeline.schema import Reason
-from pipeline.transform import MAX_ASPECT_RATIO
+from pipeline.preprocessing.jpeg_headers import is_plain
+from pipeline.preprocessing.transform import MAX_ASPECT_RATIO
 
 _EXIF_ORIENTATION = 0x0112
 # Orientation -> (swap height and width first, then flip these dimensions of (3, H, W)).

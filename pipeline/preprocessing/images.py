@@ -15,9 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline.decode import DecodeLimits, decode_image
-from pipeline.jpeg_groups import Decode, JpegGroups, gpu_decoder
-from pipeline.schema import (
+from pipeline.core.counters import GPU_DECODE, Counters, StageCounters, add
+from pipeline.core.schema import (
     IMAGE,
     Failure,
     RowError,
@@ -25,9 +24,10 @@ from pipeline.schema import (
     failures_of,
     images_to_arrow,
 )
-from pipeline.stats import GPU_DECODE, Counters, StageCounters, add
-from pipeline.transform import TransformSpec, resize_and_crop_into
-from pipeline.watchdog import beat
+from pipeline.core.watchdog import beat
+from pipeline.preprocessing.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.nvjpeg import Decode, JpegGroups, gpu_decoder
+from pipeline.preprocessing.transform import TransformSpec, resize_and_crop_into
 
 _SHRINK_TO = 2
 """The decoder shrinks to this many times what the resize makes, so that the latter's filter still

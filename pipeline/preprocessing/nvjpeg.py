@@ -20,12 +20,18 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from pipeline.decode import RGB, DecodeLimits, as_tensor, load_image_ops, plain_jpeg_px
-from pipeline.errors import JobError
-from pipeline.schema import RowError
-from pipeline.stats import StageCounters
-from pipeline.transform import TransformSpec, resize_and_crop
-from pipeline.watchdog import beat
+from pipeline.core.counters import StageCounters
+from pipeline.core.errors import JobError
+from pipeline.core.schema import RowError
+from pipeline.core.watchdog import beat
+from pipeline.preprocessing.decode import (
+    RGB,
+    DecodeLimits,
+    as_tensor,
+    load_image_ops,
+    plain_jpeg_px,
+)
+from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
 
 MAX_GROUP_ROWS = 64
 MAX_GROUP_PX = 67_000_000

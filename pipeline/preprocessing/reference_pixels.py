@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.schema import ERROR, EXACT, IMAGE, as_array, images_from_arrow
-from pipeline.stats import CANARY, Counters, StageCounters, add
+from pipeline.core.counters import CANARY, Counters, StageCounters, add
+from pipeline.core.schema import ERROR, EXACT, IMAGE, as_array, images_from_arrow
 
 CANARY_ROWS = 16
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.forecast import Forecast, make_forecasts
-from pipeline.limits import (
+from pipeline.report.forecast import Forecast, make_forecasts
+from pipeline.report.limits import (
     CORES,
     LIMIT_BUSY_PCT,
     Limit,

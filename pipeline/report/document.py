@@ -13,10 +13,11 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from pipeline.bottleneck import find_bottleneck
-from pipeline.forecast import make_forecasts
-from pipeline.limits import Load, Slots, find_limits
-from pipeline.performance import (
+from pipeline.core.counters import Counters
+from pipeline.report.bottleneck import find_bottleneck
+from pipeline.report.forecast import make_forecasts
+from pipeline.report.limits import Load, Slots, find_limits
+from pipeline.report.performance import (
     BottleneckSection,
     BytesPerRow,
     ForecastSection,
@@ -34,7 +35,7 @@ from pipeline.performance import (
     stages_of,
     startup_parts,
 )
-from pipeline.report_sections import (
+from pipeline.report.sections import (
     FailedRows,
     Gate,
     Hardware,
@@ -47,7 +48,6 @@ from pipeline.report_sections import (
     SkippedFiles,
     Slices,
 )
-from pipeline.stats import Counters
 
 REPORT_VERSION: Final = 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.report import Report
+from pipeline.report.document import Report
 
 NO_BASIS = (
     "no run of this model over 100 rows or more is on record here: run once with "

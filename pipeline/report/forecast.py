@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.limits import (
+from pipeline.report.limits import (
     CORES,
     GROUPS,
     Limit,

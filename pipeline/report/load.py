@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.drift import compare_with_before
-from pipeline.errors import InfraError, JobError
-from pipeline.manifest import locate
-from pipeline.report import REPORT_VERSION, Report
-from pipeline.storage import Store
+from pipeline.commit.manifest import locate
+from pipeline.core.errors import InfraError, JobError
+from pipeline.report.document import REPORT_VERSION, Report
+from pipeline.report.slowdowns import compare_with_before
+from pipeline.storage.store import Store
 
 
 def load_report(

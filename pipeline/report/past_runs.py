@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from pipeline.layout import WHOLE_OUTPUT, Layout
-from pipeline.report import Report
-from pipeline.storage import Store
+from pipeline.commit.layout import WHOLE_OUTPUT, Layout
+from pipeline.report.document import Report
+from pipeline.storage.store import Store
 
 MIN_ROWS = 100
 """A run that computed fewer says nothing about its speed."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pipeline.forecast import Forecast
-from pipeline.limits import STREAMING_STAGES, Load, utilisation_pct
-from pipeline.report_sections import Section
-from pipeline.stats import GPU_DECODE, ISOLATED, STAGES, STARTUP_PARTS, StageCounters
+from pipeline.core.counters import GPU_DECODE, ISOLATED, STAGES, STARTUP_PARTS, StageCounters
+from pipeline.report.forecast import Forecast
+from pipeline.report.limits import STREAMING_STAGES, Load, utilisation_pct
+from pipeline.report.sections import Section
 
 
 class StartupPart(Section):

@@ -8,20 +8,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
-from pipeline.allocation import Allocation, Hardware
-from pipeline.causes import Cause
-from pipeline.histograms import Distribution
-from pipeline.manifest import Manifest
-from pipeline.model import ModelSpec
-from pipeline.plan import Plan
-from pipeline.provenance import package_versions
-from pipeline.report import RunFacts, Status
-from pipeline.schema import Reason, SliceKey
-from pipeline.sink import StagedSlice
-from pipeline.skipped import Skipped
-from pipeline.stats import DEDUPE, ROUNDED, Counters, Measurement, StageCounters, measure, merge
-from pipeline.tally import Kept, ReadFooter, Tally
-from pipeline.verdict import Verdict
+from pipeline.commit.manifest import Manifest
+from pipeline.commit.provenance import package_versions
+from pipeline.commit.staging import StagedSlice
+from pipeline.core.causes import Cause
+from pipeline.core.counters import (
+    DEDUPE,
+    ROUNDED,
+    Counters,
+    Measurement,
+    StageCounters,
+    measure,
+    merge,
+)
+from pipeline.core.histograms import Distribution
+from pipeline.core.schema import Reason, SliceKey
+from pipeline.core.skipped import Skipped
+from pipeline.gates.verdicts import Verdict
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.allocation import Allocation, Hardware
+from pipeline.plan.plan import Plan
+from pipeline.report.document import RunFacts, Status
+from pipeline.report.slice_totals import Kept, ReadFooter, Tally
 
 _TOP_LABELS = 10
 _TOP_FAILURES = 5

@@ -10,9 +10,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.printable import printable
-from pipeline.schema import clean_message
-from pipeline.skipped import Skipped
+from pipeline.core.printable import printable
+from pipeline.core.schema import clean_message
+from pipeline.core.skipped import Skipped
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.causes import Cause, Causes
-from pipeline.histograms import Distribution, Numbers, sum_numbers
-from pipeline.layout import parse_staged_name
-from pipeline.schema import Reason, SliceKey
-from pipeline.sink import StagedSlice
-from pipeline.skipped import Skipped
-from pipeline.stats import CANARY, GOLDEN, StageCounters
+from pipeline.commit.layout import parse_staged_name
+from pipeline.commit.staging import StagedSlice
+from pipeline.core.causes import Cause, Causes
+from pipeline.core.counters import CANARY, GOLDEN, StageCounters
+from pipeline.core.histograms import Distribution, Numbers, sum_numbers
+from pipeline.core.schema import Reason, SliceKey
+from pipeline.core.skipped import Skipped
 
 ReadFooter = Callable[[str], StagedSlice]
 _DUPLICATE = Cause(Reason.DUPLICATE_ID.value, "publish", "an earlier row has the same id")

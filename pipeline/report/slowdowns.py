@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipeline.errors import PipelineError
-from pipeline.past_runs import Recipe, find_past_run
-from pipeline.performance import SlowerStage
-from pipeline.report import Report
-from pipeline.storage import Store
+from pipeline.core.errors import PipelineError
+from pipeline.report.document import Report
+from pipeline.report.past_runs import Recipe, find_past_run
+from pipeline.report.performance import SlowerStage
+from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.job import Job
-from pipeline.layout import Layout
-from pipeline.record import RunRecord
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.job.job import Job
+from pipeline.report.recorder import RunRecord
+from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -9,30 +9,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from pipeline.causes import MAX_PER_RUN, AlikeError, common_cause, in_words
-from pipeline.compact import Compacted, Compactor, RunTasks, compact_slices
-from pipeline.context import RunContext
-from pipeline.failpoints import reach
-from pipeline.gates import Figures, certain_failures, early_refusal, judge
-from pipeline.hive import partition_types
-from pipeline.inputs import describe_no_input
-from pipeline.lease import Lease
-from pipeline.manifest import Manifest, current_manifest
-from pipeline.match import Duplicates, Match, match_rows
-from pipeline.nights import Past, look_back
-from pipeline.plan import Plan
-from pipeline.provenance import file_metadata, package_versions
-from pipeline.publish import commit, settle
-from pipeline.ray_tasks import run_tasks
-from pipeline.readmit import Readmission
-from pipeline.regroup import compact_by_value
-from pipeline.row_ids import find_duplicates, read_hashes
-from pipeline.schema import SliceKey
-from pipeline.sink import read_footer
-from pipeline.storage import StoredFile
-from pipeline.storage_errors import listed_files
-from pipeline.tiling import Slices, require_tiling
-from pipeline.verdict import Verdict, require_pass
+from pipeline.commit.compaction import Compacted, Compactor, RunTasks, compact_slices
+from pipeline.commit.lease import Lease
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.partition_columns import compact_by_value
+from pipeline.commit.provenance import file_metadata, package_versions
+from pipeline.commit.publish import commit, settle
+from pipeline.commit.row_ids import find_duplicates, read_hashes
+from pipeline.commit.staging import read_footer
+from pipeline.core.causes import MAX_PER_RUN, AlikeError, common_cause, in_words
+from pipeline.core.failpoints import reach
+from pipeline.core.hive_paths import partition_types
+from pipeline.core.schema import SliceKey
+from pipeline.execution.tasks import run_tasks
+from pipeline.gates.history import Past, look_back
+from pipeline.gates.rules import Figures, certain_failures, early_refusal, judge
+from pipeline.gates.verdicts import Verdict, require_pass
+from pipeline.plan.plan import Plan
+from pipeline.plan.tiling import Slices, require_tiling
+from pipeline.runs.context import RunContext
+from pipeline.runs.retry.matching import Duplicates, Match, match_rows
+from pipeline.runs.retry.readmission import Readmission
+from pipeline.sources.inputs import describe_no_input
+from pipeline.storage.errors import listed_files
+from pipeline.storage.store import StoredFile
 
 _MIB = 2**20
 

@@ -13,20 +13,20 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.artefacts import tensors_digest
-from pipeline.child import Child, Death, Done, Step
-from pipeline.errors import JobError, PipelineError
-from pipeline.job import Job
-from pipeline.model import ModelSpec, PredictorConfig, load_module
-from pipeline.plan import Plan
-from pipeline.rows import Reader
-from pipeline.schema import ERROR, LABEL, MESSAGE, ROW_ID, SCORE, clean_message
-from pipeline.source import read_slices
-from pipeline.stages import DECODE, PREDICT, Preprocessing, SliceWork
-from pipeline.stats import Counters
-from pipeline.storage import Store
-from pipeline.task import make_task
-from pipeline.unit import Unit, only_rows
+from pipeline.core.counters import Counters
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.node_cache import tensors_digest
+from pipeline.core.schema import ERROR, LABEL, MESSAGE, ROW_ID, SCORE, clean_message
+from pipeline.execution.isolation.child_process import Child, Death, Done, Step
+from pipeline.execution.stages import DECODE, PREDICT, Preprocessing, SliceWork
+from pipeline.job.job import Job
+from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
+from pipeline.models.tasks import make_task
+from pipeline.plan.plan import Plan
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit, only_rows
+from pipeline.storage.store import Store
 
 _READ, _BUILD = "read", "build"
 _MAX_UNITS, _ROWS_EACH = 3, 3

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.apart import require_apart
-from pipeline.context import RunContext
-from pipeline.delta import require_delta
-from pipeline.hive import partition_types, require_folders
-from pipeline.inputs import Inputs, list_inputs
-from pipeline.model import ModelSpec
-from pipeline.plan import Plan, make_plan
-from pipeline.resolve import resolve_model
-from pipeline.schema import clean_message
-from pipeline.units import SliceSizes
+from pipeline.commit.delta import require_delta
+from pipeline.core.hive_paths import partition_types, require_folders
+from pipeline.core.schema import clean_message
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.slicing import SliceSizes
+from pipeline.runs.context import RunContext
+from pipeline.runs.sink_below_source import require_apart
+from pipeline.sources.inputs import Inputs, list_inputs
 
 log = logging.getLogger(__name__)
 

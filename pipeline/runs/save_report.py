@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipeline.context import RunContext
-from pipeline.drift import compare_with_before
-from pipeline.errors import GateRefused, PartitionBusy, PipelineError, Stopped
-from pipeline.interrupt import reason
-from pipeline.render import to_html
-from pipeline.report import Status, build_report, to_json
-from pipeline.schema import clean_message
+from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stopped
+from pipeline.core.interrupts import reason
+from pipeline.core.schema import clean_message
+from pipeline.report.document import Status, build_report, to_json
+from pipeline.report.render import to_html
+from pipeline.report.slowdowns import compare_with_before
+from pipeline.runs.context import RunContext
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.address import options_of, root_path
-from pipeline.errors import JobError
-from pipeline.globs import reaches_below
-from pipeline.inputs import named_files, open_source
-from pipeline.job_source import Source
-from pipeline.layout import OUTPUT_FOLDERS
-from pipeline.storage import Store
+from pipeline.commit.layout import OUTPUT_FOLDERS
+from pipeline.core.errors import JobError
+from pipeline.core.globs import reaches_below
+from pipeline.job.source import Source
+from pipeline.sources.inputs import named_files, open_source
+from pipeline.storage.store import Store
+from pipeline.storage.uris import options_of, root_path
 
 
 def require_apart(source: Source, sink: Store) -> None:

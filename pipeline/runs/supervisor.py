@@ -18,18 +18,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
-from pipeline import health, in_flight
-from pipeline.context import RunContext
-from pipeline.deadline import seconds_until
-from pipeline.errors import InfraError, PipelineError, Stopped
-from pipeline.interrupt import forget, interrupt, interruptible, reason, undisturbed
-from pipeline.lease import release_all
-from pipeline.native_exit import handled_by
-from pipeline.pulse import last_beat
-from pipeline.ray_folder import end_all
-from pipeline.sink import list_staged
-from pipeline.terminal import show_error
-from pipeline.tiling import missing_units
+from pipeline.commit.lease import release_all
+from pipeline.commit.staging import list_staged
+from pipeline.core.errors import InfraError, PipelineError, Stopped
+from pipeline.core.heartbeat import last_beat
+from pipeline.core.interrupts import forget, interrupt, interruptible, reason, undisturbed
+from pipeline.core.native_exit import handled_by
+from pipeline.core.terminal import show_error
+from pipeline.execution.cluster import health, in_flight
+from pipeline.execution.embedded.ray_folder import end_all
+from pipeline.job.deadline import seconds_until
+from pipeline.plan.tiling import missing_units
+from pipeline.runs.context import RunContext
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

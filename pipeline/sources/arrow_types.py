@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import JobError
+from pipeline.core.errors import JobError
 
 
 def published_type(kind: pa.DataType) -> pa.DataType:

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.schema import Reason, SliceKey
+from pipeline.core.schema import Reason, SliceKey
 
 
 @dataclass(frozen=True, slots=True)

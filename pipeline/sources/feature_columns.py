@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.job_source import Source
-from pipeline.schema import as_array
+from pipeline.core.schema import as_array
+from pipeline.job.source import Source
 
 _EXACT = 2**24
 """float32 holds every whole number up to this one."""

@@ -21,11 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
-from pipeline.errors import JobError
-from pipeline.schema import Reason, RowError, clean_message
-from pipeline.storage import Store
-from pipeline.storage_errors import redact
-from pipeline.uri_policy import (
+from pipeline.core.errors import JobError
+from pipeline.core.schema import Reason, RowError, clean_message
+from pipeline.sources.fetch_policy import (
     CONTROL,
     SCHEME,
     URI_MAX_CHARS,
@@ -34,7 +32,9 @@ from pipeline.uri_policy import (
     rooted,
     shown_uri,
 )
-from pipeline.web import Network, Web
+from pipeline.sources.http_fetch import Network, Web
+from pipeline.storage.errors import redact
+from pipeline.storage.store import Store
 
 __all__ = ["FetchPolicy", "Fetched", "Network", "fetch_many"]
 

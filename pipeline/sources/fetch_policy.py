@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from pipeline.errors import JobError
-from pipeline.job_source import Source
-from pipeline.schema import Reason, RowError
-from pipeline.storage import Store
+from pipeline.core.errors import JobError
+from pipeline.core.schema import Reason, RowError
+from pipeline.job.source import Source
+from pipeline.storage.store import Store
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin
 
-from pipeline.errors import InfraError, JobError
-from pipeline.retry import wait_before_retry
-from pipeline.schema import Reason, RowError
-from pipeline.uri_policy import (
+from pipeline.core.backoff import wait_before_retry
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.schema import Reason, RowError
+from pipeline.sources.fetch_policy import (
     PATH_SAFE,
     Address,
     FetchPolicy,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.extents import Extent
-from pipeline.retry import BadBlockError
-from pipeline.rows import STAGE, Reader, changed, make_rows
-from pipeline.schema import Failure, Reason
+from pipeline.core.backoff import BadBlockError
+from pipeline.core.schema import Failure, Reason
+from pipeline.sources.extents import Extent
+from pipeline.sources.rows import STAGE, Reader, changed, make_rows
 
 _FILES_AT_ONCE = 64
 

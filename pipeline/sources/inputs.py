@@ -13,17 +13,17 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
-from pipeline.columns import check_names
-from pipeline.errors import InputMissing, JobError
-from pipeline.extents import Extent
-from pipeline.globs import compiled, is_glob, reaches_below, split_glob
-from pipeline.job_source import Source
-from pipeline.parquet_inputs import measure_parquet
-from pipeline.retry import BadBlockError, is_bad_block
-from pipeline.single_file import read_lines
-from pipeline.skipped import Skip, Skipped, SkipTally, is_utf8, reason_of_name
-from pipeline.storage import Store, StoredFile
-from pipeline.tar import column_type
+from pipeline.core.backoff import BadBlockError, is_bad_block
+from pipeline.core.errors import InputMissing, JobError
+from pipeline.core.globs import compiled, is_glob, reaches_below, split_glob
+from pipeline.core.skipped import Skip, Skipped, SkipTally, is_utf8, reason_of_name
+from pipeline.job.source import Source
+from pipeline.sources.extents import Extent
+from pipeline.sources.parquet_columns import check_names
+from pipeline.sources.parquet_footers import measure_parquet
+from pipeline.sources.webdataset_rows import column_type
+from pipeline.storage.single_file import read_lines
+from pipeline.storage.store import Store, StoredFile
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),

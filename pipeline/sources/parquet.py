@@ -13,20 +13,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.columns import image_column, needed_columns, text_ids, uri_values
-from pipeline.errors import JobError
-from pipeline.extents import Extent
-from pipeline.features import FeatureRows, feature_rows, features_to_arrow
-from pipeline.fetch import fetch_many
-from pipeline.int96 import Int96Reader, Moments, int96_columns
-from pipeline.job_source import Source
-from pipeline.parquet_inputs import is_unreadable
-from pipeline.parquet_shard import Shard, open_shard
-from pipeline.pass_through import pass_through
-from pipeline.retry import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
-from pipeline.rows import STAGE, Reader, changed, failed_rows, make_rows, require_unchanged
-from pipeline.schema import IS_ROUNDED, Failure, Reason, clean_message
-from pipeline.uri_policy import policy_of, published_uri
+from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
+from pipeline.core.errors import JobError
+from pipeline.core.schema import IS_ROUNDED, Failure, Reason, clean_message
+from pipeline.job.source import Source
+from pipeline.sources.extents import Extent
+from pipeline.sources.feature_columns import FeatureRows, feature_rows, features_to_arrow
+from pipeline.sources.fetch import fetch_many
+from pipeline.sources.fetch_policy import policy_of, published_uri
+from pipeline.sources.int96 import Int96Reader, Moments, int96_columns
+from pipeline.sources.parquet_columns import image_column, needed_columns, text_ids, uri_values
+from pipeline.sources.parquet_footers import is_unreadable
+from pipeline.sources.parquet_shard import Shard, open_shard
+from pipeline.sources.pass_through import pass_through
+from pipeline.sources.rows import STAGE, Reader, changed, failed_rows, make_rows, require_unchanged
 
 Failures = list[Failure | None]
 _BATCH_BYTES = 16 << 20

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.arrow_types import parse_type
-from pipeline.errors import JobError
-from pipeline.hive import hive_values
-from pipeline.job_source import Source
-from pipeline.schema import RESERVED_COLUMNS, as_array
+from pipeline.core.errors import JobError
+from pipeline.core.hive_paths import hive_values
+from pipeline.core.schema import RESERVED_COLUMNS, as_array
+from pipeline.job.source import Source
+from pipeline.sources.arrow_types import parse_type
 
 _BYTES = "bytes"
 _NUMBERS = (

@@ -12,17 +12,17 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.columns import check_names, schema_problem
-from pipeline.errors import JobError, PipelineError
-from pipeline.extents import Extent
-from pipeline.features import count_features
-from pipeline.int96 import UNIT
-from pipeline.job_source import Source
-from pipeline.pass_through import declare, type_problem
-from pipeline.retry import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
-from pipeline.schema import Reason
-from pipeline.storage import Store, StoredFile
-from pipeline.uri_policy import policy_of
+from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.schema import Reason
+from pipeline.job.source import Source
+from pipeline.sources.extents import Extent
+from pipeline.sources.feature_columns import count_features
+from pipeline.sources.fetch_policy import policy_of
+from pipeline.sources.int96 import UNIT
+from pipeline.sources.parquet_columns import check_names, schema_problem
+from pipeline.sources.pass_through import declare, type_problem
+from pipeline.storage.store import Store, StoredFile
 
 _FOOTER_THREADS = 16
 _LARGEST = 2**62

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.extents import Extent
-from pipeline.parquet_inputs import arrow_errors, open_parquet
-from pipeline.rows import require_unchanged
-from pipeline.schema import Numbers
-from pipeline.storage import Store
+from pipeline.core.schema import Numbers
+from pipeline.sources.extents import Extent
+from pipeline.sources.parquet_footers import arrow_errors, open_parquet
+from pipeline.sources.rows import require_unchanged
+from pipeline.storage.store import Store
 
 _READ_BUFFER_BYTES = 1 << 20
 

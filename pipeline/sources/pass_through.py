@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.arrow_types import parse_type, published_type, type_trouble
-from pipeline.errors import JobError
-from pipeline.hive import folder_trouble, hive_values
-from pipeline.job_source import Source
-from pipeline.schema import as_array
+from pipeline.core.errors import JobError
+from pipeline.core.hive_paths import folder_trouble, hive_values
+from pipeline.core.schema import as_array
+from pipeline.job.source import Source
+from pipeline.sources.arrow_types import parse_type, published_type, type_trouble
 
 Problems = dict[int, str]
 """Row -> what is wrong with its value."""

@@ -14,14 +14,14 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.extents import Cut
-from pipeline.image_stream import ImageStream
-from pipeline.parquet_stream import ParquetStream
-from pipeline.rows import STAGE, Reader, changed
-from pipeline.schema import ERROR, FEATURES, IMAGE, SliceKey
-from pipeline.stats import ROUNDED, Counters, Measurement, StageCounters, add, measure
-from pipeline.tar_stream import TarStream
-from pipeline.unit import Unit
+from pipeline.core.counters import ROUNDED, Counters, Measurement, StageCounters, add, measure
+from pipeline.core.schema import ERROR, FEATURES, IMAGE, SliceKey
+from pipeline.sources.extents import Cut
+from pipeline.sources.image_files import ImageStream
+from pipeline.sources.parquet import ParquetStream
+from pipeline.sources.rows import STAGE, Reader, changed
+from pipeline.sources.units import Unit
+from pipeline.sources.webdataset import TarStream
 
 
 class _Stream(Protocol):

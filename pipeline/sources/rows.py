@@ -11,11 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import InfraError
-from pipeline.extents import Extent
-from pipeline.features import zero_features
-from pipeline.job_source import Source
-from pipeline.schema import (
+from pipeline.core.errors import InfraError
+from pipeline.core.schema import (
     FEATURES,
     IMAGE,
     ROW_ID,
@@ -24,7 +21,10 @@ from pipeline.schema import (
     failure_columns,
     source_schema,
 )
-from pipeline.storage import Store
+from pipeline.job.source import Source
+from pipeline.sources.extents import Extent
+from pipeline.sources.feature_columns import zero_features
+from pipeline.storage.store import Store
 
 STAGE = "read"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.extents import Cut, Extent
-from pipeline.schema import SliceKey
+from pipeline.core.schema import SliceKey
+from pipeline.sources.extents import Cut, Extent
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.archive import Broken
-from pipeline.errors import InfraError
-from pipeline.extents import Cut, Extent
-from pipeline.retry import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
-from pipeline.rows import Reader, changed, make_rows, require_unchanged
-from pipeline.storage import Store
-from pipeline.tar import TarRow, TarSpec, iter_rows
+from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
+from pipeline.core.errors import InfraError
+from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
+from pipeline.sources.tar_archive import Broken
+from pipeline.sources.webdataset_rows import TarRow, TarSpec, iter_rows
+from pipeline.storage.store import Store
 
 _LOCAL_BUFFER_BYTES = 256 * 2**10
 _REMOTE_BUFFER_BYTES = 8 * 2**20

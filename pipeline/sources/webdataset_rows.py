@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from pipeline.archive import Archive, Broken, Member, open_archive
-from pipeline.schema import Failure, Reason
+from pipeline.core.schema import Failure, Reason
+from pipeline.sources.tar_archive import Archive, Broken, Member, open_archive
 
 STAGE = "read"
 MAX_VALUE_BYTES = 2**20

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import InfraError, JobError, PipelineError
-from pipeline.retry import BAD_BLOCK, BadBlockError, TransientError
+from pipeline.core.backoff import BAD_BLOCK, BadBlockError, TransientError
+from pipeline.core.errors import InfraError, JobError, PipelineError
 
 _ACCESS = "access denied: allow list, read, write and delete there"
 _CREDENTIALS = (

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
-from pipeline.errors import JobError
-from pipeline.local_disk import LocalDisk
-from pipeline.object_store import RemoteFile
-from pipeline.store_faults import VARIABLE, WRITES, StoreChaos, StoreFault, chaos_asked_for
-from pipeline.stored import Backend, Choice, Disk, StoredFile
+from pipeline.core.errors import JobError
+from pipeline.storage.fault_plan import VARIABLE, WRITES, StoreChaos, StoreFault, chaos_asked_for
+from pipeline.storage.interface import Backend, Choice, Disk, StoredFile
+from pipeline.storage.local_disk import LocalDisk
+from pipeline.storage.object_store import RemoteFile
 
 T = TypeVar("T")
 

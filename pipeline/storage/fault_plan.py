@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from pipeline.errors import JobError
+from pipeline.core.errors import JobError
 
 VARIABLE = "PIPELINE_CHAOS"
 _SETTINGS, _INJECTED = "chaos.json", "injected.jsonl"

@@ -1,4 +1,4 @@
-"""What a kind of storage must do for `pipeline.storage`, and what a listing shows."""
+"""What a kind of storage must do for `pipeline.storage.store`, and what a listing shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from pipeline.skipped import Skip
+from pipeline.core.skipped import Skip
 
 
 @dataclass(frozen=True, slots=True)

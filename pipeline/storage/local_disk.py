@@ -14,10 +14,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from pipeline.failpoints import fail_here
-from pipeline.schema import clean_message
-from pipeline.skipped import Skip
-from pipeline.stored import BadBlock, Choice, FileExpired, StoredFile
+from pipeline.core.failpoints import fail_here
+from pipeline.core.schema import clean_message
+from pipeline.core.skipped import Skip
+from pipeline.storage.interface import BadBlock, Choice, FileExpired, StoredFile
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.stored import FileExpired, Page, StoredFile
+from pipeline.storage.interface import FileExpired, Page, StoredFile
 
 Fetch = Callable[[int, int], bytes]
 """Reads the bytes [start, end) of one version of one object."""

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
-from pipeline.errors import JobError
-from pipeline.object_protocols import (
+from pipeline.core.backoff import with_retries
+from pipeline.core.errors import JobError
+from pipeline.storage.errors import is_missing, storage_errors
+from pipeline.storage.interface import NoSuchBucket, Page, StoredFile
+from pipeline.storage.object_protocols import (
     OBJECT_PROTOCOLS,
     Fetch,
     ObjectProtocol,
     run_together,
     stored_file,
 )
-from pipeline.retry import with_retries
-from pipeline.storage_errors import is_missing, storage_errors
-from pipeline.stored import NoSuchBucket, Page, StoredFile
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import JobError
-from pipeline.storage import Store
+from pipeline.core.errors import JobError
+from pipeline.storage.store import Store
 
 
 def read_file(uri: str, storage_options: Mapping[str, Any], what: str) -> bytes:

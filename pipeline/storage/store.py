@@ -21,21 +21,21 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, BinaryIO, TypeVar, cast
 
-from pipeline.address import join, normalise, options_of, root_path
-from pipeline.disturbed import local_disk, remote
-from pipeline.errors import InfraError, JobError, PipelineError
-from pipeline.listing import FetchPage, collect, folder_names, list_in_parallel
-from pipeline.local_disk import is_temporary
-from pipeline.object_store import CheckedFile, ObjectStore, RemoteFile
-from pipeline.retry import (
+from pipeline.core.backoff import (
     TRIES,
     TransientError,
     retries_taken,
     wait_before_retry,
     with_retries,
 )
-from pipeline.storage_errors import is_conflict, secret_values, storage_errors, translate
-from pipeline.stored import Backend, Choice, Disk, Page, StoredFile
+from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.storage.errors import is_conflict, secret_values, storage_errors, translate
+from pipeline.storage.fault_injection import local_disk, remote
+from pipeline.storage.interface import Backend, Choice, Disk, Page, StoredFile
+from pipeline.storage.listing import FetchPage, collect, folder_names, list_in_parallel
+from pipeline.storage.local_disk import is_temporary
+from pipeline.storage.object_store import CheckedFile, ObjectStore, RemoteFile
+from pipeline.storage.uris import join, normalise, options_of, root_path
 
 __all__ = ["PROBES", "CreateOutcome", "Store", "StoredFile", "retries_taken"]
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import JobError
+from pipeline.core.errors import JobError
 
 PROTOCOLS = ("s3", "gs", "az", "abfs", "abfss")
 _AZURE = ("az", "abfs", "abfss")

@@ -31,14 +31,14 @@ from disturb import DATE, DRAIN, DRIVER, NODE, WORKER, Broken, Disturbed, Outcom
 from machine import machine, today
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import pipeline, write_job
 from raynodes import RayNodes
 
-from pipeline.layout import Layout
-from pipeline.manifest import current_manifest, read_part, read_predictions
-from pipeline.photos import base_photos
-from pipeline.storage import Store
+from pipeline.commands.demo_photos import base_photos
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import current_manifest, read_part, read_predictions
+from pipeline.storage.store import Store
 
 NUM_NODES = 2
 """Beside the head."""

@@ -24,7 +24,7 @@ import yaml
 from machine import machine, today
 from systems import OURS, ROOT, write_weights
 
-from pipeline.photos import build_images
+from pipeline.commands.demo_photos import build_images
 
 KINDS = ("default", "auto", "onnxruntime")
 _ASKED = {

@@ -24,7 +24,7 @@ import torch
 from machine import machine, today
 from systems import Case, run_job, write_weights
 
-from pipeline.photos import build_images
+from pipeline.commands.demo_photos import build_images
 
 BATCH = 128
 _MEASURE_S = 3.0
@@ -36,10 +36,10 @@ def alone(case: Case, runtime: str, precision: str, num_gpus: float) -> float:
     """Rows/s of the model over a batch that lies on the device."""
     import pyarrow as pa
 
-    from pipeline.job import Model, Transform
-    from pipeline.model import PredictorConfig
-    from pipeline.predictor import Predictor
-    from pipeline.resolve import resolve_model
+    from pipeline.inference.predictor import Predictor
+    from pipeline.job.job import Model, Transform
+    from pipeline.models.resolve import resolve_model
+    from pipeline.models.spec import PredictorConfig
 
     section = Model(**case.model, runtime=runtime, precision=precision)
     spec = resolve_model(section, Transform())
@@ -64,11 +64,11 @@ def decode_alone(case: Case, jpeg_decoder: str) -> float:
     """Rows/s of one process that decodes and transforms, with one thread beside the GPU."""
     import pyarrow as pa
 
-    from pipeline.job import Model, Transform
-    from pipeline.job_source import Source
-    from pipeline.resolve import resolve_model
-    from pipeline.schema import failure_columns
-    from pipeline.stages import Preprocessing
+    from pipeline.core.schema import failure_columns
+    from pipeline.execution.stages import Preprocessing
+    from pipeline.job.job import Model, Transform
+    from pipeline.job.source import Source
+    from pipeline.models.resolve import resolve_model
 
     spec = resolve_model(Model(**case.model), Transform(jpeg_decoder=jpeg_decoder)).transform
     source = Source(uri=str(case.images), format="images")

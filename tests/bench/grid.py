@@ -24,8 +24,8 @@ from machine import machine, today
 from peer_model import CORES
 from systems import MALLOC, Case, tune, write_weights
 
-from pipeline.model import GPU_PRECISIONS, INT8, PRECISIONS
-from pipeline.photos import build_images
+from pipeline.commands.demo_photos import build_images
+from pipeline.models.spec import GPU_PRECISIONS, INT8, PRECISIONS
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
 NUM_PHOTOS = 512

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from peer_model import CORES, files_of
 
-from pipeline.model import INT8
+from pipeline.models.spec import INT8
 
 _GIVE_UP_SHARE = 0.25
 # The kernel takes seconds to put processes that were woken together on cores of their own.
@@ -151,7 +151,7 @@ def _receive(replica: Connection, timeout_s: float) -> Any:
 
 def _replica(conductor: Connection, reference: Path, model: dict[str, Any], way: Candidate) -> None:
     """The process: answer what the conductor asks, until it hangs up."""
-    from pipeline.errors import PipelineError
+    from pipeline.core.errors import PipelineError
 
     expected = dict(np.load(reference))
     sample = expected.pop(_SAMPLE)
@@ -176,14 +176,14 @@ def _replica(conductor: Connection, reference: Path, model: dict[str, Any], way:
 
 
 def _agreement_pct(predictor: Any, sample: Any, expected: dict[str, Any]) -> float:
-    from pipeline.agreement import AgreementLimits, compare
-    from pipeline.job_gates import Gates
+    from pipeline.job.gates import Gates
+    from pipeline.models.agreement import AgreementLimits, compare
 
     return compare(expected, predictor.reduce(sample), AgreementLimits.of(Gates())).pct
 
 
 def _predictor(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
-    from pipeline.predictor import Predictor
+    from pipeline.inference.predictor import Predictor
 
     return Predictor(_config(model, way, reference))
 
@@ -191,10 +191,10 @@ def _predictor(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
 def _config(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
     import pyarrow as pa
 
-    from pipeline.job import Model, Transform
-    from pipeline.model import PredictorConfig
-    from pipeline.resolve import resolve_model
-    from pipeline.storage import Store
+    from pipeline.job.job import Model, Transform
+    from pipeline.models.resolve import resolve_model
+    from pipeline.models.spec import PredictorConfig
+    from pipeline.storage.store import Store
 
     section = Model(**model, runtime=way.runtime, precision=way.precision)
     spec = resolve_model(section, Transform())
@@ -213,7 +213,7 @@ def _made(reference: Path, batch_size: int) -> Path:
 def _write_calibrated(
     answer: Connection, reference: Path, model: dict[str, Any], batch_size: int
 ) -> None:
-    from pipeline.trial_run import calibrate
+    from pipeline.runs.tuning.measure import calibrate
 
     sample = dict(np.load(reference))[_SAMPLE]
     config = _config(model, Candidate("onnxruntime", INT8, batch_size, 1, 1), reference)
@@ -224,8 +224,8 @@ def _write_calibrated(
 
 
 def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
-    from pipeline.job import Model, Transform
-    from pipeline.resolve import resolve_model
+    from pipeline.job.job import Model, Transform
+    from pipeline.models.resolve import resolve_model
 
     sample = _sample(images, resolve_model(Model(**model), Transform()).transform)
     eager = _predictor(model, Candidate("eager", "fp32", 32, 1, CORES), path)
@@ -233,8 +233,8 @@ def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
 
 
 def _sample(images: Path, transform: Any) -> Any:
-    from pipeline.decode import DecodeLimits, decode_image
-    from pipeline.transform import resize_and_crop_into
+    from pipeline.preprocessing.decode import DecodeLimits, decode_image
+    from pipeline.preprocessing.transform import resize_and_crop_into
 
     every = files_of(str(images))
     files = random.Random(0).sample(every, min(_SAMPLE_ROWS, len(every)))
@@ -262,6 +262,6 @@ def _timed(predictor: Any, batch: Any) -> float:
 
 def _rate(predictor: Any, batch: Any) -> float:
     """Rows/s as a trial of `auto` measures them."""
-    from pipeline.trial_run import measure_rate
+    from pipeline.runs.tuning.measure import measure_rate
 
     return measure_rate(predictor, batch, 0.0)

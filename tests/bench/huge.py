@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from torchvision.io import encode_png
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import command, environment, write_job
 
 SAMPLE_EVERY_S = 0.1

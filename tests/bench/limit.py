@@ -72,8 +72,8 @@ def limit(
 def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
     import torch
 
-    from pipeline.decode import DecodeLimits, decode_image
-    from pipeline.transform import resize_and_crop_into
+    from pipeline.preprocessing.decode import DecodeLimits, decode_image
+    from pipeline.preprocessing.transform import resize_and_crop_into
 
     torch.set_num_threads(1)
     runner, spec, buffer = _load(share)
@@ -95,8 +95,8 @@ def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
 def _load(share: _Share) -> tuple[Any, Any, Any]:
     import torch
 
-    from pipeline.runtimes import dtype_of, make_runner
-    from pipeline.whole import Whole
+    from pipeline.inference.runtimes.inference_module import Whole
+    from pipeline.inference.runtimes.registry import dtype_of, make_runner
 
     module, spec = build(share.name, share.weights)
     kind = dtype_of(share.runtime, share.precision)

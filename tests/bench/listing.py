@@ -21,17 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from models import LABELS, TRANSFORM
 from s3server import S3Server
 
-from pipeline.inputs import list_inputs
-from pipeline.job_file import parse_job
-from pipeline.plan import make_plan
-from pipeline.plan_file import plan_from_json, plan_to_json
-from pipeline.resolve import resolve_model
-from pipeline.storage import Store
+from pipeline.commit.plan_store import plan_from_json, plan_to_json
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.plan.plan import make_plan
+from pipeline.sources.inputs import list_inputs
+from pipeline.storage.store import Store
 
 FOLDERS = 64
 PUT_THREADS = 32

@@ -18,10 +18,10 @@ def build(name: str, weights: str) -> tuple[Any, Any]:
     import torch
     from torchvision.models import get_model
 
-    from pipeline.transform import TransformSpec
+    from pipeline.preprocessing.transform import TransformSpec
 
     if name == "efficientnet-lite0":
-        from pipeline.zoo import efficientnet_lite0
+        from pipeline.models.zoo import efficientnet_lite0
 
         card = efficientnet_lite0()
         module = card.build()

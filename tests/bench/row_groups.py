@@ -15,12 +15,12 @@ from time import perf_counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.inputs import list_inputs
-from pipeline.job_source import Source
-from pipeline.rows import Reader
-from pipeline.source import read_slices
-from pipeline.storage import Store
-from pipeline.units import SliceSizes, make_units
+from pipeline.job.source import Source
+from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.sources.inputs import list_inputs
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
 GROUPS = (10_000, 10, 1)
 FEATURES = tuple(f"f{index}" for index in range(4))

@@ -30,10 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine, today
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import command, environment, write_job
 
-from pipeline.photos import photo_rows
+from pipeline.commands.demo_photos import photo_rows
 
 NUM_PHOTOS, GROUP_ROWS = 16, 512
 EVERY_S = 5.0

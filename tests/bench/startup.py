@@ -32,14 +32,14 @@ from peer_model import CORES
 from systems import CHECKOUT, INT8, Case, run, tune, write_weights
 from throughput import MODELS
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import environment
 
-from pipeline.job_file import load_job
-from pipeline.model import PredictorConfig
-from pipeline.photos import build_images
-from pipeline.resolve import resolve_model
-from pipeline.storage import Store
+from pipeline.commands.demo_photos import build_images
+from pipeline.job.loader import load_job
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import PredictorConfig
+from pipeline.storage.store import Store
 
 _PHOTOS = 128
 _BATCH = 32
@@ -143,7 +143,7 @@ def ray_child(num_actors: str) -> None:
 def model_child(path: str) -> None:
     import numpy as np
 
-    from pipeline.predictor import Predictor
+    from pipeline.inference.predictor import Predictor
 
     config: PredictorConfig = pickle.loads(Path(path).read_bytes())
     size_px = config.spec.transform.size_px if config.spec.transform else 0

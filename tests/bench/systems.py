@@ -17,13 +17,13 @@ from peer_model import steady_rate
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import command, environment
 
-from pipeline.model import INT8
-from pipeline.ray_environment import WORKER_ENVIRONMENT as MALLOC
-from pipeline.sink import read_footer
-from pipeline.storage import Store
+from pipeline.commit.staging import read_footer
+from pipeline.execution.environment import WORKER_ENVIRONMENT as MALLOC
+from pipeline.models.spec import INT8
+from pipeline.storage.store import Store
 
 BENCH = Path(__file__).parent
 ROOT = BENCH.parent.parent

@@ -16,16 +16,16 @@ import pytest
 from cli import pipeline
 from typer.main import get_command
 
-from pipeline import errors
-from pipeline.cli import app
-from pipeline.job import Job
-from pipeline.main import _guard
+from pipeline.commands.app import app
+from pipeline.commands.main import _guard
+from pipeline.core import errors
+from pipeline.job.job import Job
 
 HEAVY = ["torch", "torchvision", "ray", "pandas", "pyarrow", "numpy", "fsspec", "s3fs", "PIL"]
 # Asking for help must cost nothing: a shell completes and a scheduler checks with it.
 HELP_OF_ALL = """
 import contextlib, io, sys
-from pipeline.cli import app
+from pipeline.commands.app import app
 from typer.main import get_command
 for arguments in ([], *([name] for name in get_command(app).commands)):
     with contextlib.redirect_stdout(io.StringIO()) as shown:
@@ -61,7 +61,7 @@ def test_help_imports_nothing_heavy():
         [sys.executable, "-c", HELP_OF_ALL], capture_output=True, text=True, check=True
     )
     loaded = set(done.stdout.split())
-    assert "pipeline.cli" in loaded
+    assert "pipeline.commands.app" in loaded
     assert loaded.isdisjoint(HEAVY)
 
 
@@ -101,7 +101,8 @@ def test_the_list_of_commands_has_their_whole_description():
 
 def test_the_version_names_what_is_installed_and_imports_nothing_heavy():
     program = (
-        "import sys; from pipeline.cli import app; app(['--version'], standalone_mode=False)\n"
+        "import sys; from pipeline.commands.app import app\n"
+        "app(['--version'], standalone_mode=False)\n"
         "print(*sorted(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

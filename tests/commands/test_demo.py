@@ -6,16 +6,17 @@ import datetime as dt
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from cli import Result, pipeline
 
-from pipeline.demo import build_demo, demo_job
-from pipeline.job import Run
-from pipeline.job_file import load_job
-from pipeline.manifest import read_predictions
-from pipeline.photos import Built
+from pipeline.commands.demo import build_demo, demo_job
+from pipeline.commands.demo_photos import Built
+from pipeline.commit.manifest import read_predictions
+from pipeline.job.job import Run
+from pipeline.job.loader import load_job
 
 ROWS = 40
-JOBS = Path(__file__).parent.parent / "jobs"
+JOBS = ROOT / "jobs"
 NAMES = ("images", "parquet")
 
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import photos
-from pipeline.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.errors import JobError
-from pipeline.photos import base_photos, build_images, build_parquet, photo_rows
-from pipeline.schema import Reason
+from pipeline.commands import demo_photos
+from pipeline.commands.demo_photos import base_photos, build_images, build_parquet, photo_rows
+from pipeline.core.errors import JobError
+from pipeline.core.schema import Reason
+from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
 
 NUM_ROWS, NUM_BAD = 40, 6
 
@@ -91,7 +91,7 @@ def test_images_are_files_of_which_exactly_the_bad_ones_fail_as_said(tmp_path: P
     written = files_of(tmp_path)
     assert built.num_rows == len(written) == NUM_ROWS
     assert len(built.bad) == NUM_BAD
-    assert len({path.split("/")[0] for path in written}) == len(photos.CAMERAS)
+    assert len({path.split("/")[0] for path in written}) == len(demo_photos.CAMERAS)
     for path, (data, _) in written.items():
         assert failure_of(data) == built.bad.get(path), path
 
@@ -104,20 +104,20 @@ def test_parquet_rows_are_the_photos_of_which_exactly_the_bad_ones_fail_as_said(
     rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
     assert built.num_rows == len(rows) == NUM_ROWS
     assert [row["id"] for row in rows] == [photo.name for photo in photo_rows(NUM_ROWS, 1)]
-    assert set(built.bad.values()) == set(photos._PARQUET_BAD)
+    assert set(built.bad.values()) == set(demo_photos._PARQUET_BAD)
     for row in rows:
         assert failure_of(row["image"]) == built.bad.get(row["id"]), row["id"]
         if row["id"] not in built.bad:
             assert decode(row["image"]).size == (row["width"], row["height"])
-            assert row["camera"] in photos.CAMERAS
+            assert row["camera"] in demo_photos.CAMERAS
 
 
 def test_our_decoder_gives_every_spoilt_photo_its_reason():
     limits = DecodeLimits(max_image_bytes=64 * 1024**2, max_image_px=100_000_000)
     for photo in photo_rows(60, seed=2):
-        for reason in photos._FILE_BAD:
+        for reason in demo_photos._FILE_BAD:
             with pytest.raises(Undecodable) as caught:
-                decode_image(photos._spoil(photo, reason) or b"", limits)
+                decode_image(demo_photos._spoil(photo, reason) or b"", limits)
             assert caught.value.reason == reason, photo.name
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from cli import pipeline, write_job
 
-from pipeline.context import RunOptions
-from pipeline.doctor import examine
-from pipeline.machine_checks import look_at_access
-from pipeline.photos import build_images
+from pipeline.commands.demo_photos import build_images
+from pipeline.commands.doctor import examine
+from pipeline.commands.doctor_machine import look_at_access
+from pipeline.runs.context import RunOptions
 
 
 def looks(found: dict[str, Any]) -> dict[str, tuple[str, str]]:

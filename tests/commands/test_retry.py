@@ -22,11 +22,11 @@ from protocol import Children, assert_readable
 from published import DAY
 from s3server import S3Server
 
-from pipeline.manifest import current_manifest, log_numbers, read_predictions
-from pipeline.photos import build_images
-from pipeline.storage import Store
-from pipeline.upkeep import history_numbers
-from pipeline.verify import verify_output
+from pipeline.commands.demo_photos import build_images
+from pipeline.commit.maintenance import history_numbers
+from pipeline.commit.manifest import current_manifest, log_numbers, read_predictions
+from pipeline.commit.verify import verify_output
+from pipeline.storage.store import Store
 
 DATE = DAY.partition("=")[2]
 pytestmark = pytest.mark.usefixtures("impatient")

@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checkout import PYTHONPATH, SUPPORT
 from published import run_here
 
-from pipeline.compact import Compacted, Compactor, SizedSlice, compact_slices
-from pipeline.schema import (
+from pipeline.commit.compaction import Compacted, Compactor, SizedSlice, compact_slices
+from pipeline.commit.staging import StagingWriter
+from pipeline.core.schema import (
     Failure,
     Reason,
     SliceKey,
@@ -21,8 +23,7 @@ from pipeline.schema import (
     prediction_schema,
     staged_schema,
 )
-from pipeline.sink import StagingWriter
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 SCHEMA = prediction_schema([])
 TARGET_BYTES = 192 * 1024.0
@@ -173,10 +174,10 @@ PEAK = """
 import resource, sys
 import numpy as np, pyarrow as pa
 from published import run_here
-from pipeline.compact import Compactor, compact_slices
-from pipeline.schema import SliceKey, failure_columns, prediction_schema, staged_schema
-from pipeline.sink import StagingWriter
-from pipeline.storage import Store
+from pipeline.commit.compaction import Compactor, compact_slices
+from pipeline.core.schema import SliceKey, failure_columns, prediction_schema, staged_schema
+from pipeline.commit.staging import StagingWriter
+from pipeline.storage.store import Store
 
 folder, repeats = sys.argv[1], int(sys.argv[2])
 ids = [str(row) for row in range(1000)]
@@ -203,8 +204,8 @@ def test_memory_is_that_of_a_part_however_many_there_are(tmp_path: Path):
     for repeats in (25, 250):
         done = subprocess.run(
             [sys.executable, "-c", PEAK, str(tmp_path / str(repeats)), str(repeats)],
-            cwd=Path(__file__).parent,
-            env={"PYTHONPATH": str(Path(__file__).parent)},
+            cwd=SUPPORT,
+            env={"PYTHONPATH": PYTHONPATH},
             capture_output=True,
             text=True,
             check=False,

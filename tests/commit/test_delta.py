@@ -18,22 +18,23 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 import pytest
+from checkout import PYTHONPATH
 from cli import pipeline, write_job
 from deltalake import DeltaTable
 from published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
 
-from pipeline.delta import commit_delta, require_delta
-from pipeline.delta_store import library_options
-from pipeline.errors import JobError
-from pipeline.failpoints import VARIABLE
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, current_manifest
-from pipeline.photos import build_parquet
-from pipeline.publish import commit, repair, settle
-from pipeline.schema import prediction_schema
-from pipeline.storage import Store
-from pipeline.upkeep import rollback
-from pipeline.verify import verify_output
+from pipeline.commands.demo_photos import build_parquet
+from pipeline.commit.delta import commit_delta, require_delta
+from pipeline.commit.delta_storage import library_options
+from pipeline.commit.layout import Layout
+from pipeline.commit.maintenance import rollback
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.verify import verify_output
+from pipeline.core.errors import JobError
+from pipeline.core.failpoints import VARIABLE
+from pipeline.core.schema import prediction_schema
+from pipeline.storage.store import Store
 
 LAYOUT = Layout(DAY)
 KINDS = ("a/b", None, "50% off", "two words", "\u00e9")
@@ -175,8 +176,8 @@ def test_a_table_asked_for_later_begins_with_what_is_current(any_store: Store):
 PUBLISH = """
 import json, sys
 from published import Rows, publish_rows
-from pipeline.failpoints import reach
-from pipeline.storage import Store
+from pipeline.core.failpoints import reach
+from pipeline.storage.store import Store
 uri, options, rows = json.loads(sys.argv[1])
 rows["kinds"], rows["partition_columns"] = tuple(rows["kinds"]), tuple(rows["partition_columns"])
 publish_rows(Store(uri, options), rows=Rows(**rows), table="delta")
@@ -187,7 +188,7 @@ def publish_and_be_killed(store: Store, rows: Rows, failpoint: str) -> None:
     arguments = json.dumps([store.uri, dict(store.storage_options), dataclasses.asdict(rows)])
     done = subprocess.run(
         [sys.executable, "-c", PUBLISH, arguments],
-        env={**os.environ, VARIABLE: failpoint, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, VARIABLE: failpoint, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         check=False,

@@ -11,23 +11,23 @@ from PIL import Image
 from published import DAY, Rows, labels_of, publish_rows, put_report, snapshot
 from rich.console import Console
 
-from pipeline.context import RunContext, RunOptions
-from pipeline.errors import InfraError, JobError
-from pipeline.inspect import describe_output
-from pipeline.job import Job
-from pipeline.layout import Layout, staged_name
-from pipeline.manifest import read_predictions
-from pipeline.plan_file import adopt_plan
-from pipeline.prepare import prepare
-from pipeline.preview import describe_plan
-from pipeline.publish import commit
-from pipeline.record import RunRecord
-from pipeline.render import render_document
-from pipeline.report import RunFacts, build_report
-from pipeline.stats import StageCounters
-from pipeline.storage import Store
-from pipeline.stored_report import load_report
-from pipeline.verify import verify_output
+from pipeline.commands.plan import describe_plan
+from pipeline.commit.describe import describe_output
+from pipeline.commit.layout import Layout, staged_name
+from pipeline.commit.manifest import read_predictions
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.publish import commit
+from pipeline.commit.verify import verify_output
+from pipeline.core.counters import StageCounters
+from pipeline.core.errors import InfraError, JobError
+from pipeline.job.job import Job
+from pipeline.report.document import RunFacts, build_report
+from pipeline.report.load import load_report
+from pipeline.report.recorder import RunRecord
+from pipeline.report.render import render_document
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.prepare import prepare
+from pipeline.storage.store import Store
 
 NEXT_DAY = "date=2026-11-25"
 OPTIONS = RunOptions(allow_import=("models",))

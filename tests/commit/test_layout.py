@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.layout import (
+from pipeline.commit.layout import (
     Layout,
     new_run_id,
     parse_staged_name,
@@ -17,7 +17,7 @@ from pipeline.layout import (
     part_target,
     staged_name,
 )
-from pipeline.schema import SliceKey
+from pipeline.core.schema import SliceKey
 
 ATTEMPT = "0123456789ab"
 FINGERPRINT = "f" * 64

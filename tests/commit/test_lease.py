@@ -20,12 +20,12 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import failpoints
-from pipeline.errors import GateRefused, PartitionBusy
-from pipeline.layout import Layout
-from pipeline.lease import hold_lease
-from pipeline.pulse import last_beat
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
+from pipeline.core import failpoints
+from pipeline.core.errors import GateRefused, PartitionBusy
+from pipeline.core.heartbeat import last_beat
+from pipeline.storage.store import Store
 
 LAYOUT = Layout("date=2026-11-24")
 LONG_S = 1e6
@@ -33,9 +33,9 @@ RACERS, ROUNDS = 8, 2
 
 HOLD = """
 import sys
-from pipeline.layout import Layout
-from pipeline.lease import hold_lease
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
+from pipeline.storage.store import Store
 with hold_lease(Store(sys.argv[1]), Layout("date=2026-11-24"), "run-of-the-child", 1e6):
     print("held", flush=True)
     sys.stdin.read()
@@ -44,10 +44,10 @@ with hold_lease(Store(sys.argv[1]), Layout("date=2026-11-24"), "run-of-the-child
 # All start together; the winner of a round lets go only when everybody has an answer.
 RACE = """
 import json, multiprocessing, sys
-from pipeline.errors import PartitionBusy
-from pipeline.layout import Layout
-from pipeline.lease import hold_lease
-from pipeline.storage import Store
+from pipeline.core.errors import PartitionBusy
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
+from pipeline.storage.store import Store
 
 def race(store, racer, rounds, gate, results):
     store.exists("warm")

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.compact import Compactor
-from pipeline.errors import InfraError
-from pipeline.input_order import (
+from pipeline.commit.compaction import Compactor
+from pipeline.commit.layout import Layout
+from pipeline.commit.part_merge import Merger, interleave, merge_parts
+from pipeline.commit.row_positions import (
     KEY,
     RANK,
     ROW,
@@ -25,10 +26,9 @@ from pipeline.input_order import (
     minor_of,
     to_metadata,
 )
-from pipeline.layout import Layout
-from pipeline.merge import Merger, interleave, merge_parts
-from pipeline.schema import ROW_ID
-from pipeline.storage import Store
+from pipeline.core.errors import InfraError
+from pipeline.core.schema import ROW_ID
+from pipeline.storage.store import Store
 
 Pieces = list[list[int]]
 

@@ -18,19 +18,19 @@ from published import (
     snapshot,
 )
 
-from pipeline.compact import Compactor
-from pipeline.errors import GateRefused
-from pipeline.hive import MAX_VALUES, values_of
-from pipeline.inspect import describe_output
-from pipeline.layout import Layout, part_target
-from pipeline.manifest import Manifest, Part, current_manifest, read_predictions
-from pipeline.publish import commit, settle
-from pipeline.regroup import compact_by_value
-from pipeline.schema import SliceKey, failure_columns, prediction_schema, staged_schema
-from pipeline.sink import StagingWriter
-from pipeline.storage import Store
-from pipeline.upkeep import rollback
-from pipeline.verify import verify_output
+from pipeline.commit.compaction import Compactor
+from pipeline.commit.describe import describe_output
+from pipeline.commit.layout import Layout, part_target
+from pipeline.commit.maintenance import rollback
+from pipeline.commit.manifest import Manifest, Part, current_manifest, read_predictions
+from pipeline.commit.partition_columns import compact_by_value
+from pipeline.commit.publish import commit, settle
+from pipeline.commit.staging import StagingWriter
+from pipeline.commit.verify import verify_output
+from pipeline.core.errors import GateRefused
+from pipeline.core.hive_paths import MAX_VALUES, values_of
+from pipeline.core.schema import SliceKey, failure_columns, prediction_schema, staged_schema
+from pipeline.storage.store import Store
 
 LAYOUT = Layout(DAY)
 FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)

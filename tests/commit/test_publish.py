@@ -16,20 +16,20 @@ from published import (
     snapshot,
 )
 
-from pipeline import failpoints
-from pipeline.errors import InfraError, JobError, PublishConflict
-from pipeline.layout import Layout
-from pipeline.manifest import (
+from pipeline.commit.layout import Layout
+from pipeline.commit.maintenance import collect_garbage, history_numbers, rollback
+from pipeline.commit.manifest import (
     Manifest,
     current_manifest,
     list_partitions,
     log_numbers,
     read_predictions,
 )
-from pipeline.publish import commit, repair, settle
-from pipeline.storage import PROBES, Store
-from pipeline.upkeep import collect_garbage, history_numbers, rollback
-from pipeline.verify import verify_output
+from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.verify import verify_output
+from pipeline.core import failpoints
+from pipeline.core.errors import InfraError, JobError, PublishConflict
+from pipeline.storage.store import PROBES, Store
 
 LAYOUT = Layout(DAY)
 FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)
@@ -243,7 +243,7 @@ def test_a_rollback_whose_copies_are_collected_meanwhile_says_so(
         store.delete([file.path for file in store.list_files(folder)])
         return commit(store, layout, manifest, folder)
 
-    monkeypatch.setattr("pipeline.upkeep.commit", collect_first)
+    monkeypatch.setattr("pipeline.commit.maintenance.commit", collect_first)
     with pytest.raises(InfraError, match="was there a moment ago and is gone; run again"):
         rollback(any_store, LAYOUT, "r", keep_versions=2)
     assert repair(any_store, LAYOUT, 2) == second

@@ -21,18 +21,18 @@ from published import (
     read_part_table,
 )
 
-from pipeline.errors import JobError, PipelineError
-from pipeline.extents import Extent
-from pipeline.layout import Layout, part_name
-from pipeline.manifest import Manifest, Part
-from pipeline.plan import Plan
-from pipeline.plan_file import adopt_plan
-from pipeline.publish import commit, settle
-from pipeline.row_ids import hash_ids, sum_hashes
-from pipeline.schema import prediction_schema
-from pipeline.storage import Store
-from pipeline.unit import Unit
-from pipeline.verify import verify_output
+from pipeline.commit.layout import Layout, part_name
+from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.publish import commit, settle
+from pipeline.commit.row_ids import hash_ids, sum_hashes
+from pipeline.commit.verify import verify_output
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.schema import prediction_schema
+from pipeline.plan.plan import Plan
+from pipeline.sources.extents import Extent
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store
 
 MILLION = 1_000_000
 LAYOUT = Layout(DAY)

@@ -7,17 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline import retry
-from pipeline.errors import InfraError, JobError
-from pipeline.render import render_table, to_html
-from pipeline.report import RunFacts, build_report
-from pipeline.retry import TRIES, TransientError, retries_taken, with_retries
-from pipeline.stats import Counters, StageCounters, measure
+from pipeline.core import backoff
+from pipeline.core.backoff import TRIES, TransientError, retries_taken, with_retries
+from pipeline.core.counters import Counters, StageCounters, measure
+from pipeline.core.errors import InfraError, JobError
+from pipeline.report.document import RunFacts, build_report
+from pipeline.report.render import render_table, to_html
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(backoff, "FIRST_WAIT_S", 0.0)
 
 
 def failing(times: int, error: type[Exception] = TransientError) -> Callable[[], str]:
@@ -55,7 +55,7 @@ def test_what_trying_again_cannot_cure_is_raised_at_once(error: type[Exception])
 
 
 def test_no_try_begins_when_patience_is_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(backoff, "PATIENCE_S", -1.0)
     with pytest.raises(TransientError):
         with_retries(failing(1))
 

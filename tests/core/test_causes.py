@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.causes import (
+from pipeline.commit.staging import StagedSlice
+from pipeline.core.causes import (
     MAX_PER_SLICE,
     AlikeError,
     Cause,
@@ -20,10 +21,9 @@ from pipeline.causes import (
     in_words,
     key_of,
 )
-from pipeline.errors import JobError
-from pipeline.schema import Failure, Reason, failure_columns
-from pipeline.sink import StagedSlice
-from pipeline.tally import Tally
+from pipeline.core.errors import JobError
+from pipeline.core.schema import Failure, Reason, failure_columns
+from pipeline.report.slice_totals import Tally
 
 REASONS = [Reason.EMPTY, Reason.MODEL_ERROR, Reason.MISSING]
 

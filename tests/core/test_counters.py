@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import PipelineError
-from pipeline.stats import (
+from pipeline.core.counters import (
     STAGES,
     STARTUP_PARTS,
     Counters,
@@ -16,6 +15,7 @@ from pipeline.stats import (
     measure,
     merge,
 )
+from pipeline.core.errors import PipelineError
 
 counts = st.integers(0, 2**50)
 # Multiples of 2**-10 s below 2**20 s add without rounding, so associativity can be asked exactly.

@@ -12,16 +12,16 @@ from published import DAY, Rows, publish_rows
 from reading import plan_job
 from report_examples import FULL
 
-from pipeline.documents import known_fields
-from pipeline.layout import Layout
-from pipeline.lease import Owner
-from pipeline.manifest import Manifest, current_manifest
-from pipeline.plan_file import plan_from_json, plan_to_json
-from pipeline.report import Report, build_report
-from pipeline.sink import StagedSlice
-from pipeline.storage import Store
-from pipeline.trial import Trial
-from pipeline.trials import Profile
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import Owner
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.plan_store import plan_from_json, plan_to_json
+from pipeline.commit.staging import StagedSlice
+from pipeline.core.documents import known_fields
+from pipeline.report.document import Report, build_report
+from pipeline.runs.tuning.runtime_trials import Profile
+from pipeline.runs.tuning.trial import Trial
+from pipeline.storage.store import Store
 
 
 def grown(document: Any) -> Any:

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from pipeline import errors
-from pipeline.errors import (
+from pipeline.core import errors
+from pipeline.core.errors import (
     GateRefused,
     InfraError,
     JobError,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.histograms import (
+from pipeline.core.histograms import (
     DIRECTIONS,
     MAX_BINS,
     MAX_COUNTED_TARGETS,
@@ -24,7 +24,7 @@ from pipeline.histograms import (
     measure_numbers,
     sum_numbers,
 )
-from pipeline.task import TaskSpec, measured_columns
+from pipeline.models.tasks import TaskSpec, measured_columns
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 EMBED = TaskSpec("embed", embedding_dim=3)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.errors import JobError
-from pipeline.hive import (
+from pipeline.core.errors import JobError
+from pipeline.core.hive_paths import (
     NULL_VALUE,
     folder_trouble,
     partition_types,
@@ -24,9 +24,9 @@ from pipeline.hive import (
     to_text,
     values_of,
 )
-from pipeline.job import Sink
-from pipeline.schema import prediction_schema
-from pipeline.storage import Store
+from pipeline.core.schema import prediction_schema
+from pipeline.job.job import Sink
+from pipeline.storage.store import Store
 
 NAMES = {"kind": "string"}
 SCHEMA = prediction_schema(

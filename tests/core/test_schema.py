@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from pipeline.schema import (
+from pipeline.core.schema import (
     ERROR,
     MESSAGE_MAX_CHARS,
     RESERVED_COLUMNS,

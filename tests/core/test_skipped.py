@@ -14,16 +14,11 @@ from earlier_partitions import EarlierPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.context import RunOptions
-from pipeline.errors import GateRefused, InfraError, JobError
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, current_manifest
-from pipeline.prepare import prepare
-from pipeline.preview import describe_plan
-from pipeline.progress import Progress
-from pipeline.rows import Reader
-from pipeline.run import run_job
-from pipeline.skipped import (
+from pipeline.commands.plan import describe_plan
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.core.errors import GateRefused, InfraError, JobError
+from pipeline.core.skipped import (
     FIRST_NAMES,
     Skip,
     Skipped,
@@ -33,8 +28,13 @@ from pipeline.skipped import (
     printable,
     reason_of_name,
 )
-from pipeline.source import read_slices
-from pipeline.storage import Store
+from pipeline.report.progress import Progress
+from pipeline.run import run_job
+from pipeline.runs.context import RunOptions
+from pipeline.runs.prepare import prepare
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
 
 def tally(*entries: tuple[str, Skip]) -> Skipped:
@@ -147,7 +147,8 @@ def partition_of(folder: Path, **gates: Any) -> EarlierPartition:
 def test_every_file_is_a_row_or_counted_in_report_and_manifest(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("pipeline", "pipeline.prepare"):  # tests before this one may have silenced them
+    # Tests before this one may have silenced them.
+    for name in ("pipeline", "pipeline.runs.prepare"):
         monkeypatch.setattr(logging.getLogger(name), "disabled", False)
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
         caplog.set_level(logging.WARNING, logger=name)

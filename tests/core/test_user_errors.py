@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipeline.errors import InfraError, JobError, PipelineError
-from pipeline.imports import import_callable
-from pipeline.ray_tasks import ray_errors
-from pipeline.task import TaskSpec, load_postprocess, make_task
-from pipeline.user_code import place, tell
+from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.user_errors import place, tell
+from pipeline.execution.tasks import ray_errors
+from pipeline.models.allowed_imports import import_callable
+from pipeline.models.tasks import TaskSpec, load_postprocess, make_task
 
 LINE = "net3_of_test.py line"
 

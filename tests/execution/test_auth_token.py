@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ray_token import make_private_token, send_token, token_file
+from pipeline.execution.auth_token import make_private_token, send_token, token_file
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ from cli import pipeline, write_job
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dedupe import ResultIndex, remember, slim, with_digests
-from pipeline.manifest import read_predictions
-from pipeline.photos import build_images
-from pipeline.schema import DIGEST, Failure, Reason, failure_columns, failures_of
+from pipeline.commands.demo_photos import build_images
+from pipeline.commit.manifest import read_predictions
+from pipeline.core.schema import DIGEST, Failure, Reason, failure_columns, failures_of
+from pipeline.execution.dedupe import ResultIndex, remember, slim, with_digests
 
 
 def rows_of(images: list[bytes | None], first: int = 0) -> pa.Table:

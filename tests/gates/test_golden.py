@@ -13,20 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 from cli import pipeline, write_job
 
-from pipeline.errors import JobError, PipelineError
-from pipeline.golden import GoldenRefused, GoldenRows
-from pipeline.golden_files import MAX_BYTES, read_golden
-from pipeline.job import Job
-from pipeline.job_file import parse_job
-from pipeline.job_source import Source
-from pipeline.model import ModelSpec, PredictorConfig
-from pipeline.photos import build_images
-from pipeline.predictor import Predictor
-from pipeline.resolve import resolve_model
-from pipeline.rows import Reader
-from pipeline.stages import Preprocessing
-from pipeline.stats import Counters
-from pipeline.storage import Store
+from pipeline.commands.demo_photos import build_images
+from pipeline.core.counters import Counters
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.execution.stages import Preprocessing
+from pipeline.gates.golden import GoldenRefused, GoldenRows
+from pipeline.gates.golden_files import MAX_BYTES, read_golden
+from pipeline.inference.predictor import Predictor
+from pipeline.job.job import Job
+from pipeline.job.loader import parse_job
+from pipeline.job.source import Source
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
 ALLOWED = ("models",)
 NO_COLUMNS = pa.schema([])

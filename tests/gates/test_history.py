@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 from published import Rows, publish_rows
 
-from pipeline.histograms import Distribution
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, current_manifest
-from pipeline.nights import Past, look_back
-from pipeline.partition_order import earlier_names
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.partition_order import earlier_names
+from pipeline.core.histograms import Distribution
+from pipeline.gates.history import Past, look_back
+from pipeline.storage.store import Store
 
 NAMES = ["date=2026-11-22", "date=2026-11-09", "date=2026-11-24", "day=2026-11-01", "models"]
 

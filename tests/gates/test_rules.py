@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.causes import Cause
-from pipeline.errors import GateRefused, JobError
-from pipeline.gates import Figures, certain_failures, early_refusal, judge
-from pipeline.histograms import Distribution, Numbers
-from pipeline.job_gates import Gates
-from pipeline.nights import Past
-from pipeline.verdict import GATES, Verdict, accept, read_accepted, require_pass
+from pipeline.core.causes import Cause
+from pipeline.core.errors import GateRefused, JobError
+from pipeline.core.histograms import Distribution, Numbers
+from pipeline.gates.history import Past
+from pipeline.gates.rules import Figures, certain_failures, early_refusal, judge
+from pipeline.gates.verdicts import GATES, Verdict, accept, read_accepted, require_pass
+from pipeline.job.gates import Gates
 
 
 def gates_of(limits: dict[str, object]) -> Gates:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from predicting import BAD, BLACK, WHITE, images, is_predicted, predict, predictor, rows_of
 
-from pipeline.causes import AlikeError
-from pipeline.first_rows import FirstRows, Raised
-from pipeline.predictor import Predictor
-from pipeline.schema import Failure, Reason
-from pipeline.task import OutputError, OutputSpec, TaskSpec, make_task
+from pipeline.core.causes import AlikeError
+from pipeline.core.schema import Failure, Reason
+from pipeline.inference.first_rows import FirstRows, Raised
+from pipeline.inference.predictor import Predictor
+from pipeline.models.tasks import OutputError, OutputSpec, TaskSpec, make_task
 
 ENOUGH = 64
 

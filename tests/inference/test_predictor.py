@@ -26,9 +26,9 @@ from predicting import (
 )
 from torch import nn
 
-from pipeline.errors import JobError
-from pipeline.lane import Lane
-from pipeline.predictor import Predictor
+from pipeline.core.errors import JobError
+from pipeline.inference.device_buffers import Lane
+from pipeline.inference.predictor import Predictor
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 NORMALISED = {"mean": MEAN, "std": STD}

@@ -13,12 +13,12 @@ from cli import environment
 from predicting import images, predictor, rows_of
 from rayhead import RayHead
 
-from pipeline import ticks
-from pipeline.ticks import Board, PipeChannel, PipeListener, begin, count, listen, tell
+from pipeline.inference import ticks
+from pipeline.inference.ticks import Board, PipeChannel, PipeListener, begin, count, listen, tell
 
 SENDER = """
 import json, sys
-from pipeline.ticks import PipeChannel, begin, count, tell
+from pipeline.inference.ticks import PipeChannel, begin, count, tell
 tell(PipeChannel(*json.loads(sys.argv[1])))
 for start in (0, 512):
     begin((3, start))
@@ -108,7 +108,7 @@ def test_the_board_keeps_what_was_told_last() -> None:
 ON_A_CLUSTER = """
 import sys, time
 import ray
-from pipeline.ticks import begin, count, listen, tell
+from pipeline.inference.ticks import begin, count, listen, tell
 
 ray.init(address=sys.argv[1], log_to_driver=False, runtime_env={"env_vars": {"A": "1"}})
 

@@ -18,20 +18,20 @@ import pytest
 from reading import plan_job
 from shard_columns import read_all, source_of, text
 
-from pipeline import retry
-from pipeline.errors import InfraError, JobError
-from pipeline.extents import Cut
-from pipeline.inputs import Inputs, list_inputs
-from pipeline.job_source import Source
-from pipeline.parquet_inputs import _read_footers, is_unreadable
-from pipeline.rows import Reader
-from pipeline.source import read_slices
-from pipeline.storage import Store
-from pipeline.storage_errors import classify
-from pipeline.tar import TarSpec, iter_rows
-from pipeline.tar_stream import _WholeFile
-from pipeline.unit import Unit
-from pipeline.units import SliceSizes, make_units
+from pipeline.core import backoff
+from pipeline.core.errors import InfraError, JobError
+from pipeline.job.source import Source
+from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.sources.extents import Cut
+from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.parquet_footers import _read_footers, is_unreadable
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit
+from pipeline.sources.webdataset import _WholeFile
+from pipeline.sources.webdataset_rows import TarSpec, iter_rows
+from pipeline.storage.errors import classify
+from pipeline.storage.store import Store
 
 
 def write_shard(path: Path, mark: bytes, rows: int, group: int) -> None:
@@ -216,7 +216,7 @@ def bad_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with pytest.raises(OSError, match="Input/output error") as caught, open(BAD, "rb") as file:
         file.read(1)
     assert caught.value.errno == errno.EIO
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(backoff, "FIRST_WAIT_S", 0.0)
     for suffix in ("png", "tar"):
         (tmp_path / f"bad.{suffix}").symlink_to(BAD)
     return tmp_path
@@ -225,11 +225,11 @@ def bad_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_bad_block_costs_its_image(bad_block: Path):
     (bad_block / "good.png").write_bytes(b"x")
     source = Source(uri=str(bad_block), format="images", files=("bad.png", "good.png"))
-    before = retry.retries_taken()
+    before = backoff.retries_taken()
     [rows] = read_all(list_inputs(source, max_extent_rows=9), source, 9)
     assert rows["error"].to_pylist() == ["unreadable_shard", None]
     assert "the disk cannot read it" in rows["message"][0].as_py()
-    assert retry.retries_taken() - before == retry.TRIES - 1
+    assert backoff.retries_taken() - before == backoff.TRIES - 1
 
 
 class WithBadBlock(io.FileIO):
@@ -262,7 +262,7 @@ class DamagedDisk(Store):
 
 
 def test_a_bad_block_costs_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(backoff, "FIRST_WAIT_S", 0.0)
     for name in ("bad", "good"):
         write_shard(tmp_path / f"{name}.parquet", b"r", 30, 10)
     source = source_of(tmp_path)
@@ -302,14 +302,14 @@ def test_a_bad_block_costs_the_rest_of_its_tar(bad_block: Path):
 def test_a_mount_that_is_gone_is_no_row_s_trouble(number: int):
     error = classify(OSError(number, os.strerror(number)), "cannot read x")
     assert isinstance(error, InfraError)
-    assert not isinstance(error, retry.BadBlockError)
+    assert not isinstance(error, backoff.BadBlockError)
     assert not is_unreadable(OSError(number, os.strerror(number)))
 
 
 def test_what_is_half_a_disk_and_half_a_store_is_no_bad_block():
     # s3fs calls everything that it does not know an input/output error.
     error = classify(OSError(errno.EIO, "Unknown"), "cannot read s3://b/x")
-    assert not isinstance(error, retry.BadBlockError)
+    assert not isinstance(error, backoff.BadBlockError)
 
 
 # ---------------------------------------------------------------------------- names of columns

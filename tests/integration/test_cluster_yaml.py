@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+from checkout import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-ROOT = Path(__file__).parent.parent
 TOKEN = "~/.ray/auth_token"  # made by each user
 
 

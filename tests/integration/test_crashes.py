@@ -13,9 +13,9 @@ from cli import pipeline, write_job
 from models import LABELS, SIZE_PX, Colours
 from PIL import Image
 
-from pipeline.layout import Layout
-from pipeline.manifest import current_manifest, read_part, read_predictions
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import current_manifest, read_part, read_predictions
+from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"

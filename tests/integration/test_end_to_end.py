@@ -19,18 +19,18 @@ from cli import pipeline, start, wait_until, write_job
 from models import LABELS, TRANSFORM, colours
 from s3server import S3Server
 
-from pipeline.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.inputs import IMAGE_SUFFIXES
-from pipeline.layout import Layout
-from pipeline.manifest import current_manifest, read_part, read_predictions
-from pipeline.photos import build_images, build_parquet
-from pipeline.plan import Plan
-from pipeline.plan_file import plan_from_json
-from pipeline.schema import RowError
-from pipeline.sink import list_staged
-from pipeline.storage import Store
-from pipeline.transform import TransformSpec, resize_and_crop
-from pipeline.zoo import efficientnet_lite0
+from pipeline.commands.demo_photos import build_images, build_parquet
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import current_manifest, read_part, read_predictions
+from pipeline.commit.plan_store import plan_from_json
+from pipeline.commit.staging import list_staged
+from pipeline.core.schema import RowError
+from pipeline.models.zoo import efficientnet_lite0
+from pipeline.plan.plan import Plan
+from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
+from pipeline.sources.inputs import IMAGE_SUFFIXES
+from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"

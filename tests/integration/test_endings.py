@@ -16,15 +16,15 @@ from endings import Ending, run_all
 from published import publish_rows
 from typer.main import get_command
 
-from pipeline.cli import app
-from pipeline.context import RunOptions
-from pipeline.job_file import load_job
-from pipeline.layout import Layout
-from pipeline.lease import hold_lease
-from pipeline.photos import build_images
-from pipeline.progress import Progress
+from pipeline.commands.app import app
+from pipeline.commands.demo_photos import build_images
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
+from pipeline.job.loader import load_job
+from pipeline.report.progress import Progress
 from pipeline.run import run_job
-from pipeline.storage import Store
+from pipeline.runs.context import RunOptions
+from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -42,7 +42,9 @@ def test_a_signal_ends_every_command_with_6_one_line_and_a_document() -> None:
         for name in COMMANDS
         for signal in ("term", "int")
     ]
-    for ending, done in zip(endings, run_all(endings, "pipeline.cli pyarrow"), strict=True):
+    for ending, done in zip(
+        endings, run_all(endings, "pipeline.commands.app pyarrow"), strict=True
+    ):
         name = "SIGTERM" if ending.failpoint.endswith("term") else "SIGINT"
         line = f"{name} received; run again to go on"
         assert (done.code, done.stderr) == (6, f"error: {line}\n"), ending
@@ -95,7 +97,7 @@ def test_a_run_that_is_stopped_or_fails_before_ray_starts_leaves_a_report_and_no
         Ending(["run", job_over(folder), "--date", DATE, "--json"], way)
         for way, folder in zip(ways, folders, strict=True)
     ]
-    done_all = run_all(endings, "pipeline.run pipeline.render")
+    done_all = run_all(endings, "pipeline.run pipeline.report.render")
     for (code, status, words), folder, done in zip(ways.values(), folders, done_all, strict=True):
         assert done.code == code, done
         assert words in document(done.stdout)["error"]
@@ -144,7 +146,7 @@ def test_a_result_that_nobody_can_read_is_said_and_no_success(tmp_path: Path) ->
         Ending(["--help"], stdout="full"),
         Ending(["inspect", store.uri], stdout="full"),
     ]
-    for ending, done in zip(endings, run_all(endings, "pipeline.verify"), strict=True):
+    for ending, done in zip(endings, run_all(endings, "pipeline.commit.verify"), strict=True):
         why = "Bad file descriptor" if ending.stdout == "closed" else "No space left on device"
         assert done.code == 7, (ending, done)
         assert done.stderr.endswith(
@@ -168,7 +170,7 @@ def test_a_reader_that_has_seen_enough_and_a_stderr_that_takes_nothing_change_no
         Ending(["run", "none.yaml", "--json"], stderr="full"),
         Ending(["run", "none.yaml", "--json"], stderr="closed"),
     ]
-    done = run_all(endings, "pipeline.verify")
+    done = run_all(endings, "pipeline.commit.verify")
     assert [each.code for each in done] == [0, 0, 0, 0, 0, 2, 2]
     assert [each.stderr for each in done] == [""] * 7
     assert json.loads(done[3].stdout) == json.loads(done[4].stdout)

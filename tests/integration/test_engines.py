@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from published import Rows, publish_rows, slice_table
 
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 DAYS = ("date=2026-11-24", "date=2026-11-25")
 KINDS = ("a/b", "..", None, "50% off", "a=b", "two words", "plain")
@@ -190,7 +190,7 @@ def test_an_output_without_rows_has_its_columns_for_every_engine(tmp_path: Path)
 
 RAY = """
 import json, sys
-from pipeline.cluster import connect
+from pipeline.execution.cluster.connect import connect
 columns, folders = json.loads(sys.argv[1]), sys.argv[2:]
 with connect(None):
     import ray

@@ -14,14 +14,14 @@ from types import ModuleType
 import pytest
 import torch
 import yaml
+from checkout import ROOT
 from cli import Result, pipeline
 
-from pipeline.manifest import read_predictions
-from pipeline.photos import build_images
-from pipeline.transform import TransformSpec
-from pipeline.zoo import efficientnet_lite0
+from pipeline.commands.demo_photos import build_images
+from pipeline.commit.manifest import read_predictions
+from pipeline.models.zoo import efficientnet_lite0
+from pipeline.preprocessing.transform import TransformSpec
 
-ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 FOLDER = EXAMPLES / "custom_model"
 NOTEBOOK = EXAMPLES / "read_predictions.ipynb"

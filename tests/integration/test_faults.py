@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
+from checkout import TESTS
 from package_source import imported, trees
 
-from pipeline.cluster import connect
-from pipeline.errors import JobError
+from pipeline.core.errors import JobError
+from pipeline.execution.cluster.connect import connect
 
-TESTS = Path(__file__).parent
 LINES = [f"F{number:02d}" for number in range(1, 48)] + [f"S{number}" for number in range(1, 21)]
 _ROW = re.compile(r"^\| ([FS]\d+) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 _TEST = re.compile(r"`(\w+)::(\w+)`")
@@ -25,7 +24,8 @@ def table() -> list[tuple[str, str, str]]:
 
 
 def named_in(file: str) -> set[str]:
-    tree = ast.parse((TESTS / f"{file}.py").read_text())
+    (path,) = TESTS.rglob(f"{file}.py")
+    tree = ast.parse(path.read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
@@ -54,7 +54,7 @@ def test_an_environment_that_lets_files_run_code_is_refused(
 
 
 # A Unix socket, by which the workers of an embedded Ray are forked.
-SERVED = {"forked_workers": {"listening.bind", "listening.listen"}}
+SERVED = {"execution.embedded.forkserver": {"listening.bind", "listening.listen"}}
 
 
 def test_the_package_serves_nothing_to_other_machines():

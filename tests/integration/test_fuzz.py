@@ -28,11 +28,11 @@ from damage import damaged, damaged_end
 from encoded import base_image, encode
 from tars import Entry, pack
 
-from pipeline.errors import JobError
-from pipeline.job_file import load_job
-from pipeline.layout import Layout
-from pipeline.manifest import read_predictions
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import read_predictions
+from pipeline.core.errors import JobError
+from pipeline.job.loader import load_job
+from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_ray, pytest.mark.timeout(1800)]
 

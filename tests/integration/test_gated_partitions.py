@@ -14,9 +14,9 @@ from cli import Result, pipeline, write_job
 from PIL import Image
 from published import snapshot
 
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, current_manifest
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.storage.store import Store
 
 RED, GREEN, BLUE, GREY = (230, 20, 20), (20, 230, 20), (20, 20, 230), (200, 200, 200)
 DRIFT = {"mode": "fail", "min_rows": 50}

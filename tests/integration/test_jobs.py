@@ -1,4 +1,4 @@
-"""The job files in jobs/: they load as they are, and fit what `build_*` of photos.py writes."""
+"""The job files in jobs/: they load as they are and fit what `build_*` of demo_photos.py writes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from checkout import ROOT
 
-from pipeline.job import Job
-from pipeline.job_file import load_job
-from pipeline.photos import build_parquet
+from pipeline.commands.demo_photos import build_parquet
+from pipeline.job.job import Job
+from pipeline.job.loader import load_job
 
-JOBS = Path(__file__).parent.parent / "jobs"
+JOBS = ROOT / "jobs"
 DATE = dt.date(2026, 11, 24)
 
 

@@ -18,21 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from badfiles import encode
-from cli import TESTS, pipeline, write_job
+from checkout import PYTHONPATH
+from cli import pipeline, write_job
 from localserver import LocalServer
 from models import LABELS
 from PIL import Image
 from tars import Entry, pack
 
-from pipeline.cluster import share_ray
-from pipeline.context import RunOptions
-from pipeline.job_file import load_job
-from pipeline.manifest import read_predictions
-from pipeline.photos import build_images
-from pipeline.progress import Progress
+from pipeline.commands.demo_photos import build_images
+from pipeline.commit.manifest import read_predictions
+from pipeline.commit.verify import verify_output
+from pipeline.execution.cluster.connect import share_ray
+from pipeline.job.loader import load_job
+from pipeline.report.progress import Progress
 from pipeline.run import run_job
-from pipeline.storage import Store
-from pipeline.verify import verify_output
+from pipeline.runs.context import RunOptions
+from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
@@ -149,9 +150,9 @@ def ray_address() -> Iterator[str]:
     import ray
 
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(TESTS)
+    os.environ["PYTHONPATH"] = PYTHONPATH
     with share_ray():
-        from pipeline.cluster import connect
+        from pipeline.execution.cluster.connect import connect
 
         with connect(None):
             yield ray.get_runtime_context().gcs_address

@@ -22,10 +22,10 @@ from faultproxy import (
 )
 from s3server import S3Server
 
-from pipeline.manifest import read_predictions
-from pipeline.photos import build_parquet
-from pipeline.storage import Store
-from pipeline.verify import verify_output
+from pipeline.commands.demo_photos import build_parquet
+from pipeline.commit.manifest import read_predictions
+from pipeline.commit.verify import verify_output
+from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"

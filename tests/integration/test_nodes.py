@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from checkout import TESTS
 
-CHAOS = Path(__file__).parent / "bench" / "chaos.py"
+CHAOS = TESTS / "bench" / "chaos.py"
 NUM_ROWS = 1200
 
 
 RESERVED_FOR = """
 import os
-from pipeline.ray_environment import REMOTE_ENVIRONMENT
+from pipeline.execution.environment import REMOTE_ENVIRONMENT
 os.environ.update(REMOTE_ENVIRONMENT)
 from ray.data._internal.cluster_autoscaler import RateBasedClusterAutoscaler
 print(RateBasedClusterAutoscaler.AUTOSCALING_REQUEST_EXPIRE_TIME_S)

@@ -15,9 +15,9 @@ from cli import command, environment, pipeline, write_job
 from faultproxy import EXPIRED, FaultProxy, Rule
 from s3server import S3Server
 
-from pipeline.errors import InfraError
-from pipeline.photos import build_images
-from pipeline.ray_tasks import ray_errors
+from pipeline.commands.demo_photos import build_images
+from pipeline.core.errors import InfraError
+from pipeline.execution.tasks import ray_errors
 
 DATE = "2026-11-24"
 NUM_ROWS = 48

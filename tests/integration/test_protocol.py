@@ -40,15 +40,15 @@ from published import (
 )
 from s3server import S3Server
 
-from pipeline import failpoints
-from pipeline.errors import PipelineError, PublishConflict
-from pipeline.layout import staged_name
-from pipeline.manifest import log_numbers
-from pipeline.publish import commit, repair
-from pipeline.sink import list_staged
-from pipeline.storage import Store
-from pipeline.upkeep import history_numbers
-from pipeline.verify import verify_output
+from pipeline.commit.layout import staged_name
+from pipeline.commit.maintenance import history_numbers
+from pipeline.commit.manifest import log_numbers
+from pipeline.commit.publish import commit, repair
+from pipeline.commit.staging import list_staged
+from pipeline.commit.verify import verify_output
+from pipeline.core import failpoints
+from pipeline.core.errors import PipelineError, PublishConflict
+from pipeline.storage.store import Store
 
 OLD, NEW, NEXT = Rows(2, num_slices=3), Rows(3, num_slices=4), Rows(4, num_slices=3)
 PUBLISHED_PREDICTION = r"predictions/[^/]+/part-"  # an object's URL has no `=`

@@ -36,13 +36,13 @@ from protocol import KEEP_VERSIONS, LAYOUT, LONG_AGO_S, run_once
 from published import Rows, make_plan, slice_table
 from stepping import Fault, Killed, Program
 
-from pipeline import retry
-from pipeline.errors import InfraError, JobError, PartitionBusy, PublishConflict
-from pipeline.lease import hold_lease
-from pipeline.manifest import Manifest, log_numbers, read_current, read_manifest, read_part
-from pipeline.storage import Store
-from pipeline.upkeep import collect_garbage, history_numbers, rollback
-from pipeline.verify import verify_output
+from pipeline.commit.lease import hold_lease
+from pipeline.commit.maintenance import collect_garbage, history_numbers, rollback
+from pipeline.commit.manifest import Manifest, log_numbers, read_current, read_manifest, read_part
+from pipeline.commit.verify import verify_output
+from pipeline.core import backoff
+from pipeline.core.errors import InfraError, JobError, PartitionBusy, PublishConflict
+from pipeline.storage.store import Store
 
 TTL_S = 1e6
 """Of every lease: nobody renews meanwhile, and time passes only where the machine says so."""
@@ -96,7 +96,7 @@ class Protocol(RuleBasedStateMachine):
         self.has_late_list = False
         """The last to write `_SUCCESS` was a run that had been overtaken: nothing prevents it."""
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(retry, "FIRST_WAIT_S", 0.0)
+        self.patch.setattr(backoff, "FIRST_WAIT_S", 0.0)
         names = random.Random(0)
         self.patch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=names.getrandbits(128), version=4))
 
@@ -174,7 +174,7 @@ class Protocol(RuleBasedStateMachine):
         program = self.programs[which % len(self.programs)]
         if is_killed:
             program.kill()
-        for _ in range(2 * retry.TRIES):
+        for _ in range(2 * backoff.TRIES):
             if not program.is_over:
                 program.step("refused")
         self.bury(program)

@@ -16,14 +16,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checkout import ROOT
 from earlier_partitions import EarlierPartition
 from published import DAY, Rows, prepare_version, publish_rows
 from stepping import Program
 
-from pipeline.delta_store import open_table
-from pipeline.errors import JobError
-from pipeline.layout import Layout
-from pipeline.manifest import (
+from pipeline.commit.delta_storage import open_table
+from pipeline.commit.layout import Layout
+from pipeline.commit.maintenance import rollback
+from pipeline.commit.manifest import (
     Manifest,
     Part,
     current_manifest,
@@ -31,12 +32,12 @@ from pipeline.manifest import (
     read_current,
     read_manifest,
 )
-from pipeline.publish import commit, repair, settle
-from pipeline.storage import Store
-from pipeline.upkeep import rollback
-from pipeline.verify import verify_output
+from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.verify import verify_output
+from pipeline.core.errors import JobError
+from pipeline.storage.store import Store
 
-README = Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
 LAYOUT = Layout(DAY)
 OLD, NEW = Rows(1, num_slices=6), Rows(2, num_slices=4)
 Seen = tuple[str, str, str, str]

@@ -21,23 +21,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from checkout import SUPPORT
 
-from pipeline.artefacts import key_of
-from pipeline.decode import DecodeLimits, decode_image
-from pipeline.inputs import list_inputs
-from pipeline.job_file import parse_job
-from pipeline.model import PredictorConfig
-from pipeline.plan import Plan, make_plan
-from pipeline.predictor import Predictor
-from pipeline.resolve import resolve_model
-from pipeline.rows import Reader
-from pipeline.schema import RowError, failure_columns, images_to_arrow
-from pipeline.semantics import SEMANTICS, semantics_of
-from pipeline.source import read_slices
-from pipeline.storage import Store
-from pipeline.transform import TransformSpec, resize_and_crop
+from pipeline.core.node_cache import key_of
+from pipeline.core.schema import RowError, failure_columns, images_to_arrow
+from pipeline.core.semantics import SEMANTICS, semantics_of
+from pipeline.inference.predictor import Predictor
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import PredictorConfig
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.preprocessing.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
+from pipeline.sources.inputs import list_inputs
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
-CORPUS = Path(__file__).parent / "corpus"
+CORPUS = SUPPORT / "corpus"
 LIMITS = DecodeLimits(max_image_bytes=1_000_000, max_image_px=1_000_000)
 
 EXPECTED: dict[str, tuple[int, str]] = {

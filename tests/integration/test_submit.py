@@ -16,13 +16,13 @@ import pytest
 from cli import pipeline, start, write_job
 from rayhead import RayHead
 
-from pipeline.errors import GateRefused, InfraError, PipelineError, Stopped
-from pipeline.job_output import JobOutput
-from pipeline.layout import Layout
-from pipeline.manifest import current_manifest, read_predictions
-from pipeline.photos import Built, build_images
-from pipeline.storage import Store
-from pipeline.submit import Submission, _exit_code, error_without_document
+from pipeline.commands.demo_photos import Built, build_images
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import current_manifest, read_predictions
+from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
+from pipeline.execution.submit.job import Submission, _exit_code, error_without_document
+from pipeline.execution.submit.output import JobOutput
+from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"

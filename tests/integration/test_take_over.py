@@ -8,21 +8,21 @@ import pytest
 from earlier_partitions import LAYOUT, EarlierPartition, predict_rows
 from retry_runs import NUM_ROWS, make_partition, write_images
 
-from pipeline.causes import AlikeError
-from pipeline.context import RunContext
-from pipeline.finish import require_hope, require_some_row
-from pipeline.isolate import fail
-from pipeline.plan import Plan
-from pipeline.plan_file import adopt_plan
-from pipeline.prepare import prepare
-from pipeline.provenance import file_metadata
-from pipeline.rows import Reader
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.provenance import file_metadata
+from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
+from pipeline.core.causes import AlikeError
+from pipeline.core.schema import Failure, Reason
+from pipeline.execution.isolation.row_isolation import fail
+from pipeline.plan.plan import Plan
+from pipeline.plan.tiling import missing_units
 from pipeline.run import take_over
-from pipeline.schema import Failure, Reason
-from pipeline.sink import StagedSlice, StagingWriter, list_staged
-from pipeline.source import read_slices
-from pipeline.storage import Store
-from pipeline.tiling import missing_units
+from pipeline.runs.context import RunContext
+from pipeline.runs.finish import require_hope, require_some_row
+from pipeline.runs.prepare import prepare
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
 SLICE_ROWS = 4
 

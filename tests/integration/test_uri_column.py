@@ -11,8 +11,8 @@ import pytest
 from httpserver import WebServer, answer, ok
 from reading import plan_job, read, rows
 
-from pipeline.errors import JobError
-from pipeline.storage import Store
+from pipeline.core.errors import JobError
+from pipeline.storage.store import Store
 
 
 def read_uris(

@@ -19,24 +19,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import END_BYTES, Entry, pack
 
-from pipeline.context import RunOptions
-from pipeline.errors import InfraError, JobError
-from pipeline.inputs import list_inputs
-from pipeline.job import Job
-from pipeline.job_file import parse_job
-from pipeline.layout import Layout
-from pipeline.manifest import current_manifest, read_part, read_predictions
-from pipeline.photos import build_images
-from pipeline.plan import Plan, make_plan
-from pipeline.plan_file import plan_from_json, plan_to_json
-from pipeline.preview import describe_plan
-from pipeline.resolve import resolve_model
-from pipeline.rows import Reader
-from pipeline.schema import SliceKey, source_schema
-from pipeline.sink import list_staged
-from pipeline.source import read_slices
-from pipeline.storage import Store, StoredFile
-from pipeline.tiling import done_slices, first_slices, missing_units, require_tiling
+from pipeline.commands.demo_photos import build_images
+from pipeline.commands.plan import describe_plan
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import current_manifest, read_part, read_predictions
+from pipeline.commit.plan_store import plan_from_json, plan_to_json
+from pipeline.commit.staging import list_staged
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.schema import SliceKey, source_schema
+from pipeline.job.job import Job
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.tiling import done_slices, first_slices, missing_units, require_tiling
+from pipeline.runs.context import RunOptions
+from pipeline.sources.inputs import list_inputs
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store, StoredFile
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"

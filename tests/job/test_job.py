@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from pipeline.allocation import Hardware, allocate
-from pipeline.errors import JobError, JobErrors
-from pipeline.job import Job
-from pipeline.job_file import load_job, parse_job
-from pipeline.job_paths import PATH_FIELDS
+from pipeline.core.errors import JobError, JobErrors
+from pipeline.job.job import Job
+from pipeline.job.loader import load_job, parse_job
+from pipeline.job.paths import PATH_FIELDS
+from pipeline.plan.allocation import Hardware, allocate
 
 DATE = dt.date(2026, 11, 24)
 SECRET = "hunter2-hunter2"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.agreement import AgreementLimits, compare
+from pipeline.models.agreement import AgreementLimits, compare
 
 LIMITS = AgreementLimits(max_score_diff=0.05, min_cosine=0.99, max_relative_error=0.01)
 

@@ -14,13 +14,13 @@ from cli import pipeline, write_job
 from model_cases import resolve
 from torch import nn
 
-from pipeline.artefacts import tensors_digest
-from pipeline.device import load_runner
-from pipeline.errors import InfraError, JobError
-from pipeline.model import PredictorConfig, load_module, load_pinned
-from pipeline.own_tensors import hand_on, pin, seeded
-from pipeline.photos import build_images
-from pipeline.storage import Store
+from pipeline.commands.demo_photos import build_images
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.node_cache import tensors_digest
+from pipeline.inference.device import load_runner
+from pipeline.models.factory_tensors import hand_on, pin, seeded
+from pipeline.models.spec import PredictorConfig, load_module, load_pinned
+from pipeline.storage.store import Store
 
 PATH = "_control/all/tensors/f.json"
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from model_cases import LABELS, colours_state, refusal, resolve, saved
 from safetensors.torch import save_file
 
-from pipeline.errors import JobError
-from pipeline.model import load_module
+from pipeline.core.errors import JobError
+from pipeline.models.spec import load_module
 
 EXPORTED = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 

@@ -11,10 +11,10 @@ import torch
 from model_cases import colours_state, refusal, resolve, saved
 from torch import nn
 
-from pipeline.errors import JobError
-from pipeline.job import Model
-from pipeline.model import load_module
-from pipeline.state_dict import load_state
+from pipeline.core.errors import JobError
+from pipeline.job.job import Model
+from pipeline.models.spec import load_module
+from pipeline.models.state_dict import load_state
 
 
 def loads(path: str, **model: Any) -> bool:

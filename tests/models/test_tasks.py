@@ -14,18 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from badfiles import base_image, encode
+from checkout import ROOT
 from cli import pipeline, write_job
 
-from pipeline.decode import DecodeLimits
-from pipeline.errors import JobError
-from pipeline.job_file import parse_job
-from pipeline.manifest import read_predictions
-from pipeline.model import PredictorConfig
-from pipeline.predictor import Predictor
-from pipeline.preprocess import preprocess
-from pipeline.resolve import resolve_model
-from pipeline.schema import Failure, Reason, failure_columns, source_schema
-from pipeline.task import OutputSpec, TaskSpec, load_postprocess, make_task
+from pipeline.commit.manifest import read_predictions
+from pipeline.core.errors import JobError
+from pipeline.core.schema import Failure, Reason, failure_columns, source_schema
+from pipeline.inference.predictor import Predictor
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks import OutputSpec, TaskSpec, load_postprocess, make_task
+from pipeline.preprocessing.decode import DecodeLimits
+from pipeline.preprocessing.images import preprocess
 
 OK = np.array([True, False, True])
 
@@ -178,7 +179,7 @@ def test_post_processing_fills_its_declared_columns():
 def test_the_example_of_the_readme_keeps_to_the_contract(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     code = text.split("<!-- postprocess -->\n```python\n", 1)[1].split("```", 1)[0]
     (tmp_path / "readme_boxes.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

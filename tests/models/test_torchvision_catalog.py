@@ -8,7 +8,7 @@ import sys
 
 SCRIPT = """
 import json, sys
-from pipeline.torchvision_models import torchvision_module
+from pipeline.models.torchvision_catalog import torchvision_module
 
 def compiler(): return any(name.startswith("torch._dynamo") for name in sys.modules)
 

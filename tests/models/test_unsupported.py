@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from model_cases import resolve
 
-from pipeline.errors import JobError
-from pipeline.foreign_model import describe_name
-from pipeline.torchvision_models import torchvision_facts
+from pipeline.core.errors import JobError
+from pipeline.models.torchvision_catalog import torchvision_facts
+from pipeline.models.unsupported import describe_name
 
 WAY = "a function of your own that returns the nn.Module (model.factory, examples/custom_model)"
 BERT = {"architectures": ["BertModel"], "model_type": "bert", "vocab_size": 30522}

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from pipeline.errors import JobError
-from pipeline.storage import Store
-from pipeline.weights import weights_digest
-from pipeline.weights_file import check_weights
+from pipeline.core.errors import JobError
+from pipeline.models.weights import weights_digest
+from pipeline.models.weights_file import check_weights
+from pipeline.storage.store import Store
 
 STATE = {"head.weight": torch.full((5, 3), 2.0), "head.bias": torch.arange(5.0)}
 WAY_OUT = 'torch.save(model.state_dict(), "w.pth"), and name the architecture'

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.errors import JobError
-from pipeline.model import ENTRY_POINT_GROUP, ModelCard
-from pipeline.photos import base_photos
-from pipeline.zoo import _unique, efficientnet_lite0
+from pipeline.commands.demo_photos import base_photos
+from pipeline.core.errors import JobError
+from pipeline.models.spec import ENTRY_POINT_GROUP, ModelCard
+from pipeline.models.zoo import _unique, efficientnet_lite0
 
 EXPECTED = {
     "camera": {"tripod"},
@@ -72,7 +72,7 @@ def test_the_entry_point_leads_to_the_card():
 
 def test_a_card_is_made_without_importing_torch():
     code = (
-        "import sys; from pipeline.zoo import efficientnet_lite0; "
+        "import sys; from pipeline.models.zoo import efficientnet_lite0; "
         "assert efficientnet_lite0().weights_path; "
         "sys.exit('torch' in sys.modules)"
     )

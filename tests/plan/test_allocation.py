@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.allocation import TASK_CPUS, Allocation, Hardware, allocate
-from pipeline.errors import JobError
-from pipeline.job import Resources
+from pipeline.core.errors import JobError
+from pipeline.job.job import Resources
+from pipeline.plan.allocation import TASK_CPUS, Allocation, Hardware, allocate
 
 ACTORS = st.none() | st.integers(1, 40)
 

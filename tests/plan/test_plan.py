@@ -14,24 +14,24 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from cli import TESTS
+from checkout import PYTHONPATH
 from hypothesis import example, given
 from hypothesis import strategies as st
 from plan_examples import SPEC, example_plan, inputs_of, job, planned, shard_extents, spec_of
 
-from pipeline.errors import InfraError, JobError
-from pipeline.extents import Cut, Extent
-from pipeline.inputs import Inputs
-from pipeline.layout import Layout
-from pipeline.model import ModelSpec
-from pipeline.plan import make_plan
-from pipeline.plan_file import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
-from pipeline.schema import Reason
-from pipeline.skipped import Skip, Skipped
-from pipeline.storage import Store, StoredFile
-from pipeline.tiling import first_slices, missing_units
-from pipeline.unit import Unit
-from pipeline.units import MAX_SLICE_BYTES, SliceSizes
+from pipeline.commit.layout import Layout
+from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.schema import Reason
+from pipeline.core.skipped import Skip, Skipped
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.plan import make_plan
+from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes
+from pipeline.plan.tiling import first_slices, missing_units
+from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.inputs import Inputs
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store, StoredFile
 
 
 def rows_of(extents: list[Extent] | tuple[Extent, ...]) -> list[tuple[str, int]]:
@@ -389,7 +389,7 @@ print(plan.fingerprint, [unit.bounds for unit in plan.units])
 
 
 def test_a_plan_is_the_same_in_every_process():
-    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(TESTS)}
+    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": PYTHONPATH}
     done = subprocess.run(
         [sys.executable, "-c", IN_ANOTHER_PROCESS],
         env=env,

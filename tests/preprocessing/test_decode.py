@@ -21,9 +21,9 @@ from badfiles import (
 )
 from PIL import Image, ImageOps
 
-from pipeline.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.schema import Reason
-from pipeline.transform import TransformSpec, resize_and_crop
+from pipeline.core.schema import Reason
+from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
 
 SEED = 7
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)

@@ -16,11 +16,11 @@ from badfiles import _exif
 from encoded import base_image, encode, png_strip, tiff
 from PIL import Image, ImageOps
 
-from pipeline import image_formats
-from pipeline.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.preprocess import preprocess
-from pipeline.schema import ERROR, ROW_ID, URI, Reason, failure_columns, source_schema
-from pipeline.transform import TransformSpec
+from pipeline.core.schema import ERROR, ROW_ID, URI, Reason, failure_columns, source_schema
+from pipeline.preprocessing import image_formats
+from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images import preprocess
+from pipeline.preprocessing.transform import TransformSpec
 
 # Pillow warns of what is cut; which reason it gets is the point here.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -273,8 +273,8 @@ def bombs() -> dict[str, bytes]:
 
 PROGRAM = """
 import json, pathlib, resource, sys, warnings
-from pipeline.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.image_formats import prepare_decoder
+from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.image_formats import prepare_decoder
 warnings.simplefilter("ignore")
 for kind in ("TIFF", "AVIF", "HEIF"):
     prepare_decoder(kind)

@@ -12,11 +12,11 @@ from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files, base_image, encod
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode import DecodeLimits
-from pipeline.preprocess import preprocess
-from pipeline.schema import Failure, Reason, failure_columns, images_from_arrow
-from pipeline.stats import Counters
-from pipeline.transform import TransformSpec
+from pipeline.core.counters import Counters
+from pipeline.core.schema import Failure, Reason, failure_columns, images_from_arrow
+from pipeline.preprocessing.decode import DecodeLimits
+from pipeline.preprocessing.images import preprocess
+from pipeline.preprocessing.transform import TransformSpec
 
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
 SPEC = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -23,15 +23,19 @@ from badfiles import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode import (
+from pipeline.core.counters import Counters
+from pipeline.core.errors import JobError
+from pipeline.core.schema import failure_columns, images_from_arrow
+from pipeline.preprocessing.decode import (
     RGB,
     DecodeLimits,
     decode_image,
     load_image_ops,
     plain_jpeg_px,
 )
-from pipeline.errors import JobError
-from pipeline.jpeg_groups import (
+from pipeline.preprocessing.images import preprocess
+from pipeline.preprocessing.jpeg_headers import is_plain
+from pipeline.preprocessing.nvjpeg import (
     MAX_GROUP_PX,
     MAX_GROUP_ROWS,
     JpegGroups,
@@ -39,11 +43,7 @@ from pipeline.jpeg_groups import (
     gpu_decoder,
     group,
 )
-from pipeline.jpeg_skeleton import is_plain
-from pipeline.preprocess import preprocess
-from pipeline.schema import failure_columns, images_from_arrow
-from pipeline.stats import Counters
-from pipeline.transform import TransformSpec
+from pipeline.preprocessing.transform import TransformSpec
 
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
 SPEC = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

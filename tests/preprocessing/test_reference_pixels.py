@@ -13,13 +13,8 @@ import pytest
 import torch
 from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
 
-from pipeline.agreement import AgreementLimits
-from pipeline.exact_pixels import CANARY_ROWS, canary, with_exact_pixels
-from pipeline.job_file import parse_job
-from pipeline.model import PredictorConfig
-from pipeline.predictor import Predictor
-from pipeline.resolve import resolve_model
-from pipeline.schema import (
+from pipeline.core.counters import CANARY, Counters
+from pipeline.core.schema import (
     EXACT,
     Failure,
     Reason,
@@ -28,8 +23,13 @@ from pipeline.schema import (
     images_from_arrow,
     images_to_arrow,
 )
-from pipeline.stages import Preprocessing
-from pipeline.stats import CANARY, Counters
+from pipeline.execution.stages import Preprocessing
+from pipeline.inference.predictor import Predictor
+from pipeline.job.loader import parse_job
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import PredictorConfig
+from pipeline.preprocessing.reference_pixels import CANARY_ROWS, canary, with_exact_pixels
 
 SIZE_PX = models.TRANSFORM["size_px"]
 LIMITS = AgreementLimits(0.05, 0.999, 0.01)

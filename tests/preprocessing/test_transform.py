@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode, v2
 
-from pipeline.schema import Reason
-from pipeline.transform import (
+from pipeline.core.schema import Reason
+from pipeline.preprocessing.transform import (
     MAX_ASPECT_RATIO,
     TransformSpec,
     Untransformable,
@@ -187,7 +187,7 @@ def test_untransformable_survives_pickling() -> None:
 
 def test_a_spec_needs_no_torch() -> None:
     code = (
-        "import sys; from pipeline.transform import TransformSpec; "
+        "import sys; from pipeline.preprocessing.transform import TransformSpec; "
         "sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

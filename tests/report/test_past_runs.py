@@ -7,9 +7,9 @@ import pytest
 from published import put_report
 from report_examples import FULL
 
-from pipeline.past_runs import Recipe, find_past_run
-from pipeline.report import Report, RunFacts, build_report
-from pipeline.storage import Store
+from pipeline.report.document import Report, RunFacts, build_report
+from pipeline.report.past_runs import Recipe, find_past_run
+from pipeline.storage.store import Store
 
 FACTS = dataclasses.replace(FULL, model=FULL.model | {"runtime": "eager"})
 WANTED = Recipe("efficientnet-lite0", "ab" * 32, "eager", "bf16", 64)

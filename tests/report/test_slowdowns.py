@@ -7,10 +7,10 @@ import pytest
 from published import put_report
 from report_examples import FULL, counted
 
-from pipeline.drift import compare_with_before, slower_than_before
-from pipeline.errors import InfraError
-from pipeline.report import Report, RunFacts, build_report
-from pipeline.storage import Store
+from pipeline.core.errors import InfraError
+from pipeline.report.document import Report, RunFacts, build_report
+from pipeline.report.slowdowns import compare_with_before, slower_than_before
+from pipeline.storage.store import Store
 
 
 def with_busy(run_id: str, **busy: float) -> RunFacts:

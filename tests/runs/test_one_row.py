@@ -13,15 +13,15 @@ import pytest
 from cli import pipeline, write_job
 from PIL import Image
 
-from pipeline.context import RunContext, RunOptions
-from pipeline.errors import JobError
-from pipeline.job import Job
-from pipeline.job_file import load_job
-from pipeline.layout import Layout
-from pipeline.one_row import Tried, try_row
-from pipeline.prepare import prepare
-from pipeline.record import RunRecord
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.core.errors import JobError
+from pipeline.job.job import Job
+from pipeline.job.loader import load_job
+from pipeline.report.recorder import RunRecord
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.one_row import Tried, try_row
+from pipeline.runs.prepare import prepare
+from pipeline.storage.store import Store
 
 MAGENTA, CYAN, RED = (255, 0, 255), (0, 255, 255), (200, 10, 10)
 """`models:deadly` crashes over the first and hangs over the second."""

@@ -12,19 +12,19 @@ import pytest
 from models import LABELS, TRANSFORM
 from published import DAY, Rows, publish_rows
 
-from pipeline.context import RunContext, RunOptions
-from pipeline.errors import GateRefused, InfraError, InputMissing, PipelineError, Stopped
-from pipeline.job_file import parse_job
-from pipeline.layout import Layout
-from pipeline.outcome import save_report, save_trouble
-from pipeline.progress import Progress
-from pipeline.record import RunRecord
-from pipeline.render import render_table
-from pipeline.report import Report
+from pipeline.commit.layout import Layout
+from pipeline.core.errors import GateRefused, InfraError, InputMissing, PipelineError, Stopped
+from pipeline.core.screen import as_lines
+from pipeline.core.terminal import show_error
+from pipeline.job.loader import parse_job
+from pipeline.report.document import Report
+from pipeline.report.progress import Progress
+from pipeline.report.recorder import RunRecord
+from pipeline.report.render import render_table
 from pipeline.run import run_job
-from pipeline.screen import as_lines
-from pipeline.storage import Store
-from pipeline.terminal import show_error
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.save_report import save_report, save_trouble
+from pipeline.storage.store import Store
 
 DATE = dt.date(2026, 11, 24)
 

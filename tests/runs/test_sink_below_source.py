@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.apart import require_apart
-from pipeline.errors import JobError
-from pipeline.globs import reaches_below
-from pipeline.job_source import Source
-from pipeline.storage import Store
+from pipeline.core.errors import JobError
+from pipeline.core.globs import reaches_below
+from pipeline.job.source import Source
+from pipeline.runs.sink_below_source import require_apart
+from pipeline.storage.store import Store
 
 
 def source_of(uri: object, **fields: Any) -> Source:

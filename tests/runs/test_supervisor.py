@@ -23,13 +23,13 @@ from cli import command, environment, pipeline, start, wait_until, write_job
 from models import LABELS
 from rayhead import RayHead
 
-from pipeline.errors import InfraError, PipelineError, Stopped
-from pipeline.health import HeadAnswers, ProcessesLive
-from pipeline.interrupt import forget, interrupt, interruptible, reason
-from pipeline.manifest import read_predictions
-from pipeline.photos import build_images
-from pipeline.run_watch import Stall
-from pipeline.storage import Store
+from pipeline.commands.demo_photos import build_images
+from pipeline.commit.manifest import read_predictions
+from pipeline.core.errors import InfraError, PipelineError, Stopped
+from pipeline.core.interrupts import forget, interrupt, interruptible, reason
+from pipeline.execution.cluster.health import HeadAnswers, ProcessesLive
+from pipeline.runs.supervisor import Stall
+from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
@@ -37,9 +37,9 @@ NUM_ROWS = 48
 WAIT = """
 import sys, time
 from pipeline import main
-from pipeline.cluster import connect
-from pipeline.interrupt import handle_signals
-from pipeline.ray_tasks import run_tasks
+from pipeline.execution.cluster.connect import connect
+from pipeline.core.interrupts import handle_signals
+from pipeline.execution.tasks import run_tasks
 
 def body(**_):
     with connect(None):
@@ -54,13 +54,13 @@ sys.exit(main._guard(body))
 BLOCKED = """
 import ctypes, datetime as dt, sys
 from pathlib import Path
-from pipeline.interrupt import handle_signals
-from pipeline.job_file import load_job
-from pipeline.layout import Layout
-from pipeline.context import RunContext, RunOptions
-from pipeline.record import RunRecord
-from pipeline.run_watch import stoppable, watch
-from pipeline.storage import Store
+from pipeline.core.interrupts import handle_signals
+from pipeline.job.loader import load_job
+from pipeline.commit.layout import Layout
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.report.recorder import RunRecord
+from pipeline.runs.supervisor import stoppable, watch
+from pipeline.storage.store import Store
 
 job = load_job(sys.argv[1], date=dt.date(2026, 11, 24))
 store, layout = Store(job.sink.uri), Layout(job.sink.partition)

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shard_columns import read_all, source_of
 
-from pipeline.errors import JobError
-from pipeline.features import feature_rows
-from pipeline.inputs import list_inputs
-from pipeline.job_source import Source
-from pipeline.rows import Reader
-from pipeline.source import read_slices
-from pipeline.storage import Store
-from pipeline.unit import Unit
+from pipeline.core.errors import JobError
+from pipeline.job.source import Source
+from pipeline.sources.feature_columns import feature_rows
+from pipeline.sources.inputs import list_inputs
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store
 
 
 def rows_of(features: tuple[str, ...] = ("a",), **columns: Any) -> Any:

@@ -33,9 +33,9 @@ from httpserver import (
 from localserver import LocalServer
 from ports import free_ports
 
-from pipeline.errors import InfraError, JobError
-from pipeline.fetch import Fetched, FetchPolicy, Network, fetch_many
-from pipeline.schema import Reason
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.schema import Reason
+from pipeline.sources.fetch import Fetched, FetchPolicy, Network, fetch_many
 
 LIMIT_BYTES = 1 << 20
 PUBLIC = "93.184.216.34"

@@ -13,12 +13,12 @@ import pytest
 from faultproxy import DENIED, FaultProxy, Rule
 from s3server import S3Server
 
-from pipeline.errors import InputMissing, JobError
-from pipeline.globs import split_glob
-from pipeline.inputs import Inputs, describe_no_input, list_inputs
-from pipeline.job_source import Source
-from pipeline.schema import RESERVED_COLUMNS, Reason
-from pipeline.storage import Store
+from pipeline.core.errors import InputMissing, JobError
+from pipeline.core.globs import split_glob
+from pipeline.core.schema import RESERVED_COLUMNS, Reason
+from pipeline.job.source import Source
+from pipeline.sources.inputs import Inputs, describe_no_input, list_inputs
+from pipeline.storage.store import Store
 
 
 def listed(uri: str | Path, kind: Any, *, rows: int = 100, **fields: Any) -> Inputs:

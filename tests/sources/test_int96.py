@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from shard_columns import read_all, source_of
 
-from pipeline.inputs import list_inputs
+from pipeline.sources.inputs import list_inputs
 
 DAY_NS = 86_400 * 10**9
 JULIAN_EPOCH = 2_440_588

@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 from badfiles import base_image, encode
 
-from pipeline.errors import JobError
-from pipeline.features import feature_rows
-from pipeline.hive import hive_values
-from pipeline.inputs import Inputs, list_inputs
-from pipeline.job import Job
-from pipeline.job_file import parse_job
-from pipeline.job_source import Source
-from pipeline.pass_through import cast_column, declare
-from pipeline.plan import make_plan
-from pipeline.resolve import resolve_model
-from pipeline.rows import Reader
-from pipeline.source import read_slices
-from pipeline.storage import Store
+from pipeline.core.errors import JobError
+from pipeline.core.hive_paths import hive_values
+from pipeline.job.job import Job
+from pipeline.job.loader import parse_job
+from pipeline.job.source import Source
+from pipeline.models.resolve import resolve_model
+from pipeline.plan.plan import make_plan
+from pipeline.sources.feature_columns import feature_rows
+from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.pass_through import cast_column, declare
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
 PNG = encode(base_image(1), "PNG")
 IMAGES = [PNG, None, encode(base_image(2), "JPEG"), PNG]

@@ -16,17 +16,17 @@ import pytest
 from published import run_here
 from shard_columns import read_all, source_of, text
 
-from pipeline.arrow_types import published_type, type_trouble
-from pipeline.compact import Compacted, Compactor, compact_slices
-from pipeline.errors import JobError
-from pipeline.hive import restore
-from pipeline.inputs import list_inputs
-from pipeline.regroup import compact_by_value
-from pipeline.results import to_table
-from pipeline.schema import LABEL_ID, SCORE, SliceKey, failures_of, prediction_schema
-from pipeline.sink import StagingWriter, list_staged
-from pipeline.storage import Store
-from pipeline.task import TaskSpec, make_task
+from pipeline.commit.compaction import Compacted, Compactor, compact_slices
+from pipeline.commit.partition_columns import compact_by_value
+from pipeline.commit.staging import StagingWriter, list_staged
+from pipeline.core.errors import JobError
+from pipeline.core.hive_paths import restore
+from pipeline.core.schema import LABEL_ID, SCORE, SliceKey, failures_of, prediction_schema
+from pipeline.inference.prediction_table import to_table
+from pipeline.models.tasks import TaskSpec, make_task
+from pipeline.sources.arrow_types import published_type, type_trouble
+from pipeline.sources.inputs import list_inputs
+from pipeline.storage.store import Store
 
 MOMENT = dt.datetime(9999, 12, 31, 23, 59, 59, 999999)
 NOW = dt.datetime(2026, 11, 24, 1, 2, 3)

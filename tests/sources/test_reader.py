@@ -19,19 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import plan_job, read, rows
 
-from pipeline.errors import InfraError, JobError
-from pipeline.plan import Plan
-from pipeline.rows import Reader, binary_array
-from pipeline.sampling import sample_rows, sample_units
-from pipeline.schema import source_schema
-from pipeline.source import read_slices
-from pipeline.storage import Store
-from pipeline.unit import Unit, only_rows
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.schema import source_schema
+from pipeline.plan.plan import Plan
+from pipeline.plan.sampling import sample_rows, sample_units
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader, binary_array
+from pipeline.sources.units import Unit, only_rows
+from pipeline.storage.store import Store
 
 READ_WHOLE = """
 import gc, pickle, sys
 import pyarrow as pa
-from pipeline.source import read_slices
+from pipeline.sources.reader import read_slices
 gc.disable()
 reader, units = pickle.load(sys.stdin.buffer)
 rows = taken = left = 0

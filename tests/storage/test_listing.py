@@ -14,20 +14,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from localserver import LocalServer
 
-from pipeline import listing, object_protocols
-from pipeline.address import root_path
-from pipeline.errors import InfraError
-from pipeline.extents import Extent
-from pipeline.inputs import Inputs, list_inputs
-from pipeline.job import Job
-from pipeline.job_source import Source
-from pipeline.listing import collect, folder_names, list_in_parallel
-from pipeline.object_store import ObjectStore
-from pipeline.plan import make_plan
-from pipeline.plan_file import plan_to_json
-from pipeline.resolve import resolve_model
-from pipeline.storage import Store
-from pipeline.stored import Page, StoredFile
+from pipeline.commit.plan_store import plan_to_json
+from pipeline.core.errors import InfraError
+from pipeline.job.job import Job
+from pipeline.job.source import Source
+from pipeline.models.resolve import resolve_model
+from pipeline.plan.plan import make_plan
+from pipeline.sources.extents import Extent
+from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.storage import listing, object_protocols
+from pipeline.storage.interface import Page, StoredFile
+from pipeline.storage.listing import collect, folder_names, list_in_parallel
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.store import Store
+from pipeline.storage.uris import root_path
 
 PAGE_KEYS = 5
 # Empty ones too: `a//b` and `/b` are keys of their own, beside `a/b`.

@@ -44,25 +44,25 @@ from localserver import LocalServer
 from ports import free_ports
 from s3server import S3Server
 
-from pipeline.address import options_of, root_path
-from pipeline.errors import InfraError, JobError
-from pipeline.inputs import list_inputs
-from pipeline.job_source import Source
-from pipeline.local_disk import LocalDisk
-from pipeline.retry import TRIES, TransientError
-from pipeline.storage import CreateOutcome, Store, retries_taken
-from pipeline.storage_errors import classify, redact, secret_values, storage_errors
+from pipeline.core.backoff import TRIES, TransientError
+from pipeline.core.errors import InfraError, JobError
+from pipeline.job.source import Source
+from pipeline.sources.inputs import list_inputs
+from pipeline.storage.errors import classify, redact, secret_values, storage_errors
+from pipeline.storage.local_disk import LocalDisk
+from pipeline.storage.store import CreateOutcome, Store, retries_taken
+from pipeline.storage.uris import options_of, root_path
 
 pytestmark = pytest.mark.usefixtures("impatient")
 ODD_NAMES = ["a b/[1].jpg", "a b/1.jpg", "star*.bin", "per%41cent+#&=.bin", "deep/er/x"]
 RACERS, RACED_KEYS = 16, 50
 
-# Runs alone so that it imports only pipeline.storage; it uses the store before it forks, because
-# a forked child must not use its parent's connections. All start together on the gated keys, then
-# each goes through the others in its own order.
+# Runs alone so that it imports only pipeline.storage.store; it uses the store before it forks,
+# because a forked child must not use its parent's connections. All start together on the gated
+# keys, then each goes through the others in its own order.
 RACE = """
 import json, multiprocessing, random, sys
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 def race(store, racer, keys, gated, gate, results):
     outcomes = {}
@@ -93,7 +93,7 @@ store.put("warm", b"still alive")
 
 ENDLESS_WRITER = """
 import itertools, sys
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 store = Store(sys.argv[1])
 for number in itertools.count():
@@ -729,14 +729,18 @@ def test_options_that_the_library_refuses_are_the_users_to_cure(s3: S3Server) ->
 
 
 def test_environment_credentials_work(gcs: GCSServer, azure: AzureServer) -> None:
-    code = "import sys\nfrom pipeline.storage import Store\nprint(Store(sys.argv[1]).exists('x'))"
+    code = (
+        "import sys\nfrom pipeline.storage.store import Store\n"
+        "print(Store(sys.argv[1]).exists('x'))"
+    )
     assert run_python(code, gcs.uri("ready"), **gcs.env) == "True\n"
     assert run_python(code, azure.uri("ready"), **azure.env) == "True\n"
 
 
 def test_environment_credentials_of_s3_work_and_their_absence_is_said(s3: S3Server) -> None:
     code = (
-        "import sys\nfrom pipeline.storage import Store\nfrom pipeline.errors import JobError\n"
+        "import sys\nfrom pipeline.storage.store import Store\n"
+        "from pipeline.core.errors import JobError\n"
         "try:\n    print(Store(sys.argv[1]).exists('ready/x'))\n"
         "except JobError as error:\n    print(error)"
     )
@@ -758,8 +762,8 @@ def test_environment_credentials_of_s3_work_and_their_absence_is_said(s3: S3Serv
 )
 def test_a_missing_extra_says_what_to_install(uri: str, package: str, extra: str) -> None:
     code = (
-        "import sys\nsys.modules[sys.argv[2]] = None\nfrom pipeline.storage import Store\n"
-        "from pipeline.errors import JobError\n"
+        "import sys\nsys.modules[sys.argv[2]] = None\nfrom pipeline.storage.store import Store\n"
+        "from pipeline.core.errors import JobError\n"
         "try:\n    Store(sys.argv[1]).exists('y')\nexcept JobError as error:\n    print(error)"
     )
     assert f"pip install 'batch-inference-pipeline[{extra}]'" in run_python(code, uri, package)
@@ -767,7 +771,7 @@ def test_a_missing_extra_says_what_to_install(uri: str, package: str, extra: str
 
 def test_importing_it_imports_no_file_system() -> None:
     heavy = "{'fsspec', 's3fs', 'botocore', 'gcsfs', 'adlfs', 'google', 'azure', 'aiohttp'}"
-    code = f"import sys, pipeline.storage; print({heavy} & set(sys.modules))"
+    code = f"import sys, pipeline.storage.store; print({heavy} & set(sys.modules))"
     assert run_python(code) == "set()\n"
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 import yaml
+from checkout import PYTHONPATH
 from models import LABELS, TRANSFORM
 
-TESTS = Path(__file__).parent
 TIMEOUT_S = 240
 
 
@@ -42,7 +42,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "PIPELINE_FAILPOINT",
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
-    env["PYTHONPATH"] = str(TESTS)
+    env["PYTHONPATH"] = PYTHONPATH
     env["PIPELINE_ALLOW_IMPORT"] = "models"
     return {**env, **(extra or {})}
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.attempts import Attempts
-from pipeline.child import Step
-from pipeline.errors import InfraError
-from pipeline.schema import ERROR, Failure, failure_columns
-from pipeline.stages import Preprocessing
-from pipeline.stats import Counters, StageCounters, add
+from pipeline.core.counters import Counters, StageCounters, add
+from pipeline.core.errors import InfraError
+from pipeline.core.schema import ERROR, Failure, failure_columns
+from pipeline.execution.isolation.attempts import Attempts
+from pipeline.execution.isolation.child_process import Step
+from pipeline.execution.stages import Preprocessing
 
 STAGE = "predict"
 CRASH = b"crash"
@@ -112,7 +112,8 @@ class CrashingDecoder(Preprocessing):
 def die_over(attempts: Attempts, name: str, *notes: tuple[str, str | None]) -> None:
     """Let a real process die in the middle of an attempt."""
     code = (
-        "import json, os, sys; from pathlib import Path; from pipeline.attempts import Attempts\n"
+        "import json, os, sys; from pathlib import Path\n"
+        "from pipeline.execution.isolation.attempts import Attempts\n"
         "attempts = Attempts(Path(sys.argv[1]))\n"
         "with attempts.attempt(sys.argv[2]):\n"
         "    for note in json.loads(sys.argv[3]): attempts.note(sys.argv[2], *note)\n"

@@ -18,26 +18,15 @@ import models
 import pyarrow as pa
 from published import DAY, LABELS, run_here
 
-from pipeline.context import RunContext, RunOptions
-from pipeline.finish import finish, require_hope
-from pipeline.job import Job
-from pipeline.job_file import parse_job
-from pipeline.layout import Layout
-from pipeline.lease import Lease, hold_lease
-from pipeline.manifest import Manifest, current_manifest, read_part
-from pipeline.model import ModelSpec
-from pipeline.plan import Plan
-from pipeline.plan_file import adopt_plan
-from pipeline.prepare import prepare
-from pipeline.provenance import file_metadata
-from pipeline.publish import repair
-from pipeline.readmit import Readmission
-from pipeline.record import RunRecord
-from pipeline.report import Status, build_report
-from pipeline.requeue import read_reasons
-from pipeline.rerun import carry_out
-from pipeline.rows import Reader
-from pipeline.schema import (
+from pipeline.commands.retry import carry_out
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import Lease, hold_lease
+from pipeline.commit.manifest import Manifest, current_manifest, read_part
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.provenance import file_metadata
+from pipeline.commit.publish import repair
+from pipeline.commit.staging import StagingWriter, list_staged, read_footer
+from pipeline.core.schema import (
     CLASSIFY_FIELDS,
     IMAGE,
     ROW_ID,
@@ -47,11 +36,22 @@ from pipeline.schema import (
     failures_of,
     staged_schema,
 )
-from pipeline.sink import StagingWriter, list_staged, read_footer
-from pipeline.source import read_slices
-from pipeline.storage import Store
-from pipeline.task import measured_columns
-from pipeline.tiling import done_slices, missing_units
+from pipeline.job.job import Job
+from pipeline.job.loader import parse_job
+from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks import measured_columns
+from pipeline.plan.plan import Plan
+from pipeline.plan.tiling import done_slices, missing_units
+from pipeline.report.document import Status, build_report
+from pipeline.report.recorder import RunRecord
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.finish import finish, require_hope
+from pipeline.runs.prepare import prepare
+from pipeline.runs.retry.quarantine import read_reasons
+from pipeline.runs.retry.readmission import Readmission
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
 LAYOUT = Layout(DAY)
 

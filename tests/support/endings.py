@@ -87,7 +87,7 @@ def _become(ending: dict[str, Any], out: Any, err: Any) -> None:
     if ending["at_import"]:
         assert ending["at_import"] not in sys.modules, "too late"
         sys.meta_path.insert(0, _Interrupts(ending["at_import"]))
-    from pipeline.main import main
+    from pipeline.commands.main import main
 
     main()
 

@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from ports import free_ports
 
-from pipeline.errors import PipelineError
-from pipeline.storage import Store
+from pipeline.core.errors import PipelineError
+from pipeline.storage.store import Store
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0

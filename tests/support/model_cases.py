@@ -10,10 +10,10 @@ import models
 import pytest
 import torch
 
-from pipeline.errors import JobError
-from pipeline.job_file import parse_job
-from pipeline.model import ModelSpec, load_module
-from pipeline.resolve import resolve_model
+from pipeline.core.errors import JobError
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import ModelSpec, load_module
 
 LABELS = models.LABELS
 

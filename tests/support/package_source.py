@@ -6,14 +6,24 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "pipeline"
-FILES = sorted(PACKAGE.glob("*.py"))
-NAMES = [path.stem for path in FILES]
+from checkout import ROOT
+
+PACKAGE = ROOT / "pipeline"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """Name a file as an import does, without the package: `plan.slicing`; a folder's `plan`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+NAMES = [name_of(path) for path in FILES]
 
 
 def trees() -> Iterator[tuple[str, ast.Module]]:
     for path in FILES:
-        yield path.stem, ast.parse(path.read_text(), str(path))
+        yield name_of(path), ast.parse(path.read_text(), str(path))
 
 
 def for_types_only(tree: ast.AST) -> set[int]:
@@ -38,13 +48,14 @@ def imported(tree: ast.AST) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             prefix = "." * node.level + (node.module or "")
-            # `from pipeline import plan` names a module, `from pipeline.plan import Plan` does not.
+            # `from pipeline import plan` names a folder, `from pipeline.plan import Plan` does not.
             bare = prefix == "pipeline" or not prefix.strip(".")
-            names.update(f"{prefix}.{alias.name}" for alias in node.names if bare)
             names.update([] if bare else [prefix])
+            # What is imported from a module may be a module itself.
+            names.update(f"{prefix}.{alias.name}" for alias in node.names)
     return names
 
 
-def own_imports(tree: ast.AST) -> set[str]:
-    """Names of the files of the package that are imported."""
+def own_folders(tree: ast.AST) -> set[str]:
+    """The folders of the package, or files directly in it, that are imported from."""
     return {name.split(".")[1] for name in imported(tree) if name.startswith("pipeline.")}

@@ -10,15 +10,15 @@ from typing import Any
 import models
 import pyarrow as pa
 
-from pipeline.extents import Extent
-from pipeline.inputs import Inputs
-from pipeline.job import Job
-from pipeline.job_file import parse_job
-from pipeline.model import ModelSpec
-from pipeline.plan import Plan, make_plan
-from pipeline.resolve import resolve_model
-from pipeline.schema import Reason
-from pipeline.storage import StoredFile
+from pipeline.core.schema import Reason
+from pipeline.job.job import Job
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.sources.extents import Extent
+from pipeline.sources.inputs import Inputs
+from pipeline.storage.store import StoredFile
 
 DOCUMENT: dict[str, Any] = {
     "source": {"uri": "in", "format": "parquet"},

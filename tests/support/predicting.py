@@ -12,13 +12,13 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from pipeline.agreement import AgreementLimits
-from pipeline.job_file import parse_job
-from pipeline.model import PredictorConfig
-from pipeline.predictor import Predictor
-from pipeline.resolve import resolve_model
-from pipeline.schema import Failure, Reason, failure_columns, images_to_arrow, staged_schema
-from pipeline.stats import Counters
+from pipeline.core.counters import Counters
+from pipeline.core.schema import Failure, Reason, failure_columns, images_to_arrow, staged_schema
+from pipeline.inference.predictor import Predictor
+from pipeline.job.loader import parse_job
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import PredictorConfig
 
 SIZE_PX = models.SIZE_PX
 PASS_THROUGH = pa.schema([("n", pa.int64())])

@@ -16,26 +16,26 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 
 import pyarrow as pa
-from cli import TESTS
+from checkout import PYTHONPATH
 from published import DAY, Rows, make_plan, run_here, slice_table
 
-from pipeline.context import RunContext, RunOptions
-from pipeline.failpoints import VARIABLE
-from pipeline.finish import finish
-from pipeline.job import Job
-from pipeline.layout import Layout
-from pipeline.lease import hold_lease
-from pipeline.manifest import Manifest, Part, current_manifest, log_numbers, read_part
-from pipeline.plan import Plan
-from pipeline.plan_file import adopt_plan
-from pipeline.provenance import file_metadata
-from pipeline.publish import repair
-from pipeline.record import RunRecord
-from pipeline.schema import SliceKey
-from pipeline.sink import StagingWriter, list_staged, read_footer
-from pipeline.storage import Store, StoredFile
-from pipeline.tiling import done_slices
-from pipeline.upkeep import collect_garbage
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
+from pipeline.commit.maintenance import collect_garbage
+from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_part
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.provenance import file_metadata
+from pipeline.commit.publish import repair
+from pipeline.commit.staging import StagingWriter, list_staged, read_footer
+from pipeline.core.failpoints import VARIABLE
+from pipeline.core.schema import SliceKey
+from pipeline.job.job import Job
+from pipeline.plan.plan import Plan
+from pipeline.plan.tiling import done_slices
+from pipeline.report.recorder import RunRecord
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.finish import finish
+from pipeline.storage.store import Store, StoredFile
 
 LAYOUT = Layout(DAY)
 FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)
@@ -138,7 +138,7 @@ class Children:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__, "s3fs"])
         before = os.environ.get("PYTHONPATH", "")
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), before])  # for the first process
+        os.environ["PYTHONPATH"] = os.pathsep.join([PYTHONPATH, before])  # for the first process
         forkserver.ensure_running()
         os.environ["PYTHONPATH"] = before
 

@@ -20,18 +20,17 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.compact import Compacted, Compactor, cut_groups
-from pipeline.extents import Extent
-from pipeline.hive import partition_types
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, Part
-from pipeline.plan import Plan, RowIds
-from pipeline.plan_file import adopt_plan
-from pipeline.provenance import file_metadata
-from pipeline.publish import commit, repair, settle
-from pipeline.regroup import compact_by_value
-from pipeline.row_ids import find_duplicates, read_hashes
-from pipeline.schema import (
+from pipeline.commit.compaction import Compacted, Compactor, cut_groups
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.partition_columns import compact_by_value
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.provenance import file_metadata
+from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.row_ids import find_duplicates, read_hashes
+from pipeline.commit.staging import StagingWriter, list_staged
+from pipeline.core.hive_paths import partition_types
+from pipeline.core.schema import (
     CLASSIFY_FIELDS,
     LABEL,
     Failure,
@@ -40,9 +39,10 @@ from pipeline.schema import (
     failure_columns,
     staged_schema,
 )
-from pipeline.sink import StagingWriter, list_staged
-from pipeline.storage import Store
-from pipeline.unit import Unit
+from pipeline.plan.plan import Plan, RowIds
+from pipeline.sources.extents import Extent
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store
 
 PASS_THROUGH = pa.schema([pa.field("edition", pa.int32())])
 LABELS = ("cat", "dog", "fox")

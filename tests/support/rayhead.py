@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from checkout import PYTHONPATH
 from ports import free_ports
 
 BIN = Path(sys.executable).parent
@@ -74,10 +75,15 @@ class RayHead:
         ]
 
     def _environment(self) -> dict[str, str]:
-        tests = str(Path(__file__).parent)
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        return {**env, "PATH": path, "PYTHONPATH": tests, "RAY_AUTH_MODE": "token", **self.secret}
+        return {
+            **env,
+            "PATH": path,
+            "PYTHONPATH": PYTHONPATH,
+            "RAY_AUTH_MODE": "token",
+            **self.secret,
+        }
 
     @property
     def secret(self) -> dict[str, str]:

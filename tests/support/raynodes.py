@@ -21,7 +21,7 @@ from ports import free_ports
 _STORE_BYTES = 128 << 20
 _WORKER = "ray::"
 _IDLE = "IDLE"
-_CHILD = "pipeline.child"
+_CHILD = "pipeline.execution.isolation.child_process"
 PREEMPTED = 2
 """DRAIN_NODE_REASON_PREEMPTION: the node goes, whatever runs on it."""
 

@@ -10,16 +10,16 @@ from typing import Any, cast
 import models
 import pyarrow as pa
 
-from pipeline.inputs import list_inputs
-from pipeline.job import Job
-from pipeline.job_file import parse_job
-from pipeline.plan import Plan, make_plan
-from pipeline.resolve import resolve_model
-from pipeline.rows import Reader
-from pipeline.schema import SliceKey
-from pipeline.source import read_slices
-from pipeline.stats import Counters
-from pipeline.storage import Store
+from pipeline.core.counters import Counters
+from pipeline.core.schema import SliceKey
+from pipeline.job.job import Job
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.sources.inputs import list_inputs
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
 Slices = dict[tuple[int, int], pa.Table]
 

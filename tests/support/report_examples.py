@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from pipeline.report import RunFacts
-from pipeline.stats import STAGES, StageCounters
+from pipeline.core.counters import STAGES, StageCounters
+from pipeline.report.document import RunFacts
 
 ROWS, WALL_S, STREAMING_S = 9003, 80.0, 60.0
 

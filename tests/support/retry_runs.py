@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from earlier_partitions import EarlierPartition
 from tars import Entry, pack
 
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 NUM_ROWS = 40
 CAMERAS = ("front", "back", None)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.inputs import Inputs
-from pipeline.job_source import Source
-from pipeline.rows import Reader
-from pipeline.schema import pack, unpack
-from pipeline.source import read_slices
-from pipeline.storage import Store
-from pipeline.units import SliceSizes, make_units
+from pipeline.core.schema import pack, unpack
+from pipeline.job.source import Source
+from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.sources.inputs import Inputs
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
 
 def source_of(folder: Path, **fields: Any) -> Source:

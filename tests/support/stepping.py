@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
-from pipeline.local_disk import LocalDisk
-from pipeline.storage import Store
-from pipeline.stored import StoredFile
+from pipeline.storage.interface import StoredFile
+from pipeline.storage.local_disk import LocalDisk
+from pipeline.storage.store import Store
 
 Fault = Literal["", "lost", "refused"]
 """Nothing; done, but its answer is lost; not done."""
@@ -109,7 +109,7 @@ class SteppedStore(Store):
 
 
 class SteppedDisk:
-    """`pipeline.local_disk` behind turns."""
+    """`pipeline.storage.local_disk` behind turns."""
 
     def __init__(self, turn: Callable[[str, Callable[[], Any]], Any]) -> None:
         self._turn = turn

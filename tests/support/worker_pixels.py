@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX
 
-from pipeline.decode import DecodeLimits
-from pipeline.preprocess import preprocess
-from pipeline.schema import failure_columns, images_from_arrow
-from pipeline.transform import TransformSpec
+from pipeline.core.schema import failure_columns, images_from_arrow
+from pipeline.preprocessing.decode import DecodeLimits
+from pipeline.preprocessing.images import preprocess
+from pipeline.preprocessing.transform import TransformSpec
 
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
 SPEC = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -22,22 +22,33 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.agreement import AgreementLimits
-from pipeline.chaos_compare import Difference, Published, compare_published, not_quarantined
-from pipeline.chaos_kills import choose_kills
-from pipeline.chaos_runs import Command, Done, no_process_left, run_once, staged_slices
-from pipeline.chaos_sample import Sample, take_sample
-from pipeline.chaos_table import fault_rows, in_all
-from pipeline.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
-from pipeline.golden import EXACT_SCORE_DIFF
-from pipeline.interrupt import interruptible
-from pipeline.job import Job
-from pipeline.layout import Layout
-from pipeline.manifest import current_manifest, read_current, read_part
-from pipeline.schema import QUARANTINE_SCHEMA
-from pipeline.storage import Store
-from pipeline.store_faults import Injected, ask_for_faults, read_injected
-from pipeline.verify import verify_output
+from pipeline.commands.chaos.compare import (
+    Difference,
+    Published,
+    compare_published,
+    not_quarantined,
+)
+from pipeline.commands.chaos.kills import choose_kills
+from pipeline.commands.chaos.processes import (
+    Command,
+    Done,
+    no_process_left,
+    run_once,
+    staged_slices,
+)
+from pipeline.commands.chaos.sample import Sample, take_sample
+from pipeline.commands.chaos.table import fault_rows, in_all
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import current_manifest, read_current, read_part
+from pipeline.commit.verify import verify_output
+from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
+from pipeline.core.interrupts import interruptible
+from pipeline.core.schema import QUARANTINE_SCHEMA
+from pipeline.gates.golden import EXACT_SCORE_DIFF
+from pipeline.job.job import Job
+from pipeline.models.agreement import AgreementLimits
+from pipeline.storage.fault_plan import Injected, ask_for_faults, read_injected
+from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.agreement import AgreementLimits, compare
-from pipeline.schema import LABEL_ID, ROW_ID, TOP_K
-from pipeline.task import Arrays
+from pipeline.core.schema import LABEL_ID, ROW_ID, TOP_K
+from pipeline.models.agreement import AgreementLimits, compare
+from pipeline.models.tasks import Arrays
 
 _QUARANTINED = "reason"
 

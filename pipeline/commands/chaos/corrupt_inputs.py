@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.job_source import Source
+from pipeline.job.source import Source
 
 _FLIPPED_BYTES = 16
 _TEXT = b"Not found: the upstream job wrote this page in place of a file.\n"

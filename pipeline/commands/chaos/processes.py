@@ -15,10 +15,10 @@ from typing import Any
 
 import psutil
 
-from pipeline.chaos_kills import Kill, Killed, carry_out
-from pipeline.failpoints import VARIABLE as FAILPOINT
-from pipeline.layout import Layout, parse_staged_name
-from pipeline.tied import tied_to
+from pipeline.commands.chaos.kills import Kill, Killed, carry_out
+from pipeline.commit.layout import Layout, parse_staged_name
+from pipeline.core.failpoints import VARIABLE as FAILPOINT
+from pipeline.core.parent_death import tied_to
 
 _MARK = "PIPELINE_CHAOS_OF"
 """In the environment of all processes of one chaos command: how the left ones are found."""

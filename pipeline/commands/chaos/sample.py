@@ -17,17 +17,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.archive import Broken, open_archive
-from pipeline.chaos_corrupt import spoil_images, spoil_rows, spoil_shards, to_parquet, with_texts
-from pipeline.columns import uri_values
-from pipeline.errors import JobError
-from pipeline.fetch import fetch_many
-from pipeline.inputs import Inputs, list_inputs
-from pipeline.job_source import Source
-from pipeline.parquet_inputs import is_unreadable, open_parquet
-from pipeline.storage import Store, StoredFile
-from pipeline.tar import split_name
-from pipeline.uri_policy import policy_of
+from pipeline.commands.chaos.corrupt_inputs import (
+    spoil_images,
+    spoil_rows,
+    spoil_shards,
+    to_parquet,
+    with_texts,
+)
+from pipeline.core.errors import JobError
+from pipeline.job.source import Source
+from pipeline.sources.fetch import fetch_many
+from pipeline.sources.fetch_policy import policy_of
+from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.parquet_columns import uri_values
+from pipeline.sources.parquet_footers import is_unreadable, open_parquet
+from pipeline.sources.tar_archive import Broken, open_archive
+from pipeline.sources.webdataset_rows import split_name
+from pipeline.storage.store import Store, StoredFile
 
 _MAX_SHARDS = 4
 _FILES_AT_ONCE = 64

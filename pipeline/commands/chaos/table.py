@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pipeline.chaos_compare import Difference
-from pipeline.chaos_kills import Victim
-from pipeline.chaos_runs import Done
-from pipeline.store_faults import Injected, StoreFault
+from pipeline.commands.chaos.compare import Difference
+from pipeline.commands.chaos.kills import Victim
+from pipeline.commands.chaos.processes import Done
+from pipeline.storage.fault_plan import Injected, StoreFault
 
 _STORE = {
     StoreFault.REFUSE: ("store: refused (503)", "tried again"),

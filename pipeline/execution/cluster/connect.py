@@ -18,25 +18,26 @@ from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
-from pipeline import health, native_exit
-from pipeline.allocation import Hardware
-from pipeline.data_in_driver import data_in_driver
-from pipeline.errors import InfraError, JobError, PipelineError
-from pipeline.executor_wait import WaitForNews
-from pipeline.forked_workers import ForkServer, fork_workers
-from pipeline.in_flight import ExecutorSeen
-from pipeline.interrupt import reason
-from pipeline.pulse import beat
-from pipeline.ray_environment import (
+from pipeline.core import native_exit
+from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.heartbeat import beat
+from pipeline.core.interrupts import reason
+from pipeline.core.terminal import native_errors_to, own_signal_handlers
+from pipeline.execution.cluster import health
+from pipeline.execution.cluster.executor_wait import WaitForNews
+from pipeline.execution.cluster.in_flight import ExecutorSeen
+from pipeline.execution.embedded.driver_actors import data_in_driver
+from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
+from pipeline.execution.embedded.minimal_head import small_ray
+from pipeline.execution.embedded.ray_folder import RayFolder
+from pipeline.execution.environment import (
     NO_AUTOLOAD,
     WORKER_ENVIRONMENT,
     refuse_autoload,
     set_embedded,
     set_remote,
 )
-from pipeline.ray_folder import RayFolder
-from pipeline.small_ray import small_ray
-from pipeline.terminal import native_errors_to, own_signal_handlers
+from pipeline.plan.allocation import Hardware
 
 log = logging.getLogger(__name__)
 _STORE_SHARE = 0.25
@@ -277,7 +278,7 @@ def _remote_environment() -> dict[str, Any]:
     environment: dict[str, Any] = {"env_vars": {**WORKER_ENVIRONMENT, **NO_AUTOLOAD}}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         # Not a submitted job: send our own code along, so that driver and workers agree.
-        environment["py_modules"] = [str(Path(__file__).parent)]
+        environment["py_modules"] = [str(Path(__file__).parents[2])]
     return environment
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.schema import clean_message
+from pipeline.core.schema import clean_message
 
 _SILENCE_S = 25.0
 _ASK_EVERY_S = 5.0

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.schema import clean_message
+from pipeline.core.schema import clean_message
 
 _executors: list[weakref.ref[Any]] = []
 _COUNTS = {

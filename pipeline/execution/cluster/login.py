@@ -7,10 +7,10 @@ import os
 import socket
 from collections.abc import Iterator
 
-from pipeline.errors import InfraError, JobError
-from pipeline.job_api import connect, one_line, refused_token
-from pipeline.ray_environment import set_remote
-from pipeline.ray_token import send_token
+from pipeline.core.errors import InfraError, JobError
+from pipeline.execution.auth_token import send_token
+from pipeline.execution.environment import set_remote
+from pipeline.execution.submit.client import connect, one_line, refused_token
 
 _REACH_S = 10.0
 _LOCAL = ("auto", "local")

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import fork_server, fork_worker
-from pipeline.ray_environment import set_embedded
+from pipeline.execution.embedded import forkserver_main, forkserver_stub
+from pipeline.execution.environment import set_embedded
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +22,11 @@ _MODULES = (
     "ray._private.workers.default_worker",
     "ray.data",
     "ray.data._internal.issue_detection",  # what Ray Data sends along with every task needs it
-    "pipeline.stages",
-    "pipeline.predictor",
-    "pipeline.preprocess",
-    "pipeline.datasource",
-    "pipeline.sink",
+    "pipeline.execution.stages",
+    "pipeline.inference.predictor",
+    "pipeline.preprocessing.images",
+    "pipeline.execution.datasource",
+    "pipeline.commit.staging",
 )
 """What the workers of a run import, all of them or the actors only."""
 _WORKER_COMMAND = "--python_worker_command="
@@ -42,12 +42,12 @@ class ForkServer:
         """Start it; it imports while others go on, and ends when this process does."""
         self.name = f"pipeline-{secrets.token_hex(16)}"
         with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(fork_worker.address(self.name))
+            listening.bind(forkserver_stub.address(self.name))
             listening.listen()
             descriptor = listening.fileno()
             self._process = subprocess.Popen(  # noqa: S603  # this program
                 [
-                    *(sys.executable, "-P", "-m", fork_server.__name__),
+                    *(sys.executable, "-P", "-m", forkserver_main.__name__),
                     *(str(os.getpid()), str(descriptor), *_MODULES),
                 ],
                 env={
@@ -73,7 +73,7 @@ class ForkServer:
         """Return the command of a raylet that asks for forked workers, from its usual one."""
         worker = str(Path(ray.__file__).parent.joinpath(*_WORKER))
         own = subprocess.list2cmdline([worker])
-        asking = ["-I", "-S", fork_worker.__file__, self.name, worker]
+        asking = ["-I", "-S", forkserver_stub.__file__, self.name, worker]
         command = [
             argument.replace(own, subprocess.list2cmdline(asking), 1)
             if argument.startswith(_WORKER_COMMAND)

@@ -26,8 +26,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from pipeline.fork_worker import FORKED, NUM_STREAMS, OOM_SCORE, SIZE_BYTES, is_ours
-from pipeline.tied import die_with
+from pipeline.core.parent_death import die_with
+from pipeline.execution.embedded.forkserver_stub import (
+    FORKED,
+    NUM_STREAMS,
+    OOM_SCORE,
+    SIZE_BYTES,
+    is_ours,
+)
 
 _SLOW_S = 10.0
 _STDIN = 0

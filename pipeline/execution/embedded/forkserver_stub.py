@@ -1,8 +1,8 @@
 """Stands in the place of a worker that a raylet starts: asks for one that is forked.
 
-Run as a program by a raylet, with nothing but Python's own modules: `fork_worker.py NAME PROGRAM
-ARGUMENT...`. Where no server answers, or the worker is to have an environment of its own, this
-process becomes the program itself.
+Run as a program by a raylet, with nothing but Python's own modules: `forkserver_stub.py NAME
+PROGRAM ARGUMENT...`. Where no server answers, or the worker is to have an environment of its own,
+this process becomes the program itself.
 """
 
 import json

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from pipeline import health, stay
-from pipeline.errors import InfraError
-from pipeline.forked_workers import ForkServer
-from pipeline.tied import RAYLET, tied_to
+from pipeline.core.errors import InfraError
+from pipeline.core.parent_death import RAYLET, tied_to
+from pipeline.execution.cluster import health
+from pipeline.execution.embedded import idle_agent
+from pipeline.execution.embedded.forkserver import ForkServer
 
 _OPTIONAL = "ray.dashboard.optional_deps"
 _NO_PORT = -1
@@ -107,7 +108,7 @@ class _RayletStart:
 
 def _unwaited(argument: str, port: int) -> str:
     if argument.startswith(_DASHBOARD_AGENT):
-        program = [sys.executable, "-I", "-S", str(Path(stay.__file__))]
+        program = [sys.executable, "-I", "-S", str(Path(idle_agent.__file__))]
         return _DASHBOARD_AGENT + subprocess.list2cmdline(program)
     if argument.startswith(_ENVIRONMENT_AGENT) and sys.platform == "linux":
         own = argument.removeprefix(_ENVIRONMENT_AGENT)

@@ -22,18 +22,19 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pipeline.errors import PipelineError
-from pipeline.schema import Reason
-from pipeline.stats import Counters
-from pipeline.tied import die_with
-from pipeline.user_code import tell
+from pipeline.core.counters import Counters
+from pipeline.core.errors import PipelineError
+from pipeline.core.parent_death import die_with
+from pipeline.core.schema import Reason
+from pipeline.core.user_errors import tell
 
 Step = Callable[[pa.Table, Counters], pa.Table]
 """Rows in, rows out; counts what it did."""
 
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from pipeline.child import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+    "from pipeline.execution.isolation.child_process import serve; "
+    "serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
 _LOOK_S = 1.0
 _END_S = 10.0

@@ -12,12 +12,12 @@ from time import perf_counter
 
 import pyarrow as pa
 
-from pipeline.attempts import Attempts, Earlier
-from pipeline.child import Child, Death, Work
-from pipeline.isolate import Isolated, StagePlan, fail, failure_of
-from pipeline.schema import ERROR, ROW_ID, Failure, Reason
-from pipeline.stats import ISOLATED, Counters, StageCounters, add
-from pipeline.watchdog import watch
+from pipeline.core.counters import ISOLATED, Counters, StageCounters, add
+from pipeline.core.schema import ERROR, ROW_ID, Failure, Reason
+from pipeline.core.watchdog import watch
+from pipeline.execution.isolation.attempts import Attempts, Earlier
+from pipeline.execution.isolation.child_process import Child, Death, Work
+from pipeline.execution.isolation.row_isolation import Isolated, StagePlan, fail, failure_of
 
 GIVE_UP_AFTER = 12
 """So many workers may die over one slice, more than honest kills explain."""

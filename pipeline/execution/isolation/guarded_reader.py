@@ -14,14 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.attempts import Attempts, Earlier
-from pipeline.child import Child, Death, Done, Step
-from pipeline.errors import InfraError
-from pipeline.extents import Extent
-from pipeline.guard import GIVE_UP_AFTER, convict, given_up
-from pipeline.isolate import Isolated, StagePlan
-from pipeline.rows import STAGE, Reader, failed_rows, make_rows
-from pipeline.schema import (
+from pipeline.core.counters import ISOLATED, Counters, StageCounters, add, merge
+from pipeline.core.errors import InfraError
+from pipeline.core.schema import (
     ROW_ID,
     Failure,
     Reason,
@@ -31,10 +26,15 @@ from pipeline.schema import (
     pack,
     unpack,
 )
-from pipeline.source import read_slices
-from pipeline.stats import ISOLATED, Counters, StageCounters, add, merge
-from pipeline.unit import Unit
-from pipeline.watchdog import watch
+from pipeline.core.watchdog import watch
+from pipeline.execution.isolation.attempts import Attempts, Earlier
+from pipeline.execution.isolation.child_process import Child, Death, Done, Step
+from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, convict, given_up
+from pipeline.execution.isolation.row_isolation import Isolated, StagePlan
+from pipeline.sources.extents import Extent
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import STAGE, Reader, failed_rows, make_rows
+from pipeline.sources.units import Unit
 
 SLICE_LIMITS = 10
 """A slice may take so many times as long as a row: stores have time limits of their own."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.child import Child, Death, Done, Step
-from pipeline.schema import (
+from pipeline.core.counters import Counters, StageCounters, add, merge
+from pipeline.core.schema import (
     ERROR,
     IMAGE,
     ROW_ID,
@@ -19,7 +19,7 @@ from pipeline.schema import (
     failure_columns,
     failures_of,
 )
-from pipeline.stats import Counters, StageCounters, add, merge
+from pipeline.execution.isolation.child_process import Child, Death, Done, Step
 
 MAX_DEATHS = 32
 """So many children may die over the rows of one stage of a slice; then what is left is given up."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.errors import InfraError, JobError
-from pipeline.ray_token import send_token
-from pipeline.schema import clean_message
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.schema import clean_message
+from pipeline.execution.auth_token import send_token
 
 log = logging.getLogger(__name__)
 

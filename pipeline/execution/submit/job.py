@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
-from pipeline.job_api import connect, one_line, shown_address
-from pipeline.job_log import GIVE_UP_S, PAUSE_S, Follower
-from pipeline.job_yaml import parse_value
+from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
+from pipeline.execution.submit.client import connect, one_line, shown_address
+from pipeline.execution.submit.log_follower import GIVE_UP_S, PAUSE_S, Follower
+from pipeline.job.yaml_reader import parse_value
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _send(client: Any, job_id: str, asked: Submission) -> None:
                 submission_id=job_id,
                 runtime_env={
                     "working_dir": folder,
-                    "py_modules": [str(Path(__file__).parent)],
+                    "py_modules": [str(Path(__file__).parents[2])],
                     "env_vars": dict(_CLUSTER_ENVIRONMENT),
                 },
                 metadata={"job": Path(asked.job_path).stem, "date": asked.date.isoformat()},

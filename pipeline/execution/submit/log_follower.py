@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from pipeline.errors import InfraError
-from pipeline.job_api import one_line
+from pipeline.core.errors import InfraError
+from pipeline.execution.submit.client import one_line
 
 # A silent log is asked for again after this long: a dead connection looks like a quiet job.
 _SILENCE_S = 60.0

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch.utils import _pytree as pytree
 
-from pipeline.artefacts import kept, key_of
-from pipeline.whole import Whole
+from pipeline.core.node_cache import kept, key_of
+from pipeline.inference.runtimes.inference_module import Whole
 
 _STRUCTURE = "structure.json"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.transform import TransformSpec
+from pipeline.preprocessing.transform import TransformSpec
 
 
 class Whole(torch.nn.Module):

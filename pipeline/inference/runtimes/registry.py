@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from pipeline.artefacts import one_at_a_time
-from pipeline.errors import JobError, PipelineError
-from pipeline.made import Flat, Made
-from pipeline.model import CPU_PRECISIONS, GPU_PRECISIONS, INT8, PRECISIONS
-from pipeline.whole import Whole
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.node_cache import one_at_a_time
+from pipeline.inference.runtimes.export import Flat, Made
+from pipeline.inference.runtimes.inference_module import Whole
+from pipeline.models.spec import CPU_PRECISIONS, GPU_PRECISIONS, INT8, PRECISIONS
 
 _DTYPES = {
     "fp32": torch.float32,
@@ -228,7 +228,7 @@ def _openvino(made: Made, precision: str, num_threads: int, calibrated: bytes | 
 
 
 def _mnn(made: Made, num_threads: int) -> Runner:
-    from pipeline.mnn_model import convert, open_model
+    from pipeline.inference.runtimes.mnn import convert, open_model
 
     structure = made.structure()
     folder = made.folder("mnn", lambda folder, flat: convert(made.onnx(), folder / "model.mnn"))

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from pipeline.compact import RunTasks
-from pipeline.errors import InfraError
-from pipeline.replan import Replan
-from pipeline.row_ids import hash_ids
-from pipeline.schema import ERROR, ROW_ID, Numbers, Reason, SliceKey
-from pipeline.storage import Store
-from pipeline.tiling import Slices
+from pipeline.commit.compaction import RunTasks
+from pipeline.commit.row_ids import hash_ids
+from pipeline.core.errors import InfraError
+from pipeline.core.schema import ERROR, ROW_ID, Numbers, Reason, SliceKey
+from pipeline.plan.tiling import Slices
+from pipeline.runs.retry.plan import Replan
+from pipeline.storage.store import Store
 
 Duplicates = Mapping[SliceKey, tuple[tuple[int, str | None], ...]]
 """Rows whose id another row has, as `row_ids.find_duplicates` returns them."""

@@ -18,18 +18,18 @@ from itertools import accumulate, groupby
 
 import numpy as np
 
-from pipeline.extents import Cut, Extent
-from pipeline.input_order import KEY, MAX_MINOR, ROW, UNIT, minor_of
-from pipeline.job import Job
-from pipeline.parquet_inputs import measure_again
-from pipeline.plan import Plan
-from pipeline.plan_file import plan_to_json
-from pipeline.requeue import Base, Chosen
-from pipeline.schema import Numbers, Reason
-from pipeline.semantics import SEMANTICS
-from pipeline.storage import Store, StoredFile
-from pipeline.unit import Unit
-from pipeline.units import MAX_SLICE_BYTES, SliceSizes, make_units
+from pipeline.commit.plan_store import plan_to_json
+from pipeline.commit.row_positions import KEY, MAX_MINOR, ROW, UNIT, minor_of
+from pipeline.core.schema import Numbers, Reason
+from pipeline.core.semantics import SEMANTICS
+from pipeline.job.job import Job
+from pipeline.plan.plan import Plan
+from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes, make_units
+from pipeline.runs.retry.quarantine import Base, Chosen
+from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.parquet_footers import measure_again
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store, StoredFile
 
 _STAT_THREADS = 16
 

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import InfraError, JobError
-from pipeline.input_order import RANK, from_metadata
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, Part
-from pipeline.plan import Plan
-from pipeline.plan_file import plan_from_json
-from pipeline.schema import Numbers, Reason
-from pipeline.storage import Store
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.plan_store import plan_from_json
+from pipeline.commit.row_positions import RANK, from_metadata
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.schema import Numbers, Reason
+from pipeline.plan.plan import Plan
+from pipeline.storage.store import Store
 
 REASONS = tuple(reason.value for reason in Reason)
 RETRIED = tuple(reason.value for reason in Reason if reason is not Reason.DUPLICATE_ID)

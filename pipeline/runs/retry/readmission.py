@@ -15,22 +15,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.compact import Compacted, Compactor, RunTasks
-from pipeline.errors import InfraError, JobError, PublishConflict
-from pipeline.histograms import Distribution
-from pipeline.input_order import KEY, RANK, ROW
-from pipeline.layout import Layout
-from pipeline.manifest import Manifest, Part
-from pipeline.match import Duplicates, Match
-from pipeline.merge import Insert, Merger, merge_folders, merge_parts
-from pipeline.plan import Plan
-from pipeline.replan import Replan
-from pipeline.row_ids import hash_ids
-from pipeline.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Numbers, Reason
-from pipeline.skipped import Skipped
-from pipeline.storage import Store
-from pipeline.tally import Kept
-from pipeline.tiling import Slices
+from pipeline.commit.compaction import Compacted, Compactor, RunTasks
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.part_merge import Insert, Merger, merge_folders, merge_parts
+from pipeline.commit.row_ids import hash_ids
+from pipeline.commit.row_positions import KEY, RANK, ROW
+from pipeline.core.errors import InfraError, JobError, PublishConflict
+from pipeline.core.histograms import Distribution
+from pipeline.core.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Numbers, Reason
+from pipeline.core.skipped import Skipped
+from pipeline.plan.plan import Plan
+from pipeline.plan.tiling import Slices
+from pipeline.report.slice_totals import Kept
+from pipeline.runs.retry.matching import Duplicates, Match
+from pipeline.runs.retry.plan import Replan
+from pipeline.storage.store import Store
 
 _ID_ROWS = 65_536
 

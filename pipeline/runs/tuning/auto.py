@@ -13,24 +13,24 @@ import math
 import uuid
 from dataclasses import asdict, replace
 
-from pipeline.agreement import AgreementLimits
-from pipeline.allocation import Allocation, Hardware, allocate
-from pipeline.artefacts import runtime_versions
-from pipeline.choose import AUTO, as_tried, choose, patience_s
-from pipeline.confirm import choose_confirmed
-from pipeline.context import RunContext
-from pipeline.documents import known_fields
-from pipeline.errors import InfraError, JobError
-from pipeline.model import INT8, ModelSpec
-from pipeline.model_store import model_path
-from pipeline.plan import Plan
-from pipeline.processor import describe_processor
-from pipeline.provenance import package_versions
-from pipeline.rows import Reader
-from pipeline.storage import CreateOutcome, Store
-from pipeline.trial import Trial
-from pipeline.trial_layouts import finish_profile, pick
-from pipeline.trials import Profile, Sample, Workshop, try_ways
+from pipeline.commit.provenance import package_versions
+from pipeline.core.cpu import describe_processor
+from pipeline.core.documents import known_fields
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.node_cache import runtime_versions
+from pipeline.inference.model_store import model_path
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.spec import INT8, ModelSpec
+from pipeline.plan.allocation import Allocation, Hardware, allocate
+from pipeline.plan.plan import Plan
+from pipeline.runs.context import RunContext
+from pipeline.runs.tuning.confirmation import choose_confirmed
+from pipeline.runs.tuning.layout_trials import finish_profile, pick
+from pipeline.runs.tuning.runtime_trials import Profile, Sample, Workshop, try_ways
+from pipeline.runs.tuning.selection import AUTO, as_tried, choose, patience_s
+from pipeline.runs.tuning.trial import Trial
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import CreateOutcome, Store
 
 _PROFILE_VERSION = 4
 

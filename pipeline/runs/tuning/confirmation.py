@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.allocation import Allocation
-from pipeline.choose import as_tried, choose
-from pipeline.ray_tasks import ray_errors
-from pipeline.trial import Trial
-from pipeline.trials import Sample, Workshop, lone_task
+from pipeline.execution.tasks import ray_errors
+from pipeline.plan.allocation import Allocation
+from pipeline.runs.tuning.runtime_trials import Sample, Workshop, lone_task
+from pipeline.runs.tuning.selection import as_tried, choose
+from pipeline.runs.tuning.trial import Trial
 
 CONFIRM_ROWS = 512
 SLACK_PCT = 2.0
@@ -61,7 +61,7 @@ class _Larger:
     """The larger sample, and what eager fp32 keeps of it."""
 
     def __init__(self, workshop: Workshop) -> None:
-        from pipeline.trial_run import keep_part
+        from pipeline.runs.tuning.measure import keep_part
 
         plain, sample = workshop.model.as_reference(), Sample(workshop, CONFIRM_ROWS)
         exact = sample.inputs(plain)
@@ -78,7 +78,7 @@ class _Larger:
         import ray
         from ray.exceptions import RayError
 
-        from pipeline.trial_run import compare_with
+        from pipeline.runs.tuning.measure import compare_with
 
         spec = as_tried(self._workshop.model, way)
         task = lone_task(self._workshop, compare_with)

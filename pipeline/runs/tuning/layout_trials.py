@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 
-from pipeline.allocation import TASK_CPUS, gpu_share
-from pipeline.choose import as_tried, choose_batch, choose_layout, layouts
-from pipeline.model import ModelSpec
-from pipeline.pulse import beat
-from pipeline.stages import Preprocessing
-from pipeline.trial import Trial
-from pipeline.trials import Profile, Sample, Workshop, lone_task
+from pipeline.core.heartbeat import beat
+from pipeline.execution.stages import Preprocessing
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.allocation import TASK_CPUS, gpu_share
+from pipeline.runs.tuning.runtime_trials import Profile, Sample, Workshop, lone_task
+from pipeline.runs.tuning.selection import as_tried, choose_batch, choose_layout, layouts
+from pipeline.runs.tuning.trial import Trial
 
 CPU_BATCHES = (8, 16, 32, 64, 128)
 GPU_BATCHES = (32, 64, 128, 256, 512, 1024)
@@ -33,7 +33,7 @@ def try_batches(workshop: Workshop, sample: Sample, way: Trial) -> list[Trial]:
     import ray
     from ray.exceptions import RayError
 
-    from pipeline.trial_run import try_batch
+    from pipeline.runs.tuning.measure import try_batch
 
     if workshop.job.model.batch_size is not None or way.artefact_sha256:
         return []  # a calibrated model is made for its batch
@@ -122,7 +122,7 @@ def _try_layout(
     import ray
     from ray.exceptions import RayError
 
-    from pipeline.trial_run import LayoutWorker
+    from pipeline.runs.tuning.measure import LayoutWorker
 
     beat("a layout to try")
     share = gpu_share(trial.actors) if workshop.allocation.actor_gpus else 0.0

@@ -16,19 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.agreement import AgreementLimits, compare
-from pipeline.errors import PipelineError
-from pipeline.model import INT8, PredictorConfig
-from pipeline.rows import Reader
-from pipeline.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
-from pipeline.stages import Preprocessing
-from pipeline.task import Arrays, OutputError
-from pipeline.transform import TransformSpec
-from pipeline.trial import Trial
-from pipeline.user_code import tell
+from pipeline.core.errors import PipelineError
+from pipeline.core.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
+from pipeline.core.user_errors import tell
+from pipeline.execution.stages import Preprocessing
+from pipeline.models.agreement import AgreementLimits, compare
+from pipeline.models.spec import INT8, PredictorConfig
+from pipeline.models.tasks import Arrays, OutputError
+from pipeline.preprocessing.transform import TransformSpec
+from pipeline.runs.tuning.trial import Trial
+from pipeline.sources.rows import Reader
 
 if TYPE_CHECKING:
-    from pipeline.predictor import Predictor
+    from pipeline.inference.predictor import Predictor
 
 MEASURE_S = 2.0
 MIN_CALLS = 3
@@ -46,8 +46,8 @@ def prepare(reader: Reader, rows: pa.Table, transform: TransformSpec | None) -> 
     """
     if transform is None:
         return features_from_arrow(rows.column(FEATURES))
-    from pipeline.decode import DecodeLimits
-    from pipeline.preprocess import preprocess
+    from pipeline.preprocessing.decode import DecodeLimits
+    from pipeline.preprocessing.images import preprocess
 
     limits = DecodeLimits(reader.source.max_image_bytes, reader.source.max_image_px)
     rows = preprocess(rows, {}, limits, transform)
@@ -71,8 +71,8 @@ def try_out(
         limits: How far a row may be from the reference.
         best_rows_per_s: The best rate so far.
     """
-    from pipeline.predictor import Predictor
-    from pipeline.runtimes import emulated_reason
+    from pipeline.inference.predictor import Predictor
+    from pipeline.inference.runtimes.registry import emulated_reason
 
     trial = Trial(config.spec.runtime, config.spec.precision)
     emulated = emulated_reason(config.spec.precision, is_on_gpu=config.num_gpus > 0)
@@ -109,7 +109,7 @@ def keep_part(
     config: PredictorConfig, inputs: npt.NDArray[Any], part: int, num_parts: int
 ) -> Arrays:
     """Return what a way keeps of one of so many parts of the rows."""
-    from pipeline.predictor import Predictor
+    from pipeline.inference.predictor import Predictor
 
     return Predictor(config).reduce(np.array_split(inputs, num_parts)[part])
 
@@ -137,10 +137,10 @@ def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, s
     Returns:
         Its digest and '', or '' and why there is none.
     """
-    from pipeline.device import export
-    from pipeline.model_store import store_model
-    from pipeline.quantise import quantise
-    from pipeline.runtimes import missing_reason
+    from pipeline.inference.device import export
+    from pipeline.inference.model_store import store_model
+    from pipeline.inference.runtimes.int8 import quantise
+    from pipeline.inference.runtimes.registry import missing_reason
 
     reason = missing_reason("onnxruntime", INT8, is_on_gpu=config.num_gpus > 0)
     if reason or config.models is None:
@@ -153,7 +153,7 @@ def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, s
 
 def try_batch(config: PredictorConfig, sample: npt.NDArray[Any]) -> Trial:
     """Measure rate and memory of one batch size."""
-    from pipeline.predictor import Predictor
+    from pipeline.inference.predictor import Predictor
 
     spec = config.spec
     trial = Trial(spec.runtime, spec.precision, batch_size=config.batch_size)
@@ -212,7 +212,7 @@ class LayoutWorker:
         """Take a sample, encoded and decoded; load the model where there is need, and warm up."""
         self._rows, self._inputs = rows, inputs
         if self._kind != "decode":
-            from pipeline.predictor import Predictor
+            from pipeline.inference.predictor import Predictor
 
             self._predictor = Predictor(self._config)
         self._one_batch(0)

@@ -1,6 +1,6 @@
 """Try out, on a sample of the job's own rows, all that `auto` leaves open; workers do the work.
 
-Here are the runtimes and precisions, one after the other; trial_layouts.py goes on from there.
+Here are the runtimes and precisions, one after the other; layout_trials.py goes on from there.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
-from pipeline.agreement import AgreementLimits
-from pipeline.allocation import Allocation, Hardware
-from pipeline.choose import candidates, patience_s
-from pipeline.documents import known_fields
-from pipeline.errors import JobError
-from pipeline.job import Job
-from pipeline.model import INT8, ModelSpec, PredictorConfig
-from pipeline.plan import Plan
-from pipeline.pulse import beat
-from pipeline.ray_tasks import ray_errors
-from pipeline.rows import Reader
-from pipeline.storage import Store
-from pipeline.trial import GIVEN_UP, Trial
+from pipeline.core.documents import known_fields
+from pipeline.core.errors import JobError
+from pipeline.core.heartbeat import beat
+from pipeline.execution.tasks import ray_errors
+from pipeline.job.job import Job
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.spec import INT8, ModelSpec, PredictorConfig
+from pipeline.plan.allocation import Allocation, Hardware
+from pipeline.plan.plan import Plan
+from pipeline.runs.tuning.selection import candidates, patience_s
+from pipeline.runs.tuning.trial import GIVEN_UP, Trial
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
 
 SAMPLE_ROWS = 128
 _TRIAL_S = 120.0
@@ -118,7 +118,7 @@ class Sample:
         """Read rows at random; the same ones for the same work and number of rows."""
         import ray
 
-        from pipeline.sampling import sample_rows, sample_units
+        from pipeline.plan.sampling import sample_rows, sample_units
 
         units, seed = sample_units(workshop.plan, num_rows)
         self._workshop = workshop
@@ -128,7 +128,7 @@ class Sample:
 
     def inputs(self, model: ModelSpec) -> Any:
         """Return the sample as a model's decoder and transform leave it."""
-        from pipeline.trial_run import prepare
+        from pipeline.runs.tuning.measure import prepare
 
         task = plain_task(self._workshop, prepare)
         return task.remote(self._workshop.reader, self.rows, model.transform)
@@ -190,7 +190,7 @@ class _Tries:
     def __init__(self, workshop: Workshop, sample: Sample) -> None:
         import ray
 
-        from pipeline.trial_run import try_out
+        from pipeline.runs.tuning.measure import try_out
 
         self._workshop, self._plain = workshop, workshop.model.as_reference()
         self._int8: tuple[str, str] | None = None
@@ -227,7 +227,7 @@ class _Tries:
         import ray
         from ray.exceptions import RayError
 
-        from pipeline.trial_run import calibrate
+        from pipeline.runs.tuning.measure import calibrate
 
         task = lone_task(self._workshop, calibrate)
         try:
@@ -240,7 +240,7 @@ class _Tries:
         import ray
         from ray.exceptions import RayError
 
-        from pipeline.trial_run import try_out
+        from pipeline.runs.tuning.measure import try_out
 
         limit_s = max(_LEAST_TRIAL_S, left_s) if math.isfinite(left_s) else _TRIAL_S
         config, limits = replace(self._workshop.config, spec=spec), self._workshop.limits

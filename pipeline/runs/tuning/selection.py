@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pipeline.allocation import Allocation
-from pipeline.errors import JobError
-from pipeline.model import CPU_PRECISIONS, GPU_PRECISIONS, PRECISIONS, ModelSpec
-from pipeline.trial import Trial
+from pipeline.core.errors import JobError
+from pipeline.models.spec import CPU_PRECISIONS, GPU_PRECISIONS, PRECISIONS, ModelSpec
+from pipeline.plan.allocation import Allocation
+from pipeline.runs.tuning.trial import Trial
 
 AUTO = "auto"
 _ANY_SIZE = "eager"

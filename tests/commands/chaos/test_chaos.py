@@ -16,22 +16,26 @@ from cli import pipeline, write_job
 from encoded import base_image, encode
 from tars import Entry, pack
 
-from pipeline import retry
-from pipeline.agreement import AgreementLimits
-from pipeline.chaos_compare import Difference, Published, compare_published, not_quarantined
-from pipeline.chaos_corrupt import spoil_images, spoil_rows
-from pipeline.chaos_kills import Killed, choose_kills
-from pipeline.chaos_runs import Done
-from pipeline.chaos_sample import Sample, take_sample
-from pipeline.chaos_table import fault_rows, in_all
-from pipeline.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.errors import JobError
-from pipeline.job_source import Source
-from pipeline.photos import build_images, build_parquet
-from pipeline.retry import retries_taken
-from pipeline.schema import QUARANTINE_SCHEMA, prediction_schema
-from pipeline.storage import CreateOutcome, Store
-from pipeline.store_faults import (
+from pipeline.commands.chaos.compare import (
+    Difference,
+    Published,
+    compare_published,
+    not_quarantined,
+)
+from pipeline.commands.chaos.corrupt_inputs import spoil_images, spoil_rows
+from pipeline.commands.chaos.kills import Killed, choose_kills
+from pipeline.commands.chaos.processes import Done
+from pipeline.commands.chaos.sample import Sample, take_sample
+from pipeline.commands.chaos.table import fault_rows, in_all
+from pipeline.commands.demo_photos import build_images, build_parquet
+from pipeline.core import backoff
+from pipeline.core.backoff import retries_taken
+from pipeline.core.errors import JobError
+from pipeline.core.schema import QUARANTINE_SCHEMA, prediction_schema
+from pipeline.job.source import Source
+from pipeline.models.agreement import AgreementLimits
+from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.storage.fault_plan import (
     VARIABLE,
     Injected,
     StoreChaos,
@@ -39,6 +43,7 @@ from pipeline.store_faults import (
     ask_for_faults,
     read_injected,
 )
+from pipeline.storage.store import CreateOutcome, Store
 
 MARK = "TEST_CHAOS_OF"
 LIMITS = AgreementLimits(max_score_diff=0.001, min_cosine=0.999, max_relative_error=0.01)
@@ -211,7 +216,7 @@ def test_a_seed_says_which_requests_fail() -> None:
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is disturbed, in this process."""
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(backoff, "FIRST_WAIT_S", 0.0)
     monkeypatch.setattr("time.sleep", lambda _: None)
     (tmp_path / "scratch").mkdir()
     for name, value in ask_for_faults(tmp_path / "scratch", 1).items():

@@ -13,8 +13,8 @@ STEPS_PER_S = 25
 """Without waiting there are some 45."""
 SCRIPT = f"""
 import json, time
-from pipeline.cluster import connect
-from pipeline.read_ahead import limit_read_ahead
+from pipeline.execution.cluster.connect import connect
+from pipeline.execution.cluster.backpressure import limit_read_ahead
 
 class Steps:
     count = 0

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from cli import environment, left_by
 
-from pipeline import fork_worker
-from pipeline.forked_workers import ForkServer, fork_workers
+from pipeline.execution.embedded import forkserver_stub
+from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 
@@ -51,9 +51,9 @@ def ask(name: str, program: Path, *arguments: str, folder: Path | None = None) -
 
     def prepare() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-        Path(fork_worker.OOM_SCORE).write_text("500")
+        Path(forkserver_stub.OOM_SCORE).write_text("500")
 
-    command = [sys.executable, "-I", "-S", fork_worker.__file__, name, str(program), *arguments]
+    command = [sys.executable, "-I", "-S", forkserver_stub.__file__, name, str(program), *arguments]
     with subprocess.Popen(
         command,
         cwd=folder,
@@ -102,7 +102,10 @@ def test_workers_share_no_random_numbers(server: ForkServer, tmp_path: Path):
 
 
 def test_a_server_whose_driver_is_gone_ends():
-    starts = "from pipeline.forked_workers import ForkServer; print(ForkServer().pid, flush=True);"
+    starts = (
+        "from pipeline.execution.embedded.forkserver import ForkServer; "
+        "print(ForkServer().pid, flush=True);"
+    )
     left, _ = left_by(f"{starts} input()")
     assert psutil.wait_procs([left], timeout=60)[1] == []
 
@@ -110,7 +113,7 @@ def test_a_server_whose_driver_is_gone_ends():
 def test_a_system_without_such_sockets_has_no_server(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(fork_worker, "address", lambda name: "\0" + 200 * name)
+    monkeypatch.setattr(forkserver_stub, "address", lambda name: "\0" + 200 * name)
     with fork_workers() as server:
         assert server is None
     assert "workers start one by one" in caplog.text
@@ -126,7 +129,7 @@ def test_a_server_ends_where_ray_does_not_start():
 
 AHEAD = """
 import psutil
-from pipeline.forked_workers import fork_workers, started_ahead
+from pipeline.execution.embedded.forkserver import fork_workers, started_ahead
 
 def servers():
     return [child.pid for child in psutil.Process().children()]
@@ -154,7 +157,7 @@ def test_a_server_that_is_started_ahead_is_used_or_ends():
 FORKS = """
 import json, os
 import psutil
-from pipeline.cluster import connect
+from pipeline.execution.cluster.connect import connect
 
 with connect(None):
     import ray

@@ -10,15 +10,15 @@ from types import SimpleNamespace
 import psutil
 from cli import environment, left_by
 
-from pipeline.data_in_driver import _Called
-from pipeline.small_ray import _without
+from pipeline.execution.embedded.driver_actors import _Called
+from pipeline.execution.embedded.minimal_head import _without
 
 SCRIPT = """
 import contextlib, json, os
 import psutil
 from pipeline import health
-from pipeline.cluster import connect
-from pipeline.errors import JobError
+from pipeline.execution.cluster.connect import connect
+from pipeline.core.errors import JobError
 
 with connect(None):
     import ray
@@ -104,7 +104,7 @@ import os, subprocess, sys
 from pipeline import stay
 
 process = subprocess.Popen(
-    [sys.executable, "-I", "-S", stay.__file__],
+    [sys.executable, "-I", "-S", idle_agent.__file__],
     env={"RAY_RAYLET_PID": str(os.getpid())}, stdout=subprocess.DEVNULL,
 )
 print(process.pid, process.poll(), flush=True)
@@ -121,7 +121,7 @@ def test_what_stands_in_the_place_of_an_agent_ends_with_its_raylet_and_not_befor
 
 STARTS_TIED = """
 import os, subprocess, sys
-from pipeline.tied import tied_to
+from pipeline.core.parent_death import tied_to
 
 waits = [sys.executable, "-c", "import os; print(os.getpid(), flush=True); input()"]
 process = subprocess.Popen(tied_to(os.getpid(), waits), stdin=subprocess.PIPE)

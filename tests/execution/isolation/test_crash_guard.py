@@ -26,13 +26,13 @@ from deadly import (
     rows_of,
 )
 
-from pipeline.attempts import Attempts, Earlier
-from pipeline.guard import GIVE_UP_AFTER, Guard
-from pipeline.isolate import StagePlan, fail
-from pipeline.schema import Failure, Reason, failure_columns, failures_of
-from pipeline.stages import Preprocessing, SliceWork
-from pipeline.stats import ISOLATED, Counters, StageCounters
-from pipeline.transform import TransformSpec
+from pipeline.core.counters import ISOLATED, Counters, StageCounters
+from pipeline.core.schema import Failure, Reason, failure_columns, failures_of
+from pipeline.execution.isolation.attempts import Attempts, Earlier
+from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, Guard
+from pipeline.execution.isolation.row_isolation import StagePlan, fail
+from pipeline.execution.stages import Preprocessing, SliceWork
+from pipeline.preprocessing.transform import TransformSpec
 
 NAME = "predict-0-0"
 
@@ -185,7 +185,7 @@ def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
 
 WATCHED = """
 import ctypes, time
-from pipeline.watchdog import beat, pause, watch
+from pipeline.core.watchdog import beat, pause, watch
 def go_on(seconds):
     until = time.monotonic() + seconds
     while time.monotonic() < until:

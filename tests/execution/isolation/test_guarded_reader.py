@@ -18,14 +18,14 @@ from s3server import S3Server
 from tars import files
 from tars import pack as pack_tar
 
-from pipeline.attempts import Attempts
-from pipeline.guard import GIVE_UP_AFTER
-from pipeline.read_guard import read_guarded
-from pipeline.rows import Reader
-from pipeline.schema import Reason, SliceKey, unpack
-from pipeline.stats import ISOLATED, merge
-from pipeline.storage import Store
-from pipeline.unit import Unit
+from pipeline.core.counters import ISOLATED, merge
+from pipeline.core.schema import Reason, SliceKey, unpack
+from pipeline.execution.isolation.attempts import Attempts
+from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER
+from pipeline.execution.isolation.guarded_reader import read_guarded
+from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store
 
 ROW_TIMEOUT_S = 0.5
 """A read may take ten times as long."""

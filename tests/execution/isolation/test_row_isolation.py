@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from checkout import PYTHONPATH
 from deadly import (
     ABORT,
     EXIT,
@@ -28,11 +29,17 @@ from deadly import (
     wait_for_end,
 )
 
-from pipeline.child import Child
-from pipeline.errors import InfraError
-from pipeline.isolate import MAX_DEATHS_IN_A_ROW, MAX_STARTS, Isolated, StagePlan, fail
-from pipeline.schema import ERROR, Failure, Reason, failures_of
-from pipeline.stats import Counters
+from pipeline.core.counters import Counters
+from pipeline.core.errors import InfraError
+from pipeline.core.schema import ERROR, Failure, Reason, failures_of
+from pipeline.execution.isolation.child_process import Child
+from pipeline.execution.isolation.row_isolation import (
+    MAX_DEATHS_IN_A_ROW,
+    MAX_STARTS,
+    Isolated,
+    StagePlan,
+    fail,
+)
 
 CALL_S, START_S = 2.0, 60.0
 BAD = Failure(Reason.TRUNCATED, "decode", "half of it", "e" * 64, 7)
@@ -164,10 +171,10 @@ def test_a_child_dies_with_its_parent_even_when_it_hangs(tmp_path: Path) -> None
     code = (
         "import sys\n"
         "from deadly import HANG, STAGE, Doubling, rows_of\n"
-        "from pipeline.child import Child\n"
+        "from pipeline.execution.isolation.child_process import Child\n"
         "Child(Doubling(sys.argv[1]), 600.0, 600.0).call(STAGE, rows_of([HANG]))\n"
     )
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join([PYTHONPATH, *sys.path])
     parent = subprocess.Popen(
         [sys.executable, "-c", code, work.starts], env={**os.environ, "PYTHONPATH": path}
     )

@@ -16,18 +16,18 @@ import torch
 from cli import pipeline, write_job
 from predicting import PASS_THROUGH, Convolved, images, predict, rows_of
 
-from pipeline.errors import InfraError, JobError
-from pipeline.garbage import unneeded_models
-from pipeline.job_file import parse_job
-from pipeline.model import PredictorConfig
-from pipeline.model_store import fetch_model, model_path, store_model
-from pipeline.photos import build_images
-from pipeline.predictor import Predictor
-from pipeline.quantise import _channel_scales, quantise
-from pipeline.resolve import resolve_model
-from pipeline.runtimes import missing_reason
-from pipeline.storage import Store
-from pipeline.trial_run import calibrate
+from pipeline.commands.demo_photos import build_images
+from pipeline.commit.garbage import unneeded_models
+from pipeline.core.errors import InfraError, JobError
+from pipeline.inference.model_store import fetch_model, model_path, store_model
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.runtimes.int8 import _channel_scales, quantise
+from pipeline.inference.runtimes.registry import missing_reason
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import PredictorConfig
+from pipeline.runs.tuning.measure import calibrate
+from pipeline.storage.store import Store
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

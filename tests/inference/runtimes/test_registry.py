@@ -13,14 +13,14 @@ import pytest
 import torch
 from predicting import Convolved, images, predict, predictor, rows_of
 
-from pipeline.agreement import AgreementLimits
-from pipeline.artefacts import claim
-from pipeline.errors import JobError
-from pipeline.mnn_model import convert
-from pipeline.model import GPU_PRECISIONS, INT8, PRECISIONS
-from pipeline.runtimes import dtype_of, make_runner, missing_reason
-from pipeline.transform import TransformSpec
-from pipeline.whole import Whole
+from pipeline.core.errors import JobError
+from pipeline.core.node_cache import claim
+from pipeline.inference.runtimes.inference_module import Whole
+from pipeline.inference.runtimes.mnn import convert
+from pipeline.inference.runtimes.registry import dtype_of, make_runner, missing_reason
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.spec import GPU_PRECISIONS, INT8, PRECISIONS
+from pipeline.preprocessing.transform import TransformSpec
 
 ON_CPU = [
     (runtime, precision)
@@ -124,7 +124,7 @@ def test_one_process_of_a_node_has_a_claim(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert claim("a")
     assert claim("a")  # its own
-    other = [sys.executable, "-c", "from pipeline.artefacts import claim; print(claim('a'))"]
+    other = [sys.executable, "-c", "from pipeline.core.node_cache import claim; print(claim('a'))"]
     assert subprocess.check_output(other, text=True).strip() == "False"
     path = tmp_path / "batch-inference-pipeline" / "claims" / "a"
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],

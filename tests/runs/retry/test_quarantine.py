@@ -26,13 +26,13 @@ from retry_runs import (
     write_tars,
 )
 
-from pipeline.errors import GateRefused, InfraError, JobError, PartitionBusy, PublishConflict
-from pipeline.lease import hold_lease
-from pipeline.manifest import log_numbers
-from pipeline.publish import commit
-from pipeline.semantics import SEMANTICS
-from pipeline.upkeep import history_numbers, rollback
-from pipeline.verify import verify_output
+from pipeline.commit.lease import hold_lease
+from pipeline.commit.maintenance import history_numbers, rollback
+from pipeline.commit.manifest import log_numbers
+from pipeline.commit.publish import commit
+from pipeline.commit.verify import verify_output
+from pipeline.core.errors import GateRefused, InfraError, JobError, PartitionBusy, PublishConflict
+from pipeline.core.semantics import SEMANTICS
 
 
 def verify(partition: EarlierPartition) -> None:
@@ -342,7 +342,7 @@ def test_a_version_from_before_places_were_kept_is_refused(
 ):
     partition = make_partition(tmp_path, write_images)
     partition.broken = {"003.jpg"}
-    monkeypatch.setattr("pipeline.parts.to_metadata", lambda places: {})
+    monkeypatch.setattr("pipeline.commit.part_writer.to_metadata", lambda places: {})
     partition.run()
     with pytest.raises(JobError, match="was published before retries were possible"):
         partition.retry()
@@ -390,7 +390,7 @@ def test_of_two_that_publish_at_once_the_second_does_not_pass_for_the_first(
 
     partition.broken.clear()
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.finish.commit", commit_late)
+        patch.setattr("pipeline.runs.finish.commit", commit_late)
         with pytest.raises(PublishConflict, match="run meanwhile published version 3"):
             partition.retry()
     assert list(partition.failed()) == ["003.jpg", "004.jpg"]

@@ -14,8 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import LABELS
 
-from pipeline.allocation import Allocation
-from pipeline.choose import (
+from pipeline.commands.demo_photos import build_images
+from pipeline.core.cpu import describe_processor
+from pipeline.core.errors import JobError
+from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks import TaskSpec
+from pipeline.plan.allocation import Allocation
+from pipeline.runs.tuning.layout_trials import CPU_BATCHES
+from pipeline.runs.tuning.runtime_trials import Profile
+from pipeline.runs.tuning.selection import (
     LEAST_PATIENCE_S,
     candidates,
     choose,
@@ -25,14 +32,7 @@ from pipeline.choose import (
     layouts,
     patience_s,
 )
-from pipeline.errors import JobError
-from pipeline.model import ModelSpec
-from pipeline.photos import build_images
-from pipeline.processor import describe_processor
-from pipeline.task import TaskSpec
-from pipeline.trial import GIVEN_UP, Trial
-from pipeline.trial_layouts import CPU_BATCHES
-from pipeline.trials import Profile
+from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
 TUNE_S = 600  # every runtime, precision, batch size and layout; more where cores are shared
 ALLOCATION = Allocation(2, 2, 0.9, 0.0, 1, 1, 1, 1)

@@ -1,0 +1,1 @@
+"""Run a job under failures, and compare what it published with an undisturbed run."""

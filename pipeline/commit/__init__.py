@@ -1,0 +1,1 @@
+"""The output: its layout, lease, staging, compaction, manifest, publication, verification."""

@@ -1,0 +1,1 @@
+"""What a result must hold before it is published: rules, drift, golden rows."""

@@ -1,0 +1,1 @@
+"""Ways to run a module: eager, compiled, onnxruntime, OpenVINO, MNN; int8."""

@@ -1,0 +1,1 @@
+"""The job file: its sections, and how it is read."""

@@ -1,0 +1,1 @@
+"""What a model is: where it comes from, its weights, its task."""

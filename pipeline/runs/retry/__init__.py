@@ -1,0 +1,1 @@
+"""Predict quarantined rows again and merge them into a published version."""

@@ -1,0 +1,1 @@
+"""List shards and read their rows: image files, Parquet, WebDataset, columns of URIs."""

@@ -1,0 +1,1 @@
+"""Whole files on disk and in object stores: read, list, create once."""
