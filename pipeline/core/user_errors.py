@@ -74,9 +74,10 @@ def place(frames: list[tuple[str, int]], module: str = "") -> str:
 
 
 def _is_users(path: str, module: str) -> bool:
-    folder, _, name = path.rpartition("/")
-    if folder.rpartition("/")[2] == _OWN.name and (_OWN / name).exists():
+    _, is_below, own = path.rpartition(f"/{_OWN.name}/")
+    if is_below and (_OWN / own).exists():
         return False
+    name = Path(path).name
     top = module.partition(".")[0]
     is_named = bool(top) and (f"/{top}/" in path or name == f"{top}.py")
     standard = sysconfig.get_path("stdlib") + "/"

@@ -50,8 +50,8 @@ def test_the_last_frame_of_the_user_is_named_not_that_of_a_library(module):
 
 
 def test_frames_of_the_package_and_of_libraries_are_not_the_users():
-    ours = "/opt/venv/lib/python3.11/site-packages/pipeline/stages.py"
-    shipped = "/var/ray/session/py_modules/_ray_pkg_1/pipeline/stages.py"
+    ours = "/opt/venv/lib/python3.11/site-packages/pipeline/execution/stages.py"
+    shipped = "/var/ray/session/py_modules/_ray_pkg_1/pipeline/execution/stages.py"
     torch = "/opt/venv/lib/python3.11/site-packages/torch/nn/module.py"
     assert place([(ours, 1), (torch, 2), (shipped, 3), ("/usr/lib/python3.12/json.py", 4)]) == ""
     assert place([("/home/me/net.py", 7), (torch, 2)]) == "net.py line 7"

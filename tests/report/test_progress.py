@@ -136,7 +136,7 @@ def test_a_record_stands_on_a_line_of_its_own_above_the_status() -> None:
 
 FIRST_WORD = """
 import sys
-from pipeline import progress
+from pipeline.report import progress
 from pipeline.commands.app import app
 
 def phase(self, what, is_logged=True):

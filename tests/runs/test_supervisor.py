@@ -36,7 +36,7 @@ PARTITION = f"date={DATE}"
 NUM_ROWS = 48
 WAIT = """
 import sys, time
-from pipeline import main
+from pipeline.commands import main
 from pipeline.execution.cluster.connect import connect
 from pipeline.core.interrupts import handle_signals
 from pipeline.execution.tasks import run_tasks

@@ -13,7 +13,7 @@ from pipeline.execution.cluster.backpressure import SLICES, SLICES_PER_ACTOR
 NUM_ROWS = 400
 SCRIPT = f"""
 import json, time
-from pipeline import in_flight
+from pipeline.execution.cluster import in_flight
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.backpressure import limit_read_ahead
 

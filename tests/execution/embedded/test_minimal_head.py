@@ -16,7 +16,7 @@ from pipeline.execution.embedded.minimal_head import _without
 SCRIPT = """
 import contextlib, json, os
 import psutil
-from pipeline import health
+from pipeline.execution.cluster import health
 from pipeline.execution.cluster.connect import connect
 from pipeline.core.errors import JobError
 
@@ -101,7 +101,7 @@ def test_a_call_in_the_place_of_an_actor_answers_with_what_the_method_returns():
 
 STARTS_STAY = """
 import os, subprocess, sys
-from pipeline import stay
+from pipeline.execution.embedded import idle_agent
 
 process = subprocess.Popen(
     [sys.executable, "-I", "-S", idle_agent.__file__],
