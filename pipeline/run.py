@@ -47,7 +47,7 @@ from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.factory_tensors import warn
 from pipeline.models.spec import ModelSpec, PredictorConfig
-from pipeline.models.tasks import measured_columns
+from pipeline.models.tasks import make_task
 from pipeline.plan.allocation import Allocation, allocate
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices, first_slices, missing_units
@@ -325,7 +325,7 @@ def _writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:
         run_id=run.record.run_id,
         compression=run.job.sink.compression,
         metadata=file_metadata(plan, run.record.run_id),
-        counted=measured_columns(model.task),
+        counted=make_task(model.task).measured_columns(),
     )
 
 

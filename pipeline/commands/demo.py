@@ -28,6 +28,8 @@ from pipeline.job.loader import parse_job
 from pipeline.report.progress import Progress
 from pipeline.run import run_job
 from pipeline.runs.context import RunOptions
+from pipeline.sources.formats.images import ImageFiles
+from pipeline.sources.formats.parquet import Parquet
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def run_demo(folder: Path, rows: int, *, quiet: bool) -> dict[str, Any]:
     started = perf_counter()
     build_demo(folder, rows)
     with share_ray():
-        done = [_run(name, folder, quiet=quiet) for name in ("images", "parquet")]
+        done = [_run(name, folder, quiet=quiet) for name in (ImageFiles.name, Parquet.name)]
     document = {
         **{one.name: one.summary() for one in done},
         "predictions": _choose_predictions(done),
@@ -113,13 +115,13 @@ def build_demo(folder: Path, rows: int) -> tuple[Built, Built]:
     num_cells = rows - num_files
     return (
         build_images(
-            folder / "input" / "images",
+            folder / "input" / ImageFiles.name,
             num_files,
             seed=_IMAGES_SEED,
             num_bad=_num_bad(num_files, _ROWS_PER_BAD_FILE, _MAX_BAD_FILES),
         ),
         build_parquet(
-            folder / "input" / "parquet",
+            folder / "input" / Parquet.name,
             num_cells,
             seed=_PARQUET_SEED,
             num_shards=_NUM_SHARDS,
@@ -135,7 +137,7 @@ def _num_bad(num_rows: int, rows_per_bad: int, most: int) -> int:
 def demo_job(name: str, folder: Path) -> Job:
     """Return the job `images` or `parquet` of the demo."""
     source: dict[str, Any] = {"uri": str(folder / "input" / name), "format": name}
-    if name == "parquet":
+    if name == Parquet.name:
         source["id_column"] = "id"
         source["pass_through"] = ["taken_at", "camera", "width", "height"]
     document = {

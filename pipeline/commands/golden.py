@@ -20,10 +20,10 @@ from pipeline.commit.layout import Layout, new_run_id
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, LABEL, ROW_ID, SCORE, TOP_K
 from pipeline.execution.stages import Preprocessing
-from pipeline.gates.golden import expected_columns
 from pipeline.gates.golden_files import MAX_ROWS
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.models.tasks import make_task, task_class
 from pipeline.plan.plan import Plan
 from pipeline.plan.sampling import sample_rows, sample_units
 from pipeline.report.recorder import RunRecord
@@ -54,8 +54,8 @@ def make_golden(job: Job, options: RunOptions, num_rows: int, uri: str) -> dict[
     folder, _, name = uri.rpartition("/")
     if not name.endswith(".parquet") or not 0 < num_rows <= MAX_ROWS:
         raise JobError(f"--out {uri}: write a .parquet file, of at most {MAX_ROWS} rows")
-    if job.model.task == "raw":
-        raise JobError("golden: rows of task 'raw' cannot be compared")
+    if not task_class(job.model.task).has_golden:
+        raise JobError(f"golden: rows of task {job.model.task!r} cannot be compared")
     store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
     record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
     plan, model = prepare(RunContext(job, options, store, layout, record))
@@ -128,7 +128,7 @@ def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table
     predicted = Predictor(config).predict(inputs, {})
     source = FEATURES if plan.num_features else IMAGE
     columns = {ROW_ID: rows.column(ROW_ID), source: rows.column(source)}
-    names = [*expected_columns(model.task), SCORE, TOP_K]
+    names = [*make_task(model.task).golden_columns(), SCORE, TOP_K]
     columns |= {name: predicted.column(name) for name in names if name in predicted.column_names}
     is_good = predicted.column(ERROR).is_null()
     return pa.table(columns).filter(is_good)

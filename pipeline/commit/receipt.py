@@ -111,7 +111,7 @@ def _unreadable(store: Store, manifest: Manifest, plan: Plan | None) -> Iterator
     if plan is None:
         return
     whole = [extent.path for unit in plan.units for extent in unit.extents if extent.is_whole_shard]
-    ids = None if plan.row_ids == "key" else pa.array(whole, pa.string())
+    ids = None if plan.counts_by_reading else pa.array(whole, pa.string())
     shards = sum(_count(store, part, ids) for part in manifest.quarantine_parts)
     said = manifest.num_unreadable_shards
     if said != shards:
@@ -119,7 +119,7 @@ def _unreadable(store: Store, manifest: Manifest, plan: Plan | None) -> Iterator
 
 
 def _count(store: Store, part: Part, ids: pa.Array | None) -> int:
-    """Count the rows that stand for a shard; of a tar there is one such row in any case."""
+    """Count the rows that stand for a shard; if reading counts rows, each has one."""
     with store.open(part.path) as handle:
         rows = pq.ParquetFile(handle).read(columns=[ROW_ID, "reason"])
     is_one = pc.equal(rows.column("reason"), Reason.UNREADABLE_SHARD.value)

@@ -26,6 +26,7 @@ from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of, without
 from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.plan.plan import Plan
+from pipeline.sources.source_format import planned_ids
 from pipeline.storage.store import Store
 
 _PART_THREADS = 4
@@ -254,8 +255,8 @@ def _check_planned(store: Store, every: Sequence[FoundPart], plan: Plan | None) 
         return Check("planned_ids", "skipped", "there is no plan")
     if plan.row_ids == "column":
         return Check("planned_ids", "skipped", "the ids come from a column, not from the plan")
-    if plan.row_ids == "key":
-        return Check("planned_ids", "skipped", "the ids come from the tars, not from the plan")
+    if plan.row_ids == "key" or plan.counts_by_reading:
+        return Check("planned_ids", "skipped", "the ids come from the shards, not from the plan")
     planned = join([hash_ids(pa.array(ids)) for ids in _chunks(_planned_ids(plan))])
     present = join([found.hashes for found in every])
     if _sum(planned) == _sum(present):
@@ -269,14 +270,10 @@ def _check_planned(store: Store, every: Sequence[FoundPart], plan: Plan | None) 
 
 
 def _planned_ids(plan: Plan) -> Iterator[str]:
-    """Yield the row ids that the source makes of a plan (see reader.py), in input order."""
+    """Yield the row ids that the source makes of a plan, in input order."""
     for unit in plan.units:
         for extent in unit.extents:
-            if plan.row_ids == "path" or extent.is_whole_shard:
-                yield extent.path
-                continue
-            for row in extent.numbers():
-                yield f"{extent.path}#{row}"
+            yield from planned_ids(plan.row_ids, extent)
 
 
 def _chunks(ids: Iterator[str]) -> Iterator[list[str]]:

@@ -24,16 +24,17 @@ SEMANTICS: Mapping[str, int] = {
 `fetch`: what a URI column may name; `predict`: normalisation, export, weights, tasks."""
 
 
-def semantics_of(source_format: str, *, has_images: bool, has_uris: bool) -> dict[str, int]:
+def semantics_of(source: Mapping[str, int], *, has_images: bool, has_uris: bool) -> dict[str, int]:
     """Return the numbers of the areas that a job goes through.
 
     Args:
-        source_format: `source.format`.
+        source: Name and number of the source format, which an installed package may bring.
         has_images: Rows are images; otherwise they are feature vectors.
         has_uris: Images are fetched from the URIs of a column.
     """
-    areas = [source_format, "predict"]
+    areas = ["predict"]
     areas += ["decode", "transform"] if has_images else ["features"]
     if has_uris:
         areas.append("fetch")
-    return {area: SEMANTICS[area] for area in sorted(areas)}
+    found = {**source, **{area: SEMANTICS[area] for area in areas}}
+    return {area: found[area] for area in sorted(found)}

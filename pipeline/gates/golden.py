@@ -6,7 +6,7 @@ rows go the way of all rows: decoded, transformed and predicted by what the acto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -18,27 +18,22 @@ import pyarrow as pa
 from pipeline.core.counters import GOLDEN, Counters, StageCounters, add
 from pipeline.core.errors import GateRefused
 from pipeline.core.schema import (
-    EMBEDDING,
     ERROR,
     FEATURES,
     IMAGE,
-    LABEL,
-    LABEL_ID,
     MESSAGE,
     ROW_ID,
-    SCORE,
-    VALUE,
     features_from_arrow,
     images_from_arrow,
 )
 from pipeline.gates.verdicts import Verdict
-from pipeline.models.agreement import AgreementLimits, compare
-from pipeline.models.tasks import Arrays, TaskSpec
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import Arrays
 
 if TYPE_CHECKING:
     from pipeline.models.spec import ModelSpec
 
-TOLERANCE = "tolerance"
 EXACT_SCORE_DIFF = 0.001
 """Between machines, fp32 scores differ by a hundredth of this."""
 _SHOWN = 3
@@ -119,29 +114,8 @@ class GoldenRows:
 
     def _compare(self, spec: ModelSpec, found: Arrays, rows: Sequence[int]) -> list[str]:
         """Return '' for each row that agrees."""
-        expected = self.expected.take(pa.array(rows))
-        if spec.task.kind != "classify":
-            known = {name: _matrix(expected, spec.task) for name in found}
-            agrees = compare(known, found, self.limits).agrees
-            return ["" if ok else "other numbers than expected" for ok in agrees]
-        names = [spec.task.labels[label_id] for label_id in found[LABEL_ID][:, 0]]
-        scores = [float(score) for score in found[SCORE][:, 0]]
-        return [
-            self._compare_label(spec, row, name, score)
-            for row, name, score in zip(expected.to_pylist(), names, scores, strict=True)
-        ]
-
-    def _compare_label(
-        self, spec: ModelSpec, row: Mapping[str, Any], name: str, score: float
-    ) -> str:
-        wanted, tolerance = row.get(SCORE), row.get(TOLERANCE)
-        if tolerance is None:
-            tolerance = self._score_diff(spec)
-        is_near = wanted is None or abs(wanted - score) <= tolerance
-        if name == row[LABEL] and is_near:
-            return ""
-        known = f"{row[LABEL]!r}" + ("" if wanted is None else f" {wanted:.4f}")
-        return f"expected {known}, found {name!r} {score:.4f}"
+        expected, task = self.expected.take(pa.array(rows)), make_task(spec.task)
+        return task.golden_differences(expected, found, self.limits, self._score_diff(spec))
 
     def _score_diff(self, spec: ModelSpec) -> float:
         if self.max_score_diff is not None:
@@ -170,18 +144,3 @@ def _predict(inputs: npt.NDArray[Any], reduce: Reduce) -> tuple[Arrays, dict[int
             raised[row] = f"{type(error).__name__}: {error}"
     names = pieces[0] if pieces else {}
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}, raised
-
-
-def _matrix(expected: pa.Table, task: TaskSpec) -> npt.NDArray[np.float64]:
-    """Return what is expected of task `embed` or `regress`: (N, D)."""
-    columns = expected_columns(task)
-    if task.kind == "embed":
-        return np.array(expected.column(columns[0]).to_pylist(), np.float64)
-    return np.stack([np.array(expected.column(c).to_pylist(), np.float64) for c in columns], axis=1)
-
-
-def expected_columns(task: TaskSpec) -> tuple[str, ...]:
-    """Name the columns that golden rows must have beside their input."""
-    if task.kind == "classify":
-        return (LABEL,)
-    return (EMBEDDING,) if task.kind == "embed" else (task.targets or (VALUE,))

@@ -9,11 +9,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import EMBEDDING, FEATURES, IMAGE, LABEL, ROW_ID, SCORE
-from pipeline.gates.golden import TOLERANCE, GoldenRows, expected_columns
+from pipeline.core.schema import FEATURES, IMAGE, LABEL, ROW_ID
+from pipeline.gates.golden import GoldenRows
 from pipeline.job.gates import Gates, Golden
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.tasks import TaskSpec
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.single_file import read_file
 from pipeline.storage.store import Store
@@ -50,7 +51,7 @@ def read_golden(
         size = f"{found.nbytes / 2**20:.0f} MiB, must be at most {MAX_BYTES // 2**20}"
         raise JobError(f"{_FIELD} = {golden.uri}: has {size}")
     source = FEATURES if reader.num_features else IMAGE
-    for name in (source, *expected_columns(task)):
+    for name in (source, *make_task(task).golden_columns()):
         if name not in found.column_names or found.column(name).null_count:
             what = "a null in" if name in found.column_names else "no"
             raise JobError(f"{_FIELD} = {golden.uri}: has {what} column {name!r}")
@@ -78,23 +79,13 @@ def _as_rows(found: pa.Table, source: str, reader: Reader, uri: str) -> pa.Table
 
 
 def _as_expected(found: pa.Table, task: TaskSpec, uri: str) -> pa.Table:
-    numbers = [name for name in (SCORE, TOLERANCE) if name in found.column_names]
-    columns = {name: found.column(name) for name in (*expected_columns(task), *numbers)}
     try:
-        if task.kind == "classify":
-            columns |= {LABEL: columns[LABEL].cast(pa.string())}
-            columns |= {name: columns[name].cast(pa.float64()) for name in numbers}
-        elif task.kind == "embed":
-            vectors = columns[EMBEDDING].to_pylist()
-            columns = {EMBEDDING: pa.array(vectors, pa.list_(pa.float64(), task.embedding_dim))}
-        else:
-            columns = {name: values.cast(pa.float64()) for name, values in columns.items()}
+        return make_task(task).parse_golden(found)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        columns = ", ".join(make_task(task).golden_columns())
         raise JobError(
-            f"{_FIELD} = {uri}: columns {', '.join(columns)} are not what task {task.kind!r} "
-            f"gives: {error}"
+            f"{_FIELD} = {uri}: columns {columns} are not what task {task.kind!r} gives: {error}"
         ) from None
-    return pa.table(columns)
 
 
 def _read_file(golden: Golden) -> pa.Table:
@@ -107,7 +98,7 @@ def _read_file(golden: Golden) -> pa.Table:
 
 def _read_folder(golden: Golden, task: TaskSpec) -> pa.Table:
     """Read `<label>/<image file>`."""
-    if task.kind != "classify":
+    if not make_task(task).has_golden_folders:
         raise JobError(f"{_FIELD} = {golden.uri}: task {task.kind!r} needs a .parquet file")
     store = Store(golden.uri, golden.storage_options)
     paths = [file.path for file in store.list_files() if "/." not in f"/{file.path}"]

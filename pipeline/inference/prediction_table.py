@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.schema import ROW_ID, URI, Failure, failure_columns, failures_of, staged_schema
-from pipeline.models.tasks import Arrays, Task
+from pipeline.models.tasks.base import Arrays, Task
 
 
 def to_table(

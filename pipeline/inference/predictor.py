@@ -40,9 +40,10 @@ from pipeline.inference.first_rows import FirstRows, Raised
 from pipeline.inference.prediction_table import to_table
 from pipeline.inference.runtimes.registry import allow_tf32
 from pipeline.inference.ticks import count
-from pipeline.models.agreement import AgreementLimits, compare
+from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
-from pipeline.models.tasks import Arrays, OutputError, make_task
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.reference_pixels import canary
 from pipeline.preprocessing.transform import TransformSpec
 
@@ -153,7 +154,7 @@ class Predictor:
         config = replace(self._config, spec=spec, batch_size=len(rows), limits=None)
         reference = Predictor(config).reduce(inputs)
         found = {name: values[rows] for name, values in results.items()}
-        agreed = int(compare(reference, found, limits).agrees.sum())
+        agreed = int(self._task.compare(reference, found, limits).agrees.sum())
         allow_tf32(self._config.spec.precision)
         busy_s = perf_counter() - started
         add(counters, CANARY, StageCounters(len(rows), agreed, 0, busy_s=busy_s))

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pipeline.core import registry
 from pipeline.job.deadline import seconds_until
+from pipeline.job.extensions import registered
 from pipeline.job.gates import Gates
 from pipeline.job.section import PositiveInt, Section
 from pipeline.job.source import Source
@@ -80,17 +82,6 @@ class Output(Section):
     """Its shape for one row; `[]` is one number."""
 
 
-_FIELDS_OF_TASKS = {
-    "top_k": "classify",
-    "labels": "classify",
-    "embedding_dim": "embed",
-    "l2_norm": "embed",
-    "targets": "regress",
-    "outputs": "raw",
-    "postprocess": "raw",
-}
-
-
 class Model(Section):
     """Which model predicts, and how."""
 
@@ -107,9 +98,10 @@ class Model(Section):
     `model`, or `state.model` further down. What fits is named where it is missing."""
     labels: str | tuple[str, ...] | None = None
     """Class names: a list, or the URI of a text file with one a line or of a JSON list."""
-    task: Literal["classify", "embed", "regress", "raw"] = "classify"
+    task: str = "classify"
     """What to make of the outputs: `classify` gives label, score and the top k; `embed` one
-    vector; `regress` one number a target; `raw` the outputs as they are."""
+    vector; `regress` one number a target; `raw` the outputs as they are. Installed packages may add
+    tasks (entry points `pipeline.tasks`)."""
     top_k: PositiveInt = 5
     """Task `classify`: how many classes `top_k` lists (fewer where the model has fewer)."""
     layer: str | None = None
@@ -137,6 +129,12 @@ class Model(Section):
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options for the weights and labels; never written anywhere."""
 
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, name: str) -> str:
+        registered(registry.TASKS, name)
+        return name
+
     @model_validator(mode="after")
     def _one_model(self) -> Model:
         problems = [*self._without_effect()]
@@ -144,22 +142,21 @@ class Model(Section):
             problems.append("give exactly one of name and factory")
         if self.precision == "int8" and self.runtime in ("eager", "compile", "mnn"):
             problems.append("precision 'int8' needs runtime onnxruntime, openvino or auto")
-        if self.task == "embed" and self.embedding_dim is None:
-            problems.append(
-                "task 'embed' needs embedding_dim, the length of its vectors; if it is not known, "
-                "write 1, and `pipeline plan` says what the model gives"
-            )
         if self.weights_key is not None and self.weights is None:
             problems.append("weights_key has no effect without weights")
-        if self.task == "raw" and not self.outputs:
-            problems.append("task 'raw' needs outputs, each with a name and a shape")
+        problems += registry.load(registry.TASKS, self.task).problems(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def _without_effect(self) -> Iterator[str]:
-        for field, task in _FIELDS_OF_TASKS.items():
-            if field in self.model_fields_set and getattr(self, field) and self.task != task:
+        own = registry.load(registry.TASKS, self.task).job_fields
+        tasks = registry.built_in(registry.TASKS)
+        owners = [
+            (f, task) for task in tasks for f in registry.load(registry.TASKS, task).job_fields
+        ]
+        for field, task in owners:
+            if field in self.model_fields_set and getattr(self, field) and field not in own:
                 can_be_null = type(self).model_fields[field].default is None
                 otherwise = f", or --set model.{field}=null" if can_be_null else ""
                 yield (
@@ -315,6 +312,7 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _golden_is_comparable(self) -> Job:
-        if self.gates.golden is not None and self.model.task == "raw":
-            raise ValueError("gates.golden has no effect with task 'raw'")
+        task = registry.load(registry.TASKS, self.model.task)
+        if self.gates.golden is not None and not task.has_golden:
+            raise ValueError(f"gates.golden has no effect with task {self.model.task!r}")
         return self

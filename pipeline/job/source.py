@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from pipeline.core import registry
+from pipeline.job.extensions import registered
 from pipeline.job.section import PositiveInt, Section
 
 Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 _FIELDS_OF_URIS = ("uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http")
+_FIELDS_OF_FORMATS = (
+    *("image_column", "uri_column", *_FIELDS_OF_URIS, "features", "null_features"),
+    *("lossy_features", "id_column", "pass_through", "image_extensions", "casts"),
+)
+"""What only some formats read; each says which."""
 
 
 class Source(Section):
@@ -19,13 +26,14 @@ class Source(Section):
     uri: str = Field(min_length=1)
     """A folder, a file or a glob (`*`, `**`) on local disk or in an object store (`s3://`, `gs://`,
     `az://` or `abfs://`)."""
-    format: Literal["images", "parquet", "webdataset"]
+    format: str
     """`images`: one file is one row, named `.jpg .jpeg .jpe .jfif .png .webp .gif .bmp .avif .tif
     .tiff .heic .heif`. `parquet`: encoded images lie in a binary column, or the
     column holds their URIs, or there are features instead of images.
     `webdataset`: in tars, the neighbouring members of one key (the path up to the first dot of the
     base name) are one row; its `row_id` is `<shard path>/<key>`, a repeated key is quarantined as
-    `<shard path>/<key>@<row>`. Gzipped tars are read up to 64 MiB."""
+    `<shard path>/<key>@<row>`. Gzipped tars are read up to 64 MiB. Installed packages may add
+    formats (entry points `pipeline.sources`)."""
     files: str | tuple[str, ...] | None = None
     """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a
     text file with one a line. Left out: everything below `uri` is listed."""
@@ -77,8 +85,16 @@ class Source(Section):
     """An encoded image of more bytes is quarantined as `too_large` without being decoded."""
     max_image_px: PositiveInt = 100_000_000
     """An image of more pixels (width x height) is quarantined as `too_large` from its header."""
+    options: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """What a format of an installed package asks for besides; the formats here have none."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        registered(registry.SOURCES, name)
+        return name
 
     @field_validator("pass_through")
     @classmethod
@@ -88,22 +104,32 @@ class Source(Section):
         return names
 
     @model_validator(mode="after")
-    def _features_are_parquet(self) -> Source:
-        if self.features and self.format != "parquet":
-            raise ValueError(f"features are columns of format 'parquet', not of {self.format!r}")
-        if "null_features" in self.model_fields_set and not self.features:
-            raise ValueError("null_features has no effect without features")
-        if "lossy_features" in self.model_fields_set and not self.features:
-            raise ValueError("lossy_features has no effect without features")
+    def _fits_its_format(self) -> Source:
+        form = registry.load(registry.SOURCES, self.format)
+        for name in _FIELDS_OF_FORMATS:
+            if name in self.model_fields_set and name not in form.fields:
+                raise ValueError(f"{name} has no effect with format {self.format!r}")
         if self.uri_column and (self.features or "image_column" in self.model_fields_set):
             raise ValueError("give one of image_column, uri_column and features")
+        for name in ("null_features", "lossy_features"):
+            if name in self.model_fields_set and not self.features:
+                raise ValueError(f"{name} has no effect without features")
         for name in _FIELDS_OF_URIS:
             if name in self.model_fields_set and not self.uri_column:
                 raise ValueError(f"{name} has no effect without uri_column")
-        only_parquet = ("image_column", "uri_column", "id_column", "casts")
-        for name in only_parquet if self.format == "webdataset" else ("image_extensions",):
-            if name in self.model_fields_set:
-                raise ValueError(f"{name} has no effect with format {self.format!r}")
-        if self.uri_column and self.format != "parquet":
-            raise ValueError(f"uri_column has no effect with format {self.format!r}")
+        if form.options is None:
+            if self.options:
+                raise ValueError(f"options has no effect with format {self.format!r}")
+        else:
+            _check_options(form.options, self.options)
+        form.check(self)
         return self
+
+
+def _check_options(section: type[Section], options: dict[str, Any]) -> None:
+    try:
+        section.model_validate(options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(["options", *map(str, first["loc"])])
+        raise ValueError(f"{field}: {first['msg']}") from None

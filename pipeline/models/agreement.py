@@ -1,23 +1,22 @@
 """Whether two ways to run a model agree, row by row. Pure: what a task keeps goes in.
 
-The reference is always eager fp32. A row of `classify` agrees when its best label is the same and
-the label's probability differs by little; a vector by its cosine; numbers by their relative error.
+The reference is always eager fp32. Each task chooses: labels agree when the best one is the same
+and its probability differs by little, vectors by their cosine, numbers by their relative error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.schema import EMBEDDING, LABEL_ID, SCORE
-from pipeline.models.tasks import Arrays
-
 if TYPE_CHECKING:  # actors need no pydantic: a quarter of a second each
     from pipeline.job.gates import Gates
+
+Values = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,31 @@ class Agreement:
         return 100.0 * float(self.agrees.mean()) if len(self.agrees) else 100.0
 
 
-def compare(reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
-    """Compare what two runs keep of the same rows, each array (N, ...)."""
-    if LABEL_ID in reference:
-        same = reference[LABEL_ID][:, 0] == candidate[LABEL_ID][:, 0]
-        differences = np.abs(_plain(reference[SCORE])[:, 0] - _plain(candidate[SCORE])[:, 0])
-        return Agreement(same & (differences <= limits.max_score_diff), _worst(differences, np.max))
-    if EMBEDDING in reference:
-        cosines = _cosines(_plain(reference[EMBEDDING]), _plain(candidate[EMBEDDING]))
-        return Agreement(cosines >= limits.min_cosine, _worst(cosines, np.min))
+def compare_labels(
+    label_ids: tuple[Values, Values], scores: tuple[Values, Values], limits: AgreementLimits
+) -> Agreement:
+    """Compare the best labels of a reference and a candidate, in this order.
+
+    Args:
+        label_ids: Whole numbers, (N, k) each; the first of a row is the best.
+        scores: Probabilities, (N, k) each.
+        limits: Uses `max_score_diff`.
+    """
+    same = label_ids[0][:, 0] == label_ids[1][:, 0]
+    differences = np.abs(_plain(scores[0])[:, 0] - _plain(scores[1])[:, 0])
+    return Agreement(same & (differences <= limits.max_score_diff), _worst(differences, np.max))
+
+
+def compare_vectors(reference: Values, candidate: Values, limits: AgreementLimits) -> Agreement:
+    """Compare vectors, (N, D) each, by their cosines."""
+    cosines = _cosines(_plain(reference), _plain(candidate))
+    return Agreement(cosines >= limits.min_cosine, _worst(cosines, np.min))
+
+
+def compare_numbers(
+    reference: Mapping[str, Values], candidate: Mapping[str, Values], limits: AgreementLimits
+) -> Agreement:
+    """Compare numbers by name, (N, ...) each, by the largest relative error of each row."""
     errors = np.max(
         [_relative_errors(_plain(reference[name]), _plain(candidate[name])) for name in reference],
         axis=0,

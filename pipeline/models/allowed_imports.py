@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,3 +69,13 @@ def source_digest(module_name: str) -> str:
     if found is None or found.origin is None or not Path(found.origin).is_file():
         raise JobError(f"no source file for {module_name}, so its changes go unnoticed")
     return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+
+
+def needed_arguments(function: Callable[..., Any]) -> list[str]:
+    """Name the parameters without which a function cannot be called; none if it is unknown."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in functions do not say
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]

@@ -14,9 +14,15 @@ from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.allowed_imports import import_callable, require_allowed, source_digest
+from pipeline.models.allowed_imports import (
+    import_callable,
+    needed_arguments,
+    require_allowed,
+    source_digest,
+)
 from pipeline.models.spec import ENTRY_POINT_GROUP, Kind, ModelCard, ModelSpec, entry_point_card
-from pipeline.models.tasks import OutputSpec, TaskSpec, needed_arguments
+from pipeline.models.tasks import task_class
+from pipeline.models.tasks.base import OutputSpec, TaskSpec
 from pipeline.models.torchvision_catalog import torchvision_facts, torchvision_module
 from pipeline.models.unsupported import describe_name
 from pipeline.models.weights import weights_digest
@@ -153,7 +159,7 @@ def _named_card(name: str, model: Model) -> tuple[Kind, ModelCard, str]:
 
 def _refuse_family(name: str, family: str, model: Model) -> None:
     """Refuse what takes or gives something else than the tasks expect, with all that is missing."""
-    is_fine = family == "segmentation" and model.task == "raw"
+    is_fine = family == "segmentation" and task_class(model.task).takes_any_shape
     if family in _FAMILIES and not is_fine and model.layer is None:
         raise JobError(f"model.name = {name!r}: {_FAMILIES[family]}")
 
@@ -173,7 +179,7 @@ def _factory_card(factory: str, allow_import: Sequence[str]) -> tuple[Kind, Mode
 
 def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpec:
     labels: tuple[str, ...] = ()
-    if model.task == "classify":
+    if task_class(model.task).needs_labels:
         found = card.labels if model.labels is None else _read_labels(model, model.labels)
         if not found:
             raise JobError(

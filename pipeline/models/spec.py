@@ -19,7 +19,8 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.allowed_imports import import_callable
 from pipeline.models.factory_tensors import pin, seeded
 from pipeline.models.state_dict import load_state
-from pipeline.models.tasks import TaskSpec
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.torchvision_catalog import torchvision_module
 from pipeline.models.weights import read_weights
 from pipeline.preprocessing.transform import TransformSpec
@@ -219,5 +220,6 @@ def entry_point_card(name: str) -> ModelCard:
 
 
 def _num_classes(task: TaskSpec) -> dict[str, int]:
-    """A classifier has as many outputs as labels; other tasks take the architecture as it is."""
-    return {"num_classes": len(task.labels)} if task.kind == "classify" else {}
+    """Say how many outputs a torchvision model is built with, if the task decides it."""
+    found = make_task(task).num_outputs()
+    return {} if found is None else {"num_classes": found}

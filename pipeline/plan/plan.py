@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -28,10 +28,10 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import make_task
 from pipeline.plan.slicing import units_of
 from pipeline.sources.inputs import Inputs
+from pipeline.sources.source_format import RowIds, format_of
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
-RowIds = Literal["path", "path#row", "column", "key"]
 _USUAL_UNITS = 1_000
 # What decides which files are listed; the files themselves are digested one by one.
 _OF_LISTING = {"storage_options", "follow_links"}
@@ -48,7 +48,7 @@ class Plan:
     task_fields: pa.Schema
     """The columns that the task adds."""
     row_ids: RowIds
-    """How ids come to be; those of a `column` or a tar's `key` cannot be told from the plan."""
+    """What ids are made of; those of a `column` or a `key` in the shard are not in the plan."""
     num_features: int
     """Length of the feature vector of a row; 0 for images."""
     model: dict[str, Any]
@@ -69,6 +69,11 @@ class Plan:
         """Return the rows of all units; None where they are known only when all has been read."""
         counts = [unit.num_rows for unit in self.units]
         return None if None in counts else sum(count or 0 for count in counts)
+
+    @property
+    def counts_by_reading(self) -> bool:
+        """Tell whether only reading finds out which rows there are."""
+        return any(unit.cut is not None for unit in self.units)
 
     def prediction_schema(self) -> pa.Schema:
         """Return the schema of the published predictions."""
@@ -101,14 +106,14 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
     """
     task_fields = _task_fields(inputs, model)
     _require_free((*inputs.pass_through.names, *task_fields.names), job.sink.partition)
-    parts = fingerprint_parts(job, inputs, model)
+    parts, form = fingerprint_parts(job, inputs, model), format_of(job.source)
     return Plan(
         fingerprint=_digest(parts),
         source_root=inputs.root,
         units=tuple(units_of(job, inputs, batch_size)),
         pass_through=inputs.pass_through,
         task_fields=task_fields,
-        row_ids=_row_ids(job),
+        row_ids=form.row_ids(job.source),
         num_features=inputs.num_features,
         model=model.to_dict(),
         batch_size=batch_size,
@@ -130,14 +135,6 @@ def settings_digest(job: Job, model: ModelSpec) -> str:
         "limit_rows": job.run.limit_rows,
     }
     return _digest(settings)
-
-
-def _row_ids(job: Job) -> RowIds:
-    if job.source.format == "images":
-        return "path"
-    if job.source.format == "webdataset":
-        return "key"
-    return "column" if job.source.id_column else "path#row"
 
 
 def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
@@ -176,7 +173,7 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
         "model": _digest(model.to_dict()),
         "settings": _digest(settings),
         "semantics": semantics_of(
-            job.source.format,
+            {job.source.format: format_of(job.source).semantics},
             has_images=model.transform is not None,
             has_uris=job.source.uri_column is not None,
         ),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pipeline.job.job import Job
 from pipeline.sources.extents import Cut, Extent
 from pipeline.sources.inputs import Inputs
+from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
 
 MAX_SLICE_BYTES = 256 * 1024 * 1024
@@ -85,15 +86,15 @@ def _multiple(rows: float, of: int) -> int:
 def units_of(job: Job, inputs: Inputs, batch_size: int) -> Iterator[Unit]:
     """Cut the inputs of a job; `batch_size` as in `SliceSizes.of`."""
     sizes = SliceSizes.of(job, batch_size)
-    if job.source.format == "webdataset":
-        return _tar_units(inputs.extents, sizes.most, job.run.limit_rows)
+    if format_of(job.source).counts_rows == "reading":
+        return _uncounted_units(inputs.extents, sizes.most, job.run.limit_rows)
     return make_units(_limit(inputs.extents, job.run.limit_rows), sizes)
 
 
-def _tar_units(
+def _uncounted_units(
     extents: Sequence[Extent], slice_rows: int, limit_rows: int | None
 ) -> Iterator[Unit]:
-    """Make a unit of each tar; with a limit one of all, for only it knows what rows are first."""
+    """Make a unit per shard; with a limit one of all, for only it knows what rows are first."""
     groups = [(extent,) for extent in extents] if limit_rows is None else [tuple(extents)]
     cut = Cut(slice_rows, MAX_SLICE_BYTES, limit_rows)
     for index, group in enumerate(groups if extents else []):

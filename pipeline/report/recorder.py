@@ -294,7 +294,7 @@ class RunRecord:
             return self._published.num_unreadable_shards
         if self._plan is None:
             return 0
-        if self._plan.row_ids == "key":  # each shard is one such row
+        if self._plan.counts_by_reading:  # each such shard is one row
             return self.reasons.get(Reason.UNREADABLE_SHARD.value, 0)
         if self._kept is not None and self._kept.num_unreadable_shards is not None:
             return self._kept.num_unreadable_shards

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.node_cache import tensors_digest
-from pipeline.core.schema import ERROR, LABEL, MESSAGE, ROW_ID, SCORE, clean_message
+from pipeline.core.schema import ERROR, MESSAGE, ROW_ID, clean_message
 from pipeline.execution.isolation.child_process import Child, Death, Done, Step
 from pipeline.execution.stages import DECODE, PREDICT, Preprocessing, SliceWork
 from pipeline.job.job import Job
@@ -204,14 +204,4 @@ def _problem(rows: pa.Table) -> str:
 
 def _describe(predicted: pa.Table, model: ModelSpec) -> str:
     """Say in a few words what was predicted."""
-    task, row = model.task, predicted.to_pylist()[0]
-    if task.kind == "classify":
-        count = len(task.labels)
-        label = clean_message(row[LABEL])
-        return f'label "{label}" {row[SCORE]:.2f}, {count} outputs, {count} labels'
-    if task.kind == "embed":
-        return f"a vector of {task.embedding_dim} numbers"
-    names = [field.name for field in make_task(task).fields()]
-    if task.kind == "regress":
-        return ", ".join(f"{name} {row[name]:.4g}" for name in names)
-    return f"columns {', '.join(names)}"
+    return make_task(model.task).describe(predicted.to_pylist()[0])

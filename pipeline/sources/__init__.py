@@ -1,1 +1,13 @@
-"""List shards and read their rows: image files, Parquet, WebDataset, columns of URIs."""
+"""List shards and read their rows: image files, Parquet, WebDataset, columns of URIs.
+
+`REGISTRY` names the source formats, each an object of the protocol in source_format.py. Another
+format is one more file and line here, or an entry point of the group `pipeline.sources` in any
+distribution that is installed where the job runs, on every node.
+"""
+
+REGISTRY = {
+    "images": "pipeline.sources.formats.images:FORMAT",
+    "parquet": "pipeline.sources.formats.parquet:FORMAT",
+    "webdataset": "pipeline.sources.formats.webdataset:FORMAT",
+}
+"""`source.format` -> where its `SourceFormat` is; imported when a job names it."""

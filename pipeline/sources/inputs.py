@@ -1,6 +1,5 @@
 """List the inputs of a job, once: which shards there are, how many rows they hold, and where
-each can be cut. Knows file names and Parquet footers; reads no row. What lies in a tar is known
-only when it has been read.
+each can be cut, as far as their format knows that without reading them.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 import pyarrow as pa
 
@@ -19,23 +17,10 @@ from pipeline.core.globs import compiled, is_glob, reaches_below, split_glob
 from pipeline.core.skipped import Skip, Skipped, SkipTally, is_utf8, reason_of_name
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
-from pipeline.sources.parquet_columns import check_names
-from pipeline.sources.parquet_footers import measure_parquet
-from pipeline.sources.webdataset_rows import column_type
+from pipeline.sources.source_format import format_of
 from pipeline.storage.single_file import read_lines
 from pipeline.storage.store import Store, StoredFile
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
-    *(".avif", ".tif", ".tiff", ".heic", ".heif"),
-)
-PARQUET_SUFFIXES = (".parquet", ".pq")
-# Compressed ones are listed too: one that cannot be read must not be passed over in silence.
-TAR_SUFFIXES = (
-    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
-)
-_SUFFIXES = {"images": IMAGE_SUFFIXES, "parquet": PARQUET_SUFFIXES, "webdataset": TAR_SUFFIXES}
-_FOOTER_THREADS = 16
 _STAT_THREADS = 16
 
 
@@ -93,26 +78,16 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
         InputMissing: There is nothing at `source.uri`, or shards that the job names are missing.
     """
     store, pattern = open_source(source)
-    suffixes = _SUFFIXES[source.format]
+    form = format_of(source)
     root, shards, skipped = (
-        _list_shards(store, pattern, suffixes, source, may_be_empty=may_be_empty)
+        _list_shards(store, pattern, form.suffixes, source, may_be_empty=may_be_empty)
         if source.files is None
         else (store.uri, _named_shards(store, pattern, source), Skipped())
     )
-    _require_readable(Store(root, source.storage_options), shards)
-    if source.format == "images":
-        extents = tuple(
-            Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
-        )
-        return Inputs(root, shards, extents, skipped=skipped)
-    if source.format == "webdataset":
-        _check_apart(shards)
-        extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
-        return Inputs(root, shards, extents, _declare_members(source), skipped)
-    extents, declared, num_features = measure_parquet(
-        Store(root, source.storage_options), shards, source, max_extent_rows=max_extent_rows
-    )
-    return Inputs(root, shards, extents, declared, skipped, num_features)
+    store = Store(root, source.storage_options)
+    _require_readable(store, shards)
+    found = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
+    return Inputs(root, shards, found.extents, found.pass_through, skipped, found.num_features)
 
 
 def _require_readable(store: Store, shards: Sequence[StoredFile]) -> None:
@@ -230,34 +205,10 @@ def _named_shards(store: Store, pattern: str, source: Source) -> tuple[StoredFil
     return tuple(file for file in found if file is not None)
 
 
-def _declare_members(source: Source) -> pa.Schema:
-    """Return the columns that members of tars fill.
-
-    Raises:
-        JobError: A name is none of an extension, or the image's.
-    """
-    check_names(source)
-    for name in source.pass_through:
-        if name != name.lower() or name.startswith(".") or name in source.image_extensions:
-            raise JobError(
-                f"source.pass_through: {name!r} is no extension of a member beside the image; "
-                "write it in lower case, without the dot"
-            )
-    return pa.schema([pa.field(name, column_type(name)) for name in source.pass_through])
-
-
-def _check_apart(shards: Sequence[StoredFile]) -> None:
-    """Refuse a tar that is also a folder of tars, as object stores allow: row ids could clash."""
-    paths = {shard.path for shard in shards}
-    for path in paths:
-        if any(str(parent) in paths for parent in PurePosixPath(path).parents):
-            raise JobError(f"source: {path} lies in a folder that is a tar as well; move it")
-
-
 def describe_no_input(source: Source, skipped: Skipped) -> str:
     """Say in one line why a source has no shards, as far as its listing tells."""
     _, pattern = split_glob(source.uri)
-    suffixes = _SUFFIXES[source.format]
+    suffixes = format_of(source).suffixes
     if not skipped.total:
         hint = f"matches no file; a glob names files, as in **/*{suffixes[0]}"
         return f"{source.uri} {hint if pattern else 'holds no files'}"

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
+from pipeline.core.counters import ROUNDED, Counters, StageCounters, add
 from pipeline.core.errors import JobError
 from pipeline.core.schema import IS_ROUNDED, Failure, Reason, clean_message
 from pipeline.job.source import Source
@@ -43,8 +44,7 @@ class ParquetStream:
         self._skip = 0
         self._tables: Iterator[pa.Table] | None = None
         self._rest: pa.Table | None = None
-        self.num_rounded = 0
-        """Rows of the last slice whose features float32 cannot hold exactly."""
+        self.counted: Counters = {}
 
     def skip(self, num_rows: int) -> None:
         while num_rows:
@@ -61,7 +61,7 @@ class ParquetStream:
 
     def take(self, num_rows: int) -> pa.Table:
         pieces = []
-        self.num_rounded = 0
+        self.counted = {}
         while num_rows:
             if not self._fill():
                 extent = self._extents.popleft()
@@ -72,7 +72,9 @@ class ParquetStream:
             num_rows -= pieces[-1].num_rows
         rows = pa.concat_tables(pieces, promote_options="default")
         if IS_ROUNDED in rows.column_names:
-            self.num_rounded = pc.sum(rows.column(IS_ROUNDED)).as_py() or 0
+            # Rows whose features float32 cannot hold exactly.
+            if num_rounded := pc.sum(rows.column(IS_ROUNDED)).as_py():
+                add(self.counted, ROUNDED, StageCounters(rows_out=num_rounded))
             rows = rows.drop_columns(IS_ROUNDED)
         return rows
 

@@ -9,29 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Set
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.counters import ROUNDED, Counters, Measurement, StageCounters, add, measure
+from pipeline.core.counters import Counters, Measurement, measure
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, SliceKey
 from pipeline.sources.extents import Cut
-from pipeline.sources.image_files import ImageStream
-from pipeline.sources.parquet import ParquetStream
 from pipeline.sources.rows import STAGE, Reader, changed
 from pipeline.sources.units import Unit
-from pipeline.sources.webdataset import TarStream
-
-
-class _Stream(Protocol):
-    """The rows of a unit in order: take the next ones, or pass over them unread."""
-
-    def take(self, num_rows: int) -> pa.Table: ...
-
-    def skip(self, num_rows: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def read_slices(
@@ -54,7 +40,7 @@ def read_slices(
     if unit.cut is not None:
         yield from _read_and_cut(reader, unit, unit.cut)
         return
-    stream = _open(reader, unit)
+    stream = reader.format.open(reader, unit.extents)
     with contextlib.closing(stream):
         for key in unit.slices():
             if key.start not in wanted_starts:
@@ -64,8 +50,7 @@ def read_slices(
             with measure(counters, STAGE) as done:
                 table = stream.take(key.num_rows)
                 _count(table, done)
-            if isinstance(stream, ParquetStream) and stream.num_rounded:
-                add(counters, ROUNDED, StageCounters(rows_out=stream.num_rounded))
+            counters |= stream.counted
             yield key, counters, table
             del table  # not kept while the next one is read
 
@@ -77,7 +62,7 @@ def _read_and_cut(
     done_at = {key.start: key for key in cut.done}
     until = cut.read_until()
     position = 0
-    with contextlib.closing(TarStream(reader, unit.extents, cut)) as stream:
+    with contextlib.closing(reader.format.open_slices(reader, unit.extents, cut)) as stream:
         while position != until:
             if (passed := done_at.get(position)) is not None:
                 stream.skip(passed.num_rows)
@@ -96,12 +81,6 @@ def _read_and_cut(
                 return
             position = key.end
             del table
-
-
-def _open(reader: Reader, unit: Unit) -> _Stream:
-    if reader.source.format == "images":
-        return ImageStream(reader, unit.extents)
-    return ParquetStream(reader, unit.extents)
 
 
 def _count(table: pa.Table, done: Measurement) -> None:

@@ -6,7 +6,7 @@ What the readers of the formats share; none of them knows another.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,14 @@ from pipeline.core.schema import (
     ROW_ID,
     URI,
     Failure,
+    Reason,
     failure_columns,
     source_schema,
 )
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.feature_columns import zero_features
+from pipeline.sources.source_format import SourceFormat, format_of, planned_ids
 from pipeline.storage.store import Store
 
 STAGE = "read"
@@ -40,6 +42,11 @@ class Reader:
     """Length of the feature vectors; 0 where the rows are images."""
     folders: tuple[str, ...] = ()
     """Pass-through columns whose values become folders (`sink.partition_columns`)."""
+
+    @property
+    def format(self) -> SourceFormat:
+        """Return the format of the shards."""
+        return format_of(self.source)
 
     @property
     def schema(self) -> pa.Schema:
@@ -84,12 +91,8 @@ def binary_array(values: Sequence[bytes | None]) -> pa.Array:
 
 def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> pa.Table:
     """Make one failed row for every row of an extent that could not be read."""
-    num_rows = extent.num_rows - skip
-    ids = (
-        [extent.path]
-        if extent.is_whole_shard
-        else [f"{extent.path}#{number}" for number in extent.numbers(skip)]
-    )
+    ids = list(planned_ids(reader.format.row_ids(reader.source), extent, skip))
+    num_rows = len(ids)
     uris = [reader.store.url(extent.path)] * num_rows
     empty = (
         zero_features(num_rows, reader.num_features)
@@ -97,6 +100,12 @@ def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> 
         else pa.nulls(num_rows, pa.large_binary())
     )
     return make_rows(reader, ids, uris, empty, [failure] * num_rows)
+
+
+def failed_shard(reader: Reader, extent: Extent, failure: Failure) -> pa.Table:
+    """Make one failed row that stands for a shard, or the rest of it, whatever rows it holds."""
+    stands_for_all = replace(extent, num_rows=1, reason=Reason.UNREADABLE_SHARD, only=None)
+    return failed_rows(reader, stands_for_all, 0, failure)
 
 
 def require_unchanged(store: Store, extent: Extent) -> None:

@@ -15,7 +15,9 @@ from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.user_errors import place, tell
 from pipeline.execution.tasks import ray_errors
 from pipeline.models.allowed_imports import import_callable
-from pipeline.models.tasks import TaskSpec, load_postprocess, make_task
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import TaskSpec
+from pipeline.models.tasks.postprocess import load_postprocess
 
 LINE = "net3_of_test.py line"
 

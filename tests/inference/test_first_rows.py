@@ -14,7 +14,8 @@ from pipeline.core.causes import AlikeError
 from pipeline.core.schema import Failure, Reason
 from pipeline.inference.first_rows import FirstRows, Raised
 from pipeline.inference.predictor import Predictor
-from pipeline.models.tasks import OutputError, OutputSpec, TaskSpec, make_task
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import OutputError, OutputSpec, TaskSpec
 
 ENOUGH = 64
 

@@ -29,7 +29,7 @@ from pipeline.models.zoo import efficientnet_lite0
 from pipeline.plan.plan import Plan
 from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
-from pipeline.sources.inputs import IMAGE_SUFFIXES
+from pipeline.sources.formats.images import ImageFiles
 from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
@@ -319,7 +319,7 @@ def test_poison_is_quarantined_with_reasons_and_a_gate_protects_last_night(
     loads.mkdir()
     build_images(folder, 475, seed=8, num_bad=0)
     # What has another name is skipped, whatever it holds.
-    poison = {f"zz-{f.name}": f.data for f in bad_files(8) if f.name.endswith(IMAGE_SUFFIXES)}
+    poison = {f"zz-{f.name}": f.data for f in bad_files(8) if f.name.endswith(ImageFiles.suffixes)}
     poison |= {f"mutated-{name}": data for name, data in mutations(8, 500)}
     for name, data in poison.items():
         (folder / name).write_bytes(data)

@@ -232,14 +232,16 @@ def test_a_number_makes_stale_only_the_jobs_that_go_through_its_area(
     area: str, monkeypatch: pytest.MonkeyPatch
 ):
     jobs = {
-        (name, has_images, has_uris): semantics_of(name, has_images=has_images, has_uris=has_uris)
+        (name, has_images, has_uris): semantics_of(
+            {name: SEMANTICS[name]}, has_images=has_images, has_uris=has_uris
+        )
         for name in ("images", "parquet", "webdataset")
         for has_images in (True, False)
         for has_uris in (True, False)
     }
     monkeypatch.setitem(SEMANTICS, area, SEMANTICS[area] + 1)  # type: ignore[arg-type]
     for (name, has_images, has_uris), before in jobs.items():
-        now = semantics_of(name, has_images=has_images, has_uris=has_uris)
+        now = semantics_of({name: SEMANTICS[name]}, has_images=has_images, has_uris=has_uris)
         assert (now != before) == (area in before)
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.models.agreement import AgreementLimits, compare
+from pipeline.models.agreement import Agreement, AgreementLimits
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import TaskSpec
 
 LIMITS = AgreementLimits(max_score_diff=0.05, min_cosine=0.99, max_relative_error=0.01)
+
+
+def compare(kind: str, *pair: dict[str, np.ndarray]) -> Agreement:
+    return make_task(TaskSpec(kind)).compare(*pair, LIMITS)
 
 
 def classified(ids: list[int], scores: list[float]) -> dict[str, np.ndarray]:
@@ -19,23 +25,23 @@ def classified(ids: list[int], scores: list[float]) -> dict[str, np.ndarray]:
 
 def test_a_row_needs_the_same_label_and_nearly_the_same_score():
     reference = classified([1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5])
-    found = compare(reference, classified([1, 2, 1, 1], [0.54, 0.5, 0.4, np.nan]), LIMITS)
+    found = compare("classify", reference, classified([1, 2, 1, 1], [0.54, 0.5, 0.4, np.nan]))
     assert found.agrees.tolist() == [True, False, False, False]
     assert found.pct == 25.0
-    assert compare(reference, reference, LIMITS).worst == 0.0
+    assert compare("classify", reference, reference).worst == 0.0
 
 
 def test_vectors_agree_by_their_direction():
     reference = {"embedding": np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])}
     candidate = {"embedding": np.array([[2.0, 0.1], [0.5, 0.5], [0.0, 0.0], [0.0, 1.0]])}
-    found = compare(reference, candidate, LIMITS)
+    found = compare("embed", reference, candidate)
     assert found.agrees.tolist() == [True, False, True, False]
 
 
 def test_numbers_agree_relative_to_their_usual_size():
     reference = {"value": np.array([[100.0, 100.0], [100.0, 100.0], [0.0, 100.0]])}
     candidate = {"value": np.array([[100.5, 100.0], [100.0, 102.0], [0.5, 100.0]])}
-    found = compare(reference, candidate, LIMITS)
+    found = compare("regress", reference, candidate)
     # The zero of the last row is judged by the size that the output usually has.
     assert found.agrees.tolist() == [True, False, True]
     assert found.worst == pytest.approx(0.02)
@@ -44,10 +50,10 @@ def test_numbers_agree_relative_to_their_usual_size():
 def test_several_outputs_must_all_agree():
     reference = {"a": np.ones((2, 3)), "b": np.ones((2,))}
     candidate = {"a": np.ones((2, 3)), "b": np.array([1.0, 2.0])}
-    assert compare(reference, candidate, LIMITS).agrees.tolist() == [True, False]
+    assert compare("raw", reference, candidate).agrees.tolist() == [True, False]
 
 
 def test_no_rows_agree_entirely():
     empty = classified([], [])
     empty = {name: values.reshape(0, 2) for name, values in empty.items()}
-    assert compare(empty, empty, LIMITS).pct == 100.0
+    assert compare("classify", empty, empty).pct == 100.0

@@ -24,7 +24,9 @@ from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.models.tasks import OutputSpec, TaskSpec, load_postprocess, make_task
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import OutputSpec, TaskSpec
+from pipeline.models.tasks.postprocess import load_postprocess
 from pipeline.preprocessing.decode import DecodeLimits
 from pipeline.preprocessing.images import preprocess
 

@@ -23,7 +23,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import restore
 from pipeline.core.schema import LABEL_ID, SCORE, SliceKey, failures_of, prediction_schema
 from pipeline.inference.prediction_table import to_table
-from pipeline.models.tasks import TaskSpec, make_task
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.sources.arrow_types import published_type, type_trouble
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.store import Store

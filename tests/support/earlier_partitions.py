@@ -39,7 +39,7 @@ from pipeline.core.schema import (
 from pipeline.job.job import Job
 from pipeline.job.loader import parse_job
 from pipeline.models.spec import ModelSpec
-from pipeline.models.tasks import measured_columns
+from pipeline.models.tasks import make_task
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices, missing_units
 from pipeline.report.document import Status, build_report
@@ -132,7 +132,7 @@ class EarlierPartition:
         for key in done_slices(plan, staged):
             run.record.resumed(read_footer(self.out, staged[key].path))
         run_id = run.record.run_id
-        metadata, counted = file_metadata(plan, run_id), measured_columns(model.task)
+        metadata, counted = file_metadata(plan, run_id), make_task(model.task).measured_columns()
         writer = StagingWriter(self.out, folder, run_id, "zstd", metadata, counted)
         source = run.job.source
         reader = Reader(Store(plan.source_root), source, plan.pass_through, plan.num_features)

@@ -39,8 +39,9 @@ from pipeline.core.schema import (
     failure_columns,
     staged_schema,
 )
-from pipeline.plan.plan import Plan, RowIds
+from pipeline.plan.plan import Plan
 from pipeline.sources.extents import Extent
+from pipeline.sources.source_format import RowIds
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 

@@ -47,6 +47,8 @@ from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.gates.golden import EXACT_SCORE_DIFF
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.storage.fault_plan import Injected, ask_for_faults, read_injected
 from pipeline.storage.store import Store
 
@@ -124,7 +126,8 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
         trouble = trouble or str(error)
         found = Published(before.predictions.slice(0, 0), before.quarantine.slice(0, 0))
     limits = _limits(job, reference.document)
-    difference = compare_published(before, found, job.source.pass_through, limits)
+    task = make_task(TaskSpec(job.model.task))
+    difference = compare_published(before, found, job.source.pass_through, limits, task)
     return _document(chaos, sample, runs, found, difference, trouble, read_injected(folder))
 
 

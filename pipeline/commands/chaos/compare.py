@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.schema import LABEL_ID, ROW_ID, TOP_K
-from pipeline.models.agreement import AgreementLimits, compare
-from pipeline.models.tasks import Arrays
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.tasks.base import Arrays, Task
 
 _QUARANTINED = "reason"
 
@@ -51,7 +51,11 @@ class Difference:
 
 
 def compare_published(
-    reference: Published, found: Published, passed: Collection[str], limits: AgreementLimits
+    reference: Published,
+    found: Published,
+    passed: Collection[str],
+    limits: AgreementLimits,
+    task: Task,
 ) -> Difference:
     """Return which rows were lost, came twice, or ended otherwise than in the reference.
 
@@ -61,6 +65,7 @@ def compare_published(
         passed: Names of the pass-through columns, which must be equal.
         limits: How far numbers that the model made may be off: batches of another size, as after a
             crash, give slightly other ones.
+        task: How two predictions of a row agree.
     """
     expected, fates = reference.fates(), found.fates()
     lost, doubled, changed = list[str](), list[str](), list[str]()
@@ -71,13 +76,17 @@ def compare_published(
         doubled += [row_id] * surplus
         changed += [row_id] if surplus == 0 and now != before else []
     named = {*lost, *doubled, *changed}
-    others = _other_values(reference.predictions, found.predictions, passed, limits)
+    others = _other_values(reference.predictions, found.predictions, passed, limits, task)
     changed += [row_id for row_id in others if row_id not in named]
     return Difference(lost, doubled, changed)
 
 
 def _other_values(
-    reference: pa.Table, found: pa.Table, passed: Collection[str], limits: AgreementLimits
+    reference: pa.Table,
+    found: pa.Table,
+    passed: Collection[str],
+    limits: AgreementLimits,
+    task: Task,
 ) -> list[str]:
     """Return the ids of the rows that both have and whose values differ."""
     positions = pc.index_in(
@@ -99,7 +108,7 @@ def _other_values(
         elif name != TOP_K:  # it follows from the scores, and near ties may change places
             differs |= unequal
     if near.any():
-        differs |= near & ~compare(*numbers, limits).agrees
+        differs |= near & ~task.compare(*numbers, limits).agrees
     return [row_id for row_id, is_other in zip(ids, differs.tolist(), strict=True) if is_other]
 
 

@@ -6,6 +6,7 @@ copy is handed back.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import random
@@ -28,9 +29,13 @@ from pipeline.core.errors import JobError
 from pipeline.job.source import Source
 from pipeline.sources.fetch import fetch_many
 from pipeline.sources.fetch_policy import policy_of
+from pipeline.sources.formats.images import ImageFiles
+from pipeline.sources.formats.parquet import Parquet
+from pipeline.sources.formats.webdataset import WebDataset
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.parquet_columns import uri_values
 from pipeline.sources.parquet_footers import is_unreadable, open_parquet
+from pipeline.sources.source_format import SourceFormat, format_of
 from pipeline.sources.tar_archive import Broken, open_archive
 from pipeline.sources.webdataset_rows import split_name
 from pipeline.storage.store import Store, StoredFile
@@ -108,14 +113,33 @@ def take_sample(source: Source, num_rows: int, seed: int, folder: Path) -> Sampl
     sample = Sample(folder, {"uri": str(folder), "storage_options": {}})
     if source.files is not None:
         sample.changes["files"] = None
-    take = {"images": _take_images, "parquet": _take_parquet, "webdataset": _take_tars}
-    take[source.format](_Wish(source, inputs, num_rows, seed), sample)
+    take_rows(format_of(source), _Wish(source, inputs, num_rows, seed), sample)
     if not sample.num_rows:
         raise JobError(f"source.uri = {source.uri}: no rows there that could be copied")
     return sample
 
 
-def _take_images(wish: _Wish, sample: Sample) -> None:
+@functools.singledispatch
+def take_rows(form: SourceFormat, wish: _Wish, sample: Sample) -> None:
+    """Copy rows of a format: of one that nothing more is known of, whole shards.
+
+    How many rows these have is known after the run; they count as one each.
+    """
+    suffix = form.suffixes[0]
+    for shard in wish.shards()[:_MAX_SHARDS]:
+        data = wish.store.read_bytes(shard.path)
+        sample.write(shard.path, data)
+        if not sample.num_shards:
+            for kind, spoilt in spoil_shards(data).items():
+                path = f"{_SPOILT}{kind}{suffix}"
+                sample.write(path, spoilt)
+                sample.spoilt[path] = f"{kind} shard"
+        sample.num_shards += 1
+        sample.num_rows += 1
+
+
+@take_rows.register
+def _take_images(_: ImageFiles, wish: _Wish, sample: Sample) -> None:
     chosen = sorted(file.path for file in wish.shards()[: wish.num_rows])
     models: dict[str, bytes] = {}
     for first in range(0, len(chosen), _FILES_AT_ONCE):
@@ -137,7 +161,8 @@ def _take_images(wish: _Wish, sample: Sample) -> None:
         sample.spoilt[path] = kind
 
 
-def _take_parquet(wish: _Wish, sample: Sample) -> None:
+@take_rows.register
+def _take_parquet(_: Parquet, wish: _Wish, sample: Sample) -> None:
     if wish.source.uri_column:
         sample.changes["uri_base"] = None
     for shard in wish.shards():
@@ -207,7 +232,8 @@ def _spoil_parquet(wish: _Wish, folder: PurePosixPath, table: pa.Table, sample: 
     sample.spoilt |= dict.fromkeys(ids, "row")
 
 
-def _take_tars(wish: _Wish, sample: Sample) -> None:
+@take_rows.register
+def _take_tars(_: WebDataset, wish: _Wish, sample: Sample) -> None:
     endings = tuple(f".{extension}" for extension in wish.source.image_extensions)
     images: list[bytes] = []
     for shard in wish.shards():

@@ -33,7 +33,7 @@ from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, convict, giv
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan
 from pipeline.sources.extents import Extent
 from pipeline.sources.reader import read_slices
-from pipeline.sources.rows import STAGE, Reader, failed_rows, make_rows
+from pipeline.sources.rows import STAGE, Reader, failed_rows, failed_shard
 from pipeline.sources.units import Unit
 
 SLICE_LIMITS = 10
@@ -48,7 +48,7 @@ def read_guarded(
     """Yield the wanted slices of a unit, packed, as `read_slices` does.
 
     Raises:
-        InfraError: As `read_slices`; or a tar ended its readers that others had read further.
+        InfraError: As `read_slices`; or a shard ended its readers that others had read further.
     """
     limit_s, name = SLICE_LIMITS * row_timeout_s, f"read-{unit.index}"
     with attempts.attempt(name) as earlier:
@@ -77,7 +77,7 @@ def _packed(reader: Reader, unit: Unit, starts: Set[int]) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class UnitReading:
-    """What a child does: read an extent that it is asked for, or the next slice of a tar."""
+    """What a child does: read an extent that it is asked for, or the next slice."""
 
     reader: Reader
     unit: Unit
@@ -141,7 +141,8 @@ def _by_extent(
         add(counters, STAGE, StageCounters(others, 0, others))
         lost = StageCounters(extent.num_rows, 0, extent.num_rows)
         add(counters, ISOLATED, lost)
-        return _unread(reader, extent, failure)
+        assert failure is not None, "only what failed is not read"
+        return failed_rows(reader, extent, 0, failure)
 
     before = isolated.num_deaths
     asked = convict(earlier, STAGE, _extents_of(unit, key), counters)
@@ -152,21 +153,14 @@ def _by_extent(
     return pack(key, counters, rows)
 
 
-def _unread(reader: Reader, extent: Extent, failure: Failure | None) -> pa.Table:
-    assert failure is not None, "only what failed is not read"
-    if reader.source.format == "images":
-        return make_rows(reader, [extent.path], [reader.store.url(extent.path)], [None], [failure])
-    return failed_rows(reader, extent, 0, failure)
-
-
 def _next_by_next(
     reader: Reader, unit: Unit, limit_s: float, earlier: Earlier
 ) -> Iterator[pa.Table]:
-    """Read a tar in a child; where one dies again the tar ends, as where it cannot be read."""
+    """Read a shard in a child; if two children end at one place, the shard is unreadable there."""
     assert unit.cut is not None, "asked before"
     done, tries, num_deaths = list(unit.cut.done), 0, earlier.deaths
     if num_deaths >= GIVE_UP_AFTER:
-        yield _rest_of_tar(reader, unit, done, given_up(earlier), num_deaths)
+        yield _rest_of_shard(reader, unit, done, given_up(earlier), num_deaths)
         return
     nothing = pa.table({"unit": pa.array([], pa.int64())})
     while True:
@@ -184,14 +178,14 @@ def _next_by_next(
             return
         num_deaths, tries = num_deaths + 1, tries + 1
         if tries == _TRIES:
-            yield _rest_of_tar(reader, unit, done, found, num_deaths)
+            yield _rest_of_shard(reader, unit, done, found, num_deaths)
             return
 
 
-def _rest_of_tar(
+def _rest_of_shard(
     reader: Reader, unit: Unit, done: Sequence[SliceKey], death: Death, num_deaths: int
 ) -> pa.Table:
-    """Let one row stand for what nobody can read of a tar."""
+    """Let one row stand for the rest of a shard."""
     position, path = 0, unit.extents[0].path
     for key in sorted(done, key=lambda key: key.start):
         position = key.end if key.start == position else position
@@ -202,7 +196,7 @@ def _rest_of_tar(
         )
     num_bytes = unit.extents[0].size_bytes
     failure = Failure(Reason.UNREADABLE_SHARD, STAGE, death.message, num_bytes=num_bytes)
-    rows = make_rows(reader, [path], [reader.store.url(path)], [None], [failure])
+    rows = failed_shard(reader, unit.extents[0], failure)
     counters: Counters = {}
     add(counters, STAGE, StageCounters(1, 0, 1))
     add(counters, ISOLATED, StageCounters(rows_in=1, rows_quarantined=1, retries=num_deaths))

@@ -76,8 +76,8 @@ def match_rows(
     is_good = [outcome.is_good.copy() for outcome in outcomes]
     for (key, _), good in zip(slices, is_good, strict=True):
         good[list(repeated.get(key, ()))] = False
-    if replan.base.plan.row_ids == "key":
-        entries, minors, gone = _match_tars(replan, slices, outcomes)
+    if replan.base.plan.counts_by_reading:
+        entries, minors, gone = _match_uncounted(replan, slices, outcomes)
     else:
         gone = replan.chosen.entries
         entries, minors = np.repeat(gone, replan.counts), _steps(replan.counts)
@@ -102,7 +102,7 @@ def read_outcome(store: Store, path: str) -> Outcome:
     return Outcome(hash_ids(ids), np.asarray(errors.is_null()), is_rest)
 
 
-def _match_tars(
+def _match_uncounted(
     replan: Replan, slices: Slices, outcomes: Sequence[Outcome]
 ) -> tuple[Numbers, Numbers, Numbers]:
     """Return entry and minor of each row, and the entries that are replaced."""
@@ -113,19 +113,19 @@ def _match_tars(
     found = [(nothing, nothing, nothing)]
     first = 0
     for unit in replan.plan.units:
-        assert unit.cut is not None, "tars have no bounds"
+        assert unit.cut is not None, "uncounted rows have no bounds"
         num_only = len(unit.cut.only or ())
         own = replan.chosen.entries[first : first + num_only + (unit.cut.beyond is not None)]
         first += len(own)
-        found.append(_match_tar(own, num_only, of[unit.index], unit.extents[0].path))
+        found.append(_match_shard(own, num_only, of[unit.index], unit.extents[0].path))
     entries, minors, gone = (np.concatenate(some) for some in zip(*found, strict=True))
     return entries, minors, gone
 
 
-def _match_tar(
+def _match_shard(
     own: Numbers, num_only: int, outcomes: Sequence[Outcome], path: str
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """Match the rows of one tar: first those that were named, then what follows them."""
+    """Match the rows of one unit: first those that were named, then what follows them."""
     num_rows = sum(len(outcome.hashes) for outcome in outcomes)
     if outcomes and outcomes[-1].ends_in_rest and num_rows <= num_only:
         # It breaks off earlier than it did: what was not reached stays as it is.

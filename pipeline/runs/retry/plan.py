@@ -27,7 +27,7 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes, make_units
 from pipeline.runs.retry.quarantine import Base, Chosen
 from pipeline.sources.extents import Cut, Extent
-from pipeline.sources.parquet_footers import measure_again
+from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store, StoredFile
 
@@ -68,11 +68,11 @@ def replan(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
         job: The job; it asks for what was published.
         inputs: The source.
     """
-    make = _replan_tars if job.source.format == "webdataset" else _replan_extents
+    make = _replan_uncounted if base.plan.counts_by_reading else _replan_extents
     return make(base, chosen, job, inputs)
 
 
-# ---------------------------------------------------------------------------- files and Parquet
+# ---------------------------------------------------------------------------- rows counted before
 
 
 def _replan_extents(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
@@ -175,14 +175,15 @@ def _look_up(inputs: Store, extents: Sequence[Extent]) -> dict[str, StoredFile]:
 def _measure(
     base: Base, job: Job, inputs: Store, shards: Sequence[StoredFile]
 ) -> Mapping[str, tuple[Extent, ...]]:
-    """Read the footers again of shards that were not readable, or did not fit."""
+    """Measure again the shards that were not readable, or did not fit."""
     source, plan = job.source, base.plan
     # With no shard readable nobody knew the types of columns, and predictions have none.
     is_declared = list(source.pass_through) == plan.pass_through.names
     if not shards or not is_declared or bool(source.features) != bool(plan.num_features):
         return {}
     rows_max = SliceSizes.of(job, plan.batch_size).most
-    return measure_again(inputs, shards, source, plan.pass_through, max_extent_rows=rows_max)
+    form = format_of(source)
+    return form.remeasure(inputs, shards, source, plan.pass_through, max_extent_rows=rows_max)
 
 
 def _is_open(piece: _Piece, job: Job, fresh: Mapping[str, tuple[Extent, ...]]) -> bool:
@@ -232,10 +233,10 @@ def _account(base: Base, readable: Mapping[str, tuple[Extent, ...]]) -> Plan:
     return _sealed(replace(base.accounts, units=tuple(units)), base.accounts.fingerprint)
 
 
-# ---------------------------------------------------------------------------- tars
+# ---------------------------------------------------------------------------- counted in reading
 
 
-def _replan_tars(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
+def _replan_uncounted(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
     units: list[Unit] = []
     entries: list[int] = []
     counts: list[int] = []

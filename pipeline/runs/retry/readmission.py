@@ -58,13 +58,12 @@ class Readmission:
             num_strange = int((~match.is_let_in).sum())
             reasons[Reason.UNREADABLE_SHARD.value] -= num_strange
             num_rows -= num_strange
-        is_tar = base.plan.row_ids == "key"
         whole = (e.is_whole_shard for unit in self.replan.accounts.units for e in unit.extents)
         return Kept(
             num_rows,
             reasons,
             Distribution.from_dict(self.base.distribution),
-            None if is_tar else sum(whole),
+            None if base.plan.counts_by_reading else sum(whole),
             self.base.fingerprint,
             Skipped.from_dict(self.base.skipped),
         )
@@ -155,8 +154,8 @@ class Readmission:
         stays = np.ones(len(base.places), bool)
         stays[match.gone] = False
         new = base.places[match.entries[failed]]
-        if base.plan.row_ids == "key":
-            new[:, ROW] += match.minors[failed]  # the rest of a tar begins there
+        if base.plan.counts_by_reading:
+            new[:, ROW] += match.minors[failed]  # the rest of a shard begins there
         new[:, KEY] = keys[failed]
         places = np.concatenate([base.places[stays], new])
         predicted = np.concatenate([base.predicted_before[stays], before[failed]])

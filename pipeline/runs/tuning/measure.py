@@ -20,9 +20,10 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
 from pipeline.core.user_errors import tell
 from pipeline.execution.stages import Preprocessing
-from pipeline.models.agreement import AgreementLimits, compare
+from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import INT8, PredictorConfig
-from pipeline.models.tasks import Arrays, OutputError
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.transform import TransformSpec
 from pipeline.runs.tuning.trial import Trial
 from pipeline.sources.rows import Reader
@@ -93,7 +94,8 @@ def try_out(
         found = predictor.reduce(sample)
     except Exception as error:  # noqa: BLE001  # a user's model may raise anything
         return replace(trial, problem=_told(error)), {}
-    agreement = compare(reference if reference is not None else found, found, limits)
+    task = make_task(config.spec.task)
+    agreement = task.compare(reference if reference is not None else found, found, limits)
     return replace(
         trial,
         rows_per_s=round(rate, 1),
@@ -127,7 +129,7 @@ def compare_with(
     """
     found = keep_part(config, inputs, 0, 1)
     whole = {name: np.concatenate([part[name] for part in reference]) for name in found}
-    agreement = compare(whole, found, limits)
+    agreement = make_task(config.spec.task).compare(whole, found, limits)
     return agreement.pct, agreement.worst
 
 

@@ -34,6 +34,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import QUARANTINE_SCHEMA, prediction_schema
 from pipeline.job.source import Source
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.storage.fault_plan import (
     VARIABLE,
@@ -311,7 +313,9 @@ def published(num_rows: int = 6, **changes: Any) -> Published:
 
 
 def compare(found: Published) -> Difference:
-    return compare_published(published(), found, ["camera"], LIMITS)
+    return compare_published(
+        published(), found, ["camera"], LIMITS, make_task(TaskSpec("classify"))
+    )
 
 
 def test_equal_results_are_equal_in_any_order_and_within_rounding() -> None:

@@ -18,7 +18,7 @@ from pipeline.commands.demo_photos import build_images
 from pipeline.core.cpu import describe_processor
 from pipeline.core.errors import JobError
 from pipeline.models.spec import ModelSpec
-from pipeline.models.tasks import TaskSpec
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.plan.allocation import Allocation
 from pipeline.runs.tuning.layout_trials import CPU_BATCHES
 from pipeline.runs.tuning.runtime_trials import Profile

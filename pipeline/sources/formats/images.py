@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
 from pipeline.core.backoff import BadBlockError
+from pipeline.core.counters import Counters
 from pipeline.core.schema import Failure, Reason
+from pipeline.core.semantics import SEMANTICS
+from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import STAGE, Reader, changed, make_rows
+from pipeline.sources.source_format import CountedBeforeReading, CountsRows, Measured, RowIds
+from pipeline.storage.store import Store, StoredFile
 
 _FILES_AT_ONCE = 64
+
+
+class ImageFiles(CountedBeforeReading):
+    """Loose image files: the listing knows all rows."""
+
+    name = "images"
+    suffixes = (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
+        *(".avif", ".tif", ".tiff", ".heic", ".heif"),
+    )
+    counts_rows: CountsRows = "listing"
+    semantics = SEMANTICS["images"]
+    # Accepted without effect, so that one job file serves files and Parquet.
+    fields = frozenset(["image_column", "id_column", "casts", "pass_through"])
+
+    def row_ids(self, source: Source) -> RowIds:
+        return "path"
+
+    def measure(
+        self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
+    ) -> Measured:
+        """Make a file one extent of one row."""
+        return Measured(
+            tuple(
+                Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
+            )
+        )
+
+    def remeasure(
+        self,
+        store: Store,
+        shards: Sequence[StoredFile],
+        source: Source,
+        declared: pa.Schema,
+        *,
+        max_extent_rows: int,
+    ) -> Mapping[str, tuple[Extent, ...]]:
+        """Return nothing: a listing finds no file that cannot be read."""
+        return {}
+
+    def open(self, reader: Reader, extents: Sequence[Extent]) -> ImageStream:
+        return ImageStream(reader, extents)
+
+
+FORMAT = ImageFiles()
 
 
 class ImageStream:
@@ -21,6 +71,7 @@ class ImageStream:
         self._reader = reader
         self._extents = extents
         self._next = 0
+        self.counted: Counters = {}
 
     def skip(self, num_rows: int) -> None:
         self._next += num_rows

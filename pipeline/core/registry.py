@@ -1,0 +1,84 @@
+"""Extension points: what is built in, and what installed distributions add, found by name.
+
+The built-in entries of a group are the dict `REGISTRY` in the `__init__` of its package, name ->
+`module:object`; other distributions add entries by an entry point group of that name. Only entry
+points of installed distributions count, which the person who runs the job has installed; a job file
+can name an entry, and cannot bring code. Nothing is imported before it is asked for by its name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pipeline.core.errors import JobError
+
+SOURCES, INPUTS = "pipeline.sources", "pipeline.preprocessing"
+TASKS, RUNTIMES = "pipeline.tasks", "pipeline.runtimes"
+TABLES, GATES = "pipeline.tables", "pipeline.gates"
+_PACKAGES = {
+    TASKS: "pipeline.models.tasks",
+    RUNTIMES: "pipeline.inference.runtimes",
+    TABLES: "pipeline.commit.tables",
+}
+"""Group -> the package with its `REGISTRY`; the others have the name of their package."""
+_MAX_CHARS = 300
+_log = logging.getLogger(__name__)
+
+
+def built_in(group: str) -> Mapping[str, str]:
+    """Return name -> `module:object` of what the package itself has."""
+    entries: Mapping[str, str] = importlib.import_module(_PACKAGES.get(group, group)).REGISTRY
+    return entries
+
+
+def names(group: str) -> tuple[str, ...]:
+    """Return all names of a group: the built-in ones in their order, then the installed ones."""
+    own = tuple(built_in(group))
+    return own + tuple(sorted({entry.name for entry in entry_points(group=group)} - set(own)))
+
+
+@functools.cache
+def load(group: str, name: str) -> Any:
+    """Return the object behind a name; a built-in name cannot be taken by a distribution.
+
+    Raises:
+        KeyError: There is no such name.
+        JobError: Two distributions have the name, or the object cannot be imported; one line that
+            names the distribution.
+    """
+    value = built_in(group).get(name)
+    if value is not None:
+        return EntryPoint(name, value, group).load()
+    found = {entry.value: entry for entry in entry_points(group=group, name=name)}
+    if not found:
+        raise KeyError(name)
+    if len(found) > 1:
+        owners = sorted(f"{value} of {_owner(entry)}" for value, entry in found.items())
+        raise JobError(f"{group} {name!r}: installed twice, as {' and as '.join(owners)}")
+    [entry] = found.values()
+    try:
+        return entry.load()
+    except Exception as error:  # code of another distribution may raise anything
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_CHARS]
+        raise JobError(
+            f"{group} {name!r}: {entry.value} of {_owner(entry)} cannot be imported: {told}"
+        ) from error
+
+
+def usable(group: str) -> Iterator[tuple[str, Any]]:
+    """Yield each name with its object; what is broken costs one warning and is left out."""
+    for name in names(group):
+        try:
+            yield name, load(group, name)
+        except JobError as error:
+            _log.warning("%s; it is left out", error)
+
+
+def _owner(entry: EntryPoint) -> str:
+    """Name the distribution that an entry point belongs to."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"

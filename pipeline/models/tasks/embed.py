@@ -1,0 +1,88 @@
+"""Task `embed`: one vector per row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.schema import EMBEDDING
+from pipeline.models.agreement import Agreement, AgreementLimits, compare_vectors
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, nested, require
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.job.job import Model
+
+_LEAST_LENGTH = 1e-12
+"""Of shorter vectors torch divides by this."""
+
+
+@dataclass(frozen=True)
+class Embed(Task):
+    """One vector per row."""
+
+    spec: TaskSpec
+    job_fields: ClassVar[tuple[str, ...]] = ("embedding_dim", "l2_norm")
+
+    def fields(self) -> list[pa.Field]:
+        return [pa.field(EMBEDDING, pa.list_(pa.float32(), self.spec.embedding_dim))]
+
+    def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
+        import torch
+
+        if isinstance(outputs, torch.Tensor) and outputs.ndim > 2:
+            outputs = outputs.flatten(1)  # a pooled layer ends in (B, D, 1, 1)
+        shape = (num_rows, self.spec.embedding_dim)
+        told = "model.embedding_dim is {}", "one vector per row"
+        vectors = require(outputs, shape, *told).float()
+        if self.spec.l2_norm:
+            vectors = _normalised(vectors)
+        return {EMBEDDING: vectors}
+
+    def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+        return {EMBEDDING: nested(arrays[EMBEDDING], ok)}
+
+    @classmethod
+    def problems(cls, model: Model) -> Iterator[str]:
+        if model.embedding_dim is None:
+            yield (
+                "task 'embed' needs embedding_dim, the length of its vectors; if it is not known, "
+                "write 1, and `pipeline plan` says what the model gives"
+            )
+
+    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+        return compare_vectors(reference[EMBEDDING], found[EMBEDDING], limits)
+
+    def measured_columns(self) -> tuple[str, ...]:
+        return (EMBEDDING,)
+
+    def parse_golden(self, found: pa.Table) -> pa.Table:
+        vectors = found.column(EMBEDDING).to_pylist()
+        kind = pa.list_(pa.float64(), self.spec.embedding_dim)
+        return pa.table({EMBEDDING: pa.array(vectors, kind)})
+
+    def golden_arrays(self, expected: pa.Table) -> Arrays:
+        return {EMBEDDING: np.array(expected.column(EMBEDDING).to_pylist(), np.float64)}
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        return f"a vector of {self.spec.embedding_dim} numbers"
+
+
+def _normalised(vectors: torch.Tensor) -> torch.Tensor:
+    """Return vectors of length 1; where squares are beyond float32 they are scaled before.
+
+    Zeros stay zeros, and what is not finite stays so.
+    """
+    import torch
+
+    usual = torch.nn.functional.normalize(vectors, dim=1)
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    largest = vectors.abs().amax(dim=1, keepdim=True)
+    scaled = torch.nn.functional.normalize(vectors / largest, dim=1)
+    is_usual = (lengths.isfinite() & (lengths > _LEAST_LENGTH)) | (largest == 0)
+    return torch.where(is_usual, usual, scaled)

@@ -1,0 +1,95 @@
+"""Post-processing of task `raw`: the user's own code turns raw outputs into declared columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.errors import JobError
+from pipeline.core.user_errors import failed
+from pipeline.models.allowed_imports import import_callable, needed_arguments
+from pipeline.models.tasks.base import Arrays, Mask
+
+
+def fields_of(factory: str) -> list[pa.Field]:
+    """Return the columns that a post-processing step declares.
+
+    Raises:
+        JobError: It cannot be imported, or has no Arrow schema.
+    """
+    return list(load_postprocess(factory).schema)
+
+
+def postprocessed(factory: str, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+    """Make the declared columns of raw outputs, each (N, ...); rows that are not ok are null.
+
+    Raises:
+        JobError: The step raises, or gives other columns than it declares.
+    """
+    step, num_rows = load_postprocess(factory), int(ok.sum())
+    try:
+        made = step({key: values[ok] for key, values in arrays.items()})
+    except Exception as error:  # a user's code may raise anything
+        raise JobError(failed("model.postprocess", factory, error)) from error
+    places = np.full(len(ok), -1)
+    places[ok] = np.arange(num_rows)
+    indices = pa.array(places, pa.int64(), mask=~ok)
+    return {f.name: _made(factory, made, f, num_rows).take(indices) for f in step.schema}
+
+
+def _made(name: str, made: Any, field: pa.Field, num_rows: int) -> pa.Array:
+    """Return a column that a post-processing step has made.
+
+    Raises:
+        JobError: It is not what the step's schema says.
+    """
+    told = f"model.postprocess {name}: column {field.name}"
+    if not isinstance(made, Mapping) or field.name not in made:
+        raise JobError(f"{told} is not in what the call returned ({_kind_of(made)})")
+    try:
+        values = pa.array(made[field.name], field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise JobError(f"{told} is to be {field.type}: {error}") from error
+    if len(values) != num_rows:
+        raise JobError(f"{told} has {len(values)} values for {num_rows} rows")
+    return values
+
+
+def _kind_of(made: Any) -> str:
+    return ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
+
+
+class Postprocess(Protocol):
+    """What a `model.postprocess` factory returns."""
+
+    schema: pa.Schema
+
+    def __call__(self, outputs: Arrays) -> Mapping[str, Sequence[Any] | pa.Array]:
+        """Turn the raw outputs of some rows, each (N, ...), into columns of N values."""
+        ...
+
+
+def load_postprocess(factory: str) -> Postprocess:
+    """Import and call a post-processing factory (whose module the caller has allowed).
+
+    Raises:
+        JobError: It cannot be imported, or has no Arrow schema.
+    """
+    contract = (
+        f"model.postprocess = {factory!r}: is called without arguments and must return an object "
+        "with .schema (pyarrow) and __call__(outputs); see README, Postprocess"
+    )
+    build = import_callable("model.postprocess", factory)
+    needed = needed_arguments(build)
+    if needed:
+        raise JobError(f"{contract}; it needs {', '.join(needed)}")
+    try:
+        step = build()
+    except Exception as error:  # a user's code may raise anything
+        raise JobError(failed("model.postprocess", factory, error)) from error
+    if not isinstance(getattr(step, "schema", None), pa.Schema) or not callable(step):
+        raise JobError(f"{contract}; it returned a {type(step).__name__}")
+    return step  # type: ignore[no-any-return]  # checked above

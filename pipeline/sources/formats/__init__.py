@@ -1,0 +1,1 @@
+"""One file per source format: its name, its shards, its rows."""

@@ -1,0 +1,59 @@
+"""Parquet shards: encoded images, their URIs, or features, in columns; footers count the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from pipeline.core.semantics import SEMANTICS
+from pipeline.job.source import Source
+from pipeline.sources.extents import Extent
+from pipeline.sources.parquet import ParquetStream
+from pipeline.sources.parquet_footers import measure_again, measure_parquet
+from pipeline.sources.rows import Reader
+from pipeline.sources.source_format import CountedBeforeReading, CountsRows, Measured, RowIds
+from pipeline.storage.store import Store, StoredFile
+
+
+class Parquet(CountedBeforeReading):
+    """Parquet shards, read page by page."""
+
+    name = "parquet"
+    suffixes = (".parquet", ".pq")
+    counts_rows: CountsRows = "footer"
+    semantics = SEMANTICS["parquet"]
+    fields = frozenset(
+        [
+            *("image_column", "id_column", "casts", "pass_through"),
+            *("uri_column", "uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http"),
+            *("features", "null_features", "lossy_features"),
+        ]
+    )
+
+    def row_ids(self, source: Source) -> RowIds:
+        return "column" if source.id_column else "path#row"
+
+    def measure(
+        self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
+    ) -> Measured:
+        """Read the footers: row groups are joined to extents."""
+        return Measured(*measure_parquet(store, shards, source, max_extent_rows=max_extent_rows))
+
+    def remeasure(
+        self,
+        store: Store,
+        shards: Sequence[StoredFile],
+        source: Source,
+        declared: pa.Schema,
+        *,
+        max_extent_rows: int,
+    ) -> Mapping[str, tuple[Extent, ...]]:
+        """Read the footers again of shards that were broken, or did not fit."""
+        return measure_again(store, shards, source, declared, max_extent_rows=max_extent_rows)
+
+    def open(self, reader: Reader, extents: Sequence[Extent]) -> ParquetStream:
+        return ParquetStream(reader, extents)
+
+
+FORMAT = Parquet()

@@ -1,0 +1,76 @@
+"""WebDataset: the members of one key of a tar are one row; only reading a tar counts its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from pipeline.core.errors import JobError
+from pipeline.core.semantics import SEMANTICS
+from pipeline.job.source import Source
+from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.parquet_columns import check_names
+from pipeline.sources.rows import Reader
+from pipeline.sources.source_format import CountedByReading, Measured, RowIds
+from pipeline.sources.webdataset import TarStream
+from pipeline.sources.webdataset_rows import column_type
+from pipeline.storage.store import Store, StoredFile
+
+
+class WebDataset(CountedByReading):
+    """Tars, read from their beginning to their end."""
+
+    name = "webdataset"
+    # Compressed ones are listed too: one that cannot be read must not be passed over in silence.
+    suffixes = (
+        *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
+    )
+    semantics = SEMANTICS["webdataset"]
+    fields = frozenset(["image_extensions", "pass_through"])
+
+    def row_ids(self, source: Source) -> RowIds:
+        return "key"
+
+    def measure(
+        self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
+    ) -> Measured:
+        """Make a tar one extent of unknown rows.
+
+        Raises:
+            JobError: Row ids of two tars could be equal, or a pass-through name is no extension.
+        """
+        _check_apart(shards)
+        extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
+        return Measured(extents, _declare_members(source))
+
+    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: Cut) -> TarStream:
+        return TarStream(reader, extents, cut)
+
+
+FORMAT = WebDataset()
+
+
+def _declare_members(source: Source) -> pa.Schema:
+    """Return the columns that members of tars fill.
+
+    Raises:
+        JobError: A name is none of an extension, or the image's.
+    """
+    check_names(source)
+    for name in source.pass_through:
+        if name != name.lower() or name.startswith(".") or name in source.image_extensions:
+            raise JobError(
+                f"source.pass_through: {name!r} is no extension of a member beside the image; "
+                "write it in lower case, without the dot"
+            )
+    return pa.schema([pa.field(name, column_type(name)) for name in source.pass_through])
+
+
+def _check_apart(shards: Sequence[StoredFile]) -> None:
+    """Refuse a tar that is also a folder of tars, as object stores allow: row ids could clash."""
+    paths = {shard.path for shard in shards}
+    for path in paths:
+        if any(str(parent) in paths for parent in PurePosixPath(path).parents):
+            raise JobError(f"source: {path} lies in a folder that is a tar as well; move it")

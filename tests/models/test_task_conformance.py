@@ -1,0 +1,136 @@
+"""What holds for every task, also for one that another distribution brings."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import toy_package
+
+from pipeline.core.errors import JobError
+from pipeline.core.registry import TASKS, load, names
+from pipeline.job.loader import parse_job
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import OutputError, OutputSpec, Task, TaskSpec
+
+LIMITS = AgreementLimits(max_score_diff=0.01, min_cosine=0.999, max_relative_error=0.01)
+OK = np.array([True, False, True])
+DRAWN = torch.rand((3, 4), generator=torch.Generator().manual_seed(1))
+
+
+class Case(NamedTuple):
+    """A spec, and outputs of three rows that suit it."""
+
+    spec: TaskSpec
+    outputs: Any
+
+
+CASES = {
+    "classify": Case(TaskSpec("classify", labels=("a", "b", "c", "d"), top_k=2), DRAWN),
+    "embed": Case(TaskSpec("embed", embedding_dim=4), DRAWN),
+    "regress": Case(TaskSpec("regress", targets=("w", "x", "y", "z")), DRAWN),
+    "raw": Case(TaskSpec("raw", outputs=(OutputSpec("map", (2, 2)),)), DRAWN.reshape(3, 2, 2)),
+    "spread": Case(TaskSpec("spread"), DRAWN),
+}
+ALL = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(autouse=True)
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {"pipeline.tasks": {"spread": "toy_task:Spread", "broken": "toy_task:no_such_thing"}}
+    monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", points))
+
+
+def kept(task: Task, outputs: Any) -> dict[str, np.ndarray]:
+    return {name: t.numpy() for name, t in task.reduce(outputs, len(outputs)).items()}
+
+
+def predicted(name: str) -> tuple[Task, pa.Table]:
+    task = make_task(CASES[name].spec)
+    arrays = kept(task, CASES[name].outputs)
+    return task, pa.table(task.columns(arrays, np.ones(3, bool)))
+
+
+def test_every_task_has_a_case():
+    assert set(CASES) | {"broken"} == set(names(TASKS))
+
+
+@ALL
+def test_it_gives_the_columns_that_it_declares_and_nulls_for_rows_that_failed(name: str):
+    task = make_task(CASES[name].spec)
+    columns = task.columns(kept(task, CASES[name].outputs), OK)
+    assert [(f.name, f.type) for f in task.fields()] == [(n, c.type) for n, c in columns.items()]
+    for column in columns.values():
+        column.validate(full=True)
+        assert column.is_valid().to_pylist() == OK.tolist()
+
+
+@ALL
+def test_rows_keep_their_order(name: str):
+    task, table = predicted(name)
+    turned = kept(task, CASES[name].outputs[[2, 0, 1]])
+    assert pa.table(task.columns(turned, np.ones(3, bool))).equals(table.take([2, 0, 1]))
+
+
+@ALL
+def test_outputs_that_do_not_fit_are_no_rows_fault(name: str):
+    with pytest.raises(OutputError):
+        make_task(CASES[name].spec).reduce("no tensor", 3)
+
+
+@ALL
+def test_predictions_agree_with_themselves_and_not_with_others(name: str):
+    task = make_task(CASES[name].spec)
+    arrays = kept(task, CASES[name].outputs)
+    assert task.compare(arrays, arrays, LIMITS).agrees.all()
+    others = kept(task, CASES[name].outputs * torch.tensor([-9.0, 5.0, -3.0, 7.0]).view(
+        CASES[name].outputs.shape[1:]
+    ))  # fmt: skip
+    assert not task.compare(arrays, others, LIMITS).agrees.all()
+
+
+@ALL
+def test_what_is_counted_is_one_of_its_columns(name: str):
+    task = make_task(CASES[name].spec)
+    assert set(task.measured_columns()) <= {field.name for field in task.fields()}
+
+
+@ALL
+def test_its_own_predictions_are_golden_rows_that_do_not_differ(name: str):
+    task, table = predicted(name)
+    if not task.has_golden:
+        return
+    found = kept(task, CASES[name].outputs)
+    expected = task.parse_golden(table)
+    assert set(task.golden_columns()) <= set(expected.column_names)
+    assert task.golden_differences(expected, found, LIMITS, 0.01) == ["", "", ""]
+    turned = kept(task, CASES[name].outputs[[1, 2, 0]])
+    assert any(task.golden_differences(expected, turned, LIMITS, 0.0))
+
+
+@ALL
+def test_it_is_plain_enough_for_a_manifest_and_described_in_a_line(name: str):
+    task, table = predicted(name)
+    assert json.loads(json.dumps(task.spec.to_dict()))["kind"] == name
+    text = task.describe(table.to_pylist()[0])
+    assert text
+    assert "\n" not in text
+
+
+def test_a_broken_task_of_another_distribution_is_one_line_that_names_it():
+    with pytest.raises(JobError, match=r"'broken': toy_task:no_such_thing of toys 1\.0 cannot"):
+        load(TASKS, "broken")
+
+
+def test_an_unknown_task_is_one_line_with_those_that_there_are():
+    model = {"name": "alexnet", "weights": "w.pth", "task": "spreads"}
+    job = {"source": {"uri": "in", "format": "images"}, "model": model, "sink": {"uri": "out"}}
+    with pytest.raises(JobError, match=r"'raw', 'broken' or 'spread', did you mean spread\?"):
+        parse_job(job, date=dt.date(2026, 11, 24), origin="job.yaml")

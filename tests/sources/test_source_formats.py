@@ -1,0 +1,182 @@
+"""Every source format does what the protocol says: the built-in ones, and one from outside."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import toy_package
+from encoded import base_image, png
+from pydantic import ValidationError
+from toy_source import POINTS, TOY_FILES
+
+from pipeline.core import registry
+from pipeline.core.schema import ERROR, ROW_ID, URI, Reason
+from pipeline.job.source import Source
+from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.sources.extents import Cut
+from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.sources.source_format import SourceFormat, format_of, planned_ids
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store
+
+NUM_ROWS = 10
+IMAGE = png(base_image(1))
+
+
+def write_images(folder: Path) -> None:
+    for index in range(NUM_ROWS):
+        (folder / f"{index}.png").write_bytes(IMAGE)
+
+
+def write_parquet(folder: Path) -> None:
+    for name, rows in (("a", 4), ("b", 6)):
+        table = pa.table({"image": pa.array([IMAGE] * rows, pa.binary())})
+        pq.write_table(table, folder / f"{name}.parquet", row_group_size=3)
+
+
+def write_tars(folder: Path) -> None:
+    for name, rows in (("a", 4), ("b", 6)):
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
+            for index in range(rows):
+                info = tarfile.TarInfo(f"{index}.png")
+                info.size = len(IMAGE)
+                tar.addfile(info, io.BytesIO(IMAGE))
+
+
+def write_toys(folder: Path) -> None:
+    for name, rows in (("a", 4), ("b", 6)):
+        (folder / f"{name}{TOY_FILES}").write_text("\n".join([IMAGE.hex()] * rows))
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "images": write_images,
+    "parquet": write_parquet,
+    "webdataset": write_tars,
+    "toy": write_toys,
+}
+"""Format -> writes NUM_ROWS rows; a new format has a line here."""
+
+
+@pytest.fixture(autouse=True)
+def _with_toy(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(toy_package.install(tmp_path_factory.mktemp("site"), POINTS))
+
+
+@pytest.fixture(params=[*WRITERS])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
+    WRITERS[request.param](tmp_path)
+    return Source(uri=str(tmp_path), format=request.param)
+
+
+def units_of(source: Source, inputs: Inputs, rows: int = 3) -> list[Unit]:
+    if format_of(source).counts_rows == "reading":
+        return [Unit(i, (e,), (), Cut(rows, 2**30)) for i, e in enumerate(inputs.extents)]
+    return list(make_units(inputs.extents, SliceSizes(rows)))
+
+
+def reader_of(source: Source, inputs: Inputs) -> Reader:
+    store = Store(inputs.root, source.storage_options)
+    return Reader(store, source, inputs.pass_through, inputs.num_features)
+
+
+def read(source: Source, inputs: Inputs) -> Iterator[pa.Table]:
+    reader = reader_of(source, inputs)
+    for unit in units_of(source, inputs):
+        starts = [] if unit.cut else [key.start for key in unit.slices()]
+        for key, _, rows in read_slices(reader, unit, frozenset(starts)):
+            assert rows.num_rows == key.num_rows
+            assert rows.schema.equals(reader.schema)
+            yield rows
+
+
+def test_every_registered_format_is_tried_here():
+    assert set(registry.names(registry.SOURCES)) == set(WRITERS)
+
+
+def test_a_format_says_what_it_is(source: Source):
+    form: SourceFormat = format_of(source)
+    assert form.name == source.format
+    assert form.suffixes
+    assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in form.suffixes)
+    assert form.counts_rows in ("listing", "footer", "reading")
+    assert form.row_ids(source) in ("path", "path#row", "column", "key")
+    assert form.semantics >= 1
+    assert form.fields <= set(Source.model_fields)
+
+
+def test_all_rows_are_read_under_ids_of_their_own(source: Source):
+    inputs = list_inputs(source, max_extent_rows=4)
+    rows = pa.concat_tables(read(source, inputs))
+    assert rows.num_rows == NUM_ROWS
+    assert rows.column(ERROR).null_count == NUM_ROWS
+    assert len(set(rows.column(ROW_ID).to_pylist())) == NUM_ROWS
+    assert all(uri.startswith(inputs.root) for uri in rows.column(URI).to_pylist())
+    assert rows.column("image").to_pylist() == [IMAGE] * NUM_ROWS
+
+
+def test_rows_that_are_counted_before_have_the_planned_ids(source: Source):
+    form, inputs = format_of(source), list_inputs(source, max_extent_rows=4)
+    if form.counts_rows == "reading":
+        assert inputs.num_rows == 0
+        return
+    assert inputs.num_rows == NUM_ROWS
+    planned = [i for e in inputs.extents for i in planned_ids(form.row_ids(source), e)]
+    assert pa.concat_tables(read(source, inputs)).column(ROW_ID).to_pylist() == planned
+
+
+def test_slices_that_are_done_are_passed_over(source: Source):
+    inputs = list_inputs(source, max_extent_rows=4)
+    unit = units_of(source, inputs, rows=2)[-1]
+    reader = reader_of(source, inputs)
+    starts = frozenset() if unit.cut else frozenset(key.start for key in unit.slices())
+    every = list(read_slices(reader, unit, starts))
+    for passed, (key, _, _) in enumerate(every):
+        if unit.cut is None:
+            left = list(read_slices(reader, unit, starts - {key.start}))
+        else:
+            cut = Cut(2, 2**30, done=(key,))
+            left = list(read_slices(reader, Unit(unit.index, unit.extents, (), cut), starts))
+        wanted = every[:passed] + every[passed + 1 :]
+        assert [key for key, _, _ in left] == [key for key, _, _ in wanted]
+        for (_, _, one), (_, _, other) in zip(left, wanted, strict=True):
+            assert one.equals(other)
+
+
+def test_a_broken_shard_costs_its_own_rows(source: Source, tmp_path: Path):
+    form = format_of(source)
+    if form.counts_rows == "listing":
+        return  # a file is a row: decoding finds out
+    (tmp_path / f"0{form.suffixes[0]}").write_bytes(b"\xff\x00 nothing of this kind")
+    inputs = list_inputs(source, max_extent_rows=4)
+    rows = pa.concat_tables(read(source, inputs))
+    failed = rows.filter(rows.column(ERROR).is_valid())
+    assert failed.column(ROW_ID).to_pylist() == [f"0{form.suffixes[0]}"]
+    assert failed.column(ERROR).to_pylist() == [Reason.UNREADABLE_SHARD.value]
+    assert rows.num_rows == NUM_ROWS + 1
+
+
+def test_an_unknown_format_is_refused_with_those_that_there_are(tmp_path: Path):
+    with pytest.raises(ValidationError, match="'images', 'parquet', 'webdataset' or 'toy'"):
+        Source(uri=str(tmp_path), format="avro")
+
+
+def test_options_are_those_of_the_format(tmp_path: Path):
+    assert Source(uri="in", format="toy", options={"prefix": "0x"}).options == {"prefix": "0x"}
+    with pytest.raises(ValidationError, match=r"options\.prefx: Extra inputs"):
+        Source(uri="in", format="toy", options={"prefx": "0x"})
+    with pytest.raises(ValidationError, match="options has no effect with format 'images'"):
+        Source(uri="in", format="images", options={"prefix": "0x"})
+    with pytest.raises(ValidationError, match="id_column has no effect with format 'toy'"):
+        Source(uri="in", format="toy", id_column="x")
+
+
+def test_without_options_the_section_is_what_it_was():
+    assert "options" not in Source(uri="in", format="images").model_dump(mode="json")

@@ -1,0 +1,39 @@
+"""A task that no code of the pipeline knows: how far the outputs of a row are apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.models.tasks.base import Arrays, Mask, OutputError, Task, TaskSpec
+
+NAME = "spread"
+
+
+@dataclass(frozen=True)
+class Spread(Task):
+    """One float32 per row: the largest output less the smallest."""
+
+    spec: TaskSpec
+
+    def fields(self) -> list[pa.Field]:
+        return [pa.field(NAME, pa.float32())]
+
+    def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
+        if not isinstance(outputs, torch.Tensor) or outputs.shape[:1] != (num_rows,):
+            raise OutputError(f"expected a tensor ({num_rows}, ...)")
+        flat = outputs.flatten(1).float()
+        return {NAME: flat.amax(1) - flat.amin(1)}
+
+    def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+        return {NAME: pa.array(arrays[NAME], pa.float32(), mask=~ok)}
+
+    def measured_columns(self) -> tuple[str, ...]:
+        return (NAME,)
+
+    def golden_arrays(self, expected: pa.Table) -> Arrays:
+        return {NAME: np.array(expected.column(NAME).to_pylist(), np.float64)}
