@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch.utils import _pytree as pytree
 
 from pipeline.core.counters import CANARY, Counters, StageCounters, add
 from pipeline.core.node_cache import claim
@@ -34,6 +33,7 @@ from pipeline.core.schema import (
 )
 from pipeline.core.user_errors import whereabouts
 from pipeline.core.watchdog import beat, pause
+from pipeline.inference import output_tree as pytree
 from pipeline.inference.device import device_of, load_runner, make_buffer
 from pipeline.inference.device_buffers import Lane, make_lanes
 from pipeline.inference.first_rows import FirstRows, Raised

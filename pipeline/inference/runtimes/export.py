@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils import _pytree as pytree
 
 from pipeline.core.node_cache import kept, key_of
+from pipeline.inference import output_tree as pytree
 from pipeline.inference.runtimes.inference_module import Whole
 
 _STRUCTURE = "structure.json"
@@ -61,9 +61,9 @@ class Made:
 
         try:
             folder = self.folder("structure", write)
+            return pytree.treespec_loads((folder / _STRUCTURE).read_text())
         except NotImplementedError:  # a container that only its own code knows
             return self._structure()
-        return pytree.treespec_loads((folder / _STRUCTURE).read_text())
 
     def _structure(self) -> pytree.TreeSpec:
         with torch.no_grad():

@@ -17,15 +17,25 @@ import numpy.typing as npt
 
 # A process of its own: the converter prints to stdout, and ends its process where it fails. It is
 # to find no module in the working directory.
-_CONVERT = "import sys, MNN, _tools; _tools.mnnconvert(sys.argv[1:])"
-_TIED = "import ctypes, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "
+PUBLIC_CONVERTER = "import sys; from MNN.tools.mnnconvert import convert; convert(sys.argv[1:])"
+"""The plain way, for an MNN whose private `_tools` has another name."""
+_CONVERT = f"""
+try:
+    import sys, MNN
+    from _tools import mnnconvert
+except ImportError:
+    {PUBLIC_CONVERTER}
+else:
+    mnnconvert(sys.argv[1:])
+"""
+_TIED = "import ctypes, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9)\n"
 """As `tied` does it: it ends with its actor. Nothing of ours may be importable there."""
 _CONVERT_S = 600.0
 
 Outputs = list[npt.NDArray[Any]]
 
 
-def convert(source: Path, target: Path) -> None:
+def convert(source: Path, target: Path, converter: str = _CONVERT) -> None:
     """Write the MNN model of an ONNX file.
 
     Raises:
@@ -33,7 +43,7 @@ def convert(source: Path, target: Path) -> None:
     """
     options = ["mnnconvert", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target)]
     done = subprocess.run(  # noqa: S603  # our own interpreter
-        [sys.executable, "-P", "-c", _TIED + _CONVERT, *options, "--bizCode", "none"],
+        [sys.executable, "-P", "-c", _TIED + converter, *options, "--bizCode", "none"],
         capture_output=True,
         check=False,
         text=True,

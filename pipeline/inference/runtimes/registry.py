@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.node_cache import one_at_a_time
+from pipeline.inference import output_tree as pytree
 from pipeline.inference.runtimes.export import Flat, Made
 from pipeline.inference.runtimes.inference_module import Whole
 from pipeline.models.spec import CPU_PRECISIONS, GPU_PRECISIONS, INT8, PRECISIONS

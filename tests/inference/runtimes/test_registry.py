@@ -16,7 +16,7 @@ from predicting import Convolved, images, predict, predictor, rows_of
 from pipeline.core.errors import JobError
 from pipeline.core.node_cache import claim
 from pipeline.inference.runtimes.inference_module import Whole
-from pipeline.inference.runtimes.mnn import convert
+from pipeline.inference.runtimes.mnn import PUBLIC_CONVERTER, convert
 from pipeline.inference.runtimes.registry import dtype_of, make_runner, missing_reason
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import GPU_PRECISIONS, INT8, PRECISIONS
@@ -102,6 +102,17 @@ def test_a_last_batch_that_is_not_full_changes_nothing(runtime: str, num_rows: i
 def test_what_cannot_be_is_said_with_its_reason(runtime: str, precision: str, words: str):
     with pytest.raises(JobError, match=words):
         predictor("models:colours", runtime=runtime, precision=precision)
+
+
+def test_the_public_converter_of_mnn_writes_the_same_as_the_private_one(tmp_path: Path):
+    if reason := missing_reason("mnn", "fp32", is_on_gpu=False):
+        pytest.skip(reason)
+    program = torch.onnx.export(torch.nn.Linear(4, 3).eval(), (torch.zeros(2, 4),), dynamo=True)
+    assert program is not None
+    program.save(tmp_path / "model.onnx")
+    convert(tmp_path / "model.onnx", tmp_path / "private.mnn")
+    convert(tmp_path / "model.onnx", tmp_path / "public.mnn", PUBLIC_CONVERTER)
+    assert (tmp_path / "public.mnn").stat().st_size == (tmp_path / "private.mnn").stat().st_size
 
 
 def test_what_mnn_cannot_convert_is_said_in_one_line(tmp_path: Path):
