@@ -25,7 +25,8 @@ from pipeline.commit.layout import Layout
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import PartitionBusy, PipelineError
 from pipeline.core.failpoints import reach
-from pipeline.storage.store import CreateOutcome, Store
+from pipeline.storage.create_once import CreateOutcome
+from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 _RENEWALS_PER_TTL = 4

@@ -17,7 +17,8 @@ from pipeline.core.schema import Reason
 from pipeline.plan.plan import Plan, schema_to_text
 from pipeline.sources.extents import Cut, Extent
 from pipeline.sources.units import Unit
-from pipeline.storage.store import CreateOutcome, Store
+from pipeline.storage.create_once import CreateOutcome
+from pipeline.storage.store import Store
 
 PLAN_VERSION = 1
 

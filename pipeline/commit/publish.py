@@ -17,7 +17,8 @@ from pipeline.commit.layout import Layout, part_target, renumber
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.core.errors import InfraError, PublishConflict
 from pipeline.core.failpoints import reach
-from pipeline.storage.store import CreateOutcome, Store, StoredFile
+from pipeline.storage.create_once import CreateOutcome
+from pipeline.storage.store import Store, StoredFile
 
 
 def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Manifest:

@@ -20,7 +20,8 @@ import numpy as np
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.node_cache import tensors_digest
-from pipeline.storage.store import CreateOutcome, Store
+from pipeline.storage.create_once import CreateOutcome
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""Local disk that answers like an object store on a bad day, for `pipeline chaos`.
+"""Local disk that answers with the errors of an object store, for `pipeline chaos`.
 
 Its errors are raw, as the library of a store raises them, so that they take the way of real ones:
 classified, tried again, counted.
@@ -14,29 +14,25 @@ from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.core.errors import JobError
-from pipeline.storage.fault_plan import VARIABLE, WRITES, StoreChaos, StoreFault, chaos_asked_for
-from pipeline.storage.interface import Backend, Choice, Disk, StoredFile
+from pipeline.storage.fault_plan import WRITES, StoreChaos, StoreFault, read_chaos
+from pipeline.storage.interface import CHAOS_VARIABLE, Backend, Choice, StoredFile
 from pipeline.storage.local_disk import LocalDisk
 from pipeline.storage.object_store import RemoteFile
 
+B = TypeVar("B", bound=Backend)
 T = TypeVar("T")
 
 
-def local_disk(root: str) -> Disk:
-    """Return how to reach the store at `root` on local disk: plainly, unless chaos was asked for.
+def inject_faults(backend: B, root: str, folder: str) -> B:
+    """Return a backend with faults if its store lies in the scratch folder, otherwise read-only.
 
     Raises:
-        JobError: PIPELINE_CHAOS names no scratch folder of `pipeline chaos`.
+        JobError: `folder` is no scratch folder of `pipeline chaos`.
     """
-    chaos = chaos_asked_for()
-    if chaos is None:
-        return LocalDisk()
-    return DisturbedDisk(chaos) if chaos.holds(root) else cast(Disk, _ReadOnly(LocalDisk(), root))
-
-
-def remote(backend: Backend, root: str) -> Backend:
-    """Return how to reach an object store: as it is, but only to read where chaos was asked for."""
-    return backend if chaos_asked_for() is None else cast(Backend, _ReadOnly(backend, root))
+    chaos = read_chaos(folder)
+    if chaos.holds(root):  # always on local disk
+        return cast(B, DisturbedDisk(chaos))
+    return cast(B, _ReadOnly(backend, root))
 
 
 class _ReadOnly:
@@ -48,8 +44,8 @@ class _ReadOnly:
     def __getattr__(self, name: str) -> Any:
         if name in WRITES:
             raise JobError(
-                f"{self._root}: {VARIABLE} is set, so that nothing may be written outside "
-                f"{os.environ.get(VARIABLE)}; unset it"
+                f"{self._root}: {CHAOS_VARIABLE} is set, so that nothing may be written outside "
+                f"{os.environ.get(CHAOS_VARIABLE)}; unset it"
             )
         return getattr(self._backend, name)
 
@@ -70,7 +66,7 @@ def _broken_off() -> OSError:
 
 
 class DisturbedDisk(LocalDisk):
-    """`LocalDisk` with trouble in every operation."""
+    """`LocalDisk` with faults in every operation."""
 
     def __init__(self, chaos: StoreChaos) -> None:
         self._chaos = chaos
@@ -114,7 +110,7 @@ class DisturbedDisk(LocalDisk):
             self._ask("delete", paths[0], partial(super().delete, paths))
 
     def _ask(self, operation: str, path: str, act: Callable[[], T]) -> T:
-        """Do it, with the trouble whose turn it is."""
+        """Do it, with the fault whose turn it is."""
         injected = self._chaos.next_fault(operation, path)
         if injected is None:
             return act()

@@ -19,8 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from pipeline.core.errors import JobError
+from pipeline.storage.interface import CHAOS_VARIABLE
 
-VARIABLE = "PIPELINE_CHAOS"
 _SETTINGS, _INJECTED = "chaos.json", "injected.jsonl"
 _MAX_IN_A_ROW = 2
 """At the same file; the retries of a run stand more."""
@@ -107,7 +107,7 @@ class StoreChaos:
 def ask_for_faults(folder: Path, seed: int) -> Mapping[str, str]:
     """Make a folder one that is disturbed; return the environment that asks for it."""
     (folder / _SETTINGS).write_text(json.dumps({"seed": seed}))
-    return {VARIABLE: str(folder)}
+    return {CHAOS_VARIABLE: str(folder)}
 
 
 def read_injected(folder: Path) -> list[Injected]:
@@ -118,22 +118,17 @@ def read_injected(folder: Path) -> list[Injected]:
     return [Injected(**{**entry, "fault": StoreFault(entry["fault"])}) for entry in found]
 
 
-def chaos_asked_for() -> StoreChaos | None:
-    """Return the chaos that this process was started into, if any.
+@functools.lru_cache
+def read_chaos(folder: str) -> StoreChaos:
+    """Return the faults of a scratch folder; one value per process, for it counts requests.
 
     Raises:
-        JobError: PIPELINE_CHAOS names no scratch folder of `pipeline chaos`.
+        JobError: It is no scratch folder of `pipeline chaos`.
     """
-    folder = os.environ.get(VARIABLE)
-    return None if folder is None else _read_settings(folder)
-
-
-@functools.lru_cache
-def _read_settings(folder: str) -> StoreChaos:
     try:
         seed = json.loads((Path(folder) / _SETTINGS).read_text())["seed"]
         return StoreChaos(folder, int(seed))
     except (OSError, ValueError, KeyError, TypeError):
         raise JobError(
-            f"{VARIABLE}={folder}: is no scratch folder of `pipeline chaos`; unset it"
+            f"{CHAOS_VARIABLE}={folder}: is no scratch folder of `pipeline chaos`; unset it"
         ) from None

@@ -14,13 +14,8 @@ from pipeline.core.backoff import with_retries
 from pipeline.core.errors import JobError
 from pipeline.storage.errors import is_missing, storage_errors
 from pipeline.storage.interface import NoSuchBucket, Page, StoredFile
-from pipeline.storage.object_protocols import (
-    OBJECT_PROTOCOLS,
-    Fetch,
-    ObjectProtocol,
-    run_together,
-    stored_file,
-)
+from pipeline.storage.protocols import OBJECT_PROTOCOLS
+from pipeline.storage.protocols.base import Fetch, ObjectProtocol, run_together, stored_file
 
 T = TypeVar("T")
 

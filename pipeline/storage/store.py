@@ -13,29 +13,27 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from enum import StrEnum
+from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.core.backoff import (
-    TRIES,
     TransientError,
     retries_taken,
-    wait_before_retry,
     with_retries,
 )
 from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.storage.backends import disk_backend, object_backend, object_store
+from pipeline.storage.create_once import CreateOutcome, create_once
 from pipeline.storage.errors import is_conflict, secret_values, storage_errors, translate
-from pipeline.storage.fault_injection import local_disk, remote
 from pipeline.storage.interface import Backend, Choice, Disk, Page, StoredFile
 from pipeline.storage.listing import FetchPage, collect, folder_names, list_in_parallel
 from pipeline.storage.local_disk import is_temporary
-from pipeline.storage.object_store import CheckedFile, ObjectStore, RemoteFile
-from pipeline.storage.uris import join, normalise, options_of, root_path
+from pipeline.storage.object_store import CheckedFile, RemoteFile
+from pipeline.storage.uris import join, normalise, root_path
 
 __all__ = ["PROBES", "CreateOutcome", "Store", "StoredFile", "retries_taken"]
 
@@ -43,17 +41,7 @@ T = TypeVar("T")
 
 PROBES = "_control/.probe"
 """Where trial files lie for a moment: a killed run may leave one."""
-_CREATE_PATIENCE_S = 60.0
 _DELETE_THREADS = 16
-
-
-class CreateOutcome(StrEnum):
-    """Who made the object that is there now."""
-
-    CREATED = "created"
-    MINE = "mine"
-    """It carries our token: an earlier try of ours made it and its response was lost."""
-    OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -104,7 +92,7 @@ class Store:
         return [f for f in self._list(prefix) if is_temporary(f.path)]
 
     def stat(self, path: str) -> StoredFile | None:
-        """Describe a file; None where there is no file (a folder is none)."""
+        """Describe a file; None if there is no file (a folder is none)."""
         found = self._call("look at", path, lambda at: at.stat(self._full(path)))
         return StoredFile(path, found.size_bytes, found.version, found.modified) if found else None
 
@@ -177,8 +165,8 @@ class Store:
     def create_once(self, path: str, data: bytes, token: str) -> CreateOutcome:
         """Write a file unless there is one; of many writers exactly one creates it.
 
-        A write whose outcome is unclear is read back and its token compared; only where nothing is
-        found is it tried again. Nothing is ever deleted.
+        A write whose outcome is unclear is read back and its token compared; it is tried again only
+        if nothing is found. Nothing is ever deleted.
 
         Args:
             path: What to create.
@@ -190,30 +178,8 @@ class Store:
         """
         if not token or token.encode() not in data:
             raise ValueError(f"create_once {path}: data must contain the token")
-        trouble: PipelineError | None = None
-        give_up = time.monotonic() + _CREATE_PATIENCE_S
-        for attempt in range(TRIES):
-            if attempt and time.monotonic() > give_up:
-                break
-            if attempt:
-                wait_before_retry(attempt)
-            try:
-                if self._create(path, data):
-                    return CreateOutcome.CREATED
-            except InfraError as error:
-                trouble = error
-            try:
-                is_mine = token.encode() in self._read_once(path)
-            except FileNotFoundError:
-                continue
-            except InfraError as error:
-                trouble = error
-                continue
-            return CreateOutcome.MINE if is_mine else CreateOutcome.OTHER
-        cause = trouble or "the store says that it exists and that it does not"
-        raise InfraError(
-            f"cannot create {self.url(path)}: still unclear after several tries whether it was; "
-            f"{cause}"
+        return create_once(
+            partial(self._create, path, data), partial(self._read_once, path), token, self.url(path)
         )
 
     def copy(self, source: str, target: str) -> None:
@@ -295,7 +261,7 @@ class Store:
             return collect(([*filter(takes, page)] for page in relative), self.url(prefix))
 
     def _fetch_pages(self, prefix: str) -> FetchPage:
-        backend = self._objects()
+        backend = object_store(self.uri, self.storage_options)
 
         def fetch(folder: str, delimited: bool, token: str | None) -> Page:
             return self._call("list", prefix, lambda _: backend.list_page(folder, delimited, token))
@@ -303,7 +269,7 @@ class Store:
         return fetch
 
     def _create(self, path: str, data: bytes) -> bool:
-        """Return whether the file was created; False where the name is taken, by whomever."""
+        """Return whether the file was created; False where the name is taken, by any writer."""
         with self._errors("create", path):
             try:
                 self._backend().create(self._full(path), data)
@@ -339,14 +305,12 @@ class Store:
         return [StoredFile(f.path[skipped:], f.size_bytes, f.version, f.modified) for f in page]
 
     def _backend(self) -> Backend:
-        return remote(self._objects(), self.uri) if self.is_object_store else self._disk()
+        if self.is_object_store:
+            return object_backend(self.uri, self.storage_options)
+        return self._disk()
 
     def _disk(self) -> Disk:
-        return local_disk(self.uri)
-
-    def _objects(self) -> ObjectStore:
-        protocol = self.uri.partition("://")[0]
-        return ObjectStore.connect(protocol, {**options_of(self.uri), **self.storage_options})
+        return disk_backend(self.uri)
 
     def _secrets(self) -> list[str]:
         return secret_values(self.storage_options)

@@ -22,10 +22,12 @@ from pipeline.models.resolve import resolve_model
 from pipeline.plan.plan import make_plan
 from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.storage import listing, object_protocols
+from pipeline.storage import listing
+from pipeline.storage.backends import object_store
 from pipeline.storage.interface import Page, StoredFile
 from pipeline.storage.listing import collect, folder_names, list_in_parallel
 from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.protocols import OBJECT_PROTOCOLS, azure, gcs, s3
 from pipeline.storage.store import Store
 from pipeline.storage.uris import root_path
 
@@ -130,11 +132,16 @@ def test_a_long_listing_says_how_far_it_is(
     assert "listing url: 12 files so far" in caplog.text
 
 
+def set_page_keys(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    for protocol in (azure, gcs, s3):
+        monkeypatch.setattr(protocol, "PAGE_KEYS", number)
+
+
 def test_real_servers_page_as_they_should(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_protocols, "_PAGE_KEYS", 7)
     store = server.store()
+    set_page_keys(monkeypatch, 7)
     expected = sorted(
         [f"many/{i:03d}" for i in range(40)]
         + [f"f {n}/+{i}/x.jpg" for n in range(3) for i in range(8)]
@@ -161,7 +168,7 @@ def test_a_folder_without_a_name_is_one_of_its_own(keys: set[str]) -> None:
         files = [dataclasses.replace(f, path=f"{name}/{f.path}") for f in found.files]
         return Page(files, found.prefixes, found.next_token)
 
-    facts = dataclasses.replace(object_protocols.OBJECT_PROTOCOLS["s3"], list_page=page)
+    facts = dataclasses.replace(OBJECT_PROTOCOLS["s3"], list_page=page)
     listed = paths(list_in_parallel(ObjectStore(None, facts).list_page, "lake"))
     assert listed == [f"lake/{key}" for key in bucket.keys]
 
@@ -171,7 +178,7 @@ def test_odd_keys_are_listed_once_and_cost_at_most_themselves(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server: LocalServer = request.getfixturevalue(kind)
-    monkeypatch.setattr(object_protocols, "_PAGE_KEYS", 3)
+    set_page_keys(monkeypatch, 3)
     store = server.store()
     names = [f"{folder}{number}.png" for folder in ("a/", "b//", "") for number in range(5)]
     for name in names:
@@ -191,7 +198,7 @@ def test_odd_keys_are_listed_once_and_cost_at_most_themselves(
 
 def raw_writer(store: Store) -> Callable[[str], None]:
     """Write objects whose keys a `Store` refuses."""
-    objects = store._objects()
+    objects = object_store(store.uri, store.storage_options)
     return lambda name: objects.put(f"{root_path(store.uri)}/{name}", b"x")
 
 

@@ -48,9 +48,10 @@ from pipeline.core.backoff import TRIES, TransientError
 from pipeline.core.errors import InfraError, JobError
 from pipeline.job.source import Source
 from pipeline.sources.inputs import list_inputs
+from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.errors import classify, redact, secret_values, storage_errors
 from pipeline.storage.local_disk import LocalDisk
-from pipeline.storage.store import CreateOutcome, Store, retries_taken
+from pipeline.storage.store import Store, retries_taken
 from pipeline.storage.uris import options_of, root_path
 
 pytestmark = pytest.mark.usefixtures("impatient")

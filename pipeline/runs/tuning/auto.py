@@ -30,7 +30,8 @@ from pipeline.runs.tuning.runtime_trials import Profile, Sample, Workshop, try_w
 from pipeline.runs.tuning.selection import AUTO, as_tried, choose, patience_s
 from pipeline.runs.tuning.trial import Trial
 from pipeline.sources.rows import Reader
-from pipeline.storage.store import CreateOutcome, Store
+from pipeline.storage.create_once import CreateOutcome
+from pipeline.storage.store import Store
 
 _PROFILE_VERSION = 4
 

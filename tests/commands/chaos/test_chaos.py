@@ -37,15 +37,16 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.fault_plan import (
-    VARIABLE,
     Injected,
     StoreChaos,
     StoreFault,
     ask_for_faults,
     read_injected,
 )
-from pipeline.storage.store import CreateOutcome, Store
+from pipeline.storage.interface import CHAOS_VARIABLE
+from pipeline.storage.store import Store
 
 MARK = "TEST_CHAOS_OF"
 LIMITS = AgreementLimits(max_score_diff=0.001, min_cosine=0.999, max_relative_error=0.01)
@@ -259,7 +260,7 @@ def test_nothing_outside_the_scratch_folder_can_be_written(scratch: Path, tmp_pa
         lambda: store.delete(["a"]),
     ]
     for act in acts:
-        with pytest.raises(JobError, match=f"{VARIABLE} is set.*{scratch}"):
+        with pytest.raises(JobError, match=f"{CHAOS_VARIABLE} is set.*{scratch}"):
             act()
     assert store.read_bytes("a") == b"1"
     assert [file.path for file in store.list_files()] == ["a"]
@@ -269,7 +270,7 @@ def test_nothing_outside_the_scratch_folder_can_be_written(scratch: Path, tmp_pa
 def test_chaos_without_its_scratch_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    monkeypatch.setenv(CHAOS_VARIABLE, str(tmp_path))
     with pytest.raises(JobError, match="unset it"):
         Store(str(tmp_path)).list_files()
 
@@ -281,7 +282,7 @@ def test_a_job_of_ones_own_is_refused_while_chaos_is_asked_for(tmp_path: Path) -
     (tmp_path / "scratch").mkdir()
     result = pipeline("run", job, env=ask_for_faults(tmp_path / "scratch", 1))
     assert result.code == 2
-    assert f"{tmp_path / 'out'}: {VARIABLE} is set" in result.stderr
+    assert f"{tmp_path / 'out'}: {CHAOS_VARIABLE} is set" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,61 @@
+"""Create an object at most once, although the answer to a write can be lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import StrEnum
+
+from pipeline.core.backoff import TRIES, wait_before_retry
+from pipeline.core.errors import InfraError, PipelineError
+
+_TIME_LIMIT_S = 60.0
+
+
+class CreateOutcome(StrEnum):
+    """Which writer made the object that is there now."""
+
+    CREATED = "created"
+    MINE = "mine"
+    """It carries our token: an earlier try of ours made it and its response was lost."""
+    OTHER = "other"
+
+
+def create_once(
+    create: Callable[[], bool], read: Callable[[], bytes], token: str, url: str
+) -> CreateOutcome:
+    """Create an object unless there is one; of many writers exactly one creates it.
+
+    Args:
+        create: Writes it on condition that there is none; returns whether it did.
+        read: Reads what is there; raises FileNotFoundError if nothing is.
+        token: Unique to this call and part of the data, so that its own object is recognised.
+        url: The object, for messages.
+
+    Raises:
+        InfraError: The outcome is still unclear after several tries.
+    """
+    trouble: PipelineError | None = None
+    give_up = time.monotonic() + _TIME_LIMIT_S
+    for attempt in range(TRIES):
+        if attempt and time.monotonic() > give_up:
+            break
+        if attempt:
+            wait_before_retry(attempt)
+        try:
+            if create():
+                return CreateOutcome.CREATED
+        except InfraError as error:
+            trouble = error
+        try:
+            is_mine = token.encode() in read()
+        except FileNotFoundError:
+            continue
+        except InfraError as error:
+            trouble = error
+            continue
+        return CreateOutcome.MINE if is_mine else CreateOutcome.OTHER
+    cause = trouble or "the store says that it exists and that it does not"
+    raise InfraError(
+        f"cannot create {url}: still unclear after several tries whether it was; {cause}"
+    )

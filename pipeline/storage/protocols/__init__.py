@@ -1,0 +1,10 @@
+"""The kinds of object stores, one file per provider; a new kind is a new file and a row here."""
+
+from __future__ import annotations
+
+from pipeline.storage.protocols.azure import AZURE
+from pipeline.storage.protocols.gcs import GCS
+from pipeline.storage.protocols.s3 import S3
+
+OBJECT_PROTOCOLS = {"s3": S3, "gs": GCS, "az": AZURE, "abfs": AZURE, "abfss": AZURE}
+"""The protocol of a URI -> what is particular to it."""

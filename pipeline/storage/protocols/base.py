@@ -1,0 +1,104 @@
+"""What an object store behind fsspec must bring, and what all of them share."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import errno
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.storage.interface import Page, StoredFile
+
+Fetch = Callable[[int, int], bytes]
+"""Reads the bytes [start, end) of one version of one object."""
+
+PAGE_KEYS = 1000
+_MAX_TOGETHER = 128
+"""Requests in flight: the number that fsspec uses for its own bulk reads."""
+
+
+@dataclass(frozen=True)
+class ObjectProtocol:
+    """One kind of object store."""
+
+    extra: str
+    package: str
+    connect: Callable[[Mapping[str, Any]], Any]
+    """Make the fsspec file system of these storage options, its own retries off: ours count."""
+    list_page: Callable[[Any, str, str, bool, str | None], Page]
+    """file system, bucket, prefix, whether to stop at the next `/`, token -> one page, whose paths
+    begin with the bucket and whose prefixes do not."""
+    open: Callable[[Any, str], tuple[int, Fetch]]
+    read_version: Callable[[Any, str, str], Awaitable[bytes]]
+    """Reads one version of a whole object; raises FileExpired where there is another one."""
+    copy: Callable[[Any, str, str], None]
+    version: str
+    modified: str
+    """Names of these two in what `info` returns."""
+    read: Mapping[str, Any] = field(default_factory=dict)
+    """Options for reading whole objects."""
+    tells_missing_bucket: bool = True
+    """Whether each error says if the bucket is missing or only the object."""
+
+
+def stored_file(path: str, size_bytes: int, version: Any, modified: Any) -> StoredFile:
+    """Make a StoredFile of what a store says."""
+    text = str(version or "").strip('"')
+    if isinstance(modified, dt.datetime):
+        return StoredFile(path, size_bytes, text, modified.astimezone(dt.UTC))
+    return StoredFile(path, size_bytes, text, None)
+
+
+def copy_plainly(fs: Any, source: str, target: str) -> None:
+    fs.cp_file(source, target)
+
+
+def file_info(fs: Any, path: str) -> dict[str, Any]:
+    """Return what the store says of an object.
+
+    Raises:
+        FileNotFoundError: There is none, or a folder.
+    """
+    info: dict[str, Any] = fs.info(path)
+    if info["type"] != "file":
+        raise FileNotFoundError(errno.ENOENT, "a folder", path)
+    return info
+
+
+async def call(fs: Any, name: str, *arguments: Any, **options: Any) -> Any:
+    """Await a method of a file system from its own loop.
+
+    fsspec keeps the coroutine of a public method under the same name with an underscore. Where a
+    version has none, the public method runs in a thread: slower, with the same result.
+    """
+    coroutine = getattr(fs, f"_{name}", None)
+    if coroutine is not None:
+        return await coroutine(*arguments, **options)
+    return await asyncio.to_thread(getattr(fs, name), *arguments, **options)
+
+
+def run_together(
+    fs: Any, functions: Sequence[Callable[[], Awaitable[bytes]]]
+) -> list[bytes | Exception]:
+    """Run coroutines concurrently on the loop of a file system; errors are among the results."""
+
+    async def gather() -> Any:
+        slots = asyncio.Semaphore(_MAX_TOGETHER)
+
+        async def run(function: Callable[[], Awaitable[bytes]]) -> bytes:
+            async with slots:
+                return await function()
+
+        return await asyncio.gather(*map(run, functions), return_exceptions=True)
+
+    found: list[bytes | Exception] = on_loop(fs, gather)
+    return found
+
+
+def on_loop(fs: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a coroutine function on the loop of a file system; wait for its result."""
+    from fsspec.asyn import sync
+
+    return sync(fs.loop, function, *arguments)

@@ -1,0 +1,89 @@
+"""Amazon S3 and what speaks its protocol, by s3fs."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.storage.interface import FileExpired, Page
+from pipeline.storage.protocols.base import (
+    PAGE_KEYS,
+    Fetch,
+    ObjectProtocol,
+    call,
+    copy_plainly,
+    stored_file,
+)
+
+
+def _connect_s3(options: Mapping[str, Any]) -> Any:
+    import s3fs
+
+    # Small objects are bound by latency: ten connections (the default) are too few.
+    config = {"max_pool_connections": 32, "retries": {"max_attempts": 0}}
+    settings = {**options, "config_kwargs": {**config, **options.get("config_kwargs", {})}}
+    fs = s3fs.S3FileSystem(**settings, use_listings_cache=False)
+    fs.retries = 1
+    return fs
+
+
+def _list_s3(fs: Any, bucket: str, prefix: str, delimited: bool, token: str | None) -> Page:
+    more = {"ContinuationToken": token} if token else {}
+    more |= {"Delimiter": "/"} if delimited else {}
+    answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=PAGE_KEYS, **more)
+    files = [
+        stored_file(f"{bucket}/{o['Key']}", o["Size"], o["ETag"], o["LastModified"])
+        for o in answer.get("Contents", ())
+    ]
+    prefixes = [found["Prefix"] for found in answer.get("CommonPrefixes", ())]
+    return Page(files, prefixes, answer.get("NextContinuationToken"))
+
+
+def _open_s3(fs: Any, path: str) -> tuple[int, Fetch]:
+    # s3fs asks for each range on condition that the etag is still that of the opening.
+    handle = fs.open(path, "rb", cache_type="none")
+    if handle.details["type"] != "file":
+        raise FileNotFoundError(errno.ENOENT, "a folder", path)
+
+    def fetch(start: int, end: int) -> bytes:
+        handle.seek(start)
+        data: bytes = handle.read(end - start)
+        return data
+
+    return handle.size, fetch
+
+
+async def _read_s3(fs: Any, path: str, version: str) -> bytes:
+    bucket, _, key = path.partition("/")
+    try:
+        answer = await call(
+            fs, "call_s3", "get_object", Bucket=bucket, Key=key, IfMatch=f'"{version}"'
+        )
+    except OSError as error:
+        if _s3_code(error) in ("PreconditionFailed", "412"):
+            raise FileExpired(errno.ESTALE, "replaced", path) from error
+        raise
+    async with answer["Body"] as body:
+        data: bytes = await body.read()
+        return data
+
+
+def _s3_code(error: BaseException) -> str:
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+S3 = ObjectProtocol(
+    extra="s3",
+    package="s3fs",
+    connect=_connect_s3,
+    list_page=_list_s3,
+    open=_open_s3,
+    read_version=_read_s3,
+    copy=copy_plainly,
+    version="ETag",
+    modified="LastModified",
+    # Otherwise s3fs asks for the size of each object first: twice the requests.
+    read={"max_concurrency": 1},
+)
