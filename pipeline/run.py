@@ -53,7 +53,7 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices, first_slices, missing_units
 from pipeline.report.document import Status
 from pipeline.report.progress import Progress
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import finish, require_hope, require_some_row
 from pipeline.runs.prepare import prepare
@@ -90,7 +90,7 @@ def run_job(
             stops and failures too, also unexpected ones, once the store has been found usable.
     """
     store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
-    record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
+    record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
     run = RunContext(job, options, store, layout, record)
     require_apart(job.source, store)  # before anything is written below the source
     store.probe(single_writer=job.run.single_writer)

@@ -197,7 +197,8 @@ def _print(done: Sequence[_Done], document: dict[str, Any]) -> None:
 def _parts(done: Sequence[_Done], document: dict[str, Any]) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from pipeline.report.render import render_document, render_table
+    from pipeline.report.document_table import render_document
+    from pipeline.report.render import render_table
 
     for one in done:
         yield Text(f"\n{one.name}", style="bold")

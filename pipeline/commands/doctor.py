@@ -20,7 +20,7 @@ from pipeline.job.job import Job
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PRECISIONS
 from pipeline.plan.allocation import Hardware, allocate
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
@@ -125,7 +125,7 @@ def _one_row(job: Job, options: RunOptions) -> Check:
 
 def _try(job: Job, options: RunOptions) -> Tried:
     layout = Layout(job.sink.partition)
-    record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
+    record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
     store = Store(job.sink.uri, job.sink.storage_options)
     return try_row(job, *prepare(RunContext(job, options, store, layout, record)))
 

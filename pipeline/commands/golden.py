@@ -26,7 +26,7 @@ from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.models.tasks import make_task, task_class
 from pipeline.plan.plan import Plan
 from pipeline.plan.sampling import sample_rows, sample_units
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
 from pipeline.sources.rows import Reader
@@ -57,7 +57,7 @@ def make_golden(job: Job, options: RunOptions, num_rows: int, uri: str) -> dict[
     if not task_class(job.model.task).has_golden:
         raise JobError(f"golden: rows of task {job.model.task!r} cannot be compared")
     store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
-    record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
+    record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
     plan, model = prepare(RunContext(job, options, store, layout, record))
     rows = _sample(job, plan, num_rows * _SAMPLED_PER_ROW)
     known = _predict(job, plan, _reference(model), rows)

@@ -135,6 +135,6 @@ def show(document: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(json.dumps(document, allow_nan=False))
         return
     from pipeline.core.screen import show_rendered
-    from pipeline.report.render import render_document
+    from pipeline.report.document_table import render_document
 
     show_rendered(render_document(document))

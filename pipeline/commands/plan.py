@@ -21,7 +21,7 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices
 from pipeline.report.estimate import estimate
 from pipeline.report.past_runs import Recipe, find_past_run
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
@@ -42,7 +42,7 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
         PipelineError: As the run itself would, before it starts anything.
     """
     store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
-    record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
+    record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
     plan, model = prepare(RunContext(job, options, store, layout, record))
     if store.stat(layout.plan(plan.fingerprint)):
         plan = adopt_plan(store, layout, plan)

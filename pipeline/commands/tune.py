@@ -11,7 +11,7 @@ from pipeline.commit.layout import Layout, new_run_id
 from pipeline.execution.cluster.connect import connect
 from pipeline.job.job import Job
 from pipeline.plan.allocation import allocate
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
 from pipeline.runs.tuning.auto import is_open, tune
@@ -29,7 +29,7 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
         JobError: The job is wrong, or nothing that was tried can be used.
     """
     store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
-    record = RunRecord(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
+    record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
     run = RunContext(job, options, store, layout, record)
     store.probe(single_writer=job.run.single_writer)
     plan, model = prepare(run)

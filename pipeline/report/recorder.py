@@ -29,13 +29,15 @@ from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware
 from pipeline.plan.plan import Plan
 from pipeline.report.document import RunFacts, Status
-from pipeline.report.slice_totals import Kept, ReadFooter, Tally
+from pipeline.report.placement import Placement
+from pipeline.report.slice_count import Origin, SliceCount
+from pipeline.report.slice_totals import KeptRows, ReadFooter, SliceTotals
 
 _TOP_LABELS = 10
 _TOP_FAILURES = 5
 
 
-class RunRecord:
+class RunRecorder:
     """What is known so far of one run."""
 
     def __init__(self, run_id: str, partition: str) -> None:
@@ -45,24 +47,17 @@ class RunRecord:
         self._started = perf_counter()
         self._plan: Plan | None = None
         self._model: dict[str, object] = {}
-        self._hardware: dict[str, object] = {}
         self._output: dict[str, object] = {}
-        self._allocation: Allocation | None = None
-        self._on_cluster = False
+        self._placement: Placement | None = None
         self._verdicts: list[Verdict] = []
-        self._startup: dict[str, float] = {}
         self._counters: Counters = {}
-        self._tally = Tally()
-        self._rows: Counter[str] = Counter()
-        self._slices: Counter[str] = Counter()
-        self._total_rows: int | None = None
-        self._total_slices: int | None = None
+        self._totals = SliceTotals()
+        self._count = SliceCount()
         self._published: Manifest | None = None
         self._streaming_wall_s: float | None = None
         self._batch_rates: dict[int, float] = {}
-        self._is_counted = False
         self._in_flight: list[str] = []
-        self._kept: Kept | None = None
+        self._kept: KeptRows | None = None
         self._alike: Cause | None = None
         self._retry: dict[str, int] = {}
 
@@ -75,7 +70,7 @@ class RunRecord:
     @contextmanager
     def streaming(self) -> Iterator[None]:
         """Time from the first read to the last write."""
-        started, self._is_counted = perf_counter(), True
+        started, self._count.is_begun = perf_counter(), True
         try:
             yield
         finally:
@@ -84,9 +79,7 @@ class RunRecord:
     def planned(self, plan: Plan, model: ModelSpec, num_gpus: float) -> None:
         """Note what is to be done."""
         self._plan = plan
-        self._total_rows = plan.num_rows
-        if plan.num_rows is not None:
-            self._total_slices = sum(1 for _ in plan.slices())
+        self._count.planned(plan.num_rows, plan.slices() if plan.num_rows is not None else ())
         self._model = {
             "name": model.name,
             "weights_sha256": model.weights_sha256,
@@ -107,15 +100,8 @@ class RunRecord:
         *,
         on_cluster: bool = False,
     ) -> None:
-        """Note on what it is done."""
-        self._allocation, self._on_cluster = allocation, on_cluster
-        self._startup["ray_start"] = ray_start_s
-        self._hardware = {
-            "nodes": hardware.num_nodes,
-            "cpus": hardware.cpus,
-            "gpus": hardware.gpus,
-            "gpu_name": hardware.gpu_name,
-        }
+        """Note where it is done."""
+        self._placement = Placement(hardware, allocation, ray_start_s, on_cluster)
 
     def tuned(self, batch_rates: dict[int, float]) -> None:
         """Note the rows/s of one actor by batch size, as `pipeline tune` measured them."""
@@ -124,31 +110,30 @@ class RunRecord:
     def computed(self, staged: StagedSlice) -> None:
         """Count a slice that this run has committed."""
         self._counters = merge(self._counters, staged.counters)
-        self._count("computed", staged)
+        self._add("computed", staged)
 
     def resumed(self, staged: StagedSlice) -> None:
         """Count a slice that an earlier run had committed."""
-        self._count("resumed", staged)
+        self._add("resumed", staged)
 
-    def _count(self, how: str, staged: StagedSlice) -> None:
-        self._rows[how] += staged.num_rows
-        self._slices[how] += 1
-        self._tally.count(staged)
+    def _add(self, origin: Origin, staged: StagedSlice) -> None:
+        self._count.add(origin, staged.num_rows)
+        self._totals.count(staged)
 
     def recount(self, slices: Sequence[tuple[SliceKey, str]], read: ReadFooter) -> None:
         """Count what is staged where not our attempt of a slice won, but another run's.
 
-        Two attempts may differ: a link that was dead an hour ago answers now.
+        Two attempts may differ: a URI that failed an hour ago can be read now.
 
         Args:
             slices: Every slice with the path of the attempt that won.
             read: Reads the footer of a staged part.
         """
-        if self._tally.are_of(slices):
+        if self._totals.are_of(slices):
             return
-        self._tally = Tally()
+        self._totals = SliceTotals()
         for _, path in slices:
-            self._tally.count(read(path))
+            self._totals.count(read(path))
 
     def stalled(self, in_flight: Sequence[str]) -> None:
         """Note what was in flight when there was no progress any more."""
@@ -161,19 +146,9 @@ class RunRecord:
 
     def left_to_do(self) -> str:
         """Describe in a few words what is done and what is left."""
-        if not self._is_counted:
-            return "nothing was computed yet"
-        done, slices = self.num_done, self._slices["computed"] + self._slices["resumed"]
-        if self._total_rows is None or self._total_slices is None:
-            return f"{done} rows in {slices} slices are done, nobody knows yet how many are left"
-        if slices == self._total_slices:
-            return f"all {done} rows are computed, but not published"
-        return (
-            f"{done} of {self._total_rows} rows are done, {self._total_rows - done} rows in "
-            f"{self._total_slices - slices} slices are left"
-        )
+        return self._count.left_to_do()
 
-    def keep(self, kept: Kept) -> None:
+    def keep(self, kept: KeptRows) -> None:
         """Note what stays as it is published: a retry computes only the rest."""
         self._kept = kept
 
@@ -187,13 +162,11 @@ class RunRecord:
         Args:
             labels: How many of them had which label; None had failed already and counts no more.
         """
-        self._tally.lose(labels)
+        self._totals.lose(labels)
 
     def tiled(self, slices: Sequence[SliceKey]) -> None:
         """Note the slices that make up the plan; how many rows they have may be news."""
-        self._is_counted = True
-        self._total_rows = sum(key.num_rows for key in slices)
-        self._total_slices = len(slices)
+        self._count.tiled(slices)
 
     def judged(self, verdicts: list[Verdict]) -> None:
         """Note what the gates said."""
@@ -201,9 +174,9 @@ class RunRecord:
 
     def found_published(self, manifest: Manifest, uri: str) -> None:
         """Note that all is done: an earlier run published exactly this."""
-        self._rows.update(resumed=manifest.num_rows)
-        self._tally.num_quarantined = manifest.num_quarantined
-        self._total_rows, self._published = manifest.num_rows, manifest
+        self._count.rows.update(resumed=manifest.num_rows)
+        self._totals.num_quarantined = manifest.num_quarantined
+        self._count.total_rows, self._published = manifest.num_rows, manifest
         self.published(manifest, uri)
 
     def published(self, manifest: Manifest, uri: str) -> None:
@@ -222,12 +195,12 @@ class RunRecord:
     @property
     def num_planned(self) -> int:
         """Rows of all slices that make up the plan, and what is kept."""
-        return (self._total_rows or 0) + self.num_kept
+        return (self._count.total_rows or 0) + self.num_kept
 
     @property
     def num_done(self) -> int:
         """Rows of all committed slices, of this run and of earlier ones."""
-        return self._rows["computed"] + self._rows["resumed"]
+        return self._count.num_done
 
     @property
     def num_kept(self) -> int:
@@ -237,12 +210,12 @@ class RunRecord:
     @property
     def num_quarantined(self) -> int:
         kept = sum(self._kept.reasons.values()) if self._kept else 0
-        return self._tally.num_quarantined + kept
+        return self._totals.num_quarantined + kept
 
     @property
     def reasons(self) -> Mapping[str, int]:
         """Quarantined rows by reason."""
-        found = Counter(self._tally.reasons)
+        found = Counter(self._totals.reasons)
         found.update(self._kept.reasons if self._kept else {})
         return {reason: num_rows for reason, num_rows in found.items() if num_rows}
 
@@ -252,7 +225,7 @@ class RunRecord:
 
     def top_failures(self, number: int = _TOP_FAILURES) -> list[Cause]:
         """Return the causes of the most failed rows; those of kept rows have no message."""
-        causes = self._tally.causes.complete(self.reasons)
+        causes = self._totals.causes.complete(self.reasons)
         return [self._alike] if self._alike else causes.top(number)
 
     @property
@@ -270,17 +243,17 @@ class RunRecord:
     @property
     def canary(self) -> StageCounters:
         """Rows of committed slices that eager fp32 predicted once more; out: those that agreed."""
-        return self._tally.canary
+        return self._totals.canary
 
     @property
     def golden(self) -> tuple[StageCounters, int]:
         """Golden rows, once for every actor (out: those that agreed), and the number of actors."""
-        return self._tally.golden, self._tally.golden_actors
+        return self._totals.golden, self._totals.golden_actors
 
     @property
     def distribution(self) -> Distribution:
         """How the predictions are distributed; numbers of duplicate ids are still among them."""
-        own = self._tally.distribution
+        own = self._totals.distribution
         return own if self._kept is None else self._kept.distribution + own
 
     @property
@@ -310,24 +283,14 @@ class RunRecord:
     ) -> RunFacts:
         """Return everything known, for the report."""
         finished_at = dt.datetime.now(dt.UTC)
-        rows = {
-            "computed": self._rows["computed"],
-            "resumed": self._rows["resumed"] + self.num_kept,
-            "quarantined": self.num_quarantined,
-            "predicted": self.num_predicted,
-        }
+        rows = self._count.rows_section(self.num_kept)
+        rows |= {"quarantined": self.num_quarantined, "predicted": self.num_predicted}
         if DEDUPE in self._counters:
             rows["deduplicated"] = int(self._counters[DEDUPE]["rows_out"])
         if self.num_rounded:
             rows["rounded"] = self.num_rounded
-        slices = {"computed": self._slices["computed"], "resumed": self._slices["resumed"]}
-        if self._total_rows is not None:
-            rows["total"] = self.num_planned
-        if self._total_slices is not None:
-            slices["total"] = self._total_slices
-        if self._is_counted and "total" in rows and "total" in slices:
-            rows["left"] = rows["total"] - self.num_accounted
-            slices["left"] = slices["total"] - slices["computed"] - slices["resumed"]
+        placement = self._placement
+        slots = {"list": 1.0, "publish": 1.0} | (placement.slots() if placement else {})
         return RunFacts(
             run_id=self.run_id,
             partition=self.partition,
@@ -339,18 +302,18 @@ class RunRecord:
             finished_at=finished_at.isoformat(timespec="seconds"),
             wall_s=perf_counter() - self._started,
             streaming_wall_s=self._streaming_wall_s,
-            startup=self._startup_wall(),
+            startup=placement.startup_wall_s(self._counters) if placement else {},
             rows=rows,
-            slices=slices,
+            slices=self._count.slices_section(),
             reasons=dict(self.reasons),
             unreadable_shards=self.num_unreadable_shards,
             skipped=self.skipped.to_dict() if self._plan or self._kept else {},
             counters=self._counters,
-            slots=self._slots(),
-            on_cluster=self._on_cluster,
-            in_actors=self._allocation.in_actors if self._allocation else frozenset(),
+            slots=slots,
+            on_cluster=placement is not None and placement.on_cluster,
+            in_actors=placement.allocation.in_actors if placement else frozenset(),
             batch_rates=self._batch_rates,
-            hardware=self._hardware,
+            hardware=placement.hardware_section() if placement else {},
             model=self._model,
             output=self._output,
             gates=[verdict.to_dict() for verdict in self._verdicts],
@@ -366,22 +329,3 @@ class RunRecord:
         if self._kept is not None:
             return self._kept.fingerprint
         return self._plan.fingerprint if self._plan else None
-
-    def _startup_wall(self) -> dict[str, float]:
-        """Actors import and load side by side: their mean stands for the wall time."""
-        if self._allocation is None:
-            return self._startup
-        parts = ("workers", "imports", "model_load")
-        busy = {part: self._counters.get(part, {}).get("busy_s", 0.0) for part in parts}
-        actors = self._allocation.max_actors
-        return self._startup | {part: busy_s / actors for part, busy_s in busy.items() if busy_s}
-
-    def _slots(self) -> dict[str, float]:
-        slots = {"list": 1.0, "publish": 1.0}
-        if self._allocation is not None:
-            slots["read"] = float(self._allocation.num_readers)
-            decoders, actors = self._allocation.num_decoders, self._allocation.max_actors
-            slots |= dict.fromkeys(("decode", "transform"), float(decoders or actors))
-            slots |= dict.fromkeys(("transfer", "predict"), float(actors))
-            slots["write"] = float(self._allocation.num_writers or actors)
-        return slots

@@ -19,7 +19,7 @@ _DUPLICATE = Cause(Reason.DUPLICATE_ID.value, "publish", "an earlier row has the
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptRows:
     """What a version keeps of the one before: the rows that did not go again."""
 
     num_rows: int
@@ -31,7 +31,7 @@ class Kept:
     skipped: Skipped = field(default_factory=Skipped)
 
 
-class Tally:
+class SliceTotals:
     """Labels, scores and failures of the slices that were counted."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.commit.layout import Layout
 from pipeline.job.job import Job
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.storage.store import Store
 
 
@@ -33,4 +33,4 @@ class RunContext:
     options: RunOptions
     store: Store
     layout: Layout
-    record: RunRecord
+    record: RunRecorder

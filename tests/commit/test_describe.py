@@ -22,9 +22,9 @@ from pipeline.core.counters import StageCounters
 from pipeline.core.errors import InfraError, JobError
 from pipeline.job.job import Job
 from pipeline.report.document import RunFacts, build_report
+from pipeline.report.document_table import render_document
 from pipeline.report.load import load_report
-from pipeline.report.recorder import RunRecord
-from pipeline.report.render import render_document
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
 from pipeline.storage.store import Store
@@ -277,7 +277,7 @@ def job(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 def plan_of(job: Job):
     layout = Layout(DAY)
-    context = RunContext(job, OPTIONS, Store(job.sink.uri), layout, RunRecord("r", DAY))
+    context = RunContext(job, OPTIONS, Store(job.sink.uri), layout, RunRecorder("r", DAY))
     return prepare(context)[0]
 
 

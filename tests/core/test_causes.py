@@ -23,7 +23,7 @@ from pipeline.core.causes import (
 )
 from pipeline.core.errors import JobError
 from pipeline.core.schema import Failure, Reason, failure_columns
-from pipeline.report.slice_totals import Tally
+from pipeline.report.slice_totals import SliceTotals
 
 REASONS = [Reason.EMPTY, Reason.MODEL_ERROR, Reason.MISSING]
 
@@ -81,7 +81,7 @@ failures_of_rows = st.lists(
 @given(slices=st.lists(failures_of_rows, max_size=6), seed=st.randoms())
 def test_causes_of_all_slices_make_up_the_reasons_in_whatever_order_they_come(slices, seed):
     def told(order):
-        tally = Tally()
+        tally = SliceTotals()
         for number in order:
             tally.count(staged(slices[number], first=100 * number))
         causes = tally.causes.complete(tally.reasons).top(1000)
@@ -124,7 +124,7 @@ def test_a_slice_of_a_thousand_different_messages_stays_small():
 
 
 def test_a_footer_of_before_counts_by_its_reasons():
-    tally = Tally()
+    tally = SliceTotals()
     tally.count(StagedSlice("run", 5, reasons={"empty": 3}))
     tally.lose({"cat": 2})
     found = tally.causes.complete(tally.reasons).top(5)

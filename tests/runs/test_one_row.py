@@ -17,7 +17,7 @@ from pipeline.commit.layout import Layout
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
 from pipeline.job.loader import load_job
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
@@ -44,7 +44,7 @@ def make_job(folder: Path, colours: list[tuple[int, int, int] | bytes], **sectio
 def attempt(job: Job) -> Tried:
     layout, store = Layout(job.sink.partition), Store(job.sink.uri)
     options = RunOptions(allow_import=("models",))
-    run = RunContext(job, options, store, layout, RunRecord("r", layout.name))
+    run = RunContext(job, options, store, layout, RunRecorder("r", layout.name))
     return try_row(job, *prepare(run))
 
 

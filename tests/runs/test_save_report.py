@@ -19,7 +19,7 @@ from pipeline.core.terminal import show_error
 from pipeline.job.loader import parse_job
 from pipeline.report.document import Report
 from pipeline.report.progress import Progress
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.report.render import render_table
 from pipeline.run import run_job
 from pipeline.runs.context import RunContext, RunOptions
@@ -41,7 +41,7 @@ def job_in(folder: Path, source: str) -> Any:
 
 def run_in(folder: Path) -> RunContext:
     job = job_in(folder, "in")
-    record = RunRecord("20261124T020000Z-0badcafe", DAY)
+    record = RunRecorder("20261124T020000Z-0badcafe", DAY)
     return RunContext(job, RunOptions(), Store(job.sink.uri), Layout(DAY), record)
 
 

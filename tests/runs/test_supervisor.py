@@ -58,13 +58,13 @@ from pipeline.core.interrupts import handle_signals
 from pipeline.job.loader import load_job
 from pipeline.commit.layout import Layout
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.supervisor import stoppable, watch
 from pipeline.storage.store import Store
 
 job = load_job(sys.argv[1], date=dt.date(2026, 11, 24))
 store, layout = Store(job.sink.uri), Layout(job.sink.partition)
-record = RunRecord("a-run", layout.name)
+record = RunRecorder("a-run", layout.name)
 run = RunContext(job, RunOptions(owns_process=True), store, layout, record)
 handle_signals()
 with watch(run, lambda error: store.put("last-will", str(error).encode())), stoppable(run):

@@ -43,7 +43,7 @@ from pipeline.models.tasks import make_task
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices, missing_units
 from pipeline.report.document import Status, build_report
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import finish, require_hope
 from pipeline.runs.prepare import prepare
@@ -67,7 +67,7 @@ class EarlierPartition:
     sections: dict[str, Any] = field(default_factory=dict)
     computed: list[str] = field(default_factory=list)
     """Row ids, in the order in which they were predicted or failed."""
-    record: RunRecord | None = None
+    record: RunRecorder | None = None
     status: Status = "failed"
 
     @property
@@ -89,7 +89,7 @@ class EarlierPartition:
         )
 
     def new_run(self) -> RunContext:
-        self.record = RunRecord(f"run-{uuid.uuid4().hex[:8]}", LAYOUT.name)
+        self.record = RunRecorder(f"run-{uuid.uuid4().hex[:8]}", LAYOUT.name)
         self.computed.clear()
         options = RunOptions(allow_import=("models",))
         return RunContext(self.job, options, self.out, LAYOUT, self.record)

@@ -32,7 +32,7 @@ from pipeline.core.schema import SliceKey
 from pipeline.job.job import Job
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices
-from pipeline.report.recorder import RunRecord
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import finish
 from pipeline.storage.store import Store, StoredFile
@@ -97,7 +97,7 @@ def new_run(store: Store) -> RunContext:
             "gates": {"max_error_pct": 60.0},
         }
     )
-    record = RunRecord(f"run-{uuid.uuid4().hex[:8]}", LAYOUT.name)
+    record = RunRecorder(f"run-{uuid.uuid4().hex[:8]}", LAYOUT.name)
     return RunContext(job, RunOptions(), store, LAYOUT, record)
 
 

@@ -27,7 +27,7 @@ from pipeline.core.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Num
 from pipeline.core.skipped import Skipped
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import Slices
-from pipeline.report.slice_totals import Kept
+from pipeline.report.slice_totals import KeptRows
 from pipeline.runs.retry.matching import Duplicates, Match
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.store import Store
@@ -46,7 +46,7 @@ class Readmission:
     def base(self) -> Manifest:
         return self.replan.base.manifest
 
-    def kept(self, match: Match | None = None) -> Kept:
+    def kept(self, match: Match | None = None) -> KeptRows:
         """Return what stays as it is; before anything is matched, all but the chosen rows."""
         base = self.replan.base
         gone = self.replan.chosen.entries if match is None else match.gone
@@ -59,7 +59,7 @@ class Readmission:
             reasons[Reason.UNREADABLE_SHARD.value] -= num_strange
             num_rows -= num_strange
         whole = (e.is_whole_shard for unit in self.replan.accounts.units for e in unit.extents)
-        return Kept(
+        return KeptRows(
             num_rows,
             reasons,
             Distribution.from_dict(self.base.distribution),

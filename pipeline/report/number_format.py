@@ -1,0 +1,53 @@
+"""Numbers as people read them; what is unknown is a dash."""
+
+from __future__ import annotations
+
+UNKNOWN = "-"
+
+
+def format_count(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def format_plain(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:g}"
+
+
+def format_figure(value: float | str | None) -> float | str | None:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def format_rate(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def format_pct(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.1f}%"
+
+
+def format_duration(value_s: float | None) -> str:
+    if value_s is None:
+        return UNKNOWN
+    if value_s < 60:
+        return f"{value_s:.1f} s"
+    minutes, seconds = divmod(round(value_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def format_mib(amount_bytes: float | None, over_s: float | None) -> str:
+    return (
+        UNKNOWN if amount_bytes is None or not over_s else f"{amount_bytes / over_s / 2**20:,.1f}"
+    )
+
+
+def format_size(value_bytes: float | None) -> str:
+    if value_bytes is None:
+        return UNKNOWN
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value_bytes < 1024:
+            return f"{value_bytes:.0f} B" if unit == "B" else f"{value_bytes:.1f} {unit}"
+        value_bytes /= 1024
+    return f"{value_bytes:.1f} TiB"

@@ -1,0 +1,53 @@
+"""Where a run computes: its hardware and how that is divided, as sections of the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.core.counters import Counters
+from pipeline.plan.allocation import Allocation, Hardware
+
+_ACTOR_START = ("workers", "imports", "model_load")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The cluster of a run and its share of it."""
+
+    hardware: Hardware
+    allocation: Allocation
+    ray_start_s: float
+    on_cluster: bool
+    """It is a cluster that was up before, not a Ray of the run's own."""
+
+    def hardware_section(self) -> dict[str, object]:
+        """Return the fields of `report.Hardware`."""
+        hardware = self.hardware
+        return {
+            "nodes": hardware.num_nodes,
+            "cpus": hardware.cpus,
+            "gpus": hardware.gpus,
+            "gpu_name": hardware.gpu_name,
+        }
+
+    def startup_wall_s(self, counters: Counters) -> dict[str, float]:
+        """Return the seconds of each part of the start-up.
+
+        Actors import and load side by side, so that their mean is the wall time.
+        """
+        busy_s = {part: counters.get(part, {}).get("busy_s", 0.0) for part in _ACTOR_START}
+        actors = self.allocation.max_actors
+        return {
+            "ray_start": self.ray_start_s,
+            **{part: seconds / actors for part, seconds in busy_s.items() if seconds},
+        }
+
+    def slots(self) -> dict[str, float]:
+        """Return how many of each stage can run at once; list and publish run on the driver."""
+        given = self.allocation
+        slots = {"read": float(given.num_readers)}
+        decoders = float(given.num_decoders or given.max_actors)
+        slots |= dict.fromkeys(("decode", "transform"), decoders)
+        slots |= dict.fromkeys(("transfer", "predict"), float(given.max_actors))
+        slots["write"] = float(given.num_writers or given.max_actors)
+        return slots
