@@ -17,7 +17,7 @@ demo: .venv/.installed-demo ## Install what the demo needs, make photos, classif
 	$(BIN)/pipeline demo
 
 test: venv ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: venv ## Check style and format
 	$(BIN)/python -m ruff check .
@@ -26,8 +26,9 @@ lint: venv ## Check style and format
 types: venv ## Check types
 	$(BIN)/python -m mypy
 
-long: venv ## Run the tests that `make test` leaves out, and properties with new examples (half an hour)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or hypothesis" --hypothesis-profile others
+long: venv ## Run the tests that `make test` leaves out, and properties with new examples (an hour)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+		-m "slow or hypothesis" --hypothesis-profile others
 
 bench: venv build/peers/.installed ## Measure rows/s beside peers and the limit (hours)
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py --out build/bench.json

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from azureserver import AzureServer, missing_reason
-from cli import CLUSTER
+from cli import SHARING, environment
+from commandserver import CommandServer
 from gcsserver import GCSServer
 from hypothesis import settings
 from localserver import LocalServer
@@ -30,38 +33,62 @@ TOGETHER = {
 }
 """Files whose tests share something slow to make: one process runs them all."""
 
+LONGEST_FIRST = (
+    *("test_submit", "test_matrix", "test_end_to_end", "test_auto", "test_crashes"),
+    *("test_gated_partitions", "test_network_faults", "test_delta", "test_retry", "test_demo"),
+    *("test_examples", "test_engines", "test_protocol_model", "test_forkserver", "test_supervisor"),
+)
+"""Files with the longest tests: what begins last must be short, or one process waits for it."""
+
 ON_ONE_RAY = {
-    *("test_auto", "test_dedupe", "test_delta", "test_gated_partitions", "test_int8", "test_tasks"),
-    "test_webdataset",
+    *("test_auto", "test_dedupe", "test_delta", "test_gated_partitions", "test_golden"),
+    *("test_int8", "test_network_faults", "test_one_row", "test_tasks", "test_webdataset"),
 }
-"""Files whose commands share a Ray, which saves each of them its start; single tests of other
-files are marked `one_ray`."""
+"""Files whose commands share a process and its Ray, which saves each of them their start; single
+tests of other files are marked `one_ray`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell xdist which tests to keep together."""
+    """Tell xdist which tests to keep together, and begin with the longest."""
     for item in items:
-        if item.path.stem in TOGETHER or "kill_inputs" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        group = item.path.stem if item.path.stem in TOGETHER else ""
+        if "kill_inputs" in getattr(item, "fixturenames", ()):
+            group = "kill_inputs"
+        values = getattr(item, "callspec", _NO_CASE).params.values()
+        if any(isinstance(value, str) and value == "azure" for value in values):
+            group = "test_matrix"  # which starts the same server; no other takes as long
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=_place)
+
+
+_NO_CASE = SimpleNamespace(params={})
+
+
+def _place(item: pytest.Item) -> int:
+    stem = item.path.stem
+    return LONGEST_FIRST.index(stem) if stem in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayHead]:
-    """A Ray for the commands of the whole session."""
+    """A Ray head node, as a cluster has one, for the whole session."""
     with RayHead() as head:
         yield head
 
 
+@pytest.fixture(scope="session")
+def command_server() -> Iterator[CommandServer]:
+    """A process with a Ray for the commands of the whole session."""
+    with CommandServer(environment()) as server:
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def _commands_share_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.path.stem not in ON_ONE_RAY and "one_ray" not in request.keywords:
-        return
-
-    def of_head() -> dict[str, str]:
-        head: RayHead = request.getfixturevalue("ray_head")  # started when a test needs it
-        return {"RAY_ADDRESS": head.address, **head.secret}
-
-    monkeypatch.setattr(CLUSTER, "environment", of_head)
+    if request.path.stem in ON_ONE_RAY or "one_ray" in request.keywords:
+        start = partial(request.getfixturevalue, "command_server")  # when a test needs it
+        monkeypatch.setattr(SHARING, "server", start)
 
 
 @pytest.fixture
@@ -97,6 +124,12 @@ def azure() -> Iterator[AzureServer]:
 @pytest.fixture(params=["local", "s3"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store: a fresh folder, and a fresh prefix in a bucket."""
+    return new_store(request, tmp_path)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
+def usual_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store for what does not depend on its kind: local, and S3 in `make long`."""
     return new_store(request, tmp_path)
 
 

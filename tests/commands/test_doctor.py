@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cli import pipeline, write_job
+from endings import Ending, run_all
 
 from pipeline.commands.demo_photos import build_images
 from pipeline.commands.doctor import examine
@@ -37,33 +38,35 @@ def test_a_job_that_can_run_is_found_fine_and_nothing_is_left_behind(tmp_path: P
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize(
-    ("override", "check", "code", "words"),
-    [
-        ("source.uri=/nowhere/at/all", "source", 8, "no such file or folder"),
-        ("sink.uri=s3://bucket/out", "sink", 7, "127.0.0.1:1"),
-        ("model.factory=os:getcwd", "model", 2, "--allow-import"),
-        ("model.factory=models:wants_a_name", "model", 2, "called without arguments"),
-        ("model.labels=[a, b]", "one row", 2, "the model has 5 outputs, model.labels 2"),
-        ("resources.num_gpus=512", "resources", 2, "512"),
-        ("model.precision=fp16", "runtime", 2, "needs a GPU"),
-    ],
-)
-def test_what_is_wrong_fails_alone_with_the_code_of_the_run(
-    override: str, check: str, code: int, words: str, tmp_path: Path
-) -> None:
+PROBLEMS = [
+    ("source.uri=/nowhere/at/all", "source", 8, "no such file or folder"),
+    ("sink.uri=s3://bucket/out", "sink", 7, "127.0.0.1:1"),
+    ("model.factory=os:getcwd", "model", 2, "--allow-import"),
+    ("model.factory=models:wants_a_name", "model", 2, "called without arguments"),
+    ("model.labels=[a, b]", "one row", 2, "the model has 5 outputs, model.labels 2"),
+    ("resources.num_gpus=512", "resources", 2, "512"),
+    ("model.precision=fp16", "runtime", 2, "needs a GPU"),
+]
+
+
+def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> None:
     build_images(tmp_path / "in", 20, seed=1, num_bad=0)
     source = {"uri": str(tmp_path / "in"), "format": "images"}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
     keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "SECRET-IN-NO-OUTPUT"}
     env = {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
-    no_try = [] if check == "one row" else ["--no-try"]
-    result = pipeline("doctor", job, "--json", "--set", override, *no_try, env=env)
-    assert result.code == code, result.stdout
-    failed = {name: text for name, (status, text) in looks(result.json).items() if status == "fail"}
-    assert [*failed] == [check]
-    assert words in failed[check]
-    assert "SECRET" not in result.stdout + result.stderr
+    commands = []
+    for override, check, _, _ in PROBLEMS:
+        no_try = [] if check == "one row" else ["--no-try"]
+        commands.append(Ending(["doctor", job, "--json", "--set", override, *no_try], env=env))
+    results = run_all(commands, "pipeline.commands.doctor")
+    for (_, check, code, words), result in zip(PROBLEMS, results, strict=True):
+        assert result.code == code, result.stdout
+        found = looks(result.json).items()
+        failed = {name: text for name, (status, text) in found if status == "fail"}
+        assert [*failed] == [check]
+        assert words in failed[check]
+        assert "SECRET" not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from cli import pipeline, start, write_job
+from endings import Ending, run_all
 from rayhead import RayHead
 
 from pipeline.commands.demo_photos import Built, build_images
@@ -27,12 +28,6 @@ from pipeline.storage.store import Store
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
 LITE0 = {"name": "efficientnet-lite0", "factory": None, "labels": None}
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[RayHead]:
-    with RayHead() as head:
-        yield head
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +50,17 @@ def photo_job(tmp_path: Path, photos: tuple[Path, Built], **sections: object) ->
 
 
 def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
-    head: RayHead, photos: tuple[Path, Built], tmp_path: Path, closed_port: int
+    ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path, closed_port: int
 ):
     job = photo_job(tmp_path, photos, model=LITE0, transform=None, run={"slice_rows": 8})
     env = {
-        **head.secret,
+        **ray_head.secret,
         "AWS_SECRET_ACCESS_KEY": "not-for-the-job-list",
         "RAY_ADDRESS": f"http://127.0.0.1:{closed_port}",  # --address is what counts
         "PYTHONUNBUFFERED": "1",
     }
     store = Store(str(tmp_path / "out"))
-    process = start("submit", job, "--address", head.url, "--date", DATE, "--json", env=env)
+    process = start("submit", job, "--address", ray_head.url, "--date", DATE, "--json", env=env)
     assert process.stderr is not None
     while "Running entrypoint" not in process.stderr.readline():
         assert process.poll() is None
@@ -76,7 +71,7 @@ def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
     assert (document["status"], document["rows"]["total"]) == ("published", 16)
     assert "published; 16 rows = 15 predicted + 1 quarantined" in " ".join(stderr.split())
     # Without --json the log, with its table, and no document.
-    again = pipeline("submit", job, "--address", head.url, "--date", DATE, env=env)
+    again = pipeline("submit", job, "--address", ray_head.url, "--date", DATE, env=env)
     assert again.code == 0, again.stdout + again.stderr
     assert "nothing to do; already published: 16 rows" in " ".join(again.stdout.split())
     assert '"status"' not in again.stdout + again.stderr
@@ -85,25 +80,25 @@ def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
     ids = read_predictions(store.url(), PARTITION).column("row_id").to_pylist()
     assert len(ids) == 15
     assert set(ids) | bad == {str(p.relative_to(photos[0])) for p in photos[0].rglob("*.*")}
-    mine = head.jobs()[-1]
+    mine = ray_head.jobs()[-1]
     assert mine["metadata"] == {"job": "photos", "date": DATE}
     assert mine["runtime_env"]["env_vars"].keys() == {"RAY_JOB_STOP_WAIT_TIME_S"}
-    assert "not-for-the-job-list" not in json.dumps(head.jobs())
+    assert "not-for-the-job-list" not in json.dumps(ray_head.jobs())
 
 
 def test_a_refused_gate_comes_back_as_the_exit_code_and_arguments_pass_the_shell_unharmed(
-    head: RayHead, photos: tuple[Path, Built], tmp_path: Path
+    ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path
 ):
     empty = tmp_path / 'it\'s "$HOME" $(false); `false` &'
     empty.mkdir()
     job = photo_job(tmp_path, photos)
     arguments = ["--allow-import", "models", "--set", f"source.uri={json.dumps(str(empty))}"]
     done = pipeline(
-        "submit", job, "--address", head.url, "--date", DATE, *arguments, env=head.secret
+        "submit", job, "--address", ray_head.url, "--date", DATE, *arguments, env=ray_head.secret
     )
     assert done.code == 3, done.stdout + done.stderr
     assert "not_empty" in done.stdout
-    sent = shlex.split(head.jobs()[-1]["entrypoint"])
+    sent = shlex.split(ray_head.jobs()[-1]["entrypoint"])
     assert sent[-len(arguments) :] in (arguments, arguments[2:] + arguments[:2])
     assert current_manifest(Store(str(tmp_path / "out")), Layout(PARTITION)) is None
 
@@ -145,13 +140,13 @@ def test_a_job_that_left_no_document_is_an_error_with_its_own_code():
 
 
 def test_a_stopped_submission_stops_the_job_and_a_rerun_is_free_to_go(
-    head: RayHead, photos: tuple[Path, Built], tmp_path: Path
+    ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path
 ):
     job = photo_job(tmp_path, photos)
     arguments = (job, "--date", DATE, "--allow-import", "models")
     process = start(
-        *("submit", *arguments, "--address", head.url),
-        env={**head.secret, "PYTHONUNBUFFERED": "1"},
+        *("submit", *arguments, "--address", ray_head.url),
+        env={**ray_head.secret, "PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
     while "Running entrypoint" not in process.stdout.readline():
@@ -159,9 +154,9 @@ def test_a_stopped_submission_stops_the_job_and_a_rerun_is_free_to_go(
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 6, stdout + stderr
-    assert head.jobs()[-1]["status"] == "STOPPED"
+    assert ray_head.jobs()[-1]["status"] == "STOPPED"
     # By connecting to the cluster, the other way to use it.
-    done = pipeline("run", *arguments, "--address", head.address, "--json", env=head.secret)
+    done = pipeline("run", *arguments, "--address", ray_head.address, "--json", env=ray_head.secret)
     assert done.code == 0, done.stdout + done.stderr
     assert done.json["rows"]["predicted"] == 15
     assert done.json["hardware"]["cpus"] == 2.0
@@ -180,36 +175,38 @@ def test_an_address_where_nothing_answers_is_infrastructure_trouble(
 
 
 def test_a_token_that_the_cluster_does_not_know_is_the_users_mistake(
-    head: RayHead, photos: tuple[Path, Built], tmp_path: Path
+    ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path
 ):
     job = photo_job(tmp_path, photos)
     for env, words in (
         ({}, "asks for a token and none was sent: set RAY_AUTH_TOKEN_PATH"),
         ({"RAY_AUTH_TOKEN": "f" * 64}, "does not know the token that was sent"),
     ):
-        done = pipeline("submit", job, "--address", head.url, env=env)
+        done = pipeline("submit", job, "--address", ray_head.url, env=env)
         assert done.code == 2
         assert words in done.stderr
-        for address in (head.url, head.address):  # doctor says the same, of both addresses
-            looked = pipeline("doctor", "--address", address, "--json", env=env)
+        looks = [  # doctor says the same, of both addresses
+            Ending(["doctor", "--address", address, "--json"], env=env)
+            for address in (ray_head.url, ray_head.address)
+        ]
+        for looked in run_all(looks, "pipeline.commands.app"):
             (check,) = [c for c in looked.json["checks"] if c["check"] == "cluster"]
             assert (looked.code, check["status"]) == (2, "fail")
             assert words in check["found"]
             assert "Unauthenticated" not in looked.stderr  # of Ray's core
-    looked = pipeline("doctor", "--address", head.address, "--json", env=head.secret)
+    looked = pipeline("doctor", "--address", ray_head.address, "--json", env=ray_head.secret)
     assert looked.code == 0, looked.stdout
     assert "lets us in" in looked.stdout
 
 
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "http://h:port"]
-)
 def test_another_kind_of_address_is_refused_with_the_right_form(
-    address: str, photos: tuple[Path, Built], tmp_path: Path
+    photos: tuple[Path, Built], tmp_path: Path
 ):
-    done = pipeline("submit", photo_job(tmp_path, photos), "--address", address)
-    assert done.code == 2
-    assert "http://HOST:8265" in done.stderr
+    addresses = ("127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "http://h:port")
+    job = photo_job(tmp_path, photos)
+    for done in run_all([Ending(["submit", job, "--address", address]) for address in addresses]):
+        assert done.code == 2
+        assert "http://HOST:8265" in done.stderr
 
 
 def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
@@ -217,20 +214,22 @@ def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
 ):
     job = photo_job(tmp_path, photos)
     nowhere = ("--address", f"http://127.0.0.1:{closed_port}")
-    wrong = pipeline("submit", job, *nowhere, "--set", "model.nme=x")
+    (tmp_path / "nets.py").touch()
+    overrides = (
+        ["model.nme=x"],
+        ["sink.uri=out", "--json"],
+        ["model.factory=nets:net"],
+        ["sink.storage_options.secret=hunter2"],
+        ['gates.golden={uri: /g.parquet, "storage\\x5foptions": {secret: hunter2}}'],
+    )
+    commands = [Ending(["submit", job, *nowhere, "--set", *more]) for more in overrides]
+    wrong, relative, beside, *secrets = run_all(commands)
     assert (wrong.code, "nme: unknown key" in wrong.stderr) == (2, True)
-    relative = pipeline("submit", job, *nowhere, "--set", "sink.uri=out", "--json")
     assert relative.code == 2
     assert "sink.uri = out is relative; submit runs elsewhere" in relative.json["error"]
-    (tmp_path / "nets.py").touch()
-    beside = pipeline("submit", job, *nowhere, "--set", "model.factory=nets:net")
     assert beside.code == 7  # it may be installed there
     assert "nets.py is not sent along with the job: it must be installed" in beside.stderr
-    for override in (
-        "sink.storage_options.secret=hunter2",
-        'gates.golden={uri: /g.parquet, "storage\\x5foptions": {secret: hunter2}}',
-    ):
-        secret = pipeline("submit", job, *nowhere, "--set", override)
+    for secret in secrets:
         assert secret.code == 2
         assert "as ${env:NAME}" in secret.stderr
         assert "hunter2" not in secret.stderr

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import yaml
 from checkout import PYTHONPATH
+from commandserver import CommandServer
 from models import LABELS, TRANSFORM
 
 TIMEOUT_S = 240
@@ -47,14 +48,14 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**env, **(extra or {})}
 
 
-class Cluster:
-    """The Ray that commands run on; without an environment each starts its own."""
+class Sharing:
+    """Where commands run that may share a process and its Ray; None: each has its own."""
 
     def __init__(self) -> None:
-        self.environment: Callable[[], Mapping[str, str]] = dict
+        self.server: Callable[[], CommandServer] | None = None
 
 
-CLUSTER = Cluster()
+SHARING = Sharing()
 
 
 def command(*arguments: str) -> list[str]:
@@ -64,10 +65,15 @@ def command(*arguments: str) -> list[str]:
 def pipeline(
     *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
 ) -> Result:
-    """Run `pipeline ARGUMENTS` to its end."""
+    """Run `pipeline ARGUMENTS` to its end.
+
+    Where a test shares a Ray, commands without an environment and an address of their own do.
+    """
+    if SHARING.server and not env and "--address" not in arguments:
+        return Result(*SHARING.server().run(arguments, timeout_s))
     done = subprocess.run(
         command(*arguments),
-        env=environment({**CLUSTER.environment(), **(env or {})}),
+        env=environment(env),
         capture_output=True,
         text=True,
         timeout=timeout_s,
