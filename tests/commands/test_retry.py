@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from httpserver import WebServer, answer, ok
 from protocol import Children, assert_readable
 from published import DAY
 from s3server import S3Server
+from selection import quick_cases
 
 from pipeline.commands.demo_photos import build_images
 from pipeline.commit.maintenance import history_numbers
@@ -101,18 +103,17 @@ def retry_into(store: Store, *, before: Before) -> None:
 
 def faults() -> list[Any]:
     """Each step on a disk; in a bucket the lost answers of the steps that only a retry has."""
-    kinds = ("exit", "raise", "lost answer")
-    cases = [pytest.param(point, kind, "local") for point in POINTS for kind in kinds]
+    cases = list(product(POINTS, ("exit", "raise", "lost answer"), ["local"]))
     only_here = ("tiled", "judged", "compacted", "before_log")
-    cases += [pytest.param(p, "lost answer", "s3") for p in POINTS if p.name in only_here]
-    return [
-        pytest.param(*case.values, id=f"{case.values[0].name.partition(':')[0]}-"
-                     f"{case.values[1].partition(' ')[0]}-{case.values[2]}")
-        for case in cases
-    ]  # fmt: skip
+    cases += [(point, "lost answer", "s3") for point in POINTS if point.name in only_here]
+    return quick_cases(cases, lambda point, _, where: where == "local" or point.name == "judged")
 
 
-@pytest.mark.parametrize(("point", "fault", "where"), faults())
+@pytest.mark.parametrize(
+    ("point", "fault", "where"),
+    faults(),
+    ids=lambda value: value.name.partition(":")[0] if isinstance(value, Point) else value,
+)
 def test_a_fault_at_any_step_changes_nothing_of_what_comes_of_a_retry(
     point: Point,
     fault: str,

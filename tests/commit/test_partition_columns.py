@@ -86,13 +86,13 @@ def test_every_value_has_a_folder_with_its_rows_in_input_order(any_store: Store)
     assert {row["column"] for row in found["schema"]} == set(good_rows(ROWS).column_names)
 
 
-def test_columns_of_folders_are_read_by_name(any_store: Store):
-    publish_rows(any_store, rows=ROWS)
+def test_columns_of_folders_are_read_by_name(usual_store: Store):
+    publish_rows(usual_store, rows=ROWS)
     table = read_predictions(
-        any_store.uri,
+        usual_store.uri,
         DAY,
         columns=["label", "row_id"],
-        storage_options=dict(any_store.storage_options),
+        storage_options=dict(usual_store.storage_options),
     )
     assert table.column_names == ["label", "row_id"]
     expected = good_rows(ROWS).select(["row_id", "label"]).to_pydict()
@@ -100,19 +100,19 @@ def test_columns_of_folders_are_read_by_name(any_store: Store):
     assert found == dict(zip(*expected.values(), strict=True))
 
 
-def test_versions_with_other_folders_replace_each_other_and_come_back(any_store: Store):
+def test_versions_with_other_folders_replace_each_other_and_come_back(usual_store: Store):
     plain = dataclasses.replace(ROWS, edition=1, partition_columns=())
     by_kind = dataclasses.replace(ROWS, edition=2, partition_columns=("kind",))
     versions = [plain, by_kind, dataclasses.replace(ROWS, edition=3)]
-    manifests = [publish_rows(any_store, rows=rows, keep_versions=3) for rows in versions]
+    manifests = [publish_rows(usual_store, rows=rows, keep_versions=3) for rows in versions]
     for number, rows in ((2, by_kind), (1, plain), (3, versions[2])):
-        back = rollback(any_store, LAYOUT, "r", keep_versions=6, to_number=number)
-        verify(any_store)
+        back = rollback(usual_store, LAYOUT, "r", keep_versions=6, to_number=number)
+        verify(usual_store)
         assert back.partition_columns == manifests[number - 1].partition_columns
         assert folders_of(back) == folders_of(manifests[number - 1])
         assert [p.sha256 for p in back.parts] == [p.sha256 for p in manifests[number - 1].parts]
-        assert set(read(any_store)["edition"].to_pylist()) == {rows.edition}
-        present = set(snapshot(any_store, *FOLDERS)) - {LAYOUT.success}
+        assert set(read(usual_store)["edition"].to_pylist()) == {rows.edition}
+        present = set(snapshot(usual_store, *FOLDERS)) - {LAYOUT.success}
         assert present == {part.path for part in back.all_parts}
 
 
@@ -123,33 +123,33 @@ def test_a_lost_file_in_a_folder_is_found(any_store: Store):
         verify(any_store)
 
 
-def test_files_of_a_crashed_attempt_are_tidied_up_in_their_folders(any_store: Store):
-    publish_rows(any_store, rows=ROWS)
+def test_files_of_a_crashed_attempt_are_tidied_up_in_their_folders(usual_store: Store):
+    publish_rows(usual_store, rows=ROWS)
     other = dataclasses.replace(ROWS, edition=2)
-    crashed, folder = prepare_version(any_store, LAYOUT, other, 2, "crashed")
+    crashed, folder = prepare_version(usual_store, LAYOUT, other, 2, "crashed")
     for part in crashed.parts:
-        any_store.copy(f"{folder}/{part.path}", f"predictions/{DAY}/{part.path.split('/', 1)[1]}")
-    ours, our_folder = prepare_version(any_store, LAYOUT, other, 2, "ours")
-    settle(any_store, LAYOUT, commit(any_store, LAYOUT, ours, our_folder), 2)
-    verify(any_store)
+        usual_store.copy(f"{folder}/{part.path}", f"predictions/{DAY}/{part.path.split('/', 1)[1]}")
+    ours, our_folder = prepare_version(usual_store, LAYOUT, other, 2, "ours")
+    settle(usual_store, LAYOUT, commit(usual_store, LAYOUT, ours, our_folder), 2)
+    verify(usual_store)
 
 
-def test_a_folder_of_somebody_else_is_left_alone(any_store: Store):
-    first = publish_rows(any_store, rows=ROWS)
+def test_a_folder_of_somebody_else_is_left_alone(usual_store: Store):
+    first = publish_rows(usual_store, rows=ROWS)
     copy = f"{LAYOUT.predictions}/backup/{first.parts[0].path.rpartition('/')[2]}"
-    any_store.copy(first.parts[0].path, copy)
+    usual_store.copy(first.parts[0].path, copy)
     assert part_target(copy) is not None
-    publish_rows(any_store, rows=dataclasses.replace(ROWS, edition=2))
-    assert any_store.exists(copy)
+    publish_rows(usual_store, rows=dataclasses.replace(ROWS, edition=2))
+    assert usual_store.exists(copy)
 
 
-def test_no_rows_still_make_one_part_with_every_column(any_store: Store):
+def test_no_rows_still_make_one_part_with_every_column(usual_store: Store):
     rows = dataclasses.replace(ROWS, num_slices=0)
-    manifest = publish_rows(any_store, rows=rows)
-    verify(any_store)
+    manifest = publish_rows(usual_store, rows=rows)
+    verify(usual_store)
     (part,) = manifest.parts
     assert part.path.count("/") == 2
-    assert read(any_store).schema.names == good_rows(ROWS).column_names
+    assert read(usual_store).schema.names == good_rows(ROWS).column_names
 
 
 def stage_values(store: Store, values: list[list[int]]) -> list[tuple[SliceKey, str, float]]:
@@ -202,18 +202,18 @@ def test_a_large_value_is_cut_near_the_target_size(tmp_path: Path):
     assert sum("place=7/" in part.path for part in parts) == 1
 
 
-def test_more_values_than_folders_are_refused_before_publishing(any_store: Store):
-    base = publish_rows(any_store)
-    before = snapshot(any_store, *FOLDERS)
+def test_more_values_than_folders_are_refused_before_publishing(usual_store: Store):
+    base = publish_rows(usual_store)
+    before = snapshot(usual_store, *FOLDERS)
     rows = dataclasses.replace(ROWS, edition=2, partition_columns=("kind",))
     many = dataclasses.replace(
         rows, num_slices=1, rows_per_slice=1200, fail_every=0,
         kinds=tuple(str(number) for number in range(MAX_VALUES + 1)),
     )  # fmt: skip
     with pytest.raises(GateRefused, match=f"kind: .*{MAX_VALUES + 1} different values, at most"):
-        publish_rows(any_store, rows=many)
-    assert snapshot(any_store, *FOLDERS) == before
-    assert current_manifest(any_store, LAYOUT) == base
+        publish_rows(usual_store, rows=many)
+    assert snapshot(usual_store, *FOLDERS) == before
+    assert current_manifest(usual_store, LAYOUT) == base
 
 
 def test_values_are_counted_over_all_groups(tmp_path: Path):

@@ -313,8 +313,18 @@ def swap_one_for_a_stranger(table: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("spoil", "expected", "said"),
     [
-        (lose_one, ["counts", "planned_ids"], "999999 rows, planned 1000000"),
-        (double_one, ["counts", "unique_ids", "planned_ids"], "1000001 rows, planned 1000000"),
+        pytest.param(
+            lose_one,
+            ["counts", "planned_ids"],
+            "999999 rows, planned 1000000",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            double_one,
+            ["counts", "unique_ids", "planned_ids"],
+            "1000001 rows, planned 1000000",
+            marks=pytest.mark.slow,
+        ),
         (
             lose_one_and_double_another,
             ["unique_ids", "planned_ids"],

@@ -15,28 +15,30 @@ from PIL import Image
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest, read_part, read_predictions
+from pipeline.commit.verify import verify_output
 from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
+NUM_ROWS = 90
 MARK = "TEST_CRASHES_RUN"
 # Fill colours at which `models:deadly` does something to its process.
 DEADLY = {
     "n-021-segfault": ((255, 0, 255), "native_crash"),
     "n-022-segfault": ((255, 0, 255), "native_crash"),
-    "n-055-exit": ((255, 255, 0), "native_crash"),
-    "n-100-hang": ((0, 255, 255), "timeout"),
-    "n-101-memory": ((255, 255, 255), "out_of_memory"),
-    "n-130-killed": ((0, 0, 0), "out_of_memory"),
+    "n-045-exit": ((255, 255, 0), "native_crash"),
+    "n-070-hang": ((0, 255, 255), "timeout"),
+    "n-071-memory": ((255, 255, 255), "out_of_memory"),
+    "n-080-killed": ((0, 0, 0), "out_of_memory"),
 }
 
 
 def write_images(folder: Path) -> dict[str, np.ndarray]:
-    """150 images of noise as large as the model's input, and the deadly ones among them."""
+    """90 images of noise as large as the model's input, and the deadly ones among them."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    base = rng.integers(40, 200, (150, 1, 1, 3))
-    noise = rng.integers(-30, 31, (150, SIZE_PX, SIZE_PX, 3))
+    base = rng.integers(40, 200, (NUM_ROWS, 1, 1, 3))
+    noise = rng.integers(-30, 31, (NUM_ROWS, SIZE_PX, SIZE_PX, 3))
     images = {f"n-{i:03d}": p for i, p in enumerate((base + noise).astype(np.uint8))}
     for name, (colour, _) in DEADLY.items():
         images[name] = np.full((SIZE_PX, SIZE_PX, 3), colour, np.uint8)
@@ -93,7 +95,7 @@ def test_rows_that_crash_stop_or_starve_the_model_cost_only_themselves(
     for row in found.to_pylist():
         label, score = expected[row["row_id"]]
         assert (row["label"], row["score"]) == (label, pytest.approx(score, abs=1e-6))
-    assert pipeline("verify", str(tmp_path / "out")).code == 0
+    verify_output(str(tmp_path / "out"), PARTITION, {})
     isolation = result.json["isolation"]
     assert isolation["quarantined"] == len(DEADLY) - 1  # MemoryError needs no child
     assert isolation["dead_processes"] >= isolation["quarantined"]

@@ -326,10 +326,10 @@ def check(num_examples: int, num_steps: int) -> None:
 
 
 def test_no_order_of_events_breaks_a_promise():
-    check(num_examples=60, num_steps=50)
-    assert steps["steps"] >= 2000
-    assert steps["lists"] >= 1000
-    assert steps["run: Done"] >= 80
+    check(num_examples=30, num_steps=50)
+    assert steps["steps"] >= 1000
+    assert steps["lists"] >= 500
+    assert steps["run: Done"] >= 40
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ from pipeline.storage.uris import options_of, root_path
 
 pytestmark = pytest.mark.usefixtures("impatient")
 ODD_NAMES = ["a b/[1].jpg", "a b/1.jpg", "star*.bin", "per%41cent+#&=.bin", "deep/er/x"]
-RACERS, RACED_KEYS = 16, 50
+RACERS, RACED_KEYS = 8, 30
 
 # Runs alone so that it imports only pipeline.storage.store; it uses the store before it forks,
 # because a forked child must not use its parent's connections. All start together on the gated
@@ -274,7 +274,7 @@ def test_of_many_racing_processes_exactly_one_creates_each_name(every_store: Sto
         {"uri": every_store.uri, "storage_options": dict(every_store.storage_options)}
     )
     # SeaweedFS makes those who meet at one name wait for whole seconds: few such meetings there.
-    gated = str(3 if every_store.is_object_store else RACED_KEYS)
+    gated = str(2 if every_store.is_object_store else RACED_KEYS)
     outcomes = json.loads(run_python(RACE, str(RACERS), str(RACED_KEYS), gated, stdin=value))
     assert len(outcomes) == RACERS
     files = every_store.read_many([f"race/{key:03}" for key in range(RACED_KEYS)])

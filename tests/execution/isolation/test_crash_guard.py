@@ -192,11 +192,11 @@ def go_on(seconds):
         beat()
         time.sleep(0.001)
 with watch(2.0):
-    go_on(2.5)
+    go_on(2.2)
     with pause():
-        time.sleep(2.5)
+        time.sleep(2.2)
     go_on(0.1)
-time.sleep(2.5)
+time.sleep(2.2)
 print("alive", flush=True)
 with watch(0.5):
     ctypes.PyDLL(None).sleep(1000)  # never gives Python's lock back

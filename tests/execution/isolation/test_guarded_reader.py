@@ -120,6 +120,7 @@ def test_a_shard_that_stops_its_reader_costs_its_rows(s3: S3Server, tmp_path: Pa
     assert case.counters[ISOLATED]["rows_quarantined"] == 5
 
 
+@pytest.mark.slow
 def test_a_tar_that_stops_its_reader_is_an_unreadable_shard(s3: S3Server, tmp_path: Path) -> None:
     with stalled(s3, tmp_path, "webdataset", "b.tar") as case:
         case.die()

@@ -55,7 +55,7 @@ def plan(rows_at_once: int) -> StagePlan:
     return StagePlan(STAGE, rows_at_once, double)
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("one_by_one", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_rows_that_end_processes_are_failed_with_their_reasons_and_the_others_are_done(
     one_by_one: bool, tmp_path: Path
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_batch_that_is_too_much_loses_no_row(tmp_path: Path) -> None:
     assert isolated.num_guilty == 0
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("one_by_one", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_child_that_is_killed_once_costs_no_row(one_by_one: bool, tmp_path: Path) -> None:
     rows, work = rows_of([0, KILL_FIRST, 2, 3]), Doubling(str(tmp_path / "starts"))
     with isolating(work) as isolated:

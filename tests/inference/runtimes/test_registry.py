@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from predicting import Convolved, images, predict, predictor, rows_of
+from selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.core.node_cache import claim
@@ -47,7 +48,16 @@ def batch() -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))
 
 
-@pytest.mark.parametrize(("runtime", "precision"), ON_CPU)
+COMPILE_IN_LONG = [
+    pytest.param(name, marks=pytest.mark.slow if name == "compile" else ()) for name in PRECISIONS
+]
+"""Compiling takes many seconds; two tests do it for `make test`."""
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"),
+    quick_cases(ON_CPU, lambda runtime, precision: (runtime, precision) != ("compile", "bf16")),
+)
 def test_outputs_are_those_of_eager_fp32(runtime: str, precision: str):
     with torch.inference_mode():
         expected = runner_of(Convolved(), "eager", "fp32").run(batch())
@@ -56,7 +66,7 @@ def test_outputs_are_those_of_eager_fp32(runtime: str, precision: str):
     assert (found.float() - expected).abs().max() <= TOLERANCE[precision] * expected.abs().max()
 
 
-@pytest.mark.parametrize("runtime", list(PRECISIONS))
+@pytest.mark.parametrize("runtime", COMPILE_IN_LONG)
 def test_outputs_keep_their_structure(runtime: str):
     with torch.inference_mode():
         expected = runner_of(models.Channels(), "eager", "fp32").run(batch())
@@ -76,7 +86,9 @@ def test_a_layer_is_watched_through_every_runtime(runtime: str):
 
 
 @pytest.mark.parametrize("runtime", list(PRECISIONS))
-@pytest.mark.parametrize("num_rows", [1, 7, 8])
+@pytest.mark.parametrize(
+    "num_rows", quick_cases([(1,), (7,), (8,)], lambda num_rows: num_rows == 7)
+)
 def test_a_last_batch_that_is_not_full_changes_nothing(runtime: str, num_rows: int):
     reason = missing_reason(runtime, "fp32", is_on_gpu=False)
     if reason:

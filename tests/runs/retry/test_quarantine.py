@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from retry_runs import (
     write_parquet,
     write_tars,
 )
+from selection import quick_cases
 
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.maintenance import history_numbers, rollback
@@ -41,8 +43,13 @@ def verify(partition: EarlierPartition) -> None:
     assert skipped <= {"planned_ids"}
 
 
-@pytest.mark.parametrize("by", [(), ("label",)], ids=["flat", "by label"])
-@pytest.mark.parametrize("write", SOURCES, ids=lambda write: write.__name__)
+@pytest.mark.parametrize(
+    ("write", "by"),
+    quick_cases(
+        product(SOURCES, [(), ("label",)]), lambda write, by: not by or write is write_parquet
+    ),
+    ids=lambda value: getattr(value, "__name__", "by label" if value else "flat"),
+)
 def test_rows_come_in_at_their_places_until_none_is_left(
     write: Callable[[Path], dict[str, Any]], by: tuple[str, ...], tmp_path: Path
 ):
@@ -75,8 +82,14 @@ def test_rows_come_in_at_their_places_until_none_is_left(
     assert log_numbers(partition.out, LAYOUT) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("by", [(), ("camera",)], ids=["flat", "by camera"])
-@pytest.mark.parametrize("write", [write_parquet, write_ids], ids=lambda write: write.__name__)
+@pytest.mark.parametrize(
+    ("write", "by"),
+    quick_cases(
+        product([write_parquet, write_ids], [(), ("camera",)]),
+        lambda write, by: bool(by) == (write is write_ids),
+    ),
+    ids=lambda value: getattr(value, "__name__", "by camera" if value else "flat"),
+)
 def test_of_a_shard_that_can_be_read_now_all_rows_come_in(
     write: Callable[[Path], dict[str, Any]], by: tuple[str, ...], tmp_path: Path
 ):
