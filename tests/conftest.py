@@ -78,10 +78,24 @@ def ray_head() -> Iterator[RayHead]:
 
 
 @pytest.fixture(scope="session")
-def command_server() -> Iterator[CommandServer]:
+def loads_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `models:counting` leaves a file each time that it is built by a shared command."""
+    return tmp_path_factory.mktemp("loads")
+
+
+@pytest.fixture(scope="session")
+def command_server(loads_folder: Path) -> Iterator[CommandServer]:
     """A process with a Ray for the commands of the whole session."""
-    with CommandServer(environment()) as server:
+    with CommandServer(environment({"TEST_MODEL_LOADS": str(loads_folder)})) as server:
         yield server
+
+
+@pytest.fixture
+def model_loads(loads_folder: Path) -> Path:
+    """The same folder, empty."""
+    for path in loads_folder.iterdir():
+        path.unlink()
+    return loads_folder
 
 
 @pytest.fixture(autouse=True)

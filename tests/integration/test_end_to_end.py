@@ -83,6 +83,7 @@ def checksums(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.one_ray
 def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
     built = build_images(tmp_path / "images", 24, seed=3, num_bad=3)
     job = write_job(
@@ -109,6 +110,7 @@ def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
     assert (verified.code, verified.json["status"]) == (0, "ok"), verified.stderr
 
 
+@pytest.mark.one_ray
 def test_parquet_on_s3_keeps_ids_and_pass_through_columns(tmp_path: Path, s3: S3Server) -> None:
     built = build_parquet(
         tmp_path / "shards", 30, seed=4, num_shards=3, num_bad=3, row_group_rows=4
@@ -127,11 +129,17 @@ def test_parquet_on_s3_keeps_ids_and_pass_through_columns(tmp_path: Path, s3: S3
         "format": "parquet",
         "id_column": "id",
         "pass_through": ["camera", "taken_at"],
+        "storage_options": s3.storage_options,
     }
     job = write_job(
-        tmp_path / "job.yaml", source, s3.uri(f"{root}/out"), model=LITE0, transform=None
+        tmp_path / "job.yaml",
+        source,
+        s3.uri(f"{root}/out"),
+        sink={"storage_options": s3.storage_options},
+        model=LITE0,
+        transform=None,
     )
-    result = pipeline("run", job, "--date", DATE, "--json", env=s3.env)
+    result = pipeline("run", job, "--date", DATE, "--json")
     assert result.code == 0, result.stderr
     assert result.json["write_in"] == "tasks", "an actor would wait for the store"
     out = Store(s3.uri(f"{root}/out"), s3.storage_options)
@@ -210,7 +218,7 @@ def kill_inputs(
     [
         ("30%", "local"),
         pytest.param("60%", "s3", marks=pytest.mark.slow),
-        ("publish", "local"),
+        pytest.param("publish", "local", marks=pytest.mark.slow),
         pytest.param("publish", "s3", marks=pytest.mark.slow),
     ],
 )
@@ -263,21 +271,22 @@ def test_kill_9_and_rerun_equals_an_uninterrupted_run(
     assert verified.code == 0, verified.stderr
 
 
-def test_the_same_run_again_loads_no_model_and_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.one_ray
+def test_the_same_run_again_loads_no_model_and_changes_nothing(
+    tmp_path: Path, model_loads: Path
+) -> None:
     build_images(tmp_path / "images", 12, seed=6, num_bad=0)
-    (tmp_path / "loads").mkdir()
-    env = {"TEST_MODEL_LOADS": str(tmp_path / "loads")}
     source = {"uri": str(tmp_path / "images"), "format": "images"}
     model = {"factory": "models:counting", "labels": ["a", "b", "c", "d", "e"]}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model)
-    assert pipeline("run", job, "--date", DATE, env=env).code == 0
-    assert list((tmp_path / "loads").iterdir())
-    for path in (tmp_path / "loads").iterdir():
+    assert pipeline("run", job, "--date", DATE).code == 0
+    assert list(model_loads.iterdir())
+    for path in model_loads.iterdir():
         path.unlink()
     before = checksums(tmp_path / "out" / "predictions")
-    again = pipeline("run", job, "--date", DATE, "--json", env=env)
+    again = pipeline("run", job, "--date", DATE, "--json")
     assert (again.code, again.json["status"]) == (0, "nothing_to_do"), again.stderr
-    assert not list((tmp_path / "loads").iterdir())
+    assert not list(model_loads.iterdir())
     assert checksums(tmp_path / "out" / "predictions") == before
 
 
@@ -318,14 +327,14 @@ def predict_colours(files: dict[str, bytes]) -> tuple[dict[str, Any], dict[str, 
     return predicted, reasons
 
 
+@pytest.mark.one_ray
 @pytest.mark.parametrize(
     ("num_good", "num_mutations"), [(200, 200), pytest.param(475, 500, marks=pytest.mark.slow)]
 )
 def test_poison_is_quarantined_with_reasons_and_a_gate_protects_last_night(
-    num_good: int, num_mutations: int, tmp_path: Path
+    num_good: int, num_mutations: int, tmp_path: Path, model_loads: Path
 ) -> None:
-    folder, loads = tmp_path / "images", tmp_path / "loads"
-    loads.mkdir()
+    folder = tmp_path / "images"
     build_images(folder, num_good, seed=8, num_bad=0)
     # What has another name is skipped, whatever it holds.
     poison = {f"zz-{f.name}": f.data for f in bad_files(8) if f.name.endswith(ImageFiles.suffixes)}
@@ -345,8 +354,7 @@ def test_poison_is_quarantined_with_reasons_and_a_gate_protects_last_night(
     model = {"factory": "models:counting", "labels": LABELS}
     gates = {"max_error_pct": 50}
     job = write_job(tmp_path / "job.yaml", source, str(out), model=model, gates=gates)
-    env = {"TEST_MODEL_LOADS": str(loads)}
-    result = pipeline("run", job, "--date", DATE, "--json", env=env)
+    result = pipeline("run", job, "--date", DATE, "--json")
     assert result.code == 0, result.stderr
     table = quarantine_of(Store(str(out)))
     found = dict(zip(table["row_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
@@ -357,12 +365,12 @@ def test_poison_is_quarantined_with_reasons_and_a_gate_protects_last_night(
     labelled = {name: (predicted[name][0] and v[0], v[1]) for name, v in by_id(predictions).items()}
     assert_same_predictions(labelled, predicted)
     slots = {stage["stage"]: stage["slots"] for stage in result.json["stages"]}
-    assert len(list(loads.iterdir())) == slots["predict"], "no worker was lost and replaced"
+    assert len(list(model_loads.iterdir())) == slots["predict"], "no worker was lost and replaced"
     verify_output(str(out), PARTITION, {})
 
     before = checksums(out / "predictions") | checksums(out / "quarantine")
     strict = ["--set", "gates.max_error_pct=1", "--set", "model.top_k=1"]
-    refused = pipeline("run", job, "--date", DATE, "--json", *strict, env=env)
+    refused = pipeline("run", job, "--date", DATE, "--json", *strict)
     assert refused.code == 3, refused.stderr
     assert "max_error_pct" in refused.stderr
     assert checksums(out / "predictions") | checksums(out / "quarantine") == before

@@ -206,7 +206,7 @@ def test_every_row_ends_once_where_it_belongs(
 def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
     ray_address: str, tmp_path: Path
 ) -> None:
-    build_images(tmp_path / "images", 40, seed=31, num_bad=3)
+    build_images(tmp_path / "images", 16, seed=31, num_bad=3)
     photos = {
         path.relative_to(tmp_path / "images").as_posix(): path.read_bytes()
         for path in sorted((tmp_path / "images").rglob("*.*"))
@@ -223,7 +223,7 @@ def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
     }
     for kind, columns in tables.items():
         (tmp_path / kind).mkdir()
-        pq.write_table(pa.table(columns), tmp_path / kind / "s.parquet", row_group_size=9)
+        pq.write_table(pa.table(columns), tmp_path / kind / "s.parquet", row_group_size=5)
         sources[kind] = {"format": "parquet", "id_column": "name"}
     sources["uris"] |= {"uri_column": "image", "uri_roots": [str(tmp_path / "images")]}
     (tmp_path / "tars").mkdir()
@@ -239,11 +239,11 @@ def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
             model={"name": "efficientnet-lite0"},
             transform=None,
             gates={"max_error_pct": 20},
-            run={"slice_rows": 32},
+            run={"slice_rows": 8},
         )
         job = load_job(job_path, date=dt.date.fromisoformat(DATE))
         report = run_job(job, RunOptions(), Progress(quiet=True))
-        assert (report["rows"]["predicted"], report["rows"]["quarantined"]) == (37, 3), kind
+        assert (report["rows"]["predicted"], report["rows"]["quarantined"]) == (13, 3), kind
         table = read_predictions(str(tmp_path / f"out-{kind}"), PARTITION)
         found[kind] = table.select(["label", "label_id", "score", "top_k"])
     for kind, table in found.items():
