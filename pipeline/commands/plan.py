@@ -57,7 +57,7 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
         "estimate": _estimate(job, store, plan, model, step),
         "input": _input(plan, record.num_unreadable_shards),
         "skipped": plan.skipped.to_dict(),
-        "model": _model(model, plan, tried),
+        "model": _model(job, model, plan, tried),
         "published_now": version_facts(current),
     }
 
@@ -112,12 +112,14 @@ def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
     }
 
 
-def _model(model: ModelSpec, plan: Plan, tried: Tried | None) -> dict[str, Any]:
+def _model(job: Job, model: ModelSpec, plan: Plan, tried: Tried | None) -> dict[str, Any]:
+    experimental = {"jpeg_decoder": "gpu: experimental, it has never run on a real GPU"}
     return {
         "name": model.name,
         "runtime": model.runtime,
         "precision": model.precision,
         "weights_sha256": (model.weights_sha256 or "")[:DIGEST_CHARS] or None,
         "batch_size": plan.batch_size,
+        **(experimental if job.transform.jpeg_decoder == "gpu" else {}),
         "tried": None if tried is None else str(tried),
     }

@@ -42,7 +42,8 @@ class Transform(Section):
     jpeg_decoder: Literal["cpu", "gpu"] | None = None
     """What decodes JPEGs; left out: `cpu`. `gpu`: the model's GPU, with nvJPEG; its pixels are a
     little different, which is measured as for `shrink_on_load`. What nvJPEG does not take (other
-    formats, grey, CMYK, turned by EXIF, damaged) is decoded on the CPU as ever."""
+    formats, grey, CMYK, turned by EXIF, damaged) is decoded on the CPU as ever. Experimental:
+    `gpu` has never run on a real GPU."""
 
     @field_validator("size_px", "resize_px", mode="before")
     @classmethod
@@ -201,7 +202,7 @@ class Sink(Section):
     """Where the predictions go."""
 
     uri: str = Field(min_length=1)
-    """Root folder of the output; its layout is in the README."""
+    """Root folder of the output; `pipeline/commit/README.md` has its layout."""
     partition: str | None = Field(
         default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_.:-]+$"
     )

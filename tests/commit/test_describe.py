@@ -316,6 +316,13 @@ def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Stor
     assert "publish the first version" in shown(found)
 
 
+def test_a_plan_says_that_nvjpeg_is_experimental(job: Job):
+    assert "jpeg_decoder" not in describe_plan(job, OPTIONS)["model"]
+    on_gpu = job.transform.model_copy(update={"jpeg_decoder": "gpu"})
+    found = describe_plan(job.model_copy(update={"transform": on_gpu}), OPTIONS)
+    assert found["model"]["jpeg_decoder"].startswith("gpu: experimental")
+
+
 def test_a_plan_counts_the_slices_that_are_staged(job: Job, store: Store):
     plan = adopt_plan(store, Layout(DAY), plan_of(job))
     first, _, third = plan.slices()
