@@ -1,6 +1,6 @@
-"""The README tells the truth: tables equal the code, its folders are all, commands run.
+"""The documents tell the truth: tables equal the code, marked commands run, links lead somewhere.
 
-`python tests/test_readme.py` writes the job file's tables anew after a change of pipeline/job.py.
+`python tests/test_readme.py` writes the tables of jobs/README.md anew after a change of the fields.
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from annotated_types import Ge, Gt, Le
-from checkout import ROOT
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import mobilenet_v3_small
 
 from pipeline.commands.app import app
 from pipeline.commands.demo_photos import build_images
@@ -32,16 +37,27 @@ from pipeline.job.job import Job
 from pipeline.models.tasks import REGISTRY as TASKS
 from pipeline.report.limits import GROUPS
 
-README = (ROOT / "README.md").read_text("ascii")
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text("ascii")
+    for folder in ("", "jobs", "pipeline", "pipeline/*", "tests", "examples")
+    for path in sorted(ROOT.glob(f"{folder}/README.md" if folder else "README.md"))
+}
+README, JOB_FILE = DOCUMENTS["README.md"], DOCUMENTS["jobs/README.md"]
+ARCHITECTURE, FAILURES = DOCUMENTS["pipeline/README.md"], DOCUMENTS["pipeline/runs/README.md"]
+OUTPUT, COMMANDS = DOCUMENTS["pipeline/commit/README.md"], DOCUMENTS["pipeline/commands/README.md"]
+REPORT, TESTING = DOCUMENTS["pipeline/report/README.md"], DOCUMENTS["tests/README.md"]
+MAX_README_LINES, MAX_COLUMNS = 350, 100
 SECTIONS = list(Job.model_fields)
 NUM_ROWS, NUM_BAD = 24, 2
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "mapping"}
 _SIGNS = ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"))
-_MARKED = re.compile(r"<!-- test -->\n```(sh|python)\n(.*?)```", re.DOTALL)
+_MARKED = re.compile(r"<!-- (test|file: \S+) -->\n```(\w+)\n(.*?)```", re.DOTALL)
+_LINK = re.compile(r"\]\(([^)]+)\)")
 
 
 def field_tables(section: str) -> str:
-    """The tables of a section as they must stand in the README: its own, then nested ones."""
+    """The tables of a section as they must stand in jobs/README.md: its own, then nested ones."""
     return "\n\n".join(_tables(Job.model_fields[section].annotation))
 
 
@@ -61,7 +77,8 @@ def _tables(model: Any) -> Iterator[str]:
             shown.add(nested)
             alike = [n for n, f in model.model_fields.items() if f.annotation == field.annotation]
             names = " and ".join(f"`{other}`" for other in alike)
-            yield f"Each of `{name}`:" if is_list else f"{names}: {meaning_of(nested)}"
+            about = f"Each of `{name}`:" if is_list else f"{names}: {meaning_of(nested)}"
+            yield textwrap.fill(about, MAX_COLUMNS, break_long_words=False, break_on_hyphens=False)
             yield from _tables(nested)
 
 
@@ -119,71 +136,71 @@ def field_default(field: FieldInfo) -> str:
     return "-" if default is None else f"`{json.dumps(default)}`"
 
 
-def table_below(heading: str) -> list[list[str]]:
+def table_below(document: str, heading: str) -> list[list[str]]:
     """The cells of the first table below a heading, without its head."""
-    text = README.split(f"\n{heading}\n", 1)[1]
+    text = document.split(f"\n{heading}\n", 1)[1]
     rows = re.search(r"(^\|.*\n)+", text, re.MULTILINE)
     assert rows is not None, heading
     lines = rows.group(0).splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-def first_cells(heading: str) -> list[str]:
-    return [row[0].strip("` ") for row in table_below(heading)]
+def first_cells(document: str, heading: str) -> list[str]:
+    return [row[0].strip("` ") for row in table_below(document, heading)]
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_tables_of_a_section_equal_the_model(section: str) -> None:
-    below = README.split(f"\n### `{section}`", 1)[1].split("\n#", 1)[0]
+    below = JOB_FILE.split(f"\n### `{section}`", 1)[1].split("\n#", 1)[0]
     tables = field_tables(section)
-    assert tables in below, f"the README should have under {section}:\n{tables}"
+    assert tables in below, f"jobs/README.md should have under {section}:\n{tables}"
 
 
 def test_every_reason_is_in_the_table() -> None:
-    assert first_cells("### Reasons") == [reason.value for reason in schema.Reason]
+    assert first_cells(FAILURES, "## Reasons") == [reason.value for reason in schema.Reason]
 
 
 def test_every_reason_to_skip_a_file_is_in_the_table() -> None:
-    found = {row[0].strip("`"): row[2] for row in table_below("### Skipped files")}
+    found = {row[0].strip("`"): row[2] for row in table_below(FAILURES, "## Skipped files")}
     wanted = {skip.value: "no" if skip in skipped.EXPECTED else "yes" for skip in skipped.Skip}
     assert found == wanted
 
 
 def test_every_gate_is_in_the_table() -> None:
-    assert first_cells("### Gates") == list(GATES)
+    assert first_cells(JOB_FILE, "## How gates judge") == list(GATES)
 
 
 def test_every_exit_code_is_in_the_table() -> None:
     kinds = [errors.PipelineError, *errors.PipelineError.__subclasses__()]
     codes = {"0": "-", **{str(kind.exit_code): f"`{kind.__name__}`" for kind in kinds}}
-    assert {row[0]: row[1] for row in table_below("### Exit codes")} == codes
+    assert {row[0]: row[1] for row in table_below(README, "### Exit codes")} == codes
 
 
 def test_every_task_is_in_the_table() -> None:
-    assert first_cells("### Tasks") == list(TASKS)
+    assert first_cells(JOB_FILE, "## Tasks") == list(TASKS)
 
 
 def test_every_stage_is_in_the_table() -> None:
     group_of = {stage: group for group, stages in GROUPS.items() for stage in stages}
-    found = {row[0].strip("`"): row[1] for row in table_below("## Read the report")}
+    found = {row[0].strip("`"): row[1] for row in table_below(REPORT, "## Stages")}
     assert found == {stage: group_of.get(stage, "-") for stage in STAGES}
 
 
 @pytest.mark.parametrize(
     ("heading", "fields"),
     [
-        ("### Columns of predictions", schema.prediction_schema([])),
-        ("### Columns of quarantine", schema.QUARANTINE_SCHEMA),
+        ("## Columns of predictions", schema.prediction_schema([])),
+        ("## Columns of quarantine", schema.QUARANTINE_SCHEMA),
     ],
 )
 def test_every_column_is_in_the_table(heading: str, fields: Any) -> None:
-    found = [(row[0].strip("`"), row[1].strip("`")) for row in table_below(heading)]
+    found = [(row[0].strip("`"), row[1].strip("`")) for row in table_below(OUTPUT, heading)]
     assert found == [(field.name, str(field.type)) for field in fields]
 
 
 def test_every_command_and_option_is_named() -> None:
     group: Any = typer.main.get_command(app)
-    assert sorted(first_cells("## Commands")) == sorted(group.commands)
+    assert sorted(first_cells(COMMANDS, "## All commands")) == sorted(group.commands)
     options = {
         name
         for command in group.commands.values()
@@ -191,38 +208,82 @@ def test_every_command_and_option_is_named() -> None:
         for name in option.opts
         if name.startswith("--")
     }
-    assert {name for name in options if f"`{name}" not in README} == set()
+    assert {name for name in options if f"`{name}" not in COMMANDS} == set()
 
 
 def test_every_make_target_is_named() -> None:
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {name for name in targets if f"make {name}" not in README} == set()
+    assert {name for name in targets if f"`make {name}" not in TESTING} == set()
 
 
 def test_every_folder_is_in_the_table() -> None:
-    listed = first_cells("## Files")
-    folders = [path for path in (ROOT / "pipeline").iterdir() if path.is_dir()]
-    wanted = {f"pipeline/{path.name}/" for path in folders if path.name != "__pycache__"}
-    assert set(listed) == wanted | {"pipeline/run.py", "jobs/", "examples/", "tests/"}
+    folders = [path.name for path in (ROOT / "pipeline").iterdir() if path.is_dir()]
+    wanted = {f"{name}/" for name in folders if name != "__pycache__"}
+    assert set(first_cells(ARCHITECTURE, "## Folders")) == wanted | {"run.py"}
 
 
-def test_every_link_leads_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "examples" / "README.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+def test_every_file_that_the_architecture_says_to_open_exists() -> None:
+    changes = table_below(ARCHITECTURE, "## Ten changes and the file to open")
+    assert len(changes) >= 10
+    for change, where in changes:
+        named = [target.split("#")[0] for target in _LINK.findall(where)]
+        assert named, change
+        for path in named:
+            assert (ROOT / "pipeline" / path).is_file(), f"{change}: {path}"
+
+
+def test_the_readme_is_one_sitting() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= MAX_README_LINES
+    assert [line for line in lines if len(line) > MAX_COLUMNS] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_prose_fits_a_terminal(name: str) -> None:
+    lines = [line for line in DOCUMENTS[name].splitlines() if not line.startswith("|")]
+    assert [line for line in lines if len(line) > MAX_COLUMNS] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_to_a_file_and_to_a_heading_that_is_there(name: str) -> None:
+    for target in _LINK.findall(DOCUMENTS[name]):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / name).parent / path if path else ROOT / name
+        assert file.exists(), f"{name}: {target}"
+        if anchor:
+            assert anchor in anchors(file.read_text()), f"{name}: {target}"
+
+
+def anchors(document: str) -> set[str]:
+    """What a link can name behind `#`: the headings, spelt as GitHub does."""
+    headings = re.findall(r"^#+ (.*)$", document, re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_document_is_named_in_the_readme() -> None:
+    assert {name for name in DOCUMENTS if f"]({name}" not in README} == {"README.md"}
+
+
+def test_the_jobs_of_the_readme_have_at_most_ten_lines() -> None:
+    jobs = {mark: text for mark, _, text in _MARKED.findall(README) if mark.endswith(".yaml")}
+    assert sorted(jobs) == ["file: churn.yaml", "file: photos.yaml"]
+    assert max(len(text.splitlines()) for text in jobs.values()) <= 10
 
 
 def test_the_marked_commands_run_in_order(tmp_path: Path) -> None:
     """One folder for all of them, as a reader has it after the demo."""
-    for folder in ("jobs", "examples"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    build_images(tmp_path / "demo-output" / "input" / "images", NUM_ROWS, seed=6, num_bad=NUM_BAD)
-    blocks = _MARKED.findall(README)
-    assert len(blocks) >= 3
+    make_what_a_reader_has(tmp_path)
     scripts = Path(sys.executable).parent
-    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
-    env["PATH"] = f"{scripts}{os.pathsep}{env['PATH']}"
-    for language, text in blocks:
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    env |= {"PATH": f"{scripts}{os.pathsep}{env['PATH']}", "PYTHONPATH": str(ROOT)}
+    blocks = [block for text in DOCUMENTS.values() for block in _MARKED.findall(text)]
+    assert len(blocks) >= 9
+    for mark, language, text in blocks:
+        if mark != "test":
+            (tmp_path / mark.removeprefix("file: ")).write_text(text)
+            continue
         command = ["bash", "-euo", "pipefail", "-c", text]
         done = subprocess.run(
             command if language == "sh" else [sys.executable, "-c", text],
@@ -236,8 +297,24 @@ def test_the_marked_commands_run_in_order(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
 
 
+def make_what_a_reader_has(folder: Path) -> None:
+    """Make the demo's photos, and photos, a table and weights of the names in the README's jobs."""
+    for name in ("jobs", "examples"):
+        shutil.copytree(ROOT / name, folder / name)
+    for images in ("demo-output/input/images", "photos"):
+        build_images(folder / images, NUM_ROWS, seed=6, num_bad=NUM_BAD)
+    columns = {"customer": [f"c{row}" for row in range(NUM_ROWS)]}
+    numbers = {name: [float(row) for row in range(NUM_ROWS)] for name in ("age", "visits", "spent")}
+    pq.write_table(pa.table({**columns, **numbers}), folder / "customers.parquet")
+    churn = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1))
+    save_file(churn.state_dict(), folder / "churn.safetensors")
+    photos = mobilenet_v3_small(weights=None)
+    save_file(photos.state_dict(), folder / "mobilenet_v3_small.safetensors")
+    (folder / "labels.txt").write_text("".join(f"label {index}\n" for index in range(1000)))
+
+
 def with_new_tables(text: str) -> str:
-    """Return the README with the tables of the job file as they must be."""
+    """Return jobs/README.md with the tables of the job file as they must be."""
     for section in SECTIONS:
         start = text.index("| field |", text.index(f"\n### `{section}`\n"))
         end = text.index("\n#", start)
@@ -246,4 +323,4 @@ def with_new_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    (ROOT / "README.md").write_text(with_new_tables(README), "ascii")
+    (ROOT / "jobs" / "README.md").write_text(with_new_tables(JOB_FILE), "ascii")

@@ -94,7 +94,7 @@ def settle(
 ) -> None:
     """Make the published folder agree with the current manifest; safe to repeat.
 
-    The order decides what readers find (README, "What a reader sees"): parts of attempts that can
+    The order decides what readers find (README.md in this folder): parts of attempts that can
     no longer win are deleted, which no list names; the table names the new parts; `_SUCCESS`
     becomes the manifest's copy; only then do replaced parts, which no list names any more, move to
     the history, of which `keep_versions` versions stay.

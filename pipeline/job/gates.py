@@ -97,7 +97,7 @@ class Gates(Section):
     """What `max_reason_pct` may say at worst: `off`, `warn` or `fail`."""
     max_skipped_pct: Percent = 0.0
     """Refuse when more than this share of the files below `source.uri` is no input: another
-    extension, a link to a folder, a name that is not UTF-8 and so on (README, Skipped files)."""
+    extension, a link to a folder, a name that is not UTF-8 and so on (pipeline/runs/README.md)."""
     skipped_mode: Mode = "warn"
     """What `max_skipped_pct` may say at worst: `off`, `warn` or `fail`."""
     min_rows: Annotated[int, Field(ge=0)] = 100

@@ -38,7 +38,8 @@ _FAMILIES = {
     "detection": (
         "is a detector, and detection is not supported directly. What works today: "
         f"{_OWN} with boxes, scores and classes padded to a fixed number, task raw, model.outputs "
-        "with the three shapes, all of transform, and model.postprocess (README, Postprocess)"
+        "with the three shapes, all of transform, and model.postprocess (jobs/README.md, "
+        "Postprocess)"
     ),
     "video": f"takes clips, and only images are read. What works today: {_OWN} that takes an image",
     "optical_flow": f"takes pairs of images. What works today: {_OWN} that takes one image",

@@ -1,4 +1,4 @@
-"""What each kind of reader sees after every step of publishing, as README's table says it.
+"""What each kind of reader sees after every step, as the table in pipeline/commit/README.md says.
 
 A program publishes, replaces, retries or rolls back an operation of the store at a time. Between
 any two of them every reader reads; and since a kill leaves just that, a copy of the output is
@@ -37,7 +37,7 @@ from pipeline.commit.verify import verify_output
 from pipeline.core.errors import JobError
 from pipeline.storage.store import Store
 
-README = ROOT / "README.md"
+README = ROOT / "pipeline" / "commit" / "README.md"
 LAYOUT = Layout(DAY)
 OLD, NEW = Rows(1, num_slices=6), Rows(2, num_slices=4)
 Seen = tuple[str, str, str, str]
@@ -110,7 +110,7 @@ def published_files(store: Store) -> set[tuple[str, int]]:
 
 
 def readmes_table() -> list[Seen]:
-    section = README.read_text().split("### What a reader sees")[1].split("\n#")[0]
+    section = README.read_text().split("## What a reader sees")[1].split("\n#")[0]
     rows = [line.split("|")[2:-1] for line in section.splitlines() if line.startswith("|")]
     return [tuple(cell.strip() for cell in row) for row in rows[2:]]
 
@@ -131,7 +131,7 @@ def manifests(store: Store) -> list[Manifest]:
 
 
 def name_of(paths: set[str], old: set[str], new: set[str]) -> str:
-    """Say in README's words which files these are."""
+    """Say in the table's words which files these are."""
     assert paths <= old | new
     words = []
     for version, word in ((old, "old"), (new, "new")):

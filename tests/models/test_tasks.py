@@ -178,10 +178,10 @@ def test_post_processing_fills_its_declared_columns():
         predictor({**model, "postprocess": "os:getcwd"})
 
 
-def test_the_example_of_the_readme_keeps_to_the_contract(
+def test_the_example_of_the_job_files_page_keeps_to_the_contract(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "jobs" / "README.md").read_text()
     code = text.split("<!-- postprocess -->\n```python\n", 1)[1].split("```", 1)[0]
     (tmp_path / "readme_boxes.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -212,7 +212,7 @@ def test_a_postprocess_that_breaks_its_contract_is_told_the_contract(
         load_postprocess(factory)
     contract = (
         f"model.postprocess = {factory!r}: is called without arguments and must return an object "
-        "with .schema (pyarrow) and __call__(outputs); see README, Postprocess"
+        "with .schema (pyarrow) and __call__(outputs); see jobs/README.md, Postprocess"
     )
     if words is None:
         assert "has no callable LABELS" in str(caught.value)

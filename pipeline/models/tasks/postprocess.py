@@ -80,7 +80,7 @@ def load_postprocess(factory: str) -> Postprocess:
     """
     contract = (
         f"model.postprocess = {factory!r}: is called without arguments and must return an object "
-        "with .schema (pyarrow) and __call__(outputs); see README, Postprocess"
+        "with .schema (pyarrow) and __call__(outputs); see jobs/README.md, Postprocess"
     )
     build = import_callable("model.postprocess", factory)
     needed = needed_arguments(build)
