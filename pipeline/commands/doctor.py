@@ -13,14 +13,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.commands.doctor_machine import Check, Status, guarded, look_at_machine
-from pipeline.commit.layout import Layout, new_run_id
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.login import log_in
 from pipeline.job.job import Job
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PRECISIONS
 from pipeline.plan.allocation import Hardware, allocate
-from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
@@ -124,10 +122,7 @@ def _one_row(job: Job, options: RunOptions) -> Check:
 
 
 def _try(job: Job, options: RunOptions) -> Tried:
-    layout = Layout(job.sink.partition)
-    record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
-    store = Store(job.sink.uri, job.sink.storage_options)
-    return try_row(job, *prepare(RunContext(job, options, store, layout, record)))
+    return try_row(job, *prepare(RunContext.of(job, options)))
 
 
 def _runtime(job: Job) -> str:

@@ -5,7 +5,6 @@ On the CPU and without Ray: the reference that all actors are compared with, wha
 
 from __future__ import annotations
 
-import datetime as dt
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -16,20 +15,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit.layout import Layout, new_run_id
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, LABEL, ROW_ID, SCORE, TOP_K
 from pipeline.execution.stages import Preprocessing
 from pipeline.gates.golden_files import MAX_ROWS
 from pipeline.job.job import Job
-from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import make_task, task_class
 from pipeline.plan.plan import Plan
 from pipeline.plan.sampling import sample_rows, sample_units
-from pipeline.report.recorder import RunRecorder
+from pipeline.runs.builders import make_reader, plain_predictor_config
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
-from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
 
 _SAMPLED_PER_ROW = 4
@@ -56,9 +53,7 @@ def make_golden(job: Job, options: RunOptions, num_rows: int, uri: str) -> dict[
         raise JobError(f"--out {uri}: write a .parquet file, of at most {MAX_ROWS} rows")
     if not task_class(job.model.task).has_golden:
         raise JobError(f"golden: rows of task {job.model.task!r} cannot be compared")
-    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
-    record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
-    plan, model = prepare(RunContext(job, options, store, layout, record))
+    plan, model = prepare(RunContext.of(job, options))
     rows = _sample(job, plan, num_rows * _SAMPLED_PER_ROW)
     known = _predict(job, plan, _reference(model), rows)
     chosen = _choose(known, num_rows, 2 * job.gates.max_score_diff)
@@ -98,12 +93,7 @@ def _reference(model: ModelSpec) -> ModelSpec:
 
 
 def _sample(job: Job, plan: Plan, num_rows: int) -> pa.Table:
-    reader = Reader(
-        Store(plan.source_root, job.source.storage_options),
-        job.source,
-        plan.pass_through,
-        plan.num_features,
-    )
+    reader = make_reader(job, plan)
     units, seed = sample_units(plan, num_rows)
     rows = sample_rows(reader, units, num_rows, seed) if units else None
     if rows is None or not rows.num_rows:
@@ -115,14 +105,8 @@ def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table
     """Return the rows that have a prediction: id, input, and the columns of the task."""
     from pipeline.inference.predictor import Predictor
 
-    config = PredictorConfig(
-        spec=model,
-        batch_size=job.model.batch_size or plan.batch_size,
-        num_gpus=0,
-        num_threads=_THREADS,
-        pass_through=plan.pass_through,
-        num_features=plan.num_features,
-    )
+    batch_size = job.model.batch_size or plan.batch_size
+    config = plain_predictor_config(plan, model, batch_size, _THREADS)
     preprocessing = Preprocessing.of(job.source, model.transform, _THREADS)
     inputs = rows if preprocessing is None else preprocessing({}, rows)
     predicted = Predictor(config).predict(inputs, {})

@@ -5,13 +5,12 @@ Out: a plain nested dict, for `--json` and for render.render_document.
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pipeline.commit.describe import DIGEST_CHARS, version_facts
-from pipeline.commit.layout import Layout, new_run_id
+from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.staging import list_staged
@@ -21,7 +20,6 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices
 from pipeline.report.estimate import estimate
 from pipeline.report.past_runs import Recipe, find_past_run
-from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
@@ -41,9 +39,9 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
     Raises:
         PipelineError: As the run itself would, before it starts anything.
     """
-    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
-    record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
-    plan, model = prepare(RunContext(job, options, store, layout, record))
+    run = RunContext.of(job, options)
+    store, layout = run.store, run.layout
+    plan, model = prepare(run)
     if store.stat(layout.plan(plan.fingerprint)):
         plan = adopt_plan(store, layout, plan)
     current = current_manifest(store, layout)
@@ -55,7 +53,7 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
         "fingerprint": plan.fingerprint[:DIGEST_CHARS],
         **step,
         "estimate": _estimate(job, store, plan, model, step),
-        "input": _input(plan, record.num_unreadable_shards),
+        "input": _input(plan, run.record.num_unreadable_shards),
         "skipped": plan.skipped.to_dict(),
         "model": _model(job, model, plan, tried),
         "published_now": version_facts(current),

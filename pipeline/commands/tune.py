@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.commit.layout import Layout, new_run_id
 from pipeline.execution.cluster.connect import connect
 from pipeline.job.job import Job
 from pipeline.plan.allocation import allocate
-from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
 from pipeline.runs.tuning.auto import is_open, tune
 from pipeline.runs.tuning.selection import AUTO, useful_share
 from pipeline.runs.tuning.trial import Trial
-from pipeline.storage.store import Store
 
 
 def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
@@ -28,10 +24,8 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     Raises:
         JobError: The job is wrong, or nothing that was tried can be used.
     """
-    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
-    record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
-    run = RunContext(job, options, store, layout, record)
-    store.probe(single_writer=job.run.single_writer)
+    run = RunContext.of(job, options)
+    run.store.probe(single_writer=job.run.single_writer)
     plan, model = prepare(run)
     if not is_open(model):
         model = replace(model, runtime=AUTO, precision=AUTO)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import Layout, new_run_id
 from pipeline.job.job import Job
 from pipeline.report.recorder import RunRecorder
 from pipeline.storage.store import Store
@@ -34,3 +35,11 @@ class RunContext:
     store: Store
     layout: Layout
     record: RunRecorder
+
+    @classmethod
+    def of(cls, job: Job, options: RunOptions) -> RunContext:
+        """Return the context of a new run of a job; starts nothing, writes nothing."""
+        layout = Layout(job.sink.partition)
+        record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
+        store = Store(job.sink.uri, job.sink.storage_options)
+        return cls(job, options, store, layout, record)

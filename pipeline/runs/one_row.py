@@ -23,10 +23,10 @@ from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task
 from pipeline.plan.plan import Plan
+from pipeline.runs.builders import make_reader, plain_predictor_config
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit, only_rows
-from pipeline.storage.store import Store
 
 _READ, _BUILD = "read", "build"
 _MAX_UNITS, _ROWS_EACH = 3, 3
@@ -114,20 +114,12 @@ def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:
 
 
 def _work(job: Job, plan: Plan, model: ModelSpec, units: tuple[Unit, ...]) -> _RowWork:
-    source, spec = job.source, model.as_reference()
-    store = Store(plan.source_root, source.storage_options)
+    spec = model.as_reference()
     return _RowWork(
-        Reader(store, source, plan.pass_through, plan.num_features),
+        make_reader(job, plan),
         units,
-        Preprocessing.of(source, spec.transform, 1),
-        PredictorConfig(
-            spec=spec,
-            batch_size=1,
-            num_gpus=0,
-            num_threads=len(os.sched_getaffinity(0)),
-            pass_through=plan.pass_through,
-            num_features=plan.num_features,
-        ),
+        Preprocessing.of(job.source, spec.transform, 1),
+        plain_predictor_config(plan, spec, 1, len(os.sched_getaffinity(0))),
     )
 
 

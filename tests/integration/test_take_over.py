@@ -16,10 +16,10 @@ from pipeline.core.schema import Failure, Reason
 from pipeline.execution.isolation.row_isolation import fail
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import missing_units
-from pipeline.run import take_over
 from pipeline.runs.context import RunContext
 from pipeline.runs.finish import require_hope, require_some_row
 from pipeline.runs.prepare import prepare
+from pipeline.runs.resume import take_over
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store

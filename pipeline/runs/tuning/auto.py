@@ -12,6 +12,7 @@ import json
 import math
 import uuid
 from dataclasses import asdict, replace
+from typing import NamedTuple
 
 from pipeline.commit.provenance import package_versions
 from pipeline.core.cpu import describe_processor
@@ -23,33 +24,39 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import INT8, ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware, allocate
 from pipeline.plan.plan import Plan
+from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 from pipeline.runs.tuning.confirmation import choose_confirmed
 from pipeline.runs.tuning.layout_trials import finish_profile, pick
 from pipeline.runs.tuning.runtime_trials import Profile, Sample, Workshop, try_ways
 from pipeline.runs.tuning.selection import AUTO, as_tried, choose, patience_s
 from pipeline.runs.tuning.trial import Trial
-from pipeline.sources.rows import Reader
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 
 _PROFILE_VERSION = 4
 
 
-def settle(
-    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
-) -> tuple[Plan, ModelSpec, Allocation]:
-    """Say what `auto` means for this plan; without `auto` nothing happens.
+class Resolved(NamedTuple):
+    """How a plan is carried out."""
 
-    Returns:
-        The plan, the model with what runs it, and the division of the cluster; the fingerprint
-        stays.
+    plan: Plan
+    """With what was chosen; the fingerprint stays."""
+    model: ModelSpec
+    """With the runtime and precision that were chosen."""
+    allocation: Allocation
+
+
+def resolve_auto(
+    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
+) -> Resolved:
+    """Say what `auto` means for this plan; without `auto` nothing happens.
 
     Raises:
         JobError: No way to run the model is left.
     """
     if not is_open(model) and not model.changes_pixels:
-        return plan, model, allocation
+        return Resolved(plan, model, allocation)
     workshop = make_workshop(run, plan, model, hardware, allocation)
     profile = load_profile(run, workshop)
     path = f"{run.layout.control}/choice/{plan.fingerprint}.json"
@@ -74,7 +81,7 @@ def settle(
     }
     batch_size = run.job.model.batch_size or chosen.batch_size or plan.batch_size
     plan = replace(plan, model={**plan.model, **figures}, batch_size=batch_size)
-    return plan, settled, _divide(run, hardware, allocation, chosen)
+    return Resolved(plan, settled, _divide(run, hardware, allocation, chosen))
 
 
 def is_open(model: ModelSpec) -> bool:
@@ -138,10 +145,7 @@ def make_workshop(
     run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
 ) -> Workshop:
     """Gather what trying things out takes."""
-    source = run.job.source
-    store = Store(plan.source_root, source.storage_options)
-    folders = run.job.sink.partition_columns
-    reader = Reader(store, source, plan.pass_through, plan.num_features, folders)
+    reader = make_reader(run.job, plan)
     return Workshop(run.job, run.store, plan, model, reader, hardware, allocation)
 
 

@@ -1,0 +1,161 @@
+"""Make the parts of the way of the data from a job, its plan and its share of the cluster.
+
+`run.stream` connects them; this module decides what each of them is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from time import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.commit.provenance import file_metadata
+from pipeline.commit.staging import StagingWriter
+from pipeline.execution.dedupe_actor import start_index
+from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
+from pipeline.gates.golden import GoldenRows
+from pipeline.inference.first_rows import FirstRows
+from pipeline.inference.ticks import Channel
+from pipeline.job.job import Job
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.models.tasks import make_task
+from pipeline.plan.allocation import Allocation
+from pipeline.plan.plan import Plan
+from pipeline.plan.tiling import first_slices
+from pipeline.runs.context import RunContext
+from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.execution.datasource import ShardSource
+
+
+_COMPARED_EACH = 2
+"""Slices per actor that carry reference pixels where tasks decode; Ray decides which actor gets
+which slice."""
+
+
+def make_reader(job: Job, plan: Plan) -> Reader:
+    """Return what reads the units of a plan."""
+    store = Store(plan.source_root, job.source.storage_options)
+    folders = job.sink.partition_columns
+    return Reader(store, job.source, plan.pass_through, plan.num_features, folders)
+
+
+class StreamParts(NamedTuple):
+    """What Ray Data runs, in order; each takes a block of packed slices and returns one."""
+
+    source: ShardSource
+    preprocess: Callable[[pa.Table], pa.Table] | None
+    """In tasks of its own; None: actors preprocess, or nothing has to be."""
+    actor_arguments: list[Any]
+    """Of PredictorActor."""
+    write: Callable[[pa.Table], pa.Table] | None
+    """In tasks of its own; None: actors write."""
+
+
+def make_stream(
+    run: RunContext,
+    plan: Plan,
+    model: ModelSpec,
+    allocation: Allocation,
+    units: Mapping[Unit, Sequence[int]],
+    golden: GoldenRows | None,
+    channel: Channel | None,
+) -> StreamParts:
+    """Return the parts that compute the slices of `units`, given as unit -> starts of slices."""
+    from pipeline.execution.datasource import ShardSource
+
+    source, dedupe = run.job.source, run.job.run.dedupe
+    predictor, writer = (
+        predictor_config(run, plan, model, allocation),
+        make_writer(run, plan, model),
+    )
+    preprocessing = Preprocessing.of(
+        source, model.transform, allocation.decoder_threads, digests=dedupe
+    )
+    in_actor = preprocessing if allocation.decodes_in_actors else None
+    in_tasks = None if allocation.decodes_in_actors else preprocessing
+    is_compared = predictor.limits is not None and model.changes_pixels
+    compared = first_slices(units, _COMPARED_EACH * allocation.max_actors if is_compared else 0)
+    guarding = (run.record.run_id, run.job.run.row_timeout_s)
+    asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
+    return StreamParts(
+        ShardSource(make_reader(run.job, plan), units, *guarding),
+        preprocess_stage(in_tasks, compared, *guarding) if in_tasks else None,
+        [
+            predictor,
+            in_actor,
+            start_index() if dedupe else None,
+            asked_at_s,
+            golden and replace(golden, preprocess=preprocessing),
+            run.job.run.row_timeout_s,
+            writer if allocation.writes_in_actors else None,
+            first_rows(run, plan),
+            channel,
+        ],
+        None if allocation.writes_in_actors else writer_stage(writer),
+    )
+
+
+def predictor_config(
+    run: RunContext, plan: Plan, model: ModelSpec, allocation: Allocation
+) -> PredictorConfig:
+    """Return what an actor is made of."""
+    return PredictorConfig(
+        spec=model,
+        batch_size=run.job.model.batch_size or plan.batch_size,
+        num_gpus=allocation.actor_gpus,
+        num_threads=allocation.actor_threads,
+        pass_through=plan.pass_through,
+        num_features=plan.num_features,
+        limits=_reference_limits(run, model),
+        run_id=run.record.run_id,
+        models=run.store,
+        pin=run.layout.tensors(plan.fingerprint) if model.weights_uri is None else None,
+    )
+
+
+def plain_predictor_config(
+    plan: Plan, model: ModelSpec, batch_size: int, num_threads: int
+) -> PredictorConfig:
+    """Return what a predictor on the CPU is made of that compares and counts nothing."""
+    return PredictorConfig(
+        spec=model,
+        batch_size=batch_size,
+        num_gpus=0,
+        num_threads=num_threads,
+        pass_through=plan.pass_through,
+        num_features=plan.num_features,
+    )
+
+
+def _reference_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | None:
+    """Return how near eager fp32 must come to the model; None if nothing is compared with it."""
+    is_same = model.is_reference and not model.changes_pixels
+    is_off = is_same or run.job.gates.agreement_mode == "off"
+    return None if is_off else AgreementLimits.of(run.job.gates)
+
+
+def make_writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:
+    """Return what stages slices."""
+    return StagingWriter(
+        store=run.store,
+        folder=run.layout.staging(plan.fingerprint),
+        run_id=run.record.run_id,
+        compression=run.job.sink.compression,
+        metadata=file_metadata(plan, run.record.run_id),
+        counted=make_task(model.task).measured_columns(),
+    )
+
+
+def first_rows(run: RunContext, plan: Plan) -> FirstRows | None:
+    """Return what ends a run whose first rows all fail; None for a retry, whose rows failed."""
+    if run.record.is_retry:
+        return None
+    return FirstRows(plan.num_rows, has_predictions=run.record.num_predicted > 0)
