@@ -10,7 +10,7 @@ import io
 import json
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
@@ -26,7 +26,17 @@ from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError
 from pipeline.core.failpoints import reach
 from pipeline.core.histograms import measure_numbers
-from pipeline.core.schema import ERROR, LABEL, Reason, SliceKey
+from pipeline.core.hive_paths import without_folder
+from pipeline.core.schema import (
+    ERROR,
+    LABEL,
+    Failure,
+    Reason,
+    SliceKey,
+    as_array,
+    failure_columns,
+    failures_of,
+)
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store, StoredFile
 
@@ -78,9 +88,11 @@ class StagingWriter:
     """File metadata of every part: fingerprint, model, versions (no secrets)."""
     counted: tuple[str, ...] = ()
     """Columns whose numbers are counted, as `task.measured_columns` names them."""
+    folders: tuple[str, ...] = ()
+    """Columns whose values become folders (`sink.partition_columns`)."""
 
     def write(self, key: SliceKey, counters: Counters, rows: pa.Table) -> StagedSlice:
-        """Commit one slice.
+        """Commit one slice; rows whose values cannot name folders are quarantined.
 
         Returns:
             What the footer says, plus the seconds and retries that the put itself took.
@@ -94,6 +106,7 @@ class StagingWriter:
                 f"expected {key.num_rows}; nothing was written, run again"
             )
         started = perf_counter()
+        rows = quarantine_without_folder(rows, self.folders)
         reasons = Counter(reason for reason in rows.column(ERROR).to_pylist() if reason)
         labels = _count_labels(rows)
         numbers = {k: v.to_dict() for k, v in measure_numbers(rows, self.counted).items()}
@@ -122,6 +135,31 @@ class StagingWriter:
         put_s, retries = perf_counter() - encoded, retries_taken() - retries
         add(counters, "write", StageCounters(busy_s=put_s, retries=retries))
         return staged
+
+
+def quarantine_without_folder(rows: pa.Table, folders: Sequence[str]) -> pa.Table:
+    """Fail the predicted rows of which a value cannot name its folder; their columns become null.
+
+    The reader has done so for pass-through columns. What a model or its post-processing says is
+    known only here, and at publication it would be too late: one such value refuses all rows.
+    """
+    found: dict[int, str] = {}
+    for name in folders:
+        found = {**without_folder(name, as_array(rows.column(name))), **found}
+    failures = failures_of(rows) if found else []
+    found = {row: message for row, message in found.items() if failures[row] is None}
+    if not found:
+        return rows
+    kept = pa.array([None if row in found else row for row in range(rows.num_rows)], pa.int64())
+    for row, message in found.items():
+        failures[row] = Failure(Reason.BAD_SCHEMA, "write", message)
+    columns = {
+        field.name: rows.column(field.name).take(kept)
+        if field.nullable
+        else rows.column(field.name)
+        for field in rows.schema
+    }
+    return pa.table({**columns, **failure_columns(failures)}, schema=rows.schema)
 
 
 def _count_labels(rows: pa.Table) -> Counter[str]:

@@ -88,6 +88,20 @@ def folder_trouble(column: str, value: str | None) -> str:
     return ""
 
 
+def without_folder(name: str, column: pa.Array) -> dict[int, str]:
+    """Return the rows, by number, whose value no folder can stand for, and why."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return {}
+    troubles = {value: folder_trouble(name, value) for value in pc.unique(column).to_pylist()}
+    if not any(troubles.values()):
+        return {}
+    return {
+        row: f"{name} {troubles[value]} (sink.partition_columns)"
+        for row, value in enumerate(column.to_pylist())
+        if troubles[value]
+    }
+
+
 def to_text(column: pa.ChunkedArray) -> pa.Array:
     """Return the values as folder names spell them, before encoding."""
     return pc.cast(column, pa.string()).combine_chunks()

@@ -151,6 +151,7 @@ def make_writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:
         compression=run.job.sink.compression,
         metadata=file_metadata(plan, run.record.run_id),
         counted=make_task(model.task).measured_columns(),
+        folders=run.job.sink.partition_columns,
     )
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.core.errors import JobError
-from pipeline.core.hive_paths import folder_trouble, hive_values
+from pipeline.core.hive_paths import hive_values, without_folder
 from pipeline.core.schema import as_array
 from pipeline.job.source import Source
 from pipeline.sources.arrow_types import parse_type, published_type, type_trouble
@@ -88,7 +87,7 @@ def pass_through(
     for field in fields:
         column, found = _take(field, table, path)
         if field.name in folders:
-            found = {**_no_folders(field.name, column), **found}
+            found = {**without_folder(field.name, column), **found}
         columns[field.name] = column
         problems = {**found, **problems}
     return columns, problems
@@ -175,17 +174,3 @@ def not_utf8(column: pa.Array) -> Mapping[int, str]:
         except UnicodeDecodeError:
             found[row] = value.decode("utf-8", "backslashreplace")
     return found
-
-
-def _no_folders(name: str, column: pa.Array) -> Problems:
-    """Return the rows whose value no folder can stand for."""
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return {}
-    troubles = {value: folder_trouble(name, value) for value in pc.unique(column).to_pylist()}
-    if not any(troubles.values()):
-        return {}
-    return {
-        row: f"{name} {troubles[value]} (sink.partition_columns)"
-        for row, value in enumerate(column.to_pylist())
-        if troubles[value]
-    }

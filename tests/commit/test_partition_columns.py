@@ -25,11 +25,18 @@ from pipeline.commit.maintenance import rollback
 from pipeline.commit.manifest import Manifest, Part, current_manifest, read_predictions
 from pipeline.commit.partition_columns import compact_by_value
 from pipeline.commit.publish import commit, settle
-from pipeline.commit.staging import StagingWriter
+from pipeline.commit.staging import StagingWriter, quarantine_without_folder
 from pipeline.commit.verify import verify_output
 from pipeline.core.errors import GateRefused
 from pipeline.core.hive_paths import MAX_VALUES, values_of
-from pipeline.core.schema import SliceKey, failure_columns, prediction_schema, staged_schema
+from pipeline.core.schema import (
+    Failure,
+    Reason,
+    SliceKey,
+    failure_columns,
+    prediction_schema,
+    staged_schema,
+)
 from pipeline.storage.store import Store
 
 LAYOUT = Layout(DAY)
@@ -224,3 +231,41 @@ def test_values_are_counted_over_all_groups(tmp_path: Path):
     slices = [(key, path, 16.0 * 2**20) for key, path, _ in slices]
     with pytest.raises(GateRefused, match=f"place: {2 * half} different values"):
         by_place(store, slices, 2.0**27)
+
+
+def test_predicted_values_that_name_no_folder_are_quarantined_when_they_are_staged(tmp_path: Path):
+    store, task_fields = Store(str(tmp_path)), [pa.field("kind", pa.string(), nullable=True)]
+    schema = staged_schema([pa.field("camera", pa.string())], task_fields)
+    kinds = ["cat", "", "x" * 300, None, "dog", ""]
+    failures = [None] * 5 + [Failure(Reason.TIMEOUT, "predict", "too slow")]
+    columns = {
+        "row_id": [str(row) for row in range(6)],
+        "uri": ["in"] * 6,
+        "camera": ["front"] * 6,
+        "kind": kinds,
+        **failure_columns(failures),
+    }
+    rows = pa.table(columns, schema=schema)
+    key = SliceKey(0, 0, 6, is_last=True)
+    writer = StagingWriter(store, "staging", "r", "zstd", {}, folders=("kind", "camera"))
+    staged = writer.write(key, {}, rows)
+    assert staged.reasons == {"bad_schema": 2, "timeout": 1}
+    compactor = Compactor(
+        store, "out", "000001-0123456789ab", prediction_schema(
+            [pa.field("camera", pa.string())], task_fields
+        ), "zstd", {}, 2.0**20,
+    )  # fmt: skip
+    slices = [(key, f"staging/{staged.name}", 100.0)]
+    done = compact_by_value(compactor, ["kind"], slices, {}, run_here)
+    assert sum(part.num_rows for part in done.predictions) == 3
+    (part,) = done.quarantine
+    quarantined = read_part_table(store, dataclasses.replace(part, path=f"out/{part.path}"))
+    assert quarantined["row_id"].to_pylist() == ["1", "2", "5"]
+    assert quarantined["stage"].to_pylist() == ["write", "write", "predict"]
+    assert "kind is empty text" in quarantined["message"][0].as_py()
+    assert "kind has 300 characters" in quarantined["message"][1].as_py()
+
+
+def test_values_that_are_all_folders_are_staged_as_they_are():
+    rows = slice_table(ROWS, 0)
+    assert quarantine_without_folder(rows, ("kind", "label")) is rows
