@@ -33,7 +33,7 @@ from pipeline.job.job import Job
 from pipeline.models.factory_tensors import warn
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, allocate
-from pipeline.plan.plan import Plan
+from pipeline.plan.plan import Plan, what_changed
 from pipeline.plan.tiling import missing_units
 from pipeline.report.document import Status
 from pipeline.report.progress import Progress
@@ -98,6 +98,8 @@ def _execute(run: RunContext, progress: Progress) -> Status:
         base = repair(store, layout, job.sink.keep_versions, table=job.sink.table)
         if note_if_published(run, base, plan):
             return "nothing_to_do"
+        if base and (changed := what_changed(base.fingerprint_parts, plan.fingerprint_parts)):
+            progress.phase(f"version {base.number} is of before a change: {changed}")
         plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
         manifest = predict_and_publish(run, plan, model, base, lease, progress)
     run.record.published(manifest, store.url(layout.predictions))

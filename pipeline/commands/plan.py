@@ -16,7 +16,7 @@ from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.staging import list_staged
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.plan import Plan
+from pipeline.plan.plan import Plan, what_changed
 from pipeline.plan.tiling import done_slices
 from pipeline.report.estimate import estimate
 from pipeline.report.past_runs import Recipe, find_past_run
@@ -71,6 +71,7 @@ def _next_step(
     staged = list_staged(store, layout.staging(plan.fingerprint))
     done = done_slices(plan, staged)
     action = "publish the first version" if current is None else f"replace version {current.number}"
+    changed = what_changed(current.fingerprint_parts if current else {}, plan.fingerprint_parts)
     if is_published:
         action = _NOTHING
     elif done:
@@ -79,6 +80,7 @@ def _next_step(
     rows_left = None if num_rows is None else num_rows - sum(key.num_rows for key in done)
     return {
         "a_run_would": action,
+        **({"changed": changed} if changed and not is_published else {}),
         "units": len(plan.units),
         "slices": None if num_rows is None else sum(1 for _ in plan.slices()),
         "slices_staged": len(done),

@@ -25,6 +25,9 @@ _LAST_LINE = 1 << 62
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 _CHOICE = re.compile(r"'([^']*)'")
 _AS_IT_IS = "only the shorter side to resize_px and then the centre crop to size_px is there"
+_RGB = "a model gets three channels (red, green, blue): let its forward take their mean"
+_BEFOREHAND = "resize the files beforehand, and give that size as resize_px and size_px"
+_OWN_TRANSFORM = f"no code of yours runs on images; {_BEFOREHAND}"
 _NO_ARGUMENTS = "a factory is called without arguments: wrap it in a function of your own"
 _NO_DIRECTORY = "model directories are not read: load it in a factory, see examples/custom_model"
 _NO_TEXT = "text is not read: tokenise it to columns of numbers, and name those in source.features"
@@ -35,10 +38,17 @@ _HINTS: Mapping[Path, str] = {
     **dict.fromkeys([("model", name) for name in _FACTORY_ARGUMENTS], _NO_ARGUMENTS),
     **dict.fromkeys([("model", name) for name in ("timm", "hf", "path")], _NO_DIRECTORY),
     **dict.fromkeys([("source", name) for name in ("text", "text_column")], _NO_TEXT),
-    **dict.fromkeys([("transform", name) for name in ("resize", "crop", "pad")], _AS_IT_IS),
+    **dict.fromkeys(
+        [("transform", name) for name in ("resize", "crop", "pad", "letterbox")], _AS_IT_IS
+    ),
+    **dict.fromkeys([("transform", name) for name in ("grey", "gray", "channels")], _RGB),
+    ("transform", "factory"): _OWN_TRANSFORM,
 }
 """What has no field: how it is done without."""
 _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
+    **dict.fromkeys(
+        [(("transform", "interpolation"), each) for each in ("nearest", "lanczos")], _BEFOREHAND
+    ),
     **dict.fromkeys([(("source", "format"), each) for each in ("text", "csv", "json")], _NO_TEXT),
     (("model", "task"), "detect"): (
         "boxes: a factory that pads them to one shape, task raw, and outputs with those shapes"

@@ -6,7 +6,7 @@ import base64
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,6 +33,11 @@ from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
 _USUAL_UNITS = 1_000
+_PARTS = {
+    "inputs": "the input (a name, size or time of a shard)",
+    "model": "the model or what decides its predictions",
+    "settings": "the job's source or row limit",
+}
 # What decides which files are listed; the files themselves are digested one by one.
 _OF_LISTING = {"storage_options", "follow_links"}
 
@@ -178,6 +183,20 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
             has_uris=job.source.uri_column is not None,
         ),
     }
+
+
+def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say in words which `fingerprint_parts` differ; '' if none do, or those before are unknown."""
+    if not before:
+        return ""
+    changed = [words for part, words in _PARTS.items() if before.get(part) != now.get(part)]
+    then, areas = before.get("semantics", {}), now.get("semantics", {})
+    changed += [
+        f"how this version of the package computes ({area})"
+        for area in sorted({*then, *areas})
+        if then.get(area) != areas.get(area)
+    ]
+    return ", ".join(changed)
 
 
 def _digest(facts: Any) -> str:

@@ -87,7 +87,10 @@ def _input_problem(source: Source, kind: pa.DataType) -> str:
     if pa.types.is_struct(kind):
         index = kind.get_field_index(_BYTES)
         kind = kind.field(index).type if index >= 0 else kind
-    return "" if _is_binary(kind) else "expected encoded images as binary"
+    if _is_binary(kind):
+        return ""
+    text = "; text is not read; a column of URIs is named by uri_column" if _is_text(kind) else ""
+    return f"expected encoded images as binary{text}"
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -262,7 +262,7 @@ def test_an_unexpected_error_is_named_and_exits_1(
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(
-        r"error: ZeroDivisionError: division by zero \(test_cli.py line \d+\)\n", err
+        r"error: ZeroDivisionError: division by zero \(test_app.py line \d+\)\n", err
     )
 
 

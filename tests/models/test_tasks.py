@@ -248,11 +248,12 @@ def test_settings_that_do_not_go_together_are_refused(
 
 
 def test_a_tabular_job_runs_from_features_to_published_columns(tmp_path: Path):
-    values = np.arange(40, dtype=np.float32)
+    values = np.arange(40, dtype=np.float64)
+    finer = values + np.where(values == 20, 1e-9, 0.0)  # which float32 rounds to 20
     table = pa.table(
         {
             "key": [f"k{i}" for i in range(40)],
-            "a": pa.array([None if i == 7 else float(v) for i, v in enumerate(values)]),
+            "a": pa.array([None if i == 7 else float(v) for i, v in enumerate(finer)]),
             "b": pa.array(np.stack([values, -values], axis=1).tolist(), pa.list_(pa.float64(), 2)),
         }
     )
@@ -280,6 +281,8 @@ def test_a_tabular_job_runs_from_features_to_published_columns(tmp_path: Path):
     assert found["total"].to_pylist() == [float(i) for i in kept]
     assert found["largest"].to_pylist() == [float(i) for i in kept]
     assert result.json["reasons"] == {"null_input": 1}
+    assert result.json["rows"]["rounded"] == 1
+    assert "1 rows have numbers that float32 rounds" in result.stderr
     verified = pipeline("verify", str(tmp_path / "out"))
     assert verified.code == 0, verified.stderr
     shown = pipeline("inspect", str(tmp_path / "out"), "--json")

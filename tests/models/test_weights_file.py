@@ -207,7 +207,7 @@ def test_a_checkpoint_with_objects_of_the_training_script_is_refused_by_their_na
     tmp_path: Path,
 ) -> None:
     said = refusal(tmp_path / "w.pth", saved({"model": STATE, "args": Settings()}))
-    assert "holds more than tensors (test_weights_file.Settings)" in said
+    assert f"holds more than tensors ({__name__}.Settings)" in said
     assert 'torch.save(checkpoint["model"], "w.pth")' in said
 
 

@@ -25,7 +25,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import Reason
 from pipeline.core.skipped import Skip, Skipped
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.plan import make_plan
+from pipeline.plan.plan import fingerprint_parts, make_plan, what_changed
 from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes
 from pipeline.plan.tiling import first_slices, missing_units
 from pipeline.sources.extents import Cut, Extent
@@ -325,6 +325,19 @@ OTHER_WORK: dict[str, str] = {
 @pytest.mark.parametrize("change", OTHER_WORK)
 def test_what_decides_the_predictions_changes_the_fingerprint(change: str):
     assert OTHER_WORK[change] != fingerprint()
+
+
+def test_what_changed_is_named_by_its_part():
+    then = fingerprint_parts(job(), inputs_of(EXTENTS), SPEC)
+    touched = replace(inputs_of(EXTENTS), shards=inputs_of(EXTENTS).shards[:1])
+    now = fingerprint_parts(job(run__limit_rows=3), touched, replace(SPEC, code_sha256="d" * 64))
+    assert what_changed(then, then) == what_changed({}, now) == ""
+    assert what_changed(then, now) == (
+        "the input (a name, size or time of a shard), the model or what decides its predictions, "
+        "the job's source or row limit"
+    )
+    newer = {**then, "semantics": {**then["semantics"], "decode": 99}}
+    assert what_changed(then, newer) == "how this version of the package computes (decode)"
 
 
 def test_no_two_changes_have_the_same_fingerprint():
