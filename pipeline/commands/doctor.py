@@ -15,9 +15,10 @@ from typing import Any
 from pipeline.commands.doctor_machine import Check, Status, guarded, look_at_machine
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.login import log_in
+from pipeline.inference.runtimes import all_runtimes, runtime_of
+from pipeline.inference.runtimes.base import missing_reason
 from pipeline.job.job import Job
 from pipeline.models.resolve import resolve_model
-from pipeline.models.spec import PRECISIONS
 from pipeline.plan.allocation import Hardware, allocate
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
@@ -126,19 +127,18 @@ def _try(job: Job, options: RunOptions) -> Tried:
 
 
 def _runtime(job: Job) -> str:
-    from pipeline.inference.runtimes.registry import missing_reason
-
     model, is_on_gpu = job.model, job.resources.num_gpus > 0
     if model.runtime != AUTO and model.precision != AUTO:
-        reason = missing_reason(model.runtime, model.precision, is_on_gpu=is_on_gpu)
+        runtime = runtime_of(model.runtime)
+        reason = missing_reason(runtime, model.precision, is_on_gpu=is_on_gpu)
         if reason:
             raise JobError(f"model.runtime = {model.runtime!r}: {reason}")
         return f"{model.runtime} {model.precision}"
     usable = [
-        f"{runtime} {precision}"
-        for runtime, precisions in PRECISIONS.items()
-        for precision in precisions
-        if model.runtime in (AUTO, runtime) and model.precision in (AUTO, precision)
+        f"{runtime.name} {precision}"
+        for runtime in all_runtimes()
+        for precision in runtime.precisions
+        if model.runtime in (AUTO, runtime.name) and model.precision in (AUTO, precision)
         if not missing_reason(runtime, precision, is_on_gpu=is_on_gpu)
     ]
     if not usable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import ipaddress
 import os
 import platform
@@ -13,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from pipeline.execution.auth_token import auth_mode, has_token, is_open_to_other
 from pipeline.execution.cluster.connect import embedded_store_bytes
 from pipeline.execution.embedded.ray_folder import base_folder, weakness
 from pipeline.execution.environment import refuse_autoload
+from pipeline.inference.runtimes import all_runtimes
 
 Status = Literal["ok", "warn", "fail"]
 _GIB = 2**30
@@ -33,9 +34,6 @@ _EXTRAS = {
     "gcs": "gcsfs",
     "azure": "adlfs",
     "delta": "deltalake",
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "mnn": "MNN",
     "submit": "aiohttp",
 }
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
@@ -105,8 +103,10 @@ def _version(name: str) -> str | None:
 
 
 def _extras() -> Check:
-    there = [extra for extra, name in _EXTRAS.items() if importlib.util.find_spec(name)]
-    absent = [extra for extra in _EXTRAS if extra not in there]
+    needed: dict[str, tuple[str, ...]] = {extra: (name,) for extra, name in _EXTRAS.items()}
+    needed |= {each.extra: each.packages for each in all_runtimes() if each.extra}
+    there = [extra for extra, packages in needed.items() if all(map(find_spec, packages))]
+    absent = [extra for extra in needed if extra not in there]
     found = f"installed: {', '.join(there) or 'none'}"
     return Check("extras", "ok", found + (f"; not: {', '.join(absent)}" if absent else ""))
 

@@ -1,6 +1,6 @@
-"""Models that a runtime has made of ours, kept on the node so that only the first actor pays.
+"""Per-node cache of exported models: the first actor exports, the others load.
 
-Everything that decides them is in their key. They lie in a folder that only this user may touch.
+Everything that decides an export is in its key. They lie in a folder that only this user may touch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,19 @@ if TYPE_CHECKING:
     import torch
 
 _CLAIM_S = 86_400.0
-_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino", "MNN")
+_PACKAGES = ("torch", "torchvision")
+"""All that is kept depends on these."""
 
 
-def key_of(facts: Any, module: torch.nn.Module | None = None) -> str:
-    """Digest JSON-ready facts and the versions in use, with a module's tensors if it is given."""
-    versions = [SEMANTICS["predict"], runtime_versions()]
+def key_of(facts: Any, packages: Sequence[str] = (), module: torch.nn.Module | None = None) -> str:
+    """Digest JSON-ready facts and the versions in use, with a module's tensors if it is given.
+
+    Args:
+        facts: What is kept, and of what.
+        packages: Distributions that make it, besides torch and torchvision.
+        module: Its tensors decide, too.
+    """
+    versions = [SEMANTICS["predict"], versions_of(packages)]
     digest = hashlib.sha256(json.dumps([facts, *versions], sort_keys=True).encode())
     if module is not None:
         digest.update(tensors_digest(module).encode())
@@ -123,10 +130,10 @@ def _cache_folder() -> Path:
     return first_of([folder])
 
 
-def runtime_versions() -> dict[str, str]:
-    """Return the versions of those packages that run or convert models which are installed."""
+def versions_of(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of torch, torchvision and of those of the packages that are installed."""
     found = {}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *packages):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -70,6 +70,19 @@ def load(group: str, name: str) -> Any:
         ) from error
 
 
+def get(group: str, name: str) -> Any:
+    """Do the same on any node, where a name that the job was checked for may be missing.
+
+    Raises:
+        JobError: There is no such name here, or as above.
+    """
+    try:
+        return load(group, name)
+    except KeyError:
+        there = ", ".join(names(group))
+        raise JobError(f"no {group} {name!r} is installed here; there are {there}") from None
+
+
 def usable(group: str) -> Iterator[tuple[str, Any]]:
     """Yield each name with its object; what is broken costs one warning and is left out."""
     for name in names(group):

@@ -10,10 +10,12 @@ import torch
 
 from pipeline.core.errors import JobError
 from pipeline.inference.model_store import fetch_model
-from pipeline.inference.runtimes.export import Made
-from pipeline.inference.runtimes.inference_module import Whole
-from pipeline.inference.runtimes.registry import Runner, dtype_of, make_runner
-from pipeline.models.spec import INT8, PredictorConfig, load_pinned
+from pipeline.inference.runtimes.base import Runner
+from pipeline.inference.runtimes.export import Exporter
+from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.opening import dtype_of, make_runner
+from pipeline.models.spec import PredictorConfig, load_pinned
 
 
 def device_of(config: PredictorConfig) -> torch.device:
@@ -62,25 +64,26 @@ def export(config: PredictorConfig) -> Path:
     torch.set_num_threads(config.num_threads)
     cpu = torch.device("cpu")
     spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
-    whole = _load(replace(config, spec=spec), cpu)
-    return Made(lambda: whole, make_buffer(config, cpu), None).onnx()
+    module = _load(replace(config, spec=spec), cpu)
+    return Exporter(lambda: module, make_buffer(config, cpu), None).onnx()
 
 
-def _load(config: PredictorConfig, device: torch.device) -> Whole:
+def _load(config: PredictorConfig, device: torch.device) -> InferenceModule:
     spec = config.spec
     kind = dtype_of(spec.runtime, spec.precision)
     module = load_pinned(config).to(device, kind)
     # torch's stubs of Module.to do not know memory_format.
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        whole = Whole(module, spec.transform, kind, spec.layer, f"{spec.name} {spec.code_sha256}")
+        identity = f"{spec.name} {spec.code_sha256}"
+        inner = InferenceModule(module, spec.transform, kind, spec.layer, identity)
     except AttributeError:
         names = [name for name, _ in module.named_children()]
         raise JobError(
             f"model.layer = {spec.layer!r}: {spec.name} has no such submodule; "
             f"at the top it has {', '.join(names) or 'none'}"
         ) from None
-    return whole.to(device).eval()
+    return inner.to(device).eval()
 
 
 def _calibrated(config: PredictorConfig) -> bytes | None:

@@ -1,7 +1,8 @@
 """One batch on its way: into a buffer, onto the device, through the model, and back.
 
-On a GPU all of it is asynchronous: while one lane computes, another copies its batch to the device,
-and the host gathers a third. On the CPU a lane does one thing after the other, by the same code.
+On a GPU all of it is asynchronous (double buffering): while one buffer's batch is computed, another
+is copied to the device, and the host gathers a third. On the CPU one step follows the other, by the
+same code.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ Compute = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 """A batch on the device -> what is kept of it, each (B, ...)."""
 
 
-class Lane:
-    """Holds the buffers of one batch; they are reused for every batch that takes this lane."""
+class DeviceBuffer:
+    """Holds the memory of one batch on host and device; every batch that takes it reuses it."""
 
     def __init__(self, buffer: torch.Tensor, device: torch.device, copies: Any = None) -> None:
         """Take a buffer.
 
         Args:
-            buffer: (B, ...) on the host, pinned where the device is a GPU.
+            buffer: (B, ...) on the host, pinned if the device is a GPU.
             device: Where the model is.
-            copies: The CUDA stream of copies to the device, which the lanes share; the model runs
+            copies: The CUDA stream of copies to the device, which all buffers share; the model runs
                 on the current stream, one batch after the other, as CUDA graphs must.
         """
         self._buffer = buffer
@@ -94,9 +95,11 @@ def _to_pinned(values: torch.Tensor) -> torch.Tensor:
     return host.copy_(values, non_blocking=True)
 
 
-def make_lanes(make_buffer: Callable[[], torch.Tensor], device: torch.device) -> list[Lane]:
-    """Make two lanes for a GPU, one for the CPU."""
+def make_device_buffers(
+    make_buffer: Callable[[], torch.Tensor], device: torch.device
+) -> list[DeviceBuffer]:
+    """Make two buffers for a GPU, one for the CPU."""
     if device.type != "cuda":
-        return [Lane(make_buffer(), device)]
+        return [DeviceBuffer(make_buffer(), device)]
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return [Lane(make_buffer(), device, copies) for _ in range(2)]
+    return [DeviceBuffer(make_buffer(), device, copies) for _ in range(2)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.node_cache import kept
-from pipeline.models.spec import INT8
+from pipeline.inference.runtimes.int8 import INT8
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:

@@ -35,10 +35,10 @@ from pipeline.core.user_errors import whereabouts
 from pipeline.core.watchdog import beat, pause
 from pipeline.inference import output_tree as pytree
 from pipeline.inference.device import device_of, load_runner, make_buffer
-from pipeline.inference.device_buffers import Lane, make_lanes
+from pipeline.inference.device_buffers import DeviceBuffer, make_device_buffers
 from pipeline.inference.first_rows import FirstRows, Raised
 from pipeline.inference.prediction_table import to_table
-from pipeline.inference.runtimes.registry import allow_tf32
+from pipeline.inference.runtimes.opening import allow_tf32
 from pipeline.inference.ticks import count
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
@@ -74,7 +74,9 @@ class Predictor:
         torch.set_num_threads(config.num_threads)
         self._task = make_task(config.spec.task)
         self._limits = config.limits
-        self._lanes = make_lanes(functools.partial(make_buffer, config, self._device), self._device)
+        self._buffers = make_device_buffers(
+            functools.partial(make_buffer, config, self._device), self._device
+        )
         self._runner = load_runner(config, self._device)
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
@@ -161,17 +163,17 @@ class Predictor:
 
     def reduce(self, inputs: Inputs) -> Arrays:
         """Return what the task keeps of rows, each array (N, ...); what fails is raised."""
-        lane, pieces = self._lanes[0], []
+        buffer, pieces = self._buffers[0], []
         for first in range(0, len(inputs), self._batch_size):
-            self._start(lane, inputs, np.arange(len(inputs))[first : first + self._batch_size])
-            pieces.append(lane.finish())
+            self._start(buffer, inputs, np.arange(len(inputs))[first : first + self._batch_size])
+            pieces.append(buffer.finish())
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def _run_all(
         self, inputs: Inputs, todo: Rows, results: Arrays, timer: _Timer
     ) -> Iterator[tuple[int, Failure]]:
-        """Predict rows `todo`, as many batches at once as there are lanes; yield what fails."""
-        free, busy = deque(self._lanes), deque[tuple[Lane, Rows]]()
+        """Predict rows `todo`, as many batches at once as there are buffers; yield what fails."""
+        free, busy = deque(self._buffers), deque[tuple[DeviceBuffer, Rows]]()
         failed: list[tuple[Rows, Failure]] = []
         position = 0
         while position < len(todo) or busy:
@@ -182,14 +184,14 @@ class Predictor:
                 if failure is None:
                     busy.append((free.popleft(), batch))
             elif busy:
-                lane, batch = busy.popleft()
-                free.append(lane)
-                failure = self._try_finish(lane, len(inputs), batch, results, timer)
+                buffer, batch = busy.popleft()
+                free.append(buffer)
+                failure = self._try_finish(buffer, len(inputs), batch, results, timer)
                 if failure is None:
                     yield from self._kept(results, batch)
             if failure is not None:
                 failed.append((batch, failure))
-            if failed and not busy:  # splitting needs a lane, so what was under way ends first
+            if failed and not busy:  # splitting needs a buffer, so what was under way ends first
                 for batch, failure in failed:
                     yield from self._split(inputs, batch, failure, results, timer)
                     if self._first is not None:
@@ -217,45 +219,45 @@ class Predictor:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
         for part in (batch[:half], batch[half:]):
-            again = self._try_start(self._lanes[0], inputs, part) or self._try_finish(
-                self._lanes[0], len(inputs), part, results, timer
+            again = self._try_start(self._buffers[0], inputs, part) or self._try_finish(
+                self._buffers[0], len(inputs), part, results, timer
             )
             if again is None:
                 yield from self._kept(results, part)
             else:
                 yield from self._split(inputs, part, again, results, timer)
 
-    def _try_start(self, lane: Lane, inputs: Inputs, batch: Rows) -> Failure | None:
+    def _try_start(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows) -> Failure | None:
         """Send a batch on its way, or say why not.
 
         Nothing is tried again in here: the exception's frames still hold the batch's tensors.
         """
         try:
-            self._start(lane, inputs, batch)
+            self._start(buffer, inputs, batch)
         except Exception as error:  # noqa: BLE001  # whatever a user's model raises costs its row
             return _failure_of(error, self._config.spec.name)
         return None
 
     def _try_finish(
-        self, lane: Lane, num_rows: int, batch: Rows, results: Arrays, timer: _Timer
+        self, buffer: DeviceBuffer, num_rows: int, batch: Rows, results: Arrays, timer: _Timer
     ) -> Failure | None:
         """Put what is kept of a batch into `results`, or say why there is nothing."""
         try:
-            for name, values in lane.finish().items():
+            for name, values in buffer.finish().items():
                 if name not in results:
                     results[name] = np.zeros((num_rows, *values.shape[1:]), values.dtype)
                 results[name][batch] = values
         except Exception as error:  # noqa: BLE001  # a GPU raises here what the model did
             return _failure_of(error, self._config.spec.name)
-        timer.add(*lane.busy_s)
+        timer.add(*buffer.busy_s)
         beat()
         count(len(batch))
         return None
 
-    def _start(self, lane: Lane, inputs: Inputs, batch: Rows) -> None:
+    def _start(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows) -> None:
         # Padding repeats rows of this very batch, so that none can fail for what it does not hold.
         whole = np.resize(batch, self._config.batch_size) if self._runner.is_static else batch
-        lane.start(inputs, whole, functools.partial(self._compute, len(batch)))
+        buffer.start(inputs, whole, functools.partial(self._compute, len(batch)))
 
     def _compute(self, num_rows: int, on_device: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what the task keeps of a batch, each (B, ...)."""

@@ -18,6 +18,7 @@ from pipeline.job.gates import Gates
 from pipeline.job.section import PositiveInt, Section
 from pipeline.job.source import Source
 
+AUTO = "auto"
 Triple = tuple[float, float, float]
 _CHANNELS = ("red", "green", "blue")
 ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
@@ -117,9 +118,10 @@ class Model(Section):
     """Task `raw`: the outputs to keep, in the model's order or by its names."""
     postprocess: str | None = None
     """Task `raw`: `package.module:callable` whose result turns outputs into declared columns."""
-    runtime: Literal["auto", "eager", "compile", "onnxruntime", "openvino", "mnn"] = "eager"
+    runtime: str = "eager"
     """What runs the model: torch as it is, torch.compile, or the library of that name (its extra
-    must be installed). `auto` measures what is there and takes the fastest that agrees."""
+    must be installed): `onnxruntime`, `openvino`, `mnn`, or what an installed package adds (entry
+    points `pipeline.runtimes`). `auto` measures what is there and takes the fastest that agrees."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
     """Arithmetic of the model; scores are always float32. `tf32` and `fp16` need a GPU. `int8` is
     for onnxruntime and openvino on the CPU, calibrated on rows of the job and used only if it
@@ -136,13 +138,22 @@ class Model(Section):
         registered(registry.TASKS, name)
         return name
 
+    @field_validator("runtime")
+    @classmethod
+    def _known_runtime(cls, name: str) -> str:
+        registered(registry.RUNTIMES, name, (AUTO,))
+        return name
+
     @model_validator(mode="after")
     def _one_model(self) -> Model:
         problems = [*self._without_effect()]
         if (self.name is None) == (self.factory is None):
             problems.append("give exactly one of name and factory")
-        if self.precision == "int8" and self.runtime in ("eager", "compile", "mnn"):
-            problems.append("precision 'int8' needs runtime onnxruntime, openvino or auto")
+        runtime = registered(registry.RUNTIMES, self.runtime, (AUTO,))
+        if self.precision == "int8" and runtime and "int8" not in runtime.precisions:
+            able = [name for name in registry.built_in(registry.RUNTIMES)
+                    if "int8" in registry.load(registry.RUNTIMES, name).precisions]  # fmt: skip
+            problems.append(f"precision 'int8' needs runtime {', '.join(able)} or auto")
         if self.weights_key is not None and self.weights is None:
             problems.append("weights_key has no effect without weights")
         problems += registry.load(registry.TASKS, self.task).problems(self)

@@ -30,17 +30,6 @@ if TYPE_CHECKING:
     import torch
 
 ENTRY_POINT_GROUP = "pipeline.models"
-INT8 = "int8"
-PRECISIONS = {
-    "eager": ("fp32", "tf32", "bf16", "fp16"),
-    "compile": ("fp32", "tf32", "bf16", "fp16"),
-    "onnxruntime": ("fp32", INT8),
-    "openvino": ("fp32", "bf16", INT8),
-    "mnn": ("fp32",),
-}
-"""Runtime -> the precisions that it can run a module in."""
-GPU_PRECISIONS = ("tf32", "fp16")
-CPU_PRECISIONS = (INT8,)
 
 Kind = Literal["entry_point", "torchvision", "factory"]
 

@@ -25,12 +25,14 @@ from peer_model import CORES
 from systems import MALLOC, Case, tune, write_weights
 
 from pipeline.commands.demo_photos import build_images
-from pipeline.models.spec import GPU_PRECISIONS, INT8, PRECISIONS
+from pipeline.inference.runtimes import all_runtimes, runtime_of
+from pipeline.inference.runtimes.int8 import INT8
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
 NUM_PHOTOS = 512
 _MIN_AGREEMENT_PCT = 99.0
 _REPEATS = 199
+RUNTIMES = [runtime.name for runtime in all_runtimes()]
 
 
 def main() -> None:
@@ -87,7 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model", nargs="?", default="efficientnet-lite0")
     parser.add_argument("--photos", type=int, default=NUM_PHOTOS, help="what tune samples from")
     parser.add_argument("--batch-sizes", nargs="*", type=int, default=list(BATCH_SIZES))
-    parser.add_argument("--runtimes", nargs="*", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--runtimes", nargs="*", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--again", type=int, default=3, help="last measurements of best and chosen")
     return parser.parse_args()
 
@@ -97,8 +99,8 @@ def candidates(wanted: argparse.Namespace) -> list[Candidate]:
     return [
         Candidate(runtime, precision, batch_size, CORES // threads, threads)
         for runtime in wanted.runtimes
-        for precision in PRECISIONS[runtime]
-        if precision not in GPU_PRECISIONS
+        for precision, devices in runtime_of(runtime).precisions.items()
+        if "cpu" in devices
         for batch_size in wanted.batch_sizes
         for threads in range(1, CORES + 1)
         if CORES % threads == 0

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from peer_model import CORES, files_of
 
-from pipeline.models.spec import INT8
+from pipeline.inference.runtimes.int8 import INT8
 
 _GIVE_UP_SHARE = 0.25
 # The kernel takes seconds to put processes that were woken together on cores of their own.

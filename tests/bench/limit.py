@@ -95,12 +95,14 @@ def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
 def _load(share: _Share) -> tuple[Any, Any, Any]:
     import torch
 
-    from pipeline.inference.runtimes.inference_module import Whole
-    from pipeline.inference.runtimes.registry import dtype_of, make_runner
+    from pipeline.inference.runtimes.inference_module import InferenceModule
+    from pipeline.inference.runtimes.opening import dtype_of, make_runner
 
     module, spec = build(share.name, share.weights)
     kind = dtype_of(share.runtime, share.precision)
-    whole = Whole(module.to(kind).to(memory_format=torch.channels_last), spec, kind).eval()
+    whole = InferenceModule(
+        module.to(kind).to(memory_format=torch.channels_last), spec, kind
+    ).eval()
     buffer = torch.zeros((share.batch_size, spec.size_px, spec.size_px, 3), dtype=torch.uint8)
     runner = make_runner(
         share.runtime,

@@ -22,7 +22,7 @@ from cli import command, environment
 
 from pipeline.commit.staging import read_footer
 from pipeline.execution.environment import WORKER_ENVIRONMENT as MALLOC
-from pipeline.models.spec import INT8
+from pipeline.inference.runtimes.int8 import INT8
 from pipeline.storage.store import Store
 
 BENCH = Path(__file__).parent

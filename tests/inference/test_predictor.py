@@ -27,17 +27,20 @@ from predicting import (
 from torch import nn
 
 from pipeline.core.errors import JobError
-from pipeline.inference.device_buffers import Lane
+from pipeline.inference.device_buffers import DeviceBuffer
 from pipeline.inference.predictor import Predictor
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 NORMALISED = {"mean": MEAN, "std": STD}
 
 
-def lanes(number: int, batch_size: int) -> list[Lane]:
+def buffers(number: int, batch_size: int) -> list[DeviceBuffer]:
     """As many batches at once as on a GPU, or more, each with a buffer of its own."""
     shape = (batch_size, SIZE_PX, SIZE_PX, 3)
-    return [Lane(torch.zeros(shape, dtype=torch.uint8), torch.device("cpu")) for _ in range(number)]
+    return [
+        DeviceBuffer(torch.zeros(shape, dtype=torch.uint8), torch.device("cpu"))
+        for _ in range(number)
+    ]
 
 
 def scores_of(row: dict[str, Any]) -> dict[str, float]:
@@ -153,10 +156,10 @@ def test_bfloat16_is_close():
         st.sampled_from(["good", "good", "dark", "white", "bad"]), min_size=1, max_size=40
     ),
     batch_size=st.sampled_from([1, 4, 32]),
-    num_lanes=st.sampled_from([1, 2, 3]),
+    num_buffers=st.sampled_from([1, 2, 3]),
 )
 def test_a_row_that_the_model_cannot_take_costs_itself(
-    kinds: list[str], batch_size: int, num_lanes: int
+    kinds: list[str], batch_size: int, num_buffers: int
 ):
     pixels = images(len(kinds))
     for row, kind in enumerate(kinds):
@@ -164,7 +167,7 @@ def test_a_row_that_the_model_cannot_take_costs_itself(
             pixels[row] = BLACK if kind == "dark" else WHITE
     failures = [BAD if kind == "bad" else None for kind in kinds]
     model = predictor("models:fussy", batch_size)
-    model._lanes = lanes(num_lanes, batch_size)
+    model._buffers = buffers(num_buffers, batch_size)
     rows, counters = predict(model, rows_of(pixels, failures))
     undisturbed, _ = predict(predictor("models:colours", batch_size), rows_of(pixels, failures))
     expected = {"dark": "model_error", "white": "non_finite", "bad": "truncated", "good": None}

@@ -1,1 +1,42 @@
-"""Ways to run a module: eager, compiled, onnxruntime, OpenVINO, MNN; int8."""
+"""Ways to run a model: one runtime per file, and the registry of all of them.
+
+A new runtime is a file with a class like `eager.Eager`, a line here, and a row in
+tests/inference/runtimes/test_runtime_conformance.py; or an object in another distribution with an
+entry point of group `pipeline.runtimes`, as `mnn` is found. What comes after reads properties of
+the runtime, never its name. Importing a runtime imports neither torch nor the library it is for.
+"""
+
+from __future__ import annotations
+
+from pipeline.core.node_cache import versions_of
+from pipeline.core.registry import RUNTIMES, get, usable
+from pipeline.inference.runtimes.base import Runtime
+
+REGISTRY = {
+    "eager": "pipeline.inference.runtimes.eager:RUNTIME",
+    "compile": "pipeline.inference.runtimes.compile:RUNTIME",
+    "onnxruntime": "pipeline.inference.runtimes.onnx_runtime:RUNTIME",
+    "openvino": "pipeline.inference.runtimes.open_vino:RUNTIME",
+}
+
+
+def runtime_of(name: str) -> Runtime:
+    """Return a runtime.
+
+    Raises:
+        JobError: There is none of that name here, or the distribution that brings it is broken.
+    """
+    found: Runtime = get(RUNTIMES, name)
+    return found
+
+
+def all_runtimes() -> list[Runtime]:
+    """Return every runtime that can be imported, in the order in which `auto` tries them."""
+    found: list[Runtime] = [runtime for _, runtime in usable(RUNTIMES)]
+    return sorted(found, key=lambda runtime: runtime.trial_order)
+
+
+def runtime_versions() -> dict[str, str]:
+    """Return the versions of the packages of all runtimes which are installed."""
+    packages = [package for runtime in all_runtimes() for package in runtime.packages]
+    return versions_of(packages)

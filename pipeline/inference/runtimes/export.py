@@ -1,4 +1,4 @@
-"""What a runtime makes of a module, once a node: exported, and the structure of its outputs."""
+"""Export a module once per node, and remember the structure of its outputs."""
 
 from __future__ import annotations
 
@@ -12,55 +12,70 @@ import torch
 
 from pipeline.core.node_cache import kept, key_of
 from pipeline.inference import output_tree as pytree
-from pipeline.inference.runtimes.inference_module import Whole
+from pipeline.inference.runtimes.inference_module import InferenceModule
 
 _STRUCTURE = "structure.json"
+_ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
-class Flat(torch.nn.Module):
+class FlatOutputs(torch.nn.Module):
     """A module whose outputs are a tuple of tensors, whatever the structure they come in."""
 
-    def __init__(self, whole: Whole) -> None:
+    def __init__(self, module: InferenceModule) -> None:
         super().__init__()
-        self.whole = whole
+        self.inner = module
 
     def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(pytree.tree_leaves(self.whole(batch)))
+        return tuple(pytree.tree_leaves(self.inner(batch)))
 
 
 @dataclass(frozen=True)
-class Made:
-    """A module that a runtime makes something of, once a node."""
+class Exporter:
+    """Gives a runtime the module, or what was made of it once on this node."""
 
-    load: Callable[[], Whole]
+    load: Callable[[], InferenceModule]
     example: torch.Tensor
-    """A whole batch on the device; what it holds does not matter."""
+    """A whole batch on the device, (B, ...); what it holds does not matter."""
     identity: str | None
-    """All that decides the module's outputs; None where only its tensors tell."""
+    """All that decides the module's outputs; None if only its tensors tell."""
+    packages: tuple[str, ...] = ()
+    """What the runtime makes depends on the versions of these."""
 
-    def folder(self, kind: str, write: Callable[[Path, Flat], None]) -> Path:
-        """Return the folder of what was made, which `write` fills if there is none."""
+    def folder(
+        self,
+        kind: str,
+        write: Callable[[Path, FlatOutputs], None],
+        packages: tuple[str, ...] | None = None,
+    ) -> Path:
+        """Return the folder of what was made, which `write` fills if there is none.
+
+        Args:
+            kind: Names what is made.
+            write: Makes it, in an empty folder.
+            packages: What it depends on; left out: the runtime's packages.
+        """
+        packages = self.packages if packages is None else packages
         batch = [kind, list(self.example.shape), str(self.example.dtype)]
         if self.identity is not None:
-            key = key_of([self.identity, *batch])
+            key = key_of([self.identity, *batch], packages)
         else:
-            key = key_of([self.load().identity, *batch], self.load())
+            key = key_of([self.load().identity, *batch], packages, self.load())
 
         def make(folder: Path) -> None:
             with torch.no_grad():
-                write(folder, Flat(self.load()).eval())
+                write(folder, FlatOutputs(self.load()).eval())
 
         return kept(key, make)
 
     def structure(self) -> pytree.TreeSpec:
         """Return the structure of the outputs."""
 
-        def write(folder: Path, flat: Flat) -> None:
+        def write(folder: Path, flat: FlatOutputs) -> None:
             text = pytree.treespec_dumps(self._structure())
             (folder / _STRUCTURE).write_text(text)
 
         try:
-            folder = self.folder("structure", write)
+            folder = self.folder("structure", write, ())
             return pytree.treespec_loads((folder / _STRUCTURE).read_text())
         except NotImplementedError:  # a container that only its own code knows
             return self._structure()
@@ -72,10 +87,10 @@ class Made:
     def onnx(self) -> Path:
         """Return the ONNX file of the module, for batches like the example."""
 
-        def export(folder: Path, flat: Flat) -> None:
+        def export(folder: Path, flat: FlatOutputs) -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 program = torch.onnx.export(flat, (self.example,), dynamo=True, verbose=False)
             assert program is not None, "the dynamo exporter returns a program"
             program.save(folder / "model.onnx")
 
-        return self.folder("onnx", export) / "model.onnx"
+        return self.folder("onnx", export, _ONNX_PACKAGES) / "model.onnx"

@@ -14,7 +14,7 @@ import torch
 from pipeline.preprocessing.transform import TransformSpec
 
 
-class Whole(torch.nn.Module):
+class InferenceModule(torch.nn.Module):
     """Normalisation, module, and the layer that is watched, as one module."""
 
     def __init__(
@@ -29,7 +29,7 @@ class Whole(torch.nn.Module):
 
         Args:
             module: In eval mode.
-            transform: None where the input is features.
+            transform: None if the input is features.
             dtype: The module's type.
             layer: One of its submodules; None takes the module's own output.
             identity: What else than its tensors decides the outputs: its code, say.

@@ -8,6 +8,7 @@ lies in the output's store under its own digest, and all nodes and reruns load t
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +21,17 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import onnx
 
+INT8 = "int8"
+EXTRA = "onnxruntime"
+PACKAGES = ("onnxruntime", "onnx", "onnxscript")
+"""What calibrates a model; the extra installs them."""
 _INT8_MAX = 127
+
+
+def missing_reason() -> str:
+    """Say why nothing can be calibrated here, or ''."""
+    absent = [name for name in PACKAGES if not importlib.util.find_spec(name)]
+    return f"{absent[0]} is not installed: the extra `{EXTRA}` brings it" if absent else ""
 
 
 def quantise(source: Path, sample: npt.NDArray[Any]) -> bytes:
@@ -87,7 +98,7 @@ def _weight_scales(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
     CPUs without VNNI add the products of neighbouring inputs in 16 bits, and saturate. Halving all
     weights prevents that and costs a bit of each. Only a channel whose neighbours are both large
     needs it: 255 * (|a| + |b|) must stay below 2**15 for neighbours of one sign. A depthwise
-    convolution has one input a channel, so no neighbours.
+    convolution has one input per channel, so no neighbours.
     """
     from onnx import numpy_helper
     from onnxruntime.quantization import QuantType

@@ -1,7 +1,8 @@
 """MNN: float32 on the CPU with Winograd convolutions, which need 2 to 4 times fewer products.
 
-In: an ONNX file. Out: a function from a batch to its outputs. Of MNN's Python package only the
-engine and the converter are imported: `MNN.tools` would bring a module that asks the network.
+It is found by its entry point of group `pipeline.runtimes`, as a runtime of any other distribution
+is. Of MNN's Python package only the engine and the converter are imported: `MNN.tools` would bring
+a module that asks the network.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-# A process of its own: the converter prints to stdout, and ends its process where it fails. It is
-# to find no module in the working directory.
+from pipeline.inference.runtimes.base import CPU, Runner, Runtime
+
+if TYPE_CHECKING:
+    from pipeline.inference.runtimes.export import Exporter, FlatOutputs
+
+# A process of its own: the converter prints to stdout, and ends its process if it fails. It must
+# find no module in the working directory.
 PUBLIC_CONVERTER = "import sys; from MNN.tools.mnnconvert import convert; convert(sys.argv[1:])"
 """The plain way, for an MNN whose private `_tools` has another name."""
 _CONVERT = f"""
@@ -31,8 +37,39 @@ else:
 _TIED = "import ctypes, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9)\n"
 """As `tied` does it: it ends with its actor. Nothing of ours may be importable there."""
 _CONVERT_S = 600.0
+_FILE = "model.mnn"
 
 Outputs = list[npt.NDArray[Any]]
+
+
+class Mnn(Runtime):
+    """An ONNX file of the module, converted."""
+
+    name = "mnn"
+    extra = "mnn"
+    packages = ("MNN", "onnx", "onnxscript")
+    precisions = {"fp32": CPU}  # noqa: RUF012
+    trial_order = 30
+
+    def open(
+        self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
+    ) -> Runner:
+        import torch
+
+        from pipeline.inference import output_tree as pytree
+
+        structure = exporter.structure()
+
+        def write(folder: Path, _: FlatOutputs) -> None:
+            convert(exporter.onnx(), folder / _FILE)
+
+        infer = open_model(exporter.folder("mnn", write) / _FILE, num_threads)
+
+        def run(batch: torch.Tensor) -> Any:
+            leaves = [torch.from_numpy(array) for array in infer(batch.numpy())]
+            return pytree.tree_unflatten(leaves, structure)
+
+        return Runner(run, is_static=True)
 
 
 def convert(source: Path, target: Path, converter: str = _CONVERT) -> None:
@@ -68,3 +105,6 @@ def open_model(path: Path, num_threads: int) -> Callable[[npt.NDArray[Any]], Out
         return [np.array(expr.convert(out, expr.NCHW).read()) for out in module.forward([held])]
 
     return run
+
+
+RUNTIME = Mnn()

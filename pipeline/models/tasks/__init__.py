@@ -7,7 +7,7 @@ group `pipeline.tasks`. What comes after reads properties of the task, never its
 
 from __future__ import annotations
 
-from pipeline.core.registry import TASKS, load
+from pipeline.core.registry import TASKS, get
 from pipeline.models.tasks.base import Task, TaskSpec
 
 REGISTRY = {
@@ -22,10 +22,9 @@ def task_class(name: str) -> type[Task]:
     """Return the class of a task.
 
     Raises:
-        KeyError: There is none of that name.
-        JobError: The distribution that brings it is broken.
+        JobError: There is none of that name here, or the distribution that brings it is broken.
     """
-    found: type[Task] = load(TASKS, name)
+    found: type[Task] = get(TASKS, name)
     return found
 
 

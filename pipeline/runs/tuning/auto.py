@@ -18,10 +18,11 @@ from pipeline.commit.provenance import package_versions
 from pipeline.core.cpu import describe_processor
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.node_cache import runtime_versions
 from pipeline.inference.model_store import model_path
+from pipeline.inference.runtimes import runtime_versions
+from pipeline.inference.runtimes.int8 import INT8
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.spec import INT8, ModelSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware, allocate
 from pipeline.plan.plan import Plan
 from pipeline.runs.builders import make_reader

@@ -20,8 +20,9 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
 from pipeline.core.user_errors import tell
 from pipeline.execution.stages import Preprocessing
+from pipeline.inference.runtimes import runtime_of
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.spec import INT8, PredictorConfig
+from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.transform import TransformSpec
@@ -73,7 +74,7 @@ def try_out(
         best_rows_per_s: The best rate so far.
     """
     from pipeline.inference.predictor import Predictor
-    from pipeline.inference.runtimes.registry import emulated_reason
+    from pipeline.inference.runtimes.opening import emulated_reason
 
     trial = Trial(config.spec.runtime, config.spec.precision)
     emulated = emulated_reason(config.spec.precision, is_on_gpu=config.num_gpus > 0)
@@ -81,7 +82,7 @@ def try_out(
         return replace(trial, problem=emulated), {}
     batch = np.resize(sample, (config.batch_size, *sample.shape[1:]))
     try:
-        if config.spec.runtime != "eager":
+        if runtime_of(config.spec.runtime).keeps:
             Predictor(config)  # what a runtime makes of a model is kept: no actor pays for it again
         started = perf_counter()
         predictor = Predictor(config)
@@ -141,10 +142,9 @@ def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, s
     """
     from pipeline.inference.device import export
     from pipeline.inference.model_store import store_model
-    from pipeline.inference.runtimes.int8 import quantise
-    from pipeline.inference.runtimes.registry import missing_reason
+    from pipeline.inference.runtimes.int8 import missing_reason, quantise
 
-    reason = missing_reason("onnxruntime", INT8, is_on_gpu=config.num_gpus > 0)
+    reason = missing_reason()
     if reason or config.models is None:
         return "", reason or "there is no store for the calibrated model"
     try:

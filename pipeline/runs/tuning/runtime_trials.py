@@ -15,9 +15,10 @@ from pipeline.core.documents import known_fields
 from pipeline.core.errors import JobError
 from pipeline.core.heartbeat import beat
 from pipeline.execution.tasks import ray_errors
+from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.spec import INT8, ModelSpec, PredictorConfig
+from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.plan.allocation import Allocation, Hardware
 from pipeline.plan.plan import Plan
 from pipeline.runs.tuning.selection import candidates, patience_s

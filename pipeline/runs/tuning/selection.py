@@ -7,32 +7,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipeline.core.errors import JobError
-from pipeline.models.spec import CPU_PRECISIONS, GPU_PRECISIONS, PRECISIONS, ModelSpec
+from pipeline.inference.runtimes import all_runtimes, runtime_of
+from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation
 from pipeline.runs.tuning.trial import Trial
 
 AUTO = "auto"
-_ANY_SIZE = "eager"
-"""The runtime that takes batches of any size; the others fill the last one of a slice up."""
 SAME_PCT = 3.0
 """Rates that differ by less are the same: the smaller batch, the simpler layout is taken."""
 
 
 LEAST_PATIENCE_S = 30.0
-_IN_ORDER = ("eager", "openvino", "onnxruntime", "mnn", "compile")
-"""The reference first, then what is often the best and soon ready; what compiles for long last."""
 
 
 def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
     """List the runtimes and precisions that the job leaves open, in the order to try them."""
-    ways = [
-        (runtime, precision)
-        for runtime, precisions in PRECISIONS.items()
-        for precision in precisions
-        if model.runtime in (AUTO, runtime) and model.precision in (AUTO, precision)
-        if precision not in (CPU_PRECISIONS if is_on_gpu else GPU_PRECISIONS)
+    runtimes = all_runtimes() if model.runtime == AUTO else [runtime_of(model.runtime)]
+    return [
+        (runtime.name, precision)
+        for runtime in runtimes
+        for precision, devices in runtime.precisions.items()
+        if model.precision in (AUTO, precision) and ("gpu" if is_on_gpu else "cpu") in devices
     ]
-    return sorted(ways, key=lambda way: _IN_ORDER.index(way[0]))
 
 
 def as_tried(model: ModelSpec, trial: Trial) -> ModelSpec:
@@ -75,7 +71,7 @@ def choose(
             for t in trials
         )
         if not trials:
-            raise JobError("model.precision: no runtime has it on this device")
+            raise JobError("model.runtime, model.precision: nothing runs that on this device")
         raise JobError(
             f"nothing that was tried agrees on {min_agreement_pct:g}% of the sampled rows "
             f"(gates.min_agreement_pct) with eager fp32 and whole decoding: {problems}"
@@ -128,7 +124,11 @@ def choose_batch(
 
 def useful_share(trial: Trial, slice_rows: Sequence[int]) -> float:
     """Return which share of what a way to run the model computes is no padding."""
-    return 1.0 if trial.runtime == _ANY_SIZE else filled_share(slice_rows, trial.batch_size)
+    return (
+        1.0
+        if not runtime_of(trial.runtime).is_static
+        else filled_share(slice_rows, trial.batch_size)
+    )
 
 
 def filled_share(slice_rows: Sequence[int], batch_size: int) -> float:

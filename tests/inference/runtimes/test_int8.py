@@ -21,8 +21,9 @@ from pipeline.commit.garbage import unneeded_models
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.model_store import fetch_model, model_path, store_model
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.runtimes import runtime_of
+from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.int8 import _channel_scales, quantise
-from pipeline.inference.runtimes.registry import missing_reason
 from pipeline.job.loader import parse_job
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
@@ -82,7 +83,7 @@ def linear(*, external: bool = False) -> bytes:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_outputs_are_near_those_of_eager_fp32(tmp_path: Path, runtime: str):
-    if reason := missing_reason(runtime, "int8", is_on_gpu=False):
+    if reason := missing_reason(runtime_of(runtime), "int8", is_on_gpu=False):
         pytest.skip(reason)
     store = Store(str(tmp_path / "out"))
     config = config_of(store, runtime, calibrated(store))

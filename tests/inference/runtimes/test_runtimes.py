@@ -16,30 +16,33 @@ from selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.core.node_cache import claim
-from pipeline.inference.runtimes.inference_module import Whole
+from pipeline.inference.runtimes import all_runtimes, runtime_of
+from pipeline.inference.runtimes.base import missing_reason
+from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.mnn import PUBLIC_CONVERTER, convert
-from pipeline.inference.runtimes.registry import dtype_of, make_runner, missing_reason
+from pipeline.inference.runtimes.opening import dtype_of, make_runner
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.spec import GPU_PRECISIONS, INT8, PRECISIONS
 from pipeline.preprocessing.transform import TransformSpec
 
 ON_CPU = [
-    (runtime, precision)
-    for runtime, precisions in PRECISIONS.items()
-    for precision in precisions
-    if precision not in GPU_PRECISIONS and precision != INT8  # which needs rows: test_quantise
+    (runtime.name, precision)
+    for runtime in all_runtimes()
+    for precision, devices in runtime.precisions.items()
+    if "cpu" in devices and precision != INT8  # which needs rows: test_int8
 ]
+RUNTIMES = [runtime.name for runtime in all_runtimes()]
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.03}
 SIZE_PX, BATCH = models.SIZE_PX, 4
 TRANSFORM = TransformSpec(SIZE_PX, SIZE_PX, "bilinear", (0.4, 0.45, 0.5), (0.2, 0.25, 0.3))
 
 
 def runner_of(module: torch.nn.Module, runtime: str, precision: str, layer: str | None = None):
-    reason = missing_reason(runtime, precision, is_on_gpu=False)
+    reason = missing_reason(runtime_of(runtime), precision, is_on_gpu=False)
     if reason:
         pytest.skip(reason)
     kind = dtype_of(runtime, precision)
-    whole = Whole(module.to(kind).eval(), TRANSFORM, kind, layer)
+    whole = InferenceModule(module.to(kind).eval(), TRANSFORM, kind, layer)
     example = torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
     return make_runner(runtime, precision, lambda: whole, example, num_threads=1)
 
@@ -49,7 +52,7 @@ def batch() -> torch.Tensor:
 
 
 COMPILE_IN_LONG = [
-    pytest.param(name, marks=pytest.mark.slow if name == "compile" else ()) for name in PRECISIONS
+    pytest.param(name, marks=pytest.mark.slow if name == "compile" else ()) for name in RUNTIMES
 ]
 """Compiling takes many seconds; two tests do it for `make test`."""
 
@@ -76,7 +79,7 @@ def test_outputs_keep_their_structure(runtime: str):
         torch.testing.assert_close(found[name], values, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("runtime", list(PRECISIONS))
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_layer_is_watched_through_every_runtime(runtime: str):
     with torch.inference_mode():
         expected = runner_of(Convolved(), "eager", "fp32", "net.3").run(batch())
@@ -85,12 +88,12 @@ def test_a_layer_is_watched_through_every_runtime(runtime: str):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("runtime", list(PRECISIONS))
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(
     "num_rows", quick_cases([(1,), (7,), (8,)], lambda num_rows: num_rows == 7)
 )
 def test_a_last_batch_that_is_not_full_changes_nothing(runtime: str, num_rows: int):
-    reason = missing_reason(runtime, "fp32", is_on_gpu=False)
+    reason = missing_reason(runtime_of(runtime), "fp32", is_on_gpu=False)
     if reason:
         pytest.skip(reason)
     rows = rows_of(images(num_rows))
@@ -117,7 +120,7 @@ def test_what_cannot_be_is_said_with_its_reason(runtime: str, precision: str, wo
 
 
 def test_the_public_converter_of_mnn_writes_the_same_as_the_private_one(tmp_path: Path):
-    if reason := missing_reason("mnn", "fp32", is_on_gpu=False):
+    if reason := missing_reason(runtime_of("mnn"), "fp32", is_on_gpu=False):
         pytest.skip(reason)
     program = torch.onnx.export(torch.nn.Linear(4, 3).eval(), (torch.zeros(2, 4),), dynamo=True)
     assert program is not None
@@ -128,7 +131,7 @@ def test_the_public_converter_of_mnn_writes_the_same_as_the_private_one(tmp_path
 
 
 def test_what_mnn_cannot_convert_is_said_in_one_line(tmp_path: Path):
-    if reason := missing_reason("mnn", "fp32", is_on_gpu=False):
+    if reason := missing_reason(runtime_of("mnn"), "fp32", is_on_gpu=False):
         pytest.skip(reason)
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(RuntimeError, match=r"^its converter ended with .+: .+$"):
@@ -137,7 +140,7 @@ def test_what_mnn_cannot_convert_is_said_in_one_line(tmp_path: Path):
 
 
 def test_no_float_model_runs_under_the_name_of_int8():
-    whole = Whole(Convolved().eval(), TRANSFORM, torch.float32)
+    whole = InferenceModule(Convolved().eval(), TRANSFORM, torch.float32)
     example = torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
     with pytest.raises(JobError, match="no calibrated model"):
         make_runner("onnxruntime", "int8", lambda: whole, example, num_threads=1)

@@ -1,0 +1,48 @@
+"""Runtime `compile`: torch.compile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.node_cache import one_at_a_time
+from pipeline.inference.runtimes.base import BOTH, GPU, Runner, Runtime
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.inference.runtimes.export import Exporter
+
+
+class Compile(Runtime):
+    """The module, compiled for batches of one shape; torch keeps what it compiled by itself."""
+
+    name = "compile"
+    precisions = {"fp32": BOTH, "tf32": GPU, "bf16": BOTH, "fp16": GPU}  # noqa: RUF012
+    trial_order = 40
+    exports = False
+
+    def open(
+        self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
+    ) -> Runner:
+        with one_at_a_time(self.name):
+            return _compiled(exporter.load(), exporter.example)
+
+
+def _compiled(module: torch.nn.Module, example: torch.Tensor) -> Runner:
+    import torch
+
+    if example.is_cuda:
+        run = torch.compile(module, dynamic=False, mode="max-autotune")
+    else:
+        run = torch.compile(module, dynamic=False, options={"freezing": True})
+    with torch.no_grad():  # freezing folds weights only where none can change
+        run(example)
+
+    def call(batch: torch.Tensor) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return run(batch)
+
+    return Runner(call, is_static=True)
+
+
+RUNTIME = Compile()

@@ -1,0 +1,29 @@
+"""Runtime `eager`: torch as it is. In fp32 it is the reference for all others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.inference.runtimes.base import BOTH, GPU, Runner, Runtime
+
+if TYPE_CHECKING:
+    from pipeline.inference.runtimes.export import Exporter
+
+
+class Eager(Runtime):
+    """The module itself."""
+
+    name = "eager"
+    precisions = {"fp32": BOTH, "tf32": GPU, "bf16": BOTH, "fp16": GPU}  # noqa: RUF012
+    trial_order = 0
+    is_static = False
+    exports = False
+    keeps = False
+
+    def open(
+        self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
+    ) -> Runner:
+        return Runner(exporter.load(), is_static=False)
+
+
+RUNTIME = Eager()

@@ -1,0 +1,80 @@
+"""Runtime `openvino`: float32, bf16 and int8 on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.inference.runtimes.base import CPU, Device, Runner, Runtime
+from pipeline.inference.runtimes.int8 import INT8
+
+if TYPE_CHECKING:
+    from pipeline.inference.runtimes.export import Exporter, FlatOutputs
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", INT8: "f32"}
+
+
+class OpenVino(Runtime):
+    """The module as OpenVINO converts it, or the calibrated ONNX file."""
+
+    name = "openvino"
+    extra = "openvino"
+    packages = ("openvino",)
+    precisions = {"fp32": CPU, "bf16": CPU, INT8: CPU}  # noqa: RUF012
+    trial_order = 10
+    converts_types = True
+
+    def missing_reason(self, precision: str, device: Device) -> str:
+        if precision != "bf16" or _has_bf16():
+            return ""
+        return "openvino would run fp32, for this CPU has no bf16"
+
+    def open(
+        self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
+    ) -> Runner:
+        import openvino
+        import torch
+
+        from pipeline.inference import output_tree as pytree
+
+        def convert(folder: Path, flat: FlatOutputs) -> None:
+            # Two rows show as much as a whole batch, and are traced in a tenth of the time.
+            model = openvino.convert_model(flat, example_input=exporter.example[:2])
+            model.reshape(list(exporter.example.shape))
+            openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+
+        structure = exporter.structure()
+        core = openvino.Core()
+        compiled = core.compile_model(
+            exporter.folder("openvino", convert) / "model.xml"
+            if calibrated is None
+            else core.read_model(calibrated),
+            "CPU",
+            {
+                # Its default where the CPU has bf16 is bf16.
+                "INFERENCE_PRECISION_HINT": _HINTS[precision],
+                "INFERENCE_NUM_THREADS": num_threads,
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        request = compiled.create_infer_request()
+        count = len(compiled.outputs)
+
+        def run(batch: torch.Tensor) -> Any:
+            request.infer([batch.numpy()], share_inputs=True)
+            leaves = [
+                torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(count)
+            ]
+            return pytree.tree_unflatten(leaves, structure)
+
+        return Runner(run, is_static=True)
+
+
+def _has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+RUNTIME = OpenVino()

@@ -1,0 +1,96 @@
+"""Make a module ready to run by one of the runtimes: same weights, same outputs, other speeds."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.inference.runtimes import runtime_of
+from pipeline.inference.runtimes.base import Runner, missing_reason
+from pipeline.inference.runtimes.export import Exporter
+from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.inference.runtimes.int8 import INT8
+
+_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    INT8: torch.float32,  # what is calibrated is the float32 model
+}
+_BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
+_MAX_CHARS = 300
+
+
+def dtype_of(runtime: str, precision: str) -> torch.dtype:
+    """Return the type that a module must have for a runtime."""
+    return torch.float32 if runtime_of(runtime).converts_types else _DTYPES[precision]
+
+
+def emulated_reason(precision: str, *, is_on_gpu: bool) -> str:
+    """Say why a precision gains nothing here, or ''."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if precision != "bf16" or is_on_gpu or not cpuinfo.exists():
+        return ""
+    words = set(cpuinfo.read_text().split())
+    return "" if words & _BF16_FLAGS else "this CPU has no bf16 arithmetic, it would be emulated"
+
+
+def make_runner(
+    runtime: str,
+    precision: str,
+    load: Callable[[], InferenceModule],
+    example: torch.Tensor,
+    *,
+    num_threads: int,
+    identity: str | None = None,
+    calibrated: bytes | None = None,
+) -> Runner:
+    """Make a module ready to run.
+
+    Args:
+        runtime: Its name.
+        precision: One that the runtime has.
+        load: Gives the module on its device, of type `dtype_of`, in eval mode. Not called if the
+            node has kept what the runtime once made of it.
+        example: A whole batch on the device; what it holds does not matter.
+        num_threads: CPU threads.
+        identity: All that decides the module's outputs; None if only its tensors tell.
+        calibrated: Precision int8: the checked model that runs instead of the module.
+
+    Raises:
+        JobError: The runtime is not here or cannot run the module.
+    """
+    allow_tf32(precision)
+    chosen = runtime_of(runtime)
+    reason = missing_reason(chosen, precision, is_on_gpu=example.is_cuda)
+    if reason:
+        raise JobError(f"model.runtime {runtime!r}, model.precision {precision!r}: {reason}")
+    if precision == INT8 and calibrated is None:
+        raise JobError(f"model.precision {INT8!r}: there is no calibrated model to run")
+    load = functools.cache(load)
+    if not chosen.exports:
+        load()  # its own errors are not the runtime's
+    exporter = Exporter(load, example, identity, chosen.packages)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of exporters about each other
+            return chosen.open(exporter, precision, num_threads, calibrated)
+    except PipelineError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_CHARS]
+        raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
+
+
+def allow_tf32(precision: str) -> None:
+    """Let this process use TF32 in this precision, and in no other."""
+    allowed = precision == "tf32"
+    # torch allows TF32 in convolutions unless told otherwise: fp32 would not be fp32.
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed

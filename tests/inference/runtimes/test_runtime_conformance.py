@@ -1,0 +1,122 @@
+"""What holds for every runtime, also for one that another distribution brings."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import torch
+import toy_package
+from checkout import PYTHONPATH
+from predicting import Convolved, images, predict, predictor, rows_of
+
+from pipeline.core.errors import JobError
+from pipeline.core.node_cache import key_of
+from pipeline.core.registry import RUNTIMES, load, names
+from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versions
+from pipeline.inference.runtimes.base import missing_reason
+from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.inference.runtimes.opening import make_runner
+from pipeline.preprocessing.transform import TransformSpec
+from pipeline.runs.tuning.selection import AUTO
+
+NAMES = ("eager", "compile", "onnxruntime", "openvino", "mnn", "row-by-row")
+ALL = pytest.mark.parametrize("name", NAMES)
+KNOWN = {"fp32", "tf32", "bf16", "fp16", "int8"}
+SIZE_PX, BATCH = models.SIZE_PX, 4
+TRANSFORM = TransformSpec(SIZE_PX, SIZE_PX, "bilinear", (0.4, 0.45, 0.5), (0.2, 0.25, 0.3))
+TOYS = {
+    "pipeline.runtimes": {
+        "row-by-row": "toy_runtime:RUNTIME",
+        "broken": "toy_runtime_that_is_not_there:RUNTIME",
+    }
+}
+
+
+@pytest.fixture(autouse=True)
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", TOYS))
+
+
+def require(name: str) -> None:
+    if reason := missing_reason(runtime_of(name), "fp32", is_on_gpu=False):
+        pytest.skip(reason)
+
+
+def test_every_runtime_is_tried_here():
+    assert set(names(RUNTIMES)) == {*NAMES, "broken"}
+    assert {runtime.name for runtime in all_runtimes()} == set(NAMES)
+
+
+@ALL
+def test_it_says_what_it_runs_where(name: str):
+    runtime = runtime_of(name)
+    assert runtime.name == name
+    assert name != AUTO
+    assert set(runtime.precisions) <= KNOWN
+    assert "fp32" in runtime.precisions
+    for devices in runtime.precisions.values():
+        assert devices
+        assert set(devices) <= {"cpu", "gpu"}
+    assert bool(runtime.packages) == bool(runtime.extra)
+    wrong = next(iter(KNOWN - set(runtime.precisions)), "fp8")
+    assert missing_reason(runtime, wrong, is_on_gpu=False)
+
+
+def test_the_reference_is_tried_first_and_no_two_at_once():
+    orders = [runtime.trial_order for runtime in all_runtimes()]
+    assert all_runtimes()[0].name == "eager"
+    assert len(set(orders)) == len(orders)
+
+
+@ALL
+def test_outputs_and_their_structure_are_those_of_eager_fp32(name: str):
+    require(name)
+    batch = torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))
+    for module in (Convolved(), models.Channels()):
+        inner = InferenceModule(module.eval(), TRANSFORM, torch.float32)
+        example = torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
+        with torch.inference_mode():
+            expected = inner(batch)
+            runner = make_runner(name, "fp32", lambda inner=inner: inner, example, num_threads=1)
+            found = runner.run(batch)
+        assert runner.is_static == runtime_of(name).is_static
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@ALL
+def test_a_last_batch_that_is_not_full_changes_nothing(name: str):
+    require(name)
+    rows = rows_of(images(7))
+    expected, _ = predict(predictor("predicting:convolved"), rows)
+    found, _ = predict(predictor("predicting:convolved", batch_size=4, runtime=name), rows)
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+
+
+def test_versions_of_its_packages_decide_what_the_node_keeps():
+    key = key_of(["a model"])
+    assert key_of(["a model"], ("pillow",)) != key
+    assert key_of(["a model"], ("no-such-distribution",)) == key
+    assert {"torch", "onnx", "openvino", "MNN"} <= set(runtime_versions())
+
+
+def test_a_broken_runtime_is_left_out_with_one_warning(caplog: pytest.LogCaptureFixture):
+    with pytest.raises(JobError, match=r"'broken': .* of toys 1\.0 cannot be imported: Module"):
+        load(RUNTIMES, "broken")
+    assert "broken" not in {runtime.name for runtime in all_runtimes()}
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "of toys 1.0 cannot be imported" in line
+
+
+def test_listing_runtimes_imports_no_library_that_runs_models():
+    code = (
+        "from pipeline.inference.runtimes import all_runtimes; import sys; all_runtimes();"
+        "print({'torch', 'onnx', 'onnxruntime', 'openvino', 'MNN', 'ray'} & set(sys.modules))"
+    )
+    env = {"PYTHONPATH": PYTHONPATH}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert (done.stdout.strip(), done.returncode) == ("set()", 0), done.stderr

@@ -1,0 +1,41 @@
+"""A runtime that no code of the pipeline knows: the module, one row after the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.inference.runtimes.base import CPU, Runner, Runtime
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.inference.runtimes.export import Exporter
+
+NAME = "row-by-row"
+
+
+class RowByRow(Runtime):
+    """float32 on the CPU."""
+
+    name = NAME
+    precisions = {"fp32": CPU}  # noqa: RUF012
+    trial_order = 90
+    exports = False
+    keeps = False
+
+    def open(
+        self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
+    ) -> Runner:
+        import torch
+        from torch.utils import _pytree as pytree
+
+        module = exporter.load()
+
+        def run(batch: torch.Tensor) -> Any:
+            rows = [module(batch[row : row + 1]) for row in range(len(batch))]
+            return pytree.tree_map(lambda *values: torch.cat(values), *rows)
+
+        return Runner(run, is_static=True)
+
+
+RUNTIME = RowByRow()
