@@ -95,7 +95,7 @@ def _execute(run: RunContext, progress: Progress) -> Status:
         tidy_if_free(run)
         return "nothing_to_do"
     with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:
-        base = repair(store, layout, job.sink.keep_versions, table=job.sink.table)
+        base = repair(store, layout, job.sink.keep_versions, table=run.table)
         if note_if_published(run, base, plan):
             return "nothing_to_do"
         if base and (changed := what_changed(base.fingerprint_parts, plan.fingerprint_parts)):

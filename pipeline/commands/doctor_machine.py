@@ -19,7 +19,9 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from pipeline.commit.tables.base import TableFormat
 from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.registry import TABLES, usable
 from pipeline.execution.auth_token import auth_mode, has_token, is_open_to_others, token_file
 from pipeline.execution.cluster.connect import embedded_store_bytes
 from pipeline.execution.embedded.ray_folder import base_folder, weakness
@@ -33,7 +35,6 @@ _EXTRAS = {
     "s3": "s3fs",
     "gcs": "gcsfs",
     "azure": "adlfs",
-    "delta": "deltalake",
     "submit": "aiohttp",
 }
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
@@ -104,6 +105,8 @@ def _version(name: str) -> str | None:
 
 def _extras() -> Check:
     needed: dict[str, tuple[str, ...]] = {extra: (name,) for extra, name in _EXTRAS.items()}
+    tables: list[type[TableFormat]] = [table for _, table in usable(TABLES)]
+    needed |= {each.extra: each.packages for each in tables if each.extra}
     needed |= {each.extra: each.packages for each in all_runtimes() if each.extra}
     there = [extra for extra, packages in needed.items() if all(map(find_spec, packages))]
     absent = [extra for extra in needed if extra not in there]

@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pipeline.commit.delta import require_delta
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
@@ -81,7 +80,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Sta
     )
     settings = settings_digest(job, model)
     with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:
-        current = repair(store, layout, job.sink.keep_versions, table=job.sink.table)
+        current = repair(store, layout, job.sink.keep_versions, table=run.table)
         assert current is not None, "published, as seen above"
         base = read_base(store, layout, current)
         inputs = _require_same_job(run, base, settings)
@@ -100,7 +99,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Sta
         run.record.published(manifest, store.url(layout.predictions))
         if manifest.token == current.token:
             log.info("all rows failed again just as before: version %d stays", current.number)
-            repair(store, layout, job.sink.keep_versions, table=job.sink.table, is_last=True)
+            repair(store, layout, job.sink.keep_versions, table=run.table, is_last=True)
             return "nothing_to_do"
     return "published"
 
@@ -120,9 +119,8 @@ def _require_same_job(run: RunContext, base: Base, settings: str) -> Store:
             f"partition {run.layout.name}: version {manifest.number} was published with other "
             "settings than the job's; `pipeline run` makes a new version with these"
         )
-    if sink.table:
-        columns = partition_types(sink.partition_columns, schema)
-        require_delta(run.store, run.layout, columns, schema)
+    if run.table is not None:
+        run.table.require(run.layout, partition_types(sink.partition_columns, schema), schema)
     if root.url("") == base.plan.source_root:
         return root
     parent = Store(root.uri.rpartition("/")[0] or "/", source.storage_options)
@@ -132,7 +130,7 @@ def _require_same_job(run: RunContext, base: Base, settings: str) -> Store:
 def _nothing_to_retry(run: RunContext, work: Replan) -> Status:
     sink, others = run.job.sink, work.chosen.describe_others()
     log.info("nothing to retry%s", f": quarantined stay {others}" if others else "")
-    current = repair(run.store, run.layout, sink.keep_versions, table=sink.table, is_last=True)
+    current = repair(run.store, run.layout, sink.keep_versions, table=run.table, is_last=True)
     found: Manifest = current or work.base.manifest
     run.record.found_published(found, run.store.url(run.layout.predictions))
     _note(run, work)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.commit.garbage import unneeded_models
 from pipeline.commit.layout import Layout, new_run_id, part_name
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.publish import commit, settle
+from pipeline.commit.tables import table_of
+from pipeline.commit.tables.base import TableFormat
 from pipeline.core.errors import JobError
 from pipeline.core.failpoints import reach
 from pipeline.job.job import Job
@@ -34,7 +36,7 @@ def rollback(
     *,
     keep_versions: int,
     to_number: int | None = None,
-    table: Literal["delta"] | None = None,
+    table: TableFormat | None = None,
 ) -> Manifest:
     """Publish a replaced version again, as a new version.
 
@@ -44,7 +46,7 @@ def rollback(
         run_id: Of this command.
         keep_versions: The job's sink.keep_versions.
         to_number: Which version; None takes the newest one in the history.
-        table: The job's sink.table.
+        table: The table that names the parts, too; None if the job has none.
 
     Raises:
         JobError: Nothing is published, or the history does not hold that version.
@@ -165,7 +167,7 @@ def rollback_job(job: Job, to_number: int | None) -> dict[str, Any]:
             run_id,
             keep_versions=job.sink.keep_versions,
             to_number=to_number,
-            table=job.sink.table,
+            table=table_of(job.sink.table, store),
         )
     return {
         "partition": layout.name,

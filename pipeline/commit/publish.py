@@ -10,11 +10,10 @@ import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
-from pipeline.commit.delta import commit_delta
 from pipeline.commit.layout import Layout, part_target, renumber
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
+from pipeline.commit.tables.base import TableFormat
 from pipeline.core.errors import InfraError, PublishConflict
 from pipeline.core.failpoints import reach
 from pipeline.storage.create_once import CreateOutcome
@@ -90,7 +89,7 @@ def settle(
     manifest: Manifest,
     keep_versions: int,
     *,
-    table: Literal["delta"] | None = None,
+    table: TableFormat | None = None,
 ) -> None:
     """Make the published folder agree with the current manifest; safe to repeat.
 
@@ -118,7 +117,7 @@ def _settle_one(
     layout: Layout,
     manifest: Manifest,
     keep_versions: int,
-    table: Literal["delta"] | None,
+    table: TableFormat | None,
 ) -> None:
     named = {part.path for part in manifest.all_parts}
     present = _published_files(store, layout)
@@ -136,8 +135,8 @@ def _settle_one(
     dead = [p for p in strays if p not in replaced and (part_target(p) or 0) <= manifest.number]
     if dead:
         store.delete(dead)
-    if table:
-        commit_delta(store, layout, manifest)
+    if table is not None:
+        table.commit(layout, manifest)
         reach("after_table")
     reach("before_success")
     _announce(store, layout, manifest)
@@ -222,7 +221,7 @@ def repair(
     layout: Layout,
     keep_versions: int,
     *,
-    table: Literal["delta"] | None = None,
+    table: TableFormat | None = None,
     is_last: bool = False,
 ) -> Manifest | None:
     """Finish what a crashed run left after its commit; return the current manifest.
@@ -231,7 +230,7 @@ def repair(
         store: The sink.
         layout: The partition; the caller holds its lease.
         keep_versions: The job's sink.keep_versions.
-        table: The job's sink.table.
+        table: The table that names the parts, too; None if the job has none.
         is_last: Nothing will be published after this, which would tidy up what a run left that
             crashed before its commit.
     """

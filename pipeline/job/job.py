@@ -221,8 +221,9 @@ class Sink(Section):
     partition_columns: tuple[ColumnName, ...] = ()
     """Pass-through columns, `label` or other predictions that become folders inside the partition,
     outermost first: `<column>=<value>/`, at most 1,000 of them. Needs `partition`."""
-    table: Literal["delta"] | None = None
-    """`delta`: `predictions/` is a Delta table, too; each publish replaces the partition in it."""
+    table: str | None = None
+    """`delta`: `predictions/` is a Delta table, too; each publish replaces the partition in it.
+    Installed packages may add formats (entry points `pipeline.tables`)."""
     target_part_mib: Annotated[float, Field(gt=0)] = 128.0
     """Published parts are cut near this size, as measured while they are encoded."""
     compression: Literal["zstd", "snappy", "gzip", "none"] = "zstd"
@@ -231,6 +232,13 @@ class Sink(Section):
     """How many replaced versions of the partition stay for `pipeline rollback`."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
+
+    @field_validator("table")
+    @classmethod
+    def _known_table(cls, name: str | None) -> str | None:
+        if name is not None:
+            registered(registry.TABLES, name)
+        return name
 
     @model_validator(mode="after")
     def _partition_first(self) -> Sink:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pipeline.commit.layout import Layout, new_run_id
+from pipeline.commit.tables import table_of
+from pipeline.commit.tables.base import TableFormat
 from pipeline.job.job import Job
 from pipeline.report.recorder import RunRecorder
 from pipeline.storage.store import Store
@@ -43,3 +46,8 @@ class RunContext:
         record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
         store = Store(job.sink.uri, job.sink.storage_options)
         return cls(job, options, store, layout, record)
+
+    @cached_property
+    def table(self) -> TableFormat | None:
+        """Return the table that names the published parts, too; None if the job has none."""
+        return table_of(self.job.sink.table, self.store)

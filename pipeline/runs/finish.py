@@ -92,7 +92,7 @@ def finish(
         reach("compacted")
         lease.check()
         current = commit(run.store, run.layout, manifest, compactor.folder)
-        settle(run.store, run.layout, current, run.job.sink.keep_versions, table=run.job.sink.table)
+        settle(run.store, run.layout, current, run.job.sink.keep_versions, table=run.table)
         published.rows_in = published.rows_out = num_rows
         published.bytes_in = sum(file.size_bytes for _, file in slices)
         published.bytes_out = sum(part.size_bytes for part in manifest.all_parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.commit.delta import require_delta
 from pipeline.core.hive_paths import partition_types, require_folders
 from pipeline.core.schema import clean_message
 from pipeline.models.resolve import resolve_model
@@ -43,8 +42,8 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     _warn_of_skipped(inputs)
     columns = partition_types(job.sink.partition_columns, plan.prediction_schema())
     require_folders(columns, model.task.labels)
-    if job.sink.table:
-        require_delta(run.store, run.layout, columns, plan.prediction_schema())
+    if run.table is not None:
+        run.table.require(run.layout, columns, plan.prediction_schema())
     run.record.planned(plan, model, job.resources.num_gpus)
     return plan, model
 

@@ -58,7 +58,7 @@ def tidy_if_free(run: RunContext) -> None:
     """Finish what a run left undone that crashed after its commit; not while another run works."""
     try:
         with hold_lease(run.store, run.layout, run.record.run_id, run.job.run.lease_ttl_s):
-            sink = run.job.sink
-            repair(run.store, run.layout, sink.keep_versions, table=sink.table, is_last=True)
+            keep = run.job.sink.keep_versions
+            repair(run.store, run.layout, keep, table=run.table, is_last=True)
     except PartitionBusy:
         return

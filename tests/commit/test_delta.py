@@ -26,12 +26,12 @@ from published import DAY, Rows, prepare_version, publish_rows, slice_table, sna
 from selection import quick_cases
 
 from pipeline.commands.demo_photos import build_parquet
-from pipeline.commit.delta import commit_delta, require_delta
-from pipeline.commit.delta_storage import library_options
 from pipeline.commit.layout import Layout
 from pipeline.commit.maintenance import rollback
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.tables.delta import Delta
+from pipeline.commit.tables.delta_storage import library_options
 from pipeline.commit.verify import verify_output
 from pipeline.core.errors import JobError
 from pipeline.core.failpoints import VARIABLE
@@ -161,14 +161,14 @@ def test_the_same_again_commits_nothing(usual_store: Store):
     manifest = publish(usual_store, Rows(1))
     before = snapshot(usual_store, "")
     assert publish(usual_store, Rows(1)) == manifest
-    settle(usual_store, LAYOUT, manifest, 2, table="delta")
+    settle(usual_store, LAYOUT, manifest, 2, table=Delta(usual_store))
     assert snapshot(usual_store, "") == before
 
 
 def test_a_table_asked_for_later_begins_with_what_is_current(usual_store: Store):
     for edition in (1, 2):
         publish_rows(usual_store, rows=Rows(edition))
-    repair(usual_store, LAYOUT, 2, table="delta")
+    repair(usual_store, LAYOUT, 2, table=Delta(usual_store))
     table = table_of(usual_store)
     assert named_by(table) == parts_of(current_manifest(usual_store, LAYOUT))
     publish(usual_store, Rows(3))
@@ -237,7 +237,7 @@ def test_killed_anywhere_and_done_again_it_is_committed_exactly_once(
 
 def test_an_older_version_cannot_come_back_by_a_late_commit(usual_store: Store):
     manifests = [publish(usual_store, Rows(edition)) for edition in (1, 2)]
-    commit_delta(usual_store, LAYOUT, manifests[0])
+    Delta(usual_store).commit(LAYOUT, manifests[0])
     assert_exact(usual_store, manifests[1], Rows(2), 2)
 
 
@@ -246,10 +246,10 @@ def test_of_many_who_commit_the_same_version_one_does(any_store: Store):
         ours, folder = prepare_version(any_store, LAYOUT, Rows(edition), edition, "ours")
         placed = commit(any_store, LAYOUT, ours, folder)
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: commit_delta(any_store, LAYOUT, placed), range(4)))  # noqa: B023
+            list(pool.map(lambda _: Delta(any_store).commit(LAYOUT, placed), range(4)))  # noqa: B023
         numbers = [info["pipeline.version"] for info in commits_of(table_of(any_store))]
         assert numbers == list(range(1, edition + 1))
-        settle(any_store, LAYOUT, placed, 2, table="delta")
+        settle(any_store, LAYOUT, placed, 2, table=Delta(any_store))
     assert_exact(any_store, placed, Rows(2), 2)
 
 
@@ -270,7 +270,7 @@ def test_a_checkpoint_still_knows_what_was_committed(usual_store: Store):
     table_of(usual_store).create_checkpoint()
     usual_store.delete([f"predictions/_delta_log/{number:020d}.json" for number in range(1)])
     before = snapshot(usual_store, "")
-    settle(usual_store, LAYOUT, manifest, 2, table="delta")
+    settle(usual_store, LAYOUT, manifest, 2, table=Delta(usual_store))
     assert snapshot(usual_store, "") == before
     manifest = publish(usual_store, Rows(2))
     mine = {path for path in named_by(table_of(usual_store)) if path.startswith(DAY)}
@@ -281,7 +281,7 @@ def test_a_checkpoint_still_knows_what_was_committed(usual_store: Store):
 def test_a_rollback_is_a_commit_too(usual_store: Store):
     for edition in (1, 2):
         publish(usual_store, Rows(edition))
-    back = rollback(usual_store, LAYOUT, "r", keep_versions=2, table="delta")
+    back = rollback(usual_store, LAYOUT, "r", keep_versions=2, table=Delta(usual_store))
     assert_exact(usual_store, back, Rows(1), 3)
 
 
@@ -301,7 +301,7 @@ def test_a_new_column_is_added_and_null_in_older_partitions(usual_store: Store):
     publish(usual_store, Rows(1), "date=2026-11-25")
     rows = Rows(2, kinds=("x",))
     plan_schema = prediction_schema(list(rows.pass_through))
-    require_delta(usual_store, LAYOUT, {}, plan_schema)
+    Delta(usual_store).require(LAYOUT, {}, plan_schema)
     publish(usual_store, rows)
     publish(usual_store, Rows(3))
     frame = table_of(usual_store).to_pyarrow_table(columns=["date", "edition", "kind"]).to_pylist()
@@ -338,13 +338,13 @@ def test_what_the_table_cannot_take_is_refused_before_the_work(
     publish(usual_store, Rows(1))
     before = snapshot(usual_store, "")
     with pytest.raises(JobError, match=message):
-        require_delta(usual_store, Layout(partition), columns, prediction_schema(fields))
+        Delta(usual_store).require(Layout(partition), columns, prediction_schema(fields))
     assert snapshot(usual_store, "") == before
 
 
 def test_a_store_of_another_kind_is_refused():
     with pytest.raises(JobError, match="can be on local disk or s3://, not gs://"):
-        require_delta(Store("gs://bucket/out"), LAYOUT, {}, prediction_schema([]))
+        Delta(Store("gs://bucket/out")).require(LAYOUT, {}, prediction_schema([]))
 
 
 def test_credentials_are_neither_in_the_log_nor_in_messages(any_store: Store):

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pytest
@@ -47,6 +46,7 @@ from pipeline.commit.maintenance import history_numbers
 from pipeline.commit.manifest import log_numbers
 from pipeline.commit.publish import commit, repair
 from pipeline.commit.staging import list_staged
+from pipeline.commit.tables import table_of
 from pipeline.commit.verify import verify_output
 from pipeline.core import failpoints
 from pipeline.core.errors import PipelineError, PublishConflict
@@ -221,7 +221,7 @@ def test_where_another_attempt_of_a_slice_wins_its_outcome_is_the_one_that_count
 
 @pytest.mark.parametrize("table", [None, "delta"])
 def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing_to_do(
-    tmp_path: Path, table: Literal["delta"] | None
+    tmp_path: Path, table: str | None
 ):
     store = Store(str(tmp_path))
     current = publish_rows(store, rows=OLD, table=table)
@@ -233,7 +233,7 @@ def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing
             commit(store, LAYOUT, suspended, folder)
     with pytest.raises(PipelineError, match="is no part of version 1"):
         verify_output(store.uri, DAY, {})
-    repaired = repair(store, LAYOUT, 2, table=table, is_last=True)
+    repaired = repair(store, LAYOUT, 2, table=table_of(table, store), is_last=True)
     assert repaired is not None
     assert (repaired.number, repaired.parts) == (2, current.parts)
     verify_output(store.uri, DAY, {})
@@ -241,7 +241,7 @@ def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing
     with pytest.raises(PublishConflict):
         commit(store, LAYOUT, suspended, folder)
     verify_output(store.uri, DAY, {})
-    assert repair(store, LAYOUT, 2, table=table, is_last=True) == repaired
+    assert repair(store, LAYOUT, 2, table=table_of(table, store), is_last=True) == repaired
     assert publish_rows(store, rows=NEW, table=table).number == 3
     verify_output(store.uri, DAY, {})
     assert history_numbers(store, LAYOUT) == [2]

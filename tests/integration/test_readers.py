@@ -21,7 +21,6 @@ from earlier_partitions import EarlierPartition
 from published import DAY, Rows, prepare_version, publish_rows
 from stepping import Program
 
-from pipeline.commit.delta_storage import open_table
 from pipeline.commit.layout import Layout
 from pipeline.commit.maintenance import rollback
 from pipeline.commit.manifest import (
@@ -33,6 +32,8 @@ from pipeline.commit.manifest import (
     read_manifest,
 )
 from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.tables.delta import Delta
+from pipeline.commit.tables.delta_storage import open_table
 from pipeline.commit.verify import verify_output
 from pipeline.core.errors import JobError
 from pipeline.storage.store import Store
@@ -68,7 +69,7 @@ def publish_both(folder: Path) -> None:
 
 
 def roll_back(_: Path, store: Store) -> None:
-    rollback(store, LAYOUT, "back", keep_versions=2, table="delta")
+    rollback(store, LAYOUT, "back", keep_versions=2, table=Delta(store))
 
 
 def partition_of(folder: Path, store: Store, broken: set[str]) -> EarlierPartition:
@@ -232,7 +233,7 @@ def assert_cured(store: Store, copied: Path, act: Act, folder: Path) -> None:
         if again == "the same":
             act.act(folder, cured)
         else:
-            repair(cured, LAYOUT, 2, table="delta", is_last=True)
+            repair(cured, LAYOUT, 2, table=Delta(cured), is_last=True)
         if again == "the same" or number:
             manifest = manifests(cured)[-1]
             parts = {part.path for part in manifest.parts}

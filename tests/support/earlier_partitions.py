@@ -100,7 +100,7 @@ class EarlierPartition:
         plan, model = prepare(run)
         columns = run.job.sink.partition_columns
         with hold_lease(self.out, LAYOUT, run.record.run_id, 60.0) as lease:
-            base = repair(self.out, LAYOUT, run.job.sink.keep_versions, table=run.job.sink.table)
+            base = repair(self.out, LAYOUT, run.job.sink.keep_versions, table=run.table)
             if base is not None and base.is_of(plan.fingerprint, columns):
                 return base
             plan = replace(adopt_plan(self.out, LAYOUT, plan), source_root=plan.source_root)

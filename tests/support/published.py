@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,7 @@ from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import commit, repair, settle
 from pipeline.commit.row_ids import find_duplicates, read_hashes
 from pipeline.commit.staging import StagingWriter, list_staged
+from pipeline.commit.tables import table_of
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.schema import (
     CLASSIFY_FIELDS,
@@ -266,18 +267,19 @@ def publish_rows(
     *,
     keep_versions: int = 2,
     run_id: str | None = None,
-    table: Literal["delta"] | None = None,
+    table: str | None = None,
 ) -> Manifest:
     """Publish as a run does: finish what a crashed run left, then do nothing or replace."""
     layout = Layout(partition)
-    base = repair(store, layout, keep_versions, table=table)
+    names = table_of(table, store)
+    base = repair(store, layout, keep_versions, table=names)
     if base is not None and base.fingerprint == rows.fingerprint:
         return base
     number = base.number + 1 if base else 1
     run_id = run_id or f"20261124T0200{number:02d}Z-{uuid.uuid4().hex[:8]}"
     manifest, folder = prepare_version(store, layout, rows, number, run_id)
     placed = commit(store, layout, manifest, folder)
-    settle(store, layout, placed, keep_versions, table=table)
+    settle(store, layout, placed, keep_versions, table=names)
     return placed
 
 

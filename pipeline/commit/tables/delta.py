@@ -20,8 +20,11 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit.delta_schema import new_fields, require_type
-from pipeline.commit.delta_storage import (
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest
+from pipeline.commit.tables.base import TableFormat
+from pipeline.commit.tables.delta_schema import new_fields, require_type
+from pipeline.commit.tables.delta_storage import (
     FOLDER,
     failed,
     library,
@@ -29,8 +32,6 @@ from pipeline.commit.delta_storage import (
     open_table,
     table_url,
 )
-from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.failpoints import reach
 from pipeline.core.hive_paths import values_of
@@ -45,54 +46,52 @@ _TRIES = 20
 _WAIT_S, _WAIT_MAX_S = 0.1, 5.0
 
 
-def require_delta(
-    store: Store, layout: Layout, partition_columns: Mapping[str, str], schema: pa.Schema
-) -> None:
-    """Check before a night's work that the table can take what it will make.
+class Delta(TableFormat):
+    """The Delta table of a store."""
 
-    Raises:
-        JobError: The extra is missing, the store or a type is not supported, or the table that is
-            there has other columns or partitions.
-    """
-    library()
-    table_schema = _table_schema(layout, partition_columns, schema)
-    for field in table_schema:
-        require_type(field.name, field.type)
-    table = open_table(store)
-    if table is not None:
-        new_fields(store, table, table_schema, _partition_by(layout, partition_columns))
+    name = "delta"
+    extra = "delta"
+    packages = ("deltalake",)
 
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
-def commit_delta(store: Store, layout: Layout, manifest: Manifest) -> None:
-    """Make the Delta table name exactly the parts of the current manifest; safe to repeat.
+    def require(
+        self, layout: Layout, partition_columns: Mapping[str, str], schema: pa.Schema
+    ) -> None:
+        library()
+        table_schema = _table_schema(layout, partition_columns, schema)
+        for field in table_schema:
+            require_type(field.name, field.type)
+        table = open_table(self._store)
+        if table is not None:
+            new_fields(self._store, table, table_schema, _partition_by(layout, partition_columns))
 
-    Raises:
-        JobError: The table has other columns or partitions.
-        InfraError: The store failed, or others commit to the table all the time.
-    """
-    deltalake = library()
-    trouble = ""
-    for attempt in range(_TRIES):
-        if attempt:
-            wait_s = min(_WAIT_MAX_S, _WAIT_S * 1.5**attempt)
-            time.sleep(wait_s * (0.5 + secrets.randbelow(1000) / 1000))
-        table = open_table(store)
-        if table is not None and (table.transaction_version(_app(layout)) or 0) >= manifest.number:
-            return
-        reach("before_table")
-        try:
-            _commit_once(store, layout, manifest, table)
-        except PipelineError:
-            raise
-        except deltalake.exceptions.DeltaError as error:
-            # Another commit took this version, or ours got through and its answer was lost: look.
-            trouble = str(error)
-        except Exception as error:  # the library raises OSError, ValueError and plain Exception
-            raise failed(store, "commit to", error) from error
-    raise InfraError(
-        f"{table_url(store)}: the Delta commit of version {manifest.number} failed {_TRIES} times "
-        f"({redact(trouble, secret_values(store.storage_options))}); run again"
-    )
+    def commit(self, layout: Layout, manifest: Manifest) -> None:
+        deltalake, store = library(), self._store
+        trouble = ""
+        for attempt in range(_TRIES):
+            if attempt:
+                wait_s = min(_WAIT_MAX_S, _WAIT_S * 1.5**attempt)
+                time.sleep(wait_s * (0.5 + secrets.randbelow(1000) / 1000))
+            table = open_table(store)
+            known = table.transaction_version(_app(layout)) if table is not None else None
+            if (known or 0) >= manifest.number:
+                return
+            reach("before_table")
+            try:
+                _commit_once(store, layout, manifest, table)
+            except PipelineError:
+                raise
+            except deltalake.exceptions.DeltaError as error:
+                # Another commit took this version, or ours got through and its answer was lost.
+                trouble = str(error)
+            except Exception as error:  # the library raises OSError, ValueError, plain Exception
+                raise failed(store, "commit to", error) from error
+        raise InfraError(
+            f"{table_url(store)}: the Delta commit of version {manifest.number} failed {_TRIES} "
+            f"times ({redact(trouble, secret_values(store.storage_options))}); run again"
+        )
 
 
 def _commit_once(

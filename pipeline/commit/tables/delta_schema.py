@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.commit.delta_storage import table_url
+from pipeline.commit.tables.delta_storage import table_url
 from pipeline.core.errors import JobError
 from pipeline.storage.store import Store
 
