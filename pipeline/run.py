@@ -77,7 +77,7 @@ def run_job(
                 status = (execute or _execute)(run, progress)
         except BaseException as error:
             if isinstance(error, GoldenRefused):
-                run.record.judged([error.verdict()])
+                run.record.judged([error.result()])
             with undisturbed():
                 save_trouble(run, error)
             raise

@@ -32,9 +32,8 @@ from pipeline.commands.app import app
 from pipeline.commands.demo_photos import build_images
 from pipeline.core import errors, schema, skipped
 from pipeline.core.counters import STAGES
-from pipeline.gates.verdicts import GATES
+from pipeline.core.registry import GATES, TASKS, built_in
 from pipeline.job.job import Job
-from pipeline.models.tasks import REGISTRY as TASKS
 from pipeline.report.limits import GROUPS
 
 ROOT = Path(__file__).parent.parent
@@ -167,7 +166,7 @@ def test_every_reason_to_skip_a_file_is_in_the_table() -> None:
 
 
 def test_every_gate_is_in_the_table() -> None:
-    assert first_cells(JOB_FILE, "## How gates judge") == list(GATES)
+    assert first_cells(JOB_FILE, "## How gates judge") == list(built_in(GATES))
 
 
 def test_every_exit_code_is_in_the_table() -> None:
@@ -177,7 +176,7 @@ def test_every_exit_code_is_in_the_table() -> None:
 
 
 def test_every_task_is_in_the_table() -> None:
-    assert first_cells(JOB_FILE, "## Tasks") == list(TASKS)
+    assert first_cells(JOB_FILE, "## Tasks") == list(built_in(TASKS))
 
 
 def test_every_stage_is_in_the_table() -> None:

@@ -276,9 +276,9 @@ def submit(
     """Run a job on a Ray cluster through its job API; ends with the job's exit code."""
     from pipeline.execution.submit.job import Submission, error_without_document, submit_job
     from pipeline.execution.submit.output import JobOutput
-    from pipeline.gates.verdicts import read_accepted
+    from pipeline.gates.results import parse_accepted
 
-    read_accepted(accept or [])
+    parse_accepted(accept or [])
     load_for_cluster(job, date, set_)  # a wrong job file is refused here, not on the cluster
     lists = (set_ or [], allow_import or [], accept or [])
     asked = Submission(job, as_date(date), *lists, as_json=as_json, quiet=quiet)

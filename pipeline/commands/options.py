@@ -96,10 +96,10 @@ def as_date(text: str | None) -> dt.date:
 def as_options(
     address: str | None, allow_import: list[str] | None, accept: list[str] | None = None
 ) -> Any:
-    from pipeline.gates.verdicts import read_accepted
+    from pipeline.gates.results import parse_accepted
     from pipeline.runs.context import RunOptions
 
-    accepted = read_accepted(accept or [])
+    accepted = parse_accepted(accept or [])
     return RunOptions(address, tuple(allow_import or ()), accepted, owns_process=True)
 
 

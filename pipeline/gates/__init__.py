@@ -1,1 +1,21 @@
-"""What a result must hold before it is published: rules, drift, golden rows."""
+"""What a result must hold before it is published: one gate or family per file, all of them by name.
+
+A new gate is a class like `volume.Volume`, a line here, and a case in
+tests/gates/test_gate_conformance.py; or an object in another distribution with an entry point of
+group `pipeline.gates`, which judges the jobs that name it in `gates.options`.
+"""
+
+REGISTRY = {
+    "conservation": "pipeline.gates.accounting:CONSERVATION",
+    "not_empty": "pipeline.gates.accounting:NOT_EMPTY",
+    "max_error_pct": "pipeline.gates.shares:ERRORS",
+    "max_reason_pct": "pipeline.gates.shares:REASONS",
+    "max_skipped_pct": "pipeline.gates.shares:SKIPPED",
+    "volume": "pipeline.gates.volume:VOLUME",
+    "constant": "pipeline.gates.constant:CONSTANT",
+    "label_drift": "pipeline.gates.drift:LABELS",
+    "score_drift": "pipeline.gates.drift:SCORES",
+    "golden": "pipeline.gates.agreement:GOLDEN",
+    "min_agreement_pct": "pipeline.gates.agreement:REFERENCE_CHECK",
+}
+"""In the order in which they are shown."""

@@ -26,7 +26,7 @@ from pipeline.core.schema import (
     features_from_arrow,
     images_from_arrow,
 )
-from pipeline.gates.verdicts import Verdict
+from pipeline.gates.results import GateResult
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
@@ -45,9 +45,9 @@ Reduce = Callable[[npt.NDArray[Any]], Arrays]
 class GoldenRefused(GateRefused):
     """An actor does not predict what is known."""
 
-    def verdict(self) -> Verdict:
-        """Return what the gate says of it, for the report."""
-        return Verdict("golden", "fail", None, 100.0, str(self))
+    def result(self) -> GateResult:
+        """Return the result of the gate, for the report."""
+        return GateResult("golden", "fail", None, 100.0, str(self))
 
 
 @dataclass(frozen=True)

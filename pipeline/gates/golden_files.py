@@ -34,7 +34,7 @@ def read_golden(
         gates: The job's.
         task: What the model does.
         reader: What rows of this job look like.
-        is_accepted: Somebody accepts that rows differ: they are compared, and nothing is refused.
+        is_accepted: That rows differ is accepted: they are compared, and nothing is refused.
 
     Raises:
         JobError: There are no such rows, or they are not what the task needs.

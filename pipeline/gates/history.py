@@ -1,7 +1,7 @@
-"""Find what earlier nights published: partitions of the same key with an earlier date or number.
+"""Find what earlier partitions hold: those of the same key with an earlier date or number.
 
-Only partitions that have an order are nights of one dataset: `date=2026-11-24` and `hour=7` do,
-`region=eu` does not. One manifest a night is read, and it holds all that is compared.
+Only partitions that have an order have earlier ones: `date=2026-11-24` and `hour=7` do, `region=eu`
+does not. One manifest per partition is read, and it holds all that is compared.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pipeline.commit.partition_order import earlier_names
 from pipeline.core.histograms import Distribution
 from pipeline.storage.store import Store
 
+NOTHING_EARLIER = "there is nothing earlier to compare with; this partition is recorded"
 _LOOKED_AT = 32
 _THREADS = 8
 
@@ -25,21 +26,21 @@ class Past:
     """What was published before."""
 
     rows: tuple[int, ...] = ()
-    """Rows of the earlier nights, the newest first."""
+    """Rows of the earlier partitions, the newest first."""
     distribution: Distribution = field(default_factory=Distribution)
-    """Of the last night that has one, else of the version that is replaced."""
+    """Of the last earlier partition that has one, otherwise of the version that is replaced."""
     basis: str = ""
-    """Which night or version that is; empty for none."""
+    """Which partition or version that is; empty for none."""
 
 
-def look_back(store: Store, layout: Layout, base: Manifest | None, num_nights: int) -> Past:
-    """Find the last nights before this one.
+def look_back(store: Store, layout: Layout, base: Manifest | None, num_partitions: int) -> Past:
+    """Find the last partitions before this one.
 
     Args:
         store: The output.
         layout: The partition that is to be published.
         base: What of it is published now.
-        num_nights: How many nights to count.
+        num_partitions: How many of them to count.
 
     Raises:
         PipelineError: A manifest cannot be read.
@@ -47,11 +48,11 @@ def look_back(store: Store, layout: Layout, base: Manifest | None, num_nights: i
     names = earlier_names(layout.name, store.list_folders("_control"))[:_LOOKED_AT]
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(partial(current_manifest, store), map(Layout, names))
-        nights = [manifest for manifest in found if manifest is not None][:num_nights]
-    candidates = [(manifest, manifest.partition) for manifest in nights]
+        earlier = [manifest for manifest in found if manifest is not None][:num_partitions]
+    candidates = [(manifest, manifest.partition) for manifest in earlier]
     if base is not None:
         candidates.append((base, f"version {base.number}"))
-    rows = tuple(manifest.num_rows for manifest in nights)
+    rows = tuple(manifest.num_rows for manifest in earlier)
     for manifest, basis in candidates:
         if manifest.distribution:
             return Past(rows, Distribution.from_dict(manifest.distribution), basis)

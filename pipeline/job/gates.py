@@ -1,50 +1,54 @@
-"""The job file's section `gates`: what must hold before a night is published.
+"""The job file's section `gates`: what must hold before a partition is published.
 
-Every gate has a mode, the worst that it may say: `off`, `warn`, or `fail`. What `fail` refuses
+Every gate has a mode, its highest severity: `off`, `warn`, or `fail`. What `fail` refuses
 `warn` only reports. Defaults: what proves that something is broken (too many errors, all
 predictions alike, a fifth of the usual rows, a differing golden row) refuses; what may be the
-world's doing (drift) warns. A first night has nothing to be compared with, and is only recorded.
+world's doing (drift) warns. A first partition has nothing to compare with, and is only recorded.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from pipeline.core import registry
 from pipeline.core.schema import Reason
+from pipeline.job.extensions import registered
 from pipeline.job.section import NotNegative, Percent, PositiveInt, Section
 
 Mode = Literal["off", "warn", "fail"]
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class Volume(Section):
-    """Rows beside the median of earlier nights: partitions of the same key with an earlier date or
-    number. Judged from `gates.min_rows` rows on, tonight or in the median; not with
+    """Rows beside the median of earlier partitions: those of the same key with an earlier date or
+    number. Judged from `gates.min_rows` rows on, now or in the median; not with
     `run.limit_rows`."""
 
     mode: Mode = "fail"
-    """`off`, `warn` or `fail`: the worst that the gate may say."""
+    """Highest severity: `off`, `warn` or `fail`."""
     warn_pct: NotNegative = 30.0
     """Warn when there are more than this share of the median fewer or more rows."""
     max_drop_pct: Percent = 80.0
     """Refuse when more than this share of the median is missing."""
     max_growth_pct: NotNegative = 400.0
     """Refuse when there are more than this share of the median too many."""
-    nights: PositiveInt = 7
-    """The median is that of the last so many earlier nights."""
+    history_partitions: PositiveInt = 7
+    """The median is that of this many earlier partitions, the newest ones."""
 
 
 class Drift(Section):
-    """The population stability index (PSI) beside the last published night, or beside the version
-    that is replaced where there is no other night."""
+    """The population stability index (PSI) beside the last earlier partition, or beside the
+    version that is replaced if there is none."""
 
     mode: Mode = "warn"
-    """`off`, `warn` or `fail`: the worst that the gate may say."""
+    """Highest severity: `off`, `warn` or `fail`."""
     warn_psi: NotNegative = 0.1
     """Warn above this PSI."""
     fail_psi: NotNegative = 0.25
-    """Refuse above this PSI, where `mode` is `fail`."""
+    """Refuse above this PSI, if `mode` is `fail`."""
     min_rows: PositiveInt = 1000
     """Judged from this many predictions on, on both sides."""
 
@@ -62,9 +66,9 @@ class Constant(Section):
     `gates.min_rows` predictions on; not for task `raw`."""
 
     mode: Mode = "fail"
-    """`off`, `warn` or `fail`: the worst that the gate may say."""
+    """Highest severity: `off`, `warn` or `fail`."""
     tolerance: NotNegative = 1e-6
-    """Numbers are alike when their range is at most this share of the largest."""
+    """Numbers are alike if their range is at most this share of the largest."""
 
 
 class Golden(Section):
@@ -74,7 +78,7 @@ class Golden(Section):
     """A `.parquet` file as `pipeline golden` writes it, or a folder `<label>/<image file>`; at most
     1,024 rows."""
     mode: Mode = "fail"
-    """`off`, `warn` or `fail`: the worst that the gate may say. `fail` refuses the run before the
+    """Highest severity: `off`, `warn` or `fail`. `fail` refuses the run before the
     actor predicts anything else."""
     max_score_diff: Annotated[float, Field(ge=0, le=1)] | None = None
     """Task `classify`: how far a score may be from the file's; left out: 0.001 for precision fp32,
@@ -90,16 +94,16 @@ class Gates(Section):
     max_error_pct: Percent = 5.0
     """Refuse when more than this share of the rows was quarantined (0 to 100)."""
     error_mode: Mode = "fail"
-    """What `max_error_pct` may say at worst: `off`, `warn` or `fail`."""
+    """Highest severity of `max_error_pct`: `off`, `warn` or `fail`."""
     max_reason_pct: dict[str, Percent] = Field(default_factory=dict)
     """Refuse when more than this share of the rows has that reason (`{truncated: 0.5}`)."""
     reason_mode: Mode = "fail"
-    """What `max_reason_pct` may say at worst: `off`, `warn` or `fail`."""
+    """Highest severity of `max_reason_pct`: `off`, `warn` or `fail`."""
     max_skipped_pct: Percent = 0.0
     """Refuse when more than this share of the files below `source.uri` is no input: another
     extension, a link to a folder, a name that is not UTF-8 and so on (pipeline/runs/README.md)."""
     skipped_mode: Mode = "warn"
-    """What `max_skipped_pct` may say at worst: `off`, `warn` or `fail`."""
+    """Highest severity of `max_skipped_pct`: `off`, `warn` or `fail`."""
     min_rows: Annotated[int, Field(ge=0)] = 100
     """`max_error_pct`, `max_reason_pct`, `volume` and `constant` are judged from this many rows on;
     below, only all rows failing refuses."""
@@ -109,7 +113,7 @@ class Gates(Section):
     """Another runtime or precision than eager fp32 is used, and its predictions are published, only
     when at least this share of sampled rows agrees with eager fp32."""
     agreement_mode: Mode = "fail"
-    """What that comparison may say at worst before publishing; `off` leaves it out. `auto` chooses
+    """Highest severity of that comparison before publishing; `off` leaves it out. `auto` chooses
     only what agrees, whatever the mode."""
     max_score_diff: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Task `classify`: a row agrees when its best label is the same and the label's probability
@@ -119,16 +123,19 @@ class Gates(Section):
     max_relative_error: NotNegative = 0.01
     """Tasks `regress` and `raw`: a row agrees up to this relative error of its numbers."""
     volume: Volume = Volume()
-    """Rows beside the median of earlier nights."""
+    """Rows beside the median of earlier partitions."""
     constant: Constant = Constant()
     """All predictions alike."""
     label_drift: Drift = Drift()
-    """Task `classify`: other labels than the last night."""
+    """Task `classify`: other labels than in the last earlier partition."""
     score_drift: Drift = Drift()
-    """Other scores than the last night; task `regress`: its numbers, `embed`: length and direction
-    of the vectors; not for task `raw`."""
+    """Other scores than in the last earlier partition; task `regress`: its numbers, `embed`: length
+    and direction of the vectors; not for task `raw`."""
     golden: Golden | None = None
     """Rows whose predictions are known, compared on every actor before it starts."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Gates of installed packages (entry points `pipeline.gates`) by name, each with what it asks
+    for; `{}` if that is nothing."""
 
     @field_validator("max_reason_pct")
     @classmethod
@@ -139,7 +146,20 @@ class Gates(Section):
                 raise ValueError(f"{name!r} is no reason; allowed are {', '.join(known)}")
         return caps
 
-    @property
-    def looks_back(self) -> bool:
-        """Tell whether any gate needs earlier nights."""
-        return any(gate.mode != "off" for gate in (self.volume, self.label_drift, self.score_drift))
+    @field_validator("options")
+    @classmethod
+    def _known_gates(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, values in options.items():
+            if name in registry.built_in(registry.GATES):
+                raise ValueError(f"{name} has fields of its own in this section")
+            kind = registered(registry.GATES, name).Options
+            try:
+                kind.model_validate_json(json.dumps(values))
+            except ValidationError as error:
+                told = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+                raise ValueError(f"{name}: {'; '.join(told)}") from None
+        return options
+
+    def own(self, name: str, kind: type[SectionT]) -> SectionT:
+        """Return what the job gives for a gate of another distribution."""
+        return kind.model_validate_json(json.dumps(self.options.get(name, {})))

@@ -24,7 +24,7 @@ from pipeline.core.counters import (
 from pipeline.core.histograms import Distribution
 from pipeline.core.schema import Reason, SliceKey
 from pipeline.core.skipped import Skipped
-from pipeline.gates.verdicts import Verdict
+from pipeline.gates.results import GateResult
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware
 from pipeline.plan.plan import Plan
@@ -49,7 +49,7 @@ class RunRecorder:
         self._model: dict[str, object] = {}
         self._output: dict[str, object] = {}
         self._placement: Placement | None = None
-        self._verdicts: list[Verdict] = []
+        self._gate_results: list[GateResult] = []
         self._counters: Counters = {}
         self._totals = SliceTotals()
         self._count = SliceCount()
@@ -168,9 +168,9 @@ class RunRecorder:
         """Note the slices that make up the plan; how many rows they have may be news."""
         self._count.tiled(slices)
 
-    def judged(self, verdicts: list[Verdict]) -> None:
-        """Note what the gates said."""
-        self._verdicts = verdicts
+    def judged(self, results: list[GateResult]) -> None:
+        """Note the results of the gates."""
+        self._gate_results = results
 
     def found_published(self, manifest: Manifest, uri: str) -> None:
         """Note that all is done: an earlier run published exactly this."""
@@ -316,7 +316,7 @@ class RunRecorder:
             hardware=placement.hardware_section() if placement else {},
             model=self._model,
             output=self._output,
-            gates=[verdict.to_dict() for verdict in self._verdicts],
+            gates=[result.to_dict() for result in self._gate_results],
             price_per_node_hour=price_per_node_hour,
             top_labels=Counter(self.distribution.labels).most_common(_TOP_LABELS),
             versions=package_versions(),

@@ -17,6 +17,7 @@ from pipeline.commit.staging import StagingWriter
 from pipeline.execution.dedupe_actor import start_index
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.gates.golden import GoldenRows
+from pipeline.gates.judging import needs_of
 from pipeline.inference.first_rows import FirstRows
 from pipeline.inference.ticks import Channel
 from pipeline.job.job import Job
@@ -138,8 +139,8 @@ def plain_predictor_config(
 def _reference_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | None:
     """Return how near eager fp32 must come to the model; None if nothing is compared with it."""
     is_same = model.is_reference and not model.changes_pixels
-    is_off = is_same or run.job.gates.agreement_mode == "off"
-    return None if is_off else AgreementLimits.of(run.job.gates)
+    is_needed = not is_same and "reference_check" in needs_of(run.job.gates)
+    return AgreementLimits.of(run.job.gates) if is_needed else None
 
 
 def make_writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:

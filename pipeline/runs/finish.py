@@ -22,9 +22,10 @@ from pipeline.core.failpoints import reach
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.schema import SliceKey
 from pipeline.execution.tasks import run_tasks
+from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past, look_back
-from pipeline.gates.rules import Figures, certain_failures, early_refusal, judge
-from pipeline.gates.verdicts import Verdict, require_pass
+from pipeline.gates.judging import certain_failures, early_refusal, judge, needs_of
+from pipeline.gates.results import GateResult, require_pass
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import Slices, require_tiling
 from pipeline.runs.context import RunContext
@@ -75,9 +76,9 @@ def finish(
             if onto.is_unchanged(run.store, match):
                 return onto.base
         num_rows = run.record.num_planned
-        verdicts = _judge(run, plan, num_rows, base)
+        results = _judge(run, plan, num_rows, base)
         causes = run.record.top_failures()
-        require_pass(verdicts, in_words(causes, run.record.num_quarantined))
+        require_pass(results, in_words(causes, run.record.num_quarantined))
         reach("judged")
         lease.check()
         number = base.number + 1 if base else 1
@@ -87,7 +88,7 @@ def finish(
             compacted = onto.compact(compactor, columns, match, tasks)
         else:
             compacted = _compact(compactor, columns, slices, duplicates, tasks)
-        manifest = _manifest(run, plan, number, compacted, verdicts)
+        manifest = _manifest(run, plan, number, compacted, results)
         manifest = onto.to_manifest(manifest) if onto else manifest
         reach("compacted")
         lease.check()
@@ -170,7 +171,7 @@ def require_some_row(run: RunContext) -> None:
         raise AlikeError.of(found)
 
 
-def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[Verdict]:
+def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[GateResult]:
     record, gates = run.record, run.job.gates
     golden, num_actors = record.golden
     figures = Figures(
@@ -191,11 +192,11 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         is_limited=run.job.run.limit_rows is not None,
     )
     past = Past()
-    if gates.looks_back:
-        past = look_back(run.store, run.layout, base, gates.volume.nights)
-    verdicts = judge(gates, figures, past, run.options.accepted)
-    record.judged(verdicts)
-    return verdicts
+    if "history" in needs_of(gates):
+        past = look_back(run.store, run.layout, base, gates.volume.history_partitions)
+    results = judge(gates, figures, past, run.options.accepted)
+    record.judged(results)
+    return results
 
 
 def _compactor(run: RunContext, plan: Plan, number: int, onto: Readmission | None) -> Compactor:
@@ -231,7 +232,7 @@ def _manifest(
     plan: Plan,
     number: int,
     compacted: Compacted,
-    verdicts: Sequence[Verdict],
+    results: Sequence[GateResult],
 ) -> Manifest:
     return Manifest(
         number=number,
@@ -250,7 +251,7 @@ def _manifest(
         quarantine_parts=compacted.quarantine,
         partition_columns=partition_types(run.job.sink.partition_columns, plan.prediction_schema()),
         model=plan.model,
-        gates=tuple(verdict.to_dict() for verdict in verdicts),
+        gates=tuple(result.to_dict() for result in results),
         distribution=run.record.distribution.to_dict(),
         skipped=run.record.skipped.to_dict(),
         versions=package_versions(),

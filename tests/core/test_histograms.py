@@ -1,4 +1,4 @@
-"""Distributions: sums of slices are those of all rows, and nights apart are told from chance."""
+"""Distributions: sums of slices are those of all rows, and drift is told from chance."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from pipeline.core.histograms import (
     NORM,
     Distribution,
     Numbers,
-    compare_labels,
-    compare_numbers,
     measure_numbers,
     sum_numbers,
 )
+from pipeline.gates.psi import compare_labels, compare_numbers
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 
@@ -122,19 +121,19 @@ def test_what_the_manifest_keeps_is_bounded():
 
 @pytest.mark.parametrize("num_labels", [2, 30, 1000, 3000])
 @pytest.mark.parametrize("num_rows", [1000, 10_000, 100_000])
-def test_nights_of_the_same_world_are_not_drift(num_labels: int, num_rows: int):
+def test_partitions_of_the_same_world_are_not_drift(num_labels: int, num_rows: int):
     rng = np.random.default_rng(num_labels)
     weights = rng.dirichlet(np.ones(num_labels))
     names = [f"label-{i}" for i in range(num_labels)]
-    nights = []
+    partitions = []
     for _ in range(2):
         counts = rng.multinomial(num_rows, weights)
         values = rng.lognormal(size=num_rows)
         labels = {n: int(c) for n, c in zip(names, counts, strict=True) if c}
-        nights.append(Distribution(labels, numbers={"value": of_values(values)}))
-    before = Distribution.from_dict(nights[0].to_dict())
-    assert compare_labels(before, nights[1]).psi < 0.1
-    assert compare_numbers(before.numbers["value"], nights[1].numbers["value"]).psi < 0.1
+        partitions.append(Distribution(labels, numbers={"value": of_values(values)}))
+    before = Distribution.from_dict(partitions[0].to_dict())
+    assert compare_labels(before, partitions[1]).psi < 0.1
+    assert compare_numbers(before.numbers["value"], partitions[1].numbers["value"]).psi < 0.1
 
 
 def test_many_rare_labels_that_move_are_drift():

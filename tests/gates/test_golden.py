@@ -117,7 +117,7 @@ def test_another_model_is_refused_with_what_was_expected_and_found(folder: Path)
     assert "blue/40.png: expected 'blue', found 'green' 0.9" in message
     assert "and 3 more" in message
     assert caught.value.exit_code == 3
-    assert caught.value.verdict().status == "fail"
+    assert caught.value.result().status == "fail"
 
 
 def test_another_transform_shows_in_the_score(tmp_path: Path):

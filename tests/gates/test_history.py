@@ -1,4 +1,4 @@
-"""Earlier nights: partitions of the same key before this one, and never its own versions."""
+"""Earlier partitions: partitions of the same key before this one, and never its own versions."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ NAMES = ["date=2026-11-22", "date=2026-11-09", "date=2026-11-24", "day=2026-11-0
         ("model=v2", ["model=v1", "model=2"], []),
     ],
 )
-def test_only_what_has_an_order_has_earlier_nights(name: str, names: list[str], earlier: list[str]):
+def test_only_what_has_an_order_has_earlier_partitions(
+    name: str, names: list[str], earlier: list[str]
+):
     assert earlier_names(name, names) == earlier
 
 
-def past_of(store: Store, partition: str, num_nights: int = 7) -> Past:
+def past_of(store: Store, partition: str, num_partitions: int = 7) -> Past:
     layout = Layout(partition)
-    return look_back(store, layout, current_manifest(store, layout), num_nights)
+    return look_back(store, layout, current_manifest(store, layout), num_partitions)
 
 
 def publish(store: Store, partition: str, rows: Rows) -> Manifest:
     return publish_rows(store, partition, rows)
 
 
-def test_the_last_nights_are_found_newest_first(any_store: Store):
+def test_the_last_partitions_are_found_newest_first(any_store: Store):
     for day in range(1, 6):
         publish(any_store, f"date=2026-11-0{day}", Rows(num_slices=day))
     any_store.put("_control/date=2026-11-05x/log/0000000001.json", b"never read")
@@ -69,7 +71,7 @@ def test_the_last_night_that_has_a_distribution_is_the_basis(any_store: Store):
     assert past_of(any_store, "date=2026-11-04").basis == ""
     with_distribution(any_store, "date=2026-11-04", own=1)
     assert past_of(any_store, "date=2026-11-04").basis == "version 2"
-    assert past_of(any_store, "date=2026-11-04").rows == (24, 24, 24), "not a night of its own"
+    assert past_of(any_store, "date=2026-11-04").rows == (24, 24, 24), "not a partition of its own"
     with_distribution(any_store, "date=2026-11-01", first=1)
     with_distribution(any_store, "date=2026-11-02", second=1)
     found = past_of(any_store, "date=2026-11-04")

@@ -28,8 +28,10 @@ PACKAGES = ("onnxruntime", "onnx", "onnxscript")
 _INT8_MAX = 127
 
 
-def missing_reason() -> str:
+def missing_reason(*, is_on_gpu: bool = False) -> str:
     """Say why nothing can be calibrated here, or ''."""
+    if is_on_gpu:
+        return f"{INT8} is used on the CPU only"
     absent = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     return f"{absent[0]} is not installed: the extra `{EXTRA}` brings it" if absent else ""
 

@@ -144,7 +144,7 @@ def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, s
     from pipeline.inference.model_store import store_model
     from pipeline.inference.runtimes.int8 import missing_reason, quantise
 
-    reason = missing_reason()
+    reason = missing_reason(is_on_gpu=config.num_gpus > 0)
     if reason or config.models is None:
         return "", reason or "there is no store for the calibrated model"
     try:

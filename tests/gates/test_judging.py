@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from pipeline.core.causes import Cause
 from pipeline.core.errors import GateRefused, JobError
 from pipeline.core.histograms import Distribution, Numbers
+from pipeline.core.registry import GATES, built_in
+from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past
-from pipeline.gates.rules import Figures, certain_failures, early_refusal, judge
-from pipeline.gates.verdicts import GATES, Verdict, accept, read_accepted, require_pass
+from pipeline.gates.judging import certain_failures, early_refusal, judge
+from pipeline.gates.results import GateResult, accept, parse_accepted, require_pass
 from pipeline.job.gates import Gates
 
 
@@ -21,7 +23,7 @@ def gates_of(limits: dict[str, object]) -> Gates:
     return Gates.model_validate_json(json.dumps(limits))
 
 
-def verdicts(
+def results_of(
     quarantined: int,
     planned: int,
     *,
@@ -30,7 +32,7 @@ def verdicts(
     past: Past | None = None,
     facts: dict[str, object] | None = None,
     **limits: object,
-) -> dict[str, Verdict]:
+) -> dict[str, GateResult]:
     figures = Figures(
         num_planned=planned,
         num_predicted=planned - quarantined if predicted is None else predicted,
@@ -39,10 +41,10 @@ def verdicts(
         **(facts or {}),
     )
     found = judge(gates_of(limits), figures, past or Past())
-    return {verdict.name: verdict for verdict in found}
+    return {result.name: result for result in found}
 
 
-def passes(found: dict[str, Verdict]) -> bool:
+def passes(found: dict[str, GateResult]) -> bool:
     try:
         require_pass(list(found.values()))
     except GateRefused:
@@ -69,7 +71,7 @@ def passes(found: dict[str, Verdict]) -> bool:
 def test_the_share_of_errors_passes_up_to_its_limit(
     quarantined: int, planned: int, limit: float, status: str
 ):
-    found = verdicts(quarantined, planned, max_error_pct=limit)
+    found = results_of(quarantined, planned, max_error_pct=limit)
     assert found["max_error_pct"].status == status
     assert passes(found) == (status == "pass")
     assert found["max_error_pct"].value == pytest.approx(100 * quarantined / planned)
@@ -81,7 +83,7 @@ def test_the_share_of_errors_passes_up_to_its_limit(
     [(9, 99, "off"), (98, 99, "off"), (99, 99, "fail"), (10, 100, "fail"), (1, 1, "fail")],
 )
 def test_few_rows_are_judged_only_where_all_failed(quarantined: int, planned: int, status: str):
-    found = verdicts(quarantined, planned, max_error_pct=5.0, min_rows=100)
+    found = results_of(quarantined, planned, max_error_pct=5.0, min_rows=100)
     assert found["max_error_pct"].status == status
     assert passes(found) == (status == "off")
 
@@ -90,37 +92,37 @@ def test_few_rows_are_judged_only_where_all_failed(quarantined: int, planned: in
 def test_more_errors_never_turn_a_refusal_into_a_pass(planned: int, share: float, limit: float):
     quarantined = int(planned * share)
     more = min(planned, quarantined + 1)
-    if not passes(verdicts(quarantined, planned, max_error_pct=limit)):
-        assert not passes(verdicts(more, planned, max_error_pct=limit))
+    if not passes(results_of(quarantined, planned, max_error_pct=limit)):
+        assert not passes(results_of(more, planned, max_error_pct=limit))
 
 
 @given(planned=st.integers(1, 10**6), limit=st.floats(0, 99.999), min_rows=st.integers(0, 1000))
 def test_a_partition_of_failures_only_is_never_published(planned: int, limit: float, min_rows: int):
-    assert not passes(verdicts(planned, planned, max_error_pct=limit, min_rows=min_rows))
+    assert not passes(results_of(planned, planned, max_error_pct=limit, min_rows=min_rows))
 
 
 @pytest.mark.parametrize("predicted", [0, 89, 91, 1000])
 def test_rows_that_are_not_accounted_for_are_refused_whatever_the_limits(predicted: int):
-    found = verdicts(10, 100, predicted=predicted, max_error_pct=100.0, min_rows=10**6)
+    found = results_of(10, 100, predicted=predicted, max_error_pct=100.0, min_rows=10**6)
     assert found["conservation"].status == "fail"
     with pytest.raises(GateRefused, match=rf"{predicted + 10} of 100 planned rows"):
         require_pass(list(found.values()))
-    assert verdicts(10, 100)["conservation"].status == "pass"
+    assert results_of(10, 100)["conservation"].status == "pass"
 
 
 def test_nothing_is_refused_unless_allowed():
-    found = verdicts(0, 0, shards=0)
+    found = results_of(0, 0, shards=0)
     assert found["not_empty"].status == "fail"
     with pytest.raises(GateRefused, match=r"0 shards with 0 rows.*gates\.allow_empty"):
         require_pass(list(found.values()))
-    assert passes(verdicts(0, 0, shards=0, allow_empty=True))
+    assert passes(results_of(0, 0, shards=0, allow_empty=True))
     assert found["max_error_pct"].status == "off"
     assert found["max_error_pct"].value is None
 
 
 def test_where_nothing_is_read_the_refusal_says_what_is_there():
     why = "in/*.HEIC matches 15 files, none read: format parquet reads .parquet .pq; skipped: ..."
-    found = verdicts(0, 0, shards=0, facts={"num_skipped": 15, "why_empty": why})
+    found = results_of(0, 0, shards=0, facts={"num_skipped": 15, "why_empty": why})
     with pytest.raises(GateRefused, match=r"not_empty: in/\*\.HEIC matches 15 files, none read"):
         require_pass(list(found.values()))
     assert found["max_skipped_pct"].status == "warn"
@@ -141,17 +143,17 @@ def test_where_nothing_is_read_the_refusal_says_what_is_there():
 def test_files_that_are_not_read_warn_or_refuse_from_their_share_on(
     skipped: int, shards: int, limits: dict[str, object], status: str
 ):
-    found = verdicts(0, 1000, shards=shards, facts={"num_skipped": skipped}, **limits)
+    found = results_of(0, 1000, shards=shards, facts={"num_skipped": skipped}, **limits)
     assert found["max_skipped_pct"].status == status
     assert passes(found) == (status != "fail")
 
 
 def test_shards_without_rows_are_as_empty_as_no_shards():
-    assert not passes(verdicts(0, 0, shards=3))
+    assert not passes(results_of(0, 0, shards=3))
 
 
 def test_a_refusal_names_every_gate_that_failed():
-    found = verdicts(60, 100, predicted=20)
+    found = results_of(60, 100, predicted=20)
     with pytest.raises(GateRefused) as caught:
         require_pass(list(found.values()))
     message = str(caught.value)
@@ -161,7 +163,7 @@ def test_a_refusal_names_every_gate_that_failed():
 
 
 def test_every_gate_is_judged_in_its_order():
-    assert tuple(verdicts(0, 1000)) == GATES
+    assert tuple(results_of(0, 1000)) == tuple(built_in(GATES))
 
 
 TRUNCATED = {"truncated": 5, "empty": 1}
@@ -181,23 +183,23 @@ TRUNCATED = {"truncated": 5, "empty": 1}
 )
 def test_each_reason_has_a_limit_of_its_own(caps: dict[str, float], mode: str, status: str):
     facts: dict[str, object] = {"reasons": TRUNCATED}
-    found = verdicts(6, 1000, facts=facts, max_reason_pct=caps, reason_mode=mode)
+    found = results_of(6, 1000, facts=facts, max_reason_pct=caps, reason_mode=mode)
     assert found["max_reason_pct"].status == status
     if status == "fail":
         over = "empty" if caps.get("empty") == 0.0 else "truncated"
-        verdict = found["max_reason_pct"]
-        assert verdict.message.startswith(over)
-        assert (verdict.value, verdict.limit) == (100 * TRUNCATED[over] / 1000, caps[over])
+        result = found["max_reason_pct"]
+        assert result.message.startswith(over)
+        assert (result.value, result.limit) == (100 * TRUNCATED[over] / 1000, caps[over])
 
 
 def test_all_reasons_over_their_limit_are_named_and_few_rows_are_not_judged():
     facts: dict[str, object] = {"reasons": TRUNCATED}
     caps = {"truncated": 0.1, "empty": 0.0, "model_error": 0.0}
-    message = verdicts(6, 1000, facts=facts, max_reason_pct=caps)["max_reason_pct"].message
+    message = results_of(6, 1000, facts=facts, max_reason_pct=caps)["max_reason_pct"].message
     assert "truncated: 5 of 1000 rows, 0.50%; limit 0.1%" in message
     assert "empty: 1 of 1000 rows" in message
     assert "model_error" not in message
-    few = verdicts(6, 99, facts=facts, max_reason_pct=caps, min_rows=100)
+    few = results_of(6, 99, facts=facts, max_reason_pct=caps, min_rows=100)
     assert few["max_reason_pct"].status == "off"
 
 
@@ -208,14 +210,14 @@ def test_a_reason_that_does_not_exist_is_refused():
 
 @pytest.mark.parametrize(("mode", "status"), [("off", "off"), ("warn", "warn"), ("fail", "fail")])
 def test_a_gate_says_no_worse_than_its_mode(mode: str, status: str):
-    errors = verdicts(60, 1000, error_mode=mode)["max_error_pct"]
+    errors = results_of(60, 1000, error_mode=mode)["max_error_pct"]
     assert (errors.status, errors.value) == (status, 6.0)
     facts: dict[str, object] = {"num_compared": 16, "num_agreed": 10}
-    canary = verdicts(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
+    canary = results_of(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
     assert (canary.status, canary.value) == (status, 62.5)
 
 
-def nights(*rows: int) -> Past:
+def earlier(*rows: int) -> Past:
     return Past(rows=rows)
 
 
@@ -233,30 +235,30 @@ def nights(*rows: int) -> Past:
         (5001, "fail"),
     ],
 )
-def test_the_rows_of_a_night_are_near_the_median_of_earlier_ones(rows: int, status: str):
-    past = nights(900, 1100, 1000, 10, 90_000)
-    found = verdicts(0, rows, past=past)["volume"]
+def test_the_rows_of_a_partition_are_near_the_median_of_earlier_ones(rows: int, status: str):
+    past = earlier(900, 1100, 1000, 10, 90_000)
+    found = results_of(0, rows, past=past)["volume"]
     assert found.status == status
     assert found.value == pytest.approx((rows - 1000) / 10)
-    softened = verdicts(0, rows, past=past, volume={"mode": "warn"})["volume"]
+    softened = results_of(0, rows, past=past, volume={"mode": "warn"})["volume"]
     assert softened.status == ("warn" if status == "fail" else status)
-    assert verdicts(0, rows, past=past, volume={"mode": "off"})["volume"].status == "off"
+    assert results_of(0, rows, past=past, volume={"mode": "off"})["volume"].status == "off"
 
 
 @pytest.mark.parametrize(
     ("past", "rows", "limited"),
     [
-        (nights(), 10, False),
-        (nights(99, 99), 1, False),
-        (nights(0, 0), 1000, False),
-        (nights(1000), 1, True),
+        (earlier(), 10, False),
+        (earlier(99, 99), 1, False),
+        (earlier(0, 0), 1000, False),
+        (earlier(1000), 1, True),
     ],
 )
 def test_rows_are_not_judged_where_there_is_nothing_to_compare(
     past: Past, rows: int, limited: bool
 ):
     facts: dict[str, object] = {"is_limited": limited}
-    assert verdicts(0, rows, past=past, facts=facts)["volume"].status == "off"
+    assert results_of(0, rows, past=past, facts=facts)["volume"].status == "off"
 
 
 def scores(low: float, high: float, **labels: int) -> dict[str, object]:
@@ -275,14 +277,16 @@ def scores(low: float, high: float, **labels: int) -> dict[str, object]:
     ],
 )
 def test_predictions_that_are_all_alike_are_refused(facts: dict[str, object], status: str):
-    assert verdicts(0, 1000, facts=facts)["constant"].status == status
+    assert results_of(0, 1000, facts=facts)["constant"].status == status
     if status == "fail":
-        warned = verdicts(0, 1000, facts=facts, constant={"mode": "warn"})["constant"]
+        warned = results_of(0, 1000, facts=facts, constant={"mode": "warn"})["constant"]
         assert warned.status == "warn"
         assert "all 1000 predictions are alike: label 'cat', score 0.9" in warned.message
-        assert verdicts(0, 1000, facts=facts, min_rows=1000)["constant"].status == "fail"
-        assert verdicts(0, 1000, facts=facts, min_rows=1001)["constant"].status == "off"
-        assert verdicts(0, 1000, facts=facts, constant={"mode": "off"})["constant"].status == "off"
+        assert results_of(0, 1000, facts=facts, min_rows=1000)["constant"].status == "fail"
+        assert results_of(0, 1000, facts=facts, min_rows=1001)["constant"].status == "off"
+        assert (
+            results_of(0, 1000, facts=facts, constant={"mode": "off"})["constant"].status == "off"
+        )
 
 
 def split(cats: int, dogs: int) -> Distribution:
@@ -295,34 +299,36 @@ DRIFTS = [(5000, "pass"), (5700, "pass"), (6300, "warn"), (7000, "fail")]
 
 @pytest.mark.parametrize(("cats", "status"), DRIFTS)
 @pytest.mark.parametrize("gate", ["label_drift", "score_drift"])
-def test_another_distribution_than_last_night_is_drift(gate: str, cats: int, status: str):
+def test_another_distribution_than_before_is_drift(gate: str, cats: int, status: str):
     past = Past((1,), split(5000, 5000), "date=2026-11-23")
     # As PSI bands go, 0.1 and 0.25 are far apart; here nearer, so that both sides are the same.
     rule = {"mode": "fail", "warn_psi": 0.05, "fail_psi": 0.15}
     facts: dict[str, object] = {"distribution": split(cats, 10_000 - cats)}
-    found = verdicts(0, 10_000, past=past, facts=facts, **{gate: rule})[gate]
+    found = results_of(0, 10_000, past=past, facts=facts, **{gate: rule})[gate]
     assert found.status == status, found.message
     assert "10000 predictions beside 10000 of date=2026-11-23" in found.message
     value = found.value
     at_limit = {"mode": "fail", "warn_psi": value, "fail_psi": value}
-    assert verdicts(0, 10_000, past=past, facts=facts, **{gate: at_limit})[gate].status == "pass"
-    softened = verdicts(0, 10_000, past=past, facts=facts, **{gate: {**rule, "mode": "warn"}})
+    assert results_of(0, 10_000, past=past, facts=facts, **{gate: at_limit})[gate].status == "pass"
+    softened = results_of(0, 10_000, past=past, facts=facts, **{gate: {**rule, "mode": "warn"}})
     assert softened[gate].status == ("warn" if status == "fail" else status)
     few = {**rule, "min_rows": 10_001}
-    assert verdicts(0, 10_000, past=past, facts=facts, **{gate: few})[gate].status == "off"
+    assert results_of(0, 10_000, past=past, facts=facts, **{gate: few})[gate].status == "off"
 
 
 def test_the_label_that_moved_most_is_named():
     past = Past((1,), split(5000, 5000), "version 3")
     facts: dict[str, object] = {"distribution": split(9000, 1000)}
-    message = verdicts(0, 10_000, past=past, facts=facts)["label_drift"].message
+    message = results_of(0, 10_000, past=past, facts=facts)["label_drift"].message
     assert "most: 'dog' was 50.0%, now 10.0%" in message
-    assert verdicts(0, 10_000, past=past, facts=facts)["label_drift"].status == "warn", "by default"
+    assert results_of(0, 10_000, past=past, facts=facts)["label_drift"].status == "warn", (
+        "by default"
+    )
 
 
-def test_a_first_night_is_only_recorded():
+def test_a_first_partition_is_only_recorded():
     facts: dict[str, object] = {"distribution": split(9000, 1000)}
-    found = verdicts(0, 10_000, facts=facts)
+    found = results_of(0, 10_000, facts=facts)
     for gate in ("volume", "label_drift", "score_drift"):
         assert found[gate].status == "off"
         assert "nothing earlier" in found[gate].message
@@ -345,17 +351,17 @@ def test_all_golden_rows_agree(mode: str, compared: int, agreed: int, status: st
     facts: dict[str, object] = {
         "golden_compared": compared, "golden_agreed": agreed, "golden_actors": 2
     }  # fmt: skip
-    found = verdicts(0, 100, facts=facts, golden={**GOLDEN, "mode": mode})["golden"]
+    found = results_of(0, 100, facts=facts, golden={**GOLDEN, "mode": mode})["golden"]
     assert found.status == status
     if compared and mode != "off":
         assert found.message == f"{agreed} of {compared} golden rows agree, on 2 actors"
-    assert verdicts(0, 100, facts=facts)["golden"].status == "off"
+    assert results_of(0, 100, facts=facts)["golden"].status == "off"
 
 
 def test_what_is_accepted_is_published_with_its_reason_and_only_that():
-    found = [*verdicts(60, 1000, predicted=20).values()]
+    found = [*results_of(60, 1000, predicted=20).values()]
     reason = {"max_error_pct": "the camera of gate 7 broke", "conservation": "no", "volume": "no"}
-    by_name = {verdict.name: verdict for verdict in accept(found, reason)}
+    by_name = {result.name: result for result in accept(found, reason)}
     accepted = by_name["max_error_pct"]
     assert (accepted.status, accepted.reason) == ("accepted", "the camera of gate 7 broke")
     assert by_name["conservation"].status == "fail"
@@ -366,7 +372,7 @@ def test_what_is_accepted_is_published_with_its_reason_and_only_that():
 
 
 def test_accepted_gates_are_read_from_the_command_line():
-    found = read_accepted(["volume=half a day: moved = twice", "constant= all black "])
+    found = parse_accepted(["volume=half a day: moved = twice", "constant= all black "])
     assert found == {"volume": "half a day: moved = twice", "constant": "all black"}
 
 
@@ -382,7 +388,7 @@ def test_accepted_gates_are_read_from_the_command_line():
 )
 def test_what_cannot_be_accepted_is_refused(text: str, words: str):
     with pytest.raises(JobError, match=words):
-        read_accepted([text])
+        parse_accepted([text])
 
 
 @given(
@@ -399,8 +405,8 @@ def test_what_is_certain_early_is_what_the_end_says(
     in_the_end = min(planned, so_far + more)
     limits = {"max_error_pct": limit, "max_reason_pct": {"empty": cap}}
     early = certain_failures(gates_of(limits), planned, so_far, {"empty": so_far}, {})
-    last = verdicts(in_the_end, planned, facts={"reasons": {"empty": in_the_end}}, **limits)
-    assert {verdict.name for verdict in early} <= {n for n, v in last.items() if v.status == "fail"}
+    last = results_of(in_the_end, planned, facts={"reasons": {"empty": in_the_end}}, **limits)
+    assert {result.name for result in early} <= {n for n, v in last.items() if v.status == "fail"}
 
 
 def test_a_run_stops_early_only_for_what_is_certain():
@@ -425,7 +431,7 @@ EMPTY = Cause("empty", "decode", "the image has 0 bytes", 20, "0000.jpg")
 def test_a_refusal_says_why_rows_are_in_quarantine_and_how_to_accept_it():
     facts = {"reasons": {"empty": 20}, "causes": [EMPTY]}
     words = "(20 empty, e.g. 0000.jpg: the image has 0 bytes)"
-    found = list(verdicts(20, 120, facts=facts).values())
+    found = list(results_of(20, 120, facts=facts).values())
     with pytest.raises(GateRefused) as refused:
         require_pass(found)
     assert str(refused.value) == (
@@ -437,13 +443,13 @@ def test_a_refusal_says_why_rows_are_in_quarantine_and_how_to_accept_it():
     assert words in message
     assert message.endswith("; if that is right: --accept max_error_pct=REASON")
     caps = {"max_error_pct": 50.0, "max_reason_pct": {"empty": 1.0}}
-    (failed,) = [v for v in verdicts(20, 120, facts=facts, **caps).values() if v.status == "fail"]
+    (failed,) = [v for v in results_of(20, 120, facts=facts, **caps).values() if v.status == "fail"]
     assert failed.name == "max_reason_pct"
     assert failed.message.endswith(words)
 
 
 def test_a_refusal_for_something_else_says_what_is_in_quarantine_too():
-    drift = Verdict("label_drift", "fail", 0.5, 0.1, "labels drifted")
+    drift = GateResult("label_drift", "fail", 0.5, 0.1, "labels drifted")
     with pytest.raises(GateRefused) as refused:
         require_pass([drift], "3 empty, e.g. a.jpg: the image has 0 bytes")
     assert str(refused.value) == (
@@ -453,7 +459,7 @@ def test_a_refusal_for_something_else_says_what_is_in_quarantine_too():
 
 
 def test_what_cannot_be_accepted_has_no_way_to_accept_it():
-    found = list(verdicts(10, 100, predicted=89).values())
+    found = list(results_of(10, 100, predicted=89).values())
     with pytest.raises(GateRefused) as refused:
         require_pass(found)
     assert "--accept" not in str(refused.value)

@@ -1,0 +1,77 @@
+"""What every gate is, and the figures that it judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from pipeline.core.causes import Cause
+from pipeline.core.histograms import Distribution
+from pipeline.gates.history import Past
+from pipeline.gates.results import GateResult
+from pipeline.job.gates import Gates
+from pipeline.job.section import Section
+
+Need = Literal["history", "reference_check", "golden"]
+"""What a run does for a gate only: read earlier partitions; predict rows again by eager fp32;
+predict golden rows."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a run knows of its rows when it is judged."""
+
+    num_planned: int
+    """Rows of the plan."""
+    num_predicted: int
+    """Rows with a prediction."""
+    num_quarantined: int
+    """Rows with a reason (duplicate ids included)."""
+    num_shards: int
+    """Input files."""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Quarantined rows by reason."""
+    causes: Sequence[Cause] = ()
+    """Why most of them are there."""
+    num_compared: int = 0
+    """Rows that eager fp32 predicted once more."""
+    num_agreed: int = 0
+    """Those of them that agreed."""
+    golden_compared: int = 0
+    """Golden rows, once per actor."""
+    golden_agreed: int = 0
+    golden_actors: int = 0
+    distribution: Distribution = field(default_factory=Distribution)
+    num_skipped: int = 0
+    """Files below the source that are no input and should perhaps be."""
+    why_empty: str = ""
+    """Why there is no input, if there is none."""
+    is_limited: bool = False
+    """Only the first rows were asked for (`run.limit_rows`)."""
+
+
+class Gate(Protocol):
+    """One check of a run's figures. Subclass it; it holds no state."""
+
+    name: str
+    Options: type[Section] = Gates
+    """The section that it reads: `gates` itself, or one of its own, which a job gives as
+    `gates.options.<name>`."""
+    needs: frozenset[Need] = frozenset()
+    only_worsens: bool = False
+    """More rows cannot turn its failure, so that a run may be refused before its end."""
+
+    def is_on(self, options: Any) -> bool:
+        """Tell whether the job wants it to judge; if not, nothing is done for its needs."""
+        return True
+
+    def judge(self, options: Any, figures: Figures, past: Past) -> GateResult:
+        """Judge a run. Pure: a limit that is reached exactly is kept.
+
+        Args:
+            options: Of type `Options`.
+            figures: What is staged.
+            past: What was published before; empty unless it needs `history`.
+        """
+        ...

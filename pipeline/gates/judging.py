@@ -1,0 +1,93 @@
+"""Judge the staged predictions before anything is published. Pure: figures in, results out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.core.causes import Cause
+from pipeline.core.errors import GateRefused
+from pipeline.core.registry import GATES, built_in, get
+from pipeline.gates.gate import Figures, Gate, Need
+from pipeline.gates.history import Past
+from pipeline.gates.results import GateResult, accept, failures, how_to_accept
+from pipeline.job.gates import Gates
+
+
+def gates_of(section: Gates) -> list[Gate]:
+    """Return the gates that judge, in the order in which they are shown.
+
+    Those of other distributions come last, and only if `gates.options` names them.
+
+    Raises:
+        JobError: One of those is not installed here, or broken.
+    """
+    return [get(GATES, name) for name in (*built_in(GATES), *section.options)]
+
+
+def needs_of(section: Gates) -> set[Need]:
+    """Return what the gates that are on need a run to do."""
+    return {
+        need
+        for gate in gates_of(section)
+        if gate.is_on(_options_of(gate, section))
+        for need in gate.needs
+    }
+
+
+def judge(
+    section: Gates, figures: Figures, past: Past, accepted: Mapping[str, str] | None = None
+) -> list[GateResult]:
+    """Judge a run by all gates.
+
+    Args:
+        section: The job's limits.
+        figures: What is staged.
+        past: What was published before.
+        accepted: Gate -> why its failure is accepted.
+    """
+    return accept(_results(gates_of(section), section, figures, past), accepted or {})
+
+
+def certain_failures(
+    section: Gates,
+    num_planned: int | None,
+    num_quarantined: int,
+    reasons: Mapping[str, int],
+    accepted: Mapping[str, str],
+    causes: Sequence[Cause] = (),
+) -> list[GateResult]:
+    """Judge what can only become worse: what fails now fails in the end, whatever the rest gives.
+
+    Args:
+        section: The job's limits.
+        num_planned: Rows of the plan; None if that is unknown: nothing is certain then.
+        num_quarantined: Rows quarantined so far.
+        reasons: The same by reason.
+        accepted: Gate -> why its failure is accepted.
+        causes: Why most of them are quarantined.
+    """
+    if num_planned is None:
+        return []
+    figures = Figures(num_planned, 0, num_quarantined, 0, reasons=reasons, causes=causes)
+    gates = [gate for gate in gates_of(section) if gate.only_worsens]
+    results = accept(_results(gates, section, figures, Past()), accepted)
+    return [result for result in results if result.status == "fail"]
+
+
+def early_refusal(failed: list[GateResult], num_done: int, num_planned: int) -> GateRefused:
+    """Say why a run stops reading."""
+    return GateRefused(
+        f"nothing was published; {failures(failed)}; certain after {num_done} of {num_planned} "
+        f"rows, so reading stopped there; finished slices are kept{how_to_accept(failed)}"
+    )
+
+
+def _results(
+    gates: Sequence[Gate], section: Gates, figures: Figures, past: Past
+) -> list[GateResult]:
+    return [gate.judge(_options_of(gate, section), figures, past) for gate in gates]
+
+
+def _options_of(gate: Gate, section: Gates) -> Any:
+    return section if gate.Options is Gates else section.own(gate.name, gate.Options)

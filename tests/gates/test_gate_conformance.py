@@ -1,0 +1,165 @@
+"""What holds for every gate, also for one that another distribution brings."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import toy_package
+
+from pipeline.core.errors import GateRefused, JobError
+from pipeline.core.histograms import Distribution, Numbers
+from pipeline.core.registry import GATES, load, names
+from pipeline.gates.gate import Figures
+from pipeline.gates.history import Past
+from pipeline.gates.judging import certain_failures, gates_of, judge, needs_of
+from pipeline.gates.results import CONSERVATION, GateResult, parse_accepted, require_pass
+from pipeline.job.gates import Gates
+from pipeline.job.loader import parse_job
+
+CATS = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.1, 0.9, {2: 5000, 18: 5000})})
+DOGS = Distribution({"dog": 10_000}, numbers={"score": Numbers(0.4, 0.6, {8: 5000, 11: 5000})})
+ALIKE = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.5, 0.5, {10: 10_000})})
+GOOD = Figures(10_000, 10_000, 0, 4, distribution=CATS, num_compared=100, num_agreed=100,
+               golden_compared=8, golden_agreed=8, golden_actors=1)  # fmt: skip
+PAST = Past((10_000, 10_000), CATS, "date=2026-11-23")
+SECTION = {
+    "golden": {"uri": "golden.parquet"},
+    "max_reason_pct": {"empty": 1.0},
+    "skipped_mode": "fail",
+    "label_drift": {"mode": "fail"},
+    "score_drift": {"mode": "fail"},
+    "options": {"row_budget": {"max_rows": 10_000}},
+}
+
+
+class Case(NamedTuple):
+    """What a gate refuses that passes otherwise, and how a job turns it off."""
+
+    bad: dict[str, Any]
+    off: dict[str, Any] | None = None
+
+
+CASES = {
+    "conservation": Case({"num_predicted": 9_999}),
+    "not_empty": Case({"num_planned": 0, "num_predicted": 0, "num_shards": 0}),
+    "max_error_pct": Case(
+        {"num_predicted": 9_000, "num_quarantined": 1_000}, {"error_mode": "off"}
+    ),
+    "max_reason_pct": Case(
+        {"num_predicted": 9_800, "num_quarantined": 200, "reasons": {"empty": 200}},
+        {"reason_mode": "off"},
+    ),
+    "max_skipped_pct": Case({"num_skipped": 1}, {"skipped_mode": "off"}),
+    "volume": Case({"num_planned": 1_000, "num_predicted": 1_000}, {"volume": {"mode": "off"}}),
+    "constant": Case({"distribution": ALIKE}, {"constant": {"mode": "off"}}),
+    "label_drift": Case({"distribution": DOGS}, {"label_drift": {"mode": "off"}}),
+    "score_drift": Case({"distribution": DOGS}, {"score_drift": {"mode": "off"}}),
+    "golden": Case({"golden_agreed": 7}, {"golden": None}),
+    "min_agreement_pct": Case({"num_agreed": 90}, {"agreement_mode": "off"}),
+    "row_budget": Case(
+        {"num_planned": 10_001, "num_predicted": 10_001},
+        {"options": {"row_budget": {"max_rows": 10_000, "mode": "off"}}},
+    ),
+}
+ALL = pytest.mark.parametrize("name", CASES)
+TOYS = {"pipeline.gates": {"row_budget": "toy_gate:GATE", "broken": "toy_gate:NOTHING"}}
+
+
+@pytest.fixture(autouse=True)
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", TOYS))
+
+
+def section_of(**changes: Any) -> Gates:
+    return Gates.model_validate_json(json.dumps({**SECTION, **changes}))
+
+
+def results_of(figures: Figures, section: Gates | None = None) -> dict[str, GateResult]:
+    found = judge(section or section_of(), figures, PAST)
+    return {result.name: result for result in found}
+
+
+def test_every_gate_is_tried_here_in_the_order_in_which_they_are_shown():
+    assert set(names(GATES)) == {*CASES, "broken"}
+    assert list(results_of(GOOD)) == list(CASES)
+    assert [gate.name for gate in gates_of(Gates())] == list(CASES)[:-1]
+
+
+@ALL
+def test_it_passes_what_is_good_and_refuses_what_is_bad(name: str):
+    assert results_of(GOOD)[name].status == "pass"
+    result = results_of(replace(GOOD, **CASES[name].bad))[name]
+    assert result.status == "fail"
+    assert result.message
+    assert "\n" not in result.message
+    assert json.loads(json.dumps(result.to_dict()))["name"] == name
+    with pytest.raises(GateRefused, match=name):
+        require_pass([result])
+
+
+@ALL
+def test_it_says_no_worse_than_its_mode(name: str):
+    case = CASES[name]
+    if case.off is not None:
+        result = results_of(replace(GOOD, **case.bad), section_of(**case.off))[name]
+        assert result.status == "off"
+
+
+@ALL
+def test_what_it_needs_is_done_only_while_it_is_on(name: str):
+    gate, off = load(GATES, name), CASES[name].off
+    assert gate.needs <= needs_of(section_of())
+    if gate.needs and off is not None:
+        assert not gate.is_on(section_of(**off))
+    every = ("volume", "label_drift", "score_drift")
+    assert needs_of(Gates.model_validate({key: {"mode": "off"} for key in every})) == {
+        "reference_check"
+    }
+
+
+@ALL
+def test_what_only_worsens_is_certain_early(name: str):
+    bad = replace(GOOD, **CASES[name].bad)
+    early = certain_failures(
+        section_of(), bad.num_planned, bad.num_quarantined, bad.reasons, {}, bad.causes
+    )
+    is_certain = name in {result.name for result in early}
+    assert is_certain == load(GATES, name).only_worsens
+
+
+@ALL
+def test_a_failure_can_be_accepted_with_a_reason_unless_rows_are_missing(name: str):
+    if name == CONSERVATION:
+        with pytest.raises(JobError, match="cannot be accepted"):
+            parse_accepted([f"{name}=fine"])
+        return
+    accepted = parse_accepted([f"{name}=fine"])
+    found = judge(section_of(), replace(GOOD, **CASES[name].bad), PAST, accepted)
+    [result] = [result for result in found if result.name == name]
+    assert (result.status, result.reason) == ("accepted", "fine")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"row_budget": {}}, "row_budget: max_rows: Field required"),
+        ({"row_budget": {"max_rows": 1, "min": 2}}, "row_budget: min: Extra inputs"),
+        ({"volume": {}}, "volume has fields of its own"),
+        ({"other": {}}, "'score_drift'.*'broken' or 'row_budget'"),
+        ({"broken": {}}, r"toy_gate:NOTHING of toys 1\.0 cannot be imported"),
+    ],
+)
+def test_wrong_options_are_said_when_the_job_is_read(options: dict[str, Any], words: str):
+    job = {
+        "source": {"uri": "in", "format": "images"},
+        "model": {"name": "alexnet", "weights": "w.pth"},
+        "sink": {"uri": "out"},
+        "gates": {"options": options},
+    }
+    with pytest.raises(JobError, match=words):
+        parse_job(job, date=dt.date(2026, 11, 24), origin="job.yaml")
