@@ -17,14 +17,13 @@ from pipeline.core.errors import JobError
 from pipeline.execution.cluster.login import log_in
 from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.base import missing_reason
-from pipeline.job.job import Job
+from pipeline.job.job import AUTO, Job
 from pipeline.models.resolve import resolve_model
 from pipeline.plan.allocation import Hardware, allocate
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.sink_below_source import require_apart
-from pipeline.runs.tuning.selection import AUTO
 from pipeline.sources.inputs import describe_no_input, list_inputs
 from pipeline.storage.store import Store
 

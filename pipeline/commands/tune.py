@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.execution.cluster.connect import connect
-from pipeline.job.job import Job
+from pipeline.job.job import AUTO, Job
 from pipeline.plan.allocation import allocate
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
 from pipeline.runs.tuning.auto import is_open, tune
-from pipeline.runs.tuning.selection import AUTO, useful_share
+from pipeline.runs.tuning.selection import useful_share
 from pipeline.runs.tuning.trial import Trial
 
 

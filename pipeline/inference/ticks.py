@@ -1,10 +1,10 @@
 """Tell the driver how far actors are within their slices: for the progress that people see only.
 
-An actor counts the rows of its batches and sends at most one small message a second, which nobody
-waits for. On this machine the way is a pipe of the driver; elsewhere a Ray actor of no CPUs, that
-the driver starts once a run has lasted some seconds. A lost message costs nothing: a slice counts
-when it is committed, and then what was told of it is forgotten. Rows are counted by slice, so that
-a second attempt at one, after an actor has died, does not count twice.
+An actor counts the rows of its batches and sends at most one small message per second, and waits
+for no answer. On this machine the channel is a pipe of the driver; elsewhere a Ray actor of no CPUs,
+which the driver starts once a run has lasted some seconds. A lost message costs nothing: a slice
+counts when it is committed, and then its messages are forgotten. Rows are counted by slice, so that
+a second attempt, after an actor has crashed, does not count twice.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class _Writer:
     def note(self, key: Slice, num_rows: int) -> None:
         with self._lock:
             self._notes[key] = num_rows
-            while len(self._notes) > _MOST_NOTES:  # nobody has asked for a while
+            while len(self._notes) > _MOST_NOTES:  # not read for a while
                 del self._notes[next(iter(self._notes))]
         self._is_noted.set()
 

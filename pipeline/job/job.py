@@ -19,6 +19,7 @@ from pipeline.job.section import PositiveInt, Section
 from pipeline.job.source import Source
 
 AUTO = "auto"
+"""Runtime, precision or layout: the run measures, and takes the fastest that agrees."""
 Triple = tuple[float, float, float]
 _CHANNELS = ("red", "green", "blue")
 ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout
+from pipeline.job.job import AUTO
 from pipeline.report.document import Report
 from pipeline.storage.store import Store
 
 MIN_ROWS = 100
 """A run that computed fewer says nothing about its speed."""
-AUTO = "auto"
 _ENDED = (("published", 0), ("refused", 3))
 _NEWEST_PARTITIONS = 16
 _NEWEST_RUNS = 16

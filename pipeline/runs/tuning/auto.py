@@ -21,6 +21,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.model_store import model_path
 from pipeline.inference.runtimes import runtime_versions
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.job.job import AUTO
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware, allocate
@@ -30,7 +31,7 @@ from pipeline.runs.context import RunContext
 from pipeline.runs.tuning.confirmation import choose_confirmed
 from pipeline.runs.tuning.layout_trials import finish_profile, pick
 from pipeline.runs.tuning.runtime_trials import Profile, Sample, Workshop, try_ways
-from pipeline.runs.tuning.selection import AUTO, as_tried, choose, patience_s
+from pipeline.runs.tuning.selection import as_tried, choose, patience_s
 from pipeline.runs.tuning.trial import Trial
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes import all_runtimes, runtime_of
+from pipeline.job.job import AUTO
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation
 from pipeline.runs.tuning.trial import Trial
 
-AUTO = "auto"
 SAME_PCT = 3.0
 """Rates that differ by less are the same: the smaller batch, the simpler layout is taken."""
 

@@ -21,8 +21,8 @@ from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versio
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.opening import make_runner
+from pipeline.job.job import AUTO
 from pipeline.preprocessing.transform import TransformSpec
-from pipeline.runs.tuning.selection import AUTO
 
 NAMES = ("eager", "compile", "onnxruntime", "openvino", "mnn", "row-by-row")
 ALL = pytest.mark.parametrize("name", NAMES)
