@@ -1,10 +1,10 @@
 """Tell the driver how far actors are within their slices: for the progress that people see only.
 
 An actor counts the rows of its batches and sends at most one small message per second, and waits
-for no answer. On this machine the channel is a pipe of the driver; elsewhere a Ray actor of no CPUs,
-which the driver starts once a run has lasted some seconds. A lost message costs nothing: a slice
-counts when it is committed, and then its messages are forgotten. Rows are counted by slice, so that
-a second attempt, after an actor has crashed, does not count twice.
+for no answer. On this machine the channel is a pipe of the driver; elsewhere a Ray actor of no
+CPUs, which the driver starts once a run has lasted some seconds. A lost message costs nothing: a
+slice counts when it is committed, and then its messages are forgotten. Rows are counted by slice,
+so that a second attempt, after an actor has crashed, does not count twice.
 """
 
 from __future__ import annotations

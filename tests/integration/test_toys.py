@@ -37,13 +37,13 @@ def test_one_run_by_toys_of_every_kind(tmp_path: Path) -> None:
         model=model,
         gates={"max_error_pct": 50.0, "options": {toy_gate.NAME: {"max_rows": 12}}},
     )
-    table = ("--set", f"sink.table={toy_table.NAME}")
+    asked = ("--date", "2026-11-24", "--set", f"sink.table={toy_table.NAME}")
     refused = pipeline(
-        "run", job, *table, "--set", f"gates.options.{toy_gate.NAME}.max_rows=11", env=env
+        "run", job, *asked, "--set", f"gates.options.{toy_gate.NAME}.max_rows=11", env=env
     )
     assert refused.code == 3, refused.stderr
     assert "row_budget: 12 rows; limit 11" in refused.stderr
-    done = pipeline("run", job, *table, env=env)
+    done = pipeline("run", job, *asked, env=env)
     assert done.code == 0, done.stderr
     store = Store(str(tmp_path / "out"))
     parts = toy_table.listed(store)
