@@ -104,7 +104,7 @@ def _model(job: Job, options: RunOptions) -> str:
         job.model,
         job.transform,
         allow_import=options.allow_import,
-        has_features=bool(job.source.features),
+        input_name=job.source.input_name,
     )
     return f"{spec.name}: weights {(spec.weights_sha256 or 'are its own')[:12]}"
 

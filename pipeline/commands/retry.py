@@ -76,13 +76,14 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Sta
         job.model,
         job.transform,
         allow_import=run.options.allow_import,
-        has_features=bool(job.source.features),
+        input_name=job.source.input_name,
     )
     settings = settings_digest(job, model)
     with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:
         current = repair(store, layout, job.sink.keep_versions, table=run.table)
         assert current is not None, "published, as seen above"
         base = read_base(store, layout, current)
+        model = model.fitted(base.plan.fields)
         inputs = _require_same_job(run, base, settings)
         require_there(inputs)
         with run.record.stage("list") as listed:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failpoints import reach
-from pipeline.core.schema import Reason
+from pipeline.core.schema import FEATURES, IMAGE_FIELDS, Reason, feature_fields
 from pipeline.plan.plan import Plan, schema_to_text
 from pipeline.sources.extents import Cut, Extent
 from pipeline.sources.units import Unit
@@ -71,7 +71,7 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "input_bytes": plan.input_bytes,
         "pass_through": schema_to_text(plan.pass_through),
         "task_fields": schema_to_text(plan.task_fields),
-        "num_features": plan.num_features,
+        **_fields_to_json(plan.fields),
         "row_ids": plan.row_ids,
         "settings": plan.settings,
         "fingerprint_parts": plan.fingerprint_parts,
@@ -105,7 +105,7 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             units=units,
             pass_through=_schema_from_text(document["pass_through"]),
             task_fields=_schema_from_text(document["task_fields"]),
-            num_features=document["num_features"],
+            fields=_fields(document),
             row_ids=document["row_ids"],
             model=document["model"],
             batch_size=document["batch_size"],
@@ -144,6 +144,23 @@ def _cut(values: list[Any]) -> Cut:
     slice_rows, slice_bytes, max_rows, *chosen = values
     only, beyond = chosen or (None, None)
     return Cut(slice_rows, slice_bytes, max_rows, (), None if only is None else tuple(only), beyond)
+
+
+def _fields_to_json(fields: pa.Schema) -> dict[str, Any]:
+    """Return the input's columns; those of images and features are told by a number alone."""
+    num_features = fields.field(FEATURES).type.list_size if FEATURES in fields.names else 0
+    told: dict[str, Any] = {"num_features": num_features}
+    is_known = fields.equals(_known_fields(num_features))
+    return told if is_known else {**told, "input_fields": schema_to_text(fields)}
+
+
+def _known_fields(num_features: int) -> pa.Schema:
+    return feature_fields(num_features) if num_features else IMAGE_FIELDS
+
+
+def _fields(document: dict[str, Any]) -> pa.Schema:
+    text = document.get("input_fields")
+    return _schema_from_text(text) if text else _known_fields(document["num_features"])
 
 
 def _schema_from_text(text: str) -> pa.Schema:

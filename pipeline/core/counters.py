@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -15,7 +15,16 @@ from pipeline.core.backoff import retries_taken
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import PipelineError
 
-STAGES = ("list", "read", "decode", "transform", "transfer", "predict", "write", "publish")
+PREPARED = ("decode", "transform")
+"""How images are prepared; other inputs bring stages of their own (`Input.stage_names`)."""
+
+
+def stages_with(prepared: Sequence[str]) -> tuple[str, ...]:
+    """Return all stages of a run in order, given those of its input."""
+    return ("list", "read", *prepared, "transfer", "predict", "write", "publish")
+
+
+STAGES = stages_with(PREPARED)
 STARTUP_PARTS = ("ray_start", "workers", "imports", "model_load", "compile")
 """`workers`: until the process of an actor is there."""
 CANARY = "canary"
@@ -31,8 +40,6 @@ GPU_DECODE = "gpu_decode"
 ISOLATED = "isolated"
 """Rows that were worked on in a child process since workers had died over their slice; quarantined
 are those that ended processes, and retries counts these processes, workers and children."""
-
-_KNOWN = (*STAGES, *STARTUP_PARTS, CANARY, GOLDEN, DEDUPE, ROUNDED, GPU_DECODE, ISOLATED)
 
 Counters = dict[str, dict[str, float]]
 """JSON form that travels with a slice: stage (or start-up part) -> fields of `StageCounters`."""
@@ -112,20 +119,13 @@ def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
 
 def add(counters: Counters, stage: str, more: StageCounters) -> None:
     """Add what a stage did into counters, in place."""
-    if stage not in _KNOWN:
-        allowed = ", ".join(_KNOWN)
-        raise PipelineError(f"stage {stage!r}: unknown; allowed are {allowed}")
     counters[stage] = (StageCounters.from_dict(counters.get(stage, {})) + more).to_dict()
 
 
 def merge(a: Counters, b: Counters) -> Counters:
-    """Return the sum of two sets of counters; neither is changed.
-
-    Stages that only a newer version of the pipeline knows are left out.
-    """
+    """Return the sum of two sets of counters; neither is changed."""
     merged: Counters = {}
     for counters in (a, b):
         for stage, values in counters.items():
-            if stage in _KNOWN:
-                add(merged, stage, StageCounters.from_dict(values))
+            add(merged, stage, StageCounters.from_dict(values))
     return merged

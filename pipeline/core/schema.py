@@ -108,20 +108,31 @@ CLASSIFY_FIELDS = (*_ENTRY, pa.field(TOP_K, pa.list_(pa.struct(_ENTRY))))
 """What task `classify` adds."""
 
 
-def source_schema(pass_through: Sequence[pa.Field], num_features: int = 0) -> pa.Schema:
-    """Rows as the source yields them.
+IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])
+"""What sources of images yield: the encoded image, null where `error` is set."""
 
-    `image` is encoded, null where `error` is set; with features there is `features`, a fixed-size
-    list of float32, instead (zeros where `error` is set).
-    """
+
+def feature_fields(num_features: int) -> pa.Schema:
+    """Return what sources of features yield: a vector per row, zeros where `error` is set."""
+    return pa.schema([pa.field(FEATURES, pa.list_(pa.float32(), num_features))])
+
+
+def empty_column(kind: pa.DataType, num_rows: int) -> pa.Array:
+    """Return the values of rows without an input: zeros of fixed-size lists, otherwise nulls."""
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.nulls(num_rows, kind)
+    zeros = pa.array(np.zeros(num_rows * kind.list_size, kind.value_type.to_pandas_dtype()))
+    return pa.FixedSizeListArray.from_arrays(zeros, kind.list_size)
+
+
+def source_schema(pass_through: Sequence[pa.Field], fields: pa.Schema = IMAGE_FIELDS) -> pa.Schema:
+    """Rows as the source yields them; `fields` are the columns that hold the input."""
     return pa.schema(
         [
             pa.field(ROW_ID, pa.string(), nullable=False),
             pa.field(URI, pa.string(), nullable=False),
             *pass_through,
-            pa.field(FEATURES, pa.list_(pa.float32(), num_features))
-            if num_features
-            else pa.field(IMAGE, pa.large_binary()),
+            *fields,
             *_FAILURE_FIELDS,
         ]
     )

@@ -24,17 +24,14 @@ SEMANTICS: Mapping[str, int] = {
 `fetch`: what a URI column may name; `predict`: normalisation, export, weights, tasks."""
 
 
-def semantics_of(source: Mapping[str, int], *, has_images: bool, has_uris: bool) -> dict[str, int]:
+def semantics_of(own: Mapping[str, int], *, has_uris: bool) -> dict[str, int]:
     """Return the numbers of the areas that a job goes through.
 
     Args:
-        source: Name and number of the source format, which an installed package may bring.
-        has_images: Rows are images; otherwise they are feature vectors.
+        own: Areas and numbers of the source format and of the input, which installed packages may
+            bring.
         has_uris: Images are fetched from the URIs of a column.
     """
-    areas = ["predict"]
-    areas += ["decode", "transform"] if has_images else ["features"]
-    if has_uris:
-        areas.append("fetch")
-    found = {**source, **{area: SEMANTICS[area] for area in areas}}
+    areas = ["predict", *(["fetch"] if has_uris else [])]
+    found = {**own, **{area: SEMANTICS[area] for area in areas}}
     return {area: found[area] for area in sorted(found)}

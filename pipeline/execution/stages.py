@@ -32,15 +32,15 @@ from pipeline.inference.prediction_table import unpredicted
 from pipeline.inference.ticks import Channel, begin, tell
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
+from pipeline.preprocessing.model_input import Input, Limits
 from pipeline.preprocessing.reference_pixels import with_exact_pixels
-from pipeline.preprocessing.transform import TransformSpec
 
 if TYPE_CHECKING:
     from pipeline.gates.golden import GoldenRows
     from pipeline.inference.predictor import Predictor
     from pipeline.job.source import Source
 
-DECODE, PREDICT = "decode", "predict"
+PREDICT = "predict"
 _MAX_LOADS = 6
 _NOT_LOADED = (
     "model {}: loading it ended its process {} times; the worker's log in Ray's session folder "
@@ -53,9 +53,9 @@ Stage = Callable[[pa.Table], pa.Table]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How encoded images become model input; plain enough for Ray."""
+    """How rows of the source become model input; plain enough for Ray."""
 
-    spec: TransformSpec
+    input: Input
     max_image_bytes: int
     max_image_px: int
     num_threads: int = 1
@@ -66,25 +66,22 @@ class Preprocessing:
     def of(
         cls,
         source: Source,
-        spec: TransformSpec | None,
+        seen: Input,
         num_threads: int,
         *,
         digests: bool = False,
     ) -> Preprocessing | None:
-        """Return what a job asks for; None where there are no images."""
-        if spec is None:
+        """Return what a job asks for; None if the input needs no preparing."""
+        if not seen.stage_names:
             return None
-        return cls(spec, source.max_image_bytes, source.max_image_px, num_threads, digests)
+        return cls(seen, source.max_image_bytes, source.max_image_px, num_threads, digests)
 
     def __call__(self, counters: Counters, rows: pa.Table) -> pa.Table:
-        """Decode and transform the rows of a slice."""
-        from pipeline.preprocessing.decode import DecodeLimits
-        from pipeline.preprocessing.images import preprocess
-
+        """Prepare the rows of a slice."""
         if self.digests and DIGEST not in rows.column_names:
             rows = with_digests(rows)
-        limits = DecodeLimits(self.max_image_bytes, self.max_image_px)
-        return preprocess(rows, counters, limits, self.spec, self.num_threads)
+        limits = Limits(self.max_image_bytes, self.max_image_px)
+        return self.input.prepare(rows, counters, limits, self.num_threads)
 
     def step(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Do the same, as a child does it."""
@@ -95,13 +92,13 @@ class Preprocessing:
         return self(counters, with_exact_pixels(rows, counters, self.exact))
 
     def exact(self, rows: pa.Table) -> pa.Table:
-        """Decode and transform rows to the pixels that others are compared with."""
-        return replace(self, spec=self.spec.exact())({}, rows)
+        """Prepare rows to the values that others are compared with."""
+        return replace(self, input=self.input.exact())({}, rows)
 
     @property
     def plan(self) -> StagePlan:
-        """Return how to find the images that end processes: one by one."""
-        return StagePlan(DECODE, 1, self.step)
+        """Return how to find the rows that end processes: one by one."""
+        return StagePlan(self.input.stage_names[0], 1, self.step)
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class SliceWork:
         """Load the model, if there is one to load."""
         steps: dict[str, Step] = {}
         if self.preprocessing is not None:
-            steps[DECODE] = self.preprocessing.step
+            steps[self.preprocessing.plan.stage] = self.preprocessing.step
         if self.config is not None:
             from pipeline.inference.predictor import Predictor
 
@@ -258,7 +255,7 @@ class PredictorActor:
         preprocessing, predictor = self._preprocessing, self._predictor
         assert preprocessing is not None
         is_compared = predictor is not None and predictor.awaits_canary
-        if is_compared and preprocessing.spec.changes_pixels:
+        if is_compared and preprocessing.input.is_approximate:
             return preprocessing.compared_step(rows, counters)
         return preprocessing(counters, rows)
 

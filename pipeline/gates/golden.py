@@ -9,27 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.counters import GOLDEN, Counters, StageCounters, add
 from pipeline.core.errors import GateRefused
-from pipeline.core.schema import (
-    ERROR,
-    FEATURES,
-    IMAGE,
-    MESSAGE,
-    ROW_ID,
-    features_from_arrow,
-    images_from_arrow,
-)
+from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
 from pipeline.gates.results import GateResult
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
+from pipeline.preprocessing.model_input import Arrays as Inputs
+from pipeline.preprocessing.model_input import num_rows, take_rows
 
 if TYPE_CHECKING:
     from pipeline.models.spec import ModelSpec
@@ -38,7 +31,7 @@ EXACT_SCORE_DIFF = 0.001
 """Between machines, fp32 scores differ by a hundredth of this."""
 _SHOWN = 3
 
-Reduce = Callable[[npt.NDArray[Any]], Arrays]
+Reduce = Callable[[Inputs], Arrays]
 """Inputs of some rows -> what the task keeps of them (`Predictor.reduce`)."""
 
 
@@ -95,15 +88,10 @@ class GoldenRows:
     def differences(self, spec: ModelSpec, reduce: Reduce) -> list[str]:
         """Return one line for every row that differs: its id, what was expected and found."""
         rows = self.rows if self.preprocess is None else self.preprocess({}, self.rows)
-        size_px = spec.transform.size_px if spec.transform else 0
-        inputs = (
-            images_from_arrow(rows.column(IMAGE), size_px)
-            if size_px
-            else features_from_arrow(rows.column(FEATURES))
-        )
+        inputs = spec.input.arrays(rows)
         failed = dict(enumerate(_failures(rows)))
         good = [row for row, failure in failed.items() if failure is None]
-        found, raised = _predict(inputs[good], reduce)
+        found, raised = _predict(take_rows(inputs, good), reduce)
         failed |= {good[row]: failure for row, failure in raised.items()}
         kept = [row for row in good if failed[row] is None]
         lines = {row: f"failed: {failure}" for row, failure in failed.items() if failure}
@@ -120,7 +108,7 @@ class GoldenRows:
     def _score_diff(self, spec: ModelSpec) -> float:
         if self.max_score_diff is not None:
             return self.max_score_diff
-        is_exact = spec.precision == "fp32" and not spec.changes_pixels
+        is_exact = spec.precision == "fp32" and not spec.input.is_approximate
         return EXACT_SCORE_DIFF if is_exact else self.limits.max_score_diff
 
 
@@ -129,17 +117,17 @@ def _failures(rows: pa.Table) -> list[str | None]:
     return [f"{error}: {message}" if error else None for error, message in pairs]
 
 
-def _predict(inputs: npt.NDArray[Any], reduce: Reduce) -> tuple[Arrays, dict[int, str]]:
+def _predict(inputs: Inputs, reduce: Reduce) -> tuple[Arrays, dict[int, str]]:
     """Predict all rows at once, or one by one where that raises; return what each of those said."""
-    if not len(inputs):
+    if not num_rows(inputs):
         return {}, {}
     try:
         return reduce(inputs), {}
     except Exception:  # noqa: BLE001  # whatever a user's model raises, or the memory
         pieces, raised = [], {}
-    for row in range(len(inputs)):
+    for row in range(num_rows(inputs)):
         try:
-            pieces.append(reduce(inputs[row : row + 1]))
+            pieces.append(reduce(take_rows(inputs, slice(row, row + 1))))
         except Exception as error:  # noqa: BLE001  # as above
             raised[row] = f"{type(error).__name__}: {error}"
     names = pieces[0] if pieces else {}

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import FEATURES, IMAGE, LABEL, ROW_ID
+from pipeline.core.schema import IMAGE, LABEL, ROW_ID
 from pipeline.gates.golden import GoldenRows
 from pipeline.job.gates import Gates, Golden
 from pipeline.models.agreement import AgreementLimits
@@ -50,13 +50,12 @@ def read_golden(
     if found.nbytes > MAX_BYTES:
         size = f"{found.nbytes / 2**20:.0f} MiB, must be at most {MAX_BYTES // 2**20}"
         raise JobError(f"{_FIELD} = {golden.uri}: has {size}")
-    source = FEATURES if reader.num_features else IMAGE
-    for name in (source, *make_task(task).golden_columns()):
+    for name in (*reader.fields.names, *make_task(task).golden_columns()):
         if name not in found.column_names or found.column(name).null_count:
             what = "a null in" if name in found.column_names else "no"
             raise JobError(f"{_FIELD} = {golden.uri}: has {what} column {name!r}")
     return GoldenRows(
-        rows=_as_rows(found, source, reader, golden.uri),
+        rows=_as_rows(found, reader, golden.uri),
         expected=_as_expected(found, task, golden.uri),
         limits=AgreementLimits.of(gates),
         max_score_diff=golden.max_score_diff,
@@ -64,14 +63,15 @@ def read_golden(
     )
 
 
-def _as_rows(found: pa.Table, source: str, reader: Reader, uri: str) -> pa.Table:
-    kind = reader.schema.field(source).type
-    try:
-        inputs = pc.cast(found.column(source), kind).combine_chunks()
-    except pa.ArrowInvalid as error:
-        raise JobError(f"{_FIELD} = {uri}: column {source!r} must be {kind}: {error}") from None
-    except pa.ArrowNotImplementedError:
-        raise JobError(f"{_FIELD} = {uri}: column {source!r} must be {kind}") from None
+def _as_rows(found: pa.Table, reader: Reader, uri: str) -> pa.Table:
+    inputs: dict[str, pa.Array] = {}
+    for name, kind in zip(reader.fields.names, reader.fields.types, strict=True):
+        try:
+            inputs[name] = pc.cast(found.column(name), kind).combine_chunks()
+        except pa.ArrowInvalid as error:
+            raise JobError(f"{_FIELD} = {uri}: column {name!r} must be {kind}: {error}") from None
+        except pa.ArrowNotImplementedError:
+            raise JobError(f"{_FIELD} = {uri}: column {name!r} must be {kind}") from None
     ids = [f"#{row}" for row in range(found.num_rows)]
     if ROW_ID in found.column_names:
         ids = [str(value) for value in found.column(ROW_ID).to_pylist()]

@@ -12,7 +12,7 @@ from pipeline.core.errors import JobError
 from pipeline.inference.model_store import fetch_model
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.export import Exporter
-from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.opening import dtype_of, make_runner
 from pipeline.models.spec import PredictorConfig, load_pinned
@@ -34,12 +34,14 @@ def device_of(config: PredictorConfig) -> torch.device:
     return torch.device("cuda")
 
 
-def make_buffer(config: PredictorConfig, device: torch.device) -> torch.Tensor:
-    """Make the reused (pinned) buffer of a batch: uint8 (B, S, S, 3) or float32 (B, F)."""
-    transform = config.spec.transform
-    shape = (config.num_features,) if transform is None else (transform.size_px,) * 2 + (3,)
-    kind = torch.float32 if transform is None else torch.uint8
-    return torch.zeros((config.batch_size, *shape), dtype=kind, pin_memory=device.type == "cuda")
+def make_buffer(config: PredictorConfig, device: torch.device) -> Tensors:
+    """Make the reused (pinned) buffers of a batch, each (B, ...), as the input says."""
+    return {
+        name: torch.zeros(
+            slot.shape, dtype=getattr(torch, slot.dtype), pin_memory=device.type == "cuda"
+        )
+        for name, slot in config.spec.input.slots(config.batch_size).items()
+    }
 
 
 def load_runner(config: PredictorConfig, device: torch.device) -> Runner:
@@ -52,7 +54,7 @@ def load_runner(config: PredictorConfig, device: torch.device) -> Runner:
         config.spec.runtime,
         config.spec.precision,
         functools.partial(_load, config, device),
-        make_buffer(config, device).to(device),
+        {name: buffer.to(device) for name, buffer in make_buffer(config, device).items()},
         num_threads=config.num_threads,
         identity=config.spec.identity,
         calibrated=_calibrated(config),
@@ -76,7 +78,7 @@ def _load(config: PredictorConfig, device: torch.device) -> InferenceModule:
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         identity = f"{spec.name} {spec.code_sha256}"
-        inner = InferenceModule(module, spec.transform, kind, spec.layer, identity)
+        inner = InferenceModule(module, spec.input, kind, spec.layer, identity)
     except AttributeError:
         names = [name for name, _ in module.named_children()]
         raise JobError(

@@ -7,7 +7,7 @@ same code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -15,54 +15,66 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.inference.runtimes.inference_module import Tensors
+from pipeline.preprocessing.model_input import Arrays as InputArrays
+
 Arrays = dict[str, npt.NDArray[Any]]
-Compute = Callable[[torch.Tensor], dict[str, torch.Tensor]]
-"""A batch on the device -> what is kept of it, each (B, ...)."""
+Compute = Callable[[Tensors], dict[str, torch.Tensor]]
+"""A batch on the device, by the names of the input -> what is kept of it, each (B, ...)."""
+Gather = Callable[[InputArrays, npt.NDArray[np.intp], InputArrays], Mapping[str, tuple[slice, ...]]]
+"""`Input.gather`."""
 
 
 class DeviceBuffer:
     """Holds the memory of one batch on host and device; every batch that takes it reuses it."""
 
-    def __init__(self, buffer: torch.Tensor, device: torch.device, copies: Any = None) -> None:
-        """Take a buffer.
+    def __init__(
+        self, buffer: Tensors, gather: Gather, device: torch.device, copies: Any = None
+    ) -> None:
+        """Take the memory of a batch.
 
         Args:
-            buffer: (B, ...) on the host, pinned if the device is a GPU.
+            buffer: Each (B, ...) on the host, pinned if the device is a GPU.
+            gather: Copies rows of the inputs into it.
             device: Where the model is.
             copies: The CUDA stream of copies to the device, which all buffers share; the model runs
                 on the current stream, one batch after the other, as CUDA graphs must.
         """
-        self._buffer = buffer
-        self._copies = copies
-        self._on_device = buffer if copies is None else torch.empty_like(buffer, device=device)
+        self._buffer, self._gather, self._copies = buffer, gather, copies
+        self._views = {name: tensor.numpy() for name, tensor in buffer.items()}
+        self._on_device = (
+            buffer
+            if copies is None
+            else {n: torch.empty_like(tensor, device=device) for n, tensor in buffer.items()}
+        )
         self._kept: dict[str, torch.Tensor] = {}
         self._times: Any = None
         self._transfer_s = self._predict_s = 0.0
 
-    def start(self, inputs: npt.NDArray[Any], rows: npt.NDArray[np.intp], compute: Compute) -> None:
+    def start(self, inputs: InputArrays, rows: npt.NDArray[np.intp], compute: Compute) -> None:
         """Take rows of the inputs through the model; what it raises at once is raised."""
         started = perf_counter()
-        staging = self._buffer[: len(rows)]
         # The one copy of the input: out of Ray's read-only memory into the reused buffer.
-        # `clip` writes straight into it; the indices are in range anyway.
-        np.take(inputs, rows, axis=0, out=staging.numpy(), mode="clip")
+        places = self._gather(inputs, rows, self._views)
+        staging = {name: tensor[places[name]] for name, tensor in self._buffer.items()}
         if self._copies is not None:
-            self._start_on_gpu(staging, compute)
+            on_device = {name: tensor[places[name]] for name, tensor in self._on_device.items()}
+            self._start_on_gpu(staging, on_device, compute)
             return
         gathered = perf_counter()
         with torch.inference_mode():
             self._kept = compute(staging)
         self._transfer_s, self._predict_s = gathered - started, perf_counter() - gathered
 
-    def _start_on_gpu(self, staging: torch.Tensor, compute: Compute) -> None:
+    def _start_on_gpu(self, staging: Tensors, on_device: Tensors, compute: Compute) -> None:
         copying, copied, computing, computed = (
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             for _ in range(4)
         )
-        on_device = self._on_device[: len(staging)]
         with torch.cuda.stream(self._copies):
             copying.record()
-            on_device.copy_(staging, non_blocking=True)
+            for name, tensor in staging.items():
+                on_device[name].copy_(tensor, non_blocking=True)
             copied.record()
         current = torch.cuda.current_stream()
         current.wait_event(copied)
@@ -96,10 +108,10 @@ def _to_pinned(values: torch.Tensor) -> torch.Tensor:
 
 
 def make_device_buffers(
-    make_buffer: Callable[[], torch.Tensor], device: torch.device
+    make_buffer: Callable[[], Tensors], gather: Gather, device: torch.device
 ) -> list[DeviceBuffer]:
     """Make two buffers for a GPU, one for the CPU."""
     if device.type != "cuda":
-        return [DeviceBuffer(make_buffer(), device)]
+        return [DeviceBuffer(make_buffer(), gather, device)]
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return [DeviceBuffer(make_buffer(), device, copies) for _ in range(2)]
+    return [DeviceBuffer(make_buffer(), gather, device, copies) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The model: uint8 images (or float features) of a slice in, predictions and reasons out.
+"""The model: prepared rows of a slice in, predictions and reasons out.
 
 The same code runs on CPU and GPU. Normalisation happens here, on the device. A failing batch is
 split until the rows at fault are found; out of memory halves the batch and is remembered.
@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +21,10 @@ from pipeline.core.counters import CANARY, Counters, StageCounters, add
 from pipeline.core.node_cache import claim
 from pipeline.core.schema import (
     ERROR,
-    FEATURES,
-    IMAGE,
     ROW_ID,
     Failure,
     Reason,
     failures_of,
-    features_from_arrow,
-    images_from_arrow,
 )
 from pipeline.core.user_errors import whereabouts
 from pipeline.core.watchdog import beat, pause
@@ -38,18 +33,18 @@ from pipeline.inference.device import device_of, load_runner, make_buffer
 from pipeline.inference.device_buffers import DeviceBuffer, make_device_buffers
 from pipeline.inference.first_rows import FirstRows, Raised
 from pipeline.inference.prediction_table import to_table
+from pipeline.inference.runtimes.inference_module import Tensors
 from pipeline.inference.runtimes.opening import allow_tf32
 from pipeline.inference.ticks import count
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
+from pipeline.preprocessing.model_input import Arrays as Inputs
+from pipeline.preprocessing.model_input import num_rows, row_bytes
 from pipeline.preprocessing.reference_pixels import canary
-from pipeline.preprocessing.transform import TransformSpec
 
 STAGE = "predict"
-Inputs = npt.NDArray[Any]
-"""uint8 (N, S, S, 3), or float32 (N, F)."""
 Rows = npt.NDArray[np.intp]
 """Which rows of a slice."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
@@ -75,7 +70,9 @@ class Predictor:
         self._task = make_task(config.spec.task)
         self._limits = config.limits
         self._buffers = make_device_buffers(
-            functools.partial(make_buffer, config, self._device), self._device
+            functools.partial(make_buffer, config, self._device),
+            config.spec.input.gather,
+            self._device,
         )
         self._runner = load_runner(config, self._device)
 
@@ -83,8 +80,7 @@ class Predictor:
         """Predict the rows of one slice that have no error yet.
 
         Args:
-            rows: The slice; `image` is fixed-size binary, uint8 (S, S, 3) RGB, or `features` a
-                fixed-size list of float32.
+            rows: The slice, with the columns that the input's `prepare` leaves.
             counters: Gets the entries `transfer` and `predict`.
 
         Returns:
@@ -95,7 +91,7 @@ class Predictor:
         """
         if self._first is not None:
             self._first.begin(rows.column(ROW_ID))
-        inputs = _read_inputs(rows, self._config.spec.transform)
+        inputs = self._config.spec.input.arrays(rows)
         failures = failures_of(rows)
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
         results: Arrays = {}
@@ -106,11 +102,11 @@ class Predictor:
         if self._limits is not None:
             self._compare_once(rows, inputs, ok, results, self._limits, counters)
         failed = sum(failures[index] is not None for index in todo)
-        num_rows, num_bytes = len(todo), len(todo) * inputs[:1].nbytes
-        moved = StageCounters(num_rows, num_rows, 0, num_bytes, num_bytes, timer.transfer_s)
+        count_in, num_bytes = len(todo), len(todo) * row_bytes(inputs)
+        moved = StageCounters(count_in, count_in, 0, num_bytes, num_bytes, timer.transfer_s)
         add(counters, "transfer", moved)
         predicted = StageCounters(
-            num_rows, num_rows - failed, failed, num_bytes, 0, timer.predict_s
+            count_in, count_in - failed, failed, num_bytes, 0, timer.predict_s
         )
         add(counters, STAGE, predicted)
         return to_table(self._task, self._config.pass_through, rows, results, failures)
@@ -134,7 +130,7 @@ class Predictor:
         counters: Counters,
     ) -> None:
         """Compare rows of the first slice that has any; the later ones then cost nothing."""
-        chosen, exact = canary(rows, inputs, ok, needs_exact=self._config.spec.changes_pixels)
+        chosen, exact = canary(rows, self._config.spec.input, inputs, ok)
         if not len(chosen):
             return
         self._limits = None
@@ -164,8 +160,9 @@ class Predictor:
     def reduce(self, inputs: Inputs) -> Arrays:
         """Return what the task keeps of rows, each array (N, ...); what fails is raised."""
         buffer, pieces = self._buffers[0], []
-        for first in range(0, len(inputs), self._batch_size):
-            self._start(buffer, inputs, np.arange(len(inputs))[first : first + self._batch_size])
+        every = np.arange(num_rows(inputs))
+        for first in range(0, len(every), self._batch_size):
+            self._start(buffer, inputs, every[first : first + self._batch_size])
             pieces.append(buffer.finish())
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
@@ -186,7 +183,7 @@ class Predictor:
             elif busy:
                 buffer, batch = busy.popleft()
                 free.append(buffer)
-                failure = self._try_finish(buffer, len(inputs), batch, results, timer)
+                failure = self._try_finish(buffer, num_rows(inputs), batch, results, timer)
                 if failure is None:
                     yield from self._kept(results, batch)
             if failure is not None:
@@ -220,7 +217,7 @@ class Predictor:
                 torch.cuda.empty_cache()
         for part in (batch[:half], batch[half:]):
             again = self._try_start(self._buffers[0], inputs, part) or self._try_finish(
-                self._buffers[0], len(inputs), part, results, timer
+                self._buffers[0], num_rows(inputs), part, results, timer
             )
             if again is None:
                 yield from self._kept(results, part)
@@ -239,13 +236,13 @@ class Predictor:
         return None
 
     def _try_finish(
-        self, buffer: DeviceBuffer, num_rows: int, batch: Rows, results: Arrays, timer: _Timer
+        self, buffer: DeviceBuffer, size: int, batch: Rows, results: Arrays, timer: _Timer
     ) -> Failure | None:
         """Put what is kept of a batch into `results`, or say why there is nothing."""
         try:
             for name, values in buffer.finish().items():
                 if name not in results:
-                    results[name] = np.zeros((num_rows, *values.shape[1:]), values.dtype)
+                    results[name] = np.zeros((size, *values.shape[1:]), values.dtype)
                 results[name][batch] = values
         except Exception as error:  # noqa: BLE001  # a GPU raises here what the model did
             return _failure_of(error, self._config.spec.name)
@@ -259,12 +256,12 @@ class Predictor:
         whole = np.resize(batch, self._config.batch_size) if self._runner.is_static else batch
         buffer.start(inputs, whole, functools.partial(self._compute, len(batch)))
 
-    def _compute(self, num_rows: int, on_device: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return what the task keeps of a batch, each (B, ...)."""
+    def _compute(self, size: int, on_device: Tensors) -> dict[str, torch.Tensor]:
+        """Return what the task keeps of a batch of so many rows, each (B, ...)."""
         outputs = self._runner.run(on_device)
-        if self._runner.is_static and num_rows < len(on_device):
-            outputs = pytree.tree_map(lambda values: values[:num_rows], outputs)
-        return self._task.reduce(outputs, num_rows)
+        if self._runner.is_static and size < self._config.batch_size:
+            outputs = pytree.tree_map(lambda values: values[:size], outputs)
+        return self._task.reduce(outputs, size)
 
 
 @dataclass
@@ -277,13 +274,6 @@ class _Timer:
     def add(self, transfer_s: float, predict_s: float) -> None:
         self.transfer_s += transfer_s
         self.predict_s += predict_s
-
-
-def _read_inputs(rows: pa.Table, transform: TransformSpec | None) -> Inputs:
-    """View the model's input: uint8 (N, S, S, 3), or float32 (N, F) where there are no images."""
-    if transform is None:
-        return features_from_arrow(rows.column(FEATURES))
-    return images_from_arrow(rows.column(IMAGE), transform.size_px)
 
 
 def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:

@@ -59,6 +59,9 @@ class Source(Section):
     features: tuple[str, ...] = ()
     """Parquet: numeric columns and fixed-size lists of numbers that are the model's input instead
     of an image, joined in this order to one float32 vector a row; nothing is decoded."""
+    input: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What the model sees of a row; left out: the features, if there are some, otherwise the image.
+    Installed packages may add inputs (entry points `pipeline.preprocessing`)."""
     null_features: Literal["quarantine", "zero", "nan"] = "quarantine"
     """What a null among the features means: the row is quarantined as `null_input`, or 0 or NaN
     stands in its place."""
@@ -96,12 +99,24 @@ class Source(Section):
         registered(registry.SOURCES, name)
         return name
 
+    @field_validator("input")
+    @classmethod
+    def _known_input(cls, name: str | None) -> str | None:
+        if name is not None:
+            registered(registry.INPUTS, name)
+        return name
+
     @field_validator("pass_through")
     @classmethod
     def _named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
             raise ValueError("name each column once")
         return names
+
+    @property
+    def input_name(self) -> str:
+        """Return the registered name of what the model sees of a row."""
+        return self.input or ("features" if self.features else "image")
 
     @model_validator(mode="after")
     def _fits_its_format(self) -> Source:

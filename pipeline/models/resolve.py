@@ -14,6 +14,7 @@ from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
+from pipeline.core.registry import INPUTS, load
 from pipeline.models.allowed_imports import (
     import_callable,
     needed_arguments,
@@ -27,6 +28,7 @@ from pipeline.models.torchvision_catalog import torchvision_facts, torchvision_m
 from pipeline.models.unsupported import describe_name
 from pipeline.models.weights import weights_digest
 from pipeline.models.weights_file import WEIGHT_SUFFIXES, check_suffix
+from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.transform import TransformSpec
 from pipeline.storage.single_file import read_file
 
@@ -56,7 +58,7 @@ def resolve_model(
     transform: Transform,
     *,
     allow_import: Sequence[str] = (),
-    has_features: bool = False,
+    input_name: str = "image",
 ) -> ModelSpec:
     """Find the model, its transform, labels and weights digest without building it.
 
@@ -65,7 +67,7 @@ def resolve_model(
         transform: The job's transform section; its fields win over the model's own.
         allow_import: Prefixes of modules that `factory` may name, beside those of the
             environment variable PIPELINE_ALLOW_IMPORT.
-        has_features: The input is a float vector a row, so there is no transform.
+        input_name: The registered input; not every one has a transform.
 
     Raises:
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
@@ -78,7 +80,7 @@ def resolve_model(
     )
     weights_uri, chosen, task = _all_of(
         lambda: _weights_uri(kind, card, model),
-        lambda: _choose_transform(card, transform, has_features=has_features),
+        lambda: _choose_input(card, transform, input_name),
         lambda: _task(model, card, allow_import),
     )
     return ModelSpec(
@@ -87,7 +89,7 @@ def resolve_model(
         code_sha256=code,
         weights_uri=weights_uri,
         weights_sha256=weights_digest(weights_uri, model.weights_sha256, model.storage_options),
-        transform=chosen,
+        input=chosen,
         task=task,
         precision=model.precision,
         runtime=model.runtime,
@@ -203,15 +205,14 @@ def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpe
     )
 
 
-def _choose_transform(
-    card: ModelCard, wanted: Transform, *, has_features: bool
-) -> TransformSpec | None:
-    if not has_features:
-        return _merge_transform(card.name, card.transform, wanted)
+def _choose_input(card: ModelCard, wanted: Transform, name: str) -> Input:
+    kind: type[Input] = load(INPUTS, name)
+    if kind.takes_transform:
+        return kind.of(_merge_transform(card.name, card.transform, wanted))
     given = sorted(wanted.model_fields_set)
     if given:
-        raise JobError(f"transform.{given[0]}: has no effect on source.features; leave it out")
-    return None
+        raise JobError(f"transform.{given[0]}: has no effect on input {name!r}; leave it out")
+    return kind.of(None)
 
 
 def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform) -> TransformSpec:

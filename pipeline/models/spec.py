@@ -23,6 +23,7 @@ from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.torchvision_catalog import torchvision_module
 from pipeline.models.weights import read_weights
+from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.transform import TransformSpec
 from pipeline.storage.store import Store
 
@@ -57,8 +58,8 @@ class ModelSpec:
     """Digest of the source that builds the module, so that changed code never reuses old work."""
     weights_uri: str | None
     weights_sha256: str | None
-    transform: TransformSpec | None
-    """None where the input is features: nothing is decoded."""
+    input: Input
+    """What it sees of a row."""
     task: TaskSpec
     precision: str
     runtime: str = "eager"
@@ -81,26 +82,27 @@ class ModelSpec:
         """Return all that decides the module's outputs; None where its tensors are not known."""
         if self.weights_sha256 is None:
             return None
-        transform = self.transform and self.transform.exact()
         return json.dumps(
             [
                 *(self.name, self.kind, self.code_sha256, self.weights_sha256, self.layer),
                 *([self.weights_key] if self.weights_key else []),
-                transform and transform.to_dict(),
+                self.input.exact().settings(),
                 len(self.task.labels),
             ]
         )
 
-    @property
-    def changes_pixels(self) -> bool:
-        """Tell whether the decoder may give other pixels than libjpeg from the whole file."""
-        return self.transform is not None and self.transform.changes_pixels
+    def fitted(self, fields: pa.Schema) -> ModelSpec:
+        """Return the same for shards with these input columns; see `Input.fitted`."""
+        return replace(self, input=self.input.fitted(fields))
 
     def as_reference(self) -> ModelSpec:
-        """Return what this is compared with: eager fp32 over exactly decoded pixels."""
-        transform = self.transform and self.transform.exact()
+        """Return what this is compared with: eager fp32 over exactly prepared rows."""
         return replace(
-            self, runtime="eager", precision="fp32", transform=transform, artefact_sha256=None
+            self,
+            runtime="eager",
+            precision="fp32",
+            input=self.input.exact(),
+            artefact_sha256=None,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +114,7 @@ class ModelSpec:
             "weights_sha256": self.weights_sha256,
             # Only where it is set, so that a retry of what was published before finds its settings.
             **({"weights_key": self.weights_key} if self.weights_key else {}),
-            "transform": self.transform.to_dict() if self.transform else None,
+            "transform": self.input.settings(),
             "task": self.task.to_dict(),
             "layer": self.layer,
             "precision": self.precision,
@@ -132,8 +134,6 @@ class PredictorConfig:
     num_threads: int
     """Torch threads on the CPU."""
     pass_through: pa.Schema
-    num_features: int = 0
-    """Length of the feature vectors; 0 where the rows are images."""
     limits: AgreementLimits | None = None
     """Compare some rows with eager fp32 by these; None where this is eager fp32."""
     run_id: str = ""

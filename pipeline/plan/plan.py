@@ -54,8 +54,8 @@ class Plan:
     """The columns that the task adds."""
     row_ids: RowIds
     """What ids are made of; those of a `column` or a `key` in the shard are not in the plan."""
-    num_features: int
-    """Length of the feature vector of a row; 0 for images."""
+    fields: pa.Schema
+    """The columns of the source that hold the input of a row."""
     model: dict[str, Any]
     batch_size: int
     num_shards: int
@@ -119,7 +119,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         pass_through=inputs.pass_through,
         task_fields=task_fields,
         row_ids=form.row_ids(job.source),
-        num_features=inputs.num_features,
+        fields=inputs.fields,
         model=model.to_dict(),
         batch_size=batch_size,
         num_shards=len(inputs.shards),
@@ -178,8 +178,7 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
         "model": _digest(model.to_dict()),
         "settings": _digest(settings),
         "semantics": semantics_of(
-            {job.source.format: format_of(job.source).semantics},
-            has_images=model.transform is not None,
+            {job.source.format: format_of(job.source).semantics, **model.input.semantics},
             has_uris=job.source.uri_column is not None,
         ),
     }

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.counters import CANARY, Counters, StageCounters, add
-from pipeline.core.schema import ERROR, EXACT, IMAGE, as_array, images_from_arrow
+from pipeline.core.schema import ERROR, EXACT, IMAGE, as_array
+from pipeline.preprocessing.model_input import Arrays, Input, take_rows
 
 CANARY_ROWS = 16
 
@@ -50,23 +50,22 @@ def with_exact_pixels(
 
 
 def canary(
-    rows: pa.Table, inputs: npt.NDArray[Any], ok: npt.NDArray[np.intp], *, needs_exact: bool
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
+    rows: pa.Table, seen: Input, inputs: Arrays, ok: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.intp], Arrays]:
     """Choose which predicted rows are compared, and what the reference sees of them.
 
     Args:
         rows: The slice, with exact pixels or without.
-        inputs: What the model saw: uint8 (N, S, S, 3), or float32 (N, F).
+        seen: The input; where it is approximate, what the model saw tells nothing.
+        inputs: What the model saw, each (N, ...).
         ok: The rows that were predicted.
-        needs_exact: The decoder changes pixels, so that those of the model tell nothing.
 
     Returns:
         At most CANARY_ROWS rows, and their inputs; none of a slice that lacks what is needed.
     """
     if EXACT not in rows.column_names:
-        chosen = ok[: 0 if needs_exact else CANARY_ROWS]
-        return chosen, inputs[chosen]
+        chosen = ok[: 0 if seen.is_approximate else CANARY_ROWS]
+        return chosen, take_rows(inputs, chosen)
     exact = rows.column(EXACT)
     chosen = ok[exact.is_valid().to_numpy()[ok]]
-    pixels = images_from_arrow(exact.take(pa.array(chosen)), inputs.shape[1])
-    return chosen, pixels
+    return chosen, seen.arrays(pa.table({IMAGE: exact.take(pa.array(chosen))}))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from pipeline.core.counters import Counters
+from pipeline.core.counters import PREPARED, Counters
 from pipeline.report.bottleneck import find_bottleneck
 from pipeline.report.forecast import make_forecasts
 from pipeline.report.limits import Load, Slots, find_limits
@@ -81,6 +82,8 @@ class RunFacts:
     skipped: dict[str, Any] = field(default_factory=dict)
     counters: Counters = field(default_factory=dict)
     slots: Slots = field(default_factory=dict)
+    prepared: tuple[str, ...] = PREPARED
+    """The stages of the run's input, in order."""
     on_cluster: bool = False
     """It ran on a cluster that was up, not on a Ray of its own."""
     in_actors: frozenset[str] = frozenset()
@@ -188,6 +191,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         on_cluster=facts.on_cluster,
         slices=facts.slices.get("computed"),
         in_actors=facts.in_actors,
+        prepared=facts.prepared,
         batch_size=model.batch_size,
         batch_rates={size: rate for size, rate in known["batch_rates"].items() if rate},
     )
@@ -208,8 +212,8 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         predictions=forecasts_of(make_forecasts(load)),
         bytes_per_row=bytes_per_row(load),
         isolation=isolation_of(load),
-        decode_in=_done_in(load, "decode", "decoder"),
-        write_in=_done_in(load, "write", "writer"),
+        decode_in=_done_in(load, load.prepared, "decoder"),
+        write_in=_done_in(load, ("write",), "writer"),
         gpu_decode=gpu_decode_of(load),
         hardware=hardware,
         model=model,
@@ -225,8 +229,8 @@ _BUILT = frozenset(
 )
 
 
-def _done_in(load: Load, stage: str, group: str) -> Literal["actors", "tasks"] | None:
-    if stage not in load.counters:
+def _done_in(load: Load, stages: Sequence[str], group: str) -> Literal["actors", "tasks"] | None:
+    if not any(stage in load.counters for stage in stages):
         return None
     return "actors" if group in load.in_actors else "tasks"
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 from pipeline.report.limits import (
     CORES,
-    GROUPS,
     Limit,
     Load,
     binding_limit,
@@ -104,7 +103,8 @@ def _changes(load: Load, limits: list[Limit]) -> Iterator[_Change]:
         else _one_more_actor(load, "one more actor on the same cores", more_cores=0)
     )
     yield _twice_the_batch(load)
-    yield _half(load, "decode", "smaller input images")
+    if load.prepared:
+        yield _half(load, load.prepared[0], "smaller input images")
     yield _half(load, "predict", "a lower precision or a faster runtime")
     binding = binding_limit(limits)
     if binding is not None and binding.group in MORE_DATA:
@@ -119,7 +119,7 @@ def _one_more_decoder(load: Load) -> _Change:
         more = replace(load, cpus=load.cpus + 1) if load.cpus else None
         return _Change("one more core", note if more else "the cores are not known", more)
     name, now = "one more decoder core", load.group_slots("decoder")
-    if not now or not load.busy_s("decode"):
+    if not now or not any(map(load.busy_s, load.prepared[:1])):
         return _Change(name, "no decoding was measured", None)
     more = replace(_with_slots(load, "decoder", now + 1), cpus=load.cpus + 1 if load.cpus else None)
     return _Change(name, f"{now + 1:g} decoders instead of {now:g}", more)
@@ -170,4 +170,4 @@ def _faster(load: Load, stage: str, times: float) -> Load:
 
 
 def _with_slots(load: Load, group: str, number: float) -> Load:
-    return replace(load, slots={**load.slots, **dict.fromkeys(GROUPS[group], number)})
+    return replace(load, slots={**load.slots, **dict.fromkeys(load.own_groups[group], number)})

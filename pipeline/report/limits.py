@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.core.counters import Counters, StageCounters
+from pipeline.core.counters import PREPARED, Counters, StageCounters
 
 # Stages of one group run one after the other in the same slot, so they are judged together.
 GROUPS: dict[str, tuple[str, ...]] = {
     "reader": ("read",),
-    "decoder": ("decode", "transform"),
+    "decoder": PREPARED,
     "actor": ("transfer", "predict"),
     "writer": ("write",),
 }
-STREAMING_STAGES = tuple(stage for stages in GROUPS.values() for stage in stages)
+"""Of a run over images; `Load.own_groups` has those of any run."""
 CORES = "cores"
 
 CORES_BUSY_PCT = 90.0
@@ -49,6 +49,8 @@ class Load:
     """Slices that this run computed."""
     in_actors: frozenset[str] = frozenset()
     """Groups that are not there, for the actors do their work: `decoder`, `writer`."""
+    prepared: tuple[str, ...] = PREPARED
+    """The stages of the run's input, in order; none if there is nothing to prepare."""
     batch_size: int | None = None
     """Rows of one model call."""
     batch_rates: Mapping[int, float] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class Load:
     @property
     def rows(self) -> int:
         """Rows that went through, quarantined ones included: the common base of all limits."""
-        stages = [StageCounters.from_dict(self.counters.get(s, {})) for s in STREAMING_STAGES]
+        stages = [StageCounters.from_dict(self.counters.get(s, {})) for s in self.streaming]
         return max(max(stage.rows_in, stage.rows_out) for stage in stages)
 
     @property
@@ -66,11 +68,22 @@ class Load:
         return self.rows / self.streaming_wall_s if self.streaming_wall_s else 0.0
 
     @property
+    def own_groups(self) -> dict[str, tuple[str, ...]]:
+        """Group -> its stages, whoever does the work."""
+        return {**GROUPS, "decoder": self.prepared}
+
+    @property
+    def streaming(self) -> tuple[str, ...]:
+        """All stages between the first read and the last write, in order."""
+        return tuple(stage for stages in self.own_groups.values() for stage in stages)
+
+    @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Group -> the stages that share its slots, in this run."""
         of_actors = {"actor", *self.in_actors}
-        theirs = (stage for group in GROUPS if group in of_actors for stage in GROUPS[group])
-        own = {group: stages for group, stages in GROUPS.items() if group not in self.in_actors}
+        every = self.own_groups
+        theirs = (stage for group in every if group in of_actors for stage in every[group])
+        own = {group: stages for group, stages in every.items() if group not in self.in_actors}
         return {**own, "actor": tuple(theirs)}
 
     @property
@@ -83,11 +96,11 @@ class Load:
         if group not in self.groups:
             return 0.0
         # Where the actors do more, it is still their own stages that say how many there are.
-        return max(self.slots.get(stage, 0.0) for stage in GROUPS[group])
+        return max((self.slots.get(stage, 0.0) for stage in self.own_groups[group]), default=0.0)
 
     def stage_slots(self, stage: str) -> float | None:
         """Slots of a stage, those of the actors where they do its work."""
-        if any(stage in GROUPS[group] for group in self.in_actors):
+        if any(stage in self.own_groups[group] for group in self.in_actors):
             return self.group_slots("actor") or None
         return self.slots.get(stage)
 
@@ -132,7 +145,7 @@ def core_stages(load: Load) -> tuple[str, ...]:
     # Reading mostly waits for storage, and on a GPU the model waits for the device: neither
     # keeps a core busy, so counting them would blame the cores for slow storage.
     excluded = {*GROUPS["reader"], *(GROUPS["actor"] if load.is_on_gpu else ())}
-    return tuple(stage for stage in STREAMING_STAGES if stage not in excluded)
+    return tuple(stage for stage in load.streaming if stage not in excluded)
 
 
 def _limit(load: Load, group: str, stages: tuple[str, ...], slots: float) -> Limit | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pipeline.core.counters import GPU_DECODE, ISOLATED, STAGES, STARTUP_PARTS, StageCounters
+from pipeline.core.counters import GPU_DECODE, ISOLATED, STARTUP_PARTS, StageCounters, stages_with
 from pipeline.report.forecast import Forecast
-from pipeline.report.limits import STREAMING_STAGES, Load, utilisation_pct
+from pipeline.report.limits import Load, utilisation_pct
 from pipeline.report.sections import Section
 
 
@@ -170,12 +170,12 @@ def startup_parts(load: Load) -> list[StartupPart]:
 
 def stages_of(load: Load) -> list[Stage]:
     """Return every stage, in order; what was not measured is null."""
-    return [_stage(stage, load) for stage in STAGES]
+    return [_stage(stage, load) for stage in stages_with(load.prepared)]
 
 
 def _stage(stage: str, load: Load) -> Stage:
     slots = load.stage_slots(stage)
-    wall_s = load.streaming_wall_s if stage in STREAMING_STAGES else load.wall_s
+    wall_s = load.streaming_wall_s if stage in load.streaming else load.wall_s
     if stage not in load.counters:
         unknown: dict[str, Any] = dict.fromkeys(Stage.model_fields)
         return Stage(**(unknown | {"stage": stage, "slots": slots, "wall_s": wall_s}))
@@ -220,12 +220,13 @@ def bytes_per_row(load: Load) -> BytesPerRow:
         did = load.counters.get(stage, {})
         return ratio(did.get(f"bytes_{side}"), did.get(f"rows_{side}"))
 
-    to_decoder = per_row("decode", "in")
+    to_decoder = per_row(load.prepared[0], "in") if load.prepared else None
+    prepared = per_row(load.prepared[-1], "out") if load.prepared else None
     published = StageCounters.from_dict(load.counters.get("publish", {}))
     return BytesPerRow(
         stored=per_row("read", "in"),
         to_decoder=to_decoder,
-        to_actor=to_decoder if load.fused else per_row("transform", "out"),
+        to_actor=to_decoder if load.fused else prepared,
         to_device=per_row("transfer", "in"),
         written=per_row("write", "out"),
         published=ratio(published.bytes_out, published.rows_in),

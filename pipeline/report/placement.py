@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.core.counters import Counters
@@ -42,12 +43,12 @@ class Placement:
             **{part: seconds / actors for part, seconds in busy_s.items() if seconds},
         }
 
-    def slots(self) -> dict[str, float]:
+    def slots(self, prepared: Sequence[str]) -> dict[str, float]:
         """Return how many of each stage can run at once; list and publish run on the driver."""
         given = self.allocation
         slots = {"read": float(given.num_readers)}
         decoders = float(given.num_decoders or given.max_actors)
-        slots |= dict.fromkeys(("decode", "transform"), decoders)
+        slots |= dict.fromkeys(prepared, decoders)
         slots |= dict.fromkeys(("transfer", "predict"), float(given.max_actors))
         slots["write"] = float(given.num_writers or given.max_actors)
         return slots

@@ -14,6 +14,7 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause
 from pipeline.core.counters import (
     DEDUPE,
+    PREPARED,
     ROUNDED,
     Counters,
     Measurement,
@@ -46,6 +47,7 @@ class RunRecorder:
         self.started_at = dt.datetime.now(dt.UTC)
         self._started = perf_counter()
         self._plan: Plan | None = None
+        self._prepared: tuple[str, ...] = PREPARED
         self._model: dict[str, object] = {}
         self._output: dict[str, object] = {}
         self._placement: Placement | None = None
@@ -78,7 +80,7 @@ class RunRecorder:
 
     def planned(self, plan: Plan, model: ModelSpec, num_gpus: float) -> None:
         """Note what is to be done."""
-        self._plan = plan
+        self._plan, self._prepared = plan, model.input.stage_names
         self._count.planned(plan.num_rows, plan.slices() if plan.num_rows is not None else ())
         self._model = {
             "name": model.name,
@@ -290,7 +292,9 @@ class RunRecorder:
         if self.num_rounded:
             rows["rounded"] = self.num_rounded
         placement = self._placement
-        slots = {"list": 1.0, "publish": 1.0} | (placement.slots() if placement else {})
+        slots = {"list": 1.0, "publish": 1.0} | (
+            placement.slots(self._prepared) if placement else {}
+        )
         return RunFacts(
             run_id=self.run_id,
             partition=self.partition,
@@ -310,6 +314,7 @@ class RunRecorder:
             skipped=self.skipped.to_dict() if self._plan or self._kept else {},
             counters=self._counters,
             slots=slots,
+            prepared=self._prepared,
             on_cluster=placement is not None and placement.on_cluster,
             in_actors=placement.allocation.in_actors if placement else frozenset(),
             batch_rates=self._batch_rates,

@@ -45,7 +45,7 @@ def make_reader(job: Job, plan: Plan) -> Reader:
     """Return what reads the units of a plan."""
     store = Store(plan.source_root, job.source.storage_options)
     folders = job.sink.partition_columns
-    return Reader(store, job.source, plan.pass_through, plan.num_features, folders)
+    return Reader(store, job.source, plan.pass_through, plan.fields, folders)
 
 
 class StreamParts(NamedTuple):
@@ -78,11 +78,11 @@ def make_stream(
         make_writer(run, plan, model),
     )
     preprocessing = Preprocessing.of(
-        source, model.transform, allocation.decoder_threads, digests=dedupe
+        source, model.input, allocation.decoder_threads, digests=dedupe
     )
     in_actor = preprocessing if allocation.decodes_in_actors else None
     in_tasks = None if allocation.decodes_in_actors else preprocessing
-    is_compared = predictor.limits is not None and model.changes_pixels
+    is_compared = predictor.limits is not None and model.input.is_approximate
     compared = first_slices(units, _COMPARED_EACH * allocation.max_actors if is_compared else 0)
     guarding = (run.record.run_id, run.job.run.row_timeout_s)
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
@@ -114,7 +114,6 @@ def predictor_config(
         num_gpus=allocation.actor_gpus,
         num_threads=allocation.actor_threads,
         pass_through=plan.pass_through,
-        num_features=plan.num_features,
         limits=_reference_limits(run, model),
         run_id=run.record.run_id,
         models=run.store,
@@ -132,13 +131,12 @@ def plain_predictor_config(
         num_gpus=0,
         num_threads=num_threads,
         pass_through=plan.pass_through,
-        num_features=plan.num_features,
     )
 
 
 def _reference_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | None:
     """Return how near eager fp32 must come to the model; None if nothing is compared with it."""
-    is_same = model.is_reference and not model.changes_pixels
+    is_same = model.is_reference and not model.input.is_approximate
     is_needed = not is_same and "reference_check" in needs_of(run.job.gates)
     return AgreementLimits.of(run.job.gates) if is_needed else None
 

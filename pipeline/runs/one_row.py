@@ -18,7 +18,7 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.node_cache import tensors_digest
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID, clean_message
 from pipeline.execution.isolation.child_process import Child, Death, Done, Step
-from pipeline.execution.stages import DECODE, PREDICT, Preprocessing, SliceWork
+from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task
@@ -118,7 +118,7 @@ def _work(job: Job, plan: Plan, model: ModelSpec, units: tuple[Unit, ...]) -> _R
     return _RowWork(
         make_reader(job, plan),
         units,
-        Preprocessing.of(job.source, spec.transform, 1),
+        Preprocessing.of(job.source, spec.input, 1),
         plain_predictor_config(plan, spec, 1, len(os.sched_getaffinity(0))),
     )
 
@@ -150,7 +150,8 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
     num_deaths = 0
     for row in _rows(child, num_units):
         row_id = clean_message(row.column(ROW_ID)[0].as_py())
-        decoded = row if model.transform is None else _step(child, DECODE, row)
+        prepares = model.input.stage_names[:1]
+        decoded = _step(child, prepares[0], row) if prepares else row
         problem = decoded if isinstance(decoded, str) else _problem(decoded)
         if problem:
             unread = unread or f"{row_id}: {problem}"

@@ -26,7 +26,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
         job.model,
         job.transform,
         allow_import=run.options.allow_import,
-        has_features=bool(job.source.features),
+        input_name=job.source.input_name,
     )
     batch_size = job.model.batch_size or (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH)
     require_apart(job.source, run.store)
@@ -36,6 +36,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
             max_extent_rows=SliceSizes.of(job, batch_size).most,
             may_be_empty=job.gates.allow_empty,
         )
+        model = model.fitted(inputs.fields)
         plan = make_plan(job, inputs, model, batch_size=batch_size)
         listed.rows_in = listed.rows_out = plan.num_rows or 0
         listed.bytes_in = inputs.num_bytes

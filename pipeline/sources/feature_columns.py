@@ -135,11 +135,6 @@ def _no_float32(column: pa.Array) -> Mask:
     return np.asarray(bits // lowest >= np.uint64(_EXACT))
 
 
-def zero_features(num_rows: int, width: int) -> pa.Array:
-    """Return feature vectors of zeros, for rows that failed."""
-    return features_to_arrow(np.zeros((num_rows, width), np.float32))
-
-
 def features_to_arrow(values: npt.NDArray[np.float32]) -> pa.Array:
     """Turn float32 (N, F) into a fixed-size list column."""
     flat: Any = pa.array(np.ascontiguousarray(values).reshape(-1))

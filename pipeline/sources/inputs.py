@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.core.backoff import BadBlockError, is_bad_block
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.globs import compiled, is_glob, reaches_below, split_glob
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.core.skipped import Skip, Skipped, SkipTally, is_utf8, reason_of_name
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
@@ -34,8 +35,8 @@ class Inputs:
     pass_through: pa.Schema = field(default_factory=lambda: pa.schema([]))
     skipped: Skipped = field(default_factory=Skipped)
     """Files below the source that are no shards of this format (reported, never read)."""
-    num_features: int = 0
-    """Length of the feature vector a row; 0 for images."""
+    fields: pa.Schema = IMAGE_FIELDS
+    """The columns that hold the input of a row, as the shards have it."""
 
     @property
     def num_rows(self) -> int:
@@ -87,7 +88,7 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     store = Store(root, source.storage_options)
     _require_readable(store, shards)
     found = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
-    return Inputs(root, shards, found.extents, found.pass_through, skipped, found.num_features)
+    return Inputs(root, shards, found.extents, found.pass_through, skipped, found.fields)
 
 
 def _require_readable(store: Store, shards: Sequence[StoredFile]) -> None:

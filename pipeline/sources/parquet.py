@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
 from pipeline.core.counters import ROUNDED, Counters, StageCounters, add
 from pipeline.core.errors import JobError
-from pipeline.core.schema import IS_ROUNDED, Failure, Reason, clean_message
+from pipeline.core.schema import FEATURES, IMAGE, IS_ROUNDED, Failure, Reason, clean_message
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.feature_columns import FeatureRows, feature_rows, features_to_arrow
@@ -186,7 +186,9 @@ class ParquetStream:
         uris = [reader.store.url(extent.path)] * table.num_rows
         if source.features:
             found = self._features(extent, table, failures)
-            rows = make_rows(reader, ids, uris, features_to_arrow(found.values), failures, passed)
+            rows = make_rows(
+                reader, ids, uris, {FEATURES: features_to_arrow(found.values)}, failures, passed
+            )
             return rows.append_column(IS_ROUNDED, pa.array(found.is_rounded))
         if source.uri_column:
             given = uri_values(table.column(source.uri_column))
@@ -197,7 +199,7 @@ class ParquetStream:
             ]
         else:
             images = _images(source, table, failures)
-        return make_rows(reader, ids, uris, images, failures, passed)
+        return make_rows(reader, ids, uris, {IMAGE: images}, failures, passed)
 
     def _fetch(self, uris: Sequence[str | None], failures: Failures) -> list[bytes | None]:
         """Return the bytes behind the URIs of the rows that have not failed yet."""

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.core.schema import Reason
+from pipeline.core.schema import IMAGE_FIELDS, Reason, feature_fields
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.feature_columns import count_features
@@ -30,12 +30,11 @@ _LARGEST = 2**62
 
 def measure_parquet(
     store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
-) -> tuple[tuple[Extent, ...], pa.Schema, int]:
+) -> tuple[tuple[Extent, ...], pa.Schema, pa.Schema]:
     """Read the footers of shards.
 
     Returns:
-        The extents in order, the declared pass-through columns, and the length of the feature
-        vector (0 without features).
+        The extents in order, the declared pass-through columns, and the columns of the input.
 
     Raises:
         JobError: No shard has the columns that the job names.
@@ -47,7 +46,7 @@ def measure_parquet(
         for shard, footer in zip(shards, footers, strict=True)
         for extent in _parquet_extents(shard, footer, source, declared, max_extent_rows)
     )
-    return extents, declared, num_features
+    return extents, declared, feature_fields(num_features) if num_features else IMAGE_FIELDS
 
 
 def measure_again(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.counters import Counters, Measurement, measure
-from pipeline.core.schema import ERROR, FEATURES, IMAGE, SliceKey
+from pipeline.core.schema import ERROR, SliceKey
 from pipeline.sources.extents import Cut
 from pipeline.sources.rows import STAGE, Reader, changed
 from pipeline.sources.units import Unit
@@ -49,7 +49,7 @@ def read_slices(
             counters: Counters = {}
             with measure(counters, STAGE) as done:
                 table = stream.take(key.num_rows)
-                _count(table, done)
+                _count(reader, table, done)
             counters |= stream.counted
             yield key, counters, table
             del table  # not kept while the next one is read
@@ -72,7 +72,7 @@ def _read_and_cut(
             with measure(counters, STAGE) as done:
                 table = stream.take()
                 is_last = stream.is_at_end()
-                _count(table, done)
+                _count(reader, table, done)
             if table.num_rows == 0 and position:  # a slice before is no last one: more must follow
                 raise changed(reader.store, unit.extents[-1])
             key = SliceKey(unit.index, position, position + table.num_rows, is_last)
@@ -83,14 +83,17 @@ def _read_and_cut(
             del table
 
 
-def _count(table: pa.Table, done: Measurement) -> None:
+def _count(reader: Reader, table: pa.Table, done: Measurement) -> None:
     done.rows_in = table.num_rows
     done.rows_out = table.column(ERROR).null_count
     done.rows_quarantined = done.rows_in - done.rows_out
-    done.bytes_in = done.bytes_out = _input_bytes(table)
+    done.bytes_in = done.bytes_out = sum(
+        _num_bytes(table.column(name)) for name in reader.fields.names
+    )
 
 
-def _input_bytes(table: pa.Table) -> int:
-    if FEATURES in table.column_names:
-        return int(table.column(FEATURES).nbytes)
-    return pc.sum(pc.binary_length(table.column(IMAGE))).as_py() or 0
+def _num_bytes(column: pa.ChunkedArray) -> int:
+    """Return the bytes of a column's values: of texts and images without what marks their ends."""
+    if pa.types.is_fixed_size_list(column.type):
+        return int(column.nbytes)
+    return pc.sum(pc.binary_length(column)).as_py() or 0

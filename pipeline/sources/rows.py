@@ -5,7 +5,7 @@ What the readers of the formats share; none of them knows another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,18 +13,17 @@ import pyarrow as pa
 
 from pipeline.core.errors import InfraError
 from pipeline.core.schema import (
-    FEATURES,
-    IMAGE,
+    IMAGE_FIELDS,
     ROW_ID,
     URI,
     Failure,
     Reason,
+    empty_column,
     failure_columns,
     source_schema,
 )
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
-from pipeline.sources.feature_columns import zero_features
 from pipeline.sources.source_format import SourceFormat, format_of, planned_ids
 from pipeline.storage.store import Store
 
@@ -38,8 +37,8 @@ class Reader:
     store: Store
     source: Source
     pass_through: pa.Schema
-    num_features: int = 0
-    """Length of the feature vectors; 0 where the rows are images."""
+    fields: pa.Schema = IMAGE_FIELDS
+    """The columns that hold the input of a row, as the shards have it."""
     folders: tuple[str, ...] = ()
     """Pass-through columns whose values become folders (`sink.partition_columns`)."""
 
@@ -51,25 +50,25 @@ class Reader:
     @property
     def schema(self) -> pa.Schema:
         """Return the schema of the tables that `read_slices` yields."""
-        return source_schema(list(self.pass_through), self.num_features)
+        return source_schema(list(self.pass_through), self.fields)
 
 
 def make_rows(
     reader: Reader,
     row_ids: Sequence[str] | pa.Array,
     uris: Sequence[str],
-    inputs: Sequence[bytes | None] | pa.Array,
+    inputs: Mapping[str, Sequence[bytes | None] | pa.Array],
     failures: Sequence[Failure | None],
     pass_through: dict[str, pa.Array] | None = None,
 ) -> pa.Table:
-    """Make a table of `reader.schema`; `inputs` are encoded images or feature vectors."""
+    """Make a table of `reader.schema`; `inputs` has the columns of `reader.fields`."""
     columns = {ROW_ID: pa.array(row_ids, pa.string()), URI: pa.array(uris, pa.string())}
     for field in reader.pass_through:
         columns[field.name] = (
             pa.nulls(len(uris), field.type) if pass_through is None else pass_through[field.name]
         )
-    name = FEATURES if reader.num_features else IMAGE
-    columns[name] = inputs if isinstance(inputs, pa.Array) else binary_array(inputs)
+    for name, values in inputs.items():
+        columns[name] = values if isinstance(values, pa.Array) else binary_array(values)
     columns.update(failure_columns(failures))
     return pa.table(columns, schema=reader.schema)
 
@@ -94,11 +93,7 @@ def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> 
     ids = list(planned_ids(reader.format.row_ids(reader.source), extent, skip))
     num_rows = len(ids)
     uris = [reader.store.url(extent.path)] * num_rows
-    empty = (
-        zero_features(num_rows, reader.num_features)
-        if reader.num_features
-        else pa.nulls(num_rows, pa.large_binary())
-    )
+    empty = {field.name: empty_column(field.type, num_rows) for field in reader.fields}
     return make_rows(reader, ids, uris, empty, [failure] * num_rows)
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.core.counters import Counters
 from pipeline.core.registry import SOURCES, load
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.extents import Cut, Extent
@@ -33,8 +34,8 @@ class Measured:
     """In input order; of rows that only reading counts, one of 0 rows per shard."""
     pass_through: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """The declared types of the pass-through columns."""
-    num_features: int = 0
-    """Length of a row's feature vector; 0 without features."""
+    fields: pa.Schema = IMAGE_FIELDS
+    """The columns that hold the input of a row, as the shards have it."""
 
 
 class RowStream(Protocol):

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
 from pipeline.core.errors import InfraError
+from pipeline.core.schema import IMAGE
 from pipeline.sources.extents import Cut, Extent
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
 from pipeline.sources.tar_archive import Broken
@@ -124,7 +125,7 @@ class TarStream:
             self._reader,
             [e.path if row.key is None else f"{e.path}/{row.key}" for e, row in taken],
             [urls[e.path] + (f"#{row.member}" if row.key else "") for e, row in taken],
-            [row.image for _, row in taken],
+            {IMAGE: [row.image for _, row in taken]},
             [row.failure for _, row in taken],
             values,
         )

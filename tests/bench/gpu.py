@@ -44,10 +44,9 @@ def alone(case: Case, runtime: str, precision: str, num_gpus: float) -> float:
     section = Model(**case.model, runtime=runtime, precision=precision)
     spec = resolve_model(section, Transform())
     predictor = Predictor(PredictorConfig(spec, BATCH, num_gpus, 1, pa.schema([])))
-    assert spec.transform is not None
-    size_px = spec.transform.size_px
+    [(name, slot)] = spec.input.slots(BATCH).items()
     device = "cuda" if num_gpus else "cpu"
-    batch = torch.randint(0, 255, (BATCH, size_px, size_px, 3), dtype=torch.uint8, device=device)
+    batch = {name: torch.randint(0, 255, slot.shape, dtype=torch.uint8, device=device)}
     num_rows, started = 0, 0.0
     with torch.inference_mode():
         for warm_up in (True, False):
@@ -70,7 +69,7 @@ def decode_alone(case: Case, jpeg_decoder: str) -> float:
     from pipeline.job.source import Source
     from pipeline.models.resolve import resolve_model
 
-    spec = resolve_model(Model(**case.model), Transform(jpeg_decoder=jpeg_decoder)).transform
+    spec = resolve_model(Model(**case.model), Transform(jpeg_decoder=jpeg_decoder)).input
     source = Source(uri=str(case.images), format="images")
     preprocessing = Preprocessing.of(source, spec, 1)
     assert preprocessing is not None

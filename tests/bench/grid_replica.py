@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from peer_model import CORES, files_of
 
+from pipeline.core.schema import IMAGE
 from pipeline.inference.runtimes.int8 import INT8
 
 _GIVE_UP_SHARE = 0.25
@@ -179,7 +180,7 @@ def _agreement_pct(predictor: Any, sample: Any, expected: dict[str, Any]) -> flo
     from pipeline.job.gates import Gates
     from pipeline.models.agreement import AgreementLimits, compare
 
-    return compare(expected, predictor.reduce(sample), AgreementLimits.of(Gates())).pct
+    return compare(expected, predictor.reduce({IMAGE: sample}), AgreementLimits.of(Gates())).pct
 
 
 def _predictor(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
@@ -217,7 +218,7 @@ def _write_calibrated(
 
     sample = dict(np.load(reference))[_SAMPLE]
     config = _config(model, Candidate("onnxruntime", INT8, batch_size, 1, 1), reference)
-    sha256, problem = calibrate(config, sample[:_CALIBRATION_ROWS])
+    sha256, problem = calibrate(config, {IMAGE: sample[:_CALIBRATION_ROWS]})
     if sha256:
         _made(reference, batch_size).write_text(sha256)
     answer.send(problem)
@@ -227,9 +228,9 @@ def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
     from pipeline.job.job import Model, Transform
     from pipeline.models.resolve import resolve_model
 
-    sample = _sample(images, resolve_model(Model(**model), Transform()).transform)
+    sample = _sample(images, resolve_model(Model(**model), Transform()).input.transform)
     eager = _predictor(model, Candidate("eager", "fp32", 32, 1, CORES), path)
-    np.savez(path, **{_SAMPLE: sample}, **eager.reduce(sample))
+    np.savez(path, **{_SAMPLE: sample}, **eager.reduce({IMAGE: sample}))
 
 
 def _sample(images: Path, transform: Any) -> Any:
@@ -256,7 +257,7 @@ def _warm(predictor: Any, batch: Any) -> float:
 
 def _timed(predictor: Any, batch: Any) -> float:
     started = time.perf_counter()
-    predictor.reduce(batch)
+    predictor.reduce({IMAGE: batch})
     return time.perf_counter() - started
 
 
@@ -264,4 +265,4 @@ def _rate(predictor: Any, batch: Any) -> float:
     """Rows/s as a trial of `auto` measures them."""
     from pipeline.runs.tuning.measure import measure_rate
 
-    return measure_rate(predictor, batch, 0.0)
+    return measure_rate(predictor, {IMAGE: batch}, 0.0)

@@ -88,7 +88,7 @@ def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
             image = decode_image(Path(path).read_bytes(), limits, shrink_px)
             resize_and_crop_into(image, spec, buffer[row].numpy())
         with torch.inference_mode():
-            torch.softmax(runner.run(buffer).float(), 1).topk(5)
+            torch.softmax(runner.run({"image": buffer}).float(), 1).topk(5)
     done.put(time.perf_counter() - started)
 
 
@@ -97,18 +97,21 @@ def _load(share: _Share) -> tuple[Any, Any, Any]:
 
     from pipeline.inference.runtimes.inference_module import InferenceModule
     from pipeline.inference.runtimes.opening import dtype_of, make_runner
+    from pipeline.preprocessing.image_input import ImageInput
 
     module, spec = build(share.name, share.weights)
     kind = dtype_of(share.runtime, share.precision)
+    seen = ImageInput(spec)
     whole = InferenceModule(
-        module.to(kind).to(memory_format=torch.channels_last), spec, kind
+        module.to(kind).to(memory_format=torch.channels_last), seen, kind
     ).eval()
-    buffer = torch.zeros((share.batch_size, spec.size_px, spec.size_px, 3), dtype=torch.uint8)
+    [slot] = seen.slots(share.batch_size).values()
+    buffer = torch.zeros(slot.shape, dtype=torch.uint8)
     runner = make_runner(
         share.runtime,
         share.precision,
         lambda: whole,
-        buffer,
+        {"image": buffer},
         num_threads=1,
         calibrated=Path(share.calibrated).read_bytes() if share.calibrated else None,
     )

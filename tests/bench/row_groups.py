@@ -42,7 +42,7 @@ def measure(folder: Path, num_rows: int, group_rows: int) -> tuple[float, float]
     with timed(seconds):
         inputs = list_inputs(source, max_extent_rows=512)
         units = list(make_units(inputs.extents, SliceSizes(512)))
-    reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.num_features)
+    reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.fields)
     with timed(seconds):
         found = 0
         for unit in units:

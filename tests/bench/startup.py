@@ -146,8 +146,8 @@ def model_child(path: str) -> None:
     from pipeline.inference.predictor import Predictor
 
     config: PredictorConfig = pickle.loads(Path(path).read_bytes())
-    size_px = config.spec.transform.size_px if config.spec.transform else 0
-    Predictor(config).reduce(np.zeros((config.batch_size, size_px, size_px, 3), np.uint8))
+    slots = config.spec.input.slots(config.batch_size)
+    Predictor(config).reduce({name: np.zeros(*slot) for name, slot in slots.items()})
     print(time.time())
 
 

@@ -11,9 +11,9 @@ from pipeline.core.counters import (
     STARTUP_PARTS,
     Counters,
     StageCounters,
-    add,
     measure,
     merge,
+    stages_with,
 )
 from pipeline.core.errors import PipelineError
 
@@ -60,13 +60,14 @@ def test_wrong_counters_are_refused(values):
         StageCounters.from_dict(values)
 
 
-def test_an_unknown_stage_is_refused_by_name():
-    with pytest.raises(PipelineError, match="postprocess"):
-        add({}, "postprocess", StageCounters())
+def test_an_input_brings_stages_of_its_own():
+    theirs = {"tokenize": {"rows_in": 1}}
+    assert merge(theirs, theirs) == {"tokenize": StageCounters(rows_in=2).to_dict()}
+    assert stages_with(["tokenize"])[1:4] == ("read", "tokenize", "transfer")
 
 
-def test_what_a_newer_version_counted_is_left_out():
-    theirs = {"postprocess": {"rows_in": 1}, "decode": {"rows_in": 2, "pages_in": 3}}
+def test_a_field_of_a_newer_version_is_left_out():
+    theirs = {"decode": {"rows_in": 2, "pages_in": 3}}
     assert merge(theirs, {}) == {"decode": StageCounters(rows_in=2).to_dict()}
 
 

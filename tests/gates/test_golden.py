@@ -16,6 +16,7 @@ from cli import pipeline, write_job
 from pipeline.commands.demo_photos import build_images
 from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.schema import IMAGE_FIELDS, feature_fields
 from pipeline.execution.stages import Preprocessing
 from pipeline.gates.golden import GoldenRefused, GoldenRows
 from pipeline.gates.golden_files import MAX_BYTES, read_golden
@@ -58,12 +59,16 @@ def job_with(golden: dict[str, Any], **sections: Any) -> Job:
 
 
 def spec_of(job: Job) -> ModelSpec:
-    features = bool(job.source.features)
-    return resolve_model(job.model, job.transform, allow_import=ALLOWED, has_features=features)
+    name = job.source.input_name
+    return resolve_model(job.model, job.transform, allow_import=ALLOWED, input_name=name)
+
+
+def fields_of(num_features: int) -> pa.Schema:
+    return feature_fields(num_features) if num_features else IMAGE_FIELDS
 
 
 def load_rows(job: Job, num_features: int = 0, *, is_accepted: bool = False) -> GoldenRows:
-    reader = Reader(Store("in"), job.source, NO_COLUMNS, num_features)
+    reader = Reader(Store("in"), job.source, NO_COLUMNS, fields_of(num_features))
     rows = read_golden(job.gates, spec_of(job).task, reader, is_accepted=is_accepted)
     assert rows is not None
     return rows
@@ -71,9 +76,9 @@ def load_rows(job: Job, num_features: int = 0, *, is_accepted: bool = False) -> 
 
 def check(job: Job, rows: GoldenRows, num_features: int = 0) -> Counters:
     """Do what an actor does when it starts."""
-    spec = spec_of(job)
-    config = PredictorConfig(spec, 4, 0, 1, NO_COLUMNS, num_features)
-    preprocess = Preprocessing.of(job.source, spec.transform, 1)
+    spec = spec_of(job).fitted(fields_of(num_features))
+    config = PredictorConfig(spec, 4, 0, 1, NO_COLUMNS)
+    preprocess = Preprocessing.of(job.source, spec.input, 1)
     counters: Counters = {}
     checked = GoldenRows(**{**vars(rows), "preprocess": preprocess})
     checked.check(spec, Predictor(config).reduce, "an actor here", counters)
@@ -164,7 +169,7 @@ def test_a_batch_that_is_too_large_is_predicted_row_by_row(folder: Path):
     job = job_with({"uri": str(folder)}, model=hungry)
     spec = spec_of(job)
     rows = GoldenRows(
-        **{**vars(load_rows(job)), "preprocess": Preprocessing.of(job.source, spec.transform, 1)}
+        **{**vars(load_rows(job)), "preprocess": Preprocessing.of(job.source, spec.input, 1)}
     )
     reduce = Predictor(PredictorConfig(spec, 16, 0, 1, NO_COLUMNS)).reduce
     assert rows.differences(spec, reduce) == []

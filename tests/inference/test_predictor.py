@@ -29,8 +29,10 @@ from torch import nn
 from pipeline.core.errors import JobError
 from pipeline.inference.device_buffers import DeviceBuffer
 from pipeline.inference.predictor import Predictor
+from pipeline.preprocessing.model_input import gather_rows
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
+CPU = torch.device("cpu")
 NORMALISED = {"mean": MEAN, "std": STD}
 
 
@@ -38,7 +40,7 @@ def buffers(number: int, batch_size: int) -> list[DeviceBuffer]:
     """As many batches at once as on a GPU, or more, each with a buffer of its own."""
     shape = (batch_size, SIZE_PX, SIZE_PX, 3)
     return [
-        DeviceBuffer(torch.zeros(shape, dtype=torch.uint8), torch.device("cpu"))
+        DeviceBuffer({"image": torch.zeros(shape, dtype=torch.uint8)}, gather_rows, CPU)
         for _ in range(number)
     ]
 
@@ -227,7 +229,8 @@ def test_nothing_of_a_failed_batch_is_kept_while_its_halves_run():
             return self.inner(x)
 
     model = predictor("models:hungry", 16)
-    model._runner.run.module = Watch(model._runner.run.module)
+    module = model._runner.run.__self__
+    module.module = Watch(module.module)
     predict(model, rows_of(images(16)))
     assert len(alive) > 4
     assert set(alive) == {0}
@@ -263,7 +266,7 @@ def calls() -> Callable[[Predictor], list[int]]:
 
     def watch(model: Predictor) -> list[int]:
         seen: list[int] = []
-        model._runner.run.module.register_forward_pre_hook(
+        model._runner.run.__self__.module.register_forward_pre_hook(
             lambda _, args: seen.append(len(args[0]))
         )
         return seen

@@ -49,7 +49,7 @@ def write_shard(path: Path, mark: bytes, rows: int, group: int) -> None:
 
 
 def slices_of(inputs: Inputs, source: Source, slice_rows: int) -> Iterator[pa.Table]:
-    reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.num_features)
+    reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.fields)
     for unit in make_units(inputs.extents, SliceSizes(slice_rows)):
         for _, _, rows in read_slices(reader, unit, {key.start for key in unit.slices()}):
             yield rows

@@ -24,6 +24,7 @@ import torch
 from checkout import SUPPORT
 
 from pipeline.core.node_cache import key_of
+from pipeline.core.registry import INPUTS, load
 from pipeline.core.schema import RowError, failure_columns, images_to_arrow
 from pipeline.core.semantics import SEMANTICS, semantics_of
 from pipeline.inference.predictor import Predictor
@@ -76,10 +77,10 @@ def read(uri: Path, **fields: Any) -> list[dict[str, Any]]:
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     inputs = list_inputs(job.source, max_extent_rows=8)
     spec = resolve_model(
-        job.model, job.transform, allow_import=["models"], has_features="features" in fields
+        job.model, job.transform, allow_import=["models"], input_name=job.source.input_name
     )
     plan = make_plan(job, inputs, spec, batch_size=4)
-    reader = Reader(Store(plan.source_root), job.source, plan.pass_through, plan.num_features)
+    reader = Reader(Store(plan.source_root), job.source, plan.pass_through, plan.fields)
     return [plain(row, plan.source_root) for row in rows_of(reader, plan)]
 
 
@@ -227,21 +228,25 @@ def test_every_area_is_characterised():
     assert set(AREAS) == set(EXPECTED) == set(SEMANTICS)
 
 
+def numbers(name: str, kind: str, has_uris: bool) -> dict[str, int]:
+    transform = TransformSpec(8, 8, "bilinear", (0.0,) * 3, (1.0,) * 3)
+    seen = load(INPUTS, kind).of(transform).semantics
+    return semantics_of({name: SEMANTICS[name], **seen}, has_uris=has_uris)
+
+
 @pytest.mark.parametrize("area", [*SEMANTICS])
 def test_a_number_makes_stale_only_the_jobs_that_go_through_its_area(
     area: str, monkeypatch: pytest.MonkeyPatch
 ):
     jobs = {
-        (name, has_images, has_uris): semantics_of(
-            {name: SEMANTICS[name]}, has_images=has_images, has_uris=has_uris
-        )
+        (name, kind, has_uris): numbers(name, kind, has_uris)
         for name in ("images", "parquet", "webdataset")
-        for has_images in (True, False)
+        for kind in ("image", "features")
         for has_uris in (True, False)
     }
     monkeypatch.setitem(SEMANTICS, area, SEMANTICS[area] + 1)  # type: ignore[arg-type]
-    for (name, has_images, has_uris), before in jobs.items():
-        now = semantics_of({name: SEMANTICS[name]}, has_images=has_images, has_uris=has_uris)
+    for job, before in jobs.items():
+        now = numbers(*job)
         assert (now != before) == (area in before)
 
 

@@ -192,7 +192,7 @@ def test_a_detector_is_refused_with_the_way_that_works(name: str):
 def test_an_entry_point_brings_weights_labels_and_transform():
     spec = resolve(name="efficientnet-lite0", labels=None)
     assert spec.kind == "entry_point"
-    assert (len(spec.task.labels), spec.transform.size_px, spec.task.top_k) == (1000, 224, 5)
+    assert (len(spec.task.labels), spec.input.transform.size_px, spec.task.top_k) == (1000, 224, 5)
     assert spec.weights_sha256
     assert len(spec.weights_sha256) == 64
 
@@ -359,19 +359,20 @@ def test_all_that_is_missing_of_a_transform_is_named():
 @settings(max_examples=15)
 @given(size_px=st.integers(8, 600))
 def test_another_size_keeps_the_models_ratio_of_resize_to_crop(size_px: int):
-    spec = resolve(name="efficientnet-lite0", labels=None, transform={"size_px": size_px}).transform
-    assert spec.size_px == size_px
-    assert spec.resize_px == round(size_px * 256 / 224)
+    spec = resolve(name="efficientnet-lite0", labels=None, transform={"size_px": size_px})
+    assert spec.input.transform.size_px == size_px
+    assert spec.input.transform.resize_px == round(size_px * 256 / 224)
     both = {"size_px": size_px, "resize_px": size_px + 1}
-    spec = resolve(name="efficientnet-lite0", labels=None, transform=both).transform
-    assert (spec.size_px, spec.resize_px) == (size_px, size_px + 1)
+    spec = resolve(name="efficientnet-lite0", labels=None, transform=both)
+    chosen = spec.input.transform
+    assert (chosen.size_px, chosen.resize_px) == (size_px, size_px + 1)
 
 
 def test_one_field_of_the_transform_leaves_the_others_alone():
-    own = resolve(name="efficientnet-lite0", labels=None).transform
+    own = resolve(name="efficientnet-lite0", labels=None).input.transform
     changed = resolve(
         name="efficientnet-lite0", labels=None, transform={"interpolation": "bilinear"}
-    ).transform
+    ).input.transform
     assert changed == replace(own, interpolation="bilinear")
 
 

@@ -19,7 +19,7 @@ from cli import pipeline, write_job
 
 from pipeline.commit.manifest import read_predictions
 from pipeline.core.errors import JobError
-from pipeline.core.schema import Failure, Reason, failure_columns, source_schema
+from pipeline.core.schema import Failure, Reason, failure_columns, feature_fields, source_schema
 from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job
 from pipeline.models.resolve import resolve_model
@@ -27,8 +27,7 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import OutputSpec, TaskSpec
 from pipeline.models.tasks.postprocess import load_postprocess
-from pipeline.preprocessing.decode import DecodeLimits
-from pipeline.preprocessing.images import preprocess
+from pipeline.preprocessing.model_input import Limits
 
 OK = np.array([True, False, True])
 
@@ -127,9 +126,12 @@ def predictor(model: Mapping[str, Any], *, has_features: bool = False) -> Predic
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     spec = resolve_model(
-        job.model, job.transform, allow_import=["models"], has_features=has_features
-    )
-    return Predictor(PredictorConfig(spec, 2, 0.0, 1, pa.schema([]), 2 * has_features))
+        job.model,
+        job.transform,
+        allow_import=["models"],
+        input_name="features" if has_features else "image",
+    ).fitted(feature_fields(2))
+    return Predictor(PredictorConfig(spec, 2, 0.0, 1, pa.schema([])))
 
 
 def image_rows(num_rows: int) -> pa.Table:
@@ -143,8 +145,7 @@ def image_rows(num_rows: int) -> pa.Table:
         schema=source_schema([]),
     )
     spec = predictor({"factory": "models:colours", "labels": models.LABELS})._config.spec
-    assert spec.transform is not None
-    return preprocess(table, {}, DecodeLimits(10**9, 10**9), spec.transform)
+    return spec.input.prepare(table, {}, Limits(10**9, 10**9))
 
 
 def test_a_layer_is_taken_instead_of_the_output():

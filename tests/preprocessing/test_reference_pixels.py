@@ -53,7 +53,7 @@ def rows_of(images: list[bytes], failed: set[int] = frozenset()) -> pa.Table:
 
 
 def decoder(**transform: Any) -> Preprocessing:
-    return Preprocessing(spec_of(**transform).transform, MAX_IMAGE_BYTES, MAX_IMAGE_PX)
+    return Preprocessing(spec_of(**transform).input, MAX_IMAGE_BYTES, MAX_IMAGE_PX)
 
 
 def spec_of(num_gpus: float = 0.0, **transform: Any) -> Any:
@@ -113,23 +113,24 @@ def test_the_rows_to_compare_are_predicted_ones_with_exact_pixels(num_chunks: in
     rows = shrinking({}, with_exact_pixels(rows_of(photos(20)), {}, shrinking.exact))
     if num_chunks == 2:
         rows = pa.concat_tables([rows[:7], rows[7:]])
-    inputs = images_from_arrow(rows.column("image"), SIZE_PX)
+    seen = shrinking.input
+    inputs = seen.arrays(rows)
     ok = np.array([1, 2, 5, 9, 15, 16, 19])
-    chosen, exact = canary(rows, inputs, ok, needs_exact=True)
+    chosen, exact = canary(rows, seen, inputs, ok)
     assert chosen.tolist() == [1, 2, 5, 9, 15]
     whole = images_from_arrow(decoder()({}, rows_of(photos(20))).column("image"), SIZE_PX)
-    assert np.array_equal(exact, whole[chosen])
+    assert np.array_equal(exact["image"], whole[chosen])
 
 
 def test_without_exact_pixels_the_model_sees_what_eager_fp32_sees():
     pixels = np.arange(20 * SIZE_PX * SIZE_PX * 3, dtype=np.uint32).astype(np.uint8)
-    inputs = pixels.reshape(20, SIZE_PX, SIZE_PX, 3)
+    inputs = {"image": pixels.reshape(20, SIZE_PX, SIZE_PX, 3)}
     rows, ok = pa.table({"n": range(20)}), np.arange(2, 20)
-    chosen, same = canary(rows, inputs, ok, needs_exact=False)
+    chosen, same = canary(rows, decoder().input, inputs, ok)
     assert chosen.tolist() == [*range(2, 2 + CANARY_ROWS)]
-    assert np.array_equal(same, inputs[chosen])
-    chosen, same = canary(rows, inputs, ok, needs_exact=True)
-    assert len(chosen) == len(same) == 0, "what the model saw says nothing of its decoder"
+    assert np.array_equal(same["image"], inputs["image"][chosen])
+    chosen, same = canary(rows, decoder(shrink_on_load=True).input, inputs, ok)
+    assert len(chosen) == len(same["image"]) == 0, "what the model saw says nothing of its decoder"
 
 
 def test_a_model_waits_for_a_slice_with_exact_pixels():
@@ -164,7 +165,7 @@ def test_a_decoder_that_changes_colours_is_caught(is_same: bool, agreed: int):
 @needs_gpu
 def test_what_nvjpeg_decodes_agrees_with_exact_pixels():
     spec = spec_of(1.0, jpeg_decoder="gpu")
-    on_gpu = Preprocessing(spec.transform, MAX_IMAGE_BYTES, MAX_IMAGE_PX)
+    on_gpu = Preprocessing(spec.input, MAX_IMAGE_BYTES, MAX_IMAGE_PX)
     counters: Counters = {}
     rows = with_exact_pixels(rows_of(photos(20)), counters, on_gpu.exact)
     predictor(spec, 1.0).predict(on_gpu({}, rows), counters)

@@ -88,7 +88,7 @@ def test_each_slice_counts_its_own_rounded_rows_wherever_reading_begins(tmp_path
     write(tmp_path, a=values)
     source = source_of(tmp_path, features=("a",))
     inputs = list_inputs(source, max_extent_rows=100)
-    reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.num_features)
+    reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.fields)
     unit = Unit(0, inputs.extents, (0, 7, 14, 20))
     starts = [key.start for key in unit.slices()]
     for wanted in (starts, starts[1:], starts[2:]):

@@ -54,10 +54,10 @@ def read_all(job: Job) -> pa.Table:
         job.model,
         job.transform,
         allow_import=["models"],
-        has_features=bool(job.source.features),
+        input_name=job.source.input_name,
     )
     plan = make_plan(job, inputs, model, batch_size=3)
-    reader = Reader(Store(inputs.root), job.source, plan.pass_through, plan.num_features)
+    reader = Reader(Store(inputs.root), job.source, plan.pass_through, plan.fields)
     tables = [
         table
         for unit in plan.units

@@ -84,7 +84,7 @@ def units_of(source: Source, inputs: Inputs, rows: int = 3) -> list[Unit]:
 
 def reader_of(source: Source, inputs: Inputs) -> Reader:
     store = Store(inputs.root, source.storage_options)
-    return Reader(store, source, inputs.pass_through, inputs.num_features)
+    return Reader(store, source, inputs.pass_through, inputs.fields)
 
 
 def read(source: Source, inputs: Inputs) -> Iterator[pa.Table]:

@@ -135,7 +135,7 @@ class EarlierPartition:
         metadata, counted = file_metadata(plan, run_id), make_task(model.task).measured_columns()
         writer = StagingWriter(self.out, folder, run_id, "zstd", metadata, counted)
         source = run.job.source
-        reader = Reader(Store(plan.source_root), source, plan.pass_through, plan.num_features)
+        reader = Reader(Store(plan.source_root), source, plan.pass_through, plan.fields)
         for unit, starts in missing_units(plan, staged).items():
             for key, counters, rows in read_slices(reader, unit, frozenset(starts)):
                 self.computed += rows.column(ROW_ID).to_pylist()

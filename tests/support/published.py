@@ -33,6 +33,7 @@ from pipeline.commit.tables import table_of
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.schema import (
     CLASSIFY_FIELDS,
+    IMAGE_FIELDS,
     LABEL,
     Failure,
     Reason,
@@ -112,7 +113,7 @@ def make_plan(rows: Rows) -> Plan:
         units=(Unit(0, tuple(extents), tuple(bounds)),),
         pass_through=rows.pass_through,
         task_fields=pa.schema(CLASSIFY_FIELDS),
-        num_features=0,
+        fields=IMAGE_FIELDS,
         row_ids=rows.row_ids,
         model={
             "name": "made-up",

@@ -22,7 +22,7 @@ def source_of(folder: Path, **fields: Any) -> Source:
 
 def read_all(inputs: Inputs, source: Source, slice_rows: int = 2, **reader: Any) -> list[pa.Table]:
     """The rows in slices that went through Ray's form."""
-    how = Reader(Store(inputs.root), source, inputs.pass_through, inputs.num_features, **reader)
+    how = Reader(Store(inputs.root), source, inputs.pass_through, inputs.fields, **reader)
     return [
         unpack(pack(key, counters, rows))[0][2]
         for unit in make_units(inputs.extents, SliceSizes(slice_rows))

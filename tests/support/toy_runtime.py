@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.inference.runtimes.base import CPU, Runner, Runtime
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.inference.runtimes.export import Exporter
+    from pipeline.inference.runtimes.inference_module import Tensors
 
 NAME = "row-by-row"
 
@@ -31,8 +30,12 @@ class RowByRow(Runtime):
 
         module = exporter.load()
 
-        def run(batch: torch.Tensor) -> Any:
-            rows = [module(batch[row : row + 1]) for row in range(len(batch))]
+        def run(batch: Tensors) -> Any:
+            size = len(next(iter(batch.values())))
+            rows = [
+                module.run({name: tensor[row : row + 1] for name, tensor in batch.items()})
+                for row in range(size)
+            ]
             return pytree.tree_map(lambda *values: torch.cat(values), *rows)
 
         return Runner(run, is_static=True)

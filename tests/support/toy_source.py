@@ -8,7 +8,7 @@ from itertools import islice
 import pyarrow as pa
 
 from pipeline.core.counters import Counters
-from pipeline.core.schema import Failure, Reason
+from pipeline.core.schema import IMAGE, Failure, Reason
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
@@ -120,4 +120,6 @@ class ToyStream:
         except ValueError as error:
             failure = Failure(Reason.DECODE_ERROR, STAGE, str(error))
         row_id = f"{extent.path}#{number}"
-        return make_rows(self._reader, [row_id], [store.url(extent.path)], [data], [failure])
+        return make_rows(
+            self._reader, [row_id], [store.url(extent.path)], {IMAGE: [data]}, [failure]
+        )

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import pipeline.inference.runtimes.int8 as int8
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.inference.runtimes.export import Exporter
+    from pipeline.inference.runtimes.inference_module import Tensors
 
 Device = Literal["cpu", "gpu"]
 CPU: tuple[Device, ...] = ("cpu",)
@@ -24,7 +23,8 @@ BOTH: tuple[Device, ...] = ("cpu", "gpu")
 class Runner:
     """One model, ready to run."""
 
-    run: Callable[[torch.Tensor], Any]
+    run: Callable[[Tensors], Any]
+    """A batch by the names of its tensors, each (B, ...) -> the outputs of the module."""
     is_static: bool
     """It takes only whole batches: pad the last one and drop what comes back for the padding."""
 

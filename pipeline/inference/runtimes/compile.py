@@ -8,9 +8,8 @@ from pipeline.core.node_cache import one_at_a_time
 from pipeline.inference.runtimes.base import BOTH, GPU, Runner, Runtime
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.inference.runtimes.export import Exporter
+    from pipeline.inference.runtimes.inference_module import Tensors
 
 
 class Compile(Runtime):
@@ -25,22 +24,23 @@ class Compile(Runtime):
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
     ) -> Runner:
         with one_at_a_time(self.name):
-            return _compiled(exporter.load(), exporter.example)
+            return _compiled(exporter)
 
 
-def _compiled(module: torch.nn.Module, example: torch.Tensor) -> Runner:
+def _compiled(exporter: Exporter) -> Runner:
     import torch
 
-    if example.is_cuda:
+    module = exporter.load()
+    if exporter.is_on_gpu:
         run = torch.compile(module, dynamic=False, mode="max-autotune")
     else:
         run = torch.compile(module, dynamic=False, options={"freezing": True})
     with torch.no_grad():  # freezing folds weights only where none can change
-        run(example)
+        run(*exporter.tensors())
 
-    def call(batch: torch.Tensor) -> Any:
+    def call(batch: Tensors) -> Any:
         with torch.inference_mode(False), torch.no_grad():
-            return run(batch)
+            return run(*batch.values())
 
     return Runner(call, is_static=True)
 

@@ -23,7 +23,7 @@ class Eager(Runtime):
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
     ) -> Runner:
-        return Runner(exporter.load(), is_static=False)
+        return Runner(exporter.load().run, is_static=False)
 
 
 RUNTIME = Eager()

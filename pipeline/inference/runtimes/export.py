@@ -12,7 +12,7 @@ import torch
 
 from pipeline.core.node_cache import kept, key_of
 from pipeline.inference import output_tree as pytree
-from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 
 _STRUCTURE = "structure.json"
 _ONNX_PACKAGES = ("onnx", "onnxscript")
@@ -25,8 +25,8 @@ class FlatOutputs(torch.nn.Module):
         super().__init__()
         self.inner = module
 
-    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(pytree.tree_leaves(self.inner(batch)))
+    def forward(self, batch: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(pytree.tree_leaves(self.inner(batch, *others)))
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Exporter:
     """Gives a runtime the module, or what was made of it once on this node."""
 
     load: Callable[[], InferenceModule]
-    example: torch.Tensor
-    """A whole batch on the device, (B, ...); what it holds does not matter."""
+    example: Tensors
+    """A whole batch on the device, each (B, ...); what it holds does not matter."""
     identity: str | None
     """All that decides the module's outputs; None if only its tensors tell."""
     packages: tuple[str, ...] = ()
@@ -55,7 +55,8 @@ class Exporter:
             packages: What it depends on; left out: the runtime's packages.
         """
         packages = self.packages if packages is None else packages
-        batch = [kind, list(self.example.shape), str(self.example.dtype)]
+        # Each tensor's place, shape and type; names do not reach what is made.
+        batch = [kind, *(x for t in self.tensors() for x in (list(t.shape), str(t.dtype)))]
         if self.identity is not None:
             key = key_of([self.identity, *batch], packages)
         else:
@@ -66,6 +67,15 @@ class Exporter:
                 write(folder, FlatOutputs(self.load()).eval())
 
         return kept(key, make)
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Tell whether the batches lie on a GPU."""
+        return any(tensor.is_cuda for tensor in self.example.values())
+
+    def tensors(self, size: int | None = None) -> tuple[torch.Tensor, ...]:
+        """Return the example's tensors in order, of so many rows or of all."""
+        return tuple(tensor[:size] for tensor in self.example.values())
 
     def structure(self) -> pytree.TreeSpec:
         """Return the structure of the outputs."""
@@ -82,14 +92,14 @@ class Exporter:
 
     def _structure(self) -> pytree.TreeSpec:
         with torch.no_grad():
-            return pytree.tree_flatten(self.load()(self.example[:1]))[1]
+            return pytree.tree_flatten(self.load()(*self.tensors(1)))[1]
 
     def onnx(self) -> Path:
         """Return the ONNX file of the module, for batches like the example."""
 
         def export(folder: Path, flat: FlatOutputs) -> None:
             with contextlib.redirect_stdout(io.StringIO()):
-                program = torch.onnx.export(flat, (self.example,), dynamo=True, verbose=False)
+                program = torch.onnx.export(flat, self.tensors(), dynamo=True, verbose=False)
             assert program is not None, "the dynamo exporter returns a program"
             program.save(folder / "model.onnx")
 

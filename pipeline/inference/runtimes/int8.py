@@ -11,15 +11,19 @@ import contextlib
 import importlib.util
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.preprocessing.model_input import num_rows, repeat_rows, take_rows
+
 if TYPE_CHECKING:
     import onnx
+
+    from pipeline.preprocessing.model_input import Arrays
 
 INT8 = "int8"
 EXTRA = "onnxruntime"
@@ -36,12 +40,13 @@ def missing_reason(*, is_on_gpu: bool = False) -> str:
     return f"{absent[0]} is not installed: the extra `{EXTRA}` brings it" if absent else ""
 
 
-def quantise(source: Path, sample: npt.NDArray[Any]) -> bytes:
+def quantise(source: Path, sample: Arrays) -> bytes:
     """Quantise an ONNX model by the ranges that a sample takes in it.
 
     Args:
-        source: A model with one input of fixed shape.
-        sample: (N, ...) rows of that input; whole batches are filled by repeating rows.
+        source: A model whose inputs have fixed shapes.
+        sample: Rows of its inputs in their order, each (N, ...); whole batches are filled by
+            repeating rows.
 
     Returns:
         An ONNX model of the same inputs and outputs, with QuantizeLinear and DequantizeLinear.
@@ -57,7 +62,7 @@ def quantise(source: Path, sample: npt.NDArray[Any]) -> bytes:
         quantization.quantize_static(
             prepared,
             target,
-            _batches(model.graph.input[0], sample),
+            _batches(list(model.graph.input), sample),
             per_channel=True,
             # For weights that `_weight_scales` leaves out: 7 bits never saturate.
             reduce_range=True,
@@ -80,12 +85,14 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _batches(described: onnx.ValueInfoProto, sample: npt.NDArray[Any]) -> Any:
+def _batches(described: Sequence[onnx.ValueInfoProto], sample: Arrays) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    rows = described.type.tensor_type.shape.dim[0].dim_value
-    whole = np.resize(sample, (-(-len(sample) // rows) * rows, *sample.shape[1:]))
-    feeds = iter([{described.name: whole[i : i + rows]} for i in range(0, len(whole), rows)])
+    size = described[0].type.tensor_type.shape.dim[0].dim_value
+    count = -(-num_rows(sample) // size) * size
+    arrays = repeat_rows(sample, count).values()
+    whole = {each.name: array for each, array in zip(described, arrays, strict=True)}
+    feeds = iter([take_rows(whole, slice(i, i + size)) for i in range(0, count, size)])
 
     class Batches(CalibrationDataReader):  # type: ignore[misc]  # the library has no types
         def get_next(self) -> dict[str, npt.NDArray[Any]] | None:

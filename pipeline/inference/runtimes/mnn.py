@@ -20,6 +20,7 @@ from pipeline.inference.runtimes.base import CPU, Runner, Runtime
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter, FlatOutputs
+    from pipeline.inference.runtimes.inference_module import Tensors
 
 # A process of its own: the converter prints to stdout, and ends its process if it fails. It must
 # find no module in the working directory.
@@ -65,8 +66,9 @@ class Mnn(Runtime):
 
         infer = open_model(exporter.folder("mnn", write) / _FILE, num_threads)
 
-        def run(batch: torch.Tensor) -> Any:
-            leaves = [torch.from_numpy(array) for array in infer(batch.numpy())]
+        def run(batch: Tensors) -> Any:
+            fed = [tensor.numpy() for tensor in batch.values()]
+            leaves = [torch.from_numpy(array) for array in infer(*fed)]
             return pytree.tree_unflatten(leaves, structure)
 
         return Runner(run, is_static=True)
@@ -91,8 +93,8 @@ def convert(source: Path, target: Path, converter: str = _CONVERT) -> None:
         raise RuntimeError(f"its converter ended with {done.returncode}: {said[-1]}")
 
 
-def open_model(path: Path, num_threads: int) -> Callable[[npt.NDArray[Any]], Outputs]:
-    """Return a function from a batch of the shape that was exported to copies of the outputs."""
+def open_model(path: Path, num_threads: int) -> Callable[..., Outputs]:
+    """Return a function from a batch's arrays, of the exported shapes, to copies of the outputs."""
     from MNN import expr, nn
 
     types = {np.dtype(np.uint8): expr.uint8, np.dtype(np.float32): expr.float}
@@ -100,9 +102,9 @@ def open_model(path: Path, num_threads: int) -> Callable[[npt.NDArray[Any]], Out
     runtime = nn.create_runtime_manager((config,))
     module = nn.load_module_from_file(str(path), [], [], runtime_manager=runtime)
 
-    def run(batch: npt.NDArray[Any]) -> Outputs:
-        held = expr.const(batch, list(batch.shape), expr.NCHW, types[batch.dtype])
-        return [np.array(expr.convert(out, expr.NCHW).read()) for out in module.forward([held])]
+    def run(*batch: npt.NDArray[Any]) -> Outputs:
+        held = [expr.const(a, list(a.shape), expr.NCHW, types[a.dtype]) for a in batch]
+        return [np.array(expr.convert(out, expr.NCHW).read()) for out in module.forward(held)]
 
     return run
 

@@ -10,6 +10,7 @@ from pipeline.inference.runtimes.int8 import INT8
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
+    from pipeline.inference.runtimes.inference_module import Tensors
 
 
 class OnnxRuntime(Runtime):
@@ -35,7 +36,7 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = 3
         # Threads that spin while they wait take the cores of the decoders.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        wanted = ["CUDAExecutionProvider"] if exporter.example.is_cuda else []
+        wanted = ["CUDAExecutionProvider"] if exporter.is_on_gpu else []
         providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
         if wanted and not providers:
             raise JobError("this onnxruntime has no CUDA provider: install onnxruntime-gpu")
@@ -44,10 +45,11 @@ class OnnxRuntime(Runtime):
             options,
             providers=[*providers, "CPUExecutionProvider"],
         )
-        name = session.get_inputs()[0].name
+        names = [each.name for each in session.get_inputs()]
 
-        def run(batch: torch.Tensor) -> Any:
-            arrays = session.run(None, {name: batch.cpu().numpy()})
+        def run(batch: Tensors) -> Any:
+            fed = zip(names, batch.values(), strict=True)
+            arrays = session.run(None, {name: tensor.cpu().numpy() for name, tensor in fed})
             return pytree.tree_unflatten([torch.from_numpy(array) for array in arrays], structure)
 
         return Runner(run, is_static=True)

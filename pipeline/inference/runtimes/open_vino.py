@@ -10,6 +10,7 @@ from pipeline.inference.runtimes.int8 import INT8
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter, FlatOutputs
+    from pipeline.inference.runtimes.inference_module import Tensors
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", INT8: "f32"}
 
@@ -39,8 +40,11 @@ class OpenVino(Runtime):
 
         def convert(folder: Path, flat: FlatOutputs) -> None:
             # Two rows show as much as a whole batch, and are traced in a tenth of the time.
-            model = openvino.convert_model(flat, example_input=exporter.example[:2])
-            model.reshape(list(exporter.example.shape))
+            few = exporter.tensors(2)
+            model = openvino.convert_model(flat, example_input=few[0] if len(few) == 1 else few)
+            shapes = [list(tensor.shape) for tensor in exporter.tensors()]
+            is_one = len(shapes) == 1
+            model.reshape(shapes[0] if is_one else dict(zip(model.inputs, shapes, strict=True)))
             openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
         structure = exporter.structure()
@@ -61,8 +65,8 @@ class OpenVino(Runtime):
         request = compiled.create_infer_request()
         count = len(compiled.outputs)
 
-        def run(batch: torch.Tensor) -> Any:
-            request.infer([batch.numpy()], share_inputs=True)
+        def run(batch: Tensors) -> Any:
+            request.infer([tensor.numpy() for tensor in batch.values()], share_inputs=True)
             leaves = [
                 torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(count)
             ]

@@ -13,7 +13,7 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.export import Exporter
-from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8
 
 _DTYPES = {
@@ -45,7 +45,7 @@ def make_runner(
     runtime: str,
     precision: str,
     load: Callable[[], InferenceModule],
-    example: torch.Tensor,
+    example: Tensors,
     *,
     num_threads: int,
     identity: str | None = None,
@@ -58,7 +58,7 @@ def make_runner(
         precision: One that the runtime has.
         load: Gives the module on its device, of type `dtype_of`, in eval mode. Not called if the
             node has kept what the runtime once made of it.
-        example: A whole batch on the device; what it holds does not matter.
+        example: A whole batch on the device, by name; what it holds does not matter.
         num_threads: CPU threads.
         identity: All that decides the module's outputs; None if only its tensors tell.
         calibrated: Precision int8: the checked model that runs instead of the module.
@@ -68,7 +68,9 @@ def make_runner(
     """
     allow_tf32(precision)
     chosen = runtime_of(runtime)
-    reason = missing_reason(chosen, precision, is_on_gpu=example.is_cuda)
+    reason = missing_reason(
+        chosen, precision, is_on_gpu=any(tensor.is_cuda for tensor in example.values())
+    )
     if reason:
         raise JobError(f"model.runtime {runtime!r}, model.precision {precision!r}: {reason}")
     if precision == INT8 and calibrated is None:

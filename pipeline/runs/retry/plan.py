@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.commit.plan_store import plan_to_json
 from pipeline.commit.row_positions import KEY, MAX_MINOR, ROW, UNIT, minor_of
-from pipeline.core.schema import Numbers, Reason
+from pipeline.core.schema import FEATURES, Numbers, Reason
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.job import Job
 from pipeline.plan.plan import Plan
@@ -179,7 +179,7 @@ def _measure(
     source, plan = job.source, base.plan
     # With no shard readable nobody knew the types of columns, and predictions have none.
     is_declared = list(source.pass_through) == plan.pass_through.names
-    if not shards or not is_declared or bool(source.features) != bool(plan.num_features):
+    if not shards or not is_declared or bool(source.features) != (FEATURES in plan.fields.names):
         return {}
     rows_max = SliceSizes.of(job, plan.batch_size).most
     form = format_of(source)

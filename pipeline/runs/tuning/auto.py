@@ -57,7 +57,7 @@ def resolve_auto(
     Raises:
         JobError: No way to run the model is left.
     """
-    if not is_open(model) and not model.changes_pixels:
+    if not is_open(model) and not model.input.is_approximate:
         return Resolved(plan, model, allocation)
     workshop = make_workshop(run, plan, model, hardware, allocation)
     profile = load_profile(run, workshop)

@@ -43,7 +43,7 @@ def choose_confirmed(
 
     def in_doubt(way: Trial) -> bool:
         # Other pixels, or fewer bits: there rows differ that no sample of a few shows.
-        may_differ = way.precision != _EXACT or workshop.model.changes_pixels
+        may_differ = way.precision != _EXACT or workshop.model.input.is_approximate
         return may_differ and not way.is_confirmed
 
     def slack_pct(way: Trial) -> float:
@@ -66,7 +66,9 @@ class _Larger:
         plain, sample = workshop.model.as_reference(), Sample(workshop, CONFIRM_ROWS)
         exact = sample.inputs(plain)
         self._workshop = workshop
-        self._inputs = sample.inputs(workshop.model) if workshop.model.changes_pixels else exact
+        self._inputs = (
+            sample.inputs(workshop.model) if workshop.model.input.is_approximate else exact
+        )
         config, parts = replace(workshop.config, spec=plain), _num_parts(workshop.allocation)
         self._reference = [
             lone_task(workshop, keep_part).remote(config, exact, part, parts)

@@ -67,7 +67,7 @@ def try_layouts(workshop: Workshop, sample: Sample, way: Trial, batch_size: int)
         return _try_sharing(workshop, sample, spec, batch_size) if is_open else []
     splits = layouts(cpus) if resources.num_cpus is None else [_own_split(resources.num_cpus, cpus)]
     places = ["actors", "tasks"] if resources.decode_in == "auto" else [resources.decode_in]
-    if spec.transform is None:
+    if not spec.input.stage_names:
         places = ["actors"]
     trials: list[Trial] = []
     for place in places:
@@ -137,7 +137,7 @@ def _try_layout(
     decoders = 0 if in_actors or share else max(1, workshop.node_cpus // 2)
     kinds = ["both" if in_actors else "predict"] * trial.actors + ["decode"] * decoders
     preprocessing = Preprocessing.of(
-        workshop.job.source, spec.transform, trial.threads if in_actors else 1
+        workshop.job.source, spec.input, trial.threads if in_actors else 1
     )
     paces = {"decode": pace and pace / decoders if decoders else None}
     inputs, started = sample.inputs(spec), perf_counter()

@@ -10,14 +10,13 @@ import resource
 from dataclasses import replace
 from statistics import median
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.schema import ERROR, FEATURES, IMAGE, features_from_arrow, images_from_arrow
+from pipeline.core.schema import ERROR
 from pipeline.core.user_errors import tell
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.runtimes import runtime_of
@@ -25,7 +24,8 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.model_input import Arrays as Inputs
+from pipeline.preprocessing.model_input import Input, Limits, num_rows, repeat_rows, take_rows
 from pipeline.runs.tuning.trial import Trial
 from pipeline.sources.rows import Reader
 
@@ -40,26 +40,19 @@ HOPELESS = 0.25
 _MIB = 2**20
 
 
-def prepare(reader: Reader, rows: pa.Table, transform: TransformSpec | None) -> npt.NDArray[Any]:
-    """Decode and transform sampled rows; what cannot be is left out.
-
-    Returns:
-        uint8 (N, S, S, 3) or float32 (N, F).
-    """
-    if transform is None:
-        return features_from_arrow(rows.column(FEATURES))
-    from pipeline.preprocessing.decode import DecodeLimits
-    from pipeline.preprocessing.images import preprocess
-
-    limits = DecodeLimits(reader.source.max_image_bytes, reader.source.max_image_px)
-    rows = preprocess(rows, {}, limits, transform)
-    inputs = images_from_arrow(rows.column(IMAGE), transform.size_px)
-    return inputs[np.flatnonzero(rows.column(ERROR).is_null().to_numpy())]
+def prepare(reader: Reader, rows: pa.Table, seen: Input) -> Inputs:
+    """Prepare sampled rows, each array (N, ...); what cannot be is left out."""
+    limits = Limits(reader.source.max_image_bytes, reader.source.max_image_px)
+    rows = seen.prepare(rows, {}, limits)
+    inputs = seen.arrays(rows)
+    if not rows.column(ERROR).is_valid().to_numpy().any():
+        return inputs
+    return take_rows(inputs, np.flatnonzero(rows.column(ERROR).is_null().to_numpy()))
 
 
 def try_out(
     config: PredictorConfig,
-    sample: npt.NDArray[Any],
+    sample: Inputs,
     reference: Arrays | None,
     limits: AgreementLimits,
     best_rows_per_s: float = 0.0,
@@ -68,7 +61,7 @@ def try_out(
 
     Args:
         config: The way.
-        sample: uint8 (N, S, S, 3) or float32 (N, F).
+        sample: Prepared rows, each array (N, ...).
         reference: What eager fp32 keeps of the sample; None where this is eager fp32.
         limits: How far a row may be from the reference.
         best_rows_per_s: The best rate so far.
@@ -80,7 +73,7 @@ def try_out(
     emulated = emulated_reason(config.spec.precision, is_on_gpu=config.num_gpus > 0)
     if emulated:
         return replace(trial, problem=emulated), {}
-    batch = np.resize(sample, (config.batch_size, *sample.shape[1:]))
+    batch = repeat_rows(sample, config.batch_size)
     try:
         if runtime_of(config.spec.runtime).keeps:
             Predictor(config)  # what a runtime makes of a model is kept: no actor pays for it again
@@ -108,18 +101,17 @@ def try_out(
     ), found
 
 
-def keep_part(
-    config: PredictorConfig, inputs: npt.NDArray[Any], part: int, num_parts: int
-) -> Arrays:
+def keep_part(config: PredictorConfig, inputs: Inputs, part: int, num_parts: int) -> Arrays:
     """Return what a way keeps of one of so many parts of the rows."""
     from pipeline.inference.predictor import Predictor
 
-    return Predictor(config).reduce(np.array_split(inputs, num_parts)[part])
+    rows = np.array_split(np.arange(num_rows(inputs)), num_parts)[part]
+    return Predictor(config).reduce(take_rows(inputs, slice(rows[0], rows[-1] + 1)))
 
 
 def compare_with(
     config: PredictorConfig,
-    inputs: npt.NDArray[Any],
+    inputs: Inputs,
     limits: AgreementLimits,
     *reference: Arrays,
 ) -> tuple[float, float]:
@@ -134,7 +126,7 @@ def compare_with(
     return agreement.pct, agreement.worst
 
 
-def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, str]:
+def calibrate(config: PredictorConfig, sample: Inputs) -> tuple[str, str]:
     """Make and store the int8 model, by every other row of the sample: the rest stays unseen.
 
     Returns:
@@ -148,12 +140,14 @@ def calibrate(config: PredictorConfig, sample: npt.NDArray[Any]) -> tuple[str, s
     if reason or config.models is None:
         return "", reason or "there is no store for the calibrated model"
     try:
-        return store_model(config.models, quantise(export(config), sample[::2])), ""
+        return store_model(
+            config.models, quantise(export(config), take_rows(sample, slice(None, None, 2)))
+        ), ""
     except Exception as error:  # noqa: BLE001  # whatever fails, other ways to run are left
         return "", " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def try_batch(config: PredictorConfig, sample: npt.NDArray[Any]) -> Trial:
+def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
     """Measure rate and memory of one batch size."""
     from pipeline.inference.predictor import Predictor
 
@@ -162,7 +156,7 @@ def try_batch(config: PredictorConfig, sample: npt.NDArray[Any]) -> Trial:
     started = perf_counter()
     try:
         predictor = Predictor(config)
-        batch = np.resize(sample, (config.batch_size, *sample.shape[1:]))
+        batch = repeat_rows(sample, config.batch_size)
         predictor.reduce(batch)
         load_s = perf_counter() - started
         rate = measure_rate(predictor, batch, 0.0)
@@ -178,17 +172,17 @@ def _told(error: Exception) -> str:
     return " ".join((str(error) if is_plain else tell(error)).split())[:200]
 
 
-def measure_rate(predictor: Predictor, batch: npt.NDArray[Any], least_rows_per_s: float) -> float:
+def measure_rate(predictor: Predictor, batch: Inputs, least_rows_per_s: float) -> float:
     """Return rows over the median call, which other work on the machine disturbs least."""
     calls: list[float] = []
     while len(calls) < MIN_CALLS or sum(calls) < MEASURE_S:
         started = perf_counter()
         predictor.reduce(batch)
         calls.append(perf_counter() - started)
-        is_slow = len(batch) / median(calls) < least_rows_per_s
+        is_slow = num_rows(batch) / median(calls) < least_rows_per_s
         if is_slow and sum(calls) >= ENOUGH_S:  # one call may be slow by chance
             break
-    return len(batch) / median(calls)
+    return num_rows(batch) / median(calls)
 
 
 def peak_mib(config: PredictorConfig) -> float:
@@ -210,7 +204,7 @@ class LayoutWorker:
         self._kind, self._config, self._preprocessing = kind, config, preprocessing
         self._predictor: Predictor | None = None
 
-    def load(self, rows: pa.Table, inputs: npt.NDArray[Any]) -> None:
+    def load(self, rows: pa.Table, inputs: Inputs) -> None:
         """Take a sample, encoded and decoded; load the model where there is need, and warm up."""
         self._rows, self._inputs = rows, inputs
         if self._kind != "decode":
@@ -240,4 +234,4 @@ class LayoutWorker:
         if self._preprocessing is not None and self._kind != "predict":
             self._preprocessing({}, self._rows.take(pa.array(wanted % self._rows.num_rows)))
         if self._predictor is not None:
-            self._predictor.reduce(self._inputs[wanted % len(self._inputs)])
+            self._predictor.reduce(take_rows(self._inputs, wanted % num_rows(self._inputs)))

@@ -97,7 +97,6 @@ class Workshop:
             num_gpus=self.allocation.actor_gpus,
             num_threads=self.allocation.actor_threads,
             pass_through=self.plan.pass_through,
-            num_features=self.plan.num_features,
             models=self.store,
         )
 
@@ -132,7 +131,7 @@ class Sample:
         from pipeline.runs.tuning.measure import prepare
 
         task = plain_task(self._workshop, prepare)
-        return task.remote(self._workshop.reader, self.rows, model.transform)
+        return task.remote(self._workshop.reader, self.rows, model.input)
 
 
 def lone_task(workshop: Workshop, function: Callable[..., Any]) -> Any:
@@ -204,7 +203,7 @@ class _Tries:
             if self.first.problem:
                 raise JobError(f"model: eager fp32 cannot predict the sample: {self.first.problem}")
             self._reference = ray.put(found)
-            if workshop.model.changes_pixels:
+            if workshop.model.input.is_approximate:
                 self._inputs = sample.inputs(workshop.model)
                 ray.get(self._inputs)  # a decoder that is not there is no fault of any way
 

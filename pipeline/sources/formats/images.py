@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.core.backoff import BadBlockError
 from pipeline.core.counters import Counters
-from pipeline.core.schema import Failure, Reason
+from pipeline.core.schema import IMAGE, Failure, Reason
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
@@ -100,7 +100,7 @@ class ImageStream:
             failures.append(failure)
         ids = [extent.path for extent in extents]
         uris = [self._reader.store.url(extent.path) for extent in extents]
-        return make_rows(self._reader, ids, uris, images, failures)
+        return make_rows(self._reader, ids, uris, {IMAGE: images}, failures)
 
     def _judge(
         self, extent: Extent, found: bytes | Exception | None

@@ -32,6 +32,7 @@ from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, Guard
 from pipeline.execution.isolation.row_isolation import StagePlan, fail
 from pipeline.execution.stages import Preprocessing, SliceWork
+from pipeline.preprocessing.image_input import ImageInput
 from pipeline.preprocessing.transform import TransformSpec
 
 NAME = "predict-0-0"
@@ -158,7 +159,7 @@ def test_where_much_has_died_slices_go_to_one_child_from_the_start(case: Case) -
 
 
 def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
-    spec = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    spec = ImageInput(TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     images = [encode(base_image(seed), "JPEG") for seed in range(5)]
     images[2] += CRASH
     rows = pa.table(

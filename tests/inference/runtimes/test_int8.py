@@ -62,7 +62,7 @@ def config_of(store: Store, runtime: str = "onnxruntime", sha256: str | None = N
 
 
 def calibrated(store: Store) -> str:
-    sha256, problem = calibrate(config_of(store), images(24))
+    sha256, problem = calibrate(config_of(store), {"image": images(24)})
     assert problem == ""
     return sha256
 
@@ -164,16 +164,16 @@ def test_calibration_tells_what_failed(tmp_path: Path):
     store = Store(str(tmp_path / "out"))
     config = config_of(store)
     gone = replace(config.spec, layer="nowhere")
-    assert "nowhere" in calibrate(replace(config, spec=gone), images(8))[1]
-    assert "GPU" not in calibrate(replace(config, models=None), images(8))[1]
-    assert "CPU only" in calibrate(replace(config, num_gpus=1.0), images(8))[1]
+    assert "nowhere" in calibrate(replace(config, spec=gone), {"image": images(8)})[1]
+    assert "GPU" not in calibrate(replace(config, models=None), {"image": images(8)})[1]
+    assert "CPU only" in calibrate(replace(config, num_gpus=1.0), {"image": images(8)})[1]
 
 
 def test_a_last_batch_of_calibration_is_filled(tmp_path: Path):
     path = tmp_path / "model.onnx"
     path.write_bytes(linear())
     sample = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
-    assert b"QuantizeLinear" in quantise(path, sample)
+    assert b"QuantizeLinear" in quantise(path, {"x": sample})
 
 
 @pytest.mark.parametrize("runtime", ["eager", "compile"])

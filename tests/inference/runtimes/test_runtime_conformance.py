@@ -22,6 +22,7 @@ from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.opening import make_runner
 from pipeline.job.job import AUTO
+from pipeline.preprocessing.image_input import ImageInput
 from pipeline.preprocessing.transform import TransformSpec
 
 NAMES = ("eager", "compile", "onnxruntime", "openvino", "mnn", "row-by-row")
@@ -76,12 +77,12 @@ def test_the_reference_is_tried_first_and_no_two_at_once():
 @ALL
 def test_outputs_and_their_structure_are_those_of_eager_fp32(name: str):
     require(name)
-    batch = torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))
+    batch = {"image": torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))}
     for module in (Convolved(), models.Channels()):
-        inner = InferenceModule(module.eval(), TRANSFORM, torch.float32)
-        example = torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
+        inner = InferenceModule(module.eval(), ImageInput(TRANSFORM), torch.float32)
+        example = {"image": torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)}
         with torch.inference_mode():
-            expected = inner(batch)
+            expected = inner.run(batch)
             runner = make_runner(name, "fp32", lambda inner=inner: inner, example, num_threads=1)
             found = runner.run(batch)
         assert runner.is_static == runtime_of(name).is_static

@@ -23,6 +23,7 @@ from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.mnn import PUBLIC_CONVERTER, convert
 from pipeline.inference.runtimes.opening import dtype_of, make_runner
 from pipeline.models.agreement import AgreementLimits
+from pipeline.preprocessing.image_input import ImageInput
 from pipeline.preprocessing.transform import TransformSpec
 
 ON_CPU = [
@@ -42,13 +43,13 @@ def runner_of(module: torch.nn.Module, runtime: str, precision: str, layer: str 
     if reason:
         pytest.skip(reason)
     kind = dtype_of(runtime, precision)
-    whole = InferenceModule(module.to(kind).eval(), TRANSFORM, kind, layer)
-    example = torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
+    whole = InferenceModule(module.to(kind).eval(), ImageInput(TRANSFORM), kind, layer)
+    example = {"image": torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)}
     return make_runner(runtime, precision, lambda: whole, example, num_threads=1)
 
 
-def batch() -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))
+def batch() -> dict[str, torch.Tensor]:
+    return {"image": torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))}
 
 
 COMPILE_IN_LONG = [
@@ -140,8 +141,8 @@ def test_what_mnn_cannot_convert_is_said_in_one_line(tmp_path: Path):
 
 
 def test_no_float_model_runs_under_the_name_of_int8():
-    whole = InferenceModule(Convolved().eval(), TRANSFORM, torch.float32)
-    example = torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
+    whole = InferenceModule(Convolved().eval(), ImageInput(TRANSFORM), torch.float32)
+    example = {"image": torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)}
     with pytest.raises(JobError, match="no calibrated model"):
         make_runner("onnxruntime", "int8", lambda: whole, example, num_threads=1)
 

@@ -20,6 +20,7 @@ from pipeline.core.errors import JobError
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.plan.allocation import Allocation
+from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.runs.tuning.layout_trials import CPU_BATCHES
 from pipeline.runs.tuning.runtime_trials import Profile
 from pipeline.runs.tuning.selection import (
@@ -160,7 +161,7 @@ def test_a_run_looks_for_as_long_as_it_would_take_and_longer_ones_look_on():
 
 def spec(runtime: str, precision: str) -> ModelSpec:
     task = TaskSpec("classify", labels=("a",))
-    return ModelSpec("m", "factory", "", None, None, None, task, precision, runtime)
+    return ModelSpec("m", "factory", "", None, None, FeatureInput(), task, precision, runtime)
 
 
 def test_only_what_is_auto_is_free():

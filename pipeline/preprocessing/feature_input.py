@@ -1,0 +1,78 @@
+"""Features: one float32 vector per row, which the source has joined already; nothing to prepare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.core.counters import Counters
+from pipeline.core.schema import FEATURES, features_from_arrow
+from pipeline.core.semantics import SEMANTICS
+from pipeline.preprocessing.model_input import Arrays, Limits, Slot, gather_rows
+from pipeline.preprocessing.transform import TransformSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class FeatureInput:
+    """One tensor `features`, float32 (B, F)."""
+
+    num_features: int = 0
+    """F; 0 before the shards have told."""
+    name: ClassVar[str] = "features"
+    stage_names: ClassVar[tuple[str, ...]] = ()
+    takes_transform: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, transform: TransformSpec | None) -> Self:
+        return cls()
+
+    @property
+    def semantics(self) -> Mapping[str, int]:
+        return {"features": SEMANTICS["features"]}
+
+    @property
+    def is_approximate(self) -> bool:
+        return False
+
+    def exact(self) -> Self:
+        return self
+
+    def settings(self) -> None:
+        return None
+
+    def fitted(self, fields: pa.Schema) -> Self:
+        if FEATURES not in fields.names:  # no shard could be read
+            return self
+        return replace(self, num_features=fields.field(FEATURES).type.list_size)
+
+    def fields(self) -> list[pa.Field]:
+        return [pa.field(FEATURES, pa.list_(pa.float32(), self.num_features))]
+
+    def prepare(
+        self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
+    ) -> pa.Table:
+        return rows
+
+    def arrays(self, rows: pa.Table) -> Arrays:
+        return {FEATURES: features_from_arrow(rows.column(FEATURES))}
+
+    def slots(self, batch_size: int) -> Mapping[str, Slot]:
+        return {FEATURES: Slot((batch_size, self.num_features), "float32")}
+
+    def gather(
+        self, inputs: Arrays, rows: npt.NDArray[np.intp], buffers: Arrays
+    ) -> Mapping[str, tuple[slice, ...]]:
+        return gather_rows(inputs, rows, buffers)
+
+    def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
+        from pipeline.preprocessing.normalise import Cast
+
+        return Cast(dtype)

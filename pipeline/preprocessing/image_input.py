@@ -1,0 +1,81 @@
+"""Images: encoded bytes in, uint8 pixels of one size out, normalised on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.core.counters import Counters
+from pipeline.core.schema import IMAGE, images_from_arrow
+from pipeline.core.semantics import SEMANTICS
+from pipeline.preprocessing.model_input import Arrays, Limits, Slot, gather_rows
+from pipeline.preprocessing.transform import TransformSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """One tensor `image`, uint8 (B, S, S, 3) RGB."""
+
+    transform: TransformSpec
+    name: ClassVar[str] = "image"
+    stage_names: ClassVar[tuple[str, ...]] = ("decode", "transform")
+    takes_transform: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, transform: TransformSpec | None) -> Self:
+        if transform is None:
+            raise ValueError("images need a transform")
+        return cls(transform)
+
+    @property
+    def semantics(self) -> Mapping[str, int]:
+        return {area: SEMANTICS[area] for area in ("decode", "transform")}
+
+    @property
+    def is_approximate(self) -> bool:
+        return self.transform.changes_pixels
+
+    def exact(self) -> Self:
+        return replace(self, transform=self.transform.exact())
+
+    def settings(self) -> dict[str, Any]:
+        return self.transform.to_dict()
+
+    def fitted(self, fields: pa.Schema) -> Self:
+        return self
+
+    def fields(self) -> list[pa.Field]:
+        return [pa.field(IMAGE, pa.binary(3 * self.transform.size_px**2))]
+
+    def prepare(
+        self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
+    ) -> pa.Table:
+        from pipeline.preprocessing.decode import DecodeLimits
+        from pipeline.preprocessing.images import preprocess
+
+        return preprocess(rows, counters, DecodeLimits(*limits), self.transform, num_threads)
+
+    def arrays(self, rows: pa.Table) -> Arrays:
+        return {IMAGE: images_from_arrow(rows.column(IMAGE), self.transform.size_px)}
+
+    def slots(self, batch_size: int) -> Mapping[str, Slot]:
+        size_px = self.transform.size_px
+        return {IMAGE: Slot((batch_size, size_px, size_px, 3), "uint8")}
+
+    def gather(
+        self, inputs: Arrays, rows: npt.NDArray[np.intp], buffers: Arrays
+    ) -> Mapping[str, tuple[slice, ...]]:
+        return gather_rows(inputs, rows, buffers)
+
+    def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
+        from pipeline.preprocessing.normalise import NormaliseImages
+
+        return NormaliseImages(self.transform.mean, self.transform.std, dtype)
