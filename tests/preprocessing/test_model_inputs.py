@@ -1,0 +1,162 @@
+"""Every input does what the protocol says: the built-in ones, and one from outside."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import toy_input
+import toy_package
+from encoded import base_image, png
+
+from pipeline.core import registry
+from pipeline.core.counters import Counters
+from pipeline.core.schema import (
+    ERROR,
+    FEATURES,
+    IMAGE,
+    IMAGE_FIELDS,
+    Failure,
+    Reason,
+    empty_column,
+    failure_columns,
+    feature_fields,
+    source_schema,
+)
+from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.preprocessing.model_input import (
+    Input,
+    Limits,
+    num_rows,
+    repeat_rows,
+    row_bytes,
+    take_rows,
+)
+from pipeline.preprocessing.transform import TransformSpec
+
+NUM_ROWS, BAD = 5, 2
+LIMITS = Limits(10**6, 10**6)
+TRANSFORM = TransformSpec(24, 28, "bilinear", (0.4, 0.5, 0.6), (0.2, 0.2, 0.2))
+FAILED = Failure(Reason.NULL_INPUT, "read", "null")
+
+
+def image_column() -> pa.Array:
+    values = [None if row == BAD else png(base_image(row)) for row in range(NUM_ROWS)]
+    return pa.array(values, pa.large_binary())
+
+
+def feature_column() -> pa.Array:
+    flat = pa.array(np.arange(NUM_ROWS * 3, dtype=np.float32))
+    return pa.FixedSizeListArray.from_arrays(flat, 3)
+
+
+CASES: dict[str, tuple[pa.Schema, Callable[[], pa.Array]]] = {
+    "image": (IMAGE_FIELDS, image_column),
+    "features": (feature_fields(3), feature_column),
+    "toy": (IMAGE_FIELDS, image_column),
+}
+"""Input -> the source's columns that it reads, and NUM_ROWS values; a new input has a line here."""
+
+
+@pytest.fixture(autouse=True)
+def _with_toy(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = toy_package.install(tmp_path_factory.mktemp("site"), toy_input.POINTS)
+    monkeypatch.syspath_prepend(site)
+
+
+@pytest.fixture(params=[*CASES])
+def seen(request: pytest.FixtureRequest) -> Input:
+    kind: type[Input] = registry.load(registry.INPUTS, request.param)
+    made = kind.of(TRANSFORM if kind.takes_transform else None)
+    return made.fitted(CASES[request.param][0])
+
+
+def rows_for(seen: Input) -> pa.Table:
+    fields, column = CASES[seen.name]
+    ids = pa.array([str(row) for row in range(NUM_ROWS)])
+    failures = [FAILED if row == BAD else None for row in range(NUM_ROWS)]
+    columns = {"row_id": ids, "uri": ids, fields.names[0]: column(), **failure_columns(failures)}
+    return pa.table(columns, schema=source_schema([], fields))
+
+
+def test_every_registered_input_is_tried_here():
+    assert set(registry.names(registry.INPUTS)) == set(CASES)
+
+
+def test_it_is_plain_enough_for_ray_and_for_comparing(seen: Input):
+    again = pickle.loads(pickle.dumps(seen))
+    assert again == seen
+    assert again.settings() == seen.settings()
+    assert seen.exact().exact() == seen.exact()
+    assert not seen.exact().is_approximate
+    assert all(number >= 1 for number in seen.semantics.values())
+
+
+def test_rows_stay_in_order_and_failed_ones_stay_failed(seen: Input):
+    rows, counters = rows_for(seen), Counters()
+    prepared = seen.prepare(rows, counters, LIMITS, 2)
+    assert prepared.column("row_id").equals(rows.column("row_id"))
+    errors = prepared.column(ERROR).to_pylist()
+    assert [row for row, error in enumerate(errors) if error] == [BAD]
+    assert set(counters) == set(seen.stage_names)
+    for stage in seen.stage_names:
+        assert counters[stage]["rows_in"] == NUM_ROWS - 1
+    for field in seen.fields():
+        assert prepared.schema.field(field.name).type == field.type
+
+
+def test_arrays_are_views_that_a_batch_is_gathered_from_once(seen: Input):
+    prepared = seen.prepare(rows_for(seen), {}, LIMITS)
+    inputs, slots = seen.arrays(prepared), seen.slots(4)
+    assert list(inputs) == list(slots)
+    assert num_rows(inputs) == NUM_ROWS
+    for values in inputs.values():
+        assert not values.flags.owndata
+    buffers = {name: np.full(slot.shape, 7, slot.dtype) for name, slot in slots.items()}
+    rows = np.array([4, 0, 3])
+    places = seen.gather(inputs, rows, buffers)
+    for name, values in inputs.items():
+        assert np.array_equal(buffers[name][places[name]], values[rows])
+        assert (buffers[name][len(rows) :] == 7).all()
+
+
+class Recorder(torch.nn.Module):
+    """Notes what it is called with."""
+
+    def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        self.called = (args, kwargs)
+        return next(iter((*args, *kwargs.values())))
+
+
+def test_one_tensor_goes_to_the_model_by_position_and_several_by_name(seen: Input):
+    inputs = seen.arrays(seen.prepare(rows_for(seen), {}, LIMITS))
+    batch = {name: torch.from_numpy(values.copy()) for name, values in inputs.items()}
+    recorder = Recorder()
+    InferenceModule(recorder, seen, torch.float32).run(batch)
+    args, kwargs = recorder.called
+    assert list(kwargs) == (list(batch) if len(batch) > 1 else [])
+    assert len(args) == (1 if len(batch) == 1 else 0)
+    for tensor in (*args, *kwargs.values()):
+        assert len(tensor) == NUM_ROWS
+        assert tensor.dtype == torch.float32
+
+
+def test_rows_of_several_arrays_are_taken_together():
+    inputs = {"a": np.arange(3), "b": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    assert row_bytes(inputs) == 8 + 8
+    assert {n: v.tolist() for n, v in take_rows(inputs, [2, 0]).items()} == {
+        "a": [2, 0],
+        "b": [[4, 5], [0, 1]],
+    }
+    assert repeat_rows(inputs, 4)["a"].tolist() == [0, 1, 2, 0]
+
+
+def test_rows_without_an_input_have_nulls_or_zeros():
+    assert empty_column(IMAGE_FIELDS.field(IMAGE).type, 2).to_pylist() == [None, None]
+    kind = feature_fields(2).field(FEATURES).type
+    assert empty_column(kind, 2).to_pylist() == [[0, 0], [0, 0]]
+    assert empty_column(kind, 2).type == kind

@@ -1,0 +1,128 @@
+"""An input of another distribution: two tensors per row, the first bytes of a file and its size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from pipeline.core.counters import Counters, measure
+from pipeline.core.schema import (
+    ERROR,
+    IMAGE,
+    Failure,
+    Reason,
+    failure_columns,
+    failures_of,
+    features_from_arrow,
+)
+from pipeline.preprocessing.model_input import Arrays, Limits, Slot, gather_rows
+from pipeline.preprocessing.normalise import Cast
+from pipeline.preprocessing.transform import TransformSpec
+
+STAGE, HEAD, SIZE = "peek", "head", "size"
+HEAD_BYTES = 4
+POINTS = {"pipeline.preprocessing": {"toy": "toy_input:ToyInput"}}
+"""The entry point that brings it, for `toy_package.install`."""
+
+
+@dataclass(frozen=True)
+class ToyInput:
+    """`head`, float32 (B, 4), the first bytes; `size`, float32 (B, 1), how many there are."""
+
+    name: ClassVar[str] = "toy"
+    stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
+    takes_transform: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, transform: TransformSpec | None) -> Self:
+        return cls()
+
+    @property
+    def semantics(self) -> Mapping[str, int]:
+        return {"toy_input": 1}
+
+    @property
+    def is_approximate(self) -> bool:
+        return False
+
+    def exact(self) -> Self:
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        return {"input": self.name, "head_bytes": HEAD_BYTES}
+
+    def fitted(self, fields: pa.Schema) -> Self:
+        return self
+
+    def fields(self) -> list[pa.Field]:
+        return [
+            pa.field(HEAD, pa.list_(pa.float32(), HEAD_BYTES)),
+            pa.field(SIZE, pa.list_(pa.float32(), 1)),
+        ]
+
+    def prepare(
+        self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
+    ) -> pa.Table:
+        failures = failures_of(rows)
+        head = np.zeros((rows.num_rows, HEAD_BYTES), np.float32)
+        size = np.zeros((rows.num_rows, 1), np.float32)
+        with measure(counters, STAGE) as done:
+            for row, data in enumerate(rows.column(IMAGE).to_pylist()):
+                if failures[row] is not None:
+                    continue
+                done.rows_in += 1
+                if len(data) < HEAD_BYTES:
+                    failures[row] = Failure(Reason.TRUNCATED, STAGE, f"{len(data)} bytes")
+                    done.rows_quarantined += 1
+                    continue
+                done.rows_out += 1
+                head[row] = np.frombuffer(data[:HEAD_BYTES], np.uint8)
+                size[row] = len(data)
+        kept = [name for name in rows.column_names if name != IMAGE]
+        columns = {name: rows.column(name) for name in kept} | failure_columns(failures)
+        for field, values in zip(self.fields(), (head, size), strict=True):
+            columns[field.name] = pa.FixedSizeListArray.from_arrays(
+                pa.array(values.reshape(-1)), values.shape[1]
+            )
+        return pa.table(columns)
+
+    def arrays(self, rows: pa.Table) -> Arrays:
+        return {name: features_from_arrow(rows.column(name)) for name in (HEAD, SIZE)}
+
+    def slots(self, batch_size: int) -> Mapping[str, Slot]:
+        return {
+            HEAD: Slot((batch_size, HEAD_BYTES), "float32"),
+            SIZE: Slot((batch_size, 1), "float32"),
+        }
+
+    def gather(
+        self, inputs: Arrays, rows: npt.NDArray[np.intp], buffers: Arrays
+    ) -> Mapping[str, tuple[slice, ...]]:
+        return gather_rows(inputs, rows, buffers)
+
+    def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
+        return Cast(dtype)
+
+
+class Sizes(torch.nn.Module):
+    """Tells files that begin as PNGs do from others, and gives their size."""
+
+    def forward(self, size: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        is_png = (head[:, :1] == 0x89).to(size.dtype)
+        return torch.cat([is_png, size], dim=1)
+
+
+def sizes() -> torch.nn.Module:
+    return Sizes()
+
+
+def errors_of(rows: pa.Table) -> list[str | None]:
+    """What failed, by row."""
+    found: list[str | None] = rows.column(ERROR).to_pylist()
+    return found
