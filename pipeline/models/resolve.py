@@ -14,7 +14,7 @@ from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.registry import INPUTS, load
+from pipeline.core.registry import INPUTS, get
 from pipeline.models.allowed_imports import (
     import_callable,
     needed_arguments,
@@ -206,7 +206,7 @@ def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpe
 
 
 def _choose_input(card: ModelCard, wanted: Transform, name: str) -> Input:
-    kind: type[Input] = load(INPUTS, name)
+    kind: type[Input] = get(INPUTS, name)
     if kind.takes_transform:
         return kind.of(_merge_transform(card.name, card.transform, wanted))
     given = sorted(wanted.model_fields_set)

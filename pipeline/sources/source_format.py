@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import pyarrow as pa
 
 from pipeline.core.counters import Counters
-from pipeline.core.registry import SOURCES, load
+from pipeline.core.registry import SOURCES, get
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.section import Section
 from pipeline.job.source import Source
@@ -217,7 +217,7 @@ class CountedByReading:
 
 def format_of(source: Source) -> SourceFormat:
     """Return the format of a job's section, which has been checked to be there."""
-    return cast(SourceFormat, load(SOURCES, source.format))
+    return cast(SourceFormat, get(SOURCES, source.format))
 
 
 def planned_ids(kind: RowIds, extent: Extent, skip: int = 0) -> Iterator[str]:

@@ -1,20 +1,26 @@
-"""A task, a runtime, a table and a gate of another distribution carry a whole run."""
+"""What another distribution brings, one of every kind, carries a whole run."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import toy_gate
+import toy_input
 import toy_package
 import toy_runtime
+import toy_source
 import toy_table
 import toy_task
 from checkout import PYTHONPATH
 from cli import pipeline, write_job
+from encoded import base_image, png
 
 from pipeline.commands.demo_photos import build_images
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import current_manifest, read_part
 from pipeline.storage.store import Store
 
 TOYS = {
@@ -52,3 +58,43 @@ def test_one_run_by_toys_of_every_kind(tmp_path: Path) -> None:
     assert len(rows) == 11
     assert all(row[toy_task.NAME] > 0 for row in rows)
     assert pipeline("verify", store.uri, "--partition", "date=2026-11-24", env=env).code == 0
+
+
+def test_one_run_by_a_source_and_an_input_of_another_distribution(tmp_path: Path) -> None:
+    site = toy_package.install(tmp_path / "site", {**toy_source.POINTS, **toy_input.POINTS})
+    env = {"PYTHONPATH": f"{PYTHONPATH}{os.pathsep}{site}"}
+    (tmp_path / "in").mkdir()
+    images = [png(base_image(seed)) for seed in range(6)]
+    lines = [image.hex() for image in images]
+    (tmp_path / "in" / f"a{toy_source.TOY_FILES}").write_text("\n".join([*lines[:4], "xy", "00"]))
+    (tmp_path / "in" / f"b{toy_source.TOY_FILES}").write_text("\n".join(lines[4:]))
+    job = write_job(
+        tmp_path / "job.yaml",
+        {"uri": str(tmp_path / "in"), "format": "toy", "input": "toy"},
+        str(tmp_path / "out"),
+        model={"factory": "toy_input:sizes", "task": "regress", "targets": ["is_png", "size"]},
+        transform=None,
+        gates={"max_error_pct": 50.0},
+        run={"slice_rows": 3},
+    )
+    done = pipeline("run", job, "--json", env=env)
+    assert done.code == 0, done.stderr
+    stages = {stage["stage"]: stage for stage in done.json["stages"]}
+    assert list(stages)[1:4] == ["read", toy_input.STAGE, "transfer"]
+    assert stages[toy_input.STAGE]["rows_in"] == 7
+    assert stages[toy_input.STAGE]["rows_quarantined"] == 1
+    rows = {row["row_id"]: row for row in read_predictions(str(tmp_path / "out"))}
+    found = {row_id: (row["is_png"], row["size"]) for row_id, row in rows.items()}
+    ids = [*(f"a{toy_source.TOY_FILES}#{row}" for row in range(4)),
+           *(f"b{toy_source.TOY_FILES}#{row}" for row in range(2))]  # fmt: skip
+    assert found == {i: (1.0, len(image)) for i, image in zip(ids, images, strict=True)}
+    again = pipeline("run", job, "--json", env=env)
+    assert again.json["status"] == "nothing_to_do"
+    assert pipeline("verify", str(tmp_path / "out"), env=env).code == 0
+
+
+def read_predictions(uri: str) -> list[dict[str, Any]]:
+    store = Store(uri)
+    manifest = current_manifest(store, Layout("date=2026-11-24"))
+    assert manifest is not None
+    return [row for part in manifest.parts for row in read_part(store, part, None).to_pylist()]

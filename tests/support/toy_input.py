@@ -13,7 +13,6 @@ import torch
 
 from pipeline.core.counters import Counters, measure
 from pipeline.core.schema import (
-    ERROR,
     IMAGE,
     Failure,
     Reason,
@@ -118,11 +117,18 @@ class Sizes(torch.nn.Module):
         return torch.cat([is_png, size], dim=1)
 
 
+class Mixed(torch.nn.Module):
+    """Has weights for both of its inputs, and takes them in another order than they come in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.of_size, self.of_head = torch.nn.Linear(1, 3), torch.nn.Linear(HEAD_BYTES, 3)
+
+    def forward(self, size: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.of_head(head)) - self.of_size(size)
+
+
 def sizes() -> torch.nn.Module:
     return Sizes()
-
-
-def errors_of(rows: pa.Table) -> list[str | None]:
-    """What failed, by row."""
-    found: list[str | None] = rows.column(ERROR).to_pylist()
-    return found

@@ -10,6 +10,7 @@ import models
 import numpy as np
 import pytest
 import torch
+import toy_input
 import toy_package
 from checkout import PYTHONPATH
 from predicting import Convolved, images, predict, predictor, rows_of
@@ -27,6 +28,7 @@ from pipeline.preprocessing.transform import TransformSpec
 
 NAMES = ("eager", "compile", "onnxruntime", "openvino", "mnn", "row-by-row")
 ALL = pytest.mark.parametrize("name", NAMES)
+SEEDED = torch.Generator().manual_seed(2)
 KNOWN = {"fp32", "tf32", "bf16", "fp16", "int8"}
 SIZE_PX, BATCH = models.SIZE_PX, 4
 TRANSFORM = TransformSpec(SIZE_PX, SIZE_PX, "bilinear", (0.4, 0.45, 0.5), (0.2, 0.25, 0.3))
@@ -87,6 +89,20 @@ def test_outputs_and_their_structure_are_those_of_eager_fp32(name: str):
             found = runner.run(batch)
         assert runner.is_static == runtime_of(name).is_static
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@ALL
+def test_a_model_of_several_inputs_gets_them_by_name(name: str):
+    require(name)
+    seen, module = toy_input.ToyInput(), toy_input.Mixed()
+    inner = InferenceModule(module.eval(), seen, torch.float32)
+    slots = seen.slots(BATCH)
+    batch = {n: torch.rand(slot.shape, generator=SEEDED) for n, slot in slots.items()}
+    example = {n: torch.zeros_like(tensor) for n, tensor in batch.items()}
+    with torch.inference_mode():
+        expected = module(**batch)
+        runner = make_runner(name, "fp32", lambda: inner, example, num_threads=1)
+        torch.testing.assert_close(runner.run(batch), expected, atol=1e-4, rtol=1e-4)
 
 
 @ALL
