@@ -22,10 +22,12 @@ from pipeline.core.causes import AlikeError
 from pipeline.core.failpoints import reach
 from pipeline.core.interrupts import undisturbed
 from pipeline.core.schema import SliceKey
+from pipeline.execution.caller import left_as_found, only_run
 from pipeline.execution.cluster.backpressure import limit_read_ahead
 from pipeline.execution.cluster.connect import connect
-from pipeline.execution.stages import PredictorActor
+from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.tasks import ray_errors
+from pipeline.execution.versions import read_options
 from pipeline.gates.golden import GoldenRefused, GoldenRows
 from pipeline.gates.golden_files import read_golden
 from pipeline.inference.ticks import Channel
@@ -58,6 +60,9 @@ def run_job(
 ) -> dict[str, Any]:
     """Execute a job once and return its report; the report is stored beside the output.
 
+    The process is left as it was found: its environment, logging, warning filters, signal handlers
+    and DataContext. A Ray that is initialised in it is used and left running.
+
     Args:
         job: The job.
         options: What the command line adds to it.
@@ -65,16 +70,22 @@ def run_job(
         execute: What to do; left out, all of the job.
 
     Raises:
+        JobError: Another run is in progress in this process.
         PipelineError: With the exit code of what happened. A report is stored for refusals,
             stops and failures too, also unexpected ones, once the store has been found usable.
     """
-    run = RunContext.of(job, options)
+    with only_run(), left_as_found():
+        return _run_job(RunContext.of(job, options), progress, execute or _execute)
+
+
+def _run_job(run: RunContext, progress: Progress, execute: Execute) -> dict[str, Any]:
+    job = run.job
     require_apart(job.source, run.store)  # before a file is written below it
     run.store.probe(single_writer=job.run.single_writer)
     with watch(run, lambda error: save_trouble(run, error)):
         try:
             with stoppable(run):
-                status = (execute or _execute)(run, progress)
+                status = execute(run, progress)
         except BaseException as error:
             if isinstance(error, GoldenRefused):
                 run.record.judged([error.result()])
@@ -127,7 +138,7 @@ def predict_and_publish(
     )
     address = run.options.address
     progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
-    with connect(address) as (hardware, ray_start_s):
+    with connect(address) as (hardware, ray_start_s, on_cluster):
         allocation = allocate(job.shares, hardware)
         if is_open(model):
             progress.phase("choosing how to run the model")
@@ -138,7 +149,7 @@ def predict_and_publish(
             allocation = allocation.for_local_disk(hardware)
         if onto:
             onto.require_same_model(plan)
-        run.record.connected(hardware, allocation, ray_start_s, on_cluster=address is not None)
+        run.record.connected(hardware, allocation, ray_start_s, on_cluster=on_cluster)
         run.record.planned(plan, model, job.resources.num_gpus)
         try:
             staged = _predict_missing(run, plan, model, allocation, golden, progress)
@@ -169,7 +180,7 @@ def _predict_missing(
         return staged
     require_hope(run, plan)
     channel = progress.open_channel(
-        run.record.run_id, allocation.max_actors, is_local=run.options.address is None
+        run.record.run_id, allocation.max_actors, is_local=not run.record.on_cluster
     )
     slices = stream(run, plan, model, allocation, units, golden, channel)
     with (
@@ -204,11 +215,13 @@ def stream(
     limit_read_ahead(allocation.max_actors)
     with ray_errors():
         # A row of this dataset is a slice (schema.pack): Ray cannot cut or merge slices.
-        dataset = ray.data.read_datasource(parts.source, **allocation.read(len(units)))
+        dataset = ray.data.read_datasource(
+            parts.source, **read_options(allocation.read(len(units)))
+        )
         if parts.preprocess is not None:
             dataset = dataset.map_batches(parts.preprocess, **allocation.preprocess())
         dataset = dataset.map_batches(
-            PredictorActor, fn_constructor_args=parts.actor_arguments, **allocation.predict()
+            PredictorActor, fn_constructor_args=[parts.actor], **allocation.predict()
         )
         if parts.write is not None:
             dataset = dataset.map_batches(parts.write, **allocation.write())

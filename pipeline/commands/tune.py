@@ -29,7 +29,7 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     plan, model = prepare(run)
     if not is_open(model):
         model = replace(model, runtime=AUTO, precision=AUTO)
-    with connect(options.address) as (hardware, _):
+    with connect(options.address) as (hardware, _, _):
         allocation = allocate(job.shares, hardware)
         profile, chosen = tune(run, plan, model, hardware, allocation)
     slice_rows = plan.usual_slice_rows()

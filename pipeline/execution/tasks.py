@@ -14,11 +14,27 @@ from pipeline.core.heartbeat import beat
 from pipeline.core.private_files import first_of
 from pipeline.core.user_errors import SHOW_ALL, tell_remote
 from pipeline.execution.isolation.attempts import Attempts
+from pipeline.execution.versions import known_errors, session_folder
 from pipeline.plan.allocation import MAX_TASK_RETRIES
 
 T = TypeVar("T")
 _TASK_CPUS = 0.25
 _TASKS_PER_CPU = 2
+_LOST = (
+    "RayActorError",
+    "LocalRayletDiedError",
+    "RpcError",
+    "GetTimeoutError",
+    "RuntimeEnvSetupError",
+    "ActorUnschedulableError",
+    "TaskUnschedulableError",
+    "WorkerCrashedError",
+    "ObjectLostError",
+    "NodeDiedError",
+    "OutOfMemoryError",
+    "RaySystemError",
+)
+"""Ray's errors where workers, nodes or objects were lost beyond its retries."""
 
 
 @contextlib.contextmanager
@@ -40,25 +56,12 @@ def ray_errors() -> Iterator[None]:
         if ours is not None:
             raise ours from (None if ours is error else error)  # --debug shows both
         reason = " ".join(str(error).split())[:300]
-        if isinstance(error, (exceptions.OutOfDiskError, exceptions.ObjectStoreFullError)):
+        if isinstance(error, known_errors("OutOfDiskError", "ObjectStoreFullError")):
             raise InfraError(
                 "Ray has no room left for objects: free shared memory (/dev/shm) and the disk of "
                 f"its temporary files, then run again ({reason})"
             ) from error
-        lost = (
-            exceptions.RayActorError,
-            exceptions.LocalRayletDiedError,
-            exceptions.RpcError,
-            exceptions.GetTimeoutError,
-            exceptions.RuntimeEnvSetupError,
-            exceptions.ActorUnschedulableError,
-            exceptions.TaskUnschedulableError,
-            exceptions.WorkerCrashedError,
-            exceptions.ObjectLostError,
-            exceptions.NodeDiedError,
-            exceptions.OutOfMemoryError,
-            exceptions.RaySystemError,
-        )
+        lost = known_errors(*_LOST)
         if isinstance(error, lost):
             raise InfraError(
                 f"Ray lost workers more often than it may ({type(error).__name__}: {reason}); "
@@ -78,11 +81,7 @@ def attempts_of(run_id: str) -> Attempts:
     Raises:
         InfraError: Neither folder can be this user's alone.
     """
-    import ray
-
-    context = ray.get_runtime_context()
-    session = Path(context.get_temp_dir()) / context.get_session_name()
-    return attempts_in((session, Path(gettempdir())), run_id)
+    return attempts_in((session_folder(), Path(gettempdir())), run_id)
 
 
 def attempts_in(folders: Sequence[Path], run_id: str) -> Attempts:

@@ -105,6 +105,11 @@ class RunRecorder:
         """Note where it is done."""
         self._placement = Placement(hardware, allocation, ray_start_s, on_cluster)
 
+    @property
+    def on_cluster(self) -> bool:
+        """Tell whether the Ray in use is another one than this process has started."""
+        return self._placement is not None and self._placement.on_cluster
+
     def tuned(self, batch_rates: dict[int, float]) -> None:
         """Note the rows/s of one actor by batch size, as `pipeline tune` measured them."""
         self._batch_rates = batch_rates

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
 from pipeline.commit.provenance import file_metadata
 from pipeline.commit.staging import StagingWriter
 from pipeline.execution.dedupe_actor import start_index
+from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.gates.golden import GoldenRows
 from pipeline.gates.judging import needs_of
@@ -54,8 +55,8 @@ class StreamParts(NamedTuple):
     source: ShardSource
     preprocess: Callable[[pa.Table], pa.Table] | None
     """In tasks of its own; None: actors preprocess, or nothing has to be."""
-    actor_arguments: list[Any]
-    """Of PredictorActor."""
+    actor: ActorConfig
+    """Of the PredictorActors."""
     write: Callable[[pa.Table], pa.Table] | None
     """In tasks of its own; None: actors write."""
 
@@ -89,17 +90,17 @@ def make_stream(
     return StreamParts(
         ShardSource(make_reader(run.job, plan), units, *guarding),
         preprocess_stage(in_tasks, compared, *guarding) if in_tasks else None,
-        [
+        ActorConfig(
             predictor,
-            in_actor,
-            start_index() if dedupe else None,
-            asked_at_s,
-            golden and replace(golden, preprocess=preprocessing),
-            run.job.run.row_timeout_s,
-            writer if allocation.writes_in_actors else None,
-            first_rows(run, plan),
-            channel,
-        ],
+            row_timeout_s=run.job.run.row_timeout_s,
+            preprocessing=in_actor,
+            index=start_index() if dedupe else None,
+            asked_at_s=asked_at_s,
+            golden=golden and replace(golden, preprocess=preprocessing),
+            writer=writer if allocation.writes_in_actors else None,
+            first_rows=first_rows(run, plan),
+            channel=channel,
+        ),
         None if allocation.writes_in_actors else writer_stage(writer),
     )
 

@@ -13,22 +13,31 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
-from unittest.mock import patch
+from typing import Any, NamedTuple
 
-from pipeline.core import native_exit
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.heartbeat import beat
 from pipeline.core.interrupts import reason
 from pipeline.core.terminal import native_errors_to, own_signal_handlers
+from pipeline.execution.caller import default_data_context, left_as_found
 from pipeline.execution.cluster import health
-from pipeline.execution.cluster.executor_wait import WaitForNews
 from pipeline.execution.cluster.in_flight import ExecutorSeen
-from pipeline.execution.embedded.driver_actors import data_in_driver
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
-from pipeline.execution.embedded.minimal_head import small_ray
+from pipeline.execution.embedded.patches import (
+    BROKEN,
+    DATA,
+    END,
+    EXIT,
+    FORK,
+    SIGTERM,
+    START,
+    TALK,
+    applied,
+    is_usable,
+)
 from pipeline.execution.embedded.ray_folder import RayFolder
 from pipeline.execution.environment import (
     NO_AUTOLOAD,
@@ -37,6 +46,13 @@ from pipeline.execution.environment import (
     set_embedded,
     set_remote,
 )
+from pipeline.execution.private_names import is_plain, read
+from pipeline.execution.versions import (
+    different_versions,
+    session_folder,
+    set_callbacks,
+    set_known,
+)
 from pipeline.plan.allocation import Hardware
 
 log = logging.getLogger(__name__)
@@ -44,55 +60,73 @@ _STORE_SHARE = 0.25
 _STORE_MIN_BYTES = 256 << 20
 _STORE_MAX_BYTES = 8 << 30
 _REACH_S = 10.0
-_LOOK_S = 0.02
 
 
 @contextlib.contextmanager
-def connect(address: str | None) -> Iterator[tuple[Hardware, float]]:
-    """Start an embedded Ray, or connect to the cluster at `address`.
+def connect(address: str | None) -> Iterator[Connection]:
+    """Start an embedded Ray, or connect to the cluster at `address`, for the body.
 
-    Yields:
-        The hardware, and the seconds that it took (importing Ray included).
+    A Ray that is initialised in this process already is used instead, and left running.
 
     Raises:
-        JobError: `address` is of another kind, or the environment lets Ray unpickle what it reads.
+        JobError: `address` is of another kind, or not that of the Ray that is initialised here, or
+            the environment lets Ray unpickle what it reads.
         InfraError: No cluster answers at `address`.
     """
     refuse_autoload()
     started = perf_counter()
-    if address is None:
-        set_embedded()
-    else:
-        set_remote()
-    with contextlib.ExitStack() as own:
-        ray = _shared() or (_SHARING.get() or own).enter_context(_connected(address))
-        with health.watched(ray, address):
+    shared = _SHARING.get()
+    with left_as_found(), contextlib.ExitStack() as own:
+        ray = _initialised(address)
+        is_ours = address is None and (ray is None or bool(shared and shared.is_connected))
+        if is_ours:
+            set_embedded()
+        else:
+            set_remote()
+        if ray is None:
+            ray = (shared.stack if shared else own).enter_context(_connected(address))
+            if shared:
+                shared.is_connected = True
+        with health.watched(ray, is_ours=is_ours), default_data_context():
             beat("connected to Ray")
+            _silence_ray()
             _configure_data()
-            with (
-                _lean_data(),
-                data_in_driver(ray) if address is None else contextlib.nullcontext(),
-            ):
-                yield _hardware(ray), perf_counter() - started
+            with applied(*DATA, ray=ray, on_cluster=not is_ours):
+                yield Connection(_hardware(ray), perf_counter() - started, not is_ours)
 
 
-def _shared() -> Any:
-    """Return the module of the Ray that the body of `share_ray` has connected; None without."""
+class Connection(NamedTuple):
+    """The Ray that a run uses."""
+
+    hardware: Hardware
+    start_s: float
+    """What connecting took, importing Ray included."""
+    on_cluster: bool
+    """It is not one that this process has started for its runs alone."""
+
+
+def _initialised(address: str | None) -> Any:
+    """Return the module of the Ray that is initialised in this process; None without.
+
+    Raises:
+        JobError: It is not the one at `address`.
+    """
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return None
-    if not _SHARING.get():
+    theirs = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", theirs):
         raise JobError(
-            "Ray is already initialised in this process: call ray.shutdown() first, a run starts "
-            "its own; with --address HOST:PORT another process can run on a Ray that is there"
+            f"--address {address}: this process is connected to the Ray at {theirs}; leave the "
+            "address out to use that one, or call ray.shutdown() first"
         )
-    _silence_ray()
     return ray
 
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
     """Connect to Ray in the body; yields its module."""
+    on_cluster = address is not None
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_ray_folder()) if address is None else None
         if folder:
@@ -102,19 +136,25 @@ def _connected(address: str | None) -> Iterator[Any]:
         )
         import ray
 
-        native_exit.divert(ray._raylet.__file__)
-        stack.enter_context(_no_talk(ray))
+        stack.enter_context(applied(EXIT, TALK, ray=ray, on_cluster=on_cluster))
+        if server is not None and not is_usable(FORK):
+            server.end()
+            server = None
         try:
             _connect(ray, address, server, folder)
         except BaseException:
-            health.end(ray)  # what it has started
+            _end(ray)  # what it has started
             raise
         if folder is None:
             name = f"driver-native-{secrets.token_hex(8)}.err"
-            logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
-            stack.enter_context(native_errors_to(logs / name))
-        stack.callback(health.end, ray)
+            stack.enter_context(native_errors_to(session_folder() / "logs" / name))
+        stack.callback(_end, ray)
         yield ray
+
+
+def _end(ray: Any) -> None:
+    with applied(END, ray=ray):
+        health.end(ray)
 
 
 @contextlib.contextmanager
@@ -131,17 +171,6 @@ def _ray_folder() -> Iterator[RayFolder]:
         folder.end(keep_logs=keep_logs)
 
 
-@contextlib.contextmanager
-def _no_talk(ray: Any) -> Iterator[None]:
-    """Keep what Ray's processes tell their driver out of its output: "20 retries remaining"."""
-    with patch.object(ray._private.worker, "print_to_stdstream", _to_log):
-        yield
-
-
-def _to_log(said: dict[str, Any], *_: Any, **__: Any) -> None:
-    log.debug("Ray says: %s", " ".join(" ".join(said.get("lines", ())).split()))
-
-
 def _connect(
     ray: Any, address: str | None, server: ForkServer | None, folder: RayFolder | None
 ) -> None:
@@ -155,14 +184,14 @@ def _connect(
     importing.start()
     _silence_ray()  # after its import, which sets filters of its own
     try:
-        # Ray's own, which ends the process with another code, would be there for seconds.
-        no_handler = patch.object(ray._private.utils, "set_sigterm_handler", _do_nothing)
-        with own_signal_handlers(), no_handler:
+        # Ray's handler, which ends the process with another code, would be there for seconds.
+        with own_signal_handlers(), applied(SIGTERM, ray=ray, on_cluster=address is not None):
             _init(ray, address, server, folder)
     except PipelineError:
         raise
     except Exception as error:  # noqa: BLE001  # Ray raises bare ones, too
-        cause = health.trouble() or f"cannot connect: {' '.join(str(error).split())[:200]}"
+        cause = health.trouble() or different_versions(str(error))
+        cause = cause or f"cannot connect: {' '.join(str(error).split())[:200]}"
         raise InfraError(f"Ray at {address or 'this machine'}: {cause}") from None
     finally:
         importing.join()
@@ -173,44 +202,26 @@ def _import_data() -> None:
         importlib.import_module("ray.data")
 
 
-_SHARING: ContextVar[contextlib.ExitStack | None] = ContextVar("_SHARING", default=None)
+@dataclass
+class _Sharing:
+    """The Ray of several runs: what ends it, and whether it has been started."""
+
+    stack: contextlib.ExitStack
+    is_connected: bool = False
+
+
+_SHARING: ContextVar[_Sharing | None] = ContextVar("_SHARING", default=None)
 
 
 @contextlib.contextmanager
 def share_ray() -> Iterator[None]:
     """Let the runs of the body share one Ray: the first `connect` starts it, leaving stops it."""
-    with contextlib.ExitStack() as stack:
-        token = _SHARING.set(stack)
+    with left_as_found(), contextlib.ExitStack() as stack:
+        token = _SHARING.set(_Sharing(stack))
         try:
             yield
         finally:
             _SHARING.reset(token)
-
-
-@contextlib.contextmanager
-def _lean_data() -> Iterator[None]:
-    """Let Ray Data wait for less before it looks what has ended, and keep less of it.
-
-    A look waits until all tasks have ended, 0.1 s at most, and only then the next ones start: of
-    tasks that take milliseconds, each of the few readers would run ten a second. Of every block it
-    keeps statistics, which no run asks for.
-    """
-    from ray.data._internal.execution import streaming_executor_state
-    from ray.data._internal.execution.operators import map_operator
-
-    with (
-        patch.object(streaming_executor_state, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", _LOOK_S),
-        patch.object(map_operator, "to_stats", _no_stats),
-    ):
-        yield
-
-
-def _do_nothing(_: Any) -> None:
-    pass
-
-
-def _no_stats(blocks: Any) -> list[Any]:
-    return []
 
 
 def _configure_data() -> None:
@@ -220,16 +231,19 @@ def _configure_data() -> None:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL)  # an error reaches the user as ours, in one line
     context = DataContext.get_current()
-    # Every slice leaves its task as a block of its own as soon as it is there.
-    context.target_max_block_size = 1
-    context.enable_progress_bars = False
-    # Ray's own wrapper loses the cause on the way to the driver.
-    context.raise_original_map_exception = True
-    context.print_on_execution_start = False
-    context.memory_usage_poll_interval_s = None  # a thread for each task, and nobody asks
-    # What gets no further is seen by us (run.stall_s), who can say what is in flight.
-    context.execution_no_progress_timeout_s = -1
-    context.custom_execution_callback_classes = [ExecutorSeen, WaitForNews]
+    settings = {
+        # Every slice leaves its task as a block of its own as soon as it is there.
+        "target_max_block_size": 1,
+        "enable_progress_bars": False,
+        # Ray's own wrapper loses the cause on the way to the driver.
+        "raise_original_map_exception": True,
+        "print_on_execution_start": False,
+        "memory_usage_poll_interval_s": None,  # a thread for each task, which nothing reads
+        # A run that gets no further is seen by us (run.stall_s), who can say what is in flight.
+        "execution_no_progress_timeout_s": -1,
+    }
+    set_known(context, settings)
+    set_callbacks(context, [ExecutorSeen])
 
 
 def _init(
@@ -245,16 +259,23 @@ def _init(
         ray.init(address=address, runtime_env=_remote_environment(), **common)
         return
     # Inside a Ray job RAY_ADDRESS is set and the caller passes it; here a local Ray is meant.
-    with small_ray(ray, server):
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=embedded_store_bytes(),
-            _temp_dir=str(folder.path) if folder else None,
-            **common,
-        )
-    if server is not None:
-        server.belongs_to(ray)
+    own: dict[str, Any] = {
+        **common,
+        "address": "local",
+        "include_dashboard": False,
+        "object_store_memory": embedded_store_bytes(),
+        "_temp_dir": str(folder.path) if folder else None,
+    }
+    try:
+        with applied(*START, ray=ray), applied(FORK, ray=ray, server=server):
+            ray.init(**own)
+    except BROKEN as error:
+        if is_plain():
+            raise
+        # A patch has the names that it needs, but Ray means something else by one of them.
+        log.debug("patched Ray does not start, so it starts by itself: %r", error)
+        _end(ray)
+        ray.init(**own)
 
 
 def _reach(address: str) -> None:
@@ -322,6 +343,5 @@ def _hardware(ray: Any) -> Hardware:
 
 def _autoscaler_limits() -> dict[str, float]:
     """Return what the autoscaler may grow the cluster to; empty without one."""
-    from ray._private.state import state
-
-    return dict(state.get_max_resources_from_cluster_config() or {})
+    limits = read("autoscaler limits")
+    return dict((limits and limits()) or {})

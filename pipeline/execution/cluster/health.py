@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from pipeline.core.schema import clean_message
+from pipeline.execution.private_names import read
 
 _SILENCE_S = 25.0
 _ASK_EVERY_S = 5.0
@@ -25,6 +26,8 @@ _CONNECT_S = 5.0
 _DIE_S = 3.0
 _LOOK_S = 0.01
 _LOGGED = re.compile(r" (?P<level>[ECF]) \d+ \d+\] \(\w+\) \S+ (?P<text>.*)")
+_VITAL = ("gcs_server", "raylet")
+"""Without the other processes Ray can go on."""
 _MEANS = {
     "SIGKILL": "as happens when memory runs out",
     "SIGXFSZ": "a file grew beyond what ulimit -f allows",
@@ -38,14 +41,21 @@ _roots: list[psutil.Process] = []
 
 
 @contextlib.contextmanager
-def watched(ray: Any, address: str | None) -> Iterator[None]:
-    """Let `trouble` and `end` know of the Ray that is connected while in the body."""
-    if address is None:
+def watched(ray: Any, *, is_ours: bool) -> Iterator[None]:
+    """Let `trouble` and `end` know of the Ray that is connected while in the body.
+
+    Args:
+        ray: Its module.
+        is_ours: This process has started it, and is to end it.
+    """
+    if is_ours:
         _roots.clear()
         _checks.clear()
-        for kind, infos in _node(ray).all_processes.items():
+        for kind, infos in _processes().items():
             for info in infos:
                 started(kind, info)
+        if not _roots:  # private names of Ray tell nothing: what this process has started
+            _note_children()
     else:
         _checks[:] = [HeadAnswers(ray.get_runtime_context().gcs_address)]
     try:
@@ -61,13 +71,32 @@ def started(kind: str, info: Any) -> None:
     _checks.append(ProcessesLive({kind: [info]}))
 
 
-def _node(ray: Any) -> Any:
-    return ray._private.worker._global_node
+def _processes() -> dict[str, list[Any]]:
+    """Return the processes of the Ray that this process has started, by Ray's word for them."""
+    return getattr(read("node"), "all_processes", None) or {}
+
+
+def _note_children() -> None:
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() in _VITAL:
+                _roots.append(child)
+                _checks.append(ChildLives(child))
 
 
 def trouble() -> str | None:
     """Return what is wrong with the Ray that is connected; None if nothing is, or there is none."""
     return next((found for check in list(_checks) if (found := check()) is not None), None)
+
+
+class ChildLives:
+    """Sees that a process of an embedded Ray has ended, but not how."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self._process, self._name = process, process.name()
+
+    def __call__(self) -> str | None:
+        return None if _is_running(self._process) else f"Ray's own process {self._name} ended"
 
 
 class ProcessesLive:
@@ -77,7 +106,7 @@ class ProcessesLive:
         self._infos = processes
 
     def __call__(self) -> str | None:
-        for kind in ("gcs_server", "raylet"):  # the others Ray can do without
+        for kind in _VITAL:
             for info in self._infos.get(kind, ()):
                 code = info.process.poll()
                 if code is not None:
@@ -128,25 +157,33 @@ class HeadAnswers:
 
 
 def end(ray: Any) -> None:
-    """Disconnect from Ray; an embedded one ends, and nothing that it started is left.
-
-    Ray itself ends its processes politely, one after the other, which takes two seconds; all that
-    they could still say is written, so they are killed, all at once.
-    """
-    ours, node = family(), _node(ray)
+    """Disconnect from Ray; an embedded one ends, and nothing that it started is left."""
+    ours = family()
     _checks.clear()
-    if not ours:
-        ray.shutdown()
-        return
-    ray._private.worker._global_node = None  # else `shutdown` ends the processes
     try:
         ray.shutdown()
     finally:
         kill(ours)
         _await_end(ours)
         _roots.clear()
-        if node is not None:  # it is where Ray was started
-            node.destroy_external_storage()
+
+
+@contextlib.contextmanager
+def node_left_alone(ray: Any) -> Iterator[None]:
+    """Let `ray.shutdown` in the body end no processes: a patch.
+
+    Ray ends them one after the other and waits for each, which takes two seconds; all that they
+    could still write is written, so `end` kills them, all at once.
+    """
+    node = ray._private.worker._global_node
+    if node is None or not _roots:
+        yield
+        return
+    ray._private.worker._global_node = None
+    try:
+        yield
+    finally:
+        node.destroy_external_storage()
 
 
 def _await_end(processes: list[psutil.Process]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.core.schema import clean_message
+from pipeline.execution.private_names import read
 
 _executors: list[weakref.ref[Any]] = []
 _COUNTS = {
@@ -31,7 +32,10 @@ _MAX_ACTORS = 200
 
 
 class ExecutorSeen:
-    """An execution callback of Ray Data: remembers what executes, for those who look later."""
+    """An execution callback of Ray Data: remembers what executes, for those who look later.
+
+    Not a subclass of Ray's, whose module is private; what that may learn to call, does nothing.
+    """
 
     def before_execution_starts(self, executor: Any) -> None:
         _executors[:] = [weakref.ref(executor)]
@@ -45,18 +49,31 @@ class ExecutorSeen:
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
         _executors.clear()
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("before_", "on_", "after_")):
+            return _do_nothing
+        raise AttributeError(name)
+
+
+def _do_nothing(*_: Any, **__: Any) -> None:
+    pass
+
 
 def _operators() -> list[Any]:
     executor = _executors[0]() if _executors else None
     # Ray's public statistics would cost time that grows with the blocks, and lack the queues.
     topology = getattr(executor, "_topology", None) or {}
-    return [operator for operator in list(topology) if operator.input_dependencies]
+    return [each for each in list(topology) if getattr(each, "input_dependencies", None)]
+
+
+def _metrics(operator: Any) -> Any:
+    return getattr(operator, "metrics", None)
 
 
 def mark() -> tuple[int, ...]:
     """Return numbers that change when an operator gets on: a task finished, an actor is ready."""
     names = ("num_tasks_finished", "num_outputs_taken", "num_alive_actors")
-    return tuple(getattr(each.metrics, name, 0) for each in _operators() for name in names)
+    return tuple(getattr(_metrics(each), name, 0) for each in _operators() for name in names)
 
 
 def operators() -> list[str]:
@@ -65,7 +82,7 @@ def operators() -> list[str]:
 
 
 def _describe(operator: Any) -> str:
-    metrics = operator.metrics
+    metrics = _metrics(operator)
     has_actors = any(getattr(metrics, name, 0) for name in _ACTORS.values())
     shown = {**_COUNTS, **({f"actors {k}": v for k, v in _ACTORS.items()} if has_actors else {})}
     counts = ", ".join(f"{getattr(metrics, name, '?')} {text}" for text, name in shown.items())
@@ -73,10 +90,11 @@ def _describe(operator: Any) -> str:
 
 
 def actors() -> list[str]:
-    """Describe the actors that are not dead, by what Ray's head knows; may wait for the head."""
-    from ray._private.state import state
-
-    alive = [a for a in state.actor_table(None).values() if a["State"] != "DEAD"]
+    """Describe the actors that have not ended, by what Ray's head knows; may wait for the head."""
+    actor_table = read("actors")
+    if actor_table is None:
+        return []
+    alive = [a for a in actor_table(None).values() if a["State"] != "DEAD"]
     lines = [
         clean_message(
             f"actor {a['ActorClassName']} {a['ActorID'][:8]}: {a['State']}, pid {a['Pid']} on "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -10,9 +11,13 @@ from collections.abc import Iterator
 from pipeline.core.errors import InfraError, JobError
 from pipeline.execution.auth_token import send_token
 from pipeline.execution.environment import set_remote
+from pipeline.execution.private_names import read
 from pipeline.execution.submit.client import connect, one_line, refused_token
+from pipeline.execution.versions import refused_errors
 
+log = logging.getLogger(__name__)
 _REACH_S = 10.0
+_TAKES_CONNECTIONS = "its head takes connections; whether it lets us in shows when a run starts"
 _LOCAL = ("auto", "local")
 """Addresses that Ray finds by itself, and that name no cluster to log in to."""
 
@@ -32,11 +37,10 @@ def log_in(address: str) -> str:
     if "://" in address:
         connect(address)
         return f"{address}: its job API answers and lets us in"
-    _ask_head(address)
-    return f"{address}: its head answers and lets us in"
+    return f"{address}: {_ask_head(address)}"
 
 
-def _ask_head(address: str) -> None:
+def _ask_head(address: str) -> str:
     set_remote()
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
@@ -45,16 +49,22 @@ def _ask_head(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
     except (OSError, OverflowError) as error:
         raise InfraError(f"Ray at {address}: cannot connect: {one_line(error)}") from None
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # it is compiled
-    from ray.exceptions import AuthenticationError, RaySystemError
+    from ray.exceptions import RaySystemError
 
+    client = read("head client")
+    if client is None:
+        return _TAKES_CONNECTIONS
     try:
         with _quiet_core():
-            GcsClient(address=address).check_alive([], timeout=_REACH_S)
-    except AuthenticationError:
+            client(address=address).check_alive([], timeout=_REACH_S)
+    except (AttributeError, TypeError) as error:
+        log.debug("this Ray's head is asked another way: %s", error)
+        return _TAKES_CONNECTIONS
+    except refused_errors():
         raise JobError(refused_token(address, has_token=send_token())) from None
     except (OSError, RuntimeError, RaySystemError) as error:
         raise InfraError(f"Ray at {address}: cannot connect: {one_line(error)}") from None
+    return "its head answers and lets us in"
 
 
 @contextlib.contextmanager

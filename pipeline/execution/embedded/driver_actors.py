@@ -1,4 +1,4 @@
-"""Serves Ray Data in the driver what an embedded Ray would start actors for.
+"""Patches that serve Ray Data in the driver what an embedded Ray would start actors for.
 
 Ray Data asks an actor what it may use of the cluster, and starts nothing before that actor runs; it
 tells another, for the dashboard, how far it is; and a third keeps on which node each actor is. Each
@@ -19,33 +19,51 @@ _NEVER_S = 1e9
 
 
 @contextlib.contextmanager
-def data_in_driver(ray: Any) -> Iterator[None]:
-    """Let executions in the body start none of the three actors, and record no metrics.
-
-    Metrics are for the dashboard, which an embedded Ray has not.
-    """
-    from ray.data._internal import stats
+def coordinator_in_driver(ray: Any) -> Iterator[None]:
+    """Ask no actor what Ray Data may use of the cluster."""
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
-    from ray.data._internal.execution.operators import actor_pool_map_operator
-    from ray.data._internal.utils import cached_ray_internals
-    from ray.util import metrics
 
     coordinator = _Called(_make_coordinator(ray, module), ray.put)
+    with patch.object(module, "get_or_create_autoscaling_coordinator", lambda: coordinator):
+        yield
+
+
+@contextlib.contextmanager
+def locations_in_driver(ray: Any) -> Iterator[None]:
+    """Ask no actor on which node each actor of a pool is."""
+    from ray.data._internal.execution.operators import actor_pool_map_operator
+    from ray.data._internal.utils import cached_ray_internals
+
     tracker = _OneNode(ray.get_runtime_context().get_node_id(), ray.put)
-    get_tracker = "get_or_create_actor_location_tracker"
+    name = "get_or_create_actor_location_tracker"
     with (
-        patch.object(module, "get_or_create_autoscaling_coordinator", lambda: coordinator),
-        patch.object(actor_pool_map_operator, get_tracker, lambda: tracker),
-        patch.object(cached_ray_internals, get_tracker, lambda: tracker),
-        patch.object(metrics.Metric, "_record", _say_nothing),  # every look records dozens
-        patch.multiple(
-            stats._StatsManager,
-            gen_dataset_id_from_stats_actor=staticmethod(lambda: uuid.uuid4().hex),
-            register_dataset_to_stats_actor=staticmethod(_say_nothing),
-            update_execution_metrics=staticmethod(_say_nothing),
-            update_iteration_metrics=staticmethod(_say_nothing),
-        ),
+        patch.object(actor_pool_map_operator, name, lambda: tracker),
+        patch.object(cached_ray_internals, name, lambda: tracker),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def without_statistics(ray: Any) -> Iterator[None]:
+    """Tell no actor, for the dashboard that an embedded Ray has not, how far an execution is."""
+    from ray.data._internal import stats
+
+    with patch.multiple(
+        stats._StatsManager,
+        gen_dataset_id_from_stats_actor=staticmethod(lambda: uuid.uuid4().hex),
+        register_dataset_to_stats_actor=staticmethod(_say_nothing),
+        update_execution_metrics=staticmethod(_say_nothing),
+        update_iteration_metrics=staticmethod(_say_nothing),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def without_metrics(ray: Any) -> Iterator[None]:
+    """Record no metrics for the same dashboard; every look of Ray Data's loop records dozens."""
+    from ray.util import metrics
+
+    with patch.object(metrics.Metric, "_record", _say_nothing):
         yield
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.execution.embedded import forkserver_main, forkserver_stub
+from pipeline.execution.embedded.raylet_command import raylet_command
 from pipeline.execution.environment import set_embedded
+from pipeline.execution.private_names import is_plain
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ _MODULES = (
     "ray._private.workers.default_worker",
     "ray.data",
     "ray.data._internal.issue_detection",  # what Ray Data sends along with every task needs it
-    "pipeline.execution.stages",
+    "pipeline.execution.predictor_actor",
     "pipeline.inference.predictor",
     "pipeline.preprocessing.images",
     "pipeline.execution.datasource",
@@ -95,6 +97,17 @@ class ForkServer:
             process.kill()
 
 
+@contextlib.contextmanager
+def fork_from(ray: Any, server: ForkServer | None) -> Iterator[None]:
+    """Let the Ray that starts in the body fork its workers from a server, if there is one."""
+    if server is None:
+        yield
+        return
+    with raylet_command(ray, lambda command: server.asked_by(ray, command)):
+        yield
+    server.belongs_to(ray)
+
+
 _ahead: list[ForkServer | None] = []
 
 
@@ -129,7 +142,7 @@ def fork_workers() -> Iterator[ForkServer | None]:
 
 
 def _start() -> ForkServer | None:
-    if sys.platform != "linux":
+    if sys.platform != "linux" or is_plain():
         return None
     try:
         return ForkServer()

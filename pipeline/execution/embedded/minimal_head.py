@@ -1,4 +1,4 @@
-"""Starts an embedded Ray without what no run uses, and without waiting longer than it must."""
+"""Patches that start an embedded Ray without what no run uses, and without needless waiting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.core.errors import InfraError
 from pipeline.core.parent_death import RAYLET, tied_to
 from pipeline.execution.cluster import health
 from pipeline.execution.embedded import idle_agent
-from pipeline.execution.embedded.forkserver import ForkServer
+from pipeline.execution.embedded.raylet_command import raylet_command
 
 _OPTIONAL = "ray.dashboard.optional_deps"
 _NO_PORT = -1
@@ -31,27 +31,57 @@ _LOOK_S = 0.02
 
 
 @contextlib.contextmanager
-def small_ray(ray: Any, server: ForkServer | None) -> Iterator[None]:
-    """Let the `ray.init` of the body start three processes of Ray in place of seven.
+def without_dashboard(ray: Any) -> Iterator[None]:
+    """Leave out the dashboard, the autoscaler's monitor and the one that copies what workers print.
 
-    Its workers are forked from `server`, if there is one.
-
-    Left out are the dashboard (`include_dashboard=False` still starts 250 MiB of it, and waits
-    0.9 s) and its agent (see `_RayletStart`), the autoscaler's monitor and the one that copies
-    what workers print. Ray looks whether it could start the agent by importing what that imports,
-    0.3 s long, and only once a second whether the node is there.
+    `include_dashboard=False` still starts 250 MiB of the dashboard, and waits 0.9 s for it.
     """
-    private = ray._private
-    services = private.services
     with contextlib.ExitStack() as stack:
         for name in ("start_api_server", "start_monitor", "start_log_monitor"):
-            stack.enter_context(patch.object(private.node.Node, name, _start_nothing))
-        for name, wrapped in (
-            ("get_node", _WaitForNode(ray, services.get_node)),
-            ("start_ray_process", _RayletStart(ray, services.start_ray_process, server)),
-        ):
-            stack.enter_context(patch.object(services, name, wrapped))
-        stack.enter_context(_without(_OPTIONAL))
+            stack.enter_context(patch.object(ray._private.node.Node, name, _start_nothing))
+        yield
+
+
+@contextlib.contextmanager
+def without_agents(ray: Any) -> Iterator[None]:
+    """Let a raylet wait for neither of its two agents.
+
+    A raylet lets no worker start before both have written which ports they serve, 0.8 s of
+    importing later, and ends when one of them does. The one that serves the dashboard is of no use
+    without: its ports, none, are written before, and in its place stands a process that does
+    nothing. The other makes environments for workers that are to differ from their driver's; it
+    starts while workers do, on a port that is chosen here. Ray looks whether it could start the
+    first by importing what that imports, 0.3 s long.
+    """
+
+    def without(command: list[str]) -> list[str]:
+        _write_ports(ray, dict(each.split("=", 1) for each in command if "=" in each))
+        port = _free_port()
+        return [_unwaited(argument, port) for argument in command]
+
+    with _without(_OPTIONAL), raylet_command(ray, without):
+        yield
+
+
+@contextlib.contextmanager
+def watched_start(ray: Any) -> Iterator[None]:
+    """Let `health` know of each of Ray's processes as soon as it is started."""
+    own = ray._private.services.start_ray_process
+
+    def start(command: list[str], process_type: str, **named: Any) -> Any:
+        info = own(command, process_type, **named)
+        health.started(process_type, info)
+        return info
+
+    with patch.object(ray._private.services, "start_ray_process", start):
+        yield
+
+
+@contextlib.contextmanager
+def node_seen_at_once(ray: Any) -> Iterator[None]:
+    """Look every 20 ms whether the node is there, where Ray looks once a second."""
+    services = ray._private.services
+    with patch.object(services, "get_node", _WaitForNode(ray, services.get_node)):
         yield
 
 
@@ -72,38 +102,14 @@ def _without(module: str) -> Iterator[None]:
             sys.modules[module] = imported
 
 
-class _RayletStart:
-    """Ray's own `start_ray_process`, for a raylet that waits for neither of its two agents.
-
-    A raylet lets no worker start before both have written which ports they serve, 0.8 s of
-    importing later, and ends when one of them does. The one that serves the dashboard is of no use
-    without: its ports, none, are written before, and in its place stands a process that does
-    nothing. The other makes environments for workers that are to differ from their driver's; it
-    starts while workers do, on a port that is chosen here.
-    """
-
-    def __init__(self, ray: Any, own: Callable[..., Any], server: ForkServer | None) -> None:
-        self._ray, self._own, self._server = ray, own, server
-
-    def __call__(self, command: list[str], process_type: str, **named: Any) -> Any:
-        if process_type == self._ray._private.ray_constants.PROCESS_TYPE_RAYLET:
-            self._write_ports(dict(each.split("=", 1) for each in command if "=" in each))
-            port = _free_port()
-            command = [_unwaited(argument, port) for argument in command]
-            if self._server is not None:
-                command = self._server.asked_by(self._ray, command)
-        info = self._own(command, process_type, **named)
-        health.started(process_type, info)
-        return info
-
-    def _write_ports(self, flags: dict[str, str]) -> None:
-        raylet = self._ray._raylet
-        for port in (
-            raylet.METRICS_AGENT_PORT_NAME,
-            raylet.METRICS_EXPORT_PORT_NAME,
-            raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
-        ):
-            raylet.persist_port(flags["--session_dir"], flags["--node_id"], port, _NO_PORT)
+def _write_ports(ray: Any, flags: dict[str, str]) -> None:
+    raylet = ray._raylet
+    for port in (
+        raylet.METRICS_AGENT_PORT_NAME,
+        raylet.METRICS_EXPORT_PORT_NAME,
+        raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    ):
+        raylet.persist_port(flags["--session_dir"], flags["--node_id"], port, _NO_PORT)
 
 
 def _unwaited(argument: str, port: int) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import clean_message
 from pipeline.execution.auth_token import send_token
+from pipeline.execution.versions import refused_errors
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ def connect(address: str) -> Any:
     _warn_if_open(address, has_token=has_token)
     try:
         import aiohttp  # noqa: F401  # Ray's client imports it only where it is installed
-        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
     except ImportError:
         raise JobError(
@@ -55,7 +55,7 @@ def connect(address: str) -> Any:
     try:
         with _sole_address(address):
             return Client(address)
-    except AuthenticationError:
+    except refused_errors():
         raise JobError(refused_token(shown, has_token=has_token)) from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise InfraError(f"{shown}: no Ray job API answers: {one_line(_root(error))}") from None

@@ -25,6 +25,7 @@ from typing import Any
 from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
 from pipeline.execution.submit.client import connect, one_line, shown_address
 from pipeline.execution.submit.log_follower import GIVE_UP_S, PAUSE_S, Follower
+from pipeline.execution.versions import refused_errors
 from pipeline.job.yaml_reader import parse_value
 
 log = logging.getLogger(__name__)
@@ -111,8 +112,6 @@ def _refuse_secrets(overrides: Sequence[str]) -> None:
 
 
 def _send(client: Any, job_id: str, asked: Submission) -> None:
-    from ray.exceptions import AuthenticationError
-
     with tempfile.TemporaryDirectory(prefix="pipeline-submit-") as folder:
         shutil.copyfile(asked.job_path, Path(folder) / "job.yaml")
         try:
@@ -126,7 +125,9 @@ def _send(client: Any, job_id: str, asked: Submission) -> None:
                 },
                 metadata={"job": Path(asked.job_path).stem, "date": asked.date.isoformat()},
             )
-        except (OSError, RuntimeError, AuthenticationError) as error:
+        except Exception as error:
+            if not isinstance(error, (OSError, RuntimeError, *refused_errors())):
+                raise
             raise InfraError(f"job {job_id}: cannot be submitted: {one_line(error)}") from None
 
 

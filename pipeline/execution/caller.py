@@ -1,0 +1,98 @@
+"""The process that a run is in may be a caller's: a notebook, a scheduler's worker, a program."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.core.errors import JobError
+
+_running = threading.Lock()
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+
+
+@contextlib.contextmanager
+def only_run() -> Iterator[None]:
+    """Let the body be the only run of this process.
+
+    Raises:
+        JobError: Another run is in progress here.
+    """
+    if not _running.acquire(blocking=False):
+        raise JobError(
+            "another run is in progress in this process: wait for its end, or use another process"
+        )
+    try:
+        yield
+    finally:
+        _running.release()
+
+
+@contextlib.contextmanager
+def left_as_found() -> Iterator[None]:
+    """Restore after the body what it changes of the process for Ray's sake.
+
+    Environment variables, levels of loggers and of their handlers, warning filters and signal
+    handlers. The DataContext is restored by `default_data_context`, around what needs Ray Data.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(_restore_environment, dict(os.environ))
+        stack.callback(_restore_logging, _logging_state())
+        stack.enter_context(warnings.catch_warnings())
+        if threading.current_thread() is threading.main_thread():
+            stack.callback(_restore_handlers, {each: signal.getsignal(each) for each in _SIGNALS})
+        yield
+
+
+@contextlib.contextmanager
+def default_data_context() -> Iterator[Any]:
+    """Give the current DataContext Ray's defaults for the body, and then its own values again.
+
+    A run's rows must not depend on what a caller has set for other datasets, such as
+    `max_errored_blocks`, by which Ray Data drops rows.
+    """
+    from ray.data import DataContext
+
+    values = vars(DataContext.get_current())
+    before = dict(values)
+    values.update(vars(DataContext()))
+    try:
+        yield
+    finally:
+        values.clear()
+        values.update(before)
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _logging_state() -> list[tuple[Any, int]]:
+    """Return loggers and handlers, each with its level."""
+    named = logging.Logger.manager.loggerDict.values()
+    loggers: list[logging.Logger] = [
+        logging.root,
+        *(each for each in named if isinstance(each, logging.Logger)),
+    ]
+    handlers = [(each, each.level) for logger in loggers for each in logger.handlers]
+    return [*((each, each.level) for each in loggers), *handlers]
+
+
+def _restore_logging(before: list[tuple[Any, int]]) -> None:
+    for each, level in before:
+        if each.level != level:
+            each.setLevel(level)
+
+
+def _restore_handlers(before: dict[signal.Signals, Any]) -> None:
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)

@@ -1,0 +1,37 @@
+"""Patches by which Ray Data's loop waits for less before it looks what has ended, and keeps less.
+
+A look waits until all tasks have ended, 0.1 s at most, and only then the next ones start: of tasks
+that take milliseconds, each of the few readers would run ten a second. Of every block it keeps
+statistics, which no run asks for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+_LOOK_S = 0.02
+
+
+@contextlib.contextmanager
+def short_looks(ray: Any) -> Iterator[None]:
+    """Let a look of Ray Data's loop wait for 20 ms at most."""
+    from ray.data._internal.execution import streaming_executor_state as module
+
+    with patch.object(module, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", _LOOK_S):
+        yield
+
+
+@contextlib.contextmanager
+def without_block_statistics(ray: Any) -> Iterator[None]:
+    """Let Ray Data keep no statistics of single blocks."""
+    from ray.data._internal.execution.operators import map_operator
+
+    with patch.object(map_operator, "to_stats", _no_stats):
+        yield
+
+
+def _no_stats(blocks: Any) -> list[Any]:
+    return []

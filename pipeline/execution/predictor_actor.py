@@ -1,0 +1,217 @@
+"""The stage that is an actor pool: an actor holds one Predictor and predicts slice after slice."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import socket
+from dataclasses import dataclass, replace
+from time import perf_counter, time
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.commit.staging import StagingWriter
+from pipeline.core.counters import DEDUPE, Counters, StageCounters, add
+from pipeline.core.errors import InfraError, PipelineError
+from pipeline.core.schema import DIGEST, ERROR, SliceKey, pack, unpack
+from pipeline.core.watchdog import pause
+from pipeline.execution.dedupe import remember, slim, with_digests
+from pipeline.execution.dedupe_actor import RemoteIndex
+from pipeline.execution.isolation.attempts import Attempts
+from pipeline.execution.isolation.crash_guard import Guard
+from pipeline.execution.isolation.row_isolation import StagePlan
+from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_stage
+from pipeline.execution.tasks import attempts_of
+from pipeline.inference.first_rows import FirstRows
+from pipeline.inference.prediction_table import unpredicted
+from pipeline.inference.ticks import Channel, begin, tell
+from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks import make_task
+
+if TYPE_CHECKING:
+    from pipeline.gates.golden import GoldenRows
+    from pipeline.inference.predictor import Predictor
+
+_MAX_LOADS = 6
+_NOT_LOADED = (
+    "model {}: loading it ended its process {} times; the worker's log in Ray's session folder "
+    "says where. If that was lack of memory, run fewer actors (resources.max_actors)"
+)
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """All that an actor of the pool is made from; it goes to each of them by way of Ray."""
+
+    predictor: PredictorConfig
+    """What the Predictor is made from."""
+    row_timeout_s: float
+    """How long a batch, or the decoding of a row, may take."""
+    preprocessing: Preprocessing | None = None
+    """How to decode what comes; None where tasks have done it already."""
+    index: Any = None
+    """Handle of the Ray actor that knows earlier results; None without `run.dedupe`."""
+    asked_at_s: float | None = None
+    """The driver's clock, seconds since 1970, when it asked for actors; None if the pool may
+    grow."""
+    golden: GoldenRows | None = None
+    """Rows that must come out as they are known to before anything else is predicted."""
+    writer: StagingWriter | None = None
+    """Commits what was predicted; None where tasks do it."""
+    first_rows: FirstRows | None = None
+    """Watches the first rows; None where the cause of what fails is taken to be the row."""
+    channel: Channel | None = None
+    """Where to tell how far this actor is; None if no progress is shown."""
+
+
+class PredictorActor:
+    """An actor of the pool."""
+
+    def __init__(self, config: ActorConfig) -> None:
+        """Import torch and load the model, timing both.
+
+        A failure is kept and raised at the first call: what an actor's constructor raises
+        reaches the driver only as text.
+        """
+        startup: Counters = {}
+        add(startup, "workers", StageCounters(busy_s=_waited_s(config.asked_at_s)))
+        started = perf_counter()
+        importlib.import_module("pipeline.inference.predictor")
+        add(startup, "imports", StageCounters(busy_s=perf_counter() - started))
+        attempts = attempts_of(config.predictor.run_id)
+        if config.first_rows is not None:
+            config.first_rows.share(attempts.folder)
+        self._startup = startup
+        self._model = _Model(config, startup)
+        self._guard = _guard(config, self._model, attempts)
+        self._index = None if config.index is None else RemoteIndex(config.index)
+        self._commit = None if config.writer is None else writer_stage(config.writer)
+        tell(config.channel)
+        self._failure: PipelineError | None = None
+        try:
+            self._model.load(attempts)
+        except PipelineError as error:
+            self._failure = error
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Predict every slice of a block, and commit it if that is this actor's to do.
+
+        Args:
+            block: Packed slices of the rows of the source, or of decoded images.
+
+        Returns:
+            Packed slices of predictions, or a row for each committed slice (`writer_stage`).
+
+        Raises:
+            PipelineError: The model could not be loaded, or the store failed.
+        """
+        packed = []
+        for key, counters, rows in unpack(block):
+            for part, entry in self._startup.items():
+                add(counters, part, StageCounters.from_dict(entry))
+            self._startup.clear()
+            packed.append(pack(key, counters, self._predict(key, counters, rows)))
+        predicted = pa.concat_tables(packed)
+        return predicted if self._commit is None else self._commit(predicted)
+
+    def _predict(self, key: SliceKey, counters: Counters, rows: pa.Table) -> pa.Table:
+        if self._failure is not None:
+            raise self._failure
+        begin((key.unit, key.start))
+        name = f"predict-{key.unit}-{key.start}"
+        if self._index is None:
+            return self._guard.run(name, rows, counters)
+        slimmed = slim(rows if DIGEST in rows.column_names else with_digests(rows), self._index)
+        add(counters, DEDUPE, StageCounters(rows.num_rows, slimmed.num_copied))
+        computed = self._guard.run(name, slimmed.to_compute(), counters)
+        remember(slimmed, computed, self._index)
+        return slimmed.fill(computed)
+
+
+class _Model:
+    """The Predictor of an actor: loaded when the actor starts, and again after it made room."""
+
+    def __init__(self, config: ActorConfig, startup: Counters) -> None:
+        """Take what to load, and the counters that get the seconds it takes."""
+        self._config, self._startup = config, startup
+        self._predictor: Predictor | None = None
+
+    def load(self, attempts: Attempts) -> None:
+        """Load the model, and compare the golden rows.
+
+        Raises:
+            InfraError: Loading it has ended this actor's process several times.
+            PipelineError: It cannot be loaded, or golden rows come out otherwise.
+        """
+        from pipeline.inference.predictor import Predictor
+
+        config, golden = self._config.predictor, self._config.golden
+        with attempts.attempt(f"load-{_actor_id()}") as earlier:
+            if earlier.deaths >= _MAX_LOADS:
+                raise InfraError(_NOT_LOADED.format(config.spec.name, earlier.deaths))
+            started = perf_counter()
+            predictor = Predictor(config, self._config.first_rows)
+            seconds = StageCounters(busy_s=perf_counter() - started)
+            add(self._startup, "model_load", seconds)
+            if golden is not None:
+                where = f"an actor of {socket.gethostname()}"
+                golden.check(config.spec, predictor.reduce, where, self._startup)
+            self._predictor = predictor
+
+    def preprocess(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        """Decode and transform rows; add exact pixels while rows are compared with eager fp32."""
+        preprocessing, predictor = self._config.preprocessing, self._predictor
+        assert preprocessing is not None
+        is_compared = predictor is not None and predictor.awaits_canary
+        if is_compared and preprocessing.input.is_approximate:
+            return preprocessing.compared_step(rows, counters)
+        return preprocessing(counters, rows)
+
+    def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        """Predict rows; those that have failed before pass."""
+        config = self._config.predictor
+        if not rows.column(ERROR).null_count:
+            return unpredicted(make_task(config.spec.task), config.pass_through, rows)
+        if self._predictor is None:
+            from pipeline.inference.predictor import Predictor
+
+            with pause():
+                self._predictor = Predictor(replace(config, limits=None), self._config.first_rows)
+        return self._predictor.predict(rows, counters)
+
+    def make_room(self) -> None:
+        """Take the model off the GPU: a child that needs the same memory is about to load it."""
+        if self._config.predictor.num_gpus:
+            import torch
+
+            self._predictor = None
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _guard(config: ActorConfig, model: _Model, attempts: Attempts) -> Guard:
+    """Return what does the stages of a slice: here, and in a child where that is not safe."""
+    preprocessing, predictor = config.preprocessing, config.predictor
+    plans = [StagePlan(PREDICT, predictor.batch_size, model.predict)]
+    if preprocessing is not None:
+        plans.insert(0, replace(preprocessing.plan, here=model.preprocess))
+    work = SliceWork(preprocessing, predictor)
+    return Guard(work, plans, attempts, config.row_timeout_s, model.make_room)
+
+
+def _actor_id() -> str:
+    """Return the id of this actor, which it keeps when it is started again."""
+    import ray
+
+    actor_id: str = ray.get_runtime_context().get_actor_id()
+    return actor_id
+
+
+def _waited_s(asked_at_s: float | None) -> float:
+    """Return how long this actor's process took to be there; 0 if it is not the first one."""
+    import ray
+
+    if asked_at_s is None or ray.get_runtime_context().was_current_actor_reconstructed:
+        return 0.0
+    return max(0.0, time() - asked_at_s)  # of two machines' clocks one may be ahead

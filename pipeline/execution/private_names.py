@@ -1,0 +1,83 @@
+"""Look up names of Ray that its public interface does not promise: they may go with any version."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import logging
+import os
+import re
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+PLAIN = "PIPELINE_PLAIN_RAY"
+"""The environment variable that turns everything off that touches private names of Ray."""
+_NAME = re.compile(r"(?P<module>[\w.]+):(?P<attributes>[\w.]*)(\((?P<parameters>[\w, ]*)\))?")
+
+READS = {
+    "autoscaler limits": "ray._private.state:state.get_max_resources_from_cluster_config",
+    "actors": "ray._private.state:state.actor_table(actor_id)",
+    "node": "ray._private.worker:_global_node",
+    "head client": "ray._raylet:GcsClient",
+}
+"""Private names that are only read, on any cluster: without one, less is known."""
+
+
+class NameMissing(Exception):
+    """Ray has no such name, or it means something else by it."""
+
+
+def is_plain() -> bool:
+    """Tell whether private names of Ray are to be left alone."""
+    return os.environ.get(PLAIN, "").strip().lower() not in ("", "0", "false")
+
+
+def look_up(name: str) -> Any:
+    """Return what a private name stands for.
+
+    Args:
+        name: `module:attribute.attribute`, with `(parameter, ...)` behind it where a function must
+            have these parameters; `module:`, which gives None, where a module has to be there.
+
+    Raises:
+        NameMissing: It is not there, or the function has other parameters.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name}: not module:attribute")
+    try:
+        if not match["attributes"]:
+            if importlib.util.find_spec(match["module"]) is None:
+                raise NameMissing(name)
+            return None
+        found: Any = importlib.import_module(match["module"])
+        for attribute in match["attributes"].split("."):
+            found = getattr(found, attribute)
+    except (ImportError, AttributeError):
+        raise NameMissing(name) from None
+    if match["parameters"] is not None:
+        _require_parameters(name, found, match["parameters"])
+    return found
+
+
+def _require_parameters(name: str, function: Any, parameters: str) -> None:
+    wanted = {each.strip() for each in parameters.split(",")}
+    try:
+        known = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise NameMissing(name) from None
+    if not wanted <= known.keys():
+        raise NameMissing(name)
+
+
+def read(what: str) -> Any:
+    """Return what one of `READS` stands for; None without it, or where Ray is to be plain."""
+    if is_plain():
+        return None
+    try:
+        return look_up(READS[what])
+    except NameMissing as error:
+        log.debug("Ray's %s is not read: no %s", what, error)
+        return None

@@ -1,0 +1,97 @@
+"""What differs between the versions of Ray, 2.51 to the newest: nothing else asks for a version."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import platform
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.execution.private_names import read
+
+_CALLBACKS = "execution_callbacks"
+_MISMATCH = re.compile(r"cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)")
+OLDEST = "2.51"
+
+
+def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `read_datasource` as this Ray takes them.
+
+    Up to 2.63 options of a task go in `ray_remote_args`; later ones have an argument for each, as
+    2.59 and later have for most. One that Ray has no place for any more is left out: reading is
+    retried by Ray Data itself.
+    """
+    import ray.data
+
+    known = inspect.signature(ray.data.read_datasource).parameters
+    if "ray_remote_args" in known:
+        return dict(options)
+    plain = {key: value for key, value in options.items() if key != "ray_remote_args"}
+    remote = options.get("ray_remote_args") or {}
+    return {**plain, **{key: value for key, value in remote.items() if key in known}}
+
+
+def set_callbacks(context: Any, callbacks: list[type]) -> None:
+    """Let executions call callbacks: by their classes from 2.55 on, by objects before."""
+    if hasattr(context, "custom_execution_callback_classes"):
+        context.custom_execution_callback_classes = callbacks
+    else:
+        context.set_config(_CALLBACKS, [callback() for callback in callbacks])
+
+
+def set_known(context: Any, settings: Mapping[str, Any]) -> None:
+    """Set what this Ray's DataContext has; `execution_no_progress_timeout_s` came with 2.59."""
+    for name, value in settings.items():
+        if hasattr(context, name):
+            setattr(context, name, value)
+
+
+def refused_errors() -> tuple[type[Exception], ...]:
+    """Return what Ray raises where a token is refused; before 2.52 it knows no tokens."""
+    return known_errors("AuthenticationError")
+
+
+def known_errors(*names: str) -> tuple[type[Exception], ...]:
+    """Return those of Ray's exceptions that this version has."""
+    from ray import exceptions
+
+    found = (getattr(exceptions, name, None) for name in names)
+    return tuple(each for each in found if each is not None)
+
+
+def session_folder() -> Path:
+    """Return the folder of Ray's session on this node.
+
+    The runtime context tells it from 2.55 on. Before, only private names do; without those it is
+    the folder of the system's temporary files, where the node's processes meet as well.
+    """
+    import ray
+
+    context = ray.get_runtime_context()
+    if hasattr(context, "get_temp_dir") and hasattr(context, "get_session_name"):
+        return Path(str(context.get_temp_dir()), str(context.get_session_name()))
+    with contextlib.suppress(AttributeError):
+        return Path(str(read("node").get_session_dir_path()))
+    return Path(tempfile.gettempdir())
+
+
+def different_versions(message: str) -> str | None:
+    """Return one line where Ray says that a cluster's Ray or Python differs; None otherwise.
+
+    Args:
+        message: Of the error that Ray raised.
+    """
+    found = _MISMATCH.search(message)
+    if found is None:
+        return None
+    import ray
+
+    return (
+        f"it runs Ray {found[1]} on Python {found[2]}, this process Ray {ray.__version__} on "
+        f"Python {platform.python_version()}: install the cluster's versions here, or use "
+        "`pipeline submit`, whose job runs on the cluster's"
+    )
