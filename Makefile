@@ -5,8 +5,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Which Ray, and which of the tests: any_ray takes minutes, any_ray_short two at most.
+RAY ?= 2.51.2
+ANY_RAY ?= any_ray
+
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu memory soak chaos clean
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu memory soak chaos clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -18,6 +22,12 @@ demo: .venv/.installed-demo ## Install what the demo needs, make photos, classif
 
 test: venv ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+test-ray: venv build/ray-$(RAY)/.installed ## Run the end-to-end tests on another Ray: make test-ray RAY=2.51.2
+	build/ray-$(RAY)/bin/python -m pytest -n0 -m "$(ANY_RAY) and not slow"
+
+test-plain: venv ## Run the same tests with Ray as it comes, without the pipeline's patches
+	PIPELINE_PLAIN_RAY=1 $(BIN)/python -m pytest -n0 -m "$(ANY_RAY) and not slow"
 
 lint: venv ## Check style and format
 	$(BIN)/python -m ruff check .
@@ -81,4 +91,14 @@ build/peers/.installed: pyproject.toml | venv
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
 		"$$(build/peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
 	build/peers/bin/python -m pip install -q 'daft>=0.7.26' 'pyspark>=4.0'
+	@touch $@
+
+# Another Ray in front of .venv: its console scripts and all that they start take this one.
+build/ray-%/.installed: pyproject.toml | venv
+	$(PYTHON) -m venv build/ray-$*
+	{ pwd; $(BIN)/python -c 'import site; print(site.getsitepackages()[0])'; } > \
+		"$$(build/ray-$*/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
+	build/ray-$*/bin/python -m pip install -q --force-reinstall --no-deps 'ray==$*'
+	build/ray-$*/bin/python -m pip install -q --no-deps -e .
+	cd / && $(CURDIR)/build/ray-$*/bin/python -c 'import ray; assert ray.__version__ == "$*", ray'
 	@touch $@

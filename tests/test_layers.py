@@ -43,7 +43,12 @@ PROGRAMS = (
     "execution.embedded.idle_agent",
 )
 # What actors and writers import; readers get the job's section of the source, which needs pydantic.
-IN_WORKERS = ("execution.stages", "commit.staging", "inference.predictor", "preprocessing.images")
+IN_WORKERS = (
+    "execution.predictor_actor",
+    "commit.staging",
+    "inference.predictor",
+    "preprocessing.images",
+)
 
 MAX_LINES = 400
 TREES = dict(trees())

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import JobError
 from pipeline.execution.private_names import read
 
 _CALLBACKS = "execution_callbacks"
 _MISMATCH = re.compile(r"cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)")
 OLDEST = "2.51"
+"""The oldest Ray that is tested."""
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,6 +79,21 @@ def session_folder() -> Path:
     with contextlib.suppress(AttributeError):
         return Path(str(read("node").get_session_dir_path()))
     return Path(tempfile.gettempdir())
+
+
+def require_supported(where: str, version: str) -> None:
+    """Refuse a Ray that is too old.
+
+    Args:
+        where: Begins the message: what runs that Ray.
+        version: Such as `2.60.0`; anything else is taken for a Ray of the future.
+
+    Raises:
+        JobError: It is older than `OLDEST`.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found and (int(found[1]), int(found[2])) < tuple(map(int, OLDEST.split("."))):
+        raise JobError(f"{where} Ray {version}, and the pipeline needs Ray {OLDEST} or newer")
 
 
 def different_versions(message: str) -> str | None:

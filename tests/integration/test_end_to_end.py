@@ -83,6 +83,8 @@ def checksums(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.any_ray
+@pytest.mark.any_ray_short
 @pytest.mark.one_ray
 def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
     built = build_images(tmp_path / "images", 24, seed=3, num_bad=3)
@@ -110,6 +112,7 @@ def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
     assert (verified.code, verified.json["status"]) == (0, "ok"), verified.stderr
 
 
+@pytest.mark.any_ray
 @pytest.mark.one_ray
 def test_parquet_on_s3_keeps_ids_and_pass_through_columns(tmp_path: Path, s3: S3Server) -> None:
     built = build_parquet(
@@ -212,6 +215,7 @@ def kill_inputs(
     return folder, by_id(read_predictions(case.store.uri, PARTITION))
 
 
+@pytest.mark.any_ray
 @pytest.mark.one_ray
 @pytest.mark.parametrize(
     ("moment", "where"),
@@ -271,6 +275,7 @@ def test_kill_9_and_rerun_equals_an_uninterrupted_run(
     assert verified.code == 0, verified.stderr
 
 
+@pytest.mark.any_ray
 @pytest.mark.one_ray
 def test_the_same_run_again_loads_no_model_and_changes_nothing(
     tmp_path: Path, model_loads: Path
@@ -327,6 +332,7 @@ def predict_colours(files: dict[str, bytes]) -> tuple[dict[str, Any], dict[str, 
     return predicted, reasons
 
 
+@pytest.mark.any_ray
 @pytest.mark.one_ray
 @pytest.mark.parametrize(
     ("num_good", "num_mutations"), [(200, 200), pytest.param(475, 500, marks=pytest.mark.slow)]
@@ -465,6 +471,7 @@ def test_what_cannot_be_ends_in_one_line_and_its_exit_code(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.any_ray
 @pytest.mark.one_ray
 def test_an_empty_source_is_refused_unless_allowed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
@@ -479,6 +486,7 @@ def test_an_empty_source_is_refused_unless_allowed(tmp_path: Path) -> None:
     assert table.schema.names == ["row_id", "uri", "label", "label_id", "score", "top_k"]
 
 
+@pytest.mark.any_ray
 @pytest.mark.one_ray
 def test_a_shard_that_cannot_be_opened_counts_as_one_row(tmp_path: Path) -> None:
     build_parquet(tmp_path / "in", 40, seed=12, num_shards=2, num_bad=0)
@@ -498,6 +506,8 @@ def test_a_shard_that_cannot_be_opened_counts_as_one_row(tmp_path: Path) -> None
     assert pipeline("verify", str(tmp_path / "out")).code == 0
 
 
+@pytest.mark.any_ray
+@pytest.mark.any_ray_short
 @pytest.mark.one_ray
 def test_sigterm_keeps_what_is_done_and_exits_6(tmp_path: Path) -> None:
     build_images(tmp_path / "images", KillCase.num_rows, seed=13, num_bad=0)

@@ -48,6 +48,7 @@ def photo_job(tmp_path: Path, photos: tuple[Path, Built], **sections: object) ->
     return write_job(tmp_path / "photos.yaml", source, str(tmp_path / "out"), **sections)
 
 
+@pytest.mark.any_ray
 def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
     ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path, closed_port: int
 ):

@@ -49,6 +49,7 @@ from pipeline.execution.environment import (
 from pipeline.execution.private_names import is_plain, read
 from pipeline.execution.versions import (
     different_versions,
+    require_supported,
     session_folder,
     set_callbacks,
     set_known,
@@ -136,6 +137,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         )
         import ray
 
+        require_supported("this Python has", ray.__version__)
         stack.enter_context(applied(EXIT, TALK, ray=ray, on_cluster=on_cluster))
         if server is not None and not is_usable(FORK):
             server.end()

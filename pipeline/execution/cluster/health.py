@@ -56,12 +56,14 @@ def watched(ray: Any, *, is_ours: bool) -> Iterator[None]:
                 started(kind, info)
         if not _roots:  # private names of Ray tell nothing: what this process has started
             _note_children()
+        outer: list[Check] = []
     else:
+        outer = list(_checks)
         _checks[:] = [HeadAnswers(ray.get_runtime_context().gcs_address)]
     try:
         yield
     finally:
-        _checks.clear()
+        _checks[:] = outer
 
 
 def started(kind: str, info: Any) -> None:

@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import clean_message
 from pipeline.execution.auth_token import send_token
-from pipeline.execution.versions import refused_errors
+from pipeline.execution.versions import refused_errors, require_supported
 
 log = logging.getLogger(__name__)
 
 _CONNECT_S, _ANSWER_S = 10.0, 60.0
+_OK = 200
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -29,7 +30,8 @@ def connect(address: str) -> Any:
     """Return a client of the job API that has seen the cluster answer.
 
     Raises:
-        JobError: The address or the token is wrong, or the extra `submit` is missing.
+        JobError: The address or the token is wrong, the extra `submit` is missing, or the
+            cluster's Ray is too old.
         InfraError: Nothing answers, or not a job API.
     """
     shown = shown_address(address)
@@ -50,7 +52,10 @@ def connect(address: str) -> Any:
 
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             limits = (_CONNECT_S, _ANSWER_S)
-            return super()._do_request(method, endpoint, timeout=limits, **options)
+            answer = super()._do_request(method, endpoint, timeout=limits, **options)
+            if endpoint == "/api/version" and answer.status_code == _OK:
+                require_supported(f"{shown} runs", answer.json().get("ray_version", ""))
+            return answer
 
     try:
         with _sole_address(address):

@@ -1,0 +1,109 @@
+"""The process of a caller is as it was after runs in it, and does one run at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli import environment, write_job
+
+from pipeline.commands.demo_photos import build_images
+from pipeline.commit.manifest import read_predictions
+
+CALLER = """
+import datetime as dt, json, logging, os, signal, sys, threading, warnings
+
+os.environ["MINE"] = "1"
+os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "0"
+signal.signal(signal.SIGTERM, lambda *_: None)
+signal.signal(signal.SIGALRM, lambda *_: None)
+warnings.filterwarnings("error", message="mine")
+logging.basicConfig(level=logging.INFO)
+logging.getLogger("ray.data").setLevel(logging.DEBUG)
+logging.getLogger("pipeline").setLevel(logging.ERROR)
+
+import ray
+from ray.data import DataContext
+
+if sys.argv[2] == "initialised":
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=256 << 20)
+context = DataContext.get_current()
+context.max_errored_blocks = 3
+context.target_max_block_size = 12345678
+context.set_config("mine", [1])
+
+from pipeline.core.errors import JobError
+from pipeline.job.loader import load_job
+from pipeline.report.progress import Progress
+from pipeline.run import run_job
+from pipeline.runs.context import RunOptions
+
+def state():
+    values = {k: repr(v) for k, v in vars(DataContext.get_current()).items()}
+    names = ("", "ray", "ray.data", "ray.serve", "pipeline")
+    loggers = [logging.getLogger(name) for name in names]
+    return {
+        "environment": dict(os.environ),
+        "context": [DataContext.get_current() is context, values],
+        "levels": [logger.level for logger in loggers],
+        "handlers": [handler.level for logger in loggers for handler in logger.handlers],
+        "filters": [repr(each) for each in warnings.filters],
+        "signals": [repr(signal.getsignal(n)) for n in (2, 14, 15)],
+    }
+
+before, published, after = state(), [], []
+options = RunOptions(allow_import=("models",))
+for day in (1, 2):
+    job = load_job(sys.argv[1], date=dt.date(2026, 11, day))
+    with Progress(quiet=True) as progress:
+        published.append(run_job(job, options, progress)["status"])
+    after.append(state())
+changed = [key for seen in after for key in before if seen[key] != before[key]]
+
+refused = []
+def second():
+    try:
+        run_job(job, options, progress)
+    except JobError as error:
+        refused.append(str(error))
+
+def first(run, progress):
+    thread = threading.Thread(target=second)
+    thread.start()
+    thread.join()
+    return "nothing_to_do"
+
+run_job(job, options, progress, first)
+alive = ray.is_initialized() and ray.get(ray.remote(lambda: 7).remote())
+print(json.dumps({
+    "published": published, "changed": changed, "refused": refused, "alive": alive,
+    "seen": [{k: [before[k], after[-1][k]] for k in changed}],
+}))
+"""
+
+
+@pytest.mark.any_ray
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param("initialised", marks=pytest.mark.any_ray_short), "not initialised"],
+)
+def test_a_process_is_as_it_was_after_two_runs_and_both_are_published(how: str, tmp_path: Path):
+    build_images(tmp_path / "images", 12, seed=1, num_bad=1)
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER, job, how], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["published"] == ["published"] * 2
+    assert found["changed"] == [], found["seen"]
+    assert found["alive"] == (7 if how == "initialised" else False)
+    [refused] = found["refused"]
+    assert "another run is in progress in this process" in refused
+    for day in (1, 2):
+        table = read_predictions(str(tmp_path / "out"), f"date=2026-11-{day:02}")
+        assert table.num_rows == 11
