@@ -1,8 +1,8 @@
-"""What happens when Ray's core wants to end this process from C++.
+"""Call handlers of ours when Ray's core ends this process from C++.
 
-It calls `_Exit(1)` in whatever thread notices that the raylet is gone, and `abort` where one of its
-own checks fails: no exception, no handler, no word. Here both lead to a handler of ours instead,
-which can still store a report and say what happened. Linux only; elsewhere Ray does as it does.
+It calls `_Exit(1)` in the thread that notices that the raylet is gone, and `abort` if one of its
+own checks fails, without an exception or a message. Here both lead to a handler, which can still
+store a report and say what happened. Linux only; elsewhere Ray's core ends the process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _kept: list[object] = []
 
 @contextlib.contextmanager
 def handled_by(handler: Handler) -> Iterator[None]:
-    """Let a handler have the word if Ray's core wants to end the process during the body."""
+    """Let Ray's core call a handler before it ends the process during the body."""
     _handlers.append(handler)
     try:
         yield
@@ -52,7 +52,7 @@ def handled_by(handler: Handler) -> Iterator[None]:
 
 
 def have_last_word() -> None:
-    """Let Ray's core end this process no more; where that is under way, wait for the end."""
+    """Let Ray's core end this process no longer; if it is doing so, wait for the end."""
     if _handlers and not _first.acquire(blocking=False):
         threading.Event().wait()
 
@@ -121,9 +121,10 @@ def _slots(library: str) -> Iterator[int]:
 
 
 def _base(library: str) -> int:
+    real = os.path.realpath(library)  # the kernel knows no links
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, _, offset, _, _, *path = line.split(maxsplit=5)
-        if path == [library] and int(offset, 16) == 0:
+        if path == [real] and int(offset, 16) == 0:
             return int(addresses.partition("-")[0], 16)
     raise ValueError("it is not loaded")
 

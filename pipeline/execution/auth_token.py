@@ -1,4 +1,4 @@
-"""The token by which Ray tells friend from foe: sent where it belongs, private where it lies."""
+"""Ray's authentication token: sent to the cluster that it is for, private on this disk."""
 
 from __future__ import annotations
 

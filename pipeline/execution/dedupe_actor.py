@@ -25,7 +25,7 @@ class RemoteIndex:
         return found
 
     def add(self, digests: Sequence[bytes], results: pa.Table) -> None:
-        """Keep the results of rows; nobody waits for it."""
+        """Keep the results of rows, without waiting for it."""
         self._actor.add.remote(digests, results)
 
 

@@ -17,8 +17,8 @@ WORKER_ENVIRONMENT = {
 REMOTE_ENVIRONMENT = {
     # Ray's 20 tries take a quarter of an hour where nothing answers, 20 s where the token is wrong.
     "RAY_NUM_REDIS_GET_RETRIES": "3",
-    # The half of the cluster that Ray Data keeps for a driver which was killed is free after three
-    # minutes, else; the run that goes on with its work stages next to nothing meanwhile.
+    # Otherwise the half of the cluster that Ray Data reserves for a driver is free only three
+    # minutes after that was killed, and the run that goes on stages next to nothing meanwhile.
     "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
 }
 # Whatever the environment of the cluster's nodes says.

@@ -148,8 +148,8 @@ class _Model:
 
         config, golden = self._config.predictor, self._config.golden
         with attempts.attempt(f"load-{_actor_id()}") as earlier:
-            if earlier.deaths >= _MAX_LOADS:
-                raise InfraError(_NOT_LOADED.format(config.spec.name, earlier.deaths))
+            if earlier.exits >= _MAX_LOADS:
+                raise InfraError(_NOT_LOADED.format(config.spec.name, earlier.exits))
             started = perf_counter()
             predictor = Predictor(config, self._config.first_rows)
             seconds = StageCounters(busy_s=perf_counter() - started)

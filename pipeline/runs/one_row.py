@@ -17,7 +17,7 @@ from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.node_cache import tensors_digest
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID, clean_message
-from pipeline.execution.isolation.child_process import Child, Death, Done, Step
+from pipeline.execution.isolation.child_process import Child, ChildExit, Done, Step
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
@@ -103,9 +103,9 @@ def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:
         min(_MAX_START_S, _START_LIMITS * job.run.row_timeout_s),
     )
     with contextlib.closing(child):
-        death = child.start()
-        if death is not None:
-            raise JobError(f"model {model.name}: cannot be loaded: {death.message}")
+        ended = child.start()
+        if ended is not None:
+            raise JobError(f"model {model.name}: cannot be loaded: {ended.message}")
         is_random = model.weights_uri is None and _is_random(child, model)
         found = _first_good(child, model, len(units))
     if not is_random:
@@ -130,7 +130,7 @@ def _is_random(child: Child, model: ModelSpec) -> bool:
         JobError: They are other ones each time, whatever the seed.
     """
     found = child.call(_BUILD, pa.table({"unit": [0]}))
-    if isinstance(found, Death):
+    if isinstance(found, ChildExit):
         raise JobError(f"model {model.name}: cannot be loaded again: {found.message}")
     if not found.rows.column("is_same")[0].as_py():
         raise JobError(
@@ -147,7 +147,7 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
         JobError: Rows can be read and decoded, and none of those tried can be predicted.
     """
     unread = failed = ""
-    num_deaths = 0
+    num_exits = 0
     for row in _rows(child, num_units):
         row_id = clean_message(row.column(ROW_ID)[0].as_py())
         prepares = model.input.stage_names[:1]
@@ -163,8 +163,8 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
             assert not isinstance(predicted, str), "has no problem"
             return Tried("ok", f"1 row ({row_id}) -> {_describe(predicted, model)}")
         failed = failed or f"row {row_id}: {problem}"
-        num_deaths += isinstance(predicted, str)
-        if num_deaths == _MAX_DEATHS:
+        num_exits += isinstance(predicted, str)
+        if num_exits == _MAX_DEATHS:
             break
     if failed:
         raise JobError(f"model {model.name}: fails over the first rows of the source: {failed}")

@@ -99,7 +99,7 @@ def test_what_no_row_survives_is_an_error_of_the_job_that_names_the_cause(
 @pytest.mark.parametrize(
     ("colour", "factory", "words"),
     [
-        (MAGENTA, "deadly", "row 0.png: its process died of SIGSEGV"),
+        (MAGENTA, "deadly", "row 0.png: its process was ended by SIGSEGV"),
         (CYAN, "deadly", "row 0.png: no result after 3 s"),
         (RED, "unloadable", "cannot be loaded: .*SIGSEGV"),
     ],

@@ -200,7 +200,7 @@ def _connect(
 
 
 def _import_data() -> None:
-    with contextlib.suppress(ImportError):  # whoever needs it imports it again, and says so
+    with contextlib.suppress(ImportError):  # what needs it imports it again, and says so
         importlib.import_module("ray.data")
 
 
@@ -318,7 +318,7 @@ def embedded_store_bytes() -> int:
 def _silence_ray() -> None:
     """Keep Ray's own talk out of the user's terminal; its log files still have everything."""
     warnings.filterwarnings("ignore", module=r"ray(\.|$)")
-    # Ray attributes its own deprecations to whoever called it.
+    # Ray attributes its own deprecations to its caller.
     warnings.filterwarnings("ignore", message=r".*deprecated and will be removed in Ray")
     for name in ("ray", "ray.data", "ray.serve", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Whether the Ray that a run uses still lives, and an end for what is left of it.
+"""Whether the Ray that a run uses still runs, and an end for what is left of it.
 
 Without its head Ray waits for a minute and then ends the driver without a word, so a run looks for
 itself, from a thread of its own.

@@ -115,7 +115,7 @@ _ahead: list[ForkServer | None] = []
 def started_ahead(address: str | None) -> Iterator[None]:
     """Start the server for a `fork_workers` in the body, if that is to be without an address.
 
-    Importing takes it longer than the rest of a run's start takes. It ends if nobody asks for it.
+    Importing takes it longer than the rest of a run's start takes. It ends if it is not used.
     """
     if address is None:
         set_embedded()

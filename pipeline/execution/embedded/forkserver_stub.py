@@ -1,4 +1,4 @@
-"""Stands in the place of a worker that a raylet starts: asks for one that is forked.
+"""Runs in place of a worker that a raylet starts, and asks for a forked one.
 
 Run as a program by a raylet, with nothing but Python's own modules: `forkserver_stub.py NAME
 PROGRAM ARGUMENT...`. Where no server answers, or the worker is to have an environment of its own,
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def address(name: str) -> str:
-    """Return the address of a Unix socket that no file system has, and nobody need remove."""
+    """Return the address of an abstract Unix socket: no file, nothing to remove."""
     return "\0" + name
 
 

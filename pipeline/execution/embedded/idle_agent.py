@@ -1,4 +1,4 @@
-"""Stands in the place of Ray's dashboard agent: a raylet ends when its agent does.
+"""Does nothing in place of Ray's dashboard agent: a raylet exits when its agent exits.
 
 Run as a program by a raylet, with nothing but Python's own modules.
 """

@@ -1,7 +1,8 @@
-"""Who died over a piece of work: each attempt leaves a mark on its node while it lasts.
+"""Crash marks: a process makes a file before it begins a piece of work, and removes it at the end.
 
-An attempt that finds the mark of another one knows that a process died there, by a crash, a hang or
-an innocent kill. On another node nobody knows, and one more process dies: that is all it costs.
+An attempt that finds the mark of an earlier one knows that its process ended there, by a crash, a
+hang or a kill that had nothing to do with the work. Marks are those of a node: on another node one
+more process may end.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from pipeline.core.private_files import open_file, opened
 
 _UNSAFE_FROM = 3
 _ENDED_AT = 2
-_GUILTY = "guilty"
-_MANY = f"{_GUILTY}-many"
+_POISON = "poison"
+_MANY = f"{_POISON}-many"
 
 
 @dataclass(frozen=True)
 class Earlier:
     """What is known of the attempts that began at a piece of work and did not end."""
 
-    deaths: int = 0
+    exits: int = 0
     ended_at: tuple[tuple[str, str | None], ...] = ()
-    """(stage, row id) that each of them worked on when it died, where that is known; None: a batch.
-    What it did not begin yet, as a child was still starting, is not known."""
+    """(stage, row id) that each of them worked on at its end, if that is known; None for a batch.
+    Of an attempt whose child was still starting it is unknown."""
 
     @property
-    def suspects(self) -> dict[str, tuple[str, int]]:
-        """Return the rows that attempts died over again and again: row id -> stage, how often."""
+    def suspected_rows(self) -> dict[str, tuple[str, int]]:
+        """Return the rows over which several attempts ended: row id -> (stage, how many)."""
         times = Counter((row, stage) for stage, row in self.ended_at if row is not None)
         return {row: (stage, n) for (row, stage), n in times.items() if n >= _ENDED_AT}
 
     @property
     def end_in_batches(self) -> bool:
-        """Tell whether attempts died over batches again and again."""
+        """Tell whether several attempts ended over batches."""
         return sum(row is None for _, row in self.ended_at) >= _ENDED_AT
 
 
@@ -69,18 +70,18 @@ class Attempts:
         with opened(self.folder) as folder:
             _append(folder, name, {"stage": stage, "row": row_id})
 
-    def convict(self, name: str) -> None:
-        """Note that rows of `name` were found to end processes."""
-        with opened(self.folder / _GUILTY) as guilty:
-            os.close(open_file(guilty, name, os.O_CREAT | os.O_WRONLY))
-            is_many = len(os.listdir(guilty)) >= _UNSAFE_FROM
+    def mark_poison(self, name: str) -> None:
+        """Note that `name` has poison rows: rows that end processes."""
+        with opened(self.folder / _POISON) as poison:
+            os.close(open_file(poison, name, os.O_CREAT | os.O_WRONLY))
+            is_many = len(os.listdir(poison)) >= _UNSAFE_FROM
         if is_many:
             with opened(self.folder) as folder:
                 os.close(open_file(folder, _MANY, os.O_CREAT | os.O_WRONLY))
 
     @property
     def are_unsafe(self) -> bool:
-        """Tell whether so much has died here that work is better isolated from the start."""
+        """Tell whether so many slices had poison rows here that work is isolated from the start."""
         return os.path.lexists(self.folder / _MANY)
 
 
@@ -107,7 +108,7 @@ def _append(folder: int, name: str, entry: dict[str, str | None]) -> None:
 
 def _read(folder: int, name: str) -> Earlier:
     """Read the mark: an empty line begins each attempt but the first one."""
-    deaths, ended_at = 1, list[tuple[str, str | None]]()
+    exits, ended_at = 1, list[tuple[str, str | None]]()
     last: tuple[str, str | None] | None = None
     with os.fdopen(open_file(folder, name, os.O_RDONLY)) as marks:
         lines = marks.read().splitlines()
@@ -116,8 +117,8 @@ def _read(folder: int, name: str) -> Earlier:
         if entry:
             last = (entry["stage"], entry["row"])
             continue
-        deaths += 1
+        exits += 1
         ended_at += [last] if last else []
         last = None
     ended_at += [last] if last else []
-    return Earlier(deaths, tuple(ended_at))
+    return Earlier(exits, tuple(ended_at))

@@ -1,7 +1,7 @@
 """A child process that works on rows and may crash or hang without taking its parent along.
 
 It is a fresh Python (a fork of a process full of threads is none), loads what the work needs and no
-more, and dies with its parent.
+more, and ends with its parent.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Death:
+class ChildExit:
     """How a child ended."""
 
     reason: Reason
     message: str
     had_started: bool = True
-    """False: it died over its own start, no row is to blame."""
+    """False: it ended while it started, so no row is the cause."""
 
 
 class Child:
-    """Starts a process when it has to, and again after each death; has one at a time."""
+    """Starts a process when it has to, and again after each end; has one at a time."""
 
     def __init__(self, work: Work, call_s: float, start_s: float) -> None:
         """Take the work.
@@ -82,20 +82,20 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
-    def start(self) -> Death | None:
-        """Make sure that there is a process; return how it died over its start, if it did."""
+    def start(self) -> ChildExit | None:
+        """Make sure that there is a process; return how it ended if it did while it started."""
         return self._start() if self._process is None else None
 
-    def call(self, stage: str, rows: pa.Table) -> Done | Death:
+    def call(self, stage: str, rows: pa.Table) -> Done | ChildExit:
         """Let the child do its work at a stage.
 
         Raises:
             PipelineError: The work raised it.
         """
-        if (death := self.start()) is not None:
-            return death
+        if (ended := self.start()) is not None:
+            return ended
         answer = self._ask((stage, _to_bytes(rows)), self._call_s)
-        if isinstance(answer, Death):
+        if isinstance(answer, ChildExit):
             return answer
         data, counters = answer
         return Done(_from_bytes(data), counters)
@@ -111,7 +111,7 @@ class Child:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def _start(self) -> Death | None:
+    def _start(self) -> ChildExit | None:
         self._pipe, theirs = Pipe()
         with theirs:
             arguments = (json.dumps(sys.path), str(theirs.fileno()), str(os.getpid()))
@@ -122,13 +122,13 @@ class Child:
                 start_new_session=True,
             )
         answer = self._ask(self._work, self._start_s)
-        if not isinstance(answer, Death):
+        if not isinstance(answer, ChildExit):
             return None
         message = f"while it was started, {answer.message}"
-        return Death(answer.reason, message, had_started=False)
+        return ChildExit(answer.reason, message, had_started=False)
 
     def _ask(self, request: Any, limit_s: float) -> Any:
-        """Return the answer, or how the child died instead; what it raised is raised."""
+        """Return the answer, or how the child ended; what it raised is raised."""
         process, pipe = self._process, self._pipe
         assert process is not None, "started before"
         assert pipe is not None, "started before"
@@ -137,36 +137,38 @@ class Child:
             pipe.send(request)
             while not pipe.poll(max(0.0, min(_LOOK_S, until_s - monotonic()))):
                 if process.poll() is not None:  # another process may hold its end of the pipe
-                    return self._bury(process)
+                    return self._reap(process)
                 if monotonic() >= until_s:
                     self.close()
-                    return Death(Reason.TIMEOUT, f"no result after {limit_s:g} s")
+                    return ChildExit(Reason.TIMEOUT, f"no result after {limit_s:g} s")
             answer = pipe.recv()
         except (EOFError, ConnectionError):
-            return self._bury(process)
+            return self._reap(process)
         if isinstance(answer, PipelineError):
             self.close()
             raise answer
         return answer
 
-    def _bury(self, process: subprocess.Popen[bytes]) -> Death:
+    def _reap(self, process: subprocess.Popen[bytes]) -> ChildExit:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_S)
         code = process.poll()
         self.close()
         if code is None:
-            return Death(Reason.NATIVE_CRASH, "its process stopped answering")
-        return how_it_died(code)
+            return ChildExit(Reason.NATIVE_CRASH, "its process stopped answering")
+        return describe_exit(code)
 
 
-def how_it_died(code: int) -> Death:
+def describe_exit(code: int) -> ChildExit:
     """Say what an exit code means, negative ones being signals."""
     if code == -signal.SIGKILL:
         message = "its process was killed, as happens when memory runs out"
-        return Death(Reason.OUT_OF_MEMORY, message)
+        return ChildExit(Reason.OUT_OF_MEMORY, message)
     if code < 0:
-        return Death(Reason.NATIVE_CRASH, f"its process died of {signal.Signals(-code).name}")
-    return Death(Reason.NATIVE_CRASH, f"its process ended itself with exit code {code}")
+        return ChildExit(
+            Reason.NATIVE_CRASH, f"its process was ended by {signal.Signals(-code).name}"
+        )
+    return ChildExit(Reason.NATIVE_CRASH, f"its process ended itself with exit code {code}")
 
 
 def serve(descriptor: int, parent: int) -> None:

@@ -1,7 +1,8 @@
 """Let a crash or a hang cost its row: work here as long as that is safe, in a child once it is not.
 
 The first attempt at a slice runs in this process, watched, and costs nothing more. A later one,
-when an attempt at the same slice has died, runs in a child; the rows it dies over are failed.
+after an attempt that ended its process, runs in a child; poison rows, which end the child, are
+failed rows.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pipeline.core.counters import ISOLATED, Counters, StageCounters, add
 from pipeline.core.schema import ERROR, ROW_ID, Failure, Reason
 from pipeline.core.watchdog import watch
 from pipeline.execution.isolation.attempts import Attempts, Earlier
-from pipeline.execution.isolation.child_process import Child, Death, Work
+from pipeline.execution.isolation.child_process import Child, ChildExit, Work
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan, fail, failure_of
 
 GIVE_UP_AFTER = 12
-"""So many workers may die over one slice, more than honest kills explain."""
+"""Workers that may end over one slice before it is given up: more than preemption and lack of
+memory explain."""
 _START_LIMITS = 10
 """Loading a model may take so many times as long as a row."""
 
@@ -41,7 +43,7 @@ class Guard:
         Args:
             work: The stages, as a child does them.
             plans: The same, in order.
-            attempts: Who died on this node.
+            attempts: The crash marks of this node.
             row_timeout_s: How long one batch, or the decoding of a row, may take.
             release: Called before a child works: makes room for its model.
         """
@@ -58,7 +60,7 @@ class Guard:
             counters: Gets what the stages did, and `isolated` if there was need.
         """
         with self._attempts.attempt(name) as earlier:
-            if not earlier.deaths and not self._attempts.are_unsafe:
+            if not earlier.exits and not self._attempts.are_unsafe:
                 with watch(self._limit_s):
                     for plan in self._plans:
                         rows = plan.here(rows, counters)
@@ -76,31 +78,31 @@ class Guard:
     def _isolate(self, name: str, earlier: Earlier, rows: pa.Table, counters: Counters) -> pa.Table:
         started, num_good = perf_counter(), rows.column(ERROR).null_count
         self._release()
-        rows = convict(earlier, self._plans[0].stage, rows, counters)
-        num_guilty = num_good - rows.column(ERROR).null_count
+        rows = fail_poison_rows(earlier, self._plans[0].stage, rows, counters)
+        num_poison = num_good - rows.column(ERROR).null_count
         isolated = Isolated(self._child, functools.partial(self._attempts.note, name))
         for plan in self._plans:
-            # Who died while a child worked did not crash: as for lack of memory, take less at once.
+            # A worker that ended while its child worked did not crash: take less, as for memory.
             rows = isolated.run(plan, rows, counters, one_by_one=earlier.end_in_batches)
-        num_guilty += isolated.num_guilty
-        if num_guilty:
-            self._attempts.convict(name)
+        num_poison += isolated.num_poison
+        if num_poison:
+            self._attempts.mark_poison(name)
         found = StageCounters(
             num_good,
-            num_good - num_guilty,
-            num_guilty,
+            num_good - num_poison,
+            num_poison,
             busy_s=perf_counter() - started,
-            retries=earlier.deaths + isolated.num_deaths,
+            retries=earlier.exits + isolated.num_exits,
         )
         add(counters, ISOLATED, found)
         return rows
 
 
-def convict(earlier: Earlier, stage: str, rows: pa.Table, counters: Counters) -> pa.Table:
-    """Fail the rows that workers died over again and again; all of them if that never ends.
+def fail_poison_rows(earlier: Earlier, stage: str, rows: pa.Table, counters: Counters) -> pa.Table:
+    """Fail the rows over which several workers ended; all of them after `GIVE_UP_AFTER` workers.
 
     Args:
-        earlier: Who died over the rows.
+        earlier: What is known of earlier attempts at the rows.
         stage: That gives up, where all are failed.
         rows: With ids and the columns of failures.
         counters: Gets what is failed.
@@ -108,25 +110,25 @@ def convict(earlier: Earlier, stage: str, rows: pa.Table, counters: Counters) ->
     failures: dict[int, Failure] = {}
     have_failed = rows.column(ERROR).is_valid().to_pylist()
     for index, row_id in enumerate(rows.column(ROW_ID).to_pylist()):
-        if have_failed[index] or (sentence := _sentence(earlier, stage, row_id)) is None:
+        if have_failed[index] or (verdict := _verdict(earlier, stage, row_id)) is None:
             continue
-        at, death = sentence
-        failures[index] = failure_of(rows.slice(index, 1), at, death)
+        at, ended = verdict
+        failures[index] = failure_of(rows.slice(index, 1), at, ended)
         add(counters, at, StageCounters(1, 0, 1, failures[index].num_bytes or 0))
     return fail(rows, failures)
 
 
-def _sentence(earlier: Earlier, stage: str, row_id: str) -> tuple[str, Death] | None:
-    if row_id in earlier.suspects:
-        at, times = earlier.suspects[row_id]
+def _verdict(earlier: Earlier, stage: str, row_id: str) -> tuple[str, ChildExit] | None:
+    if row_id in earlier.suspected_rows:
+        at, times = earlier.suspected_rows[row_id]
         message = f"{times} workers were killed over this row alone, as happens for lack of memory"
-        return at, Death(Reason.OUT_OF_MEMORY, message)
-    if earlier.deaths < GIVE_UP_AFTER:
+        return at, ChildExit(Reason.OUT_OF_MEMORY, message)
+    if earlier.exits < GIVE_UP_AFTER:
         return None
     return stage, given_up(earlier)
 
 
-def given_up(earlier: Earlier) -> Death:
+def given_up(earlier: Earlier) -> ChildExit:
     """Say why work is not even tried once more."""
-    message = f"given up: {earlier.deaths} workers died over its slice"
-    return Death(Reason.NATIVE_CRASH, message)
+    message = f"given up: {earlier.exits} workers ended over its slice"
+    return ChildExit(Reason.NATIVE_CRASH, message)

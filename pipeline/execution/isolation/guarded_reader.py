@@ -1,7 +1,7 @@
 """Read the slices of a unit; a crash or a hang over a shard costs its rows, not the run.
 
 The first attempt reads in this process, watched. A later one, when an attempt at the same unit has
-died, reads in a child, shard by shard: rows of a shard that the child dies over are failed rows.
+ended, reads in a child, shard by shard: rows of a shard that ends the child are failed rows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pipeline.core.schema import (
 )
 from pipeline.core.watchdog import watch
 from pipeline.execution.isolation.attempts import Attempts, Earlier
-from pipeline.execution.isolation.child_process import Child, Death, Done, Step
-from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, convict, given_up
+from pipeline.execution.isolation.child_process import Child, ChildExit, Done, Step
+from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, fail_poison_rows, given_up
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan
 from pipeline.sources.extents import Extent
 from pipeline.sources.reader import read_slices
@@ -52,7 +52,7 @@ def read_guarded(
     """
     limit_s, name = SLICE_LIMITS * row_timeout_s, f"read-{unit.index}"
     with attempts.attempt(name) as earlier:
-        if not earlier.deaths:
+        if not earlier.exits:
             slices = _packed(reader, unit, starts)
             while True:
                 with watch(limit_s):
@@ -66,8 +66,8 @@ def read_guarded(
         with contextlib.closing(Child(UnitReading(reader, unit), limit_s, limit_s)) as child:
             isolated = Isolated(child, functools.partial(attempts.note, name))
             for index, key in enumerate(key for key in unit.slices() if key.start in starts):
-                died = 0 if index else earlier.deaths
-                yield _by_extent(reader, unit, key, isolated, earlier, died)
+                num_earlier = 0 if index else earlier.exits
+                yield _by_extent(reader, unit, key, isolated, earlier, num_earlier)
 
 
 def _packed(reader: Reader, unit: Unit, starts: Set[int]) -> Iterator[pa.Table]:
@@ -83,7 +83,7 @@ class UnitReading:
     unit: Unit
 
     def open(self) -> Mapping[str, Step]:
-        """Open nothing: that may be what the child dies over."""
+        """Open nothing: that may be what ends the child."""
         slices: list[Iterator[pa.Table]] = []
 
         def read_next(asked: pa.Table, counters: Counters) -> pa.Table:
@@ -129,7 +129,7 @@ def _by_extent(
     key: SliceKey,
     isolated: Isolated,
     earlier: Earlier,
-    died: int,
+    num_earlier: int,
 ) -> pa.Table:
     """Read a slice extent by extent; those that end the child are failed rows."""
 
@@ -144,12 +144,12 @@ def _by_extent(
         assert failure is not None, "only what failed is not read"
         return failed_rows(reader, extent, 0, failure)
 
-    before = isolated.num_deaths
-    asked = convict(earlier, STAGE, _extents_of(unit, key), counters)
+    before = isolated.num_exits
+    asked = fail_poison_rows(earlier, STAGE, _extents_of(unit, key), counters)
     plan = StagePlan(_EXTENT, 1, failed_here)
     rows = isolated.run(plan, asked, counters, one_by_one=True)
-    died += isolated.num_deaths - before
-    add(counters, ISOLATED, StageCounters(retries=died))
+    num_earlier += isolated.num_exits - before
+    add(counters, ISOLATED, StageCounters(retries=num_earlier))
     return pack(key, counters, rows)
 
 
@@ -158,9 +158,9 @@ def _next_by_next(
 ) -> Iterator[pa.Table]:
     """Read a shard in a child; if two children end at one place, the shard is unreadable there."""
     assert unit.cut is not None, "asked before"
-    done, tries, num_deaths = list(unit.cut.done), 0, earlier.deaths
-    if num_deaths >= GIVE_UP_AFTER:
-        yield _rest_of_shard(reader, unit, done, given_up(earlier), num_deaths)
+    done, tries, num_exits = list(unit.cut.done), 0, earlier.exits
+    if num_exits >= GIVE_UP_AFTER:
+        yield _rest_of_shard(reader, unit, done, given_up(earlier), num_exits)
         return
     nothing = pa.table({"unit": pa.array([], pa.int64())})
     while True:
@@ -170,34 +170,34 @@ def _next_by_next(
         ) as child:
             while isinstance(found := child.call(_NEXT, nothing), Done) and found.rows.num_rows:
                 key, counters, rows = unpack(found.rows)[0]
-                add(counters, ISOLATED, StageCounters(retries=num_deaths))
+                add(counters, ISOLATED, StageCounters(retries=num_exits))
                 yield pack(key, counters, rows)
                 done.append(key)
-                num_deaths = tries = 0
+                num_exits = tries = 0
         if isinstance(found, Done):
             return
-        num_deaths, tries = num_deaths + 1, tries + 1
+        num_exits, tries = num_exits + 1, tries + 1
         if tries == _TRIES:
-            yield _rest_of_shard(reader, unit, done, found, num_deaths)
+            yield _rest_of_shard(reader, unit, done, found, num_exits)
             return
 
 
 def _rest_of_shard(
-    reader: Reader, unit: Unit, done: Sequence[SliceKey], death: Death, num_deaths: int
+    reader: Reader, unit: Unit, done: Sequence[SliceKey], ended: ChildExit, num_exits: int
 ) -> pa.Table:
-    """Let one row stand for the rest of a shard."""
+    """Quarantine the unreadable rest of a shard as one row."""
     position, path = 0, unit.extents[0].path
     for key in sorted(done, key=lambda key: key.start):
         position = key.end if key.start == position else position
     if len(unit.extents) > 1 or any(key.start > position for key in done):
         raise InfraError(
-            f"{reader.store.url(path)}: {death.message} when row {position} was read; others "
+            f"{reader.store.url(path)}: {ended.message} when row {position} was read; others "
             "read it to its end, or it is read in one with other tars"
         )
     num_bytes = unit.extents[0].size_bytes
-    failure = Failure(Reason.UNREADABLE_SHARD, STAGE, death.message, num_bytes=num_bytes)
+    failure = Failure(Reason.UNREADABLE_SHARD, STAGE, ended.message, num_bytes=num_bytes)
     rows = failed_shard(reader, unit.extents[0], failure)
     counters: Counters = {}
     add(counters, STAGE, StageCounters(1, 0, 1))
-    add(counters, ISOLATED, StageCounters(rows_in=1, rows_quarantined=1, retries=num_deaths))
+    add(counters, ISOLATED, StageCounters(rows_in=1, rows_quarantined=1, retries=num_exits))
     return pack(SliceKey(unit.index, position, position + 1, is_last=True), counters, rows)

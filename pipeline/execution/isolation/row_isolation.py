@@ -1,4 +1,4 @@
-"""Find the rows that end processes: batches in a child first, then each row of one that died."""
+"""Find poison rows, which end processes: batches in a child first, then rows one by one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipeline.core.schema import (
     failure_columns,
     failures_of,
 )
-from pipeline.execution.isolation.child_process import Child, Death, Done, Step
+from pipeline.execution.isolation.child_process import Child, ChildExit, Done, Step
 
-MAX_DEATHS = 32
-"""So many children may die over the rows of one stage of a slice; then what is left is given up."""
+MAX_EXITS = 32
+"""Children that may end over the rows of one stage of a slice before the rest is given up."""
 _A_HANG_COUNTS = 4
 """A hang takes the whole time limit, and a slice must not take as long as a run may stand still."""
-MAX_DEATHS_IN_A_ROW = 8
-"""So many may die one after the other without any of them getting a row done."""
+MAX_EXITS_IN_A_ROW = 8
+"""Children that may end one after the other without a row done."""
 MAX_STARTS = 3
 
 
@@ -54,8 +54,8 @@ class Isolated:
         """
         self._child, self._note = child, note
         self._left = self._in_a_row = self._starts = 0
-        self.num_deaths = 0
-        self.num_guilty = 0
+        self.num_exits = 0
+        self.num_poison = 0
 
     def run(
         self, plan: StagePlan, rows: pa.Table, counters: Counters, *, one_by_one: bool
@@ -68,7 +68,7 @@ class Isolated:
             counters: Gets what the stage did.
             one_by_one: Do not even try batches.
         """
-        self._left, self._in_a_row, self._starts = MAX_DEATHS, MAX_DEATHS_IN_A_ROW, MAX_STARTS
+        self._left, self._in_a_row, self._starts = MAX_EXITS, MAX_EXITS_IN_A_ROW, MAX_STARTS
         if not rows.num_rows:
             return plan.here(rows, counters)
         size = plan.rows_at_once
@@ -85,13 +85,13 @@ class Isolated:
             if isinstance(done, Done):
                 return _take(done, counters)
         apart: Counters = {}
-        pieces, guilty = self._one_by_one(plan, rows, apart)
-        for failure in guilty.values():
+        pieces, poison = self._one_by_one(plan, rows, apart)
+        for failure in poison.values():
             num_bytes = failure.num_bytes or 0
             add(counters, plan.stage, StageCounters(1, 0, 1, num_bytes))
-        if guilty and not one_by_one:
+        if poison and not one_by_one:
             # The others together once more: a batch of one may differ in the last digit.
-            done = self._call(plan.stage, fail(rows, guilty))
+            done = self._call(plan.stage, fail(rows, poison))
             if isinstance(done, Done):
                 return _take(done, counters)
         counters.update(merge(counters, apart))
@@ -102,7 +102,7 @@ class Isolated:
     ) -> tuple[list[pa.Table], dict[int, Failure]]:
         """Return what became of each row, and those that ended the child."""
         pieces: list[pa.Table] = []
-        guilty: dict[int, Failure] = {}
+        poison: dict[int, Failure] = {}
         ids = rows.column(ROW_ID).to_pylist()
         have_failed = rows.column(ERROR).is_valid().to_pylist()
         for index, row_id in enumerate(ids):
@@ -112,13 +112,13 @@ class Isolated:
                 if isinstance(done, Done):
                     pieces.append(_take(done, counters))
                     continue
-                guilty[index] = failure_of(row, plan.stage, done)
-                row = fail(row, {0: guilty[index]})
+                poison[index] = failure_of(row, plan.stage, done)
+                row = fail(row, {0: poison[index]})
             pieces.append(plan.here(row, counters))
-        self.num_guilty += len(guilty)
-        return pieces, guilty
+        self.num_poison += len(poison)
+        return pieces, poison
 
-    def _call(self, stage: str, rows: pa.Table, alone: str | None = None) -> Done | Death:
+    def _call(self, stage: str, rows: pa.Table, alone: str | None = None) -> Done | ChildExit:
         """Let the child work on rows, or on one row alone, whose id is given.
 
         One that is killed has another try: nothing of its own may have been the reason.
@@ -127,9 +127,9 @@ class Isolated:
         while min(self._left, self._in_a_row, self._starts) > 0:
             done = self._try(stage, rows, alone)
             if isinstance(done, Done):
-                self._in_a_row, self._starts = MAX_DEATHS_IN_A_ROW, MAX_STARTS
+                self._in_a_row, self._starts = MAX_EXITS_IN_A_ROW, MAX_STARTS
                 return done
-            self.num_deaths += 1
+            self.num_exits += 1
             self._left -= _A_HANG_COUNTS if done.reason is Reason.TIMEOUT else 1
             is_doubtful = done.reason is Reason.OUT_OF_MEMORY and done.had_started
             if is_doubtful and not was_killed:
@@ -139,13 +139,13 @@ class Isolated:
             self._starts -= not done.had_started
             if done.had_started or not self._starts:
                 return done
-        return Death(
-            Reason.NATIVE_CRASH, "given up: too many processes died over other rows of its slice"
+        return ChildExit(
+            Reason.NATIVE_CRASH, "given up: too many processes ended over other rows of its slice"
         )
 
-    def _try(self, stage: str, rows: pa.Table, alone: str | None) -> Done | Death:
-        if (death := self._child.start()) is not None:
-            return death
+    def _try(self, stage: str, rows: pa.Table, alone: str | None) -> Done | ChildExit:
+        if (ended := self._child.start()) is not None:
+            return ended
         self._note(stage, alone)
         return self._child.call(stage, rows)
 
@@ -153,8 +153,8 @@ class Isolated:
 def _batches(rows: pa.Table, size: int) -> list[pa.Table]:
     """Cut rows where the stage itself does: those that have failed are in none of its batches.
 
-    Rows must come out as if nobody had died, and a batch of another size may differ in the last
-    digit.
+    Rows must come out as if no process had ended, and a batch of another size may differ in the
+    last digit.
     """
     good = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
     starts = [0, *good[size::size].tolist()]
@@ -167,13 +167,13 @@ def _take(done: Done, counters: Counters) -> pa.Table:
     return done.rows
 
 
-def failure_of(row: pa.Table, stage: str, death: Death) -> Failure:
-    """Describe one row that ended a process; its digest, too, where it is an encoded image."""
+def failure_of(row: pa.Table, stage: str, ended: ChildExit) -> Failure:
+    """Describe a row that ended a process; with its digest if it is an encoded image."""
     if IMAGE not in row.column_names or not pa.types.is_large_binary(row.schema.field(IMAGE).type):
-        return Failure(death.reason, stage, death.message)
+        return Failure(ended.reason, stage, ended.message)
     data = row.column(IMAGE)[0].as_py() or b""
     digest = hashlib.sha256(data).hexdigest()
-    return Failure(death.reason, stage, death.message, digest, len(data))
+    return Failure(ended.reason, stage, ended.message, digest, len(data))
 
 
 def fail(rows: pa.Table, failures: Mapping[int, Failure]) -> pa.Table:

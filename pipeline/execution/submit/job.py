@@ -2,7 +2,7 @@
 
 The cluster gets the job file and this very package, so that both sides run the same code; what
 the package depends on must be installed there. Nothing of this machine's environment goes along:
-whoever may list the cluster's jobs sees their command, metadata and environment variables, so
+all who may list the cluster's jobs see their command, metadata and environment variables, so
 credentials and `${env:NAME}` are those of the cluster's nodes. Paths in the job file are read
 there as well.
 """

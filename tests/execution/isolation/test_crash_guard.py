@@ -1,4 +1,4 @@
-"""The guard: a slice runs here until a process died over it, and in a child from then on."""
+"""The guard: a slice runs here until a process ended over it, and in a child from then on."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
     with closing(Guard(SliceWork(decoder, None), [decoder.plan], attempts, 60.0)) as guard:
         found = guard.run(NAME, rows, counters)
     digest = hashlib.sha256(images[2]).hexdigest()
-    message = "its process died of SIGSEGV"
+    message = "its process was ended by SIGSEGV"
     crash = Failure(Reason.NATIVE_CRASH, "decode", message, digest, len(images[2]))
     assert failures_of(found) == [None, None, crash, None, None]
     assert found.equals(Preprocessing(spec, 10**6, 10**6)({}, fail(rows, {2: crash})))

@@ -34,7 +34,7 @@ from pipeline.core.errors import InfraError
 from pipeline.core.schema import ERROR, Failure, Reason, failures_of
 from pipeline.execution.isolation.child_process import Child
 from pipeline.execution.isolation.row_isolation import (
-    MAX_DEATHS_IN_A_ROW,
+    MAX_EXITS_IN_A_ROW,
     MAX_STARTS,
     Isolated,
     StagePlan,
@@ -82,8 +82,8 @@ def test_rows_that_end_processes_are_failed_with_their_reasons_and_the_others_ar
     assert found.equals(double(fail(rows, failures), {}))
     did = counters[STAGE]
     assert (did["rows_in"], did["rows_out"], did["rows_quarantined"]) == (19, 14, 5)
-    assert len(work.pids) == isolated.num_deaths + 1
-    assert isolated.num_guilty == 5
+    assert len(work.pids) == isolated.num_exits + 1
+    assert isolated.num_poison == 5
     assert all(wait_for_end(pid) for pid in work.pids)
 
 
@@ -94,7 +94,7 @@ def test_a_batch_that_is_too_much_loses_no_row(tmp_path: Path) -> None:
         found = isolated.run(plan(5), rows, counters, one_by_one=False)
     assert found.equals(double(rows, {}))
     assert counters[STAGE]["rows_out"] == 10
-    assert isolated.num_guilty == 0
+    assert isolated.num_poison == 0
 
 
 @pytest.mark.parametrize("one_by_one", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -103,7 +103,7 @@ def test_a_child_that_is_killed_once_costs_no_row(one_by_one: bool, tmp_path: Pa
     with isolating(work) as isolated:
         found = isolated.run(plan(2), rows, {}, one_by_one=one_by_one)
     assert found.equals(double(rows, {}))
-    assert (len(work.pids), isolated.num_deaths) == (2, 1)
+    assert (len(work.pids), isolated.num_exits) == (2, 1)
 
 
 def test_batches_are_those_of_the_stage_itself() -> None:
@@ -134,7 +134,7 @@ def test_what_kills_every_child_is_given_up_after_bounded_tries(tmp_path: Path) 
         found = isolated.run(plan(64), rows_of([SEGFAULT] * 50 + [1]), {}, one_by_one=False)
     assert found.column(ERROR).to_pylist() == [Reason.NATIVE_CRASH] * 51
     assert "given up" in found.column("message")[50].as_py()
-    assert len(work.pids) == isolated.num_deaths == MAX_DEATHS_IN_A_ROW
+    assert len(work.pids) == isolated.num_exits == MAX_EXITS_IN_A_ROW
 
 
 @pytest.mark.slow
