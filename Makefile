@@ -47,7 +47,7 @@ bench-large: venv build/peers/.installed ## The same over photos of 6 to 18 mega
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py --large \
 		--out build/bench-large.json
 
-bench-startup: venv ## Hold a run's start to what Ray and the model cost by themselves
+bench-startup: venv ## Hold a run's start to what Ray and the model cost, with patches of Ray and without
 	$(BIN)/python tests/bench/startup.py
 
 bench-linear: venv ## Measure rows/s and memory at 1,000, 10,000 and 100,000 rows

@@ -3,12 +3,14 @@
 What takes turns, each in a process of its own, timed from its command on:
 
 - `ours`: `pipeline run` with what `pipeline tune` chose, to its first committed slice of one batch.
+- `plain`: the same with Ray as it comes, without the pipeline's patches (`PIPELINE_PLAIN_RAY=1`).
 - `ray`: a Ray Data program whose actors do nothing, to its first batch.
 - `model`: a plain process that imports torch, loads the model as a run's actor does, and predicts
   one batch.
 
-`over_s` is the median of `ours` less the medians of the two others. Prints lines, then one JSON
-line.
+`over_s` is the median of `ours` less those of `ray` and `model`; `patches_save_s` is that of `plain`
+less that of `ours`. The rows/s of the whole runs are those of few rows: they show what a short run
+gains. Prints lines, then one JSON line.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import os
 import pickle
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import environment
 
 from pipeline.commands.demo_photos import build_images
+from pipeline.execution.private_names import PLAIN
 from pipeline.job.loader import load_job
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
@@ -71,11 +77,16 @@ def measure(case: Case, num_runs: int) -> dict[str, Any]:
     found = tune(case, "auto")
     config = case.folder / "config.pickle"
     config.write_bytes(pickle.dumps(as_config(case, found)))
-    seconds: dict[str, list[float]] = {"ours": [], "ray": [], "model": []}
+    seconds: dict[str, list[float]] = {"ours": [], "plain": [], "ray": [], "model": []}
+    rates: dict[str, list[float]] = {"ours": [], "plain": []}
     parts: list[dict[str, float]] = []
     for _ in range(num_runs):
         ours = run("auto", case, "")
-        seconds["ours"].append(ours["first_slice_s"])
+        with plain_ray():
+            plain = run("auto", case, "")
+        for name, one in (("ours", ours), ("plain", plain)):
+            seconds[name].append(one["first_slice_s"])
+            rates[name].append(one["whole"])
         parts.append(ours["startup"])
         seconds["ray"].append(child("ray", str(found["actors_a_node"] or CORES)))
         seconds["model"].append(child("model", str(config)))
@@ -84,9 +95,21 @@ def measure(case: Case, num_runs: int) -> dict[str, Any]:
         "model": case.model["name"],
         "chosen": found["chosen"],
         **{f"{name}_s": value for name, value in middle.items()},
+        "patches_save_s": round(middle["plain"] - middle["ours"], 2),
+        **{f"{name}_rows_per_s": round(statistics.median(rates[name]), 1) for name in rates},
         "over_s": round(middle["ours"] - middle["ray"] - middle["model"], 2),
         "startup": {part: round(statistics.median(p[part] for p in parts), 2) for part in parts[0]},
     }
+
+
+@contextmanager
+def plain_ray() -> Iterator[None]:
+    """Let runs in the body leave Ray as it comes."""
+    os.environ[PLAIN] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[PLAIN]
 
 
 def as_config(case: Case, found: dict[str, Any]) -> PredictorConfig:

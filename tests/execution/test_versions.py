@@ -1,0 +1,87 @@
+"""A cluster of another Ray: what runs there, and the one line where nothing can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import rayhead
+from checkout import ROOT
+from cli import pipeline, write_job
+
+from pipeline.commands.demo_photos import build_images
+from pipeline.commit.manifest import read_predictions
+from pipeline.core.errors import JobError
+from pipeline.execution.versions import different_versions, known_errors, require_supported
+
+DATE = "2026-11-24"
+OTHERS = sorted(
+    path.parent
+    for path in Path(ROOT, "build").glob("ray-*/bin/ray")
+    if path.parts[-3] != f"ray-{ray.__version__}"
+)
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: 2.54.1
+    Python: 3.12.4
+This process on node 10.0.0.1 was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+"""
+
+
+def test_what_ray_says_of_other_versions_becomes_one_line_with_both():
+    line = different_versions(MISMATCH)
+    assert line is not None
+    assert line.startswith(
+        f"it runs Ray 2.54.1 on Python 3.12.4, this process Ray {ray.__version__}"
+    )
+    assert "\n" not in line
+    assert different_versions("something else") is None
+
+
+@pytest.mark.parametrize("version", ["2.51.0", "2.60.1", "3.0.0", "3.0.0.dev0", "nightly", ""])
+def test_a_ray_that_is_new_enough_or_unknown_is_tried(version: str):
+    require_supported("this Python has", version)
+
+
+@pytest.mark.parametrize("version", ["2.50.1", "2.9.3", "1.13.0"])
+def test_a_ray_that_is_too_old_is_refused_in_a_line_that_names_both(version: str):
+    with pytest.raises(JobError, match=rf"cluster runs Ray {version}, and .* Ray 2\.51 or newer"):
+        require_supported("the cluster runs", version)
+
+
+def test_errors_that_this_ray_has_not_are_left_out():
+    assert known_errors("RayTaskError", "ErrorOfAFutureRay") == (ray.exceptions.RayTaskError,)
+
+
+@pytest.fixture(scope="module")
+def other_head() -> Iterator[rayhead.RayHead]:
+    """A head of another Ray: one that `make test-ray RAY=...` has installed."""
+    if not OTHERS:
+        pytest.skip("no other Ray is installed: make test-ray RAY=2.51.2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rayhead, "BIN", OTHERS[0])
+        with rayhead.RayHead() as head:
+            yield head
+
+
+@pytest.mark.slow
+def test_a_cluster_of_another_ray_runs_what_is_submitted_and_refuses_a_driver_in_one_line(
+    other_head: rayhead.RayHead, tmp_path: Path
+):
+    build_images(tmp_path / "images", 12, seed=1, num_bad=1)
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    env = {**other_head.secret, "PYTHONUNBUFFERED": "1"}
+    arguments = ("--date", DATE, "--allow-import", "models")
+    refused = pipeline("run", job, *arguments, "--address", other_head.address, env=env)
+    assert refused.code == 7, refused.stderr
+    [line] = [each for each in refused.stderr.splitlines() if each.startswith("error: ")]
+    assert f"this process Ray {ray.__version__} on Python" in line
+    assert f"it runs Ray {OTHERS[0].parts[-2].removeprefix('ray-')} on Python" in line
+    sent = pipeline("submit", job, *arguments, "--address", other_head.url, "--json", env=env)
+    assert sent.code == 0, sent.stdout + sent.stderr
+    assert sent.json["status"] == "published"
+    assert read_predictions(str(tmp_path / "out"), f"date={DATE}").num_rows == 11
