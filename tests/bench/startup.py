@@ -8,9 +8,9 @@ What takes turns, each in a process of its own, timed from its command on:
 - `model`: a plain process that imports torch, loads the model as a run's actor does, and predicts
   one batch.
 
-`over_s` is the median of `ours` less those of `ray` and `model`; `patches_save_s` is that of `plain`
-less that of `ours`. The rows/s of the whole runs are those of few rows: they show what a short run
-gains. Prints lines, then one JSON line.
+`over_s` is the median of `ours` less those of `ray` and `model`; `patches_save_s` is the median of
+`plain` less that of `ours`. The rows/s are those of whole runs of few rows: they show what a short
+run gains. Prints lines, then one JSON line.
 """
 
 from __future__ import annotations
