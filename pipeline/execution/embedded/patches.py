@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.execution.cluster import health
-from pipeline.execution.cluster.backpressure import enable_read_ahead
 from pipeline.execution.embedded import driver_actors, driver_process, minimal_head, short_loop
 from pipeline.execution.embedded.forkserver import fork_from
 from pipeline.execution.private_names import PLAIN, NameMissing, is_plain, look_up
@@ -203,7 +202,7 @@ DATA = (
             ":BackpressurePolicy.max_task_output_bytes_to_read(op)",
         ),
         "250 MiB of the driver's memory where slices are small",
-        enable_read_ahead,
+        short_loop.enable_read_ahead,
     ),
 )
 # While Ray ends.

@@ -1,4 +1,4 @@
-"""Patches by which Ray Data's loop waits for less before it looks what has ended, and keeps less.
+"""Patches by which Ray Data's loop looks sooner what has ended, and keeps less.
 
 A look waits until all tasks have ended, 0.1 s at most, and only then the next ones start: of tasks
 that take milliseconds, each of the few readers would run ten a second. Of every block it keeps
@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+from pipeline.execution.cluster.backpressure import LIMIT, SLICES
+
 _LOOK_S = 0.02
+_POLICIES = "backpressure_policies.enabled"
 
 
 @contextlib.contextmanager
@@ -35,3 +38,21 @@ def without_block_statistics(ray: Any) -> Iterator[None]:
 
 def _no_stats(blocks: Any) -> list[Any]:
     return []
+
+
+@contextlib.contextmanager
+def enable_read_ahead(ray: Any) -> Iterator[None]:
+    """Let executions in the body keep to `limit_read_ahead`.
+
+    Raises:
+        TypeError: Ray's policies have to answer more than ours does.
+    """
+    from ray.data import DataContext
+    from ray.data._internal.execution import backpressure_policy
+
+    from pipeline.execution.cluster.read_ahead import ReadAhead
+
+    context, enabled = DataContext.get_current(), backpressure_policy.ENABLED_BACKPRESSURE_POLICIES
+    context.set_config(LIMIT, SLICES)
+    context.set_config(_POLICIES, [*enabled, ReadAhead])
+    yield
