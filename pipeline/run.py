@@ -74,7 +74,7 @@ def run_job(
         PipelineError: With the exit code of what happened. A report is stored for refusals,
             stops and failures too, also unexpected ones, once the store has been found usable.
     """
-    with only_run(), left_as_found():
+    with only_run(), left_as_found(signals=not options.owns_process):
         return _run_job(RunContext.of(job, options), progress, execute or _execute)
 
 

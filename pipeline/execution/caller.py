@@ -35,17 +35,21 @@ def only_run() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def left_as_found() -> Iterator[None]:
+def left_as_found(*, signals: bool = False) -> Iterator[None]:
     """Restore after the body what it changes of the process for Ray's sake.
 
-    Environment variables, levels of loggers and of their handlers, warning filters and signal
-    handlers. The DataContext is restored by `default_data_context`, around what needs Ray Data.
+    Environment variables, levels of loggers and of their handlers, and warning filters. The
+    DataContext is restored by `default_data_context`, around what needs Ray Data.
+
+    Args:
+        signals: Signal handlers, too. Not those of the command line, which after a first signal
+            leave the next one to the system.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(_restore_environment, dict(os.environ))
         stack.callback(_restore_logging, _logging_state())
         stack.enter_context(warnings.catch_warnings())
-        if threading.current_thread() is threading.main_thread():
+        if signals and threading.current_thread() is threading.main_thread():
             stack.callback(_restore_handlers, {each: signal.getsignal(each) for each in _SIGNALS})
         yield
 
