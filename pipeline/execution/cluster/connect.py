@@ -79,7 +79,7 @@ def connect(address: str | None) -> Iterator[Connection]:
     shared = _SHARING.get()
     with left_as_found(), contextlib.ExitStack() as own:
         ray = _initialised(address)
-        is_ours = address is None and (ray is None or bool(shared and shared.is_connected))
+        is_ours = address is None and (ray is None or bool(shared and shared.is_embedded))
         if is_ours:
             set_embedded()
         else:
@@ -87,7 +87,7 @@ def connect(address: str | None) -> Iterator[Connection]:
         if ray is None:
             ray = (shared.stack if shared else own).enter_context(_connected(address))
             if shared:
-                shared.is_connected = True
+                shared.is_embedded = is_ours
         with health.watched(ray, is_ours=is_ours), default_data_context():
             beat("connected to Ray")
             _silence_ray()
@@ -206,10 +206,10 @@ def _import_data() -> None:
 
 @dataclass
 class _Sharing:
-    """The Ray of several runs: what ends it, and whether it has been started."""
+    """The Ray of several runs: what ends it, and whether the first of them has started it."""
 
     stack: contextlib.ExitStack
-    is_connected: bool = False
+    is_embedded: bool = False
 
 
 _SHARING: ContextVar[_Sharing | None] = ContextVar("_SHARING", default=None)
