@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.commands.doctor_machine import Check, Status, guarded, look_at_machine
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.login import log_in
+from pipeline.execution.embedded.patches import describe
 from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.job.job import AUTO, Job
@@ -48,6 +49,8 @@ def examine(
     address = options.address
     if address is not None:
         checks.append(guarded("cluster", lambda: log_in(address)))
+    # After the login: Ray reads what the environment says of tokens when it is imported.
+    checks.append(guarded("ray patches", describe))
     if job is not None:
         checks += _job(job, options, tries=tries)
     statuses = [check.status for check in checks]

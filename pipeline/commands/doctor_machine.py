@@ -24,7 +24,6 @@ from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.registry import TABLES, usable
 from pipeline.execution.auth_token import auth_mode, has_token, is_open_to_others, token_file
 from pipeline.execution.cluster.connect import embedded_store_bytes
-from pipeline.execution.embedded.patches import describe
 from pipeline.execution.embedded.ray_folder import base_folder, weakness
 from pipeline.execution.environment import refuse_autoload
 from pipeline.inference.runtimes import all_runtimes
@@ -71,7 +70,6 @@ def look_at_machine(address: str | None) -> Iterator[Check]:
     yield _disk_of_ray()
     yield _open_files()
     yield guarded("ray environment", _environment)
-    yield guarded("ray patches", describe)
     yield from look_at_access(address)
     yield _dashboard()
 
