@@ -102,12 +102,14 @@ def plan(
     allow_import: AllowImportOption = None,
     no_try: NoTryOption = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show what a run would do, and try the model on one row. Writes nothing."""
     from pipeline.commands.plan import describe_plan
 
     options = as_options(None, allow_import)
-    show(describe_plan(load(job, date, set_), options, tries=not no_try), as_json=as_json)
+    found = describe_plan(load(job, date, set_), options, tries=not no_try)
+    show(found, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -118,11 +120,13 @@ def tune(
     address: AddressOption = None,
     allow_import: AllowImportOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure every way to run the job's model on a sample of its rows, and keep the figures."""
     from pipeline.commands.tune import tune_job
 
-    show(tune_job(load(job, date, set_), as_options(address, allow_import)), as_json=as_json)
+    found = tune_job(load(job, date, set_), as_options(address, allow_import))
+    show(found, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -195,11 +199,13 @@ def verify(
     partition: PartitionOption = None,
     storage_options: StorageOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Prove a published partition: checksums, rows in = predictions + quarantine, ids."""
     from pipeline.commit.verify import verify_output
 
-    show(verify_output(uri, partition, as_storage_options(storage_options)), as_json=as_json)
+    found = verify_output(uri, partition, as_storage_options(storage_options))
+    show(found, as_json=as_json, quiet=quiet)
 
 
 @app.command()

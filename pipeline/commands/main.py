@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from pipeline.commands import streams
 from pipeline.core import native_exit
 from pipeline.core.errors import InfraError, JobError, PipelineError, Stopped
-from pipeline.core.interrupts import handle_signals, reason, settle
+from pipeline.core.interrupts import handle_signals, ignore_stops, reason
 from pipeline.core.terminal import show_error
 
 _GC_THRESHOLDS = (50_000, 20, 20)
@@ -40,7 +40,7 @@ def main() -> NoReturn:
 
 def end(code: int) -> NoReturn:
     """End the process with a code; with another one where the result was not read."""
-    settle()
+    ignore_stops()
     # Unloading what Ray and Arrow have loaded takes most of a second, and threads that wait for a
     # dead store or cluster would hold the process for minutes: nobody waits for either.
     with contextlib.suppress(OSError, ValueError):

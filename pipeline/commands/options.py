@@ -116,23 +116,26 @@ def as_storage_options(text: str | None) -> dict[str, Any]:
 
 
 def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    from pipeline.core.interrupts import settle
+    """Show the report of a run: as tables (on stderr beside JSON), as JSON, or not at all."""
+    from pipeline.core.interrupts import ignore_stops
     from pipeline.core.screen import show_rendered
     from pipeline.report.render import render_table
 
-    settle()
+    ignore_stops()
     if not quiet:
         show_rendered(render_table(document), to_stderr=as_json)
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False))
 
 
-def show(document: dict[str, Any], *, as_json: bool) -> None:
-    from pipeline.core.interrupts import settle
+def show(document: dict[str, Any], *, as_json: bool, quiet: bool = False) -> None:
+    """Show what a command has found: as tables, as one JSON document, or not at all."""
+    from pipeline.core.interrupts import ignore_stops
 
-    settle()
+    ignore_stops()
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False))
+    if as_json or quiet:
         return
     from pipeline.core.screen import show_rendered
     from pipeline.report.document_table import render_document

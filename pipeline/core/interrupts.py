@@ -39,8 +39,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
             raise KeyboardInterrupt
 
 
-def settle() -> None:
-    """Let signals change nothing any more: what was asked for is done, and only to be shown."""
+def ignore_stops() -> None:
+    """Let signals change nothing any more: the work is done and only has to be shown."""
     have_last_word()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,7 +52,7 @@ def settle() -> None:
 def undisturbed() -> Iterator[None]:
     """Let a first signal, or `interrupt`, be noted only: the body is to be done as a whole.
 
-    Who watches over a run sees to it that it is short. A second signal ends the process, as ever.
+    The supervisor of a run limits its time. A second signal ends the process, as always.
     """
     _waiting.append(True)
     try:
@@ -80,7 +80,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if not _reasons:  # somebody pressed Ctrl-C where nobody called `handle_signals`
+        if not _reasons:  # Ctrl-C without `handle_signals`
             raise
         raise _reasons[0] from None
     finally:

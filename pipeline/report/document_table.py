@@ -1,4 +1,7 @@
-"""Show any nested document as sections and tables of a terminal, as inspect and plan do."""
+"""Show any nested document as sections and tables of a terminal, as inspect and plan do.
+
+Made for 80 columns: what is unknown is left out (`--json` has it, as null); nothing is cut.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,16 @@ def _section(document: dict[str, Any]) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    pairs = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    pairs = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     pairs.add_column(no_wrap=True)
     pairs.add_column(overflow="fold")
     sections: list[RenderableType] = []
     for key, value in document.items():
-        if isinstance(value, dict) and value:
+        if _is_unknown(value):
+            continue
+        if isinstance(value, dict):
             body: list[RenderableType] = _section(value)
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
+        elif isinstance(value, list) and isinstance(value[0], dict):
             body = [_table(value)]
         else:
             pairs.add_row(Text(_title(key), style="dim"), Text(_show(key, value)))
@@ -45,15 +50,31 @@ def _table(rows: list[dict[str, Any]]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    known = dict.fromkeys(name for row in rows for name in row if not _is_unknown(row[name]))
+    names = [name for name in known if _TOLD_BY.get(name) not in known]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in names:
         numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
         side: JustifyMethod = "right" if numeric else "left"
         table.add_column(Text(_title(name)), justify=side, overflow="fold")
     for row in rows:
+        if _is_unknown(row):
+            continue
         table.add_row(*(Text(_show(name, row.get(name))) for name in names))
     return table
+
+
+_TOLD_BY = {"created_at": "run_id"}
+"""Columns of a table that another one makes superfluous: a run id begins with its time."""
+
+
+def _is_unknown(value: Any) -> bool:
+    """Tell whether there is nothing to show: null, empty, or a section or list of such values."""
+    if isinstance(value, dict):
+        return all(map(_is_unknown, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_unknown, value))
+    return value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _title(key: str) -> str:
@@ -61,14 +82,14 @@ def _title(key: str) -> str:
 
 
 def _show(key: str, value: Any) -> str:
-    if value is None or value in ([], {}, ""):
+    if _is_unknown(value):
         return UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return format_size(value) if key.endswith("bytes") else format_count(value)
     if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else UNKNOWN
+        return f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(_show(key, item) for item in value)
     return printable(str(value))

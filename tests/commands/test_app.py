@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 from cli import pipeline
+from published import DAY, publish_rows
 from typer.main import get_command
 
 from pipeline.commands.app import app
 from pipeline.commands.main import _guard
 from pipeline.core import errors
 from pipeline.job.job import Job
+from pipeline.storage.store import Store
 
 HEAVY = ["torch", "torchvision", "ray", "pandas", "pyarrow", "numpy", "fsspec", "s3fs", "PIL"]
 # Asking for help must cost nothing: a shell completes and a scheduler checks with it.
@@ -132,6 +134,23 @@ def test_an_option_of_one_value_is_not_given_twice(
 def test_flags_and_lists_may_be_given_twice(refusal: Refusal):
     arguments = ("run", "none.yaml", "--quiet", "--quiet", "--set", "a.b=1", "--set", "a.b=2")
     assert "none.yaml: cannot read" in refusal(*arguments, "--allow-import=a", "--allow-import=b")
+
+
+@pytest.mark.parametrize("command", ["run", "retry", "submit", "plan", "tune", "verify"])
+def test_what_shows_tables_can_be_quiet(command: str):
+    assert "--quiet" in pipeline(command, "--help").stdout
+
+
+def test_a_quiet_verify_says_only_by_its_exit_code_that_all_is_well(tmp_path: Path):
+    store = Store(str(tmp_path / "out"))
+    publish_rows(store)
+    done = pipeline("verify", store.uri, "--partition", DAY, "--quiet")
+    assert (done.code, done.stdout, done.stderr) == (0, "", "")
+    assert (
+        pipeline("verify", store.uri, "--partition", DAY, "--quiet", "--json").json["partition"]
+        == DAY
+    )
+    assert pipeline("verify", store.uri, "--partition", "date=2000-01-01", "--quiet").code == 2
 
 
 def test_all_errors_of_a_job_file_are_lines_and_a_list_in_the_document(tmp_path: Path):

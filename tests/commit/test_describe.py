@@ -38,8 +38,8 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "out"))
 
 
-def shown(document: dict) -> str:
-    console = Console(file=io.StringIO(), width=120, color_system=None)
+def shown(document: dict, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(render_document(document))
     return console.file.getvalue()
 
@@ -378,11 +378,8 @@ def test_nested_dicts_become_sections_pairs_and_tables():
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in (
         "size bytes 2.0 KiB",
-        "unknown -",
         "flag yes",
         "many 1, 2, 3,000",
-        "none -",
-        "empty -",
         "inner",
         "rows 12,345",
         "deep",
@@ -392,6 +389,27 @@ def test_nested_dicts_become_sections_pairs_and_tables():
         "- - yes",
     ):
         assert line in lines
+    assert not any(line.startswith(("unknown", "none", "empty")) for line in lines)
+
+
+def test_a_document_fits_80_columns_and_has_no_rows_of_dashes(store: Store):
+    for day in (DAY, NEXT_DAY):
+        publish_rows(store, day)
+    document = describe_output(store.uri, None, {})
+    document["newest"]["gates"] = [
+        {"name": "conservation", "value": None, "message": "25 rows in = 20 + 5", "reason": None},
+        {"name": None, "value": None, "message": "", "reason": None},
+    ]
+    document["estimate"] = {"minutes": None, "cost": None, "per_node": {"rows_per_s": None}}
+    lines = shown(document, width=80).splitlines()
+    assert max(map(len, map(str.rstrip, lines))) <= 80
+    assert [line for line in lines if line.strip() and not line.strip(" -")] == []
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    assert "partition version run id rows" in text
+    assert f"{DAY} 1 " in text
+    assert "name value" not in text
+    assert "name message" in text
+    assert "estimate" not in text
 
 
 def test_hostile_text_stays_text():
