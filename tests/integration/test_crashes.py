@@ -103,7 +103,7 @@ def test_rows_that_crash_stop_or_starve_the_model_cost_only_themselves(
 
 
 def is_of(process: psutil.Process, folder: Path) -> bool:
-    """Tell whether a process was started, by whomever, in the run of this test."""
+    """Tell whether a process was started in the run of this test."""
     return (process.info["environ"] or {}).get(MARK) == str(folder)
 
 

@@ -1,5 +1,5 @@
 """Every engine that reads the folder finds the rows that were published, with and without folders
-for columns: pyarrow, pandas, DuckDB, Polars, Ray Data, and whoever lists files as Spark does."""
+for columns: pyarrow, pandas, DuckDB, Polars, Ray Data, and one that lists files as Spark does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nights of a real job, one after the other: passed, warned of, refused, accepted."""
+"""Partitions of a real job, one after the other: passed, warned of, refused, accepted."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from pipeline.storage.store import Store
 
 RED, GREEN, BLUE, GREY = (230, 20, 20), (20, 230, 20), (20, 20, 230), (200, 200, 200)
 DRIFT = {"mode": "fail", "min_rows": 50}
-NIGHT = {"red": RED, "green": GREEN, "blue": BLUE}
 
 
-def make_night(folder: Path, num_rows: int, colours: list[tuple[int, int, int]], seed: int) -> None:
+def make_photos(
+    folder: Path, num_rows: int, colours: list[tuple[int, int, int]], seed: int
+) -> None:
     """Small photos of a colour each, no two alike."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -33,8 +34,8 @@ def make_night(folder: Path, num_rows: int, colours: list[tuple[int, int, int]],
         Image.new("RGB", (32, 32), colour).save(folder / f"{row:03d}.png")
 
 
-class Nights:
-    """One output; a night is a folder of photos and a date."""
+class Partitions:
+    """One output; a partition is a date and a folder of photos."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,68 +77,68 @@ def statuses(gates: list[dict[str, Any]] | tuple[dict[str, Any], ...]) -> dict[s
 
 
 @pytest.mark.timeout(600)
-def test_nights_are_passed_warned_of_refused_and_accepted(tmp_path: Path) -> None:
+def test_partitions_are_passed_warned_of_refused_and_accepted(tmp_path: Path) -> None:
     usual = [RED, GREEN, BLUE]
-    make_night(tmp_path / "in" / "2026-11-20", 96, usual, seed=1)
-    make_night(tmp_path / "in" / "2026-11-21", 60, [RED, RED, RED, GREY], seed=2)
-    make_night(tmp_path / "in" / "2026-11-23", 96, usual, seed=3)
+    make_photos(tmp_path / "in" / "2026-11-20", 96, usual, seed=1)
+    make_photos(tmp_path / "in" / "2026-11-21", 60, [RED, RED, RED, GREY], seed=2)
+    make_photos(tmp_path / "in" / "2026-11-23", 96, usual, seed=3)
     for row in range(10):
         (tmp_path / "in" / "2026-11-23" / f"{row:03d}.png").write_bytes(b"not an image")
-    nights = Nights(tmp_path)
-    _make_golden(nights)
-    _first_night_is_recorded(nights)
-    _another_world_is_refused_and_accepted(nights)
-    _a_wrong_model_is_refused_before_it_predicts(nights)
-    _errors_stop_the_reading_early(nights)
+    partitions = Partitions(tmp_path)
+    _make_golden(partitions)
+    _the_first_partition_is_recorded(partitions)
+    _another_world_is_refused_and_accepted(partitions)
+    _a_wrong_model_is_refused_before_it_predicts(partitions)
+    _errors_stop_the_reading_early(partitions)
 
 
-def _make_golden(nights: Nights) -> None:
-    out = str(nights.folder / "golden.parquet")
-    done = pipeline("golden", nights.job("2026-11-20"), "--rows", "6", "--out", out)
+def _make_golden(partitions: Partitions) -> None:
+    out = str(partitions.folder / "golden.parquet")
+    done = pipeline("golden", partitions.job("2026-11-20"), "--rows", "6", "--out", out)
     assert done.code == 0, done.stderr
     assert pq.read_table(out).num_rows == 6
 
 
-def _first_night_is_recorded(nights: Nights) -> None:
-    done = nights.run("2026-11-20")
+def _the_first_partition_is_recorded(partitions: Partitions) -> None:
+    done = partitions.run("2026-11-20")
     assert done.code == 0, done.stderr
     found = statuses(done.json["gates"])
     assert (found["volume"], found["label_drift"]) == ("off", "off")
     assert (found["golden"], found["constant"], found["max_error_pct"]) == ("pass",) * 3
     golden = next(gate for gate in done.json["gates"] if gate["name"] == "golden")
     assert golden["message"].startswith(("6 of 6 golden rows agree, on 1", "12 of 12"))
-    manifest = nights.published("2026-11-20")
+    manifest = partitions.published("2026-11-20")
     assert manifest is not None
     assert manifest.distribution["labels"] == {"red": 32, "green": 32, "blue": 32}
     assert sum(manifest.distribution["numbers"]["score"]["counts"].values()) == 96
 
 
-def _another_world_is_refused_and_accepted(nights: Nights) -> None:
+def _another_world_is_refused_and_accepted(partitions: Partitions) -> None:
     date = "2026-11-21"
-    first = nights.run(date, "--set", "gates.label_drift.mode=warn")
+    first = partitions.run(date, "--set", "gates.label_drift.mode=warn")
     assert first.code == 0, first.stderr
     found = statuses(first.json["gates"])
     assert (found["volume"], found["label_drift"], found["golden"]) == ("warn", "warn", "pass")
     shown = " ".join(first.stderr.split())
     assert "gate volume warns: 60 rows, -37.5% beside the median 96 of 1 earlier night" in shown
     assert "gate label_drift warns: PSI" in shown
-    before = nights.bytes_of(date)
+    before = partitions.bytes_of(date)
     again = ["--set", "model.top_k=2"]  # to replace that version, with the gate as the job has it
 
-    refused = nights.run(date, *again)
+    refused = partitions.run(date, *again)
     assert refused.code == 3, refused.stderr
     assert "label_drift: PSI" in refused.stderr
     assert "of date=2026-11-20" in refused.stderr
-    assert nights.bytes_of(date) == before
-    report = nights.last_report(date)
+    assert partitions.bytes_of(date) == before
+    report = partitions.last_report(date)
     assert (report["status"], statuses(report["gates"])["label_drift"]) == ("refused", "fail")
 
-    wrong = nights.run(date, *again, "--accept", "label_drift=")
+    wrong = partitions.run(date, *again, "--accept", "label_drift=")
     assert wrong.code == 2
-    accepted = nights.run(date, *again, "--accept", "label_drift=a new camera = fine")
+    accepted = partitions.run(date, *again, "--accept", "label_drift=a new camera = fine")
     assert accepted.code == 0, accepted.stderr
     assert accepted.json["rows"]["computed"] == 0, "the refused run's slices are taken over"
-    manifest = nights.published(date)
+    manifest = partitions.published(date)
     assert manifest is not None
     assert manifest.number == 2
     for gates in (manifest.gates, accepted.json["gates"]):
@@ -146,38 +147,38 @@ def _another_world_is_refused_and_accepted(nights: Nights) -> None:
     assert statuses(manifest.gates)["golden"] == "pass", "of the run that computed the slices"
 
 
-def _a_wrong_model_is_refused_before_it_predicts(nights: Nights) -> None:
+def _a_wrong_model_is_refused_before_it_predicts(partitions: Partitions) -> None:
     date = "2026-11-23"
     labels = json.dumps(["dark", "bright", "blue", "red", "green"])
-    refused = nights.run(date, "--set", f"model.labels={labels}")
+    refused = partitions.run(date, "--set", f"model.labels={labels}")
     assert refused.code == 3, refused.stderr
     assert "golden: 6 of 6 golden rows differ on an actor of" in refused.stderr
     assert re.search(r"expected '(red|green|blue)' 0\.\d+, found '\w+' 0\.\d+", refused.stderr)
     assert refused.stderr.endswith("or a sick device\n"), "and nothing of Ray's"
-    assert nights.store.list_files(f"_control/date={date}/staging") == []
-    assert nights.published(date) is None
-    report = nights.last_report(date)
+    assert partitions.store.list_files(f"_control/date={date}/staging") == []
+    assert partitions.published(date) is None
+    report = partitions.last_report(date)
     assert statuses(report["gates"]) == {"golden": "fail"}
 
 
-def _errors_stop_the_reading_early(nights: Nights) -> None:
+def _errors_stop_the_reading_early(partitions: Partitions) -> None:
     date = "2026-11-23"
-    refused = nights.run(date)
+    refused = partitions.run(date)
     assert refused.code == 3, refused.stderr
     assert "max_error_pct: 10 of 96 rows quarantined, 10.42%; limit 5%" in refused.stderr
     assert "of 96 rows, so reading stopped there; finished slices are kept" in refused.stderr
-    assert nights.store.list_files(f"_control/date={date}/staging") != []
+    assert partitions.store.list_files(f"_control/date={date}/staging") != []
     assert "e.g. " in refused.stderr, "one of the rows, and why"
     assert "; if that is right: --accept max_error_pct=REASON" in refused.stderr
-    report = nights.last_report(date)
+    report = partitions.last_report(date)
     assert statuses(report["gates"]) == {"max_error_pct": "fail"}
     assert sum(found["num_rows"] for found in report["top_failures"]) == 10
     accepted = ["--accept", "max_error_pct=ten photos are lost", "--accept", "label_drift=back"]
-    done = nights.run(date, *accepted)
+    done = partitions.run(date, *accepted)
     assert done.code == 0, done.stderr
     assert done.json["rows"]["resumed"] >= 16
     assert done.json["top_failures"] == report["top_failures"], "those of resumed slices, too"
     assert (done.json["rows"]["predicted"], done.json["rows"]["quarantined"]) == (86, 10)
     found = statuses(done.json["gates"])
     assert (found["max_error_pct"], found["label_drift"]) == ("accepted", "accepted")
-    assert pipeline("verify", nights.store.uri, "--partition", f"date={date}").code == 0
+    assert pipeline("verify", partitions.store.uri, "--partition", f"date={date}").code == 0

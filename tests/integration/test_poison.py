@@ -1,4 +1,4 @@
-"""Files that nobody would send on purpose: none ends the worker, each costs itself and no other."""
+"""Hostile files: none ends the worker, each costs its own row and no other."""
 
 from __future__ import annotations
 

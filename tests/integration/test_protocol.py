@@ -173,7 +173,7 @@ def test_a_fault_at_any_step_changes_nothing_of_what_is_published_in_the_end(
     act = {"exit": place.die_at, "raise": place.fail_at, "lost answer": place.lose_at}[fault]
     is_done = act(point, step) or point.is_committed
 
-    # Whoever goes by the manifest sees one whole version: the old one up to the commit.
+    # A reader of the manifest sees one whole version: the old one up to the commit.
     seen = assert_readable(store)
     assert seen is not None
     assert seen.fingerprint == (NEW if is_done else OLD).fingerprint
@@ -184,7 +184,7 @@ def test_a_fault_at_any_step_changes_nothing_of_what_is_published_in_the_end(
     assert again.num_computed == (0 if is_done else num_rows(NEW) - kept)
     assert_published(store, expected, [1, 2, 3])
 
-    # Once more, late writers and garbage: nobody sees anything of it.
+    # Once more, late writers and garbage: no reader sees anything of it.
     settled = what_readers_see(store)
     assert run_once(store, NEW).num_computed == 0
     write_late(store)

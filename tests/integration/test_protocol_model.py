@@ -45,7 +45,7 @@ from pipeline.core.errors import InfraError, JobError, PartitionBusy, PublishCon
 from pipeline.storage.store import Store
 
 TTL_S = 1e6
-"""Of every lease: nobody renews meanwhile, and time passes only where the machine says so."""
+"""Of every lease: no program renews it, and time passes only where a rule says so."""
 EDITIONS = st.integers(1, 4)
 FAIL_EVERY = st.sampled_from([2, 3, 0])
 """Attempts of one slice may differ: which rows fail is the attempt's own affair."""
@@ -80,7 +80,7 @@ class Version:
 
 
 class Protocol(RuleBasedStateMachine):
-    """One partition, whoever works on it, and every version that it ever had."""
+    """One partition, the programs that work on it, and every version that it ever had."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Protocol(RuleBasedStateMachine):
         self.versions: list[Version] = []
         self.digests: dict[tuple[str, int], str] = {}
         self.is_untidy = False
-        """Somebody ended before the folder was settled."""
+        """A program ended before the folder was settled."""
         self.has_late_list = False
         """The last to write `_SUCCESS` was a run that had been overtaken: nothing prevents it."""
         self.patch = pytest.MonkeyPatch()
@@ -181,7 +181,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule()
     def let_leases_run_out(self) -> None:
-        """Whoever holds one is thought dead from now on, and does not know it."""
+        """A program that holds one is taken for dead from now on, and does not know it."""
         for path in (self.folder / LAYOUT.leases).glob("*"):
             then = path.stat().st_mtime - 2 * TTL_S
             os.utime(path, (then, then))

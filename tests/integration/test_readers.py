@@ -205,7 +205,7 @@ def test_readers_see_what_the_readme_says_after_every_step_and_a_kill_there_is_c
             continue
         looked_at = present
         found = tuple(reader(store) for reader in READERS)
-        for path in old:  # whoever started on the old list meets the old bytes, or no file
+        for path in old:  # a reader that began with the old list finds the old bytes, or no file
             assert not store.exists(path) or store.read_bytes(path) == bytes_of[path]
         if not seen or found != seen[-1]:
             seen.append(found)

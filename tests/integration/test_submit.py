@@ -37,7 +37,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Built]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that is taken, so that nobody else can, and refuses connections."""
+    """A port that is taken, so that no other process can take it, and refuses connections."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]

@@ -28,9 +28,9 @@ class Point:
     """A step of the protocol."""
 
     name: str
-    """Of the failpoint, and at the how-manieth time it acts."""
+    """Of the failpoint; after a colon the number of the time at which it acts, from 1."""
     lost: str
-    """What the operation is whose answer is lost at this step."""
+    """The operation whose answer is lost at this step."""
     path: str
     """What it is done to."""
     is_committed: bool = False

@@ -105,7 +105,7 @@ class Chance(Rule):
 
 
 def bad_network(delay_s: float = 1.0) -> list[Rule]:
-    """What a night may meet: each fault with its share of the requests."""
+    """What a run may meet: each fault with its share of the requests."""
     return [
         Chance(ERROR_BODY, method="POST", path="uploadId=", probability=0.2),
         Chance(ERROR_BODY, method="PUT", head="\nx-amz-copy-source:", probability=0.2),
@@ -123,7 +123,7 @@ class FaultProxy:
     def __init__(self, upstream_url: str, *rules: Rule, seed: int = 0) -> None:
         self.rules: tuple[Rule, ...] = rules
         self.on_fault: Callable[[str], None] = lambda action: None
-        """Called with the action when one is taken, before anybody hears of it."""
+        """Called with the action when one is taken, before either side is told."""
         self._dice = random.Random(seed)
         self.requests: list[tuple[str, str, str]] = []
         """Method, path and what was done: `forwarded` or the action."""

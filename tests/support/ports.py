@@ -12,7 +12,7 @@ before its server does, and above that of Ray's workers."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different ports that nobody holds."""
+    """Return different ports that no process holds."""
     found: list[int] = []
     with contextlib.ExitStack() as held:
         # Not of the generator that a test may have seeded: two processes would try the same ports.

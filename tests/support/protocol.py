@@ -163,9 +163,9 @@ def content(store: Store, manifest: Manifest) -> tuple[pa.Table, pa.Table]:
 
 
 def assert_readable(store: Store) -> Manifest | None:
-    """Whoever goes by the manifest finds every part of one version as it was published.
+    """Check that a reader of the manifest finds every part of one version as it was published.
 
-    Whoever goes by the list in `_SUCCESS` does, too: of that version, or of the one before.
+    A reader of the list in `_SUCCESS` does, too: of that version, or of the one before.
     """
     numbers = log_numbers(store, LAYOUT)
     assert numbers == list(range(1, len(numbers) + 1))

@@ -91,7 +91,7 @@ class RayHead:
         return {"RAY_AUTH_TOKEN": self._token}
 
     def jobs(self) -> list[dict[str, Any]]:
-        """What the job API tells everybody who asks: every submitted job, oldest first."""
+        """What the job API shows: every submitted job, oldest first."""
         headers = {"Authorization": f"Bearer {self._token}"}
         request = urllib.request.Request(f"{self.url}/api/jobs/", headers=headers)
         with urllib.request.urlopen(request, timeout=30) as answer:

@@ -133,7 +133,7 @@ def _kind(process: psutil.Process) -> str:
 
 
 def _family(node: Any) -> list[psutil.Process]:
-    """The raylet of a node first, so that it starts nobody again, then its descendants."""
+    """The raylet of a node first, so that it starts no process again, then its descendants."""
     try:
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
         return [raylet, *raylet.children(recursive=True)]

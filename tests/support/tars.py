@@ -1,4 +1,4 @@
-"""Tar archives of all kinds, in memory: what tar programs write, and what nobody should."""
+"""Tar archives of all kinds, in memory: what tar programs write, and what no program should."""
 
 from __future__ import annotations
 
