@@ -58,7 +58,8 @@ def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> N
     commands = []
     for override, check, _, _ in PROBLEMS:
         no_try = [] if check == "one row" else ["--no-try"]
-        commands.append(Ending(["doctor", job, "--json", "--set", override, *no_try], env=env))
+        argv = ["doctor", job, "--json", "--set", override, *no_try]
+        commands.append(Ending(argv, is_impatient=True, env=env))
     results = run_all(commands, "pipeline.commands.doctor")
     for (_, check, code, words), result in zip(PROBLEMS, results, strict=True):
         assert result.code == code, result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 import pytest
@@ -23,6 +24,7 @@ def table() -> list[tuple[str, str, str]]:
     return _ROW.findall((TESTS / "faults.md").read_text("ascii"))
 
 
+@functools.cache
 def named_in(file: str) -> set[str]:
     (path,) = TESTS.rglob(f"{file}.py")
     tree = ast.parse(path.read_text())

@@ -32,6 +32,8 @@ class Ending:
     stdout: str = "file"
     """Or full, closed, unread: what the command's standard output is."""
     stderr: str = "file"
+    is_impatient: bool = False
+    """Wait little between the tries of a call to a store, as the fixture `impatient` does."""
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -87,6 +89,10 @@ def _become(ending: dict[str, Any], out: Any, err: Any) -> None:
     if ending["at_import"]:
         assert ending["at_import"] not in sys.modules, "too late"
         sys.meta_path.insert(0, _Interrupts(ending["at_import"]))
+    if ending["is_impatient"]:
+        from pipeline.core import backoff
+
+        backoff.FIRST_WAIT_S = 0.02
     from pipeline.commands.main import main
 
     main()
