@@ -26,6 +26,10 @@ class CommandServer:
         self._environment = dict(environment)
 
     def __enter__(self) -> CommandServer:
+        self._start()
+        return self
+
+    def _start(self) -> None:
         reading, writing = os.pipe()
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(writing)],
@@ -37,7 +41,6 @@ class CommandServer:
         )
         os.close(writing)
         self._answers = os.fdopen(reading)
-        return self
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
@@ -55,6 +58,9 @@ class CommandServer:
         Raises:
             RuntimeError: The process has ended, or the command takes longer than `timeout_s`.
         """
+        if self._process.poll() is not None:  # a command before has ended it
+            self.__exit__()
+            self._start()
         assert self._process.stdin is not None
         with tempfile.TemporaryDirectory(prefix="command-") as folder:
             asked = {"arguments": arguments, "folder": folder}
@@ -68,6 +74,7 @@ class CommandServer:
             )
             if not code:
                 self._process.kill()
+                self._process.wait()
                 raise RuntimeError(f"{arguments} did not end:\n{out}\n{err}")
         return int(code), out, err
 
