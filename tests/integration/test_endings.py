@@ -135,7 +135,7 @@ def test_whatever_ends_a_run_its_report_is_stored_and_its_lease_free(
         pass
 
 
-def test_a_result_that_nobody_can_read_is_said_and_no_success(tmp_path: Path) -> None:
+def test_a_result_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
     publish_rows(store)
     verify = ["verify", store.uri, "--json", "--partition", "date=2026-11-24"]

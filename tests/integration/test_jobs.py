@@ -37,7 +37,7 @@ def test_no_two_job_files_write_to_the_same_place():
     assert len(uris) == len(set(uris)) >= 3
 
 
-def test_the_nightly_partition_is_the_logical_date():
+def test_the_partition_of_the_dag_is_its_logical_date():
     assert load("nightly.yaml").sink.partition == "date=2026-11-24"
 
 
