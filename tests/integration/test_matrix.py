@@ -239,7 +239,7 @@ def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
             model={"name": "efficientnet-lite0"},
             transform=None,
             gates={"max_error_pct": 20},
-            run={"slice_rows": 8},
+            run={"slice_rows": 32},
         )
         job = load_job(job_path, date=dt.date.fromisoformat(DATE))
         report = run_job(job, RunOptions(), Progress(quiet=True))

@@ -5,7 +5,6 @@ A command costs what it does, not the start of Python, of Ray and of workers.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import select
@@ -89,8 +88,8 @@ def _serve(answers: int) -> None:
         for line in sys.stdin:
             asked: dict[str, Any] = json.loads(line)
             _write_to(Path(asked["folder"], "stdout"), Path(asked["folder"], "stderr"))
-            command = functools.partial(main._command, args=asked["arguments"])
-            code = main._guard(command)
+            sys.argv[:] = ["pipeline", *asked["arguments"]]
+            code = main._guard(main._command)
             forget()
             _write_to(Path(os.devnull), Path(os.devnull))
             out.write(f"{code}\n")
