@@ -231,6 +231,14 @@ def test_every_file_that_the_architecture_says_to_open_exists() -> None:
             assert (ROOT / "pipeline" / path).is_file(), f"{change}: {path}"
 
 
+def test_how_to_add_names_every_registry() -> None:
+    rows = table_below(ARCHITECTURE, "## How to add")
+    packages = (ROOT / "pipeline").rglob("__init__.py")
+    registries = [path for path in packages if "\nREGISTRY" in path.read_text()]
+    wanted = {path.relative_to(ROOT / "pipeline").as_posix() for path in registries}
+    assert {target for row in rows for target in _LINK.findall(row[3])} == wanted
+
+
 def test_the_readme_is_one_sitting() -> None:
     lines = README.splitlines()
     assert len(lines) <= MAX_README_LINES
