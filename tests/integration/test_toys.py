@@ -77,7 +77,8 @@ def test_one_run_by_a_source_and_an_input_of_another_distribution(tmp_path: Path
         gates={"max_error_pct": 50.0},
         run={"slice_rows": 3},
     )
-    done = pipeline("run", job, "--json", env=env)
+    command = ("run", job, "--json", "--date", "2026-11-24", "--allow-import", "toy_input")
+    done = pipeline(*command, env=env)
     assert done.code == 0, done.stderr
     stages = {stage["stage"]: stage for stage in done.json["stages"]}
     assert list(stages)[1:4] == ["read", toy_input.STAGE, "transfer"]
@@ -88,7 +89,7 @@ def test_one_run_by_a_source_and_an_input_of_another_distribution(tmp_path: Path
     ids = [*(f"a{toy_source.TOY_FILES}#{row}" for row in range(4)),
            *(f"b{toy_source.TOY_FILES}#{row}" for row in range(2))]  # fmt: skip
     assert found == {i: (1.0, len(image)) for i, image in zip(ids, images, strict=True)}
-    again = pipeline("run", job, "--json", env=env)
+    again = pipeline(*command, env=env)
     assert again.json["status"] == "nothing_to_do"
     assert pipeline("verify", str(tmp_path / "out"), env=env).code == 0
 
