@@ -5,9 +5,12 @@ A command costs what it does, not the start of Python, of Ray and of workers.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 START_TIMEOUT_S = 60.0
+TRACEBACK_S = 5.0
 
 
 class CommandServer:
@@ -67,6 +71,10 @@ class CommandServer:
             self._process.stdin.flush()
             ready, _, _ = select.select([self._answers], [], [], timeout_s)
             code = self._answers.readline() if ready else ""
+            if not ready:  # have it say where it stands
+                self._process.send_signal(signal.SIGUSR1)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(TRACEBACK_S)
             out, err = (
                 path.read_text() if path.exists() else ""
                 for path in (Path(folder, "stdout"), Path(folder, "stderr"))
@@ -84,6 +92,7 @@ def _serve(answers: int) -> None:
     from pipeline.execution.cluster.connect import share_ray
 
     streams.hold()
+    faulthandler.register(signal.SIGUSR1, file=sys.stderr)
     with share_ray(), os.fdopen(answers, "w") as out:
         for line in sys.stdin:
             asked: dict[str, Any] = json.loads(line)
