@@ -37,22 +37,22 @@ from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, allocate
 from pipeline.plan.plan import Plan, what_changed
 from pipeline.plan.tiling import missing_units
-from pipeline.report.document import Status
+from pipeline.report.document import RunStatus
 from pipeline.report.progress import Progress
 from pipeline.runs.builders import make_reader, make_stream
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.finish import finish, require_hope, require_some_row
+from pipeline.runs.finish import fail_fast_on_certain_refusal, finish, require_some_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
-from pipeline.runs.retry.readmission import Readmission
+from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.runs.sink_below_source import require_apart
-from pipeline.runs.supervisor import stoppable, watch
+from pipeline.runs.supervisor import stoppable, supervise
 from pipeline.runs.tuning.auto import is_open, resolve_auto
 from pipeline.sources.units import Unit
 from pipeline.storage.store import StoredFile
 
-Execute = Callable[[RunContext, Progress], Status]
+Execute = Callable[[RunContext, Progress], RunStatus]
 
 
 def run_job(
@@ -82,7 +82,7 @@ def _run_job(run: RunContext, progress: Progress, execute: Execute) -> dict[str,
     job = run.job
     require_apart(job.source, run.store)  # before a file is written below it
     run.store.probe(single_writer=job.run.single_writer)
-    with watch(run, lambda error: save_trouble(run, error)):
+    with supervise(run, lambda error: save_trouble(run, error)):
         try:
             with stoppable(run):
                 status = execute(run, progress)
@@ -96,7 +96,7 @@ def _run_job(run: RunContext, progress: Progress, execute: Execute) -> dict[str,
             return save_report(run, status, None)
 
 
-def _execute(run: RunContext, progress: Progress) -> Status:
+def _execute(run: RunContext, progress: Progress) -> RunStatus:
     job, store, layout = run.job, run.store, run.layout
     progress.phase(f"listing {job.source.uri}")
     plan, model = prepare(run)
@@ -124,7 +124,7 @@ def predict_and_publish(
     base: Manifest | None,
     lease: Lease,
     progress: Progress,
-    onto: Readmission | None = None,
+    retry: RetryMerge | None = None,
 ) -> Manifest:
     """Carry out an adopted plan on a cluster; see `finish` for what it returns and raises."""
     job = run.job
@@ -142,13 +142,14 @@ def predict_and_publish(
         allocation = allocate(job.shares, hardware)
         if is_open(model):
             progress.phase("choosing how to run the model")
-        chosen = resolve_auto(run, onto.named(plan) if onto else plan, model, hardware, allocation)
+        named = retry.named(plan) if retry else plan
+        chosen = resolve_auto(run, named, model, hardware, allocation)
         plan = replace(chosen.plan, fingerprint=plan.fingerprint)
         model, allocation = chosen.model, chosen.allocation
         if not run.store.is_object_store:  # after `resolve_auto`, which may divide the cluster anew
             allocation = allocation.for_local_disk(hardware)
-        if onto:
-            onto.require_same_model(plan)
+        if retry:
+            retry.require_same_model(plan)
         run.record.connected(hardware, allocation, ray_start_s, on_cluster=on_cluster)
         run.record.planned(plan, model, job.resources.num_gpus)
         try:
@@ -157,7 +158,7 @@ def predict_and_publish(
             run.record.failed_alike(error.failed)
             raise
         progress.phase("checking and publishing")
-        return finish(run, plan, staged, base, lease, onto=onto)
+        return finish(run, plan, staged, base, lease, retry=retry)
 
 
 def _predict_missing(
@@ -178,7 +179,7 @@ def _predict_missing(
     units = missing_units(plan, staged)
     if not units:
         return staged
-    require_hope(run, plan)
+    fail_fast_on_certain_refusal(run, plan)
     channel = progress.open_channel(
         run.record.run_id, allocation.max_actors, is_local=not run.record.on_cluster
     )
@@ -194,7 +195,7 @@ def _predict_missing(
             where = (key.unit, key.start) if key else (-1, -1)
             progress.advance(where, committed.num_rows, committed.num_quarantined)
             reach("slice_done")
-            require_hope(run, plan)
+            fail_fast_on_certain_refusal(run, plan)
     require_some_row(run)
     return list_staged(run.store, run.layout.staging(plan.fingerprint))
 

@@ -50,7 +50,7 @@ IN_WORKERS = (
     "preprocessing.images",
 )
 
-MAX_LINES = 400
+MAX_LINES = 350
 TREES = dict(trees())
 
 FORBIDDEN_CALLS = {

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.commands.doctor_machine import Check, Status, guarded, look_at_machine
+from pipeline.commands.doctor_machine import Finding, FindingStatus, guarded, look_at_machine
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.login import log_in
 from pipeline.execution.embedded.patches import describe
@@ -54,13 +54,13 @@ def examine(
     if job is not None:
         checks += _job(job, options, tries=tries)
     statuses = [check.status for check in checks]
-    worst: Status = "fail" if "fail" in statuses else "warn" if "warn" in statuses else "ok"
+    worst: FindingStatus = "fail" if "fail" in statuses else "warn" if "warn" in statuses else "ok"
     shown = [{k: v for k, v in asdict(check).items() if k != "exit_code"} for check in checks]
     code = next((check.exit_code for check in checks if check.status == "fail"), 0)
     return {"status": worst, "checks": shown}, code
 
 
-def _job(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Check]:
+def _job(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
     sink = guarded("sink", lambda: _sink(job))
     yield sink
     if sink.status == "ok":
@@ -82,14 +82,14 @@ def _sink(job: Job) -> str:
     return f"{store.url('')}: can be written, and creates an object once"
 
 
-def _clock(job: Job) -> Check:
+def _clock(job: Job) -> Finding:
     """Compare the clocks: object stores refuse requests of a quarter of an hour ago."""
     store = Store(job.sink.uri, job.sink.storage_options)
     off_s = (dt.datetime.now(dt.UTC) - store.now()).total_seconds()
     if abs(off_s) > _MAX_OFF_S:
         hint = "from 15 minutes on object stores refuse: set this machine's clock"
-        return Check("clock", "warn", f"{off_s:+.0f} s off the sink's; {hint}")
-    return Check("clock", "ok", "goes with that of the sink")
+        return Finding("clock", "warn", f"{off_s:+.0f} s off the sink's; {hint}")
+    return Finding("clock", "ok", "goes with that of the sink")
 
 
 def _source(job: Job) -> str:
@@ -112,7 +112,7 @@ def _model(job: Job, options: RunOptions) -> str:
     return f"{spec.name}: weights {(spec.weights_sha256 or 'are its own')[:12]}"
 
 
-def _one_row(job: Job, options: RunOptions) -> Check:
+def _one_row(job: Job, options: RunOptions) -> Finding:
     """Let a row go the whole way; what the model says no to is the model's trouble."""
     tried: list[Tried] = []
 

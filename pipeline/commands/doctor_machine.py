@@ -28,7 +28,7 @@ from pipeline.execution.embedded.ray_folder import base_folder, weakness
 from pipeline.execution.environment import refuse_autoload
 from pipeline.inference.runtimes import all_runtimes
 
-Status = Literal["ok", "warn", "fail"]
+FindingStatus = Literal["ok", "warn", "fail"]
 _GIB = 2**30
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pandas", "fsspec", "pillow")
 _EXTRAS = {
@@ -46,17 +46,17 @@ _DASHBOARD_PORT = 8265
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """What one look gave."""
 
     check: str
-    status: Status
+    status: FindingStatus
     found: str
     """What there is; where it is not right, what would be."""
     exit_code: int = 0
 
 
-def look_at_machine(address: str | None) -> Iterator[Check]:
+def look_at_machine(address: str | None) -> Iterator[Finding]:
     """Look at packages, hardware, memory, disk, the environment, and who may reach Ray.
 
     Args:
@@ -74,26 +74,26 @@ def look_at_machine(address: str | None) -> Iterator[Check]:
     yield _dashboard()
 
 
-def guarded(name: str, look: Callable[[], str]) -> Check:
+def guarded(name: str, look: Callable[[], str]) -> Finding:
     """Turn what a look raises into a check that fails with the same exit code."""
     try:
-        return Check(name, "ok", look())
+        return Finding(name, "ok", look())
     except PipelineError as error:
-        return Check(name, "fail", str(error), error.exit_code)
+        return Finding(name, "fail", str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  # a library's error is a finding, too
         found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return Check(name, "fail", found, PipelineError.exit_code)
+        return Finding(name, "fail", found, PipelineError.exit_code)
 
 
-def _packages() -> Check:
+def _packages() -> Finding:
     needed = [Requirement(text) for text in metadata.requires(_DISTRIBUTION) or []]
     needed = [each for each in needed if each.marker is None]
     wrong = [each for each in needed if not each.specifier.contains(_version(each.name) or "0")]
     if wrong:
         found = ", ".join(f"{each} (there is {_version(each.name) or 'none'})" for each in wrong)
-        return Check("packages", "fail", f"install {found}", JobError.exit_code)
+        return Finding("packages", "fail", f"install {found}", JobError.exit_code)
     found = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
-    return Check("packages", "ok", f"python {platform.python_version()}, {found}")
+    return Finding("packages", "ok", f"python {platform.python_version()}, {found}")
 
 
 def _version(name: str) -> str | None:
@@ -103,7 +103,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _extras() -> Check:
+def _extras() -> Finding:
     needed: dict[str, tuple[str, ...]] = {extra: (name,) for extra, name in _EXTRAS.items()}
     tables: list[type[TableFormat]] = [table for _, table in usable(TABLES)]
     needed |= {each.extra: each.packages for each in tables if each.extra}
@@ -111,10 +111,10 @@ def _extras() -> Check:
     there = [extra for extra, packages in needed.items() if all(map(find_spec, packages))]
     absent = [extra for extra in needed if extra not in there]
     found = f"installed: {', '.join(there) or 'none'}"
-    return Check("extras", "ok", found + (f"; not: {', '.join(absent)}" if absent else ""))
+    return Finding("extras", "ok", found + (f"; not: {', '.join(absent)}" if absent else ""))
 
 
-def _processor() -> Check:
+def _processor() -> Finding:
     cores = len(os.sched_getaffinity(0))
     try:
         text = Path("/proc/cpuinfo").read_text()
@@ -122,60 +122,63 @@ def _processor() -> Check:
         text = ""
     words = set(text.split())
     flags = [flag for flag in _CPU_FLAGS if flag in words]
-    return Check("processor", "ok", f"{cores} cores, {', '.join(flags) or platform.machine()}")
+    return Finding("processor", "ok", f"{cores} cores, {', '.join(flags) or platform.machine()}")
 
 
-def _gpus() -> Check:
+def _gpus() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Check("gpu", "ok", f"torch {torch.__version__} sees none: models run on the CPU")
+        return Finding("gpu", "ok", f"torch {torch.__version__} sees none: models run on the CPU")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return Check("gpu", "ok", ", ".join(names))
+    return Finding("gpu", "ok", ", ".join(names))
 
 
-def _memory() -> Iterator[Check]:
+def _memory() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
     found = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB are free"
     tight = memory.available < 2 * _GIB
     hint = "; Ray and each actor take half a GiB and the model: free some, or run fewer actors"
-    yield Check("memory", "warn" if tight else "ok", found + (hint if tight else ""))
+    yield Finding("memory", "warn" if tight else "ok", found + (hint if tight else ""))
     shared = Path("/dev/shm")  # noqa: S108  # Ray's, not ours
     if not shared.exists():
         return
     free, wanted = psutil.disk_usage(str(shared)).free, embedded_store_bytes()
     found = f"{free / _GIB:.1f} GiB of /dev/shm are free, an embedded Ray takes {wanted / _GIB:.1f}"
     hint = ": its object store would lie on disk; give the container a larger /dev/shm"
-    yield Check("object store", "ok" if free >= wanted else "warn", found + hint * (free < wanted))
+    if free >= wanted:
+        yield Finding("object store", "ok", found)
+    else:
+        yield Finding("object store", "warn", found + hint)
 
 
-def _disk_of_ray() -> Check:
+def _disk_of_ray() -> Finding:
     folder = base_folder()
     while not folder.exists():  # it is made when it is needed
         folder = folder.parent
     if not os.access(folder, os.W_OK | os.X_OK):
         hint = "set RAY_TMPDIR to a folder that can be written to"
-        return Check("disk of Ray", "fail", f"{folder}: {hint}", InfraError.exit_code)
+        return Finding("disk of Ray", "fail", f"{folder}: {hint}", InfraError.exit_code)
     if (weak := weakness(folder)) is not None:
-        return Check("disk of Ray", "warn", weak)
+        return Finding("disk of Ray", "warn", weak)
     usage = shutil.disk_usage(folder)
     share = usage.free / usage.total
     found = f"{usage.free / _GIB:.1f} GiB of {folder} are free ({100 * share:.0f}%)"
     if share < _LEAST_FREE_SHARE:
         hint = "; below 5% Ray takes it for full: free some, or set RAY_TMPDIR"
-        return Check("disk of Ray", "warn", found + hint)
-    return Check("disk of Ray", "ok", found)
+        return Finding("disk of Ray", "warn", found + hint)
+    return Finding("disk of Ray", "ok", found)
 
 
-def _open_files() -> Check:
+def _open_files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < _LEAST_FILES and soft < hard:
-        return Check("open files", "ok", f"{soft}, which Ray raises to {hard}")
-    status: Status = "ok" if soft >= _LEAST_FILES else "warn"
+        return Finding("open files", "ok", f"{soft}, which Ray raises to {hard}")
+    status: FindingStatus = "ok" if soft >= _LEAST_FILES else "warn"
     hint = "" if status == "ok" else f"; Ray wants {_LEAST_FILES}: raise it (ulimit -n)"
-    return Check("open files", status, f"{soft}{hint}")
+    return Finding("open files", status, f"{soft}{hint}")
 
 
 def _environment() -> str:
@@ -183,33 +186,33 @@ def _environment() -> str:
     return "nothing in it lets input files run code"
 
 
-def look_at_access(address: str | None) -> Iterator[Check]:
+def look_at_access(address: str | None) -> Iterator[Finding]:
     """Look at who may reach Ray, and whether a token travels in the clear; connects to nothing."""
     file = token_file(os.environ)
     if file.exists() and is_open_to_others(file):
         hint = f"others on this machine may read it; write: chmod 600 {file}"
-        yield Check("ray token", "warn", f"{file}: {hint}")
+        yield Finding("ray token", "warn", f"{file}: {hint}")
     if address is None:
         if auth_mode(os.environ) == "disabled":
             hint = "whoever reaches its ports runs code as you; unset it"
-            yield Check("ray access", "warn", f"RAY_AUTH_MODE=disabled: {hint}")
+            yield Finding("ray access", "warn", f"RAY_AUTH_MODE=disabled: {hint}")
         else:
             found = "an embedded Ray: it asks for a token and has no dashboard"
-            yield Check("ray access", "ok", found)
+            yield Finding("ray access", "ok", found)
         return
     url = urlsplit(address if "://" in address else f"ray://{address}")
     is_near = _is_loopback(url.hostname or "")
     if not has_token(os.environ) and not is_near:
         hint = "set RAY_AUTH_TOKEN, and start the cluster with RAY_AUTH_MODE=token"
-        yield Check("ray access", "warn", f"{address}: no token in the environment; {hint}")
+        yield Finding("ray access", "warn", f"{address}: no token in the environment; {hint}")
     elif url.scheme != "https" and not is_near:
         hint = "keep to a private network or a tunnel"
-        yield Check("ray access", "warn", f"{address}: the token travels in the clear; {hint}")
+        yield Finding("ray access", "warn", f"{address}: the token travels in the clear; {hint}")
     else:
-        yield Check("ray access", "ok", address)
+        yield Finding("ray access", "ok", address)
 
 
-def _dashboard() -> Check:
+def _dashboard() -> Finding:
     """Look for Ray's dashboard, which runs what it is sent, on the network side of this machine."""
     import psutil
 
@@ -220,8 +223,8 @@ def _dashboard() -> Check:
                     socket.create_connection((each.address, _DASHBOARD_PORT), 0.3).close()
                     found = f"{each.address}:{_DASHBOARD_PORT} takes connections from the network"
                     hint = "if it is Ray's, start the head with --dashboard-host=127.0.0.1"
-                    return Check("dashboard", "warn", f"{found}; {hint}")
-    return Check("dashboard", "ok", f"nothing takes connections at port {_DASHBOARD_PORT}")
+                    return Finding("dashboard", "warn", f"{found}; {hint}")
+    return Finding("dashboard", "ok", f"nothing takes connections at port {_DASHBOARD_PORT}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -22,13 +22,13 @@ from pipeline.job.job import Job
 from pipeline.models.factory_tensors import hand_on
 from pipeline.models.resolve import resolve_model
 from pipeline.plan.plan import Plan, settings_digest
-from pipeline.report.document import Status
+from pipeline.report.document import RunStatus
 from pipeline.report.progress import Progress
 from pipeline.run import predict_and_publish, run_job
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.retry.plan import Replan, replan
-from pipeline.runs.retry.quarantine import Base, choose, read_base, read_reasons
-from pipeline.runs.retry.readmission import Readmission
+from pipeline.runs.retry.quarantine import Base, read_base, read_reasons, select_entries
+from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.sources.inputs import open_source, require_there
 from pipeline.storage.store import Store
 
@@ -55,13 +55,13 @@ def retry_job(
     """
     wanted = read_reasons(reasons)
 
-    def execute(run: RunContext, progress: Progress) -> Status:
+    def execute(run: RunContext, progress: Progress) -> RunStatus:
         return carry_out(run, wanted, partial(predict_and_publish, progress=progress))
 
     return run_job(job, options, progress, execute)
 
 
-def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Status:
+def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> RunStatus:
     """Let rows of the quarantine go again and publish what comes of it.
 
     Args:
@@ -87,16 +87,16 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Sta
         inputs = _require_same_job(run, base, settings)
         require_there(inputs)
         with run.record.stage("list") as listed:
-            work = replan(base, choose(base, reasons), job, inputs)
+            work = replan(base, select_entries(base, reasons), job, inputs)
             listed.rows_in = listed.rows_out = len(work.chosen.entries)
         if not len(work.chosen.entries):
             return _nothing_to_retry(run, work)
-        onto = _prepare(run, work)
+        merge = _prepare(run, work)
         plan = replace(adopt_plan(store, layout, work.plan), source_root=inputs.uri)
         hand_on(store, *(layout.tensors(p.fingerprint) for p in (base.plan, plan)))
         _forget_failures(run, plan)
         run.record.planned(plan, model, job.resources.num_gpus)
-        manifest = predict(run, plan, model, current, lease, onto=onto)
+        manifest = predict(run, plan, model, current, lease, retry=merge)
         run.record.published(manifest, store.url(layout.predictions))
         if manifest.token == current.token:
             log.info("all rows failed again just as before: version %d stays", current.number)
@@ -128,7 +128,7 @@ def _require_same_job(run: RunContext, base: Base, settings: str) -> Store:
     return parent if parent.url("") == base.plan.source_root else root
 
 
-def _nothing_to_retry(run: RunContext, work: Replan) -> Status:
+def _nothing_to_retry(run: RunContext, work: Replan) -> RunStatus:
     sink, others = run.job.sink, work.chosen.describe_others()
     log.info("nothing to retry%s", f": quarantined stay {others}" if others else "")
     current = repair(run.store, run.layout, sink.keep_versions, table=run.table, is_last=True)
@@ -138,7 +138,7 @@ def _nothing_to_retry(run: RunContext, work: Replan) -> Status:
     return "nothing_to_do"
 
 
-def _prepare(run: RunContext, work: Replan) -> Readmission:
+def _prepare(run: RunContext, work: Replan) -> RetryMerge:
     """Note what stays, and store the plan of all rows, if it is a new one."""
     others = work.chosen.describe_others()
     log.info(
@@ -147,12 +147,12 @@ def _prepare(run: RunContext, work: Replan) -> Readmission:
         work.base.manifest.number,
         f"; others stay: {others}" if others else "",
     )
-    onto = Readmission(work, run.layout)
-    run.record.keep(onto.kept())
+    merge = RetryMerge(work, run.layout)
+    run.record.keep(merge.kept())
     _note(run, work)
     if work.accounts.fingerprint != work.base.accounts.fingerprint:
         adopt_plan(run.store, run.layout, work.accounts)
-    return onto
+    return merge
 
 
 def _note(run: RunContext, work: Replan) -> None:

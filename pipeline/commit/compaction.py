@@ -48,7 +48,7 @@ _READ_FILES, _READ_BYTES = 32, 16 * 2**20
 _SAMPLE_FILES, _SAMPLE_BYTES = 64, 16 * 2**20
 _NAMES_PER_GROUP = 100_000
 
-Duplicates = Mapping[SliceKey, tuple[int, ...]]
+DuplicateRows = Mapping[SliceKey, tuple[int, ...]]
 """Rows (counted within their slice) whose id an earlier row has."""
 SizedSlice = tuple[SliceKey, str, float]
 """Key, path and staged bytes."""
@@ -61,7 +61,7 @@ class Group:
 
     index: int
     slices: tuple[SizedSlice, ...]
-    duplicates: Duplicates = field(default_factory=dict)
+    duplicates: DuplicateRows = field(default_factory=dict)
     is_last: bool = False
     num_before: int = 0
     """Rows of the input before the first slice."""
@@ -183,7 +183,7 @@ class Compactor:
 def compact_slices(
     compactor: Compactor,
     slices: Sequence[SizedSlice],
-    duplicates: Duplicates,
+    duplicates: DuplicateRows,
     run_tasks: RunTasks,
 ) -> Compacted:
     """Compact all slices of a run.
@@ -206,7 +206,7 @@ def compact_slices(
 
 
 def cut_groups(
-    slices: Sequence[SizedSlice], target_bytes: float, duplicates: Duplicates
+    slices: Sequence[SizedSlice], target_bytes: float, duplicates: DuplicateRows
 ) -> list[Group]:
     """Cut the slices, in input order, into groups near target_bytes of staged size."""
     cuts: list[list[SizedSlice]] = []

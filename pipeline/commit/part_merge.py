@@ -17,7 +17,13 @@ import pyarrow.parquet as pq
 from pipeline.commit.compaction import Compactor, Group, RunTasks, SizedSlice, SliceRows, cut_groups
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
-from pipeline.commit.partition_columns import SORT_BYTES, Piece, Regrouper, read_piece, with_keys
+from pipeline.commit.partition_columns import (
+    SORT_BYTES,
+    Regrouper,
+    RowGroupRef,
+    read_piece,
+    with_keys,
+)
 from pipeline.commit.row_ids import hash_ids
 from pipeline.commit.row_positions import KEY, from_metadata
 from pipeline.core.hive_paths import values_of, without
@@ -61,7 +67,7 @@ class Merger:
         return stream.close()
 
     def into_folder(
-        self, index: int, folder: str, parts: tuple[Part, ...], pieces: tuple[Piece, ...]
+        self, index: int, folder: str, parts: tuple[Part, ...], pieces: tuple[RowGroupRef, ...]
     ) -> tuple[Part, ...]:
         """Let sorted rows into the parts of one value."""
         schema = without(self.compactor.schema, self.columns)
@@ -106,7 +112,7 @@ class Merger:
             num_rows += rows.num_rows
         return stream.close(), gone_hash
 
-    def sort(self, index: int, inserts: tuple[Insert, ...]) -> tuple[Piece, ...]:
+    def sort(self, index: int, inserts: tuple[Insert, ...]) -> tuple[RowGroupRef, ...]:
         """Sort new rows by value, for `into_folder`."""
         regrouper = Regrouper(self.compactor, self.columns)
         rows = [with_keys(*keyed) for keyed in self._good(inserts)]
@@ -243,7 +249,7 @@ def merge_folders(
         merger.sort,
         [(g.index, tuple(by_key[key] for key, _, _ in g.slices)) for g in groups],
     )
-    pieces: dict[str, list[Piece]] = defaultdict(list)
+    pieces: dict[str, list[RowGroupRef]] = defaultdict(list)
     for piece in (piece for some in found for piece in some):
         pieces[piece.folder].append(piece)
     old: dict[str, list[Part]] = defaultdict(list)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.commit.compaction import (
     Compacted,
     Compactor,
-    Duplicates,
+    DuplicateRows,
     Group,
     RunTasks,
     SizedSlice,
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowGroupRef:
     """Rows of one value: a row group of a sorted file."""
 
     folder: str
@@ -59,17 +59,17 @@ class Piece:
 class SortedGroup:
     """What became of a group in the first pass."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[RowGroupRef, ...]
     quarantine: tuple[Part, ...]
     row_id_hash: int
 
 
 @dataclass(frozen=True)
-class Shelf:
+class FolderGroup:
     """Values that one task writes the parts of; the pieces of each in input order."""
 
     index: int
-    values: tuple[tuple[str, tuple[Piece, ...]], ...]
+    values: tuple[tuple[str, tuple[RowGroupRef, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Regrouper:
         pieces = self.write_sorted(pa.concat_tables(tables), group.index)
         return SortedGroup(pieces, quarantine.close(), row_id_hash)
 
-    def write_sorted(self, rows: pa.Table, index: int) -> tuple[Piece, ...]:
+    def write_sorted(self, rows: pa.Table, index: int) -> tuple[RowGroupRef, ...]:
         """Write rows with their keys into one file, sorted by value, a row group a value.
 
         Raises:
@@ -110,21 +110,21 @@ class Regrouper:
                 value = rows.slice(bounds[number], bounds[number + 1] - bounds[number])
                 started = buffer.tell()
                 writer.write_table(value, row_group_size=value.num_rows)
-                pieces.append(Piece(folder, path, number, buffer.tell() - started))
+                pieces.append(RowGroupRef(folder, path, number, buffer.tell() - started))
         if pieces:
             self.compactor.store.put(f"{self.compactor.folder}/{path}", buffer.getvalue())
         return tuple(pieces)
 
-    def gather(self, shelf: Shelf) -> tuple[Part, ...]:
+    def write_folders(self, group: FolderGroup) -> tuple[Part, ...]:
         """Write the parts of some values."""
         schema = without(self.compactor.schema, self.columns)
-        pieces = [piece for _, own in shelf.values for piece in own]
+        pieces = [piece for _, own in group.values for piece in own]
         footers: dict[str, pq.FileMetaData] = {}
         where = self.compactor.store, self.compactor.folder
         tables = _read_ahead(lambda piece: read_piece(*where, piece, schema, footers), pieces)
         parts: list[Part] = []
-        for number, (folder, own) in enumerate(shelf.values):
-            index = shelf.index * _FOLDERS_PER_TASK + number
+        for number, (folder, own) in enumerate(group.values):
+            index = group.index * _FOLDERS_PER_TASK + number
             stream = self.compactor.stream(f"predictions/{folder}", index, schema)
             for _ in own:
                 rows, keys = next(tables)
@@ -136,7 +136,7 @@ class Regrouper:
 def read_piece(
     store: Store,
     folder: str,
-    piece: Piece,
+    piece: RowGroupRef,
     schema: pa.Schema,
     footers: dict[str, pq.FileMetaData] | None = None,
 ) -> tuple[pa.Table, Numbers]:
@@ -159,7 +159,7 @@ def compact_by_value(
     compactor: Compactor,
     columns: Sequence[str],
     slices: Sequence[SizedSlice],
-    duplicates: Duplicates,
+    duplicates: DuplicateRows,
     run_tasks: RunTasks,
 ) -> Compacted:
     """Compact all slices of a run into folders by the values of columns.
@@ -177,33 +177,35 @@ def compact_by_value(
     regrouper = Regrouper(compactor, tuple(columns))
     groups = cut_groups(slices, SORT_BYTES, duplicates)
     done: list[SortedGroup] = run_tasks(regrouper.sort, [(group,) for group in groups])
-    values: dict[str, list[Piece]] = {}
+    values: dict[str, list[RowGroupRef]] = {}
     for group in done:
         for piece in group.pieces:
             values.setdefault(piece.folder, []).append(piece)
     _require_few(len(values), columns, "")
-    shelves = _cut_shelves(values, compactor.target_bytes)
-    gathered: list[tuple[Part, ...]] = run_tasks(regrouper.gather, [(s,) for s in shelves])
+    folder_groups = _group_folders(values, compactor.target_bytes)
+    written: list[tuple[Part, ...]] = run_tasks(
+        regrouper.write_folders, [(s,) for s in folder_groups]
+    )
     return compactor.whole(
-        [part for parts in gathered for part in parts],
+        [part for parts in written for part in parts],
         [(group.quarantine, group.row_id_hash) for group in done],
     )
 
 
-def _cut_shelves(values: dict[str, list[Piece]], target_bytes: float) -> list[Shelf]:
+def _group_folders(values: dict[str, list[RowGroupRef]], target_bytes: float) -> list[FolderGroup]:
     """Put small values together and large ones alone, sorted by folder."""
-    shelves: list[Shelf] = []
-    pending: list[tuple[str, tuple[Piece, ...]]] = []
+    folder_groups: list[FolderGroup] = []
+    pending: list[tuple[str, tuple[RowGroupRef, ...]]] = []
     pending_bytes = 0
     for folder in sorted(values):
         pending.append((folder, tuple(values[folder])))
         pending_bytes += sum(piece.size_bytes for piece in values[folder])
         if pending_bytes >= target_bytes or len(pending) == _FOLDERS_PER_TASK:
-            shelves.append(Shelf(len(shelves), tuple(pending)))
+            folder_groups.append(FolderGroup(len(folder_groups), tuple(pending)))
             pending, pending_bytes = [], 0
     if pending:
-        shelves.append(Shelf(len(shelves), tuple(pending)))
-    return shelves
+        folder_groups.append(FolderGroup(len(folder_groups), tuple(pending)))
+    return folder_groups
 
 
 def _folders_of(rows: pa.Table, columns: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
@@ -234,7 +236,7 @@ def _require_few(num_values: int, columns: Sequence[str], where: str) -> None:
         )
 
 
-def _read_ahead(read: Callable[[Piece], T], pieces: Sequence[Piece]) -> Iterator[T]:
+def _read_ahead(read: Callable[[RowGroupRef], T], pieces: Sequence[RowGroupRef]) -> Iterator[T]:
     """Yield what `read` returns, in order; a few are read ahead of the one that is used."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(_READ_AHEAD) as pool:

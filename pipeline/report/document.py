@@ -52,7 +52,7 @@ from pipeline.report.sections import (
 
 REPORT_VERSION: Final = 1
 
-Status = Literal["published", "refused", "stopped", "failed", "nothing_to_do"]
+RunStatus = Literal["published", "refused", "stopped", "failed", "nothing_to_do"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RunFacts:
 
     run_id: str
     partition: str
-    status: Status
+    status: RunStatus
     exit_code: int
     fingerprint: str | None = None
     error: str | None = None
@@ -110,7 +110,7 @@ class Report(Section):
     partition: str
     fingerprint: str | None
     """Hash of all that decides the predictions."""
-    status: Status
+    status: RunStatus
     exit_code: int
     error: str | None
     started_at: str | None

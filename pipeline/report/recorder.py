@@ -29,7 +29,7 @@ from pipeline.gates.results import GateResult
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware
 from pipeline.plan.plan import Plan
-from pipeline.report.document import RunFacts, Status
+from pipeline.report.document import RunFacts, RunStatus
 from pipeline.report.placement import Placement
 from pipeline.report.slice_count import Origin, SliceCount
 from pipeline.report.slice_totals import KeptRows, ReadFooter, SliceTotals
@@ -248,9 +248,9 @@ class RunRecorder:
         return self._plan.skipped if self._plan else Skipped()
 
     @property
-    def canary(self) -> StageCounters:
+    def reference_check(self) -> StageCounters:
         """Rows of committed slices that eager fp32 predicted once more; out: those that agreed."""
-        return self._totals.canary
+        return self._totals.reference_check
 
     @property
     def golden(self) -> tuple[StageCounters, int]:
@@ -286,7 +286,11 @@ class RunRecorder:
         return int(self._counters.get(ROUNDED, {}).get("rows_out", 0))
 
     def facts(
-        self, status: Status, exit_code: int, error: str | None, price_per_node_hour: float | None
+        self,
+        status: RunStatus,
+        exit_code: int,
+        error: str | None,
+        price_per_node_hour: float | None,
     ) -> RunFacts:
         """Return everything known, for the report."""
         finished_at = dt.datetime.now(dt.UTC)

@@ -37,7 +37,7 @@ class SliceTotals:
     def __init__(self) -> None:
         self.num_quarantined = 0
         self.reasons: Counter[str] = Counter()
-        self.canary = StageCounters()
+        self.reference_check = StageCounters()
         """Rows that eager fp32 predicted once more; out: those that agreed."""
         self.golden = StageCounters()
         """Golden rows, once for every actor; out: those that agreed."""
@@ -58,7 +58,7 @@ class SliceTotals:
         key = parse_staged_name(staged.name)
         if key is not None:
             self._names[key] = staged.name
-        self.canary += StageCounters.from_dict(staged.counters.get(CANARY, {}))
+        self.reference_check += StageCounters.from_dict(staged.counters.get(CANARY, {}))
         # What an actor did before its first slice travels with that slice, so once for each actor.
         self.golden += StageCounters.from_dict(staged.counters.get(GOLDEN, {}))
         self.golden_actors += GOLDEN in staged.counters

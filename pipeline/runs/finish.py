@@ -29,8 +29,8 @@ from pipeline.gates.results import GateResult, require_pass
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import Slices, require_tiling
 from pipeline.runs.context import RunContext
-from pipeline.runs.retry.matching import Duplicates, Match, match_rows
-from pipeline.runs.retry.readmission import Readmission
+from pipeline.runs.retry.matching import LabelledDuplicates, Match, match_rows
+from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.sources.inputs import describe_no_input
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import StoredFile
@@ -45,7 +45,7 @@ def finish(
     base: Manifest | None,
     lease: Lease,
     tasks: RunTasks = run_tasks,
-    onto: Readmission | None = None,
+    retry: RetryMerge | None = None,
 ) -> Manifest:
     """Publish the staged slices of a plan.
 
@@ -56,7 +56,7 @@ def finish(
         base: What is published now; ours becomes the next version.
         lease: Ours; checked before anything is made visible.
         tasks: Runs a function for every tuple of arguments; by default as Ray tasks.
-        onto: What the rows are let into; None publishes them alone.
+        retry: What the rows are let into; None publishes them alone.
 
     Returns:
         What is current then: `base` itself where a retry changed nothing.
@@ -69,12 +69,12 @@ def finish(
     """
     with run.record.stage("publish") as published, listed_files():
         slices = require_tiling(plan, staged)
-        duplicates = _account(run, slices, tasks, onto)
-        match = onto and match_rows(onto.replan, run.store, slices, duplicates, tasks)
-        if onto and match:
-            _account_for_all(run, onto, match)
-            if onto.is_unchanged(run.store, match):
-                return onto.base
+        duplicates = _account(run, slices, tasks, retry)
+        match = retry and match_rows(retry.replan, run.store, slices, duplicates, tasks)
+        if retry and match:
+            _account_for_all(run, retry, match)
+            if retry.is_unchanged(run.store, match):
+                return retry.base
         num_rows = run.record.num_planned
         results = _judge(run, plan, num_rows, base)
         causes = run.record.top_failures()
@@ -82,14 +82,14 @@ def finish(
         reach("judged")
         lease.check()
         number = base.number + 1 if base else 1
-        compactor = _compactor(run, plan, number, onto)
+        compactor = _compactor(run, plan, number, retry)
         columns = run.job.sink.partition_columns
-        if onto and match:
-            compacted = onto.compact(compactor, columns, match, tasks)
+        if retry and match:
+            compacted = retry.compact(compactor, columns, match, tasks)
         else:
             compacted = _compact(compactor, columns, slices, duplicates, tasks)
         manifest = _manifest(run, plan, number, compacted, results)
-        manifest = onto.to_manifest(manifest) if onto else manifest
+        manifest = retry.to_manifest(manifest) if retry else manifest
         reach("compacted")
         lease.check()
         current = commit(run.store, run.layout, manifest, compactor.folder)
@@ -101,37 +101,37 @@ def finish(
 
 
 def _account(
-    run: RunContext, slices: Slices, tasks: RunTasks, onto: Readmission | None
-) -> Duplicates:
+    run: RunContext, slices: Slices, tasks: RunTasks, retry: RetryMerge | None
+) -> LabelledDuplicates:
     """Count what is staged, whoever staged it; return the rows whose id another row has."""
     run.record.tiled([key for key, _ in slices])
     run.record.recount([(key, file.path) for key, file in slices], partial(read_footer, run.store))
     reach("tiled")
-    return _find_duplicates(run, slices, tasks, onto)
+    return _find_duplicates(run, slices, tasks, retry)
 
 
-def _account_for_all(run: RunContext, onto: Readmission, match: Match) -> None:
+def _account_for_all(run: RunContext, retry: RetryMerge, match: Match) -> None:
     """Count what is kept with what is staged; what it is kept of must still be published."""
-    onto.require_current(current_manifest(run.store, run.layout))
-    run.record.keep(onto.kept(match))
+    retry.require_current(current_manifest(run.store, run.layout))
+    run.record.keep(retry.kept(match))
     run.record.retried(recovered=match.num_recovered, failed_again=match.num_failed)
 
 
 def _find_duplicates(
-    run: RunContext, slices: Slices, tasks: RunTasks, onto: Readmission | None
-) -> Duplicates:
+    run: RunContext, slices: Slices, tasks: RunTasks, retry: RetryMerge | None
+) -> LabelledDuplicates:
     if run.job.source.id_column is None:
         return {}  # paths and row numbers are unique by construction
     paths = [(key, file.path) for key, file in slices]
     hashes = tasks(read_hashes, [(run.store, path) for _, path in paths])
-    found: Duplicates = find_duplicates(run.store, paths, hashes)
-    if onto:
-        found = onto.with_published(run.store, slices, found)
+    found: LabelledDuplicates = find_duplicates(run.store, paths, hashes)
+    if retry:
+        found = retry.with_published(run.store, slices, found)
     run.record.duplicates(Counter(label for rows in found.values() for _, label in rows))
     return found
 
 
-def require_hope(run: RunContext, plan: Plan) -> None:
+def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
     """Stop as soon as the gates are certain to refuse, whatever the rows that are left give.
 
     Raises:
@@ -181,8 +181,8 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         num_shards=plan.num_shards,
         reasons=record.reasons,
         causes=record.top_failures(),
-        num_compared=record.canary.rows_in,
-        num_agreed=record.canary.rows_out,
+        num_compared=record.reference_check.rows_in,
+        num_agreed=record.reference_check.rows_out,
         golden_compared=golden.rows_in,
         golden_agreed=golden.rows_out,
         golden_actors=num_actors,
@@ -199,9 +199,9 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
     return results
 
 
-def _compactor(run: RunContext, plan: Plan, number: int, onto: Readmission | None) -> Compactor:
+def _compactor(run: RunContext, plan: Plan, number: int, retry: RetryMerge | None) -> Compactor:
     version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
-    told = replace(plan, fingerprint=onto.base.fingerprint) if onto else plan
+    told = replace(plan, fingerprint=retry.base.fingerprint) if retry else plan
     return Compactor(
         store=run.store,
         folder=run.layout.compacted(plan.fingerprint, version),
@@ -217,7 +217,7 @@ def _compact(
     compactor: Compactor,
     columns: Sequence[str],
     slices: Slices,
-    duplicates: Duplicates,
+    duplicates: LabelledDuplicates,
     tasks: RunTasks,
 ) -> Compacted:
     sized = [(key, file.path, float(file.size_bytes)) for key, file in slices]

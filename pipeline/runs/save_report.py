@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.core.interrupts import reason
 from pipeline.core.schema import clean_message
-from pipeline.report.document import Status, build_report, to_json
+from pipeline.report.document import RunStatus, build_report, to_json
 from pipeline.report.render import to_html
 from pipeline.report.slowdowns import compare_with_before
 from pipeline.runs.context import RunContext
@@ -16,7 +16,7 @@ from pipeline.runs.context import RunContext
 log = logging.getLogger(__name__)
 
 
-def save_report(run: RunContext, status: Status, error: PipelineError | None) -> dict[str, Any]:
+def save_report(run: RunContext, status: RunStatus, error: PipelineError | None) -> dict[str, Any]:
     """Build the report and store it as report.json and report.html."""
     code = error.exit_code if error else 0
     if run.record.num_rounded and not run.job.source.lossy_features:
@@ -70,7 +70,7 @@ def _as_ours(error: BaseException) -> PipelineError:
     return PipelineError(clean_message(f"{type(error).__name__}: {error}"))
 
 
-def _status_of(error: PipelineError) -> Status:
+def _status_of(error: PipelineError) -> RunStatus:
     if isinstance(error, GateRefused):
         return "refused"
     return "stopped" if isinstance(error, Stopped) else "failed"

@@ -38,20 +38,20 @@ _TICK_S = 0.5
 # After the interrupt: Ray's processes are killed, which frees whoever waits for them; the end.
 _KILL_RAY_S, _END_S = 12.0, 22.0
 _HASTE = 0.1
-_LAST_WILL_S = 5.0
+_REPORT_S = 5.0
 _NOTICE_S = 2.0
 _DUMP_S = 8.0
 _MAX_MISSING, _MAX_SHOWN = 20, 12
 
-LastWill = Callable[[PipelineError], object]
+ReportSaver = Callable[[PipelineError], object]
 """Stores the report of a run that ends with an error."""
 
 
 @contextlib.contextmanager
-def watch(run: RunContext, last_will: LastWill) -> Iterator[None]:
+def supervise(run: RunContext, save_report: ReportSaver) -> Iterator[None]:
     """Watch over the run in the body, whose work is `stoppable`; the rest of it is only timed."""
     forget()
-    watchdog = _Watchdog(run, last_will)
+    watchdog = _Watchdog(run, save_report)
     is_ours = run.options.owns_process
     ending = handled_by(watchdog.end) if is_ours else contextlib.nullcontext()
     with _signals_to(watchdog), ending:
@@ -87,12 +87,12 @@ def _in_full(run: RunContext, error: PipelineError) -> PipelineError:
 class _Watchdog(threading.Thread):
     """The thread. Seconds are those of the monotonic clock: no jump of the time ends a run."""
 
-    def __init__(self, run: RunContext, last_will: LastWill) -> None:
+    def __init__(self, run: RunContext, save_report: ReportSaver) -> None:
         super().__init__(name="watchdog", daemon=True)
         self.done = threading.Event()
         self.signals = _Signals()
         self.owns_process = run.options.owns_process
-        self._run, self._last_will = run, last_will
+        self._run, self._save_report = run, save_report
         self._stall = Stall(run.job.run.stall_s)
         self._stopping_since: float | None = None
         self._has_killed_ray = False
@@ -106,7 +106,7 @@ class _Watchdog(threading.Thread):
         while not self.done.wait(_TICK_S):
             now = time.monotonic()
             if reason() is not None or self.signals.seen():
-                self._hurry(now)
+                self._force_stop(now)
             elif (lost := health.trouble()) is not None:
                 interrupt(InfraError(lost))
             elif now >= self._deadline_at:
@@ -120,7 +120,7 @@ class _Watchdog(threading.Thread):
         _within(_DUMP_S, lambda: _dump(self._run, message))
         interrupt(InfraError(message))
 
-    def _hurry(self, now: float) -> None:
+    def _force_stop(self, now: float) -> None:
         """See a stop through: free the driver where it hangs, and end it where that is no help."""
         if self._stopping_since is None:
             self._stopping_since = now
@@ -143,8 +143,8 @@ class _Watchdog(threading.Thread):
         with undisturbed():  # it may be the main thread
             error = _in_full(self._run, self._why())
             health.kill(health.family())
-            for act in (lambda: self._last_will(error), release_all, end_all):
-                _within(_LAST_WILL_S, act)
+            for act in (lambda: self._save_report(error), release_all, end_all):
+                _within(_REPORT_S, act)
             show_error(error, error.exit_code)
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()

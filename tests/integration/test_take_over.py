@@ -17,7 +17,7 @@ from pipeline.execution.isolation.row_isolation import fail
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import missing_units
 from pipeline.runs.context import RunContext
-from pipeline.runs.finish import require_hope, require_some_row
+from pipeline.runs.finish import fail_fast_on_certain_refusal, require_some_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import take_over
 from pipeline.sources.reader import read_slices
@@ -105,9 +105,9 @@ def test_a_gate_that_is_certain_to_refuse_gives_way_to_the_one_cause(tmp_path: P
     partition = make_partition(tmp_path, write_images, gates={"max_error_pct": 1.0, "min_rows": 1})
     run, plan = count(partition, stage(partition, failed={0})[:1])
     with pytest.raises(AlikeError, match="all 4 rows"):
-        require_hope(run, plan)
+        fail_fast_on_certain_refusal(run, plan)
     run.record.retried(entries=4)  # rows that go again have failed before
     with pytest.raises(Exception, match=r"certain after 4 of 40 rows") as refused:
-        require_hope(run, plan)
+        fail_fast_on_certain_refusal(run, plan)
     assert not isinstance(refused.value, AlikeError)
     assert "4 model_error, e.g. 000.jpg: RuntimeError: boom 0" in str(refused.value)

@@ -59,7 +59,7 @@ from pipeline.job.loader import load_job
 from pipeline.commit.layout import Layout
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.report.recorder import RunRecorder
-from pipeline.runs.supervisor import stoppable, watch
+from pipeline.runs.supervisor import stoppable, supervise
 from pipeline.storage.store import Store
 
 job = load_job(sys.argv[1], date=dt.date(2026, 11, 24))
@@ -67,7 +67,7 @@ store, layout = Store(job.sink.uri), Layout(job.sink.partition)
 record = RunRecorder("a-run", layout.name)
 run = RunContext(job, RunOptions(owns_process=True), store, layout, record)
 handle_signals()
-with watch(run, lambda error: store.put("last-will", str(error).encode())), stoppable(run):
+with supervise(run, lambda error: store.put("last-will", str(error).encode())), stoppable(run):
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
     print("blocked", flush=True)
     libc.pthread_mutex_lock(mutex)

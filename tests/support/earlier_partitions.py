@@ -42,13 +42,13 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import make_task
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices, missing_units
-from pipeline.report.document import Status, build_report
+from pipeline.report.document import RunStatus, build_report
 from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.finish import finish, require_hope
+from pipeline.runs.finish import fail_fast_on_certain_refusal, finish
 from pipeline.runs.prepare import prepare
 from pipeline.runs.retry.quarantine import read_reasons
-from pipeline.runs.retry.readmission import Readmission
+from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
@@ -68,7 +68,7 @@ class EarlierPartition:
     computed: list[str] = field(default_factory=list)
     """Row ids, in the order in which they were predicted or failed."""
     record: RunRecorder | None = None
-    status: Status = "failed"
+    status: RunStatus = "failed"
 
     @property
     def job(self) -> Job:
@@ -106,7 +106,7 @@ class EarlierPartition:
             plan = replace(adopt_plan(self.out, LAYOUT, plan), source_root=plan.source_root)
             return self.predict(run, plan, model, base, lease)
 
-    def retry(self, *reasons: str) -> Status:
+    def retry(self, *reasons: str) -> RunStatus:
         """Do what `pipeline retry` does."""
         wanted = read_reasons(reasons)
         self.status = carry_out(self.new_run(), wanted, self.predict)
@@ -124,7 +124,7 @@ class EarlierPartition:
         model: ModelSpec,
         base: Manifest | None,
         lease: Lease,
-        onto: Readmission | None = None,
+        retry: RetryMerge | None = None,
     ) -> Manifest:
         """Stage the slices that are missing and publish, as `run.predict_and_publish` does."""
         folder = LAYOUT.staging(plan.fingerprint)
@@ -141,8 +141,8 @@ class EarlierPartition:
                 self.computed += rows.column(ROW_ID).to_pylist()
                 staged_rows = predict_rows(rows, plan.pass_through, self.broken)
                 run.record.computed(writer.write(key, counters, staged_rows))
-                require_hope(run, plan)
-        return finish(run, plan, list_staged(self.out, folder), base, lease, run_here, onto)
+                fail_fast_on_certain_refusal(run, plan)
+        return finish(run, plan, list_staged(self.out, folder), base, lease, run_here, retry)
 
     def current(self) -> Manifest:
         manifest = current_manifest(self.out, LAYOUT)

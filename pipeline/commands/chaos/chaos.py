@@ -31,7 +31,7 @@ from pipeline.commands.chaos.compare import (
 from pipeline.commands.chaos.kills import choose_kills
 from pipeline.commands.chaos.processes import (
     Command,
-    Done,
+    FinishedRun,
     no_process_left,
     run_once,
     staged_slices,
@@ -150,7 +150,7 @@ def _changes(job: Job, sample: Sample) -> dict[str, Any]:
     }
 
 
-def _as_error(done: Done) -> PipelineError:
+def _as_error(done: FinishedRun) -> PipelineError:
     message = f"the job over the sample, undisturbed: {done.error}"
     kinds: list[type[PipelineError]] = PipelineError.__subclasses__()
     return next(
@@ -167,12 +167,12 @@ def _take_choices(source: Path, target: Path, layout: Layout) -> None:
 
 def _disturb(
     chaos: Chaos, command: Command, changes: Mapping[str, Any], sink: Path, layout: Layout
-) -> list[Done]:
+) -> list[FinishedRun]:
     """Run again until a run publishes: the first is killed while it streams, the second later."""
     environment = ask_for_faults(command.folder, chaos.seed)
     num_slices = staged_slices(command.folder / "undisturbed", layout)
     step = random.Random(f"{chaos.seed} step").choice(_STEPS)  # noqa: S311  # hides nothing
-    runs: list[Done] = []
+    runs: list[FinishedRun] = []
     while len(runs) < _MAX_RUNS and (not runs or runs[-1].code in (-9, InfraError.exit_code)):
         kills = [] if runs else choose_kills(num_slices, chaos.seed)
         dies_at = step if len(runs) == 1 else None
@@ -186,7 +186,7 @@ def _disturb(
     return runs
 
 
-def _trouble(last: Done, sink: Path, layout: Layout) -> str | None:
+def _trouble(last: FinishedRun, sink: Path, layout: Layout) -> str | None:
     """Return what is wrong with what the last run left; None if nothing is."""
     if last.code != 0:
         return f"the last run failed: {last.error}"
@@ -214,7 +214,7 @@ def _limits(job: Job, report: Mapping[str, Any]) -> AgreementLimits:
 def _document(
     chaos: Chaos,
     sample: Sample,
-    runs: Sequence[Done],
+    runs: Sequence[FinishedRun],
     found: Published,
     difference: Difference,
     trouble: str | None,

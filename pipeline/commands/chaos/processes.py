@@ -48,7 +48,7 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedRun:
     """One run that has ended, or was ended."""
 
     code: int
@@ -83,7 +83,7 @@ def run_once(
     environment: Mapping[str, str] | None = None,
     kills: Sequence[Kill] = (),
     dies_at: str | None = None,
-) -> Done:
+) -> FinishedRun:
     """Run the job to its end.
 
     Args:
@@ -118,7 +118,7 @@ def run_once(
                 driver.wait()
     seconds = perf_counter() - started
     document = _last_document(Path(f"{log}.out"))
-    return Done(driver.returncode, document, seconds, before, killed, dies_at)
+    return FinishedRun(driver.returncode, document, seconds, before, killed, dies_at)
 
 
 def _last_document(path: Path) -> Mapping[str, Any]:

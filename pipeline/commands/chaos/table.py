@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.commands.chaos.compare import Difference
 from pipeline.commands.chaos.kills import Victim
-from pipeline.commands.chaos.processes import Done
+from pipeline.commands.chaos.processes import FinishedRun
 from pipeline.storage.fault_plan import Injected, StoreFault
 
 _STORE = {
@@ -21,7 +21,7 @@ _NOT_INJECTED = "the run was over before"
 
 
 def fault_rows(
-    runs: Sequence[Done], injected: Sequence[Injected], num_spoilt: int, num_quarantined: int
+    runs: Sequence[FinishedRun], injected: Sequence[Injected], num_spoilt: int, num_quarantined: int
 ) -> list[dict[str, Any]]:
     """Return fault, how often it was injected and how it was survived.
 
@@ -63,7 +63,7 @@ def _row(fault: str, number: int, survived_by: str) -> dict[str, Any]:
     return {"fault": fault, "injected": number, "survived_by": survived_by, **unknown}
 
 
-def _killed(runs: Sequence[Done], victim: Victim) -> tuple[int, str]:
+def _killed(runs: Sequence[FinishedRun], victim: Victim) -> tuple[int, str]:
     killed = [each for run in runs for each in run.killed if each.victim == victim]
     if not killed:
         return 0, _NOT_INJECTED
@@ -71,7 +71,7 @@ def _killed(runs: Sequence[Done], victim: Victim) -> tuple[int, str]:
     return len(killed), "started again" if victim == "actor" else f"{at_work} was tried again"
 
 
-def _drivers(runs: Sequence[Done]) -> Iterator[dict[str, Any]]:
+def _drivers(runs: Sequence[FinishedRun]) -> Iterator[dict[str, Any]]:
     """Describe each run that was killed, by the one that came after it."""
     for run, after in pairwise(runs):
         again = f"run again: {after.slices_before} slices kept, {after.seconds:.1f} s"

@@ -17,12 +17,12 @@ from pipeline.plan.tiling import Slices
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.store import Store
 
-Duplicates = Mapping[SliceKey, tuple[tuple[int, str | None], ...]]
+LabelledDuplicates = Mapping[SliceKey, tuple[tuple[int, str | None], ...]]
 """Rows whose id another row has, as `row_ids.find_duplicates` returns them."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SliceOutcome:
     """What became of the rows of a slice."""
 
     hashes: npt.NDArray[np.uint64]
@@ -50,28 +50,34 @@ class Match:
     """(M,) predicted, and not under the id of another row."""
 
     @property
-    def is_let_in(self) -> npt.NDArray[np.bool_]:
+    def is_admitted(self) -> npt.NDArray[np.bool_]:
         """(M,) tell which rows take a place."""
         return self.entries >= 0
 
     @property
     def num_recovered(self) -> int:
-        return int((self.is_good & self.is_let_in).sum())
+        return int((self.is_good & self.is_admitted).sum())
 
     @property
     def num_failed(self) -> int:
-        return int((~self.is_good & self.is_let_in).sum())
+        return int((~self.is_good & self.is_admitted).sum())
 
 
 def match_rows(
-    replan: Replan, store: Store, slices: Slices, duplicates: Duplicates, run_tasks: RunTasks
+    replan: Replan,
+    store: Store,
+    slices: Slices,
+    duplicates: LabelledDuplicates,
+    run_tasks: RunTasks,
 ) -> Match:
     """Find out whose place each row takes.
 
     Raises:
         InfraError: The rows are not the ones that were planned.
     """
-    outcomes: list[Outcome] = run_tasks(read_outcome, [(store, file.path) for _, file in slices])
+    outcomes: list[SliceOutcome] = run_tasks(
+        read_slice_outcome, [(store, file.path) for _, file in slices]
+    )
     repeated = {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
     is_good = [outcome.is_good.copy() for outcome in outcomes]
     for (key, _), good in zip(slices, is_good, strict=True):
@@ -92,21 +98,21 @@ def match_rows(
     )
 
 
-def read_outcome(store: Store, path: str) -> Outcome:
+def read_slice_outcome(store: Store, path: str) -> SliceOutcome:
     """Read what became of the rows of a staged slice."""
     with store.open(path) as handle:
         rows = pq.ParquetFile(handle).read(columns=[ROW_ID, ERROR])
     ids, errors = rows.column(ROW_ID), rows.column(ERROR)
     last = errors[-1].as_py() if rows.num_rows else None
     is_rest = last == Reason.UNREADABLE_SHARD.value
-    return Outcome(hash_ids(ids), np.asarray(errors.is_null()), is_rest)
+    return SliceOutcome(hash_ids(ids), np.asarray(errors.is_null()), is_rest)
 
 
 def _match_uncounted(
-    replan: Replan, slices: Slices, outcomes: Sequence[Outcome]
+    replan: Replan, slices: Slices, outcomes: Sequence[SliceOutcome]
 ) -> tuple[Numbers, Numbers, Numbers]:
     """Return entry and minor of each row, and the entries that are replaced."""
-    of: dict[int, list[Outcome]] = {unit.index: [] for unit in replan.plan.units}
+    of: dict[int, list[SliceOutcome]] = {unit.index: [] for unit in replan.plan.units}
     for (key, _), outcome in zip(slices, outcomes, strict=True):
         of[key.unit].append(outcome)
     nothing = np.zeros(0, np.int64)
@@ -123,7 +129,7 @@ def _match_uncounted(
 
 
 def _match_shard(
-    own: Numbers, num_only: int, outcomes: Sequence[Outcome], path: str
+    own: Numbers, num_only: int, outcomes: Sequence[SliceOutcome], path: str
 ) -> tuple[Numbers, Numbers, Numbers]:
     """Match the rows of one unit: first those that were named, then what follows them."""
     num_rows = sum(len(outcome.hashes) for outcome in outcomes)

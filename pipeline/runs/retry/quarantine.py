@@ -152,7 +152,7 @@ def _read_part(
     return places, np.asarray(reasons).astype(np.uint8)
 
 
-def choose(base: Base, reasons: frozenset[str]) -> Chosen:
+def select_entries(base: Base, reasons: frozenset[str]) -> Chosen:
     """Choose the rows of the quarantine that are there for one of these reasons."""
     is_asked = base.is_there_for(*reasons)
     duplicates = int(base.is_there_for(Reason.DUPLICATE_ID.value).sum())

@@ -28,7 +28,7 @@ from pipeline.core.skipped import Skipped
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import Slices
 from pipeline.report.slice_totals import KeptRows
-from pipeline.runs.retry.matching import Duplicates, Match
+from pipeline.runs.retry.matching import LabelledDuplicates, Match
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.store import Store
 
@@ -36,7 +36,7 @@ _ID_ROWS = 65_536
 
 
 @dataclass(frozen=True)
-class Readmission:
+class RetryMerge:
     """Rows that go again, and the version that they are let into."""
 
     replan: Replan
@@ -55,9 +55,9 @@ class Readmission:
         num_rows = self.base.num_rows - len(gone)
         if match is not None:
             # Rows that no entry waits for were counted with their slices.
-            num_strange = int((~match.is_let_in).sum())
-            reasons[Reason.UNREADABLE_SHARD.value] -= num_strange
-            num_rows -= num_strange
+            num_unmatched = int((~match.is_admitted).sum())
+            reasons[Reason.UNREADABLE_SHARD.value] -= num_unmatched
+            num_rows -= num_unmatched
         whole = (e.is_whole_shard for unit in self.replan.accounts.units for e in unit.extents)
         return KeptRows(
             num_rows,
@@ -103,8 +103,10 @@ class Readmission:
         entries = self.replan.chosen.entries
         if match.num_recovered or not np.array_equal(match.entries, entries):
             return False
-        old = _told(store, [part.path for part in self.base.quarantine_parts], "stage", "reason")
-        new = _told(store, [file.path for _, file in match.slices], ERROR_STAGE, ERROR)
+        old = _failure_texts(
+            store, [part.path for part in self.base.quarantine_parts], "stage", "reason"
+        )
+        new = _failure_texts(store, [file.path for _, file in match.slices], ERROR_STAGE, ERROR)
         return bool(old.take(pa.array(entries)).equals(new))
 
     def compact(
@@ -117,7 +119,7 @@ class Readmission:
         """Write the parts of the next version."""
         base, types = self.replan.base, self.base.partition_columns
         merger = Merger(compactor, tuple(columns))
-        here = match.is_let_in
+        here = match.is_admitted
         before = base.predicted_before[match.entries]
         keys = base.places[match.entries, KEY] + match.minors
         good, failed = here & match.is_good, here & ~match.is_good
@@ -186,7 +188,9 @@ class Readmission:
             retry=self.replan.plan.fingerprint,
         )
 
-    def with_published(self, store: Store, slices: Slices, found: Duplicates) -> Duplicates:
+    def with_published(
+        self, store: Store, slices: Slices, found: LabelledDuplicates
+    ) -> LabelledDuplicates:
         """Add new rows whose id is published already to duplicates among them themselves."""
         published = self._published_ids(store, slices)
         return {
@@ -195,7 +199,7 @@ class Readmission:
             if key in found or key in published
         }
 
-    def _published_ids(self, store: Store, slices: Slices) -> Duplicates:
+    def _published_ids(self, store: Store, slices: Slices) -> LabelledDuplicates:
         tables = [_read(store, file.path, [ROW_ID, ERROR, LABEL]) for _, file in slices]
         wanted = {
             value
@@ -231,7 +235,7 @@ def _inserts(match: Match, keys: Numbers) -> list[Insert]:
     return inserts
 
 
-def _told(store: Store, paths: Sequence[str], stage: str, reason: str) -> pa.Table:
+def _failure_texts(store: Store, paths: Sequence[str], stage: str, reason: str) -> pa.Table:
     """Read why rows failed."""
     tables = [_read(store, path, [stage, reason, MESSAGE]) for path in paths]
     named = [table.select([stage, reason, MESSAGE]) for table in tables]

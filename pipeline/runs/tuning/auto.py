@@ -30,8 +30,8 @@ from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 from pipeline.runs.tuning.confirmation import choose_confirmed
 from pipeline.runs.tuning.layout_trials import finish_profile, pick
-from pipeline.runs.tuning.runtime_trials import Profile, Sample, Workshop, try_ways
-from pipeline.runs.tuning.selection import as_tried, choose, patience_s
+from pipeline.runs.tuning.runtime_trials import Profile, Sample, TuningContext, try_ways
+from pipeline.runs.tuning.selection import as_tried, choose, search_budget_s
 from pipeline.runs.tuning.trial import Trial
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
@@ -59,13 +59,13 @@ def resolve_auto(
     """
     if not is_open(model) and not model.input.is_approximate:
         return Resolved(plan, model, allocation)
-    workshop = make_workshop(run, plan, model, hardware, allocation)
-    profile = load_profile(run, workshop)
+    tuning = tuning_context(run, plan, model, hardware, allocation)
+    profile = load_profile(run, tuning)
     path = f"{run.layout.control}/choice/{plan.fingerprint}.json"
     try:
         chosen = _read_choice(run.store, path)
     except FileNotFoundError:
-        chosen = _choose_anew(run, workshop, profile)
+        chosen = _choose_anew(run, tuning, profile)
         token = uuid.uuid4().hex
         data = json.dumps({"token": token, **chosen.to_dict()}).encode()
         if run.store.create_once(path, data, token) is CreateOutcome.OTHER:
@@ -107,48 +107,48 @@ def _divide(
     return allocate(resources.model_copy(update=changes), hardware)
 
 
-def _choose_anew(run: RunContext, workshop: Workshop, profile: Profile | None) -> Trial:
-    num_rows = workshop.plan.num_rows
-    if profile is None or not profile.is_enough(_patience_s(workshop, profile)):
+def _choose_anew(run: RunContext, tuning: TuningContext, profile: Profile | None) -> Trial:
+    num_rows = tuning.plan.num_rows
+    if profile is None or not profile.is_enough(_budget_left_s(tuning, profile)):
         before = profile or Profile(())
-        found = try_ways(workshop, Sample(workshop), num_rows, before.ways)
+        found = try_ways(tuning, Sample(tuning), num_rows, before.ways)
         profile = replace(found, batches=before.batches, layouts=before.layouts)
-        keep_profile(run, workshop, profile)  # also where nothing of it can be used
-    ways, way = choose_confirmed(workshop, profile.ways, num_rows)
+        keep_profile(run, tuning, profile)  # also where nothing of it can be used
+    ways, way = choose_confirmed(tuning, profile.ways, num_rows)
     if ways != profile.ways:
         profile = replace(profile, ways=ways)
-        keep_profile(run, workshop, profile)
-    return pick(profile, way, workshop)
+        keep_profile(run, tuning, profile)
+    return pick(profile, way, tuning)
 
 
-def _patience_s(workshop: Workshop, profile: Profile) -> float:
+def _budget_left_s(tuning: TuningContext, profile: Profile) -> float:
     """Return how long this run would look for more than the profile has."""
-    least_pct, num_rows = workshop.job.gates.min_agreement_pct, workshop.plan.num_rows
+    least_pct, num_rows = tuning.job.gates.min_agreement_pct, tuning.plan.num_rows
     try:
-        best = choose(profile.ways, least_pct, num_rows, workshop.allocation)
+        best = choose(profile.ways, least_pct, num_rows, tuning.allocation)
     except JobError:  # nothing of it can be used
         return math.inf
-    return patience_s(best, num_rows, workshop.allocation)
+    return search_budget_s(best, num_rows, tuning.allocation)
 
 
 def tune(
     run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
 ) -> tuple[Profile, Trial]:
     """Measure everything anew, keep it, and say what a run of this plan would choose."""
-    workshop = make_workshop(run, plan, model, hardware, allocation)
-    sample = Sample(workshop)
-    ways, way = choose_confirmed(workshop, try_ways(workshop, sample, None).ways, plan.num_rows)
-    profile = replace(finish_profile(workshop, sample, way), ways=ways)
-    keep_profile(run, workshop, profile)
-    return profile, pick(profile, way, workshop)
+    tuning = tuning_context(run, plan, model, hardware, allocation)
+    sample = Sample(tuning)
+    ways, way = choose_confirmed(tuning, try_ways(tuning, sample, None).ways, plan.num_rows)
+    profile = replace(finish_profile(tuning, sample, way), ways=ways)
+    keep_profile(run, tuning, profile)
+    return profile, pick(profile, way, tuning)
 
 
-def make_workshop(
+def tuning_context(
     run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
-) -> Workshop:
+) -> TuningContext:
     """Gather what trying things out takes."""
     reader = make_reader(run.job, plan)
-    return Workshop(run.job, run.store, plan, model, reader, hardware, allocation)
+    return TuningContext(run.job, run.store, plan, model, reader, hardware, allocation)
 
 
 def _read_choice(store: Store, path: str) -> Trial:
@@ -160,10 +160,10 @@ def _read_choice(store: Store, path: str) -> Trial:
         raise InfraError(f"{store.url(path)}: damaged: {error}") from None
 
 
-def load_profile(run: RunContext, workshop: Workshop) -> Profile | None:
+def load_profile(run: RunContext, tuning: TuningContext) -> Profile | None:
     """Return what was measured for this model on such hardware, if anything was."""
     try:
-        document = json.loads(run.store.read_bytes(_profile_path(workshop)))
+        document = json.loads(run.store.read_bytes(_profile_path(tuning)))
         if document["version"] != _PROFILE_VERSION:
             return None
         profile = Profile.from_dict(document)
@@ -173,24 +173,24 @@ def load_profile(run: RunContext, workshop: Workshop) -> Profile | None:
         return None  # measured anew
 
 
-def keep_profile(run: RunContext, workshop: Workshop, profile: Profile) -> None:
+def keep_profile(run: RunContext, tuning: TuningContext, profile: Profile) -> None:
     """Store what was measured, for other runs."""
     document = {"version": _PROFILE_VERSION, **profile.to_dict()}
-    run.store.put(_profile_path(workshop), json.dumps(document).encode())
+    run.store.put(_profile_path(tuning), json.dumps(document).encode())
 
 
-def _profile_path(workshop: Workshop) -> str:
+def _profile_path(tuning: TuningContext) -> str:
     """Name a profile by all that its figures depend on."""
-    allocation = workshop.allocation
+    allocation = tuning.allocation
     facts = {
-        "model": workshop.model.to_dict(),
-        "batch_size": workshop.config.batch_size,
+        "model": tuning.model.to_dict(),
+        "batch_size": tuning.config.batch_size,
         "cpu": describe_processor(),
-        "gpu": workshop.hardware.gpu_name,
-        "node_cpus": workshop.node_cpus,
+        "gpu": tuning.hardware.gpu_name,
+        "node_cpus": tuning.node_cpus,
         "threads": allocation.actor_threads,
         "gpus": allocation.actor_gpus,
-        "limits": asdict(AgreementLimits.of(workshop.job.gates)),
+        "limits": asdict(AgreementLimits.of(tuning.job.gates)),
         "versions": {**package_versions(), **runtime_versions()},
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

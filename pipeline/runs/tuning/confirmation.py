@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.execution.tasks import ray_errors
 from pipeline.plan.allocation import Allocation
-from pipeline.runs.tuning.runtime_trials import Sample, Workshop, lone_task
+from pipeline.runs.tuning.runtime_trials import Sample, TuningContext, lone_task
 from pipeline.runs.tuning.selection import as_tried, choose
 from pipeline.runs.tuning.trial import Trial
 
@@ -23,12 +23,12 @@ _EXACT = "fp32"
 
 
 def choose_confirmed(
-    workshop: Workshop, ways: Sequence[Trial], num_rows: int | None
+    tuning: TuningContext, ways: Sequence[Trial], num_rows: int | None
 ) -> tuple[tuple[Trial, ...], Trial]:
     """Choose of what was tried; what turns out to agree less is chosen no more.
 
     Args:
-        workshop: Where.
+        tuning: Where.
         ways: Each runtime and precision that was tried.
         num_rows: As for `choose`.
 
@@ -39,11 +39,11 @@ def choose_confirmed(
         JobError: Nothing that was tried can be used.
     """
     tried, larger = list(ways), None
-    least_pct, allocation = workshop.job.gates.min_agreement_pct, workshop.allocation
+    least_pct, allocation = tuning.job.gates.min_agreement_pct, tuning.allocation
 
     def in_doubt(way: Trial) -> bool:
         # Other pixels, or fewer bits: there rows differ that no sample of a few shows.
-        may_differ = way.precision != _EXACT or workshop.model.input.is_approximate
+        may_differ = way.precision != _EXACT or tuning.model.input.is_approximate
         return may_differ and not way.is_confirmed
 
     def slack_pct(way: Trial) -> float:
@@ -53,26 +53,23 @@ def choose_confirmed(
         way = choose(tried, least_pct, num_rows, allocation, slack_pct)
         if not in_doubt(way):
             return tuple(tried), way
-        larger = larger or _Larger(workshop)
+        larger = larger or _Larger(tuning)
         tried[tried.index(way)] = larger.compare(way)
 
 
 class _Larger:
     """The larger sample, and what eager fp32 keeps of it."""
 
-    def __init__(self, workshop: Workshop) -> None:
+    def __init__(self, tuning: TuningContext) -> None:
         from pipeline.runs.tuning.measure import keep_part
 
-        plain, sample = workshop.model.as_reference(), Sample(workshop, CONFIRM_ROWS)
+        plain, sample = tuning.model.as_reference(), Sample(tuning, CONFIRM_ROWS)
         exact = sample.inputs(plain)
-        self._workshop = workshop
-        self._inputs = (
-            sample.inputs(workshop.model) if workshop.model.input.is_approximate else exact
-        )
-        config, parts = replace(workshop.config, spec=plain), _num_parts(workshop.allocation)
+        self._workshop = tuning
+        self._inputs = sample.inputs(tuning.model) if tuning.model.input.is_approximate else exact
+        config, parts = replace(tuning.config, spec=plain), _num_parts(tuning.allocation)
         self._reference = [
-            lone_task(workshop, keep_part).remote(config, exact, part, parts)
-            for part in range(parts)
+            lone_task(tuning, keep_part).remote(config, exact, part, parts) for part in range(parts)
         ]
 
     def compare(self, way: Trial) -> Trial:

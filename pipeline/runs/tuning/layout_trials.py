@@ -13,7 +13,7 @@ from pipeline.core.heartbeat import beat
 from pipeline.execution.stages import Preprocessing
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import TASK_CPUS, gpu_share
-from pipeline.runs.tuning.runtime_trials import Profile, Sample, Workshop, lone_task
+from pipeline.runs.tuning.runtime_trials import Profile, Sample, TuningContext, lone_task
 from pipeline.runs.tuning.selection import as_tried, choose_batch, choose_layout, layouts
 from pipeline.runs.tuning.trial import Trial
 
@@ -28,22 +28,22 @@ MEMORY_SHARE = 0.6
 _MIB = 2**20
 
 
-def try_batches(workshop: Workshop, sample: Sample, way: Trial) -> list[Trial]:
+def try_batches(tuning: TuningContext, sample: Sample, way: Trial) -> list[Trial]:
     """Measure rate and memory of the way that was chosen with every batch size left open."""
     import ray
     from ray.exceptions import RayError
 
     from pipeline.runs.tuning.measure import try_batch
 
-    if workshop.job.model.batch_size is not None or way.artefact_sha256:
+    if tuning.job.model.batch_size is not None or way.artefact_sha256:
         return []  # a calibrated model is made for its batch
-    spec = as_tried(workshop.model, way)
+    spec = as_tried(tuning.model, way)
     inputs = sample.inputs(spec)
     trials: list[Trial] = []
-    for size in GPU_BATCHES if workshop.allocation.actor_gpus else CPU_BATCHES:
-        config = replace(workshop.config, spec=spec, batch_size=size)
+    for size in GPU_BATCHES if tuning.allocation.actor_gpus else CPU_BATCHES:
+        config = replace(tuning.config, spec=spec, batch_size=size)
         try:
-            trial: Trial = ray.get(lone_task(workshop, try_batch).remote(config, inputs))
+            trial: Trial = ray.get(lone_task(tuning, try_batch).remote(config, inputs))
         except RayError as error:
             problem = f"died: {type(error).__name__}"
             trial = Trial(way.runtime, way.precision, batch_size=size, problem=problem)
@@ -53,18 +53,18 @@ def try_batches(workshop: Workshop, sample: Sample, way: Trial) -> list[Trial]:
     return trials
 
 
-def try_layouts(workshop: Workshop, sample: Sample, way: Trial, batch_size: int) -> list[Trial]:
+def try_layouts(tuning: TuningContext, sample: Sample, way: Trial, batch_size: int) -> list[Trial]:
     """Measure the divisions of a node's cores, or of a GPU, that the job leaves open, at full load.
 
     Actors that decode for themselves are first: where nothing is faster, they are taken.
     """
-    resources, cpus = workshop.job.resources, workshop.node_cpus
+    resources, cpus = tuning.job.resources, tuning.node_cpus
     if resources.max_actors:
         return []
-    spec = as_tried(workshop.model, way)
+    spec = as_tried(tuning.model, way)
     if resources.num_gpus:
         is_open = resources.num_gpus == 1 and resources.actors_per_gpu is None
-        return _try_sharing(workshop, sample, spec, batch_size) if is_open else []
+        return _try_sharing(tuning, sample, spec, batch_size) if is_open else []
     splits = layouts(cpus) if resources.num_cpus is None else [_own_split(resources.num_cpus, cpus)]
     places = ["actors", "tasks"] if resources.decode_in == "auto" else [resources.decode_in]
     if not spec.input.stage_names:
@@ -82,12 +82,12 @@ def try_layouts(workshop: Workshop, sample: Sample, way: Trial, batch_size: int)
                 threads=threads,
                 decode_in=place,
             )
-            trials.append(_try_layout(workshop, sample, spec, wanted, pace))
+            trials.append(_try_layout(tuning, sample, spec, wanted, pace))
     return trials
 
 
 def _try_sharing(
-    workshop: Workshop, sample: Sample, spec: ModelSpec, batch_size: int
+    tuning: TuningContext, sample: Sample, spec: ModelSpec, batch_size: int
 ) -> list[Trial]:
     """Let more and more actors share a GPU, until one more gives nothing."""
     trials: list[Trial] = []
@@ -97,10 +97,10 @@ def _try_sharing(
             spec.precision,
             batch_size=batch_size,
             actors=actors,
-            threads=workshop.allocation.actor_threads,
-            decode_in="actors" if workshop.job.shares.decode_in == "actors" else "tasks",
+            threads=tuning.allocation.actor_threads,
+            decode_in="actors" if tuning.job.shares.decode_in == "actors" else "tasks",
         )
-        trial = _try_layout(workshop, sample, spec, wanted, None)
+        trial = _try_layout(tuning, sample, spec, wanted, None)
         trials.append(trial)
         if trial.problem or trial.rows_per_s < max(t.rows_per_s for t in trials):
             break
@@ -112,7 +112,7 @@ def _own_split(num_cpus: float, cpus: int) -> tuple[int, int]:
 
 
 def _try_layout(
-    workshop: Workshop, sample: Sample, spec: ModelSpec, trial: Trial, pace: float | None
+    tuning: TuningContext, sample: Sample, spec: ModelSpec, trial: Trial, pace: float | None
 ) -> Trial:
     """Let the actors, and decoders beside them, of one node work at the same time.
 
@@ -125,19 +125,19 @@ def _try_layout(
     from pipeline.runs.tuning.measure import LayoutWorker
 
     beat("a layout to try")
-    share = gpu_share(trial.actors) if workshop.allocation.actor_gpus else 0.0
+    share = gpu_share(trial.actors) if tuning.allocation.actor_gpus else 0.0
     config = replace(
-        workshop.config,
+        tuning.config,
         spec=spec,
         batch_size=trial.batch_size,
         num_gpus=share,
         num_threads=trial.threads,
     )
     in_actors = trial.decode_in == "actors"
-    decoders = 0 if in_actors or share else max(1, workshop.node_cpus // 2)
+    decoders = 0 if in_actors or share else max(1, tuning.node_cpus // 2)
     kinds = ["both" if in_actors else "predict"] * trial.actors + ["decode"] * decoders
     preprocessing = Preprocessing.of(
-        workshop.job.source, spec.input, trial.threads if in_actors else 1
+        tuning.job.source, spec.input, trial.threads if in_actors else 1
     )
     paces = {"decode": pace and pace / decoders if decoders else None}
     inputs, started = sample.inputs(spec), perf_counter()
@@ -180,27 +180,27 @@ def node_memory_mib(num_gpus: float) -> float:
     return float(MEMORY_SHARE * psutil.virtual_memory().total / _MIB)
 
 
-def _batch_size(trials: Sequence[Trial], workshop: Workshop) -> int:
+def _batch_size(trials: Sequence[Trial], tuning: TuningContext) -> int:
     """Return what is chosen of the batch sizes that were measured; 0 where none can be used."""
-    memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
-    slice_rows = workshop.plan.usual_slice_rows()
-    batch = choose_batch(trials, memory_mib, workshop.node_actors, slice_rows)
+    memory_mib = node_memory_mib(tuning.allocation.actor_gpus)
+    slice_rows = tuning.plan.usual_slice_rows()
+    batch = choose_batch(trials, memory_mib, tuning.node_actors, slice_rows)
     return batch.batch_size if batch else 0
 
 
-def finish_profile(workshop: Workshop, sample: Sample, way: Trial) -> Profile:
+def finish_profile(tuning: TuningContext, sample: Sample, way: Trial) -> Profile:
     """Measure batch sizes and layouts of the way that was chosen."""
-    batches = try_batches(workshop, sample, way)
-    size = _batch_size(batches, workshop) or workshop.config.batch_size
-    return Profile((), tuple(batches), tuple(try_layouts(workshop, sample, way, size)))
+    batches = try_batches(tuning, sample, way)
+    size = _batch_size(batches, tuning) or tuning.config.batch_size
+    return Profile((), tuple(batches), tuple(try_layouts(tuning, sample, way, size)))
 
 
-def pick(profile: Profile, way: Trial, workshop: Workshop) -> Trial:
+def pick(profile: Profile, way: Trial, tuning: TuningContext) -> Trial:
     """Put together what was chosen: way, batch size, layout."""
-    memory_mib = node_memory_mib(workshop.allocation.actor_gpus)
+    memory_mib = node_memory_mib(tuning.allocation.actor_gpus)
     batches = [trial for trial in profile.batches if trial.is_like(way)]
-    chosen = replace(way, batch_size=_batch_size(batches, workshop))
-    num_rows, num_nodes = workshop.plan.num_rows, workshop.hardware.num_nodes
+    chosen = replace(way, batch_size=_batch_size(batches, tuning))
+    num_rows, num_nodes = tuning.plan.num_rows, tuning.hardware.num_nodes
     node_rows = None if num_rows is None else num_rows / num_nodes
     divisions = [trial for trial in profile.layouts if trial.is_like(way)]
     layout = choose_layout(divisions, memory_mib, node_rows)

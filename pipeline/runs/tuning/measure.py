@@ -40,7 +40,7 @@ HOPELESS = 0.25
 _MIB = 2**20
 
 
-def prepare(reader: Reader, rows: pa.Table, seen: Input) -> Inputs:
+def preprocess_rows(reader: Reader, rows: pa.Table, seen: Input) -> Inputs:
     """Prepare sampled rows, each array (N, ...); what cannot be is left out."""
     limits = Limits(reader.source.max_image_bytes, reader.source.max_image_px)
     rows = seen.prepare(rows, {}, limits)
@@ -87,7 +87,7 @@ def try_out(
             return replace(trial, rows_per_s=round(rate, 1), problem=problem), {}
         found = predictor.reduce(sample)
     except Exception as error:  # noqa: BLE001  # a user's model may raise anything
-        return replace(trial, problem=_told(error)), {}
+        return replace(trial, problem=_failure_texts(error)), {}
     task = make_task(config.spec.task)
     agreement = task.compare(reference if reference is not None else found, found, limits)
     return replace(
@@ -161,13 +161,13 @@ def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
         load_s = perf_counter() - started
         rate = measure_rate(predictor, batch, 0.0)
     except Exception as error:  # noqa: BLE001  # as above
-        return replace(trial, problem=_told(error))
+        return replace(trial, problem=_failure_texts(error))
     return replace(
         trial, rows_per_s=round(rate, 1), load_s=round(load_s, 2), peak_mib=peak_mib(config)
     )
 
 
-def _told(error: Exception) -> str:
+def _failure_texts(error: Exception) -> str:
     is_plain = isinstance(error, PipelineError | OutputError)
     return " ".join((str(error) if is_plain else tell(error)).split())[:200]
 

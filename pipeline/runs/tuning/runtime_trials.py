@@ -21,7 +21,7 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.plan.allocation import Allocation, Hardware
 from pipeline.plan.plan import Plan
-from pipeline.runs.tuning.selection import candidates, patience_s
+from pipeline.runs.tuning.selection import candidates, search_budget_s
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
@@ -41,20 +41,21 @@ class Profile:
     """Each runtime and precision: one actor alone, the model only."""
     batches: tuple[Trial, ...] = ()
     layouts: tuple[Trial, ...] = ()
-    patience_s: float = math.inf
-    """How long ways were looked for; what there was no time for was given up."""
+    search_budget_s: float = math.inf
+    """Seconds that the search had; ways for which no time was left were given up."""
 
     def is_enough(self, wanted_s: float) -> bool:
         """Tell whether a run that would look so long would hardly find more."""
         is_whole = not any(way.was_given_up for way in self.ways)
-        return is_whole or wanted_s <= _MUCH_LONGER * self.patience_s
+        return is_whole or wanted_s <= _MUCH_LONGER * self.search_budget_s
 
     def to_dict(self) -> dict[str, Any]:
         lists = {
             name: [trial.to_dict() for trial in getattr(self, name)]
             for name in ("ways", "batches", "layouts")
         }
-        return {**lists, "patience_s": self.patience_s if math.isfinite(self.patience_s) else None}
+        budget_s = self.search_budget_s if math.isfinite(self.search_budget_s) else None
+        return {**lists, "patience_s": budget_s}  # its name in profiles that are stored
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Profile:
@@ -67,12 +68,12 @@ class Profile:
             name: tuple(Trial(**known_fields(Trial, trial)) for trial in document[name])
             for name in ("ways", "batches", "layouts")
         }
-        patience_s = document["patience_s"]
-        return cls(**found, patience_s=math.inf if patience_s is None else float(patience_s))
+        budget_s = document["patience_s"]
+        return cls(**found, search_budget_s=math.inf if budget_s is None else float(budget_s))
 
 
 @dataclass(frozen=True)
-class Workshop:
+class TuningContext:
     """Where things are tried out."""
 
     job: Job
@@ -114,54 +115,54 @@ class Workshop:
 class Sample:
     """Some of the job's rows, in Ray's store: encoded, and prepared for a model."""
 
-    def __init__(self, workshop: Workshop, num_rows: int = SAMPLE_ROWS) -> None:
+    def __init__(self, tuning: TuningContext, num_rows: int = SAMPLE_ROWS) -> None:
         """Read rows at random; the same ones for the same work and number of rows."""
         import ray
 
         from pipeline.plan.sampling import sample_rows, sample_units
 
-        units, seed = sample_units(workshop.plan, num_rows)
-        self._workshop = workshop
-        read = plain_task(workshop, sample_rows)
-        self.rows = read.remote(workshop.reader, units, num_rows, seed)
+        units, seed = sample_units(tuning.plan, num_rows)
+        self._workshop = tuning
+        read = plain_task(tuning, sample_rows)
+        self.rows = read.remote(tuning.reader, units, num_rows, seed)
         ray.wait([self.rows])
 
     def inputs(self, model: ModelSpec) -> Any:
         """Return the sample as a model's decoder and transform leave it."""
-        from pipeline.runs.tuning.measure import prepare
+        from pipeline.runs.tuning.measure import preprocess_rows
 
-        task = plain_task(self._workshop, prepare)
+        task = plain_task(self._workshop, preprocess_rows)
         return task.remote(self._workshop.reader, self.rows, model.input)
 
 
-def lone_task(workshop: Workshop, function: Callable[..., Any]) -> Any:
+def lone_task(tuning: TuningContext, function: Callable[..., Any]) -> Any:
     """Make a task with a process of its own, which ends with it: nothing earlier counts in it."""
-    return plain_task(workshop, function, max_calls=1)
+    return plain_task(tuning, function, max_calls=1)
 
 
-def plain_task(workshop: Workshop, function: Callable[..., Any], **options: Any) -> Any:
+def plain_task(tuning: TuningContext, function: Callable[..., Any], **options: Any) -> Any:
     """Make a task with what an actor gets; others may follow in its process, which spares starts.
 
     Args:
-        workshop: Whose.
+        tuning: Whose.
         function: What to do.
         options: Further options of `ray.remote`.
     """
     import ray
 
     beat("something to try")
-    allocation = workshop.allocation
+    allocation = tuning.allocation
     resources = {"num_cpus": allocation.actor_cpus, "num_gpus": allocation.actor_gpus or None}
     return ray.remote(**resources, max_retries=0, **options)(function)
 
 
 def try_ways(
-    workshop: Workshop, sample: Sample, num_rows: int | None, known: Sequence[Trial] = ()
+    tuning: TuningContext, sample: Sample, num_rows: int | None, known: Sequence[Trial] = ()
 ) -> Profile:
     """Try every runtime and precision that the job leaves open.
 
     Args:
-        workshop: Where.
+        tuning: Where.
         sample: On what.
         num_rows: Rows of the run that waits for the answer: once it would have ended with the best
             way so far, the others are given up. None where no run waits.
@@ -170,41 +171,41 @@ def try_ways(
     Raises:
         JobError: Eager fp32 cannot predict the sample.
     """
-    started, tries = perf_counter(), _Tries(workshop, sample)
+    started, tries = perf_counter(), _Tries(tuning, sample)
     tried = {(trial.runtime, trial.precision): trial for trial in known if not trial.was_given_up}
     ways, best = list[Trial](), tries.first
-    patience = patience_s(best, num_rows, workshop.allocation)
-    for way in candidates(workshop.model, is_on_gpu=bool(workshop.allocation.actor_gpus)):
-        left_s = patience - (perf_counter() - started)
+    budget = search_budget_s(best, num_rows, tuning.allocation)
+    for way in candidates(tuning.model, is_on_gpu=bool(tuning.allocation.actor_gpus)):
+        left_s = budget - (perf_counter() - started)
         trial = tried.get(way) or tries.one(way, best.rows_per_s, left_s)
         ways.append(trial)
-        agrees = trial.agreement_pct >= workshop.job.gates.min_agreement_pct
+        agrees = trial.agreement_pct >= tuning.job.gates.min_agreement_pct
         if not trial.problem and agrees and trial.rows_per_s > best.rows_per_s:
-            best, patience = trial, patience_s(trial, num_rows, workshop.allocation)
-    return Profile(tuple(ways), patience_s=patience)
+            best, budget = trial, search_budget_s(trial, num_rows, tuning.allocation)
+    return Profile(tuple(ways), search_budget_s=budget)
 
 
 class _Tries:
     """Tries ways to run the model on one sample, each beside what eager fp32 made of it."""
 
-    def __init__(self, workshop: Workshop, sample: Sample) -> None:
+    def __init__(self, tuning: TuningContext, sample: Sample) -> None:
         import ray
 
         from pipeline.runs.tuning.measure import try_out
 
-        self._workshop, self._plain = workshop, workshop.model.as_reference()
+        self._workshop, self._plain = tuning, tuning.model.as_reference()
         self._int8: tuple[str, str] | None = None
         self.first: Trial
-        config = replace(workshop.config, spec=self._plain)
+        config = replace(tuning.config, spec=self._plain)
         with ray_errors():
             self._inputs = sample.inputs(self._plain)
-            task = lone_task(workshop, try_out)
-            self.first, found = ray.get(task.remote(config, self._inputs, None, workshop.limits))
+            task = lone_task(tuning, try_out)
+            self.first, found = ray.get(task.remote(config, self._inputs, None, tuning.limits))
             if self.first.problem:
                 raise JobError(f"model: eager fp32 cannot predict the sample: {self.first.problem}")
             self._reference = ray.put(found)
-            if workshop.model.input.is_approximate:
-                self._inputs = sample.inputs(workshop.model)
+            if tuning.model.input.is_approximate:
+                self._inputs = sample.inputs(tuning.model)
                 ray.get(self._inputs)  # a decoder that is not there is no fault of any way
 
     def one(self, way: tuple[str, str], best_rows_per_s: float, left_s: float) -> Trial:

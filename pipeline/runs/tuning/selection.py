@@ -86,7 +86,7 @@ def seconds(trial: Trial, num_rows: int | None, allocation: Allocation) -> float
     return trial.load_s + num_rows / allocation.max_actors / trial.rows_per_s
 
 
-def patience_s(best: Trial, num_rows: int | None, allocation: Allocation) -> float:
+def search_budget_s(best: Trial, num_rows: int | None, allocation: Allocation) -> float:
     """Return how long a run may look for a better way than the best so far: as long as it would
     take with that one, so that looking never makes it much more than twice as long.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipeline.commands.chaos.compare import (
 )
 from pipeline.commands.chaos.corrupt_inputs import spoil_images, spoil_rows
 from pipeline.commands.chaos.kills import Killed, choose_kills
-from pipeline.commands.chaos.processes import Done
+from pipeline.commands.chaos.processes import FinishedRun
 from pipeline.commands.chaos.sample import Sample, take_sample
 from pipeline.commands.chaos.table import fault_rows, in_all
 from pipeline.commands.demo_photos import build_images, build_parquet
@@ -372,9 +373,11 @@ def test_rounding_is_no_change_for_any_task(name: str, kind: Any, near: Any, far
         table = pa.Table.from_pylist(predictions, schema)
         return Published(table, QUARANTINE_SCHEMA.empty_table())
 
-    assert compare_published(rows(first), rows(near), [], LIMITS).is_none
-    assert compare_published(rows(first), rows(far), [], LIMITS) == Difference(changed=["b"])
-    assert compare_published(rows(first), rows(near), [name], LIMITS).is_none == (near == first)
+    task = make_task(TaskSpec({"embedding": "embed", "value": "regress"}.get(name, "raw")))
+    compare = partial(compare_published, rows(first), limits=LIMITS, task=task)
+    assert compare(rows(near), []).is_none
+    assert compare(rows(far), []) == Difference(changed=["b"])
+    assert compare(rows(near), [name]).is_none == (near == first)
 
 
 def test_spoilt_rows_count_only_where_they_are_quarantined_once() -> None:
@@ -385,9 +388,9 @@ def test_spoilt_rows_count_only_where_they_are_quarantined_once() -> None:
 
 
 def test_the_table_says_what_was_injected_and_what_was_not() -> None:
-    killed = Done(-9, {}, 9.0, 0, [Killed("actor", "ray::MapWorker(X)", 3)])
-    dies = Done(-9, {}, 8.0, 12, dies_at="after_log")
-    runs = [killed, dies, Done(0, {}, 7.0, 25)]
+    killed = FinishedRun(-9, {}, 9.0, 0, [Killed("actor", "ray::MapWorker(X)", 3)])
+    dies = FinishedRun(-9, {}, 8.0, 12, dies_at="after_log")
+    runs = [killed, dies, FinishedRun(0, {}, 7.0, 25)]
     slow = Injected(StoreFault.SLOW, "put", "a", 0.4)
     rows = fault_rows(runs, [slow, slow, Injected(StoreFault.LOSE, "put", "b")], 5, 5)
     assert {row["fault"]: (row["injected"], row["survived_by"]) for row in rows} == {

@@ -31,7 +31,7 @@ from pipeline.runs.tuning.selection import (
     choose_layout,
     filled_share,
     layouts,
-    patience_s,
+    search_budget_s,
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
@@ -147,16 +147,16 @@ def test_what_was_measured_survives_the_store(looked_s: float):
 
 
 def test_a_run_looks_for_as_long_as_it_would_take_and_longer_ones_look_on():
-    assert patience_s(EAGER, None, ALLOCATION) == math.inf
-    few = patience_s(EAGER, 10, ALLOCATION)
-    many = patience_s(EAGER, 1_000_000, ALLOCATION)
+    assert search_budget_s(EAGER, None, ALLOCATION) == math.inf
+    few = search_budget_s(EAGER, 10, ALLOCATION)
+    many = search_budget_s(EAGER, 1_000_000, ALLOCATION)
     assert few == LEAST_PATIENCE_S < many
     assert many == pytest.approx(EAGER.load_s + 500_000 / EAGER.rows_per_s)
     late = Trial("compile", "fp32", problem=f"{GIVEN_UP} untried: others would have ended by then")
-    assert Profile((EAGER, late), patience_s=few).is_enough(few)
-    assert not Profile((EAGER, late), patience_s=few).is_enough(many)
-    assert Profile((EAGER, late), patience_s=math.inf).is_enough(math.inf)
-    assert Profile((EAGER, DEAD), patience_s=few).is_enough(math.inf), "all was tried"
+    assert Profile((EAGER, late), search_budget_s=few).is_enough(few)
+    assert not Profile((EAGER, late), search_budget_s=few).is_enough(many)
+    assert Profile((EAGER, late), search_budget_s=math.inf).is_enough(math.inf)
+    assert Profile((EAGER, DEAD), search_budget_s=few).is_enough(math.inf), "all was tried"
 
 
 def spec(runtime: str, precision: str) -> ModelSpec:
@@ -229,7 +229,7 @@ def test_a_longer_run_tries_what_the_first_one_had_no_time_for(tmp_path: Path) -
     exact, _ = measured["ways"]
     # As if the first night had been too short to try all: this one looks on.
     late = Trial("eager", "bf16", problem=GIVEN_UP).to_dict()
-    measured |= {"ways": [{**exact, "rows_per_s": 1.5}, late], "patience_s": 1.0}
+    measured |= {"ways": [{**exact, "rows_per_s": 1.5}, late], "search_budget_s": 1.0}
     profile.write_text(json.dumps(measured))
     assert pipeline("run", job, "--date", "2026-11-25").code == 0
     exact, again = json.loads(profile.read_text())["ways"]
