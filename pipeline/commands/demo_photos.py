@@ -124,7 +124,7 @@ def photo_rows(num_rows: int, seed: int) -> Iterator[Photo]:
 
 
 def build_images(folder: Path, num_rows: int, seed: int, num_bad: int) -> Built:
-    """Write one file a row under `<folder>/<camera>/`; num_bad of the rows are bad.
+    """Write one file per row under `<folder>/<camera>/`; num_bad of the rows are bad.
 
     Raises:
         JobError: The demo packages are missing, the numbers do not fit each other, or the folder

@@ -194,7 +194,7 @@ def look_at_access(address: str | None) -> Iterator[Finding]:
         yield Finding("ray token", "warn", f"{file}: {hint}")
     if address is None:
         if auth_mode(os.environ) == "disabled":
-            hint = "whoever reaches its ports runs code as you; unset it"
+            hint = "any user who reaches its ports runs code as you; unset it"
             yield Finding("ray access", "warn", f"RAY_AUTH_MODE=disabled: {hint}")
         else:
             found = "an embedded Ray: it asks for a token and has no dashboard"

@@ -42,7 +42,7 @@ def end(code: int) -> NoReturn:
     """End the process with a code; with another one where the result was not read."""
     ignore_stops()
     # Unloading what Ray and Arrow have loaded takes most of a second, and threads that wait for a
-    # dead store or cluster would hold the process for minutes: nobody waits for either.
+    # dead store or cluster would hold the process for minutes, for nothing.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     if (trouble := streams.trouble()) is not None:

@@ -1,4 +1,4 @@
-"""`pipeline retry`: only the quarantined rows again, by the ordinary way of the data.
+"""`pipeline retry`: run only the quarantined rows again, through the ordinary stages.
 
 quarantine -> plan of its rows -> Predictor -> staging -> merge -> gates -> publish
 """
@@ -44,7 +44,7 @@ def retry_job(
     Args:
         job: The job that published it.
         options: What the command line adds to it.
-        reasons: Only rows with these reasons; none means all that may go again.
+        reasons: Only rows with these reasons; none means all that may be retried.
         progress: Where to show how far it is.
 
     Raises:
@@ -62,12 +62,12 @@ def retry_job(
 
 
 def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> RunStatus:
-    """Let rows of the quarantine go again and publish what comes of it.
+    """Retry rows of the quarantine and publish the result.
 
     Args:
         run: The run.
         reasons: Which rows.
-        predict: Predicts the rows of a plan and lets them in; see `run.predict_and_publish`.
+        predict: Predicts the rows of a plan and merges them; see `run.predict_and_publish`.
     """
     job, store, layout = run.job, run.store, run.layout
     if current_manifest(store, layout) is None:
@@ -142,7 +142,7 @@ def _prepare(run: RunContext, work: Replan) -> RetryMerge:
     """Note what stays, and store the plan of all rows, if it is a new one."""
     others = work.chosen.describe_others()
     log.info(
-        "%d quarantined rows of version %d go again%s",
+        "retrying %d quarantined rows of version %d%s",
         len(work.chosen.entries),
         work.base.manifest.number,
         f"; others stay: {others}" if others else "",
@@ -167,7 +167,7 @@ def _note(run: RunContext, work: Replan) -> None:
 
 
 def _forget_failures(run: RunContext, plan: Plan) -> None:
-    """Take over of an interrupted retry only slices without a failure: the others go again."""
+    """Take over of an interrupted retry only slices without a failure: the others are retried."""
     staged = list_staged(run.store, run.layout.staging(plan.fingerprint)).values()
     failed = [file.path for file in staged if read_footer(run.store, file.path).num_quarantined]
     run.store.delete(failed)

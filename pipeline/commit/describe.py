@@ -58,7 +58,7 @@ def describe_output(
 ) -> dict[str, Any]:
     """Say what is published: of one partition, or a list of all and the newest one in full.
 
-    The newest is the last date or number, whenever it was published: see `nights.partition_order`.
+    The newest is the last date or number, whenever it was published: see `partition_order`.
 
     Args:
         uri: The sink's root, or a partition's folder.

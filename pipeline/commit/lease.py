@@ -42,7 +42,7 @@ class Owner:
     machine: str
     pid: int
     pid_started: float
-    """By a clock that nobody sets."""
+    """By the monotonic clock."""
     ttl_s: float
     token: str
 
@@ -57,7 +57,7 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Make sure nobody has taken over.
+        """Make sure that no other run has taken over.
 
         Raises:
             PartitionBusy: A later epoch exists.

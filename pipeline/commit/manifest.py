@@ -72,7 +72,7 @@ class Manifest:
     retry: str | None = None
     """Fingerprint of the plan whose rows came in last."""
     distribution: dict[str, Any] = field(default_factory=dict)
-    """JSON form of `histograms.Distribution`, for the next night to be compared with."""
+    """JSON form of `histograms.Distribution`, with which later partitions are compared."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
     """What the fingerprint is made of, as the plan has it; empty in older manifests."""
     skipped: dict[str, Any] = field(default_factory=dict)

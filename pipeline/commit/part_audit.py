@@ -1,7 +1,7 @@
 """What the parts of a version really hold: bytes, schema and the hashes of their row ids.
 
 Parts are streamed: of every row only the 64-bit hash of its id stays in memory. The ids
-themselves are read again only where somebody asks for those of some hashes.
+themselves are read again only for the hashes that a caller names.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Partition columns: final parts by value, each value's rows in input order.
 
 Two passes, so that a value which is spread over all slices does not become many tiny files. First
-each group of slices is sorted by value into one file, a row group a value. Then the row groups of
-a value are read in order and written as parts of the target size.
+each group of slices is sorted by value into one file, one row group per value. Then the row groups
+of a value are read in order and written as parts of the target size.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Regrouper:
         return SortedGroup(pieces, quarantine.close(), row_id_hash)
 
     def write_sorted(self, rows: pa.Table, index: int) -> tuple[RowGroupRef, ...]:
-        """Write rows with their keys into one file, sorted by value, a row group a value.
+        """Write rows with their keys into one file, sorted by value, one row group per value.
 
         Raises:
             GateRefused: There are too many values.

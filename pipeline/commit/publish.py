@@ -50,7 +50,7 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     if outcome is not CreateOutcome.OTHER:
         return placed
     winner = read_manifest(store, layout, manifest.number)
-    # No manifest will ever name our parts, and whoever reads the folder should not meet them.
+    # No manifest will ever name our parts, and readers of the folder should not find them.
     store.delete([part.path for part in placed.all_parts])
     if (winner.fingerprint, winner.retry) != (manifest.fingerprint, manifest.retry):
         raise PublishConflict(

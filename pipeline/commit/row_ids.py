@@ -1,4 +1,4 @@
-"""Hashes of row ids: 8 bytes a row that prove nothing is lost, and say where ids may repeat."""
+"""Hashes of row ids: 8 bytes per row prove that none is lost, and say which ids may repeat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the slices to staging: one Parquet part a slice, in one put, which is its commit.
+"""Write the slices to staging: one Parquet part per slice, in one put, which is its commit.
 
 The part's footer carries the counters of its rows, so that figures survive crashes and are never
 counted twice. Names are unique per attempt: a late or doubled attempt only adds an object.

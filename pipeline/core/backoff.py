@@ -1,4 +1,4 @@
-"""Do again what failed for a passing reason: few tries, growing random waits, every one counted."""
+"""Retry what failed for a transient reason: few tries, growing random waits, all counted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TRIES = 6
-PATIENCE_S = 90.0
+TIME_LIMIT_S = 90.0
 """After so long no further try begins: a store that accepts and never answers holds each one."""
 FIRST_WAIT_S = 0.25
 
@@ -27,11 +27,11 @@ _taken = {"retries": 0}
 
 
 class TransientError(InfraError):
-    """Trouble that may be over in a moment: throttling, a broken connection, a sick store."""
+    """An error that may pass: throttling, a broken connection, an overloaded store."""
 
 
 class BadBlockError(TransientError):
-    """A local disk cannot read a file: where trying again does not help, that file is lost."""
+    """A local disk cannot read a file; if retries do not help, that file is lost."""
 
 
 BAD_BLOCK = "the disk cannot read it (input/output error)"
@@ -52,12 +52,12 @@ def retries_taken() -> int:
 
 
 def with_retries(act: Callable[[], T]) -> T:
-    """Call `act` until it does not raise TransientError, or patience is at its end.
+    """Call `act` until it does not raise TransientError, or no try or time is left.
 
     Raises:
         TransientError: The last one, when no try is left.
     """
-    give_up = time.monotonic() + PATIENCE_S
+    give_up = time.monotonic() + TIME_LIMIT_S
     for attempt in itertools.count(1):
         try:
             return act()

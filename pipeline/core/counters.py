@@ -38,7 +38,7 @@ ROUNDED = "rounded"
 GPU_DECODE = "gpu_decode"
 """Rows of runs that decode on a GPU; rows_out are those that it decoded, the CPU did the others."""
 ISOLATED = "isolated"
-"""Rows that were worked on in a child process since workers had died over their slice; quarantined
+"""Rows that were worked on in a child process after workers crashed on their slice; quarantined
 are those that ended processes, and retries counts these processes, workers and children."""
 
 Counters = dict[str, dict[str, float]]

@@ -1,4 +1,4 @@
-"""The pulse of a run: every step forward on the driver beats it, and whoever waits can look.
+"""Progress counter of the driver, read by the stall watchdog and the lease.
 
 Counted for the whole process, as one process does one run at a time. What goes on by itself (the
 lease's renewals, retries of what fails) must not beat.
@@ -14,7 +14,7 @@ _last: tuple[int, str] = (0, "nothing yet")
 
 def beat(what: str) -> None:
     """Note a step forward; `what` is shown when no other one follows."""
-    global _last  # one pulse a process
+    global _last  # one counter per process
     with _lock:
         _last = (_last[0] + 1, what)
 

@@ -2,7 +2,7 @@
 
 A thread of C code keeps the time (`faulthandler`), so it also ends a process whose hung decoder or
 model never gives Python's lock back. Where each thread stood goes to standard error. Ray starts the
-process again, and whoever takes up the work finds that an attempt at it did not end.
+process again, and the next attempt finds the marker of the one that did not end.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Source(Section):
     private_hosts: tuple[str, ...] = ()
     """Further such hosts, each `host:port`, whose address may be private or loopback."""
     allow_http: bool = False
-    """Fetch over http too, which anyone on the way can read and change."""
+    """Fetch over http too, which is neither encrypted nor protected from changes."""
     features: tuple[str, ...] = ()
     """Parquet: numeric columns and fixed-size lists of numbers that are the model's input instead
     of an image, joined in this order to one float32 vector a row; nothing is decoded."""

@@ -87,7 +87,7 @@ class RunFacts:
     on_cluster: bool = False
     """It ran on a cluster that was up, not on a Ray of its own."""
     in_actors: frozenset[str] = frozenset()
-    """Groups whose work the actors do, and nobody else: `decoder`, `writer`."""
+    """Groups whose work only the actors do: `decoder`, `writer`."""
     batch_rates: dict[int, float] = field(default_factory=dict)
     """Batch size -> rows/s of one actor's model alone, where it was measured at several."""
     hardware: dict[str, Any] = field(default_factory=dict)

@@ -44,7 +44,7 @@ def estimate(
 
     Args:
         past: The report of a comparable run; None where there is none.
-        rows_left: What is to be computed; None where nobody knows before it is read.
+        rows_left: What is to be computed; None if unknown before the input is read.
         num_rows: What is to be published.
         price_per_node_hour: Of one node.
         is_published: There is nothing to do.

@@ -1,4 +1,4 @@
-"""The sections of the report that the counters decide: stages, limits, forecasts, bytes a row.
+"""The sections of the report that the counters decide: stages, limits, forecasts, bytes per row.
 
 In: the `Load` of a run. Out: sections of report.json; what was not measured is null.
 """
@@ -97,7 +97,7 @@ class ForecastSection(Section):
 
 
 class Isolation(Section):
-    """What was worked on in child processes, since workers had died over it; of this run."""
+    """What was worked on in child processes after workers crashed on it; of this run."""
 
     dead_processes: int = 0
     """Workers that crashed, hung or were killed in the middle of a slice, and their children."""

@@ -1,4 +1,4 @@
-"""Collect the facts of a run while it happens, so that a report can be made however it ends."""
+"""Record the facts of a run while it happens, so that it has a report however it ends."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ class RunRecorder:
 
     @property
     def is_retry(self) -> bool:
-        """Tell whether rows of a quarantine go again."""
+        """Tell whether rows of a quarantine are retried."""
         return self._kept is not None or bool(self._retry)
 
     @property
@@ -249,7 +249,7 @@ class RunRecorder:
 
     @property
     def reference_check(self) -> StageCounters:
-        """Rows of committed slices that eager fp32 predicted once more; out: those that agreed."""
+        """Reference check: rows that eager fp32 predicted once more; out: those that agreed."""
         return self._totals.reference_check
 
     @property

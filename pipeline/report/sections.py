@@ -21,7 +21,7 @@ class Section(BaseModel):
 
 
 class Rows(Section):
-    """Rows of the partition; of unreadable shards none are counted, for nobody knows them."""
+    """Rows of the partition; rows of unreadable shards are unknown and not counted."""
 
     total: int | None = None
     """Rows of the input: predicted + quarantined."""
@@ -38,7 +38,7 @@ class Rows(Section):
     """Of those computed, rows with features that float32 cannot hold exactly; null where there are
     none."""
     left: int | None = None
-    """Not computed yet when the run ended; null where nobody knows."""
+    """Not computed yet when the run ended; null if unknown."""
 
 
 class Slices(Section):
@@ -137,7 +137,7 @@ class Gate(Section):
 
     name: str
     status: Literal["pass", "warn", "fail", "off", "accepted"]
-    """`accepted`: it failed, and somebody published nevertheless, for the `reason`."""
+    """`accepted`: it failed, and `--accept` published nevertheless, for the `reason`."""
     value: float | int | str | None = None
     limit: float | int | str | None = None
     message: str | None = None

@@ -20,7 +20,7 @@ _DUPLICATE = Cause(Reason.DUPLICATE_ID.value, "publish", "an earlier row has the
 
 @dataclass(frozen=True)
 class KeptRows:
-    """What a version keeps of the one before: the rows that did not go again."""
+    """What a version keeps of the one before: the rows that were not retried."""
 
     num_rows: int
     reasons: Mapping[str, int]

@@ -80,7 +80,7 @@ def totals_line(report: dict[str, Any]) -> str:
     isolation = report.get("isolation") or {}
     if isolation.get("dead_processes"):
         parts.append(
-            f"{format_count(isolation['dead_processes'])} processes died, "
+            f"{format_count(isolation['dead_processes'])} processes crashed, "
             f"{format_count(isolation['rows'])} rows isolated"
         )
     gpu_decode = report.get("gpu_decode")
@@ -104,7 +104,7 @@ def totals_line(report: dict[str, Any]) -> str:
 
 
 def retry_lines(report: dict[str, Any]) -> list[str]:
-    """Say in one line what became of the rows of a quarantine that went again."""
+    """Say in one line what became of the retried rows of a quarantine."""
     retry = report.get("retry")
     if not retry or not retry["entries"]:
         return []
@@ -117,7 +117,7 @@ def retry_lines(report: dict[str, Any]) -> list[str]:
     others = {
         "duplicate_ids": "for their ids",
         "inputs_changed": "since their inputs changed",
-        "not_asked": "for reasons that were not asked for",
+        "not_asked": "with reasons that were not asked for",
     }
     parts += [f"{format_count(retry[key])} stay {why}" for key, why in others.items() if retry[key]]
     return [f"retried: {', '.join(parts)}"]

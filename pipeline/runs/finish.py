@@ -103,7 +103,7 @@ def finish(
 def _account(
     run: RunContext, slices: Slices, tasks: RunTasks, retry: RetryMerge | None
 ) -> LabelledDuplicates:
-    """Count what is staged, whoever staged it; return the rows whose id another row has."""
+    """Count what is staged by any run; return the rows whose id another row has."""
     run.record.tiled([key for key, _ in slices])
     run.record.recount([(key, file.path) for key, file in slices], partial(read_footer, run.store))
     reach("tiled")
@@ -132,7 +132,7 @@ def _find_duplicates(
 
 
 def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
-    """Stop as soon as the gates are certain to refuse, whatever the rows that are left give.
+    """Stop once no remaining row can make the gates pass.
 
     Raises:
         GateRefused: They are; finished slices stay.

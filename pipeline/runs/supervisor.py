@@ -1,4 +1,4 @@
-"""Watch over a run from a thread of its own: deadline, standstill, a lost Ray, a stop that hangs.
+"""Supervise a run from its own thread: deadline, standstill, a lost Ray, a stop that hangs.
 
 Whatever ends a run does so as a signal does: the driver is interrupted, wherever it waits, and
 leaves by its usual way, which shuts Ray down, gives the lease back and stores the report. Where
@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TICK_S = 0.5
-# After the interrupt: Ray's processes are killed, which frees whoever waits for them; the end.
+# After the interrupt: Ray's processes are killed, which frees the threads that wait for them;
+# then the process ends.
 _KILL_RAY_S, _END_S = 12.0, 22.0
 _HASTE = 0.1
 _REPORT_S = 5.0
@@ -121,7 +122,7 @@ class _Watchdog(threading.Thread):
         interrupt(InfraError(message))
 
     def _force_stop(self, now: float) -> None:
-        """See a stop through: free the driver where it hangs, and end it where that is no help."""
+        """Carry a stop through: free the driver if it hangs, then end the process."""
         if self._stopping_since is None:
             self._stopping_since = now
         since_s = now - self._stopping_since

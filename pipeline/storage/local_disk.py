@@ -155,7 +155,7 @@ def _read_version(path: str, version: str | None) -> bytes:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open what was listed as a file; a pipe in its place would block until someone writes."""
+    """Open what was listed as a file; a pipe would block until another process writes."""
     try:
         descriptor = os.open(path, flags | os.O_NONBLOCK)
     except OSError as error:

@@ -195,7 +195,7 @@ def test_images_that_a_disk_spoiled_come_in_when_it_is_mended(tmp_path: Path) ->
     nowhere = ("--address", "127.0.0.1:1")
     nothing = pipeline("retry", job, "--date", DATE, "--reason", "timeout", "--json", *nowhere)
     assert (nothing.code, nothing.json["status"]) == (0, "nothing_to_do"), nothing.stderr
-    assert "nothing to retry: quarantined stay 2 for other reasons" in nothing.stderr
+    assert "nothing to retry: quarantined stay 2 with other reasons" in nothing.stderr
     refused = pipeline("retry", job, "--date", DATE, "--set", "model.top_k=1", *nowhere)
     assert refused.code == 2
     assert "`pipeline run` makes a new version" in refused.stderr

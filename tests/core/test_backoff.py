@@ -55,7 +55,7 @@ def test_what_trying_again_cannot_cure_is_raised_at_once(error: type[Exception])
 
 
 def test_no_try_begins_when_patience_is_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(backoff, "TIME_LIMIT_S", -1.0)
     with pytest.raises(TransientError):
         with_retries(failing(1))
 

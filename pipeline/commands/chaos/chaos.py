@@ -59,7 +59,7 @@ _SLICES = 25
 _MAX_ACTORS = 2
 _MAX_RUNS = 6
 _STEPS = ("judged", "compacted", "placed_part", "after_log", "before_success")
-"""Failpoints of publishing; the driver dies at one of them."""
+"""Failpoints of publishing; the driver kills itself at one of them."""
 _SHOWN_IDS = 20
 
 
@@ -137,7 +137,7 @@ def _changes(job: Job, sample: Sample) -> dict[str, Any]:
     is_open = resources.min_actors is None and resources.max_actors is None
     num_rows = sample.num_rows + len(sample.spoilt)
     return {f"source.{name}": value for name, value in sample.changes.items()} | {
-        # Judged are whole nights; what a sample looks like beside them says nothing.
+        # Gates judge whole partitions; a sample beside them says nothing.
         "gates.error_mode": "warn",
         "gates.reason_mode": "warn",
         "gates.volume.mode": "off",

@@ -1,4 +1,4 @@
-"""Kill processes of a run at moments that are conditions of its progress, as a bad night would.
+"""Kill processes of a run when given numbers of slices are staged.
 
 Only descendants of the process that was started for it are killed, found by its id.
 """

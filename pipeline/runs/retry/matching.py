@@ -1,4 +1,4 @@
-"""Whose place in a quarantine each row of a retry takes."""
+"""Match each row of a retry with the quarantine entry that it replaces."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ class Match:
     slices: Slices
     duplicates: Mapping[SliceKey, tuple[int, ...]]
     hashes: npt.NDArray[np.uint64]
-    """(M,) of their ids."""
+    """uint64 (M,): of their ids."""
     gone: Numbers
     """Rows of the quarantine that are replaced."""
     entries: Numbers
-    """(M,) the row of the quarantine whose place each takes; -1: none, it is not let in."""
+    """int64 (M,): the quarantine entry that each replaces; -1: none, the row is left out."""
     minors: Numbers
-    """(M,) the how-manieth of that place's rows it is."""
+    """int64 (M,): number of the row within its quarantine entry, from 0."""
     is_good: npt.NDArray[np.bool_]
-    """(M,) predicted, and not under the id of another row."""
+    """bool (M,): predicted, and not under the id of another row."""
 
     @property
     def is_admitted(self) -> npt.NDArray[np.bool_]:
-        """(M,) tell which rows take a place."""
+        """bool (M,): rows that replace an entry."""
         return self.entries >= 0
 
     @property
@@ -70,7 +70,7 @@ def match_rows(
     duplicates: LabelledDuplicates,
     run_tasks: RunTasks,
 ) -> Match:
-    """Find out whose place each row takes.
+    """Find the entry that each row replaces.
 
     Raises:
         InfraError: The rows are not the ones that were planned.

@@ -36,7 +36,7 @@ _STAT_THREADS = 16
 
 @dataclass(frozen=True)
 class Replan:
-    """What goes again, and whose place it takes."""
+    """What is retried, and which entry each row replaces."""
 
     base: Base
     chosen: Chosen
@@ -45,7 +45,7 @@ class Replan:
     """Of all rows that the next version has."""
     counts: Numbers
     """(E,) rows of each chosen row of the quarantine: 1, or those of its shard. Of a row that
-    stands for the rest of a tar nobody knows them: -1."""
+    stands for the rest of a tar they are unknown: -1."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _measure(
 ) -> Mapping[str, tuple[Extent, ...]]:
     """Measure again the shards that were not readable, or did not fit."""
     source, plan = job.source, base.plan
-    # With no shard readable nobody knew the types of columns, and predictions have none.
+    # If no shard was readable, the types of columns were unknown, and predictions have none.
     is_declared = list(source.pass_through) == plan.pass_through.names
     if not shards or not is_declared or bool(source.features) != (FEATURES in plan.fields.names):
         return {}
@@ -187,7 +187,7 @@ def _measure(
 
 
 def _is_open(piece: _Piece, job: Job, fresh: Mapping[str, tuple[Extent, ...]]) -> bool:
-    """Tell whether rows can go again; with a limit of rows, none may come in that it left out."""
+    """Tell whether rows can be retried; `run.limit_rows` admits none that it left out."""
     if piece.extent.reason is None:
         return True
     if piece.extent.path not in fresh:

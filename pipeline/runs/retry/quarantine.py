@@ -25,7 +25,7 @@ from pipeline.storage.store import Store
 
 REASONS = tuple(reason.value for reason in Reason)
 RETRIED = tuple(reason.value for reason in Reason if reason is not Reason.DUPLICATE_ID)
-"""Reasons whose rows may go again. Of rows with one id only the first is ever predicted."""
+"""Reasons whose rows may be retried. Of rows with one id only the first is ever predicted."""
 _PART_THREADS = 8
 _NO_PLACES = (
     "partition {}: version {} was published before retries were possible: it does not say where "
@@ -65,7 +65,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Quarantined rows that are to go again, and why the others are not."""
+    """Quarantined rows that are to be retried, and why the others are not."""
 
     entries: Numbers
     """Which rows of the quarantine, ascending."""
@@ -88,7 +88,7 @@ class Chosen:
         if self.duplicates:
             parts.append(f"{self.duplicates} because of their ids, which others have")
         if self.not_asked:
-            parts.append(f"{self.not_asked} for other reasons than were asked for")
+            parts.append(f"{self.not_asked} with other reasons than --reason")
         return ", ".join(parts)
 
 
@@ -96,7 +96,7 @@ def read_reasons(given: Sequence[str]) -> frozenset[str]:
     """Check the reasons that a command names; none means all.
 
     Raises:
-        JobError: There is no such reason, or its rows never go again.
+        JobError: There is no such reason, or its rows are never retried.
     """
     for name in given:
         if name not in RETRIED:
@@ -134,7 +134,7 @@ def read_plan(store: Store, layout: Layout, fingerprint: str) -> Plan:
     try:
         return plan_from_json(store.read_bytes(path), fingerprint)
     except FileNotFoundError:
-        raise InfraError(f"{store.url(path)}: is missing, so nobody knows the rows") from None
+        raise InfraError(f"{store.url(path)}: is missing, so the rows are unknown") from None
 
 
 def _read_part(

@@ -1,8 +1,8 @@
-"""What takes the place of what: rows of a retry in the predictions and quarantine of a version.
+"""Merge the rows of a retry into the predictions and quarantine of a published version.
 
-A row that goes again takes the place of its entry in the quarantine, predicted or failed; the rows
-of a shard that can be read now take the place of the one that stood for it. Where rows share an id,
-the one that is published keeps it.
+A retried row replaces its entry in the quarantine, predicted or failed; the rows of a shard that
+can be read now replace the one entry that stood for it. If rows share an id, the published one
+keeps it. The package's docstring has an example.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -37,7 +36,7 @@ _ID_ROWS = 65_536
 
 @dataclass(frozen=True)
 class RetryMerge:
-    """Rows that go again, and the version that they are let into."""
+    """The retried rows, and the version that they are merged into."""
 
     replan: Replan
     layout: Layout
@@ -54,7 +53,7 @@ class RetryMerge:
         reasons.subtract(base.counts(gone))
         num_rows = self.base.num_rows - len(gone)
         if match is not None:
-            # Rows that no entry waits for were counted with their slices.
+            # Rows that replace no entry were counted with their slices.
             num_unmatched = int((~match.is_admitted).sum())
             reasons[Reason.UNREADABLE_SHARD.value] -= num_unmatched
             num_rows -= num_unmatched
@@ -87,7 +86,7 @@ class RetryMerge:
                 )
 
     def require_current(self, current: Manifest | None) -> None:
-        """Make sure that what rows are let into is still what is published.
+        """Make sure that the version that rows are merged into is still published.
 
         Raises:
             PublishConflict: It is not.
@@ -129,7 +128,8 @@ class RetryMerge:
         else:
             inserts = _inserts(match, np.where(good, before, -1))
             parts = merge_parts(merger, self.base.parts, inserts, self.layout, run_tasks)
-        places = self._places(match, keys, before, good, failed)
+        is_tar = base.plan.row_ids == "key"
+        places = merge_places(base.places, base.predicted_before, match, is_tar=is_tar)
         [(quarantine, gone_hash)] = run_tasks(
             merger.into_quarantine,
             [(
@@ -142,30 +142,6 @@ class RetryMerge:
         new_hash = int(match.hashes[here].sum(dtype=np.uint64))
         old_hash = int(self.base.row_id_hash, 16)
         return compactor.whole(parts, [((), old_hash - gone_hash), (tuple(quarantine), new_hash)])
-
-    def _places(
-        self,
-        match: Match,
-        keys: Numbers,
-        before: Numbers,
-        good: npt.NDArray[np.bool_],
-        failed: npt.NDArray[np.bool_],
-    ) -> Numbers:
-        """Return the places (N, 4) of the rows that are quarantined then."""
-        base = self.replan.base
-        stays = np.ones(len(base.places), bool)
-        stays[match.gone] = False
-        new = base.places[match.entries[failed]]
-        if base.plan.counts_by_reading:
-            new[:, ROW] += match.minors[failed]  # the rest of a shard begins there
-        new[:, KEY] = keys[failed]
-        places = np.concatenate([base.places[stays], new])
-        predicted = np.concatenate([base.predicted_before[stays], before[failed]])
-        order = np.argsort(places[:, KEY], kind="stable")
-        places, predicted = places[order], predicted[order]
-        predicted += np.searchsorted(keys[good], places[:, KEY])
-        places[:, RANK] = predicted + np.arange(len(places))
-        return places
 
     def to_manifest(self, manifest: Manifest) -> Manifest:
         """Say in the manifest of the next version what it consists of.
@@ -220,6 +196,38 @@ class RetryMerge:
             for (key, _), table in zip(slices, tables, strict=True)
             if (rows := tuple(_repeated(table, taken)))
         }
+
+
+def merge_places(
+    places: Numbers, predicted_before: Numbers, match: Match, *, is_tar: bool
+) -> Numbers:
+    """Return the places of the next version's quarantine: entries that stay, and rows that failed.
+
+    Args:
+        places: int64 (N, 4) of the entries, see `row_positions`.
+        predicted_before: int64 (N,): predictions before each entry.
+        match: The staged rows.
+        is_tar: An entry may stand for the rest of a tar, whose later rows have later numbers.
+
+    Returns:
+        int64 (K, 4), ascending by key.
+    """
+    good = match.is_admitted & match.is_good
+    failed = match.is_admitted & ~match.is_good
+    keys = places[match.entries, KEY] + match.minors
+    stays = np.ones(len(places), bool)
+    stays[match.gone] = False
+    new = places[match.entries[failed]]
+    if is_tar:
+        new[:, ROW] += match.minors[failed]
+    new[:, KEY] = keys[failed]
+    merged = np.concatenate([places[stays], new])
+    predicted = np.concatenate([predicted_before[stays], predicted_before[match.entries[failed]]])
+    order = np.argsort(merged[:, KEY], kind="stable")
+    merged, predicted = merged[order], predicted[order]
+    predicted += np.searchsorted(keys[good], merged[:, KEY])
+    merged[:, RANK] = predicted + np.arange(len(merged))
+    return merged
 
 
 def _inserts(match: Match, keys: Numbers) -> list[Insert]:

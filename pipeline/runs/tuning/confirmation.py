@@ -87,7 +87,7 @@ class _Larger:
         try:
             found: Any = ray.get(task.remote(config, self._inputs, limits, *self._reference))
         except RayError as error:
-            return replace(way, problem=f"died on more rows: {type(error).__name__}")
+            return replace(way, problem=f"crashed on more rows: {type(error).__name__}")
         return replace(way, agreement_pct=found[0], worst=found[1], is_confirmed=True)
 
 

@@ -45,7 +45,7 @@ def try_batches(tuning: TuningContext, sample: Sample, way: Trial) -> list[Trial
         try:
             trial: Trial = ray.get(lone_task(tuning, try_batch).remote(config, inputs))
         except RayError as error:
-            problem = f"died: {type(error).__name__}"
+            problem = f"crashed: {type(error).__name__}"
             trial = Trial(way.runtime, way.precision, batch_size=size, problem=problem)
         trials.append(trial)
         if trial.problem:
@@ -117,7 +117,7 @@ def _try_layout(
     """Let the actors, and decoders beside them, of one node work at the same time.
 
     The decoders keep to a pace a little above what the actors reach alone: left to themselves they
-    would take more of the cores than in a run, where somebody has to take their rows.
+    would take more of the cores than in a run, where actors limit their pace.
     """
     import ray
     from ray.exceptions import RayError
@@ -155,7 +155,7 @@ def _try_layout(
                 ]
             )
     except RayError as error:
-        return replace(trial, problem=f"died: {type(error).__name__}")
+        return replace(trial, problem=f"crashed: {type(error).__name__}")
     finally:
         for each in workers:
             ray.kill(each)

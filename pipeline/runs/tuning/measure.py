@@ -218,7 +218,7 @@ class LayoutWorker:
 
         Args:
             seconds: For how long.
-            pace_rows_per_s: Work no faster, as a decoder whose rows nobody takes faster.
+            pace_rows_per_s: Work no faster, as a decoder whose rows are not taken faster.
         """
         num_rows, started = 0, perf_counter()
         while perf_counter() - started < seconds:

@@ -234,7 +234,7 @@ class _Tries:
         try:
             made: tuple[str, str] = ray.get(task.remote(self._workshop.config, self._inputs))
         except RayError as error:
-            return "", f"calibrating died: {type(error).__name__}"
+            return "", f"calibration crashed: {type(error).__name__}"
         return made
 
     def _attempt(self, spec: ModelSpec, best_rows_per_s: float, left_s: float) -> Trial:
@@ -255,5 +255,5 @@ class _Tries:
         try:
             trial: Trial = ray.get(reference)[0]
         except RayError as error:
-            return Trial(spec.runtime, spec.precision, problem=f"died: {type(error).__name__}")
+            return Trial(spec.runtime, spec.precision, problem=f"crashed: {type(error).__name__}")
         return trial

@@ -17,7 +17,7 @@ SAME_PCT = 3.0
 """Rates that differ by less are the same: the smaller batch, the simpler layout is taken."""
 
 
-LEAST_PATIENCE_S = 30.0
+MIN_SEARCH_BUDGET_S = 30.0
 
 
 def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
@@ -53,7 +53,7 @@ def choose(
     Args:
         trials: What was measured.
         min_agreement_pct: What agrees less is left out.
-        num_rows: Rows of the run; None where nobody knows: only the rate counts.
+        num_rows: Rows of the run; None if unknown: only the rate counts.
         allocation: How many actors share the rows.
         slack_pct: By how much less a trial may agree: what is compared again on more rows.
 
@@ -80,7 +80,7 @@ def choose(
 
 
 def seconds(trial: Trial, num_rows: int | None, allocation: Allocation) -> float:
-    """Return how long a run would take; where nobody knows the rows, only the rate counts."""
+    """Return how long a run would take; if its rows are unknown, only the rate counts."""
     if num_rows is None:
         return -trial.rows_per_s
     return trial.load_s + num_rows / allocation.max_actors / trial.rows_per_s
@@ -92,12 +92,12 @@ def search_budget_s(best: Trial, num_rows: int | None, allocation: Allocation) -
 
     Args:
         best: The best way so far.
-        num_rows: Rows of the run; None where nobody knows, or where no run waits: forever.
+        num_rows: Rows of the run; None if unknown, or if no run waits: no limit.
         allocation: How many actors share the rows.
     """
     if num_rows is None:
         return math.inf
-    return max(LEAST_PATIENCE_S, seconds(best, num_rows, allocation))
+    return max(MIN_SEARCH_BUDGET_S, seconds(best, num_rows, allocation))
 
 
 def choose_batch(
@@ -145,7 +145,7 @@ def choose_layout(
     Args:
         trials: One a division.
         memory_mib: What the actors of one node may take together.
-        node_rows: Rows that a node gets; None where nobody knows: only the rate counts.
+        node_rows: Rows that a node gets; None if unknown: only the rate counts.
     """
     fitting = [t for t in trials if not t.problem and t.peak_mib * t.actors <= memory_mib]
 

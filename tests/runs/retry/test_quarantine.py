@@ -306,7 +306,7 @@ def test_what_cannot_be_retried_is_refused(tmp_path: Path):
     with hold_lease(partition.out, LAYOUT, "other", 60.0), pytest.raises(PartitionBusy):
         partition.retry()
     partition.out.delete([LAYOUT.plan(partition.current().fingerprint)])
-    with pytest.raises(InfraError, match="is missing, so nobody knows the rows"):
+    with pytest.raises(InfraError, match="is missing, so the rows are unknown"):
         partition.retry()
     assert partition.current().number == 1
 

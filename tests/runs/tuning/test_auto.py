@@ -24,7 +24,7 @@ from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.runs.tuning.layout_trials import CPU_BATCHES
 from pipeline.runs.tuning.runtime_trials import Profile
 from pipeline.runs.tuning.selection import (
-    LEAST_PATIENCE_S,
+    MIN_SEARCH_BUDGET_S,
     candidates,
     choose,
     choose_batch,
@@ -150,7 +150,7 @@ def test_a_run_looks_for_as_long_as_it_would_take_and_longer_ones_look_on():
     assert search_budget_s(EAGER, None, ALLOCATION) == math.inf
     few = search_budget_s(EAGER, 10, ALLOCATION)
     many = search_budget_s(EAGER, 1_000_000, ALLOCATION)
-    assert few == LEAST_PATIENCE_S < many
+    assert few == MIN_SEARCH_BUDGET_S < many
     assert many == pytest.approx(EAGER.load_s + 500_000 / EAGER.rows_per_s)
     late = Trial("compile", "fp32", problem=f"{GIVEN_UP} untried: others would have ended by then")
     assert Profile((EAGER, late), search_budget_s=few).is_enough(few)
