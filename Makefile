@@ -100,5 +100,6 @@ build/ray-%/.installed: pyproject.toml | venv
 		"$$(build/ray-$*/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
 	build/ray-$*/bin/python -m pip install -q --force-reinstall --no-deps 'ray==$*'
 	build/ray-$*/bin/python -m pip install -q --no-deps -e .
+	ln -sf $(CURDIR)/$(BIN)/weed build/ray-$*/bin/weed  # the tests' S3 server
 	cd / && $(CURDIR)/build/ray-$*/bin/python -c 'import ray; assert ray.__version__ == "$*", ray'
 	@touch $@
