@@ -62,7 +62,10 @@ def test_one_run_by_toys_of_every_kind(tmp_path: Path) -> None:
 
 def test_one_run_by_a_source_and_an_input_of_another_distribution(tmp_path: Path) -> None:
     site = toy_package.install(tmp_path / "site", {**toy_source.POINTS, **toy_input.POINTS})
-    env = {"PYTHONPATH": f"{PYTHONPATH}{os.pathsep}{site}"}
+    env = {
+        "PYTHONPATH": f"{PYTHONPATH}{os.pathsep}{site}",
+        "PIPELINE_ALLOW_IMPORT": "toy_input",
+    }
     (tmp_path / "in").mkdir()
     images = [png(base_image(seed)) for seed in range(6)]
     lines = [image.hex() for image in images]
