@@ -85,6 +85,18 @@ SIGTERM = Patch(
     driver_process.own_sigterm,
     on_cluster=True,
 )
+AGENTS = Patch(
+    "no agents awaited",
+    (
+        _START,
+        "ray._private.ray_constants:PROCESS_TYPE_RAYLET",
+        "ray._raylet:persist_port",
+        *_PORTS,
+        "ray.dashboard.optional_deps:",
+    ),
+    "1.1 s, and Ray's agents outlive a driver that is killed by up to a minute",
+    minimal_head.without_agents,
+)
 START = (
     Patch(
         "no dashboard",
@@ -96,18 +108,7 @@ START = (
         "1.9 s and 250 MiB",
         minimal_head.without_dashboard,
     ),
-    Patch(
-        "no agents awaited",
-        (
-            _START,
-            "ray._private.ray_constants:PROCESS_TYPE_RAYLET",
-            "ray._raylet:persist_port",
-            *_PORTS,
-            "ray.dashboard.optional_deps:",
-        ),
-        "1.1 s",
-        minimal_head.without_agents,
-    ),
+    AGENTS,
     Patch(
         "node seen at once",
         (
