@@ -150,7 +150,11 @@ app(["run", sys.argv[1]])
 
 
 def test_the_first_word_comes_before_the_heavy_imports(tmp_path: Path) -> None:
-    job = write_job(tmp_path / "job.yaml", {"uri": "in", "format": "images"}, "out")
+    job = write_job(
+        tmp_path / "job.yaml",
+        {"uri": str(tmp_path / "in"), "format": "images"},
+        str(tmp_path / "out"),
+    )
     done = subprocess.run(
         [sys.executable, "-c", FIRST_WORD, job], env=environment(), capture_output=True, text=True
     )
