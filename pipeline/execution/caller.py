@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from pipeline.core.errors import JobError
@@ -55,11 +58,16 @@ def left_as_found(*, signals: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def default_data_context() -> Iterator[Any]:
+def default_data_context(*, ray_stays: bool = False) -> Iterator[Any]:
     """Give the current DataContext Ray's defaults for the body, and then its own values again.
 
     A run's rows must not depend on what a caller has set for other datasets, such as
     `max_errored_blocks`, by which Ray Data drops rows.
+
+    Args:
+        ray_stays: Ray goes on after the body. Actors hold processors for as long as something
+            refers to them, and a next run would wait for those: the frames of an exception are
+            cleared, which a notebook keeps, and what refers to itself is collected.
     """
     from ray.data import DataContext
 
@@ -68,9 +76,38 @@ def default_data_context() -> Iterator[Any]:
     values.update(vars(DataContext()))
     try:
         yield
+    except BaseException as error:
+        if ray_stays:
+            _clear_frames(error)
+        raise
     finally:
         values.clear()
         values.update(before)
+        if ray_stays:
+            gc.collect()
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Clear the variables of the functions that an exception, and its causes, have ended.
+
+    Also of those that called them: Ray Data's loop is on another thread, and refers to actors.
+    """
+    seen: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is not None and each not in seen:
+            seen.append(each)
+            for frame, _ in traceback.walk_tb(each.__traceback__):
+                _clear_with_callers(frame)
+            left += [each.__cause__, each.__context__]
+
+
+def _clear_with_callers(frame: FrameType | None) -> None:
+    while frame is not None:
+        with contextlib.suppress(RuntimeError):  # it still runs
+            frame.clear()
+        frame = frame.f_back
 
 
 def _restore_environment(before: dict[str, str]) -> None:

@@ -79,6 +79,7 @@ def connect(address: str | None) -> Iterator[Connection]:
     shared = _SHARING.get()
     with left_as_found(), contextlib.ExitStack() as own:
         ray = _initialised(address)
+        stays = shared is not None or ray is not None
         is_ours = address is None and (ray is None or bool(shared and shared.is_embedded))
         if is_ours:
             set_embedded()
@@ -88,7 +89,7 @@ def connect(address: str | None) -> Iterator[Connection]:
             ray = (shared.stack if shared else own).enter_context(_connected(address))
             if shared:
                 shared.is_embedded = is_ours
-        with health.watched(ray, is_ours=is_ours), default_data_context():
+        with health.watched(ray, is_ours=is_ours), default_data_context(ray_stays=stays):
             beat("connected to Ray")
             _silence_ray()
             _configure_data()
