@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 from pipeline.commit.tables.base import TableFormat
 from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.printable import clean_message
 from pipeline.core.registry import TABLES, usable
 from pipeline.execution.auth_token import auth_mode, has_token, is_open_to_others, token_file
 from pipeline.execution.cluster.connect import embedded_store_bytes
@@ -81,7 +82,7 @@ def guarded(name: str, look: Callable[[], str]) -> Finding:
     except PipelineError as error:
         return Finding(name, "fail", str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  # a library's error is a finding, too
-        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        found = clean_message(f"{type(error).__name__}: {error}", 300)
         return Finding(name, "fail", found, PipelineError.exit_code)
 
 

@@ -20,7 +20,7 @@ from pipeline.commit.layout import WHOLE_OUTPUT, Layout
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.hive_paths import restore
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message
 from pipeline.storage.store import Store
 
 MANIFEST_VERSION = 1

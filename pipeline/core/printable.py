@@ -5,6 +5,8 @@ The one place that decides what may reach a terminal, a log or a page as it is.
 
 from __future__ import annotations
 
+MESSAGE_MAX_CHARS = 500
+
 
 def printable(text: str) -> str:
     r"""Return text with every character escaped that is not printable: one line, nothing hidden.
@@ -20,6 +22,11 @@ def printable(text: str) -> str:
 def joined(text: str) -> str:
     """Return text of several lines as one printable line, with single spaces between the words."""
     return printable(" ".join(text.split()))
+
+
+def clean_message(text: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
+    """Return text as one short printable line, so that log lines cannot be forged."""
+    return joined(text)[:max_chars]
 
 
 def _escaped(character: str) -> str:

@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 
 SOURCES, INPUTS = "pipeline.sources", "pipeline.preprocessing"
 TASKS, RUNTIMES = "pipeline.tasks", "pipeline.runtimes"
@@ -64,7 +65,7 @@ def load(group: str, name: str) -> Any:
     try:
         return entry.load()
     except Exception as error:  # code of another distribution may raise anything
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_CHARS]
+        told = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
         raise JobError(
             f"{group} {name!r}: {entry.value} of {_owner(entry)} cannot be imported: {told}"
         ) from error

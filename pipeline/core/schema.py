@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.core.printable import joined
+from pipeline.core.printable import clean_message
 
 OUTPUT_SCHEMA_VERSION = 1
 
@@ -28,8 +28,6 @@ ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"
 LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
 EMBEDDING, VALUE = "embedding", "value"
-
-MESSAGE_MAX_CHARS = 500
 
 
 class Reason(StrEnum):
@@ -182,11 +180,6 @@ class Failure:
     message: str
     sha256: str | None = None
     num_bytes: int | None = None
-
-
-def clean_message(text: str) -> str:
-    """Return text as one printable line of at most 500 characters (log lines cannot be forged)."""
-    return joined(text)[:MESSAGE_MAX_CHARS]
 
 
 def failure_columns(failures: Sequence[Failure | None]) -> dict[str, pa.Array]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.core.errors import JobErrors, PipelineError
-from pipeline.core.printable import printable
+from pipeline.core.printable import clean_message, printable
 from pipeline.core.screen import clear_status
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,6 @@ def show_error(error: BaseException, code: int) -> int:
 
     Several errors of a job file are a line each, and a list in the document.
     """
-    from pipeline.core.schema import clean_message  # heavy, and not needed where nothing is wrong
     from pipeline.core.user_errors import tell
 
     package = logging.getLogger("pipeline")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pipeline.core.errors import InfraError, PipelineError, find_cause
 from pipeline.core.heartbeat import beat
+from pipeline.core.printable import clean_message
 from pipeline.core.private_files import first_of
 from pipeline.core.user_errors import SHOW_ALL, tell_remote
 from pipeline.execution.isolation.attempts import Attempts
@@ -55,7 +56,7 @@ def ray_errors() -> Iterator[None]:
         ours = find_cause(error)
         if ours is not None:
             raise ours from (None if ours is error else error)  # --debug shows both
-        reason = " ".join(str(error).split())[:300]
+        reason = clean_message(str(error), 300)
         if isinstance(error, known_errors("OutOfDiskError", "ObjectStoreFullError")):
             raise InfraError(
                 "Ray has no room left for objects: free shared memory (/dev/shm) and the disk of "

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message
 
 _MAX_CONFIG_BYTES = 1 << 20
 _OWN = "a function of your own that returns the nn.Module (model.factory, examples/custom_model)"

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SAVE = (

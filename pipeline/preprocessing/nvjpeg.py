@@ -22,6 +22,7 @@ from PIL import Image
 
 from pipeline.core.counters import StageCounters
 from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 from pipeline.core.schema import RowError
 from pipeline.core.watchdog import beat
 from pipeline.preprocessing.decode import (
@@ -140,7 +141,7 @@ def gpu_decoder() -> Decode:
         load_image_ops()
         _decode_on_gpu([as_tensor(buffer.getvalue())])
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = clean_message(str(error), 200)
         raise JobError(
             f"transform.jpeg_decoder = gpu: this worker's torchvision cannot decode on its GPU "
             f"({reason}); install its CUDA build or set it to cpu"

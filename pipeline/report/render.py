@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.printable import printable
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message, printable
 from pipeline.report.number_format import (
     UNKNOWN,
     format_count,

@@ -16,7 +16,8 @@ import pyarrow as pa
 from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.node_cache import tensors_digest
-from pipeline.core.schema import ERROR, MESSAGE, ROW_ID, clean_message
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, Done, Step
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork
 from pipeline.job.job import Job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from pipeline.core.hive_paths import partition_types, require_folders
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import Plan, make_plan

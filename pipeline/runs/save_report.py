@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.core.interrupts import reason
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message
 from pipeline.report.document import RunStatus, build_report, to_json
 from pipeline.report.render import to_html
 from pipeline.report.slowdowns import compare_with_before

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, TransientError
 from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.printable import clean_message
 
 _ACCESS = "access denied: allow list, read, write and delete there"
 _CREDENTIALS = (
@@ -171,7 +172,7 @@ def redact(text: str, secret_values: Iterable[str] = ()) -> str:
     for value in sorted(secret_values, key=len, reverse=True):
         text = text.replace(value, "***")
     text = _KEY_VALUE.sub(r"\1=***", _USERINFO.sub("***@", text))
-    return " ".join(text.split())[:_LINE_MAX_CHARS]
+    return clean_message(text, _LINE_MAX_CHARS)
 
 
 def translate(

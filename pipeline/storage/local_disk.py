@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from pipeline.core.failpoints import fail_here
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message
 from pipeline.core.skipped import Skip
 from pipeline.storage.interface import BadBlock, Choice, FileExpired, StoredFile
 

@@ -11,14 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from pipeline.core.printable import MESSAGE_MAX_CHARS, clean_message
 from pipeline.core.schema import (
     ERROR,
-    MESSAGE_MAX_CHARS,
     RESERVED_COLUMNS,
     Failure,
     Reason,
     SliceKey,
-    clean_message,
     failure_columns,
     failures_of,
     images_from_arrow,

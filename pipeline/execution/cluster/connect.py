@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.heartbeat import beat
 from pipeline.core.interrupts import reason
+from pipeline.core.printable import clean_message
 from pipeline.core.terminal import native_errors_to, own_signal_handlers
 from pipeline.execution.caller import default_data_context, left_as_found
 from pipeline.execution.cluster import health
@@ -194,7 +195,7 @@ def _connect(
         raise
     except Exception as error:  # noqa: BLE001  # Ray raises bare ones, too
         cause = health.trouble() or different_versions(str(error))
-        cause = cause or f"cannot connect: {' '.join(str(error).split())[:200]}"
+        cause = cause or f"cannot connect: {clean_message(str(error), 200)}"
         raise InfraError(f"Ray at {address or 'this machine'}: {cause}") from None
     finally:
         importing.join()

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message
 from pipeline.execution.private_names import read
 
 _SILENCE_S = 25.0

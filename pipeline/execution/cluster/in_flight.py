@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message
 from pipeline.execution.private_names import read
 
 _executors: list[weakref.ref[Any]] = []

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.schema import clean_message
+from pipeline.core.printable import clean_message
 from pipeline.execution.auth_token import send_token
 from pipeline.execution.versions import refused_errors, require_supported
 

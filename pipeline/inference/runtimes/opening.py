@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.printable import clean_message
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.export import Exporter
@@ -86,7 +87,7 @@ def make_runner(
     except PipelineError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_CHARS]
+        reason = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
         raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
 
 

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.schema import (
-    CLASSIFY_FIELDS,
-    LABEL,
-    LABEL_ID,
-    SCORE,
-    TOP_K,
-    clean_message,
-)
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import CLASSIFY_FIELDS, LABEL, LABEL_ID, SCORE, TOP_K
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_labels
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, require
 

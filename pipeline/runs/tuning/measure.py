@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR
 from pipeline.core.user_errors import tell
 from pipeline.execution.stages import Preprocessing
@@ -38,6 +39,7 @@ ENOUGH_S = 1.0
 HOPELESS = 0.25
 """A way that makes less than this share of the best rate so far is not measured further."""
 _MIB = 2**20
+_PROBLEM_MAX_CHARS = 200
 
 
 def preprocess_rows(reader: Reader, rows: pa.Table, seen: Input) -> Inputs:
@@ -144,7 +146,7 @@ def calibrate(config: PredictorConfig, sample: Inputs) -> tuple[str, str]:
             config.models, quantise(export(config), take_rows(sample, slice(None, None, 2)))
         ), ""
     except Exception as error:  # noqa: BLE001  # whatever fails, other ways to run are left
-        return "", " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return "", clean_message(f"{type(error).__name__}: {error}", _PROBLEM_MAX_CHARS)
 
 
 def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
@@ -169,7 +171,7 @@ def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
 
 def _failure_texts(error: Exception) -> str:
     is_plain = isinstance(error, PipelineError | OutputError)
-    return " ".join((str(error) if is_plain else tell(error)).split())[:200]
+    return clean_message(str(error) if is_plain else tell(error), _PROBLEM_MAX_CHARS)
 
 
 def measure_rate(predictor: Predictor, batch: Inputs, least_rows_per_s: float) -> float:
