@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import platform
 import resource
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 
 from pipeline.commit.tables.base import TableFormat
+from pipeline.core.cpu import instruction_sets
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.registry import TABLES, usable
@@ -27,6 +27,7 @@ from pipeline.execution.auth_token import auth_mode, has_token, is_open_to_other
 from pipeline.execution.cluster.connect import embedded_store_bytes
 from pipeline.execution.embedded.ray_folder import base_folder, weakness
 from pipeline.execution.environment import refuse_autoload
+from pipeline.execution.submit.client import is_loopback
 from pipeline.inference.runtimes import all_runtimes
 
 FindingStatus = Literal["ok", "warn", "fail"]
@@ -117,12 +118,8 @@ def _extras() -> Finding:
 
 def _processor() -> Finding:
     cores = len(os.sched_getaffinity(0))
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    words = set(text.split())
-    flags = [flag for flag in _CPU_FLAGS if flag in words]
+    has = instruction_sets()
+    flags = [flag for flag in _CPU_FLAGS if flag in has]
     return Finding("processor", "ok", f"{cores} cores, {', '.join(flags) or platform.machine()}")
 
 
@@ -202,7 +199,8 @@ def look_at_access(address: str | None) -> Iterator[Finding]:
             yield Finding("ray access", "ok", found)
         return
     url = urlsplit(address if "://" in address else f"ray://{address}")
-    is_near = _is_loopback(url.hostname or "")
+    host = url.hostname or ""
+    is_near = host in ("auto", "local") or is_loopback(host)
     if not has_token(os.environ) and not is_near:
         hint = "set RAY_AUTH_TOKEN, and start the cluster with RAY_AUTH_MODE=token"
         yield Finding("ray access", "warn", f"{address}: no token in the environment; {hint}")
@@ -219,17 +217,10 @@ def _dashboard() -> Finding:
 
     for interface in psutil.net_if_addrs().values():
         for each in interface:
-            if each.family == socket.AF_INET and not _is_loopback(each.address):
+            if each.family == socket.AF_INET and not is_loopback(each.address):
                 with contextlib.suppress(OSError):
                     socket.create_connection((each.address, _DASHBOARD_PORT), 0.3).close()
                     found = f"{each.address}:{_DASHBOARD_PORT} takes connections from the network"
                     hint = "if it is Ray's, start the head with --dashboard-host=127.0.0.1"
                     return Finding("dashboard", "warn", f"{found}; {hint}")
     return Finding("dashboard", "ok", f"nothing takes connections at port {_DASHBOARD_PORT}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in ("localhost", "auto", "local")

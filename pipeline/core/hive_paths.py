@@ -6,7 +6,7 @@ both places with two types (text and dictionary, say) refuses to read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -67,12 +67,7 @@ def _is_allowed(kind: pa.DataType) -> bool:
 
 def hive_values(path: str) -> dict[str, str | None]:
     """Read `key=value` folders out of the path of a shard; Hive's name for null is None."""
-    values: dict[str, str | None] = {}
-    for segment in path.split("/")[:-1]:
-        key, separator, value = segment.partition("=")
-        if separator and key:
-            values[key] = None if value == NULL_VALUE else unquote(value)
-    return values
+    return {key: _decode(value) for key, value in _folders(path)}
 
 
 def folder_trouble(column: str, value: str | None) -> str:
@@ -138,11 +133,22 @@ def _encode(character: str) -> str:
 
 def values_of(path: str, columns: Mapping[str, str]) -> dict[str, str | None]:
     """Read the texts of the partition columns back from a part's path."""
-    values: dict[str, str | None] = {}
-    for name, separator, text in (part.partition("=") for part in path.split("/")[:-1]):
-        if separator and name in columns:
-            values[name] = None if text == NULL_VALUE else unquote(text, errors="surrogatepass")
-    return values
+    return {
+        name: _decode(value, "surrogatepass") for name, value in _folders(path) if name in columns
+    }
+
+
+def _folders(path: str) -> Iterator[tuple[str, str]]:
+    """Yield key and encoded value of each `key=value` folder."""
+    for segment in path.split("/")[:-1]:
+        key, separator, value = segment.partition("=")
+        if separator and key:
+            yield key, value
+
+
+def _decode(value: str, errors: str = "replace") -> str | None:
+    """Undo `to_segment`; `surrogatepass` gives back what no UTF-8 stands for."""
+    return None if value == NULL_VALUE else unquote(value, errors=errors)
 
 
 def restore(rows: pa.Table, path: str, columns: Mapping[str, str]) -> pa.Table:

@@ -31,7 +31,7 @@ _watch = _Watch()
 
 @contextlib.contextmanager
 def watch(limit_s: float) -> Iterator[None]:
-    """End the process, exit code 1, when the body makes no progress (`beat`) for so long."""
+    """End the process, exit code 1, when the body makes no progress (`tick`) for so long."""
     _arm(limit_s)
     try:
         yield
@@ -39,7 +39,7 @@ def watch(limit_s: float) -> Iterator[None]:
         _disarm()
 
 
-def beat() -> None:
+def tick() -> None:
     """Say that the work goes on; costs next to nothing, also where nothing is watched."""
     limit_s = _watch.limit_s
     if limit_s is not None and monotonic() - _watch.armed_at_s > _REARM_AFTER * limit_s:

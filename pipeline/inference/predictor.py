@@ -27,7 +27,7 @@ from pipeline.core.schema import (
     failures_of,
 )
 from pipeline.core.user_errors import whereabouts
-from pipeline.core.watchdog import beat, pause
+from pipeline.core.watchdog import pause, tick
 from pipeline.inference import output_tree as pytree
 from pipeline.inference.device import device_of, load_runner, make_buffer
 from pipeline.inference.device_buffers import DeviceBuffer, make_device_buffers
@@ -247,7 +247,7 @@ class Predictor:
         except Exception as error:  # noqa: BLE001  # a GPU raises here what the model did
             return _failure_of(error, self._config.spec.name)
         timer.add(*buffer.busy_s)
-        beat()
+        tick()
         count(len(batch))
         return None
 

@@ -24,7 +24,7 @@ from pipeline.core.schema import (
     failures_of,
     images_to_arrow,
 )
-from pipeline.core.watchdog import beat
+from pipeline.core.watchdog import tick
 from pipeline.preprocessing.decode import DecodeLimits, decode_image
 from pipeline.preprocessing.nvjpeg import Decode, JpegGroups, gpu_decoder
 from pipeline.preprocessing.transform import TransformSpec, resize_and_crop_into
@@ -112,7 +112,7 @@ class _Share:
 
     def work(self, rows: Sequence[int]) -> None:
         for row in rows:
-            beat()
+            tick()
             data: bytes = self.encoded[row].as_py()
             image = self._decode(row, data)
             if image is not None:

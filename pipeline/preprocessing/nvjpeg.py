@@ -24,7 +24,7 @@ from pipeline.core.counters import StageCounters
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import RowError
-from pipeline.core.watchdog import beat
+from pipeline.core.watchdog import tick
 from pipeline.preprocessing.decode import (
     RGB,
     DecodeLimits,
@@ -94,13 +94,13 @@ class JpegGroups:
         return [row for row in rows if row not in done]
 
     def _plain_px(self, row: int) -> int:
-        beat()
+        tick()
         num_px = plain_jpeg_px(self.encoded[row].as_py(), self.limits) or 0
         return num_px if num_px <= MAX_GROUP_PX else 0
 
     def _work_on(self, rows: Sequence[int]) -> Iterator[int]:
         """Yield the rows of one group that are done."""
-        beat()
+        tick()
         started = perf_counter()
         encoded: list[bytes] = [self.encoded[row].as_py() for row in rows]
         decoded = decode_group(encoded, self.decode)

@@ -18,7 +18,7 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.node_cache import tensors_digest
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
-from pipeline.execution.isolation.child_process import Child, ChildExit, Done, Step
+from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
@@ -188,7 +188,7 @@ def _step(child: Child, stage: str, rows: pa.Table) -> pa.Table | str:
         if type(error) is not PipelineError:
             raise
         return str(error)  # what a library or the user's own code raised
-    return done.rows if isinstance(done, Done) else done.message
+    return done.rows if isinstance(done, ChildResult) else done.message
 
 
 def _problem(rows: pa.Table) -> str:

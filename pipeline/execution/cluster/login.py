@@ -12,7 +12,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.execution.auth_token import send_token
 from pipeline.execution.environment import set_remote
 from pipeline.execution.private_names import read
-from pipeline.execution.submit.client import connect, one_line, refused_token
+from pipeline.execution.submit.client import connect_job_api, one_line, refused_token
 from pipeline.execution.versions import refused_errors
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def log_in(address: str) -> str:
     if address in _LOCAL:
         return f"{address}: Ray looks for it when a run starts"
     if "://" in address:
-        connect(address)
+        connect_job_api(address)
         return f"{address}: its job API answers and lets us in"
     return f"{address}: {_ask_head(address)}"
 

@@ -50,8 +50,8 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class Done:
-    """What the child made of rows."""
+class ChildResult:
+    """What the child returned: the rows of its step, and what it counted."""
 
     rows: pa.Table
     counters: Counters
@@ -86,7 +86,7 @@ class Child:
         """Make sure that there is a process; return how it ended if it did while it started."""
         return self._start() if self._process is None else None
 
-    def call(self, stage: str, rows: pa.Table) -> Done | ChildExit:
+    def call(self, stage: str, rows: pa.Table) -> ChildResult | ChildExit:
         """Let the child do its work at a stage.
 
         Raises:
@@ -98,7 +98,7 @@ class Child:
         if isinstance(answer, ChildExit):
             return answer
         data, counters = answer
-        return Done(_from_bytes(data), counters)
+        return ChildResult(_from_bytes(data), counters)
 
     def close(self) -> None:
         """End the process, with all that it started, and wait for its end."""

@@ -28,7 +28,7 @@ from pipeline.core.schema import (
 )
 from pipeline.core.watchdog import watch
 from pipeline.execution.isolation.attempts import Attempts, Earlier
-from pipeline.execution.isolation.child_process import Child, ChildExit, Done, Step
+from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, fail_poison_rows, given_up
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan
 from pipeline.sources.extents import Extent
@@ -168,13 +168,15 @@ def _next_by_next(
         with contextlib.closing(
             Child(UnitReading(reader, replace(unit, cut=cut)), limit_s, limit_s)
         ) as child:
-            while isinstance(found := child.call(_NEXT, nothing), Done) and found.rows.num_rows:
+            while (
+                isinstance(found := child.call(_NEXT, nothing), ChildResult) and found.rows.num_rows
+            ):
                 key, counters, rows = unpack(found.rows)[0]
                 add(counters, ISOLATED, StageCounters(retries=num_exits))
                 yield pack(key, counters, rows)
                 done.append(key)
                 num_exits = tries = 0
-        if isinstance(found, Done):
+        if isinstance(found, ChildResult):
             return
         num_exits, tries = num_exits + 1, tries + 1
         if tries == _TRIES:

@@ -19,7 +19,7 @@ from pipeline.core.schema import (
     failure_columns,
     failures_of,
 )
-from pipeline.execution.isolation.child_process import Child, ChildExit, Done, Step
+from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 
 MAX_EXITS = 32
 """Children that may end over the rows of one stage of a slice before the rest is given up."""
@@ -82,7 +82,7 @@ class Isolated:
     ) -> pa.Table:
         if not one_by_one:
             done = self._call(plan.stage, rows)
-            if isinstance(done, Done):
+            if isinstance(done, ChildResult):
                 return _take(done, counters)
         apart: Counters = {}
         pieces, poison = self._one_by_one(plan, rows, apart)
@@ -92,7 +92,7 @@ class Isolated:
         if poison and not one_by_one:
             # The others together once more: a batch of one may differ in the last digit.
             done = self._call(plan.stage, fail(rows, poison))
-            if isinstance(done, Done):
+            if isinstance(done, ChildResult):
                 return _take(done, counters)
         counters.update(merge(counters, apart))
         return pa.concat_tables(pieces)
@@ -109,7 +109,7 @@ class Isolated:
             row = rows.slice(index, 1)
             if not have_failed[index]:
                 done = self._call(plan.stage, row, row_id)
-                if isinstance(done, Done):
+                if isinstance(done, ChildResult):
                     pieces.append(_take(done, counters))
                     continue
                 poison[index] = failure_of(row, plan.stage, done)
@@ -118,7 +118,9 @@ class Isolated:
         self.num_poison += len(poison)
         return pieces, poison
 
-    def _call(self, stage: str, rows: pa.Table, alone: str | None = None) -> Done | ChildExit:
+    def _call(
+        self, stage: str, rows: pa.Table, alone: str | None = None
+    ) -> ChildResult | ChildExit:
         """Let the child work on rows, or on one row alone, whose id is given.
 
         One that is killed has another try: nothing of its own may have been the reason.
@@ -126,7 +128,7 @@ class Isolated:
         was_killed = False
         while min(self._left, self._in_a_row, self._starts) > 0:
             done = self._try(stage, rows, alone)
-            if isinstance(done, Done):
+            if isinstance(done, ChildResult):
                 self._in_a_row, self._starts = MAX_EXITS_IN_A_ROW, MAX_STARTS
                 return done
             self.num_exits += 1
@@ -143,7 +145,7 @@ class Isolated:
             Reason.NATIVE_CRASH, "given up: too many processes ended over other rows of its slice"
         )
 
-    def _try(self, stage: str, rows: pa.Table, alone: str | None) -> Done | ChildExit:
+    def _try(self, stage: str, rows: pa.Table, alone: str | None) -> ChildResult | ChildExit:
         if (ended := self._child.start()) is not None:
             return ended
         self._note(stage, alone)
@@ -162,7 +164,7 @@ def _batches(rows: pa.Table, size: int) -> list[pa.Table]:
     return [rows.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
-def _take(done: Done, counters: Counters) -> pa.Table:
+def _take(done: ChildResult, counters: Counters) -> pa.Table:
     counters.update(merge(counters, done.counters))
     return done.rows
 

@@ -26,7 +26,7 @@ _TALKATIVE = (
 )
 
 
-def connect(address: str) -> Any:
+def connect_job_api(address: str) -> Any:
     """Return a client of the job API that has seen the cluster answer.
 
     Raises:
@@ -99,7 +99,7 @@ def shown_address(address: str) -> str:
 
 def _warn_if_open(address: str, *, has_token: bool) -> None:
     parts = urlsplit(address)
-    if parts.scheme == "http" and not has_token and not _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not has_token and not is_loopback(parts.hostname or ""):
         log.warning(
             "%s: neither encrypted nor with a token (RAY_AUTH_TOKEN): who reaches this port can "
             "run anything on the cluster",
@@ -107,7 +107,8 @@ def _warn_if_open(address: str, *, has_token: bool) -> None:
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether a host, by name or address, is this machine; no name is looked up."""
     if host == "localhost":
         return True
     try:

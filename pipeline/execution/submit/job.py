@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
-from pipeline.execution.submit.client import connect, one_line, shown_address
+from pipeline.execution.submit.client import connect_job_api, one_line, shown_address
 from pipeline.execution.submit.log_follower import GIVE_UP_S, PAUSE_S, Follower
 from pipeline.execution.versions import refused_errors
 from pipeline.job.yaml_reader import parse_value
@@ -78,7 +78,7 @@ def submit_job(asked: Submission, address: str, write: Callable[[str], object]) 
         InfraError: The cluster does not answer, or could not run the job to its end.
     """
     _refuse_secrets(asked.overrides)
-    client = connect(address)
+    client = connect_job_api(address)
     job_id = f"pipeline-{uuid.uuid4().hex[:12]}"
     follower = Follower(client, job_id)
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from pipeline.core.cpu import instruction_sets
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference.runtimes import runtime_of
@@ -35,11 +35,12 @@ def dtype_of(runtime: str, precision: str) -> torch.dtype:
 
 def emulated_reason(precision: str, *, is_on_gpu: bool) -> str:
     """Say why a precision gains nothing here, or ''."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if precision != "bf16" or is_on_gpu or not cpuinfo.exists():
+    if precision != "bf16" or is_on_gpu:
         return ""
-    words = set(cpuinfo.read_text().split())
-    return "" if words & _BF16_FLAGS else "this CPU has no bf16 arithmetic, it would be emulated"
+    flags = instruction_sets()
+    if not flags or flags & _BF16_FLAGS:
+        return ""
+    return "this CPU has no bf16 arithmetic, it would be emulated"
 
 
 def make_runner(

@@ -186,11 +186,11 @@ def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
 
 WATCHED = """
 import ctypes, time
-from pipeline.core.watchdog import beat, pause, watch
+from pipeline.core.watchdog import tick, pause, watch
 def go_on(seconds):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        beat()
+        tick()
         time.sleep(0.001)
 with watch(2.0):
     go_on(2.2)

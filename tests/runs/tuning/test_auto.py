@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models import LABELS
 
 from pipeline.commands.demo_photos import build_images
-from pipeline.core.cpu import describe_processor
+from pipeline.core.cpu import describe_processor, instruction_sets
 from pipeline.core.errors import JobError
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
@@ -348,4 +348,6 @@ def test_processors_of_one_name_differ_by_their_instructions(tmp_path: Path) -> 
     new = described("model name\t: Xeon\nflags\t\t: fma avx2 amx_tile fpu\n")
     assert (old, new) == ("Xeon avx2 fma", "Xeon amx_tile avx2 fma")
     assert "i8mm" in described("Features\t: fp asimd i8mm\n")
+    assert instruction_sets(cpuinfo) == {"fp", "asimd", "i8mm"}
     assert describe_processor(tmp_path / "none") == platform.processor()
+    assert instruction_sets(tmp_path / "none") == frozenset()
