@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout
 from pipeline.commit.maintenance import history_numbers
@@ -23,6 +22,7 @@ from pipeline.commit.manifest import (
     locate,
     not_published,
 )
+from pipeline.commit.part_reader import open_part, read_batches
 from pipeline.commit.partition_order import partition_order
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.hive_paths import restore
@@ -104,8 +104,8 @@ def _describe_partition(store: Store, layout: Layout) -> dict[str, Any]:
 
 def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[str, Any]:
     first, hive = manifest.parts[0], manifest.partition_columns
-    with store.open(first.path) as handle:
-        schema = restore(pq.ParquetFile(handle).schema_arrow.empty_table(), first.path, hive).schema
+    with open_part(store, first.path) as part:
+        schema = restore(part.schema_arrow.empty_table(), first.path, hive).schema
     has_labels = LABEL in schema.names
     return {
         "partition": layout.name,
@@ -182,11 +182,8 @@ def _batches(
     *,
     batch_rows: int = _BATCH_ROWS,
 ) -> Iterator[pa.Table]:
-    with store.open(part.path) as handle:
-        file = pq.ParquetFile(handle)
-        inside = [name for name in columns if name in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=batch_rows, columns=inside):
-            yield restore(pa.Table.from_batches([batch]), part.path, hive or {}).select(columns)
+    for batch in read_batches(store, part.path, columns, batch_rows):
+        yield restore(pa.Table.from_batches([batch]), part.path, hive or {}).select(columns)
 
 
 def version_facts(manifest: Manifest | None) -> dict[str, Any] | None:

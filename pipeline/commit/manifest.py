@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout
+from pipeline.commit.part_reader import read_columns
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.hive_paths import restore
@@ -246,9 +246,5 @@ def read_part(
 ) -> pa.Table:
     """Read one published part, with the columns that its folders hold."""
     hive = partition_columns or {}
-    with store.open(part.path) as handle:
-        file = pq.ParquetFile(handle)
-        inside = file.schema_arrow.names
-        wanted = None if columns is None else [name for name in columns if name in inside]
-        rows = restore(file.read(columns=wanted), part.path, hive)
+    rows = restore(read_columns(store, part.path, columns), part.path, hive)
     return rows if columns is None else rows.select(list(columns))

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.commit.manifest import Part
+from pipeline.commit.part_reader import read_batches
 from pipeline.commit.row_ids import hash_ids
 from pipeline.core.errors import PipelineError
 from pipeline.core.schema import ROW_ID
@@ -74,8 +75,6 @@ def ids_of(store: Store, found: FoundPart, wanted: Hashes) -> Iterator[str]:
     """Yield the row ids of a part whose hashes are wanted, in its order."""
     if not np.isin(found.hashes, wanted).any():
         return
-    with store.open(found.part.path) as handle:
-        batches = pq.ParquetFile(handle).iter_batches(batch_size=BATCH_ROWS, columns=[ROW_ID])
-        for batch in batches:
-            ids = batch.column(0)
-            yield from ids.filter(pa.array(np.isin(hash_ids(ids), wanted))).to_pylist()
+    for batch in read_batches(store, found.part.path, [ROW_ID], BATCH_ROWS):
+        ids = batch.column(0)
+        yield from ids.filter(pa.array(np.isin(hash_ids(ids), wanted))).to_pylist()

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.commit.compaction import Compactor, Group, RunTasks, SizedSlice, SliceRows, cut_groups
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
+from pipeline.commit.part_reader import open_part, read_batches
 from pipeline.commit.partition_columns import (
     SORT_BYTES,
     Regrouper,
@@ -130,8 +130,8 @@ class Merger:
             number += rows.num_rows
 
     def _placed(self, part: Part, schema: pa.Schema) -> Keyed:
-        with self.compactor.store.open(part.path) as handle:
-            metadata = pq.ParquetFile(handle).metadata.metadata
+        with open_part(self.compactor.store, part.path) as opened:
+            metadata = opened.metadata.metadata
         keys = from_metadata(metadata, part.num_rows, part.path)[:, KEY] if part.num_rows else None
         for rows in self._batches(part, schema):
             assert keys is not None, "there are rows"
@@ -139,12 +139,9 @@ class Merger:
             keys = keys[rows.num_rows :]
 
     def _batches(self, part: Part, schema: pa.Schema) -> Iterator[pa.Table]:
-        with self.compactor.store.open(part.path) as handle:
-            batches = pq.ParquetFile(handle).iter_batches(
-                batch_size=_BATCH_ROWS, columns=schema.names
-            )
-            for batch in batches:
-                yield pa.Table.from_batches([batch]).select(schema.names)
+        store = self.compactor.store
+        for batch in read_batches(store, part.path, schema.names, _BATCH_ROWS):
+            yield pa.Table.from_batches([batch]).select(schema.names)
 
     def _good(self, inserts: Sequence[Insert]) -> Keyed:
         for insert, rows in zip(inserts, self._slices(inserts), strict=True):

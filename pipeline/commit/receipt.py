@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, log_numbers, read_manifest, strangers_in_log
 from pipeline.commit.part_audit import FoundPart
+from pipeline.commit.part_reader import read_columns
 from pipeline.commit.staging import META_PREFIX
 from pipeline.core.schema import ROW_ID, Reason
 from pipeline.plan.plan import Plan
@@ -120,8 +120,7 @@ def _unreadable(store: Store, manifest: Manifest, plan: Plan | None) -> Iterator
 
 def _count(store: Store, part: Part, ids: pa.Array | None) -> int:
     """Count the rows that stand for a shard; if reading counts rows, each has one."""
-    with store.open(part.path) as handle:
-        rows = pq.ParquetFile(handle).read(columns=[ROW_ID, "reason"])
+    rows = read_columns(store, part.path, [ROW_ID, "reason"])
     is_one = pc.equal(rows.column("reason"), Reason.UNREADABLE_SHARD.value)
     if ids is not None:
         is_one = pc.and_(is_one, pc.is_in(rows.column(ROW_ID), ids))

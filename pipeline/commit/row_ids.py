@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.commit.part_reader import read_columns
 from pipeline.core.schema import ERROR, LABEL, ROW_ID, SliceKey
 from pipeline.storage.store import Store
 
@@ -33,12 +33,7 @@ def sum_hashes(hashes: Sequence[int]) -> str:
 
 def read_hashes(store: Store, path: str) -> npt.NDArray[np.uint64]:
     """Hash the row ids of one staged part."""
-    return hash_ids(_read(store, path, [ROW_ID]).column(ROW_ID))
-
-
-def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
-    with store.open(path) as handle:
-        return pq.ParquetFile(handle).read(columns=columns)
+    return hash_ids(read_columns(store, path, [ROW_ID]).column(ROW_ID))
 
 
 def find_duplicates(
@@ -64,7 +59,7 @@ def find_duplicates(
         rows = np.flatnonzero(np.isin(own, suspects))
         if len(rows) == 0:
             continue
-        table = _read(store, path, None).take(pa.array(rows))
+        table = read_columns(store, path).take(pa.array(rows))
         ids, errors = table[ROW_ID].to_pylist(), table[ERROR].to_pylist()
         labels = table[LABEL].to_pylist() if LABEL in table.column_names else [""] * len(ids)
         repeated = []

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.commit.layout import parse_staged_name, staged_name
+from pipeline.commit.part_reader import open_part
 from pipeline.core.backoff import retries_taken
 from pipeline.core.causes import causes_of
 from pipeline.core.counters import Counters, StageCounters, add
@@ -184,8 +185,8 @@ def read_footer(store: Store, path: str) -> StagedSlice:
     Raises:
         InfraError: It is not a staged part of ours, or it is gone since it was listed.
     """
-    with listed_files(), store.open(path) as handle:
-        return staged_of(pq.ParquetFile(handle), path)
+    with listed_files(), open_part(store, path) as part:
+        return staged_of(part, path)
 
 
 def staged_of(part: pq.ParquetFile, path: str) -> StagedSlice:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
+from pipeline.commit.part_reader import open_part
 from pipeline.commit.tables.base import TableFormat
 from pipeline.commit.tables.delta_schema import new_fields, require_type
 from pipeline.commit.tables.delta_storage import (
@@ -100,8 +100,8 @@ def _commit_once(
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
 
-    with store.open(manifest.parts[0].path) as handle:
-        inside = pq.ParquetFile(handle).schema_arrow
+    with open_part(store, manifest.parts[0].path) as part:
+        inside = part.schema_arrow
     schema = _table_schema(layout, manifest.partition_columns, inside)
     by = _partition_by(layout, manifest.partition_columns)
     adds = _adds(layout, manifest)

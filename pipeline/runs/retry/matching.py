@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from pipeline.commit.compaction import RunTasks
+from pipeline.commit.part_reader import read_columns
 from pipeline.commit.row_ids import hash_ids
 from pipeline.core.errors import InfraError
 from pipeline.core.schema import ERROR, ROW_ID, Numbers, Reason, SliceKey
@@ -100,8 +100,7 @@ def match_rows(
 
 def read_slice_outcome(store: Store, path: str) -> SliceOutcome:
     """Read what became of the rows of a staged slice."""
-    with store.open(path) as handle:
-        rows = pq.ParquetFile(handle).read(columns=[ROW_ID, ERROR])
+    rows = read_columns(store, path, [ROW_ID, ERROR])
     ids, errors = rows.column(ROW_ID), rows.column(ERROR)
     last = errors[-1].as_py() if rows.num_rows else None
     is_rest = last == Reason.UNREADABLE_SHARD.value

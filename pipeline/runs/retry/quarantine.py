@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.part_reader import open_part
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.row_positions import RANK, from_metadata
 from pipeline.core.errors import InfraError, JobError
@@ -140,8 +140,7 @@ def read_plan(store: Store, layout: Layout, fingerprint: str) -> Plan:
 def _read_part(
     store: Store, part: Part, manifest: Manifest
 ) -> tuple[Numbers, npt.NDArray[np.uint8]]:
-    with store.open(part.path) as handle:
-        file = pq.ParquetFile(handle)
+    with open_part(store, part.path) as file:
         reasons = pc.index_in(file.read(columns=["reason"]).column(0), pa.array(REASONS))
         try:
             places = from_metadata(file.metadata.metadata, part.num_rows, part.path)

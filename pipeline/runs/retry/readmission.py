@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.commit.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.part_merge import Insert, Merger, merge_folders, merge_parts
+from pipeline.commit.part_reader import read_batches, read_columns
 from pipeline.commit.row_ids import hash_ids
 from pipeline.commit.row_positions import KEY, RANK, ROW
 from pipeline.core.errors import InfraError, JobError, PublishConflict
@@ -176,7 +176,7 @@ class RetryMerge:
         }
 
     def _published_ids(self, store: Store, slices: Slices) -> LabelledDuplicates:
-        tables = [_read(store, file.path, [ROW_ID, ERROR, LABEL]) for _, file in slices]
+        tables = [read_columns(store, file.path, [ROW_ID, ERROR, LABEL]) for _, file in slices]
         wanted = {
             value
             for table in tables
@@ -185,12 +185,10 @@ class RetryMerge:
         hashes = hash_ids(pa.array(sorted(wanted), pa.string()))
         taken: set[str] = set()
         for part in self.base.parts:
-            with store.open(part.path) as handle:
-                batches = pq.ParquetFile(handle).iter_batches(_ID_ROWS, columns=[ROW_ID])
-                for batch in batches:
-                    ids = batch.column(0)
-                    suspects = ids.filter(pa.array(np.isin(hash_ids(ids), hashes)))
-                    taken |= wanted & set(suspects.to_pylist())
+            for batch in read_batches(store, part.path, [ROW_ID], _ID_ROWS):
+                ids = batch.column(0)
+                suspects = ids.filter(pa.array(np.isin(hash_ids(ids), hashes)))
+                taken |= wanted & set(suspects.to_pylist())
         return {
             key: rows
             for (key, _), table in zip(slices, tables, strict=True)
@@ -245,7 +243,7 @@ def _inserts(match: Match, keys: Numbers) -> list[Insert]:
 
 def _failure_texts(store: Store, paths: Sequence[str], stage: str, reason: str) -> pa.Table:
     """Read why rows failed."""
-    tables = [_read(store, path, [stage, reason, MESSAGE]) for path in paths]
+    tables = [read_columns(store, path, [stage, reason, MESSAGE]) for path in paths]
     named = [table.select([stage, reason, MESSAGE]) for table in tables]
     texts = pa.schema([(name, pa.string()) for name in ("stage", "reason", MESSAGE)])
     return pa.concat_tables(
@@ -261,11 +259,6 @@ def _repeated(table: pa.Table, taken: set[str]) -> list[tuple[int, str | None]]:
         for row, value in enumerate(ids)
         if value in taken
     ]
-
-
-def _read(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
-    with store.open(path) as handle:
-        return pq.ParquetFile(handle).read(columns=columns)
 
 
 def _num_rows(parts: Sequence[Part]) -> int:
