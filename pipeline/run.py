@@ -21,7 +21,7 @@ from pipeline.commit.staging import StagedSlice, list_staged
 from pipeline.core.causes import AlikeError
 from pipeline.core.failpoints import reach
 from pipeline.core.interrupts import undisturbed
-from pipeline.core.schema import SliceKey
+from pipeline.core.slices import SliceKey
 from pipeline.execution.caller import left_as_found, only_run
 from pipeline.execution.cluster.backpressure import limit_read_ahead
 from pipeline.execution.cluster.connect import connect
@@ -215,7 +215,7 @@ def stream(
     parts = make_stream(run, plan, model, allocation, units, golden, channel)
     limit_read_ahead(allocation.max_actors)
     with ray_errors():
-        # A row of this dataset is a slice (schema.pack): Ray cannot cut or merge slices.
+        # A row of this dataset is a slice (slices.pack): Ray cannot cut or merge slices.
         dataset = ray.data.read_datasource(
             parts.source, **read_options(allocation.read(len(units)))
         )

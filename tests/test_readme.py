@@ -30,7 +30,7 @@ from torchvision.models import mobilenet_v3_small
 
 from pipeline.commands.app import app
 from pipeline.commands.demo_photos import build_images
-from pipeline.core import errors, schema, skipped
+from pipeline.core import errors, failures, schema, skipped
 from pipeline.core.counters import STAGES
 from pipeline.core.registry import GATES, TASKS, built_in
 from pipeline.job.job import Job
@@ -156,7 +156,7 @@ def test_the_tables_of_a_section_equal_the_model(section: str) -> None:
 
 
 def test_every_reason_is_in_the_table() -> None:
-    assert first_cells(FAILURES, "## Reasons") == [reason.value for reason in schema.Reason]
+    assert first_cells(FAILURES, "## Reasons") == [reason.value for reason in failures.Reason]
 
 
 def test_every_reason_to_skip_a_file_is_in_the_table() -> None:

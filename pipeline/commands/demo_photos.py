@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 
 CAMERAS = ("north", "east", "south", "west")
 _SHIPPED = {

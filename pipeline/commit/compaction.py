@@ -26,6 +26,8 @@ from pipeline.commit.part_writer import PartFormat, PartStream
 from pipeline.commit.row_ids import hash_ids, sum_hashes
 from pipeline.commit.row_positions import make_places
 from pipeline.commit.staging import StagedSlice, staged_of
+from pipeline.core.arrays import Numbers
+from pipeline.core.failures import Reason
 from pipeline.core.schema import (
     ERROR,
     ERROR_STAGE,
@@ -35,10 +37,8 @@ from pipeline.core.schema import (
     ROW_ID,
     SHA256,
     URI,
-    Numbers,
-    Reason,
-    SliceKey,
 )
+from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
 _PARTS_PER_GROUP = 4.5

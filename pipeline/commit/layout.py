@@ -7,7 +7,7 @@ import re
 import uuid
 from dataclasses import dataclass
 
-from pipeline.core.schema import SliceKey
+from pipeline.core.slices import SliceKey
 
 WHOLE_OUTPUT = "all"
 OUTPUT_FOLDERS = ("predictions", "quarantine", "reports", "_control")

@@ -26,8 +26,9 @@ from pipeline.commit.partition_columns import (
 )
 from pipeline.commit.row_ids import hash_ids
 from pipeline.commit.row_positions import KEY, from_metadata
+from pipeline.core.arrays import Numbers
 from pipeline.core.hive_paths import values_of, without
-from pipeline.core.schema import QUARANTINE_SCHEMA, ROW_ID, Numbers
+from pipeline.core.schema import QUARANTINE_SCHEMA, ROW_ID
 
 _BATCH_ROWS = 4096
 _COPIES_PER_TASK = 16

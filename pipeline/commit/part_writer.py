@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.manifest import Part
 from pipeline.commit.row_positions import to_metadata
-from pipeline.core.schema import ROW_ID, Numbers
+from pipeline.core.arrays import Numbers
+from pipeline.core.schema import ROW_ID
 from pipeline.storage.store import Store
 
 _ROW_GROUP_ROWS = 65_536

@@ -31,9 +31,10 @@ from pipeline.commit.compaction import (
 )
 from pipeline.commit.manifest import Part
 from pipeline.commit.row_positions import KEY
+from pipeline.core.arrays import Numbers
 from pipeline.core.errors import GateRefused
 from pipeline.core.hive_paths import MAX_VALUES, to_segment, to_text, without
-from pipeline.core.schema import KEY_COLUMN, QUARANTINE_SCHEMA, Numbers
+from pipeline.core.schema import KEY_COLUMN, QUARANTINE_SCHEMA
 from pipeline.storage.store import Store
 
 SORT_BYTES = 16 * 2**20

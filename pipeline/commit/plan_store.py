@@ -13,7 +13,8 @@ import pyarrow as pa
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failpoints import reach
-from pipeline.core.schema import FEATURES, IMAGE_FIELDS, Reason, feature_fields
+from pipeline.core.failures import Reason
+from pipeline.core.schema import FEATURES, IMAGE_FIELDS, feature_fields
 from pipeline.plan.plan import Plan, schema_to_text
 from pipeline.sources.extents import Cut, Extent
 from pipeline.sources.units import Unit

@@ -21,7 +21,8 @@ from pipeline.commit.manifest import Manifest, Part, log_numbers, read_manifest,
 from pipeline.commit.part_audit import FoundPart
 from pipeline.commit.part_reader import read_columns
 from pipeline.commit.staging import META_PREFIX
-from pipeline.core.schema import ROW_ID, Reason
+from pipeline.core.failures import Reason
+from pipeline.core.schema import ROW_ID
 from pipeline.plan.plan import Plan
 from pipeline.storage.store import Store
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.commit.part_reader import read_columns
-from pipeline.core.schema import ERROR, LABEL, ROW_ID, SliceKey
+from pipeline.core.schema import ERROR, LABEL, ROW_ID
+from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
 _HASH_MASK = (1 << 64) - 1

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError
-from pipeline.core.schema import Numbers
 
 KEY, UNIT, ROW, RANK = range(4)
 """Columns of places (N, 4): the key, which orders all rows and stays the same in all versions; the

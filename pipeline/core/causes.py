@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
+from pipeline.core.failures import Failure, Reason, failures_of
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import ERROR, ROW_ID, URI, Failure, Reason, failures_of
+from pipeline.core.schema import ERROR, ROW_ID, URI
 
 MAX_PER_SLICE = 16
 MAX_PER_RUN = 512

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.core.schema import SCORE, as_array
+from pipeline.core.arrays import as_array
+from pipeline.core.schema import SCORE
 
 NORM = "norm"
 DIRECTIONS = tuple(f"direction_{i}" for i in range(4))

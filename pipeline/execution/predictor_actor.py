@@ -14,7 +14,8 @@ import pyarrow as pa
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.counters import DEDUPE, Counters, StageCounters, add
 from pipeline.core.errors import InfraError, PipelineError
-from pipeline.core.schema import DIGEST, ERROR, SliceKey, pack, unpack
+from pipeline.core.schema import DIGEST, ERROR
+from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.core.watchdog import pause
 from pipeline.execution.dedupe import remember, slim, with_digests
 from pipeline.execution.dedupe_actor import RemoteIndex

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.counters import Counters
-from pipeline.core.schema import DIGEST, pack, unpack
+from pipeline.core.schema import DIGEST
+from pipeline.core.slices import pack, unpack
 from pipeline.execution.dedupe import with_digests
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.isolation.crash_guard import Guard

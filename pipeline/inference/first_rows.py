@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.core.causes import AlikeError, Cause, cause_of
-from pipeline.core.schema import Failure, Reason
+from pipeline.core.failures import Failure, Reason
 
 _ENOUGH_ROWS, _ENOUGH_OF_OUTPUTS = 64, 8
 """Of exceptions: an input may begin with bad rows. Outputs of another shape are rarely a row's."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.schema import ROW_ID, URI, Failure, failure_columns, failures_of, staged_schema
+from pipeline.core.failures import Failure, failure_columns, failures_of
+from pipeline.core.schema import ROW_ID, URI, staged_schema
 from pipeline.models.tasks.base import Arrays, Task
 
 

@@ -18,14 +18,9 @@ import pyarrow as pa
 import torch
 
 from pipeline.core.counters import CANARY, Counters, StageCounters, add
+from pipeline.core.failures import Failure, Reason, failures_of
 from pipeline.core.node_cache import claim
-from pipeline.core.schema import (
-    ERROR,
-    ROW_ID,
-    Failure,
-    Reason,
-    failures_of,
-)
+from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_errors import whereabouts
 from pipeline.core.watchdog import pause, tick
 from pipeline.inference import output_tree as pytree

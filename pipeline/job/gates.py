@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.core import registry
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 from pipeline.job.extensions import registered
 from pipeline.job.section import NotNegative, Percent, PositiveInt, Section
 

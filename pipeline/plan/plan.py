@@ -18,11 +18,11 @@ from pipeline.core.schema import (
     CLASSIFY_FIELDS,
     OUTPUT_SCHEMA_VERSION,
     RESERVED_COLUMNS,
-    SliceKey,
     prediction_schema,
 )
 from pipeline.core.semantics import semantics_of
 from pipeline.core.skipped import Skipped
+from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import make_task

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import islice, pairwise
 
 from pipeline.core.errors import InfraError
-from pipeline.core.schema import SliceKey
+from pipeline.core.slices import SliceKey
 from pipeline.plan.plan import Plan
 from pipeline.sources.units import Unit
 from pipeline.storage.store import StoredFile

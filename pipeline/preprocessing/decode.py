@@ -39,7 +39,7 @@ import torch
 # Naming the plugin registers it; left out, the first WebP would make Pillow import all it has.
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 from pipeline.preprocessing.image_formats import (
     BITS,
     PHOTOMETRIC,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.schema import Reason, RowError
+from pipeline.core.failures import Reason, RowError
 
 Numbers = npt.NDArray[np.uint64]
 

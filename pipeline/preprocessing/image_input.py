@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.core.arrays import images_from_arrow
 from pipeline.core.counters import Counters
-from pipeline.core.schema import IMAGE, images_from_arrow
+from pipeline.core.schema import IMAGE
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.model_input import Arrays, Limits, Slot, gather_rows
 from pipeline.preprocessing.transform import TransformSpec

@@ -15,15 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline.core.arrays import images_to_arrow
 from pipeline.core.counters import GPU_DECODE, Counters, StageCounters, add
-from pipeline.core.schema import (
-    IMAGE,
-    Failure,
-    RowError,
-    failure_columns,
-    failures_of,
-    images_to_arrow,
-)
+from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
+from pipeline.core.schema import IMAGE
 from pipeline.core.watchdog import tick
 from pipeline.preprocessing.decode import DecodeLimits, decode_image
 from pipeline.preprocessing.nvjpeg import Decode, JpegGroups, gpu_decoder

@@ -22,8 +22,8 @@ from PIL import Image
 
 from pipeline.core.counters import StageCounters
 from pipeline.core.errors import JobError
+from pipeline.core.failures import RowError
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import RowError
 from pipeline.core.watchdog import tick
 from pipeline.preprocessing.decode import (
     RGB,

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.core.arrays import as_array
 from pipeline.core.counters import CANARY, Counters, StageCounters, add
-from pipeline.core.schema import ERROR, EXACT, IMAGE, as_array
+from pipeline.core.schema import ERROR, EXACT, IMAGE
 from pipeline.preprocessing.model_input import Arrays, Input, take_rows
 
 CANARY_ROWS = 16

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.schema import Reason, RowError
+from pipeline.core.failures import Reason, RowError
 
 if TYPE_CHECKING:
     import torch

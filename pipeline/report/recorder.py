@@ -22,9 +22,10 @@ from pipeline.core.counters import (
     measure,
     merge,
 )
+from pipeline.core.failures import Reason
 from pipeline.core.histograms import Distribution
-from pipeline.core.schema import Reason, SliceKey
 from pipeline.core.skipped import Skipped
+from pipeline.core.slices import SliceKey
 from pipeline.gates.results import GateResult
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
-from pipeline.core.schema import SliceKey
+from pipeline.core.slices import SliceKey
 
 Origin = Literal["computed", "resumed"]
 """Committed by this run, or by an earlier one."""

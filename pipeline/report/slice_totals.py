@@ -10,9 +10,10 @@ from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause, Causes
 from pipeline.core.counters import CANARY, GOLDEN, StageCounters
+from pipeline.core.failures import Reason
 from pipeline.core.histograms import Distribution, Numbers, sum_numbers
-from pipeline.core.schema import Reason, SliceKey
 from pipeline.core.skipped import Skipped
+from pipeline.core.slices import SliceKey
 
 ReadFooter = Callable[[str], StagedSlice]
 _DUPLICATE = Cause(Reason.DUPLICATE_ID.value, "publish", "an earlier row has the same id")

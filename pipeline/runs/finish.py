@@ -20,7 +20,7 @@ from pipeline.commit.staging import read_footer
 from pipeline.core.causes import MAX_PER_RUN, AlikeError, common_cause, in_words
 from pipeline.core.failpoints import reach
 from pipeline.core.hive_paths import partition_types
-from pipeline.core.schema import SliceKey
+from pipeline.core.slices import SliceKey
 from pipeline.execution.tasks import run_tasks
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past, look_back

@@ -11,8 +11,9 @@ from pipeline.commit.manifest import Manifest
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.errors import PartitionBusy
+from pipeline.core.failures import Reason
 from pipeline.core.heartbeat import beat
-from pipeline.core.schema import Reason, SliceKey
+from pipeline.core.slices import SliceKey
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices
 from pipeline.runs.context import RunContext

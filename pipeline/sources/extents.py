@@ -6,7 +6,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.core.schema import Reason, SliceKey
+from pipeline.core.failures import Reason
+from pipeline.core.slices import SliceKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.schema import as_array
+from pipeline.core.arrays import as_array
 from pipeline.job.source import Source
 
 _EXACT = 2**24

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from urllib.parse import urljoin
 
 from pipeline.core.errors import JobError
+from pipeline.core.failures import Reason, RowError
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import Reason, RowError
 from pipeline.sources.fetch_policy import (
     CONTROL,
     SCHEME,

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import Reason, RowError
+from pipeline.core.failures import Reason, RowError
 from pipeline.job.source import Source
 from pipeline.storage.store import Store
 

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
 from pipeline.core.counters import ROUNDED, Counters, StageCounters, add
 from pipeline.core.errors import JobError
+from pipeline.core.failures import Failure, Reason
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import FEATURES, IMAGE, IS_ROUNDED, Failure, Reason
+from pipeline.core.schema import FEATURES, IMAGE, IS_ROUNDED
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.feature_columns import FeatureRows, feature_rows, features_to_arrow

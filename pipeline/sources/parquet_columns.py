@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
-from pipeline.core.schema import RESERVED_COLUMNS, as_array
+from pipeline.core.schema import RESERVED_COLUMNS
 from pipeline.job.source import Source
 from pipeline.sources.arrow_types import parse_type
 

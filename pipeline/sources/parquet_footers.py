@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.core.schema import IMAGE_FIELDS, Reason, feature_fields
+from pipeline.core.failures import Reason
+from pipeline.core.schema import IMAGE_FIELDS, feature_fields
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.feature_columns import count_features

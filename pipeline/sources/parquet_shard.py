@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.schema import Numbers
+from pipeline.core.arrays import Numbers
 from pipeline.sources.extents import Extent
 from pipeline.sources.parquet_footers import arrow_errors, open_parquet
 from pipeline.sources.rows import require_unchanged

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values, without_folder
-from pipeline.core.schema import as_array
 from pipeline.job.source import Source
 from pipeline.sources.arrow_types import parse_type, published_type, type_trouble
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.counters import Counters, Measurement, measure
-from pipeline.core.schema import ERROR, SliceKey
+from pipeline.core.schema import ERROR
+from pipeline.core.slices import SliceKey
 from pipeline.sources.extents import Cut
 from pipeline.sources.rows import STAGE, Reader, changed
 from pipeline.sources.units import Unit

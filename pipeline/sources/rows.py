@@ -11,17 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from pipeline.core.arrays import empty_column
 from pipeline.core.errors import InfraError
-from pipeline.core.schema import (
-    IMAGE_FIELDS,
-    ROW_ID,
-    URI,
-    Failure,
-    Reason,
-    empty_column,
-    failure_columns,
-    source_schema,
-)
+from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.schema import IMAGE_FIELDS, ROW_ID, URI, source_schema
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.source_format import SourceFormat, format_of, planned_ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.core.schema import SliceKey
+from pipeline.core.slices import SliceKey
 from pipeline.sources.extents import Cut, Extent
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from pipeline.core.schema import Failure, Reason
+from pipeline.core.failures import Failure, Reason
 from pipeline.sources.tar_archive import Archive, Broken, Member, open_archive
 
 STAGE = "read"

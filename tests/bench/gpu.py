@@ -63,7 +63,7 @@ def decode_alone(case: Case, jpeg_decoder: str) -> float:
     """Rows/s of one process that decodes and transforms, with one thread beside the GPU."""
     import pyarrow as pa
 
-    from pipeline.core.schema import failure_columns
+    from pipeline.core.failures import failure_columns
     from pipeline.execution.stages import Preprocessing
     from pipeline.job.job import Model, Transform
     from pipeline.job.source import Source

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.commands import demo_photos
 from pipeline.commands.demo_photos import base_photos, build_images, build_parquet, photo_rows
 from pipeline.core.errors import JobError
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
 
 NUM_ROWS, NUM_BAD = 40, 6

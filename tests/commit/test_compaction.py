@@ -15,14 +15,9 @@ from published import run_here
 
 from pipeline.commit.compaction import Compacted, Compactor, SizedSlice, compact_slices
 from pipeline.commit.staging import StagingWriter
-from pipeline.core.schema import (
-    Failure,
-    Reason,
-    SliceKey,
-    failure_columns,
-    prediction_schema,
-    staged_schema,
-)
+from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.schema import prediction_schema, staged_schema
+from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
 SCHEMA = prediction_schema([])
@@ -175,7 +170,9 @@ import resource, sys
 import numpy as np, pyarrow as pa
 from published import run_here
 from pipeline.commit.compaction import Compactor, compact_slices
-from pipeline.core.schema import SliceKey, failure_columns, prediction_schema, staged_schema
+from pipeline.core.failures import failure_columns
+from pipeline.core.schema import prediction_schema, staged_schema
+from pipeline.core.slices import SliceKey
 from pipeline.commit.staging import StagingWriter
 from pipeline.storage.store import Store
 

@@ -17,7 +17,7 @@ from pipeline.commit.layout import (
     part_target,
     staged_name,
 )
-from pipeline.core.schema import SliceKey
+from pipeline.core.slices import SliceKey
 
 ATTEMPT = "0123456789ab"
 FINGERPRINT = "f" * 64

@@ -28,15 +28,10 @@ from pipeline.commit.publish import commit, settle
 from pipeline.commit.staging import StagingWriter, quarantine_without_folder
 from pipeline.commit.verify import verify_output
 from pipeline.core.errors import GateRefused
+from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.hive_paths import MAX_VALUES, values_of
-from pipeline.core.schema import (
-    Failure,
-    Reason,
-    SliceKey,
-    failure_columns,
-    prediction_schema,
-    staged_schema,
-)
+from pipeline.core.schema import prediction_schema, staged_schema
+from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
 LAYOUT = Layout(DAY)

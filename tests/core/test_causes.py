@@ -22,7 +22,7 @@ from pipeline.core.causes import (
     key_of,
 )
 from pipeline.core.errors import JobError
-from pipeline.core.schema import Failure, Reason, failure_columns
+from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.report.slice_totals import SliceTotals
 
 REASONS = [Reason.EMPTY, Reason.MODEL_ERROR, Reason.MISSING]

@@ -11,23 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from pipeline.core.arrays import images_from_arrow, images_to_arrow
+from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.printable import MESSAGE_MAX_CHARS, clean_message
 from pipeline.core.schema import (
     ERROR,
     RESERVED_COLUMNS,
-    Failure,
-    Reason,
-    SliceKey,
-    failure_columns,
-    failures_of,
-    images_from_arrow,
-    images_to_arrow,
-    pack,
     prediction_schema,
     source_schema,
     staged_schema,
-    unpack,
 )
+from pipeline.core.slices import SliceKey, pack, unpack
 
 FAILURES = st.builds(
     Failure,

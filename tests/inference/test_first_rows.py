@@ -11,7 +11,7 @@ import torch
 from predicting import BAD, BLACK, WHITE, images, is_predicted, predict, predictor, rows_of
 
 from pipeline.core.causes import AlikeError
-from pipeline.core.schema import Failure, Reason
+from pipeline.core.failures import Failure, Reason
 from pipeline.inference.first_rows import FirstRows, Raised
 from pipeline.inference.predictor import Predictor
 from pipeline.models.tasks import make_task

@@ -26,7 +26,7 @@ from pipeline.commit.manifest import current_manifest, read_part, read_predictio
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.staging import list_staged
 from pipeline.commit.verify import verify_output
-from pipeline.core.schema import RowError
+from pipeline.core.failures import RowError
 from pipeline.execution.embedded.patches import AGENTS, is_usable
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.plan.plan import Plan

@@ -6,7 +6,7 @@ import numpy as np
 from badfiles import bad_files, base_image, encode, good_odd_files, mutations
 from worker_pixels import in_a_worker
 
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 
 SEED, NUM_MUTATIONS = 7, 500
 SLICE_ROWS = 64

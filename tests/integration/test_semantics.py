@@ -23,9 +23,10 @@ import pytest
 import torch
 from checkout import SUPPORT
 
+from pipeline.core.arrays import images_to_arrow
+from pipeline.core.failures import RowError, failure_columns
 from pipeline.core.node_cache import key_of
 from pipeline.core.registry import INPUTS, load
-from pipeline.core.schema import RowError, failure_columns, images_to_arrow
 from pipeline.core.semantics import SEMANTICS, semantics_of
 from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job

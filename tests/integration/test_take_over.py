@@ -12,7 +12,7 @@ from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.provenance import file_metadata
 from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
 from pipeline.core.causes import AlikeError
-from pipeline.core.schema import Failure, Reason
+from pipeline.core.failures import Failure, Reason
 from pipeline.execution.isolation.row_isolation import fail
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import missing_units

@@ -26,7 +26,8 @@ from pipeline.commit.manifest import current_manifest, read_part, read_predictio
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.schema import SliceKey, source_schema
+from pipeline.core.schema import source_schema
+from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.job.loader import parse_job
 from pipeline.models.resolve import resolve_model

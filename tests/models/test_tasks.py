@@ -19,7 +19,8 @@ from cli import pipeline, write_job
 
 from pipeline.commit.manifest import read_predictions
 from pipeline.core.errors import JobError
-from pipeline.core.schema import Failure, Reason, failure_columns, feature_fields, source_schema
+from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.schema import feature_fields, source_schema
 from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job
 from pipeline.models.resolve import resolve_model

@@ -22,7 +22,7 @@ from plan_examples import SPEC, example_plan, inputs_of, job, planned, shard_ext
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 from pipeline.core.skipped import Skip, Skipped
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import fingerprint_parts, make_plan, what_changed

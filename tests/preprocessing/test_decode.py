@@ -21,7 +21,7 @@ from badfiles import (
 )
 from PIL import Image, ImageOps
 
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
 

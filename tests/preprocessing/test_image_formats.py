@@ -16,7 +16,8 @@ from badfiles import _exif
 from encoded import base_image, encode, png_strip, tiff
 from PIL import Image, ImageOps
 
-from pipeline.core.schema import ERROR, ROW_ID, URI, Reason, failure_columns, source_schema
+from pipeline.core.failures import Reason, failure_columns
+from pipeline.core.schema import ERROR, ROW_ID, URI, source_schema
 from pipeline.preprocessing import image_formats
 from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.preprocessing.images import preprocess

@@ -12,8 +12,9 @@ from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files, base_image, encod
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.arrays import images_from_arrow
 from pipeline.core.counters import Counters
-from pipeline.core.schema import Failure, Reason, failure_columns, images_from_arrow
+from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.preprocessing.decode import DecodeLimits
 from pipeline.preprocessing.images import preprocess
 from pipeline.preprocessing.transform import TransformSpec

@@ -14,19 +14,10 @@ import toy_package
 from encoded import base_image, png
 
 from pipeline.core import registry
+from pipeline.core.arrays import empty_column
 from pipeline.core.counters import Counters
-from pipeline.core.schema import (
-    ERROR,
-    FEATURES,
-    IMAGE,
-    IMAGE_FIELDS,
-    Failure,
-    Reason,
-    empty_column,
-    failure_columns,
-    feature_fields,
-    source_schema,
-)
+from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.schema import ERROR, FEATURES, IMAGE, IMAGE_FIELDS, feature_fields, source_schema
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.preprocessing.model_input import (
     Input,

@@ -23,9 +23,10 @@ from badfiles import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.arrays import images_from_arrow
 from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError
-from pipeline.core.schema import failure_columns, images_from_arrow
+from pipeline.core.failures import failure_columns
 from pipeline.preprocessing.decode import (
     RGB,
     DecodeLimits,

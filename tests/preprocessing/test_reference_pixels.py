@@ -13,16 +13,10 @@ import pytest
 import torch
 from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
 
+from pipeline.core.arrays import images_from_arrow, images_to_arrow
 from pipeline.core.counters import CANARY, Counters
-from pipeline.core.schema import (
-    EXACT,
-    Failure,
-    Reason,
-    failure_columns,
-    failures_of,
-    images_from_arrow,
-    images_to_arrow,
-)
+from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.schema import EXACT
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job

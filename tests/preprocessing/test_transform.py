@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode, v2
 
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 from pipeline.preprocessing.transform import (
     MAX_ASPECT_RATIO,
     TransformSpec,

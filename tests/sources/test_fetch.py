@@ -34,7 +34,7 @@ from localserver import LocalServer
 from ports import free_ports
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 from pipeline.sources.fetch import Fetched, FetchPolicy, Network, fetch_many
 
 LIMIT_BYTES = 1 << 20

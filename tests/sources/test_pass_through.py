@@ -20,8 +20,10 @@ from pipeline.commit.compaction import Compacted, Compactor, compact_slices
 from pipeline.commit.partition_columns import compact_by_value
 from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.core.errors import JobError
+from pipeline.core.failures import failures_of
 from pipeline.core.hive_paths import restore
-from pipeline.core.schema import LABEL_ID, SCORE, SliceKey, failures_of, prediction_schema
+from pipeline.core.schema import LABEL_ID, SCORE, prediction_schema
+from pipeline.core.slices import SliceKey
 from pipeline.inference.prediction_table import to_table
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec

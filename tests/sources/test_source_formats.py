@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from toy_source import POINTS, TOY_FILES
 
 from pipeline.core import registry
-from pipeline.core.schema import ERROR, ROW_ID, URI, Reason
+from pipeline.core.failures import Reason
+from pipeline.core.schema import ERROR, ROW_ID, URI
 from pipeline.job.source import Source
 from pipeline.plan.slicing import SliceSizes, make_units
 from pipeline.sources.extents import Cut

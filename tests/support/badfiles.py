@@ -13,7 +13,7 @@ from brokenfiles import broken_files
 from encoded import PNG_MAGIC, base_image, chunk, encode, png, png16, png_bomb
 from PIL import Image
 
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 
 MAX_IMAGE_BYTES = 1024 * 1024
 """`too_many_bytes.jpg` is larger than this; every other file is smaller."""

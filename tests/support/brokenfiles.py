@@ -16,7 +16,7 @@ import numpy as np
 from encoded import PNG_MAGIC, chunk, encode
 from PIL import Image
 
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 
 Broken = dict[str, tuple[str, bytes, Reason]]
 """Name -> kind, data, and the reason that it must get."""

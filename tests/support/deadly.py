@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 
 from pipeline.core.counters import Counters, StageCounters, add
 from pipeline.core.errors import InfraError
-from pipeline.core.schema import ERROR, Failure, failure_columns
+from pipeline.core.failures import Failure, failure_columns
+from pipeline.core.schema import ERROR
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.stages import Preprocessing

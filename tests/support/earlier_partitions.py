@@ -26,16 +26,8 @@ from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
-from pipeline.core.schema import (
-    CLASSIFY_FIELDS,
-    IMAGE,
-    ROW_ID,
-    Failure,
-    Reason,
-    failure_columns,
-    failures_of,
-    staged_schema,
-)
+from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE, ROW_ID, staged_schema
 from pipeline.job.job import Job
 from pipeline.job.loader import parse_job
 from pipeline.models.spec import ModelSpec

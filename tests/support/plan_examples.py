@@ -10,7 +10,7 @@ from typing import Any
 import models
 import pyarrow as pa
 
-from pipeline.core.schema import Reason
+from pipeline.core.failures import Reason
 from pipeline.job.job import Job
 from pipeline.job.loader import parse_job
 from pipeline.models.resolve import resolve_model

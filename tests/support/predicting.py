@@ -12,8 +12,10 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from pipeline.core.arrays import images_to_arrow
 from pipeline.core.counters import Counters
-from pipeline.core.schema import Failure, Reason, failure_columns, images_to_arrow, staged_schema
+from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.schema import staged_schema
 from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job
 from pipeline.models.agreement import AgreementLimits

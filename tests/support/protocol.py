@@ -28,7 +28,7 @@ from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
 from pipeline.core.failpoints import VARIABLE
-from pipeline.core.schema import SliceKey
+from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices

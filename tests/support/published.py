@@ -30,17 +30,10 @@ from pipeline.commit.publish import commit, repair, settle
 from pipeline.commit.row_ids import find_duplicates, read_hashes
 from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.commit.tables import table_of
+from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.hive_paths import partition_types
-from pipeline.core.schema import (
-    CLASSIFY_FIELDS,
-    IMAGE_FIELDS,
-    LABEL,
-    Failure,
-    Reason,
-    SliceKey,
-    failure_columns,
-    staged_schema,
-)
+from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, LABEL, staged_schema
+from pipeline.core.slices import SliceKey
 from pipeline.plan.plan import Plan
 from pipeline.sources.extents import Extent
 from pipeline.sources.source_format import RowIds

@@ -11,7 +11,7 @@ import models
 import pyarrow as pa
 
 from pipeline.core.counters import Counters
-from pipeline.core.schema import SliceKey
+from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.job.loader import parse_job
 from pipeline.models.resolve import resolve_model

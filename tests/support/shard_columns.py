@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.core.schema import pack, unpack
+from pipeline.core.slices import pack, unpack
 from pipeline.job.source import Source
 from pipeline.plan.slicing import SliceSizes, make_units
 from pipeline.sources.inputs import Inputs

@@ -11,15 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline.core.arrays import features_from_arrow
 from pipeline.core.counters import Counters, measure
-from pipeline.core.schema import (
-    IMAGE,
-    Failure,
-    Reason,
-    failure_columns,
-    failures_of,
-    features_from_arrow,
-)
+from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.schema import IMAGE
 from pipeline.preprocessing.model_input import Arrays, Limits, Slot, gather_rows
 from pipeline.preprocessing.normalise import Cast
 from pipeline.preprocessing.transform import TransformSpec

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX
 
-from pipeline.core.schema import failure_columns, images_from_arrow
+from pipeline.core.arrays import images_from_arrow
+from pipeline.core.failures import failure_columns
 from pipeline.preprocessing.decode import DecodeLimits
 from pipeline.preprocessing.images import preprocess
 from pipeline.preprocessing.transform import TransformSpec

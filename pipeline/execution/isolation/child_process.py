@@ -24,8 +24,8 @@ import pyarrow as pa
 
 from pipeline.core.counters import Counters
 from pipeline.core.errors import PipelineError
+from pipeline.core.failures import Reason
 from pipeline.core.parent_death import die_with
-from pipeline.core.schema import Reason
 from pipeline.core.user_errors import tell
 
 Step = Callable[[pa.Table, Counters], pa.Table]

@@ -14,7 +14,8 @@ from time import perf_counter
 import pyarrow as pa
 
 from pipeline.core.counters import ISOLATED, Counters, StageCounters, add
-from pipeline.core.schema import ERROR, ROW_ID, Failure, Reason
+from pipeline.core.failures import Failure, Reason
+from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.watchdog import watch
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, Work

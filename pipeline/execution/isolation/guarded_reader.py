@@ -16,16 +16,9 @@ import pyarrow as pa
 
 from pipeline.core.counters import ISOLATED, Counters, StageCounters, add, merge
 from pipeline.core.errors import InfraError
-from pipeline.core.schema import (
-    ROW_ID,
-    Failure,
-    Reason,
-    SliceKey,
-    failure_columns,
-    failures_of,
-    pack,
-    unpack,
-)
+from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.schema import ROW_ID
+from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.core.watchdog import watch
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step

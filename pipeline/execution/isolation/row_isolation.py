@@ -10,15 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.counters import Counters, StageCounters, add, merge
-from pipeline.core.schema import (
-    ERROR,
-    IMAGE,
-    ROW_ID,
-    Failure,
-    Reason,
-    failure_columns,
-    failures_of,
-)
+from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.schema import ERROR, IMAGE, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 
 MAX_EXITS = 32

@@ -11,8 +11,11 @@ import numpy.typing as npt
 from pipeline.commit.compaction import RunTasks
 from pipeline.commit.part_reader import read_columns
 from pipeline.commit.row_ids import hash_ids
+from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError
-from pipeline.core.schema import ERROR, ROW_ID, Numbers, Reason, SliceKey
+from pipeline.core.failures import Reason
+from pipeline.core.schema import ERROR, ROW_ID
+from pipeline.core.slices import SliceKey
 from pipeline.plan.tiling import Slices
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.store import Store

@@ -20,7 +20,9 @@ import numpy as np
 
 from pipeline.commit.plan_store import plan_to_json
 from pipeline.commit.row_positions import KEY, MAX_MINOR, ROW, UNIT, minor_of
-from pipeline.core.schema import FEATURES, Numbers, Reason
+from pipeline.core.arrays import Numbers
+from pipeline.core.failures import Reason
+from pipeline.core.schema import FEATURES
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.job import Job
 from pipeline.plan.plan import Plan

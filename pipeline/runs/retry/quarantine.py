@@ -18,8 +18,9 @@ from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.part_reader import open_part
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.row_positions import RANK, from_metadata
+from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.schema import Numbers, Reason
+from pipeline.core.failures import Reason
 from pipeline.plan.plan import Plan
 from pipeline.storage.store import Store
 

@@ -20,9 +20,11 @@ from pipeline.commit.part_merge import Insert, Merger, merge_folders, merge_part
 from pipeline.commit.part_reader import read_batches, read_columns
 from pipeline.commit.row_ids import hash_ids
 from pipeline.commit.row_positions import KEY, RANK, ROW
+from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError, JobError, PublishConflict
+from pipeline.core.failures import Reason
 from pipeline.core.histograms import Distribution
-from pipeline.core.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID, Numbers, Reason
+from pipeline.core.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID
 from pipeline.core.skipped import Skipped
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import Slices

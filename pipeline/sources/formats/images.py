@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from pipeline.core.backoff import BadBlockError
 from pipeline.core.counters import Counters
-from pipeline.core.schema import IMAGE, Failure, Reason
+from pipeline.core.failures import Failure, Reason
+from pipeline.core.schema import IMAGE
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent

@@ -27,7 +27,7 @@ from deadly import (
 )
 
 from pipeline.core.counters import ISOLATED, Counters, StageCounters
-from pipeline.core.schema import Failure, Reason, failure_columns, failures_of
+from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, Guard
 from pipeline.execution.isolation.row_isolation import StagePlan, fail

@@ -19,7 +19,8 @@ from tars import files
 from tars import pack as pack_tar
 
 from pipeline.core.counters import ISOLATED, merge
-from pipeline.core.schema import Reason, SliceKey, unpack
+from pipeline.core.failures import Reason
+from pipeline.core.slices import SliceKey, unpack
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER
 from pipeline.execution.isolation.guarded_reader import read_guarded

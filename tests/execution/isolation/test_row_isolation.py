@@ -31,7 +31,8 @@ from deadly import (
 
 from pipeline.core.counters import Counters
 from pipeline.core.errors import InfraError
-from pipeline.core.schema import ERROR, Failure, Reason, failures_of
+from pipeline.core.failures import Failure, Reason, failures_of
+from pipeline.core.schema import ERROR
 from pipeline.execution.isolation.child_process import Child
 from pipeline.execution.isolation.row_isolation import (
     MAX_EXITS_IN_A_ROW,

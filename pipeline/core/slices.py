@@ -1,0 +1,58 @@
+"""Slices: their keys, and how a slice travels through Ray as ONE row of a block.
+
+Ray cuts and merges blocks between rows: a slice that is a row cannot be cut or merged. Wrapping
+copies nothing: the rows of the slice are the single value of a list<struct> column.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.core.arrays import as_array
+
+
+@dataclass(frozen=True)
+class SliceKey:
+    """Which rows these are: [start, end) of a unit."""
+
+    unit: int
+    start: int
+    end: int
+    is_last: bool
+
+    @property
+    def num_rows(self) -> int:
+        return self.end - self.start
+
+
+def pack(key: SliceKey, counters: dict[str, dict[str, float]], rows: pa.Table) -> pa.Table:
+    """Wrap the rows of a slice as one row: unit, start, end, is_last, counters (JSON), rows."""
+    struct = as_array(rows.combine_chunks().to_struct_array())
+    return pa.table(
+        {
+            "unit": pa.array([key.unit], pa.int64()),
+            "start": pa.array([key.start], pa.int64()),
+            "end": pa.array([key.end], pa.int64()),
+            "is_last": pa.array([key.is_last], pa.bool_()),
+            "counters": pa.array([json.dumps(counters)], pa.string()),
+            "rows": pa.ListArray.from_arrays(pa.array([0, len(struct)], pa.int32()), struct),
+        }
+    )
+
+
+def unpack(block: pa.Table) -> list[tuple[SliceKey, dict[str, dict[str, float]], pa.Table]]:
+    """Undo `pack` for every row of a block; slices come back in order, rows without a copy."""
+    slices = []
+    for batch in block.to_batches():
+        lists = batch.column("rows")
+        offsets = lists.offsets.to_pylist()
+        fields = ("unit", "start", "end", "is_last", "counters")
+        for index, values in enumerate(batch.select(fields).to_pylist()):
+            counters = json.loads(values.pop("counters"))
+            struct = lists.values.slice(offsets[index], offsets[index + 1] - offsets[index])
+            table = pa.Table.from_batches([pa.RecordBatch.from_struct_array(struct)])
+            slices.append((SliceKey(**values), counters, table))
+    return slices
