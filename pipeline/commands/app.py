@@ -246,7 +246,7 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Publish a replaced version of the job's partition again."""
-    from pipeline.commit.maintenance import rollback_job
+    from pipeline.commands.maintenance import rollback_job
 
     show(rollback_job(load(job, date, set_, runs=False), to), as_json=as_json)
 
@@ -260,7 +260,7 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Delete staged slices that no unfinished run can need any more."""
-    from pipeline.commit.maintenance import collect_job_garbage
+    from pipeline.commands.maintenance import collect_job_garbage
 
     loaded = load(job, date, set_, runs=False)
     show(collect_job_garbage(loaded, grace_s=grace_s), as_json=as_json)

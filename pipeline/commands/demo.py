@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.demo_photos import Built, build_images, build_parquet
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, current_manifest, read_part
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.read import read_part
 from pipeline.core.errors import InfraError
 from pipeline.core.printable import printable
 from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE

@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from pipeline.commit.describe import choose_partition
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, current_manifest, locate, not_published
+from pipeline.commit.manifest import Manifest, current_manifest, not_published
 from pipeline.commit.part_audit import BATCH_ROWS, FoundPart, Hashes, ids_of, join, look_at
 from pipeline.commit.plan_store import plan_from_json
+from pipeline.commit.read import locate
 from pipeline.commit.receipt import Check, check_log, check_receipt, linked_files, verdict
 from pipeline.commit.row_ids import hash_ids, sum_hashes
 from pipeline.core.errors import InfraError, JobError, PipelineError

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.commit.manifest import locate
+from pipeline.commit.read import locate
 from pipeline.core.errors import InfraError, JobError
 from pipeline.report.document import REPORT_VERSION, Report
 from pipeline.report.slowdowns import compare_with_before

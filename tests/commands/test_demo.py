@@ -11,7 +11,7 @@ from cli import Result, pipeline
 
 from pipeline.commands.demo import build_demo, demo_job
 from pipeline.commands.demo_photos import Built
-from pipeline.commit.manifest import read_predictions
+from pipeline.commit.read import read_predictions
 from pipeline.job.job import Run
 from pipeline.job.loader import load_job
 

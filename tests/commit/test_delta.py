@@ -27,7 +27,7 @@ from selection import quick_cases
 
 from pipeline.commands.demo_photos import build_parquet
 from pipeline.commit.layout import Layout
-from pipeline.commit.maintenance import rollback
+from pipeline.commit.rollback import rollback
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, settle
 from pipeline.commit.tables.delta import Delta

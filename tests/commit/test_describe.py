@@ -14,9 +14,9 @@ from rich.console import Console
 from pipeline.commands.plan import describe_plan
 from pipeline.commit.describe import describe_output
 from pipeline.commit.layout import Layout, staged_name
-from pipeline.commit.manifest import read_predictions
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit
+from pipeline.commit.read import read_predictions
 from pipeline.commit.verify import verify_output
 from pipeline.core.counters import StageCounters
 from pipeline.core.errors import InfraError, JobError

@@ -11,7 +11,7 @@ import pytest
 from cli import environment, write_job
 
 from pipeline.commands.demo_photos import build_images
-from pipeline.commit.manifest import read_predictions
+from pipeline.commit.read import read_predictions
 
 CALLER = """
 import datetime as dt, gc, json, logging, os, signal, sys, threading, time, warnings

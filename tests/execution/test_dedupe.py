@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.commands.demo_photos import build_images
-from pipeline.commit.manifest import read_predictions
+from pipeline.commit.read import read_predictions
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import DIGEST
 from pipeline.execution.dedupe import ResultIndex, remember, slim, with_digests

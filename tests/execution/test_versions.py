@@ -12,7 +12,7 @@ from checkout import ROOT
 from cli import pipeline, write_job
 
 from pipeline.commands.demo_photos import build_images
-from pipeline.commit.manifest import read_predictions
+from pipeline.commit.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.execution.versions import different_versions, known_errors, require_supported
 

@@ -14,7 +14,8 @@ from models import LABELS, SIZE_PX, Colours
 from PIL import Image
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import current_manifest, read_part, read_predictions
+from pipeline.commit.manifest import current_manifest
+from pipeline.commit.read import read_part, read_predictions
 from pipeline.commit.verify import verify_output
 from pipeline.storage.store import Store
 

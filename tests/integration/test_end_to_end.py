@@ -22,8 +22,9 @@ from s3server import S3Server
 
 from pipeline.commands.demo_photos import build_images, build_parquet
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import current_manifest, read_part, read_predictions
+from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json
+from pipeline.commit.read import read_part, read_predictions
 from pipeline.commit.staging import list_staged
 from pipeline.commit.verify import verify_output
 from pipeline.core.failures import RowError

@@ -18,7 +18,7 @@ from checkout import ROOT
 from cli import Result, pipeline
 
 from pipeline.commands.demo_photos import build_images
-from pipeline.commit.manifest import read_predictions
+from pipeline.commit.read import read_predictions
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.preprocessing.transform import TransformSpec
 

@@ -29,7 +29,7 @@ from encoded import base_image, encode
 from tars import Entry, pack
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import read_predictions
+from pipeline.commit.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.job.loader import load_job
 from pipeline.storage.store import Store

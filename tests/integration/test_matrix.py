@@ -26,7 +26,7 @@ from PIL import Image
 from tars import Entry, pack
 
 from pipeline.commands.demo_photos import build_images
-from pipeline.commit.manifest import read_predictions
+from pipeline.commit.read import read_predictions
 from pipeline.commit.verify import verify_output
 from pipeline.execution.cluster.connect import share_ray
 from pipeline.job.loader import load_job

@@ -23,7 +23,7 @@ from faultproxy import (
 from s3server import S3Server
 
 from pipeline.commands.demo_photos import build_parquet
-from pipeline.commit.manifest import read_predictions
+from pipeline.commit.read import read_predictions
 from pipeline.commit.verify import verify_output
 from pipeline.storage.store import Store
 

@@ -19,7 +19,8 @@ from rayhead import RayHead
 
 from pipeline.commands.demo_photos import Built, build_images
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import current_manifest, read_predictions
+from pipeline.commit.manifest import current_manifest
+from pipeline.commit.read import read_predictions
 from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
 from pipeline.execution.submit.job import Submission, _exit_code, error_without_document
 from pipeline.execution.submit.output import JobOutput

@@ -20,7 +20,8 @@ from encoded import base_image, png
 
 from pipeline.commands.demo_photos import build_images
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import current_manifest, read_part
+from pipeline.commit.manifest import current_manifest
+from pipeline.commit.read import read_part
 from pipeline.storage.store import Store
 
 TOYS = {

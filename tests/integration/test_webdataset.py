@@ -22,8 +22,9 @@ from tars import END_BYTES, Entry, pack
 from pipeline.commands.demo_photos import build_images
 from pipeline.commands.plan import describe_plan
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import current_manifest, read_part, read_predictions
+from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
+from pipeline.commit.read import read_part, read_predictions
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import source_schema

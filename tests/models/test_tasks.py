@@ -17,7 +17,7 @@ from badfiles import base_image, encode
 from checkout import ROOT
 from cli import pipeline, write_job
 
-from pipeline.commit.manifest import read_predictions
+from pipeline.commit.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import feature_fields, source_schema

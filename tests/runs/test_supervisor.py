@@ -24,7 +24,7 @@ from models import LABELS
 from rayhead import RayHead
 
 from pipeline.commands.demo_photos import build_images
-from pipeline.commit.manifest import read_predictions
+from pipeline.commit.read import read_predictions
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.core.interrupts import forget, interrupt, interruptible, reason
 from pipeline.execution.cluster.health import HeadAnswers, ProcessesLive

@@ -21,10 +21,11 @@ from published import DAY, LABELS, run_here
 from pipeline.commands.retry import carry_out
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import Lease, hold_lease
-from pipeline.commit.manifest import Manifest, current_manifest, read_part
+from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import repair
+from pipeline.commit.read import read_part
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE, ROW_ID, staged_schema

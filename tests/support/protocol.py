@@ -19,13 +19,14 @@ import pyarrow as pa
 from checkout import PYTHONPATH
 from published import DAY, Rows, make_plan, run_here, slice_table
 
+from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
-from pipeline.commit.maintenance import collect_garbage
-from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_part
+from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import repair
+from pipeline.commit.read import read_part
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
 from pipeline.core.failpoints import VARIABLE
 from pipeline.core.slices import SliceKey

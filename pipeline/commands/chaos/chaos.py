@@ -39,7 +39,8 @@ from pipeline.commands.chaos.processes import (
 from pipeline.commands.chaos.sample import Sample, take_sample
 from pipeline.commands.chaos.table import fault_rows, in_all
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import current_manifest, read_current, read_part
+from pipeline.commit.manifest import current_manifest
+from pipeline.commit.read import read_current, read_part
 from pipeline.commit.verify import verify_output
 from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
 from pipeline.core.interrupts import interruptible

@@ -29,7 +29,7 @@ from retry_runs import (
 from selection import quick_cases
 
 from pipeline.commit.lease import hold_lease
-from pipeline.commit.maintenance import history_numbers, rollback
+from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.commit.manifest import log_numbers
 from pipeline.commit.publish import commit
 from pipeline.commit.verify import verify_output
