@@ -174,7 +174,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Show the report of a run that is stored beside its output."""
-    from pipeline.report.load import load_report
+    from pipeline.report.history import load_report
 
     document = load_report(uri, partition, run_id, as_storage_options(storage_options))
     show_report(document, as_json=as_json, quiet=False)

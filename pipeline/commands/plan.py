@@ -19,7 +19,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import Plan, what_changed
 from pipeline.plan.tiling import done_slices
 from pipeline.report.estimate import estimate
-from pipeline.report.past_runs import Recipe, find_past_run
+from pipeline.report.history import Recipe, find_past_run
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout
-from pipeline.commit.rollback import history_numbers
 from pipeline.commit.manifest import (
     Manifest,
     Part,
@@ -24,6 +23,7 @@ from pipeline.commit.manifest import (
 from pipeline.commit.part_reader import open_part, read_batches
 from pipeline.commit.partition_order import partition_order
 from pipeline.commit.read import locate
+from pipeline.commit.rollback import history_numbers
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.hive_paths import restore
 from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI

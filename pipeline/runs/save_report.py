@@ -9,8 +9,8 @@ from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stop
 from pipeline.core.interrupts import reason
 from pipeline.core.printable import clean_message
 from pipeline.report.document import RunStatus, build_report, to_json
+from pipeline.report.history import compare_with_before
 from pipeline.report.render import to_html
-from pipeline.report.slowdowns import compare_with_before
 from pipeline.runs.context import RunContext
 
 log = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ from selection import quick_cases
 
 from pipeline.commands.demo_photos import build_parquet
 from pipeline.commit.layout import Layout
-from pipeline.commit.rollback import rollback
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.rollback import rollback
 from pipeline.commit.tables.delta import Delta
 from pipeline.commit.tables.delta_storage import library_options
 from pipeline.commit.verify import verify_output

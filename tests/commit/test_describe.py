@@ -23,7 +23,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.job.job import Job
 from pipeline.report.document import RunFacts, build_report
 from pipeline.report.document_table import render_document
-from pipeline.report.load import load_report
+from pipeline.report.history import load_report
 from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare

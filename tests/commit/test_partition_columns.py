@@ -21,11 +21,11 @@ from published import (
 from pipeline.commit.compaction import Compactor
 from pipeline.commit.describe import describe_output
 from pipeline.commit.layout import Layout, part_target
-from pipeline.commit.rollback import rollback
 from pipeline.commit.manifest import Manifest, Part, current_manifest
 from pipeline.commit.partition_columns import compact_by_value
 from pipeline.commit.publish import commit, settle
 from pipeline.commit.read import read_predictions
+from pipeline.commit.rollback import rollback
 from pipeline.commit.staging import StagingWriter, quarantine_without_folder
 from pipeline.commit.verify import verify_output
 from pipeline.core.errors import GateRefused

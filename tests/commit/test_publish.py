@@ -20,10 +20,10 @@ from selection import quick_cases
 
 from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
-from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.commit.manifest import Manifest, current_manifest, list_partitions, log_numbers
 from pipeline.commit.publish import commit, repair, settle
 from pipeline.commit.read import read_predictions
+from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.commit.verify import verify_output
 from pipeline.core import failpoints
 from pipeline.core.errors import InfraError, JobError, PublishConflict

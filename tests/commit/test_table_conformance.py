@@ -20,9 +20,9 @@ from deltalake import DeltaTable
 from published import DAY, Rows, prepare_version, publish_rows, snapshot
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.rollback import rollback
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.rollback import rollback
 from pipeline.commit.tables import table_of
 from pipeline.core.errors import JobError
 from pipeline.core.failpoints import VARIABLE

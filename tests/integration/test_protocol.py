@@ -42,9 +42,9 @@ from s3server import S3Server
 from selection import quick_cases
 
 from pipeline.commit.layout import staged_name
-from pipeline.commit.rollback import history_numbers
 from pipeline.commit.manifest import log_numbers
 from pipeline.commit.publish import commit, repair
+from pipeline.commit.rollback import history_numbers
 from pipeline.commit.staging import list_staged
 from pipeline.commit.tables import table_of
 from pipeline.commit.verify import verify_output

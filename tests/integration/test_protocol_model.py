@@ -38,9 +38,9 @@ from stepping import Fault, Killed, Program
 
 from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.lease import hold_lease
-from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.commit.manifest import Manifest, log_numbers, read_manifest
 from pipeline.commit.read import read_current, read_part
+from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.commit.verify import verify_output
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError, PartitionBusy, PublishConflict

@@ -8,7 +8,7 @@ from published import put_report
 from report_examples import FULL
 
 from pipeline.report.document import Report, RunFacts, build_report
-from pipeline.report.past_runs import Recipe, find_past_run
+from pipeline.report.history import Recipe, find_past_run
 from pipeline.storage.store import Store
 
 FACTS = dataclasses.replace(FULL, model=FULL.model | {"runtime": "eager"})

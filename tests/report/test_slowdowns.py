@@ -9,7 +9,7 @@ from report_examples import FULL, counted
 
 from pipeline.core.errors import InfraError
 from pipeline.report.document import Report, RunFacts, build_report
-from pipeline.report.slowdowns import compare_with_before, slower_than_before
+from pipeline.report.history import compare_with_before, slower_than_before
 from pipeline.storage.store import Store
 
 

@@ -26,11 +26,11 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware, allocate
 from pipeline.plan.plan import Plan
-from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 from pipeline.runs.tuning.confirmation import choose_confirmed
+from pipeline.runs.tuning.context import Sample, TuningContext, tuning_context
 from pipeline.runs.tuning.layout_trials import finish_profile, pick
-from pipeline.runs.tuning.runtime_trials import Profile, Sample, TuningContext, try_ways
+from pipeline.runs.tuning.runtime_trials import Profile, try_ways
 from pipeline.runs.tuning.selection import as_tried, choose, search_budget_s
 from pipeline.runs.tuning.trial import Trial
 from pipeline.storage.create_once import CreateOutcome
@@ -141,14 +141,6 @@ def tune(
     profile = replace(finish_profile(tuning, sample, way), ways=ways)
     keep_profile(run, tuning, profile)
     return profile, pick(profile, way, tuning)
-
-
-def tuning_context(
-    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
-) -> TuningContext:
-    """Gather what trying things out takes."""
-    reader = make_reader(run.job, plan)
-    return TuningContext(run.job, run.store, plan, model, reader, hardware, allocation)
 
 
 def _read_choice(store: Store, path: str) -> Trial:

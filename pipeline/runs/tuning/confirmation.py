@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.execution.tasks import ray_errors
 from pipeline.plan.allocation import Allocation
-from pipeline.runs.tuning.runtime_trials import Sample, TuningContext, lone_task
+from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
 from pipeline.runs.tuning.selection import as_tried, choose
 from pipeline.runs.tuning.trial import Trial
 
@@ -65,7 +65,7 @@ class _Larger:
 
         plain, sample = tuning.model.as_reference(), Sample(tuning, CONFIRM_ROWS)
         exact = sample.inputs(plain)
-        self._workshop = tuning
+        self._tuning = tuning
         self._inputs = sample.inputs(tuning.model) if tuning.model.input.is_approximate else exact
         config, parts = replace(tuning.config, spec=plain), _num_parts(tuning.allocation)
         self._reference = [
@@ -79,9 +79,9 @@ class _Larger:
 
         from pipeline.runs.tuning.measure import compare_with
 
-        spec = as_tried(self._workshop.model, way)
-        task = lone_task(self._workshop, compare_with)
-        config, limits = replace(self._workshop.config, spec=spec), self._workshop.limits
+        spec = as_tried(self._tuning.model, way)
+        task = lone_task(self._tuning, compare_with)
+        config, limits = replace(self._tuning.config, spec=spec), self._tuning.limits
         with ray_errors():
             ray.get(self._reference)  # what fails here is no fault of the way
         try:

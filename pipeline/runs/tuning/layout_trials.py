@@ -13,7 +13,8 @@ from pipeline.core.heartbeat import beat
 from pipeline.execution.stages import Preprocessing
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import TASK_CPUS, gpu_share
-from pipeline.runs.tuning.runtime_trials import Profile, Sample, TuningContext, lone_task
+from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
+from pipeline.runs.tuning.runtime_trials import Profile
 from pipeline.runs.tuning.selection import as_tried, choose_batch, choose_layout, layouts
 from pipeline.runs.tuning.trial import Trial
 

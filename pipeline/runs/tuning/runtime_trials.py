@@ -6,27 +6,20 @@ Here are the runtimes and precisions, one after the other; layout_trials.py goes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import JobError
-from pipeline.core.heartbeat import beat
 from pipeline.execution.tasks import ray_errors
 from pipeline.inference.runtimes.int8 import INT8
-from pipeline.job.job import Job
-from pipeline.models.agreement import AgreementLimits
-from pipeline.models.spec import ModelSpec, PredictorConfig
-from pipeline.plan.allocation import Allocation, Hardware
-from pipeline.plan.plan import Plan
+from pipeline.models.spec import ModelSpec
+from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
 from pipeline.runs.tuning.selection import candidates, search_budget_s
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
-from pipeline.sources.rows import Reader
-from pipeline.storage.store import Store
 
-SAMPLE_ROWS = 128
 _TRIAL_S = 120.0
 _LEAST_TRIAL_S = 15.0
 _MUCH_LONGER = 1.5
@@ -72,90 +65,6 @@ class Profile:
         return cls(**found, search_budget_s=math.inf if budget_s is None else float(budget_s))
 
 
-@dataclass(frozen=True)
-class TuningContext:
-    """Where things are tried out."""
-
-    job: Job
-    store: Store
-    """The output, where calibrated models go."""
-    plan: Plan
-    model: ModelSpec
-    reader: Reader
-    hardware: Hardware
-    allocation: Allocation
-
-    @property
-    def limits(self) -> AgreementLimits:
-        return AgreementLimits.of(self.job.gates)
-
-    @property
-    def config(self) -> PredictorConfig:
-        """Return what an actor is made from, whatever runs the model."""
-        return PredictorConfig(
-            spec=self.model,
-            batch_size=self.job.model.batch_size or self.plan.batch_size,
-            num_gpus=self.allocation.actor_gpus,
-            num_threads=self.allocation.actor_threads,
-            pass_through=self.plan.pass_through,
-            models=self.store,
-        )
-
-    @property
-    def node_cpus(self) -> int:
-        """Return the cores of one node, of which all have as many."""
-        return max(1, int(self.hardware.cpus // self.hardware.num_nodes))
-
-    @property
-    def node_actors(self) -> int:
-        """Return how many actors share a node."""
-        return -(-self.allocation.max_actors // self.hardware.num_nodes)
-
-
-class Sample:
-    """Some of the job's rows, in Ray's store: encoded, and prepared for a model."""
-
-    def __init__(self, tuning: TuningContext, num_rows: int = SAMPLE_ROWS) -> None:
-        """Read rows at random; the same ones for the same work and number of rows."""
-        import ray
-
-        from pipeline.plan.sampling import sample_rows, sample_units
-
-        units, seed = sample_units(tuning.plan, num_rows)
-        self._workshop = tuning
-        read = plain_task(tuning, sample_rows)
-        self.rows = read.remote(tuning.reader, units, num_rows, seed)
-        ray.wait([self.rows])
-
-    def inputs(self, model: ModelSpec) -> Any:
-        """Return the sample as a model's decoder and transform leave it."""
-        from pipeline.runs.tuning.measure import preprocess_rows
-
-        task = plain_task(self._workshop, preprocess_rows)
-        return task.remote(self._workshop.reader, self.rows, model.input)
-
-
-def lone_task(tuning: TuningContext, function: Callable[..., Any]) -> Any:
-    """Make a task with a process of its own, which ends with it: nothing earlier counts in it."""
-    return plain_task(tuning, function, max_calls=1)
-
-
-def plain_task(tuning: TuningContext, function: Callable[..., Any], **options: Any) -> Any:
-    """Make a task with what an actor gets; others may follow in its process, which spares starts.
-
-    Args:
-        tuning: Whose.
-        function: What to do.
-        options: Further options of `ray.remote`.
-    """
-    import ray
-
-    beat("something to try")
-    allocation = tuning.allocation
-    resources = {"num_cpus": allocation.actor_cpus, "num_gpus": allocation.actor_gpus or None}
-    return ray.remote(**resources, max_retries=0, **options)(function)
-
-
 def try_ways(
     tuning: TuningContext, sample: Sample, num_rows: int | None, known: Sequence[Trial] = ()
 ) -> Profile:
@@ -193,7 +102,7 @@ class _Tries:
 
         from pipeline.runs.tuning.measure import try_out
 
-        self._workshop, self._plain = tuning, tuning.model.as_reference()
+        self._tuning, self._plain = tuning, tuning.model.as_reference()
         self._int8: tuple[str, str] | None = None
         self.first: Trial
         config = replace(tuning.config, spec=self._plain)
@@ -211,7 +120,7 @@ class _Tries:
     def one(self, way: tuple[str, str], best_rows_per_s: float, left_s: float) -> Trial:
         """Try a runtime and precision, if there is time left."""
         runtime, precision = way
-        spec = replace(self._workshop.model, runtime=runtime, precision=precision)
+        spec = replace(self._tuning.model, runtime=runtime, precision=precision)
         if spec == self._plain:
             return self.first
         if left_s <= 0:
@@ -230,9 +139,9 @@ class _Tries:
 
         from pipeline.runs.tuning.measure import calibrate
 
-        task = lone_task(self._workshop, calibrate)
+        task = lone_task(self._tuning, calibrate)
         try:
-            made: tuple[str, str] = ray.get(task.remote(self._workshop.config, self._inputs))
+            made: tuple[str, str] = ray.get(task.remote(self._tuning.config, self._inputs))
         except RayError as error:
             return "", f"calibration crashed: {type(error).__name__}"
         return made
@@ -244,8 +153,8 @@ class _Tries:
         from pipeline.runs.tuning.measure import try_out
 
         limit_s = max(_LEAST_TRIAL_S, left_s) if math.isfinite(left_s) else _TRIAL_S
-        config, limits = replace(self._workshop.config, spec=spec), self._workshop.limits
-        task = lone_task(self._workshop, try_out)
+        config, limits = replace(self._tuning.config, spec=spec), self._tuning.limits
+        task = lone_task(self._tuning, try_out)
         reference = task.remote(config, self._inputs, self._reference, limits, best_rows_per_s)
         done, _ = ray.wait([reference], timeout=limit_s)
         if not done:

@@ -29,9 +29,9 @@ from retry_runs import (
 from selection import quick_cases
 
 from pipeline.commit.lease import hold_lease
-from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.commit.manifest import log_numbers
 from pipeline.commit.publish import commit
+from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.commit.verify import verify_output
 from pipeline.core.errors import GateRefused, InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.core.semantics import SEMANTICS

@@ -1,0 +1,217 @@
+"""Reports of earlier runs: load one, find a comparable one, say which stages became slower.
+
+Reads few of the stored reports, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.commit.layout import WHOLE_OUTPUT, Layout
+from pipeline.commit.read import locate
+from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.job.job import AUTO
+from pipeline.report.document import REPORT_VERSION, Report
+from pipeline.report.performance import SlowerStage
+from pipeline.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+MIN_ROWS = 100
+"""A run that computed fewer says nothing about its speed."""
+SLOWER_PCT = 20.0
+MIN_BUSY_S = 1.0
+"""Of less work than this, a fifth is noise."""
+_ENDED = (("published", 0), ("refused", 3))
+_NEWEST_PARTITIONS = 16
+_NEWEST_RUNS = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes two runs do the same work for a row."""
+
+    name: str | None
+    weights_sha256: str | None
+    runtime: str | None
+    """`auto`: any."""
+    precision: str | None
+    """`auto`: any."""
+    batch_size: int | None
+
+    @classmethod
+    def of(cls, report: Report) -> Recipe:
+        """Return what a run used."""
+        model = report.model
+        return cls(
+            model.name, model.weights_sha256, model.runtime, model.precision, model.batch_size
+        )
+
+    def fits(self, report: Report) -> bool:
+        """Tell whether a run did what this asks for, and ended so that its speed counts."""
+        return (report.status, report.exit_code) in _ENDED and self.fits_unfinished(report)
+
+    def fits_unfinished(self, report: Report) -> bool:
+        """Tell whether a run did what this asks for, for enough rows, however it ended."""
+        if (
+            report.status == "nothing_to_do"
+            or (report.rows.computed or 0) < MIN_ROWS
+            or not report.rows_per_s
+        ):
+            return False
+        used = Recipe.of(report)
+        return (
+            (self.name, self.weights_sha256, self.batch_size)
+            == (used.name, used.weights_sha256, used.batch_size)
+            and self.runtime in (AUTO, used.runtime)
+            and self.precision in (AUTO, used.precision)
+        )
+
+
+def find_past_run(
+    store: Store, partition: str, is_wanted: Callable[[Report], bool]
+) -> Report | None:
+    """Return the newest report that is wanted, of any partition; None where none is.
+
+    Args:
+        store: The output.
+        partition: Looked at even if its name is not among the last ones.
+        is_wanted: Judges a report.
+    """
+    return next(filter(is_wanted, _newest_reports(store, partition)), None)
+
+
+def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
+    """Yield the newest reports, newest first: few names are listed, fewer reports are read.
+
+    Partitions are dates as a rule, so the last by name are the newest; run ids sort by time.
+    """
+    names = store.list_folders("reports")
+    looked_at = {*names[-_NEWEST_PARTITIONS:], *({partition} & {*names})}
+    runs = [(run, name) for name in looked_at for run in store.list_folders(f"reports/{name}")]
+    newest = sorted(runs, reverse=True)[:_NEWEST_RUNS]
+    paths = [
+        Layout(None if name == WHOLE_OUTPUT else name).report(run, "report.json")
+        for run, name in newest
+    ]
+    found = store.read_many(paths)
+    for path in paths:
+        data = found[path]
+        if isinstance(data, bytes):  # a run that was killed has left none
+            try:
+                yield Report.model_validate_json(data, extra="ignore")
+            except ValidationError:
+                continue  # another version wrote it
+
+
+def slower_than_before(report: Report, previous: Report) -> list[SlowerStage]:
+    """Return the stages whose rows/s a busy slot fell by more than `SLOWER_PCT`."""
+    before = {stage.stage: stage.rows_per_busy_slot_s for stage in previous.stages}
+    slower = []
+    for stage in report.stages:
+        now, then = stage.rows_per_busy_slot_s, before.get(stage.stage)
+        if now is None or not then or (stage.busy_s or 0.0) < MIN_BUSY_S:
+            continue
+        change_pct = round(100 * (now / then - 1), 2)
+        if change_pct < -SLOWER_PCT:
+            slower.append(
+                SlowerStage(
+                    stage=stage.stage,
+                    rows_per_busy_slot_s=now,
+                    before=then,
+                    change_pct=change_pct,
+                    run_id=previous.run_id,
+                )
+            )
+    return slower
+
+
+def compare_with_before(store: Store, report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report with `slower_than_before`; null where there is nothing to compare with.
+
+    Storage trouble costs the comparison, never the report.
+    """
+    this = Report.model_validate(report, extra="ignore")
+    recipe = Recipe.of(this)
+    if not recipe.fits(this):
+        return report
+
+    def is_like_this(past: Report) -> bool:
+        same = (past.hardware, past.decode_in) == (this.hardware, this.decode_in)
+        return same and past.run_id < this.run_id and recipe.fits(past)
+
+    try:
+        previous = find_past_run(store, this.partition, is_like_this)
+    except PipelineError as error:
+        log.warning("not compared with earlier runs: %s", error)
+        return report
+    if previous is None:
+        return report
+    slower = slower_than_before(this, previous)
+    return {**report, "slower_than_before": [stage.model_dump() for stage in slower]}
+
+
+def load_report(
+    uri: str, partition: str | None, run_id: str | None, storage_options: dict[str, Any]
+) -> dict[str, Any]:
+    """Read a stored report.json.
+
+    Args:
+        uri: The sink's root, a partition's folder, or a report.json itself.
+        partition: Which partition; None takes the latest run of all.
+        run_id: Which run; None takes the latest.
+        storage_options: fsspec options.
+
+    Raises:
+        JobError: There is no such report, or a newer version of the pipeline wrote it.
+        InfraError: What is there is not a report.
+    """
+    folder, _, name = uri.rpartition("/")
+    if name == "report.json":
+        store, path = Store(folder or ".", storage_options), name
+    else:
+        store, path = _find_report(uri, partition, run_id, storage_options)
+    try:
+        document = json.loads(store.read_bytes(path))
+        if document["version"] > REPORT_VERSION:
+            raise JobError(f"{store.url(path)}: written by a newer version; upgrade this one")
+        document = Report.model_validate(document, extra="ignore").model_dump(mode="json")
+    except FileNotFoundError:
+        raise JobError(f"{store.url(path)}: there is no such report") from None
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise InfraError(f"{store.url(path)}: not a report: {_first_line(error)}") from None
+    is_known = name == "report.json" or document["slower_than_before"] is not None
+    return dict(document) if is_known else compare_with_before(store, document)
+
+
+def _find_report(
+    uri: str, partition: str | None, run_id: str | None, storage_options: dict[str, Any]
+) -> tuple[Store, str]:
+    store, found = locate(uri, storage_options)
+    if partition is None and found is not None and found.partition:
+        partition = found.name
+    prefix = f"reports/{partition}" if partition else "reports"
+    paths = [
+        PurePosixPath(file.path)
+        for file in store.list_files(prefix)
+        if file.path.endswith("/report.json")
+    ]
+    wanted = [path for path in paths if run_id in (None, path.parent.name)]
+    if not wanted:
+        what = f"of run {run_id}" if run_id else "of any run"
+        raise JobError(f"{store.url(prefix)}: no report {what}; it has {len(paths)} reports")
+    return store, str(max(wanted, key=lambda path: path.parent.name))
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)

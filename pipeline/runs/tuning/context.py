@@ -1,0 +1,115 @@
+"""What measuring takes: the facts of the run, a sample of its rows, and Ray tasks.
+
+The tasks have the resources of an actor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.core.heartbeat import beat
+from pipeline.job.job import Job
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.plan.allocation import Allocation, Hardware
+from pipeline.plan.plan import Plan
+from pipeline.runs.builders import make_reader
+from pipeline.runs.context import RunContext
+from pipeline.sources.rows import Reader
+from pipeline.storage.store import Store
+
+SAMPLE_ROWS = 128
+
+
+@dataclass(frozen=True)
+class TuningContext:
+    """The facts of the run that is measured for."""
+
+    job: Job
+    store: Store
+    """The output, where calibrated models go."""
+    plan: Plan
+    model: ModelSpec
+    reader: Reader
+    hardware: Hardware
+    allocation: Allocation
+
+    @property
+    def limits(self) -> AgreementLimits:
+        return AgreementLimits.of(self.job.gates)
+
+    @property
+    def config(self) -> PredictorConfig:
+        """Return what an actor is made from, whatever runs the model."""
+        return PredictorConfig(
+            spec=self.model,
+            batch_size=self.job.model.batch_size or self.plan.batch_size,
+            num_gpus=self.allocation.actor_gpus,
+            num_threads=self.allocation.actor_threads,
+            pass_through=self.plan.pass_through,
+            models=self.store,
+        )
+
+    @property
+    def node_cpus(self) -> int:
+        """Return the cores of one node, of which all have as many."""
+        return max(1, int(self.hardware.cpus // self.hardware.num_nodes))
+
+    @property
+    def node_actors(self) -> int:
+        """Return how many actors share a node."""
+        return -(-self.allocation.max_actors // self.hardware.num_nodes)
+
+
+def tuning_context(
+    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
+) -> TuningContext:
+    """Return the context of a plan."""
+    reader = make_reader(run.job, plan)
+    return TuningContext(run.job, run.store, plan, model, reader, hardware, allocation)
+
+
+class Sample:
+    """Some of the job's rows, in Ray's store: encoded, and prepared for a model."""
+
+    def __init__(self, tuning: TuningContext, num_rows: int = SAMPLE_ROWS) -> None:
+        """Read rows at random; the same ones for the same work and number of rows."""
+        import ray
+
+        from pipeline.plan.sampling import sample_rows, sample_units
+
+        units, seed = sample_units(tuning.plan, num_rows)
+        self._tuning = tuning
+        read = plain_task(tuning, sample_rows)
+        self.rows = read.remote(tuning.reader, units, num_rows, seed)
+        ray.wait([self.rows])
+
+    def inputs(self, model: ModelSpec) -> Any:
+        """Return the sample as a model's decoder and transform leave it."""
+        from pipeline.runs.tuning.measure import preprocess_rows
+
+        task = plain_task(self._tuning, preprocess_rows)
+        return task.remote(self._tuning.reader, self.rows, model.input)
+
+
+def lone_task(tuning: TuningContext, function: Callable[..., Any]) -> Any:
+    """Make a task with a process of its own, which ends with it: nothing earlier counts in it."""
+    return plain_task(tuning, function, max_calls=1)
+
+
+def plain_task(tuning: TuningContext, function: Callable[..., Any], **options: Any) -> Any:
+    """Make a task with what an actor gets; others may follow in its process, which spares starts.
+
+    Args:
+        tuning: Whose.
+        function: What to do.
+        options: Further options of `ray.remote`.
+    """
+    import ray
+
+    beat("something to try")
+    allocation = tuning.allocation
+    resources = {"num_cpus": allocation.actor_cpus, "num_gpus": allocation.actor_gpus or None}
+    return ray.remote(**resources, max_retries=0, **options)(function)
