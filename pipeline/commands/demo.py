@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _ROWS_PER_FILE = 4
 _NUM_SHARDS = 4
 _IMAGES_SEED, _PARQUET_SEED = 1, 2
-# At most 5 % from 100 rows on, or the gates refuse, and every reason where there are rows enough.
+# At most 5 % from 100 rows on, or the gates refuse; every reason if there are enough rows.
 _ROWS_PER_BAD_FILE, _MAX_BAD_FILES = 16, 5
 _ROWS_PER_BAD_CELL, _MAX_BAD_CELLS = 20, 6
 _PREDICTIONS_SHOWN = 6

@@ -43,7 +43,7 @@ def examine(
         tries: Build the model and predict one row, if source and model are fine so far.
 
     Returns:
-        The findings, and the exit code of the first that fails; 0 where none does.
+        The findings, and the exit code of the first that fails; 0 if none does.
     """
     checks = [*look_at_machine(options.address)]
     address = options.address

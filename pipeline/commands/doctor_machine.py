@@ -54,7 +54,7 @@ class Finding:
     check: str
     status: FindingStatus
     found: str
-    """What there is; where it is not right, what would be."""
+    """What there is; if it is not right, what would be."""
     exit_code: int = 0
 
 

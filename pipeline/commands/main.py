@@ -39,7 +39,7 @@ def main() -> NoReturn:
 
 
 def end(code: int) -> NoReturn:
-    """End the process with a code; with another one where the result was not read."""
+    """End the process with a code; with another one if the result was not read."""
     ignore_stops()
     # Unloading what Ray and Arrow have loaded takes most of a second, and threads that wait for a
     # dead store or cluster would hold the process for minutes, for nothing.
@@ -89,7 +89,7 @@ def _say(error: BaseException) -> int:
 
 
 def _lose_ray() -> NoReturn:
-    """End a command whose Ray is gone, where no run watches over it."""
+    """End a command whose Ray is gone, if no run watches over it."""
     from pipeline.execution.cluster import health
     from pipeline.execution.embedded import ray_folder
 

@@ -1,4 +1,4 @@
-"""Code beside a job file: never imported from there by itself, but named where it is missed.
+"""Code beside a job file: never imported from there by itself, but named if it is missed.
 
 A folder that is searched could replace any module that some library only looks for; so who starts
 the run names the folder, in PYTHONPATH, and the module, with --allow-import.

@@ -54,8 +54,9 @@ class _Lasting(io.FileIO):
 def hold() -> None:
     """Put lasting streams in place; `sys.stderr` gets a descriptor of its own.
 
-    So descriptor 2 can be diverted. A descriptor that is closed becomes the null device's, else the
-    next file that is opened, of a store for example, would be what libraries write their talk to.
+    So descriptor 2 can be diverted. A descriptor that is closed becomes the null device's;
+    otherwise libraries would write their messages to the next file that is opened, of a store for
+    example.
     """
     closed = [number for number in (STDIN, STDOUT, STDERR) if _is_closed(number)]
     for number in closed:

@@ -19,7 +19,7 @@ from pipeline.runs.tuning.trial import Trial
 def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     """Measure anew and keep the figures, which runs with `auto` then go by; publishes nothing.
 
-    What the job leaves open is tried; where it leaves nothing open, everything.
+    What the job leaves open is tried; if it leaves nothing open, everything.
 
     Raises:
         JobError: The job is wrong, or nothing that was tried can be used.

@@ -154,12 +154,12 @@ def _require_dead(store: Store, layout: Layout, epoch: int) -> None:
         raise PartitionBusy(
             f"partition {layout.name}: run {owner.run_id} on {owner.host} (pid {owner.pid}) holds "
             f"it, renewed {max(0.0, age_s):.0f} s ago; wait for it, or {owner.ttl_s:.0f} s after "
-            "it died"
+            "its last renewal"
         )
 
 
 def _beats(store: Store, layout: Layout, epoch: int, ttl_s: float) -> bool:
-    """Watch for two renewals' time whether there is one; True where that would take too long."""
+    """Watch for two renewals' time whether there is one; True if that would take too long."""
     watch_s = 2 * ttl_s / _RENEWALS_PER_TTL
     if watch_s > _MAX_WATCH_S:
         return True
@@ -208,7 +208,7 @@ def _machine() -> str:
 
 
 def _started(process: psutil.Process) -> float:
-    """Return when a process started, in ticks since the machine's start where /proc says so.
+    """Return when a process started, in ticks since the machine's start, if /proc says so.
 
     psutil's own answer moves when the clock is set: it adds a time of day.
     """

@@ -62,8 +62,8 @@ class Manifest:
     partition_columns: dict[str, str] = field(default_factory=dict)
     """Columns that are folders inside the partition, with their types; outermost first."""
     plan: str | None = None
-    """Fingerprint of the stored plan of its rows, where it is not the one of `fingerprint`: shards
-    that could not be read have come in since."""
+    """Fingerprint of the stored plan of its rows; None: `fingerprint`. They differ once shards that
+    could not be read have come in."""
     retry: str | None = None
     """Fingerprint of the plan whose rows came in last."""
     distribution: dict[str, Any] = field(default_factory=dict)

@@ -189,7 +189,7 @@ class PartStream:
         """Write what is left; return the parts.
 
         Args:
-            at_least_one: Write one part with the schema even where there were no rows.
+            at_least_one: Write one part with the schema even if there were no rows.
         """
         self._write_row_group()
         if at_least_one and not self._parts and self._open is None:

@@ -1,4 +1,4 @@
-"""The order of partitions of one key: by date or number, where their names hold one."""
+"""The order of partitions of one key: by date or number if their names hold one."""
 
 from __future__ import annotations
 

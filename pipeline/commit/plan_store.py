@@ -25,7 +25,7 @@ PLAN_VERSION = 1
 
 
 def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
-    """Store the plan if its fingerprint is new, else return the stored one (same units).
+    """Store the plan if its fingerprint is new, otherwise return the stored one (same units).
 
     What was skipped is that of now: plans of the same shards may come of other folders or globs.
     """

@@ -68,7 +68,7 @@ def _targets(parts: Sequence[Part], kind: str, target: str) -> tuple[Part, ...]:
 
 
 def _place(store: Store, folder: str, parts: Sequence[Part], placed: Sequence[Part]) -> None:
-    """Copy parts to where they will be published; all of them, or none where that fails.
+    """Copy parts to where they will be published; all of them, or none if that fails.
 
     The names are of this attempt alone, and no log entry has them yet, so nothing else can need
     what is deleted. What a killed run placed stays until the next one.

@@ -40,7 +40,7 @@ class Check:
 
 
 def verdict(name: str, problems: Sequence[str], fine: str) -> Check:
-    """Return a check that fails where there are problems."""
+    """Return a check that fails if there are problems."""
     if not problems:
         return Check(name, "pass", fine)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -46,9 +46,9 @@ def find_duplicates(
 
     Returns:
         For each slice that has some: the row (counted within the slice) and its label (empty
-        where the task gives none), None where the row had failed already.
+        if the task gives none); None if the row had failed already.
 
-    Hashes (8 bytes a row) tell which slices to look into; only there the ids themselves count.
+    Hashes (8 bytes per row) tell which slices to look into; only there the ids themselves count.
     """
     if not hashes:
         return {}

@@ -2,7 +2,7 @@
 
 Of every quarantined row its part's metadata hold four numbers, see `KEY` to `RANK`. Predictions
 need none: their order says where they are, as long as the quarantine says what is missing. Only
-where partition columns have sorted them by value their parts hold their keys.
+if partition columns have sorted them by value, their parts hold their keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEY, UNIT, ROW, RANK = range(4)
 unit of the plan and the row in it; and how many rows of this version come before."""
 _MINOR_BITS = 28
 MAX_MINOR = 1 << _MINOR_BITS
-"""Rows that may come in where one stood for a whole shard."""
+"""Rows that may come in for one that stood for a whole shard."""
 METADATA = "pipeline.places"
 _COLUMNS = METADATA + ".columns"
 

@@ -1,6 +1,6 @@
 """Prove a published partition: nothing lost, nothing doubled, nothing changed.
 
-What the parts hold is read in `part_audit.py`; ids are looked at again only where their hashes
+What the parts hold is read in `part_audit.py`; ids are looked at again only if their hashes
 say that something is wrong.
 """
 

@@ -46,7 +46,7 @@ def retries_taken() -> int:
     """Return how many retries this process has taken; the difference of two calls is what counts.
 
     The retries of a slice are those of its process while it was read or written, which is the same
-    thing only where a process works on one slice at a time, as Ray's tasks do.
+    thing only if a process works on one slice at a time, as Ray's tasks do.
     """
     return _taken["retries"]
 

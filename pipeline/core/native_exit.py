@@ -86,7 +86,7 @@ def _end(_: int = 0) -> None:
 
 
 def _call(handler: Handler) -> None:
-    """Call a handler, again where an interrupt that was under way already hits it."""
+    """Call a handler; again if an interrupt that was under way already hits it."""
     for _ in range(_MAX_INTERRUPTS):
         with contextlib.suppress(KeyboardInterrupt):
             try:

@@ -55,7 +55,7 @@ def open_file(folder: int, name: str, flags: int) -> int:
     """Open a file of an opened folder, and nothing that a link leads to.
 
     Raises:
-        OSError: Among others, where there is a link.
+        OSError: Among others, if there is a link.
         InfraError: It is no file, or another user's, or has a second name elsewhere.
     """
     descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)

@@ -72,7 +72,7 @@ def load(group: str, name: str) -> Any:
 
 
 def get(group: str, name: str) -> Any:
-    """Do the same on any node, where a name that the job was checked for may be missing.
+    """Do the same on any node, on which a name that the job was checked for may be missing.
 
     Raises:
         JobError: There is no such name here, or as above.

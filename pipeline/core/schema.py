@@ -55,11 +55,11 @@ CLASSIFY_FIELDS = (*_ENTRY, pa.field(TOP_K, pa.list_(pa.struct(_ENTRY))))
 """What task `classify` adds."""
 
 IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])
-"""What sources of images yield: the encoded image, null where `error` is set."""
+"""What sources of images yield: the encoded image, null if `error` is set."""
 
 
 def feature_fields(num_features: int) -> pa.Schema:
-    """Return what sources of features yield: a vector per row, zeros where `error` is set."""
+    """Return what sources of features yield: a vector per row, zeros if `error` is set."""
     return pa.schema([pa.field(FEATURES, pa.list_(pa.float32(), num_features))])
 
 

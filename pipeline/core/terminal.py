@@ -38,7 +38,7 @@ def own_signal_handlers() -> Iterator[None]:
 def native_errors_to(path: Path) -> Iterator[None]:
     """Send what Ray's C++ core writes to file descriptor 2 to a file, which must not be there yet.
 
-    Only where the command line has moved `sys.stderr` to a descriptor of its own (`streams.hold`).
+    Only if the command line has moved `sys.stderr` to a descriptor of its own (`streams.hold`).
     """
     if sys.stderr is None or not hasattr(sys.stderr, "fileno") or _fileno(sys.stderr) in (2, None):
         yield
@@ -85,7 +85,7 @@ def show_error(error: BaseException, code: int) -> int:
         if isinstance(error, JobErrors)
         else [clean_message(str(error) if isinstance(error, PipelineError) else tell(error))]
     )
-    clear_status()  # it may still be there where a run is ended from outside
+    clear_status()  # it may still be there if a run is ended from outside
     report = getattr(error, "report", None)
     if report and "--quiet" not in sys.argv:
         sys.stderr.write(f"report: {printable(report)}\n")

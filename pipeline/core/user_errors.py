@@ -21,7 +21,7 @@ _MAX_CHARS = 300
 
 
 def tell(error: BaseException, module: str = "") -> str:
-    """Return `RuntimeError: message (net3.py line 27)`; without a place where none is the user's.
+    """Return `RuntimeError: message (net3.py line 27)`; without a place if none is the user's.
 
     Args:
         error: As it was caught, with its traceback.

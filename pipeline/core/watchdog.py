@@ -40,7 +40,7 @@ def watch(limit_s: float) -> Iterator[None]:
 
 
 def tick() -> None:
-    """Say that the work goes on; costs next to nothing, also where nothing is watched."""
+    """Note progress; costs next to nothing, also if nothing is watched."""
     limit_s = _watch.limit_s
     if limit_s is not None and monotonic() - _watch.armed_at_s > _REARM_AFTER * limit_s:
         _arm(limit_s)

@@ -63,7 +63,7 @@ class Transform(Section):
                 f"has {len(values)} {numbers}, needs 3 ({', '.join(_CHANNELS)}); models of other "
                 "channels are not supported"
             )
-        # What passed a function counts as Python, where a strict tuple has to be one.
+        # What passed a function counts as Python, in which a strict tuple has to be one.
         return tuple(values) if isinstance(values, list) else values
 
     @field_validator("mean", "std")
@@ -98,7 +98,7 @@ class Model(Section):
     """Expected digest of the weights file; another digest is refused."""
     weights_key: str | None = None
     """Key of the weights file under which the state dict lies, as in a checkpoint that holds more:
-    `model`, or `state.model` further down. What fits is named where it is missing."""
+    `model`, or `state.model` further down. What fits is named if it is missing."""
     labels: str | tuple[str, ...] | None = None
     """Class names: a list, or the URI of a text file with one a line or of a JSON list."""
     task: str = "classify"
@@ -106,7 +106,7 @@ class Model(Section):
     vector; `regress` one number a target; `raw` the outputs as they are. Installed packages may add
     tasks (entry points `pipeline.tasks`)."""
     top_k: PositiveInt = 5
-    """Task `classify`: how many classes `top_k` lists (fewer where the model has fewer)."""
+    """Task `classify`: how many classes `top_k` lists (fewer if the model has fewer)."""
     layer: str | None = None
     """The submodule whose output is taken instead of the model's, as `named_modules` calls it."""
     embedding_dim: PositiveInt | None = None
@@ -184,7 +184,7 @@ class Resources(Section):
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one actor; fractions share a card. 0 runs on the CPU."""
     actors_per_gpu: PositiveInt | None = None
-    """How many actors share each GPU where `num_gpus` is 1; left out: 1, or with `auto` what
+    """How many actors share each GPU if `num_gpus` is 1; left out: 1, or with `auto` what
     `pipeline tune` found."""
     num_cpus: Annotated[float, Field(gt=0)] | None = None
     """CPU cores (and torch threads) of one actor; left out: 1, or with `auto` what `pipeline tune`

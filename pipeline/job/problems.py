@@ -115,7 +115,7 @@ def _best_of_unions(errors: Iterable[Any], job: Any) -> Iterator[tuple[Path, Map
     """Yield each error with the path of its value.
 
     Of a field that may be of several types pydantic has an error for each: only that of the type
-    that is nearest says something, and where none is, all together do.
+    that is nearest says something, and if none is, all together do.
     """
     found: dict[Path, list[tuple[Path, bool, Any]]] = {}
     for details in errors:

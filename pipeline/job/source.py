@@ -51,7 +51,7 @@ class Source(Section):
     """What relative URIs are relative to; left out: `uri`."""
     http_hosts: tuple[str, ...] = ()
     """Hosts (`host`, or `host:port`) from which images may be fetched over https, at public
-    addresses only; also where they redirect to must be named here."""
+    addresses only; hosts that they redirect to must be named here, too."""
     private_hosts: tuple[str, ...] = ()
     """Further such hosts, each `host:port`, whose address may be private or loopback."""
     allow_http: bool = False

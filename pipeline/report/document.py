@@ -89,7 +89,7 @@ class RunFacts:
     in_actors: frozenset[str] = frozenset()
     """Groups whose work only the actors do: `decoder`, `writer`."""
     batch_rates: dict[int, float] = field(default_factory=dict)
-    """Batch size -> rows/s of one actor's model alone, where it was measured at several."""
+    """Batch size -> rows/s of one actor's model alone, if it was measured at several."""
     hardware: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     output: dict[str, Any] = field(default_factory=dict)
@@ -144,15 +144,15 @@ class Report(Section):
     limits: list[GroupLimit]
     bottleneck: BottleneckSection
     predictions: list[ForecastSection] = Field(default_factory=list)
-    """What each of the usual changes would bring; empty where no stage was measured."""
+    """What each of the usual changes would bring; empty if no stage was measured."""
     bytes_per_row: BytesPerRow = BytesPerRow()
     isolation: Isolation = Isolation()
     decode_in: Literal["actors", "tasks"] | None = None
-    """Where images were decoded; null where none were, or that is not known."""
+    """Where images were decoded; null if none were, or if that is unknown."""
     write_in: Literal["actors", "tasks"] | None = None
-    """Where slices were written; null where none were, or that is not known."""
+    """Where slices were written; null if none were, or if that is unknown."""
     gpu_decode: GpuDecode | None = None
-    """Null where no GPU was asked to decode."""
+    """Null if no GPU was asked to decode."""
     slower_than_before: list[SlowerStage] | None = None
     """Stages that lost more than a fifth of their speed since the last comparable run; null: not
     compared."""

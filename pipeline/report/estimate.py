@@ -43,7 +43,7 @@ def estimate(
     For the rows of the past run itself, what comes out is the time that it took.
 
     Args:
-        past: The report of a comparable run; None where there is none.
+        past: The report of a comparable run; None if there is none.
         rows_left: What is to be computed; None if unknown before the input is read.
         num_rows: What is to be published.
         price_per_node_hour: Of one node.

@@ -25,7 +25,7 @@ MORE_DATA = {"reader": "one more reader", "writer": "one more writer"}
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one change would give; None where what it takes to say so was not measured."""
+    """What one change would give; None if what it takes to say so was not measured."""
 
     change: str
     note: str
@@ -45,7 +45,7 @@ class _Change:
     name: str
     note: str
     load: Load | None
-    """As it would be; None where that is not known, and the note says why."""
+    """As it would be; None if that is unknown, and the note says why."""
 
 
 def make_forecasts(load: Load) -> list[Forecast]:

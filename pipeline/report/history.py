@@ -78,7 +78,7 @@ class Recipe:
 def find_past_run(
     store: Store, partition: str, is_wanted: Callable[[Report], bool]
 ) -> Report | None:
-    """Return the newest report that is wanted, of any partition; None where none is.
+    """Return the newest report that is wanted, of any partition; None if none is.
 
     Args:
         store: The output.
@@ -112,7 +112,7 @@ def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
 
 
 def slower_than_before(report: Report, previous: Report) -> list[SlowerStage]:
-    """Return the stages whose rows/s a busy slot fell by more than `SLOWER_PCT`."""
+    """Return the stages whose rows/s per busy slot fell by more than `SLOWER_PCT`."""
     before = {stage.stage: stage.rows_per_busy_slot_s for stage in previous.stages}
     slower = []
     for stage in report.stages:
@@ -134,7 +134,7 @@ def slower_than_before(report: Report, previous: Report) -> list[SlowerStage]:
 
 
 def compare_with_before(store: Store, report: dict[str, Any]) -> dict[str, Any]:
-    """Return the report with `slower_than_before`; null where there is nothing to compare with.
+    """Return the report with `slower_than_before`; null if there is nothing to compare with.
 
     Storage trouble costs the comparison, never the report.
     """

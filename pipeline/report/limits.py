@@ -64,12 +64,12 @@ class Load:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows over the streaming wall; 0 where that is unknown."""
+        """Rows over the streaming wall; 0 if that is unknown."""
         return self.rows / self.streaming_wall_s if self.streaming_wall_s else 0.0
 
     @property
     def own_groups(self) -> dict[str, tuple[str, ...]]:
-        """Group -> its stages, whoever does the work."""
+        """Group -> its stages, in tasks or in actors."""
         return {**GROUPS, "decoder": self.prepared}
 
     @property
@@ -99,13 +99,13 @@ class Load:
         return max((self.slots.get(stage, 0.0) for stage in self.own_groups[group]), default=0.0)
 
     def stage_slots(self, stage: str) -> float | None:
-        """Slots of a stage, those of the actors where they do its work."""
+        """Slots of a stage, those of the actors if they do its work."""
         if any(stage in self.own_groups[group] for group in self.in_actors):
             return self.group_slots("actor") or None
         return self.slots.get(stage)
 
     def busy_s(self, stage: str) -> float:
-        """Busy seconds of a stage, summed over its slots; 0 where it was not measured."""
+        """Busy seconds of a stage, summed over its slots; 0 if it was not measured."""
         return self.counters.get(stage, {}).get("busy_s", 0.0)
 
 
@@ -125,7 +125,7 @@ class Limit:
 
 
 def utilisation_pct(busy_s: float, slots: float | None, wall_s: float | None) -> float | None:
-    """Return the busy share of the slot time; above 100 only where busy really exceeds it."""
+    """Return the busy share of the slot time; above 100 only if busy really exceeds it."""
     if not slots or not wall_s:
         return None
     return round(100.0 * busy_s / (slots * wall_s), 2)
@@ -166,13 +166,13 @@ def _limit(load: Load, group: str, stages: tuple[str, ...], slots: float) -> Lim
 
 
 def busiest_group(limits: Sequence[Limit]) -> Limit | None:
-    """Return the group with the highest utilisation; None where none was measured."""
+    """Return the group with the highest utilisation; None if none was measured."""
     groups = [limit for limit in limits if limit.group != CORES]
     return max(groups, key=lambda limit: limit.utilisation_pct, default=None)
 
 
 def binding_limit(limits: Sequence[Limit]) -> Limit | None:
-    """Return what held the stream back; None where nothing was busy enough to be it.
+    """Return what held the stream back; None if nothing was busy enough to be it.
 
     The cores come first: a group is no limit of its own when all groups wait for the same cores.
     """

@@ -27,7 +27,7 @@ class StartupPart(Section):
 
 
 class Stage(Section):
-    """What one stage did in this run; all null where it was not measured."""
+    """What one stage did in this run; all null if it was not measured."""
 
     stage: str
     rows_in: int | None
@@ -124,7 +124,7 @@ class BytesPerRow(Section):
     to_decoder: float | None = None
     """Encoded; with decoding in the actors the same hop as `to_actor`."""
     to_actor: float | None = None
-    """What an actor gets: pixels, or the encoded image where the actors decode."""
+    """What an actor gets: pixels, or the encoded image if the actors decode."""
     to_device: float | None = None
     """Model input; on the CPU the copy into the batch."""
     written: float | None = None
@@ -146,7 +146,7 @@ class SlowerStage(Section):
 
 
 def ratio(amount: float | None, of: float | None) -> float | None:
-    """Return amount / of; None where either is unknown, or there is no such number."""
+    """Return amount / of; None if either is unknown, or there is no such number."""
     if amount is None or not of:
         return None
     return amount / of if math.isfinite(amount / of) else None
@@ -206,7 +206,7 @@ def isolation_of(load: Load) -> Isolation:
 
 
 def gpu_decode_of(load: Load) -> GpuDecode | None:
-    """Say who decoded; None where no GPU was asked to."""
+    """Say who decoded; None if no GPU was asked to."""
     if GPU_DECODE not in load.counters:
         return None
     found = StageCounters.from_dict(load.counters[GPU_DECODE])

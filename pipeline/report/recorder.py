@@ -129,7 +129,7 @@ class RunRecorder:
         self._totals.count(staged)
 
     def recount(self, slices: Sequence[tuple[SliceKey, str]], read: ReadFooter) -> None:
-        """Count what is staged where not our attempt of a slice won, but another run's.
+        """Count what is staged if not our attempt of a slice won, but another run's.
 
         Two attempts may differ: a URI that failed an hour ago can be read now.
 

@@ -32,10 +32,10 @@ class Rows(Section):
     resumed: int | None = None
     """Taken over, finished, from an earlier run."""
     deduplicated: int | None = None
-    """Of those computed, rows that got the result of another row of the same bytes; null where the
+    """Of those computed, rows that got the result of another row of the same bytes; null if the
     job did not ask for it. The stages do not count them."""
     rounded: int | None = None
-    """Of those computed, rows with features that float32 cannot hold exactly; null where there are
+    """Of those computed, rows with features that float32 cannot hold exactly; null if there are
     none."""
     left: int | None = None
     """Not computed yet when the run ended; null if unknown."""
@@ -67,7 +67,7 @@ class SkippedExtension(Section):
 
 
 class SkippedFiles(Section):
-    """Files below the source that are no input; null where it was not listed."""
+    """Files below the source that are no input; null if it was not listed."""
 
     files: int | None = None
     judged: int | None = None
@@ -156,7 +156,7 @@ class FailedRows(Section):
 
     reason: str
     stage: str | None = None
-    """Null where it is not known."""
+    """Null if it is unknown."""
     message: str | None = None
     """Of the row that is named; null stands for all messages that are not told apart."""
     num_rows: int

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 _COMPARED_EACH = 2
-"""Slices per actor that carry reference pixels where tasks decode; Ray decides which actor gets
+"""Slices per actor that carry reference pixels if tasks decode; Ray decides which actor gets
 which slice."""
 
 

@@ -59,7 +59,7 @@ def finish(
         retry: What the rows are let into; None publishes them alone.
 
     Returns:
-        What is current then: `base` itself where a retry changed nothing.
+        What is current then: `base` itself if a retry changed nothing.
 
     Raises:
         GateRefused: A gate refused; the published partition is unchanged.

@@ -42,7 +42,7 @@ _RANDOM = (
 
 @dataclass(frozen=True)
 class Tried:
-    """What trying a row gave, where it was no error."""
+    """What trying a row gave, if it was no error."""
 
     status: Literal["ok", "warn", "unknown"]
     found: str
@@ -87,7 +87,7 @@ class _RowWork:
 
 
 def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:
-    """Let one row go the whole way; where the first ones are bad, a few others.
+    """Let one row go the whole way; if the first ones are bad, a few others.
 
     Raises:
         JobError: The model cannot be built, or its outputs do not fit the task.

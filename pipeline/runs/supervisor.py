@@ -231,7 +231,7 @@ def _missing(run: RunContext) -> list[str]:
 
 
 def _within(limit_s: float, act: Callable[[], T]) -> T | None:
-    """Call `act` in a thread; None where it fails or does not end in time."""
+    """Call `act` in a thread; None if it fails or does not end in time."""
     found: list[T] = []
 
     def call() -> None:

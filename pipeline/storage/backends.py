@@ -1,4 +1,4 @@
-"""The backend of a store: local disk or objects, with injected faults where `pipeline chaos` asks.
+"""The backend of a store: local disk or objects, with injected faults if `pipeline chaos` asks.
 
 The one place that looks at PIPELINE_CHAOS. Without it, no code of the fault injection is imported.
 """

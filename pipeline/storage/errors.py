@@ -1,4 +1,4 @@
-"""Raw storage errors turned into ours: JobError, or InfraError where running again may cure it.
+"""Raw storage errors turned into ours: JobError, or InfraError if running again may cure it.
 
 Of those, TransientError is what may be over in a moment; only that is retried at once.
 Knows the error codes of the stores by name and imports none of their libraries.

@@ -61,7 +61,7 @@ def _begin(fetch: FetchPage, folder: str) -> _Step:
 
 
 def _split(fetch: FetchPage, folder: str, flat: Page, below: str) -> _Step:
-    """Go on with the folders below if there are few of them, else with the next flat page.
+    """Go on with the folders below if there are few of them, otherwise with the next flat page.
 
     Args:
         fetch: Asks for a page.

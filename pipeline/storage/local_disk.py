@@ -106,7 +106,7 @@ class LocalDisk:
             os.replace(temporary, path)
 
     def create(self, path: str, data: bytes) -> None:
-        # A link appears whole and fails where the name is taken; a rename would replace.
+        # A link appears whole and fails if the name is taken; a rename would replace.
         with _written_beside(path, data) as temporary:
             os.link(temporary, path)
 

@@ -128,7 +128,7 @@ class ObjectStore:
             raise
 
     def _found(self, path: str, act: Callable[[], T]) -> T:
-        """Do something with an object; where it is not found, make sure that its bucket is."""
+        """Do something with an object; if it is not found, make sure that its bucket is."""
         try:
             return act()
         except FileNotFoundError:
@@ -140,7 +140,7 @@ class ObjectStore:
         key = (id(self.fs), bucket)
         if self.facts.tells_missing_bucket or key in _seen_buckets:
             return
-        self.list_page(path, False, None)  # raises where there is no bucket
+        self.list_page(path, False, None)  # raises if there is no bucket
         _seen_buckets.add(key)
 
 

@@ -269,7 +269,7 @@ class Store:
         return fetch
 
     def _create(self, path: str, data: bytes) -> bool:
-        """Return whether the file was created; False where the name is taken, by any writer."""
+        """Return whether the file was created; False if the name is taken, by any writer."""
         with self._errors("create", path):
             try:
                 self._backend().create(self._full(path), data)
@@ -286,7 +286,7 @@ class Store:
     def _call(
         self, verb: str, path: str, act: Callable[[Backend], T], *, missing: str | None = None
     ) -> T:
-        """Act on the store, again where the trouble may pass; its errors become ours."""
+        """Act on the store, again if the trouble may pass; its errors become ours."""
 
         def once() -> T:
             with self._errors(verb, path, missing=missing):

@@ -213,7 +213,7 @@ def test_a_process_keeps_its_identity_when_the_clock_is_set(
 
 def test_a_silent_run_elsewhere_is_taken_for_dead_only_after_its_ttl(disk: Store):
     epoch = leave_behind(disk, machine="elsewhere", host="far", ttl_s=100.0)
-    with pytest.raises(PartitionBusy, match=r"the-silent-run on far .* 100 s after it died"):
+    with pytest.raises(PartitionBusy, match=r"the-silent-run on far .* 100 s after its last renewal"):
         acquire(disk)
     age(disk, LAYOUT.heartbeat(epoch), 90)
     with pytest.raises(PartitionBusy, match=r"renewed 9\d s ago"):

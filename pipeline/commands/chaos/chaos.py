@@ -82,10 +82,10 @@ def run_chaos(chaos: Chaos) -> tuple[dict[str, Any], int]:
     """Run the job over a sample, undisturbed and disturbed, and compare.
 
     Returns:
-        What was injected and what was lost, and the exit code: 1 where anything was.
+        What was injected and what was lost, and the exit code: 1 if anything was.
 
     Raises:
-        PipelineError: As of the job itself, where its undisturbed run over the sample fails.
+        PipelineError: As of the job itself, if its undisturbed run over the sample fails.
     """
     started, is_needed = perf_counter(), chaos.keep
     folder = Path(tempfile.mkdtemp(prefix="pipeline-chaos-")).resolve()

@@ -51,7 +51,7 @@ def spoil_shards(data: bytes) -> dict[str, bytes]:
 def spoil_rows(source: Source, table: pa.Table, number: int, seed: int) -> pa.Table | None:
     """Return copies of rows of a shard, each with an input that cannot be predicted and a new id.
 
-    None where no such input is known: of features only nulls are, where the job quarantines them.
+    None if no such input is known: of features only nulls are, if the job quarantines them.
     """
     name = source.uri_column or (source.features or (source.image_column,))[0]
     column = table.column(name).combine_chunks()
@@ -71,7 +71,7 @@ def spoil_rows(source: Source, table: pa.Table, number: int, seed: int) -> pa.Ta
 
 
 def with_texts(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table | None:
-    """Return a table with other texts in a column; None where it holds no texts."""
+    """Return a table with other texts in a column; None if it holds no texts."""
     kind = table.schema.field(name).type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not is_text and not pa.types.is_dictionary(kind):

@@ -53,7 +53,7 @@ class FinishedRun:
 
     code: int
     document: Mapping[str, Any]
-    """Its report, or what it said of its error; empty where it was killed."""
+    """Its report, or what it said of its error; empty if it was killed."""
     seconds: float
     slices_before: int
     """Slices that were staged when it began."""

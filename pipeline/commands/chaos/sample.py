@@ -182,7 +182,7 @@ def _take_parquet(_: Parquet, wish: _Wish, sample: Sample) -> None:
 
 
 def _first_rows(store: Store, path: str, num_rows: int) -> pa.Table | None:
-    """Return the first rows of a shard with all its columns; None where it cannot be read."""
+    """Return the first rows of a shard with all its columns; None if it cannot be read."""
     batches: list[pa.RecordBatch] = []
     try:
         with store.open(path) as handle:

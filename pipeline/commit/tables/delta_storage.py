@@ -15,7 +15,7 @@ FOLDER = "predictions"
 
 
 def open_table(store: Store) -> DeltaTable | None:
-    """Open the table; None where there is none yet.
+    """Open the table; None if there is none yet.
 
     Raises:
         InfraError: It cannot be read.

@@ -38,7 +38,7 @@ def connect_job_api(address: str) -> Any:
     has_token = send_token()
     _warn_if_open(address, has_token=has_token)
     try:
-        import aiohttp  # noqa: F401  # Ray's client imports it only where it is installed
+        import aiohttp  # noqa: F401  # Ray's client imports it only if it is installed
         from ray.job_submission import JobSubmissionClient
     except ImportError:
         raise JobError(

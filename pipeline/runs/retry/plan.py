@@ -221,7 +221,7 @@ def _end(extent: Extent) -> int:
 
 
 def _account(base: Base, readable: Mapping[str, tuple[Extent, ...]]) -> Plan:
-    """Return the plan of all rows, where shards that can be read now stand with their rows."""
+    """Return the plan of all rows, in which shards that can be read now stand with their rows."""
     if not readable:
         return base.accounts
     units = []

@@ -231,7 +231,7 @@ def merge_places(
 
 
 def _inserts(match: Match, keys: Numbers) -> list[Insert]:
-    """Return the slices of which rows come in; keys are of all rows, -1 where one does not."""
+    """Return the slices of which rows come in; keys are of all rows, -1 if one does not."""
     inserts = []
     first = 0
     for key, file in match.slices:

@@ -113,7 +113,7 @@ def _choose_anew(run: RunContext, tuning: TuningContext, profile: Profile | None
         before = profile or Profile(())
         found = try_ways(tuning, Sample(tuning), num_rows, before.ways)
         profile = replace(found, batches=before.batches, layouts=before.layouts)
-        keep_profile(run, tuning, profile)  # also where nothing of it can be used
+        keep_profile(run, tuning, profile)  # also if nothing of it can be used
     ways, way = choose_confirmed(tuning, profile.ways, num_rows)
     if ways != profile.ways:
         profile = replace(profile, ways=ways)

@@ -57,7 +57,7 @@ def try_batches(tuning: TuningContext, sample: Sample, way: Trial) -> list[Trial
 def try_layouts(tuning: TuningContext, sample: Sample, way: Trial, batch_size: int) -> list[Trial]:
     """Measure the divisions of a node's cores, or of a GPU, that the job leaves open, at full load.
 
-    Actors that decode for themselves are first: where nothing is faster, they are taken.
+    Actors that decode for themselves are first: if nothing is faster, they are taken.
     """
     resources, cpus = tuning.job.resources, tuning.node_cpus
     if resources.max_actors:
@@ -182,7 +182,7 @@ def node_memory_mib(num_gpus: float) -> float:
 
 
 def _batch_size(trials: Sequence[Trial], tuning: TuningContext) -> int:
-    """Return what is chosen of the batch sizes that were measured; 0 where none can be used."""
+    """Return what is chosen of the batch sizes that were measured; 0 if none can be used."""
     memory_mib = node_memory_mib(tuning.allocation.actor_gpus)
     slice_rows = tuning.plan.usual_slice_rows()
     batch = choose_batch(trials, memory_mib, tuning.node_actors, slice_rows)

@@ -64,7 +64,7 @@ def try_out(
     Args:
         config: The way.
         sample: Prepared rows, each array (N, ...).
-        reference: What eager fp32 keeps of the sample; None where this is eager fp32.
+        reference: What eager fp32 keeps of the sample; None if this is eager fp32.
         limits: How far a row may be from the reference.
         best_rows_per_s: The best rate so far.
     """
@@ -207,7 +207,7 @@ class LayoutWorker:
         self._predictor: Predictor | None = None
 
     def load(self, rows: pa.Table, inputs: Inputs) -> None:
-        """Take a sample, encoded and decoded; load the model where there is need, and warm up."""
+        """Take a sample, encoded and decoded; load the model if there is need, and warm up."""
         self._rows, self._inputs = rows, inputs
         if self._kind != "decode":
             from pipeline.inference.predictor import Predictor

@@ -74,7 +74,7 @@ def try_ways(
         tuning: Where.
         sample: On what.
         num_rows: Rows of the run that waits for the answer: once it would have ended with the best
-            way so far, the others are given up. None where no run waits.
+            way so far, the others are given up. None if no run waits.
         known: What was tried before; only what was given up is tried again.
 
     Raises:

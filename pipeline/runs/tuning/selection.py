@@ -111,7 +111,7 @@ def choose_batch(
         memory_mib: What the actors of one node may take together.
         num_actors: How many there are on a node.
         slice_rows: Rows of the slices, or of some: what fills no batch is computed all the same
-            where batches have one size. None counts as slices of whole batches.
+            if batches have one size. None counts as slices of whole batches.
     """
     fitting = [t for t in trials if not t.problem and t.peak_mib * num_actors <= memory_mib]
 

@@ -17,7 +17,7 @@ class Trial:
     rows_per_s: float = 0.0
     """Of all actors that ran, the model only; with `decode_in` decoding as well."""
     load_s: float = 0.0
-    """Until an actor is ready, where the node has kept what the runtime made of the model."""
+    """Until an actor is ready, if the node has kept what the runtime made of the model."""
     agreement_pct: float = 0.0
     """Share of the sampled rows that agree with eager fp32."""
     is_confirmed: bool = False
@@ -29,11 +29,11 @@ class Trial:
     problem: str = ""
     """Why it cannot be used; '' if it can."""
     batch_size: int = 0
-    """Rows of one model call; 0 where the plan's was used."""
+    """Rows of one model call; 0 if the plan's was used."""
     actors: int = 1
     """How many ran at the same time."""
     threads: int = 0
-    """CPU threads of each; 0 where the allocation's were used."""
+    """CPU threads of each; 0 if the allocation's were used."""
     decode_in: str = ""
     """`actors` or `tasks`, where the rows were decoded, too; '' for the model alone."""
     peak_mib: float = 0.0

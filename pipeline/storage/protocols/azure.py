@@ -105,7 +105,7 @@ async def _read_azure(
             data: bytes = await stream.readall()
             return data
     except ResourceModifiedError as error:
-        await call(fs, "info", path)  # raises where there is no version at all
+        await call(fs, "info", path)  # raises if there is no version at all
         raise FileExpired(errno.ESTALE, "replaced", path) from error
     except ResourceNotFoundError as error:
         if getattr(error, "error_code", "") == "ContainerNotFound":

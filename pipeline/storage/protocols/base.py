@@ -32,7 +32,7 @@ class ObjectProtocol:
     begin with the bucket and whose prefixes do not."""
     open: Callable[[Any, str], tuple[int, Fetch]]
     read_version: Callable[[Any, str, str], Awaitable[bytes]]
-    """Reads one version of a whole object; raises FileExpired where there is another one."""
+    """Reads one version of a whole object; raises FileExpired if there is another one."""
     copy: Callable[[Any, str, str], None]
     version: str
     modified: str

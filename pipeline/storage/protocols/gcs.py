@@ -27,7 +27,7 @@ def _connect_gcs(options: Mapping[str, Any]) -> Any:
     import aiohttp
 
     # The plain class: the package's default asks by gRPC what kind of bucket it is, which takes a
-    # minute to fail where there is only HTTP (an emulator, a private endpoint).
+    # minute to fail if there is only HTTP (an emulator, a private endpoint).
     from gcsfs.core import GCSFileSystem
 
     fs = GCSFileSystem(**{"consistency": "md5", **options}, use_listings_cache=False)
@@ -85,7 +85,7 @@ async def _read_gcs(fs: Any, path: str, version: str) -> bytes:
     try:
         data: bytes = await call(fs, "cat_file", path, generation=version)
     except FileNotFoundError as error:
-        await call(fs, "info", path)  # raises where there is no version at all
+        await call(fs, "info", path)  # raises if there is no version at all
         raise FileExpired(errno.ESTALE, "replaced", path) from error
     return data
 
