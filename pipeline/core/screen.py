@@ -69,7 +69,7 @@ class _AboveStatus(logging.StreamHandler[TextIO]):
 
 
 def status_stream() -> TextIO | None:
-    """Return a stream on which a line can be overwritten, a terminal or a notebook; otherwise None."""
+    """Return a stream whose last line can be overwritten (terminal, notebook); otherwise None."""
     if "ipykernel" in sys.modules:
         return sys.stdout
     return sys.stderr if _is_terminal(sys.stderr) else None

@@ -185,7 +185,7 @@ def test_code_beside_the_job_file_is_named_and_not_run(
     assert f"PYTHONPATH={tmp_path} pipeline ... --allow-import {name}" in line
 
 
-def test_code_beside_the_job_file_is_found_where_the_user_says_so(tmp_path: Path):
+def test_code_beside_the_job_file_is_found_if_the_user_says_so(tmp_path: Path):
     (tmp_path / "nets.py").write_text("raise RuntimeError('it ran')")
     job = tmp_path / "job.yaml"
     job.write_text(

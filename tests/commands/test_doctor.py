@@ -101,7 +101,7 @@ def test_who_may_reach_ray_is_told_and_the_token_is_not(
 
 @pytest.mark.parametrize("scheme", ["", "http://"])
 def test_a_cluster_that_does_not_answer_fails_with_the_code_of_the_run(scheme: str) -> None:
-    with socket.socket() as taken:  # refuses connections, and nobody else can take it
+    with socket.socket() as taken:  # refuses connections, and no other process can take it
         taken.bind(("127.0.0.1", 0))
         address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
         found, code = examine(None, RunOptions(address=address))

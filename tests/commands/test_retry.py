@@ -133,7 +133,7 @@ def test_a_fault_at_any_step_changes_nothing_of_what_comes_of_a_retry(
     act = {"exit": place.die_at, "raise": place.fail_at, "lost answer": place.lose_at}[fault]
     is_done = act(point, partial(retry_into, before=before)) or point.is_committed
 
-    # Whoever goes by the manifest sees one whole version: the old one up to the commit.
+    # A reader of the manifest sees one whole version: the old one up to the commit.
     seen = assert_readable(store)
     assert seen is not None
     assert seen.number == (3 if is_done else 2)

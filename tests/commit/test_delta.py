@@ -1,5 +1,5 @@
-"""The Delta table names exactly the published parts, once, whatever is killed and whoever else
-commits; every version of it that is current has all its files."""
+"""The Delta table names exactly the published parts, once, whatever is killed and whatever else
+is committed; every version of it that is current has all its files."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_killed_anywhere_and_done_again_it_is_committed_exactly_once(
     publish_and_be_killed(any_store, second, f"{place}:kill:{nth}")
     if is_first and not is_in_table:
         assert not any_store.exists("predictions/_delta_log")
-    else:  # whoever reads now finds one version, with all of its files
+    else:  # a reader finds one version, with all of its files
         assert read(any_store) == good(second if is_in_table else first)
     publish(any_store, second)
     manifest = current_manifest(any_store, LAYOUT)

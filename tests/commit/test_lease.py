@@ -1,4 +1,4 @@
-"""The lease: one live run a partition, and nobody waits for the dead."""
+"""The lease: one live run per partition, and no wait for one that has ended."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_another_process_that_got_the_same_pid_is_not_the_owner(disk: Store):
 def test_a_beat_from_before_a_clock_was_set_back_counts_only_while_it_is_renewed(disk: Store):
     epoch = leave_behind(disk, machine="elsewhere", ttl_s=2.0)
     age(disk, LAYOUT.heartbeat(epoch), -3600)
-    assert acquire(disk) == epoch + 1, "nobody renews it"
+    assert acquire(disk) == epoch + 1, "it is not renewed"
 
     with hold_lease(disk, LAYOUT, "run-1", 2.0) as lease:
         owner = {**asdict(lease.owner), "machine": "elsewhere"}
@@ -213,7 +213,9 @@ def test_a_process_keeps_its_identity_when_the_clock_is_set(
 
 def test_a_silent_run_elsewhere_is_taken_for_dead_only_after_its_ttl(disk: Store):
     epoch = leave_behind(disk, machine="elsewhere", host="far", ttl_s=100.0)
-    with pytest.raises(PartitionBusy, match=r"the-silent-run on far .* 100 s after its last renewal"):
+    with pytest.raises(
+        PartitionBusy, match=r"the-silent-run on far .* 100 s after its last renewal"
+    ):
         acquire(disk)
     age(disk, LAYOUT.heartbeat(epoch), 90)
     with pytest.raises(PartitionBusy, match=r"renewed 9\d s ago"):

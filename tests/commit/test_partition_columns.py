@@ -137,7 +137,7 @@ def test_files_of_a_crashed_attempt_are_tidied_up_in_their_folders(usual_store: 
     verify(usual_store)
 
 
-def test_a_folder_of_somebody_else_is_left_alone(usual_store: Store):
+def test_a_folder_that_is_not_ours_is_left_alone(usual_store: Store):
     first = publish_rows(usual_store, rows=ROWS)
     copy = f"{LAYOUT.predictions}/backup/{first.parts[0].path.rpartition('/')[2]}"
     usual_store.copy(first.parts[0].path, copy)

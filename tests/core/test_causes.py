@@ -148,10 +148,10 @@ def test_causes_in_words_name_a_row_each():
     assert len(told) < 250
 
 
-def test_one_cause_is_common_to_all_only_where_nothing_was_predicted():
+def test_one_cause_is_common_to_all_only_if_nothing_was_predicted():
     alike = Cause("model_error", "predict", "ValueError: no", 5, "a", "ValueError: no")
     decode = Cause("decode_error", "decode", "bad", 2, "b", "bad")
-    crash = Cause("native_crash", "predict", "died", 1, "c", "died")
+    crash = Cause("native_crash", "predict", "crashed", 1, "c", "crashed")
     assert common_cause([alike, decode], 0) == alike
     assert common_cause([alike], 1) is None
     assert common_cause([decode], 0) is None

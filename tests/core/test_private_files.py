@@ -21,18 +21,18 @@ from pipeline.execution.embedded.ray_folder import RayFolder, weakness
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.tasks import attempts_in
 
-NOBODY = 65534
+OTHER_USER = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 
 
-def as_nobody(act: Callable[[], object]) -> str:
-    """Do something as another user; return the error's name, '' where it worked."""
+def as_other_user(act: Callable[[], object]) -> str:
+    """Do something as another user; return the error's name, '' if it worked."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(reading)
         os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setgid(OTHER_USER)
+        os.setuid(OTHER_USER)
         try:
             act()
         except OSError as error:
@@ -77,7 +77,7 @@ def test_a_link_or_a_file_is_no_folder(to: str, tmp_path: Path):
 def test_another_users_folder_is_refused_and_the_next_one_taken(tmp_path: Path):
     taken, own = tmp_path / "taken", tmp_path / "own"
     taken.mkdir(mode=0o700)
-    os.chown(taken, NOBODY, NOBODY)
+    os.chown(taken, OTHER_USER, OTHER_USER)
     assert first_of([taken, own]) == own
     with pytest.raises(InfraError, match="taken: must be this user's own"):
         first_of([taken])
@@ -125,7 +125,7 @@ def test_marks_of_another_user_are_not_believed_whose_ever_folder_took_the_name(
     planted.mkdir(parents=True)
     (planted / "slice").write_text(13 * "{}\n")
     for path in (planted.parent, planted, planted / "slice"):
-        os.chown(path, NOBODY, NOBODY)
+        os.chown(path, OTHER_USER, OTHER_USER)
     with attempts_in((session, system), "a-run").attempt("slice") as earlier:
         assert earlier == Earlier()
     assert stat.S_IMODE((system / planted.parent.name).stat().st_mode) == 0o700
@@ -144,9 +144,9 @@ def test_rays_folder_is_private_whatever_the_umask(base: Path, umask: int):
     folder.path.chmod(0o777)  # as Ray does with whatever it is given
     (folder.path / "session_1" / "sockets").mkdir(parents=True)
     if os.geteuid() == 0:
-        assert as_nobody(lambda: list(folder.path.iterdir())) == "PermissionError"
-        assert as_nobody(lambda: (folder.path / "planted").touch()) == "PermissionError"
-        assert as_nobody(lambda: own.rename(base / "away")) == "PermissionError"
+        assert as_other_user(lambda: list(folder.path.iterdir())) == "PermissionError"
+        assert as_other_user(lambda: (folder.path / "planted").touch()) == "PermissionError"
+        assert as_other_user(lambda: own.rename(base / "away")) == "PermissionError"
     folder.end(keep_logs=False)
     assert list(base.iterdir()) == []
 
@@ -168,8 +168,8 @@ def test_the_logs_of_a_run_that_failed_stay_for_a_day_and_no_other_runs_folder_i
 @needs_root
 def test_what_another_user_made_to_look_like_ours_is_not_swept_away(base: Path, tmp_path: Path):
     (tmp_path / "precious").touch()
-    as_nobody(lambda: (base / "pl-ray-planted1").symlink_to(tmp_path))
-    as_nobody(lambda: (base / "pl-ray-planted2").mkdir())
+    as_other_user(lambda: (base / "pl-ray-planted1").symlink_to(tmp_path))
+    as_other_user(lambda: (base / "pl-ray-planted2").mkdir())
     os.utime(base / "pl-ray-planted2", (0, 0))
     RayFolder().end(keep_logs=False)
     assert (tmp_path / "precious").exists()
@@ -248,6 +248,6 @@ def test_the_cache_may_be_a_link_of_this_user_and_of_no_other(
     link = tmp_path / "batch-inference-pipeline"
     link.symlink_to(tmp_path / "large-disk")
     assert claim("a")
-    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    os.chown(link, OTHER_USER, OTHER_USER, follow_symlinks=False)
     with pytest.raises(InfraError, match="no link"):
         claim("b")

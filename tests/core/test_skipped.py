@@ -173,7 +173,7 @@ def test_every_file_is_a_row_or_counted_in_report_and_manifest(
     assert partition.report()["skipped"] == manifest.skipped
 
 
-def test_too_many_skipped_files_refuse_where_the_job_says_so(tmp_path: Path) -> None:
+def test_too_many_skipped_files_refuse_if_the_job_says_so(tmp_path: Path) -> None:
     partition = partition_of(tmp_path, max_skipped_pct=50.0, skipped_mode="fail")
     with pytest.raises(GateRefused, match=r"max_skipped_pct: 5 of 9 files are not read"):
         partition.run()

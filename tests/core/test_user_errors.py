@@ -59,7 +59,7 @@ def test_frames_of_the_package_and_of_libraries_are_not_the_users():
     assert place([("/home/me/net.py", 7), (torch, 2)]) == "net.py line 7"
 
 
-def test_an_installed_package_is_the_users_where_the_job_names_it():
+def test_an_installed_package_is_the_users_if_the_job_names_it():
     package = "/opt/venv/lib/python3.11/site-packages/mymodels/nets.py"
     torch = "/opt/venv/lib/python3.11/site-packages/torch/nn/module.py"
     assert place([(package, 5), (torch, 2)], "mymodels.zoo") == "nets.py line 5"

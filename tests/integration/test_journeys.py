@@ -147,7 +147,7 @@ def test_a_week_of_a_scheduler_can_be_told_from_its_exit_codes_and_reports(tmp_p
     source = {"uri": str(tmp_path / "in" / "${date}"), "format": "images"}
     job = write_job(tmp_path / "job.yaml", source, out)
 
-    def night(day: int, *arguments: str) -> Result:
+    def run_day(day: int, *arguments: str) -> Result:
         return pipeline("run", job, "--date", f"2026-11-{day}", *arguments)
 
     def arrive(day: int, count: int, *, empty: int = 0) -> None:
@@ -157,13 +157,13 @@ def test_a_week_of_a_scheduler_can_be_told_from_its_exit_codes_and_reports(tmp_p
             (folder / f"{index:03d}.png").write_bytes(b"" if index < empty else photo(index, "PNG"))
 
     arrive(20, 100)
-    assert night(20).code == 0
-    assert "nothing to do" in said(night(20)).replace("_", " ")
-    missing = night(21)
+    assert run_day(20).code == 0
+    assert "nothing to do" in said(run_day(20)).replace("_", " ")
+    missing = run_day(21)
     assert missing.code == 8
     assert "2026-11-21" in said(missing)
     arrive(22, 120, empty=30)
-    refused = night(22)
+    refused = run_day(22)
     assert refused.code == 3
     assert "empty" in said(refused)
     assert "000.png" in said(refused)
@@ -174,10 +174,10 @@ def test_a_week_of_a_scheduler_can_be_told_from_its_exit_codes_and_reports(tmp_p
     report = pipeline("report", out, "--partition", "date=2026-11-22", "--json")
     assert report.code == 0
     assert report.json["status"] == "refused"
-    accepted = night(22, "--accept", "max_error_pct=the camera was off")
+    accepted = run_day(22, "--accept", "max_error_pct=the camera was off")
     assert accepted.code == 0, said(accepted)
     arrive(20, 102)  # two files come late
-    late = night(20, "--json")
+    late = run_day(20, "--json")
     assert late.code == 0
     assert late.json["rows"]["total"] == 102
     for day in (20, 22):

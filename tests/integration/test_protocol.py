@@ -1,4 +1,4 @@
-"""The commit protocol at each of its steps: the process dies, it fails, or an answer is lost.
+"""The commit protocol at each of its steps: the process is killed, it fails, or an answer is lost.
 
 Each case publishes the next version of a partition that has a current one and one in its history,
 on local disk and on a real S3 server, without Ray. Every promise of the protocol is looked at:

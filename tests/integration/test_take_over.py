@@ -106,7 +106,7 @@ def test_a_gate_that_is_certain_to_refuse_gives_way_to_the_one_cause(tmp_path: P
     run, plan = count(partition, stage(partition, failed={0})[:1])
     with pytest.raises(AlikeError, match="all 4 rows"):
         fail_fast_on_certain_refusal(run, plan)
-    run.record.retried(entries=4)  # rows that go again have failed before
+    run.record.retried(entries=4)  # retried rows have failed before
     with pytest.raises(Exception, match=r"certain after 4 of 40 rows") as refused:
         fail_fast_on_certain_refusal(run, plan)
     assert not isinstance(refused.value, AlikeError)

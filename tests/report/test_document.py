@@ -1,4 +1,4 @@
-"""The report is valid and honest however the run ended."""
+"""The report is valid and true however the run ended."""
 
 import dataclasses
 import json
@@ -166,7 +166,7 @@ def test_what_had_to_be_isolated_is_counted_and_nothing_is_zero():
     assert set(build_report(FULL)["isolation"].values()) == {0}
 
 
-def test_who_decoded_is_said_where_a_gpu_was_asked_to():
+def test_who_decoded_is_said_if_a_gpu_was_asked_to():
     decoded = StageCounters(2000, 1988).to_dict()
     facts = dataclasses.replace(FULL, counters={**FULL.counters, "gpu_decode": decoded})
     report = build_report(facts)

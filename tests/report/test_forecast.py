@@ -47,7 +47,7 @@ def test_a_change_beside_the_limit_brings_nothing_and_one_at_it_leads_to_the_nex
     assert (more.gain_pct, more.limited_by) == (25.0, "decoder")
 
 
-def test_where_the_cores_are_full_only_less_work_or_more_cores_help():
+def test_with_full_cores_only_less_work_or_more_cores_help():
     found = by_change(fused())
     assert find_bottleneck(fused()).limit == "cores"
     assert found["one more actor on the same cores"].gain_pct == 0.0

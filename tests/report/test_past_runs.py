@@ -66,7 +66,7 @@ def test_another_model_or_an_unfinished_run_is_no_basis(changes):
         ({"model": FACTS.model | {"precision": "fp32"}}, False),
     ],
 )
-def test_rows_of_an_unfinished_run_are_a_basis_where_nothing_better_is(changes, is_basis: bool):
+def test_rows_of_an_unfinished_run_are_a_basis_if_nothing_better_is(changes, is_basis: bool):
     assert WANTED.fits_unfinished(report_with(**changes)) == is_basis
 
 

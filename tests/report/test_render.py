@@ -213,7 +213,7 @@ def test_a_run_that_was_stopped_claims_no_more_rows_than_it_has():
     assert "5,000 predicted + 1 quarantined of 12,003 rows" in text_of(build_report(stopped))
 
 
-def test_who_decoded_is_shown_where_a_gpu_was_asked_to():
+def test_who_decoded_is_shown_if_a_gpu_was_asked_to():
     counters = {**FULL.counters, "gpu_decode": StageCounters(2000, 1988).to_dict()}
     report = build_report(dataclasses.replace(FULL, counters=counters))
     assert "1,988 images decoded on the GPU, 12 on the CPU" in text_of(report)

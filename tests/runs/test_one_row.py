@@ -111,7 +111,7 @@ def test_a_crash_or_a_hang_in_native_code_is_a_finding_and_no_end_of_the_command
         attempt(make_job(tmp_path, [colour], model=model(factory), run={"row_timeout_s": 3}))
 
 
-def test_where_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path) -> None:
+def test_if_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path) -> None:
     found = attempt(make_job(tmp_path, [b"no image"] * 3, model=model("untrained")))
     assert found.status == "unknown"
     assert found.found.startswith("no row could be read (0.png: unidentified: ")

@@ -94,7 +94,7 @@ def test_a_run_that_fails_names_its_report(
 def test_an_input_that_is_not_there_yet_has_its_own_exit_code_in_a_report(tmp_path: Path) -> None:
     options = RunOptions(allow_import=("models",))
     with pytest.raises(InputMissing, match="run again when it is there") as caught:
-        run_job(job_in(tmp_path, "tonight"), options, Progress(quiet=True))
+        run_job(job_in(tmp_path, "today"), options, Progress(quiet=True))
     assert caught.value.report is not None
     document = json.loads(Path(caught.value.report).with_name("report.json").read_text())
     assert (document["exit_code"], document["status"]) == (8, "failed")

@@ -50,7 +50,7 @@ handle_signals()
 sys.exit(main._guard(body))
 """
 
-# The main thread waits for a lock in C, where Python handles no signal.
+# The main thread waits for a lock in C, in which Python handles no signal.
 BLOCKED = """
 import ctypes, datetime as dt, sys
 from pathlib import Path
@@ -128,8 +128,8 @@ def test_another_thread_is_interrupted_too():
     assert [type(error) for error in errors] == [InfraError]
 
 
-def test_the_first_reason_counts_and_nobody_is_interrupted_twice_or_when_done():
-    interrupt(Stopped("nobody works"))
+def test_the_first_reason_counts_and_a_run_is_interrupted_once_and_not_when_done():
+    interrupt(Stopped("nothing runs"))
     assert reason() is None
     first = Stopped("first")
     with pytest.raises(Stopped, match="first"), interruptible():
@@ -137,7 +137,7 @@ def test_the_first_reason_counts_and_nobody_is_interrupted_twice_or_when_done():
     assert reason() is first
 
 
-def test_an_interrupt_of_somebody_else_stays_what_it_is():
+def test_an_interrupt_from_elsewhere_stays_what_it_is():
     with pytest.raises(KeyboardInterrupt), interruptible():
         raise KeyboardInterrupt
     with pytest.raises(PipelineError, match="own"), interruptible():

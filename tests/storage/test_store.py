@@ -573,7 +573,7 @@ def test_links_are_not_followed_in_listings(
 
 
 def test_what_became_a_pipe_is_a_changed_file_at_once(tmp_path: Path) -> None:
-    """Opening a pipe that nobody writes to would block for ever."""
+    """Opening a pipe without a writer would block for ever."""
     store = Store(str(tmp_path))
     os.mkfifo(tmp_path / "pipe.jpg")
     listener = socket.socket(socket.AF_UNIX)

@@ -145,7 +145,7 @@ class Children:
         os.environ["PYTHONPATH"] = before
 
     def start(self, step: Callable[..., object], *arguments: object, point: str) -> BaseProcess:
-        """Start `step(*arguments)` in a process of its own that dies at a failpoint."""
+        """Start `step(*arguments)` in a process of its own that is killed at a failpoint."""
         child = self._context.Process(target=_do_until, args=(point, step, arguments), daemon=True)
         child.start()
         return child

@@ -87,7 +87,7 @@ class RayHead:
 
     @property
     def secret(self) -> dict[str, str]:
-        """What a user's environment needs to be let in."""
+        """What a user's environment needs for access."""
         return {"RAY_AUTH_TOKEN": self._token}
 
     def jobs(self) -> list[dict[str, Any]]:

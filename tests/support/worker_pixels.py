@@ -32,7 +32,7 @@ def preprocess_slice(images: list[bytes]) -> tuple[int, list[str | None], bytes]
 
 
 def in_a_worker(slices: list[list[bytes]]) -> tuple[set[int], list[str | None], np.ndarray]:
-    """Preprocess slices in one process of its own; a worker that dies raises."""
+    """Preprocess slices in one process of its own; a worker that crashes raises."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         found = list(pool.map(preprocess_slice, slices))

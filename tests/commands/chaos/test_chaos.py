@@ -380,7 +380,7 @@ def test_rounding_is_no_change_for_any_task(name: str, kind: Any, near: Any, far
     assert compare(rows(near), [name]).is_none == (near == first)
 
 
-def test_spoilt_rows_count_only_where_they_are_quarantined_once() -> None:
+def test_spoilt_rows_count_only_if_they_are_quarantined_once() -> None:
     found = published()
     assert not_quarantined(["x", "r0", "y", "nowhere"], found) == ["r0", "nowhere"]
     twice = pa.concat_tables([found.quarantine, found.quarantine])
@@ -389,8 +389,8 @@ def test_spoilt_rows_count_only_where_they_are_quarantined_once() -> None:
 
 def test_the_table_says_what_was_injected_and_what_was_not() -> None:
     killed = FinishedRun(-9, {}, 9.0, 0, [Killed("actor", "ray::MapWorker(X)", 3)])
-    dies = FinishedRun(-9, {}, 8.0, 12, dies_at="after_log")
-    runs = [killed, dies, FinishedRun(0, {}, 7.0, 25)]
+    killed_at = FinishedRun(-9, {}, 8.0, 12, dies_at="after_log")
+    runs = [killed, killed_at, FinishedRun(0, {}, 7.0, 25)]
     slow = Injected(StoreFault.SLOW, "put", "a", 0.4)
     rows = fault_rows(runs, [slow, slow, Injected(StoreFault.LOSE, "put", "b")], 5, 5)
     assert {row["fault"]: (row["injected"], row["survived_by"]) for row in rows} == {

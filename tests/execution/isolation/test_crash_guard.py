@@ -89,7 +89,7 @@ def test_after_a_death_the_row_at_fault_is_found_in_a_child(case: Case) -> None:
     assert counters[STAGE]["rows_quarantined"] == 1
 
 
-def test_an_innocent_kill_costs_a_child_and_the_next_slices_run_here_again(case: Case) -> None:
+def test_a_single_kill_costs_a_child_and_the_next_slices_run_here_again(case: Case) -> None:
     die_over(case.attempts, NAME)
     assert case.run([1, 2])[0] == [None, None]
     assert (len(case.work.pids), case.num_here) == (1, 0)
@@ -105,7 +105,7 @@ def test_a_row_that_two_workers_were_killed_over_alone_ran_out_of_memory(case: C
     die_over(case.attempts, NAME, (STAGE, "r0"), (STAGE, "r1"))
     errors, counters = case.run([0, KILL, 2])
     assert errors == [None, Reason.OUT_OF_MEMORY, None]
-    assert counters[ISOLATED]["retries"] == 4  # and no child: nobody touched that row any more
+    assert counters[ISOLATED]["retries"] == 4  # and no child: that row was not tried any more
 
 
 def test_workers_that_die_over_batches_twice_have_their_rows_taken_one_by_one(

@@ -1,4 +1,4 @@
-"""What goes again, and what comes of it: in the end the partition of a night without failures."""
+"""What is retried, and what it gives: in the end the partition of a run without failures."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_of_rows_with_one_id_the_published_one_keeps_it(tmp_path: Path):
     assert good[3]["row_id"] == "x"
     verify(partition)
 
-    # An id that is published already stays with its row; duplicates never go again.
+    # An id that is published already stays with its row; duplicates are never retried.
     write_named(tmp_path / "again", same)
     write_same_time(
         Path(partition.inputs) / "s3.parquet", (tmp_path / "again" / "s3.parquet").read_bytes()

@@ -35,12 +35,12 @@ from pipeline.runs.tuning.selection import (
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
-TUNE_S = 600  # every runtime, precision, batch size and layout; more where cores are shared
+TUNE_S = 600  # every runtime, precision, batch size and layout; more if cores are shared
 ALLOCATION = Allocation(2, 2, 0.9, 0.0, 1, 1, 1, 1)
 EAGER = Trial("eager", "fp32", rows_per_s=10, load_s=1, agreement_pct=100)
 COMPILED = Trial("compile", "bf16", rows_per_s=100, load_s=20, agreement_pct=99.5)
 WRONG = Trial("openvino", "bf16", rows_per_s=1000, load_s=1, agreement_pct=98.0)
-DEAD = Trial("onnxruntime", "fp32", problem="died")
+DEAD = Trial("onnxruntime", "fp32", problem="crashed")
 ALL = [EAGER, COMPILED, WRONG, DEAD]
 
 
@@ -60,7 +60,7 @@ def test_what_is_compared_again_may_agree_less_at_first():
 def test_what_agrees_too_little_is_not_taken_however_fast():
     assert choose(ALL, 99.9, None, ALLOCATION) == EAGER
     assert choose(ALL, 98.0, None, ALLOCATION) == WRONG
-    with pytest.raises(JobError, match="onnxruntime fp32: died"):
+    with pytest.raises(JobError, match="onnxruntime fp32: crashed"):
         choose([DEAD], 0.0, None, ALLOCATION)
 
 
@@ -80,7 +80,7 @@ def test_the_batch_fits_the_memory_and_of_equal_ones_is_the_smallest(
         batch(64, 100, 800),
         batch(32, 90, 300),
         batch(16, 89, 100),
-        batch(8, 500, 10, problem="died"),
+        batch(8, 500, 10, problem="crashed"),
     ]
     found = choose_batch(trials, memory_mib, actors)
     assert (found and found.batch_size) == size
@@ -97,7 +97,7 @@ def test_the_batch_fits_the_memory_and_of_equal_ones_is_the_smallest(
         ("eager", [33], 128),
     ],
 )
-def test_what_fills_no_batch_counts_where_batches_have_one_size(
+def test_what_fills_no_batch_counts_if_batches_have_one_size(
     runtime: str, slice_rows: list[int], size: int
 ):
     trials = [replace(batch(rows, 100 + rows / 4), runtime=runtime) for rows in (32, 64, 128)]
@@ -128,7 +128,7 @@ def test_the_layout_that_is_clearly_faster_is_taken_and_else_the_first():
     assert choose_layout([plain, equal], 1e9) == plain
     assert choose_layout([plain, equal, faster], 1e9) == faster
     assert choose_layout([plain, replace(faster, peak_mib=600)], 1000) == plain
-    assert choose_layout([replace(plain, problem="died")], 1e9) is None
+    assert choose_layout([replace(plain, problem="crashed")], 1e9) is None
 
 
 @given(st.integers(1, 200))
@@ -207,11 +207,11 @@ def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:
 
 
 def test_what_agreed_on_few_rows_is_compared_on_more_before_it_is_used(tmp_path: Path) -> None:
-    job, profile = _first_night_of_coarse(tmp_path)
+    job, profile = _first_run_of_coarse(tmp_path)
     measured = json.loads(profile.read_text())
     exact, coarse = measured["ways"]
     assert (exact["precision"], coarse["precision"], coarse["agreement_pct"]) == ("fp32", "bf16", 0)
-    # As if the few rows of the first night had all come out alike.
+    # As if the few rows of the first run had all come out alike.
     coarse |= {"agreement_pct": 100.0, "rows_per_s": 1e6, "load_s": 0.0, "problem": ""}
     profile.write_text(json.dumps(measured))
     done = pipeline("run", job, "--json", "--date", "2026-11-25")
@@ -224,10 +224,10 @@ def test_what_agreed_on_few_rows_is_compared_on_more_before_it_is_used(tmp_path:
 
 @pytest.mark.slow
 def test_a_longer_run_tries_what_the_first_one_had_no_time_for(tmp_path: Path) -> None:
-    job, profile = _first_night_of_coarse(tmp_path)
+    job, profile = _first_run_of_coarse(tmp_path)
     measured = json.loads(profile.read_text())
     exact, _ = measured["ways"]
-    # As if the first night had been too short to try all: this one looks on.
+    # As if the first run had been too short to try all: this one looks on.
     late = Trial("eager", "bf16", problem=GIVEN_UP).to_dict()
     measured |= {"ways": [{**exact, "rows_per_s": 1.5}, late], "search_budget_s": 1.0}
     profile.write_text(json.dumps(measured))
@@ -237,7 +237,7 @@ def test_a_longer_run_tries_what_the_first_one_had_no_time_for(tmp_path: Path) -
     assert (again["problem"], again["is_confirmed"]) == ("", False)
 
 
-def _first_night_of_coarse(folder: Path) -> tuple[str, Path]:
+def _first_run_of_coarse(folder: Path) -> tuple[str, Path]:
     """Run a job whose bf16 rounds all labels away; return it, and the profile that it kept."""
     build_images(folder / "images", 40, seed=12, num_bad=2)
     source, out = {"uri": str(folder / "images"), "format": "images"}, folder / "out"
