@@ -24,9 +24,8 @@ from pipeline.commit.layout import part_name
 from pipeline.commit.manifest import Part
 from pipeline.commit.part_writer import PartFormat, PartStream
 from pipeline.commit.row_ids import hash_ids, sum_hashes
-from pipeline.commit.row_positions import make_places
+from pipeline.commit.row_positions import Positions, make_positions
 from pipeline.commit.staging import StagedSlice, staged_of
-from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Reason
 from pipeline.core.schema import (
     ERROR,
@@ -75,8 +74,8 @@ class SliceRows:
     good: pa.Table
     quarantined: pa.Table
     is_good: npt.NDArray[np.bool_]
-    places: Numbers
-    """(N, 4) of all rows, as `input_order` has them."""
+    positions: Positions
+    """Of all rows."""
     row_id_hash: int
     size_bytes: float
 
@@ -122,7 +121,9 @@ class Compactor:
         row_id_hash = 0
         for rows in self.read(group):
             predictions.write(rows.good, rows.size_bytes)
-            quarantine.write(rows.quarantined, places=rows.places[~rows.is_good])
+            quarantine.write(
+                rows.quarantined, numbers=rows.positions.take(~rows.is_good).to_matrix()
+            )
             row_id_hash += rows.row_id_hash
         return CompactedGroup(group.index, predictions.close(), quarantine.close(), row_id_hash)
 
@@ -157,7 +158,7 @@ class Compactor:
                     good=rows.filter(is_good).select(self.schema.names),
                     quarantined=_to_quarantine(rows.filter(pc.invert(is_good)), staged),
                     is_good=np.asarray(is_good),
-                    places=make_places(num_before, key.unit, key.start, key.num_rows),
+                    positions=make_positions(num_before, key.unit, key.start, key.num_rows),
                     row_id_hash=int(ids.sum(dtype=np.uint64)),
                     size_bytes=size_bytes,
                 )

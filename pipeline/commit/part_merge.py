@@ -1,4 +1,4 @@
-"""Let rows into published parts at their places: old and new interleaved, in bounded memory.
+"""Merge rows into published parts at their positions, old and new interleaved, in bounded memory.
 
 Parts that no row comes into are copied as they are. The others are read and written as streams,
 each by one task; with partition columns that is all parts of one value.
@@ -25,7 +25,7 @@ from pipeline.commit.partition_columns import (
     with_keys,
 )
 from pipeline.commit.row_ids import hash_ids
-from pipeline.commit.row_positions import KEY, from_metadata
+from pipeline.commit.row_positions import Positions, read_keys
 from pipeline.core.arrays import Numbers
 from pipeline.core.hive_paths import values_of, without
 from pipeline.core.schema import QUARANTINE_SCHEMA, ROW_ID
@@ -57,7 +57,7 @@ class Merger:
     """Partition columns."""
 
     def into_part(self, index: int, part: Part, inserts: tuple[Insert, ...]) -> tuple[Part, ...]:
-        """Let rows into a part; their keys are numbers of its rows."""
+        """Merge rows into a part; their keys are numbers of its rows."""
         num_rows = part.num_rows + sum(int((insert.keys >= 0).sum()) for insert in inserts)
         stream = self.compactor.stream(
             "predictions", index, self.compactor.schema, total_weight=float(num_rows)
@@ -70,26 +70,30 @@ class Merger:
     def into_folder(
         self, index: int, folder: str, parts: tuple[Part, ...], pieces: tuple[RowGroupRef, ...]
     ) -> tuple[Part, ...]:
-        """Let sorted rows into the parts of one value."""
+        """Merge sorted rows into the parts of one value."""
         schema = without(self.compactor.schema, self.columns)
         stream = self.compactor.stream(f"predictions/{folder}", index, schema)
         old = (keyed for part in parts for keyed in self._placed(part, schema))
         where = self.compactor.store, self.compactor.folder
         new = (read_piece(*where, piece, schema) for piece in pieces)
         for rows, keys in interleave(old, new):
-            stream.write(rows, places=keys.reshape(-1, 1))
+            stream.write(rows, numbers=keys.reshape(-1, 1))
         return stream.close()
 
     def into_quarantine(
-        self, parts: tuple[Part, ...], gone: Numbers, inserts: tuple[Insert, ...], places: Numbers
+        self,
+        parts: tuple[Part, ...],
+        gone: Numbers,
+        inserts: tuple[Insert, ...],
+        positions: Positions,
     ) -> tuple[tuple[Part, ...], int]:
-        """Take rows out of the quarantine and let those that failed in.
+        """Take rows out of the quarantine and merge those that failed into it.
 
         Args:
             parts: Of the quarantine.
             gone: Keys of the rows to leave out.
             inserts: Slices; of each row that did not fail the key is -1.
-            places: (N, 4) of all rows that will be there.
+            positions: Of all rows that will be there.
 
         Returns:
             The new parts, and the sum of the hashes of the ids that were left out.
@@ -107,9 +111,9 @@ class Merger:
                     yield rows.filter(pa.array(~is_gone)), keys[~is_gone]
 
         for rows, keys in interleave(kept(), self._failed(inserts)):
-            own = places[num_rows : num_rows + rows.num_rows]
-            assert np.array_equal(own[:, KEY], keys), "rows are not where they were expected"
-            stream.write(rows, places=own)
+            own = positions.take(slice(num_rows, num_rows + rows.num_rows))
+            assert np.array_equal(own.keys, keys), "rows are not where they were expected"
+            stream.write(rows, numbers=own.to_matrix())
             num_rows += rows.num_rows
         return stream.close(), gone_hash
 
@@ -133,7 +137,7 @@ class Merger:
     def _placed(self, part: Part, schema: pa.Schema) -> Keyed:
         with open_part(self.compactor.store, part.path) as opened:
             metadata = opened.metadata.metadata
-        keys = from_metadata(metadata, part.num_rows, part.path)[:, KEY] if part.num_rows else None
+        keys = read_keys(metadata, part.num_rows, part.path) if part.num_rows else None
         for rows in self._batches(part, schema):
             assert keys is not None, "there are rows"
             yield rows, keys[: rows.num_rows]
@@ -207,7 +211,7 @@ def merge_parts(
     layout: Layout,
     run_tasks: RunTasks,
 ) -> list[Part]:
-    """Let rows into the parts of an output without partition columns.
+    """Merge rows into the parts of an output without partition columns.
 
     Args:
         merger: Where to and how.
@@ -240,7 +244,7 @@ def merge_folders(
     types: Mapping[str, str],
     run_tasks: RunTasks,
 ) -> list[Part]:
-    """Let rows into the parts of an output with partition columns; their keys are of the input."""
+    """Merge rows into the parts of an output with partition columns, by keys of the input."""
     groups = cut_groups([insert.sized for insert in inserts], SORT_BYTES, {})
     by_key = {insert.sized[0]: insert for insert in inserts}
     found = run_tasks(

@@ -102,21 +102,21 @@ class PartStream:
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._pending_weight = 0.0
-        self._places: list[Numbers] = []
+        self._numbers: list[Numbers] = []
         # Of all row groups so far: weight, bytes in memory, bytes encoded.
         self._weight = self._memory = self._encoded = 0.0
 
-    def write(self, rows: pa.Table, weight: float = 0.0, places: Numbers | None = None) -> None:
+    def write(self, rows: pa.Table, weight: float = 0.0, numbers: Numbers | None = None) -> None:
         """Add rows.
 
         Args:
             rows: In order.
             weight: Which share of the total they stand for.
-            places: Numbers (N, C) of the rows, which the metadata of their parts will hold; given
+            numbers: int64 (N, C) of the rows, which the metadata of their parts will hold; given
                 with every call or with none.
         """
-        if places is not None and rows.num_rows:
-            self._places.append(places)
+        if numbers is not None and rows.num_rows:
+            self._numbers.append(numbers)
         start = 0
         limit = self._row_group_rows(rows)
         while start < rows.num_rows:
@@ -170,8 +170,8 @@ class PartStream:
         if self._open is None:
             return
         buffer, writer = self._open
-        if self._places:
-            writer.add_key_value_metadata(to_metadata(self._next_places(self._part_rows)))
+        if self._numbers:
+            writer.add_key_value_metadata(to_metadata(self._next_numbers(self._part_rows)))
         writer.close()
         data = buffer.getvalue()
         path = self._name(len(self._parts))
@@ -180,10 +180,10 @@ class PartStream:
         self._parts.append(Part(path, self._part_rows, len(data), digest))
         self._open, self._part_rows = None, 0
 
-    def _next_places(self, num_rows: int) -> Numbers:
-        places = np.concatenate(self._places)
-        self._places = [places[num_rows:]]
-        return places[:num_rows]
+    def _next_numbers(self, num_rows: int) -> Numbers:
+        numbers = np.concatenate(self._numbers)
+        self._numbers = [numbers[num_rows:]]
+        return numbers[:num_rows]
 
     def close(self, *, at_least_one: bool = False) -> tuple[Part, ...]:
         """Write what is left; return the parts.

@@ -30,7 +30,6 @@ from pipeline.commit.compaction import (
     cut_groups,
 )
 from pipeline.commit.manifest import Part
-from pipeline.commit.row_positions import KEY
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import GateRefused
 from pipeline.core.hive_paths import MAX_VALUES, to_segment, to_text, without
@@ -89,8 +88,10 @@ class Regrouper:
         quarantine = self.compactor.stream("quarantine", group.index, QUARANTINE_SCHEMA)
         tables, row_id_hash = [with_keys(self.compactor.schema.empty_table(), NO_KEYS)], 0
         for rows in self.compactor.read(group):
-            tables.append(with_keys(rows.good, rows.places[rows.is_good, KEY]))
-            quarantine.write(rows.quarantined, places=rows.places[~rows.is_good])
+            tables.append(with_keys(rows.good, rows.positions.keys[rows.is_good]))
+            quarantine.write(
+                rows.quarantined, numbers=rows.positions.take(~rows.is_good).to_matrix()
+            )
             row_id_hash += rows.row_id_hash
         pieces = self.write_sorted(pa.concat_tables(tables), group.index)
         return SortedGroup(pieces, quarantine.close(), row_id_hash)
@@ -129,7 +130,7 @@ class Regrouper:
             stream = self.compactor.stream(f"predictions/{folder}", index, schema)
             for _ in own:
                 rows, keys = next(tables)
-                stream.write(rows, places=keys.reshape(-1, 1))
+                stream.write(rows, numbers=keys.reshape(-1, 1))
             parts += stream.close()
         return tuple(parts)
 

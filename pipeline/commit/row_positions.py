@@ -1,6 +1,6 @@
-"""Where rows lie in the input: kept beside the quarantine, so that rows can come in again there.
+"""Positions of rows in the input: kept with the quarantine, so that a retry can merge rows there.
 
-Of every quarantined row its part's metadata hold four numbers, see `KEY` to `RANK`. Predictions
+The metadata of a part of the quarantine hold four numbers per row, see `Positions`. Predictions
 need none: their order says where they are, as long as the quarantine says what is missing. Only
 if partition columns have sorted them by value, their parts hold their keys.
 """
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError
 
-KEY, UNIT, ROW, RANK = range(4)
-"""Columns of places (N, 4): the key, which orders all rows and stays the same in all versions; the
-unit of the plan and the row in it; and how many rows of this version come before."""
 _MINOR_BITS = 28
 MAX_MINOR = 1 << _MINOR_BITS
 """Rows that may come in for one that stood for a whole shard."""
@@ -26,8 +25,47 @@ METADATA = "pipeline.places"
 _COLUMNS = METADATA + ".columns"
 
 
-def make_places(first: int, unit: int, start: int, num_rows: int) -> Numbers:
-    """Return the places of consecutive rows of a unit.
+@dataclass(frozen=True)
+class Positions:
+    """Positions of N rows, ascending by key; each array is int64 (N,)."""
+
+    keys: Numbers
+    """They order all rows of the input; the key of a row is the same in all versions."""
+    units: Numbers
+    """Indices of the units in the plan."""
+    rows: Numbers
+    """Numbers of the rows in their units."""
+    ranks: Numbers
+    """How many rows of this version come before."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, selection: npt.NDArray[np.bool_] | Numbers | slice) -> Positions:
+        """Return the positions of some rows: a mask (N,), their indices, or a slice."""
+        return Positions(
+            self.keys[selection], self.units[selection], self.rows[selection], self.ranks[selection]
+        )
+
+    def to_matrix(self) -> Numbers:
+        """Return int64 (N, 4), as the metadata of parts hold it: key, unit, row, rank."""
+        return np.stack([self.keys, self.units, self.rows, self.ranks], axis=1)
+
+    @classmethod
+    def from_matrix(cls, matrix: Numbers) -> Positions:
+        """Undo `to_matrix`."""
+        return cls(*np.ascontiguousarray(matrix.T))
+
+    @classmethod
+    def joined(cls, some: Iterable[Positions]) -> Positions:
+        """Return the positions of all rows, in the order that they come in; of none if empty."""
+        none = np.zeros(0, np.int64)
+        columns = zip((none,) * 4, *((p.keys, p.units, p.rows, p.ranks) for p in some), strict=True)
+        return cls(*(np.concatenate(arrays) for arrays in columns))
+
+
+def make_positions(first: int, unit: int, start: int, num_rows: int) -> Positions:
+    """Return the positions of consecutive rows of a unit.
 
     Args:
         first: How many rows come before.
@@ -36,13 +74,13 @@ def make_places(first: int, unit: int, start: int, num_rows: int) -> Numbers:
         num_rows: How many rows.
     """
     steps = np.arange(num_rows, dtype=np.int64)
-    columns = [keys_of(first + steps), np.full(num_rows, unit), start + steps, first + steps]
-    return np.stack(columns, axis=1).astype(np.int64)
+    units = np.full(num_rows, unit, np.int64)
+    return Positions(keys_of(first + steps), units, start + steps, first + steps)
 
 
-def keys_of(positions: Numbers) -> Numbers:
-    """Return the keys of rows that a plan counts, by their positions in the input."""
-    return positions << _MINOR_BITS
+def keys_of(ranks: Numbers) -> Numbers:
+    """Return the keys of rows that a plan counts, by how many rows of the input come before."""
+    return ranks << _MINOR_BITS
 
 
 def minor_of(keys: Numbers) -> Numbers:
@@ -50,13 +88,13 @@ def minor_of(keys: Numbers) -> Numbers:
     return keys & (MAX_MINOR - 1)
 
 
-def to_metadata(places: Numbers) -> dict[str, str]:
-    """Return numbers (N, C), mostly ascending in N, as metadata of a Parquet file."""
-    steps = np.diff(places, axis=0, prepend=np.zeros((1, places.shape[1]), np.int64))
+def to_metadata(numbers: Numbers) -> dict[str, str]:
+    """Return int64 (N, C), mostly ascending in N, as metadata of a Parquet file."""
+    steps = np.diff(numbers, axis=0, prepend=np.zeros((1, numbers.shape[1]), np.int64))
     # Byte by byte of all numbers: the upper ones are nearly all zero, and so take no room.
     planes = np.ascontiguousarray(steps.T).astype("<i8").view(np.uint8).reshape(-1, 8).T
     packed = zlib.compress(planes.tobytes())
-    return {METADATA: base64.b64encode(packed).decode(), _COLUMNS: str(places.shape[1])}
+    return {METADATA: base64.b64encode(packed).decode(), _COLUMNS: str(numbers.shape[1])}
 
 
 def from_metadata(metadata: Mapping[bytes, bytes] | None, num_rows: int, path: str) -> Numbers:
@@ -75,3 +113,13 @@ def from_metadata(metadata: Mapping[bytes, bytes] | None, num_rows: int, path: s
     except (ValueError, zlib.error) as error:
         raise InfraError(f"{path}: the places of its rows are damaged: {error}") from None
     return np.cumsum(steps, axis=0, dtype=np.int64)
+
+
+def read_positions(metadata: Mapping[bytes, bytes] | None, num_rows: int, path: str) -> Positions:
+    """Read the positions of the rows of a part of the quarantine; errors: see `from_metadata`."""
+    return Positions.from_matrix(from_metadata(metadata, num_rows, path))
+
+
+def read_keys(metadata: Mapping[bytes, bytes] | None, num_rows: int, path: str) -> Numbers:
+    """Read the keys, int64 (N,), of the rows of a part; errors: see `from_metadata`."""
+    return from_metadata(metadata, num_rows, path)[:, 0]

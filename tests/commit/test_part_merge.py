@@ -16,14 +16,12 @@ from pipeline.commit.compaction import Compactor
 from pipeline.commit.layout import Layout
 from pipeline.commit.part_merge import Merger, interleave, merge_parts
 from pipeline.commit.row_positions import (
-    KEY,
-    RANK,
-    ROW,
-    UNIT,
     from_metadata,
     keys_of,
-    make_places,
+    make_positions,
     minor_of,
+    read_keys,
+    read_positions,
     to_metadata,
 )
 from pipeline.core.errors import InfraError
@@ -99,19 +97,22 @@ def test_a_part_that_no_row_comes_into_is_copied_byte_by_byte(tmp_path: Path):
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**6), st.integers(0, 10**9), st.integers(1, 50))
-def test_places_survive_a_file_and_say_where_rows_are(first, unit, start, num_rows):
-    places = make_places(first, unit, start, num_rows)[::3]
-    metadata = {k.encode(): v.encode() for k, v in to_metadata(places).items()}
-    assert np.array_equal(from_metadata(metadata, len(places), "part"), places)
-    assert places[:, UNIT].tolist() == [unit] * len(places)
-    assert places[:, ROW].tolist() == list(range(start, start + num_rows, 3))
-    assert places[:, RANK].tolist() == list(range(first, first + num_rows, 3))
-    assert minor_of(places[:, KEY] + 5).tolist() == [5] * len(places)
-    assert (keys_of(places[:, RANK]) == places[:, KEY]).all()
+def test_positions_survive_a_file_and_say_where_rows_are(first, unit, start, num_rows):
+    written = make_positions(first, unit, start, num_rows).take(slice(None, None, 3))
+    metadata = {k.encode(): v.encode() for k, v in to_metadata(written.to_matrix()).items()}
+    positions = read_positions(metadata, len(written), "part")
+    assert np.array_equal(positions.to_matrix(), written.to_matrix())
+    assert np.array_equal(read_keys(metadata, len(written), "part"), written.keys)
+    assert positions.units.tolist() == [unit] * len(positions)
+    assert positions.rows.tolist() == list(range(start, start + num_rows, 3))
+    assert positions.ranks.tolist() == list(range(first, first + num_rows, 3))
+    assert minor_of(positions.keys + 5).tolist() == [5] * len(positions)
+    assert (keys_of(positions.ranks) == positions.keys).all()
 
 
 def test_damaged_places_are_said():
-    metadata = {k.encode(): v.encode() for k, v in to_metadata(make_places(0, 0, 0, 3)).items()}
+    numbers = make_positions(0, 0, 0, 3).to_matrix()
+    metadata = {k.encode(): v.encode() for k, v in to_metadata(numbers).items()}
     with pytest.raises(InfraError, match="part-1: the places of its rows are damaged"):
         from_metadata(metadata, 4, "part-1")
     with pytest.raises(KeyError):

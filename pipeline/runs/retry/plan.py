@@ -2,7 +2,7 @@
 
 Pure over a store of inputs. Rows of shards that are no longer what was planned stay where they are.
 A shard that could not be read stands as one row in the quarantine: if it can be read now, all its
-rows take that row's place.
+rows replace it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from itertools import accumulate, groupby
 import numpy as np
 
 from pipeline.commit.plan_store import plan_to_json
-from pipeline.commit.row_positions import KEY, MAX_MINOR, ROW, UNIT, minor_of
+from pipeline.commit.row_positions import MAX_MINOR, minor_of
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Reason
 from pipeline.core.schema import FEATURES
@@ -122,10 +122,10 @@ def _pieces(base: Base, entries: Numbers) -> Iterator[_Piece]:
             return expanded[extent.path].locate(minor)
         return extent, row
 
-    wanted = base.places[entries]
-    columns = (entries, wanted[:, UNIT], wanted[:, ROW], minor_of(wanted[:, KEY]))
+    wanted = base.positions.take(entries)
+    columns = (entries, wanted.units, wanted.rows, minor_of(wanted.keys))
     rows_of = zip(*(column.tolist() for column in columns), strict=True)
-    located = ((entry, *locate(*place)) for entry, *place in rows_of)
+    located = ((entry, *locate(*position)) for entry, *position in rows_of)
     for extent, group in groupby(located, key=lambda found: found[1]):
         rows = list(group)
         numbers = tuple(extent.first_row + row for _, _, row in rows)
@@ -245,7 +245,7 @@ def _replan_uncounted(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Re
     lost: dict[str, int] = {}
     slice_rows = SliceSizes.of(job, base.plan.batch_size).most
     of = {unit.index: unit for unit in base.plan.units}
-    numbers = base.places[chosen.entries, UNIT].tolist()
+    numbers = base.positions.units[chosen.entries].tolist()
     needed = [extent for number in dict.fromkeys(numbers) for extent in of[number].extents]
     found = _look_up(inputs, needed)
     is_rest = base.is_there_for(Reason.UNREADABLE_SHARD.value)
@@ -262,8 +262,8 @@ def _replan_uncounted(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Re
             own = []
         if not own:
             continue
-        rows = tuple(base.places[[e for e in own if e not in rests], ROW].tolist())
-        beyond = int(base.places[rests[0], ROW]) if rests else None
+        rows = tuple(base.positions.rows[[e for e in own if e not in rests]].tolist())
+        beyond = int(base.positions.rows[rests[0]]) if rests else None
         cut = Cut(slice_rows, MAX_SLICE_BYTES, None, (), rows, beyond)
         units.append(Unit(len(units), unit.extents, (), cut))
         entries += own

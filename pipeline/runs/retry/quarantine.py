@@ -1,4 +1,4 @@
-"""Which rows go through the pipeline again: from the quarantine of what is published, by reason."""
+"""Read the quarantine of a published version, and choose the rows that are retried, by reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.part_reader import open_part
 from pipeline.commit.plan_store import plan_from_json
-from pipeline.commit.row_positions import RANK, from_metadata
+from pipeline.commit.row_positions import Positions, read_positions
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
@@ -28,7 +28,7 @@ REASONS = tuple(reason.value for reason in Reason)
 RETRIED = tuple(reason.value for reason in Reason if reason is not Reason.DUPLICATE_ID)
 """Reasons whose rows may be retried. Of rows with one id only the first is ever predicted."""
 _PART_THREADS = 8
-_NO_PLACES = (
+_NO_POSITIONS = (
     "partition {}: version {} was published before retries were possible: it does not say where "
     "its rows lie; `pipeline run` publishes it anew once its inputs, settings or model change"
 )
@@ -36,17 +36,17 @@ _NO_PLACES = (
 
 @dataclass(frozen=True)
 class Base:
-    """A published version with what is needed to let rows into it."""
+    """A published version with what is needed to merge rows into it."""
 
     manifest: Manifest
     plan: Plan
     """Of the run that published it first."""
     accounts: Plan
-    """Of all rows that it has: shards that became readable since stand there with their rows."""
-    places: Numbers
-    """(N, 4) of the quarantined rows, in input order: see `input_order`."""
+    """Of all rows that it has: shards that became readable since are there with their rows."""
+    positions: Positions
+    """Of the N quarantined rows, in input order."""
     reasons: npt.NDArray[np.uint8]
-    """(N,) why each is there: places in `REASONS`."""
+    """uint8 (N,), why each is there: indices of `REASONS`."""
 
     def counts(self, entries: Numbers | None = None) -> Counter[str]:
         """Count rows of the quarantine by reason; without entries all of them."""
@@ -60,8 +60,8 @@ class Base:
 
     @cached_property
     def predicted_before(self) -> Numbers:
-        """(N,) how many predictions lie before each quarantined row."""
-        return self.places[:, RANK] - np.arange(len(self.places))
+        """int64 (N,): how many predictions lie before each quarantined row."""
+        return self.positions.ranks - np.arange(len(self.positions))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def read_base(store: Store, layout: Layout, manifest: Manifest) -> Base:
     """Read of the published version what the quarantine says of its rows.
 
     Raises:
-        JobError: It was published before the places of rows were kept.
+        JobError: It was published before the positions of rows were kept.
     """
     with ThreadPoolExecutor(_PART_THREADS) as pool:
         found = list(pool.map(lambda p: _read_part(store, p, manifest), manifest.quarantine_parts))
@@ -120,7 +120,7 @@ def read_base(store: Store, layout: Layout, manifest: Manifest) -> Base:
         manifest,
         plan,
         read_plan(store, layout, manifest.plan) if manifest.plan else plan,
-        np.concatenate([np.zeros((0, 4), np.int64), *(places for places, _ in found)]),
+        Positions.joined(positions for positions, _ in found),
         np.concatenate([np.zeros(0, np.uint8), *(reasons for _, reasons in found)]),
     )
 
@@ -140,16 +140,16 @@ def read_plan(store: Store, layout: Layout, fingerprint: str) -> Plan:
 
 def _read_part(
     store: Store, part: Part, manifest: Manifest
-) -> tuple[Numbers, npt.NDArray[np.uint8]]:
+) -> tuple[Positions, npt.NDArray[np.uint8]]:
     with open_part(store, part.path) as file:
         reasons = pc.index_in(file.read(columns=["reason"]).column(0), pa.array(REASONS))
         try:
-            places = from_metadata(file.metadata.metadata, part.num_rows, part.path)
+            positions = read_positions(file.metadata.metadata, part.num_rows, part.path)
         except KeyError:
-            raise JobError(_NO_PLACES.format(manifest.partition, manifest.number)) from None
+            raise JobError(_NO_POSITIONS.format(manifest.partition, manifest.number)) from None
     if reasons.null_count:
         raise JobError(f"{part.path}: written by a newer version; upgrade this one")
-    return places, np.asarray(reasons).astype(np.uint8)
+    return positions, np.asarray(reasons).astype(np.uint8)
 
 
 def select_entries(base: Base, reasons: frozenset[str]) -> Chosen:

@@ -19,7 +19,7 @@ from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.part_merge import Insert, Merger, merge_folders, merge_parts
 from pipeline.commit.part_reader import read_batches, read_columns
 from pipeline.commit.row_ids import hash_ids
-from pipeline.commit.row_positions import KEY, RANK, ROW
+from pipeline.commit.row_positions import Positions
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError, JobError, PublishConflict
 from pipeline.core.failures import Reason
@@ -122,7 +122,7 @@ class RetryMerge:
         merger = Merger(compactor, tuple(columns))
         here = match.is_admitted
         before = base.predicted_before[match.entries]
-        keys = base.places[match.entries, KEY] + match.minors
+        keys = base.positions.keys[match.entries] + match.minors
         good, failed = here & match.is_good, here & ~match.is_good
         if columns:
             inserts = _inserts(match, np.where(good, keys, -1))
@@ -131,14 +131,14 @@ class RetryMerge:
             inserts = _inserts(match, np.where(good, before, -1))
             parts = merge_parts(merger, self.base.parts, inserts, self.layout, run_tasks)
         is_tar = base.plan.row_ids == "key"
-        places = merge_places(base.places, base.predicted_before, match, is_tar=is_tar)
+        positions = merge_positions(base.positions, base.predicted_before, match, is_tar=is_tar)
         [(quarantine, gone_hash)] = run_tasks(
             merger.into_quarantine,
             [(
                 self.base.quarantine_parts,
-                base.places[match.gone, KEY],
+                base.positions.keys[match.gone],
                 tuple(_inserts(match, np.where(failed, keys, -1))),
-                places,
+                positions,
             )],
         )  # fmt: skip
         new_hash = int(match.hashes[here].sum(dtype=np.uint64))
@@ -198,36 +198,34 @@ class RetryMerge:
         }
 
 
-def merge_places(
-    places: Numbers, predicted_before: Numbers, match: Match, *, is_tar: bool
-) -> Numbers:
-    """Return the places of the next version's quarantine: entries that stay, and rows that failed.
+def merge_positions(
+    positions: Positions, predicted_before: Numbers, match: Match, *, is_tar: bool
+) -> Positions:
+    """Return positions of the next version's quarantine: entries that stay, and rows that failed.
 
     Args:
-        places: int64 (N, 4) of the entries, see `row_positions`.
+        positions: Of the N entries.
         predicted_before: int64 (N,): predictions before each entry.
         match: The staged rows.
         is_tar: An entry may stand for the rest of a tar, whose later rows have later numbers.
 
     Returns:
-        int64 (K, 4), ascending by key.
+        Of K rows, ascending by key.
     """
     good = match.is_admitted & match.is_good
     failed = match.is_admitted & ~match.is_good
-    keys = places[match.entries, KEY] + match.minors
-    stays = np.ones(len(places), bool)
+    keys = positions.keys[match.entries] + match.minors
+    stays = np.ones(len(positions), bool)
     stays[match.gone] = False
-    new = places[match.entries[failed]]
-    if is_tar:
-        new[:, ROW] += match.minors[failed]
-    new[:, KEY] = keys[failed]
-    merged = np.concatenate([places[stays], new])
+    new = positions.take(match.entries[failed])
+    rows = new.rows + match.minors[failed] if is_tar else new.rows
+    new = replace(new, keys=keys[failed], rows=rows)
     predicted = np.concatenate([predicted_before[stays], predicted_before[match.entries[failed]]])
-    order = np.argsort(merged[:, KEY], kind="stable")
-    merged, predicted = merged[order], predicted[order]
-    predicted += np.searchsorted(keys[good], merged[:, KEY])
-    merged[:, RANK] = predicted + np.arange(len(merged))
-    return merged
+    merged = Positions.joined([positions.take(stays), new])
+    order = np.argsort(merged.keys, kind="stable")
+    merged, predicted = merged.take(order), predicted[order]
+    predicted += np.searchsorted(keys[good], merged.keys)
+    return replace(merged, ranks=predicted + np.arange(len(merged)))
 
 
 def _inserts(match: Match, keys: Numbers) -> list[Insert]:

@@ -355,7 +355,7 @@ def test_a_version_from_before_places_were_kept_is_refused(
 ):
     partition = make_partition(tmp_path, write_images)
     partition.broken = {"003.jpg"}
-    monkeypatch.setattr("pipeline.commit.part_writer.to_metadata", lambda places: {})
+    monkeypatch.setattr("pipeline.commit.part_writer.to_metadata", lambda numbers: {})
     partition.run()
     with pytest.raises(JobError, match="was published before retries were possible"):
         partition.retry()

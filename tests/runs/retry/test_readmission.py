@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.commit.row_positions import KEY, RANK, ROW, keys_of, make_places
+from pipeline.commit.row_positions import keys_of, make_positions
 from pipeline.runs.retry.matching import Match
-from pipeline.runs.retry.readmission import merge_places
+from pipeline.runs.retry.readmission import merge_positions
 
 QUARANTINED = [1, 2, 4]
-PLACES = make_places(0, 0, 0, 6)[QUARANTINED]
-PREDICTED_BEFORE = PLACES[:, RANK] - np.arange(3)
+POSITIONS = make_positions(0, 0, 0, 6).take(np.array(QUARANTINED))
+PREDICTED_BEFORE = POSITIONS.ranks - np.arange(3)
 MATCH = Match(
     slices=[],
     duplicates={},
@@ -24,22 +24,24 @@ MATCH = Match(
 
 def test_the_example_of_six_rows_comes_out_as_it_is_written():
     assert PREDICTED_BEFORE.tolist() == [1, 1, 2]
-    merged = merge_places(PLACES, PREDICTED_BEFORE, MATCH, is_tar=False)
+    merged = merge_positions(POSITIONS, PREDICTED_BEFORE, MATCH, is_tar=False)
     two, four = keys_of(np.array([2, 4])).tolist()
-    assert merged[:, KEY].tolist() == [two + 1, four]
-    assert merged[:, RANK].tolist() == [3, 5]
-    assert (merged[:, RANK] - np.arange(2)).tolist() == [3, 4]
+    assert merged.keys.tolist() == [two + 1, four]
+    assert merged.ranks.tolist() == [3, 5]
+    assert (merged.ranks - np.arange(2)).tolist() == [3, 4]
     assert (MATCH.num_recovered, MATCH.num_failed) == (2, 1)
 
 
 def test_only_the_rest_of_a_tar_moves_the_number_of_the_row():
     rows = [
-        merge_places(PLACES, PREDICTED_BEFORE, MATCH, is_tar=is_tar) for is_tar in (False, True)
+        merge_positions(POSITIONS, PREDICTED_BEFORE, MATCH, is_tar=is_tar)
+        for is_tar in (False, True)
     ]
-    assert [places[:, ROW].tolist() for places in rows] == [[2, 4], [3, 4]]
+    assert [positions.rows.tolist() for positions in rows] == [[2, 4], [3, 4]]
 
 
 def test_a_row_that_replaces_no_entry_is_left_out():
     match = Match([], {}, np.zeros(1, np.uint64), np.zeros(0, int), np.array([-1]),
                   np.array([0]), np.array([False]))  # fmt: skip
-    assert np.array_equal(merge_places(PLACES, PREDICTED_BEFORE, match, is_tar=True), PLACES)
+    merged = merge_positions(POSITIONS, PREDICTED_BEFORE, match, is_tar=True)
+    assert np.array_equal(merged.to_matrix(), POSITIONS.to_matrix())
