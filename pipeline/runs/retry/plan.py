@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.commit.plan_store import plan_to_json
 from pipeline.commit.row_positions import MAX_MINOR, minor_of
@@ -46,8 +47,8 @@ class Replan:
     accounts: Plan
     """Of all rows that the next version has."""
     counts: Numbers
-    """(E,) rows of each chosen row of the quarantine: 1, or those of its shard. Of a row that
-    stands for the rest of a tar they are unknown: -1."""
+    """int64 (E,): rows of each chosen row of the quarantine: 1, or those of its shard; -1 of a row
+    that stands for the rest of a tar, whose rows are unknown."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,23 @@ class _Piece:
     """In the shard."""
     entries: tuple[int, ...]
     """Which rows of the quarantine they are."""
+
+
+@dataclass(frozen=True)
+class _Retried:
+    """Entries of one shard that are retried, and how many cannot be."""
+
+    path: str
+    extents: tuple[Extent, ...] = ()
+    """They read the rows."""
+    entries: tuple[int, ...] = ()
+    """Rows of the quarantine."""
+    counts: tuple[int, ...] = ()
+    """Rows of each entry, as `Replan.counts`."""
+    cut: Cut | None = None
+    """If only reading counts rows: which of them."""
+    num_lost: int = 0
+    """Entries whose input is gone, changed, or beyond `run.limit_rows`."""
 
 
 def replan(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
@@ -82,33 +100,32 @@ def _replan_extents(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Repl
     by_path = {piece.extent.path: piece.extent for piece in pieces}
     found = _look_up(inputs, list(by_path.values()))
     fresh = _measure(base, job, inputs, [found[path] for path in found if by_path[path].reason])
-    extents: list[Extent] = []
-    entries: list[int] = []
-    counts: list[int] = []
-    lost: dict[str, int] = {}
-    for piece in pieces:
-        path = piece.extent.path
-        again = _again(piece, fresh) if path in found and _is_open(piece, job, fresh) else None
-        if again is None:
-            lost[path] = lost.get(path, 0) + len(piece.entries)
-            continue
-        extents += again
-        entries += piece.entries
-        num_rows = sum(extent.num_rows for extent in again)
-        counts += [num_rows] if piece.extent.is_whole_shard else [1] * len(piece.entries)
+    retried = [
+        _retry_piece(piece, job, fresh, is_found=piece.extent.path in found) for piece in pieces
+    ]
+    kept = _kept(chosen, retried)
+    lost = {each.path for each in retried if each.num_lost}
     readable = {
         path: extents for path, extents in fresh.items()
         if path in found and not _is_unread(extents) and by_path[path].is_whole_shard
         and path not in lost
     }  # fmt: skip
+    extents = [extent for each in retried for extent in each.extents]
     units = tuple(make_units(extents, SliceSizes.of(job, base.plan.batch_size)))
-    kept = replace(
-        chosen,
-        entries=np.array(entries, np.int64),
-        changed=sum(lost.values()),
-        shards=tuple(lost)[:3],
-    )
-    return _finish(base, kept, units, counts, _account(base, readable))
+    return _finish(base, kept, units, _counts(retried), _account(base, readable))
+
+
+def _retry_piece(
+    piece: _Piece, job: Job, fresh: Mapping[str, tuple[Extent, ...]], *, is_found: bool
+) -> _Retried:
+    """Return what can be retried of a piece: all of it, or nothing."""
+    path = piece.extent.path
+    if not is_found or not _is_open(piece, job, fresh):
+        return _Retried(path, num_lost=len(piece.entries))
+    extents = tuple(_again(piece, fresh))
+    num_rows = sum(extent.num_rows for extent in extents)
+    counts = (num_rows,) if piece.extent.is_whole_shard else (1,) * len(piece.entries)
+    return _Retried(path, extents, piece.entries, counts)
 
 
 def _pieces(base: Base, entries: Numbers) -> Iterator[_Piece]:
@@ -239,50 +256,71 @@ def _account(base: Base, readable: Mapping[str, tuple[Extent, ...]]) -> Plan:
 
 
 def _replan_uncounted(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
-    units: list[Unit] = []
-    entries: list[int] = []
-    counts: list[int] = []
-    lost: dict[str, int] = {}
-    slice_rows = SliceSizes.of(job, base.plan.batch_size).most
     of = {unit.index: unit for unit in base.plan.units}
     numbers = base.positions.units[chosen.entries].tolist()
     needed = [extent for number in dict.fromkeys(numbers) for extent in of[number].extents]
     found = _look_up(inputs, needed)
     is_rest = base.is_there_for(Reason.UNREADABLE_SHARD.value)
     grouped = groupby(zip(numbers, chosen.entries.tolist(), strict=True), key=lambda pair: pair[0])
-    for number, group in grouped:
-        unit, own = of[number], [entry for _, entry in group]
-        rests = [entry for entry in own if is_rest[entry]]
-        if job.run.limit_rows is not None:  # what follows is limited, so nothing can come in
-            own = [entry for entry in own if entry not in rests]
-            _count(lost, unit, len(rests))
-            rests = []
-        if any(extent.path not in found for extent in unit.extents):
-            _count(lost, unit, len(own))
-            own = []
-        if not own:
-            continue
-        rows = tuple(base.positions.rows[[e for e in own if e not in rests]].tolist())
-        beyond = int(base.positions.rows[rests[0]]) if rests else None
-        cut = Cut(slice_rows, MAX_SLICE_BYTES, None, (), rows, beyond)
-        units.append(Unit(len(units), unit.extents, (), cut))
-        entries += own
-        counts += [1] * len(rows) + [-1] * len(rests)
-    kept = replace(
-        chosen,
-        entries=np.array(entries, np.int64),
-        changed=sum(lost.values()),
-        shards=tuple(path for path in lost if lost[path])[:3],
-    )
-    return _finish(base, kept, tuple(units), counts, base.accounts)
+    retried = [
+        _retry_unit(base, of[number], [entry for _, entry in group], job, found, is_rest)
+        for number, group in grouped
+    ]
+    some = [each for each in retried if each.entries]
+    units = tuple(Unit(index, each.extents, (), each.cut) for index, each in enumerate(some))
+    return _finish(base, _kept(chosen, retried), units, _counts(retried), base.accounts)
 
 
-def _count(lost: dict[str, int], unit: Unit, num_rows: int) -> None:
-    path = unit.extents[0].path
-    lost[path] = lost.get(path, 0) + num_rows
+def _retry_unit(
+    base: Base,
+    unit: Unit,
+    entries: list[int],
+    job: Job,
+    found: Mapping[str, StoredFile],
+    is_rest: npt.NDArray[np.bool_],
+) -> _Retried:
+    """Return what can be retried of the entries of a unit whose rows only reading counts.
+
+    Args:
+        base: What is published.
+        unit: Of its plan.
+        entries: Rows of the quarantine, ascending.
+        job: The job.
+        found: The shards that are still what was planned.
+        is_rest: bool (N,): which rows of the quarantine stand for the rest of a tar.
+    """
+    is_limited = job.run.limit_rows is not None  # then what follows is limited, too
+    kept = [entry for entry in entries if not (is_limited and is_rest[entry])]
+    if any(extent.path not in found for extent in unit.extents):
+        kept = []
+    path, num_lost = unit.extents[0].path, len(entries) - len(kept)
+    if not kept:
+        return _Retried(path, num_lost=num_lost)
+    rests = [entry for entry in kept if is_rest[entry]]
+    rows = base.positions.rows[[entry for entry in kept if not is_rest[entry]]].tolist()
+    beyond = int(base.positions.rows[rests[0]]) if rests else None
+    slice_rows = SliceSizes.of(job, base.plan.batch_size).most
+    cut = Cut(slice_rows, MAX_SLICE_BYTES, None, (), tuple(rows), beyond)
+    counts = (1,) * len(rows) + (-1,) * len(rests)
+    return _Retried(path, unit.extents, tuple(kept), counts, cut, num_lost)
 
 
 # ---------------------------------------------------------------------------- both
+
+
+def _kept(chosen: Chosen, retried: Sequence[_Retried]) -> Chosen:
+    """Return the chosen rows that are retried; the others count as changed."""
+    lost = {each.path: None for each in retried if each.num_lost}
+    return replace(
+        chosen,
+        entries=np.array([entry for each in retried for entry in each.entries], np.int64),
+        changed=sum(each.num_lost for each in retried),
+        shards=tuple(lost)[:3],
+    )
+
+
+def _counts(retried: Sequence[_Retried]) -> list[int]:
+    return [count for each in retried for count in each.counts]
 
 
 def _finish(
