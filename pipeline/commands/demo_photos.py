@@ -264,6 +264,7 @@ def _png(width_px: int, height_px: int, idat: bytes) -> bytes:
 
 
 def _to_parquet(rows: list[_Row], row_group_rows: int) -> bytes:
+    """Return rows as one Parquet file."""
     table = pa.table(
         {
             "id": [row.photo.name for row in rows],

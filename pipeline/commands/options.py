@@ -85,6 +85,11 @@ def versions() -> str:
 
 
 def as_date(text: str | None) -> dt.date:
+    """Read --date; without one it is today in UTC.
+
+    Raises:
+        JobError: It is not written as YYYY-MM-DD.
+    """
     if text is None:
         return dt.datetime.now(dt.UTC).date()
     try:
@@ -96,6 +101,7 @@ def as_date(text: str | None) -> dt.date:
 def as_options(
     address: str | None, allow_import: list[str] | None, accept: list[str] | None = None
 ) -> Any:
+    """Return what the command line adds to a job."""
     from pipeline.gates.results import parse_accepted
     from pipeline.runs.context import RunOptions
 
@@ -104,6 +110,11 @@ def as_options(
 
 
 def as_storage_options(text: str | None) -> dict[str, Any]:
+    """Read --storage-options.
+
+    Raises:
+        JobError: It is no JSON object.
+    """
     if text is None:
         return {}
     try:

@@ -67,6 +67,7 @@ def _next_step(
     current: Manifest | None,
     partition_columns: Sequence[str],
 ) -> dict[str, Any]:
+    """Say what a run would do now, and how much of it is staged."""
     is_published = current is not None and current.is_of(plan.fingerprint, partition_columns)
     staged = list_staged(store, layout.staging(plan.fingerprint))
     done = done_slices(plan, staged)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,15 +17,13 @@ from pipeline.commit.layout import WHOLE_OUTPUT, Layout
 from pipeline.commit.manifest import (
     Manifest,
     Part,
-    current_manifest,
     list_partitions,
-    not_published,
 )
 from pipeline.commit.part_reader import open_part, read_batches
 from pipeline.commit.partition_order import partition_order
-from pipeline.commit.read import locate
+from pipeline.commit.read import locate, of_current, require_current
 from pipeline.commit.rollback import history_numbers
-from pipeline.core.errors import InfraError, JobError
+from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import restore
 from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
 from pipeline.storage.store import Store
@@ -34,7 +33,6 @@ EXAMPLES = 5
 _TOP_LABELS = 10
 _COLUMNS_SHOWN = 6
 _BATCH_ROWS = 65_536
-_READ_TRIES = 5
 
 
 def choose_partition(store: Store, found: Layout | None, partition: str | None) -> list[Layout]:
@@ -72,37 +70,24 @@ def describe_output(
     store, found = locate(uri, storage_options)
     layouts = choose_partition(store, found, partition)
     if len(layouts) == 1:
-        return _describe_partition(store, layouts[0])
-    manifests = [_require_current(store, layout) for layout in layouts]
+        return _describe_current(store, layouts[0])
+    manifests = [require_current(store, layout) for layout in layouts]
     last = max(layouts, key=lambda layout: partition_order(layout.name))
     return {
         "partitions": [
             {"partition": manifest.partition, **(version_facts(manifest) or {})}
             for manifest in manifests
         ],
-        "newest": _describe_partition(store, last),
+        "newest": _describe_current(store, last),
     }
 
 
-def _require_current(store: Store, layout: Layout) -> Manifest:
-    manifest = current_manifest(store, layout)
-    if manifest is None:
-        raise not_published(store, layout)
-    return manifest
-
-
-def _describe_partition(store: Store, layout: Layout) -> dict[str, Any]:
-    missing = ""
-    for _ in range(_READ_TRIES):
-        manifest = _require_current(store, layout)
-        try:
-            return _describe_version(store, layout, manifest)
-        except FileNotFoundError as error:
-            missing = str(error)  # replaced while it was read: the next round takes the new one
-    raise InfraError(f"{store.url('')}: partition {layout.name}: a part is missing: {missing}")
+def _describe_current(store: Store, layout: Layout) -> dict[str, Any]:
+    return of_current(store, layout, partial(_describe_version, store, layout))
 
 
 def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[str, Any]:
+    """Describe one version; examples of rows are read from its parts."""
     first, hive = manifest.parts[0], manifest.partition_columns
     with open_part(store, first.path) as part:
         schema = restore(part.schema_arrow.empty_table(), first.path, hive).schema

@@ -34,10 +34,12 @@ class Layout:
 
     @property
     def predictions(self) -> str:
+        """Folder of the published parts."""
         return f"predictions/{self.partition}" if self.partition else "predictions"
 
     @property
     def quarantine(self) -> str:
+        """Folder of the published quarantine."""
         return f"quarantine/{self.partition}" if self.partition else "quarantine"
 
     def inside(self, path: str) -> str:
@@ -52,16 +54,20 @@ class Layout:
 
     @property
     def success(self) -> str:
+        """Marker of a published version, with the names of its parts."""
         return f"{self.predictions}/_SUCCESS"
 
     def report(self, run_id: str, name: str) -> str:
+        """Path of a file of the report of a run."""
         return f"reports/{self.name}/{run_id}/{name}"
 
     @property
     def control(self) -> str:
+        """Folder of all that is no output: plans, staging, leases, log, history."""
         return f"_control/{self.name}"
 
     def plan(self, fingerprint: str) -> str:
+        """Path of a stored plan."""
         return f"{self.control}/plan/{fingerprint}.json"
 
     def tensors(self, fingerprint: str) -> str:
@@ -69,6 +75,7 @@ class Layout:
         return f"{self.control}/tensors/{fingerprint}.json"
 
     def staging(self, fingerprint: str) -> str:
+        """Folder of the staged parts of a plan."""
         return f"{self.control}/staging/{fingerprint}"
 
     def compacted(self, fingerprint: str, version: str) -> str:
@@ -77,22 +84,28 @@ class Layout:
 
     @property
     def leases(self) -> str:
+        """Folder of the leases."""
         return f"{self.control}/lease"
 
     def lease(self, epoch: int) -> str:
+        """Path of a lease, which is created once."""
         return f"{self.leases}/{epoch:010d}.json"
 
     def heartbeat(self, epoch: int) -> str:
+        """Path of the file that the holder of a lease renews."""
         return f"{self.leases}/{epoch:010d}.hb"
 
     @property
     def log(self) -> str:
+        """Folder of the manifests."""
         return f"{self.control}/log"
 
     def log_entry(self, number: int) -> str:
+        """Path of a manifest, which is created once."""
         return f"{self.log}/{number:010d}.json"
 
     def history(self, number: int) -> str:
+        """Folder of the parts of a replaced version."""
         return f"{self.control}/history/{number:010d}"
 
 

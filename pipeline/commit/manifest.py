@@ -76,9 +76,11 @@ class Manifest:
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
+        """Parts of the predictions and of the quarantine."""
         return self.parts + self.quarantine_parts
 
     def to_json(self) -> bytes:
+        """Return the form that the log holds."""
         return json.dumps(asdict(self), indent=1).encode()
 
     def is_of(self, fingerprint: str, partition_columns: Sequence[str]) -> bool:

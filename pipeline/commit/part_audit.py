@@ -72,7 +72,7 @@ def join(hashes: Sequence[Hashes]) -> Hashes:
 
 
 def ids_of(store: Store, found: FoundPart, wanted: Hashes) -> Iterator[str]:
-    """Yield the row ids of a part whose hashes are wanted, in its order."""
+    """Yield the row ids of a part whose hashes are among `wanted`, uint64 (M,), in its order."""
     if not np.isin(found.hashes, wanted).any():
         return
     for batch in read_batches(store, found.part.path, [ROW_ID], BATCH_ROWS):

@@ -91,7 +91,7 @@ class Merger:
 
         Args:
             parts: Of the quarantine.
-            gone: Keys of the rows to leave out.
+            gone: int64 (G,): keys of the rows to leave out.
             inserts: Slices; of each row that did not fail the key is -1.
             positions: Of all rows that will be there.
 

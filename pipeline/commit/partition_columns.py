@@ -142,7 +142,10 @@ def read_piece(
     schema: pa.Schema,
     footers: dict[str, pq.FileMetaData] | None = None,
 ) -> tuple[pa.Table, Numbers]:
-    """Read the rows of a piece, and their keys; `footers` keeps those of files that were read."""
+    """Read the N rows of a piece, and their keys, int64 (N,).
+
+    `footers` keeps the footers of files that were read.
+    """
     known = {} if footers is None else footers
     with store.open(f"{folder}/{piece.path}") as handle:
         # Two threads may both read a footer that none has yet; they find the same.
@@ -153,7 +156,7 @@ def read_piece(
 
 
 def with_keys(rows: pa.Table, keys: Numbers) -> pa.Table:
-    """Append the keys of rows as a column that no published part has."""
+    """Append the keys of the rows, int64 (N,), as a column that no published part has."""
     return rows.append_column(KEY_COLUMN, pa.array(keys))
 
 

@@ -119,6 +119,11 @@ def _settle_one(
     keep_versions: int,
     table: TableFormat | None,
 ) -> None:
+    """Finish what follows the commit of a version; each step may have been done before.
+
+    Raises:
+        InfraError: A part that the current manifest names is missing.
+    """
     named = {part.path for part in manifest.all_parts}
     present = _published_files(store, layout)
     lost = named - {file.path for file in present}

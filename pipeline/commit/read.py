@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Part, current_manifest, not_published
+from pipeline.commit.manifest import Manifest, Part, current_manifest, not_published
 from pipeline.commit.part_reader import read_columns
 from pipeline.core.errors import InfraError
 from pipeline.core.hive_paths import restore
 from pipeline.storage.store import Store
 
 _READ_TRIES = 5
+_Read = TypeVar("_Read")
 
 
 def locate(uri: str, storage_options: dict[str, Any] | None = None) -> tuple[Store, Layout | None]:
@@ -57,21 +58,48 @@ def read_predictions(
 
 
 def read_current(store: Store, layout: Layout, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read what is current, whole, also while it is being replaced; see `read_predictions`."""
+    """Read the current version of a partition whole; arguments and errors: `read_predictions`."""
+
+    def read(manifest: Manifest) -> pa.Table:
+        hive = manifest.partition_columns
+        return pa.concat_tables([read_part(store, part, columns, hive) for part in manifest.parts])
+
+    return of_current(store, layout, read)
+
+
+def of_current(store: Store, layout: Layout, read: Callable[[Manifest], _Read]) -> _Read:
+    """Return what `read` makes of the current version, also while that is being replaced.
+
+    Args:
+        store: The output.
+        layout: The partition.
+        read: Reads one whole version. If a part of it is gone (FileNotFoundError), the version was
+            replaced meanwhile: it is called again, for the new one.
+
+    Raises:
+        JobError: Nothing is published.
+        InfraError: A part that the current manifest names is missing.
+    """
     missing = ""
     for _ in range(_READ_TRIES):
-        manifest = current_manifest(store, layout)
-        if manifest is None:
-            raise not_published(store, layout)
+        manifest = require_current(store, layout)
         try:
-            hive = manifest.partition_columns
-            tables = [read_part(store, part, columns, hive) for part in manifest.parts]
+            return read(manifest)
         except FileNotFoundError as error:
-            # Replaced while it was read: the next round takes the new version whole.
             missing = str(error)
-            continue
-        return pa.concat_tables(tables)
     raise InfraError(f"{store.url('')}: partition {layout.name}: a part is missing: {missing}")
+
+
+def require_current(store: Store, layout: Layout) -> Manifest:
+    """Return the manifest of what is published now.
+
+    Raises:
+        JobError: Nothing is published; the message says what there is instead.
+    """
+    manifest = current_manifest(store, layout)
+    if manifest is None:
+        raise not_published(store, layout)
+    return manifest
 
 
 def read_part(

@@ -18,7 +18,7 @@ _HASH_MASK = (1 << 64) - 1
 
 
 def hash_ids(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint64]:
-    """Hash row ids to 64 bits, the same in every process and on every machine."""
+    """Hash N row ids to uint64 (N,), the same in every process and on every machine."""
     values: Any = np.asarray(ids.to_pylist(), dtype=object)
     if len(values) == 0:
         return np.zeros(0, np.uint64)
@@ -33,7 +33,7 @@ def sum_hashes(hashes: Sequence[int]) -> str:
 
 
 def read_hashes(store: Store, path: str) -> npt.NDArray[np.uint64]:
-    """Hash the row ids of one staged part."""
+    """Hash the row ids of one staged part, in its order, to uint64 (N,)."""
     return hash_ids(read_columns(store, path, [ROW_ID]).column(ROW_ID))
 
 

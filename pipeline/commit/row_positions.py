@@ -53,7 +53,7 @@ class Positions:
 
     @classmethod
     def from_matrix(cls, matrix: Numbers) -> Positions:
-        """Undo `to_matrix`."""
+        """Undo `to_matrix`: int64 (N, 4)."""
         return cls(*np.ascontiguousarray(matrix.T))
 
     @classmethod
@@ -79,12 +79,12 @@ def make_positions(first: int, unit: int, start: int, num_rows: int) -> Position
 
 
 def keys_of(ranks: Numbers) -> Numbers:
-    """Return the keys of rows that a plan counts, by how many rows of the input come before."""
+    """Return the keys, int64 (N,), of rows that a plan counts, by the rows before each."""
     return ranks << _MINOR_BITS
 
 
 def minor_of(keys: Numbers) -> Numbers:
-    """Return how many rows before each came in for the same row of a plan."""
+    """Return, int64 (N,), how many rows before each came in for the same row of a plan."""
     return keys & (MAX_MINOR - 1)
 
 
@@ -98,7 +98,7 @@ def to_metadata(numbers: Numbers) -> dict[str, str]:
 
 
 def from_metadata(metadata: Mapping[bytes, bytes] | None, num_rows: int, path: str) -> Numbers:
-    """Undo `to_metadata`.
+    """Undo `to_metadata`: return int64 (N, C).
 
     Raises:
         KeyError: There is nothing: an older version wrote the file.

@@ -57,6 +57,7 @@ class StagedSlice:
 
     @property
     def num_quarantined(self) -> int:
+        """Rows of all reasons."""
         return sum(self.reasons.values())
 
     def is_without_predictions_by(self, reason: Reason) -> bool:
@@ -64,10 +65,12 @@ class StagedSlice:
         return self.num_quarantined == self.num_rows and bool(self.reasons.get(reason.value))
 
     def to_json(self) -> str:
+        """Return the form that the footer of a staged part holds."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> StagedSlice:
+        """Undo `to_json`; fields that a newer version has added are left out."""
         return cls(**known_fields(cls, json.loads(text)))
 
 

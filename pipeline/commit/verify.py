@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from pipeline.commit.describe import choose_partition
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, current_manifest, not_published
+from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.part_audit import BATCH_ROWS, FoundPart, Hashes, ids_of, join, look_at
 from pipeline.commit.plan_store import plan_from_json
-from pipeline.commit.read import locate
+from pipeline.commit.read import locate, require_current
 from pipeline.commit.receipt import Check, check_log, check_receipt, linked_files, verdict
 from pipeline.commit.row_ids import hash_ids, sum_hashes
 from pipeline.core.errors import InfraError, JobError, PipelineError
@@ -76,13 +76,11 @@ def verify_output(
 def _check_current(store: Store, layout: Layout) -> tuple[Manifest, list[Check]]:
     """Check what is current; a version that was replaced while it was read proves nothing."""
     for _ in range(_TRIES):
-        manifest = current_manifest(store, layout)
-        if manifest is None:
-            raise not_published(store, layout)
+        manifest = require_current(store, layout)
         try:
             checks = _check_version(store, layout, manifest)
         except FileNotFoundError:
-            continue  # it vanished between two looks at it: the next round says whose fault it is
+            continue  # gone between two looks: the next round tells if it was replaced
         latest = current_manifest(store, layout)
         if latest is not None and latest.number == manifest.number:
             return manifest, checks
@@ -90,6 +88,7 @@ def _check_current(store: Store, layout: Layout) -> tuple[Manifest, list[Check]]
 
 
 def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
+    """Check one version; if a part cannot be read, what needs all parts is skipped."""
     with ThreadPoolExecutor(_PART_THREADS) as pool:
         good = list(pool.map(lambda part: look_at(store, part), manifest.parts))
         bad = list(pool.map(lambda part: look_at(store, part), manifest.quarantine_parts))

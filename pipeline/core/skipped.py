@@ -58,6 +58,7 @@ class Skipped:
 
     @property
     def total(self) -> int:
+        """Files of all reasons."""
         return sum(self.files.values())
 
     @property

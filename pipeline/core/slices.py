@@ -25,6 +25,7 @@ class SliceKey:
 
     @property
     def num_rows(self) -> int:
+        """Rows of the slice."""
         return self.end - self.start
 
 

@@ -120,6 +120,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _fits_its_format(self) -> Source:
+        """Refuse fields that have no effect with the format."""
         form = registry.load(registry.SOURCES, self.format)
         for name in _FIELDS_OF_FORMATS:
             if name in self.model_fields_set and name not in form.fields:

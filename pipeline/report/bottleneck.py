@@ -66,6 +66,7 @@ def find_bottleneck(load: Load) -> Bottleneck:
 
 
 def _startup_bound(load: Load, top: Limit, startup_s: float, startup_pct: float) -> Bottleneck:
+    """Say that starting up took most of the time, and what would help."""
     part = max(load.startup, key=lambda name: load.startup[name])
     part_s, stream_s = load.startup[part], load.streaming_wall_s or 0.0
     took = f"start-up took {startup_s:.1f} s, {startup_pct:.0f}% of the run"
@@ -94,6 +95,7 @@ def _startup_bound(load: Load, top: Limit, startup_s: float, startup_pct: float)
 
 
 def _waiting(load: Load, top: Limit, startup_pct: float) -> Bottleneck:
+    """Say that no stage was busy enough to be the limit, and what would help."""
     stream_s, slots = load.streaming_wall_s or 0.0, max(1.0, load.group_slots("actor"))
     busy = f"the busiest group ({top.group}) was busy {top.utilisation_pct:.0f}% of the time"
     idle = (

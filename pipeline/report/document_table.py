@@ -23,6 +23,7 @@ def render_document(document: dict[str, Any]) -> RenderableType:
 
 
 def _section(document: dict[str, Any]) -> list[RenderableType]:
+    """Return a dict as a table of its plain values, then each nested value under a title."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text

@@ -57,6 +57,7 @@ def make_forecasts(load: Load) -> list[Forecast]:
 
 
 def _forecast(load: Load, limits: list[Limit], change: _Change) -> Forecast:
+    """Return what one change gives: the limit of its group scaled, until the next limit."""
     if change.load is None:
         return Forecast(change.name, change.note)
     rate, binding = load.rows_per_s, binding_limit(limits)

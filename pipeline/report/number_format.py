@@ -6,28 +6,34 @@ UNKNOWN = "-"
 
 
 def format_count(value: float | None) -> str:
+    """Return a whole number: `12,345`."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
 def format_plain(value: float | None) -> str:
+    """Return a number as short as it goes: `0.5`."""
     return UNKNOWN if value is None else f"{value:g}"
 
 
 def format_figure(value: float | str | None) -> float | str | None:
+    """Round a number to four decimals; leave text as it is."""
     return round(value, 4) if isinstance(value, float) else value
 
 
 def format_rate(value: float | None) -> str:
+    """Return a rate, three digits at least: `12,345` or `1.23`."""
     if value is None:
         return UNKNOWN
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def format_pct(value: float | None) -> str:
+    """Return a percentage: `12.3%`."""
     return UNKNOWN if value is None else f"{value:.1f}%"
 
 
 def format_duration(value_s: float | None) -> str:
+    """Return seconds: `12.3 s`, `2 min 03 s` or `1 h 02 min`."""
     if value_s is None:
         return UNKNOWN
     if value_s < 60:
@@ -38,12 +44,14 @@ def format_duration(value_s: float | None) -> str:
 
 
 def format_mib(amount_bytes: float | None, over_s: float | None) -> str:
+    """Return MiB/s, without the unit."""
     return (
         UNKNOWN if amount_bytes is None or not over_s else f"{amount_bytes / over_s / 2**20:,.1f}"
     )
 
 
 def format_size(value_bytes: float | None) -> str:
+    """Return bytes in the unit that fits: `1.5 GiB`."""
     if value_bytes is None:
         return UNKNOWN
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -217,6 +217,7 @@ class RunRecorder:
 
     @property
     def num_quarantined(self) -> int:
+        """Quarantined rows, with those that are kept."""
         kept = sum(self._kept.reasons.values()) if self._kept else 0
         return self._totals.num_quarantined + kept
 
@@ -266,6 +267,7 @@ class RunRecorder:
 
     @property
     def num_predicted(self) -> int:
+        """Predicted rows, with those that are kept."""
         return self.num_accounted - self.num_quarantined
 
     @property

@@ -102,6 +102,7 @@ def _places(report: dict[str, Any]) -> list[RenderableType]:
 
 
 def _stage_table(report: dict[str, Any]) -> Table:
+    """Return a table with one line per stage; the limiting one is bold."""
     from rich.table import Table
     from rich.text import Text
 

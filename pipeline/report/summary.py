@@ -30,6 +30,7 @@ def hop_lines(report: dict[str, Any]) -> list[str]:
 
 
 def slower_lines(report: dict[str, Any]) -> list[str]:
+    """Say in one line per stage which became slower since the last comparable run."""
     return [
         f"slower than before: {stage['stage']}, {format_rate(stage['rows_per_busy_slot_s'])} "
         f"rows/s per slot while busy instead of {format_rate(stage['before'])} in run "
@@ -71,6 +72,7 @@ def gate_lines(report: dict[str, Any]) -> list[str]:
 
 
 def totals_line(report: dict[str, Any]) -> str:
+    """Sum up rows, rates, time and cost of a run in one line."""
     slices = report["slices"]
     is_vain = report["status"] == "nothing_to_do" and (report.get("retry") or {}).get("entries")
     status = "nothing has changed" if is_vain else report["status"].replace("_", " ")

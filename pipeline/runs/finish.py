@@ -172,6 +172,7 @@ def require_some_row(run: RunContext) -> None:
 
 
 def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[GateResult]:
+    """Let the gates judge what the recorder counted, and note their results."""
     record, gates = run.record, run.job.gates
     golden, num_actors = record.golden
     figures = Figures(
@@ -234,6 +235,7 @@ def _manifest(
     compacted: Compacted,
     results: Sequence[GateResult],
 ) -> Manifest:
+    """Return the manifest of a new version; its token is drawn here."""
     return Manifest(
         number=number,
         kind="publish",

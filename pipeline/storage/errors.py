@@ -178,6 +178,14 @@ def redact(text: str, secret_values: Iterable[str] = ()) -> str:
 def translate(
     error: Exception, what: str, secret_values: Sequence[str], missing: str | None
 ) -> Exception:
+    """Return the error to raise for a raw one: of ours, FileNotFoundError for `missing`, or itself.
+
+    Args:
+        error: What the library raised.
+        what: What was tried, for the message.
+        secret_values: Never shown.
+        missing: The path, if a missing file is not trouble of the store.
+    """
     if missing is not None and is_missing(error):
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing)
     return classify(error, what, secret_values) if _is_storage_trouble(error) else error

@@ -240,4 +240,5 @@ def _sync(path: str) -> None:
 
 
 def is_temporary(path: str) -> bool:
+    """Tell whether a path is one that an unfinished write leaves."""
     return _TEMPORARY.match(path.rpartition("/")[2]) is not None

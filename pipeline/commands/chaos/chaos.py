@@ -109,6 +109,7 @@ def run_chaos(chaos: Chaos) -> tuple[dict[str, Any], int]:
 
 
 def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
+    """Run the sample undisturbed and disturbed, and compare what they published."""
     job, folder, layout = chaos.job, command.folder, Layout(chaos.job.sink.partition)
     log.info("copying about %d rows to %s", chaos.num_rows, folder)
     sample = take_sample(job.source, chaos.num_rows, chaos.seed, folder / "input")
@@ -221,6 +222,7 @@ def _document(
     trouble: str | None,
     injected: Sequence[Injected],
 ) -> dict[str, Any]:
+    """Return what was injected and lost as the document of the command."""
     at_large, num_spoilt = not_quarantined(sample.spoilt, found), len(sample.spoilt)
     faults = fault_rows(runs, injected, num_spoilt, num_spoilt - len(at_large))
     named = [*difference.lost, *difference.doubled, *difference.changed, *at_large]

@@ -47,6 +47,7 @@ class Difference:
 
     @property
     def is_none(self) -> bool:
+        """Tell whether both published the same."""
         return not (self.lost or self.doubled or self.changed)
 
 

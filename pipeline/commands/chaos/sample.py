@@ -140,6 +140,7 @@ def take_rows(form: SourceFormat, wish: _Wish, sample: Sample) -> None:
 
 @take_rows.register
 def _take_images(_: ImageFiles, wish: _Wish, sample: Sample) -> None:
+    """Copy the first images, and add spoilt copies of some."""
     chosen = sorted(file.path for file in wish.shards()[: wish.num_rows])
     models: dict[str, bytes] = {}
     for first in range(0, len(chosen), _FILES_AT_ONCE):
@@ -234,6 +235,7 @@ def _spoil_parquet(wish: _Wish, folder: PurePosixPath, table: pa.Table, sample: 
 
 @take_rows.register
 def _take_tars(_: WebDataset, wish: _Wish, sample: Sample) -> None:
+    """Copy the first samples of each shard, and add spoilt shards and images."""
     endings = tuple(f".{extension}" for extension in wish.source.image_extensions)
     images: list[bytes] = []
     for shard in wish.shards():

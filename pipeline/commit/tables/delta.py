@@ -97,6 +97,7 @@ class Delta(TableFormat):
 def _commit_once(
     store: Store, layout: Layout, manifest: Manifest, table: DeltaTable | None
 ) -> None:
+    """Make one Delta commit, or the table with its first one."""
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
 

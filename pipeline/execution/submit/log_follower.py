@@ -58,6 +58,11 @@ class Follower:
             self._events.put(error)
 
     def _until_the_end(self) -> Any:
+        """Show the log until the job has ended; return what the cluster says of it then.
+
+        Raises:
+            InfraError: The cluster has not answered for `GIVE_UP_S`.
+        """
         from aiohttp import ClientError
 
         answered = time.monotonic()

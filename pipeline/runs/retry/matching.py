@@ -59,10 +59,12 @@ class Match:
 
     @property
     def num_recovered(self) -> int:
+        """Retried rows that are predicted now."""
         return int((self.is_good & self.is_admitted).sum())
 
     @property
     def num_failed(self) -> int:
+        """Retried rows that failed again."""
         return int((~self.is_good & self.is_admitted).sum())
 
 

@@ -49,7 +49,7 @@ class Base:
     """uint8 (N,), why each is there: indices of `REASONS`."""
 
     def counts(self, entries: Numbers | None = None) -> Counter[str]:
-        """Count rows of the quarantine by reason; without entries all of them."""
+        """Count rows of the quarantine by reason: those of `entries`, int64 (M,), or all."""
         found = self.reasons if entries is None else self.reasons[entries]
         counts = np.bincount(found, minlength=len(REASONS)).tolist()
         return Counter({reason: n for reason, n in zip(REASONS, counts, strict=True) if n})

@@ -45,6 +45,7 @@ class RetryMerge:
 
     @property
     def base(self) -> Manifest:
+        """The version that rows are merged into."""
         return self.replan.base.manifest
 
     def kept(self, match: Match | None = None) -> KeptRows:

@@ -38,6 +38,7 @@ class TuningContext:
 
     @property
     def limits(self) -> AgreementLimits:
+        """How far a runtime may be from eager fp32."""
         return AgreementLimits.of(self.job.gates)
 
     @property

@@ -43,6 +43,7 @@ class Profile:
         return is_whole or wanted_s <= _MUCH_LONGER * self.search_budget_s
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the form that is stored."""
         lists = {
             name: [trial.to_dict() for trial in getattr(self, name)]
             for name in ("ways", "batches", "layouts")

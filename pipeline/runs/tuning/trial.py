@@ -49,4 +49,5 @@ class Trial:
         return (self.runtime, self.precision) == (other.runtime, other.precision)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the form that is stored and shown."""
         return asdict(self)

@@ -46,6 +46,8 @@ def switch_off_retries(client: Any) -> None:
 
 
 def _list_azure(fs: Any, bucket: str, prefix: str, delimited: bool, token: str | None) -> Page:
+    """Ask for one page of a listing; folders of a hierarchical account are no files."""
+
     async def fetch() -> tuple[list[Any], str | None]:
         async with fs.service_client.get_container_client(bucket) as container:
             listing = container.walk_blobs if delimited else container.list_blobs

@@ -52,6 +52,7 @@ def stored_file(path: str, size_bytes: int, version: Any, modified: Any) -> Stor
 
 
 def copy_plainly(fs: Any, source: str, target: str) -> None:
+    """Copy an object by the file system's own copy."""
     fs.cp_file(source, target)
 
 

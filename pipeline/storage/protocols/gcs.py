@@ -44,6 +44,7 @@ def _connect_gcs(options: Mapping[str, Any]) -> Any:
 
 
 def _list_gcs(fs: Any, bucket: str, prefix: str, delimited: bool, token: str | None) -> Page:
+    """Ask for one page of a listing, with generations as versions."""
     answer = fs.call(
         "GET",
         "b/{}/o",
