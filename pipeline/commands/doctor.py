@@ -113,7 +113,7 @@ def _model(job: Job, options: RunOptions) -> str:
 
 
 def _one_row(job: Job, options: RunOptions) -> Finding:
-    """Let a row go the whole way; what the model says no to is the model's trouble."""
+    """Try one row from source to prediction; a failure of the model is a warning."""
     tried: list[Tried] = []
 
     def look() -> str:

@@ -42,7 +42,7 @@ def end(code: int) -> NoReturn:
     """End the process with a code; with another one if the result was not read."""
     ignore_stops()
     # Unloading what Ray and Arrow have loaded takes most of a second, and threads that wait for a
-    # dead store or cluster would hold the process for minutes, for nothing.
+    # store or cluster that is gone would hold the process for minutes.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     if (trouble := streams.trouble()) is not None:

@@ -31,7 +31,7 @@ class _Lasting(io.FileIO):
         self._is_closed = is_closed
 
     def write(self, data: object) -> int:
-        """Write, and say that all was written whatever becomes of it."""
+        """Write; report all as written even if it fails."""
         view = memoryview(data).cast("B")  # type: ignore[arg-type]
         if self._is_closed and not self._is_over:
             self._fail(OSError(errno.EBADF, os.strerror(errno.EBADF)))

@@ -235,7 +235,7 @@ def cut_groups(
 
 
 def _shrinkage(compactor: Compactor, slices: Sequence[SizedSlice]) -> float:
-    """Encode slices from everywhere as one row group: bytes then, for a byte staged."""
+    """Encode slices of the whole input as one row group; return its bytes per staged byte."""
     mean_bytes = max(1.0, sum(size for _, _, size in slices) / len(slices))
     num_sampled = max(1, min(_SAMPLE_FILES, int(_SAMPLE_BYTES / mean_bytes)))
     sample = slices[:: -(-len(slices) // num_sampled)]

@@ -35,7 +35,7 @@ _MAX_WATCH_S = 60.0
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds an epoch, with enough to see on the same machine whether it still lives."""
+    """Who holds an epoch, with enough to see on the same machine whether its process still runs."""
 
     run_id: str
     host: str
@@ -74,7 +74,7 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Stop renewing and let the next run in at once."""
+        """Stop renewing; the next run may start at once."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()

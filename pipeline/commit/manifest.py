@@ -63,9 +63,9 @@ class Manifest:
     """Columns that are folders inside the partition, with their types; outermost first."""
     plan: str | None = None
     """Fingerprint of the stored plan of its rows; None: `fingerprint`. They differ once shards that
-    could not be read have come in."""
+    could not be read have been merged."""
     retry: str | None = None
-    """Fingerprint of the plan whose rows came in last."""
+    """Fingerprint of the plan whose rows were merged last."""
     distribution: dict[str, Any] = field(default_factory=dict)
     """JSON form of `histograms.Distribution`, with which later partitions are compared."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)

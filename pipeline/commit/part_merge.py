@@ -39,13 +39,13 @@ Keyed = Iterator[tuple[pa.Table, Numbers]]
 
 @dataclass(frozen=True)
 class Insert:
-    """A staged slice whose rows come in."""
+    """A staged slice whose rows are merged."""
 
     sized: SizedSlice
     duplicates: tuple[int, ...]
     """Rows whose id another row has."""
     keys: Numbers
-    """(N,) where each row goes, before the old row of the same or a higher key; -1: not at all."""
+    """int64 (N,): each row goes before the old row of the same or a higher key; -1: left out."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _with_copies(
     layout: Layout,
     run_tasks: RunTasks,
 ) -> list[Part]:
-    """Put parts together: those that were made anew, and copies of the others."""
+    """Put parts together: those that were rewritten, and copies of the others."""
     whole: list[Part] = []
     copies: list[tuple[str, str]] = []
     for index, part in enumerate(parts):

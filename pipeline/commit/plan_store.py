@@ -148,7 +148,7 @@ def _cut(values: list[Any]) -> Cut:
 
 
 def _fields_to_json(fields: pa.Schema) -> dict[str, Any]:
-    """Return the input's columns; those of images and features are told by a number alone."""
+    """Return the input's columns; those of images and features are given by a number alone."""
     num_features = fields.field(FEATURES).type.list_size if FEATURES in fields.names else 0
     told: dict[str, Any] = {"num_features": num_features}
     is_known = fields.equals(_known_fields(num_features))

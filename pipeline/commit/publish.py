@@ -78,7 +78,7 @@ def _place(store: Store, folder: str, parts: Sequence[Part], placed: Sequence[Pa
             store.copy(f"{folder}/{part.path}", target.path)
             reach("placed_part")
     except Exception:
-        with contextlib.suppress(Exception):  # the first trouble is the one to tell
+        with contextlib.suppress(Exception):  # the first error is the one to show
             store.delete([target.path for target in placed])
         raise
 
@@ -208,7 +208,7 @@ def _trim_history(store: Store, layout: Layout, keep_versions: int) -> None:
     kept: dict[str, list[str]] = {}
     for file in store.list_files(f"{layout.control}/history"):
         version = file.path.removeprefix(f"{layout.control}/history/").split("/")[0]
-        if version.isascii() and version.isdigit():  # no folder of ours otherwise
+        if version.isascii() and version.isdigit():  # not a folder of the history otherwise
             kept.setdefault(version, []).append(file.path)
     for version in sorted(kept, reverse=True)[keep_versions:]:
         store.delete(kept[version])

@@ -20,7 +20,7 @@ from pipeline.core.errors import InfraError
 
 _MINOR_BITS = 28
 MAX_MINOR = 1 << _MINOR_BITS
-"""Rows that may come in for one that stood for a whole shard."""
+"""Most rows that may replace the one that stood for a whole shard."""
 METADATA = "pipeline.places"
 _COLUMNS = METADATA + ".columns"
 
@@ -58,7 +58,7 @@ class Positions:
 
     @classmethod
     def joined(cls, some: Iterable[Positions]) -> Positions:
-        """Return the positions of all rows, in the order that they come in; of none if empty."""
+        """Return the positions of all rows, one group after the other; of none if empty."""
         none = np.zeros(0, np.int64)
         columns = zip((none,) * 4, *((p.keys, p.units, p.rows, p.ranks) for p in some), strict=True)
         return cls(*(np.concatenate(arrays) for arrays in columns))

@@ -56,7 +56,7 @@ class StageCounters:
     bytes_out: int = 0
     busy_s: float = 0.0
     retries: int = 0
-    """Requests to a store that were made again after a passing trouble."""
+    """Requests to a store that were repeated after a passing error."""
 
     def __add__(self, other: StageCounters) -> StageCounters:
         return StageCounters(

@@ -1,4 +1,4 @@
-"""Named places where a test may end the process, so that every crash window can be entered.
+"""Named points at which a test may end the process, so that every crash window can be entered.
 
 `PIPELINE_FAILPOINT=name:kill` kills the process with SIGKILL there, `name:term` and `name:int` send
 it a signal to stop, `name:raise` raises, and `name:kill:3` does so the third time. Unset, the cost

@@ -16,7 +16,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import LABEL, ROW_ID, URI
 
 MAX_VALUES = 1000
-"""Most different folders of one run: more would be a heap of tiny files."""
+"""Most different folders of one run; more would give many tiny files."""
 NULL_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _SEGMENT_MAX_BYTES = 240  # a name on a local disk has at most 255
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
@@ -47,7 +47,7 @@ def partition_types(columns: Sequence[str], schema: pa.Schema) -> dict[str, str]
 
 
 def require_folders(columns: Iterable[str], labels: Sequence[str]) -> None:
-    """Refuse labels that no folder can stand for, if there are to be folders by label.
+    """Refuse labels that cannot be folder names, if the output has folders by label.
 
     Raises:
         JobError: Names the label.
@@ -71,7 +71,7 @@ def hive_values(path: str) -> dict[str, str | None]:
 
 
 def folder_trouble(column: str, value: str | None) -> str:
-    """Say why no folder can stand for a value, or ''.
+    """Say why a value cannot be a folder name, or ''.
 
     `<column>=/` is empty text for DuckDB, pyarrow and Polars, null for Delta, and Spark reads
     nothing below it: there is no name that all of them understand.
@@ -84,7 +84,7 @@ def folder_trouble(column: str, value: str | None) -> str:
 
 
 def without_folder(name: str, column: pa.Array) -> dict[int, str]:
-    """Return the rows, by number, whose value no folder can stand for, and why."""
+    """Return the rows, by number, whose value cannot be a folder name, and why."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return {}
     troubles = {value: folder_trouble(name, value) for value in pc.unique(column).to_pylist()}
@@ -109,7 +109,7 @@ def to_segment(column: str, value: str | None) -> str:
     that cannot be printed. Other letters stay as they are: Spark decodes byte by byte.
 
     Raises:
-        JobError: No folder can stand for the value.
+        JobError: The value cannot be a folder name.
     """
     if value is None:
         return f"{column}={NULL_VALUE}"
@@ -147,7 +147,7 @@ def _folders(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _decode(value: str, errors: str = "replace") -> str | None:
-    """Undo `to_segment`; `surrogatepass` gives back what no UTF-8 stands for."""
+    """Undo `to_segment`; `surrogatepass` restores text that is not valid UTF-8."""
     return None if value == NULL_VALUE else unquote(value, errors=errors)
 
 

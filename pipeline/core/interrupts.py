@@ -40,7 +40,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def ignore_stops() -> None:
-    """Let signals change nothing any more: the work is done and only has to be shown."""
+    """Ignore signals from now on: the work is done and only has to be shown."""
     have_last_word()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):

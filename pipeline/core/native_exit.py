@@ -21,7 +21,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 Handler = Callable[[], object]
-"""Says what has to be said and ends the process."""
+"""Shows the error and ends the process."""
 
 _EXIT_CODE = 7
 _MAX_INTERRUPTS = 3

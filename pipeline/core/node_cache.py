@@ -95,7 +95,7 @@ def one_at_a_time(name: str) -> Iterator[None]:
 
 
 def claim(name: str) -> bool:
-    """Take something that one process of this node is to do; False if a live one has it.
+    """Claim work that one process of this node is to do; False if a running one has it.
 
     Args:
         name: Unique to the run. Claims of ended processes are free again, and go after a day.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _NO_WRAP = 100_000
-"""Columns of what is piped: more than any line has."""
+"""Columns of output into a pipe: more than any line has."""
 
 
 class LineFormatter(logging.Formatter):
@@ -49,7 +49,7 @@ def log_to_stderr(level: int) -> None:
 
 @dataclass
 class _Status:
-    """The one line that is written anew again and again."""
+    """The status line, which is overwritten."""
 
     stream: TextIO | None = None
     num_chars: int = 0
@@ -76,7 +76,7 @@ def status_stream() -> TextIO | None:
 
 
 def show_status(text: str, stream: TextIO) -> None:
-    """Write the status line anew, cut to the width of the terminal."""
+    """Overwrite the status line, cut to the width of the terminal."""
     line = printable(text)[: shutil.get_terminal_size().columns - 1]
     with _lock, contextlib.suppress(OSError, ValueError):  # closed meanwhile
         stream.write(f"\r{line.ljust(_status.num_chars)}")

@@ -52,7 +52,7 @@ def whereabouts(error: BaseException, module: str = "") -> str:
 
 
 def tell_remote(error: BaseException) -> str:
-    """Return the same of what a Ray task raised: its traceback crosses processes as text."""
+    """Return the same for an error of a Ray task, whose traceback crosses processes as text."""
     cause = error
     while isinstance(inner := getattr(cause, "cause", None), BaseException):
         cause = inner

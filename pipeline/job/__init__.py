@@ -1,1 +1,1 @@
-"""The job file: its sections, and how it is read."""
+"""The job file: its sections and its reader."""

@@ -44,7 +44,7 @@ _HINTS: Mapping[Path, str] = {
     **dict.fromkeys([("transform", name) for name in ("grey", "gray", "channels")], _RGB),
     ("transform", "factory"): _OWN_TRANSFORM,
 }
-"""What has no field: how it is done without."""
+"""Settings that have no field -> what to use instead."""
 _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
     **dict.fromkeys(
         [(("transform", "interpolation"), each) for each in ("nearest", "lanczos")], _BEFOREHAND

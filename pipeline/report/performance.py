@@ -48,7 +48,7 @@ class Stage(Section):
     utilisation_pct: float | None
     """`busy_s / (slots * wall_s)`."""
     retries: int | None
-    """Requests to a store that were made again after a passing trouble."""
+    """Requests to a store that were repeated after a passing error."""
 
 
 class GroupLimit(Section):

@@ -1,4 +1,4 @@
-"""Show how far a run is: a line that is written anew on a terminal, log lines elsewhere.
+"""Show how far a run is: one line that is overwritten on a terminal, log lines elsewhere.
 
 Rows are those of committed slices, and of batches that actors have told of (`ticks`). The rate is
 that of the last minute, and the time that is left follows from it: nothing is guessed.
@@ -26,7 +26,7 @@ _ENDS_S = 4.0
 
 
 class Counts:
-    """Rows done, by what is committed and what is told of slices under way."""
+    """Rows done, by what is committed and what actors report of slices under way."""
 
     def __init__(self, total: int | None, done: int) -> None:
         """Take the rows of the plan, None if that is unknown, and those of an earlier run."""
@@ -36,7 +36,7 @@ class Counts:
         self._ended: set[Slice] = set()
 
     def told(self, rows: Rows) -> None:
-        """Take what actors have told; what they tell late, of committed slices, does not count."""
+        """Take what actors report; what they report late, of committed slices, does not count."""
         for key, num_rows in rows.items():
             if key not in self._ended:
                 self._under_way[key] = max(num_rows, self._under_way.get(key, 0))
@@ -72,7 +72,7 @@ class Rate:
 
     @property
     def rows_per_s(self) -> float | None:
-        """Return the rate; None as long as it is unknown."""
+        """Return the rate; None while it is unknown."""
         if len(self._seen) < 2:
             return None
         (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]

@@ -80,7 +80,7 @@ class RunRecorder:
             self._streaming_wall_s = perf_counter() - started
 
     def planned(self, plan: Plan, model: ModelSpec, num_gpus: float) -> None:
-        """Note what is to be done."""
+        """Note the plan and the model."""
         self._plan, self._prepared = plan, model.input.stage_names
         self._count.planned(plan.num_rows, plan.slices() if plan.num_rows is not None else ())
         self._model = {
@@ -103,7 +103,7 @@ class RunRecorder:
         *,
         on_cluster: bool = False,
     ) -> None:
-        """Note where it is done."""
+        """Note the hardware, and how it is divided."""
         self._placement = Placement(hardware, allocation, ray_start_s, on_cluster)
 
     @property

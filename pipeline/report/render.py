@@ -89,7 +89,7 @@ def render_table(report: dict[str, Any]) -> RenderableType:
 
 
 def _places(report: dict[str, Any]) -> list[RenderableType]:
-    """Say where what a run made lies, a line each, never folded: a folded path cannot be copied."""
+    """Show the paths of the output, a line each, never folded: a folded path cannot be copied."""
     from rich.text import Text
 
     output = report["output"]

@@ -54,7 +54,7 @@ class StreamParts(NamedTuple):
 
     source: ShardSource
     preprocess: Callable[[pa.Table], pa.Table] | None
-    """In tasks of its own; None: actors preprocess, or nothing has to be."""
+    """In tasks of its own; None: actors preprocess, or there is nothing to preprocess."""
     actor: ActorConfig
     """Of the PredictorActors."""
     write: Callable[[pa.Table], pa.Table] | None

@@ -1,4 +1,4 @@
-"""Try one row of a job: read it, decode it, and run its model and task over it, before it costs.
+"""Try one row of a job before a run: read it, decode it, and run its model and task over it.
 
 In a child process, on the CPU and with eager fp32: a crash or a hang there is a finding, too.
 """
@@ -87,7 +87,7 @@ class _RowWork:
 
 
 def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:
-    """Let one row go the whole way; if the first ones are bad, a few others.
+    """Try one row from source to prediction; if the first ones are bad, a few others.
 
     Raises:
         JobError: The model cannot be built, or its outputs do not fit the task.

@@ -50,7 +50,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
 
 
 def _warn_of_skipped(inputs: Inputs) -> None:
-    """Say that files are left out, unless it is only what is no input anywhere."""
+    """Log that files are left out, unless no source would read them."""
     skipped = inputs.skipped
     if not skipped.judged:
         return

@@ -39,7 +39,7 @@ def save_report(run: RunContext, status: RunStatus, error: PipelineError | None)
 
 
 def _places(run: RunContext, report: dict[str, Any], *, is_stored: bool) -> dict[str, Any]:
-    """Say where the quarantine and the report of a run lie, if there are any."""
+    """Return the paths of the quarantine and the report of a run, if there are any."""
     has_quarantine = report["output"]["uri"] and report["rows"]["quarantined"]
     path = run.layout.report(run.record.run_id, "report.html")
     return {
@@ -49,7 +49,7 @@ def _places(run: RunContext, report: dict[str, Any], *, is_stored: bool) -> dict
 
 
 def save_trouble(run: RunContext, error: BaseException) -> None:
-    """Store the report of a run that failed; if this fails, too, the first error is still told."""
+    """Store the report of a run that failed; if this fails, too, the first error is still shown."""
     if isinstance(error, PartitionBusy):
         return
     ours = _as_ours(error)

@@ -103,7 +103,7 @@ class _Watchdog(threading.Thread):
         self._deadline_at = time.monotonic() + left_s
 
     def run(self) -> None:
-        """Look twice a second until told that the run is done."""
+        """Look twice per second until the run is done."""
         while not self.done.wait(_TICK_S):
             now = time.monotonic()
             if reason() is not None or self.signals.seen():

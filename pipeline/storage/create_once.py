@@ -17,7 +17,7 @@ class CreateOutcome(StrEnum):
 
     CREATED = "created"
     MINE = "mine"
-    """It carries our token: an earlier try of ours made it and its response was lost."""
+    """It carries our token: an earlier try of this process made it and its response was lost."""
     OTHER = "other"
 
 

@@ -124,7 +124,7 @@ _LINE_MAX_CHARS = 400
 def storage_errors(
     what: str, secret_values: Sequence[str] = (), *, missing: str | None = None
 ) -> Iterator[None]:
-    """Turn the storage trouble of a block into our errors; other exceptions pass unchanged.
+    """Turn storage errors of a block into PipelineErrors; other exceptions pass unchanged.
 
     Args:
         what: Start of the message, such as `cannot read s3://bucket/file`.
@@ -178,7 +178,7 @@ def redact(text: str, secret_values: Iterable[str] = ()) -> str:
 def translate(
     error: Exception, what: str, secret_values: Sequence[str], missing: str | None
 ) -> Exception:
-    """Return the error to raise for a raw one: of ours, FileNotFoundError for `missing`, or itself.
+    """Return the error to raise for a raw one: a PipelineError, FileNotFoundError, or itself.
 
     Args:
         error: What the library raised.
@@ -272,7 +272,7 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def _is_storage_trouble(error: BaseException) -> bool:
-    """Tell trouble with storage from mistakes in our own code, which must stay visible."""
+    """Tell errors of storage from mistakes in our own code, which must stay visible."""
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _LIBRARIES:
         return True
     if not isinstance(error, TypeError | ValueError) or error.__traceback__ is None:

@@ -38,7 +38,7 @@ class StoreFault(StrEnum):
     """It answers 503 SlowDown; nothing is done."""
     SLOW = "slow"
     CUT = "cut"
-    """The connection breaks half way: half of what is read has come, nothing is written."""
+    """The connection breaks half way: half of the bytes are read, nothing is written."""
     LOSE = "lose"
     """What was to be written is, but the answer never comes."""
 
@@ -89,7 +89,7 @@ class StoreChaos:
         return []
 
     def next_fault(self, operation: str, path: str) -> Injected | None:
-        """Return the trouble of the next request of this process, after noting it down."""
+        """Return the fault of the next request of this process, after noting it down."""
         name = _RANDOM.sub("*", os.path.relpath(path, self.folder))
         faults, nth = self.decide(operation, name), self._seen[operation, name]
         self._seen[operation, name] += 1

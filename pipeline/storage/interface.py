@@ -96,7 +96,7 @@ class Backend(Protocol):
 
 
 class Choice(Protocol):
-    """What of a source is input; is told of all that lies there, relative to the root."""
+    """Choose what of a source is input, by paths relative to the root."""
 
     follow_links: bool
     """Take links to regular files, wherever they point."""

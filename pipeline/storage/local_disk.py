@@ -134,7 +134,7 @@ class LocalDisk:
 
 @contextlib.contextmanager
 def _bad_blocks(path: str) -> Iterator[None]:
-    """Tell a disk that cannot read one file from all other trouble.
+    """Tell a disk that cannot read one file from all other errors.
 
     A mount that is gone answers otherwise (ENOTCONN, ESTALE, ENODEV): that is no file's trouble.
     """

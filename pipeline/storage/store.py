@@ -134,7 +134,7 @@ class Store:
             with_retries(read_rest)
         except TransientError:
             if len(found) < len(set(paths)):
-                raise  # trouble with the call itself; else the last try's errors are the answer
+                raise  # an error of the call itself; otherwise the last try's errors are the answer
         return {path: found[path] for path in dict.fromkeys(paths)}
 
     def _translated(self, path: str, value: bytes | Exception) -> bytes | Exception:
@@ -223,7 +223,7 @@ class Store:
         try:
             self.create_once(path, first.encode(), first)
             refused = self.create_once(path, second.encode(), second) is CreateOutcome.OTHER
-        except InfraError:  # it may be there, and what was first is told
+        except InfraError:  # it may be there; the first error is shown
             with contextlib.suppress(PipelineError):
                 self.delete([path])
             raise
@@ -286,7 +286,7 @@ class Store:
     def _call(
         self, verb: str, path: str, act: Callable[[Backend], T], *, missing: str | None = None
     ) -> T:
-        """Act on the store, again if the trouble may pass; its errors become ours."""
+        """Act on the store, again if the error may pass; its errors become PipelineErrors."""
 
         def once() -> T:
             with self._errors(verb, path, missing=missing):

@@ -24,7 +24,7 @@ _TITLES = {"actor": ("ray::MapWorker(",), "worker": ("ray::ReadShards", "ray::Ma
 
 @dataclass(frozen=True)
 class Kill:
-    """Kill a process when so many slices are staged."""
+    """Kill a process when a number of slices is staged."""
 
     victim: Victim
     after_slices: int

@@ -76,7 +76,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Wish:
-    """What to copy of what."""
+    """Which source to copy from, and how many rows."""
 
     source: Source
     inputs: Inputs

@@ -1,4 +1,4 @@
-"""What was injected and how it was survived, a line for each kind of fault. Pure."""
+"""The table of injected faults and their effects, a line per kind of fault. Pure."""
 
 from __future__ import annotations
 

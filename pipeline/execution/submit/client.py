@@ -67,7 +67,7 @@ def connect_job_api(address: str) -> Any:
 
 
 def refused_token(shown: str, *, has_token: bool) -> str:
-    """Say that a cluster does not let us in, and what would."""
+    """Say that a cluster refuses the token, and what to set."""
     if has_token:
         what, which = "does not know the token that was sent", "to that cluster's"
     else:

@@ -338,6 +338,6 @@ def _finish(
 
 
 def _sealed(plan: Plan, salt: str) -> Plan:
-    """Give a plan a fingerprint of what it holds, and of what it is for."""
+    """Give a plan a fingerprint of its content and of `salt`."""
     content = plan_to_json(replace(plan, fingerprint="", created_at=""), "")
     return replace(plan, fingerprint=hashlib.sha256(salt.encode() + content).hexdigest())

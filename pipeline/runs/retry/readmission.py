@@ -230,7 +230,7 @@ def merge_positions(
 
 
 def _inserts(match: Match, keys: Numbers) -> list[Insert]:
-    """Return the slices of which rows come in; keys are of all rows, -1 if one does not."""
+    """Return the slices of which rows are merged; keys are of all rows, -1 if one is not."""
     inserts = []
     first = 0
     for key, file in match.slices:

@@ -87,7 +87,7 @@ def resolve_auto(
 
 
 def is_open(model: ModelSpec) -> bool:
-    """Tell whether a job leaves it to us how its model runs, or in what calibrated form."""
+    """Tell whether a job leaves runtime, precision or calibration to `auto`."""
     return AUTO in (model.runtime, model.precision) or model.precision == INT8
 
 
@@ -134,7 +134,7 @@ def _budget_left_s(tuning: TuningContext, profile: Profile) -> float:
 def tune(
     run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
 ) -> tuple[Profile, Trial]:
-    """Measure everything anew, keep it, and say what a run of this plan would choose."""
+    """Measure everything again, store it, and return what a run of this plan would choose."""
     tuning = tuning_context(run, plan, model, hardware, allocation)
     sample = Sample(tuning)
     ways, way = choose_confirmed(tuning, try_ways(tuning, sample, None).ways, plan.num_rows)

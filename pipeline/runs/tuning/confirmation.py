@@ -25,7 +25,7 @@ _EXACT = "fp32"
 def choose_confirmed(
     tuning: TuningContext, ways: Sequence[Trial], num_rows: int | None
 ) -> tuple[tuple[Trial, ...], Trial]:
-    """Choose of what was tried; what turns out to agree less is chosen no more.
+    """Choose from what was tried; a variant that proves to agree less is not chosen again.
 
     Args:
         tuning: Where.

@@ -1,4 +1,4 @@
-"""What an object store behind fsspec must bring, and what all of them share."""
+"""The interface of an object store behind fsspec, and what all of them share."""
 
 from __future__ import annotations
 
