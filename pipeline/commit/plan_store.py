@@ -16,7 +16,7 @@ from pipeline.core.failpoints import reach
 from pipeline.core.failures import Reason
 from pipeline.core.schema import FEATURES, IMAGE_FIELDS, feature_fields
 from pipeline.plan.plan import Plan, schema_to_text
-from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.extents import Extent, RowFilter, SliceCut
 from pipeline.sources.units import Unit
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
@@ -136,15 +136,17 @@ def _rarely(extent: Extent) -> list[Any]:
     return [reason, extent.message] if reason else []
 
 
-def _cut_to_json(cut: Cut) -> list[Any]:
+def _cut_to_json(cut: SliceCut) -> list[Any]:
     limits = [cut.slice_rows, cut.slice_bytes, cut.max_rows]
-    return limits if cut.only is None else [*limits, cut.only, cut.beyond]
+    rows = cut.rows
+    return limits if rows.only is None else [*limits, rows.only, rows.beyond]
 
 
-def _cut(values: list[Any]) -> Cut:
+def _cut(values: list[Any]) -> SliceCut:
     slice_rows, slice_bytes, max_rows, *chosen = values
     only, beyond = chosen or (None, None)
-    return Cut(slice_rows, slice_bytes, max_rows, (), None if only is None else tuple(only), beyond)
+    rows = RowFilter(None if only is None else tuple(only), beyond)
+    return SliceCut(slice_rows, slice_bytes, max_rows, rows=rows)
 
 
 def _fields_to_json(fields: pa.Schema) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.job.job import Job
-from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.extents import Extent, SliceCut
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
@@ -96,7 +96,7 @@ def _uncounted_units(
 ) -> Iterator[Unit]:
     """Make a unit per shard; with a limit one of all, for only it knows what rows are first."""
     groups = [(extent,) for extent in extents] if limit_rows is None else [tuple(extents)]
-    cut = Cut(slice_rows, MAX_SLICE_BYTES, limit_rows)
+    cut = SliceCut(slice_rows, MAX_SLICE_BYTES, limit_rows)
     for index, group in enumerate(groups if extents else []):
         yield Unit(index, group, bounds=(), cut=cut)
 

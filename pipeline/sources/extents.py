@@ -1,4 +1,8 @@
-"""The atom of planning: a run of rows of one shard; and how rows are cut that nobody counted."""
+"""Which rows are read: extents of shards, and slices of shards whose row count is unknown.
+
+The plan knows the rows of most shards and cuts them into slices itself. Only reading counts the
+rows of a tar, so its plan holds a `SliceCut`, which the reader follows.
+"""
 
 from __future__ import annotations
 
@@ -12,66 +16,62 @@ from pipeline.core.slices import SliceKey
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A run of rows [first_row, first_row + num_rows) of one shard, the atom of planning."""
+    """The rows [first_row, first_row + num_rows) of one shard."""
 
     path: str
     size_bytes: int
     version: str
     first_row: int
     num_rows: int
-    """0 in a tar, whose rows are known only when it has been read: see `Cut`."""
+    """0 for a tar, whose rows only reading counts (`SliceCut`)."""
     row_bytes: float
-    """Mean encoded bytes of a row, for bounding the memory of a slice."""
+    """Mean encoded bytes per row; bounds the memory of a slice."""
     reason: Reason | None = None
-    """Set when the rows cannot be read; `message` says why."""
+    """Set if the rows cannot be read; `message` says why."""
     message: str = ""
     only: tuple[int, ...] | None = None
-    """Of these rows of the shard alone, ascending; `first_row` is the first of them then."""
+    """If set, the extent has only these rows of the shard, ascending; `first_row` is only[0]."""
 
     def numbers(self, skip: int = 0) -> Sequence[int]:
-        """Return the numbers in the shard of the rows from `skip` on."""
+        """Return the row numbers in the shard, ascending, without the first `skip` of them."""
         if self.only is not None:
             return self.only[skip:]
         return range(self.first_row + skip, self.first_row + self.num_rows)
 
     def piece(self, skip: int, num_rows: int) -> Extent:
-        """Return the extent of some of the rows."""
+        """Return the extent of `num_rows` of these rows, from the `skip`-th on."""
         if self.only is None:
             return replace(self, first_row=self.first_row + skip, num_rows=num_rows)
         return replace(self, num_rows=num_rows).choose(self.only[skip : skip + num_rows])
 
     def choose(self, only: Sequence[int]) -> Extent:
-        """Return the extent of these rows of the shard, ascending."""
+        """Return the extent of some rows of the shard.
+
+        Args:
+            only: Their numbers in the shard, ascending; at least one.
+        """
         return replace(self, first_row=only[0], num_rows=len(only), only=tuple(only))
 
     @property
     def is_whole_shard(self) -> bool:
-        """Tell whether this one row stands for a shard whose row count is unknown."""
+        """Tell whether this is one row that stands for a shard of unknown row count."""
         return self.reason in (Reason.UNREADABLE_SHARD, Reason.MISSING)
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How to cut the rows of a unit into slices while it is read, as nobody knows them before.
+class RowFilter:
+    """Which rows of an uncounted unit are read; without arguments all of them.
 
-    The same rows are always cut at the same places: a slice depends only on the rows from its
-    first one on, whatever was passed over before.
+    A retry reads single rows of a tar. They are counted as if the unit had no others.
     """
 
-    slice_rows: int
-    slice_bytes: int
-    """A slice ends before the row that would take it beyond so many bytes."""
-    max_rows: int | None = None
-    """Rows of the unit after so many are left out."""
-    done: tuple[SliceKey, ...] = ()
-    """Staged slices, in order, for a reader to pass over; those of a plan are never listed here."""
     only: tuple[int, ...] | None = None
-    """Of these rows alone, ascending, and of those from `beyond` on: they are counted then as if
-    there were no others."""
+    """If set, only these rows, ascending, and those from `beyond` on."""
     beyond: int | None = None
+    """First of the rows behind `only` that are all read; None: none of them."""
 
     def number(self, row: int) -> int | None:
-        """Return how many rows before this one belong to the unit; None if it does not itself."""
+        """Return how many chosen rows are before this one; None if it is not chosen itself."""
         if self.only is None:
             return row
         if self.beyond is not None and row >= self.beyond:
@@ -80,13 +80,36 @@ class Cut:
         return index if self.only[index : index + 1] == (row,) else None
 
     def is_past(self, row: int) -> bool:
-        """Tell whether neither this row nor one that follows belongs to the unit."""
+        """Tell whether neither this row nor a later one is chosen."""
         if self.only is None or self.beyond is not None:
             return False
         return not self.only or row > self.only[-1]
 
+
+ALL_ROWS = RowFilter()
+
+
+@dataclass(frozen=True)
+class SliceCut:
+    """How the reader cuts an uncounted unit into slices.
+
+    The same rows are always cut at the same places: where a slice ends depends only on its own
+    rows, whatever was skipped before it.
+    """
+
+    slice_rows: int
+    """Most rows per slice."""
+    slice_bytes: int
+    """A slice ends before the row that would take it beyond this many bytes."""
+    max_rows: int | None = None
+    """The unit ends after this many rows (`run.limit_rows`)."""
+    done: tuple[SliceKey, ...] = ()
+    """Staged slices, in order, that the reader skips; empty in a plan."""
+    rows: RowFilter = ALL_ROWS
+    """Which rows are cut."""
+
     def read_until(self) -> int | None:
-        """Return the row from which on all is done; None where nobody knows the end yet."""
+        """Return the row from which on every slice is staged; None if the end is not staged."""
         if not self.done or not self.done[-1].is_last:
             return None
         until = self.done[-1].end

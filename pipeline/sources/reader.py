@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.core.counters import Counters, Measurement, measure
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
-from pipeline.sources.extents import Cut
+from pipeline.sources.extents import SliceCut
 from pipeline.sources.rows import STAGE, Reader, changed
 from pipeline.sources.units import Unit
 
@@ -57,7 +57,7 @@ def read_slices(
 
 
 def _read_and_cut(
-    reader: Reader, unit: Unit, cut: Cut
+    reader: Reader, unit: Unit, cut: SliceCut
 ) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
     """Yield the slices of a unit that are not done, finding out on the way which there are."""
     done_at = {key.start: key for key in cut.done}

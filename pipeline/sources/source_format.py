@@ -13,7 +13,7 @@ from pipeline.core.registry import SOURCES, get
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.section import Section
 from pipeline.job.source import Source
-from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.extents import Extent, SliceCut
 from pipeline.storage.store import Store, StoredFile
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class SourceFormat(Protocol):
         """Open extents whose rows are counted."""
         ...
 
-    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: Cut) -> SliceStream:
+    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> SliceStream:
         """Open extents whose rows are counted by reading."""
         ...
 
@@ -181,7 +181,7 @@ class CountedBeforeReading:
 
     options: type[Section] | None = None
 
-    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: Cut) -> SliceStream:
+    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> SliceStream:
         """Refuse: slices of counted rows are cut by the plan."""
         raise TypeError(f"{type(self).__name__}: its rows are counted before they are read")
 

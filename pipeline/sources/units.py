@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.core.slices import SliceKey
-from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.extents import Extent, SliceCut
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,19 @@ class Unit:
     extents: tuple[Extent, ...]
     bounds: tuple[int, ...]
     """0 = bounds[0] < ... < bounds[-1] = rows of the unit; slice i is [bounds[i], bounds[i+1])."""
-    cut: Cut | None = None
-    """Set where nobody knows the rows before they are read; there are no bounds then."""
+    cut: SliceCut | None = None
+    """Set if only reading counts the rows; `bounds` is empty then."""
 
     @property
     def num_rows(self) -> int | None:
-        """Return the rows of the unit; None where they are known only when it has been read."""
+        """Return the rows of the unit; None if only reading counts them."""
         return self.bounds[-1] if self.cut is None else None
 
     def slices(self) -> list[SliceKey]:
         """Return the slices in order.
 
         Raises:
-            ValueError: They are known only when the unit has been read.
+            ValueError: Only reading counts the rows of this unit.
         """
         if self.cut is not None:
             raise ValueError(f"unit {self.index}: its slices are known when it has been read")
@@ -41,7 +41,12 @@ class Unit:
 
 
 def only_rows(unit: Unit, rows: Sequence[int]) -> Unit:
-    """Return a unit of these rows of a unit alone, ascending, as one slice."""
+    """Return a unit that has only some rows of a counted unit, as one slice.
+
+    Args:
+        unit: The unit; keeps its index.
+        rows: Row numbers in the unit, ascending.
+    """
     extents: list[Extent] = []
     first = 0
     for extent in unit.extents:

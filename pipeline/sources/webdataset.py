@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
 from pipeline.core.errors import InfraError
 from pipeline.core.schema import IMAGE
-from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.extents import Extent, SliceCut
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
 from pipeline.sources.tar_archive import Broken
 from pipeline.sources.webdataset_rows import TarRow, TarSpec, iter_rows
@@ -28,7 +28,7 @@ _REMOTE_BUFFER_BYTES = 8 * 2**20
 class TarStream:
     """The rows of tars in order; one row is read ahead, to know whether more follow."""
 
-    def __init__(self, reader: Reader, extents: Sequence[Extent], cut: Cut) -> None:
+    def __init__(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> None:
         self._reader = reader
         self._extents = extents
         self._cut = cut
@@ -92,16 +92,16 @@ class TarStream:
             with _open(store, extent) as handle:
                 wanted = partial(self._is_wanted, num_rows)
                 for row in iter_rows(handle, spec, size_bytes=extent.size_bytes, is_wanted=wanted):
-                    if self._cut.is_past(num_rows):
+                    if self._cut.rows.is_past(num_rows):
                         return
                     # That a tar cannot be read further is said whatever rows are chosen.
-                    if self._cut.number(num_rows) is not None or row.key is None:
+                    if self._cut.rows.number(num_rows) is not None or row.key is None:
                         yield extent, row
                     num_rows += 1
 
     def _is_wanted(self, rows_before: int, row: int) -> bool:
         """Tell whether a row of the tar that follows `rows_before` rows is in no staged slice."""
-        done, number = self._cut.done, self._cut.number(rows_before + row)
+        done, number = self._cut.done, self._cut.rows.number(rows_before + row)
         if number is None:
             return False
         index = bisect.bisect_right(self._starts, number) - 1

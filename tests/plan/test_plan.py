@@ -28,7 +28,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import fingerprint_parts, make_plan, what_changed
 from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes
 from pipeline.plan.tiling import first_slices, missing_units
-from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.extents import Extent, RowFilter, SliceCut
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store, StoredFile
@@ -419,15 +419,15 @@ def test_rows_that_are_chosen_of_a_tar_are_counted_as_if_there_were_no_others(
     chosen: set[int], beyond: int | None
 ):
     only = tuple(sorted(row for row in chosen if beyond is None or row < beyond))
-    cut = Cut(4, 1000, None, (), only, beyond)
+    rows = RowFilter(only, beyond)
     own = [row for row in range(60) if row in only or (beyond is not None and row >= beyond)]
-    assert [row for row in range(60) if cut.number(row) is not None] == own
-    assert [cut.number(row) for row in own] == list(range(len(own)))
-    assert all(cut.is_past(row) == (not any(other >= row for other in own)) for row in range(59))
+    assert [row for row in range(60) if rows.number(row) is not None] == own
+    assert [rows.number(row) for row in own] == list(range(len(own)))
+    assert all(rows.is_past(row) == (not any(other >= row for other in own)) for row in range(59))
 
 
-def test_slices_that_nobody_knows_yet_usually_have_the_most_rows():
-    units = (Unit(0, (), (), Cut(64, 1000)), Unit(1, (), (0, 32, 40)))
+def test_slices_of_unknown_rows_usually_have_the_most_rows():
+    units = (Unit(0, (), (), SliceCut(64, 1000)), Unit(1, (), (0, 32, 40)))
     assert replace(planned([]), units=units).usual_slice_rows() == [64, 32, 8]
 
 
@@ -436,9 +436,10 @@ def test_chosen_rows_survive_the_file_of_a_plan():
     assert (extent.first_row, extent.num_rows) == (3, 4)
     assert extent.piece(1, 2).numbers() == (4, 9)
     assert extent.piece(1, 3).numbers(1) == (9, 30)
+    cut = SliceCut(4, 100, rows=RowFilter((2, 5), 7))
     units = (
         Unit(0, (extent, replace(extent, reason=Reason.BAD_SCHEMA, message="m")), (0, 4, 8)),
-        Unit(1, (Extent("t", 9, "v", 0, 0, 0.0),), (), Cut(4, 100, None, (), (2, 5), 7)),
+        Unit(1, (Extent("t", 9, "v", 0, 0, 0.0),), (), cut),
     )
     made = make_plan(job(), inputs_of([Extent("a", 9, "v", 0, 50, 1.5)]), SPEC, batch_size=4)
     plan = replace(made, units=units)

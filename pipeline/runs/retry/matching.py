@@ -124,8 +124,8 @@ def _match_uncounted(
     first = 0
     for unit in replan.plan.units:
         assert unit.cut is not None, "uncounted rows have no bounds"
-        num_only = len(unit.cut.only or ())
-        own = replan.chosen.entries[first : first + num_only + (unit.cut.beyond is not None)]
+        num_only = len(unit.cut.rows.only or ())
+        own = replan.chosen.entries[first : first + num_only + (unit.cut.rows.beyond is not None)]
         first += len(own)
         found.append(_match_shard(own, num_only, of[unit.index], unit.extents[0].path))
     entries, minors, gone = (np.concatenate(some) for some in zip(*found, strict=True))

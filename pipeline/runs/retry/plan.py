@@ -29,7 +29,7 @@ from pipeline.job.job import Job
 from pipeline.plan.plan import Plan
 from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes, make_units
 from pipeline.runs.retry.quarantine import Base, Chosen
-from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.extents import Extent, RowFilter, SliceCut
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store, StoredFile
@@ -73,7 +73,7 @@ class _Retried:
     """Rows of the quarantine."""
     counts: tuple[int, ...] = ()
     """Rows of each entry, as `Replan.counts`."""
-    cut: Cut | None = None
+    cut: SliceCut | None = None
     """If only reading counts rows: which of them."""
     num_lost: int = 0
     """Entries whose input is gone, changed, or beyond `run.limit_rows`."""
@@ -300,7 +300,7 @@ def _retry_unit(
     rows = base.positions.rows[[entry for entry in kept if not is_rest[entry]]].tolist()
     beyond = int(base.positions.rows[rests[0]]) if rests else None
     slice_rows = SliceSizes.of(job, base.plan.batch_size).most
-    cut = Cut(slice_rows, MAX_SLICE_BYTES, None, (), tuple(rows), beyond)
+    cut = SliceCut(slice_rows, MAX_SLICE_BYTES, rows=RowFilter(tuple(rows), beyond))
     counts = (1,) * len(rows) + (-1,) * len(rests)
     return _Retried(path, unit.extents, tuple(kept), counts, cut, num_lost)
 

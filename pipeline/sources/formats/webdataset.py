@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.core.errors import JobError
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
-from pipeline.sources.extents import Cut, Extent
+from pipeline.sources.extents import Extent, SliceCut
 from pipeline.sources.parquet_columns import check_names
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import CountedByReading, Measured, RowIds
@@ -45,7 +45,7 @@ class WebDataset(CountedByReading):
         extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
         return Measured(extents, _declare_members(source))
 
-    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: Cut) -> TarStream:
+    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> TarStream:
         return TarStream(reader, extents, cut)
 
 
