@@ -1,8 +1,8 @@
 """Read the rows of a unit and yield them slice by slice.
 
-A row that cannot be read is a row with a reason. Trouble with the store is raised, because
-reading again may cure it. An input that is no longer the one that was planned is raised too:
-a new run plans it anew, so that old and new bytes are never mixed under one fingerprint.
+A row that cannot be read becomes a row with a reason. Errors of the store are raised, because
+reading again may succeed. A changed input is raised too: a new run plans it anew, so that old and
+new bytes are never mixed under one fingerprint.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from pipeline.core.counters import Counters, Measurement, measure
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
-from pipeline.sources.extents import SliceCut
+from pipeline.sources.extents import Extent, SliceCut
 from pipeline.sources.rows import STAGE, Reader, changed
+from pipeline.sources.source_format import RowStream
 from pipeline.sources.units import Unit
 
 
@@ -29,8 +30,8 @@ def read_slices(
     Args:
         reader: How to read.
         unit: What to read.
-        wanted_starts: First rows of the slices that have no staged part yet; of a unit whose rows
-            are known only when it has been read, `unit.cut.done` says it the other way round.
+        wanted_starts: First rows of the slices to read: those without a staged part. Ignored for
+            an uncounted unit, whose `cut.done` names the slices that are staged.
 
     Yields:
         The slice's key, its counters (stage `read`) and its rows in `source_schema`.
@@ -47,19 +48,36 @@ def read_slices(
             if key.start not in wanted_starts:
                 stream.skip(key.num_rows)
                 continue
-            counters: Counters = {}
-            with measure(counters, STAGE) as done:
-                table = stream.take(key.num_rows)
-                _count(reader, table, done)
-            counters |= stream.counted
+            counters, table = _take(reader, stream, key.num_rows)
             yield key, counters, table
             del table  # not kept while the next one is read
+
+
+def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
+    """Read all rows of one counted extent.
+
+    Returns:
+        The counters (stage `read`), and the rows in `source_schema`.
+
+    Raises:
+        InfraError: The store failed, or the shard changed since it was planned.
+    """
+    with contextlib.closing(reader.format.open(reader, [extent])) as stream:
+        return _take(reader, stream, extent.num_rows)
+
+
+def _take(reader: Reader, stream: RowStream, num_rows: int) -> tuple[Counters, pa.Table]:
+    counters: Counters = {}
+    with measure(counters, STAGE) as done:
+        table = stream.take(num_rows)
+        _count(reader, table, done)
+    return counters | stream.counted, table
 
 
 def _read_and_cut(
     reader: Reader, unit: Unit, cut: SliceCut
 ) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
-    """Yield the slices of a unit that are not done, finding out on the way which there are."""
+    """Yield the slices of an uncounted unit that are not staged."""
     done_at = {key.start: key for key in cut.done}
     until = cut.read_until()
     position = 0
@@ -74,7 +92,7 @@ def _read_and_cut(
                 table = stream.take()
                 is_last = stream.is_at_end()
                 _count(reader, table, done)
-            if table.num_rows == 0 and position:  # a slice before is no last one: more must follow
+            if table.num_rows == 0 and position:  # the slice before was not the last one
                 raise changed(reader.store, unit.extents[-1])
             key = SliceKey(unit.index, position, position + table.num_rows, is_last)
             yield key, counters, table
@@ -94,7 +112,7 @@ def _count(reader: Reader, table: pa.Table, done: Measurement) -> None:
 
 
 def _num_bytes(column: pa.ChunkedArray) -> int:
-    """Return the bytes of a column's values: of texts and images without what marks their ends."""
+    """Return the bytes of a column's values, those of texts and images without their offsets."""
     if pa.types.is_fixed_size_list(column.type):
         return int(column.nbytes)
     return pc.sum(pc.binary_length(column)).as_py() or 0

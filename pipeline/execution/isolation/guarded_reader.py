@@ -1,7 +1,8 @@
-"""Read the slices of a unit; a crash or a hang over a shard costs its rows, not the run.
+"""Read the slices of a unit; a shard that crashes or hangs its reader costs its rows, not the run.
 
-The first attempt reads in this process, watched. A later one, when an attempt at the same unit has
-ended, reads in a child, shard by shard: rows of a shard that ends the child are failed rows.
+The first attempt reads in this process, under the watchdog. If it ends the process, later attempts
+read in a child process, extent by extent; the rows of an extent that ends the child are failed
+rows.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 
@@ -25,14 +25,29 @@ from pipeline.execution.isolation.child_process import Child, ChildExit, ChildRe
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, fail_poison_rows, given_up
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan
 from pipeline.sources.extents import Extent
-from pipeline.sources.reader import read_slices
+from pipeline.sources.reader import read_extent, read_slices
 from pipeline.sources.rows import STAGE, Reader, failed_rows, failed_shard
 from pipeline.sources.units import Unit
 
 SLICE_LIMITS = 10
-"""A slice may take so many times as long as a row: stores have time limits of their own."""
-_NEXT, _EXTENT = "next", STAGE
-_TRIES = 2
+"""Time limit of a slice, in time limits of a row: stores have time limits of their own."""
+_SLICE, _EXTENT = "slice", STAGE
+"""What a child reads: the next slice, or one piece of an extent."""
+_MAX_TRIES = 2
+_NO_ROWS = pa.table({"unit": pa.array([], pa.int64())})
+_PIECES = pa.schema(
+    [
+        pa.field("extent", pa.int64()),
+        pa.field("skip", pa.int64()),
+        pa.field("num_rows", pa.int64()),
+        pa.field(ROW_ID, pa.string()),
+    ]
+)
+"""Pieces of a unit's extents, one per row, before the columns of `failure_columns`.
+
+`extent` is an index into `unit.extents`, `skip` and `num_rows` are as in `Extent.piece`, and
+`row_id` is the path of the shard, under which crash marks and verdicts name the piece.
+"""
 
 
 def read_guarded(
@@ -40,8 +55,16 @@ def read_guarded(
 ) -> Iterator[pa.Table]:
     """Yield the wanted slices of a unit, packed, as `read_slices` does.
 
+    Args:
+        reader: How to read.
+        unit: What to read.
+        starts: First rows of the slices to read, as in `read_slices`.
+        attempts: The crash marks of this node.
+        row_timeout_s: Time limit per row; a slice has `SLICE_LIMITS` times as long.
+
     Raises:
-        InfraError: As `read_slices`; or a shard ended its readers that others had read further.
+        InfraError: As `read_slices`; or a shard ended its readers although other readers had
+            read it further.
     """
     limit_s, name = SLICE_LIMITS * row_timeout_s, f"read-{unit.index}"
     with attempts.attempt(name) as earlier:
@@ -54,13 +77,14 @@ def read_guarded(
                     return
                 yield packed
         if unit.cut is not None:
-            yield from _next_by_next(reader, unit, limit_s, earlier)
+            yield from _read_next_slices(reader, unit, limit_s, earlier)
             return
         with contextlib.closing(Child(UnitReading(reader, unit), limit_s, limit_s)) as child:
             isolated = Isolated(child, functools.partial(attempts.note, name))
+            extents = _ExtentReader(reader, unit)
             for index, key in enumerate(key for key in unit.slices() if key.start in starts):
                 num_earlier = 0 if index else earlier.exits
-                yield _by_extent(reader, unit, key, isolated, earlier, num_earlier)
+                yield _read_by_extent(extents, key, isolated, earlier, num_earlier)
 
 
 def _packed(reader: Reader, unit: Unit, starts: Set[int]) -> Iterator[pa.Table]:
@@ -70,101 +94,103 @@ def _packed(reader: Reader, unit: Unit, starts: Set[int]) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class UnitReading:
-    """What a child does: read an extent that it is asked for, or the next slice."""
+    """The work of a child: read the next slice of a unit, or a piece of one of its extents."""
 
     reader: Reader
     unit: Unit
 
     def open(self) -> Mapping[str, Step]:
-        """Open nothing: that may be what ends the child."""
-        slices: list[Iterator[pa.Table]] = []
+        """Open nothing yet: opening a shard may be what ends the child."""
+        extents = _ExtentReader(self.reader, self.unit)
+        slices = _packed(self.reader, self.unit, frozenset())
+        return {_SLICE: lambda _rows, _counters: next(slices, _NO_ROWS), _EXTENT: extents.read}
 
-        def read_next(asked: pa.Table, counters: Counters) -> pa.Table:
-            if not slices:
-                slices.append(_packed(self.reader, self.unit, frozenset()))
-            return next(slices[0], asked.slice(0, 0))
 
-        return {_NEXT: read_next, _EXTENT: self._read_extent}
+@dataclass(frozen=True)
+class _ExtentReader:
+    """Reads a counted unit piece by piece; the pieces are rows of tables (`_PIECES`)."""
 
-    def _read_extent(self, asked: pa.Table, counters: Counters) -> pa.Table:
-        extent = _asked_extent(self.unit, asked)
-        alone = Unit(self.unit.index, (extent,), (0, extent.num_rows))
-        [(_, counted, rows)] = read_slices(self.reader, alone, frozenset([0]))
+    reader: Reader
+    unit: Unit
+
+    def pieces(self, key: SliceKey) -> pa.Table:
+        """Return the pieces that make up a slice, in order, none of them failed."""
+        pieces = []
+        position = 0
+        for index, extent in enumerate(self.unit.extents):
+            begin, end = max(key.start, position), min(key.end, position + extent.num_rows)
+            if begin < end:
+                values = (index, begin - position, end - begin, extent.path)
+                pieces.append(dict(zip(_PIECES.names, values, strict=True)))
+            position += extent.num_rows
+        table = pa.Table.from_pylist(pieces, schema=_PIECES)
+        for name, column in failure_columns([None] * len(pieces)).items():
+            table = table.append_column(name, column)
+        return table
+
+    def read(self, piece: pa.Table, counters: Counters) -> pa.Table:
+        """Read one piece; return its rows in the schema of the reader."""
+        counted, rows = read_extent(self.reader, self._extent(piece))
         counters.update(merge(counters, counted))
         return rows
 
-
-def _asked_extent(unit: Unit, asked: pa.Table) -> Extent:
-    index, first, number = (asked.column(name)[0].as_py() for name in ("extent", "first", "number"))
-    extent: Extent = unit.extents[index]
-    return extent.piece(first, number)
-
-
-def _extents_of(unit: Unit, key: SliceKey) -> pa.Table:
-    """Return which rows of which extents make up a slice, one row each."""
-    found: list[tuple[int, int, int]] = []
-    position = 0
-    for index, extent in enumerate(unit.extents):
-        begin, end = max(key.start, position), min(key.end, position + extent.num_rows)
-        if begin < end:
-            found.append((index, begin - position, end - begin))
-        position += extent.num_rows
-    columns: dict[str, Any] = dict(
-        zip(("extent", "first", "number"), zip(*found, strict=True), strict=True)
-    )
-    columns[ROW_ID] = [unit.extents[index].path for index, _, _ in found]
-    return pa.table({**columns, **failure_columns([None] * len(found))})
-
-
-def _by_extent(
-    reader: Reader,
-    unit: Unit,
-    key: SliceKey,
-    isolated: Isolated,
-    earlier: Earlier,
-    num_earlier: int,
-) -> pa.Table:
-    """Read a slice extent by extent; those that end the child are failed rows."""
-
-    counters: Counters = {}
-
-    def failed_here(asked: pa.Table, _: Counters) -> pa.Table:
-        extent, failure = _asked_extent(unit, asked), failures_of(asked)[0]
-        others = extent.num_rows - 1  # one has been counted
+    def fail(self, piece: pa.Table, counters: Counters) -> pa.Table:
+        """Return the rows of one failed piece as failed rows, and count them."""
+        [failure] = failures_of(piece)
+        assert failure is not None, "other pieces are read"
+        extent = self._extent(piece)
+        others = extent.num_rows - 1  # the piece itself has been counted as one row
         add(counters, STAGE, StageCounters(others, 0, others))
-        lost = StageCounters(extent.num_rows, 0, extent.num_rows)
-        add(counters, ISOLATED, lost)
-        assert failure is not None, "only what failed is not read"
-        return failed_rows(reader, extent, 0, failure)
+        add(counters, ISOLATED, StageCounters(extent.num_rows, 0, extent.num_rows))
+        return failed_rows(self.reader, extent, 0, failure)
 
+    def _extent(self, piece: pa.Table) -> Extent:
+        [values] = piece.select(_PIECES.names).to_pylist()
+        extent: Extent = self.unit.extents[values["extent"]]
+        return extent.piece(values["skip"], values["num_rows"])
+
+
+def _read_by_extent(
+    extents: _ExtentReader, key: SliceKey, isolated: Isolated, earlier: Earlier, num_earlier: int
+) -> pa.Table:
+    """Read a slice piece by piece; return it packed.
+
+    Args:
+        extents: Reads the unit of the slice.
+        key: The slice.
+        isolated: Lets a child read; pieces that end it are failed.
+        earlier: What is known of earlier attempts at the unit.
+        num_earlier: Processes that ended in these, to be counted with this slice.
+    """
+    counters: Counters = {}
     before = isolated.num_exits
-    asked = fail_poison_rows(earlier, STAGE, _extents_of(unit, key), counters)
-    plan = StagePlan(_EXTENT, 1, failed_here)
-    rows = isolated.run(plan, asked, counters, one_by_one=True)
-    num_earlier += isolated.num_exits - before
-    add(counters, ISOLATED, StageCounters(retries=num_earlier))
+    pieces = fail_poison_rows(earlier, STAGE, extents.pieces(key), counters)
+    plan = StagePlan(_EXTENT, rows_at_once=1, here=extents.fail)
+    rows = isolated.run(plan, pieces, counters, one_by_one=True)
+    num_exits = num_earlier + isolated.num_exits - before
+    add(counters, ISOLATED, StageCounters(retries=num_exits))
     return pack(key, counters, rows)
 
 
-def _next_by_next(
+def _read_next_slices(
     reader: Reader, unit: Unit, limit_s: float, earlier: Earlier
 ) -> Iterator[pa.Table]:
-    """Read a shard in a child; if two children end at one place, the shard is unreadable there."""
-    assert unit.cut is not None, "asked before"
+    """Read an uncounted unit in a child; it is unreadable from where two children ended."""
+    assert unit.cut is not None, "the unit is uncounted"
     done, tries, num_exits = list(unit.cut.done), 0, earlier.exits
     if num_exits >= GIVE_UP_AFTER:
         yield _rest_of_shard(reader, unit, done, given_up(earlier), num_exits)
         return
-    nothing = pa.table({"unit": pa.array([], pa.int64())})
     while True:
         cut = replace(unit.cut, done=tuple(sorted(done, key=lambda key: key.start)))
         with contextlib.closing(
             Child(UnitReading(reader, replace(unit, cut=cut)), limit_s, limit_s)
         ) as child:
             while (
-                isinstance(found := child.call(_NEXT, nothing), ChildResult) and found.rows.num_rows
+                isinstance(found := child.call(_SLICE, _NO_ROWS), ChildResult)
+                and found.rows.num_rows
             ):
-                key, counters, rows = unpack(found.rows)[0]
+                [(key, counters, rows)] = unpack(found.rows)
                 add(counters, ISOLATED, StageCounters(retries=num_exits))
                 yield pack(key, counters, rows)
                 done.append(key)
@@ -172,7 +198,7 @@ def _next_by_next(
         if isinstance(found, ChildResult):
             return
         num_exits, tries = num_exits + 1, tries + 1
-        if tries == _TRIES:
+        if tries == _MAX_TRIES:
             yield _rest_of_shard(reader, unit, done, found, num_exits)
             return
 
