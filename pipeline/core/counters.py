@@ -27,8 +27,9 @@ def stages_with(prepared: Sequence[str]) -> tuple[str, ...]:
 STAGES = stages_with(PREPARED)
 STARTUP_PARTS = ("ray_start", "workers", "imports", "model_load", "compile")
 """`workers`: until the process of an actor is there."""
-CANARY = "canary"
-"""Rows that eager fp32 predicted once more; rows_out are those that agreed."""
+REFERENCE_CHECK = "canary"
+"""Rows that eager fp32 predicted again; rows_out are those that agreed.
+The name is that of staged parts."""
 GOLDEN = "golden"
 """Golden rows that an actor predicted before its first slice; rows_out are those that agreed."""
 DEDUPE = "dedupe"

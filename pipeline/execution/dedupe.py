@@ -1,8 +1,8 @@
-"""Compute rows of identical bytes once: take duplicates out of a slice, and put their results in.
+"""Deduplicate the rows of a slice, and scatter the results of the unique rows to all of them.
 
-Rows are the same when the SHA-256 of their encoded images is. Within a slice the first one stands
-for the others; across slices an index keeps the results of what was predicted before. Each staged
-part still holds every row of its slice, so nothing depends on the index when a run is resumed.
+Rows are duplicates if the SHA-256 digests of their encoded images are equal. Within a slice the
+first of them is computed; across slices an index keeps the results of earlier rows. Each staged
+part still holds every row of its slice, so a resumed run does not depend on the index.
 """
 
 from __future__ import annotations
@@ -22,23 +22,31 @@ from pipeline.core.schema import DIGEST, ERROR, IMAGE, ROW_ID, URI
 
 INDEX_MAX_BYTES = 512 << 20
 _ENTRY_BYTES = 200
-"""What an entry takes beside its columns."""
+"""Bytes per entry beside its columns."""
 
 
 class Index(Protocol):
-    """What knows the results of earlier rows."""
+    """Results of earlier rows by the digests of their encoded images."""
 
     def lookup(self, digests: Sequence[bytes]) -> tuple[list[int], pa.Table | None]:
-        """Return which of the digests are known, and the results of those, in that order."""
+        """Look up the results of rows.
+
+        Args:
+            digests: SHA-256 digests, 32 bytes each.
+
+        Returns:
+            Indices into `digests` of the known ones, ascending, and a table with one row of
+            results per index, in that order; None if no digest is known.
+        """
         ...
 
     def add(self, digests: Sequence[bytes], results: pa.Table) -> None:
-        """Keep the results of rows, one a digest."""
+        """Keep the results of rows: row i of `results` is that of digests[i]."""
         ...
 
 
 class ResultIndex:
-    """An index in memory; the oldest results go when it is full."""
+    """An index in memory; it drops its oldest results when it is full."""
 
     def __init__(self, max_bytes: int = INDEX_MAX_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -49,7 +57,7 @@ class ResultIndex:
         self._next = 0
 
     def lookup(self, digests: Sequence[bytes]) -> tuple[list[int], pa.Table | None]:
-        """Return which of the digests are known, and the results of those, in that order."""
+        """Look up the results of rows, as `Index.lookup`."""
         known = [i for i, digest in enumerate(digests) if digest in self._places]
         if not known:
             return [], None
@@ -57,7 +65,7 @@ class ResultIndex:
         return known, pa.concat_tables([self._tables[t].slice(row, 1) for t, row in places])
 
     def add(self, digests: Sequence[bytes], results: pa.Table) -> None:
-        """Keep the results of rows, one a digest."""
+        """Keep the results of rows, as `Index.add`."""
         new = [digest for digest in digests if digest not in self._places]
         if not new:
             return
@@ -77,7 +85,7 @@ class ResultIndex:
 
 
 def with_digests(rows: pa.Table) -> pa.Table:
-    """Add the digest of each encoded image, null where there is none."""
+    """Add the column DIGEST: SHA-256 per encoded image, null for a row without one."""
     digests = [
         hashlib.sha256(image.as_buffer()).digest() if image.is_valid else None
         for image in rows.column(IMAGE)
@@ -86,34 +94,40 @@ def with_digests(rows: pa.Table) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Slimmed:
-    """A slice without what is known or comes twice."""
+class Deduplicated:
+    """A slice of N rows, of which M have to be computed."""
 
     rows: pa.Table
-    """All rows."""
+    """All N rows."""
     compute: npt.NDArray[np.int64]
-    """Which rows have to be computed."""
-    place: npt.NDArray[np.int64]
-    """(N,) where the result of each row is: in what was computed, or behind that in `known`."""
+    """(M,): the rows to compute, ascending."""
+    result_of: npt.NDArray[np.int64]
+    """(N,): the result of each row, as its place among the M computed ones, or, from M on, in
+    `known`."""
     known: pa.Table | None
+    """Results that the index has; None if it has none of this slice."""
 
     @property
     def num_copied(self) -> int:
-        """Rows that get the result of another one."""
-        return len(self.place) - len(self.compute)
+        """Rows that get the result of another row."""
+        return len(self.result_of) - len(self.compute)
 
     def to_compute(self) -> pa.Table:
-        """Return the rows to compute."""
+        """Return the M rows to compute."""
         return self.rows.take(pa.array(self.compute)) if self.num_copied else self.rows
 
-    def fill(self, computed: pa.Table) -> pa.Table:
-        """Return the staged rows of the whole slice, given those of `to_compute`."""
+    def scatter(self, computed: pa.Table) -> pa.Table:
+        """Return the staged rows of the whole slice.
+
+        Args:
+            computed: The staged rows of `to_compute`, in its order.
+        """
         if not self.num_copied:
             return computed
         results = computed
         if self.known is not None:
             results = pa.concat_tables([computed.select(self.known.column_names), self.known])
-        found = results.take(pa.array(self.place))
+        found = results.take(pa.array(self.result_of))
         results_of = set(_result_names(computed, self.rows))
         columns = {
             name: (found if name in results_of else self.rows).column(name)
@@ -122,8 +136,15 @@ class Slimmed:
         return pa.table(columns, schema=computed.schema)
 
 
-def slim(rows: pa.Table, index: Index) -> Slimmed:
-    """Find what has to be computed of a slice with digests."""
+def deduplicate(rows: pa.Table, index: Index) -> Deduplicated:
+    """Find the rows of a slice that have to be computed.
+
+    Failed rows and rows without an image count as unique: their results are never shared.
+
+    Args:
+        rows: The slice, with the column DIGEST.
+        index: Has the results of earlier slices.
+    """
     digests = rows.column(DIGEST).to_pylist()
     failed = rows.column(ERROR).is_valid().to_pylist()
     seen: dict[bytes, int] = {}
@@ -136,18 +157,24 @@ def slim(rows: pa.Table, index: Index) -> Slimmed:
     known_at = {asked[hit][1]: position for position, hit in enumerate(hits)}
     compute = [row for row, first in enumerate(stands_for) if row == first and row not in known_at]
     computed_at = {row: position for position, row in enumerate(compute)}
-    place = [
+    result_of = [
         known_at[first] + len(compute) if first in known_at else computed_at[first]
         for first in stands_for
     ]
-    return Slimmed(rows, np.array(compute, np.int64), np.array(place, np.int64), known)
+    return Deduplicated(rows, np.array(compute, np.int64), np.array(result_of, np.int64), known)
 
 
-def remember(slimmed: Slimmed, computed: pa.Table, index: Index) -> None:
-    """Give the index what was predicted of a slice."""
-    digests = slimmed.rows.column(DIGEST).take(pa.array(slimmed.compute))
+def remember(unique: Deduplicated, computed: pa.Table, index: Index) -> None:
+    """Add the predictions of a slice to the index, without those that failed.
+
+    Args:
+        unique: The slice.
+        computed: The staged rows of `unique.to_compute`, in its order.
+        index: Gets them.
+    """
+    digests = unique.rows.column(DIGEST).take(pa.array(unique.compute))
     good = pc.and_(digests.is_valid(), computed.column(ERROR).is_null())
-    results = computed.select(_result_names(computed, slimmed.rows)).filter(good)
+    results = computed.select(_result_names(computed, unique.rows)).filter(good)
     index.add(digests.filter(good).to_pylist(), results.combine_chunks())
 
 

@@ -18,19 +18,19 @@ class RemoteIndex:
         self._actor = actor
 
     def lookup(self, digests: Sequence[bytes]) -> tuple[list[int], pa.Table | None]:
-        """Return which of the digests are known, and the results of those, in that order."""
+        """Look up the results of rows, as `Index.lookup`."""
         import ray
 
         found: tuple[list[int], pa.Table | None] = ray.get(self._actor.lookup.remote(digests))
         return found
 
     def add(self, digests: Sequence[bytes], results: pa.Table) -> None:
-        """Keep the results of rows, without waiting for it."""
+        """Keep the results of rows, as `Index.add`; does not wait for the actor."""
         self._actor.add.remote(digests, results)
 
 
 def start_index() -> Any:
-    """Start the actor that knows earlier results; it ends with the run."""
+    """Start the actor that holds a `ResultIndex`; it ends with the run."""
     import ray
 
     options = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_TASK_RETRIES}

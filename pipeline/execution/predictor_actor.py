@@ -17,7 +17,7 @@ from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.schema import DIGEST, ERROR
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.core.watchdog import pause
-from pipeline.execution.dedupe import remember, slim, with_digests
+from pipeline.execution.dedupe import deduplicate, remember, with_digests
 from pipeline.execution.dedupe_actor import RemoteIndex
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
@@ -123,11 +123,13 @@ class PredictorActor:
         name = f"predict-{key.unit}-{key.start}"
         if self._index is None:
             return self._guard.run(name, rows, counters)
-        slimmed = slim(rows if DIGEST in rows.column_names else with_digests(rows), self._index)
-        add(counters, DEDUPE, StageCounters(rows.num_rows, slimmed.num_copied))
-        computed = self._guard.run(name, slimmed.to_compute(), counters)
-        remember(slimmed, computed, self._index)
-        return slimmed.fill(computed)
+        if DIGEST not in rows.column_names:
+            rows = with_digests(rows)
+        unique = deduplicate(rows, self._index)
+        add(counters, DEDUPE, StageCounters(rows.num_rows, unique.num_copied))
+        computed = self._guard.run(name, unique.to_compute(), counters)
+        remember(unique, computed, self._index)
+        return unique.scatter(computed)
 
 
 class _Model:
@@ -164,7 +166,7 @@ class _Model:
         """Decode and transform rows; add exact pixels while rows are compared with eager fp32."""
         preprocessing, predictor = self._config.preprocessing, self._predictor
         assert preprocessing is not None
-        is_compared = predictor is not None and predictor.awaits_canary
+        is_compared = predictor is not None and predictor.awaits_reference_check
         if is_compared and preprocessing.input.is_approximate:
             return preprocessing.compared_step(rows, counters)
         return preprocessing(counters, rows)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline.core.counters import CANARY, Counters, StageCounters, add
+from pipeline.core.counters import REFERENCE_CHECK, Counters, StageCounters, add
 from pipeline.core.failures import Failure, Reason, failures_of
 from pipeline.core.node_cache import claim
 from pipeline.core.schema import ERROR, ROW_ID
@@ -37,7 +37,7 @@ from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import num_rows, row_bytes
-from pipeline.preprocessing.reference_pixels import canary
+from pipeline.preprocessing.reference_pixels import choose_reference_rows
 
 STAGE = "predict"
 Rows = npt.NDArray[np.intp]
@@ -107,13 +107,13 @@ class Predictor:
         return to_table(self._task, self._config.pass_through, rows, results, failures)
 
     @property
-    def awaits_canary(self) -> bool:
-        """Tell whether the next slice is the one whose first rows are compared."""
+    def awaits_reference_check(self) -> bool:
+        """Tell whether the reference check takes its rows from the next slice."""
         return self._limits is not None
 
-    def _is_canary(self) -> bool:
-        """Tell whether this actor compares: each GPU is checked, and one actor of a node's CPU."""
-        return self._device.type == "cuda" or claim(f"canary-{self._config.run_id}")
+    def _does_reference_check(self) -> bool:
+        """Tell whether this actor does the check: each with a GPU, and one per CPU node."""
+        return self._device.type == "cuda" or claim(f"reference-check-{self._config.run_id}")
 
     def _compare_once(
         self,
@@ -124,12 +124,12 @@ class Predictor:
         limits: AgreementLimits,
         counters: Counters,
     ) -> None:
-        """Compare rows of the first slice that has any; the later ones then cost nothing."""
-        chosen, exact = canary(rows, self._config.spec.input, inputs, ok)
+        """Do the reference check on the first slice that has rows for it, and never again."""
+        chosen, exact = choose_reference_rows(rows, self._config.spec.input, inputs, ok)
         if not len(chosen):
             return
         self._limits = None
-        if self._is_canary():
+        if self._does_reference_check():
             with pause():
                 self._compare(chosen, exact, results, limits, counters)
 
@@ -141,7 +141,15 @@ class Predictor:
         limits: AgreementLimits,
         counters: Counters,
     ) -> None:
-        """Predict rows, of which these are the inputs, with eager fp32; count those that agree."""
+        """Predict rows again with eager fp32, and count those that agree.
+
+        Args:
+            rows: (K,) their places in the slice, thus in `results`.
+            inputs: What the reference sees of them, each (K, ...).
+            results: What the task kept of the slice, each (N, ...).
+            limits: How far a row may be from the reference.
+            counters: Gets the entry `canary`.
+        """
         started = perf_counter()
         spec = self._config.spec.as_reference()
         config = replace(self._config, spec=spec, batch_size=len(rows), limits=None)
@@ -150,7 +158,7 @@ class Predictor:
         agreed = int(self._task.compare(reference, found, limits).agrees.sum())
         allow_tf32(self._config.spec.precision)
         busy_s = perf_counter() - started
-        add(counters, CANARY, StageCounters(len(rows), agreed, 0, busy_s=busy_s))
+        add(counters, REFERENCE_CHECK, StageCounters(len(rows), agreed, 0, busy_s=busy_s))
 
     def reduce(self, inputs: Inputs) -> Arrays:
         """Return what the task keeps of rows, each array (N, ...); what fails is raised."""

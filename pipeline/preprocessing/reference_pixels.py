@@ -1,8 +1,8 @@
-"""The rows that an actor predicts once more with eager fp32, decoded exactly.
+"""Rows and pixels of the reference check: rows that an actor predicts again with eager fp32.
 
-Where the decoder changes pixels, the comparison must not start from what it made: it would agree
-with itself. So the first rows of an actor's first slice, or of the run's first slices where tasks
-decode, carry their exact pixels, in a column of their own, from the decoder to the model.
+If the decoder is approximate, the reference must not see its pixels: the check would miss its
+error. So some rows carry exactly decoded pixels, in a column of their own, from the decoder to the
+model: the first rows of an actor's first slice, or, if tasks decode, of the run's first slices.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array
-from pipeline.core.counters import CANARY, Counters, StageCounters, add
+from pipeline.core.counters import REFERENCE_CHECK, Counters, StageCounters, add
 from pipeline.core.schema import ERROR, EXACT, IMAGE
 from pipeline.preprocessing.model_input import Arrays, Input, take_rows
 
-CANARY_ROWS = 16
+NUM_REFERENCE_ROWS = 16
 
 
-def with_exact_pixels(
+def with_reference_pixels(
     rows: pa.Table, counters: Counters, decode: Callable[[pa.Table], pa.Table]
 ) -> pa.Table:
-    """Add exact pixels of the first CANARY_ROWS rows that have not failed.
+    """Add the exactly decoded pixels of the first NUM_REFERENCE_ROWS rows that have not failed.
 
     Args:
         rows: A slice with encoded images.
-        counters: Gets the time, as part of the comparison.
+        counters: Gets the busy seconds, as part of the reference check.
         decode: Decodes and transforms a slice exactly.
 
     Returns:
-        The same rows with the column EXACT; without it where all have failed.
+        The same rows with the column EXACT: fixed-size binary, uint8 (H, W, C), null for other
+        rows and those that fail to decode. Without it if all rows have failed.
     """
     started = perf_counter()
-    chosen = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())[:CANARY_ROWS]
+    chosen = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())[:NUM_REFERENCE_ROWS]
     if not len(chosen):
         return rows
     decoded = decode(rows.take(pa.array(chosen)))
@@ -46,26 +47,27 @@ def with_exact_pixels(
     for index, row in enumerate(chosen):
         places[row] = index if are_good[index] else None
     exact = pixels.take(pa.array(places, pa.int64()))
-    add(counters, CANARY, StageCounters(busy_s=perf_counter() - started))
+    add(counters, REFERENCE_CHECK, StageCounters(busy_s=perf_counter() - started))
     return rows.append_column(EXACT, exact)
 
 
-def canary(
+def choose_reference_rows(
     rows: pa.Table, seen: Input, inputs: Arrays, ok: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.intp], Arrays]:
-    """Choose which predicted rows are compared, and what the reference sees of them.
+    """Choose the rows of the reference check, and what the reference sees of them.
 
     Args:
-        rows: The slice, with exact pixels or without.
-        seen: The input; where it is approximate, what the model saw tells nothing.
-        inputs: What the model saw, each (N, ...).
-        ok: The rows that were predicted.
+        rows: The slice of N rows, with the column EXACT or without.
+        seen: The input; if it is approximate, `inputs` cannot be the reference.
+        inputs: What the model saw of the slice, each (N, ...).
+        ok: The rows that were predicted, ascending.
 
     Returns:
-        At most CANARY_ROWS rows, and their inputs; none of a slice that lacks what is needed.
+        At most NUM_REFERENCE_ROWS rows, (K,), and their inputs, each (K, ...); K = 0 if the
+        slice lacks the exact pixels that its input needs.
     """
     if EXACT not in rows.column_names:
-        chosen = ok[: 0 if seen.is_approximate else CANARY_ROWS]
+        chosen = ok[: 0 if seen.is_approximate else NUM_REFERENCE_ROWS]
         return chosen, take_rows(inputs, chosen)
     exact = rows.column(EXACT)
     chosen = ok[exact.is_valid().to_numpy()[ok]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause, Causes
-from pipeline.core.counters import CANARY, GOLDEN, StageCounters
+from pipeline.core.counters import GOLDEN, REFERENCE_CHECK, StageCounters
 from pipeline.core.failures import Reason
 from pipeline.core.histograms import Distribution, Numbers, sum_numbers
 from pipeline.core.skipped import Skipped
@@ -59,7 +59,7 @@ class SliceTotals:
         key = parse_staged_name(staged.name)
         if key is not None:
             self._names[key] = staged.name
-        self.reference_check += StageCounters.from_dict(staged.counters.get(CANARY, {}))
+        self.reference_check += StageCounters.from_dict(staged.counters.get(REFERENCE_CHECK, {}))
         # What an actor did before its first slice travels with that slice, so once for each actor.
         self.golden += StageCounters.from_dict(staged.counters.get(GOLDEN, {}))
         self.golden_actors += GOLDEN in staged.counters

@@ -14,7 +14,7 @@ from pipeline.commands.demo_photos import build_images
 from pipeline.commit.read import read_predictions
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import DIGEST
-from pipeline.execution.dedupe import ResultIndex, remember, slim, with_digests
+from pipeline.execution.dedupe import ResultIndex, deduplicate, remember, with_digests
 
 
 def rows_of(images: list[bytes | None], first: int = 0) -> pa.Table:
@@ -67,10 +67,10 @@ def test_every_slice_is_what_it_would_be_without(slices: list[list[bytes | None]
     index, model, plain = ResultIndex(max_bytes), Model(), Model()
     for number, images in enumerate(slices):
         rows = rows_of(images, first=100 * number)
-        slimmed = slim(rows, index)
-        computed = model(slimmed.to_compute())
-        remember(slimmed, computed, index)
-        assert slimmed.fill(computed).equals(plain(rows))
+        unique = deduplicate(rows, index)
+        computed = model(unique.to_compute())
+        remember(unique, computed, index)
+        assert unique.scatter(computed).equals(plain(rows))
     if max_bytes == 10**9:
         good = {image for images in slices for image in images if image and image[:1] != b"b"}
         bad = sum(len({i for i in images if i and i[:1] == b"b"}) for images in slices)

@@ -213,8 +213,8 @@ def test_a_gate_says_no_worse_than_its_mode(mode: str, status: str):
     errors = results_of(60, 1000, error_mode=mode)["max_error_pct"]
     assert (errors.status, errors.value) == (status, 6.0)
     facts: dict[str, object] = {"num_compared": 16, "num_agreed": 10}
-    canary = results_of(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
-    assert (canary.status, canary.value) == (status, 62.5)
+    agreement = results_of(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
+    assert (agreement.status, agreement.value) == (status, 62.5)
 
 
 def earlier(*rows: int) -> Past:

@@ -14,7 +14,7 @@ import torch
 from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
 
 from pipeline.core.arrays import images_from_arrow, images_to_arrow
-from pipeline.core.counters import CANARY, Counters
+from pipeline.core.counters import REFERENCE_CHECK, Counters
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import EXACT
 from pipeline.execution.stages import Preprocessing
@@ -23,7 +23,11 @@ from pipeline.job.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.preprocessing.reference_pixels import CANARY_ROWS, canary, with_exact_pixels
+from pipeline.preprocessing.reference_pixels import (
+    NUM_REFERENCE_ROWS,
+    choose_reference_rows,
+    with_reference_pixels,
+)
 
 SIZE_PX = models.TRANSFORM["size_px"]
 LIMITS = AgreementLimits(0.05, 0.999, 0.01)
@@ -75,25 +79,25 @@ def test_the_first_rows_that_have_not_failed_carry_the_pixels_of_the_cpu():
     shrinking, exact = decoder(shrink_on_load=True), decoder()
     rows = rows_of([*photos(3), b"no image", *photos(20)], failed={1})
     counters: Counters = {}
-    found = with_exact_pixels(rows, counters, shrinking.exact)
+    found = with_reference_pixels(rows, counters, shrinking.exact)
     assert found.drop_columns([EXACT]).equals(rows)
     expected = exact({}, rows).column("image").to_pylist()
-    chosen = [0, *range(2, CANARY_ROWS + 1)]
+    chosen = [0, *range(2, NUM_REFERENCE_ROWS + 1)]
     assert exact_column(found) == [
         expected[row] if row in chosen and row != 3 else None for row in range(rows.num_rows)
     ]
-    assert counters[CANARY]["busy_s"] > 0
-    assert counters[CANARY]["rows_in"] == 0, "they are counted where they are compared"
+    assert counters[REFERENCE_CHECK]["busy_s"] > 0
+    assert counters[REFERENCE_CHECK]["rows_in"] == 0, "they are counted where they are compared"
 
 
 def test_a_slice_of_failed_rows_stays_as_it_is():
     rows = rows_of(photos(2), failed={0, 1})
-    assert with_exact_pixels(rows, {}, decoder().exact) is rows
+    assert with_reference_pixels(rows, {}, decoder().exact) is rows
 
 
 def test_exact_pixels_pass_the_decoder_and_are_gone_after_the_model():
     shrinking = decoder(shrink_on_load=True)
-    rows = with_exact_pixels(rows_of(photos(4)), {}, shrinking.exact)
+    rows = with_reference_pixels(rows_of(photos(4)), {}, shrinking.exact)
     decoded = shrinking({}, rows)
     assert exact_column(decoded) == exact_column(rows)
     assert decoded.column("image").to_pylist() != exact_column(rows), "shrinking changes pixels"
@@ -102,15 +106,15 @@ def test_exact_pixels_pass_the_decoder_and_are_gone_after_the_model():
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2])
-def test_the_rows_to_compare_are_predicted_ones_with_exact_pixels(num_chunks: int):
+def test_the_rows_to_compare_are_predicted_ones_with_reference_pixels(num_chunks: int):
     shrinking = decoder(shrink_on_load=True)
-    rows = shrinking({}, with_exact_pixels(rows_of(photos(20)), {}, shrinking.exact))
+    rows = shrinking({}, with_reference_pixels(rows_of(photos(20)), {}, shrinking.exact))
     if num_chunks == 2:
         rows = pa.concat_tables([rows[:7], rows[7:]])
     seen = shrinking.input
     inputs = seen.arrays(rows)
     ok = np.array([1, 2, 5, 9, 15, 16, 19])
-    chosen, exact = canary(rows, seen, inputs, ok)
+    chosen, exact = choose_reference_rows(rows, seen, inputs, ok)
     assert chosen.tolist() == [1, 2, 5, 9, 15]
     whole = images_from_arrow(decoder()({}, rows_of(photos(20))).column("image"), SIZE_PX)
     assert np.array_equal(exact["image"], whole[chosen])
@@ -120,23 +124,23 @@ def test_without_exact_pixels_the_model_sees_what_eager_fp32_sees():
     pixels = np.arange(20 * SIZE_PX * SIZE_PX * 3, dtype=np.uint32).astype(np.uint8)
     inputs = {"image": pixels.reshape(20, SIZE_PX, SIZE_PX, 3)}
     rows, ok = pa.table({"n": range(20)}), np.arange(2, 20)
-    chosen, same = canary(rows, decoder().input, inputs, ok)
-    assert chosen.tolist() == [*range(2, 2 + CANARY_ROWS)]
+    chosen, same = choose_reference_rows(rows, decoder().input, inputs, ok)
+    assert chosen.tolist() == [*range(2, 2 + NUM_REFERENCE_ROWS)]
     assert np.array_equal(same["image"], inputs["image"][chosen])
-    chosen, same = canary(rows, decoder(shrink_on_load=True).input, inputs, ok)
+    chosen, same = choose_reference_rows(rows, decoder(shrink_on_load=True).input, inputs, ok)
     assert len(chosen) == len(same["image"]) == 0, "what the model saw says nothing of its decoder"
 
 
-def test_a_model_waits_for_a_slice_with_exact_pixels():
+def test_a_model_waits_for_a_slice_with_reference_pixels():
     shrinking = decoder(shrink_on_load=True)
     counters: Counters = {}
     model = predictor(spec_of(shrink_on_load=True))
     model.predict(shrinking({}, rows_of(photos(3))), counters)
-    assert model.awaits_canary
-    assert CANARY not in counters
+    assert model.awaits_reference_check
+    assert REFERENCE_CHECK not in counters
     model.predict(shrinking.compared_step(rows_of(photos(3)), {}), counters)
-    assert not model.awaits_canary
-    assert counters[CANARY]["rows_in"] == 3
+    assert not model.awaits_reference_check
+    assert counters[REFERENCE_CHECK]["rows_in"] == 3
 
 
 @pytest.mark.parametrize(("is_same", "agreed"), [(True, 4), (False, 0)])
@@ -148,19 +152,21 @@ def test_a_decoder_that_changes_colours_is_caught(is_same: bool, agreed: int):
     rows = rows.set_column(rows.column_names.index("image"), "image", images_to_arrow(red))
     rows = rows.append_column(EXACT, images_to_arrow(red if is_same else blue))
     model = predictor(spec_of(shrink_on_load=True))
-    assert model.awaits_canary
+    assert model.awaits_reference_check
     counters: Counters = {}
     assert failures_of(model.predict(rows, counters)) == [None] * 4
-    assert not model.awaits_canary
-    assert (counters[CANARY]["rows_in"], counters[CANARY]["rows_out"]) == (4, agreed)
+    assert not model.awaits_reference_check
+    checked = counters[REFERENCE_CHECK]
+    assert (checked["rows_in"], checked["rows_out"]) == (4, agreed)
 
 
 @pytest.mark.gpu
 @needs_gpu
-def test_what_nvjpeg_decodes_agrees_with_exact_pixels():
+def test_what_nvjpeg_decodes_agrees_with_reference_pixels():
     spec = spec_of(1.0, jpeg_decoder="gpu")
     on_gpu = Preprocessing(spec.input, MAX_IMAGE_BYTES, MAX_IMAGE_PX)
     counters: Counters = {}
-    rows = with_exact_pixels(rows_of(photos(20)), counters, on_gpu.exact)
+    rows = with_reference_pixels(rows_of(photos(20)), counters, on_gpu.exact)
     predictor(spec, 1.0).predict(on_gpu({}, rows), counters)
-    assert counters[CANARY]["rows_in"] == counters[CANARY]["rows_out"] == CANARY_ROWS
+    checked = counters[REFERENCE_CHECK]
+    assert checked["rows_in"] == checked["rows_out"] == NUM_REFERENCE_ROWS

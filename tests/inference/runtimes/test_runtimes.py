@@ -14,6 +14,7 @@ import torch
 from predicting import Convolved, images, predict, predictor, rows_of
 from selection import quick_cases
 
+from pipeline.core.counters import REFERENCE_CHECK
 from pipeline.core.errors import JobError
 from pipeline.core.node_cache import claim
 from pipeline.inference.runtimes import all_runtimes, runtime_of
@@ -169,7 +170,7 @@ def test_a_few_rows_are_compared_with_eager_fp32_once():
         model = predictor("predicting:convolved", precision="bf16", limits=limits)
         _, first = predict(model, rows)
         _, second = predict(model, rows)
-        assert "canary" not in second
-        counted[name] = first["canary"]
+        assert REFERENCE_CHECK not in second
+        counted[name] = first[REFERENCE_CHECK]
     assert counted["lax"]["rows_in"] == counted["lax"]["rows_out"] == 16
     assert counted["strict"]["rows_out"] < counted["strict"]["rows_in"] == 16
