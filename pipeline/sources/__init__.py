@@ -1,8 +1,8 @@
 """List shards and read their rows: image files, Parquet, WebDataset, columns of URIs.
 
-`REGISTRY` names the source formats, each an object of the protocol in source_format.py. Another
-format is one more file and line here, or an entry point of the group `pipeline.sources` in any
-distribution that is installed where the job runs, on every node.
+`REGISTRY` names the source formats, each an object of the protocol in source_format.py. To add
+one, write a file and a line here, or declare an entry point of the group `pipeline.sources` in a
+distribution that is installed on every node.
 """
 
 REGISTRY = {

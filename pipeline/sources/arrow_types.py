@@ -1,7 +1,7 @@
 """Which Arrow types a column of the output can have, and which one a column of a shard becomes.
 
-Nothing is assumed of a type: a column of nulls goes the way that real ones go, through the same
-functions of Arrow, and comes back as what it was or does not.
+No type is assumed to work: a column of nulls of that type is written, read and filtered with the
+Arrow functions that real columns pass, and must come back with the same type.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pipeline.core.errors import JobError
 
 
 def published_type(kind: pa.DataType) -> pa.DataType:
-    """Return what columns of a type are published as.
+    """Return the type that columns of a type are published as.
 
-    Text and binary views become plain text and binary: Arrow has no function to choose rows of
-    views. Extension types become what they are stored as: a name may make a reader run what it
-    holds. Everything else stays as it is.
+    Text and binary views become plain text and binary: Arrow cannot choose rows of views. Extension
+    types become their storage types: a registered extension may run code when it is read. Other
+    types stay.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return published_type(kind.storage_type)
@@ -59,14 +59,14 @@ def _field(field: pa.Field) -> pa.Field:
 
 
 def has_extension(kind: pa.DataType) -> bool:
-    """Tell whether a type is an extension type, or made of one."""
+    """Tell whether a type is an extension type or contains one."""
     if isinstance(kind, pa.BaseExtensionType):
         return True
     return any(has_extension(field.type) for field in _children(kind))
 
 
 def type_trouble(kind: pa.DataType) -> str:
-    """Say why no column of a type can be published, or ''."""
+    """Return why columns of a type cannot be published, or ''."""
     if has_extension(kind):
         return "what is made of extension types is not copied"
     rows = pa.table({"column": pa.nulls(2, kind)})

@@ -1,7 +1,7 @@
-"""Feature columns: how those of a shard become one vector of float32 a row, and what is lost.
+"""Feature columns: the columns of a shard become one float32 vector per row.
 
-Pure over Arrow. An integer that float32 cannot hold is another number, perhaps a key of something
-else: it is refused unless the job allows it. Fractions are rounded to seven digits and counted.
+Pure over Arrow. An integer that float32 cannot hold would become another integer, perhaps another
+key: it is refused unless the job allows it. Fractions are rounded to seven digits and counted.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from pipeline.core.arrays import as_array
 from pipeline.job.source import Source
 
 _EXACT = 2**24
-"""float32 holds every whole number up to this one."""
+"""float32 holds every integer up to this one."""
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """The feature vectors of some rows, and what is wrong with them."""
+    """The feature vectors of N rows, and which values float32 cannot hold."""
 
     values: npt.NDArray[np.float32]
-    """(N, F); NaN at nulls, or 0 where the job says so."""
+    """float32 (N, F); a null is NaN, or 0 if the job says so."""
     nulls: dict[str, Mask] = field(default_factory=dict)
-    """Columns with nulls -> (N,) where they are."""
+    """Column with nulls -> bool (N,): rows that have one."""
     overflows: dict[str, Mask] = field(default_factory=dict)
-    """Columns with numbers that are infinite in float32 only -> (N,) where they are."""
+    """Column with finite numbers beyond float32 -> bool (N,): rows that have one."""
     inexact: dict[str, int] = field(default_factory=dict)
-    """Columns with whole numbers that float32 cannot hold -> one of these numbers."""
+    """Column with integers that float32 cannot hold -> one of these integers."""
     is_rounded: Mask = field(default_factory=lambda: np.zeros(0, bool))
-    """(N,) rows in which float32 differs from what the shard holds."""
+    """bool (N,): rows with a value that float32 rounds."""
 
     def is_null(self) -> Mask:
-        """Return (N,) which rows have a null."""
+        """Return bool (N,): rows that have a null."""
         return self._any(self.nulls)
 
     def is_overflow(self) -> Mask:
-        """Return (N,) which rows have a number that float32 cannot hold."""
+        """Return bool (N,): rows that have a number beyond float32."""
         return self._any(self.overflows)
 
     def _any(self, masks: dict[str, Mask]) -> Mask:
@@ -52,13 +52,18 @@ class FeatureRows:
 
 
 def count_features(source: Source, schema: pa.Schema) -> int:
-    """Return the length of the feature vector."""
+    """Return F, the length of the feature vector: lists count all their items."""
     kinds = [schema.field(name).type for name in source.features]
     return sum(kind.list_size if pa.types.is_fixed_size_list(kind) else 1 for kind in kinds)
 
 
 def feature_rows(source: Source, table: pa.Table) -> FeatureRows:
-    """Join the feature columns to float32 (N, F)."""
+    """Join the feature columns to float32 (N, F).
+
+    Args:
+        source: Names the columns, in the order of the vector.
+        table: N rows of a shard.
+    """
     found = {name: _column(as_array(table.column(name))) for name in source.features}
     columns = [found[name] for name in source.features]
     joined = np.concatenate([column.values for column in columns], axis=1)
@@ -122,7 +127,7 @@ def _column(column: pa.Array) -> _Column:
 
 
 def _no_float32(column: pa.Array) -> Mask:
-    """Tell which whole numbers have more than the 24 significant bits of float32."""
+    """Return bool: integers with more than the 24 significant bits of float32."""
     bounds = pc.min_max(column).as_py()
     low, high = bounds["min"] or 0, bounds["max"] or 0
     if low >= -_EXACT and high <= _EXACT:

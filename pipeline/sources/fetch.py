@@ -1,12 +1,12 @@
-"""Fetch the bytes behind a column of image URIs, which are data and therefore not to be trusted.
+"""Fetch the bytes behind a column of image URIs, which are untrusted data.
 
 A URI is fetched only where the job allows it: below one of its `roots` (local folders, buckets,
-prefixes) or over https from a host that it names. For http(s), a name is resolved here, once a
-call; every address it has must be public; the connection goes to exactly such an address; and each
-redirect starts again from the beginning. Otherwise a row could read `/etc/passwd`, another team's
+prefixes) or over https from a host that it names. For http(s), a name is resolved here, once per
+call; all its addresses must be public; the connection goes to one of these addresses; and each
+redirect is checked in the same way. Otherwise a row could read `/etc/passwd`, another team's
 bucket or the credentials that clouds serve on 169.254.169.254.
 
-A row whose URI cannot be fetched fails alone. Trouble with a root is the job's own and is raised.
+If a URI cannot be fetched, only its row fails. Errors of a root concern all rows and are raised.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def fetch_many(
     """
     if not uris:
         return []
-    # Where a store fails, leaving `map` cancels what has not started.
+    # If a store fails, leaving `map` cancels the fetches that have not started.
     with (
         contextlib.closing(Web(policy, network or Network())) as web,
         ThreadPoolExecutor(min(policy.threads, len(uris)), "fetch") as pool,
@@ -136,9 +136,9 @@ def _follow_links(root: str, path: str, missing: RowError) -> tuple[str, str]:
     try:
         is_file = stat.S_ISREG(os.stat(real).st_mode)
     except OSError as error:
-        is_file = error.errno not in _NOT_A_FILE  # other trouble is for the store to tell
-    if not os.path.isdir(real_root):  # not mounted, perhaps: no row is to blame
+        is_file = error.errno not in _NOT_A_FILE  # the store reports other errors
+    if not os.path.isdir(real_root):  # perhaps not mounted: not the fault of a row
         raise JobError(f"{root}: no such folder; correct the root or mount it")
-    if not is_file:  # a folder, or a pipe, which would block whoever opens it
+    if not is_file:  # a folder, or a pipe, on which `open` would block
         raise missing
     return real_root, os.path.relpath(real, real_root)

@@ -30,7 +30,7 @@ _NOT_PUBLIC = tuple(
     for text in (
         # Special ranges (6to4, Teredo, documentation) that some versions of Python call global.
         *("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"),
-        "168.63.129.16/32",  # a public address by its looks, but the metadata service of Azure
+        "168.63.129.16/32",  # looks public, but is the metadata service of Azure
     )
 )
 _INSIDE = tuple(
@@ -49,10 +49,10 @@ _METADATA = tuple(
 
 @dataclass(frozen=True)
 class FetchPolicy:
-    """What may be fetched, and how patiently; a plain value that pickles."""
+    """What may be fetched, and within which limits; can be pickled."""
 
     max_bytes: int
-    """A larger file fails its row; no more than this is read of it."""
+    """Limit per file; a larger file fails its row, and no more than this is read of it."""
     uri_base: str | None = None
     """Folder for relative URIs, itself allowed by what follows; None refuses relative URIs."""
     roots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, hash=False)
@@ -62,16 +62,16 @@ class FetchPolicy:
     private_hosts: tuple[str, ...] = ()
     """Further hosts, each `host:port`, whose address may be private or loopback."""
     allow_http: bool = False
-    """Allow http, which anyone on the way can read and change; otherwise https only."""
+    """Allow http, which is neither private nor protected from changes; otherwise https only."""
     ca_file: str | None = None
     """Certificate authorities to trust in place of those of this machine."""
     threads: int = 16
     """How many files are fetched at once: threads x max_bytes bounds what is in flight."""
     tries: int = 4
     try_timeout_s: float = 20.0
-    """For one try over http(s), with its redirects."""
+    """Seconds per try over http(s), with its redirects."""
     timeout_s: float = 60.0
-    """For all tries and pauses of one URI over http(s)."""
+    """Seconds per URI over http(s), for all tries and pauses."""
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "threads", "tries", "try_timeout_s", "timeout_s"):

@@ -1,4 +1,4 @@
-"""Fetch over http(s) from checked addresses, again after passing trouble."""
+"""Fetch over http(s) from checked addresses; try again after transient errors."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Network:
 
 
 class _Transient(Exception):
-    """Asking again may help."""
+    """An error after which another try may succeed."""
 
     def __init__(self, message: str, wait_s: float = 0.0) -> None:
         super().__init__(message)
@@ -72,14 +72,14 @@ class _Transient(Exception):
 
 
 class _Wire(io.RawIOBase):
-    """What a server sends, up to a time and a number of bytes, however slowly it drips."""
+    """Bytes that a server sends, up to a deadline and a number of bytes, however slow it is."""
 
     def __init__(self, sock: socket.socket, deadline: float, max_bytes: int) -> None:
         self._sock, self._deadline, self._left_bytes = sock, deadline, max_bytes
         self.has_ended = False
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """Return a buffered reader: all that http.client asks of a socket."""
+        """Return a buffered reader, the only thing that http.client needs of a socket."""
         return io.BufferedReader(self, _BUFFER_BYTES)
 
     def readable(self) -> bool:
@@ -96,20 +96,25 @@ class _Wire(io.RawIOBase):
 
 
 class Web:
-    """Fetches over http(s); keeps the addresses that it looked up for the time of one call."""
+    """Fetches over http(s); caches resolved addresses for the time of one call."""
 
     def __init__(self, policy: FetchPolicy, network: Network) -> None:
         self._policy, self._network = policy, network
         self._lock = threading.Lock()
         self._found: dict[tuple[str, int], Future[Sequence[str]]] = {}
-        # A lookup cannot be given a timeout, so that it must not run on the fetching thread.
+        # A lookup takes no timeout, so it runs on a thread of its own.
         self._lookups = ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
 
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
     def fetch(self, url: str) -> bytes:
-        """Fetch a URL, again after transient trouble."""
+        """Fetch a URL; try again after transient errors.
+
+        Raises:
+            RowError: The URL is not allowed or not reachable, or has no file or too large a file.
+            InfraError: This machine has no more sockets.
+        """
         policy = self._policy
         give_up = time.monotonic() + policy.timeout_s
         for attempt in range(1, policy.tries + 1):
@@ -155,7 +160,7 @@ class Web:
         raise _Transient(f"cannot connect to {target.authority}: {trouble or 'no address'}")
 
     def _addresses(self, target: Target, deadline: float) -> list[Address]:
-        """Resolve a host; one address that is not allowed is enough to refuse all."""
+        """Resolve a host; if one of its addresses is not allowed, refuse the host."""
         try:
             texts = self._look_up(target.host, target.port).result(_seconds_until(deadline))
         except TimeoutError as error:
@@ -184,7 +189,7 @@ class Web:
         context = _tls(self._policy.ca_file)
         try:
             sock.settimeout(_seconds_until(deadline))
-            # A cut connection must not pass for the end of a body without a length.
+            # A broken connection must not look like the end of a body without a length.
             return context.wrap_socket(
                 sock, server_hostname=target.host, suppress_ragged_eofs=False
             )
@@ -215,7 +220,7 @@ class Web:
                     return location
                 expected = response.length
                 body = response.read(max_bytes + 1)
-        # ValueError: http.client lets those of a malformed length through.
+        # ValueError: http.client does not catch that of a malformed length.
         except (OSError, http.client.HTTPException, ValueError) as error:
             message = f"{target.authority}: broke off: {error or type(error).__name__}"
             raise _Transient(message) from error
@@ -230,7 +235,7 @@ def _judge(response: http.client.HTTPResponse, target: Target, policy: FetchPoli
     """Return where a response redirects to, or None for a body to read."""
     headers, status = response.headers, response.status
     if status in _REDIRECTS and "location" in headers:
-        # http.client reads headers as latin-1: quoted so, their bytes are what was sent.
+        # http.client decodes headers as latin-1: quoting them so restores the bytes that were sent.
         return quote(headers["location"], safe=PATH_SAFE + "?#[]", encoding="latin-1")
     if status in _GONE:
         raise RowError(Reason.MISSING, f"{target.authority}: HTTP {status}")

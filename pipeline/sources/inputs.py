@@ -1,6 +1,4 @@
-"""List the inputs of a job, once: which shards there are, how many rows they hold, and where
-each can be cut, as far as their format knows that without reading them.
-"""
+"""List the shards of a job, once, with the rows and extents that are known before reading."""
 
 from __future__ import annotations
 
@@ -27,14 +25,14 @@ _STAT_THREADS = 16
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that is to be read, in input order."""
+    """The shards of a job and their extents, in input order."""
 
     root: str
     shards: tuple[StoredFile, ...]
     extents: tuple[Extent, ...]
     pass_through: pa.Schema = field(default_factory=lambda: pa.schema([]))
     skipped: Skipped = field(default_factory=Skipped)
-    """Files below the source that are no shards of this format (reported, never read)."""
+    """Files below the source that are not shards of this format: reported, never read."""
     fields: pa.Schema = IMAGE_FIELDS
     """The columns that hold the input of a row, as the shards have it."""
 
@@ -55,13 +53,13 @@ def open_source(source: Source) -> tuple[Store, str]:
         name, _, rest = pattern.partition("/")
         if is_glob(name) and not _is_there(store, name):
             break
-        # What is named so, as `br[1]`, is no glob.
+        # An existing name such as `br[1]` is not a glob.
         store, pattern = Store(store.url(name), source.storage_options), rest
     return store, pattern
 
 
 def _is_there(store: Store, name: str) -> bool:
-    # In an object store it takes requests, and hardly any name there has a star in it.
+    # In an object store this costs requests, and names with a star are rare.
     return ("*" not in name or not store.is_object_store) and store.exists(name)
 
 
@@ -71,11 +69,11 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     Args:
         source: The job's source section.
         max_extent_rows: Row groups are joined to extents of up to about this many rows.
-        may_be_empty: A prefix of an object store without any object is an empty folder, not one
-            that is missing; there the two look alike.
+        may_be_empty: Take an object-store prefix without objects for an empty folder, not for a
+            missing one: the store cannot tell them apart.
 
     Raises:
-        JobError: The source cannot be read or has not the columns that the job names.
+        JobError: The source cannot be read, or lacks columns that the job names.
         InputMissing: There is nothing at `source.uri`, or shards that the job names are missing.
     """
     store, pattern = open_source(source)
@@ -92,13 +90,13 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
 
 
 def _require_readable(store: Store, shards: Sequence[StoredFile]) -> None:
-    """Read a byte: who may list need not be allowed to read, and better we hear of it now."""
+    """Read one byte: credentials that may list need not be allowed to read; fail now if so."""
     for shard in shards[:1]:
         try:
             with store.open(shard.path) as handle:
                 handle.read(1)
         except (FileNotFoundError, BadBlockError):
-            pass  # one that vanished meanwhile is a row's trouble, and so is a bad block
+            pass  # a vanished file or a bad block fails its rows later
         except OSError as error:
             if not is_bad_block(error):
                 raise
@@ -131,7 +129,7 @@ def _list_shards(
 
 
 class _Choice:
-    """Takes the files of a format, and counts the others of its glob."""
+    """Chooses the files of a format, and counts the other files of the glob."""
 
     def __init__(self, suffixes: tuple[str, ...], pattern: str, *, follow_links: bool) -> None:
         self.follow_links = follow_links
@@ -167,7 +165,7 @@ def named_files(source: Source) -> list[str]:
 
 
 def require_there(store: Store) -> None:
-    """Refuse a source that is not there; an empty folder is there.
+    """Refuse a missing source; an empty folder is not missing.
 
     Raises:
         InputMissing: There is no such file or folder; in an object store, no object below it.

@@ -1,7 +1,7 @@
 """INT96, the timestamp of Spark, Hive and Impala: 64 bits of nanoseconds and 32 of days.
 
-No 64-bit timestamp holds them all, and Arrow wraps around in silence. So each is read in three
-units: seconds always fit, and what the other two say must be the same moment.
+No 64-bit timestamp holds all of them, and Arrow wraps around silently. So each is read in three
+units: seconds always fit, and the values in the other two units must be the same moment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 UNIT = "us"
-"""What such a column is read as: years from -290,000 to 294,000."""
+"""The unit that such a column is read in: years -290,000 to 294,000."""
 _OTHER_UNITS = ("s", "ns")
 _NS = pa.timestamp("ns")
 
@@ -25,7 +25,7 @@ Batches = Callable[[str, Sequence[str]], Iterator[pa.RecordBatch]]
 
 
 def int96_columns(parquet: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
-    """Return those of some columns that hold INT96, also inside."""
+    """Return the columns that are INT96 or contain it."""
     leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
     paths = [leaf.path for leaf in leaves if leaf.physical_type == "INT96"]
     return [
@@ -37,23 +37,23 @@ def int96_columns(parquet: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Moments:
-    """Rows of a shard whose timestamps are checked."""
+    """Rows of a shard with checked timestamps."""
 
     rows: pa.RecordBatch
     problems: dict[int, str]
-    """Rows with a timestamp that the declared type cannot hold -> what is wrong."""
+    """Row with a timestamp that the declared type cannot hold -> message."""
 
 
 class Int96Reader:
-    """Follows the batches of a shard and checks their timestamps."""
+    """Checks the timestamps of the batches of a shard, in order."""
 
     def __init__(self, columns: Sequence[str], as_ns: Sequence[str], batches: Batches) -> None:
-        """Start.
+        """Take the columns to check.
 
         Args:
-            columns: What holds INT96.
-            as_ns: Those that are declared as nanoseconds.
-            batches: Reads the same rows again.
+            columns: Columns with INT96.
+            as_ns: Those of them that are declared as nanoseconds.
+            batches: Reads the same rows again in another unit.
         """
         self._columns, self._as_ns = columns, as_ns
         self._others = [_Rows(batches(unit, columns)) for unit in _OTHER_UNITS]
@@ -76,7 +76,7 @@ class Int96Reader:
 
 
 class _Rows:
-    """Batches of any size, taken in pieces of a given one."""
+    """Takes a given number of rows out of batches of any size."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self._batches = batches
@@ -94,8 +94,8 @@ class _Rows:
 
 
 def _bad_rows(name: str, exact: Sequence[pa.Array]) -> dict[int, str]:
-    """Return the rows whose moments are not whole microseconds in reach."""
-    # What is nested is taken, so that its items are those of these rows alone.
+    """Return the rows whose timestamps are not whole microseconds in range, with messages."""
+    # `take` leaves nested arrays with the items of these rows only.
     every = pa.array(range(len(exact[0])))
     exact = [array.take(every) if pa.types.is_nested(array.type) else array for array in exact]
     leaves = [[*_leaves(array)] for array in exact]
@@ -140,7 +140,7 @@ def _in_reach(us: pa.Array, s: pa.Array, ns: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _fits_us(us: pa.Array, s: pa.Array, ns: pa.Array) -> npt.NDArray[np.bool_]:
-    # What wraps around does so in both: the difference is right all the same.
+    # If both wrap around, their difference is still right.
     return np.asarray(_in_reach(us, s, ns) & (_whole(us) * 1000 == _whole(ns)), np.bool_)
 
 

@@ -81,11 +81,11 @@ class ParquetStream:
         return rows
 
     def close(self) -> None:
-        """Let go of the open shard: it refers back to this object, so that it would outlive it."""
+        """Close the open shard, which a reference cycle would keep open."""
         self._tables = self._rest = None
 
     def _fill(self) -> bool:
-        """Have rows at hand from the extent that is open, if one is."""
+        """Read on in the open extent if no rows are left of it; tell whether there are rows."""
         while self._rest is None and self._tables is not None:
             self._rest = next(self._tables, None)
             if self._rest is None:
@@ -99,7 +99,7 @@ class ParquetStream:
         return rows.slice(0, num_rows)
 
     def _read(self, extent: Extent, skip: int) -> Iterator[pa.Table]:
-        """Yield the rows of an extent from `skip` on; what cannot be read becomes failed rows."""
+        """Yield the rows of an extent from `skip` on; unreadable rows become failed rows."""
         if extent.reason is not None:
             failure = Failure(extent.reason, STAGE, extent.message, num_bytes=extent.size_bytes)
             yield failed_rows(self._reader, extent, skip, failure)
@@ -117,7 +117,7 @@ class ParquetStream:
                     continue
                 if not is_unreadable(error):
                     raise
-                self._require_unchanged(extent)  # what is written to is broken for a while
+                self._require_unchanged(extent)  # a file looks broken while it is written
                 message = BAD_BLOCK if is_bad_block(error) else str(error)
                 failure = Failure(Reason.UNREADABLE_SHARD, STAGE, message)
             else:
@@ -128,7 +128,7 @@ class ParquetStream:
             return
 
     def _require_unchanged(self, extent: Extent) -> None:
-        """Raise where a shard was written to while it was read; a file that is gone was not."""
+        """Raise if the shard was written while it was read; a deleted one was not."""
         with contextlib.suppress(FileNotFoundError):
             require_unchanged(self._reader.store, extent)
 
@@ -155,7 +155,7 @@ class ParquetStream:
     def _batches(
         self, shard: Shard, extent: Extent, groups: Sequence[int], columns: Sequence[str]
     ) -> Iterator[tuple[pa.RecordBatch, dict[int, str]]]:
-        """Yield the batches of row groups, and which of their rows have impossible timestamps."""
+        """Yield the batches of row groups, each with its rows of invalid timestamps -> message."""
         reader, source = self._reader, self._reader.source
         rows_max = _URIS_AT_ONCE if source.uri_column else _BATCH_ROWS
         rows_at_once = max(1, min(rows_max, int(_BATCH_BYTES / max(1.0, extent.row_bytes))))
@@ -172,7 +172,7 @@ class ParquetStream:
             yield checked.rows, checked.problems
 
     def _to_rows(self, extent: Extent, table: pa.Table, failed: dict[int, str]) -> pa.Table:
-        """Make rows of those of a shard, which are just the extent's; some have failed."""
+        """Turn the extent's rows into `reader.schema`; `failed` maps row -> message."""
         reader, source = self._reader, self._reader.source
         ids = [f"{extent.path}#{number}" for number in extent.numbers()]
         failures: Failures = [None] * table.num_rows
@@ -216,10 +216,10 @@ class ParquetStream:
         return images
 
     def _features(self, extent: Extent, table: pa.Table, failures: Failures) -> FeatureRows:
-        """Return the feature vectors; a row without them is failed, and its own are zeros.
+        """Return the feature vectors, float32 (N, F); a row without them fails and gets zeros.
 
         Raises:
-            JobError: Whole numbers would be rounded, and the job does not allow it.
+            JobError: Integers would be rounded, and the job does not allow it.
         """
         source = self._reader.source
         found = feature_rows(source, table)
@@ -239,7 +239,7 @@ class ParquetStream:
 
 
 def _images(source: Source, table: pa.Table, failures: Failures) -> pa.Array:
-    """Return the encoded images; a row without one is failed."""
+    """Return the encoded images; a row without one fails."""
     images = image_column(source, table)
     _fail(failures, images.is_null().to_pylist(), f"{source.image_column} is null")
     if any(failures):
@@ -250,7 +250,7 @@ def _images(source: Source, table: pa.Table, failures: Failures) -> pa.Array:
 def _fail_features(
     failures: Failures, reason: Reason, where: Mapping[str, npt.NDArray[np.bool_]], what: str
 ) -> None:
-    """Fail the rows of which some features are wrong; a failure that a row has already is kept."""
+    """Fail the rows with invalid features; earlier failures of a row stay."""
     rows = sorted({row for mask in where.values() for row in np.flatnonzero(mask).tolist()})
     for row in rows:
         names = [name for name, mask in where.items() if mask[row]]
@@ -259,17 +259,17 @@ def _fail_features(
 
 
 def _fail(failures: Failures, where: Sequence[bool], message: str) -> None:
-    """Fail the rows that have no input; a failure that a row has already is kept."""
+    """Fail the rows that have no input; earlier failures of a row stay."""
     for index, is_null in enumerate(where):
         if is_null and failures[index] is None:
             failures[index] = Failure(Reason.NULL_INPUT, STAGE, message)
 
 
 def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Table:
-    """Return rows of a batch by their numbers in the shard; the batch's first one is `position`."""
+    """Return rows of a batch by their numbers in the shard; its first row is `position`."""
     first = numbers[0] - position
     if numbers[-1] - numbers[0] + 1 == len(numbers):
         return pa.Table.from_batches([batch.slice(first, len(numbers))])
-    # Of views Arrow can only cut slices.
+    # Arrow cannot choose rows of views, only slices.
     rows = [batch.slice(number - position, 1) for number in numbers]
     return pa.Table.from_batches(rows).combine_chunks()

@@ -1,6 +1,6 @@
 """Which columns of a Parquet shard a job needs, of which types, and how they become rows.
 
-Pure over Arrow: no storage. What does not fit is a sentence for the row or shard that has it.
+Pure over Arrow: no storage. What does not fit is reported as a message for its row or shard.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NUMBERS = (
 
 
 def needed_columns(source: Source, schema: pa.Schema) -> list[str]:
-    """List the columns to read of a shard, nested ones as `column.field`."""
+    """Return the columns of a shard to read, nested ones as `column.field`."""
     names = list(source.features) or [_input_path(source, schema)]
     names += [name for name in source.pass_through if schema.get_field_index(name) >= 0]
     names += [source.id_column] if source.id_column else []
@@ -39,10 +39,10 @@ def _input_path(source: Source, schema: pa.Schema) -> str:
 
 
 def check_names(source: Source) -> None:
-    """Refuse names that the output makes itself, and casts of columns that are not passed through.
+    """Check the names of pass-through columns and casts.
 
     Raises:
-        JobError: Names the column.
+        JobError: The output itself has a column of that name, or a cast is of another column.
     """
     clash = RESERVED_COLUMNS.intersection(source.pass_through)
     if clash:
@@ -54,7 +54,7 @@ def check_names(source: Source) -> None:
 
 
 def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
-    """Say what of the job's needs a shard does not fit, or ''."""
+    """Return why a shard does not fit the job, or ''."""
     hive = hive_values(path)
     inputs = source.features or (source.uri_column or source.image_column,)
     for name in (*inputs, source.id_column, *source.pass_through):
@@ -119,7 +119,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def image_column(source: Source, table: pa.Table) -> pa.Array:
-    """Return the encoded images as large_binary, whatever way the shard stores them."""
+    """Return the encoded images as large_binary (N,), however the shard stores them."""
     column = as_array(table.column(source.image_column))
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -129,7 +129,7 @@ def image_column(source: Source, table: pa.Table) -> pa.Array:
 
 
 def uri_values(column: pa.ChunkedArray) -> list[str | None]:
-    """Return the URIs of the images; what is no UTF-8 has replacement characters."""
+    """Return the URIs of the images; bytes that are not UTF-8 become replacement characters."""
     given = as_array(column)
     if pa.types.is_dictionary(given.type):
         given = given.dictionary_decode()
@@ -140,10 +140,14 @@ def uri_values(column: pa.ChunkedArray) -> list[str | None]:
 def text_ids(
     column: pa.ChunkedArray, fallback: Sequence[str]
 ) -> tuple[list[str], list[bool], dict[int, str]]:
-    """Return ids as text, a fallback where there is none.
+    """Return ids as text, the fallback for a null.
+
+    Args:
+        column: (N,) text, binary or numbers.
+        fallback: (N,).
 
     Returns:
-        The ids; which are null; and those that are no UTF-8, by row and readable.
+        The ids, (N,); which are null, (N,); and row -> printable form of those that are not UTF-8.
     """
     given = as_array(column)
     if pa.types.is_dictionary(given.type):

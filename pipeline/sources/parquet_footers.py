@@ -1,4 +1,4 @@
-"""What the footers of Parquet shards say: rows, where to cut, and whether a shard fits the job."""
+"""Read the footers of Parquet shards: rows, extents, and whether a shard fits the job."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def measure_again(
     *,
     max_extent_rows: int,
 ) -> dict[str, tuple[Extent, ...]]:
-    """Read the footers of some shards, whose pass-through columns are declared; extents by path."""
+    """Read the footers of shards for a retry; return path -> extents.
+
+    `declared` are the pass-through columns as the first run declared them.
+    """
     footers = _read_footers(store, shards, source)
     return {
         shard.path: tuple(_parquet_extents(shard, footer, source, declared, max_extent_rows))
@@ -68,7 +71,7 @@ def measure_again(
 
 @dataclass(frozen=True)
 class _Footer:
-    """What a Parquet footer says, or why it cannot be read."""
+    """The content of a Parquet footer, or why it cannot be read."""
 
     group_rows: tuple[int, ...] = ()
     group_bytes: tuple[int, ...] = ()
@@ -78,7 +81,7 @@ class _Footer:
 
 
 def is_unreadable(error: BaseException) -> bool:
-    """Tell a broken Parquet file (Arrow complains) or a bad block from trouble with the store."""
+    """Tell whether an error means a broken Parquet file or a bad block, not a failing store."""
     if isinstance(error, BadBlockError) or is_bad_block(error):
         return True
     if isinstance(error, pa.ArrowException) and not isinstance(error, OSError):
@@ -88,11 +91,11 @@ def is_unreadable(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def arrow_errors() -> Iterator[None]:
-    """Turn whatever Arrow and Python make of damaged bytes into what Arrow says of broken files.
+    """Turn all errors that damaged bytes cause in Arrow and Python into Arrow's own.
 
     Raises:
-        pa.ArrowException: They are broken: names that are no UTF-8, sizes beyond all memory, or a
-            type that a library has registered (Ray does) is not made of what the file says of it.
+        pa.ArrowException: The file is broken: names are not UTF-8, sizes exceed all memory, or a
+            registered extension type (Ray has some) does not match its storage in the file.
     """
     try:
         yield
@@ -148,7 +151,7 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
         pa.ArrowInvalid: It contradicts itself.
     """
     metadata, schema = parquet.metadata, parquet.schema_arrow
-    schema.remove_metadata().to_string()  # raises where a name is no UTF-8, however deep inside
+    schema.remove_metadata().to_string()  # raises if a name is not UTF-8, at any depth
     inputs = source.features or (source.uri_column or source.image_column,)
     wanted = {source.id_column, *inputs, *source.pass_through}
     leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
@@ -170,11 +173,11 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
 
 
 class _Reached(Exception):
-    """Arrow has accepted what the footer says of columns, and asks for their bytes."""
+    """Arrow has accepted the columns of the footer, and asks for their bytes."""
 
 
 class _NoBytes(io.RawIOBase):
-    """A file that has a size and no bytes."""
+    """A file with a size and without bytes."""
 
     def __init__(self) -> None:
         self._position = 0
@@ -197,9 +200,9 @@ class _NoBytes(io.RawIOBase):
 
 
 def _require_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
-    """Let Arrow parse what a footer says of each chunk of some columns, where it may complain.
+    """Let Arrow parse the chunks of some columns in a footer, in a place where it raises errors.
 
-    Asked for by `metadata.row_group(i).column(j)`, damage ends the process instead.
+    In `metadata.row_group(i).column(j)` damage ends the process instead.
 
     Raises:
         pa.ArrowException: It is damaged.
@@ -237,7 +240,7 @@ def _parquet_extents(
     shard: StoredFile, footer: _Footer, source: Source, declared: pa.Schema, max_rows: int
 ) -> Iterator[Extent]:
     if footer.schema is None:
-        # Its row count is unknown: the shard itself stands as one row.
+        # Its row count is unknown: one row stands for the shard.
         yield Extent(
             shard.path, shard.size_bytes, shard.version, 0, 1, 0.0, footer.reason, footer.message
         )

@@ -22,11 +22,11 @@ _READ_BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Footer:
-    """What is kept of a shard: units of one shard are often read one after the other."""
+    """The parsed footer of a shard, cached: successive units often read the same shard."""
 
     metadata: pq.FileMetaData
     group_ends: Numbers
-    """(N,) rows up to the end of each row group."""
+    """int64 (N,): rows up to the end of each of N row groups."""
 
 
 _last_footer: dict[tuple[str, str, int, str], _Footer] = {}
@@ -45,10 +45,10 @@ class Shard:
     """Closes what is opened later."""
 
     def groups_with(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-        """Yield the row groups that hold some rows: neighbours together, with their first row.
+        """Yield the row groups that hold some rows: runs of neighbours, each with its first row.
 
         Args:
-            numbers: Of the rows in the shard, ascending.
+            numbers: Row numbers in the shard, ascending.
         """
         ends = self.group_ends
         first, last = np.searchsorted(ends, (numbers[0], numbers[-1]), "right").tolist()
@@ -69,7 +69,7 @@ class Shard:
     def batches(
         self, parquet: pq.ParquetFile, rows: int, groups: Sequence[int], columns: Sequence[str]
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of some row groups, so many at a time."""
+        """Yield the rows of some row groups, `rows` per batch."""
         with arrow_errors():
             yield from parquet.iter_batches(
                 batch_size=rows, row_groups=[*groups], columns=[*columns]
@@ -78,7 +78,7 @@ class Shard:
     def again(
         self, int96_unit: str, rows: int, groups: Sequence[int], columns: Sequence[str]
     ) -> Iterator[pa.RecordBatch]:
-        """Yield rows once more, with INT96 in another unit."""
+        """Yield the same rows again, with INT96 in another unit."""
         handle = self.opened.enter_context(self.store.open(self.path))
         parquet = open_parquet(
             handle,
@@ -95,13 +95,13 @@ def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
     """Open the shard of an extent.
 
     Raises:
-        FileNotFoundError: It is gone.
-        InfraError: It is no longer the one that was planned.
+        FileNotFoundError: The shard no longer exists.
+        InfraError: It has changed since it was planned.
         pa.ArrowException: It is broken.
     """
     with contextlib.ExitStack() as opened:
         handle = opened.enter_context(store.open(extent.path))
-        # After the opening, which binds an object to its version: what is read then is this one.
+        # After opening, which pins the version of an object: the checked version is the one read.
         require_unchanged(store, extent)
         key = (store.uri, extent.path, extent.size_bytes, extent.version)
         known = _last_footer.get(key)

@@ -1,6 +1,6 @@
-"""Pass-through columns: their declared types, and how those of a shard become them.
+"""Pass-through columns: their declared types, and the casts of a shard's columns to them.
 
-Pure over Arrow: no storage. A value that does not fit costs its row, and never those around it.
+Pure over Arrow: no storage. A value that does not fit fails its row, never its neighbours.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pipeline.job.source import Source
 from pipeline.sources.arrow_types import parse_type, published_type, type_trouble
 
 Problems = dict[int, str]
-"""Row -> what is wrong with its value."""
+"""Row -> message about its value."""
 
 
 def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
-    """Return the declared types of the pass-through columns, as a fitting shard shows them.
+    """Return the declared types of the pass-through columns, from a shard that fits the job.
 
     Raises:
         JobError: A column cannot be published.
@@ -41,7 +41,7 @@ def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
 
 
 def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
-    """Say which pass-through column has another type than was declared by the first shard."""
+    """Return which pass-through column differs in type from the first shard's, or ''."""
     for field in declared:
         index = schema.get_field_index(field.name)
         if index < 0:
@@ -58,7 +58,7 @@ def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
 
 
 def _cast_trouble(given: pa.DataType, kind: pa.DataType) -> str:
-    """Say that Arrow has no cast from one type to another, whatever the values are, or ''."""
+    """Return why Arrow has no cast from one type to another for any values, or ''."""
     try:
         pa.nulls(1, given).cast(kind)
     except pa.ArrowNotImplementedError:
@@ -74,13 +74,13 @@ def pass_through(
     """Take the pass-through columns out of a shard's rows, or out of its path.
 
     Args:
-        fields: The declared ones.
-        folders: Those whose values become folders.
-        table: Rows of the shard.
-        path: Of the shard.
+        fields: The declared columns.
+        folders: Those of them whose values become folders.
+        table: N rows of the shard.
+        path: Path of the shard.
 
     Returns:
-        The columns by name, and the rows of which a value does not fit; it is null there.
+        Name -> column (N,), and row -> message for values that do not fit, which are null.
     """
     columns: dict[str, pa.Array] = {}
     problems: Problems = {}
@@ -105,9 +105,12 @@ def _take(field: pa.Field, table: pa.Table, path: str) -> tuple[pa.Array, Proble
 
 
 def cast_column(column: pa.Array, field: pa.Field) -> tuple[pa.Array, Problems]:
-    """Cast a column to its declared type; what is lost by that, or is no UTF-8, is a problem.
+    """Cast a column to its declared type; lossy casts and text that is not UTF-8 are problems.
 
-    Text that is no UTF-8 could be copied, but no engine would read the part that holds it.
+    Text that is not UTF-8 could be copied, but no engine would read a part that holds it.
+
+    Returns:
+        The column, null at problems, and row -> message.
     """
     try:
         cast = column.cast(field.type)
@@ -122,7 +125,7 @@ def _cast_rows(column: pa.Array, field: pa.Field) -> tuple[pa.Array, Problems]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_dictionary(kind):
-        kind = kind.value_type  # a dictionary would hold the values that do not fit, too
+        kind = kind.value_type  # the dictionary would hold the values that do not fit as well
     pieces: list[pa.Array] = []
     problems: Problems = {}
     for row in range(len(column)):
@@ -145,7 +148,7 @@ def _cast_rows(column: pa.Array, field: pa.Field) -> tuple[pa.Array, Problems]:
 
 
 def _alone(column: pa.Array, row: int) -> pa.Array:
-    """Return one row with what belongs to it alone: a slice of a list has all the items."""
+    """Return one row as an array of its own: a slice of a list array keeps all the items."""
     try:
         return column.take(pa.array([row]))
     except pa.ArrowNotImplementedError:
@@ -160,7 +163,7 @@ def _explain(column: pa.Array, row: int, field: pa.Field, error: str) -> str:
 
 
 def not_utf8(column: pa.Array) -> Mapping[int, str]:
-    """Return the rows of a text column that are no UTF-8, readable; {} of any other column."""
+    """Return row -> printable form of text that is not UTF-8; {} for columns of other types."""
     if not (
         pa.types.is_string(column.type)
         or pa.types.is_large_string(column.type)

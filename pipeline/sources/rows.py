@@ -1,7 +1,4 @@
-"""Rows on their way from a shard: what reading needs, and how its results become tables.
-
-What the readers of the formats share; none of them knows another.
-"""
+"""What the readers of all formats share: the `Reader`, and tables of rows in `source_schema`."""
 
 from __future__ import annotations
 
@@ -25,13 +22,13 @@ STAGE = "read"
 
 @dataclass(frozen=True)
 class Reader:
-    """Everything needed to read any unit of one job; plain enough for Ray."""
+    """Everything needed to read any unit of one job; can be pickled."""
 
     store: Store
     source: Source
     pass_through: pa.Schema
     fields: pa.Schema = IMAGE_FIELDS
-    """The columns that hold the input of a row, as the shards have it."""
+    """The columns of a row's input, with the types of the shards."""
     folders: tuple[str, ...] = ()
     """Pass-through columns whose values become folders (`sink.partition_columns`)."""
 
@@ -54,7 +51,16 @@ def make_rows(
     failures: Sequence[Failure | None],
     pass_through: dict[str, pa.Array] | None = None,
 ) -> pa.Table:
-    """Make a table of `reader.schema`; `inputs` has the columns of `reader.fields`."""
+    """Make a table of `reader.schema`.
+
+    Args:
+        reader: The reader of the job.
+        row_ids: (N,).
+        uris: (N,), as they are published.
+        inputs: The columns of `reader.fields`, each (N,).
+        failures: (N,); None for a row that was read.
+        pass_through: The columns of `reader.pass_through`, each (N,); None: all null.
+    """
     columns = {ROW_ID: pa.array(row_ids, pa.string()), URI: pa.array(uris, pa.string())}
     for field in reader.pass_through:
         columns[field.name] = (
@@ -67,7 +73,7 @@ def make_rows(
 
 
 def binary_array(values: Sequence[bytes | None]) -> pa.Array:
-    """Make a large_binary array, copying each value once: Arrow's own builder grows as it goes."""
+    """Make a large_binary array (N,); copies each value once, unlike Arrow's growing builder."""
     lengths = np.fromiter((len(value or b"") for value in values), np.int64, len(values))
     offsets = np.zeros(len(values) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -82,7 +88,7 @@ def binary_array(values: Sequence[bytes | None]) -> pa.Array:
 
 
 def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> pa.Table:
-    """Make one failed row for every row of an extent that could not be read."""
+    """Make a failed row per row of an extent, without its first `skip` rows."""
     ids = list(planned_ids(reader.format.row_ids(reader.source), extent, skip))
     num_rows = len(ids)
     uris = [reader.store.url(extent.path)] * num_rows
@@ -91,17 +97,17 @@ def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> 
 
 
 def failed_shard(reader: Reader, extent: Extent, failure: Failure) -> pa.Table:
-    """Make one failed row that stands for a shard, or the rest of it, whatever rows it holds."""
+    """Make one failed row that stands for a shard, or the rest of it, of unknown row count."""
     stands_for_all = replace(extent, num_rows=1, reason=Reason.UNREADABLE_SHARD, only=None)
     return failed_rows(reader, stands_for_all, 0, failure)
 
 
 def require_unchanged(store: Store, extent: Extent) -> None:
-    """Make sure that a shard is still the one that was planned.
+    """Check that a shard has the planned size and version.
 
     Raises:
-        FileNotFoundError: It is gone.
-        InfraError: It is another one, or was written to.
+        FileNotFoundError: The shard no longer exists.
+        InfraError: Its size or version differs.
     """
     found = store.stat(extent.path)
     if found is None:
@@ -111,7 +117,7 @@ def require_unchanged(store: Store, extent: Extent) -> None:
 
 
 def changed(store: Store, extent: Extent) -> InfraError:
-    """Describe a shard that is no longer the one that was planned."""
+    """Return the error of a shard that changed since it was planned."""
     return InfraError(
         f"{store.url(extent.path)}: changed since it was planned; run again to plan it anew"
     )

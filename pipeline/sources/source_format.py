@@ -1,4 +1,4 @@
-"""What a source format is. Everything after the registry reads these properties, never a name."""
+"""The protocol of source formats. Code reads these properties, never the name of a format."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from pipeline.sources.rows import Reader
 
 RowIds = Literal["path", "path#row", "column", "key"]
-"""What a row's id is made of: the shard's path (one row per shard), the path and the row's number,
+"""Where a row's id comes from: the shard's path (one row per shard), the path and the row's number,
 the value of a column, or a key inside the shard."""
 CountsRows = Literal["listing", "footer", "reading"]
-"""What must be looked at to know how many rows a shard has."""
+"""What counts the rows of a shard."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of shards before their rows are read."""
+    """The shards as far as they are known before their rows are read."""
 
     extents: tuple[Extent, ...]
-    """In input order; of rows that only reading counts, one of 0 rows per shard."""
+    """In input order; if only reading counts the rows, one extent of 0 rows per shard."""
     pass_through: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """The declared types of the pass-through columns."""
     fields: pa.Schema = IMAGE_FIELDS
-    """The columns that hold the input of a row, as the shards have it."""
+    """The columns of a row's input, with the types of the shards."""
 
 
 class RowStream(Protocol):
@@ -43,11 +43,11 @@ class RowStream(Protocol):
 
     @property
     def counted(self) -> Counters:
-        """Return what the last `take` counted beside its rows."""
+        """Return the counters of the last `take`, beside those of stage `read`."""
         ...
 
     def take(self, num_rows: int) -> pa.Table:
-        """Return exactly the next rows; one that cannot be read is a row with an error.
+        """Return exactly the next `num_rows` rows; an unreadable row has an error.
 
         Raises:
             InfraError: The store failed, or a shard changed since it was planned.
@@ -55,19 +55,19 @@ class RowStream(Protocol):
         ...
 
     def skip(self, num_rows: int) -> None:
-        """Pass over the next rows without reading more than must be."""
+        """Skip the next rows, reading as little as possible."""
         ...
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close what is open."""
         ...
 
 
 class SliceStream(Protocol):
-    """The rows of extents in order where only reading counts them: cut into slices on the way."""
+    """The rows of uncounted extents in order, cut into slices while they are read."""
 
     def take(self) -> pa.Table:
-        """Return the next slice as the cut says; it has no rows only if none are left.
+        """Return the next slice as its `SliceCut` says; without rows only if none are left.
 
         Raises:
             InfraError: The store failed, or a shard changed since it was planned.
@@ -75,10 +75,10 @@ class SliceStream(Protocol):
         ...
 
     def skip(self, num_rows: int) -> None:
-        """Pass over rows that are staged.
+        """Skip rows that are staged.
 
         Raises:
-            InfraError: There are fewer, so that this is not what was read before.
+            InfraError: Fewer rows are left, so a shard changed since they were staged.
         """
         ...
 
@@ -87,12 +87,12 @@ class SliceStream(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close what is open."""
         ...
 
 
 class SourceFormat(Protocol):
-    """One kind of shard. An object without state: workers load it by its name."""
+    """One kind of shard; stateless, for workers load it by its name."""
 
     @property
     def name(self) -> str:
@@ -101,45 +101,45 @@ class SourceFormat(Protocol):
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Return the ends of the shards' names, lower case, the usual one first."""
+        """Return the suffixes of the shards' names, lower case, the usual one first."""
         ...
 
     @property
     def counts_rows(self) -> CountsRows:
-        """Return what counts the rows; for `reading`, `open_slices` is called, else `open`."""
+        """Return what counts the rows; `reading` is opened by `open_slices`, the others by `open`."""
         ...
 
     @property
     def semantics(self) -> int:
-        """Return the version of the outputs: raised when the same shard gives other rows."""
+        """Return the version of the output, raised when the same shard gives other rows."""
         ...
 
     @property
     def fields(self) -> frozenset[str]:
-        """Return which of the fields that are for some formats only a job may give."""
+        """Return the format-specific fields of `source` that a job may give."""
         ...
 
     @property
     def options(self) -> type[Section] | None:
-        """Return what `source.options` holds; None if there are no options."""
+        """Return the section that `source.options` is parsed as; None if there are no options."""
         ...
 
     def check(self, source: Source) -> None:
         """Check the job's section once its fields are known to be of this format.
 
         Raises:
-            ValueError: Something does not fit; says what would.
+            ValueError: A field does not fit; the message says what would.
         """
         ...
 
     def row_ids(self, source: Source) -> RowIds:
-        """Return what the ids of a job's rows are made of."""
+        """Return where the ids of a job's rows come from."""
         ...
 
     def measure(
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
-        """Measure listed shards; one that cannot be read is an extent with a reason.
+        """Measure listed shards; an unreadable shard is an extent with a reason.
 
         Args:
             store: The source.
@@ -148,7 +148,7 @@ class SourceFormat(Protocol):
             max_extent_rows: An extent has up to about this many rows.
 
         Raises:
-            JobError: No shard has what the job names.
+            JobError: No shard has the columns or members that the job names.
         """
         ...
 
@@ -161,46 +161,46 @@ class SourceFormat(Protocol):
         *,
         max_extent_rows: int,
     ) -> Mapping[str, tuple[Extent, ...]]:
-        """Measure shards again for a retry, with pass-through types as declared; by path.
+        """Measure shards again for a retry, with `declared` pass-through types; path -> extents.
 
         Empty if the format never gives an extent a reason.
         """
         ...
 
     def open(self, reader: Reader, extents: Sequence[Extent]) -> RowStream:
-        """Open extents whose rows are counted."""
+        """Open counted extents."""
         ...
 
     def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> SliceStream:
-        """Open extents whose rows are counted by reading."""
+        """Open uncounted extents."""
         ...
 
 
 class CountedBeforeReading:
-    """What formats have in common whose rows a listing or a footer counts."""
+    """Base of formats whose rows a listing or a footer counts."""
 
     options: type[Section] | None = None
 
     def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> SliceStream:
-        """Refuse: slices of counted rows are cut by the plan."""
+        """Raise TypeError: the plan cuts counted rows into slices."""
         raise TypeError(f"{type(self).__name__}: its rows are counted before they are read")
 
     def check(self, source: Source) -> None:
-        """Accept what is there."""
+        """Accept any section."""
 
 
 class CountedByReading:
-    """What formats have in common whose rows only reading counts."""
+    """Base of formats whose rows only reading counts."""
 
     counts_rows: CountsRows = "reading"
     options: type[Section] | None = None
 
     def open(self, reader: Reader, extents: Sequence[Extent]) -> RowStream:
-        """Refuse: where such rows begin and end is found out while they are read."""
+        """Raise TypeError: the bounds of uncounted slices are found by reading."""
         raise TypeError(f"{type(self).__name__}: its rows are counted while they are read")
 
     def check(self, source: Source) -> None:
-        """Accept what is there."""
+        """Accept any section."""
 
     def remeasure(
         self,
@@ -211,19 +211,19 @@ class CountedByReading:
         *,
         max_extent_rows: int,
     ) -> Mapping[str, tuple[Extent, ...]]:
-        """Return nothing: no extent says that its shard cannot be read."""
+        """Return {}: no extent has a reason."""
         return {}
 
 
 def format_of(source: Source) -> SourceFormat:
-    """Return the format of a job's section, which has been checked to be there."""
+    """Return the format of a checked `source` section."""
     return cast(SourceFormat, get(SOURCES, source.format))
 
 
 def planned_ids(kind: RowIds, extent: Extent, skip: int = 0) -> Iterator[str]:
-    """Yield the ids of an extent's rows as far as the plan knows them, from row `skip` on.
+    """Yield the ids of an extent's rows that the plan knows, without the first `skip` rows.
 
-    Those of kind `column` and `key` are in the shards; rows that cannot be read have these ids.
+    Ids of kind `column` and `key` are in the shards; unreadable rows have the ids yielded here.
     """
     if kind == "path" or extent.is_whole_shard:
         yield extent.path

@@ -1,8 +1,8 @@
-"""Walk the members of a tar stream in order; a body is read only where it is asked for.
+"""Walk the members of a tar stream in order; a body is read only on request.
 
-The standard library parses the single header; the walk is ours, because its own one takes a
-damaged header for the end of the archive, so that the rows behind it would vanish without a word,
-and reads extended headers of any size into memory. Nothing is ever written or followed.
+The standard library parses single headers, but does not walk here: its walk takes a damaged header
+for the end of the archive, so the rows behind it would be lost silently, and it reads extended
+headers of any size into memory. Nothing is ever extracted, and no link is followed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 MAX_GZIP_BYTES = 64 * 2**20
-"""A gzipped tar may have so many bytes; a larger one cannot be resumed at a bearable price."""
+"""Size limit of a gzipped tar: each resume inflates it from its beginning."""
 MAX_INFLATED_BYTES = 2**29
 _BLOCK_BYTES = 512
 _CHUNK_BYTES = 2**20
@@ -40,22 +40,22 @@ _WITHOUT_BODY = frozenset([*_LINKS_AND_DEVICES, tarfile.DIRTYPE])
 
 
 class Broken(Exception):
-    """The archive cannot be read any further; the text says why and where."""
+    """The archive cannot be read further; the message says why and where."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """What a header says; the name is the stored one, as text."""
+    """The header of a member; the name is the stored one, as text."""
 
     name: str
     size_bytes: int
     is_folder: bool = False
     kind: str = ""
-    """Empty for a plain file, else what it is: a link, a device, a sparse file."""
+    """Empty for a plain file, otherwise a description: a link, a device, a sparse file."""
 
 
 def open_archive(handle: BinaryIO, size_bytes: int) -> Archive:
-    """Start reading a tar, through gzip if it is small enough for that.
+    """Start reading a tar, through gzip if its size is below the limit.
 
     Raises:
         Broken: It is compressed in another way, too large for gzip, or damaged gzip.
@@ -78,9 +78,9 @@ def open_archive(handle: BinaryIO, size_bytes: int) -> Archive:
 
 
 def _inflate(data: bytes) -> BinaryIO:
-    """Return a reader of gzipped data that is known to be whole.
+    """Return a reader of gzipped data that has been checked to the end.
 
-    It is inflated twice: where damage shows must not depend on which bytes are passed over.
+    The data are inflated twice: where damage is found must not depend on which bytes are skipped.
     """
     inflated_bytes = 0
     try:
@@ -107,10 +107,10 @@ class Archive:
         self._padding_bytes = 0
 
     def next_member(self) -> Member | None:
-        """Return the next member; None where the archive says that it ends.
+        """Return the next member; None at the end mark of the archive.
 
         Raises:
-            Broken: It ends without saying so, or what is there is no header.
+            Broken: The archive ends without its end mark, or a header is damaged.
         """
         self._skip(self._body_bytes)
         self._body_bytes = 0
@@ -147,10 +147,10 @@ class Archive:
         return data
 
     def check_rest(self) -> None:
-        """Look at what follows the end mark.
+        """Check that only padding follows the end mark.
 
         Raises:
-            Broken: More than padding, as where tars were concatenated.
+            Broken: Data follow, as in concatenated tars.
         """
         end = self._position
         while chunk := self._read(_CHUNK_BYTES):
@@ -230,7 +230,7 @@ class Archive:
         return data
 
     def _skip(self, num_bytes: int) -> None:
-        """Pass over bytes that must be there."""
+        """Skip bytes; raise if the archive ends before."""
         if num_bytes:
             self._handle.seek(num_bytes - 1, io.SEEK_CUR)
             if not self._handle.read(1):
@@ -247,7 +247,7 @@ class Archive:
 
 
 def to_text(name: str) -> str:
-    """Return a name as text that can be encoded: bytes that are no UTF-8 become `\\xNN`."""
+    """Return a name as text that can be encoded: bytes that are not UTF-8 become `\\xNN`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""What one read task reads: extents of shards, and where its slices begin and end."""
+"""Units: the extents that one read task reads, and the bounds of its slices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.sources.extents import Extent, SliceCut
 
 @dataclass(frozen=True)
 class Unit:
-    """What one read task reads: extents in order, cut into slices at `bounds`."""
+    """Extents that one read task reads, in order, cut into slices at `bounds`."""
 
     index: int
     extents: tuple[Extent, ...]

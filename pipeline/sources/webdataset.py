@@ -1,4 +1,4 @@
-"""Tars: one after the other, cut into slices while they are read."""
+"""Read tars one after the other and cut them into slices on the way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.storage.store import Store
 
 _LOCAL_BUFFER_BYTES = 256 * 2**10
 _REMOTE_BUFFER_BYTES = 8 * 2**20
-"""One request fetches so much: the store itself caches nothing, and headers are small."""
+"""Bytes per request: the store caches nothing, and headers are small."""
 
 
 class TarStream:
@@ -34,12 +34,12 @@ class TarStream:
         self._cut = cut
         self._starts = [key.start for key in cut.done]
         self._num_rows = 0
-        """Rows that were taken or passed over."""
+        """Rows that were taken or skipped."""
         self._rows = self._read()
         self._ahead: tuple[Extent, TarRow] | None = None
 
     def take(self) -> pa.Table:
-        """Return the next slice; it has no rows only where none are left."""
+        """Return the next slice; without rows only if none are left."""
         taken: list[tuple[Extent, TarRow]] = []
         size_bytes = 0
         while len(taken) < self._cut.slice_rows and not self.is_at_end():
@@ -55,10 +55,10 @@ class TarStream:
         return self._to_table(taken)
 
     def skip(self, num_rows: int) -> None:
-        """Pass over rows that are staged.
+        """Skip rows that are staged.
 
         Raises:
-            InfraError: There are fewer, so that this is not what was read before.
+            InfraError: Fewer rows are left, so a shard changed since they were staged.
         """
         for _ in range(num_rows):
             if self.is_at_end():
@@ -74,7 +74,7 @@ class TarStream:
         return self._ahead is None
 
     def close(self) -> None:
-        """Let go of the open tar."""
+        """Close the open tar."""
         self._rows.close()
         self._ahead = None
 
@@ -94,7 +94,7 @@ class TarStream:
                 for row in iter_rows(handle, spec, size_bytes=extent.size_bytes, is_wanted=wanted):
                     if self._cut.rows.is_past(num_rows):
                         return
-                    # That a tar cannot be read further is said whatever rows are chosen.
+                    # The row that stands for the unreadable rest of a tar is always yielded.
                     if self._cut.rows.number(num_rows) is not None or row.key is None:
                         yield extent, row
                     num_rows += 1
@@ -143,7 +143,7 @@ def _open(store: Store, extent: Extent) -> Iterator[BinaryIO]:
 
 
 class _WholeFile(io.RawIOBase):
-    """A file of a known size: that it ends too early is trouble, not the end of its tar."""
+    """A file of a known size: an early end is an error of the store, not the end of the tar."""
 
     def __init__(self, raw: Any, store: Store, extent: Extent) -> None:
         self._raw, self._store, self._extent = raw, store, extent

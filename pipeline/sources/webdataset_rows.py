@@ -1,8 +1,8 @@
 """Read the rows of a tar stream: the members of one key make one row, as WebDataset has it.
 
 A key is a member's path up to the first dot of its base name; the rest, in lower case, is the
-extension. What cannot be a row becomes a row with a reason; nothing is followed or extracted.
-Which rows there are never depends on which of them are wanted.
+extension. A member that cannot be used makes a row with a reason; no link is followed, nothing is
+extracted. Which rows there are never depends on which of them are wanted.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pipeline.sources.tar_archive import Archive, Broken, Member, open_archive
 
 STAGE = "read"
 MAX_VALUE_BYTES = 2**20
-"""A pass-through member of more bytes costs its row."""
+"""Size limit of a pass-through member; a larger one fails its row."""
 NUMBERS = frozenset(["cls"])
-"""Extensions of pass-through members that hold one whole number; all others hold text."""
+"""Extensions of pass-through members that hold one integer; all others hold text."""
 _NUMBER = re.compile(rb"\s*[+-]?[0-9]{1,19}\s*")
 _INT64 = range(-(2**63), 2**63)
 
@@ -40,19 +40,19 @@ class TarSpec:
 
 @dataclass(frozen=True)
 class TarRow:
-    """One row."""
+    """One row of a tar."""
 
     key: str | None
-    """Unique in the tar; None for the one row that stands for all that cannot be read."""
+    """Unique in the tar; None for the row that stands for the unreadable rest of the tar."""
     member: str
     image: bytes | None = None
-    """None where there is a failure, and in rows that are not wanted."""
+    """The encoded image; None if the row failed or is not wanted."""
     values: tuple[str | int | None, ...] = ()
-    """One for each pass-through extension, None where the key has no such member; empty in rows
-    that failed or are not wanted."""
+    """One per pass-through extension, None if the key has no such member; empty if the row failed
+    or is not wanted."""
     failure: Failure | None = None
     num_bytes: int = 0
-    """What the headers say that the row holds, wanted or not."""
+    """Bytes of the row according to the headers, whether it is wanted or not."""
 
 
 def column_type(extension: str) -> pa.DataType:
@@ -67,14 +67,14 @@ def iter_rows(
     size_bytes: int,
     is_wanted: Callable[[int], bool] = lambda row: True,
 ) -> Iterator[TarRow]:
-    """Yield the rows of a tar in order, with the members of one key in memory at a time.
+    """Yield the rows of a tar in order; holds the members of one key in memory at a time.
 
     Args:
-        handle: The file, at its beginning; it is read forwards and must be able to seek.
+        handle: The file, at its beginning; it is read forwards and must be seekable.
         spec: Which members count.
         size_bytes: Size of the file, for messages and for the limit on gzip.
-        is_wanted: Tells by its number whether a row's content is needed; the other rows are
-            yielded without it, and their bodies are passed over.
+        is_wanted: Row number in the tar -> whether its content is needed; the other rows are
+            yielded without content, and their bodies are skipped.
     """
     keys = _Keys()
     group: _Group | None = None
@@ -100,7 +100,7 @@ def iter_rows(
 
 
 def split_name(member: Member) -> tuple[str, str] | None:
-    """Return key and extension; None for what makes no row: folders, files without extension."""
+    """Return key and extension; None for folders and files without extension."""
     name = member.name
     while name.startswith("./"):
         name = name[2:].lstrip("/")
@@ -114,7 +114,7 @@ def split_name(member: Member) -> tuple[str, str] | None:
 
 
 def _problem(member: Member) -> str:
-    """Say why a member is not to be trusted; empty where it is a plain file in its place."""
+    """Return why a member is not read; '' for a plain file inside the archive."""
     if member.kind:
         hint = {"a hard link": "; write the tar with --hard-dereference"}.get(member.kind, "")
         return f"{member.name} is {member.kind}{hint}"
@@ -124,7 +124,7 @@ def _problem(member: Member) -> str:
 
 
 class _Keys:
-    """Gives every row of a tar a name of its own; remembers 8 bytes of each."""
+    """Gives every row of a tar a unique name; keeps 8 bytes per row."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
@@ -145,7 +145,7 @@ def _hash(text: str) -> int:
 
 
 class _Group:
-    """The members of one key, as far as they have come."""
+    """The members of one key that have been read so far."""
 
     def __init__(
         self, key: str, keys: _Keys, spec: TarSpec, is_wanted: Callable[[int], bool]
@@ -162,14 +162,14 @@ class _Group:
         self._image_bytes = self._value_bytes = 0
         self._values: dict[str, str | int | None] = {}
         self._failures: dict[str, Failure] = {}
-        """Of the image (under no name) and of values (under their extensions)."""
+        """Extension of a value, '' for the image -> failure."""
 
     def takes(self, key: str, extension: str) -> bool:
-        """Tell whether a member belongs here; an extension that comes twice begins a new row."""
+        """Tell whether a member belongs to this row; a repeated extension begins a new row."""
         return key == self._key and extension not in self._extensions
 
     def add(self, member: Member, extension: str, archive: Archive) -> None:
-        """Take a member in, and its body if that is needed."""
+        """Add a member, with its body if that is needed."""
         self._extensions[extension] = None
         self._member = self._member or member.name
         self._problem = self._problem or _problem(member)
@@ -212,7 +212,7 @@ class _Group:
             self._failures[extension] = Failure(Reason.BAD_SCHEMA, STAGE, message)
 
     def to_row(self, cut: str = "") -> TarRow:
-        """Return the row; `cut` says how the archive broke off behind the last member."""
+        """Return the row; `cut` says why the archive ends behind the last member, or is ''."""
         failure = self._judge(cut)
         is_good = failure is None and self._is_wanted
         return TarRow(
@@ -242,7 +242,7 @@ def _decode_value(data: bytes, extension: str) -> str | int:
     """Decode a pass-through member.
 
     Raises:
-        ValueError: It is not what its extension says.
+        ValueError: It is not text in UTF-8, or not an integer although its extension says so.
     """
     if extension not in NUMBERS:
         try:

@@ -1,4 +1,4 @@
-"""Loose image files: an extent is a file is a row."""
+"""Loose image files: each file is one extent of one row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILES_AT_ONCE = 64
 
 
 class ImageFiles(CountedBeforeReading):
-    """Loose image files: the listing knows all rows."""
+    """Loose image files: the listing counts the rows."""
 
     name = "images"
     suffixes = (
@@ -39,7 +39,7 @@ class ImageFiles(CountedBeforeReading):
     def measure(
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
-        """Make a file one extent of one row."""
+        """Return one extent of one row per file."""
         return Measured(
             tuple(
                 Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
@@ -55,7 +55,7 @@ class ImageFiles(CountedBeforeReading):
         *,
         max_extent_rows: int,
     ) -> Mapping[str, tuple[Extent, ...]]:
-        """Return nothing: a listing finds no file that cannot be read."""
+        """Return {}: the listing does not read files, so no extent has a reason."""
         return {}
 
     def open(self, reader: Reader, extents: Sequence[Extent]) -> ImageStream:
@@ -66,7 +66,7 @@ FORMAT = ImageFiles()
 
 
 class ImageStream:
-    """Loose image files: an extent is a file is a row."""
+    """Reads image files, each of which is one row."""
 
     def __init__(self, reader: Reader, extents: Sequence[Extent]) -> None:
         self._reader = reader

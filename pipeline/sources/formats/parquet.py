@@ -37,7 +37,7 @@ class Parquet(CountedBeforeReading):
     def measure(
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
-        """Read the footers: row groups are joined to extents."""
+        """Read the footers; neighbouring row groups are joined to extents."""
         return Measured(*measure_parquet(store, shards, source, max_extent_rows=max_extent_rows))
 
     def remeasure(
@@ -49,7 +49,7 @@ class Parquet(CountedBeforeReading):
         *,
         max_extent_rows: int,
     ) -> Mapping[str, tuple[Extent, ...]]:
-        """Read the footers again of shards that were broken, or did not fit."""
+        """Read the footers again of shards that were broken or did not fit."""
         return measure_again(store, shards, source, declared, max_extent_rows=max_extent_rows)
 
     def open(self, reader: Reader, extents: Sequence[Extent]) -> ParquetStream:

@@ -23,7 +23,7 @@ class WebDataset(CountedByReading):
     """Tars, read from their beginning to their end."""
 
     name = "webdataset"
-    # Compressed ones are listed too: one that cannot be read must not be passed over in silence.
+    # All compressed tars are listed: one that cannot be read must not be skipped silently.
     suffixes = (
         *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
     )
@@ -36,7 +36,7 @@ class WebDataset(CountedByReading):
     def measure(
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
-        """Make a tar one extent of unknown rows.
+        """Return one extent of unknown rows per tar.
 
         Raises:
             JobError: Row ids of two tars could be equal, or a pass-through name is no extension.
@@ -56,7 +56,7 @@ def _declare_members(source: Source) -> pa.Schema:
     """Return the columns that members of tars fill.
 
     Raises:
-        JobError: A name is none of an extension, or the image's.
+        JobError: A name is not an extension, or is that of the image.
     """
     check_names(source)
     for name in source.pass_through:
