@@ -1,1 +1,1 @@
-"""What a run will do: units, slices, the fingerprint, the division of the cluster."""
+"""The plan of a run: units, slices, the fingerprint, the division of the cluster."""

@@ -1,6 +1,6 @@
-"""Divide what a cluster has between model actors, readers, decoders and writers.
+"""Divide the CPUs and GPUs of a cluster between model actors, readers, decoders and writers.
 
-Checked before anything starts: Ray Data waits forever for resources that the cluster has not got.
+This is checked before the run starts: Ray Data waits forever for resources that do not exist.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from pipeline.core.errors import JobError
 if TYPE_CHECKING:  # workers need no pydantic: a sixth of a second each
     from pipeline.job.job import Resources
 
-# Logical CPUs of a reader, decoder or writer. How many there are is said by their number, not by
-# what they reserve: one that waits for the next stage keeps its share, and could starve that stage.
-# Not 0: such tasks run anywhere, also on a head node that is to do no work.
+# Logical CPUs of a reader, decoder or writer. Their number limits them, not what they reserve: a
+# task that waits for the next stage keeps its share, and could starve that stage. Not 0: Ray runs
+# such tasks anywhere, even on a head node that must not run tasks.
 TASK_CPUS = 0.05
 _CPUS_PER_READER = 4
 _CPUS_PER_DECODER = 2
 _MAX_WRITERS = 16
-# Kills from outside are retried, and a slice that kills its workers is given up before
-# (crash_guard.py): what exceeds these ends the run, which can be started again. Ray's own defaults
-# never end.
+# Preempted tasks are retried, and a slice that crashes its workers is given up earlier
+# (crash_guard.py): more restarts than these end the run, which can be resumed. Ray's defaults are
+# unlimited.
 MAX_ACTOR_RESTARTS = 50
 MAX_TASK_RETRIES = 20
-# Readers and decoders of equal options would be fused by Ray into one task.
+# Ray would fuse readers and decoders of equal options into one task.
 _MAX_READ_RETRIES = MAX_TASK_RETRIES + 1
 # A row of the dataset is a slice, so whole blocks and batches of one row are the same thing;
-# with GPUs Ray insists on a batch size.
+# with GPUs Ray requires a batch size.
 _SLICE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
 _ONE_SLICE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the cluster has (with autoscaling: may have)."""
+    """The resources of the cluster; with autoscaling, the largest that it may have."""
 
     num_nodes: int
     cpus: float
     gpus: float
     gpu_name: str | None = None
     node_cpus: tuple[float, ...] = ()
-    """Of each node that is there now; what is missing of `cpus` may still come."""
+    """CPUs per running node; the rest of `cpus` may be added by autoscaling."""
     node_gpus: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Who gets what."""
+    """The number of actors and tasks of each stage, and what they reserve."""
 
     min_actors: int
     max_actors: int
@@ -59,31 +59,31 @@ class Allocation:
     actor_threads: int
     num_readers: int
     num_decoders: int
-    """0: the actors decode what they predict."""
+    """0: the actors decode."""
     num_writers: int
-    """0: the actors write what they predict."""
+    """0: the actors write."""
 
     @property
     def decodes_in_actors(self) -> bool:
-        """Tell whether the actors decode, too."""
+        """Tell whether the actors decode."""
         return self.num_decoders == 0
 
     @property
     def writes_in_actors(self) -> bool:
-        """Tell whether the actors write, too."""
+        """Tell whether the actors write."""
         return self.num_writers == 0
 
     @property
     def in_actors(self) -> frozenset[str]:
-        """Return the groups of stages (`limits.GROUPS`) whose work the actors do, too."""
+        """Return the groups of stages (`limits.GROUPS`) that run in the actors."""
         theirs = {"decoder": self.decodes_in_actors, "writer": self.writes_in_actors}
         return frozenset(group for group, is_theirs in theirs.items() if is_theirs)
 
     def for_local_disk(self, hardware: Hardware) -> Allocation:
-        """Return the same for output on local disk: actors that have all cores write themselves.
+        """Return the allocation for output on local disk: if actors have all cores, they write.
 
-        There it takes milliseconds to write a slice, no more than a task costs that does it. With a
-        store far away, actors would wait, and so would a GPU.
+        Writing a slice to local disk takes milliseconds, no more than the overhead of a task. With
+        a remote store actors, and their GPUs, would wait.
         """
         idle_cpus = hardware.cpus - self.max_actors * self.actor_threads
         is_theirs = self.decodes_in_actors and not self.actor_gpus and idle_cpus < 1
@@ -91,7 +91,7 @@ class Allocation:
 
     @property
     def decoder_threads(self) -> int:
-        """Return how many images one decoder works on at once."""
+        """Return how many images one decoder decodes at once."""
         return self.actor_threads if self.decodes_in_actors else 1
 
     def read(self, num_units: int) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
     """Divide the cluster between actors and the tasks of the other stages.
 
     Raises:
-        JobError: The job asks for more than there is; names both numbers.
+        JobError: The job asks for more than the cluster has; names both numbers.
     """
     threads = resources.num_cpus or 1.0
     if resources.actors_per_gpu:
@@ -147,7 +147,7 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
         resources = resources.model_copy(update={"num_gpus": share, "actors_per_gpu": None})
     fit_cpus = _fit(threads, hardware.cpus, hardware.node_cpus)
     fit_gpus = _fit_gpus(resources, hardware) if resources.num_gpus > 0 else fit_cpus
-    # Beside a GPU, threads that nobody asked for are no reason to leave a GPU idle.
+    # With GPUs, the default thread count does not limit the number of actors.
     are_cpus_asked_for = bool(resources.num_cpus) or resources.num_gpus == 0
     fit = min(fit_cpus, fit_gpus) if are_cpus_asked_for else fit_gpus
     wanted = resources.max_actors or max(fit, resources.min_actors or 1)
@@ -187,10 +187,10 @@ def allocate(resources: Resources, hardware: Hardware) -> Allocation:
 
 
 def _actor_cpus(num_actors: int, num_tasks: int, hardware: Hardware, on_gpus: bool) -> float:
-    """Return what an actor may reserve so that tasks find room, wherever the actors are placed.
+    """Return the CPUs that an actor may reserve so that all tasks fit, wherever actors are placed.
 
-    A task is on one node, whole: what is left of each may be less than a task and of no use, so
-    one task less than there are nodes is left free besides.
+    A task runs on one node, and each node may have a remainder too small for a task. So room for
+    one task per node, less one, is left free in addition.
     """
     num_nodes = sum(cpus > 0 for cpus in hardware.node_cpus) or hardware.num_nodes
     free = hardware.cpus - TASK_CPUS * (num_tasks + max(0, num_nodes - 1))
@@ -204,19 +204,19 @@ def _actor_cpus(num_actors: int, num_tasks: int, hardware: Hardware, on_gpus: bo
 
 
 def gpu_share(num_actors: int) -> float:
-    """Return what one of the actors that share a GPU takes; Ray counts in ten-thousandths."""
+    """Return the share of a GPU per actor; Ray counts in ten-thousandths."""
     return math.floor(10_000 / num_actors) / 10_000
 
 
 def _num_decoders(resources: Resources, cpus: int, taken_cpus: float) -> int:
-    """Say how many decoders there are; 0 where the actors decode.
+    """Return the number of decoders; 0 if the actors decode.
 
-    Actors that have all cores do both best: each keeps its core busy, imports torch once, and only
-    encoded bytes move. Cores that no actor has, and those beside GPUs, decode for them.
+    If the actors have all cores, they decode as well: each keeps its core busy, imports torch once,
+    and only encoded bytes are moved. Cores without an actor, and those beside GPUs, run decoders.
     """
     free = math.floor(cpus - taken_cpus)
     if resources.num_gpus:
-        free = max(1, free)  # a GPU's actor mostly waits for its device
+        free = max(1, free)  # the actor of a GPU mostly waits for its device
     if resources.decode_in == "actors" or (resources.decode_in == "auto" and free < 1):
         return 0
     return max(1, free if free >= 1 else cpus // _CPUS_PER_DECODER)
@@ -234,12 +234,12 @@ def _fit_gpus(resources: Resources, hardware: Hardware) -> int:
                 f"resources.num_gpus = {resources.num_gpus:g}: above 1 only whole numbers"
             )
         return _fit(resources.num_gpus, hardware.gpus, hardware.node_gpus)
-    # An actor is on one card: three of 0.3 fit a card, and what is left of it fits none.
+    # An actor uses one GPU: three of 0.3 fit, and the remaining 0.1 fits none.
     return math.floor(hardware.gpus) * math.floor(1 / resources.num_gpus + 1e-9)
 
 
 def _fit(share: float, total: float, nodes: tuple[float, ...]) -> int:
-    """Return how many shares there are, none of which may lie on two nodes."""
+    """Return how many shares fit if each lies on one node."""
     to_come = max(0.0, total - sum(nodes))
     return sum(math.floor(part / share + 1e-9) for part in (*nodes, to_come))
 

@@ -1,4 +1,4 @@
-"""The plan of a run: units, slices and the fingerprint. Deterministic, made once, then adopted."""
+"""The plan of a run: units, slices and the fingerprint. Deterministic; made once, then adopted."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _PARTS = {
     "model": "the model or what decides its predictions",
     "settings": "the job's source or row limit",
 }
-# What decides which files are listed; the files themselves are digested one by one.
+# These fields decide which files are listed; the files are digested one by one.
 _OF_LISTING = {"storage_options", "follow_links"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run of this fingerprint will do; stored once under `_control`."""
+    """The work of all runs of one fingerprint; stored once under `_control`."""
 
     fingerprint: str
     source_root: str
@@ -53,31 +53,31 @@ class Plan:
     task_fields: pa.Schema
     """The columns that the task adds."""
     row_ids: RowIds
-    """What ids are made of; those of a `column` or a `key` in the shard are not in the plan."""
+    """Where ids come from; ids of kind `column` and `key` are in the shards, not in the plan."""
     fields: pa.Schema
-    """The columns of the source that hold the input of a row."""
+    """The columns of a row's input, with the types of the shards."""
     model: dict[str, Any]
     batch_size: int
     num_shards: int
     input_bytes: int
     created_at: str
     settings: str = ""
-    """Digest of what the job and its model ask for, whatever the inputs and the code are."""
+    """Digest of the settings of the job and its model, without inputs and code."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
-    """What the fingerprint is made of, so that a later plan can say what changed: digests `inputs`,
-    `model` and `settings`, and `semantics`, the versions by area."""
+    """The parts of the fingerprint, so that a later plan can say what changed: digests `inputs`,
+    `model` and `settings`, and `semantics`, area -> version."""
     skipped: Skipped = field(default_factory=Skipped)
-    """What lay below the source and is no input when it was listed; not stored with the plan."""
+    """Files below the source that were not inputs when it was listed; not stored with the plan."""
 
     @cached_property
     def num_rows(self) -> int | None:
-        """Return the rows of all units; None where they are known only when all has been read."""
+        """Return the rows of all units; None if only reading counts them."""
         counts = [unit.num_rows for unit in self.units]
         return None if None in counts else sum(count or 0 for count in counts)
 
     @property
     def counts_by_reading(self) -> bool:
-        """Tell whether only reading finds out which rows there are."""
+        """Tell whether only reading counts the rows."""
         return any(unit.cut is not None for unit in self.units)
 
     def prediction_schema(self) -> pa.Schema:
@@ -85,12 +85,16 @@ class Plan:
         return prediction_schema(list(self.pass_through), list(self.task_fields))
 
     def slices(self) -> Iterator[SliceKey]:
-        """Yield the slices in order; only where the rows are known."""
+        """Yield the slices in order.
+
+        Raises:
+            ValueError: Only reading counts the rows of a unit.
+        """
         for unit in self.units:
             yield from unit.slices()
 
     def usual_slice_rows(self) -> list[int]:
-        """Return the rows of the slices of the first units; where nobody knows, the most."""
+        """Return the rows per slice of the first units; for uncounted units the most per slice."""
         found: list[int] = []
         for unit in self.units[:_USUAL_UNITS]:
             if unit.cut is not None:
@@ -105,9 +109,9 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
 
     Args:
         job: The job; only what decides the predictions enters the fingerprint.
-        inputs: What `list_inputs` found.
+        inputs: The result of `list_inputs`.
         model: The resolved model.
-        batch_size: Rows of one model call; most slices are a whole number of batches.
+        batch_size: Rows per model call; most slices are a multiple of it.
     """
     task_fields = _task_fields(inputs, model)
     _require_free((*inputs.pass_through.names, *task_fields.names), job.sink.partition)
@@ -132,7 +136,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
 
 
 def settings_digest(job: Job, model: ModelSpec) -> str:
-    """Digest what a job and its model ask for; inputs and code are left out."""
+    """Return a digest of the settings of a job and its model, without inputs and code."""
     settings = {
         "output_schema_version": OUTPUT_SCHEMA_VERSION,
         "model": model.to_dict(),
@@ -153,7 +157,7 @@ def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
 
 
 def _require_free(names: Sequence[str], partition: str | None) -> None:
-    """Refuse a column that the folder of the partition names, too: engines read that instead."""
+    """Refuse a column with the name of the partition's key: engines read the folder's value."""
     key = (partition or "").partition("=")[0].lower()
     for name in names:
         if name.lower() == key:
@@ -165,7 +169,7 @@ def _require_free(names: Sequence[str], partition: str | None) -> None:
 
 
 def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, Any]:
-    """Return all that decides the predictions, in parts: two digests are equal if that part is."""
+    """Return digests and versions that decide the predictions; see `Plan.fingerprint_parts`."""
     shards = [[shard.path, shard.size_bytes, shard.version] for shard in inputs.shards]
     pass_through = schema_to_text(inputs.pass_through)
     settings = {
@@ -185,7 +189,7 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
 
 
 def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say in words which `fingerprint_parts` differ; '' if none do, or those before are unknown."""
+    """Return in words which `fingerprint_parts` differ; '' if none do or `before` is unknown."""
     if not before:
         return ""
     changed = [words for part, words in _PARTS.items() if before.get(part) != now.get(part)]
@@ -203,5 +207,5 @@ def _digest(facts: Any) -> str:
 
 
 def schema_to_text(schema: pa.Schema) -> str:
-    """Return a schema as text, the same for the same schema."""
+    """Return a schema as text; equal schemas give equal text."""
     return base64.b64encode(schema.serialize().to_pybytes()).decode()

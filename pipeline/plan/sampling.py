@@ -1,4 +1,4 @@
-"""Some of a job's rows, at random, from all over its input."""
+"""Sample rows of a job at random, spread over its input."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _MAX_UNITS = 16
 
 
 def sample_units(plan: Plan, num_rows: int) -> tuple[list[Unit], int]:
-    """Choose where to sample so many rows, and a seed; the same for the same work and number."""
+    """Choose units to sample `num_rows` rows from, and a seed; the same per plan and number."""
     seed = int(plan.fingerprint[:12], 16) + num_rows
     chosen = random.Random(seed).sample(plan.units, min(_MAX_UNITS, len(plan.units)))  # noqa: S311  # hides nothing
     return chosen, seed
 
 
 def sample_rows(reader: Reader, units: Sequence[Unit], num_rows: int, seed: int) -> pa.Table:
-    """Read rows of some units, at random from the first slice of each, `source_schema`.
+    """Read random rows of the first slice of each unit, in `source_schema`.
 
-    What cannot be read is left out.
+    Unreadable rows are left out.
     """
     random = np.random.default_rng(seed)
     share = -(-num_rows // len(units))

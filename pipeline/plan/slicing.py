@@ -1,4 +1,4 @@
-"""How the rows of the inputs are cut, into units and slices.
+"""Cut the rows of the inputs into units and slices.
 
 A unit is the grain of reading (one read task), a slice the grain of resuming (one staged part).
 Both are cut by rows, so that many small shards share a unit and a huge one becomes several.
@@ -32,28 +32,29 @@ _MAX_UNITS_PER_ROW_GROUP = 4
 class SliceSizes:
     """How many rows the slices of a job have.
 
-    A slice costs the driver, and who reads and who writes it, tens of milliseconds of processor
-    time, whatever it holds; yet while the last ones are computed some actors have none. So slices
-    are large, and become smaller towards the end, as in guided self-scheduling (Polychronopoulos
-    and Kuck, 1987). Large images, which take longer, go in small slices from the beginning.
+    Each slice costs tens of milliseconds of CPU time on the driver, the reader and the writer,
+    whatever its size; but while the last slices are computed, some actors are idle. So slices are
+    large and become smaller towards the end, as in guided self-scheduling (Polychronopoulos and
+    Kuck, 1987). Large images, which take longer, have small slices from the beginning.
     """
 
     most: int
+    """Most rows per slice."""
     batch_size: int = 1
     smallest: int = 1
-    """Rows that a slice of large images may fall to."""
+    """Fewest rows per slice of large images."""
     most_small: int = 0
-    """As `most`, of rows of few bytes."""
+    """As `most`, for rows of few bytes."""
     is_fixed: bool = True
-    """The job itself says it."""
+    """The job sets `run.slice_rows`: every slice has `most` rows."""
 
     @classmethod
     def of(cls, job: Job, batch_size: int) -> SliceSizes:
-        """Return those of a job.
+        """Return the slice sizes of a job.
 
         Args:
             job: The job.
-            batch_size: Rows of one model call, as far as they are known before anything is tried.
+            batch_size: Rows per model call, as known before tuning.
         """
         if job.run.slice_rows:
             return cls(job.run.slice_rows)
@@ -66,8 +67,8 @@ class SliceSizes:
         """Return the rows of the next slice.
 
         Args:
-            rows_left: Rows of the input from there on.
-            row_bytes: Mean encoded bytes of the rows there.
+            rows_left: Rows of the input from this slice on.
+            row_bytes: Mean encoded bytes per row of the unit.
         """
         if self.is_fixed:
             return self.most
@@ -84,7 +85,7 @@ def _multiple(rows: float, of: int) -> int:
 
 
 def units_of(job: Job, inputs: Inputs, batch_size: int) -> Iterator[Unit]:
-    """Cut the inputs of a job; `batch_size` as in `SliceSizes.of`."""
+    """Cut the inputs of a job into units; `batch_size` as in `SliceSizes.of`."""
     sizes = SliceSizes.of(job, batch_size)
     if format_of(job.source).counts_rows == "reading":
         return _uncounted_units(inputs.extents, sizes.most, job.run.limit_rows)
@@ -94,7 +95,7 @@ def units_of(job: Job, inputs: Inputs, batch_size: int) -> Iterator[Unit]:
 def _uncounted_units(
     extents: Sequence[Extent], slice_rows: int, limit_rows: int | None
 ) -> Iterator[Unit]:
-    """Make a unit per shard; with a limit one of all, for only it knows what rows are first."""
+    """Make a unit per shard; with a limit one unit of all, as its reader must count the rows."""
     groups = [(extent,) for extent in extents] if limit_rows is None else [tuple(extents)]
     cut = SliceCut(slice_rows, MAX_SLICE_BYTES, limit_rows)
     for index, group in enumerate(groups if extents else []):
@@ -115,7 +116,7 @@ def _limit(extents: Sequence[Extent], limit_rows: int | None) -> list[Extent]:
 
 
 def make_units(extents: Sequence[Extent], sizes: SliceSizes) -> Iterator[Unit]:
-    """Cut extents whose rows are known into units of some slices."""
+    """Cut counted extents into units of one or several slices."""
     left = sum(extent.num_rows for extent in extents)
     row_bytes = _mean_row_bytes(extents)
     pending: list[Extent] = []
@@ -133,13 +134,13 @@ def make_units(extents: Sequence[Extent], sizes: SliceSizes) -> Iterator[Unit]:
 
 
 def _unit_rows(slice_rows: int, rows_left: int) -> int:
-    """Return the rows of a unit; much input makes units of several slices."""
+    """Return the rows of a unit; large inputs have units of several slices."""
     slices = rows_left // (slice_rows * _SLICES_PER_UNIT_SLICE)
     return slice_rows * min(_MAX_UNIT_SLICES, max(1, slices))
 
 
 def _split_large(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> Iterator[Extent]:
-    """Cut extents far above a unit. A few pieces only: a row group is read from its beginning."""
+    """Cut extents far larger than a unit into a few pieces; each reads its row group anew."""
     for extent in extents:
         pieces = min(_MAX_UNITS_PER_ROW_GROUP, extent.num_rows // unit_rows)
         if pieces < 2 or extent.reason is not None:

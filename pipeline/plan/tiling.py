@@ -1,7 +1,7 @@
-"""Which slices of a plan are staged, which are left, and whether they tile every unit.
+"""Which slices of a plan are staged, which are missing, and whether they tile every unit.
 
-The rows of some units are known only when they have been read: there the staged slices themselves
-say what the slices are, and the one whose name says that it is the last says where the unit ends.
+The plan does not know the slices of uncounted units: there the names of the staged parts give the
+slices, and the name that marks a last slice gives the end of the unit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Slices = Sequence[tuple[SliceKey, StoredFile]]
 
 
 def done_slices(plan: Plan, staged: Staged) -> list[SliceKey]:
-    """Return the staged slices that are the plan's, in order.
+    """Return the staged slices of the plan, in order.
 
     Raises:
         InfraError: Two of them hold the same row.
@@ -31,9 +31,9 @@ def done_slices(plan: Plan, staged: Staged) -> list[SliceKey]:
 
 
 def missing_units(plan: Plan, staged: Staged) -> dict[Unit, list[int]]:
-    """Return the units that are not done, with the first rows of their missing slices.
+    """Return incomplete unit -> first rows of its missing slices.
 
-    A unit whose rows are not known has none of these: it says itself which slices are done.
+    For an uncounted unit the list is empty: `cut.done` has its staged slices.
 
     Raises:
         InfraError: Two staged slices hold the same row.
@@ -51,7 +51,7 @@ def missing_units(plan: Plan, staged: Staged) -> dict[Unit, list[int]]:
 
 
 def first_slices(missing: Mapping[Unit, Sequence[int]], number: int) -> frozenset[tuple[int, int]]:
-    """Return unit and first row of the first missing slice of so many units."""
+    """Return (unit, first row) of the first missing slice of the first `number` units."""
     firsts = set[tuple[int, int]]()
     for unit, starts in islice(missing.items(), number):
         gap = starts[0] if unit.cut is None else _first_gap(unit.cut.done)
@@ -105,7 +105,7 @@ def _by_unit(plan: Plan, staged: Staged) -> Iterator[tuple[Unit, list[SliceKey]]
 
 
 def _first_gap(keys: Sequence[SliceKey]) -> int | None:
-    """Return the first row that no slice holds; None where the last slice ends the unit."""
+    """Return the first row without a slice; None if the slices reach the end of the unit."""
     position = 0
     for key in keys:
         if key.start != position:

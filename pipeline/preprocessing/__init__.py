@@ -1,8 +1,8 @@
-"""From a row to what a model sees of it: decoded images, features.
+"""Turn rows into model input: decoded images, features.
 
-`REGISTRY` names the inputs, each a class of the protocol in model_input.py. Another one is one more
-file and line here, or an entry point of the group `pipeline.preprocessing` in any distribution that
-is installed where the job runs, on every node; `source.input` names it.
+`REGISTRY` names the inputs, each a class of the protocol in model_input.py. To add one, write a
+file and a line here, or declare an entry point of the group `pipeline.preprocessing` in a
+distribution that is installed on every node; `source.input` names it.
 """
 
 REGISTRY = {

@@ -1,26 +1,26 @@
-"""Decode one encoded image: bytes in, RGB uint8 (3, H, W) out, or the reason why not.
+"""Decode one encoded image: bytes to RGB uint8 (3, H, W), or a reason.
 
 The pixels are Pillow's: first frame, EXIF orientation applied, `convert("RGB")`. Two routes lead to
 them. JPEG goes through torchvision: bit-equal to Pillow for grey, YCbCr, RGB, CMYK and YCCK, faster
-(1.2 times at 500 x 375, 3 times at six megapixels), and stricter, for it insists on the
-end marker where Pillow lets some zero-filled files pass. Everything else goes through Pillow;
+(1.2 times at 500 x 375, 3 times at six megapixels), and stricter: it requires the end marker, while
+Pillow accepts some zero-filled files. All other formats go through Pillow;
 torchvision's PNG decoder is 1.3 times faster but has aborted whole processes on malformed files.
 
 Large JPEGs may be scaled by the decoder itself (`shrink_px`), which skips most of the work: libjpeg
 reconstructs 4 x 4, 2 x 2 or 1 x 1 pixels of each block of 8 x 8 from its low frequencies.
 
-Nothing is decoded before the header was checked, and Pillow opens only the format that the magic
-bytes announce. Some things differ from plain Pillow:
+The header is checked before anything is decoded, and Pillow opens only the format that the magic
+bytes announce. Differences from plain Pillow:
 
 - 9- to 16-bit grey PNG and TIFF: the highest eight bits are kept, as Pillow itself does for 16-bit
   RGB. Its own conversion of 16-bit grey clips, which turns nearly everything white.
-- 32-bit whole numbers and floats in TIFF are refused: nothing says which number is white.
+- 32-bit integers and floats in TIFF are refused: the value of white is unknown.
 - PNG checksums are verified: Pillow ignores those of the pixel data and returns wrong pixels.
 - A TIFF, AVIF or HEIC that ends too early is refused before it is decoded (`image_formats`).
 
 Not detected, as in Pillow: damage to WebP, GIF, BMP, TIFF, AVIF or HEIC that keeps the file's
-length (they have no checksums); damage inside a JPEG's entropy-coded data while its end marker is
-there (a warning to both decoders); a PNG whose intact data hold fewer rows than its header says.
+length (they have no checksums); damage inside a JPEG's entropy-coded data if its end marker is
+there (both decoders only warn); a PNG whose intact data hold fewer rows than its header says.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# Naming the plugin registers it; left out, the first WebP would make Pillow import all it has.
+# The import registers the plugin; otherwise the first WebP makes Pillow import all its plugins.
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
 from pipeline.core.failures import Reason
@@ -76,10 +76,10 @@ RGB = 3
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What is refused from its size or header, before anything is decoded.
+    """Limits that refuse an image by its size or header, before it is decoded.
 
-    Pillow's own guard against decompression bombs stays armed: an image of more than twice
-    `PIL.Image.MAX_IMAGE_PIXELS` (178,956,970 px) is refused even where `max_image_px` is higher.
+    Pillow's own limit against decompression bombs stays in force: an image of more than twice
+    `PIL.Image.MAX_IMAGE_PIXELS` (178,956,970 px) is refused even if `max_image_px` is higher.
     """
 
     max_image_bytes: int
@@ -91,7 +91,7 @@ def decode_image(data: bytes, limits: DecodeLimits, shrink_px: int | None = None
 
     Args:
         data: The encoded image.
-        limits: What is refused before it is decoded.
+        limits: Size limits, checked before decoding.
         shrink_px: Let the JPEG decoder scale by 1/2, 1/4 or 1/8 as long as the shorter side keeps
             this length; None keeps every pixel.
 
@@ -117,12 +117,12 @@ def decode_image(data: bytes, limits: DecodeLimits, shrink_px: int | None = None
 
 
 def plain_jpeg_px(data: bytes, limits: DecodeLimits) -> int | None:
-    """Return the pixels of an image that any JPEG decoder decodes to what `decode_image` does.
+    """Return the pixel count of an image that every JPEG decoder decodes as `decode_image` does.
 
-    Never raises: what is not such an image, or none at all, is for `decode_image` to judge.
+    Never raises: `decode_image` finds the reason for other images and other data.
 
     Returns:
-        Width x height of a whole, upright YCbCr JPEG within the limits; None for all else.
+        Width x height of a whole, upright YCbCr JPEG within the limits; otherwise None.
     """
     if len(data) > limits.max_image_bytes or identify(data) != "JPEG":
         return None
@@ -146,7 +146,7 @@ def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink_px: int | None)
         _check_px(*image.size, limits)
         if kind == "JPEG":
             scale = _scale(image.size, shrink_px)
-            # A draft of CMYK is not converted as torchvision does it.
+            # Pillow converts a CMYK draft in another way than torchvision.
             if scale > 1 and image.mode in ("RGB", "L"):
                 orientation = _orientation(image)
                 image.draft(image.mode, (image.width // scale, image.height // scale))
@@ -155,7 +155,7 @@ def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink_px: int | None)
             return _upright(_decode_jpeg(data), _orientation(image))
         if kind == "PNG":
             image.verify()
-    # verify() leaves the image unusable, and other formats cost next to nothing to open again.
+    # verify() leaves the image unusable; opening it again is cheap.
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
         image.load()
         pixels = _tiff_to_rgb(image, data) if kind == "TIFF" else _to_rgb(image)
@@ -176,7 +176,7 @@ def _check_px(width_px: int, height_px: int, limits: DecodeLimits) -> None:
             f"allowed are {limits.max_image_px}",
         )
     if max(width_px, height_px) > MAX_ASPECT_RATIO * min(width_px, height_px) > 0:
-        # A row costs a decoder more than its pixels do, and `transform` would refuse it anyway.
+        # Rows of pixels cost a decoder more than their pixels; `transform` would refuse it anyway.
         raise Undecodable(
             Reason.TOO_LARGE,
             f"the header says {width_px} x {height_px} px, which is too long to resize: one side "
@@ -202,13 +202,13 @@ def _jpeg_decoder() -> Callable[[torch.Tensor, int], torch.Tensor]:
 
 
 def load_image_ops() -> None:
-    """Load torchvision's decoders by themselves: importing all of it takes a worker 1.2 s."""
+    """Load only torchvision's decoders: importing all of torchvision takes 1.2 s per worker."""
     found = importlib.util.find_spec("torchvision")
     folders = found.submodule_search_locations if found else None
     libraries = [path for folder in folders or [] for path in Path(folder).glob("image*.so")]
     try:
         torch.ops.load_library(str(libraries[0]))  # type: ignore[no-untyped-call]
-    except (IndexError, OSError):  # laid out otherwise
+    except (IndexError, OSError):  # another file layout
         import torchvision.io  # noqa: F401
 
 
@@ -240,9 +240,9 @@ def _tiff_to_rgb(image: Image.Image, data: bytes) -> torch.Tensor:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Read the orientation from EXIF or XMP; metadata that cannot be read means upright.
+    """Return the orientation from EXIF or XMP, 1 to 8; 1 (upright) if it cannot be read.
 
-    Broken metadata beside sound pixels is common, and viewers show such an image as it is stored.
+    Broken metadata beside good pixels is common, and viewers show such images as stored.
     """
     try:
         value = image.getexif().get(_EXIF_ORIENTATION)
@@ -254,7 +254,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
-    """Apply an EXIF orientation, 1 to 8."""
+    """Apply an EXIF orientation, 1 to 8, to pixels (3, H, W)."""
     if orientation == 1:
         return pixels
     swap, flips = _TURNS[orientation]
@@ -263,7 +263,7 @@ def _upright(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
 
 
 def _explain(error: Exception, kind: str, data: bytes) -> Undecodable:
-    """Turn what a decoder raised into a reason and one line."""
+    """Turn an error of a decoder into a reason and a message of one line."""
     if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
         text = "the header cannot be read"
     else:
@@ -282,7 +282,7 @@ def _explain(error: Exception, kind: str, data: bytes) -> Undecodable:
 
 
 def _is_cut(kind: str, data: bytes) -> bool:
-    """Tell whether data that failed to decode lacks the end that its format prescribes."""
+    """Tell whether data that failed to decode lack the end that their format prescribes."""
     if kind == "JPEG":
         return b"\xff\xd9" not in data
     if kind == "PNG":
@@ -292,7 +292,7 @@ def _is_cut(kind: str, data: bytes) -> bool:
     if kind in ("AVIF", "HEIF"):
         return lacks_boxes(data)
     if kind == "TIFF":
-        return False  # `check_tiff` has found all of it there
+        return False  # `check_tiff` has found it complete
     if kind == "WEBP":
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     return len(data) < int.from_bytes(data[2:6], "little")

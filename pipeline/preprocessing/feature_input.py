@@ -1,4 +1,4 @@
-"""Features: one float32 vector per row, which the source has joined already; nothing to prepare."""
+"""Features: one float32 vector per row; the source joins it, so `prepare` does nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FeatureInput:
     """One tensor `features`, float32 (B, F)."""
 
     num_features: int = 0
-    """F; 0 before the shards have told."""
+    """F; 0 until the shards are known."""
     name: ClassVar[str] = "features"
     stage_names: ClassVar[tuple[str, ...]] = ()
     takes_transform: ClassVar[bool] = False

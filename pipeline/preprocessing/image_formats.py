@@ -1,9 +1,9 @@
-"""What the first bytes of an image say, before a decoder sees it: its format, and of TIFF, AVIF and
-HEIC whether all of it is there and how large what is unpacked can become.
+"""Identify image formats, and check TIFF, AVIF and HEIC before decoding: are they complete, and how
+large can the unpacked data become?
 
-The decoders of the other formats are told enough by Pillow's own header. Those of TIFF fill missing
-strips, take a tile's size from the file, and know dozens of layouts; containers of boxes (AVIF and
-HEIC) may promise pictures that are not in them.
+For the other formats the header that Pillow reads is enough. TIFF decoders fill missing strips,
+take the size of a tile from the file, and know dozens of layouts; AVIF and HEIC containers may name
+images that are not in them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HEIF_BRANDS = frozenset(
 )
 _BRANDS_END = 512
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Formats that are told by their first bytes, and not read.
+# Formats that are recognised by their first bytes, but not read.
 _UNREAD = {
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
     b"\xff\x4f\xff\x51": "JPEG 2000",
@@ -60,11 +60,11 @@ _TYPES = {1: "u1", 3: "u2", 4: "u4", 7: "u1", 16: "u8"}
 
 
 class Undecodable(RowError):
-    """These bytes do not become an image."""
+    """These bytes cannot be decoded as an image."""
 
 
 def identify(data: bytes) -> str | None:
-    """Return Pillow's name of the format that the magic bytes announce, of those that are read."""
+    """Return Pillow's name of the format of the magic bytes; None if it is not accepted."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -96,7 +96,7 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def not_accepted(data: bytes) -> Undecodable:
-    """Say what data are that `identify` does not know."""
+    """Return the error for data that `identify` does not accept, with their format if known."""
     name = _unread_name(data)
     if name:
         return Undecodable(
@@ -122,10 +122,10 @@ def _unread_name(data: bytes) -> str | None:
 
 
 def prepare_decoder(kind: str) -> None:
-    """Let Pillow know the decoder of a format that is not always there.
+    """Register an optional decoder with Pillow.
 
     Raises:
-        Undecodable: It is not installed.
+        Undecodable: The decoder is not installed.
     """
     missing = _load_decoder(kind)
     if missing:
@@ -134,7 +134,7 @@ def prepare_decoder(kind: str) -> None:
 
 @functools.cache
 def _load_decoder(kind: str) -> str:
-    """Load it; return what is missing, or nothing. A worker that needs none loads none."""
+    """Load a decoder on its first use; return what is missing, or ''."""
     if kind == "HEIF":
         try:
             plugin = importlib.import_module("pillow_heif")
@@ -143,7 +143,7 @@ def _load_decoder(kind: str) -> str:
                 "the image is HEIC, whose decoder is not installed: "
                 "pip install 'batch-inference-pipeline[heif]', then pipeline retry"
             )
-        # A row has one thread, as with all decoders; nothing but the primary image is looked at.
+        # One thread per row, as with all decoders; only the primary image is read.
         plugin.register_heif_opener(
             decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
         )
@@ -162,7 +162,7 @@ def check_boxes(data: bytes) -> None:
     """Refuse AVIF or HEIC that ends within one of the boxes that hold the image.
 
     Raises:
-        Undecodable: It does.
+        Undecodable: A box is incomplete.
     """
     for name, start, end in _boxes(data):
         if end > len(data) and name in (b"ftyp", b"meta", b"mdat", b"moov"):
@@ -178,7 +178,7 @@ def lacks_boxes(data: bytes) -> bool:
 
 
 def _boxes(data: bytes) -> list[tuple[bytes, int, int]]:
-    """Return the outermost boxes: name, start and end."""
+    """Return the outermost boxes: name, and start and end in bytes."""
     found, at = [], 0
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
@@ -206,10 +206,10 @@ class TiffPage:
 
 
 def read_tiff(data: bytes) -> TiffPage:
-    """Read what the first page of a TIFF says of its pixels and where they lie.
+    """Read the tags of the first page of a TIFF: layout and position of its pixels.
 
     Raises:
-        Undecodable: That lies beyond the end.
+        Undecodable: The tags lie beyond the end.
     """
     order = "<" if data.startswith(b"II") else ">"
     is_big = data[2:4] in (b"+\0", b"\0+")
@@ -249,10 +249,10 @@ def _numbers(data: bytes, at: int, kind: str, count: int) -> Numbers:
 
 
 def check_tiff(data: bytes, max_px: int) -> None:
-    """Refuse a TIFF whose first page is no whole picture, or would be unpacked beyond its pixels.
+    """Refuse a TIFF whose first page is incomplete, or would unpack to more than its pixels.
 
     Raises:
-        Undecodable: Why.
+        Undecodable: It is refused; has the reason and a message.
     """
     page = read_tiff(data)
     if _DNG_VERSION in page.tags or page.first(PHOTOMETRIC) == _CFA or data[8:10] == b"CR":
@@ -284,10 +284,10 @@ def check_tiff(data: bytes, max_px: int) -> None:
 
 
 def _check_pieces(data: bytes, page: TiffPage, wanted: int, *, is_tiled: bool) -> None:
-    """Check that as many strips or tiles are in the data as the page needs."""
+    """Check that the data contain the `wanted` number of strips or tiles."""
     names = (_TILE_OFFSETS, _TILE_BYTES) if is_tiled else (_STRIP_OFFSETS, _STRIP_BYTES)
     offsets, sizes = (page.tags.get(name, np.zeros(0, np.uint64)) for name in names)
-    is_endless = len(offsets) > 4 * wanted + 16  # Pillow makes Python numbers of them all
+    is_endless = len(offsets) > 4 * wanted + 16  # Pillow turns all of them into Python integers
     offsets, sizes = offsets[:wanted], sizes[:wanted]
     if is_endless or len(offsets) < wanted or len(sizes) < wanted or not sizes.all():
         raise Undecodable(

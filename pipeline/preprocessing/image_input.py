@@ -1,4 +1,4 @@
-"""Images: encoded bytes in, uint8 pixels of one size out, normalised on the device."""
+"""Images: encoded bytes become uint8 pixels of one size, normalised on the device."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Turn encoded images into model input: decode and transform row by row, straight into one
-uint8 buffer of the slice, so that no full-size image outlives its row; on a GPU group by group.
+"""Turn encoded images into model input: decode and transform them into one uint8 buffer per slice.
+
+It works row by row, so that no full-size image outlives its row; on a GPU group by group.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from pipeline.preprocessing.nvjpeg import Decode, JpegGroups, gpu_decoder
 from pipeline.preprocessing.transform import TransformSpec, resize_and_crop_into
 
 _SHRINK_TO = 2
-"""The decoder shrinks to this many times what the resize makes, so that the latter's filter still
-decides the pixels; Pillow's `thumbnail` uses the same for results that look alike."""
+"""The decoder shrinks to no less than this multiple of the resized side, so that the filter of the
+resize still decides the pixels; Pillow's `thumbnail` uses the same multiple."""
 
 
 def preprocess(
@@ -41,18 +42,18 @@ def preprocess(
 
     Args:
         rows: `source_schema`; encoded bytes in `image`.
-        counters: Gets the entries `decode` and `transform`, and of groups `gpu_decode`.
-        limits: What is refused before it is decoded.
+        counters: Gets the entries `decode` and `transform`, and `gpu_decode` for groups.
+        limits: Size limits, checked before decoding.
         spec: The model's transform.
-        num_threads: Rows that are worked on at once; decoders and filters run outside the GIL.
-        decode_jpegs: Decodes JPEGs in groups; left out, what the spec says.
+        num_threads: Rows decoded at once; decoders and filters release the GIL.
+        decode_jpegs: Decodes JPEGs in groups; None: as the spec says.
 
     Returns:
         The same rows with `image` as fixed-size binary, uint8 (S, S, 3) RGB; zeros where `error`
         is set.
 
     Raises:
-        JobError: The spec says `gpu`, and nothing here decodes on a GPU.
+        JobError: The spec says `gpu`, and there is no GPU decoder here.
     """
     images = np.zeros((rows.num_rows, spec.size_px, spec.size_px, 3), np.uint8)
     failures = failures_of(rows)
@@ -76,7 +77,7 @@ def preprocess(
 
 
 def _work(shares: Sequence[_Share], todo: Sequence[int], counters: Counters) -> None:
-    """Let each share work on its rows in a thread of its own, and count what they did."""
+    """Run each share in a thread of its own, and count what they did."""
     num_threads = len(shares)
     started = perf_counter()
     if num_threads == 1:
@@ -95,7 +96,7 @@ def _work(shares: Sequence[_Share], todo: Sequence[int], counters: Counters) -> 
 
 @dataclass
 class _Share:
-    """What one thread does: some rows of a slice, each into its place."""
+    """The rows of a slice that one thread decodes, each into its place in `images`."""
 
     encoded: pa.ChunkedArray
     images: npt.NDArray[np.uint8]

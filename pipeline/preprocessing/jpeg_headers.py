@@ -1,9 +1,9 @@
-"""Tell whether a JPEG is whole and of the plainest kind, from its markers; nothing is decoded.
+"""Tell from its markers whether a JPEG is complete and of the plainest kind; nothing is decoded.
 
-What a GPU decodes must be what libjpeg decodes, too: nvJPEG fills what is missing and takes tables
-that libjpeg refuses. So this is stricter than either, and what it turns down is no error: libjpeg
-gets it, and gives its pixels or says what is wrong. As with libjpeg, damage inside the
-entropy-coded data is not seen.
+A GPU must decode what libjpeg decodes, but nvJPEG fills missing data and accepts tables that
+libjpeg refuses. So this check is stricter than either. A JPEG that it rejects is not an error:
+libjpeg decodes it or finds the reason. As with libjpeg, damage inside the entropy-coded data is not
+found.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SOF_BASELINE, _SOF_PROGRESSIVE = 0xC0, 0xC2
 _DHT, _EOI, _SOS, _DQT, _DRI, _ADOBE, _COM = 0xC4, 0xD9, 0xDA, 0xDB, 0xDD, 0xEE, 0xFE
 _APPLICATION = range(0xE0, 0xF0)
 _LUMA_SAMPLINGS = (0x11, 0x21, 0x12, 0x22, 0x41)
-"""4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1, where each chroma has 1 x 1."""
+"""Luma sampling of 4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1, with chroma 1 x 1."""
 _RGB_IDS = tuple(b"RGB")
 _BLOCK = 64
 _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -31,12 +31,12 @@ def is_plain(data: bytes) -> bool:
     skeleton = _Skeleton()
     try:
         return _walk(data, skeleton) and skeleton.is_complete()
-    except (IndexError, ValueError):  # it ends early, or says what cannot be
+    except (IndexError, ValueError):  # it ends early or contradicts itself
         return False
 
 
 def _walk(data: bytes, skeleton: _Skeleton) -> bool:
-    """Go from marker to marker; True at the end marker."""
+    """Walk the markers; True if the end marker is reached."""
     position = 2
     while True:
         if data[position] != 0xFF:
@@ -61,7 +61,7 @@ def _walk(data: bytes, skeleton: _Skeleton) -> bool:
 
 @dataclass
 class _Skeleton:
-    """What the segments before a scan have said."""
+    """The content of the segments before a scan."""
 
     components: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Id -> sampling and quantisation table; empty before the frame."""
@@ -75,7 +75,7 @@ class _Skeleton:
         return bool(self.components) and self.scanned == set(self.components)
 
     def takes(self, marker: int, body: bytes) -> bool:
-        """Read one segment; False where only libjpeg shall judge."""
+        """Read one segment; False if only libjpeg may decode the image."""
         if marker in (_SOF_BASELINE, _SOF_PROGRESSIVE):
             self.is_progressive = marker == _SOF_PROGRESSIVE
             return self._takes_frame(body)

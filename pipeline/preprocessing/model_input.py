@@ -1,7 +1,7 @@
-"""What an input is: how a row, as its shard has it, becomes the tensors that a model takes.
+"""The protocol of inputs: how a row of a shard becomes the tensors that a model takes.
 
-Everything after the registry reads these properties, never a name. An input has one or several
-tensors, each with a name; a model with one is called with it by position, one with several by name.
+Code reads these properties, never the name of an input. An input has one or several named tensors;
+a model with one tensor is called with it by position, a model with several by name.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     import torch
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-"""Name -> (N, ...) of the same N rows, in the order in which the model takes them."""
+"""Name -> (N, ...), for the same N rows, in the order in which the model takes them."""
 
 
 class Limits(NamedTuple):
-    """What of a row is refused before it is decoded."""
+    """Limits of an encoded row, checked before decoding."""
 
     max_bytes: int
     max_px: int
 
 
 class Slot(NamedTuple):
-    """What a reused buffer of batches must hold."""
+    """Shape and dtype of a reused buffer of batches."""
 
     shape: tuple[int, ...]
     """(B, ...)."""
@@ -40,41 +40,41 @@ class Slot(NamedTuple):
 
 
 class Input(Protocol):
-    """What the model sees of a row. Frozen, plain enough for Ray, and made without torch."""
+    """What the model sees of a row. Frozen, can be pickled, and made without torch."""
 
     name: str
-    """The registered one."""
+    """The registered name."""
     stage_names: tuple[str, ...]
-    """The stages that `prepare` counts, in order; empty if there is nothing to prepare. A process
-    that ends in `prepare` has failed in the first of them."""
+    """The stages that `prepare` counts, in order; empty if it does nothing. A crash in `prepare`
+    counts as a failure of the first of them."""
     takes_transform: bool
-    """The job's section `transform` says how; otherwise it must be left out."""
+    """Whether the job may have a section `transform`."""
 
     @classmethod
     def of(cls, transform: TransformSpec | None) -> Self:
-        """Make it as a job asks for it; `transform` is None unless `takes_transform`."""
+        """Make the input of a job; `transform` is None unless `takes_transform`."""
         ...
 
     @property
     def semantics(self) -> Mapping[str, int]:
-        """Return area -> version of the code that decides what the model sees."""
+        """Return area -> version of the code that decides the model input."""
         ...
 
     @property
     def is_approximate(self) -> bool:
-        """Tell whether the model may see other values than the exact ones, which take longer."""
+        """Tell whether prepared values may differ from those of `exact`, which take longer."""
         ...
 
     def exact(self) -> Self:
-        """Return the input that others are compared with."""
+        """Return the exact input, which the reference check uses."""
         ...
 
     def settings(self) -> dict[str, Any] | None:
-        """Return all that decides what the model sees, as JSON, for fingerprints."""
+        """Return all settings that decide the model input, as JSON values, for fingerprints."""
         ...
 
     def fitted(self, fields: pa.Schema) -> Self:
-        """Return the same with what only the shards tell, as the width of a feature vector.
+        """Return this input completed from the shards, for instance the width of a feature vector.
 
         Args:
             fields: The columns of the source that hold the input.
@@ -82,19 +82,19 @@ class Input(Protocol):
         ...
 
     def fields(self) -> list[pa.Field]:
-        """Return the columns that `prepare` leaves, which cross the object store."""
+        """Return the columns of prepared rows, which cross the object store."""
         ...
 
     def prepare(
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
-        """Turn rows of the source into model input; a row that cannot be gets its error.
+        """Turn rows of the source into model input; a row that cannot be prepared gets its error.
 
         Args:
             rows: `source_schema`; rows with an error stay as they are.
             counters: Gets the entries of `stage_names`.
-            limits: What is refused.
-            num_threads: How many rows may be worked on at once.
+            limits: Limits of an encoded row.
+            num_threads: Rows that may be prepared at once.
 
         Returns:
             The same rows with the columns of `fields` in place of the source's.
@@ -102,20 +102,25 @@ class Input(Protocol):
         ...
 
     def arrays(self, rows: pa.Table) -> Arrays:
-        """View prepared rows, without a copy where a column is one chunk; read-only."""
+        """View prepared rows as arrays (N, ...), read-only; copies columns of several chunks."""
         ...
 
     def slots(self, batch_size: int) -> Mapping[str, Slot]:
-        """Return the buffers that any batch of so many rows fits in, by the names of `arrays`."""
+        """Return the buffers, by the names of `arrays`, for batches of up to `batch_size` rows."""
         ...
 
     def gather(
         self, inputs: Arrays, rows: npt.NDArray[np.intp], buffers: Arrays
     ) -> Mapping[str, tuple[slice, ...]]:
-        """Copy rows of the inputs into buffers of `slots`, the only copy of a batch.
+        """Copy rows of the inputs into buffers of `slots`: the only copy of a batch.
+
+        Args:
+            inputs: The arrays of a slice, each (N, ...).
+            rows: (B,) row numbers in the slice.
+            buffers: Arrays of the shapes in `slots`, written to.
 
         Returns:
-            Name -> where in its buffer the batch is.
+            Name -> index of the batch in its buffer.
         """
         ...
 
@@ -131,29 +136,29 @@ class Input(Protocol):
 def gather_rows(
     inputs: Arrays, rows: npt.NDArray[np.intp], buffers: Arrays
 ) -> Mapping[str, tuple[slice, ...]]:
-    """Gather where each row of a tensor has one shape: what `Input.gather` says."""
+    """Implement `Input.gather` for tensors whose rows have one shape."""
     batch = slice(0, len(rows))
     for name, values in inputs.items():
-        # `clip` writes straight into the buffer; the indices are in range anyway.
+        # Mode `clip` writes into the buffer without a temporary; all indices are in range.
         np.take(values, rows, axis=0, out=buffers[name][batch], mode="clip")
     return dict.fromkeys(inputs, (batch,))
 
 
 def num_rows(inputs: Arrays) -> int:
-    """Return how many rows arrays have."""
+    """Return N of arrays (N, ...)."""
     return len(next(iter(inputs.values())))
 
 
 def row_bytes(inputs: Arrays) -> int:
-    """Return what one row has in all arrays."""
+    """Return the bytes of one row in all arrays."""
     return sum(values[:1].nbytes for values in inputs.values())
 
 
 def take_rows(inputs: Arrays, rows: Any) -> dict[str, npt.NDArray[Any]]:
-    """Return some rows of arrays; `rows` is whatever indexes the first axis."""
+    """Return some rows of arrays (N, ...); `rows` indexes the first axis."""
     return {name: values[rows] for name, values in inputs.items()}
 
 
 def repeat_rows(inputs: Arrays, count: int) -> dict[str, npt.NDArray[Any]]:
-    """Return so many rows, from the first on and again."""
+    """Return `count` rows, repeating the N rows in order."""
     return {name: np.resize(values, (count, *values.shape[1:])) for name, values in inputs.items()}

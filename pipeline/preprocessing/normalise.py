@@ -1,4 +1,4 @@
-"""What runs on the device before the model, as a part of it: a compiler can fold it into the first
+"""Normalisation on the device, as a module before the model: a compiler can fold it into the first
 convolution."""
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ import torch
 
 
 class NormaliseImages(torch.nn.Module):
-    """uint8 (B, S, S, 3) RGB -> (B, 3, S, S) in the model's type, channels last in memory."""
+    """uint8 (B, S, S, 3) RGB -> (B, 3, S, S) in the model's dtype, channels last in memory."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> None:
-        """Take the channels' means and standard deviations, in [0, 1], and the model's type."""
+        """Take the means and standard deviations per channel, in [0, 1], and the model's dtype."""
         super().__init__()
         self._dtype = dtype
         shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-        # /255, mean and std folded into x * scale + shift; float32 whatever the model's type.
+        # /255, mean and std folded into x * scale + shift, in float32 for every dtype of the model.
         self.register_buffer("scale", 1.0 / (255.0 * scale), persistent=False)
         self.register_buffer("shift", -shift / scale, persistent=False)
 
     def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor]:
         """Return the normalised images."""
-        # NHWC memory seen as NCHW is channels_last already: no transpose is made.
+        # NHWC memory viewed as NCHW is channels_last already: no copy.
         x = batch.permute(0, 3, 1, 2).to(torch.float32)
         shift, scale = self.get_buffer("shift"), self.get_buffer("scale")
         return (torch.addcmul(shift, x, scale).to(self._dtype),)
 
 
 class Cast(torch.nn.Module):
-    """Tensors of any shape -> the same in the model's type."""
+    """Tensors of any shape -> the same in the model's dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
 
     def forward(self, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the tensors in the model's type."""
+        """Return the tensors in the model's dtype."""
         return tuple(tensor.to(self._dtype) for tensor in batch)

@@ -1,9 +1,9 @@
-"""Decode JPEGs many at a time, as a GPU wants them; what cannot be is left to the CPU's route.
+"""Decode JPEGs in groups on a GPU; the CPU decodes the images that are not plain JPEGs.
 
-Encoded images of a slice go in, those that any decoder takes (`plain_jpeg_px`) are decoded and
-transformed where the decoder leaves them, and come out in the slice's buffer. A group that fails is
-halved until the image at fault is alone. That one, and all that is no plain JPEG, is handed back:
-the CPU gives its pixels, or the reason why there are none, so that reasons never depend on a GPU.
+The plain JPEGs of a slice (`plain_jpeg_px`) are decoded and transformed on the GPU, and copied into
+the slice's buffer. A group that fails is halved until the image at fault is alone. That image, like
+all images that are not plain JPEGs, goes to the CPU, which decodes it or finds the reason, so that
+reasons never depend on a GPU.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
 
 MAX_GROUP_ROWS = 64
 MAX_GROUP_PX = 67_000_000
-"""200 MB decoded, beside the model; and a single one of so many is resized in 0.8 GB of float32."""
+"""Pixels per group: 200 MB decoded, beside the model; resizing one image of this size takes 0.8 GB
+of float32."""
 
 Decode = Callable[[list[torch.Tensor]], list[torch.Tensor]]
-"""Encoded JPEGs, uint8 (L,) each -> RGB uint8 (3, H, W) each on one device; raises if any fails."""
+"""Encoded JPEGs, uint8 (L,) each -> RGB uint8 (3, H, W) each on one device; raises if one fails."""
 
 
 def group(sizes_px: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
-    """Put neighbours together, as many as the limits allow.
+    """Yield groups of neighbouring rows, as large as the limits allow.
 
     Args:
-        sizes_px: Row and pixels of each image, of which none exceeds MAX_GROUP_PX alone.
+        sizes_px: Row and pixel count per image; none exceeds MAX_GROUP_PX alone.
     """
     rows: list[int] = []
     held_px = 0
@@ -61,24 +62,28 @@ def group(sizes_px: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
 
 
 def decode_group(encoded: Sequence[bytes], decode: Decode) -> list[torch.Tensor | None]:
-    """Decode images together, halving what fails; None for each that fails alone."""
+    """Decode images together, halving groups that fail.
+
+    Returns:
+        RGB uint8 (3, H, W) per image, in order; None for an image that fails alone.
+    """
     try:
         return [*decode([as_tensor(data) for data in encoded])]
-    except Exception:  # noqa: BLE001  # whatever a decoder raises, out of memory too
+    except Exception:  # noqa: BLE001  # any error of the decoder, out of memory included
         if len(encoded) == 1:
             return [None]
-    # Not inside `except`: the exception's frames hold the tensors of the group.
+    # Outside `except`: the frames of the exception hold the tensors of the group.
     half = len(encoded) // 2
     return [*decode_group(encoded[:half], decode), *decode_group(encoded[half:], decode)]
 
 
 @dataclass
 class JpegGroups:
-    """Decodes and transforms those rows of a slice that it can, each into its place."""
+    """Decodes and transforms the plain JPEGs of a slice, each into its place in `images`."""
 
     encoded: pa.ChunkedArray
     images: npt.NDArray[np.uint8]
-    """(N, S, S, 3)"""
+    """uint8 (N, S, S, 3), written to."""
     limits: DecodeLimits
     spec: TransformSpec
     decode: Decode
@@ -86,7 +91,7 @@ class JpegGroups:
     transformed: StageCounters = field(default_factory=StageCounters)
 
     def work(self, rows: Sequence[int]) -> list[int]:
-        """Return the rows that are left to the CPU's route, in order; nothing counts them yet."""
+        """Decode rows; return those left for the CPU, in order, which are not counted."""
         started = perf_counter()
         sizes_px = [(row, num_px) for row in rows if (num_px := self._plain_px(row))]
         self.decoded += StageCounters(busy_s=perf_counter() - started)
@@ -99,7 +104,7 @@ class JpegGroups:
         return num_px if num_px <= MAX_GROUP_PX else 0
 
     def _work_on(self, rows: Sequence[int]) -> Iterator[int]:
-        """Yield the rows of one group that are done."""
+        """Decode one group; yield the rows that are done."""
         tick()
         started = perf_counter()
         encoded: list[bytes] = [self.encoded[row].as_py() for row in rows]
@@ -115,7 +120,7 @@ class JpegGroups:
         try:
             crop = resize_and_crop(image, self.spec).permute(1, 2, 0)
             np.copyto(place, crop.cpu().numpy())
-        except (RowError, RuntimeError):  # also where only the GPU has no memory for it
+        except (RowError, RuntimeError):  # also if only the GPU is out of memory
             is_done = False
         self.transformed += StageCounters(busy_s=perf_counter() - started)
         if is_done:
@@ -125,7 +130,7 @@ class JpegGroups:
 
 @functools.cache
 def gpu_decoder() -> Decode:
-    """Return nvJPEG on this process's GPU, after it has decoded one image.
+    """Return nvJPEG on this process's GPU, after a test with one image.
 
     Raises:
         JobError: There is no GPU, or torchvision was built without nvJPEG.
@@ -154,5 +159,5 @@ def _decode_on_gpu(encoded: list[torch.Tensor]) -> list[torch.Tensor]:
     images: list[torch.Tensor] = torch.ops.image.decode_jpegs_cuda(
         encoded, RGB, torch.device("cuda")
     )
-    torch.cuda.synchronize()  # an error shall appear here, and the time count here
+    torch.cuda.synchronize()  # so that errors are raised and time is counted here
     return images

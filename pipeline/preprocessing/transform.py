@@ -1,9 +1,9 @@
-"""Resize and crop one decoded image to what the model sees; uint8 in, uint8 out.
+"""Resize and crop one decoded image to the model's input size; uint8 in, uint8 out.
 
 The pixels are those of torchvision's `Resize(resize_px, antialias=True)` and `CenterCrop(size_px)`
-on the same tensor, bit for bit; on a GPU, which has no filter for bytes, those of the same filter
-in float32, rounded. Normalisation is not here: it happens on the model's device. The driver reads
-a TransformSpec too, so torch is imported only where an image is transformed.
+on the same tensor, bit for bit. A GPU has no filter for bytes: there the same filter runs in
+float32 and rounds. Normalisation is not done here, but on the model's device. The driver reads a
+TransformSpec too, so torch is imported only when an image is transformed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_ASPECT_RATIO = 50
 
 
 class Untransformable(RowError):
-    """This image does not become model input."""
+    """This image cannot be transformed to model input."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TransformSpec:
     shrink_on_load: bool = False
     """Let the JPEG decoder halve large photos, down to twice resize_px at least."""
     jpeg_decoder: str = "cpu"
-    """`cpu` (libjpeg) or `gpu` (nvJPEG, where it takes the file)."""
+    """`cpu` (libjpeg) or `gpu` (nvJPEG, for plain JPEGs)."""
 
     def __post_init__(self) -> None:
         if self.size_px < 1:
@@ -78,16 +78,16 @@ class TransformSpec:
 
     @property
     def decodes_on_gpu(self) -> bool:
-        """Tell whether a GPU decodes the JPEGs that it can."""
+        """Tell whether a GPU decodes the plain JPEGs."""
         return self.jpeg_decoder == "gpu"
 
     @property
     def changes_pixels(self) -> bool:
-        """Tell whether the model may see other pixels than those of libjpeg over the whole file."""
+        """Tell whether pixels may differ from libjpeg's at full size."""
         return self.shrink_on_load or self.decodes_on_gpu
 
     def exact(self) -> TransformSpec:
-        """Return the same without what changes pixels."""
+        """Return the same transform with libjpeg at full size."""
         return replace(self, shrink_on_load=False, jpeg_decoder="cpu")
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,14 +104,14 @@ class TransformSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TransformSpec:
-        """Undo `to_dict`, also after a round trip through JSON."""
+        """Return the spec that `to_dict` described, also after a round trip through JSON."""
         mean = tuple(float(value) for value in values["mean"])
         std = tuple(float(value) for value in values["std"])
         return cls(**{**values, "mean": mean, "std": std})
 
 
 def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
-    """Resize the shorter side to resize_px and cut the centre out.
+    """Resize the shorter side to resize_px and crop the centre.
 
     Args:
         image: RGB uint8 (3, H, W), on any device.
@@ -122,7 +122,7 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
 
     Raises:
         Untransformable: One side is more than MAX_ASPECT_RATIO times the other, memory ran out, or
-            torch refused this one shape.
+            torch refused this shape.
     """
     height_px, width_px = int(image.shape[-2]), int(image.shape[-1])
     if max(height_px, width_px) > MAX_ASPECT_RATIO * min(height_px, width_px):
@@ -134,7 +134,7 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
     try:
         resized = _resize(image, spec)
     except (MemoryError, RuntimeError) as error:
-        # torch has no class of its own for CPU memory, and bugs at degenerate sizes.
+        # torch has no error class for lack of CPU memory, and bugs at degenerate sizes.
         is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
         raise Untransformable(
             Reason.OUT_OF_MEMORY if is_memory else Reason.DECODE_ERROR,
@@ -146,7 +146,7 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
 
 
 def _resize(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
-    """Do as torchvision's `Resize` does, without the 1.2 s that importing it takes a worker."""
+    """Resize as torchvision's `Resize`, without its import, which takes 1.2 s per worker."""
     import torch
 
     height_px, width_px = int(image.shape[-2]), int(image.shape[-1])
@@ -156,7 +156,7 @@ def _resize(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
         return image
     batch = image[None]
     if batch.is_contiguous(memory_format=torch.channels_last):
-        # Only with a batch stride of its own does torch keep the layout, and spare a copy.
+        # torch keeps the layout, and makes no copy, only with this batch stride.
         batch = batch.as_strided(batch.shape, (image.numel(), *image.stride()))
     is_native = image.device.type == "cpu" and (spec.interpolation == "bicubic" or _resizes_uint8())
     resized = torch.nn.functional.interpolate(
@@ -187,7 +187,7 @@ def _resizes_uint8() -> bool:
 def resize_and_crop_into(
     image: torch.Tensor, spec: TransformSpec, out: npt.NDArray[np.uint8]
 ) -> None:
-    """Do as `resize_and_crop` and write the result, height first and channels last, into `out`.
+    """Write the result of `resize_and_crop` into `out`, channels last.
 
     Args:
         image: RGB uint8 (3, H, W).

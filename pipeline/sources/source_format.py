@@ -106,7 +106,7 @@ class SourceFormat(Protocol):
 
     @property
     def counts_rows(self) -> CountsRows:
-        """Return what counts the rows; `reading` is opened by `open_slices`, the others by `open`."""
+        """Return what counts the rows; `open_slices` is for `reading`, `open` for the others."""
         ...
 
     @property
