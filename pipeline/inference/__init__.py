@@ -1,1 +1,1 @@
-"""How a model runs: runtimes, devices, batches."""
+"""Run a model: runtimes, devices, batches."""

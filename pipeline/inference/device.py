@@ -1,4 +1,4 @@
-"""Puts a model where it runs: its device, its weights there, the runtime, the buffer of a batch."""
+"""Load a model onto its device: weights, runtime, and the buffer of a batch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipeline.models.spec import PredictorConfig, load_pinned
 
 
 def device_of(config: PredictorConfig) -> torch.device:
-    """Return where a model runs.
+    """Return the device of a model.
 
     Raises:
-        JobError: It is to have a GPU, and torch sees none.
+        JobError: The config asks for a GPU, and torch finds none.
     """
     if config.num_gpus == 0:
         return torch.device("cpu")
@@ -35,7 +35,7 @@ def device_of(config: PredictorConfig) -> torch.device:
 
 
 def make_buffer(config: PredictorConfig, device: torch.device) -> Tensors:
-    """Make the reused (pinned) buffers of a batch, each (B, ...), as the input says."""
+    """Make the reused buffers of a batch, each (B, ...) on the host, pinned for a GPU."""
     return {
         name: torch.zeros(
             slot.shape, dtype=getattr(torch, slot.dtype), pin_memory=device.type == "cuda"
@@ -45,7 +45,7 @@ def make_buffer(config: PredictorConfig, device: torch.device) -> Tensors:
 
 
 def load_runner(config: PredictorConfig, device: torch.device) -> Runner:
-    """Load a model and make it ready to run on its device.
+    """Load a model onto its device and open it with its runtime.
 
     Raises:
         JobError: The weights, the layer or the precision cannot be used.
@@ -62,7 +62,7 @@ def load_runner(config: PredictorConfig, device: torch.device) -> Runner:
 
 
 def export(config: PredictorConfig) -> Path:
-    """Return the model as float32 ONNX for the batches of an actor on the CPU."""
+    """Return the path of the model as float32 ONNX, for batches of the config's size on the CPU."""
     torch.set_num_threads(config.num_threads)
     cpu = torch.device("cpu")
     spec = replace(config.spec, runtime="onnxruntime", precision="fp32")

@@ -1,8 +1,8 @@
-"""One batch on its way: into a buffer, onto the device, through the model, and back.
+"""Take a batch into a host buffer, onto the device, through the model, and back.
 
-On a GPU all of it is asynchronous (double buffering): while one buffer's batch is computed, another
-is copied to the device, and the host gathers a third. On the CPU one step follows the other, by the
-same code.
+On a GPU all steps are asynchronous (double buffering): while one buffer's batch is computed,
+another is copied to the device, and the host gathers a third. On the CPU the same code runs the
+steps one after the other.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from pipeline.preprocessing.model_input import Arrays as InputArrays
 
 Arrays = dict[str, npt.NDArray[Any]]
 Compute = Callable[[Tensors], dict[str, torch.Tensor]]
-"""A batch on the device, by the names of the input -> what is kept of it, each (B, ...)."""
+"""Tensors of a batch on the device, by the names of the input -> reduced results, each (B, ...)."""
 Gather = Callable[[InputArrays, npt.NDArray[np.intp], InputArrays], Mapping[str, tuple[slice, ...]]]
 """`Input.gather`."""
 
 
 class DeviceBuffer:
-    """Holds the memory of one batch on host and device; every batch that takes it reuses it."""
+    """The memory of one batch on host and device, reused for every batch."""
 
     def __init__(
         self, buffer: Tensors, gather: Gather, device: torch.device, copies: Any = None
     ) -> None:
-        """Take the memory of a batch.
+        """Take the host memory of a batch.
 
         Args:
             buffer: Each (B, ...) on the host, pinned if the device is a GPU.
             gather: Copies rows of the inputs into it.
-            device: Where the model is.
+            device: The device of the model.
             copies: The CUDA stream of copies to the device, which all buffers share; the model runs
                 on the current stream, one batch after the other, as CUDA graphs must.
         """
@@ -52,9 +52,15 @@ class DeviceBuffer:
         self._transfer_s = self._predict_s = 0.0
 
     def start(self, inputs: InputArrays, rows: npt.NDArray[np.intp], compute: Compute) -> None:
-        """Take rows of the inputs through the model; what it raises at once is raised."""
+        """Send rows of the inputs through the model, without waiting for a GPU.
+
+        Args:
+            inputs: The arrays of a slice, each (N, ...).
+            rows: (B,) row numbers in the slice.
+            compute: Runs the model and reduces its outputs; its errors are raised.
+        """
         started = perf_counter()
-        # The one copy of the input: out of Ray's read-only memory into the reused buffer.
+        # The only copy of the input: from Ray's read-only memory into the reused buffer.
         places = self._gather(inputs, rows, self._views)
         staging = {name: tensor[places[name]] for name, tensor in self._buffer.items()}
         if self._copies is not None:
@@ -81,13 +87,13 @@ class DeviceBuffer:
         computing.record()
         with torch.inference_mode():
             kept = compute(on_device)
-            # Read back on the stream of the model: its next batch may reuse the memory of this one.
+            # Copied back on the model's stream: its next batch may reuse the memory of this one.
             self._kept = {name: _to_pinned(values) for name, values in kept.items()}
         computed.record()
         self._times = (copying, copied, computing, computed)
 
     def finish(self) -> Arrays:
-        """Wait for the batch; return what is kept of it. What the device raises is raised here."""
+        """Wait for the batch; return its results, name -> (B, ...); raises errors of the device."""
         kept, self._kept = self._kept, {}
         if self._times is not None:
             (copying, copied, computing, computed), self._times = self._times, None
@@ -98,7 +104,7 @@ class DeviceBuffer:
 
     @property
     def busy_s(self) -> tuple[float, float]:
-        """Return the seconds of the last batch that the copy took, and the model."""
+        """Return the seconds of the last batch: of the copy to the device, and of the model."""
         return self._transfer_s, self._predict_s
 
 

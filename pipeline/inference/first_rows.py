@@ -1,7 +1,7 @@
-"""Watch the first rows that reach a model: when all fail for one cause, no row is at fault.
+"""Watch the first rows that reach a model: if all fail for one cause, it is not the rows' fault.
 
-One row with a prediction, or one with another cause, ends the watch: from then on a row that fails
-costs itself.
+A row with a prediction, or with another cause, ends the watch: later failures only quarantine their
+rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pipeline.core.causes import AlikeError, Cause, cause_of
 from pipeline.core.failures import Failure, Reason
 
 _ENOUGH_ROWS, _ENOUGH_OF_OUTPUTS = 64, 8
-"""Of exceptions: an input may begin with bad rows. Outputs of another shape are rarely a row's."""
+"""Rows for exceptions: an input may begin with bad rows. Wrong output shapes are rarely a row's
+fault."""
 _LEAST_ROWS = 2
 _DEVICE_WORDS = ("cuda error", "device-side assert", "cublas", "cudnn")
 """A device that failed once fails every later row: the first one may be at fault."""
@@ -26,23 +27,23 @@ MARK = "predicted"
 
 @dataclass(frozen=True)
 class Raised(Failure):
-    """What a model raised over a batch, or over one row."""
+    """An error that a model raised for a batch or a row."""
 
     where: str = ""
     """File and line of the user's code."""
     is_of_outputs: bool = False
-    """The outputs are not what the job declares."""
+    """The outputs are not as the job declares."""
 
 
 class FirstRows:
-    """Counts rows that failed for the same cause, until one did not; plain enough for Ray."""
+    """Counts first rows that failed for the same cause; can be pickled."""
 
     def __init__(self, num_rows: int | None, *, has_predictions: bool = False) -> None:
         """Begin to watch.
 
         Args:
-            num_rows: Of the whole run, if that is known: fewer than usual have to do.
-            has_predictions: An earlier run got predictions: exceptions then prove nothing.
+            num_rows: Rows of the run, if known: a small run stops after fewer failures.
+            has_predictions: An earlier run got predictions: exceptions are then no reason to stop.
         """
         self._num_rows, self._has_predictions = num_rows, has_predictions
         self._mark: Path | None = None
@@ -52,19 +53,19 @@ class FirstRows:
         self._row_ids: Sequence[str] = ()
 
     def share(self, folder: Path) -> None:
-        """Learn from the other actors of this node, by a file in a folder of the run."""
+        """Share the end of the watch with this node's actors, by a file in the run's folder."""
         self._mark = folder / MARK
 
     def begin(self, row_ids: pa.ChunkedArray) -> None:
-        """Note the ids of the rows of a slice; copied, for a column holds the slice in memory."""
+        """Note the row ids of a slice; copied, as the column would keep the slice in memory."""
         self._row_ids = [] if self._is_over else row_ids.to_pylist()
 
     def predicted(self) -> None:
-        """Note that rows have predictions."""
+        """Note that rows have predictions, which ends the watch."""
         if not self._is_over:
             self._is_over = True
             if self._mark is not None:
-                with contextlib.suppress(OSError):  # the others then go by what they see
+                with contextlib.suppress(OSError):  # the other actors then watch on their own
                     self._mark.touch(mode=0o600)
 
     def failed(self, row: int, failure: Failure) -> None:
@@ -82,10 +83,10 @@ class FirstRows:
             self._is_over = True
 
     def check(self) -> None:
-        """Look at what failed so far, at the end of a batch.
+        """Check the failures so far, at the end of a batch.
 
         Raises:
-            AlikeError: All rows so far, and enough of them.
+            AlikeError: All rows failed for one cause, and there are enough of them.
         """
         if self._is_over or self._failed is None or self._first is None:
             return
@@ -109,6 +110,6 @@ def _is_models(failure: Failure) -> bool:
 
 
 def _are_alike(one: Raised, one_key: str, other: Raised, other_key: str) -> bool:
-    if one.is_of_outputs or other.is_of_outputs:  # outputs whose shapes differ may be the rows'
+    if one.is_of_outputs or other.is_of_outputs:  # differing output shapes may be the rows' fault
         return one == other
     return one_key == other_key

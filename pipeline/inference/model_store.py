@@ -19,25 +19,25 @@ _FILE = "model.onnx"
 
 
 def model_path(sha256: str) -> str:
-    """Return where a calibrated model lies, which all partitions share."""
+    """Return the path of a calibrated model in the output; all partitions share it."""
     return f"_control/models/{sha256}.onnx"
 
 
 def store_model(store: Store, data: bytes) -> str:
-    """Store a calibrated model under its digest, and return that."""
+    """Store a calibrated model under its SHA-256 digest, and return the digest."""
     sha256 = hashlib.sha256(data).hexdigest()
     _refuse_external_data(data, sha256)
-    # Another process that writes this path writes the same bytes.
+    # Other processes write the same bytes to this path.
     store.put(model_path(sha256), data)
     return sha256
 
 
 def fetch_model(store: Store | None, sha256: str | None) -> bytes:
-    """Return a calibrated model, kept on this node after the first time.
+    """Return a calibrated model, cached on this node.
 
     Raises:
-        JobError: It is not what was stored, or refers to other files.
-        InfraError: It is gone.
+        JobError: Its digest differs, or it refers to other files.
+        InfraError: It is missing.
     """
     if store is None or sha256 is None:
         raise JobError(f"model.precision = {INT8!r}: no calibrated model was given")
@@ -72,7 +72,7 @@ def _refuse_external_data(data: bytes, place: str) -> None:
 
     try:
         model = onnx.load_model_from_string(data)
-    except Exception as error:  # noqa: BLE001  # any parser error means: no model
+    except Exception as error:  # noqa: BLE001  # any error of the parser means that it is not a model
         raise JobError(f"{place}: no ONNX model: {type(error).__name__}") from None
     for tensor in (t for body in (model.graph, *model.functions) for t in _tensors(body)):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:

@@ -1,8 +1,8 @@
 """The structure of a model's outputs: nested dicts, lists and tuples with tensors as leaves.
 
-torch has functions for it under a private name, `torch.utils._pytree`, which knows more containers
-(those that a library has registered). Where a torch has no such module, the functions here do the
-same for dicts, lists, tuples and named tuples.
+torch has functions for it under a private name, `torch.utils._pytree`, which supports more
+containers (those that a library has registered). Without that module the functions here do the same
+for dicts, lists, tuples and named tuples.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NAMES = ("tree_flatten", "tree_unflatten", "treespec_dumps", "treespec_loads")
 
 
 def torch_pytree() -> Any | None:
-    """Return torch's module if it has all that is used here."""
+    """Return torch's module if it has all functions that are used here."""
     try:
         module = importlib.import_module("torch.utils._pytree")
     except ImportError:
@@ -58,7 +58,7 @@ def treespec_dumps(structure: TreeSpec) -> str:
     """Return a structure as text.
 
     Raises:
-        NotImplementedError: Only the code of one of its containers can make it.
+        NotImplementedError: A container in it has no text form.
     """
     if isinstance(structure, PlainSpec):
         return json.dumps({"plain": structure.to_json()})
@@ -68,7 +68,7 @@ def treespec_dumps(structure: TreeSpec) -> str:
 
 
 def treespec_loads(text: str) -> TreeSpec:
-    """Return the structure that `treespec_dumps` wrote, with torch's functions or without."""
+    """Return the structure that `treespec_dumps` wrote, with or without torch's functions."""
     document = json.loads(text)
     if isinstance(document, dict) and "plain" in document:
         return PlainSpec.from_json(document["plain"])
@@ -79,12 +79,12 @@ def treespec_loads(text: str) -> TreeSpec:
 
 @dataclass(frozen=True)
 class PlainSpec:
-    """A structure, as this module describes it."""
+    """A structure in the form of this module."""
 
     kind: type | None
     """dict, list, tuple or a named tuple; None: a leaf."""
     keys: tuple[Any, ...] = ()
-    """Of a dict."""
+    """Keys of a dict."""
     children: tuple[PlainSpec, ...] = ()
 
     def fill(self, leaves: Iterator[Any]) -> Any:
@@ -97,7 +97,11 @@ class PlainSpec:
         return self.kind(*values) if hasattr(self.kind, "_fields") else self.kind(values)
 
     def to_json(self) -> Any:
-        """Return it for JSON; raises NotImplementedError for what JSON cannot name."""
+        """Return the structure as JSON values.
+
+        Raises:
+            NotImplementedError: JSON cannot name a container or a key.
+        """
         names = {None: None, dict: "dict", list: "list", tuple: "tuple"}
         if self.kind not in names or not all(isinstance(key, str) for key in self.keys):
             raise NotImplementedError(f"no text for {self.kind}")
@@ -106,7 +110,7 @@ class PlainSpec:
 
     @classmethod
     def from_json(cls, document: Any) -> PlainSpec:
-        """Return what `to_json` described."""
+        """Return the structure that `to_json` described."""
         name, keys, children = document
         kinds: Mapping[str | None, type | None]
         kinds = {None: None, "dict": dict, "list": list, "tuple": tuple}

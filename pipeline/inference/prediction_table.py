@@ -1,4 +1,4 @@
-"""What the model said of the rows of a slice, as a table: predictions and failures together."""
+"""The table of a slice after the model: predictions and failures together."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def to_table(
     """Return the rows with the columns of `staged_schema`, in the same order.
 
     Args:
-        task: What makes columns of results.
-        pass_through: The columns to take over.
-        rows: The slice as it was predicted.
-        results: What is kept of each row, each (N, ...); empty where nothing was predicted.
-        failures: One a row.
+        task: Makes the columns of the results.
+        pass_through: The columns to copy.
+        rows: The slice of N rows that was predicted.
+        results: The reduced outputs, name -> (N, ...); empty if no row was predicted.
+        failures: (N,); None for a row with a prediction.
     """
     ok = np.array([failure is None for failure in failures], bool)
     fields = task.fields()
@@ -43,5 +43,5 @@ def to_table(
 
 
 def unpredicted(task: Task, pass_through: pa.Schema, rows: pa.Table) -> pa.Table:
-    """Return rows that have all failed, as `to_table` does: no model is needed."""
+    """Return a slice of failed rows with the columns of `to_table`; needs no model."""
     return to_table(task, pass_through, rows, {}, failures_of(rows))

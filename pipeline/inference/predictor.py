@@ -1,7 +1,7 @@
-"""The model: prepared rows of a slice in, predictions and reasons out.
+"""Predict the prepared rows of a slice: each gets a prediction or a reason.
 
-The same code runs on CPU and GPU. Normalisation happens here, on the device. A failing batch is
-split until the rows at fault are found; out of memory halves the batch and is remembered.
+The same code runs on CPU and GPU. Normalisation runs here, on the device. A failing batch is split
+until the rows at fault are found; lack of memory halves the batch size for later batches as well.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from pipeline.preprocessing.reference_pixels import choose_reference_rows
 
 STAGE = "predict"
 Rows = npt.NDArray[np.intp]
-"""Which rows of a slice."""
+"""(K,): row numbers in a slice."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class Predictor:
-    """Holds one model on one device."""
+    """One model on one device."""
 
     def __init__(self, config: PredictorConfig, first: FirstRows | None = None) -> None:
         """Load the model onto its device.
 
         Args:
-            config: What it is made from.
-            first: Watches the first rows; None where rows alone are to blame for what fails.
+            config: The model, its batches and its device.
+            first: Watches the first rows; None: a failure always counts as its row's fault.
 
         Raises:
             JobError: The weights, the layer, the device or the precision cannot be used.
@@ -161,7 +161,17 @@ class Predictor:
         add(counters, REFERENCE_CHECK, StageCounters(len(rows), agreed, 0, busy_s=busy_s))
 
     def reduce(self, inputs: Inputs) -> Arrays:
-        """Return what the task keeps of rows, each array (N, ...); what fails is raised."""
+        """Return the reduced outputs of rows, without isolating failures.
+
+        Args:
+            inputs: Arrays of `Input.arrays`, each (N, ...).
+
+        Returns:
+            Name -> (N, ...), as `Task.reduce` names them.
+
+        Raises:
+            Exception: Any error of the model or the device.
+        """
         buffer, pieces = self._buffers[0], []
         every = np.arange(num_rows(inputs))
         for first in range(0, len(every), self._batch_size):
@@ -172,7 +182,7 @@ class Predictor:
     def _run_all(
         self, inputs: Inputs, todo: Rows, results: Arrays, timer: _Timer
     ) -> Iterator[tuple[int, Failure]]:
-        """Predict rows `todo`, as many batches at once as there are buffers; yield what fails."""
+        """Predict rows `todo`, with one batch in flight per buffer; yield (row, failure)."""
         free, busy = deque(self._buffers), deque[tuple[DeviceBuffer, Rows]]()
         failed: list[tuple[Rows, Failure]] = []
         position = 0
@@ -191,7 +201,7 @@ class Predictor:
                     yield from self._kept(results, batch)
             if failure is not None:
                 failed.append((batch, failure))
-            if failed and not busy:  # splitting needs a buffer, so what was under way ends first
+            if failed and not busy:  # splitting needs a buffer, so batches in flight finish first
                 for batch, failure in failed:
                     yield from self._split(inputs, batch, failure, results, timer)
                     if self._first is not None:
@@ -199,7 +209,7 @@ class Predictor:
                 failed = []
 
     def _kept(self, results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:
-        """Yield the rows of a batch whose results are of no use."""
+        """Yield the rows of a finished batch whose results are not finite."""
         if self._first is not None:
             self._first.predicted()
         yield from _not_finite(results, batch)
@@ -207,7 +217,7 @@ class Predictor:
     def _split(
         self, inputs: Inputs, batch: Rows, failure: Failure, results: Arrays, timer: _Timer
     ) -> Iterator[tuple[int, Failure]]:
-        """Halve a batch that failed until the rows at fault are found; yield those."""
+        """Halve a failed batch until the rows at fault are found; yield them."""
         if len(batch) == 1:
             if self._first is not None:
                 self._first.failed(int(batch[0]), failure)
@@ -228,26 +238,26 @@ class Predictor:
                 yield from self._split(inputs, part, again, results, timer)
 
     def _try_start(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows) -> Failure | None:
-        """Send a batch on its way, or say why not.
+        """Start a batch; return the failure if that raises.
 
-        Nothing is tried again in here: the exception's frames still hold the batch's tensors.
+        It does not retry here: the frames of the exception still hold the batch's tensors.
         """
         try:
             self._start(buffer, inputs, batch)
-        except Exception as error:  # noqa: BLE001  # whatever a user's model raises costs its row
+        except Exception as error:  # noqa: BLE001  # any error of a user's model fails its row
             return _failure_of(error, self._config.spec.name)
         return None
 
     def _try_finish(
         self, buffer: DeviceBuffer, size: int, batch: Rows, results: Arrays, timer: _Timer
     ) -> Failure | None:
-        """Put what is kept of a batch into `results`, or say why there is nothing."""
+        """Write the results of a batch into `results`; return the failure if that raises."""
         try:
             for name, values in buffer.finish().items():
                 if name not in results:
                     results[name] = np.zeros((size, *values.shape[1:]), values.dtype)
                 results[name][batch] = values
-        except Exception as error:  # noqa: BLE001  # a GPU raises here what the model did
+        except Exception as error:  # noqa: BLE001  # a GPU raises errors of the model here
             return _failure_of(error, self._config.spec.name)
         timer.add(*buffer.busy_s)
         tick()
@@ -255,12 +265,12 @@ class Predictor:
         return None
 
     def _start(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows) -> None:
-        # Padding repeats rows of this very batch, so that none can fail for what it does not hold.
+        # Padding repeats rows of this batch, so that no batch fails because of other rows.
         whole = np.resize(batch, self._config.batch_size) if self._runner.is_static else batch
         buffer.start(inputs, whole, functools.partial(self._compute, len(batch)))
 
     def _compute(self, size: int, on_device: Tensors) -> dict[str, torch.Tensor]:
-        """Return what the task keeps of a batch of so many rows, each (B, ...)."""
+        """Return the reduced outputs of the first `size` rows of a batch, each (size, ...)."""
         outputs = self._runner.run(on_device)
         if self._runner.is_static and size < self._config.batch_size:
             outputs = pytree.tree_map(lambda values: values[:size], outputs)

@@ -1,10 +1,10 @@
-"""Tell the driver how far actors are within their slices: for the progress that people see only.
+"""Report progress within slices from the actors to the driver, only for display.
 
-An actor counts the rows of its batches and sends at most one small message per second, and waits
-for no answer. On this machine the channel is a pipe of the driver; elsewhere a Ray actor of no
-CPUs, which the driver starts once a run has lasted some seconds. A lost message costs nothing: a
-slice counts when it is committed, and then its messages are forgotten. Rows are counted by slice,
-so that a second attempt, after an actor has crashed, does not count twice.
+An actor counts the rows of its batches, sends at most one small message per second, and does not
+wait for an answer. On the driver's machine the channel is a pipe; elsewhere it is a Ray actor
+without CPUs, which the driver starts after some seconds of a run. Lost messages do no harm: a slice
+counts when it is committed, and then its messages are dropped. Rows are counted per slice, so that a
+second attempt, after an actor has crashed, does not count twice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 EVERY_S = 1.0
 _ACTORS_PER_S = 100
-"""More actors tell less often: the board gets no more messages than so many a second."""
+"""Most messages per second at the board: with more actors, each sends less often."""
 _LOOK_S = 5.0
 _MOST_NOTES = 16
 _ANSWER_S = 2.0
@@ -28,16 +28,16 @@ _READ_BYTES = 1 << 16
 _RECORD = struct.Struct("<qqq")
 
 Slice = tuple[int, int]
-"""Unit and first row."""
+"""Unit and first row of a slice."""
 Rows = Mapping[Slice, int]
 Send = Callable[[Slice, int], object]
 
 
 class Channel(Protocol):
-    """The way to the driver; plain enough to be pickled."""
+    """The sending end in an actor; can be pickled."""
 
     def open(self) -> Send:
-        """Return what sends, from an actor's process; it never waits and never raises."""
+        """Return the function that sends from an actor's process; it never waits or raises."""
         ...
 
 
@@ -45,29 +45,29 @@ class Listener(Protocol):
     """The driver's end."""
 
     starts_after_s: float
-    """So long after the first row is asked for `read` is not called."""
+    """`read` is not called earlier than this after the first rows are requested."""
 
     @property
     def channel(self) -> Channel:
-        """Return the way for the actors."""
+        """Return the channel for the actors."""
         ...
 
     def read(self) -> Rows:
-        """Return what has come: slice -> rows done of it."""
+        """Return the messages so far: slice -> its finished rows."""
         ...
 
     def close(self) -> None:
-        """Let the channel go."""
+        """Close the channel."""
         ...
 
 
 def listen(name: str, num_actors: int, *, is_local: bool) -> Listener | None:
-    """Open what actors can tell to; None where that is not possible.
+    """Open a channel for the actors; None if that is not possible.
 
     Args:
-        name: Unique to the run.
-        num_actors: How many there may be.
-        is_local: All of them are processes of this machine.
+        name: A name unique to the run.
+        num_actors: Most actors of the run.
+        is_local: Whether all actors run on this machine.
     """
     if not is_local:
         return BoardListener(name, num_actors)
@@ -82,7 +82,7 @@ def listen(name: str, num_actors: int, *, is_local: bool) -> Listener | None:
 
 @dataclass
 class _Now:
-    """What this process works on."""
+    """The slice that this process predicts, and its progress."""
 
     send: Send | None = None
     key: Slice = (0, 0)
@@ -95,18 +95,18 @@ _now = _Now()
 
 
 def tell(channel: Channel | None) -> None:
-    """Send what `count` counts in this process from now on; None sends nothing."""
+    """Send the counts of this process to a channel from now on; None: send nothing."""
     _now.send = None if channel is None else channel.open()
 
 
 def begin(key: Slice) -> None:
-    """Begin with the rows of a slice; what was not told of the one before is told now."""
+    """Begin a slice; send the unsent count of the one before."""
     _flush()
     _now.key, _now.num_rows = key, 0
 
 
 def count(num_rows: int) -> None:
-    """Count rows that the model has done."""
+    """Count rows that the model has finished."""
     if _now.send is None:
         return
     _now.num_rows += num_rows
@@ -132,7 +132,7 @@ class PipeChannel:
     descriptor: int
 
     def open(self) -> Send:
-        """Open the pipe; where that cannot be done, nothing is sent."""
+        """Open the pipe; if that fails, nothing is sent."""
         try:
             path = f"/proc/{self.pid}/fd/{self.descriptor}"
             descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -140,7 +140,7 @@ class PipeChannel:
             return _nowhere
 
         def send(key: Slice, num_rows: int) -> None:
-            with contextlib.suppress(OSError):  # full, or the driver is gone
+            with contextlib.suppress(OSError):  # full, or the driver has exited
                 os.write(descriptor, _RECORD.pack(*key, num_rows))
 
         return send
@@ -158,9 +158,9 @@ class PipeListener:
         self.channel = PipeChannel(os.getpid(), self._writer)
 
     def read(self) -> Rows:
-        """Return what came since the last call: slice -> rows done of it."""
+        """Return the messages since the last call: slice -> its finished rows."""
         found: dict[Slice, int] = {}
-        # A write of so few bytes is whole or not there. What is no record is of another program.
+        # A write of so few bytes is atomic. Other bytes come from another program.
         with contextlib.suppress(BlockingIOError, struct.error):
             while True:
                 data = os.read(self._reader, _READ_BYTES - _READ_BYTES % _RECORD.size)
@@ -177,15 +177,15 @@ class PipeListener:
 
 
 class Board:
-    """The last that actors wrote; lives in a Ray actor."""
+    """The last counts of the actors; runs in a Ray actor."""
 
     def __init__(self, most: int) -> None:
-        """Take how many slices are kept."""
+        """Take the number of slices to keep."""
         self._most = most
         self._rows: dict[Slice, int] = {}
 
     def put(self, rows: Rows) -> None:
-        """Note how many rows of slices are done."""
+        """Note the finished rows of slices."""
         for key, num_rows in rows.items():
             self._rows.pop(key, None)
             self._rows[key] = num_rows
@@ -193,19 +193,19 @@ class Board:
             del self._rows[next(iter(self._rows))]
 
     def read(self) -> Rows:
-        """Return what is kept, so that an answer that came too late is no loss."""
+        """Return all counts that are kept, so that a lost answer does no harm."""
         return dict(self._rows)
 
 
 @dataclass(frozen=True)
 class BoardChannel:
-    """The name of a board; its driver may not have started it yet, or never do."""
+    """The name of a board, which the driver may start later or never."""
 
     name: str
     every_s: float = EVERY_S
 
     def open(self) -> Send:
-        """Return what notes the state; a thread looks for the board and writes to it."""
+        """Return a function that notes counts; a thread finds the board and sends them."""
         writer = _Writer(self)
         threading.Thread(target=writer.run, name="ticks", daemon=True).start()
         return writer.note
@@ -232,7 +232,7 @@ class _Writer:
             self._is_noted.wait()
             try:
                 board = board or _find(self.channel.name)
-            except Exception:  # noqa: BLE001  # not started yet, or Ray is in trouble: later
+            except Exception:  # noqa: BLE001  # the board is not there yet, or Ray fails: try later
                 pause.wait(_LOOK_S)
                 continue
             with self._lock:
@@ -249,10 +249,10 @@ def _find(name: str) -> Any:
 
 
 class BoardListener:
-    """Starts the board at the first call of `read`, and asks it."""
+    """Starts the board at the first call of `read`, then asks it."""
 
     starts_after_s = 5.0
-    """A process more is nothing that a short run should wait for."""
+    """A short run should not wait for another process."""
 
     def __init__(self, name: str, num_actors: int) -> None:
         self.channel = BoardChannel(name, max(EVERY_S, num_actors / _ACTORS_PER_S))
@@ -261,7 +261,7 @@ class BoardListener:
         self._asked: Any = None
 
     def read(self) -> Rows:
-        """Return what the board has; nothing where Ray does not answer in time."""
+        """Return the counts of the board; {} if Ray does not answer in time."""
         import ray
         from ray.exceptions import GetTimeoutError
 
@@ -271,15 +271,15 @@ class BoardListener:
                 self._board = ray.remote(**options)(Board).remote(self._most)
             self._asked = self._asked or self._board.read.remote()
             found: Rows = ray.get(self._asked, timeout=_ANSWER_S)
-        except GetTimeoutError:  # it is still being started: asked again later
+        except GetTimeoutError:  # it is still starting: ask again later
             return {}
-        except Exception:  # noqa: BLE001  # it is for people only, and the run says what is wrong
+        except Exception:  # noqa: BLE001  # only for display; the run itself reports the error
             found = {}
         self._asked = None
         return found
 
     def close(self) -> None:
-        """Let the board go."""
+        """Release the board."""
         self._board = self._asked = None
 
 

@@ -1,1 +1,1 @@
-"""What a model is: where it comes from, its weights, its task."""
+"""Models: where they come from, their weights, their tasks."""

@@ -1,7 +1,7 @@
-"""Whether two ways to run a model agree, row by row. Pure: what a task keeps goes in.
+"""Compare two runs of a model over the same rows, row by row. Pure: takes the arrays of a task.
 
-The reference is always eager fp32. Each task chooses: labels agree when the best one is the same
-and its probability differs by little, vectors by their cosine, numbers by their relative error.
+The reference is always eager fp32. The task chooses the comparison: the best label and the
+difference of its probability, the cosine of vectors, or the relative error of numbers.
 """
 
 from __future__ import annotations
@@ -17,45 +17,49 @@ if TYPE_CHECKING:  # actors need no pydantic: a quarter of a second each
     from pipeline.job.gates import Gates
 
 Values = npt.NDArray[Any]
+"""Any numeric dtype; compared as float64, label ids as they are."""
 
 
 @dataclass(frozen=True)
 class AgreementLimits:
-    """How far a row may be from the reference."""
+    """How far a row may be from the reference; each limit itself is allowed."""
 
     max_score_diff: float
+    """Absolute difference of probabilities."""
     min_cosine: float
     max_relative_error: float
+    """Relative error as a fraction; see `compare_numbers`."""
 
     @classmethod
     def of(cls, gates: Gates) -> AgreementLimits:
-        """Take the limits from a job's gates."""
+        """Return the limits of a job's gates."""
         return cls(gates.max_score_diff, gates.min_cosine, gates.max_relative_error)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two runs over the same rows compare."""
+    """The comparison of two runs over the same N rows."""
 
     agrees: npt.NDArray[np.bool_]
-    """(N,)"""
+    """bool (N,): rows within the limit; False for NaN."""
     worst: float
-    """The largest difference of scores, the smallest cosine, or the largest relative error."""
+    """The largest difference of scores, the smallest cosine, or the largest relative error; 0 if
+    N = 0."""
 
     @property
     def pct(self) -> float:
-        """Share of the rows that agree."""
+        """Return the percentage of rows that agree; 100 if N = 0."""
         return 100.0 * float(self.agrees.mean()) if len(self.agrees) else 100.0
 
 
 def compare_labels(
     label_ids: tuple[Values, Values], scores: tuple[Values, Values], limits: AgreementLimits
 ) -> Agreement:
-    """Compare the best labels of a reference and a candidate, in this order.
+    """Compare the best labels of a reference and a candidate.
 
     Args:
-        label_ids: Whole numbers, (N, k) each; the first of a row is the best.
-        scores: Probabilities, (N, k) each.
+        label_ids: Of reference and candidate, integers (N, k) each; column 0 is the best label.
+        scores: Of reference and candidate, probabilities in [0, 1], float (N, k) each.
         limits: Uses `max_score_diff`.
     """
     same = label_ids[0][:, 0] == label_ids[1][:, 0]
@@ -64,7 +68,13 @@ def compare_labels(
 
 
 def compare_vectors(reference: Values, candidate: Values, limits: AgreementLimits) -> Agreement:
-    """Compare vectors, (N, D) each, by their cosines."""
+    """Compare vectors by their cosines; equal vectors have cosine 1, zeros included.
+
+    Args:
+        reference: Float (N, D).
+        candidate: Float (N, D).
+        limits: Uses `min_cosine`.
+    """
     cosines = _cosines(_plain(reference), _plain(candidate))
     return Agreement(cosines >= limits.min_cosine, _worst(cosines, np.min))
 
@@ -72,7 +82,16 @@ def compare_vectors(reference: Values, candidate: Values, limits: AgreementLimit
 def compare_numbers(
     reference: Mapping[str, Values], candidate: Mapping[str, Values], limits: AgreementLimits
 ) -> Agreement:
-    """Compare numbers by name, (N, ...) each, by the largest relative error of each row."""
+    """Compare outputs by the largest relative error of each row.
+
+    Errors are relative to the larger of the reference value and the root mean square of its output,
+    so that values near 0 do not dominate.
+
+    Args:
+        reference: Output name -> float (N, ...).
+        candidate: The same names and shapes.
+        limits: Uses `max_relative_error`.
+    """
     errors = np.max(
         [_relative_errors(_plain(reference[name]), _plain(candidate[name])) for name in reference],
         axis=0,
@@ -81,7 +100,7 @@ def compare_numbers(
 
 
 def _worst(figures: npt.NDArray[np.float64], pick: Callable[..., Any]) -> float:
-    # A figure that is NaN agrees with nothing: no comparison with it holds.
+    # NaN propagates, and no row with NaN agrees: comparisons with it are False.
     return float(pick(figures)) if len(figures) else 0.0
 
 
@@ -92,14 +111,14 @@ def _plain(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
 def _cosines(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     products = (a * b).sum(axis=1)
-    equal = (a == b).all(axis=1)  # two vectors of zeros have no cosine, and agree
+    equal = (a == b).all(axis=1)  # two zero vectors have no cosine, but agree
     return np.where(equal, 1.0, products / np.where(lengths == 0.0, np.nan, lengths))
 
 
 def _relative_errors(
     a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the largest error of each row, relative to the size that the output usually has."""
+    """Return float64 (N,): the largest relative error per row of `b` against `a`, (N, ...) each."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     usual = np.sqrt((a**2).mean()) if a.size else 0.0
     scale = np.maximum(np.abs(a), usual)

@@ -1,4 +1,4 @@
-"""User code that a job names: imported only below prefixes that the command line allows."""
+"""Import user code that a job names, only below prefixes that the command line allows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def require_allowed(field: str, target: str, allow_import: Sequence[str]) -> str
     """Check `package.module:callable` against the allowed prefixes; return the module's name.
 
     Args:
-        field: The job's field that names it, for messages.
-        target: What it names.
+        field: The job's field, for messages.
+        target: The value of the field.
         allow_import: Prefixes beside those of the environment variable PIPELINE_ALLOW_IMPORT.
 
     Raises:
-        JobError: It is not of that form, or not allowed; nothing was imported.
+        JobError: The form is wrong, or the prefix is not allowed; nothing was imported.
     """
     module_name, separator, attribute = target.partition(":")
     if not separator or not attribute.isidentifier() or attribute.startswith("_"):
@@ -42,7 +42,7 @@ def require_allowed(field: str, target: str, allow_import: Sequence[str]) -> str
 
 
 def import_callable(field: str, target: str) -> Callable[[], Any]:
-    """Import what `require_allowed` has allowed.
+    """Import a target that `require_allowed` has accepted.
 
     Raises:
         JobError: It cannot be imported, or is not callable.
@@ -72,10 +72,10 @@ def source_digest(module_name: str) -> str:
 
 
 def needed_arguments(function: Callable[..., Any]) -> list[str]:
-    """Name the parameters without which a function cannot be called; none if it is unknown."""
+    """Return the required parameters of a function; [] if its signature is unknown."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some built-in functions do not say
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return []
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]

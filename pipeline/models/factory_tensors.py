@@ -1,8 +1,8 @@
-"""Models without a weights file: what is random in them is seeded, and their tensors are pinned.
+"""Models without a weights file: their random parameters are seeded, and their tensors are pinned.
 
-A factory whose parameters are random, or that reads files of its own, may give other tensors each
-time that it is called. The first actor of a plan keeps a digest of them beside the plan, in the
-output; an actor or a resumed run that has others is refused, so that two models are never mixed.
+A factory with random parameters, or with files of its own, may give other tensors at each call. The
+first actor of a plan stores a digest of its tensors beside the plan, in the output; an actor or a
+resumed run with other tensors is refused, so that two models are never mixed.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _SEED_BYTES = 4
 
 @contextlib.contextmanager
 def seeded(name: str, salt: str = "") -> Iterator[None]:
-    """Let what is random be the same in every process, and leave the generators as they were.
+    """Seed the random generators the same in every process, and restore them afterwards.
 
     Args:
-        name: The model's: it decides the seed.
-        salt: Decides another seed, to find out whether anything is random.
+        name: The name of the model, which decides the seed.
+        salt: Changes the seed, to find out whether parameters are random.
     """
     import torch
 
@@ -60,7 +60,7 @@ def seeded(name: str, salt: str = "") -> Iterator[None]:
 
 
 def warn(factory: str) -> None:
-    """Say that the parameters of a factory's model may be random."""
+    """Log a warning that the parameters of a factory's model may be random."""
     log.warning(
         "model.factory = %r without model.weights: parameters that it does not load itself are "
         "random (seeded: the same in every run); `pipeline plan` tells",
@@ -69,11 +69,11 @@ def warn(factory: str) -> None:
 
 
 def pin(store: Store, path: str, module: torch.nn.Module, name: str) -> None:
-    """Keep the digest of a module's tensors, or compare it with the one that is kept.
+    """Store the digest of a module's tensors, or compare it with the stored one.
 
     Raises:
-        JobError: They are other tensors than those of an earlier actor of the same plan.
-        InfraError: What is kept is damaged.
+        JobError: An earlier actor of the same plan had other tensors.
+        InfraError: The stored digest is damaged.
     """
     found, token = tensors_digest(module), uuid.uuid4().hex
     data = json.dumps({"tensors_sha256": found, "model": name, "token": token}).encode()
@@ -93,6 +93,6 @@ def pin(store: Store, path: str, module: torch.nn.Module, name: str) -> None:
 
 
 def hand_on(store: Store, source: str, target: str) -> None:
-    """Let a plan keep to the tensors of an earlier one, if that pinned any."""
+    """Copy the pinned digest of an earlier plan to another plan, if there is one."""
     with contextlib.suppress(FileNotFoundError):
         store.put(target, store.read_bytes(source))

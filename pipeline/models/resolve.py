@@ -1,7 +1,7 @@
-"""From a job's model section to a plain spec, on the driver.
+"""Resolve a job's model section to a `ModelSpec`, on the driver.
 
-No weights are read into a model, and torch is imported only for a torchvision name that this node
-sees for the first time.
+No weights are loaded, and torch is imported only for a torchvision name that this node has not
+cached.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _FAMILIES = {
         "([classes, size_px, size_px]), and all of transform"
     ),
 }
-"""What torchvision has beside classifiers, and the shortest way to run it."""
+"""Model families of torchvision that are not classifiers, and how to run them."""
 
 
 def resolve_model(
@@ -60,14 +60,14 @@ def resolve_model(
     allow_import: Sequence[str] = (),
     input_name: str = "image",
 ) -> ModelSpec:
-    """Find the model, its transform, labels and weights digest without building it.
+    """Find the model, its transform, labels and weights digest, without building it.
 
     Args:
         model: The job's model section.
         transform: The job's transform section; its fields win over the model's own.
         allow_import: Prefixes of modules that `factory` may name, beside those of the
             environment variable PIPELINE_ALLOW_IMPORT.
-        input_name: The registered input; not every one has a transform.
+        input_name: The registered name of the input.
 
     Raises:
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
@@ -100,10 +100,10 @@ def resolve_model(
 
 
 def _all_of(*steps: Callable[[], Any]) -> list[Any]:
-    """Return what each step returns.
+    """Return the results of all steps.
 
     Raises:
-        JobError: Says all that is wrong in any of them.
+        JobError: Some steps raised JobError; joins their messages.
     """
     found, problems = [], []
     for step in steps:
@@ -161,7 +161,7 @@ def _named_card(name: str, model: Model) -> tuple[Kind, ModelCard, str]:
 
 
 def _refuse_family(name: str, family: str, model: Model) -> None:
-    """Refuse what takes or gives something else than the tasks expect, with all that is missing."""
+    """Refuse a model whose inputs or outputs fit no task; the message has all problems."""
     is_fine = family == "segmentation" and task_class(model.task).takes_any_shape
     if family in _FAMILIES and not is_fine and model.layer is None:
         raise JobError(f"model.name = {name!r}: {_FAMILIES[family]}")
@@ -221,7 +221,7 @@ def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform
     base.setdefault("jpeg_decoder", "cpu")
     given = {key: value for key, value in wanted.model_dump().items() if value is not None}
     if "size_px" in given and "resize_px" not in given and default:
-        # Keep the model's own ratio of resize to crop.
+        # Keep the model's ratio of resize to crop.
         given["resize_px"] = round(given["size_px"] * base["resize_px"] / base["size_px"])
     merged = {**base, **given}
     missing = [key for key in type(wanted).model_fields if key not in merged]

@@ -1,4 +1,4 @@
-"""What a model is: its card, the plain spec that decides the predictions, and the module itself.
+"""A model: its card, the plain spec that decides the predictions, and its module.
 
 `load_module` runs in the actor; until then nothing here imports torch.
 """
@@ -37,11 +37,11 @@ Kind = Literal["entry_point", "torchvision", "factory"]
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What an entry point of group `pipeline.models` returns; making one must not import torch."""
+    """The result of an entry point of group `pipeline.models`; making one must not import torch."""
 
     name: str
     build: Callable[[], torch.nn.Module]
-    """Makes the architecture without weights (or whole, where weights_path is None)."""
+    """Builds the architecture without weights; with its weights if weights_path is None."""
     transform: TransformSpec | None = None
     labels: tuple[str, ...] | None = None
     weights_path: str | None = None
@@ -50,7 +50,7 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that decides the predictions, plain enough for JSON and for Ray."""
+    """Everything about the model that decides the predictions; for JSON, and can be pickled."""
 
     name: str
     kind: Kind
@@ -59,27 +59,27 @@ class ModelSpec:
     weights_uri: str | None
     weights_sha256: str | None
     input: Input
-    """What it sees of a row."""
+    """What the model sees of a row."""
     task: TaskSpec
     precision: str
     runtime: str = "eager"
     layer: str | None = None
-    """The submodule whose output is taken; None takes the model's own."""
+    """The submodule whose output is used; None: the output of the model."""
     artefact_sha256: str | None = None
-    """Precision int8: the calibrated model, once there is one. It follows from the choice, which
-    the fingerprint names, so it is no part of the fingerprint."""
+    """Precision int8: digest of the calibrated model, None before calibration. It follows from
+    settings in the fingerprint, so it is not part of the fingerprint itself."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     weights_key: str | None = None
-    """Under which key of the weights file the tensors lie; None takes the file itself."""
+    """Key of the state dict in the weights file; None: the file is the state dict."""
 
     @property
     def is_reference(self) -> bool:
-        """Tell whether this is what all other ways to run the model are compared with."""
+        """Tell whether this is eager fp32, which all other variants are compared with."""
         return (self.runtime, self.precision) == ("eager", "fp32")
 
     @property
     def identity(self) -> str | None:
-        """Return all that decides the module's outputs; None where its tensors are not known."""
+        """Return what decides the module's outputs, as JSON; None if its tensors are unknown."""
         if self.weights_sha256 is None:
             return None
         return json.dumps(
@@ -92,11 +92,11 @@ class ModelSpec:
         )
 
     def fitted(self, fields: pa.Schema) -> ModelSpec:
-        """Return the same for shards with these input columns; see `Input.fitted`."""
+        """Return the spec completed from the shards' input columns; see `Input.fitted`."""
         return replace(self, input=self.input.fitted(fields))
 
     def as_reference(self) -> ModelSpec:
-        """Return what this is compared with: eager fp32 over exactly prepared rows."""
+        """Return the reference of this spec: eager fp32 over exactly prepared rows."""
         return replace(
             self,
             runtime="eager",
@@ -106,13 +106,13 @@ class ModelSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what goes into fingerprints, plans and manifests (no storage options)."""
+        """Return the JSON form for fingerprints, plans and manifests, without storage options."""
         return {
             "name": self.name,
             "kind": self.kind,
             "code_sha256": self.code_sha256,
             "weights_sha256": self.weights_sha256,
-            # Only where it is set, so that a retry of what was published before finds its settings.
+            # Only if set, so that a retry finds the settings of partitions published earlier.
             **({"weights_key": self.weights_key} if self.weights_key else {}),
             "transform": self.input.settings(),
             "task": self.task.to_dict(),
@@ -124,36 +124,36 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class PredictorConfig:
-    """What an actor of the pool is made from."""
+    """Everything that a model actor is made from; can be pickled."""
 
     spec: ModelSpec
     batch_size: int
-    """Rows of one model call, until out of memory halves it."""
+    """Rows per model call, until lack of memory halves it."""
     num_gpus: float
-    """0 predicts on the CPU."""
+    """GPUs per actor; 0: predict on the CPU."""
     num_threads: int
     """Torch threads on the CPU."""
     pass_through: pa.Schema
     limits: AgreementLimits | None = None
-    """Compare some rows with eager fp32 by these; None where this is eager fp32."""
+    """Limits of the reference check; None: no check, as for eager fp32 itself."""
     run_id: str = ""
-    """Whose actors agree on who compares."""
+    """The run whose actors share one reference check per CPU node."""
     models: Store | None = None
-    """The output, where calibrated models are fetched from and tensors are pinned."""
+    """The output, which holds calibrated models and pinned digests."""
     pin: str | None = None
-    """Where in the output the digest of the model's own tensors is; None pins nothing."""
+    """Path in the output of the pinned digest of tensors; None: nothing is pinned."""
 
 
 def load_module(spec: ModelSpec, salt: str = "") -> torch.nn.Module:
     """Build the module and load its weights, in eval mode, float32, on the CPU.
 
     Args:
-        spec: Which one.
-        salt: Draws other random parameters; see `own_tensors.seeded`.
+        spec: The model.
+        salt: Draws other random parameters; see `factory_tensors.seeded`.
 
     Raises:
-        JobError: The weights do not fit the architecture, are not plain weights, or have another
-            digest than the spec says.
+        JobError: The weights do not fit the architecture, are not plain weights, or have a digest
+            other than the spec's.
     """
     try:
         with seeded(spec.name, salt):
@@ -170,10 +170,10 @@ def load_module(spec: ModelSpec, salt: str = "") -> torch.nn.Module:
 
 
 def load_pinned(config: PredictorConfig) -> torch.nn.Module:
-    """Do the same; tensors that come from no weights file must be those of the other actors.
+    """Load the module as `load_module`; tensors from a factory must equal those of other actors.
 
     Raises:
-        JobError: As above, or they are not.
+        JobError: As `load_module`, or the tensors differ.
     """
     module = load_module(config.spec)
     if config.pin is not None and config.models is not None:
@@ -196,10 +196,10 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
 
 
 def entry_point_card(name: str) -> ModelCard:
-    """Return what an installed package says of its model.
+    """Return the card of a model of an installed package.
 
     Raises:
-        JobError: It says something else.
+        JobError: The entry point fails, or returns something else.
     """
     entry = next(e for e in entry_points(group=ENTRY_POINT_GROUP) if e.name == name)
     card = entry.load()()
@@ -209,6 +209,6 @@ def entry_point_card(name: str) -> ModelCard:
 
 
 def _num_classes(task: TaskSpec) -> dict[str, int]:
-    """Say how many outputs a torchvision model is built with, if the task decides it."""
+    """Return torchvision's option for the number of outputs, {} if the task does not decide it."""
     found = make_task(task).num_outputs()
     return {} if found is None else {"num_classes": found}

@@ -1,7 +1,7 @@
-"""From what a weights file holds to the tensors of a module: the right key, no wrappers' prefixes.
+"""Load the content of a weights file into a module: find the key, remove prefixes of wrappers.
 
-Training scripts put weights under a key beside other things, and DataParallel and torch.compile put
-a prefix before each name. What does not fit is refused with the reason that is most likely.
+Training scripts store weights under a key beside other data, and DataParallel and torch.compile put
+a prefix before each name. A state that does not fit is refused with the most likely reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before the names of what they wrap."""
+"""Prefixes of names from DataParallel and torch.compile."""
 _DEPTH = 3
 _SHOWN = 3
 _MAX_KEYS = 8
@@ -28,17 +28,17 @@ _MAX_KEYS = 8
 def load_state(
     module: torch.nn.Module, held: Mapping[Any, Any], key: str | None, uri: str, name: str
 ) -> None:
-    """Load into a module what a weights file holds for it; all of it must fit.
+    """Load the content of a weights file into a module; all tensors must fit.
 
     Args:
         module: Gets the tensors.
-        held: What the file holds.
-        key: `model.weights_key`: under which key of the file the tensors lie; dots go deeper.
+        held: The content of the file.
+        key: `model.weights_key`, the key of the state dict in the file; a dot goes one level down.
         uri: The file, for messages.
         name: The model, for messages.
 
     Raises:
-        JobError: Tensors are missing, too many or of other shapes, or they lie elsewhere.
+        JobError: Tensors are missing, superfluous or of other shapes, or under another key.
     """
     state = _at(held, key, uri)
     wanted = module.state_dict()
@@ -75,7 +75,7 @@ def _at(held: Mapping[Any, Any], key: str | None, uri: str) -> Mapping[Any, Any]
 def _elsewhere(
     held: Mapping[Any, Any], key: str | None, wanted: Mapping[str, Any], uri: str
 ) -> str:
-    """Say under which key the tensors lie, if there is one."""
+    """Return a message that names the key of the tensors, if there are any."""
     places = [
         (path, sum(name in wanted for name in _without_wrappers(state, wanted)))
         for path, state in _states(held, "", _DEPTH)
@@ -91,7 +91,7 @@ def _elsewhere(
 
 
 def _states(held: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Yield what may be state dicts, each with its key."""
+    """Yield possible state dicts, each with its key."""
     for key, value in held.items():
         if not isinstance(value, Mapping) or not isinstance(key, str):
             continue
@@ -103,7 +103,7 @@ def _states(held: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[st
 
 
 def _without_wrappers(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state without prefixes that all names have and the module does not."""
+    """Return the state without prefixes that all its names have and the module's have not."""
     while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in state)), None):
         if not state or any(name in wanted for name in state):
             break
@@ -112,7 +112,7 @@ def _without_wrappers(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> Ma
 
 
 def _why(state: Mapping[str, Any], wanted: Mapping[str, Any], error: Exception) -> str:
-    """Say in one line what does not fit, and the reason that is most likely."""
+    """Return in one line what does not fit, with the most likely reason."""
     missing = [name for name in wanted if name not in state]
     extra = [name for name in state if name not in wanted]
     other = [
@@ -132,7 +132,7 @@ def _why(state: Mapping[str, Any], wanted: Mapping[str, Any], error: Exception) 
         )
         if names
     ]
-    if not found:  # the module's own loading said no
+    if not found:  # the module's own loading refused
         return clean_message(str(error))
     hint = _hint(state, wanted, missing, extra)
     return "; ".join(found) + (f": {hint}" if hint else "")

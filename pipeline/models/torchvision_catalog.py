@@ -1,4 +1,4 @@
-"""What torchvision says of its models, kept on the node: the driver would import torch for it."""
+"""Facts about torchvision's models, cached per node so that the driver need not import torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def torchvision_facts(name: str) -> dict[str, Any] | None:
         folder = kept(key_of(["torchvision facts", 2, name]), write)
         return json.loads((folder / _FILE).read_text())  # type: ignore[no-any-return]
     except (OSError, InfraError):
-        return _ask(name)  # nothing can be kept here
+        return _ask(name)  # the node cache is not writable
 
 
 def _ask(name: str) -> dict[str, Any] | None:
@@ -48,14 +48,14 @@ def _ask(name: str) -> dict[str, Any] | None:
 
 
 def _family(builder: Any) -> str:
-    """Return the package below torchvision.models that a model is of; '' for classifiers."""
+    """Return the package of a model below torchvision.models; '' for classifiers."""
     parts = str(builder.__module__).split(".")
     return parts[2] if len(parts) > 3 else ""
 
 
 def _transform(preset: Any) -> TransformSpec | None:
     if not (hasattr(preset, "crop_size") and hasattr(preset, "mean")):
-        return None  # not an image classification preset: the job must say
+        return None  # not an image classification preset: the job must give the transform
     return TransformSpec(
         size_px=int(preset.crop_size[0]),
         resize_px=int(preset.resize_size[0]),
@@ -75,14 +75,14 @@ def _models() -> Any:
     """Import torchvision.models."""
     with contextlib.suppress(ImportError), _deferred_compiler():
         return importlib.import_module("torchvision.models")
-    return importlib.import_module("torchvision.models")  # it wants more of the compiler
+    return importlib.import_module("torchvision.models")  # it uses more of the compiler
 
 
 @contextlib.contextmanager
 def _deferred_compiler() -> Iterator[None]:
-    """Let torchvision be imported without torch's compiler, which is 1.0 of its 1.2 s.
+    """Defer the import of torch's compiler by torchvision, which is 1.0 s of its 1.2 s.
 
-    It wants one function of it, for one operation of detectors; the first call imports it.
+    torchvision uses one function of it, in one operation of detectors; its first call imports it.
     """
     name = "torch._dynamo.utils"
     if name in sys.modules:

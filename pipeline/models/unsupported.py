@@ -1,6 +1,6 @@
-"""Say what a name is that is no model here: a folder of another library, a name of a hub.
+"""Describe names that are not models here: a folder of another library, a name of a hub.
 
-Nothing in the folder is run or loaded: names of files, and one small JSON, are all that is read.
+Nothing in the folder is run or loaded: only file names and one small JSON file are read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VISION = ("image_size", "vision_config", "patch_size", "num_channels")
 
 
 def describe_name(name: str) -> str | None:
-    """Say what a model's name stands for elsewhere, and the shortest way that works; or nothing."""
+    """Return what a name means elsewhere, and how to run that model here; None if unknown."""
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():

@@ -25,12 +25,12 @@ _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 def weights_digest(
     uri: str | None, expected: str | None, storage_options: Mapping[str, Any]
 ) -> str | None:
-    """Return the digest that decides the fingerprint: the expected one, else the file's.
+    """Return the SHA-256 digest for the fingerprint: the expected one, otherwise the file's.
 
-    The file's header is looked at; where the digest is known nothing else is read.
+    The file's header is checked; the rest is read only if the digest is unknown.
 
     Raises:
-        JobError: There is no file, or it is cut off, or it is no weights.
+        JobError: The file is missing, truncated, or not weights.
     """
     if uri is None:
         if expected is not None:
@@ -39,7 +39,7 @@ def weights_digest(
     check_suffix(uri)
     if expected is not None:
         _check_header(uri, storage_options)
-        return expected  # each actor checks it on the bytes that it loads
+        return expected  # each actor checks it against the bytes that it loads
     _require_file(uri, storage_options)
     data = read_file(uri, storage_options, "model.weights")
     check_weights(uri, io.BytesIO(data), len(data))
@@ -49,10 +49,10 @@ def weights_digest(
 def read_weights(
     uri: str, expected_sha256: str | None, storage_options: Mapping[str, Any]
 ) -> dict[Any, Any]:
-    """Read onto the CPU what a weights file holds: tensors by name, perhaps further down.
+    """Read the content of a weights file: tensors by name on the CPU, perhaps in nested dicts.
 
     Raises:
-        JobError: The digest is another one, or the file cannot be loaded without running code.
+        JobError: The digest differs, or the file cannot be loaded without running code.
     """
     import torch
 
@@ -68,7 +68,7 @@ def read_weights(
             weights: dict[Any, torch.Tensor] = load(data)
             return weights
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # any parser error means: not usable weights
+    except Exception as error:  # noqa: BLE001  # any error of the parser means that the weights are unusable
         raise JobError(f"{uri}: not a plain state dict: {_reason(error)}") from None
     if not isinstance(state, dict):
         raise JobError(f"{uri}: holds a {type(state).__name__}, expected names and tensors; {SAVE}")
@@ -77,7 +77,7 @@ def read_weights(
 
 def _reason(error: Exception) -> str:
     reason = f"{type(error).__name__}: {error}"
-    if "weights_only" in reason:  # torch goes on to explain how to load it all the same
+    if "weights_only" in reason:  # the rest of torch's message explains how to load it unsafely
         found = _GLOBAL.search(reason)
         what = f" ({found.group(1)})" if found else ""
         return f"it holds more than tensors{what}, and loading that could run code; {SAVE}"

@@ -56,21 +56,21 @@ _BY_START = (
 _WEB = (b"<!doctype", b"<html", b"<?xml")
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"l\xfc\x9cF\xf9 j\xa8P\x19."
-"""The number that torch.save wrote first before it wrote archives."""
+"""The magic number of torch.save before it wrote zip archives."""
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 32 << 20
 _MAX_PICKLE_BYTES = 1 << 20
 _PLAIN_ROOTS = ("torch", "collections", "numpy", "_codecs", "builtins", "__builtin__")
-"""Packages of which weights_only may take something; it decides itself what."""
+"""Packages with classes that weights_only may accept; it decides which."""
 _MODULES = "torch.nn.modules."
 _SHOWN = 3
 
 
 def check_suffix(uri: str) -> None:
-    """Refuse what is code, or no known kind of weights, by its name.
+    """Refuse code, and unknown kinds of files, by the name.
 
     Raises:
-        JobError: Says what it is and what would do.
+        JobError: The name is refused; says what it is and what to use instead.
     """
     suffix = PurePosixPath(uri.lower()).suffix
     if suffix in _BY_SUFFIX:
@@ -80,20 +80,20 @@ def check_suffix(uri: str) -> None:
 
 
 def check_weights(uri: str, file: BinaryIO, size_bytes: int) -> None:
-    """Refuse a file that is cut off, or that is no weights, by its bytes; nothing is loaded.
+    """Refuse a file that is truncated or not weights, by its bytes; nothing is loaded.
 
     Args:
-        uri: Its name, for messages and for the kind that it should be.
-        file: Open at its start; can seek.
-        size_bytes: Its length.
+        uri: The file, for messages; its suffix gives the expected kind.
+        file: Open at its start, seekable.
+        size_bytes: The length of the file.
 
     Raises:
-        JobError: Says what it is and what would do.
+        JobError: The file is refused; says what it is and what to use instead.
     """
     if not size_bytes:
         raise _refusal(uri, "is empty (0 bytes); copy it again")
     head = file.read(64)
-    if head[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":  # a length may begin like anything
+    if head[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":  # the length may be any bytes
         _refuse_foreign(uri, head)
     is_torch = head.startswith(_ZIP) or _LEGACY_TORCH in head
     if uri.endswith(".safetensors"):
@@ -156,7 +156,7 @@ def _check_safetensors(uri: str, file: BinaryIO, size_bytes: int) -> None:
 
 
 def _data_bytes(uri: str, header: bytes) -> int:
-    """Return how many bytes of tensors a header of safetensors names."""
+    """Return the bytes of all tensors according to a safetensors header."""
     try:
         entries = json.loads(header)
         ends = [_end(entry) for name, entry in entries.items() if name != "__metadata__"]
@@ -173,7 +173,7 @@ def _end(entry: Any) -> int:
 
 
 def _check_archive(uri: str, file: BinaryIO, size_bytes: int) -> None:
-    """Look into a zip archive: what torch.save writes has `data.pkl` and no code."""
+    """Check a zip archive: those of torch.save have `data.pkl` and no code."""
     file.seek(0)
     try:
         archive = zipfile.ZipFile(file)
@@ -197,7 +197,7 @@ def _check_archive(uri: str, file: BinaryIO, size_bytes: int) -> None:
 
 
 def _check_pickle(uri: str, archive: zipfile.ZipFile, name: str) -> None:
-    """Refuse classes that weights_only never takes; it is the judge of all others."""
+    """Refuse classes that weights_only never accepts; it decides about all others."""
     try:
         with archive.open(name) as file:
             data = file.read(_MAX_PICKLE_BYTES + 1)
@@ -226,7 +226,7 @@ def _check_pickle(uri: str, archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _foreign(data: bytes) -> Iterator[str]:
-    """Name the classes in a pickle that are surely none of a state dict's; nothing is run."""
+    """Yield the classes in a pickle that no state dict can have; nothing is run."""
     try:
         for code, argument, _ in pickletools.genops(data):
             if code.name == "GLOBAL" and isinstance(argument, str):
@@ -234,4 +234,4 @@ def _foreign(data: bytes) -> Iterator[str]:
                 if root not in _PLAIN_ROOTS or argument.startswith(_MODULES):
                     yield argument.replace(" ", ".")
     except (ValueError, UnicodeError, IndexError, struct.error):
-        return  # no pickle: torch says so
+        return  # not a pickle: torch reports it

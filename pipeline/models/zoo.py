@@ -1,4 +1,4 @@
-"""Ready-made models: what the entry points of group `pipeline.models` return.
+"""Ready-made models: the cards of our entry points of group `pipeline.models`.
 
 A card names the architecture, its preprocessing, its labels and its weights file; nothing here
 reads the weights, and torch is imported by `build()` alone.

@@ -140,7 +140,7 @@ def _unit_rows(slice_rows: int, rows_left: int) -> int:
 
 
 def _split_large(extents: Sequence[Extent], slice_rows: int, unit_rows: int) -> Iterator[Extent]:
-    """Cut extents far larger than a unit into a few pieces; each reads its row group anew."""
+    """Cut extents far larger than a unit into a few pieces: each reads its row group from row 0."""
     for extent in extents:
         pieces = min(_MAX_UNITS_PER_ROW_GROUP, extent.num_rows // unit_rows)
         if pieces < 2 or extent.reason is not None:

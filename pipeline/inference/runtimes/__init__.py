@@ -1,9 +1,9 @@
-"""Ways to run a model: one runtime per file, and the registry of all of them.
+"""Runtimes of models: one per file, and the registry of all of them.
 
 A new runtime is a file with a class like `eager.Eager`, a line here, and a row in
 tests/inference/runtimes/test_runtime_conformance.py; or an object in another distribution with an
-entry point of group `pipeline.runtimes`, as `mnn` is found. What comes after reads properties of
-the runtime, never its name. Importing a runtime imports neither torch nor the library it is for.
+entry point of group `pipeline.runtimes`, as `mnn` has. Other code reads properties of the runtime,
+never its name. Importing a runtime imports neither torch nor the runtime's library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def runtime_of(name: str) -> Runtime:
     """Return a runtime.
 
     Raises:
-        JobError: There is none of that name here, or the distribution that brings it is broken.
+        JobError: The name is unknown here, or the distribution of the runtime is broken.
     """
     found: Runtime = get(RUNTIMES, name)
     return found
@@ -37,6 +37,6 @@ def all_runtimes() -> list[Runtime]:
 
 
 def runtime_versions() -> dict[str, str]:
-    """Return the versions of the packages of all runtimes which are installed."""
+    """Return package -> version for the installed packages of all runtimes."""
     packages = [package for runtime in all_runtimes() for package in runtime.packages]
     return versions_of(packages)

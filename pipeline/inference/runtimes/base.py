@@ -1,4 +1,4 @@
-"""What every runtime is: where it runs which precision, and how it opens a model."""
+"""The protocol of runtimes: precisions per device, and how a model is opened."""
 
 from __future__ import annotations
 
@@ -24,53 +24,52 @@ class Runner:
     """One model, ready to run."""
 
     run: Callable[[Tensors], Any]
-    """A batch by the names of its tensors, each (B, ...) -> the outputs of the module."""
+    """Tensors of a batch by name, each (B, ...) on the device -> the outputs of the module."""
     is_static: bool
-    """It takes only whole batches: pad the last one and drop what comes back for the padding."""
+    """Whether B is fixed: pad the last batch, and drop the outputs of the padding."""
 
 
 class Runtime(Protocol):
-    """One way to run a model. Subclass it; the defaults suit a library that takes exports."""
+    """A library that runs models. Subclass it; the defaults are for libraries of exports."""
 
     name: str
     precisions: Mapping[str, tuple[Device, ...]]
-    """Precision -> the devices on which it runs in it, in the order to try them."""
+    """Precision -> its devices; in the order in which `auto` tries precisions."""
     trial_order: int
-    """`auto` tries runtimes in this order: soon ready and often the best first."""
+    """`auto` tries runtimes in ascending order: those that start fast and are often best first."""
     extra: str = ""
     """The extra that installs its packages; empty if there are none."""
     packages: tuple[str, ...] = ()
-    """Modules that it imports, named as their distributions; their versions are in the key of what
-    the node keeps."""
+    """Distributions that it imports; their versions are in the key of the node cache."""
     is_static: bool = True
-    """It takes whole batches only."""
+    """Whether every batch must have the same number of rows."""
     exports: bool = True
-    """It needs no module on an actor if the node has kept what it once made of it."""
+    """Whether actors need no module once the node cache has the exported model."""
     keeps: bool = True
-    """What it makes of a model stays on the node: the first actor pays, the others load."""
+    """Whether the node cache keeps its form of a model: one actor makes it, the others load it."""
     converts_types: bool = False
-    """It makes a lower precision of a float32 module by itself."""
+    """Whether it converts a float32 module to lower precisions itself."""
 
     def missing_reason(self, precision: str, device: Device) -> str:
-        """Say why it cannot be used here in a precision that it has for a device, or ''."""
+        """Return why it cannot run one of its precisions on this device here, or ''."""
         return ""
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
     ) -> Runner:
-        """Make a model ready to run; whatever goes wrong is raised.
+        """Open a model; errors of the library are raised as they are.
 
         Args:
-            exporter: Gives the module, or a file of it.
+            exporter: Gives the module, or an exported file of it.
             precision: One of `precisions`.
             num_threads: CPU threads.
-            calibrated: Precision int8: the ONNX model that runs instead of the module.
+            calibrated: Precision int8: bytes of the ONNX model that runs instead of the module.
         """
         ...
 
 
 def missing_reason(runtime: Runtime, precision: str, *, is_on_gpu: bool) -> str:
-    """Say why a runtime cannot be used here in a precision, or ''."""
+    """Return why a runtime cannot be used here in a precision, or ''."""
     absent = [name for name in runtime.packages if not importlib.util.find_spec(name)]
     if absent:
         return f"{absent[0]} is not installed: the extra `{runtime.extra}` brings it"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Compile(Runtime):
-    """The module, compiled for batches of one shape; torch keeps what it compiled by itself."""
+    """The module, compiled for batches of one shape; torch has a cache of its own."""
 
     name = "compile"
     precisions = {"fp32": BOTH, "tf32": GPU, "bf16": BOTH, "fp16": GPU}  # noqa: RUF012
@@ -35,7 +35,7 @@ def _compiled(exporter: Exporter) -> Runner:
         run = torch.compile(module, dynamic=False, mode="max-autotune")
     else:
         run = torch.compile(module, dynamic=False, options={"freezing": True})
-    with torch.no_grad():  # freezing folds weights only where none can change
+    with torch.no_grad():  # freezing folds weights only without gradients
         run(*exporter.tensors())
 
     def call(batch: Tensors) -> Any:

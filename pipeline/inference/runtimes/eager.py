@@ -1,4 +1,4 @@
-"""Runtime `eager`: torch as it is. In fp32 it is the reference for all others."""
+"""Runtime `eager`: plain torch. In fp32 it is the reference for all others."""
 
 from __future__ import annotations
 

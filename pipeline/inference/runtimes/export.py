@@ -19,7 +19,7 @@ _ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
 class FlatOutputs(torch.nn.Module):
-    """A module whose outputs are a tuple of tensors, whatever the structure they come in."""
+    """A module whose outputs are flattened to a tuple of tensors."""
 
     def __init__(self, module: InferenceModule) -> None:
         super().__init__()
@@ -31,15 +31,16 @@ class FlatOutputs(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Exporter:
-    """Gives a runtime the module, or what was made of it once on this node."""
+    """Gives a runtime the module, or an exported model from the node cache."""
 
     load: Callable[[], InferenceModule]
     example: Tensors
-    """A whole batch on the device, each (B, ...); what it holds does not matter."""
+    """A full batch on the device: input name -> (B, ...), in the shapes and dtypes of
+    `Input.slots`; the values do not matter."""
     identity: str | None
-    """All that decides the module's outputs; None if only its tensors tell."""
+    """Text that identifies the module's outputs; None: the tensors must be digested."""
     packages: tuple[str, ...] = ()
-    """What the runtime makes depends on the versions of these."""
+    """Distributions whose versions are part of the cache key."""
 
     def folder(
         self,
@@ -47,15 +48,15 @@ class Exporter:
         write: Callable[[Path, FlatOutputs], None],
         packages: tuple[str, ...] | None = None,
     ) -> Path:
-        """Return the folder of what was made, which `write` fills if there is none.
+        """Return the cached folder of an exported model; `write` makes it if there is none.
 
         Args:
-            kind: Names what is made.
-            write: Makes it, in an empty folder.
-            packages: What it depends on; left out: the runtime's packages.
+            kind: Names the form of the model.
+            write: Writes it into an empty folder.
+            packages: Distributions it depends on; None: those of the runtime.
         """
         packages = self.packages if packages is None else packages
-        # Each tensor's place, shape and type; names do not reach what is made.
+        # Order, shape and dtype of each tensor; names do not matter to the exported model.
         batch = [kind, *(x for t in self.tensors() for x in (list(t.shape), str(t.dtype)))]
         if self.identity is not None:
             key = key_of([self.identity, *batch], packages)
@@ -70,11 +71,11 @@ class Exporter:
 
     @property
     def is_on_gpu(self) -> bool:
-        """Tell whether the batches lie on a GPU."""
+        """Tell whether the batches are on a GPU."""
         return any(tensor.is_cuda for tensor in self.example.values())
 
     def tensors(self, size: int | None = None) -> tuple[torch.Tensor, ...]:
-        """Return the example's tensors in order, of so many rows or of all."""
+        """Return the example's tensors in order, each (size, ...); None: (B, ...)."""
         return tuple(tensor[:size] for tensor in self.example.values())
 
     def structure(self) -> pytree.TreeSpec:
@@ -87,7 +88,7 @@ class Exporter:
         try:
             folder = self.folder("structure", write, ())
             return pytree.treespec_loads((folder / _STRUCTURE).read_text())
-        except NotImplementedError:  # a container that only its own code knows
+        except NotImplementedError:  # a container without a text form
             return self._structure()
 
     def _structure(self) -> pytree.TreeSpec:

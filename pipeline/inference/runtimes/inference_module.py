@@ -1,6 +1,6 @@
-"""What a runtime runs: normalisation, the module, and the layer that is watched, as one module.
+"""The module that a runtime runs: normalisation, the model, and the chosen layer.
 
-It takes a batch as it lies on the device, each tensor (B, ...), and returns what the module does.
+It takes the tensors of a batch on the device, each (B, ...), and returns the model's outputs.
 Normalisation is a part of it, so that a compiler can fold it into the first convolution.
 """
 
@@ -14,11 +14,11 @@ import torch
 from pipeline.preprocessing.model_input import Input
 
 Tensors = Mapping[str, torch.Tensor]
-"""A batch by the names of the input, each (B, ...), in the order in which the model takes them."""
+"""A batch: input name -> (B, ...), in the order in which the model takes them."""
 
 
 class InferenceModule(torch.nn.Module):
-    """Normalisation, module, and the layer that is watched, as one module."""
+    """Normalisation, model, and the chosen layer as one module."""
 
     def __init__(
         self,
@@ -31,11 +31,11 @@ class InferenceModule(torch.nn.Module):
         """Wrap a module.
 
         Args:
-            module: In eval mode.
-            seen: What it sees of rows.
-            dtype: The module's type.
-            layer: One of its submodules; None takes the module's own output.
-            identity: What else than its tensors decides the outputs: its code, say.
+            module: The model, in eval mode.
+            seen: The input of the model.
+            dtype: The dtype of the model.
+            layer: The submodule whose output is returned; None: the model's output.
+            identity: Text that identifies the outputs beside the tensors, such as the code.
         """
         super().__init__()
         self.identity = f"{identity} {layer} {seen}"
@@ -48,7 +48,7 @@ class InferenceModule(torch.nn.Module):
             module.get_submodule(layer).register_forward_hook(self._catch)
 
     def forward(self, batch: torch.Tensor, *others: torch.Tensor) -> Any:
-        """Return the outputs of a batch, whose tensors come in the order of the input's names."""
+        """Return the outputs of a batch, its tensors (B, ...) in the order of the input's names."""
         prepared = self.normaliser(batch, *others)
         if others:
             outputs = self.module(**dict(zip(self._names, prepared, strict=True)))
@@ -60,7 +60,7 @@ class InferenceModule(torch.nn.Module):
         return caught
 
     def run(self, batch: Tensors) -> Any:
-        """Do the same for tensors by their names."""
+        """Return the outputs of a batch whose tensors are given by name."""
         return self(*batch.values())
 
     def _catch(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:

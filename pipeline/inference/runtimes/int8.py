@@ -1,8 +1,8 @@
 """int8 models: calibrated once on rows of the job, stored with the output, checked before use.
 
 Weights are int8 by output channel, activations uint8 by tensor; inputs, outputs and normalisation
-stay as they are. What calibration gives depends on rows and machine, so it happens once: the model
-lies in the output's store under its own digest, and all nodes and reruns load those very bytes.
+stay as they are. The result of calibration depends on rows and machine, so it happens once: the
+model is stored in the output under its digest, and all nodes and reruns load these bytes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 INT8 = "int8"
 EXTRA = "onnxruntime"
 PACKAGES = ("onnxruntime", "onnx", "onnxscript")
-"""What calibrates a model; the extra installs them."""
+"""Packages that calibrate a model; the extra installs them."""
 _INT8_MAX = 127
 
 
 def missing_reason(*, is_on_gpu: bool = False) -> str:
-    """Say why nothing can be calibrated here, or ''."""
+    """Return why models cannot be calibrated here, or ''."""
     if is_on_gpu:
         return f"{INT8} is used on the CPU only"
     absent = [name for name in PACKAGES if not importlib.util.find_spec(name)]
@@ -41,22 +41,23 @@ def missing_reason(*, is_on_gpu: bool = False) -> str:
 
 
 def quantise(source: Path, sample: Arrays) -> bytes:
-    """Quantise an ONNX model by the ranges that a sample takes in it.
+    """Quantise an ONNX model by the value ranges that a sample of rows has in it.
 
     Args:
-        source: A model whose inputs have fixed shapes.
-        sample: Rows of its inputs in their order, each (N, ...); whole batches are filled by
-            repeating rows.
+        source: Path of a float32 model whose inputs have fixed shapes.
+        sample: Input name -> (N, ...), in the order of the inputs; rows are repeated to fill the
+            last batch.
 
     Returns:
-        An ONNX model of the same inputs and outputs, with QuantizeLinear and DequantizeLinear.
+        Bytes of an ONNX model of the same inputs and outputs, with QuantizeLinear and
+        DequantizeLinear.
     """
     import onnx
     from onnxruntime import quantization
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        # Symbolic shapes are for dynamic ones, and need another package.
+        # Symbolic shape inference is for dynamic shapes, and needs another package.
         quantization.quant_pre_process(source, prepared, skip_symbolic_shape=True)
         model = onnx.load(prepared)
         quantization.quantize_static(
@@ -76,7 +77,7 @@ def quantise(source: Path, sample: Arrays) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice on other uses of it out of the log."""
+    """Silence the quantiser's log messages about other options."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -137,9 +138,9 @@ def _channel_axis(node: onnx.NodeProto) -> int:
 
 
 def _channel_scales(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return a scale for each output channel of weights (out, in, ...)."""
+    """Return float64 (out,): the scale per output channel of weights (out, in, ...)."""
     num_channels, num_inputs = weights.shape[:2]
-    # As the kernels walk: all inputs of one pixel, then the next pixel's.
+    # In the order of the kernels: all inputs of one pixel, then those of the next pixel.
     walk = np.moveaxis(weights, 1, -1).reshape(num_channels, -1)
     largest = np.abs(walk).max(axis=1)
     if num_inputs > 1:

@@ -1,8 +1,8 @@
 """MNN: float32 on the CPU with Winograd convolutions, which need 2 to 4 times fewer products.
 
-It is found by its entry point of group `pipeline.runtimes`, as a runtime of any other distribution
-is. Of MNN's Python package only the engine and the converter are imported: `MNN.tools` would bring
-a module that asks the network.
+It is found by its entry point of group `pipeline.runtimes`, like the runtime of any other
+distribution. Only the engine and the converter of MNN's Python package are imported: `MNN.tools`
+imports a module that uses the network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # A process of its own: the converter prints to stdout, and ends its process if it fails. It must
 # find no module in the working directory.
 PUBLIC_CONVERTER = "import sys; from MNN.tools.mnnconvert import convert; convert(sys.argv[1:])"
-"""The plain way, for an MNN whose private `_tools` has another name."""
+"""The public converter, for versions of MNN without the private `_tools`."""
 _CONVERT = f"""
 try:
     import sys, MNN
@@ -78,7 +78,7 @@ def convert(source: Path, target: Path, converter: str = _CONVERT) -> None:
     """Write the MNN model of an ONNX file.
 
     Raises:
-        RuntimeError: MNN cannot run it.
+        RuntimeError: MNN cannot convert the model.
     """
     options = ["mnnconvert", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target)]
     done = subprocess.run(  # noqa: S603  # our own interpreter
@@ -94,7 +94,7 @@ def convert(source: Path, target: Path, converter: str = _CONVERT) -> None:
 
 
 def open_model(path: Path, num_threads: int) -> Callable[..., Outputs]:
-    """Return a function from a batch's arrays, of the exported shapes, to copies of the outputs."""
+    """Return a function: arrays of a batch, in the exported shapes -> copies of the outputs."""
     from MNN import expr, nn
 
     types = {np.dtype(np.uint8): expr.uint8, np.dtype(np.float32): expr.float}

@@ -34,7 +34,7 @@ class OnnxRuntime(Runtime):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
         options.log_severity_level = 3
-        # Threads that spin while they wait take the cores of the decoders.
+        # Threads that spin while they wait would take the cores of the decoders.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = ["CUDAExecutionProvider"] if exporter.is_on_gpu else []
         providers = [p for p in wanted if p in onnxruntime.get_available_providers()]

@@ -39,7 +39,7 @@ class OpenVino(Runtime):
         from pipeline.inference import output_tree as pytree
 
         def convert(folder: Path, flat: FlatOutputs) -> None:
-            # Two rows show as much as a whole batch, and are traced in a tenth of the time.
+            # Two rows are enough for tracing, and take a tenth of the time of a full batch.
             few = exporter.tensors(2)
             model = openvino.convert_model(flat, example_input=few[0] if len(few) == 1 else few)
             shapes = [list(tensor.shape) for tensor in exporter.tensors()]
@@ -55,7 +55,7 @@ class OpenVino(Runtime):
             else core.read_model(calibrated),
             "CPU",
             {
-                # Its default where the CPU has bf16 is bf16.
+                # On a CPU with bf16 the default is bf16.
                 "INFERENCE_PRECISION_HINT": _HINTS[precision],
                 "INFERENCE_NUM_THREADS": num_threads,
                 "NUM_STREAMS": 1,

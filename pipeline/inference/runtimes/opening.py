@@ -1,4 +1,4 @@
-"""Make a module ready to run by one of the runtimes: same weights, same outputs, other speeds."""
+"""Open a module with one of the runtimes: same weights, outputs that agree, other speeds."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _DTYPES = {
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
-    INT8: torch.float32,  # what is calibrated is the float32 model
+    INT8: torch.float32,  # calibration takes the float32 model
 }
 _BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
 _MAX_CHARS = 300
 
 
 def dtype_of(runtime: str, precision: str) -> torch.dtype:
-    """Return the type that a module must have for a runtime."""
+    """Return the dtype that a module must have for a runtime."""
     return torch.float32 if runtime_of(runtime).converts_types else _DTYPES[precision]
 
 
 def emulated_reason(precision: str, *, is_on_gpu: bool) -> str:
-    """Say why a precision gains nothing here, or ''."""
+    """Return why a precision is not faster here, or ''."""
     if precision != "bf16" or is_on_gpu:
         return ""
     flags = instruction_sets()
@@ -53,20 +53,21 @@ def make_runner(
     identity: str | None = None,
     calibrated: bytes | None = None,
 ) -> Runner:
-    """Make a module ready to run.
+    """Open a module with a runtime.
 
     Args:
-        runtime: Its name.
-        precision: One that the runtime has.
-        load: Gives the module on its device, of type `dtype_of`, in eval mode. Not called if the
-            node has kept what the runtime once made of it.
-        example: A whole batch on the device, by name; what it holds does not matter.
+        runtime: Name of the runtime.
+        precision: One of the runtime's precisions.
+        load: Returns the module on its device, of dtype `dtype_of`, in eval mode. Not called if
+            the node cache has the runtime's form of it.
+        example: A full batch on the device: input name -> (B, ...), in the shapes and dtypes of
+            `Input.slots`; the values do not matter.
         num_threads: CPU threads.
-        identity: All that decides the module's outputs; None if only its tensors tell.
-        calibrated: Precision int8: the checked model that runs instead of the module.
+        identity: Text that identifies the module's outputs; None: its tensors are digested.
+        calibrated: Precision int8: bytes of the checked ONNX model that runs instead.
 
     Raises:
-        JobError: The runtime is not here or cannot run the module.
+        JobError: The runtime is not installed here or cannot run the module.
     """
     allow_tf32(precision)
     chosen = runtime_of(runtime)
@@ -79,11 +80,11 @@ def make_runner(
         raise JobError(f"model.precision {INT8!r}: there is no calibrated model to run")
     load = functools.cache(load)
     if not chosen.exports:
-        load()  # its own errors are not the runtime's
+        load()  # its errors are not the runtime's
     exporter = Exporter(load, example, identity, chosen.packages)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of exporters about each other
+            warnings.simplefilter("ignore")  # warnings of exporters about each other
             return chosen.open(exporter, precision, num_threads, calibrated)
     except PipelineError:
         raise
@@ -93,8 +94,8 @@ def make_runner(
 
 
 def allow_tf32(precision: str) -> None:
-    """Let this process use TF32 in this precision, and in no other."""
+    """Allow TF32 in this process if the precision is tf32, otherwise forbid it."""
     allowed = precision == "tf32"
-    # torch allows TF32 in convolutions unless told otherwise: fp32 would not be fp32.
+    # By default torch allows TF32 in convolutions: fp32 would not be fp32.
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed

@@ -1,8 +1,8 @@
-"""What to make of a model's outputs: one task per file, and the registry of all of them.
+"""Turn a model's outputs into columns: one task per file, and the registry of all tasks.
 
 A new task is a file with a class like `classify.Classify`, a line here, and a case in
 tests/models/test_task_conformance.py; or a class in another distribution with an entry point of
-group `pipeline.tasks`. What comes after reads properties of the task, never its name.
+group `pipeline.tasks`. Other code reads properties of the task, never its name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def task_class(name: str) -> type[Task]:
     """Return the class of a task.
 
     Raises:
-        JobError: There is none of that name here, or the distribution that brings it is broken.
+        JobError: The name is unknown here, or the distribution of the task is broken.
     """
     found: type[Task] = get(TASKS, name)
     return found

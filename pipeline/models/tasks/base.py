@@ -1,7 +1,8 @@
-"""What every task is: its columns, what is kept of a batch, and how two predictions agree.
+"""The protocol of tasks: their columns, the reduction of a batch, the agreement of predictions.
 
-`fields` runs on the driver and imports no torch; `reduce` runs on the device and keeps only what
-is written; `columns` makes Arrow arrays of it. Schemas are declared by the job, never inferred.
+`fields` runs on the driver and does not import torch; `reduce` runs on the device and keeps only
+what is written; `columns` makes Arrow arrays of it. The job declares schemas; they are never
+inferred.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
     from pipeline.job.job import Model
 
 Arrays = dict[str, npt.NDArray[Any]]
-"""What is kept of rows by name, each (N, ...)."""
+"""The results of N rows after `Task.reduce`: name -> (N, ...)."""
 Mask = npt.NDArray[np.bool_]
-"""Which rows of a slice have a prediction, (N,)."""
+"""bool (N,): rows of a slice that have a prediction."""
 
 
 class OutputError(ValueError):
-    """The outputs are not what the job declares: no row is at fault."""
+    """The outputs are not as the job declares; not the fault of a row."""
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """One named output of a model: its shape without the batch dimension."""
+    """One named output of a model, with its shape without the batch dimension."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,10 +45,10 @@ class OutputSpec:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the job asks of a task, plain enough for JSON and for Ray."""
+    """The settings of a task; for JSON, and can be pickled."""
 
     kind: str
-    """Its name in `TASKS`."""
+    """Name of the task in `TASKS`."""
     labels: tuple[str, ...] = ()
     top_k: int = 1
     embedding_dim: int = 0
@@ -69,24 +70,24 @@ class TaskSpec:
 
 
 class Task(Protocol):
-    """How one task turns outputs into columns. Subclass it; the defaults suit numbers."""
+    """How outputs become columns. Subclass it; the defaults are for tasks of plain numbers."""
 
     spec: TaskSpec
 
     job_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of the job's section `model` that belong to the task; others have no effect."""
     needs_labels: ClassVar[bool] = False
-    """It needs the names of classes, from the job or the model."""
+    """Whether the task needs class names, from the job or the model."""
     takes_any_shape: ClassVar[bool] = False
-    """It takes outputs of any shape, also maps."""
+    """Whether the task takes outputs of any shape, such as maps."""
     has_golden: ClassVar[bool] = True
-    """Golden rows can be compared."""
+    """Whether golden rows can be compared."""
     has_golden_folders: ClassVar[bool] = False
-    """Golden rows may be a folder of images by label."""
+    """Whether golden rows may be a folder with one subfolder of images per label."""
 
     @classmethod
     def problems(cls, model: Model) -> Iterator[str]:
-        """Yield what is wrong with a job's section `model` for this task."""
+        """Yield the problems of a job's section `model` for this task."""
         yield from ()
 
     def fields(self) -> list[pa.Field]:
@@ -94,7 +95,14 @@ class Task(Protocol):
         ...
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
-        """Check the outputs of a batch and keep what is written, each (B, ...).
+        """Check the outputs of a batch and reduce them to what is written.
+
+        Args:
+            outputs: The outputs of the model, on the device, of any structure.
+            num_rows: B.
+
+        Returns:
+            Name -> (B, ...), on the device.
 
         Raises:
             OutputError: The outputs do not have the declared shape; names both.
@@ -102,54 +110,59 @@ class Task(Protocol):
         ...
 
     def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
-        """Make the task's columns for the rows of a slice; rows that are not ok are null."""
+        """Make the task's columns for the N rows of a slice.
+
+        Args:
+            arrays: The results, each (N, ...); values of rows that are not ok are arbitrary.
+            ok: bool (N,); other rows are null.
+        """
         ...
 
     def num_outputs(self) -> int | None:
-        """Return how many outputs a model is built with; None takes the architecture as it is."""
+        """Return the number of outputs to build a model with; None: as the architecture has it."""
         return None
 
     def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
-        """Compare what two runs keep of the same rows, each array (N, ...)."""
+        """Compare the results of two runs over the same rows, each (N, ...)."""
         return compare_numbers(reference, found, limits)
 
     def measured_columns(self) -> tuple[str, ...]:
-        """Name the columns whose numbers are counted for drift; none counts nothing."""
+        """Return the columns whose histograms are kept for drift; may be empty."""
         return ()
 
     def golden_columns(self) -> tuple[str, ...]:
-        """Name the columns that golden rows must have beside their input."""
+        """Return the columns that golden rows must have beside their input."""
         return tuple(field.name for field in self.fields())
 
     def parse_golden(self, found: pa.Table) -> pa.Table:
-        """Cast what golden rows say is expected; the input is gone.
+        """Cast the expected columns of golden rows to the task's types, without the input.
 
         Raises:
-            pa.ArrowException: A column is not what the task gives.
+            pa.ArrowException: A column cannot be cast.
         """
         columns = self.golden_columns()
         return pa.table({name: found.column(name).cast(pa.float64()) for name in columns})
 
     def golden_arrays(self, expected: pa.Table) -> Arrays:
-        """Return what `reduce` would keep of rows that are as expected, each (N, ...)."""
+        """Return the expected values as results, each (N, ...), as `reduce` would make them."""
         ...
 
     def golden_differences(
         self, expected: pa.Table, found: Arrays, limits: AgreementLimits, max_score_diff: float
     ) -> list[str]:
-        """Say of each golden row how it differs from what is expected; '' if it agrees.
+        """Return per golden row how it differs from the expected values; '' if it agrees.
 
         Args:
-            expected: What `parse_golden` gave, N rows.
-            found: What is kept of the same rows, each (N, ...).
+            expected: N rows of `parse_golden`.
+            found: The results of the same rows, each (N, ...).
             limits: How far a row may be off.
-            max_score_diff: How far a score may be off if the row does not say.
+            max_score_diff: How far a score may be off if the row has no tolerance of its own.
         """
         agrees = self.compare(self.golden_arrays(expected), found, limits).agrees
         return ["" if ok else "other numbers than expected" for ok in agrees]
 
     def describe(self, row: Mapping[str, Any]) -> str:
-        """Say in a few words what was predicted of a row, which is given by column."""
+        """Return a prediction in a few words; `row` maps column -> value."""
         return f"columns {', '.join(field.name for field in self.fields())}"
 
 
@@ -157,13 +170,13 @@ def require(output: Any, shape: tuple[int, ...], declared: str, what: str) -> to
     """Check the shape of an output.
 
     Args:
-        output: Of the model.
-        shape: As it is to be.
-        declared: What the job says of its last dimension, with a place for the number.
-        what: It is.
+        output: One output of the model.
+        shape: The expected shape.
+        declared: How the job declares the last dimension, with a placeholder for the number.
+        what: What the output is, for the message.
 
     Raises:
-        OutputError: It is something else.
+        OutputError: It is not a tensor, or has another shape.
     """
     import torch
 
@@ -185,7 +198,7 @@ def nested_type(shape: tuple[int, ...]) -> pa.DataType:
 
 
 def nested(values: npt.NDArray[Any], ok: Mask) -> pa.Array:
-    """Turn (N, a, b, ...) into fixed-size lists of fixed-size lists; rows not ok are null."""
+    """Turn (N, a, b, ...) into nested fixed-size lists, null for rows that are not ok."""
     shape = values.shape[1:]
     array = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
     if not shape:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 _TOLERANCE = "tolerance"
-"""Column of golden rows: how far the score of this row may be off."""
+"""Column of golden rows: tolerance of the row's score."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Classify(Task):
         return (LABEL,)
 
     def parse_golden(self, found: pa.Table) -> pa.Table:
-        """Take the label, and where there are any the score and its tolerance."""
+        """Return the label, and the score and its tolerance if the golden rows have them."""
         columns = {LABEL: found.column(LABEL).cast(pa.string())}
         for name in (SCORE, _TOLERANCE):
             if name in found.column_names:

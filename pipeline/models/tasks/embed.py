@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.job.job import Model
 
 _LEAST_LENGTH = 1e-12
-"""Of shorter vectors torch divides by this."""
+"""Shorter vectors are divided by this, as in torch."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Embed(Task):
         import torch
 
         if isinstance(outputs, torch.Tensor) and outputs.ndim > 2:
-            outputs = outputs.flatten(1)  # a pooled layer ends in (B, D, 1, 1)
+            outputs = outputs.flatten(1)  # a pooling layer gives (B, D, 1, 1)
         shape = (num_rows, self.spec.embedding_dim)
         told = "model.embedding_dim is {}", "one vector per row"
         vectors = require(outputs, shape, *told).float()
@@ -74,9 +74,9 @@ class Embed(Task):
 
 
 def _normalised(vectors: torch.Tensor) -> torch.Tensor:
-    """Return vectors of length 1; where squares are beyond float32 they are scaled before.
+    """Return float32 (B, D) of length 1; scales first if squares exceed float32.
 
-    Zeros stay zeros, and what is not finite stays so.
+    Zeros stay zeros, and non-finite values stay non-finite.
     """
     import torch
 

@@ -18,13 +18,13 @@ def fields_of(factory: str) -> list[pa.Field]:
     """Return the columns that a post-processing step declares.
 
     Raises:
-        JobError: It cannot be imported, or has no Arrow schema.
+        JobError: The step cannot be imported, or has no Arrow schema.
     """
     return list(load_postprocess(factory).schema)
 
 
 def postprocessed(factory: str, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
-    """Make the declared columns of raw outputs, each (N, ...); rows that are not ok are null.
+    """Make the declared columns (N,) of raw outputs, each (N, ...); null for rows that are not ok.
 
     Raises:
         JobError: The step raises, or gives other columns than it declares.
@@ -41,10 +41,10 @@ def postprocessed(factory: str, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]
 
 
 def _made(name: str, made: Any, field: pa.Field, num_rows: int) -> pa.Array:
-    """Return a column that a post-processing step has made.
+    """Check a column that a post-processing step made, and return it as Arrow.
 
     Raises:
-        JobError: It is not what the step's schema says.
+        JobError: The column differs from the step's schema.
     """
     told = f"model.postprocess {name}: column {field.name}"
     if not isinstance(made, Mapping) or field.name not in made:
@@ -63,7 +63,7 @@ def _kind_of(made: Any) -> str:
 
 
 class Postprocess(Protocol):
-    """What a `model.postprocess` factory returns."""
+    """The result of a `model.postprocess` factory."""
 
     schema: pa.Schema
 
@@ -73,10 +73,10 @@ class Postprocess(Protocol):
 
 
 def load_postprocess(factory: str) -> Postprocess:
-    """Import and call a post-processing factory (whose module the caller has allowed).
+    """Import and call a post-processing factory, whose module the caller has allowed.
 
     Raises:
-        JobError: It cannot be imported, or has no Arrow schema.
+        JobError: The factory cannot be imported, or has no Arrow schema.
     """
     contract = (
         f"model.postprocess = {factory!r}: is called without arguments and must return an object "

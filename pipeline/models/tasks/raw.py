@@ -1,4 +1,4 @@
-"""Task `raw`: declared outputs as they are, or as post-processing turns them into columns."""
+"""Task `raw`: the declared outputs as columns, or the columns that post-processing makes."""
 
 from __future__ import annotations
 
