@@ -93,7 +93,7 @@ class DeviceBuffer:
         self._times = (copying, copied, computing, computed)
 
     def finish(self) -> Arrays:
-        """Wait for the batch; return its results, name -> (B, ...); raises errors of the device."""
+        """Wait for the batch and return its results, name -> (B, ...); raises device errors."""
         kept, self._kept = self._kept, {}
         if self._times is not None:
             (copying, copied, computing, computed), self._times = self._times, None

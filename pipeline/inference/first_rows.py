@@ -53,7 +53,7 @@ class FirstRows:
         self._row_ids: Sequence[str] = ()
 
     def share(self, folder: Path) -> None:
-        """Share the end of the watch with this node's actors, by a file in the run's folder."""
+        """Share the end of the watch with actors of this node, by a file in the run's folder."""
         self._mark = folder / MARK
 
     def begin(self, row_ids: pa.ChunkedArray) -> None:

@@ -3,8 +3,8 @@
 An actor counts the rows of its batches, sends at most one small message per second, and does not
 wait for an answer. On the driver's machine the channel is a pipe; elsewhere it is a Ray actor
 without CPUs, which the driver starts after some seconds of a run. Lost messages do no harm: a slice
-counts when it is committed, and then its messages are dropped. Rows are counted per slice, so that a
-second attempt, after an actor has crashed, does not count twice.
+counts when it is committed, and then its messages are dropped. Rows are counted per slice, so that
+a second attempt, after an actor has crashed, does not count twice.
 """
 
 from __future__ import annotations

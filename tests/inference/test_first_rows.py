@@ -55,7 +55,7 @@ def test_of_a_small_run_all_rows_are_enough(num_rows: int):
         predict(watched("failing_models:raising", FirstRows(num_rows)), rows_of(images(num_rows)))
 
 
-def test_of_a_single_row_nobody_knows_whether_the_row_is_at_fault():
+def test_a_single_row_does_not_show_whether_the_row_is_at_fault():
     for factory in ("failing_models:raising", "failing_models:wrong"):
         rows, _ = predict(watched(factory, FirstRows(1)), rows_of(images(1)))
         assert not is_predicted(rows[0])

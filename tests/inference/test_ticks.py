@@ -51,7 +51,7 @@ def test_another_process_tells_through_the_pipe_and_the_last_count_of_a_slice_co
     assert listener.read() == {}
 
 
-def test_a_pipe_that_is_full_or_gone_holds_nobody_up(listener: PipeListener) -> None:
+def test_a_full_or_closed_pipe_blocks_no_actor(listener: PipeListener) -> None:
     send = listener.channel.open()
     for number in range(10_000):  # more than a pipe holds
         send((number, 0), 1)
@@ -84,7 +84,7 @@ def test_few_messages_are_sent_however_many_batches_there_are(
     assert [n for _, n in sent] == sorted({n for _, n in sent})
 
 
-def test_a_predictor_counts_its_batches_and_nothing_where_nobody_looks(
+def test_a_predictor_counts_its_batches_and_nothing_without_a_channel(
     listener: PipeListener,
 ) -> None:
     model, rows = predictor("models:colours", batch_size=4), rows_of(images(10))

@@ -61,7 +61,7 @@ def test_what_is_handed_out_is_there(
     assert most is None or found.max_actors <= most
     assert found.num_readers >= 1
     assert found.num_decoders >= (1 if num_gpus else 0)
-    # No core is left to nobody: actors that do not have them all get decoders beside them.
+    # No core is unused: if actors do not have all of them, decoders run beside them.
     idle = cpus - found.max_actors * (num_cpus or 1.0)
     assert found.decodes_in_actors == (not num_gpus and idle < 1)
     assert found.num_writers >= 1
@@ -238,7 +238,7 @@ def test_the_job_may_say_who_decodes(decode_in: str, actors: int | None, decoder
     [
         (4, 0, {}, 0),
         (4, 0, {"num_cpus": 4.0}, 0),
-        (4, 0, {"max_actors": 3, "decode_in": "actors"}, 1),  # a core is nobody's
+        (4, 0, {"max_actors": 3, "decode_in": "actors"}, 1),  # one core is unused
         (4, 0, {"decode_in": "tasks"}, 1),
         (4, 1, {"num_gpus": 1.0, "num_cpus": 4.0, "decode_in": "actors"}, 1),
     ],

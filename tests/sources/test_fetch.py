@@ -1,4 +1,4 @@
-"""Fetching URIs that nobody vouches for: only what the job allows, never more bytes than it allows.
+"""Fetching untrusted URIs: only what the job allows, never more bytes than it allows.
 
 Names and addresses are pretended by a real resolver function, and `connect` leads every address to
 a server on loopback, so that no test leaves this machine; what was connected to is written down.

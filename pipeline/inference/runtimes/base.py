@@ -30,7 +30,7 @@ class Runner:
 
 
 class Runtime(Protocol):
-    """A library that runs models. Subclass it; the defaults are for libraries of exports."""
+    """A library that runs models. Subclass it; the defaults are for exported models."""
 
     name: str
     precisions: Mapping[str, tuple[Device, ...]]
