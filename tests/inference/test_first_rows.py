@@ -1,4 +1,4 @@
-"""The first rows: one cause for all of them ends a run, but nothing that a row may cause."""
+"""The first rows: one cause for all of them ends a run, unless rows may be at fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The structure of outputs: torch's private functions and the plain ones say the same."""
+"""The structure of outputs: torch's private functions and the plain ones agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The predictor: a plain loop's answers, whatever the batches, and each failure to its own row."""
+"""The predictor: results of a plain loop for all batch sizes, and failures of the right rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NORMALISED = {"mean": MEAN, "std": STD}
 
 
 def buffers(number: int, batch_size: int) -> list[DeviceBuffer]:
-    """As many batches at once as on a GPU, or more, each with a buffer of its own."""
+    """Several batches in flight, as on a GPU, each with a buffer of its own."""
     shape = (batch_size, SIZE_PX, SIZE_PX, 3)
     return [
         DeviceBuffer({"image": torch.zeros(shape, dtype=torch.uint8)}, gather_rows, CPU)
@@ -50,7 +50,7 @@ def scores_of(row: dict[str, Any]) -> dict[str, float]:
 
 
 def plain_loop(module: nn.Module, pixels: np.ndarray, top_k: int = 3) -> list[dict[str, float]]:
-    """The reference: one image after the other, normalised as everybody writes it."""
+    """The reference: one image after the other, with the usual normalisation."""
     module.eval()
     found = []
     for image in pixels:
@@ -116,7 +116,7 @@ def test_the_input_is_not_written_to():
     before = pixels.tobytes()
     predict(model, rows)
     assert pixels.tobytes() == before
-    shipped = pa.ipc.open_stream(_stream(rows)).read_all()  # as Ray ships it: memory is read-only
+    shipped = pa.ipc.open_stream(_stream(rows)).read_all()  # as Ray sends it: memory is read-only
     copy = _stream(shipped).to_pybytes()
     assert predict(model, shipped)[0] == predict(model, rows)[0]
     assert _stream(shipped).to_pybytes() == copy
@@ -262,7 +262,7 @@ def test_a_gpu_that_is_not_there_is_named():
 
 @pytest.fixture
 def calls() -> Callable[[Predictor], list[int]]:
-    """Note the number of rows of every call of a predictor's model from now on."""
+    """Record the number of rows of every later call of a predictor's model."""
 
     def watch(model: Predictor) -> list[int]:
         seen: list[int] = []

@@ -1,4 +1,4 @@
-"""Actors tell how far they are within a slice, at next to no cost, and nothing waits for it."""
+"""Actors report progress within a slice, cheaply, and nothing waits for the reports."""
 
 from __future__ import annotations
 

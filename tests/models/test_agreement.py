@@ -1,4 +1,4 @@
-"""Agreement is judged row by row, and nothing that is not a number agrees."""
+"""Agreement is decided per row, and NaN never agrees."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_numbers_agree_relative_to_their_usual_size():
     reference = {"value": np.array([[100.0, 100.0], [100.0, 100.0], [0.0, 100.0]])}
     candidate = {"value": np.array([[100.5, 100.0], [100.0, 102.0], [0.5, 100.0]])}
     found = compare("regress", reference, candidate)
-    # The zero of the last row is judged by the size that the output usually has.
+    # The error at the zero of the last row is relative to the RMS of the output.
     assert found.agrees.tolist() == [True, False, True]
     assert found.worst == pytest.approx(0.02)
 

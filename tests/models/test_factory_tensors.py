@@ -98,7 +98,7 @@ def test_a_factory_that_no_seed_holds_is_refused_by_the_second_actor_or_a_resume
 
 def test_a_retry_keeps_to_the_tensors_of_what_is_published(any_store: Store) -> None:
     hand_on(any_store, PATH, "none.json")
-    assert not any_store.exists("none.json"), "nothing is pinned: nothing to keep to"
+    assert not any_store.exists("none.json"), "nothing was pinned, so nothing is copied"
     pin(any_store, PATH, models.Colours(), "m")
     hand_on(any_store, PATH, "retry.json")
     pin(any_store, "retry.json", models.Colours(), "m")

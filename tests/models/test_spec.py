@@ -1,4 +1,4 @@
-"""Models: weights are data and never code, and what a job leaves out comes from the model."""
+"""Models: weights are data, never code, and the model gives the settings that a job leaves out."""
 
 from __future__ import annotations
 
@@ -116,11 +116,11 @@ def test_no_file_runs_code_or_is_taken_for_weights(tmp_path: Path):
     for path in (whole_module, payload, *(str(tmp_path / name) for name in names)):
         message = refusal(weights=path)
         assert path in message
-        assert "weights_only=False" not in message, "do not tell how to run it all the same"
+        assert "weights_only=False" not in message, "no advice to load it unsafely"
         assert "torch.save(" in message or "copy it again" in message or ".pth" in message
         assert not canary.exists()
     pickle.loads(pickle.dumps(Canary(canary)))
-    assert canary.exists(), "the payload works where it is let"
+    assert canary.exists(), "the payload works if it is unpickled"
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 2**20, 2**40, 2**63, 2**64 - 1])

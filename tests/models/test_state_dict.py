@@ -18,7 +18,7 @@ from pipeline.models.state_dict import load_state
 
 
 def loads(path: str, **model: Any) -> bool:
-    """Whether the weights of a file arrive in the module."""
+    """Tell whether the weights of a file are loaded into the module."""
     loaded = load_module(resolve(weights=path, **model)).state_dict()
     return all(torch.equal(loaded[name], value) for name, value in colours_state().items())
 
@@ -135,7 +135,7 @@ def test_a_key_without_a_file_that_has_keys_is_refused() -> None:
 
 
 def test_a_spec_without_a_key_is_described_as_ever(tmp_path: Path) -> None:
-    """So that a retry of what was published before the field was there finds its settings."""
+    """A retry of a partition published before the field existed finds its settings."""
     assert (
         "weights_key" not in resolve(weights=saved(tmp_path / "w.pth", colours_state())).to_dict()
     )

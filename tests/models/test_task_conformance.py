@@ -1,4 +1,4 @@
-"""What holds for every task, also for one that another distribution brings."""
+"""Every task follows the protocol, also one of another distribution."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DRAWN = torch.rand((3, 4), generator=torch.Generator().manual_seed(1))
 
 
 class Case(NamedTuple):
-    """A spec, and outputs of three rows that suit it."""
+    """A spec, and matching outputs of three rows."""
 
     spec: TaskSpec
     outputs: Any

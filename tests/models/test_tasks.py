@@ -1,4 +1,4 @@
-"""Every task turns outputs into the columns it declares, and says what does not fit."""
+"""Every task turns outputs into its declared columns, and reports what does not fit."""
 
 from __future__ import annotations
 

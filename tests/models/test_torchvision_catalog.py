@@ -1,4 +1,4 @@
-"""torchvision's models come without torch's compiler, and what wants it still gets it."""
+"""torchvision's models load without torch's compiler, which is imported when it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that mean something elsewhere are told apart, each with the shortest way that works."""
+"""Names of models elsewhere are recognised, each with advice how to run the model."""
 
 from __future__ import annotations
 

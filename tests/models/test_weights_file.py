@@ -1,4 +1,4 @@
-"""What a weights file is, is told before it costs: from its name and bytes, and nothing is run."""
+"""Weights files are recognised early, by name and bytes, and nothing is run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WAY_OUT = 'torch.save(model.state_dict(), "w.pth"), and name the architecture'
 
 
 def refusal(path: Path, data: bytes | None = None) -> str:
-    """What the driver says of a file, whether it reads all of it or its header only."""
+    """Return the driver's message about a file; the same from all of it and from its header."""
     if data is not None:
         path.write_bytes(data)
     said = []
@@ -38,7 +38,7 @@ def refusal(path: Path, data: bytes | None = None) -> str:
         with pytest.raises(JobError) as caught:
             weights_digest(str(path), expected, {})
         said.append(str(caught.value))
-    assert said[0] == said[1], "the same, whether the digest is known or not"
+    assert said[0] == said[1], "the message is the same with and without a digest"
     assert said[0].startswith(f"model.weights = {path}: ")
     assert "\n" not in said[0]
     return said[0]
@@ -59,7 +59,7 @@ def saved(state: object, **options: Any) -> bytes:
 
 
 class Settings:
-    """What training scripts put into a checkpoint beside the weights."""
+    """Content of a checkpoint beside the weights, as training scripts write it."""
 
 
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])

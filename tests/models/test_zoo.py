@@ -1,4 +1,4 @@
-"""The ready-made model: strict weights, unique labels, sane answers, no torch before build()."""
+"""The ready-made model: strict weights, unique labels, plausible predictions, no early torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dividing the cluster: what is handed out is there, and what cannot be is named with numbers."""
+"""Dividing the cluster: allocations fit, and impossible ones are refused with numbers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_what_is_handed_out_is_there(
     assert found.num_writers >= 1
     assert 0 < found.actor_cpus <= (num_cpus or 1.0)
     tasks = found.num_readers + found.num_decoders + found.num_writers
-    # All at once: who waits for the next stage must not keep that one from starting.
+    # All at once: tasks that wait for the next stage must not keep it from starting.
     assert found.max_actors * found.actor_cpus + tasks * TASK_CPUS <= cpus + 1e-9
     assert found.actor_gpus == num_gpus
     if num_gpus:
@@ -87,7 +87,7 @@ def test_what_is_handed_out_is_there(
 def test_beside_the_actors_of_every_node_tasks_find_room_on_some(
     nodes: int, cpus: int, num_cpus: float | None, actors: int | None, decode_in: str
 ):
-    """A task is on one node: what many nodes have left together is no use to it."""
+    """A task runs on one node: the sum of what several nodes have left does not help."""
     fields = {"num_cpus": num_cpus, "max_actors": actors, "decode_in": decode_in}
     assume(nodes * math.floor(cpus / (num_cpus or 1)) >= (actors or 1))
     hardware = Hardware(nodes, nodes * cpus, 0, node_cpus=(float(cpus),) * nodes)
@@ -129,7 +129,7 @@ def test_many_actors_may_share_the_cards_of_a_node_with_few_cores(
 
 
 def test_actors_on_cards_reserve_what_their_own_nodes_have():
-    """A large node without a card is no reason to ask more of a small one that has one."""
+    """A large node without a GPU must not raise what actors reserve on a small node with a GPU."""
     hardware = Hardware(2, 34, 1, node_cpus=(2.0, 32.0), node_gpus=(1.0, 0.0))
     found = allocate(Resources.model_validate({"num_gpus": 0.25}), hardware)
     assert found.max_actors == 4
@@ -165,7 +165,7 @@ def test_fractions_share_a_card_and_do_not_span_two(each: float, on_one: int):
 def test_no_actor_lies_on_two_nodes(
     nodes: tuple[float, ...], total: float, threads: float | None, actors: int
 ):
-    """Nodes that an autoscaler may still add are taken to be as large as they are together."""
+    """Nodes that an autoscaler may add are assumed to be one node of their total size."""
     hardware = Hardware(len(nodes), total, 0, node_cpus=nodes)
     found = allocate(Resources.model_validate({"num_cpus": threads}), hardware)
     assert found.max_actors == actors

@@ -1,4 +1,4 @@
-"""Every bad file gets its reason, every valid one Pillow's pixels, and no file a grey filling."""
+"""Bad files get their reasons, valid files Pillow's pixels, and no file is filled with grey."""
 
 from __future__ import annotations
 
@@ -127,11 +127,11 @@ def test_a_cut_at_any_byte_is_refused_or_changes_no_pixel(
     whole = decode_image(data, LIMITS)
     for kept in range(30, len(data)):
         outcome = outcome_of(data[:kept])
-        if isinstance(outcome, torch.Tensor):  # only what follows the last pixel was missing
+        if isinstance(outcome, torch.Tensor):  # only bytes after the last pixel were missing
             assert kind in ("GIF", "BMP", "PNG")
             assert kept > len(data) - 12
             assert torch.equal(outcome, whole), kept
-        elif kind == "GIF" and data[kept - 1 : kept] == b";":  # by chance the cut looks like an end
+        elif kind == "GIF" and data[kept - 1 : kept] == b";":  # by chance an end marker
             assert outcome.reason in (Reason.TRUNCATED, Reason.DECODE_ERROR)
         else:
             assert outcome.reason == Reason.TRUNCATED, (kept, outcome.message)

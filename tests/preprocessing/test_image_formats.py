@@ -1,4 +1,4 @@
-"""TIFF, AVIF and HEIC: the right pixels or a reason, and never more memory than was allowed."""
+"""TIFF, AVIF and HEIC: the right pixels or a reason, within the memory limit."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_imag
 from pipeline.preprocessing.images import preprocess
 from pipeline.preprocessing.transform import TransformSpec
 
-# Pillow warns of what is cut; which reason it gets is the point here.
+# Pillow warns of truncated files; the tests check the reason.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 heif = pytest.importorskip("pillow_heif")
 heif.register_heif_opener()  # to encode
 SEED = 7
 LIMITS = DecodeLimits(64 * 2**20, 100_000_000)
 MAX_MIB = 64
-"""What a file that is refused may cost."""
+"""Memory limit of a refused file."""
 
 
 def pixels_of(data: bytes) -> torch.Tensor:
@@ -197,7 +197,7 @@ def test_tiles_are_put_together():
 )
 def test_a_tiff_that_contradicts_itself_is_refused(changes: dict[str, int], reason: Reason):
     whole = tiff(bytes(64), t256=8, t257=8)
-    if changes == {"t273": 9}:  # pixels that go on beyond the end
+    if changes == {"t273": 9}:  # pixels that continue beyond the end
         changes = {"t273": len(whole) - 40}
     assert refused(tiff(bytes(64), **{"t256": 8, "t257": 8, **changes}))[0] == reason
 
@@ -220,7 +220,7 @@ def test_a_cut_anywhere_is_refused_or_changes_no_pixel(kind: str, options: dict[
     whole = pixels_of(data)
     for kept in range(33, len(data), 1 if kind == "TIFF" else 11):
         found = outcome_of(data[:kept], LIMITS)
-        if isinstance(found, torch.Tensor):  # only what follows the last pixel was missing
+        if isinstance(found, torch.Tensor):  # only bytes after the last pixel were missing
             assert kind == "TIFF"
             assert torch.equal(found, whole), kept
         else:
@@ -244,7 +244,7 @@ def test_damaged_files_raise_nothing_but_undecodable():
 
 
 def says(data: bytes, width_px: int, height_px: int) -> bytes:
-    """Write another size into the box that says it."""
+    """Write another size into the box of the image size."""
     at = data.index(b"ispe") + 8
     size = width_px.to_bytes(4, "big") + height_px.to_bytes(4, "big")
     return data[:at] + size + data[at + 8 :]

@@ -1,4 +1,4 @@
-"""Decode and transform: each row alone, so that a bad one changes nothing beside it."""
+"""Decode and transform: each row by itself, so that a bad row does not change the others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def source_rows(inputs: list[Input]) -> pa.Table:
 
 
 def run(inputs: list[Input]) -> tuple[np.ndarray, list[dict[str, Any]], Counters]:
-    """Pixels, the other columns, and the counters."""
+    """Return pixels, the other columns, and the counters."""
     counters: Counters = {}
     rows = source_rows(inputs)
     found = preprocess(rows, counters, LIMITS, SPEC)

@@ -1,4 +1,4 @@
-"""Every input does what the protocol says: the built-in ones, and one from outside."""
+"""Every input follows the protocol: the built-in ones, and one of another distribution."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[pa.Schema, Callable[[], pa.Array]]] = {
     "features": (feature_fields(3), feature_column),
     "toy": (IMAGE_FIELDS, image_column),
 }
-"""Input -> the source's columns that it reads, and NUM_ROWS values; a new input has a line here."""
+"""Input -> the source's columns that it reads, and NUM_ROWS values; new inputs need a line here."""
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_arrays_are_views_that_a_batch_is_gathered_from_once(seen: Input):
 
 
 class Recorder(torch.nn.Module):
-    """Notes what it is called with."""
+    """Records the arguments of its calls."""
 
     def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         self.called = (args, kwargs)

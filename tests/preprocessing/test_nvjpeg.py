@@ -1,4 +1,4 @@
-"""JPEGs that are decoded together become what they become alone, and fail for the same reasons.
+"""JPEGs decoded in groups have the pixels and the reasons that they have alone.
 
 The decoder of a group is libjpeg wherever there is no GPU, so that pixels can be held to be equal.
 """
@@ -86,7 +86,7 @@ def rows_of(images: list[bytes]) -> pa.Table:
 
 
 def both_routes(images: list[bytes], decoder: Libjpeg) -> pa.Table:
-    """What the groups make of a slice, which has to be what the CPU's route makes of it."""
+    """Decode a slice in groups; check that the result is that of the CPU."""
     alone: Counters = {}
     together: Counters = {}
     expected = preprocess(rows_of(images), alone, LIMITS, SPEC)
@@ -166,7 +166,7 @@ def test_groups_hold_every_image_once_in_order_and_keep_the_limits(large: list[i
     for rows in found:
         assert 1 <= len(rows) <= MAX_GROUP_ROWS
         assert sum(sizes[row] for row in rows) <= MAX_GROUP_PX
-    for rows, after in itertools.pairwise(found):  # none is smaller than it has to be
+    for rows, after in itertools.pairwise(found):  # no group is smaller than necessary
         is_full = len(rows) == MAX_GROUP_ROWS
         assert is_full or sum(sizes[row] for row in [*rows, after[0]]) > MAX_GROUP_PX
 
@@ -208,7 +208,7 @@ def test_every_bad_file_gets_the_reason_of_the_cpu_beside_good_ones():
     decoder = Libjpeg()
     found = both_routes(images, decoder)
     assert found.column("error").to_pylist()[1::2] == [file.reason for file in files]
-    assert max(decoder.sizes) > 1, "good ones were decoded together"
+    assert max(decoder.sizes) > 1, "good images were decoded in groups"
 
 
 def test_what_the_decoder_refuses_goes_by_the_cpu_and_costs_no_row():

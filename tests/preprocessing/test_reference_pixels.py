@@ -1,4 +1,4 @@
-"""Eager fp32 sees exactly decoded pixels of the first rows, whatever the model itself saw."""
+"""The reference check uses exactly decoded pixels of the first rows, whatever the model saw."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_without_exact_pixels_the_model_sees_what_eager_fp32_sees():
     assert chosen.tolist() == [*range(2, 2 + NUM_REFERENCE_ROWS)]
     assert np.array_equal(same["image"], inputs["image"][chosen])
     chosen, same = choose_reference_rows(rows, decoder(shrink_on_load=True).input, inputs, ok)
-    assert len(chosen) == len(same["image"]) == 0, "what the model saw says nothing of its decoder"
+    assert len(chosen) == len(same["image"]) == 0, "approximate pixels are no reference"
 
 
 def test_a_model_waits_for_a_slice_with_reference_pixels():

@@ -1,4 +1,4 @@
-"""The transform is torchvision's, bit for bit, and refuses what it cannot afford."""
+"""The transform equals torchvision's, bit for bit, and refuses images that take too much memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_spec(size_px: int = 24, resize_px: int = 27, interpolation: str = "bili
 
 
 def make_image(height_px: int, width_px: int, seed: int = 0) -> torch.Tensor:
-    """Noise, laid out in memory as decoders do: channels last."""
+    """Return noise in the memory layout of decoders: channels last."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

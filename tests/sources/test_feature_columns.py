@@ -1,4 +1,4 @@
-"""Features reach the model as what they are, or the loss is refused, quarantined or counted."""
+"""Features reach the model unchanged, or their loss is refused, quarantined or counted."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ SECRET = "hunter2"
 
 @dataclass
 class Wires:
-    """Pretends names and leads every connection to one port here; keeps what was asked for."""
+    """Resolves made-up names, connects every address to one local port, and records requests."""
 
     port: int
     names: dict[str, list[str]] = field(default_factory=dict)
@@ -187,7 +187,7 @@ FORBIDDEN_BEFORE_RESOLVING = [
     "../a.jpg",
     "http://img.example/" + "a" * 9000,
     "http://img.example/\ud800",
-    # Ways to write 127.0.0.1, none of which is a listed host.
+    # Spellings of 127.0.0.1, none of which is a listed host.
     "http://2130706433/a.jpg",
     "http://0x7f000001/a.jpg",
     "http://0x7f.1/a.jpg",
@@ -342,7 +342,7 @@ def test_a_name_that_changes_its_address_is_connected_to_the_checked_one_only(
     web.scripts["/a.jpg"] = [answer(503)] * (repeats - 1) + [ok(b"bytes of a")]
     assert one("http://img.example/a.jpg", public, network).data == b"bytes of a"
     assert wires.connected == [(PUBLIC, 80)] * repeats
-    # Asked again by the next call, it is checked again.
+    # The next call resolves the name again, and checks it again.
     assert reason(one("http://img.example/a.jpg", public, network)) == Reason.FORBIDDEN_URI
     assert len(wires.connected) == repeats
 
@@ -564,7 +564,7 @@ def framed(body: bytes, framing: str) -> Answer:
 
 def test_a_body_that_says_that_it_is_too_large_is_not_read(web: WebServer, private: FetchPolicy):
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 40)
-    web.scripts["/big"] = [dripping(head, b"")]  # it would be waited for in vain
+    web.scripts["/big"] = [dripping(head, b"")]  # the rest would never come
     assert reason(one(web.url("/big"), replace(private, timeout_s=5))) == Reason.TOO_LARGE
 
 
@@ -585,7 +585,7 @@ def test_a_body_without_end_is_cut_off(
 ):
     web.scripts["/big"] = [endless(head, piece)]
     assert reason(one(web.url("/big"), private)) == Reason.TOO_LARGE
-    assert web.sent_bytes < 32 << 20  # the limit, and what fits the buffers of two sockets
+    assert web.sent_bytes < 32 << 20  # the limit, and the buffers of two sockets
 
 
 def test_no_more_files_than_threads_are_in_flight(web: WebServer, private: FetchPolicy):

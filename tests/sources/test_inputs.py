@@ -1,4 +1,4 @@
-"""Listing: which files are shards, what their footers say, and what a broken one costs."""
+"""Listing: which files are shards, what their footers contain, and what broken shards become."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def paths(inputs: Inputs) -> list[str]:
 
 
 def shards(folder: Path, *tables: Mapping[str, Any], row_group_size: int = 4) -> Path:
-    """Write one shard a table, s0.parquet and on."""
+    """Write one shard per table, from s0.parquet on."""
     folder.mkdir(exist_ok=True)
     for index, columns in enumerate(tables):
         path = folder / f"s{index}.parquet"
@@ -51,7 +51,7 @@ def test_who_may_list_but_not_read_hears_of_it_at_once(s3: S3Server, kind: str, 
         with pytest.raises(JobError, match=rf"{name}: access denied"):
             listed(direct.uri, kind, storage_options=s3.options_at(proxy.url))
         denied = [action for _, _, action in proxy.requests if action == DENIED]
-    assert len(denied) == 1, "denied is denied: asked once"
+    assert len(denied) == 1, "an access error is not retried"
 
 
 FILES = {
@@ -177,7 +177,7 @@ def test_an_entry_of_any_kind_is_input_or_counted(tmp_path: Path):
         "not_utf8": 2,
     }
     assert found.skipped.first["not_utf8"] == (r"caf\xe9.jpg", r"caf\xe9/b.jpg")
-    assert found.num_bytes == 1 + 2 + 2, "a link counts as what it leads to"
+    assert found.num_bytes == 1 + 2 + 2, "a link counts as its target"
     unfollowed = listed(source, "images", follow_links=False)
     assert paths(unfollowed) == ["a.jpg"]
     assert unfollowed.skipped.files == {

@@ -36,7 +36,7 @@ def write(path: Path, values: list[Any], kind: pa.DataType | None = None, **colu
 
 
 def write_raw(path: Path, moments: list[tuple[int, int]]) -> None:
-    """Write (Julian day, nanoseconds of the day) as they are, whatever Arrow could make of them."""
+    """Write (Julian day, nanoseconds of the day) pairs, also those that Arrow cannot represent."""
     marks = [dt.datetime(2000, 1, 1 + index) for index in range(len(moments))]
     buffer = io.BytesIO()
     pq.write_table(

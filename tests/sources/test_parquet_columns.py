@@ -1,4 +1,4 @@
-"""Parquet columns in all the ways in which data engineers have them."""
+"""Parquet columns in all the forms that data engineers write."""
 
 from __future__ import annotations
 

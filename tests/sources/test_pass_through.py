@@ -104,7 +104,7 @@ UNSTABLE = (pa.timestamp("s"), pa.date64(), pa.time32("s"))
 
 
 def publish(store: Store, fields: pa.Schema, tables: Sequence[pa.Table], by: Sequence[str]) -> Any:
-    """Predict, stage and compact as a run does; return what was written."""
+    """Predict, stage and compact as a run does; return the published table."""
     task = make_task(TaskSpec("classify", ("cat", "dog"), 1))
     writer = StagingWriter(store, "staging", "r", "zstd", {})
     start = 0

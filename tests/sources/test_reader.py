@@ -1,4 +1,4 @@
-"""Reading: any choice of slices gives the rows of a full read, and broken input costs its rows."""
+"""Reading: any choice of slices gives the rows of a full read, and broken input fails its rows."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_shards_that_do_not_fit_become_failed_rows(tmp_path: Path):
 
 
 class Payload:
-    """Unpickled, it leaves a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self._canary = canary
@@ -245,18 +245,18 @@ def test_no_column_type_runs_what_a_shard_carries(extension: str, tmp_path: Path
         table = pa.table([[payload] * 3] * 2, schema=pa.schema(fields))
         pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
     found = []
-    with contextlib.suppress(JobError):  # refused as a whole is fine, too
+    with contextlib.suppress(JobError):  # the whole job may be refused as well
         reader, plan = plan_job(tmp_path / "in", 2, pass_through=["note"])
         found = rows(read(reader, plan)[0])
     assert not canary.exists()
     for row in found:
         assert row["error"] or row["image"] == payload
     pickle.loads(payload).close()
-    assert canary.exists(), "the payload works where it is let"
+    assert canary.exists(), "the payload works if it is unpickled"
 
 
 def damage(path: Path, start_pct: int, stop_pct: int, fill: bytes) -> None:
-    """Overwrite a stretch of a file and make it look untouched."""
+    """Overwrite a part of a file, keeping its size and time."""
     before = path.stat()
     data = bytearray(path.read_bytes())
     start, stop = (len(data) * pct // 100 for pct in (start_pct, stop_pct))
@@ -294,7 +294,7 @@ def test_damage_in_the_middle_of_a_shard_costs_rows_and_no_run(
     failed = [index for index, row in enumerate(found) if row["error"]]
     assert failed
     assert {found[index]["error"] for index in failed} == {"unreadable_shard"}
-    # Row groups before the damage and after it are whole.
+    # Row groups before and after the damage are complete.
     assert set(failed) <= set(range(75, 150))
     for index in set(range(200)) - set(range(75, 150)):
         assert found[index]["image"] == images[index]
@@ -376,7 +376,7 @@ def test_a_file_above_the_limit_is_refused_unread(tmp_path: Path):
     for name, size in (("a.jpg", 10), ("b.jpg", 11), ("c.jpg", 3)):
         store.put(name, b"x" * size)
     reader, plan = images_job(store, 10, max_image_bytes=10)
-    # A folder in its place: reading it could only fail.
+    # A folder in its place: reading it would fail.
     (tmp_path / "b.jpg").unlink()
     (tmp_path / "b.jpg").mkdir()
     found = rows(read(reader, plan)[0])
@@ -413,7 +413,7 @@ def test_a_huge_row_group_is_streamed(tmp_path: Path):
         row_group_size=num_rows,
         compression="none",
         use_dictionary=False,
-        write_batch_size=16,  # small pages: a page is the least that can be read
+        write_batch_size=16,  # small pages: reading is by whole pages
     )
     file_bytes = path.stat().st_size
     assert pq.ParquetFile(path).num_row_groups == 1
@@ -429,7 +429,7 @@ def test_a_huge_row_group_is_streamed(tmp_path: Path):
     assert found_rows == num_rows
     assert found_bytes > 0.95 * file_bytes > 190e6
     assert most_bytes < 0.4 * file_bytes
-    assert left_bytes == 0, "a unit that has been read keeps nothing"
+    assert left_bytes == 0, "a unit that has been read holds no memory"
 
 
 @given(values=st.lists(st.none() | st.binary(max_size=9), max_size=30))

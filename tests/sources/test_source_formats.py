@@ -1,4 +1,4 @@
-"""Every source format does what the protocol says: the built-in ones, and one from outside."""
+"""Every source format follows the protocol: the built-in ones, and one of another distribution."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "webdataset": write_tars,
     "toy": write_toys,
 }
-"""Format -> writes NUM_ROWS rows; a new format has a line here."""
+"""Format -> function that writes NUM_ROWS rows; a new format needs a line here."""
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,7 @@ def test_slices_that_are_done_are_passed_over(source: Source):
 def test_a_broken_shard_costs_its_own_rows(source: Source, tmp_path: Path):
     form = format_of(source)
     if form.counts_rows == "listing":
-        return  # a file is a row: decoding finds out
+        return  # a file is a row: decoding finds the damage
     (tmp_path / f"0{form.suffixes[0]}").write_bytes(b"\xff\x00 nothing of this kind")
     inputs = list_inputs(source, max_extent_rows=4)
     rows = pa.concat_tables(read(source, inputs))

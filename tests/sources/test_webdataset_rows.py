@@ -1,4 +1,4 @@
-"""A tar becomes rows: every key one row, every oddity a row with a reason, nothing ever raised."""
+"""A tar becomes rows: one row per key, a row with a reason per problem, and no exceptions."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class _Expected:
 
 
 def reference(members: Sequence[tuple[str, str, bytes]]) -> list[_Expected]:
-    """What the convention says, written down plainly."""
+    """A plain implementation of the WebDataset convention: the reference."""
     rows: list[_Expected] = []
     keys: set[str] = set()
     for key, neighbours in groupby(members, key=lambda member: member[0]):
@@ -296,7 +296,7 @@ def test_an_archive_that_is_cut_anywhere_keeps_the_rows_before():
 
 
 def test_a_row_whose_values_may_be_lost_is_no_good_row():
-    """Without them it would be published with a null that the whole archive does not have."""
+    """Otherwise it would be published with a null that the complete archive does not have."""
     image_bytes = BLOCK_BYTES + 2 * BLOCK_BYTES
     assert outcomes(WHOLE[: image_bytes + 100])[0] == ("a", "truncated")
     spec = TarSpec(("jpg",), (), 2000)
@@ -328,7 +328,7 @@ def test_what_is_no_archive_is_one_row(data: bytes, words: str):
 
 
 def broken_header(**changes: tuple[int, bytes]) -> bytes:
-    """A plain file's header with other bytes at an offset, its checksum right."""
+    """Return a plain file's header with other bytes at an offset and a valid checksum."""
     header = bytearray(Entry("x.jpg", b"x").to_bytes(tarfile.GNU_FORMAT, "utf-8")[:BLOCK_BYTES])
     for offset, value in changes.values():
         header[offset : offset + len(value)] = value
@@ -420,7 +420,7 @@ def test_a_gzip_bomb_is_refused():
 
 
 def damaged(data: bytes, draw: Any) -> bytes:
-    """Flip bytes, drop or double blocks, and cut."""
+    """Flip bytes, drop or repeat blocks, and truncate."""
     mutable = bytearray(data)
     for _ in range(draw(st.integers(0, 3))):
         mutable[draw(st.integers(0, len(mutable) - 1))] = draw(st.integers(0, 255))

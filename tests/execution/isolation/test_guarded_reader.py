@@ -1,4 +1,4 @@
-"""Guarded reading: what stops the reader of a shard costs that shard's rows, and nothing else."""
+"""Guarded reading: a shard that ends its reader fails its own rows only."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
 ROW_TIMEOUT_S = 0.5
-"""A read may take ten times as long."""
+"""A slice has ten times this limit."""
 
 
 class Case:
-    """One unit, and the marks of a run."""
+    """One unit, and the crash marks of a run."""
 
     def __init__(self, folder: Path, reader: Reader, unit: Unit) -> None:
         self.reader, self.unit = reader, unit
@@ -57,10 +57,7 @@ class Case:
 
 
 def make(folder: Path, kind: str) -> Case:
-    """Plan three shards.
-
-    Opening it never returns, so it stands for whatever holds up a reader inside a library.
-    """
+    """Plan three shards; return the case of the unit with shard b."""
     shards = folder / "in"
     shards.mkdir()
     for name in ("a", "b", "c"):
@@ -77,7 +74,7 @@ def make(folder: Path, kind: str) -> Case:
 
 @contextlib.contextmanager
 def stalled(s3: S3Server, folder: Path, kind: str, name: str) -> Iterator[Case]:
-    """Plan three shards in a bucket, one of which then gives no more bytes."""
+    """Plan three shards in a bucket, one of which then stalls: a read of it never returns."""
     store = s3.store()
     case = make(folder, kind)
     for path in (folder / "in").iterdir():

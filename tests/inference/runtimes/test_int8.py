@@ -34,7 +34,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 RUNTIMES = ("onnxruntime", "openvino")
 TOLERANCE = 0.05
-"""Of the largest output: 8 bits are 0.4 % of a range, and there are three roundings."""
+"""Relative to the largest output: 8 bits are 0.4 % of a range, with three roundings."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What holds for every runtime, also for one that another distribution brings."""
+"""Every runtime follows the protocol, also one of another distribution."""
 
 from __future__ import annotations
 

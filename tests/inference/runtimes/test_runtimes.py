@@ -1,4 +1,4 @@
-"""Every runtime gives what eager fp32 gives, whole batches or not, and says so where it cannot."""
+"""Every runtime agrees with eager fp32 for full and partial batches, or says why it cannot run."""
 
 from __future__ import annotations
 
