@@ -24,7 +24,7 @@ from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.registry import TABLES, usable
 from pipeline.execution.auth_token import auth_mode, has_token, is_open_to_others, token_file
-from pipeline.execution.cluster.connect import embedded_store_bytes
+from pipeline.execution.cluster.hardware import embedded_store_bytes
 from pipeline.execution.embedded.ray_folder import base_folder, weakness
 from pipeline.execution.environment import refuse_autoload
 from pipeline.execution.submit.client import is_loopback

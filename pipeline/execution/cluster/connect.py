@@ -25,6 +25,7 @@ from pipeline.core.printable import clean_message
 from pipeline.core.terminal import native_errors_to, own_signal_handlers
 from pipeline.execution.caller import default_data_context, left_as_found
 from pipeline.execution.cluster import health
+from pipeline.execution.cluster.hardware import embedded_store_bytes, hardware_of
 from pipeline.execution.cluster.in_flight import ExecutorSeen
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
 from pipeline.execution.embedded.patches import (
@@ -47,7 +48,7 @@ from pipeline.execution.environment import (
     set_embedded,
     set_remote,
 )
-from pipeline.execution.private_names import is_plain, read
+from pipeline.execution.private_names import is_plain
 from pipeline.execution.versions import (
     different_versions,
     require_supported,
@@ -58,9 +59,6 @@ from pipeline.execution.versions import (
 from pipeline.plan.allocation import Hardware
 
 log = logging.getLogger(__name__)
-_STORE_SHARE = 0.25
-_STORE_MIN_BYTES = 256 << 20
-_STORE_MAX_BYTES = 8 << 30
 _REACH_S = 10.0
 
 
@@ -95,7 +93,7 @@ def connect(address: str | None) -> Iterator[Connection]:
             _silence_ray()
             _configure_data()
             with applied(*DATA, ray=ray, on_cluster=not is_ours):
-                yield Connection(_hardware(ray), perf_counter() - started, not is_ours)
+                yield Connection(hardware_of(ray), perf_counter() - started, not is_ours)
 
 
 class Connection(NamedTuple):
@@ -307,16 +305,6 @@ def _remote_environment() -> dict[str, Any]:
     return environment
 
 
-def embedded_store_bytes() -> int:
-    """Return the size of the object store that an embedded Ray gets."""
-    import psutil
-
-    memory = psutil.virtual_memory().total
-    shared = psutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else memory  # noqa: S108
-    wanted = min(_STORE_SHARE * memory, 0.9 * shared, _STORE_MAX_BYTES)
-    return int(max(_STORE_MIN_BYTES, wanted))
-
-
 def _silence_ray() -> None:
     """Keep Ray's own talk out of the user's terminal; its log files still have everything."""
     warnings.filterwarnings("ignore", module=r"ray(\.|$)")
@@ -324,28 +312,3 @@ def _silence_ray() -> None:
     warnings.filterwarnings("ignore", message=r".*deprecated and will be removed in Ray")
     for name in ("ray", "ray.data", "ray.serve", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _hardware(ray: Any) -> Hardware:
-    total = ray.cluster_resources()
-    limits = _autoscaler_limits()
-    names = sorted(
-        key.removeprefix("accelerator_type:")
-        for key in total
-        if key.startswith("accelerator_type:")
-    )
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Hardware(
-        num_nodes=len(nodes),
-        cpus=max(total.get("CPU", 0.0), limits.get("CPU", 0.0)),
-        gpus=max(total.get("GPU", 0.0), limits.get("GPU", 0.0)),
-        gpu_name=names[0] if names else None,
-        node_cpus=tuple(node.get("CPU", 0.0) for node in nodes),
-        node_gpus=tuple(node.get("GPU", 0.0) for node in nodes),
-    )
-
-
-def _autoscaler_limits() -> dict[str, float]:
-    """Return what the autoscaler may grow the cluster to; empty without one."""
-    limits = read("autoscaler limits")
-    return dict((limits and limits()) or {})
