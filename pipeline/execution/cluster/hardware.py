@@ -9,11 +9,7 @@ from pipeline.execution.private_names import read
 from pipeline.plan.allocation import Hardware
 
 _STORE_SHARE = 0.25
-
-
 _STORE_MIN_BYTES = 256 << 20
-
-
 _STORE_MAX_BYTES = 8 << 30
 
 
