@@ -16,13 +16,12 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.execution.isolation.row_isolation import fail
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import missing_units
+from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 from pipeline.runs.finish import fail_fast_on_certain_refusal, require_some_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import take_over
 from pipeline.sources.reader import read_slices
-from pipeline.sources.rows import Reader
-from pipeline.storage.store import Store
 
 SLICE_ROWS = 4
 
@@ -43,7 +42,7 @@ def stage(
     run, plan = planned(partition)
     folder = LAYOUT.staging(plan.fingerprint)
     writer = StagingWriter(partition.out, folder, "r", "zstd", file_metadata(plan, "r"))
-    reader = Reader(Store(plan.source_root), run.job.source, plan.pass_through, 0)
+    reader = make_reader(run.job, plan)
     staged, number = [], 0
     for unit, starts in missing_units(plan, {}).items():
         for key, counters, rows in read_slices(reader, unit, frozenset(starts)):
