@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,24 @@ def _commands_share_ray(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     if request.path.stem in ON_ONE_RAY or "one_ray" in request.keywords:
         start = partial(request.getfixturevalue, "command_server")  # when a test needs it
         monkeypatch.setattr(SHARING, "server", start)
+
+
+@pytest.fixture(autouse=True)
+def _package_is_heard(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Undo for a test that listens to the log what commands in this process have silenced."""
+    if "caplog" not in request.fixturenames:
+        yield
+        return
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "pipeline"]
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(each, each.level, each.disabled, each.propagate) for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.NOTSET)
+        each.disabled, each.propagate = False, True
+    yield
+    for each, level, is_disabled, propagates in before:
+        each.setLevel(level)
+        each.disabled, each.propagate = is_disabled, propagates
 
 
 @pytest.fixture

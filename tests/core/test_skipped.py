@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tracemalloc
 from pathlib import Path
@@ -145,13 +144,8 @@ def partition_of(folder: Path, **gates: Any) -> EarlierPartition:
 
 
 def test_every_file_is_a_row_or_counted_in_report_and_manifest(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Tests before this one may have silenced them.
-    for name in ("pipeline", "pipeline.runs.prepare"):
-        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-        caplog.set_level(logging.WARNING, logger=name)
     partition = partition_of(tmp_path)
     manifest = partition.run()
     found = Skipped.from_dict(manifest.skipped)

@@ -5,6 +5,7 @@ Quick to import and to run: see `encoded` for how images are made.
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 
@@ -158,10 +159,14 @@ def _corrupt_files(seed: int) -> list[BadFile]:
     ]
 
 
-def good_odd_files(seed: int) -> list[tuple[str, bytes]]:
-    """Make files that are unusual and valid, as (name, data); names are unique."""
+@functools.cache
+def good_odd_files(seed: int) -> tuple[tuple[str, bytes], ...]:
+    """Make files that are unusual and valid, as (name, data); names are unique.
+
+    Once in a process: an animated AVIF holds the second in which it was made.
+    """
     image = base_image(seed)
-    return [*_odd_jpegs(image), *_odd_pngs(image), *_other_formats(image)]
+    return (*_odd_jpegs(image), *_odd_pngs(image), *_other_formats(image))
 
 
 def _exif(orientation: int) -> Image.Exif:

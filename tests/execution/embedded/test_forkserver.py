@@ -172,9 +172,10 @@ with connect(None):
     server = node.all_processes["fork_server"][0].process
     pair = [Worker.options(num_cpus=0).remote() for _ in range(2)]
     forked = ray.get([each.look.remote() for each in pair])
+    processes = [psutil.Process(pid) for pid, *_ in forked]
     server.kill()
     server.wait()
-    left = psutil.wait_procs([psutil.Process(pid) for pid, *_ in forked], timeout=60)[1]
+    left = psutil.wait_procs(processes, timeout=60)[1]
     later = ray.get(Worker.options(num_cpus=0).remote().look.remote())
     print(json.dumps({
         "server": server.pid, "raylet": node.all_processes["raylet"][0].process.pid,
