@@ -73,8 +73,12 @@ def treespec_loads(text: str) -> TreeSpec:
     if isinstance(document, dict) and "plain" in document:
         return PlainSpec.from_json(document["plain"])
     if _TORCH is None:
-        raise NotImplementedError("this torch cannot read a structure of torch.utils._pytree")
+        raise NoTextForm("this torch cannot read a structure of torch.utils._pytree")
     return _TORCH.treespec_loads(text)
+
+
+class NoTextForm(NotImplementedError):
+    """A structure cannot be written as text, or read from it; torch raises the same class."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,11 @@ class PlainSpec:
         """Return the structure as JSON values.
 
         Raises:
-            NotImplementedError: JSON cannot name a container or a key.
+            NoTextForm: JSON cannot name a container or a key.
         """
         names = {None: None, dict: "dict", list: "list", tuple: "tuple"}
         if self.kind not in names or not all(isinstance(key, str) for key in self.keys):
-            raise NotImplementedError(f"no text for {self.kind}")
+            raise NoTextForm(f"no text for {self.kind}")
         children = [child.to_json() for child in self.children]
         return [names[self.kind], list(self.keys), children]
 

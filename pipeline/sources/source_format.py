@@ -176,6 +176,22 @@ class SourceFormat(Protocol):
         ...
 
 
+class MeasuredOnce:
+    """Base of formats whose shards are not read when they are listed, so no extent has a reason."""
+
+    def remeasure(
+        self,
+        store: Store,
+        shards: Sequence[StoredFile],
+        source: Source,
+        declared: pa.Schema,
+        *,
+        max_extent_rows: int,
+    ) -> Mapping[str, tuple[Extent, ...]]:
+        """Return {}: no extent has a reason."""
+        return {}
+
+
 class CountedBeforeReading:
     """Base of formats whose rows a listing or a footer counts."""
 
@@ -189,7 +205,7 @@ class CountedBeforeReading:
         """Accept any section."""
 
 
-class CountedByReading:
+class CountedByReading(MeasuredOnce):
     """Base of formats whose rows only reading counts."""
 
     counts_rows: CountsRows = "reading"
@@ -201,18 +217,6 @@ class CountedByReading:
 
     def check(self, source: Source) -> None:
         """Accept any section."""
-
-    def remeasure(
-        self,
-        store: Store,
-        shards: Sequence[StoredFile],
-        source: Source,
-        declared: pa.Schema,
-        *,
-        max_extent_rows: int,
-    ) -> Mapping[str, tuple[Extent, ...]]:
-        """Return {}: no extent has a reason."""
-        return {}
 
 
 def format_of(source: Source) -> SourceFormat:

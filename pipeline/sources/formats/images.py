@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -14,13 +14,19 @@ from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import STAGE, Reader, changed, make_rows
-from pipeline.sources.source_format import CountedBeforeReading, CountsRows, Measured, RowIds
+from pipeline.sources.source_format import (
+    CountedBeforeReading,
+    CountsRows,
+    Measured,
+    MeasuredOnce,
+    RowIds,
+)
 from pipeline.storage.store import Store, StoredFile
 
 _FILES_AT_ONCE = 64
 
 
-class ImageFiles(CountedBeforeReading):
+class ImageFiles(MeasuredOnce, CountedBeforeReading):
     """Loose image files: the listing counts the rows."""
 
     name = "images"
@@ -45,18 +51,6 @@ class ImageFiles(CountedBeforeReading):
                 Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
             )
         )
-
-    def remeasure(
-        self,
-        store: Store,
-        shards: Sequence[StoredFile],
-        source: Source,
-        declared: pa.Schema,
-        *,
-        max_extent_rows: int,
-    ) -> Mapping[str, tuple[Extent, ...]]:
-        """Return {}: the listing does not read files, so no extent has a reason."""
-        return {}
 
     def open(self, reader: Reader, extents: Sequence[Extent]) -> ImageStream:
         return ImageStream(reader, extents)

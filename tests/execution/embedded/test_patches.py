@@ -112,7 +112,7 @@ def test_without_any_one_private_name_its_patches_alone_are_left_out_with_a_debu
 
 
 RUNS = """
-import dataclasses, json, logging, os, sys
+import contextlib, dataclasses, json, logging, os, sys
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster import connect as module
 from pipeline.execution.embedded import patches
@@ -129,9 +129,15 @@ def gone(patch):
     return dataclasses.replace(patch, touches=(*patch.touches, "ray._private.node:renamed"))
 
 def misunderstood(patch):
+    @contextlib.contextmanager
     def apply(ray, **named):
-        return __import__("unittest.mock").mock.patch.object(
-            ray._private.services, "start_ray_process", lambda *_, **__: {}["--renamed"])
+        services = ray._private.services
+        before, services.start_ray_process = (
+            services.start_ray_process, lambda *_, **__: {}["--renamed"])
+        try:
+            yield
+        finally:
+            services.start_ray_process = before
     return dataclasses.replace(patch, apply=apply)
 
 how = sys.argv[1]
