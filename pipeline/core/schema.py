@@ -9,6 +9,8 @@ import pyarrow as pa
 OUTPUT_SCHEMA_VERSION = 1
 
 ROW_ID, URI, IMAGE, FEATURES = "row_id", "uri", "image", "features"
+TEXT, TEXT_PAIR = "text", "text_pair"
+NUM_TOKENS, TRUNCATED = "num_tokens", "truncated"
 ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"
 LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
@@ -61,6 +63,12 @@ IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])
 def feature_fields(num_features: int) -> pa.Schema:
     """Return what sources of features yield: a vector per row, zeros if `error` is set."""
     return pa.schema([pa.field(FEATURES, pa.list_(pa.float32(), num_features))])
+
+
+def text_fields(*, has_pair: bool) -> pa.Schema:
+    """Return what sources of texts yield: valid UTF-8, null if `error` is set."""
+    names = (TEXT, TEXT_PAIR) if has_pair else (TEXT,)
+    return pa.schema([pa.field(name, pa.large_string()) for name in names])
 
 
 def source_schema(pass_through: Sequence[pa.Field], fields: pa.Schema = IMAGE_FIELDS) -> pa.Schema:

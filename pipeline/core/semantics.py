@@ -18,6 +18,7 @@ SEMANTICS: Mapping[str, int] = {
     "decode": 1,
     "transform": 1,
     "features": 1,
+    "tokenize": 1,
     "predict": 1,
 }
 """Area -> version. `images`, `parquet`, `webdataset`: rows, ids and values that a source yields;

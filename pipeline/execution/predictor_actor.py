@@ -28,7 +28,6 @@ from pipeline.inference.first_rows import FirstRows
 from pipeline.inference.prediction_table import unpredicted
 from pipeline.inference.ticks import Channel, begin, tell
 from pipeline.models.spec import PredictorConfig
-from pipeline.models.tasks import make_task
 
 if TYPE_CHECKING:
     from pipeline.gates.golden import GoldenRows
@@ -175,7 +174,7 @@ class _Model:
         """Predict rows; those that have failed before pass."""
         config = self._config.predictor
         if not rows.column(ERROR).null_count:
-            return unpredicted(make_task(config.spec.task), config.pass_through, rows)
+            return unpredicted(config, rows)
         if self._predictor is None:
             from pipeline.inference.predictor import Predictor
 

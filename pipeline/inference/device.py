@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,15 @@ import torch
 from pipeline.core.errors import JobError
 from pipeline.inference.model_store import fetch_model
 from pipeline.inference.runtimes.base import Runner
-from pipeline.inference.runtimes.export import Exporter
+from pipeline.inference.runtimes.export import Exporter, Varying
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.opening import dtype_of, make_runner
 from pipeline.models.spec import PredictorConfig, load_pinned
+from pipeline.preprocessing.model_input import Slot
+
+_TRACED = {0: 2, 1: 16}
+"""Sizes of axes that vary while a model is exported: not 0 or 1, which exporters take as fixed."""
 
 
 def device_of(config: PredictorConfig) -> torch.device:
@@ -35,13 +40,40 @@ def device_of(config: PredictorConfig) -> torch.device:
 
 
 def make_buffer(config: PredictorConfig, device: torch.device) -> Tensors:
-    """Make the reused buffers of a batch, each (B, ...) on the host, pinned for a GPU."""
+    """Make the reused buffers of a batch, each (V,) on the host, pinned for a GPU."""
     return {
         name: torch.zeros(
-            slot.shape, dtype=getattr(torch, slot.dtype), pin_memory=device.type == "cuda"
+            math.prod(slot.shape),
+            dtype=getattr(torch, slot.dtype),
+            pin_memory=device.type == "cuda",
         )
-        for name, slot in config.spec.input.slots(config.batch_size).items()
+        for name, slot in config.spec.input.slots(config.limits_of_batch).items()
     }
+
+
+def example_batch(config: PredictorConfig, device: torch.device) -> tuple[Tensors, Varying]:
+    """Return a batch as runtimes are opened with, each (B, ...), and which axes of it vary.
+
+    The values are ones: a mask of zeros would hide all of a row.
+    """
+    slots = config.spec.input.slots(config.limits_of_batch)
+    example = {
+        name: torch.ones(
+            _small(slot) if slot.varying else slot.shape,
+            dtype=getattr(torch, slot.dtype),
+            device=device,
+        )
+        for name, slot in slots.items()
+    }
+    return example, {name: slot.varying for name, slot in slots.items()}
+
+
+def _small(slot: Slot) -> tuple[int, ...]:
+    """Return a small shape for tensors whose shapes vary: exporters only trace it."""
+    return tuple(
+        min(size, _TRACED.get(axis, size)) if axis in slot.varying else size
+        for axis, size in enumerate(slot.shape)
+    )
 
 
 def load_runner(config: PredictorConfig, device: torch.device) -> Runner:
@@ -50,11 +82,13 @@ def load_runner(config: PredictorConfig, device: torch.device) -> Runner:
     Raises:
         JobError: The weights, the layer or the precision cannot be used.
     """
+    example, varying = example_batch(config, device)
     return make_runner(
         config.spec.runtime,
         config.spec.precision,
         functools.partial(_load, config, device),
-        {name: buffer.to(device) for name, buffer in make_buffer(config, device).items()},
+        example,
+        varying=varying,
         num_threads=config.num_threads,
         identity=config.spec.identity,
         calibrated=_calibrated(config),
@@ -67,7 +101,8 @@ def export(config: PredictorConfig) -> Path:
     cpu = torch.device("cpu")
     spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
     module = _load(replace(config, spec=spec), cpu)
-    return Exporter(lambda: module, make_buffer(config, cpu), None).onnx()
+    example, varying = example_batch(config, cpu)
+    return Exporter(lambda: module, example, None, varying=varying).onnx()
 
 
 def _load(config: PredictorConfig, device: torch.device) -> InferenceModule:

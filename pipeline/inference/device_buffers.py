@@ -7,6 +7,7 @@ steps one after the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
@@ -21,7 +22,7 @@ from pipeline.preprocessing.model_input import Arrays as InputArrays
 Arrays = dict[str, npt.NDArray[Any]]
 Compute = Callable[[Tensors], dict[str, torch.Tensor]]
 """Tensors of a batch on the device, by the names of the input -> reduced results, each (B, ...)."""
-Gather = Callable[[InputArrays, npt.NDArray[np.intp], InputArrays], Mapping[str, tuple[slice, ...]]]
+Gather = Callable[[InputArrays, npt.NDArray[np.intp], InputArrays], Mapping[str, tuple[int, ...]]]
 """`Input.gather`."""
 
 
@@ -34,7 +35,8 @@ class DeviceBuffer:
         """Take the host memory of a batch.
 
         Args:
-            buffer: Each (B, ...) on the host, pinned if the device is a GPU.
+            buffer: Each (V,) on the host, the values of the largest batch, pinned if the device is
+                a GPU.
             gather: Copies rows of the inputs into it.
             device: The device of the model.
             copies: The CUDA stream of copies to the device, which all buffers share; the model runs
@@ -61,11 +63,10 @@ class DeviceBuffer:
         """
         started = perf_counter()
         # The only copy of the input: from Ray's read-only memory into the reused buffer.
-        places = self._gather(inputs, rows, self._views)
-        staging = {name: tensor[places[name]] for name, tensor in self._buffer.items()}
+        shapes = self._gather(inputs, rows, self._views)
+        staging = _shaped(self._buffer, shapes)
         if self._copies is not None:
-            on_device = {name: tensor[places[name]] for name, tensor in self._on_device.items()}
-            self._start_on_gpu(staging, on_device, compute)
+            self._start_on_gpu(staging, _shaped(self._on_device, shapes), compute)
             return
         gathered = perf_counter()
         with torch.inference_mode():
@@ -106,6 +107,14 @@ class DeviceBuffer:
     def busy_s(self) -> tuple[float, float]:
         """Return the seconds of the last batch: of the copy to the device, and of the model."""
         return self._transfer_s, self._predict_s
+
+
+def _shaped(buffer: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+    """View the first values of each buffer as a batch of its shape, which is contiguous."""
+    return {
+        name: values[: math.prod(shapes[name])].view(shapes[name])
+        for name, values in buffer.items()
+    }
 
 
 def _to_pinned(values: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from pipeline.core.failures import Failure, failure_columns, failures_of
 from pipeline.core.schema import ROW_ID, URI, staged_schema
+from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, Task
 
 
@@ -18,6 +20,7 @@ def to_table(
     rows: pa.Table,
     results: Arrays,
     failures: Sequence[Failure | None],
+    published: Sequence[pa.Field] = (),
 ) -> pa.Table:
     """Return the rows with the columns of `staged_schema`, in the same order.
 
@@ -27,21 +30,32 @@ def to_table(
         rows: The slice of N rows that was predicted.
         results: The reduced outputs, name -> (N, ...); empty if no row was predicted.
         failures: (N,); None for a row with a prediction.
+        published: Further columns to copy, null if rows were never prepared:
+            `Input.published_fields`.
     """
     ok = np.array([failure is None for failure in failures], bool)
     fields = task.fields()
-    columns = {name: rows.column(name) for name in (ROW_ID, URI)}
-    columns |= {name: rows.column(name) for name in pass_through.names}
+    columns = {name: rows.column(name) for name in (ROW_ID, URI, *pass_through.names)}
+    columns |= {
+        field.name: rows.column(field.name)
+        if field.name in rows.column_names
+        else pa.nulls(rows.num_rows, field.type)
+        for field in published
+    }
     columns |= (
         task.columns(results, ok)
         if results
         else {field.name: pa.nulls(rows.num_rows, field.type) for field in fields}
     )
     columns |= failure_columns(failures)
-    schema = staged_schema(list(pass_through), fields)
+    schema = staged_schema(list(pass_through), [*fields, *published])
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
 
-def unpredicted(task: Task, pass_through: pa.Schema, rows: pa.Table) -> pa.Table:
+def unpredicted(config: PredictorConfig, rows: pa.Table) -> pa.Table:
     """Return a slice of failed rows with the columns of `to_table`; needs no model."""
-    return to_table(task, pass_through, rows, {}, failures_of(rows))
+    spec = config.spec
+    published = spec.input.published_fields()
+    return to_table(
+        make_task(spec.task), config.pass_through, rows, {}, failures_of(rows), published
+    )

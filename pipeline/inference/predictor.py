@@ -28,6 +28,7 @@ from pipeline.inference.device import device_of, load_runner, make_buffer
 from pipeline.inference.device_buffers import DeviceBuffer, make_device_buffers
 from pipeline.inference.first_rows import FirstRows, Raised
 from pipeline.inference.prediction_table import to_table
+from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes.inference_module import Tensors
 from pipeline.inference.runtimes.opening import allow_tf32
 from pipeline.inference.ticks import count
@@ -36,12 +37,10 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import num_rows, row_bytes
+from pipeline.preprocessing.model_input import BatchLimits, Input, Rows, num_rows, row_bytes
 from pipeline.preprocessing.reference_pixels import choose_reference_rows
 
 STAGE = "predict"
-Rows = npt.NDArray[np.intp]
-"""(K,): row numbers in a slice."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -59,7 +58,7 @@ class Predictor:
             JobError: The weights, the layer, the device or the precision cannot be used.
         """
         self._config, self._first = config, first
-        self._batch_size = config.batch_size
+        self._batch = config.limits_of_batch
         self._device = device_of(config)
         torch.set_num_threads(config.num_threads)
         self._task = make_task(config.spec.task)
@@ -104,7 +103,9 @@ class Predictor:
             count_in, count_in - failed, failed, num_bytes, 0, timer.predict_s
         )
         add(counters, STAGE, predicted)
-        return to_table(self._task, self._config.pass_through, rows, results, failures)
+        published = self._config.spec.input.published_fields()
+        pass_through = self._config.pass_through
+        return to_table(self._task, pass_through, rows, results, failures, published)
 
     @property
     def awaits_reference_check(self) -> bool:
@@ -172,12 +173,13 @@ class Predictor:
         Raises:
             Exception: Any error of the model or the device.
         """
-        buffer, pieces = self._buffers[0], []
-        every = np.arange(num_rows(inputs))
-        for first in range(0, len(every), self._batch_size):
-            self._start(buffer, inputs, every[first : first + self._batch_size])
-            pieces.append(buffer.finish())
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        buffer, results = self._buffers[0], Arrays()
+        size = num_rows(inputs)
+        for batch in self._config.spec.input.batches(inputs, np.arange(size), self._batch):
+            self._start(buffer, inputs, batch)
+            for name, values in buffer.finish().items():
+                place(results, name, size, batch, values)
+        return results
 
     def _run_all(
         self, inputs: Inputs, todo: Rows, results: Arrays, timer: _Timer
@@ -185,11 +187,10 @@ class Predictor:
         """Predict rows `todo`, with one batch in flight per buffer; yield (row, failure)."""
         free, busy = deque(self._buffers), deque[tuple[DeviceBuffer, Rows]]()
         failed: list[tuple[Rows, Failure]] = []
-        position = 0
-        while position < len(todo) or busy:
-            if free and position < len(todo) and not failed:
-                batch = todo[position : position + self._batch_size]
-                position += len(batch)
+        left = _Batches(self._config.spec.input, inputs, todo, self._batch)
+        while left or busy:
+            if free and left and not failed:
+                batch = left.take(self._batch)
                 failure = self._try_start(free[0], inputs, batch)
                 if failure is None:
                     busy.append((free.popleft(), batch))
@@ -225,7 +226,7 @@ class Predictor:
             return
         half = len(batch) // 2
         if failure.reason is Reason.OUT_OF_MEMORY:
-            self._batch_size = min(self._batch_size, half)
+            self._batch = self._batch.halved(half)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
         for part in (batch[:half], batch[half:]):
@@ -254,9 +255,7 @@ class Predictor:
         """Write the results of a batch into `results`; return the failure if that raises."""
         try:
             for name, values in buffer.finish().items():
-                if name not in results:
-                    results[name] = np.zeros((size, *values.shape[1:]), values.dtype)
-                results[name][batch] = values
+                place(results, name, size, batch, values)
         except Exception as error:  # noqa: BLE001  # a GPU raises errors of the model here
             return _failure_of(error, self._config.spec.name)
         timer.add(*buffer.busy_s)
@@ -275,6 +274,25 @@ class Predictor:
         if self._runner.is_static and size < self._config.batch_size:
             outputs = pytree.tree_map(lambda values: values[:size], outputs)
         return self._task.reduce(outputs, size)
+
+
+class _Batches:
+    """The batches of a slice that have not been started."""
+
+    def __init__(self, seen: Input, inputs: Inputs, todo: Rows, limits: BatchLimits) -> None:
+        self._divide = functools.partial(seen.batches, inputs)
+        self._limits = limits
+        self._left = deque(self._divide(todo, limits))
+
+    def __bool__(self) -> bool:
+        return bool(self._left)
+
+    def take(self, limits: BatchLimits) -> Rows:
+        """Return the next batch; divides what is left again if a batch had no room in memory."""
+        if limits != self._limits:
+            self._limits = limits
+            self._left = deque(self._divide(np.concatenate(self._left), limits))
+        return self._left.popleft()
 
 
 @dataclass

@@ -28,7 +28,7 @@ from pipeline.models.torchvision_catalog import torchvision_facts, torchvision_m
 from pipeline.models.unsupported import describe_name
 from pipeline.models.weights import weights_digest
 from pipeline.models.weights_file import WEIGHT_SUFFIXES, check_suffix
-from pipeline.preprocessing.model_input import Input
+from pipeline.preprocessing.model_input import Input, InputSettings
 from pipeline.preprocessing.transform import TransformSpec
 from pipeline.storage.single_file import read_file
 
@@ -207,12 +207,12 @@ def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpe
 
 def _choose_input(card: ModelCard, wanted: Transform, name: str) -> Input:
     kind: type[Input] = get(INPUTS, name)
-    if kind.takes_transform:
-        return kind.of(_merge_transform(card.name, card.transform, wanted))
+    if kind.takes == "transform":
+        return kind.of(InputSettings(_merge_transform(card.name, card.transform, wanted)))
     given = sorted(wanted.model_fields_set)
     if given:
         raise JobError(f"transform.{given[0]}: has no effect on input {name!r}; leave it out")
-    return kind.of(None)
+    return kind.of(InputSettings())
 
 
 def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform) -> TransformSpec:

@@ -23,7 +23,7 @@ from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.torchvision_catalog import torchvision_module
 from pipeline.models.weights import read_weights
-from pipeline.preprocessing.model_input import Input
+from pipeline.preprocessing.model_input import BatchLimits, Input
 from pipeline.preprocessing.transform import TransformSpec
 from pipeline.storage.store import Store
 
@@ -95,6 +95,10 @@ class ModelSpec:
         """Return the spec completed from the shards' input columns; see `Input.fitted`."""
         return replace(self, input=self.input.fitted(fields))
 
+    def output_fields(self) -> list[pa.Field]:
+        """Return the columns that the task and the input add to the predictions."""
+        return [*make_task(self.task).fields(), *self.input.published_fields()]
+
     def as_reference(self) -> ModelSpec:
         """Return the reference of this spec: eager fp32 over exactly prepared rows."""
         return replace(
@@ -128,7 +132,7 @@ class PredictorConfig:
 
     spec: ModelSpec
     batch_size: int
-    """Rows per model call, until lack of memory halves it."""
+    """The most rows per model call, until lack of memory halves it."""
     num_gpus: float
     """GPUs per actor; 0: predict on the CPU."""
     num_threads: int
@@ -142,6 +146,14 @@ class PredictorConfig:
     """The output, which holds calibrated models and pinned digests."""
     pin: str | None = None
     """Path in the output of the pinned digest of tensors; None: nothing is pinned."""
+    batch_tokens: int = 0
+    """The most tokens per model call, padding included, for inputs with `counts_tokens`; 0: only
+    rows count."""
+
+    @property
+    def limits_of_batch(self) -> BatchLimits:
+        """Return how large a batch may be."""
+        return BatchLimits(self.batch_size, self.batch_tokens)
 
 
 def load_module(spec: ModelSpec, salt: str = "") -> torch.nn.Module:

@@ -25,7 +25,6 @@ from pipeline.core.skipped import Skipped
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
-from pipeline.models.tasks import make_task
 from pipeline.plan.slicing import units_of
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
@@ -147,7 +146,7 @@ def settings_digest(job: Job, model: ModelSpec) -> str:
 
 
 def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
-    fields = make_task(model.task).fields()
+    fields = model.output_fields()
     own = {field.name for field in CLASSIFY_FIELDS}
     taken = (RESERVED_COLUMNS - own) | set(inputs.pass_through.names)
     clash = [field.name for field in fields if field.name in taken]

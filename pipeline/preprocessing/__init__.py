@@ -1,4 +1,4 @@
-"""Turn rows into model input: decoded images, features.
+"""Turn rows into model input: decoded images, features, tokens.
 
 `REGISTRY` names the inputs, each a class of the protocol in model_input.py. To add one, write a
 file and a line here, or declare an entry point of the group `pipeline.preprocessing` in a
@@ -8,5 +8,6 @@ distribution that is installed on every node; `source.input` names it.
 REGISTRY = {
     "image": "pipeline.preprocessing.image_input:ImageInput",
     "features": "pipeline.preprocessing.feature_input:FeatureInput",
+    "text": "pipeline.preprocessing.text_input:TextInput",
 }
 """`source.input` -> where its `Input` is; imported when a job uses it."""

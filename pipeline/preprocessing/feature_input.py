@@ -6,33 +6,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import features_from_arrow
 from pipeline.core.counters import Counters
 from pipeline.core.schema import FEATURES
 from pipeline.core.semantics import SEMANTICS
-from pipeline.preprocessing.model_input import Arrays, Limits, Slot, gather_rows
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.model_input import (
+    Arrays,
+    BatchLimits,
+    FixedShape,
+    InputSettings,
+    Limits,
+    Slot,
+)
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class FeatureInput:
+class FeatureInput(FixedShape):
     """One tensor `features`, float32 (B, F)."""
 
     num_features: int = 0
     """F; 0 until the shards are known."""
     name: ClassVar[str] = "features"
     stage_names: ClassVar[tuple[str, ...]] = ()
-    takes_transform: ClassVar[bool] = False
+    takes: ClassVar[str] = ""
 
     @classmethod
-    def of(cls, transform: TransformSpec | None) -> Self:
+    def of(cls, settings: InputSettings) -> Self:
         return cls()
 
     @property
@@ -65,13 +69,8 @@ class FeatureInput:
     def arrays(self, rows: pa.Table) -> Arrays:
         return {FEATURES: features_from_arrow(rows.column(FEATURES))}
 
-    def slots(self, batch_size: int) -> Mapping[str, Slot]:
-        return {FEATURES: Slot((batch_size, self.num_features), "float32")}
-
-    def gather(
-        self, inputs: Arrays, rows: npt.NDArray[np.intp], buffers: Arrays
-    ) -> Mapping[str, tuple[slice, ...]]:
-        return gather_rows(inputs, rows, buffers)
+    def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
+        return {FEATURES: Slot((limits.rows, self.num_features), "float32")}
 
     def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
         from pipeline.preprocessing.normalise import Cast

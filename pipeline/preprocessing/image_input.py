@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import images_from_arrow
 from pipeline.core.counters import Counters
 from pipeline.core.schema import IMAGE
 from pipeline.core.semantics import SEMANTICS
-from pipeline.preprocessing.model_input import Arrays, Limits, Slot, gather_rows
+from pipeline.preprocessing.model_input import (
+    Arrays,
+    BatchLimits,
+    FixedShape,
+    InputSettings,
+    Limits,
+    Slot,
+)
 from pipeline.preprocessing.transform import TransformSpec
 
 if TYPE_CHECKING:
@@ -22,19 +27,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ImageInput:
+class ImageInput(FixedShape):
     """One tensor `image`, uint8 (B, S, S, 3) RGB."""
 
     transform: TransformSpec
     name: ClassVar[str] = "image"
     stage_names: ClassVar[tuple[str, ...]] = ("decode", "transform")
-    takes_transform: ClassVar[bool] = True
+    takes: ClassVar[str] = "transform"
 
     @classmethod
-    def of(cls, transform: TransformSpec | None) -> Self:
-        if transform is None:
+    def of(cls, settings: InputSettings) -> Self:
+        if settings.transform is None:
             raise ValueError("images need a transform")
-        return cls(transform)
+        return cls(settings.transform)
 
     @property
     def semantics(self) -> Mapping[str, int]:
@@ -67,14 +72,9 @@ class ImageInput:
     def arrays(self, rows: pa.Table) -> Arrays:
         return {IMAGE: images_from_arrow(rows.column(IMAGE), self.transform.size_px)}
 
-    def slots(self, batch_size: int) -> Mapping[str, Slot]:
+    def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         size_px = self.transform.size_px
-        return {IMAGE: Slot((batch_size, size_px, size_px, 3), "uint8")}
-
-    def gather(
-        self, inputs: Arrays, rows: npt.NDArray[np.intp], buffers: Arrays
-    ) -> Mapping[str, tuple[slice, ...]]:
-        return gather_rows(inputs, rows, buffers)
+        return {IMAGE: Slot((limits.rows, size_px, size_px, 3), "uint8")}
 
     def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
         from pipeline.preprocessing.normalise import NormaliseImages

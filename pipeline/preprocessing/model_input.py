@@ -6,14 +6,17 @@ a model with one tensor is called with it by position, a model with several by n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.counters import Counters
+from pipeline.preprocessing.text_settings import TextSettings
 from pipeline.preprocessing.transform import TransformSpec
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Name -> (N, ...), for the same N rows, in the order in which the model takes them."""
+Rows = npt.NDArray[np.intp]
+"""(K,): row numbers in a slice."""
 
 
 class Limits(NamedTuple):
@@ -30,13 +35,36 @@ class Limits(NamedTuple):
     max_px: int
 
 
+class BatchLimits(NamedTuple):
+    """How large a batch may be."""
+
+    rows: int
+    tokens: int = 0
+    """Tokens of all rows with the padding, for inputs with `counts_tokens`; 0: only rows count."""
+
+    def halved(self, rows: int) -> BatchLimits:
+        """Return the limits after a batch of twice so many rows had no room in memory."""
+        return BatchLimits(min(self.rows, rows), self.tokens and max(1, self.tokens // 2))
+
+
 class Slot(NamedTuple):
     """Shape and dtype of a reused buffer of batches."""
 
     shape: tuple[int, ...]
-    """(B, ...)."""
+    """(B, ...) of the largest batch."""
     dtype: str
     """As numpy and torch both name it: `uint8`, `float32`, `int64`."""
+    varying: tuple[int, ...] = ()
+    """Axes whose size differs from batch to batch, beside a shorter last batch; `shape` is then one
+    of the shapes, and the buffer has as many values."""
+
+
+@dataclass(frozen=True)
+class InputSettings:
+    """What a job and its model say of the input; each kind of input takes its own part."""
+
+    transform: TransformSpec | None = None
+    text: TextSettings | None = None
 
 
 class Input(Protocol):
@@ -47,12 +75,15 @@ class Input(Protocol):
     stage_names: tuple[str, ...]
     """The stages that `prepare` counts, in order; empty if it does nothing. A crash in `prepare`
     counts as a failure of the first of them."""
-    takes_transform: bool
-    """Whether the job may have a section `transform`."""
+    takes: str
+    """The section of the job file that it takes, `transform` or `text`; '' if it takes none."""
+    counts_tokens: bool
+    """Whether rows have lengths of their own, so that batches are filled up to a number of
+    tokens."""
 
     @classmethod
-    def of(cls, transform: TransformSpec | None) -> Self:
-        """Make the input of a job; `transform` is None unless `takes_transform`."""
+    def of(cls, settings: InputSettings) -> Self:
+        """Make the input of a job; the settings have the part that it takes."""
         ...
 
     @property
@@ -85,6 +116,10 @@ class Input(Protocol):
         """Return the columns of prepared rows, which cross the object store."""
         ...
 
+    def published_fields(self) -> list[pa.Field]:
+        """Return the columns of prepared rows that are published beside the task's columns."""
+        ...
+
     def prepare(
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
@@ -97,7 +132,8 @@ class Input(Protocol):
             num_threads: Rows that may be prepared at once.
 
         Returns:
-            The same rows with the columns of `fields` in place of the source's.
+            The same rows with the columns of `fields` in place of the source's, and with those of
+            `published_fields`.
         """
         ...
 
@@ -105,22 +141,30 @@ class Input(Protocol):
         """View prepared rows as arrays (N, ...), read-only; copies columns of several chunks."""
         ...
 
-    def slots(self, batch_size: int) -> Mapping[str, Slot]:
-        """Return the buffers, by the names of `arrays`, for batches of up to `batch_size` rows."""
+    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
+        """Divide rows into batches; results go back to the rows' places, so any order will do.
+
+        Args:
+            inputs: The arrays of a slice, each (N, ...).
+            rows: (K,) row numbers in the slice.
+            limits: How large a batch may be; a row that alone exceeds them is a batch.
+        """
         ...
 
-    def gather(
-        self, inputs: Arrays, rows: npt.NDArray[np.intp], buffers: Arrays
-    ) -> Mapping[str, tuple[slice, ...]]:
+    def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
+        """Return the buffers of a batch, by the names of the tensors that the model takes."""
+        ...
+
+    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
         """Copy rows of the inputs into buffers of `slots`: the only copy of a batch.
 
         Args:
             inputs: The arrays of a slice, each (N, ...).
             rows: (B,) row numbers in the slice.
-            buffers: Arrays of the shapes in `slots`, written to.
+            buffers: Name -> (V,), the values of a slot in one dimension, written from the start.
 
         Returns:
-            Name -> index of the batch in its buffer.
+            Name -> shape of the batch, (B, ...), whose values are now the first of its buffer.
         """
         ...
 
@@ -133,15 +177,27 @@ class Input(Protocol):
         ...
 
 
-def gather_rows(
-    inputs: Arrays, rows: npt.NDArray[np.intp], buffers: Arrays
-) -> Mapping[str, tuple[slice, ...]]:
-    """Implement `Input.gather` for tensors whose rows have one shape."""
-    batch = slice(0, len(rows))
-    for name, values in inputs.items():
-        # Mode `clip` writes into the buffer without a temporary; all indices are in range.
-        np.take(values, rows, axis=0, out=buffers[name][batch], mode="clip")
-    return dict.fromkeys(inputs, (batch,))
+class FixedShape:
+    """Base of inputs whose rows all have one shape and publish no columns."""
+
+    counts_tokens: ClassVar[bool] = False
+
+    def published_fields(self) -> list[pa.Field]:
+        """Return no columns."""
+        return []
+
+    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
+        """Return the rows in order, `limits.rows` at a time."""
+        return [rows[i : i + limits.rows] for i in range(0, len(rows), limits.rows)]
+
+    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
+        """Copy the rows of each array into the buffer of its name."""
+        shapes = {name: (len(rows), *values.shape[1:]) for name, values in inputs.items()}
+        for name, values in inputs.items():
+            batch = buffers[name][: math.prod(shapes[name])].reshape(shapes[name])
+            # Mode `clip` writes into the buffer without a temporary; all indices are in range.
+            np.take(values, rows, axis=0, out=batch, mode="clip")
+        return shapes
 
 
 def num_rows(inputs: Arrays) -> int:

@@ -40,11 +40,12 @@ def alone(case: Case, runtime: str, precision: str, num_gpus: float) -> float:
     from pipeline.job.job import Model, Transform
     from pipeline.models.resolve import resolve_model
     from pipeline.models.spec import PredictorConfig
+    from pipeline.preprocessing.model_input import BatchLimits
 
     section = Model(**case.model, runtime=runtime, precision=precision)
     spec = resolve_model(section, Transform())
     predictor = Predictor(PredictorConfig(spec, BATCH, num_gpus, 1, pa.schema([])))
-    [(name, slot)] = spec.input.slots(BATCH).items()
+    [(name, slot)] = spec.input.slots(BatchLimits(BATCH)).items()
     device = "cuda" if num_gpus else "cpu"
     batch = {name: torch.randint(0, 255, slot.shape, dtype=torch.uint8, device=device)}
     num_rows, started = 0, 0.0

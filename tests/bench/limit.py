@@ -98,6 +98,7 @@ def _load(share: _Share) -> tuple[Any, Any, Any]:
     from pipeline.inference.runtimes.inference_module import InferenceModule
     from pipeline.inference.runtimes.opening import dtype_of, make_runner
     from pipeline.preprocessing.image_input import ImageInput
+    from pipeline.preprocessing.model_input import BatchLimits
 
     module, spec = build(share.name, share.weights)
     kind = dtype_of(share.runtime, share.precision)
@@ -105,7 +106,7 @@ def _load(share: _Share) -> tuple[Any, Any, Any]:
     whole = InferenceModule(
         module.to(kind).to(memory_format=torch.channels_last), seen, kind
     ).eval()
-    [slot] = seen.slots(share.batch_size).values()
+    [slot] = seen.slots(BatchLimits(share.batch_size)).values()
     buffer = torch.zeros(slot.shape, dtype=torch.uint8)
     runner = make_runner(
         share.runtime,

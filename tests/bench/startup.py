@@ -169,8 +169,10 @@ def model_child(path: str) -> None:
     from pipeline.inference.predictor import Predictor
 
     config: PredictorConfig = pickle.loads(Path(path).read_bytes())
-    slots = config.spec.input.slots(config.batch_size)
-    Predictor(config).reduce({name: np.zeros(*slot) for name, slot in slots.items()})
+    slots = config.spec.input.slots(config.limits_of_batch)
+    Predictor(config).reduce(
+        {name: np.zeros(slot.shape, slot.dtype) for name, slot in slots.items()}
+    )
     print(time.time())
 
 

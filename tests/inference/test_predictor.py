@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch import nn
 from pipeline.core.errors import JobError
 from pipeline.inference.device_buffers import DeviceBuffer
 from pipeline.inference.predictor import Predictor
-from pipeline.preprocessing.model_input import gather_rows
+from pipeline.preprocessing.model_input import FixedShape
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 CPU = torch.device("cpu")
@@ -40,7 +41,9 @@ def buffers(number: int, batch_size: int) -> list[DeviceBuffer]:
     """Several batches in flight, as on a GPU, each with a buffer of its own."""
     shape = (batch_size, SIZE_PX, SIZE_PX, 3)
     return [
-        DeviceBuffer({"image": torch.zeros(shape, dtype=torch.uint8)}, gather_rows, CPU)
+        DeviceBuffer(
+            {"image": torch.zeros(math.prod(shape), dtype=torch.uint8)}, FixedShape().gather, CPU
+        )
         for _ in range(number)
     ]
 

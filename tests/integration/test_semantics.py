@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from checkout import SUPPORT
+from tiny_tokenizer import text_settings
 
 from pipeline.core.arrays import images_to_arrow
 from pipeline.core.failures import RowError, failure_columns
@@ -34,6 +35,9 @@ from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.preprocessing.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.model_input import InputSettings, Limits
+from pipeline.preprocessing.text_input import TextInput
+from pipeline.preprocessing.text_settings import TextSettings
 from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
@@ -51,6 +55,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "decode": (1, "b5b8c918f8b1e477"),
     "transform": (1, "6fdd166a83e343e4"),
     "features": (1, "cdbf2bc807461cc4"),
+    "tokenize": (1, "855c3d4c0dcd4294"),
     "predict": (1, "17a469d1c337a740"),
 }
 """Area -> its version, and the digest of what that version makes of the corpus."""
@@ -134,6 +139,25 @@ def transformed() -> list[Any]:
     return found
 
 
+def tokenised(folder: Path) -> list[Any]:
+    texts = [
+        "",
+        "The cat sat.",
+        "a dog ran fast and slow on the blue mat",
+        "\u00e9t\u00e9 42",
+        "x" * 50,
+    ]
+    found = []
+    for more in ({}, {"prefix": "one: "}, {"has_offsets": True}, {"has_pair": True}):
+        columns: dict[str, Any] = {"text": pa.array(texts, pa.large_string())}
+        if "has_pair" in more:
+            columns["text_pair"] = pa.array(texts[::-1], pa.large_string())
+        rows = pa.table({**columns, **failure_columns([None] * len(texts))})
+        prepared = TextInput(text_settings(folder, 8, **more)).prepare(rows, {}, Limits(1, 1))
+        found.append(prepared.drop_columns([*columns] if "has_offsets" in more else []).to_pylist())
+    return found
+
+
 TASKS: dict[str, dict[str, Any]] = {
     "classify": {"factory": "models:colours", "labels": models.LABELS, "top_k": 3},
     "embed": {
@@ -214,6 +238,7 @@ AREAS: dict[str, Callable[[Path, Path], Any]] = {
         read(CORPUS / "rows.parquet", **FEATURES, null_features=policy)
         for policy in ("quarantine", "zero")
     ],
+    "tokenize": lambda images, folder: tokenised(folder),
     "predict": lambda images, folder: predicted(),
 }
 
@@ -231,7 +256,8 @@ def test_every_area_is_characterised():
 
 def numbers(name: str, kind: str, has_uris: bool) -> dict[str, int]:
     transform = TransformSpec(8, 8, "bilinear", (0.0,) * 3, (1.0,) * 3)
-    seen = load(INPUTS, kind).of(transform).semantics
+    text = TextSettings("tokenizer.json", "0" * 64, 8)
+    seen = load(INPUTS, kind).of(InputSettings(transform, text)).semantics
     return semantics_of({name: SEMANTICS[name], **seen}, has_uris=has_uris)
 
 

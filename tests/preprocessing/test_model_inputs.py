@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +14,26 @@ import torch
 import toy_input
 import toy_package
 from encoded import base_image, png
+from tiny_tokenizer import text_settings
 
 from pipeline.core import registry
 from pipeline.core.arrays import empty_column
-from pipeline.core.counters import Counters
+from pipeline.core.counters import TRUNCATED_ROWS, Counters
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.schema import ERROR, FEATURES, IMAGE, IMAGE_FIELDS, feature_fields, source_schema
+from pipeline.core.schema import (
+    ERROR,
+    FEATURES,
+    IMAGE,
+    IMAGE_FIELDS,
+    feature_fields,
+    source_schema,
+    text_fields,
+)
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.preprocessing.model_input import (
+    BatchLimits,
     Input,
+    InputSettings,
     Limits,
     num_rows,
     repeat_rows,
@@ -45,9 +58,15 @@ def feature_column() -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, 3)
 
 
+def text_column() -> pa.Array:
+    texts = ["", "the cat", "bad", "a dog ran fast, and the red cat sat on the blue mat", "one"]
+    return pa.array([None if row == BAD else text for row, text in enumerate(texts)])
+
+
 CASES: dict[str, tuple[pa.Schema, Callable[[], pa.Array]]] = {
     "image": (IMAGE_FIELDS, image_column),
     "features": (feature_fields(3), feature_column),
+    "text": (text_fields(has_pair=False), text_column),
     "toy": (IMAGE_FIELDS, image_column),
 }
 """Input -> the source's columns that it reads, and NUM_ROWS values; new inputs need a line here."""
@@ -60,9 +79,9 @@ def _with_toy(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(params=[*CASES])
-def seen(request: pytest.FixtureRequest) -> Input:
+def seen(request: pytest.FixtureRequest, tmp_path: Path) -> Input:
     kind: type[Input] = registry.load(registry.INPUTS, request.param)
-    made = kind.of(TRANSFORM if kind.takes_transform else None)
+    made = kind.of(InputSettings(TRANSFORM, text_settings(tmp_path)))
     return made.fitted(CASES[request.param][0])
 
 
@@ -93,7 +112,7 @@ def test_rows_stay_in_order_and_failed_ones_stay_failed(seen: Input):
     assert prepared.column("row_id").equals(rows.column("row_id"))
     errors = prepared.column(ERROR).to_pylist()
     assert [row for row, error in enumerate(errors) if error] == [BAD]
-    assert set(counters) == set(seen.stage_names)
+    assert set(counters) - {TRUNCATED_ROWS} == set(seen.stage_names)
     for stage in seen.stage_names:
         assert counters[stage]["rows_in"] == NUM_ROWS - 1
     for field in seen.fields():
@@ -102,17 +121,37 @@ def test_rows_stay_in_order_and_failed_ones_stay_failed(seen: Input):
 
 def test_arrays_are_views_that_a_batch_is_gathered_from_once(seen: Input):
     prepared = seen.prepare(rows_for(seen), {}, LIMITS)
-    inputs, slots = seen.arrays(prepared), seen.slots(4)
-    assert list(inputs) == list(slots)
+    inputs, slots = seen.arrays(prepared), seen.slots(BatchLimits(4))
     assert num_rows(inputs) == NUM_ROWS
-    for values in inputs.values():
-        assert not values.flags.owndata
-    buffers = {name: np.full(slot.shape, 7, slot.dtype) for name, slot in slots.items()}
+    buffers = {name: np.full(math.prod(slot.shape), 7, slot.dtype) for name, slot in slots.items()}
     rows = np.array([4, 0, 3])
-    places = seen.gather(inputs, rows, buffers)
-    for name, values in inputs.items():
-        assert np.array_equal(buffers[name][places[name]], values[rows])
-        assert (buffers[name][len(rows) :] == 7).all()
+    shapes = seen.gather(inputs, rows, buffers)
+    assert list(shapes) == list(slots)
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        assert shape[0] == len(rows)
+        assert (buffers[name][size:] == 7).all()
+        if not seen.counts_tokens:
+            assert not inputs[name].flags.owndata
+            assert np.array_equal(buffers[name][:size].reshape(shape), inputs[name][rows])
+
+
+@pytest.mark.parametrize("limits", [BatchLimits(2), BatchLimits(100), BatchLimits(100, 8)])
+def test_batches_have_every_row_once_within_the_limits(seen: Input, limits: BatchLimits):
+    inputs = seen.arrays(seen.prepare(rows_for(seen), {}, LIMITS))
+    rows = np.array([4, 0, 1, 3])
+    batches = seen.batches(inputs, rows, limits)
+    assert sorted(np.concatenate(batches)) == sorted(rows)
+    for batch in batches:
+        assert len(batch) <= limits.rows
+        buffers = {
+            name: np.zeros(math.prod(slot.shape), slot.dtype)
+            for name, slot in seen.slots(limits).items()
+        }
+        for shape in seen.gather(inputs, batch, buffers).values():
+            is_alone = len(batch) == 1
+            is_counted = seen.counts_tokens and limits.tokens
+            assert is_alone or not is_counted or math.prod(shape) <= limits.tokens
 
 
 class Recorder(torch.nn.Module):
@@ -125,7 +164,16 @@ class Recorder(torch.nn.Module):
 
 def test_one_tensor_goes_to_the_model_by_position_and_several_by_name(seen: Input):
     inputs = seen.arrays(seen.prepare(rows_for(seen), {}, LIMITS))
-    batch = {name: torch.from_numpy(values.copy()) for name, values in inputs.items()}
+    limits = BatchLimits(NUM_ROWS)
+    buffers = {
+        name: np.zeros(math.prod(slot.shape), slot.dtype)
+        for name, slot in seen.slots(limits).items()
+    }
+    shapes = seen.gather(inputs, np.arange(NUM_ROWS), buffers)
+    batch = {
+        name: torch.from_numpy(values[: math.prod(shapes[name])].reshape(shapes[name]))
+        for name, values in buffers.items()
+    }
     recorder = Recorder()
     InferenceModule(recorder, seen, torch.float32).run(batch)
     args, kwargs = recorder.called
@@ -133,7 +181,7 @@ def test_one_tensor_goes_to_the_model_by_position_and_several_by_name(seen: Inpu
     assert len(args) == (1 if len(batch) == 1 else 0)
     for tensor in (*args, *kwargs.values()):
         assert len(tensor) == NUM_ROWS
-        assert tensor.dtype == torch.float32
+        assert tensor.dtype == (torch.int64 if seen.counts_tokens else torch.float32)
 
 
 def test_rows_of_several_arrays_are_taken_together():

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -15,9 +14,15 @@ from pipeline.core.arrays import features_from_arrow
 from pipeline.core.counters import Counters, measure
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import IMAGE
-from pipeline.preprocessing.model_input import Arrays, Limits, Slot, gather_rows
+from pipeline.preprocessing.model_input import (
+    Arrays,
+    BatchLimits,
+    FixedShape,
+    InputSettings,
+    Limits,
+    Slot,
+)
 from pipeline.preprocessing.normalise import Cast
-from pipeline.preprocessing.transform import TransformSpec
 
 STAGE, HEAD, SIZE = "peek", "head", "size"
 HEAD_BYTES = 4
@@ -26,15 +31,15 @@ POINTS = {"pipeline.preprocessing": {"toy": "toy_input:ToyInput"}}
 
 
 @dataclass(frozen=True)
-class ToyInput:
+class ToyInput(FixedShape):
     """`head`, float32 (B, 4), the first bytes; `size`, float32 (B, 1), how many there are."""
 
     name: ClassVar[str] = "toy"
     stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
-    takes_transform: ClassVar[bool] = False
+    takes: ClassVar[str] = ""
 
     @classmethod
-    def of(cls, transform: TransformSpec | None) -> Self:
+    def of(cls, settings: InputSettings) -> Self:
         return cls()
 
     @property
@@ -89,16 +94,11 @@ class ToyInput:
     def arrays(self, rows: pa.Table) -> Arrays:
         return {name: features_from_arrow(rows.column(name)) for name in (HEAD, SIZE)}
 
-    def slots(self, batch_size: int) -> Mapping[str, Slot]:
+    def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         return {
-            HEAD: Slot((batch_size, HEAD_BYTES), "float32"),
-            SIZE: Slot((batch_size, 1), "float32"),
+            HEAD: Slot((limits.rows, HEAD_BYTES), "float32"),
+            SIZE: Slot((limits.rows, 1), "float32"),
         }
-
-    def gather(
-        self, inputs: Arrays, rows: npt.NDArray[np.intp], buffers: Arrays
-    ) -> Mapping[str, tuple[slice, ...]]:
-        return gather_rows(inputs, rows, buffers)
 
     def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
         return Cast(dtype)

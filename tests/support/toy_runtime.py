@@ -38,7 +38,7 @@ class RowByRow(Runtime):
             ]
             return pytree.tree_map(lambda *values: torch.cat(values), *rows)
 
-        return Runner(run, is_static=True)
+        return Runner(run, is_static=not exporter.is_varying)
 
 
 RUNTIME = RowByRow()

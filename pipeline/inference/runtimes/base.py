@@ -43,6 +43,8 @@ class Runtime(Protocol):
     """Distributions that it imports; their versions are in the key of the node cache."""
     is_static: bool = True
     """Whether every batch must have the same number of rows."""
+    takes_varying: bool = True
+    """Whether it runs batches whose shapes differ, as those of texts do."""
     exports: bool = True
     """Whether actors need no module once the node cache has the exported model."""
     keeps: bool = True

@@ -31,7 +31,10 @@ def _compiled(exporter: Exporter) -> Runner:
     import torch
 
     module = exporter.load()
-    if exporter.is_on_gpu:
+    if exporter.is_varying:  # one graph for all shapes; CUDA graphs would need one per shape
+        options: dict[str, Any] = {} if exporter.is_on_gpu else {"freezing": True}
+        run = torch.compile(module, dynamic=True, options=options)
+    elif exporter.is_on_gpu:
         run = torch.compile(module, dynamic=False, mode="max-autotune")
     else:
         run = torch.compile(module, dynamic=False, options={"freezing": True})
@@ -42,7 +45,7 @@ def _compiled(exporter: Exporter) -> Runner:
         with torch.inference_mode(False), torch.no_grad():
             return run(*batch.values())
 
-    return Runner(call, is_static=True)
+    return Runner(call, is_static=not exporter.is_varying)
 
 
 RUNTIME = Compile()

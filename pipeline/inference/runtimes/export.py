@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,8 @@ from pipeline.inference.runtimes.inference_module import InferenceModule, Tensor
 
 _STRUCTURE = "structure.json"
 _ONNX_PACKAGES = ("onnx", "onnxscript")
+Varying = Mapping[str, tuple[int, ...]]
+"""Input name -> the axes of its tensor whose sizes differ from batch to batch."""
 
 
 class FlatOutputs(torch.nn.Module):
@@ -41,6 +44,8 @@ class Exporter:
     """Text that identifies the module's outputs; None: the tensors must be digested."""
     packages: tuple[str, ...] = ()
     """Distributions whose versions are part of the cache key."""
+    varying: Varying = field(default_factory=dict)
+    """Axes whose sizes differ from batch to batch; without them all batches are like `example`."""
 
     def folder(
         self,
@@ -57,7 +62,11 @@ class Exporter:
         """
         packages = self.packages if packages is None else packages
         # Order, shape and dtype of each tensor; names do not matter to the exported model.
-        batch = [kind, *(x for t in self.tensors() for x in (list(t.shape), str(t.dtype)))]
+        batch: list[Any] = [
+            kind,
+            *(x for t in self.tensors() for x in (list(t.shape), str(t.dtype))),
+        ]
+        batch += [[name, *axes] for name, axes in self.varying.items() if axes]
         if self.identity is not None:
             key = key_of([self.identity, *batch], packages)
         else:
@@ -68,6 +77,35 @@ class Exporter:
                 write(folder, FlatOutputs(self.load()).eval())
 
         return kept(key, make)
+
+    @property
+    def is_varying(self) -> bool:
+        """Tell whether the shapes of batches differ: a runtime must take any of them."""
+        return any(self.varying.values())
+
+    def shapes(self) -> list[list[int]]:
+        """Return the shape of each tensor in order, -1 for axes that vary."""
+        return [
+            [
+                -1 if axis in self.varying.get(name, ()) else size
+                for axis, size in enumerate(t.shape)
+            ]
+            for name, t in self.example.items()
+        ]
+
+    def _symbolic_shapes(self) -> tuple[Any, ...] | None:
+        """Return what torch.export calls dynamic shapes; axes of one number have one size."""
+        if not self.is_varying:
+            return None
+        sizes = {
+            axis: torch.export.Dim(f"size_{axis}")
+            for axes in self.varying.values()
+            for axis in axes
+        }
+        first, *others = (
+            {axis: sizes[axis] for axis in self.varying.get(name, ())} for name in self.example
+        )
+        return first, tuple(others)  # as the arguments of `FlatOutputs.forward` are
 
     @property
     def is_on_gpu(self) -> bool:
@@ -100,7 +138,13 @@ class Exporter:
 
         def export(folder: Path, flat: FlatOutputs) -> None:
             with contextlib.redirect_stdout(io.StringIO()):
-                program = torch.onnx.export(flat, self.tensors(), dynamo=True, verbose=False)
+                program = torch.onnx.export(
+                    flat,
+                    self.tensors(),
+                    dynamo=True,
+                    verbose=False,
+                    dynamic_shapes=self._symbolic_shapes(),
+                )
             assert program is not None, "the dynamo exporter returns a program"
             program.save(folder / "model.onnx")
 

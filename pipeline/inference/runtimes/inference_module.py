@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.preprocessing.model_input import Input
+from pipeline.preprocessing.model_input import BatchLimits, Input
 
 Tensors = Mapping[str, torch.Tensor]
 """A batch: input name -> (B, ...), in the order in which the model takes them."""
@@ -41,7 +41,7 @@ class InferenceModule(torch.nn.Module):
         self.identity = f"{identity} {layer} {seen}"
         self.module = module
         self.normaliser = seen.normaliser(dtype)
-        self._names = tuple(seen.slots(1))
+        self._names = tuple(seen.slots(BatchLimits(1)))
         self._has_layer = layer is not None
         self._caught: Any = None
         if layer is not None:

@@ -50,6 +50,7 @@ class Mnn(Runtime):
     extra = "mnn"
     packages = ("MNN", "onnx", "onnxscript")
     precisions = {"fp32": CPU}  # noqa: RUF012
+    takes_varying = False
     trial_order = 30
 
     def open(

@@ -52,7 +52,7 @@ class OnnxRuntime(Runtime):
             arrays = session.run(None, {name: tensor.cpu().numpy() for name, tensor in fed})
             return pytree.tree_unflatten([torch.from_numpy(array) for array in arrays], structure)
 
-        return Runner(run, is_static=True)
+        return Runner(run, is_static=not exporter.is_varying)
 
 
 RUNTIME = OnnxRuntime()

@@ -42,7 +42,7 @@ class OpenVino(Runtime):
             # Two rows are enough for tracing, and take a tenth of the time of a full batch.
             few = exporter.tensors(2)
             model = openvino.convert_model(flat, example_input=few[0] if len(few) == 1 else few)
-            shapes = [list(tensor.shape) for tensor in exporter.tensors()]
+            shapes = exporter.shapes()
             is_one = len(shapes) == 1
             model.reshape(shapes[0] if is_one else dict(zip(model.inputs, shapes, strict=True)))
             openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
@@ -72,7 +72,7 @@ class OpenVino(Runtime):
             ]
             return pytree.tree_unflatten(leaves, structure)
 
-        return Runner(run, is_static=True)
+        return Runner(run, is_static=not exporter.is_varying)
 
 
 def _has_bf16() -> bool:

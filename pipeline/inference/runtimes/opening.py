@@ -13,7 +13,7 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Runner, missing_reason
-from pipeline.inference.runtimes.export import Exporter
+from pipeline.inference.runtimes.export import Exporter, Varying
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8
 
@@ -50,6 +50,7 @@ def make_runner(
     example: Tensors,
     *,
     num_threads: int,
+    varying: Varying | None = None,
     identity: str | None = None,
     calibrated: bytes | None = None,
 ) -> Runner:
@@ -61,8 +62,9 @@ def make_runner(
         load: Returns the module on its device, of dtype `dtype_of`, in eval mode. Not called if
             the node cache has the runtime's form of it.
         example: A full batch on the device: input name -> (B, ...), in the shapes and dtypes of
-            `Input.slots`; the values do not matter.
+            `Input.slots`, or a small batch where shapes vary; the values do not matter.
         num_threads: CPU threads.
+        varying: Axes whose sizes differ from batch to batch; None: all batches are like `example`.
         identity: Text that identifies the module's outputs; None: its tensors are digested.
         calibrated: Precision int8: bytes of the checked ONNX model that runs instead.
 
@@ -81,7 +83,12 @@ def make_runner(
     load = functools.cache(load)
     if not chosen.exports:
         load()  # its errors are not the runtime's
-    exporter = Exporter(load, example, identity, chosen.packages)
+    exporter = Exporter(load, example, identity, chosen.packages, varying or {})
+    if exporter.is_varying and not chosen.takes_varying:
+        raise JobError(
+            f"model.runtime {runtime!r}: runs batches of one shape, and texts differ in length; "
+            "choose another runtime"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of exporters about each other

@@ -14,16 +14,19 @@ import toy_input
 import toy_package
 from checkout import PYTHONPATH
 from predicting import Convolved, images, predict, predictor, rows_of
+from tiny_tokenizer import text_settings
 
 from pipeline.core.errors import JobError
 from pipeline.core.node_cache import key_of
 from pipeline.core.registry import RUNTIMES, load, names
 from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versions
-from pipeline.inference.runtimes.base import missing_reason
+from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.opening import make_runner
 from pipeline.job.job import AUTO
 from pipeline.preprocessing.image_input import ImageInput
+from pipeline.preprocessing.model_input import BatchLimits
+from pipeline.preprocessing.text_input import TextInput
 from pipeline.preprocessing.transform import TransformSpec
 
 NAMES = ("eager", "compile", "onnxruntime", "openvino", "mnn", "row-by-row")
@@ -96,13 +99,41 @@ def test_a_model_of_several_inputs_gets_them_by_name(name: str):
     require(name)
     seen, module = toy_input.ToyInput(), toy_input.Mixed()
     inner = InferenceModule(module.eval(), seen, torch.float32)
-    slots = seen.slots(BATCH)
+    slots = seen.slots(BatchLimits(BATCH))
     batch = {n: torch.rand(slot.shape, generator=SEEDED) for n, slot in slots.items()}
     example = {n: torch.zeros_like(tensor) for n, tensor in batch.items()}
     with torch.inference_mode():
         expected = module(**batch)
         runner = make_runner(name, "fp32", lambda: inner, example, num_threads=1)
         torch.testing.assert_close(runner.run(batch), expected, atol=1e-4, rtol=1e-4)
+
+
+@ALL
+def test_texts_of_any_length_run_or_are_refused_in_words(name: str, tmp_path: Path):
+    require(name)
+    seen = TextInput(text_settings(tmp_path))
+    inner = InferenceModule(models.MeanOfWords().eval(), seen, torch.float32)
+    slots = seen.slots(BatchLimits(BATCH))
+    example = {n: torch.ones((2, 8), dtype=torch.int32) for n in slots}
+    varying = {n: slot.varying for n, slot in slots.items()}
+
+    def opened() -> Runner:
+        return make_runner(name, "fp32", lambda: inner, example, num_threads=1, varying=varying)
+
+    if not runtime_of(name).takes_varying:
+        with pytest.raises(JobError, match="texts differ in length"):
+            opened()
+        return
+    runner = opened()
+    assert not runner.is_static
+    for shape in ((3, 8), (1, 16), (5, 3)):
+        ids = torch.randint(1, 20, shape, dtype=torch.int32, generator=SEEDED)
+        mask = torch.ones_like(ids)
+        mask[-1, 1:] = 0
+        batch = {"input_ids": ids, "attention_mask": mask}
+        with torch.inference_mode():
+            expected = inner.run(batch)
+            torch.testing.assert_close(runner.run(batch), expected, atol=1e-4, rtol=1e-4)
 
 
 @ALL

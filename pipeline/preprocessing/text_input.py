@@ -1,0 +1,202 @@
+"""Texts: token ids of each row's own length; batches of rows of like length, padded on the host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.arrays import as_array
+from pipeline.core.counters import TRUNCATED_ROWS, Counters, StageCounters, add, measure
+from pipeline.core.schema import ERROR, NUM_TOKENS, TEXT, TEXT_PAIR, TRUNCATED
+from pipeline.core.semantics import SEMANTICS
+from pipeline.core.watchdog import tick
+from pipeline.preprocessing.model_input import (
+    Arrays,
+    BatchLimits,
+    InputSettings,
+    Limits,
+    Rows,
+    Slot,
+)
+from pipeline.preprocessing.text_settings import TextSettings
+
+if TYPE_CHECKING:
+    import torch
+
+STAGE = "tokenize"
+IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
+OFFSETS, WORD_IDS = "offsets", "word_ids"
+_ROUND_TO = 8
+"""Batches are padded to a multiple of this, so that a runtime sees few shapes."""
+_ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """`input_ids`, `attention_mask`, and `token_type_ids` for pairs; each (B, L), int64."""
+
+    text: TextSettings
+    name: ClassVar[str] = "text"
+    stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
+    takes: ClassVar[str] = "text"
+    counts_tokens: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, settings: InputSettings) -> Self:
+        if settings.text is None:
+            raise ValueError("texts need a tokenizer")
+        return cls(settings.text)
+
+    @property
+    def semantics(self) -> Mapping[str, int]:
+        return {STAGE: SEMANTICS[STAGE]}
+
+    @property
+    def is_approximate(self) -> bool:
+        return False
+
+    def exact(self) -> Self:
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        return self.text.to_dict()
+
+    def fitted(self, fields: pa.Schema) -> Self:
+        return replace(self, text=replace(self.text, has_pair=TEXT_PAIR in fields.names))
+
+    def fields(self) -> list[pa.Field]:
+        types = [pa.field(TYPES, pa.list_(pa.int8()))] if self.text.has_pair else []
+        places = [pa.field(name, pa.list_(pa.int32())) for name in (OFFSETS, WORD_IDS)]
+        return [
+            pa.field(IDS, pa.list_(pa.int32())),
+            *types,
+            *(places if self.text.has_offsets else []),
+        ]
+
+    def published_fields(self) -> list[pa.Field]:
+        return [pa.field(NUM_TOKENS, pa.int32()), pa.field(TRUNCATED, pa.bool_())]
+
+    def prepare(
+        self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
+    ) -> pa.Table:
+        """Tokenise the texts of rows without an error; the tokens of other rows are null."""
+        todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
+        with measure(counters, STAGE) as done:
+            pieces = [
+                self._tokenised(rows, todo[first : first + _ROWS_AT_ONCE])
+                for first in range(0, len(todo), _ROWS_AT_ONCE)
+            ]
+            tokens = pa.concat_tables(pieces or [self._tokenised(rows, todo)])
+            done.rows_in = done.rows_out = len(todo)
+            done.bytes_in = pc.sum(pc.binary_length(rows.column(TEXT))).as_py() or 0
+            done.bytes_out = tokens.column(IDS).nbytes
+        cut = pc.sum(tokens.column(TRUNCATED)).as_py() or 0
+        add(counters, TRUNCATED_ROWS, StageCounters(len(todo), cut))
+        places: list[int | None] = [None] * rows.num_rows
+        for index, row in enumerate(todo):
+            places[row] = index
+        spread = tokens.take(pa.array(places, pa.int64()))
+        kept = [name for name in rows.column_names if name not in self._consumed]
+        columns = {name: rows.column(name) for name in kept}
+        columns.update({name: spread.column(name) for name in spread.column_names})
+        return pa.table(columns)
+
+    @property
+    def _consumed(self) -> tuple[str, ...]:
+        """Return the columns that prepared rows no longer have."""
+        return () if self.text.has_offsets else (TEXT, TEXT_PAIR)
+
+    def _tokenised(self, rows: pa.Table, chosen: Rows) -> pa.Table:
+        """Return the columns of `fields` and `published_fields` for some rows."""
+        from pipeline.preprocessing.tokenizer import tokenise
+
+        some = rows.select([c for c in (TEXT, TEXT_PAIR) if c in rows.column_names])
+        some = some.take(pa.array(chosen, pa.int64()))
+        pairs = some.column(TEXT_PAIR).to_pylist() if self.text.has_pair else None
+        found = tokenise(self.text, some.column(TEXT).to_pylist(), pairs)
+        tick()
+        ends = np.concatenate([[0], np.cumsum(found.counts)]).astype(np.int32)
+        columns = {IDS: pa.ListArray.from_arrays(ends, found.ids)}
+        if self.text.has_pair:
+            columns[TYPES] = pa.ListArray.from_arrays(ends, found.types)
+        if self.text.has_offsets:
+            columns[OFFSETS] = pa.ListArray.from_arrays(2 * ends, found.offsets)
+            columns[WORD_IDS] = pa.ListArray.from_arrays(ends, found.word_ids)
+        columns[NUM_TOKENS] = pa.array(found.counts)
+        columns[TRUNCATED] = pa.array(found.truncated)
+        return pa.table(columns)
+
+    def arrays(self, rows: pa.Table) -> Arrays:
+        """Return `input_ids` (N, L), padded to the longest row, and `num_tokens` (N,), int32."""
+        counts = rows.column(NUM_TOKENS).fill_null(0).to_numpy()
+        found = {IDS: _padded(rows.column(IDS), counts, self.text.pad_id)}
+        if self.text.has_pair:
+            found[TYPES] = _padded(rows.column(TYPES), counts, 0)
+        return {**found, NUM_TOKENS: counts}
+
+    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
+        """Sort rows by length, the longest first, and fill batches up to `limits.tokens`."""
+        lengths = inputs[NUM_TOKENS][rows]
+        order = rows[np.argsort(-lengths.astype(np.int64), kind="stable")]
+        found, first = [], 0
+        while first < len(order):
+            longest = self._width(int(inputs[NUM_TOKENS][order[first]]))
+            fitting = max(1, limits.tokens // longest) if limits.tokens else limits.rows
+            size = min(fitting, limits.rows)
+            found.append(order[first : first + size])
+            first += size
+        return found
+
+    def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
+        length = self.text.max_tokens
+        size = max(1, -(-limits.tokens // length)) if limits.tokens else limits.rows
+        slot = Slot((size, length), "int32", varying=(0, 1))
+        return dict.fromkeys(self._tensor_names, slot)
+
+    def _width(self, length: int) -> int:
+        """Return what rows of a length are padded to; never more than the model takes."""
+        return min(max(1, -(-length // _ROUND_TO)) * _ROUND_TO, self.text.max_tokens)
+
+    @property
+    def _tensor_names(self) -> tuple[str, ...]:
+        known = (IDS, MASK, TYPES) if self.text.has_pair else (IDS, MASK)
+        return tuple(name for name in known if name in self.text.tensor_names)
+
+    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
+        """Copy rows into the buffers, padded to the longest of these rows."""
+        counts = inputs[NUM_TOKENS][rows]
+        longest = int(counts.max(initial=1))
+        shape = (len(rows), self._width(longest))
+        batch = {
+            name: buffer[: math.prod(shape)].reshape(shape) for name, buffer in buffers.items()
+        }
+        for name, pad in ((IDS, self.text.pad_id), (TYPES, 0)):
+            if name in batch:
+                batch[name][:, longest:] = pad
+                batch[name][:, :longest] = inputs[name][rows, :longest]
+        if MASK in batch:
+            batch[MASK][:] = np.arange(shape[1]) < counts[:, None]
+        return dict.fromkeys(buffers, shape)
+
+    def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
+        import torch
+
+        from pipeline.preprocessing.normalise import Cast
+
+        return Cast(torch.int64)
+
+
+def _padded(column: pa.ChunkedArray, counts: npt.NDArray[Any], pad: int) -> npt.NDArray[Any]:
+    """Return the lists of a column as (N, L), L the longest, filled up with `pad`."""
+    lists = as_array(column)
+    values = lists.flatten().to_numpy()
+    found = np.full((len(counts), int(counts.max(initial=0))), pad, values.dtype)
+    found[np.arange(found.shape[1]) < counts[:, None]] = values
+    return found

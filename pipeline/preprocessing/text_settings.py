@@ -1,0 +1,39 @@
+"""What decides how a text becomes tokens: the tokenizer's file and its limits, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How texts become tokens; for JSON, and can be pickled."""
+
+    tokenizer_uri: str
+    """Where its tokenizer.json is; workers copy it into the node cache."""
+    tokenizer_sha256: str
+    max_tokens: int
+    """A longer row is cut to this, with its special tokens, and marked as truncated."""
+    prefix: str = ""
+    """Put before each text, as some encoders were trained."""
+    pad_id: int = 0
+    tensor_names: tuple[str, ...] = ("input_ids", "attention_mask")
+    """What the model takes: `input_ids`, `attention_mask`, `token_type_ids`."""
+    has_pair: bool = False
+    """Whether a row is a pair of texts."""
+    has_offsets: bool = False
+    """Whether the places of tokens in the text are kept, for entities."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the tokens, as JSON values, for fingerprints."""
+        return {
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "max_tokens": self.max_tokens,
+            "prefix": self.prefix,
+            "pad_id": self.pad_id,
+            "tensor_names": list(self.tensor_names),
+            "has_pair": self.has_pair,
+        }

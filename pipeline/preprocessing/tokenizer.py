@@ -1,0 +1,171 @@
+"""Tokenise texts with the Rust library `tokenizers`; a tokenizer.json is data, not code."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.errors import JobError
+from pipeline.core.node_cache import kept
+from pipeline.core.printable import clean_message
+from pipeline.preprocessing.text_settings import TextSettings
+from pipeline.storage.single_file import read_file
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+MAX_BYTES = 128 * 2**20
+"""Larger tokenizer files are refused; the largest of multilingual models have about 35 MB."""
+_FILE = "tokenizer.json"
+_EXTRA = "tokenizers is not installed: the extra `transformers` brings it"
+
+
+Number = TypeVar("Number", np.int8, np.int32)
+
+
+class Tokens(NamedTuple):
+    """The tokens of N rows, one row after the other."""
+
+    ids: npt.NDArray[np.int32]
+    """(T,), special tokens included."""
+    types: npt.NDArray[np.int8]
+    """(T,): 0 for the first text of a pair, 1 for the second; empty unless rows are pairs."""
+    counts: npt.NDArray[np.int32]
+    """(N,): tokens per row."""
+    truncated: npt.NDArray[np.bool_]
+    """(N,)."""
+    offsets: npt.NDArray[np.int32]
+    """(2 T,): start and end of each token, in characters of the text; empty unless kept."""
+    word_ids: npt.NDArray[np.int32]
+    """(T,): the word of each token, -1 for special tokens; empty unless kept."""
+
+
+def tokenise(
+    settings: TextSettings, texts: Sequence[str], pairs: Sequence[str] | None = None
+) -> Tokens:
+    """Tokenise rows.
+
+    Args:
+        settings: The tokenizer and its limits.
+        texts: (N,).
+        pairs: (N,), the second text of each row; None: rows are single texts.
+
+    Raises:
+        JobError: The tokenizer cannot be read.
+    """
+    tokenizer = _tokenizer(settings)
+    prefix = settings.prefix
+    given = [prefix + text for text in texts] if prefix else list(texts)
+    batch = given if pairs is None else list(zip(given, pairs, strict=True))
+    # The fast form leaves the offsets out.
+    encode = tokenizer.encode_batch if settings.has_offsets else tokenizer.encode_batch_fast
+    found = encode(batch)
+    return Tokens(
+        ids=_joined([each.ids for each in found], np.int32),
+        types=_joined([each.type_ids for each in found] if pairs is not None else [], np.int8),
+        counts=np.fromiter((len(each) for each in found), np.int32, len(found)),
+        truncated=np.fromiter((bool(each.overflowing) for each in found), np.bool_, len(found)),
+        offsets=_offsets(found, len(prefix)) if settings.has_offsets else np.zeros(0, np.int32),
+        word_ids=_word_ids(found) if settings.has_offsets else np.zeros(0, np.int32),
+    )
+
+
+def _joined(values: Sequence[Sequence[int]], dtype: type[Number]) -> npt.NDArray[Number]:
+    return np.array(list(itertools.chain.from_iterable(values)), dtype)
+
+
+def _offsets(found: Sequence[Encoding], num_prefix: int) -> npt.NDArray[np.int32]:
+    pairs = [pair for each in found for pair in each.offsets]
+    # Places in the text itself: those in the prefix become empty ones at its start.
+    return np.maximum(np.array(pairs, np.int32).reshape(-1) - num_prefix, 0)
+
+
+def _word_ids(found: Sequence[Encoding]) -> npt.NDArray[np.int32]:
+    return np.array(
+        [-1 if word is None else word for each in found for word in each.word_ids], np.int32
+    )
+
+
+def _tokenizer(settings: TextSettings) -> Tokenizer:
+    """Return the tokenizer of this process, cut to `max_tokens` and without padding."""
+    path = local_tokenizer(settings)
+    return _opened(str(path), settings.max_tokens, settings.has_pair)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: str, max_tokens: int, has_pair: bool) -> Tokenizer:
+    # Cores belong to actors: its own threads would take those of others.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tokenizer = read_tokenizer(Path(path))
+    tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json.
+
+    Raises:
+        JobError: It is too large or no tokenizer, or the library is missing.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise JobError(_EXTRA) from None
+    size_bytes = path.stat().st_size
+    if size_bytes > MAX_BYTES:
+        raise JobError(
+            f"{path.name}: {size_bytes:,} bytes, the most for a tokenizer is {MAX_BYTES:,}"
+        )
+    try:
+        return Tokenizer.from_str(path.read_text("utf-8"))
+    except Exception as error:  # noqa: BLE001  # the library raises plain Exception
+        reason = clean_message(f"{error}", 200)
+        raise JobError(f"{path.name}: not a tokenizer: {reason}") from None
+
+
+def local_tokenizer(settings: TextSettings) -> Path:
+    """Return the tokenizer's file in the node cache, copied there once per node.
+
+    Raises:
+        JobError: It is missing, too large, or has another digest than when the run was planned.
+    """
+
+    def fetch(folder: Path) -> None:
+        data = read_tokenizer_bytes(settings.tokenizer_uri, settings.storage_options)
+        found = hashlib.sha256(data).hexdigest()
+        if found != settings.tokenizer_sha256:
+            raise JobError(
+                f"{settings.tokenizer_uri}: sha256 is {found}, expected {settings.tokenizer_sha256}"
+            )
+        (folder / _FILE).write_bytes(data)
+
+    return kept(f"tokenizer-{settings.tokenizer_sha256}", fetch) / _FILE
+
+
+def read_tokenizer_bytes(uri: str, storage_options: object) -> bytes:
+    """Read a tokenizer.json of at most MAX_BYTES.
+
+    Raises:
+        JobError: It is missing or larger.
+    """
+    from pipeline.storage.store import Store
+
+    folder, _, name = uri.rpartition("/")
+    store = Store(folder or ("/" if uri.startswith("/") else "."), storage_options)  # type: ignore[arg-type]
+    held = store.stat(name) if name else None
+    if held is None:
+        raise JobError(f"text.tokenizer = {uri}: no such file")
+    if held.size_bytes > MAX_BYTES:
+        raise JobError(
+            f"text.tokenizer = {uri}: {held.size_bytes:,} bytes, the most is {MAX_BYTES:,}"
+        )
+    return read_file(uri, storage_options, "text.tokenizer")  # type: ignore[arg-type]

@@ -1,0 +1,44 @@
+"""Small tokenizers, made on the spot: WordPiece over letters, a few words and their pieces."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from pipeline.preprocessing.text_settings import TextSettings
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = (
+    *("the", "a", "cat", "dog", "sat", "on", "mat", "ran", "fast", "slow", "red", "blue"),
+    *("green", "one", "two", "three", "and", "or", "not"),
+)
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?-'"
+NUM_TOKENS = len(SPECIAL) + len(WORDS) + 2 * len(LETTERS)
+
+
+def make_tokenizer() -> Tokenizer:
+    """Return a tokenizer as BERT has it, with `NUM_TOKENS` entries."""
+    names = [*SPECIAL, *WORDS, *(c for c in LETTERS if c not in WORDS)]
+    names += [f"##{letter}" for letter in LETTERS]
+    vocabulary = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def text_settings(folder: Path, max_tokens: int = 16, **more: object) -> TextSettings:
+    """Save a tokenizer below a folder, and return settings that name it."""
+    path = folder / "tokenizer.json"
+    make_tokenizer().save(str(path))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return TextSettings(str(path), digest, max_tokens, tensor_names=names, **more)
