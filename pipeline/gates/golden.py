@@ -96,14 +96,18 @@ class GoldenRows:
         kept = [row for row in good if failed[row] is None]
         lines = {row: f"failed: {failure}" for row, failure in failed.items() if failure}
         if kept:
-            lines |= dict(zip(kept, self._compare(spec, found, kept), strict=True))
+            lines |= dict(zip(kept, self._compare(spec, found, rows, kept), strict=True))
         ids = rows.column(ROW_ID).to_pylist()
         return [f"{ids[row]}: {lines[row]}" for row in sorted(lines) if lines[row]]
 
-    def _compare(self, spec: ModelSpec, found: Arrays, rows: Sequence[int]) -> list[str]:
-        """Return '' for each row that agrees."""
-        expected, task = self.expected.take(pa.array(rows)), make_task(spec.task)
-        return task.golden_differences(expected, found, self.limits, self._score_diff(spec))
+    def _compare(
+        self, spec: ModelSpec, found: Arrays, rows: pa.Table, kept: Sequence[int]
+    ) -> list[str]:
+        """Return '' for each of the kept rows that agrees."""
+        places, task = pa.array(kept), make_task(spec.task)
+        expected, prepared = self.expected.take(places), rows.take(places)
+        score_diff = self._score_diff(spec)
+        return task.golden_differences(expected, found, prepared, self.limits, score_diff)
 
     def _score_diff(self, spec: ModelSpec) -> float:
         if self.max_score_diff is not None:

@@ -43,7 +43,7 @@ def to_table(
         for field in published
     }
     columns |= (
-        task.columns(results, ok)
+        task.columns(results, ok, rows)
         if results
         else {field.name: pa.nulls(rows.num_rows, field.type) for field in fields}
     )

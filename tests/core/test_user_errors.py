@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from ray.exceptions import RayTaskError
 
@@ -89,7 +90,7 @@ def test_an_exception_of_a_postprocess_is_the_users_own(module):
     )
     spec = TaskSpec("raw", postprocess=f"{name}:bad")
     with pytest.raises(JobError) as raised:
-        make_task(spec).columns({}, np.ones(2, bool))
+        make_task(spec).columns({}, np.ones(2, bool), pa.table({}))
     assert str(raised.value) == (
         f"model.postprocess {name}:bad failed: RuntimeError: boom in my code ({LINE} 6); "
         "--debug shows all"
@@ -112,8 +113,9 @@ def test_what_a_postprocess_returns_is_checked(module, body: str, words: str):
         "import pyarrow as pa\n\nclass Post:\n    schema = pa.schema([('a', pa.float32())])\n"
         f"    def __call__(self, outputs):\n        {body}\n\ndef post():\n    return Post()\n"
     )
+    task = make_task(TaskSpec("raw", postprocess=f"{name}:post"))
     with pytest.raises(JobError, match=words):
-        make_task(TaskSpec("raw", postprocess=f"{name}:post")).columns({}, np.ones(2, bool))
+        task.columns({}, np.ones(2, bool), pa.table({}))
 
 
 def test_of_a_remote_exception_the_cause_and_its_place_are_told_and_no_traceback():

@@ -25,11 +25,15 @@ OK = np.array([True, False, True])
 DRAWN = torch.rand((3, 4), generator=torch.Generator().manual_seed(1))
 
 
+NO_ROWS = pa.table({"row_id": ["0", "1", "2"]})
+
+
 class Case(NamedTuple):
     """A spec, and matching outputs of three rows."""
 
     spec: TaskSpec
     outputs: Any
+    rows: pa.Table = NO_ROWS
 
 
 CASES = {
@@ -55,7 +59,7 @@ def kept(task: Task, outputs: Any) -> dict[str, np.ndarray]:
 def predicted(name: str) -> tuple[Task, pa.Table]:
     task = make_task(CASES[name].spec)
     arrays = kept(task, CASES[name].outputs)
-    return task, pa.table(task.columns(arrays, np.ones(3, bool)))
+    return task, pa.table(task.columns(arrays, np.ones(3, bool), CASES[name].rows))
 
 
 def test_every_task_has_a_case():
@@ -65,7 +69,7 @@ def test_every_task_has_a_case():
 @ALL
 def test_it_gives_the_columns_that_it_declares_and_nulls_for_rows_that_failed(name: str):
     task = make_task(CASES[name].spec)
-    columns = task.columns(kept(task, CASES[name].outputs), OK)
+    columns = task.columns(kept(task, CASES[name].outputs), OK, CASES[name].rows)
     assert [(f.name, f.type) for f in task.fields()] == [(n, c.type) for n, c in columns.items()]
     for column in columns.values():
         column.validate(full=True)
@@ -75,8 +79,8 @@ def test_it_gives_the_columns_that_it_declares_and_nulls_for_rows_that_failed(na
 @ALL
 def test_rows_keep_their_order(name: str):
     task, table = predicted(name)
-    turned = kept(task, CASES[name].outputs[[2, 0, 1]])
-    assert pa.table(task.columns(turned, np.ones(3, bool))).equals(table.take([2, 0, 1]))
+    turned, rows = kept(task, CASES[name].outputs[[2, 0, 1]]), CASES[name].rows.take([2, 0, 1])
+    assert pa.table(task.columns(turned, np.ones(3, bool), rows)).equals(table.take([2, 0, 1]))
 
 
 @ALL
@@ -110,9 +114,9 @@ def test_its_own_predictions_are_golden_rows_that_do_not_differ(name: str):
     found = kept(task, CASES[name].outputs)
     expected = task.parse_golden(table)
     assert set(task.golden_columns()) <= set(expected.column_names)
-    assert task.golden_differences(expected, found, LIMITS, 0.01) == ["", "", ""]
+    assert task.golden_differences(expected, found, CASES[name].rows, LIMITS, 0.01) == ["", "", ""]
     turned = kept(task, CASES[name].outputs[[1, 2, 0]])
-    assert any(task.golden_differences(expected, turned, LIMITS, 0.0))
+    assert any(task.golden_differences(expected, turned, CASES[name].rows, LIMITS, 0.0))
 
 
 @ALL

@@ -37,7 +37,7 @@ def columns_of(spec: TaskSpec, outputs: Any) -> dict[str, list[Any]]:
     """Run a task over the outputs of three rows, of which the second failed."""
     task = make_task(spec)
     arrays = {name: t.numpy() for name, t in task.reduce(outputs, 3).items()}
-    columns = task.columns(arrays, OK)
+    columns = task.columns(arrays, OK, pa.table({"row_id": ["0", "1", "2"]}))
     assert [(f.name, f.type) for f in task.fields()] == [(n, c.type) for n, c in columns.items()]
     for column in columns.values():
         column.validate(full=True)
@@ -192,7 +192,7 @@ def test_the_example_of_the_job_files_page_keeps_to_the_contract(
     boxes = np.arange(240, dtype=np.float32).reshape(3, 20, 4)
     scores = np.zeros((3, 20), np.float32)
     scores[0, :2] = scores[2, 5] = 0.9
-    found = task.columns({"boxes": boxes, "scores": scores}, OK)
+    found = task.columns({"boxes": boxes, "scores": scores}, OK, pa.table({}))
     assert [field.name for field in task.fields()] == ["boxes", "scores"]
     assert found["boxes"].to_pylist() == [boxes[0, :2].tolist(), None, [boxes[2, 5].tolist()]]
     assert [s and len(s) for s in found["scores"].to_pylist()] == [2, None, 1]

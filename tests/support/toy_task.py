@@ -29,7 +29,7 @@ class Spread(Task):
         flat = outputs.flatten(1).float()
         return {NAME: flat.amax(1) - flat.amin(1)}
 
-    def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+    def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         return {NAME: pa.array(arrays[NAME], pa.float32(), mask=~ok)}
 
     def measured_columns(self) -> tuple[str, ...]:

@@ -109,12 +109,13 @@ class Task(Protocol):
         """
         ...
 
-    def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+    def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         """Make the task's columns for the N rows of a slice.
 
         Args:
             arrays: The results, each (N, ...); values of rows that are not ok are arbitrary.
             ok: bool (N,); other rows are null.
+            rows: The slice's N prepared rows, in order, with what the input's `prepare` leaves.
         """
         ...
 
@@ -148,13 +149,19 @@ class Task(Protocol):
         ...
 
     def golden_differences(
-        self, expected: pa.Table, found: Arrays, limits: AgreementLimits, max_score_diff: float
+        self,
+        expected: pa.Table,
+        found: Arrays,
+        rows: pa.Table,
+        limits: AgreementLimits,
+        max_score_diff: float,
     ) -> list[str]:
         """Return per golden row how it differs from the expected values; '' if it agrees.
 
         Args:
             expected: N rows of `parse_golden`.
             found: The results of the same rows, each (N, ...).
+            rows: The same rows as they were prepared.
             limits: How far a row may be off.
             max_score_diff: How far a score may be off if the row has no tolerance of its own.
         """

@@ -42,7 +42,7 @@ class Classify(Task):
         top = torch.softmax(logits.float(), dim=1).topk(self.spec.top_k, dim=1)
         return {SCORE: top.values, LABEL_ID: top.indices.to(torch.int32)}
 
-    def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+    def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         names = pa.array(self.spec.labels, pa.string())
         scores, ids = arrays[SCORE], arrays[LABEL_ID]
         num_rows, top_k = ids.shape
@@ -82,7 +82,12 @@ class Classify(Task):
         return pa.table(columns)
 
     def golden_differences(
-        self, expected: pa.Table, found: Arrays, limits: AgreementLimits, max_score_diff: float
+        self,
+        expected: pa.Table,
+        found: Arrays,
+        rows: pa.Table,
+        limits: AgreementLimits,
+        max_score_diff: float,
     ) -> list[str]:
         names = [self.spec.labels[label_id] for label_id in found[LABEL_ID][:, 0]]
         scores = [float(score) for score in found[SCORE][:, 0]]

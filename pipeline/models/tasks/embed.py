@@ -44,7 +44,7 @@ class Embed(Task):
             vectors = _normalised(vectors)
         return {EMBEDDING: vectors}
 
-    def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+    def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         return {EMBEDDING: nested(arrays[EMBEDDING], ok)}
 
     @classmethod

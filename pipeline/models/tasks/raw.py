@@ -57,7 +57,7 @@ class Raw(Task):
             for output in self.spec.outputs
         }
 
-    def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+    def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         if self.spec.postprocess is not None:
             return postprocessed(self.spec.postprocess, arrays, ok)
         return {output.name: nested(arrays[output.name], ok) for output in self.spec.outputs}

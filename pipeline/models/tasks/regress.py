@@ -39,7 +39,7 @@ class Regress(Task):
         values = require(outputs, shape, *told).float()
         return {VALUE: values}
 
-    def columns(self, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+    def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         values = arrays[VALUE]
         return {
             name: pa.array(np.ascontiguousarray(values[:, i]), mask=~ok)
