@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit.layout import parse_staged_name, staged_name
@@ -106,7 +107,7 @@ class StagingWriter:
         started = perf_counter()
         rows = quarantine_without_folder(rows, self.folders)
         reasons = Counter(reason for reason in rows.column(ERROR).to_pylist() if reason)
-        labels = _count_labels(rows)
+        labels = _count_labels(rows, self.counted)
         numbers = {k: v.to_dict() for k, v in measure_numbers(rows, self.counted).items()}
         buffer = io.BytesIO()
         with pq.ParquetWriter(buffer, rows.schema, compression=self.compression) as writer:
@@ -160,10 +161,17 @@ def quarantine_without_folder(rows: pa.Table, folders: Sequence[str]) -> pa.Tabl
     return pa.table({**columns, **failure_columns(failures)}, schema=rows.schema)
 
 
-def _count_labels(rows: pa.Table) -> Counter[str]:
-    if LABEL not in rows.column_names or not pa.types.is_string(rows.column(LABEL).type):
-        return Counter()
-    return Counter(label for label in rows.column(LABEL).to_pylist() if label is not None)
+def _count_labels(rows: pa.Table, counted: Sequence[str]) -> Counter[str]:
+    """Count the labels of rows: their own, or those of the entries of a counted column."""
+    if LABEL in rows.column_names and pa.types.is_string(rows.column(LABEL).type):
+        return Counter(label for label in rows.column(LABEL).to_pylist() if label is not None)
+    found: Counter[str] = Counter()
+    for name in counted:
+        kind = rows.column(name).type
+        if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+            entries = pc.list_flatten(rows.column(name))
+            found.update(pc.struct_field(entries, LABEL).to_pylist())
+    return found
 
 
 def list_staged(store: Store, folder: str) -> dict[SliceKey, StoredFile]:

@@ -1,9 +1,9 @@
 """How predictions are distributed: counted slice by slice, summed exactly; gates/psi.py compares.
 
-Scores are counted in 20 bins of [0, 1]. Other numbers have no natural bins, so they are counted by
-the upper 16 bits of their rounded float32: sign, exponent and 7 bits of the mantissa. Values of one
-bin are within 2**-7 (0.8%) of each other, and counts add up exactly whatever the order. That is a
-DDSketch (Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable quantile sketch with
+Scores of labels are counted in 20 bins of [0, 1]. Other numbers have no natural bins, so they are
+counted by the upper 16 bits of their rounded float32: sign, exponent and 7 bits of the mantissa.
+Values of one bin are within 2**-7 (0.8%) of each other, and counts add up exactly in any order.
+That is a DDSketch (Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable quantile sketch with
 relative-error guarantees", PVLDB 12, 2019) whose logarithm is interpolated linearly within an
 octave, as its fast mapping is. Too many bins are halved by leaving out one more bit.
 """
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
-from pipeline.core.schema import SCORE
+from pipeline.core.schema import LABEL, SCORE
 
 NORM = "norm"
 DIRECTIONS = tuple(f"direction_{i}" for i in range(4))
@@ -146,13 +147,29 @@ def measure_numbers(rows: pa.Table, columns: Sequence[str]) -> dict[str, Numbers
         if pa.types.is_fixed_size_list(column.type):
             found |= {part: _counted(values) for part, values in _vectors(column)}
             continue
+        if pa.types.is_list(column.type):
+            found |= _of_entries(name, column)
+            continue
         values = np.asarray(column.to_numpy(zero_copy_only=False), np.float32)
-        if name == SCORE:
-            bins = np.minimum((values * SCORE_BINS).astype(np.int64), SCORE_BINS - 1)
-            found[name] = Numbers(float(values.min()), float(values.max()), _counts(bins))
+        if name == SCORE and LABEL in rows.column_names:  # the score of a pair has any size
+            found[name] = _probabilities(values)
         else:
             found[name] = _counted(values, with_bins=place < MAX_COUNTED_TARGETS)
     return found
+
+
+def _of_entries(name: str, column: pa.Array) -> dict[str, Numbers]:
+    """Count how many entries rows have, and the entries' scores; list<struct<score, ...>> (N,)."""
+    lengths = np.asarray(column.value_lengths().to_numpy(zero_copy_only=False), np.float32)
+    scores = pc.struct_field(column.flatten(), SCORE).to_numpy(zero_copy_only=False)
+    found = {f"num_{name}": _counted(lengths)}
+    return {**found, SCORE: _probabilities(scores)} if len(scores) else found
+
+
+def _probabilities(values: Floats) -> Numbers:
+    """Count probabilities, float32 (N,) in [0, 1]."""
+    bins = np.minimum((values * SCORE_BINS).astype(np.int64), SCORE_BINS - 1)
+    return Numbers(float(values.min()), float(values.max()), _counts(bins))
 
 
 def _vectors(column: pa.Array) -> Iterable[tuple[str, Floats]]:

@@ -15,6 +15,7 @@ ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"
 LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
 EMBEDDING, VALUE = "embedding", "value"
+LABELS, ENTITIES, START, END = "labels", "entities", "start", "end"
 
 _FAILURE_FIELDS = [
     pa.field(ERROR, pa.string()),
@@ -55,6 +56,8 @@ _ENTRY = (
 )
 CLASSIFY_FIELDS = (*_ENTRY, pa.field(TOP_K, pa.list_(pa.struct(_ENTRY))))
 """What task `classify` adds."""
+LABELS_FIELD = pa.field(LABELS, pa.list_(pa.struct(_ENTRY)))
+"""What task `multilabel` adds."""
 
 IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])
 """What sources of images yield: the encoded image, null if `error` is set."""

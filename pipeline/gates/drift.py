@@ -6,6 +6,7 @@ next; so drift only warns unless the job says otherwise.
 
 from __future__ import annotations
 
+from pipeline.core.histograms import Numbers
 from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import NOTHING_EARLIER, Past
 from pipeline.gates.psi import Shift, compare_labels, compare_numbers
@@ -55,12 +56,17 @@ class ScoreDrift(Gate):
         shifts = {
             key: compare_numbers(before[key], numbers)
             for key, numbers in counted.items()
-            if key in before and before[key].counts
+            if key in before and before[key].counts and _same_bins(before[key], numbers)
         }
         if not shifts:
             return skipped(name, NOTHING_EARLIER)
         worst = max(shifts, key=lambda key: shifts[key].psi)
         return _drift(name, rule, shifts[worst], worst, past.basis)
+
+
+def _same_bins(before: Numbers, now: Numbers) -> bool:
+    """Tell whether both are probabilities, or neither: other bins cannot be compared."""
+    return (before.shift is None) == (now.shift is None)
 
 
 def _drift(name: str, rule: Drift, shift: Shift, what: str, basis: str) -> GateResult:

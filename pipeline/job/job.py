@@ -111,8 +111,20 @@ class Model(Section):
     """The submodule whose output is taken instead of the model's, as `named_modules` calls it."""
     embedding_dim: PositiveInt | None = None
     """Task `embed`: length of the vector."""
+    embedding_type: Literal["float32", "float16"] = "float32"
+    """Task `embed`: type of the numbers that are written. A number beyond float16 (65,504) makes
+    its row `non_finite`."""
     l2_norm: bool = False
     """Task `embed`: scale each vector to length 1."""
+    min_score: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Task `multilabel`: labels of at least this probability are written."""
+    aggregation: Literal["none", "simple", "first", "average", "max"] = "simple"
+    """Task `tokens`: how tokens become entities. `none`: each token is one; `simple`: neighbours of
+    one label; `first`, `average`, `max`: the same with one label for a word, which is that of its
+    first token, of the mean of its tokens' scores, or of its token with the highest score."""
+    prompts: tuple[str, ...] | dict[str, str] = ()
+    """Task `zero_shot`: a text for each label, or a mapping of label to text. For an NLI model the
+    text is the hypothesis, such as `This example is about sport.`"""
     targets: tuple[str, ...] = ()
     """Task `regress`: a column name for each number; left out: one column `value`."""
     outputs: tuple[Output, ...] = ()
@@ -164,16 +176,16 @@ class Model(Section):
 
     def _without_effect(self) -> Iterator[str]:
         own = registry.load(registry.TASKS, self.task).job_fields
-        tasks = registry.built_in(registry.TASKS)
-        owners = [
-            (f, task) for task in tasks for f in registry.load(registry.TASKS, task).job_fields
-        ]
-        for field, task in owners:
+        owners: dict[str, list[str]] = {}
+        for task in registry.built_in(registry.TASKS):
+            for field in registry.load(registry.TASKS, task).job_fields:
+                owners.setdefault(field, []).append(repr(task))
+        for field, tasks in owners.items():
             if field in self.model_fields_set and getattr(self, field) and field not in own:
                 can_be_null = type(self).model_fields[field].default is None
                 otherwise = f", or --set model.{field}=null" if can_be_null else ""
                 yield (
-                    f"{field} has no effect with task {self.task!r}, only {task!r}: "
+                    f"{field} has no effect with task {self.task!r}, only {', '.join(tasks)}: "
                     f"leave it out{otherwise}"
                 )
 

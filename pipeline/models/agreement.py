@@ -1,7 +1,7 @@
 """Compare two runs of a model over the same rows, row by row. Pure: takes the arrays of a task.
 
-The reference is always eager fp32. The task chooses the comparison: the best label and the
-difference of its probability, the cosine of vectors, or the relative error of numbers.
+The reference is always eager fp32. The task chooses the comparison: labels and the differences of
+their probabilities, the cosine of vectors, or the relative error of numbers.
 """
 
 from __future__ import annotations
@@ -65,6 +65,27 @@ def compare_labels(
     same = label_ids[0][:, 0] == label_ids[1][:, 0]
     differences = np.abs(_plain(scores[0])[:, 0] - _plain(scores[1])[:, 0])
     return Agreement(same & (differences <= limits.max_score_diff), _worst(differences, np.max))
+
+
+def compare_kept(
+    reference: Values, candidate: Values, min_score: float, limits: AgreementLimits
+) -> Agreement:
+    """Compare probabilities, of which those from `min_score` on are kept.
+
+    A row agrees if the scores of all that either side keeps differ by at most `max_score_diff`. So
+    both keep the same, unless a score is that near to `min_score`.
+
+    Args:
+        reference: Float (N, K).
+        candidate: Float (N, K).
+        min_score: From which score on a label is kept.
+        limits: Uses `max_score_diff`.
+    """
+    a, b = _plain(reference), _plain(candidate)
+    differences = np.abs(a - b)
+    matters = (a >= min_score) | (b >= min_score) | np.isnan(differences)
+    largest = np.where(matters, differences, 0.0).max(axis=1, initial=0.0)
+    return Agreement(largest <= limits.max_score_diff, _worst(largest, np.max))
 
 
 def compare_vectors(reference: Values, candidate: Values, limits: AgreementLimits) -> Agreement:

@@ -181,8 +181,9 @@ def _factory_card(factory: str, allow_import: Sequence[str]) -> tuple[Kind, Mode
 
 
 def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpec:
-    labels: tuple[str, ...] = ()
-    if task_class(model.task).needs_labels:
+    kind = task_class(model.task)
+    labels = kind.own_labels(model)
+    if kind.needs_labels:
         found = card.labels if model.labels is None else _read_labels(model, model.labels)
         if not found:
             raise JobError(
@@ -202,7 +203,15 @@ def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpe
         targets=model.targets,
         postprocess=model.postprocess,
         postprocess_sha256=code,
+        min_score=model.min_score,
+        embedding_type=model.embedding_type,
+        aggregation=model.aggregation,
+        prompts=_texts(model.prompts),
     )
+
+
+def _texts(prompts: tuple[str, ...] | dict[str, str]) -> tuple[str, ...]:
+    return tuple(prompts.values()) if isinstance(prompts, dict) else prompts
 
 
 def _choose_input(card: ModelCard, wanted: Transform, name: str) -> Input:

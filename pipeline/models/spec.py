@@ -88,6 +88,7 @@ class ModelSpec:
                 *([self.weights_key] if self.weights_key else []),
                 self.input.exact().settings(),
                 len(self.task.labels),
+                *([list(self.task.prompts)] if self.task.prompts else []),
             ]
         )
 

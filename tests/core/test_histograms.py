@@ -36,7 +36,8 @@ def of_values(values: object) -> Numbers:
 
 
 def of_scores(values: object) -> Numbers:
-    table = pa.table({"score": pa.array(values, pa.float32())})
+    scores = pa.array(values, pa.float32())
+    table = pa.table({"score": scores, "label": pa.nulls(len(scores), pa.string())})
     return measure_numbers(table, ("score",))["score"]
 
 
@@ -53,6 +54,8 @@ def of_vectors(vectors: object) -> Distribution:
         (TaskSpec("embed"), ("embedding",)),
         (TaskSpec("regress"), ("value",)),
         (TaskSpec("regress", targets=("a", "b")), ("a", "b")),
+        (TaskSpec("multilabel"), ("labels",)),
+        (TaskSpec("score"), ("score",)),
         (TaskSpec("raw"), ()),
     ],
 )
@@ -80,6 +83,21 @@ def test_bins_keep_the_order_of_numbers_whatever_the_shift(a: float, b: float):
         (first,), (second,) = of_values([low]).shifted(shift), of_values([high]).shifted(shift)
         assert first <= second
     assert of_values([-0.0]).counts == of_values([0.0]).counts
+
+
+def test_of_lists_of_labels_their_length_and_scores_are_counted():
+    entries = [[{"label": "a", "score": 0.9}, {"label": "b", "score": 0.52}], [], None]
+    kind = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
+    table = pa.table({"labels": pa.array(entries, kind)})
+    found = measure_numbers(table, ("labels",))
+    assert found["num_labels"] == of_values([2.0, 0.0])
+    assert found["score"] == of_scores([0.9, 0.52])
+    assert list(measure_numbers(table.slice(1), ("labels",))) == ["num_labels"]
+
+
+def test_scores_without_labels_are_numbers_of_any_size():
+    table = pa.table({"score": pa.array([-4.0, 11.0], pa.float32())})
+    assert measure_numbers(table, ("score",))["score"] == of_values([-4.0, 11.0])
 
 
 def test_rows_without_a_prediction_are_not_counted():

@@ -38,9 +38,11 @@ class Case(NamedTuple):
 
 CASES = {
     "classify": Case(TaskSpec("classify", labels=("a", "b", "c", "d"), top_k=2), DRAWN),
+    "multilabel": Case(TaskSpec("multilabel", labels=("a", "b", "c", "d")), DRAWN - 0.3),
     "embed": Case(TaskSpec("embed", embedding_dim=4), DRAWN),
     "regress": Case(TaskSpec("regress", targets=("w", "x", "y", "z")), DRAWN),
     "raw": Case(TaskSpec("raw", outputs=(OutputSpec("map", (2, 2)),)), DRAWN.reshape(3, 2, 2)),
+    "score": Case(TaskSpec("score"), DRAWN[:, 0]),
     "spread": Case(TaskSpec("spread"), DRAWN),
 }
 ALL = pytest.mark.parametrize("name", CASES)
@@ -94,9 +96,9 @@ def test_predictions_agree_with_themselves_and_not_with_others(name: str):
     task = make_task(CASES[name].spec)
     arrays = kept(task, CASES[name].outputs)
     assert task.compare(arrays, arrays, LIMITS).agrees.all()
-    others = kept(task, CASES[name].outputs * torch.tensor([-9.0, 5.0, -3.0, 7.0]).view(
-        CASES[name].outputs.shape[1:]
-    ))  # fmt: skip
+    outputs = CASES[name].outputs
+    factors = torch.tensor([-9.0, 5.0, -3.0, 7.0])[: outputs[0].numel()].view(outputs.shape[1:])
+    others = kept(task, outputs * factors)
     assert not task.compare(arrays, others, LIMITS).agrees.all()
 
 

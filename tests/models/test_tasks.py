@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import feature_fields, source_schema
 from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job
+from pipeline.models.agreement import AgreementLimits
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
@@ -81,6 +84,106 @@ def test_ordinary_vectors_are_normalised_as_torch_does_to_the_last_bit():
     vectors[3, 5], vectors[4, 5] = torch.inf, torch.nan
     found = task.reduce(vectors, 200)["embedding"]
     assert found.isfinite().all(dim=1).logical_not().nonzero().flatten().tolist() == [3, 4]
+
+
+def test_multilabel_gives_the_labels_from_min_score_on_best_first():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [9.0, 0.0, 0.0], [-1.0, -2.0, -3.0]])
+    found = columns_of(TaskSpec("multilabel", labels=("a", "b", "c")), logits)["labels"]
+    assert [(entry["label"], entry["label_id"]) for entry in found[0]] == [
+        ("b", 1), ("c", 2), ("a", 0),
+    ]  # fmt: skip
+    assert [entry["score"] for entry in found[0]] == torch.sigmoid(logits[0, [1, 2, 0]]).tolist()
+    assert found[1:] == [None, []]
+    strict = TaskSpec("multilabel", labels=("a", "b", "c"), min_score=0.8)
+    assert [entry["label"] for entry in columns_of(strict, logits)["labels"][0]] == ["b"]
+
+
+def test_labels_agree_where_no_score_is_near_min_score():
+    task = make_task(TaskSpec("multilabel", labels=("a", "b"), min_score=0.5))
+    reference = {"score": np.array([[0.52, 0.1], [0.9, 0.1], [0.9, 0.1], [0.2, 0.1], [0.9, 0.9]])}
+    found = {"score": np.array([[0.48, 0.4], [0.9, 0.6], [0.8, 0.1], [0.4, 0.3], [0.9, np.nan]])}
+    agreement = task.compare(reference, found, AgreementLimits(0.05, 1.0, 0.0))
+    assert agreement.agrees.tolist() == [True, False, False, True, False]
+    assert np.isnan(agreement.worst)
+
+
+def test_golden_labels_may_be_texts_alone():
+    task = make_task(TaskSpec("multilabel", labels=("a", "b", "c"), min_score=0.5))
+    expected = task.parse_golden(pa.table({"labels": [["a"], ["b", "a"], ["a", "z"], []]}))
+    found = {"score": np.array([[0.9, 0.1, 0.52]] * 4)}
+    limits = AgreementLimits(0.05, 1.0, 0.0)
+    assert task.golden_differences(expected, found, pa.table({}), limits, 0.05) == [
+        "",
+        "expected 'b', found 0.1000",
+        "expected 'z', which is no label of the model",
+        "expected no 'a', found 0.9000",
+    ]
+    scored = [{"label": "a", "label_id": 0, "score": 0.9}, {"label": "b", "label_id": 1,
+              "score": 0.52}]  # fmt: skip
+    expected = task.parse_golden(pa.table({"labels": [scored]}))
+    one = {"score": np.array([[0.8, 0.1, 0.1]])}
+    assert task.golden_differences(expected, one, pa.table({}), limits, 0.05) == [
+        "expected 'a' 0.9000, found 0.8000"
+    ]
+
+
+def test_published_labels_agree_if_their_scores_do():
+    task = make_task(TaskSpec("multilabel", labels=("a", "b"), min_score=0.5))
+    limits = AgreementLimits(0.05, 1.0, 0.0)
+
+    def entries(**scores: float) -> list[dict[str, Any]]:
+        return [{"label": label, "score": score} for label, score in scores.items()]
+
+    assert task.values_agree(entries(a=0.9), entries(a=0.91, b=0.52), limits)
+    assert not task.values_agree(entries(a=0.9), entries(a=0.8), limits)
+    assert not task.values_agree(entries(a=0.9), entries(a=0.9, b=0.7), limits)
+
+
+def test_score_gives_one_number_and_takes_the_activation_of_the_model():
+    logits = torch.tensor([[-3.0], [0.0], [2.0]])
+    assert columns_of(TaskSpec("score"), logits) == {"score": [-3.0, None, 2.0]}
+    assert columns_of(TaskSpec("score"), logits[:, 0]) == {"score": [-3.0, None, 2.0]}
+    sigmoid = columns_of(TaskSpec("score", activation="sigmoid"), logits)["score"]
+    assert sigmoid == [float(torch.sigmoid(logits[0, 0])), None, float(torch.sigmoid(logits[2, 0]))]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [TaskSpec("score", activation="sigmoid"), TaskSpec("multilabel", labels=("a",), min_score=0.1)],
+)
+def test_an_infinite_logit_is_no_probability(spec: TaskSpec):
+    logits = torch.tensor([[torch.inf], [torch.nan], [1.0]])
+    found = make_task(spec).reduce(logits, 3)["score"].flatten()
+    assert found.isfinite().tolist() == [False, False, True]
+
+
+def test_embeddings_of_float16_are_halves_and_too_large_ones_are_not_finite():
+    vectors = torch.tensor([[0.1, 2.0], [1e5, 0.0], [0.5, -3.0]])
+    spec = TaskSpec("embed", embedding_dim=2, embedding_type="float16")
+    task = make_task(spec)
+    assert task.fields()[0].type == pa.list_(pa.float16(), 2)
+    reduced = task.reduce(vectors, 3)["embedding"]
+    assert (reduced.dtype, reduced.isfinite().all(dim=1).tolist()) == (
+        torch.float16, [True, False, True],
+    )  # fmt: skip
+    found = columns_of(spec, vectors)["embedding"]
+    assert found == [[float(np.float16(0.1)), 2.0], None, [0.5, -3.0]]
+    part = io.BytesIO()
+    table = pa.table(task.columns({"embedding": reduced.numpy()}, OK, pa.table({})))
+    pq.write_table(table, part)
+    assert pq.read_table(part).equals(table)
+
+
+def test_the_fields_of_new_tasks_leave_older_fingerprints_as_they_were():
+    # The JSON form of a job from before these fields.
+    before = {
+        "kind": "embed", "top_k": 1, "embedding_dim": 3, "l2_norm": False, "outputs": [],
+        "targets": [], "postprocess": None, "postprocess_sha256": "", "num_labels": 0,
+        "labels_sha256": hashlib.sha256(b"").hexdigest(),
+    }  # fmt: skip
+    assert TaskSpec("embed", embedding_dim=3).to_dict() == before
+    half = TaskSpec("embed", embedding_dim=3, embedding_type="float16").to_dict()
+    assert half == {**before, "embedding_type": "float16"}
 
 
 def test_regress_gives_a_column_a_target():

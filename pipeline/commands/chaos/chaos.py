@@ -128,7 +128,7 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
         trouble = trouble or str(error)
         found = Published(before.predictions.slice(0, 0), before.quarantine.slice(0, 0))
     limits = _limits(job, reference.document)
-    task = make_task(TaskSpec(job.model.task))
+    task = make_task(TaskSpec(job.model.task, min_score=job.model.min_score))
     difference = compare_published(before, found, job.source.pass_through, limits, task)
     return _document(chaos, sample, runs, found, difference, trouble, read_injected(folder))
 

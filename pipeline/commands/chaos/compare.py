@@ -102,7 +102,11 @@ def _other_values(
     numbers: tuple[Arrays, Arrays] = ({}, {})
     for name in before.column_names:
         pair = before.column(name).combine_chunks(), now.column(name).combine_chunks()
-        unequal = np.array([not _same(a, b) for a, b in zip(*map(_rows, pair), strict=True)], bool)
+        values = zip(*map(_rows, pair), strict=True)
+        if name not in passed and pa.types.is_list(pair[0].type) and name != TOP_K:
+            differs |= ~np.array([task.values_agree(a, b, limits) for a, b in values], bool)
+            continue
+        unequal = np.array([not _same(a, b) for a, b in values], bool)
         if name not in passed and (name == LABEL_ID or _is_float(pair[0].type)):
             numbers[0][name], numbers[1][name] = map(_to_array, pair)
             near |= unequal

@@ -12,8 +12,10 @@ from pipeline.models.tasks.base import Task, TaskSpec
 
 REGISTRY = {
     "classify": "pipeline.models.tasks.classify:Classify",
+    "multilabel": "pipeline.models.tasks.multilabel:Multilabel",
     "embed": "pipeline.models.tasks.embed:Embed",
     "regress": "pipeline.models.tasks.regress:Regress",
+    "score": "pipeline.models.tasks.score:Score",
     "raw": "pipeline.models.tasks.raw:Raw",
 }
 

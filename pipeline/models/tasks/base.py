@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -29,6 +29,10 @@ Arrays = dict[str, npt.NDArray[Any]]
 """The results of N rows after `Task.reduce`: name -> (N, ...)."""
 Mask = npt.NDArray[np.bool_]
 """bool (N,): rows of a slice that have a prediction."""
+
+
+_ADDED = ("min_score", "embedding_type", "activation", "aggregation", "prompts")
+"""Fields of `TaskSpec` that its JSON form leaves out if they have their default value."""
 
 
 class OutputError(ValueError):
@@ -58,6 +62,16 @@ class TaskSpec:
     postprocess: str | None = None
     postprocess_sha256: str = ""
     """Digest of the source of the post-processing module."""
+    min_score: float = 0.5
+    """Task `multilabel`: probability from which on a label is written."""
+    embedding_type: str = "float32"
+    """Task `embed`: `float32` or `float16`."""
+    activation: str = "identity"
+    """Task `score`: `identity` or `sigmoid`, as the model says."""
+    aggregation: str = "simple"
+    """Task `tokens`: how tokens become entities."""
+    prompts: tuple[str, ...] = ()
+    """Task `zero_shot`: the text of each label, in the order of `labels`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for fingerprints and manifests; labels as a digest."""
@@ -65,6 +79,10 @@ class TaskSpec:
         labels = values.pop("labels")
         values["num_labels"] = len(labels)
         values["labels_sha256"] = hashlib.sha256("\n".join(labels).encode()).hexdigest()
+        # Only if set, so that jobs from before these fields keep their fingerprints.
+        for field in fields(self):
+            if field.name in _ADDED and values[field.name] == field.default:
+                del values[field.name]
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
@@ -89,6 +107,11 @@ class Task(Protocol):
     def problems(cls, model: Model) -> Iterator[str]:
         """Yield the problems of a job's section `model` for this task."""
         yield from ()
+
+    @classmethod
+    def own_labels(cls, model: Model) -> tuple[str, ...]:
+        """Return the labels that fields of this task alone give; empty if there are none."""
+        return ()
 
     def fields(self) -> list[pa.Field]:
         """Return the columns that the task adds."""
@@ -126,6 +149,13 @@ class Task(Protocol):
     def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
         """Compare the results of two runs over the same rows, each (N, ...)."""
         return compare_numbers(reference, found, limits)
+
+    def values_agree(self, reference: Any, found: Any, limits: AgreementLimits) -> bool:
+        """Tell whether two published values of one row, of a column of lists, agree.
+
+        Columns of numbers are compared by `compare`.
+        """
+        return bool(reference == found)
 
     def measured_columns(self) -> tuple[str, ...]:
         """Return the columns whose histograms are kept for drift; may be empty."""

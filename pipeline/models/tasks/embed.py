@@ -11,13 +11,14 @@ import pyarrow as pa
 
 from pipeline.core.schema import EMBEDDING
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_vectors
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, nested, require
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, require
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.job.job import Model
 
+_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 _LEAST_LENGTH = 1e-12
 """Shorter vectors are divided by this, as in torch."""
 
@@ -27,10 +28,11 @@ class Embed(Task):
     """One vector per row."""
 
     spec: TaskSpec
-    job_fields: ClassVar[tuple[str, ...]] = ("embedding_dim", "l2_norm")
+    job_fields: ClassVar[tuple[str, ...]] = ("embedding_dim", "l2_norm", "embedding_type")
 
     def fields(self) -> list[pa.Field]:
-        return [pa.field(EMBEDDING, pa.list_(pa.float32(), self.spec.embedding_dim))]
+        number = _TYPES[self.spec.embedding_type]
+        return [pa.field(EMBEDDING, pa.list_(number, self.spec.embedding_dim))]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         import torch
@@ -42,10 +44,14 @@ class Embed(Task):
         vectors = require(outputs, shape, *told).float()
         if self.spec.l2_norm:
             vectors = _normalised(vectors)
-        return {EMBEDDING: vectors}
+        # What float16 cannot hold becomes infinite, and its row `non_finite`.
+        is_half = self.spec.embedding_type == "float16"
+        return {EMBEDDING: vectors.half() if is_half else vectors}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
-        return {EMBEDDING: nested(arrays[EMBEDDING], ok)}
+        values = np.ascontiguousarray(arrays[EMBEDDING], self.spec.embedding_type)
+        flat, size = pa.array(values.reshape(-1)), self.spec.embedding_dim
+        return {EMBEDDING: pa.FixedSizeListArray.from_arrays(flat, size, mask=pa.array(~ok))}
 
     @classmethod
     def problems(cls, model: Model) -> Iterator[str]:

@@ -1,0 +1,137 @@
+"""Task `multilabel`: every label of a row whose probability is at least `min_score`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import LABEL, LABEL_ID, LABELS, LABELS_FIELD, SCORE
+from pipeline.models.agreement import Agreement, AgreementLimits, compare_kept
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, require
+
+if TYPE_CHECKING:
+    import torch
+
+_DESCRIBED = 3
+
+
+@dataclass(frozen=True)
+class Multilabel(Task):
+    """The labels that a row has, each with its probability, best first."""
+
+    spec: TaskSpec
+    job_fields: ClassVar[tuple[str, ...]] = ("labels", "min_score")
+    needs_labels: ClassVar[bool] = True
+
+    def fields(self) -> list[pa.Field]:
+        return [LABELS_FIELD]
+
+    def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
+        import torch
+
+        shape = (num_rows, len(self.spec.labels))
+        logits = require(outputs, shape, "model.labels {}", "logits, one per label").float()
+        # The sigmoid of infinity would be 1, and the row would pass for a good one.
+        scores = torch.where(logits.isfinite(), torch.sigmoid(logits), torch.nan)
+        return {SCORE: scores}
+
+    def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
+        scores = arrays[SCORE]
+        places, ids = np.nonzero((scores >= self._least(scores)) & ok[:, None])
+        best_first = np.lexsort((ids, -scores[places, ids], places))
+        places, ids = places[best_first], ids[best_first].astype(np.int32)
+        names = pa.array(self.spec.labels, pa.string()).take(pa.array(ids))
+        found = pa.array(np.ascontiguousarray(scores[places, ids]))
+        entries = pa.StructArray.from_arrays(
+            [names, pa.array(ids), found], [LABEL, LABEL_ID, SCORE]
+        )
+        ends = np.cumsum(np.bincount(places, minlength=len(ok)))
+        offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
+        return {LABELS: pa.ListArray.from_arrays(offsets, entries, mask=pa.array(~ok))}
+
+    def num_outputs(self) -> int | None:
+        return len(self.spec.labels)
+
+    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+        """Compare the scores of all labels that either side writes.
+
+        The labels of a row are thus the same, unless a score is within `max_score_diff` of
+        `min_score`.
+        """
+        return compare_kept(reference[SCORE], found[SCORE], self.spec.min_score, limits)
+
+    def values_agree(self, reference: Any, found: Any, limits: AgreementLimits) -> bool:
+        """Compare entries of a row; of a label that is not there only `min_score` is known."""
+        least, before, now = self.spec.min_score, _scores(reference), _scores(found)
+        return all(
+            abs(before.get(label, least) - now.get(label, least)) <= limits.max_score_diff
+            for label in {**before, **now}
+        )
+
+    def measured_columns(self) -> tuple[str, ...]:
+        return (LABELS,)
+
+    def parse_golden(self, found: pa.Table) -> pa.Table:
+        """Return the entries; of labels that come as plain texts the scores are null."""
+        column = found.column(LABELS)
+        if pa.types.is_nested(column.type) and pa.types.is_struct(column.type.value_type):
+            return pa.table({LABELS: column.cast(LABELS_FIELD.type)})
+        texts = column.cast(pa.list_(pa.string())).to_pylist()
+        entries = [[{LABEL: text} for text in row] for row in texts]
+        return pa.table({LABELS: pa.array(entries, LABELS_FIELD.type)})
+
+    def golden_differences(
+        self,
+        expected: pa.Table,
+        found: Arrays,
+        rows: pa.Table,
+        limits: AgreementLimits,
+        max_score_diff: float,
+    ) -> list[str]:
+        return [
+            self._difference(_scores(wanted), scores, max_score_diff)
+            for wanted, scores in zip(
+                expected.column(LABELS).to_pylist(), found[SCORE].tolist(), strict=True
+            )
+        ]
+
+    def _difference(
+        self, wanted: Mapping[str, float | None], scores: list[float], tolerance: float
+    ) -> str:
+        """Say how the scores of a row, (K,), differ from the wanted labels; '' if they agree."""
+        least = self.spec.min_score
+        unknown = [label for label in wanted if label not in self.spec.labels]
+        differences = [f"expected {label!r}, which is no label of the model" for label in unknown]
+        for label, score in zip(self.spec.labels, scores, strict=True):
+            limit = wanted.get(label, least)
+            is_near = (
+                score >= least - tolerance  # wanted, whatever its score
+                if limit is None
+                else abs(max(limit, least) - max(score, least)) <= tolerance
+            )
+            if not is_near:
+                told = "" if limit is None else f" {limit:.4f}"
+                told = f"{label!r}{told}" if label in wanted else f"no {label!r}"
+                differences.append(f"expected {told}, found {score:.4f}")
+        return ", ".join(differences)
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        entries, count = row[LABELS], len(self.spec.labels)
+        if not entries:
+            return f"none of {count} labels reaches {self.spec.min_score:g}"
+        shown = [f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries[:_DESCRIBED]]
+        more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
+        return f"labels {', '.join(shown)}{more}, {count} outputs, {count} labels"
+
+    def _least(self, scores: Any) -> Any:
+        """Return `min_score` in the type of the scores, so that 0.1 is reached by float32 0.1."""
+        return scores.dtype.type(self.spec.min_score)
+
+
+def _scores(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return {entry[LABEL]: entry[SCORE] for entry in entries}
