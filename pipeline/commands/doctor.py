@@ -18,7 +18,8 @@ from pipeline.execution.cluster.login import log_in
 from pipeline.execution.embedded.patches import describe
 from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.base import missing_reason
-from pipeline.job.job import AUTO, Job
+from pipeline.job.job import Job
+from pipeline.job.model import AUTO
 from pipeline.models.resolve import resolve_model
 from pipeline.plan.allocation import Hardware, allocate
 from pipeline.runs.context import RunContext, RunOptions

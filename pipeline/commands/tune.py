@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.execution.cluster.connect import connect
-from pipeline.job.job import AUTO, Job
+from pipeline.job.job import Job
+from pipeline.job.model import AUTO
 from pipeline.plan.allocation import allocate
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare

@@ -6,188 +6,20 @@ Nothing here touches storage, Ray or torch: a job is a frozen value that everybo
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import registry
 from pipeline.job.deadline import seconds_until
 from pipeline.job.extensions import registered
 from pipeline.job.gates import Gates
+from pipeline.job.model import Model
 from pipeline.job.section import PositiveInt, Section
 from pipeline.job.source import Source
+from pipeline.job.transform import Transform
 
-AUTO = "auto"
-"""Runtime, precision or layout: the run measures, and takes the fastest that agrees."""
-Triple = tuple[float, float, float]
-_CHANNELS = ("red", "green", "blue")
 ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
-
-
-class Transform(Section):
-    """How a decoded image becomes model input; what is left out comes from the model."""
-
-    size_px: PositiveInt | None = None
-    """Side of the square centre crop that the model sees."""
-    resize_px: PositiveInt | None = None
-    """The shorter side is resized to this before the crop."""
-    interpolation: Literal["bilinear", "bicubic"] | None = None
-    """Resampling filter, with antialiasing."""
-    mean: Triple | None = None
-    """Channel means in [0, 1], subtracted on the device."""
-    std: Triple | None = None
-    """Channel standard deviations in [0, 1], divided by on the device."""
-    shrink_on_load: bool | None = None
-    """Let the JPEG decoder itself halve large photos, as often as twice `resize_px` is left: far
-    faster, and other pixels. The run measures first whether its predictions agree (see `gates`)."""
-    jpeg_decoder: Literal["cpu", "gpu"] | None = None
-    """What decodes JPEGs; left out: `cpu`. `gpu`: the model's GPU, with nvJPEG; its pixels are a
-    little different, which is measured as for `shrink_on_load`. What nvJPEG does not take (other
-    formats, grey, CMYK, turned by EXIF, damaged) is decoded on the CPU as ever. Experimental:
-    `gpu` has never run on a real GPU."""
-
-    @field_validator("size_px", "resize_px", mode="before")
-    @classmethod
-    def _one_side(cls, size: Any) -> Any:
-        if isinstance(size, list | tuple):
-            raise ValueError("expected one whole number: only squares are supported")
-        return size
-
-    @field_validator("mean", "std", mode="before")
-    @classmethod
-    def _of_three_channels(cls, values: Any) -> Any:
-        if isinstance(values, list | tuple) and len(values) != len(_CHANNELS):
-            numbers = "number" if len(values) == 1 else "numbers"
-            raise ValueError(
-                f"has {len(values)} {numbers}, needs 3 ({', '.join(_CHANNELS)}); models of other "
-                "channels are not supported"
-            )
-        # What passed a function counts as Python, in which a strict tuple has to be one.
-        return tuple(values) if isinstance(values, list) else values
-
-    @field_validator("mean", "std")
-    @classmethod
-    def _from_0_to_1(cls, values: Triple | None, info: ValidationInfo) -> Triple | None:
-        if values is not None and not all(0 <= value <= 1 for value in values):
-            raise ValueError(f"{info.field_name} is on the scale 0 to 1: divide by 255")
-        if values is not None and info.field_name == "std" and min(values) == 0:
-            raise ValueError("std divides, so its values must be above 0")
-        return values
-
-
-class Output(Section):
-    """One output of a model for task `raw`."""
-
-    name: str = Field(default="output", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Its column."""
-    shape: tuple[PositiveInt, ...]
-    """Its shape for one row; `[]` is one number."""
-
-
-class Model(Section):
-    """Which model predicts, and how."""
-
-    name: str | None = None
-    """An installed entry point of group `pipeline.models`, or a torchvision model name."""
-    factory: str | None = None
-    """`package.module:callable` returning an `nn.Module`; its prefix must be allowed."""
-    weights: str | None = None
-    """URI of a state dict: `.safetensors`, or `.pt`/`.pth` loaded with weights_only."""
-    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """Expected digest of the weights file; another digest is refused."""
-    weights_key: str | None = None
-    """Key of the weights file under which the state dict lies, as in a checkpoint that holds more:
-    `model`, or `state.model` further down. What fits is named if it is missing."""
-    labels: str | tuple[str, ...] | None = None
-    """Class names: a list, or the URI of a text file with one a line or of a JSON list."""
-    task: str = "classify"
-    """What to make of the outputs: `classify` gives label, score and the top k; `embed` one
-    vector; `regress` one number a target; `raw` the outputs as they are. Installed packages may add
-    tasks (entry points `pipeline.tasks`)."""
-    top_k: PositiveInt = 5
-    """Task `classify`: how many classes `top_k` lists (fewer if the model has fewer)."""
-    layer: str | None = None
-    """The submodule whose output is taken instead of the model's, as `named_modules` calls it."""
-    embedding_dim: PositiveInt | None = None
-    """Task `embed`: length of the vector."""
-    embedding_type: Literal["float32", "float16"] = "float32"
-    """Task `embed`: type of the numbers that are written. A number beyond float16 (65,504) makes
-    its row `non_finite`."""
-    l2_norm: bool = False
-    """Task `embed`: scale each vector to length 1."""
-    min_score: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Task `multilabel`: labels of at least this probability are written."""
-    aggregation: Literal["none", "simple", "first", "average", "max"] = "simple"
-    """Task `tokens`: how tokens become entities. `none`: each token is one; `simple`: neighbours of
-    one label; `first`, `average`, `max`: the same with one label for a word, which is that of its
-    first token, of the mean of its tokens' scores, or of its token with the highest score."""
-    prompts: tuple[str, ...] | dict[str, str] = ()
-    """Task `zero_shot`: a text for each label, or a mapping of label to text. For an NLI model the
-    text is the hypothesis, such as `This example is about sport.`"""
-    targets: tuple[str, ...] = ()
-    """Task `regress`: a column name for each number; left out: one column `value`."""
-    outputs: tuple[Output, ...] = ()
-    """Task `raw`: the outputs to keep, in the model's order or by its names."""
-    postprocess: str | None = None
-    """Task `raw`: `package.module:callable` whose result turns outputs into declared columns."""
-    runtime: str = "eager"
-    """What runs the model: torch as it is, torch.compile, or the library of that name (its extra
-    must be installed): `onnxruntime`, `openvino`, `mnn`, or what an installed package adds (entry
-    points `pipeline.runtimes`). `auto` measures what is there and takes the fastest that agrees."""
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
-    """Arithmetic of the model; scores are always float32. `tf32` and `fp16` need a GPU. `int8` is
-    for onnxruntime and openvino on the CPU, calibrated on rows of the job and used only if it
-    agrees. `auto` measures, as above."""
-    batch_size: PositiveInt | None = None
-    """Rows of one model call; left out: 32 on CPU, 128 on GPU, or with `auto` what `pipeline tune`
-    found. Out of memory halves it."""
-    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """fsspec options for the weights and labels; never written anywhere."""
-
-    @field_validator("task")
-    @classmethod
-    def _known_task(cls, name: str) -> str:
-        registered(registry.TASKS, name)
-        return name
-
-    @field_validator("runtime")
-    @classmethod
-    def _known_runtime(cls, name: str) -> str:
-        registered(registry.RUNTIMES, name, (AUTO,))
-        return name
-
-    @model_validator(mode="after")
-    def _one_model(self) -> Model:
-        problems = [*self._without_effect()]
-        if (self.name is None) == (self.factory is None):
-            problems.append("give exactly one of name and factory")
-        runtime = registered(registry.RUNTIMES, self.runtime, (AUTO,))
-        if self.precision == "int8" and runtime and "int8" not in runtime.precisions:
-            able = [name for name in registry.built_in(registry.RUNTIMES)
-                    if "int8" in registry.load(registry.RUNTIMES, name).precisions]  # fmt: skip
-            problems.append(f"precision 'int8' needs runtime {', '.join(able)} or auto")
-        if self.weights_key is not None and self.weights is None:
-            problems.append("weights_key has no effect without weights")
-        problems += registry.load(registry.TASKS, self.task).problems(self)
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-    def _without_effect(self) -> Iterator[str]:
-        own = registry.load(registry.TASKS, self.task).job_fields
-        owners: dict[str, list[str]] = {}
-        for task in registry.built_in(registry.TASKS):
-            for field in registry.load(registry.TASKS, task).job_fields:
-                owners.setdefault(field, []).append(repr(task))
-        for field, tasks in owners.items():
-            if field in self.model_fields_set and getattr(self, field) and field not in own:
-                can_be_null = type(self).model_fields[field].default is None
-                otherwise = f", or --set model.{field}=null" if can_be_null else ""
-                yield (
-                    f"{field} has no effect with task {self.task!r}, only {', '.join(tasks)}: "
-                    f"leave it out{otherwise}"
-                )
 
 
 class Resources(Section):

@@ -33,7 +33,8 @@ from pipeline.preprocessing.transform import TransformSpec
 from pipeline.storage.single_file import read_file
 
 if TYPE_CHECKING:
-    from pipeline.job.job import Model, Transform
+    from pipeline.job.model import Model
+    from pipeline.job.transform import Transform
 
 _OWN = "model.factory, a function of your own that returns a module (examples/custom_model)"
 _FAMILIES = {

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout
 from pipeline.commit.read import locate
 from pipeline.core.errors import InfraError, JobError, PipelineError
-from pipeline.job.job import AUTO
+from pipeline.job.model import AUTO
 from pipeline.report.document import REPORT_VERSION, Report
 from pipeline.report.performance import SlowerStage
 from pipeline.storage.store import Store

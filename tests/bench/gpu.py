@@ -37,7 +37,8 @@ def alone(case: Case, runtime: str, precision: str, num_gpus: float) -> float:
     import pyarrow as pa
 
     from pipeline.inference.predictor import Predictor
-    from pipeline.job.job import Model, Transform
+    from pipeline.job.model import Model
+    from pipeline.job.transform import Transform
     from pipeline.models.resolve import resolve_model
     from pipeline.models.spec import PredictorConfig
     from pipeline.preprocessing.model_input import BatchLimits
@@ -66,8 +67,9 @@ def decode_alone(case: Case, jpeg_decoder: str) -> float:
 
     from pipeline.core.failures import failure_columns
     from pipeline.execution.stages import Preprocessing
-    from pipeline.job.job import Model, Transform
+    from pipeline.job.model import Model
     from pipeline.job.source import Source
+    from pipeline.job.transform import Transform
     from pipeline.models.resolve import resolve_model
 
     spec = resolve_model(Model(**case.model), Transform(jpeg_decoder=jpeg_decoder)).input

@@ -192,7 +192,8 @@ def _predictor(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
 def _config(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
     import pyarrow as pa
 
-    from pipeline.job.job import Model, Transform
+    from pipeline.job.model import Model
+    from pipeline.job.transform import Transform
     from pipeline.models.resolve import resolve_model
     from pipeline.models.spec import PredictorConfig
     from pipeline.storage.store import Store
@@ -225,7 +226,8 @@ def _write_calibrated(
 
 
 def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
-    from pipeline.job.job import Model, Transform
+    from pipeline.job.model import Model
+    from pipeline.job.transform import Transform
     from pipeline.models.resolve import resolve_model
 
     sample = _sample(images, resolve_model(Model(**model), Transform()).input.transform)

@@ -12,7 +12,7 @@ from model_cases import colours_state, refusal, resolve, saved
 from torch import nn
 
 from pipeline.core.errors import JobError
-from pipeline.job.job import Model
+from pipeline.job.model import Model
 from pipeline.models.spec import load_module
 from pipeline.models.state_dict import load_state
 

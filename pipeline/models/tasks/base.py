@@ -23,7 +23,7 @@ from pipeline.models.agreement import Agreement, AgreementLimits, compare_number
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.job.job import Model
+    from pipeline.job.model import Model
 
 Arrays = dict[str, npt.NDArray[Any]]
 """The results of N rows after `Task.reduce`: name -> (N, ...)."""

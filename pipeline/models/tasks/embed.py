@@ -16,7 +16,7 @@ from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, require
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.job.job import Model
+    from pipeline.job.model import Model
 
 _TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 _LEAST_LENGTH = 1e-12

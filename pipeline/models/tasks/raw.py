@@ -23,7 +23,7 @@ from pipeline.models.tasks.postprocess import fields_of, postprocessed
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.job.job import Model
+    from pipeline.job.model import Model
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.model_store import model_path
 from pipeline.inference.runtimes import runtime_versions
 from pipeline.inference.runtimes.int8 import INT8
-from pipeline.job.job import AUTO
+from pipeline.job.model import AUTO
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware, allocate

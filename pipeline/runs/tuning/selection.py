@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes import all_runtimes, runtime_of
-from pipeline.job.job import AUTO
+from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation
 from pipeline.runs.tuning.trial import Trial

@@ -23,7 +23,7 @@ from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versio
 from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.opening import make_runner
-from pipeline.job.job import AUTO
+from pipeline.job.model import AUTO
 from pipeline.preprocessing.image_input import ImageInput
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.preprocessing.text_input import TextInput
