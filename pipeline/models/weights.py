@@ -42,7 +42,7 @@ def weights_digest(
         return expected  # each actor checks it against the bytes that it loads
     _require_file(uri, storage_options)
     data = read_file(uri, storage_options, "model.weights")
-    check_weights(uri, io.BytesIO(data), len(data))
+    check_weights(f"model.weights = {uri}", io.BytesIO(data), len(data))
     return hashlib.sha256(data).hexdigest()
 
 
@@ -60,7 +60,7 @@ def read_weights(
     digest = hashlib.sha256(data).hexdigest()
     if digest != expected_sha256:
         raise JobError(f"{uri}: sha256 is {digest}, expected {expected_sha256}")
-    check_weights(uri, io.BytesIO(data), len(data))
+    check_weights(f"model.weights = {uri}", io.BytesIO(data), len(data))
     try:
         if uri.endswith(".safetensors"):
             from safetensors.torch import load
@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
 def _check_header(uri: str, storage_options: Mapping[str, Any]) -> None:
     store, name, size_bytes = _require_file(uri, storage_options)
     with store.open(name) as file:
-        check_weights(uri, file, size_bytes)
+        check_weights(f"model.weights = {uri}", file, size_bytes)
 
 
 def _require_file(uri: str, storage_options: Mapping[str, Any]) -> tuple[Store, str, int]:

@@ -74,16 +74,16 @@ def check_suffix(uri: str) -> None:
     """
     suffix = PurePosixPath(uri.lower()).suffix
     if suffix in _BY_SUFFIX:
-        raise _refusal(uri, _BY_SUFFIX[suffix])
+        raise _refusal(f"model.weights = {uri}", _BY_SUFFIX[suffix])
     if not uri.endswith(WEIGHT_SUFFIXES):
         raise JobError(f"model.weights = {uri}: expected one of {', '.join(WEIGHT_SUFFIXES)}")
 
 
-def check_weights(uri: str, file: BinaryIO, size_bytes: int) -> None:
+def check_weights(named: str, file: BinaryIO, size_bytes: int) -> None:
     """Refuse a file that is truncated or not weights, by its bytes; nothing is loaded.
 
     Args:
-        uri: The file, for messages; its suffix gives the expected kind.
+        named: Field and file, for messages; the suffix gives the expected kind.
         file: Open at its start, seekable.
         size_bytes: The length of the file.
 
@@ -91,31 +91,31 @@ def check_weights(uri: str, file: BinaryIO, size_bytes: int) -> None:
         JobError: The file is refused; says what it is and what to use instead.
     """
     if not size_bytes:
-        raise _refusal(uri, "is empty (0 bytes); copy it again")
+        raise _refusal(named, "is empty (0 bytes); copy it again")
     head = file.read(64)
     if head[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":  # the length may be any bytes
-        _refuse_foreign(uri, head)
+        _refuse_foreign(named, head)
     is_torch = head.startswith(_ZIP) or _LEGACY_TORCH in head
-    if uri.endswith(".safetensors"):
+    if named.endswith(".safetensors"):
         if is_torch:
-            raise _refusal(uri, "is a file of torch.save: let its name end in .pth")
-        _check_safetensors(uri, file, size_bytes)
+            raise _refusal(named, "is a file of torch.save: let its name end in .pth")
+        _check_safetensors(named, file, size_bytes)
     elif head.startswith(_ZIP):
-        _check_archive(uri, file, size_bytes)
+        _check_archive(named, file, size_bytes)
     elif not is_torch:
-        raise _refusal(uri, _other(head))
+        raise _refusal(named, _other(head))
 
 
-def _refuse_foreign(uri: str, head: bytes) -> None:
+def _refuse_foreign(named: str, head: bytes) -> None:
     for start, found in _BY_START:
         if head.startswith(start):
-            raise _refusal(uri, found)
+            raise _refusal(named, found)
     if head.lstrip().lower().startswith(_WEB):
-        raise _refusal(uri, "is a web page or XML, not weights: a download that went wrong?")
+        raise _refusal(named, "is a web page or XML, not weights: a download that went wrong?")
 
 
-def _refusal(uri: str, found: str) -> JobError:
-    return JobError(f"model.weights = {uri}: {clean_message(found)}")
+def _refusal(named: str, found: str) -> JobError:
+    return JobError(f"{named}: {clean_message(found)}")
 
 
 def _other(head: bytes) -> str:
@@ -128,40 +128,40 @@ def _other(head: bytes) -> str:
     return f"neither torch.save nor safetensors made it, or it is damaged; {SAVE}"
 
 
-def _check_safetensors(uri: str, file: BinaryIO, size_bytes: int) -> None:
+def _check_safetensors(named: str, file: BinaryIO, size_bytes: int) -> None:
     file.seek(0)
     length = int(struct.unpack("<Q", file.read(_LENGTH_BYTES).ljust(_LENGTH_BYTES, b"\0"))[0])
     if file.read(1) != b"{":
-        raise _refusal(uri, f"is no safetensors file, or it is damaged; {SAVE}")
+        raise _refusal(named, f"is no safetensors file, or it is damaged; {SAVE}")
     if length > _MAX_HEADER_BYTES:
-        raise _refusal(uri, f"its header claims {length} bytes, which no model needs: damaged?")
+        raise _refusal(named, f"its header claims {length} bytes, which no model needs: damaged?")
     if _LENGTH_BYTES + length > size_bytes:
         raise _refusal(
-            uri,
+            named,
             f"is cut off: its header takes {length} bytes, the file has {size_bytes} bytes; "
             "copy it again",
         )
     file.seek(_LENGTH_BYTES)
-    expected = _LENGTH_BYTES + length + _data_bytes(uri, file.read(length))
+    expected = _LENGTH_BYTES + length + _data_bytes(named, file.read(length))
     if size_bytes < expected:
         raise _refusal(
-            uri,
+            named,
             f"is cut off: its header names {expected / 1e6:.1f} MB, the file has {size_bytes} "
             "bytes; copy it again",
         )
     if size_bytes > expected:
         raise _refusal(
-            uri, f"has {size_bytes - expected} bytes more than its header names; copy it again"
+            named, f"has {size_bytes - expected} bytes more than its header names; copy it again"
         )
 
 
-def _data_bytes(uri: str, header: bytes) -> int:
+def _data_bytes(named: str, header: bytes) -> int:
     """Return the bytes of all tensors according to a safetensors header."""
     try:
         entries = json.loads(header)
         ends = [_end(entry) for name, entry in entries.items() if name != "__metadata__"]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise _refusal(uri, f"its header is no list of tensors: damaged? {SAVE}") from None
+        raise _refusal(named, f"its header is no list of tensors: damaged? {SAVE}") from None
     return max(ends, default=0)
 
 
@@ -172,38 +172,38 @@ def _end(entry: Any) -> int:
     return end
 
 
-def _check_archive(uri: str, file: BinaryIO, size_bytes: int) -> None:
+def _check_archive(named: str, file: BinaryIO, size_bytes: int) -> None:
     """Check a zip archive: those of torch.save have `data.pkl` and no code."""
     file.seek(0)
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
         raise _refusal(
-            uri,
+            named,
             f"is cut off or damaged: an archive of {size_bytes} bytes without its end; "
             "copy it again",
         ) from None
     with archive:
         inner = {name.partition("/")[2] or name: name for name in archive.namelist()}
         if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
-            raise _refusal(uri, f"{_TORCHSCRIPT}; {SAVE}")
+            raise _refusal(named, f"{_TORCHSCRIPT}; {SAVE}")
         if "archive_format" in inner or any("exported_program" in name for name in inner):
-            raise _refusal(uri, f"{_EXPORTED}; {SAVE}")
+            raise _refusal(named, f"{_EXPORTED}; {SAVE}")
         if "model.weights.h5" in inner or "metadata.json" in inner:
-            raise _refusal(uri, f"{_KERAS} {SAVE}")
+            raise _refusal(named, f"{_KERAS} {SAVE}")
         if "data.pkl" not in inner:
-            raise _refusal(uri, f"is a zip archive that torch.save did not make; {SAVE}")
-        _check_pickle(uri, archive, inner["data.pkl"])
+            raise _refusal(named, f"is a zip archive that torch.save did not make; {SAVE}")
+        _check_pickle(named, archive, inner["data.pkl"])
 
 
-def _check_pickle(uri: str, archive: zipfile.ZipFile, name: str) -> None:
+def _check_pickle(named: str, archive: zipfile.ZipFile, name: str) -> None:
     """Refuse classes that weights_only never accepts; it decides about all others."""
     try:
         with archive.open(name) as file:
             data = file.read(_MAX_PICKLE_BYTES + 1)
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
         raise _refusal(
-            uri, "is damaged: its list of tensors cannot be read; copy it again"
+            named, "is damaged: its list of tensors cannot be read; copy it again"
         ) from None
     if len(data) > _MAX_PICKLE_BYTES:
         return
@@ -212,14 +212,14 @@ def _check_pickle(uri: str, archive: zipfile.ZipFile, name: str) -> None:
     if modules:
         others = [each for each in foreign if each not in modules] or modules
         raise _refusal(
-            uri,
+            named,
             f"holds a whole module ({others[0]}), not a state dict, and loading that could run "
             f"code; {SAVE}",
         )
     if foreign:
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
         raise _refusal(
-            uri,
+            named,
             f"holds more than tensors ({', '.join(foreign[:_SHOWN])}{more}), and loading that "
             'could run code; save the tensors alone: torch.save(checkpoint["model"], "w.pth")',
         )

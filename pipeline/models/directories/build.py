@@ -1,0 +1,100 @@
+"""Build the module of a model directory: code of the installed library, numbers of the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.json_files import read_object
+from pipeline.models.directories.tensors import read_headers, read_tensors
+from pipeline.models.tasks.base import TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "config.json"
+
+
+def build_module(
+    path: Path, facts: DirectoryFacts, task: TaskSpec, args: Mapping[str, Any] | None = None
+) -> torch.nn.Module:
+    """Build the module of a local directory: float32, on the CPU, in eval mode.
+
+    Args:
+        path: The directory.
+        facts: What `read_facts` read of it; `settings["pooling"]` may be replaced by the job's.
+        task: What the outputs are for.
+        args: `model.args`; a directory takes none.
+
+    Returns:
+        Takes the tensors of `facts.text.tensor_names` by name, or `pixels` float (B, 3, H, W),
+        normalised; returns logits (B, K), of tokens (B, L, K), or embeddings (B, D).
+
+    Raises:
+        JobError: The directory does not serve the task, or its weights do not fit.
+    """
+    if args:
+        raise JobError(f"model.args: a model directory takes none, got {', '.join(sorted(args))}")
+    if task.kind not in facts.tasks:
+        raise JobError(
+            f"model.task = {task.kind!r}: {facts.architecture} of model.path serves "
+            f"{', '.join(facts.tasks)}"
+        )
+    module = _text_module(path, facts)
+    return module.eval().requires_grad_(False)
+
+
+def _text_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
+    from pipeline.models.directories.text_modules import Logits, PairModule, TextModule
+
+    assert facts.text is not None, "texts have text facts"
+    model = _library_module(path, facts.settings)
+    output = Logits() if facts.settings["head"] != "none" else _pooled(path, facts.settings)
+    has_types = "token_type_ids" in facts.text.tensor_names
+    return (PairModule if has_types else TextModule)(model, output)
+
+
+def _library_module(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
+    from pipeline.models.directories.library import config_of, load, named_class
+
+    folder = path / settings["at"]
+    headers = read_headers(folder)
+    config = config_of(read_object(folder, CONFIG), len(headers))
+    named = named_class(settings["named"], config)
+    built = named_class(settings["built"], config)
+    return load(built, named, config, read_tensors(folder, headers))
+
+
+def _pooled(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
+    from pipeline.models.directories.sentence_transformers import MODES
+    from pipeline.models.directories.text_modules import Normalize, Pooled
+
+    modes = settings["pooling"]
+    modes = [modes] if isinstance(modes, str) else modes
+    for mode in modes:
+        if mode not in MODES:
+            raise JobError(f"model.pooling = {mode!r}: expected one of {', '.join(MODES)}")
+    layers = [
+        Normalize() if each["layer"] == "normalize" else _dense(path, each)
+        for each in settings["layers"]
+    ]
+    return Pooled(modes, settings["prompt_tokens"], layers)
+
+
+def _dense(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
+    from pipeline.models.directories.text_modules import Dense
+    from pipeline.models.state_dict import load_state
+
+    folder = path / settings["at"]
+    module = Dense(
+        settings["in_features"],
+        settings["out_features"],
+        bias=settings["bias"],
+        activation=settings["activation"],
+    )
+    tensors = read_tensors(folder, read_headers(folder))
+    load_state(module, tensors, None, f"model.path: {settings['at']}model.safetensors", "Dense")
+    return module

@@ -1,0 +1,114 @@
+"""Which files of a directory are used, and which directories are refused by what lies in them.
+
+A few names are looked up; the rest of the directory is not listed, unless there is something to
+explain. Links to files are followed, wherever they point (the hub's own cache is made of such), and
+what they hold is digested; links to folders are not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories import sentence_transformers as st
+from pipeline.models.directories.json_files import check_size, parse_json, parse_object
+from pipeline.models.directories.refused import explain
+from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
+from pipeline.models.directories.text_facts import CONFIG as TOKENIZER_CONFIG
+from pipeline.models.directories.text_facts import SPECIAL, TOKENIZER
+from pipeline.storage.interface import StoredFile
+from pipeline.storage.store import Store
+
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+_TRANSFORMER = (
+    CONFIG,
+    SINGLE,
+    INDEX,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    SPECIAL,
+    PROCESSOR,
+    st.LENGTHS,
+)
+_TOP = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
+_DENSE = (CONFIG, SINGLE)
+_THREADS = 16
+
+Files = dict[str, StoredFile]
+
+
+def choose_files(store: Store) -> list[StoredFile]:
+    """Choose the files of a directory that are used, sorted by path.
+
+    Raises:
+        JobError: It is refused by what lies in it, or a file is missing or too large.
+    """
+    found = _look_up(store, _TOP)
+    if st.MODULES in found:
+        modules = st.parse_modules(parse_json(_read(store, st.MODULES, found), st.MODULES))
+    else:
+        modules = [("Transformer", "")]
+    found |= _look_up(store, _of_modules(modules))
+    at = modules[0][1]
+    if at + CONFIG not in found or not {at + SINGLE, at + INDEX} & found.keys():
+        raise explain(store, at, has_config=at + CONFIG in found)
+    config = parse_object(_read(store, at + CONFIG, found), at + CONFIG)
+    if at + TOKENIZER_CONFIG in found:
+        parse_object(_read(store, at + TOKENIZER_CONFIG, found), at + TOKENIZER_CONFIG)
+    is_for_images = at + PROCESSOR in found or "pretrained_cfg" in config
+    if not is_for_images and not {TOKENIZER, at + TOKENIZER} & found.keys():
+        raise explain(store, at, has_config=True, has_weights=True)
+    if at + INDEX in found:
+        found.pop(at + SINGLE, None)
+        found |= _shards(store, at, found)
+    _require_no_links(store, found)
+    return [found[path] for path in sorted(found)]
+
+
+def _of_modules(modules: Iterable[tuple[str, str]]) -> Iterator[str]:
+    names: Mapping[str, tuple[str, ...]] = {"Transformer": _TRANSFORMER, "Dense": _DENSE}
+    for kind, at in modules:
+        yield from (at + name for name in names.get(kind, (CONFIG,)))
+
+
+def _shards(store: Store, at: str, found: Files) -> Files:
+    index = parse_object(_read(store, at + INDEX, found), at + INDEX)
+    names = sorted({at + name for name in shards_of(index).values()})
+    shards = _look_up(store, names)
+    missing = [name for name in names if name not in shards]
+    if missing:
+        raise JobError(f"model.path: {store.url(missing[0])} is missing; {at}{INDEX} names it")
+    return shards
+
+
+def _look_up(store: Store, paths: Iterable[str]) -> Files:
+    """Return those files that are there."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        files = [each for each in pool.map(store.stat, dict.fromkeys(paths)) if each is not None]
+    for file in files:
+        check_size(file.path, file.size_bytes, store.url(file.path))
+    return {file.path: file for file in files}
+
+
+def _read(store: Store, path: str, found: Files) -> bytes:
+    try:
+        return store.read_bytes(found[path].path)
+    except FileNotFoundError:
+        raise JobError(f"model.path: {store.url(path)} vanished") from None
+
+
+def _require_no_links(store: Store, found: Files) -> None:
+    """Refuse links to folders, which could lead anywhere."""
+    if store.is_object_store:
+        return
+    for folder in {path.rpartition("/")[0] for path in found} - {""}:
+        parts = folder.split("/")
+        for end in range(1, len(parts) + 1):
+            if os.path.islink(store.url("/".join(parts[:end]))):
+                raise JobError(
+                    f"model.path: {store.url(folder)} is a link to a folder; only links to files "
+                    "are followed: copy the folder"
+                )

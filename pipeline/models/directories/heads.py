@@ -1,0 +1,95 @@
+"""What the outputs of a class with a head mean: tasks, labels, and the activation of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories.json_files import kind_of, read_object, shown, text
+from pipeline.models.directories.sentence_transformers import PROMPTS, activation_of
+
+CONFIG = "config.json"
+_PROBLEMS = {
+    "multi_label_classification": ("multilabel", "classify"),
+    "regression": ("regress", "score"),
+    "single_label_classification": ("classify", "multilabel"),
+}
+_OLD_ACTIVATION = "sbert_ce_default_activation_function"
+_ENTAILS = "entail"
+
+
+def labels_of(config: Any, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the class names in the order of the outputs, as the config has them.
+
+    Raises:
+        JobError: id2label does not name each output once.
+    """
+    named = values.get("id2label")
+    if named is None:
+        return tuple(f"LABEL_{index}" for index in range(config.num_labels))
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise JobError(f"model.path: {CONFIG}: id2label is {kind_of(named)}, expected texts by id")
+    wanted = [str(index) for index in range(len(named))]
+    if sorted(named) != sorted(wanted):
+        raise JobError(
+            f"model.path: {CONFIG}: id2label must name the outputs 0 to {len(named) - 1}, it has "
+            f"{shown(sorted(named))}"
+        )
+    return tuple(named[index] for index in wanted)
+
+
+def tasks_of(
+    head: str, labels: tuple[str, ...], values: Mapping[str, Any], *, scores_pairs: bool
+) -> tuple[str, ...]:
+    """Return the tasks that the outputs of a head serve, the default first.
+
+    Args:
+        head: `sequence`, `token` or `image`.
+        labels: The class names.
+        values: The config.
+        scores_pairs: The directory says that it is a cross-encoder's.
+
+    Raises:
+        JobError: problem_type is unknown.
+    """
+    if head == "token":
+        return ("tokens",)
+    problem = text(values, "problem_type", CONFIG)
+    if problem is not None and problem not in _PROBLEMS:
+        raise JobError(
+            f"model.path: {CONFIG}: problem_type is {shown(problem)}, expected one of "
+            f"{', '.join(_PROBLEMS)}"
+        )
+    if len(labels) == 1 and problem != "multi_label_classification":
+        if head == "image":
+            return ("regress",)
+        return ("score", "regress") if scores_pairs else ("regress", "score")
+    if problem == "regression":
+        return ("regress",)
+    found = _PROBLEMS[problem or "single_label_classification"]
+    entails = any(name.lower().startswith(_ENTAILS) for name in labels)
+    return (*found, "zero_shot") if head == "sequence" and entails else found
+
+
+def score_activation(folder: Any, values: Mapping[str, Any], num_labels: int) -> tuple[str, bool]:
+    """Return `identity` or `sigmoid` for the score of a pair, and whether a file names it.
+
+    Raises:
+        JobError: A file names another function.
+    """
+    ours = values.get("sentence_transformers")
+    for found, where in (
+        (read_object(folder, PROMPTS, optional=True).get("activation_fn"), PROMPTS),
+        (ours.get("activation_fn") if isinstance(ours, dict) else None, CONFIG),
+        (values.get(_OLD_ACTIVATION), CONFIG),
+    ):
+        if isinstance(found, str):
+            named = activation_of(found, f"{where}: activation_fn")
+            if named not in ("identity", "sigmoid"):
+                raise JobError(
+                    f"model.path: {where}: activation_fn is {shown(found)}, expected Sigmoid or "
+                    "Identity of torch.nn"
+                )
+            return named, True
+    return ("sigmoid" if num_labels == 1 else "identity"), False

@@ -1,0 +1,159 @@
+"""Small JSON files of a model directory, read with a limit; what they hold is not believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+
+MAX_CONFIG_BYTES = 1 << 20
+MAX_TOKENIZER_BYTES = 128 << 20
+MAX_INDEX_BYTES = 16 << 20
+_SHOWN_CHARS = 80
+
+
+def max_bytes(name: str) -> int | None:
+    """Return how large a file of a directory may be, by its name; None: as large as it is."""
+    if name.endswith(".safetensors"):
+        return None
+    if name.rpartition("/")[2] == "tokenizer.json":
+        return MAX_TOKENIZER_BYTES
+    return MAX_INDEX_BYTES if name.endswith(".index.json") else MAX_CONFIG_BYTES
+
+
+def check_size(name: str, size_bytes: int, where: str) -> None:
+    """Refuse a file that is larger than any such file can be.
+
+    Raises:
+        JobError: It is too large; names both sizes.
+    """
+    limit = max_bytes(name)
+    if limit is not None and size_bytes > limit:
+        raise JobError(
+            f"model.path: {where} has {size_bytes} bytes, at most {limit} are read of such a file"
+        )
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """Parse the content of a JSON file.
+
+    Raises:
+        JobError: It is too large, or is no JSON.
+    """
+    check_size(name, len(data), name)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        told = clean_message(str(error), _SHOWN_CHARS)
+        raise JobError(f"model.path: {name} is no JSON: {told}") from None
+
+
+def parse_object(data: bytes, name: str) -> dict[str, Any]:
+    """Parse a JSON file that holds one object.
+
+    Raises:
+        JobError: It is too large, holds something else, or names code of the directory.
+    """
+    found = parse_json(data, name)
+    if not isinstance(found, dict):
+        raise JobError(f"model.path: {name} holds {kind_of(found)}, expected an object")
+    if _names_code(found):
+        raise JobError(
+            f"model.path: {name} has auto_map, which names code of the directory; none is run. "
+            "Take a model whose class is in transformers, or return yours from model.factory"
+        )
+    return found
+
+
+def _names_code(value: Any) -> bool:
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            if each.get("auto_map"):
+                return True
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+    return False
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """Read a JSON file of a local directory; raises as `parse_json`, or if there is none."""
+    return parse_json(_bytes(folder, name), name)
+
+
+def read_object(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any]:
+    """Read a JSON file that holds one object; {} if it is optional and not there.
+
+    Raises:
+        JobError: It is missing, or as `parse_object`.
+    """
+    if optional and not (folder / name).is_file():
+        return {}
+    return parse_object(_bytes(folder, name), name)
+
+
+def _bytes(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if not path.is_file():
+        raise JobError(f"model.path: {name} is missing")
+    check_size(name, path.stat().st_size, name)
+    return path.read_bytes()
+
+
+def kind_of(value: Any) -> str:
+    """Return what kind of JSON value this is, for messages."""
+    if value is None:
+        return "null"
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return names.get(type(value), "a number")
+
+
+def whole(values: Mapping[str, Any], key: str, where: str, least: int = 0) -> int | None:
+    """Return a whole number of an object; None if it is not there.
+
+    Raises:
+        JobError: It is something else, or less than `least`.
+    """
+    value = values.get(key)
+    if value is None:
+        return None
+    if type(value) is not int or value < least:
+        raise JobError(
+            f"model.path: {where}: {key} is {shown(value)}, expected a whole number from {least} on"
+        )
+    return value
+
+
+def text(values: Mapping[str, Any], key: str, where: str) -> str | None:
+    """Return a text of an object; None if it is not there.
+
+    Raises:
+        JobError: It is something else.
+    """
+    value = values.get(key)
+    if value is not None and not isinstance(value, str):
+        raise JobError(f"model.path: {where}: {key} is {kind_of(value)}, expected a text")
+    return value
+
+
+def flag(values: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
+    """Return true or false of an object; the default if it is not there.
+
+    Raises:
+        JobError: It is something else.
+    """
+    value = values.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise JobError(f"model.path: {where}: {key} is {kind_of(value)}, expected true or false")
+    return default if value is None else value
+
+
+def shown(value: Any) -> str:
+    """Return a value of a file as one short printable text."""
+    return clean_message(json.dumps(value), _SHOWN_CHARS)

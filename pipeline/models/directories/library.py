@@ -1,0 +1,288 @@
+"""Classes of the installed transformers: which one a config names, built with our tensors.
+
+The directory gives numbers and names; code comes from the installed library alone. The library
+renames, ties and ignores tensors as it declares for each family; its own report of what is missing,
+unexpected or of another shape is refused here instead of being filled with random numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.models.directories.json_files import shown
+from pipeline.models.directories.tensors import TensorHeader, empty_tensors, some
+
+if TYPE_CHECKING:
+    import torch
+
+_MAX_OF_A_KIND = 1_000_000
+"""Labels, at most; each is a Python object."""
+_MAX_LAYERS = 1024
+_SPARE = 64 << 20
+"""Numbers that a model may have beyond those of its files: buffers that it computes."""
+_NOT_TAKEN = (
+    "_attn_implementation",
+    "attn_implementation",
+    "_experts_implementation",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torchscript",
+)
+"""Keys that choose how the library runs, not what it computes."""
+_SILENT = 50
+"""Level of the library's log: critical errors alone."""
+_WITHOUT_HEAD = ("ForMaskedLM", "ForPreTraining")
+"""Endings of classes whose encoder gives embeddings, and whose head is for training."""
+
+
+def require(extra: str) -> None:
+    """Refuse if the library of an extra is not installed.
+
+    Raises:
+        JobError: It is not; names the extra.
+    """
+    try:
+        version(extra)
+    except PackageNotFoundError:
+        raise JobError(
+            f"model.path: package {extra} is missing; this directory needs the extra: "
+            f"pip install 'batch-inference-pipeline[{extra}]'"
+        ) from None
+
+
+def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
+    """Make the library's configuration of a `config.json`.
+
+    Raises:
+        JobError: The model type is unknown to the installed library, or a number is absurd.
+    """
+    require("transformers")
+    kind = values.get("model_type")
+    _check_numbers(values, max(num_tensors, _MAX_LAYERS))
+    from transformers import CONFIG_MAPPING
+
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        made = values.get("transformers_version")
+        of = f", the directory was made with {shown(made)}" if made else ""
+        raise JobError(
+            f"model.path: config.json: model_type is {shown(kind)}, which the installed "
+            f"transformers {version('transformers')} does not know{of}; install one that does"
+        )
+    plain = {key: value for key, value in values.items() if key not in _NOT_TAKEN}
+    try:
+        return CONFIG_MAPPING[kind].from_dict({**plain, "use_cache": False})
+    except Exception as error:  # the library checks values in many ways
+        raise _refused(error, f"makes no configuration of {kind}") from error
+
+
+def _check_numbers(values: Any, most_layers: int, key: str = "") -> None:
+    """Refuse numbers that make the library build endless Python objects."""
+    if isinstance(values, dict | list):
+        pairs = values.items() if isinstance(values, dict) else ((key, each) for each in values)
+        for name, value in pairs:
+            _check_numbers(value, most_layers, name)
+    if type(values) is not int:
+        return
+    is_layers = any(word in key for word in ("layer", "depth", "block", "stage"))
+    limit = most_layers if is_layers else _MAX_OF_A_KIND if key == "num_labels" else 2**40
+    if abs(values) > limit:
+        raise JobError(f"model.path: config.json: {key} is {values}, at most {limit} can be")
+
+
+def named_class(name: str, config: Any) -> Any:
+    """Return the library's class of this name.
+
+    Raises:
+        JobError: There is none, or it is for another model type.
+    """
+    import transformers
+
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    is_model = inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)
+    if found is None or not is_model or found.config_class is not type(config):
+        raise JobError(
+            f"model.path: config.json: architectures names {clean_message(name, 80)!r}, which is "
+            f"no model of type {config.model_type} in transformers {version('transformers')}"
+        )
+    return found
+
+
+def head_of(cls: Any, config: Any) -> str:
+    """Return `sequence`, `token`, `image` for classes with such a head, otherwise `none`."""
+    import transformers
+
+    for head, mapping in (
+        ("sequence", transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+        ("token", transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
+        ("image", transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
+    ):
+        if _is_in(cls, mapping, config):
+            return head
+    return "none"
+
+
+def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
+    """Return the class of the encoder of a class without a head that is a task.
+
+    Args:
+        cls: The class that `architectures` names.
+        config: Its configuration.
+        is_declared: Another file says that the encoder is meant, whatever the head.
+
+    Raises:
+        JobError: The class is for something that is no task here.
+    """
+    import transformers
+
+    for mapping in (transformers.MODEL_MAPPING, transformers.MODEL_FOR_TEXT_ENCODING_MAPPING):
+        if _is_in(cls, mapping, config):
+            return cls
+    base = transformers.MODEL_MAPPING.get(type(config), None)
+    base = base[0] if isinstance(base, tuple) else base
+    if base is not None and (is_declared or cls.__name__.endswith(_WITHOUT_HEAD)):
+        return base
+    raise JobError(
+        f"model.path: config.json: architectures names {cls.__name__}, whose outputs are no task "
+        "here; expected an encoder, or a sequence, token or image classification"
+    )
+
+
+def _is_in(cls: Any, mapping: Any, config: Any) -> bool:
+    found = mapping.get(type(config), ())
+    return cls in (found if isinstance(found, tuple) else (found,))
+
+
+def check_fit(
+    cls: Any, named: Any, config: Any, headers: Mapping[str, TensorHeader]
+) -> torch.nn.Module:
+    """Refuse a config and files that do not fit, without the memory of either.
+
+    Returns:
+        The module, with numbers that mean nothing.
+
+    Raises:
+        JobError: Tensors are missing, superfluous or of other shapes.
+    """
+    import torch
+
+    held = sum(header.num_values for header in headers.values())
+    with _quiet(), torch.device("meta"):
+        try:
+            module = cls(config, **_without_pooler(cls))
+        except Exception as error:
+            raise _refused(error, f"builds no {cls.__name__} of this config.json") from error
+    tensors = {*module.parameters(), *module.buffers()}
+    needed = sum(tensor.numel() for tensor in tensors)
+    if needed > 2 * held + _SPARE:
+        raise JobError(
+            f"model.path: config.json describes {needed} numbers, the safetensors hold {held}: "
+            "they are not of the same model"
+        )
+    return load(cls, named, config, empty_tensors(headers))
+
+
+def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """Build a class of the library with these tensors, in float32 on the CPU, in eval mode.
+
+    Args:
+        cls: What to build.
+        named: The class that `architectures` names; its head may be among the tensors.
+        config: The configuration.
+        tensors: By name, as in the files; they may become the module's own.
+
+    Raises:
+        JobError: Tensors are missing, superfluous or of other shapes.
+    """
+    import torch
+
+    options = {
+        "config": config,
+        "state_dict": dict(tensors),
+        "local_files_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        "dtype": torch.float32,
+        "attn_implementation": _attention(cls),
+        **_without_pooler(cls),
+    }
+    with _quiet():
+        try:
+            module, found = cls.from_pretrained(None, **options)
+        except Exception as error:
+            raise _refused(error, f"loads no {cls.__name__} from these tensors") from error
+    unexpected = set(found["unexpected_keys"])
+    if unexpected and named is not cls:
+        unexpected -= _names_of_head(named, config)
+    if _without_pooler(cls):
+        unexpected = {name for name in unexpected if ".pooler." not in f".{name}"}
+    _require_fit(cls.__name__, found, unexpected)
+    module.eval()
+    return module  # type: ignore[no-any-return]
+
+
+def _require_fit(name: str, found: Mapping[str, Any], unexpected: set[str]) -> None:
+    missing = sorted(found["missing_keys"])
+    other = sorted(
+        f"{key} is {tuple(held)}, not {tuple(wanted)}"
+        for key, held, wanted in found["mismatched_keys"]
+    )
+    problems = [
+        f"{len(names)} {what} ({some(names)})"
+        for names, what in (
+            (missing, "missing"),
+            (sorted(unexpected), "unexpected"),
+            (other, "of another shape"),
+        )
+        if names
+    ]
+    if problems:
+        raise JobError(
+            f"model.path: the safetensors do not fit {name} of config.json: tensors "
+            + "; ".join(problems)
+        )
+
+
+def _attention(cls: Any) -> str:
+    return "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
+
+
+def _without_pooler(cls: Any) -> dict[str, bool]:
+    """Return the option that leaves out a layer whose output is not used, if there is one."""
+    has = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
+    return {"add_pooling_layer": False} if has else {}
+
+
+def _names_of_head(named: Any, config: Any) -> set[str]:
+    """Return the names of all tensors of a class with a head; no memory is used."""
+    import torch
+
+    with _quiet(), torch.device("meta"):
+        return set(named(config).state_dict())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's own report of loading, and its progress bars, from the terminal."""
+    from transformers.utils import logging
+
+    level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(_SILENT)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def _refused(error: Exception, what: str) -> JobError:
+    told = clean_message(f"{type(error).__name__}: {error}", 200)
+    return JobError(f"model.path: transformers {version('transformers')} {what}: {told}")

@@ -1,0 +1,117 @@
+"""Say why a directory is not read, by the names of its files, and what would be right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePosixPath
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.storage.backends import object_store
+from pipeline.storage.errors import secret_values, storage_errors
+from pipeline.storage.store import Store
+from pipeline.storage.uris import root_path
+
+_AGAIN = "AutoModel...from_pretrained(DIR).save_pretrained(NEW)"
+_TO_SAFETENSORS = (
+    "convert it where you trust it: load it with the class of its library, then save_pretrained "
+    f"writes safetensors, as in {_AGAIN} with the class that config.json names"
+)
+_BY_NAME = {
+    "MLmodel": "is an MLflow model, which can run code when it is loaded; take the directory that "
+    "was logged in it, with config.json and safetensors",
+    "saved_model.pb": "is a TensorFlow SavedModel, which is not read; take the PyTorch weights of "
+    "this model as safetensors",
+    "adapter_config.json": "is an adapter (LoRA), not a model; merge it with peft: "
+    "model.merge_and_unload().save_pretrained(NEW)",
+    "model_index.json": "is a diffusers pipeline, which is not read",
+}
+_PICKLE = "a pickle, which can run code when it is loaded"
+_BY_SUFFIX = {
+    ".bin": f"{_PICKLE}; {_TO_SAFETENSORS}",
+    ".pt": f"{_PICKLE}; {_TO_SAFETENSORS}",
+    ".pth": f"{_PICKLE}; {_TO_SAFETENSORS}",
+    ".pkl": f"{_PICKLE}; {_TO_SAFETENSORS}",
+    ".pickle": f"{_PICKLE}; {_TO_SAFETENSORS}",
+    ".joblib": f"{_PICKLE}; {_TO_SAFETENSORS}",
+    ".ckpt": f"a training checkpoint and {_PICKLE}; {_TO_SAFETENSORS}",
+    ".torchscript": "a TorchScript archive, which can run code when it is loaded; take the weights "
+    "of the model that it was made of as safetensors",
+    ".ts": "a TorchScript archive, which can run code when it is loaded; take the weights of the "
+    "model that it was made of as safetensors",
+    ".pt2": "an exported program, which can run code when it is loaded; take the weights of the "
+    "model that it was made of as safetensors",
+    ".gguf": "GGUF, which is not read; take the float weights of this model as safetensors",
+    ".h5": "a Keras model, which is not read; take the PyTorch weights of this model as "
+    "safetensors",
+    ".keras": "a Keras model, which is not read; take the PyTorch weights of this model as "
+    "safetensors",
+    ".msgpack": "a Flax model, which is not read; take the PyTorch weights of this model as "
+    "safetensors",
+    ".onnx": "an ONNX file: name the file itself in model.path",
+}
+_VOCABULARIES = (
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+
+
+def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = False) -> JobError:
+    """Return the error of a directory that lacks config, weights, or tokenizer.
+
+    Args:
+        store: The directory.
+        at: Where they are looked for: '' or a folder ending in `/`.
+        has_config: It has a `config.json`.
+        has_weights: It has weights too; the tokenizer is missing.
+    """
+    names = _names(store, at)
+    where = f"model.path = {store.url(at)}"
+    if not names:
+        return JobError(f"{where}: no such directory, or there is no file in it")
+    if has_weights:
+        return JobError(f"{where}: {_without_tokenizer(names)}")
+    for name, found in _BY_NAME.items():
+        if name in names:
+            return JobError(f"{where}: {name} says that it {found}")
+    for suffix, found in _BY_SUFFIX.items():
+        for name in names:
+            if PurePosixPath(name.lower()).suffix == suffix:
+                return JobError(f"{where}: {clean_message(name, 80)} is {found}")
+    lacks = "no model.safetensors" if has_config else "no config.json"
+    shown = ", ".join(clean_message(name, 60) for name in names[:5])
+    return JobError(
+        f"{where}: {lacks}; expected a directory with config.json and model.safetensors, it has "
+        f"{shown}"
+    )
+
+
+def _without_tokenizer(names: list[str]) -> str:
+    old = [name for name in _VOCABULARIES if name in names]
+    if not old:
+        return (
+            "neither tokenizer.json, as models of texts have it, nor preprocessor_config.json, as "
+            "models of images have it"
+        )
+    return (
+        f"has {old[0]} and no tokenizer.json; make one with the library: "
+        "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+    )
+
+
+def _names(store: Store, at: str) -> list[str]:
+    """List the names directly in a folder, sorted; of a large one in an object store the first."""
+    with storage_errors(f"cannot list {store.url(at)}", secret_values(store.storage_options)):
+        if not store.is_object_store:
+            try:
+                return sorted(entry.name for entry in os.scandir(store.url(at)))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        folder = root_path(store.url(at))
+        page = object_store(store.uri, store.storage_options).list_page(folder, True, None)
+        return sorted(file.path.rpartition("/")[2] for file in page.files)

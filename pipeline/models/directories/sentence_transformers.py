@@ -1,0 +1,191 @@
+"""Read the files of a sentence-transformers directory: modules, pooling, dense layers, prompts.
+
+The library's own classes are not used: the few that encoders of texts are made of are described
+here as plain settings, which `text_modules` builds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.models.directories.json_files import (
+    flag,
+    kind_of,
+    read_json,
+    read_object,
+    shown,
+    text,
+    whole,
+)
+
+MODULES = "modules.json"
+PROMPTS = "config_sentence_transformers.json"
+LENGTHS = "sentence_bert_config.json"
+
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""In the order in which the library puts several of them together."""
+_OLD_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
+_TYPES = {
+    **{f"sentence_transformers.models.{kind}": kind for kind in _KINDS},
+    **{f"sentence_transformers.models.{kind}.{kind}": kind for kind in _KINDS},
+    **{f"sentence_transformers.base.modules.{kind.lower()}.{kind}": kind for kind in _KINDS},
+    "sentence_transformers.sentence_transformer.modules.pooling.Pooling": "Pooling",
+}
+ACTIVATIONS = {
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.SiLU": "silu",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+}
+
+
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """Read the list of modules: kind and path of each, the path '' or ending in `/`.
+
+    Raises:
+        JobError: A class is not one of `_KINDS`, or a path leaves the directory.
+    """
+    return parse_modules(read_json(folder, MODULES))
+
+
+def parse_modules(found: Any) -> list[tuple[str, str]]:
+    """Parse the list of modules; see `read_modules`."""
+    if not isinstance(found, list) or not found:
+        raise JobError(f"model.path: {MODULES} holds {kind_of(found)}, expected a list of modules")
+    return [_module(entry) for entry in found]
+
+
+def _module(entry: Any) -> tuple[str, str]:
+    if not isinstance(entry, dict):
+        raise JobError(f"model.path: {MODULES} lists {kind_of(entry)}, expected an object")
+    name = entry.get("type")
+    if name not in _TYPES:
+        raise JobError(
+            f"model.path: {MODULES} names the class {shown(name)}, which is not read; expected "
+            f"{', '.join(_KINDS)} of sentence_transformers"
+        )
+    path = entry.get("path")
+    if not isinstance(path, str) or _leaves(path):
+        raise JobError(f"model.path: {MODULES}: path {shown(path)} is no folder of the directory")
+    return _TYPES[name], f"{path.rstrip('/')}/" if path.strip("./") else ""
+
+
+def _leaves(path: str) -> bool:
+    return path.startswith("/") or "\\" in path or "\0" in path or ".." in PurePosixPath(path).parts
+
+
+def read_pooling(folder: Path, at: str) -> dict[str, Any]:
+    """Read the settings of a pooling layer.
+
+    Raises:
+        JobError: A mode is unknown.
+    """
+    where = f"{at}config.json"
+    values = read_object(folder, where)
+    mode = values.get("pooling_mode")
+    modes = [mode] if isinstance(mode, str) else mode
+    if mode is None:
+        modes = [new for old, new in _OLD_KEYS.items() if flag(values, old, where, False)]
+    if not isinstance(modes, list):
+        raise JobError(f"model.path: {where}: pooling_mode is {shown(mode)}, expected a text")
+    for each in modes:
+        if each not in MODES:
+            raise JobError(
+                f"model.path: {where}: pooling_mode is {shown(each)}, expected {', '.join(MODES)}"
+            )
+    return {
+        "pooling": modes or ["mean"],
+        "include_prompt": flag(values, "include_prompt", where, True),
+    }
+
+
+def read_dense(folder: Path, at: str) -> dict[str, Any]:
+    """Read the settings of a dense layer.
+
+    Raises:
+        JobError: A value is missing, or the activation is not one of `ACTIVATIONS`.
+    """
+    where = f"{at}config.json"
+    values = read_object(folder, where)
+    sizes = [whole(values, key, where, 1) for key in ("in_features", "out_features")]
+    if None in sizes:
+        raise JobError(f"model.path: {where}: in_features and out_features must be given")
+    named = text(values, "activation_function", where) or "torch.nn.modules.activation.Tanh"
+    if flag(values, "use_residual", where, False):
+        raise JobError(f"model.path: {where}: use_residual is not read")
+    _require_of_sentence(values, where)
+    return {
+        "layer": "dense",
+        "at": at,
+        "in_features": sizes[0],
+        "out_features": sizes[1],
+        "bias": flag(values, "bias", where, True),
+        "activation": activation_of(named, f"{where}: activation_function"),
+    }
+
+
+def read_normalize(folder: Path, at: str) -> dict[str, Any]:
+    """Read the settings of a normalisation; old directories have no file for it."""
+    where = f"{at}config.json"
+    _require_of_sentence(read_object(folder, where, optional=True), where)
+    return {"layer": "normalize"}
+
+
+def _require_of_sentence(values: Mapping[str, Any], where: str) -> None:
+    for key in ("module_input_name", "module_output_name"):
+        if values.get(key) not in (None, "sentence_embedding"):
+            raise JobError(
+                f"model.path: {where}: {key} is {shown(values[key])}, expected sentence_embedding"
+            )
+
+
+def activation_of(name: str, where: str) -> str:
+    """Return our name of a class of torch.
+
+    Raises:
+        JobError: It is not one of `ACTIVATIONS`; nothing is imported by name.
+    """
+    if name not in ACTIVATIONS:
+        raise JobError(
+            f"model.path: {where} is {clean_message(name, 80)}, which is not read; expected one of "
+            f"{', '.join(each.rpartition('.')[2] for each in ACTIVATIONS)} of torch.nn"
+        )
+    return ACTIVATIONS[name]
+
+
+def read_prompt(folder: Path) -> tuple[str, dict[str, str]]:
+    """Read the prompt put before each text by default, and all prompts by name.
+
+    Raises:
+        JobError: The default prompt is not among them.
+    """
+    values = read_object(folder, PROMPTS, optional=True)
+    prompts = values.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
+        raise JobError(f"model.path: {PROMPTS}: prompts must be an object of texts")
+    name = text(values, "default_prompt_name", PROMPTS)
+    if name is not None and name not in prompts:
+        raise JobError(
+            f"model.path: {PROMPTS}: default_prompt_name is {shown(name)}, prompts has no such one"
+        )
+    return ("" if name is None else prompts[name]), prompts
+
+
+def is_cross_encoder(folder: Path, kinds: Sequence[str]) -> bool:
+    """Tell whether the directory is of a cross-encoder: one Transformer and nothing else."""
+    named = read_object(folder, PROMPTS, optional=True).get("model_type")
+    return named == "CrossEncoder" or (named is None and list(kinds) == ["Transformer"])

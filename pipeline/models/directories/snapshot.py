@@ -1,0 +1,136 @@
+"""Copy a model directory into the node cache, once per node, and say by digest what was copied.
+
+The digest decides: the folder of a copy has it in its name, a worker that finds no copy makes one
+and compares. Files of any size go through memory in chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.heartbeat import beat
+from pipeline.core.node_cache import kept, key_of
+from pipeline.models.directories.contents import choose_files
+from pipeline.storage.interface import StoredFile
+from pipeline.storage.store import Store
+
+_CHUNK_BYTES = 16 << 20
+_DIGEST = "sha256"
+_FILES = "files"
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A model directory, and the digest of what is used of it; can be pickled."""
+
+    uri: str
+    sha256: str
+    """Of the sorted names of the files that are used, and the digest of each."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+
+def open_directory(
+    uri: str, storage_options: Mapping[str, Any] | None = None
+) -> tuple[ModelDirectory, Path]:
+    """Choose the files of a directory, and copy them into the node cache.
+
+    Unchanged files (by size and version, as the store shows them) are not read again.
+
+    Returns:
+        The directory with its digest, and the folder of the copy.
+
+    Raises:
+        JobError: The directory is refused; says why, and what would be right.
+        InfraError: It cannot be copied.
+    """
+    store = Store(uri, storage_options or {})
+    if store.uri.endswith(".onnx"):
+        # One ONNX file is chosen, checked and read elsewhere.
+        raise JobError(f"model.path = {store.uri}: is a file, expected a directory")
+    files = choose_files(store)
+    listing = [[file.path, file.size_bytes, file.version] for file in files]
+
+    def write(folder: Path) -> None:
+        digest = _copy(store, files, folder / _FILES)
+        kept(_key(digest), lambda copy: _move(folder / _FILES, copy / _FILES))
+        shutil.rmtree(folder / _FILES, ignore_errors=True)  # there was a copy of the same
+        (folder / _DIGEST).write_text(digest)
+
+    known = kept(key_of(["model directory", store.uri, listing]), write)
+    directory = ModelDirectory(store.uri, (known / _DIGEST).read_text(), store.storage_options)
+    return directory, local(directory)
+
+
+def local(directory: ModelDirectory) -> Path:
+    """Return the folder of this node's copy; makes one if there is none.
+
+    Raises:
+        JobError: The files are not those of the digest any more.
+        InfraError: They cannot be copied.
+    """
+
+    def write(folder: Path) -> None:
+        store = Store(directory.uri, directory.storage_options)
+        digest = _copy(store, choose_files(store), folder / _FILES)
+        if digest != directory.sha256:
+            raise JobError(
+                f"model.path = {directory.uri}: changed since the plan: sha256 is {digest}, "
+                f"expected {directory.sha256}"
+            )
+
+    return kept(_key(directory.sha256), write) / _FILES
+
+
+def _key(digest: str) -> str:
+    return f"model-{digest}"
+
+
+def _move(source: Path, target: Path) -> None:
+    source.rename(target)
+
+
+def _copy(store: Store, files: Sequence[StoredFile], folder: Path) -> str:
+    """Copy files, and return the digest of all of them."""
+    digests = {}
+    for file in files:
+        target = folder / file.path
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            digests[file.path] = _copy_one(store, file, target)
+        except FileNotFoundError:
+            raise InfraError(f"{store.url(file.path)}: vanished while it was read") from None
+        except OSError as error:
+            raise InfraError(f"cannot copy {store.url(file.path)} to {target}: {error}") from error
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def _copy_one(store: Store, file: StoredFile, target: Path) -> str:
+    digest = hashlib.sha256()
+    num_bytes = 0
+    with store.open(file.path) as source, target.open("xb") as copy:
+        for chunk in _chunks(source, file.size_bytes):
+            digest.update(chunk)
+            copy.write(chunk)
+            num_bytes += len(chunk)
+            beat(f"copying {store.url(file.path)}: {num_bytes} bytes")
+    if num_bytes != file.size_bytes:
+        raise InfraError(
+            f"{store.url(file.path)}: was listed with {file.size_bytes} bytes and has other ones "
+            "now: it is being written"
+        )
+    return digest.hexdigest()
+
+
+def _chunks(source: Any, size_bytes: int) -> Iterable[bytes]:
+    """Yield the content, and one byte more if there is any: memory stays bounded."""
+    left = size_bytes + 1
+    while left > 0 and (chunk := source.read(min(_CHUNK_BYTES, left))):
+        left -= len(chunk)
+        yield chunk

@@ -1,0 +1,140 @@
+"""The safetensors of a local model directory: names, shapes and tensors, checked strictly.
+
+A header that does not fit its file, a shard that the index does not name, and tensors that are not
+numbers of a model are refused before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.models.directories.json_files import read_object
+from pipeline.models.weights_file import check_weights
+
+if TYPE_CHECKING:
+    import torch
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_FLOATS = ("F32", "F16", "BF16", "F64")
+_WHOLE = ("I64", "I32")
+"""Buffers such as position_ids; no weights."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """A tensor as the header of its file describes it."""
+
+    file: str
+    shape: tuple[int, ...]
+    is_float: bool
+
+    @property
+    def num_values(self) -> int:
+        """Return how many numbers it holds."""
+        return math.prod(self.shape)
+
+
+def shards_of(index: Mapping[str, object]) -> dict[str, str]:
+    """Return tensor -> file of an index; files lie beside it.
+
+    Raises:
+        JobError: The index names a file elsewhere, or one that is no safetensors.
+    """
+    named = index.get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise JobError(f"model.path: {INDEX} has no weight_map of tensors and files")
+    for file in set(map(str, named.values())):
+        if "/" in file or "\\" in file or not file.endswith(".safetensors"):
+            raise JobError(
+                f"model.path: {INDEX} names {clean_message(file)!r}, expected a .safetensors file "
+                "beside it"
+            )
+    return {str(name): str(file) for name, file in named.items()}
+
+
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Read the headers of a folder's weights: tensor name -> what it is.
+
+    Raises:
+        JobError: A file is damaged, or differs from the index, or holds tensors of other types.
+    """
+    if not (folder / INDEX).is_file():
+        return _header(folder, SINGLE)
+    named = shards_of(read_object(folder, INDEX))
+    found: dict[str, TensorHeader] = {}
+    for file in sorted(set(named.values())):
+        found.update(_header(folder, file))
+    _require_equal(named, {name: header.file for name, header in found.items()})
+    return found
+
+
+def _require_equal(named: Mapping[str, str], found: Mapping[str, str]) -> None:
+    other = sorted(
+        name for name in named.keys() | found.keys() if named.get(name) != found.get(name)
+    )
+    if other:
+        raise JobError(
+            f"model.path: {INDEX} and its files differ: {some(other)}; copy the directory again"
+        )
+
+
+def _header(folder: Path, name: str) -> dict[str, TensorHeader]:
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / name
+    with path.open("rb") as file:
+        check_weights(f"model.path: {name}", file, path.stat().st_size)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  # no dict
+            kinds = {key: str(each.get_dtype()) for key, each in slices.items()}
+            shapes = {key: tuple(each.get_shape()) for key, each in slices.items()}
+    except SafetensorError as error:
+        told = clean_message(str(error), 120)
+        raise JobError(f"model.path: {name} is damaged: {told}; copy it again") from None
+    other = sorted(key for key, kind in kinds.items() if kind not in (*_FLOATS, *_WHOLE))
+    if other:
+        raise JobError(
+            f"model.path: {name} holds tensors of type {kinds[other[0]]} ({some(other)}): "
+            "quantised weights are not read; take the float weights of this model"
+        )
+    return {key: TensorHeader(name, shapes[key], kinds[key] in _FLOATS) for key in shapes}
+
+
+def read_tensors(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:
+    """Map the tensors of a folder's weights, by name; pages are read when they are used."""
+    from safetensors import safe_open
+
+    found: dict[str, torch.Tensor] = {}
+    with ExitStack() as stack:
+        for file in sorted({header.file for header in headers.values()}):
+            opened = stack.enter_context(safe_open(folder / file, framework="pt"))
+            names = [name for name, header in headers.items() if header.file == file]
+            found.update({name: opened.get_tensor(name) for name in names})
+    return found
+
+
+def empty_tensors(headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:
+    """Return tensors of these shapes that take no memory: each repeats one number."""
+    import torch
+
+    kinds = {True: torch.float32, False: torch.int64}
+    return {
+        name: torch.zeros((), dtype=kinds[header.is_float]).expand(header.shape)
+        for name, header in headers.items()
+    }
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are, for messages."""
+    shown = ", ".join(clean_message(name, 120) for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

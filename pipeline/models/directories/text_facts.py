@@ -1,0 +1,137 @@
+"""How a directory wants its texts tokenised: tokenizer, limit, pad id, prompt, tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.models.directories.described import TextFacts
+from pipeline.models.directories.json_files import check_size, read_object, whole
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+SPECIAL = "special_tokens_map.json"
+_DEFAULT_TOKENS = 512
+"""For a model and a tokenizer that both name no limit."""
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a `tokenizer.json`.
+
+    Raises:
+        JobError: The file is too large, or damaged.
+    """
+    from tokenizers import Tokenizer
+
+    check_size(TOKENIZER, path.stat().st_size, path.name)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  # the library raises Exception itself
+        told = clean_message(str(error), 120)
+        raise JobError(f"model.path: {path.name} is no tokenizer: {told}") from None
+
+
+def prompt_tokens(path: Path, prompt: str) -> int:
+    """Return how many tokens a prompt takes at the start of a text, special tokens included."""
+    tokenizer = load_tokenizer(path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    encoded = tokenizer.encode(prompt)
+    is_closed = bool(encoded.special_tokens_mask) and encoded.special_tokens_mask[-1] == 1
+    return len(encoded.ids) - is_closed
+
+
+def text_facts(
+    folder: Path,
+    module: torch.nn.Module,
+    *,
+    at: str = "",
+    max_seq_length: int | None = None,
+    prefix: str = "",
+    lowercase: bool = False,
+) -> TextFacts:
+    """Read how texts become tensors.
+
+    Args:
+        folder: The directory.
+        module: The library's model, whose tensors may mean nothing.
+        at: Where the tokenizer lies: '' or a folder of the directory, ending in `/`.
+        max_seq_length: A limit that another file sets.
+        prefix: The prompt before each text.
+        lowercase: Another file says that texts are lowercased.
+
+    Raises:
+        JobError: A file is missing or damaged.
+    """
+    settings = read_object(folder, at + CONFIG, optional=True)
+    tokenizer = load_tokenizer(folder / (at + TOKENIZER))
+    if lowercase and _keeps_case(tokenizer):
+        raise JobError(
+            "model.path: sentence_bert_config.json says do_lower_case, and tokenizer.json keeps "
+            "capitals; put the normalizer Lowercase into it with the tokenizers library"
+        )
+    limits = [
+        max_seq_length or whole(settings, "model_max_length", at + CONFIG, 1),
+        max_positions(module),
+    ]
+    return TextFacts(
+        tokenizer=at + TOKENIZER,
+        max_tokens=min((limit for limit in limits if limit), default=_DEFAULT_TOKENS),
+        prefix=prefix,
+        pad_id=_pad_id(folder, at, settings, tokenizer, module),
+        tensor_names=tensor_names(module),
+    )
+
+
+def max_positions(module: torch.nn.Module) -> int | None:
+    """Return how many tokens the model has positions for; None: it names no limit."""
+    import torch
+
+    for name, part in module.named_modules():
+        if name.endswith(("position_embeddings", "position_embedding")) and isinstance(
+            part, torch.nn.Embedding
+        ):
+            # RoBERTa and its kin count from behind the padding index.
+            skipped = 0 if part.padding_idx is None else part.padding_idx + 1
+            return part.num_embeddings - skipped
+    found = getattr(_text_config(module), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def tensor_names(module: torch.nn.Module) -> tuple[str, ...]:
+    """Return the tensors that the model takes of a text; type ids only if it has several types."""
+    taken = inspect.signature(module.forward).parameters
+    types = getattr(_text_config(module), "type_vocab_size", 0) or 0
+    has_types = "token_type_ids" in taken and types > 1
+    return ("input_ids", "attention_mask", *(("token_type_ids",) if has_types else ()))
+
+
+def _text_config(module: Any) -> Any:
+    return getattr(module.config, "text_config", module.config)
+
+
+def _keeps_case(tokenizer: Tokenizer) -> bool:
+    normalizer = tokenizer.normalizer
+    return normalizer is None or normalizer.normalize_str("A") == "A"
+
+
+def _pad_id(
+    folder: Path, at: str, settings: Mapping[str, Any], tokenizer: Tokenizer, module: Any
+) -> int:
+    special = read_object(folder, at + SPECIAL, optional=True)
+    for values in (settings, special):
+        token = values.get("pad_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if found is not None:
+            return int(found)
+    found = getattr(_text_config(module), "pad_token_id", None)
+    return found if isinstance(found, int) and found >= 0 else 0
