@@ -128,7 +128,7 @@ def predict_and_publish(
 ) -> Manifest:
     """Carry out an adopted plan on a cluster; see `finish` for what it returns and raises."""
     job = run.job
-    if model.kind == "factory" and model.weights_uri is None:
+    if model.kind == "factory" and not model.has_weights:
         warn(model.name)
     golden = read_golden(
         job.gates,

@@ -107,6 +107,7 @@ def _model(job: Job, options: RunOptions) -> str:
     spec = resolve_model(
         job.model,
         job.transform,
+        job.text,
         allow_import=options.allow_import,
         input_name=job.source.input_name,
     )

@@ -75,6 +75,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
     model = resolve_model(
         job.model,
         job.transform,
+        job.text,
         allow_import=run.options.allow_import,
         input_name=job.source.input_name,
     )

@@ -52,6 +52,8 @@ class DeviceBuffer:
         self._kept: dict[str, torch.Tensor] = {}
         self._times: Any = None
         self._transfer_s = self._predict_s = 0.0
+        self.num_values = 0
+        """Values of the first tensor in the last batch, padding included."""
 
     def start(self, inputs: InputArrays, rows: npt.NDArray[np.intp], compute: Compute) -> None:
         """Send rows of the inputs through the model, without waiting for a GPU.
@@ -65,6 +67,7 @@ class DeviceBuffer:
         # The only copy of the input: from Ray's read-only memory into the reused buffer.
         shapes = self._gather(inputs, rows, self._views)
         staging = _shaped(self._buffer, shapes)
+        self.num_values = next(iter(staging.values())).numel()
         if self._copies is not None:
             self._start_on_gpu(staging, _shaped(self._on_device, shapes), compute)
             return

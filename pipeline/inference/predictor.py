@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline.core.counters import REFERENCE_CHECK, Counters, StageCounters, add
+from pipeline.core.counters import REFERENCE_CHECK, TOKENS, Counters, StageCounters, add
 from pipeline.core.failures import Failure, Reason, failures_of
 from pipeline.core.node_cache import claim
 from pipeline.core.schema import ERROR, ROW_ID
@@ -103,6 +103,8 @@ class Predictor:
             count_in, count_in - failed, failed, num_bytes, 0, timer.predict_s
         )
         add(counters, STAGE, predicted)
+        if timer.num_tokens:
+            add(counters, TOKENS, StageCounters(timer.num_tokens, timer.num_padded))
         published = self._config.spec.input.published_fields()
         pass_through = self._config.pass_through
         return to_table(self._task, pass_through, rows, results, failures, published)
@@ -197,7 +199,7 @@ class Predictor:
             elif busy:
                 buffer, batch = busy.popleft()
                 free.append(buffer)
-                failure = self._try_finish(buffer, num_rows(inputs), batch, results, timer)
+                failure = self._try_finish(buffer, inputs, batch, results, timer)
                 if failure is None:
                     yield from self._kept(results, batch)
             if failure is not None:
@@ -231,7 +233,7 @@ class Predictor:
                 torch.cuda.empty_cache()
         for part in (batch[:half], batch[half:]):
             again = self._try_start(self._buffers[0], inputs, part) or self._try_finish(
-                self._buffers[0], num_rows(inputs), part, results, timer
+                self._buffers[0], inputs, part, results, timer
             )
             if again is None:
                 yield from self._kept(results, part)
@@ -250,18 +252,27 @@ class Predictor:
         return None
 
     def _try_finish(
-        self, buffer: DeviceBuffer, size: int, batch: Rows, results: Arrays, timer: _Timer
+        self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, results: Arrays, timer: _Timer
     ) -> Failure | None:
         """Write the results of a batch into `results`; return the failure if that raises."""
         try:
             for name, values in buffer.finish().items():
-                place(results, name, size, batch, values)
+                place(results, name, num_rows(inputs), batch, values)
         except Exception as error:  # noqa: BLE001  # a GPU raises errors of the model here
             return _failure_of(error, self._config.spec.name)
         timer.add(*buffer.busy_s)
+        self._count_tokens(buffer, inputs, batch, timer)
         tick()
         count(len(batch))
         return None
+
+    def _count_tokens(
+        self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, timer: _Timer
+    ) -> None:
+        seen = self._config.spec.input
+        if seen.counts_tokens:
+            timer.num_tokens += seen.num_tokens(inputs, batch)
+            timer.num_padded += buffer.num_values
 
     def _start(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows) -> None:
         # Padding repeats rows of this batch, so that no batch fails because of other rows.
@@ -297,10 +308,13 @@ class _Batches:
 
 @dataclass
 class _Timer:
-    """Busy seconds of one slice."""
+    """Busy seconds and tokens of one slice."""
 
     transfer_s: float = 0.0
     predict_s: float = 0.0
+    num_tokens: int = 0
+    """Tokens of the rows of finished batches, and those that the model got, with padding."""
+    num_padded: int = 0
 
     def add(self, transfer_s: float, predict_s: float) -> None:
         self.transfer_s += transfer_s

@@ -17,6 +17,7 @@ from pipeline.job.gates import Gates
 from pipeline.job.model import Model
 from pipeline.job.section import PositiveInt, Section
 from pipeline.job.source import Source
+from pipeline.job.text import Text
 from pipeline.job.transform import Transform
 
 ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
@@ -137,6 +138,7 @@ class Job(Section):
 
     source: Source
     transform: Transform = Transform()
+    text: Text = Text()
     model: Model
     resources: Resources = Resources()
     sink: Sink
@@ -177,7 +179,9 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _golden_is_comparable(self) -> Job:
-        task = registry.load(registry.TASKS, self.model.task)
-        if self.gates.golden is not None and not task.has_golden:
-            raise ValueError(f"gates.golden has no effect with task {self.model.task!r}")
+        kind = self.model.known_task
+        if self.gates.golden is None or kind is None:
+            return self
+        if not registry.load(registry.TASKS, kind).has_golden:
+            raise ValueError(f"gates.golden has no effect with task {kind!r}")
         return self

@@ -27,6 +27,10 @@ class Output(Section):
 class Model(Section):
     """Which model predicts, and how."""
 
+    path: str | None = None
+    """URI of a model directory: a Hugging Face snapshot, a sentence-transformers or a timm
+    directory, or one `.onnx` file. Transform, tokenizer, labels, pooling, dimension and task come
+    from it; nothing in it is executed."""
     name: str | None = None
     """An installed entry point of group `pipeline.models`, or a torchvision model name."""
     factory: str | None = None
@@ -40,10 +44,11 @@ class Model(Section):
     `model`, or `state.model` further down. What fits is named if it is missing."""
     labels: str | tuple[str, ...] | None = None
     """Class names: a list, or the URI of a text file with one a line or of a JSON list."""
-    task: str = "classify"
+    task: str | None = None
     """What to make of the outputs: `classify` gives label, score and the top k; `embed` one
     vector; `regress` one number a target; `raw` the outputs as they are. Installed packages may add
-    tasks (entry points `pipeline.tasks`)."""
+    tasks (entry points `pipeline.tasks`). Left out: what the model directory says, otherwise
+    `classify`."""
     top_k: PositiveInt = 5
     """Task `classify`: how many classes `top_k` lists (fewer if the model has fewer)."""
     layer: str | None = None
@@ -74,21 +79,34 @@ class Model(Section):
     """What runs the model: torch as it is, torch.compile, or the library of that name (its extra
     must be installed): `onnxruntime`, `openvino`, `mnn`, or what an installed package adds (entry
     points `pipeline.runtimes`). `auto` measures what is there and takes the fastest that agrees."""
+    pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None
+    """A model directory of an encoder without pooling of its own: what becomes of the vectors of a
+    row's tokens; left out: `mean`."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
     """Arithmetic of the model; scores are always float32. `tf32` and `fp16` need a GPU. `int8` is
     for onnxruntime and openvino on the CPU, calibrated on rows of the job and used only if it
     agrees. `auto` measures, as above."""
     batch_size: PositiveInt | None = None
     """Rows of one model call; left out: 32 on CPU, 128 on GPU, or with `auto` what `pipeline tune`
-    found. Out of memory halves it."""
+    found. Out of memory halves it. Texts: the most rows; left out: 256."""
+    batch_tokens: PositiveInt | None = None
+    """Texts: tokens of one model call, padding included; rows are sorted by length within a slice,
+    and batches filled up to this. Left out: 4,096 on CPU, 65,536 on GPU, or with `auto` what
+    `pipeline tune` found. Out of memory halves it."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options for the weights and labels; never written anywhere."""
 
     @field_validator("task")
     @classmethod
-    def _known_task(cls, name: str) -> str:
-        registered(registry.TASKS, name)
+    def _known_task(cls, name: str | None) -> str | None:
+        if name is not None:
+            registered(registry.TASKS, name)
         return name
+
+    @property
+    def known_task(self) -> str | None:
+        """Return the task; None if the model directory says it."""
+        return self.task or (None if self.path else "classify")
 
     @field_validator("runtime")
     @classmethod
@@ -98,9 +116,16 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _one_model(self) -> Model:
-        problems = [*self._without_effect()]
-        if (self.name is None) == (self.factory is None):
-            problems.append("give exactly one of name and factory")
+        problems = []
+        if [self.path, self.name, self.factory].count(None) != 2:
+            problems.append("give exactly one of path, name and factory")
+        for field in ("weights", "weights_key", "weights_sha256"):
+            if self.path is not None and getattr(self, field) is not None:
+                problems.append(
+                    f"{field} has no effect with path: its weights are in the directory"
+                )
+        if self.pooling is not None and self.path is None:
+            problems.append("pooling has no effect without path")
         runtime = registered(registry.RUNTIMES, self.runtime, (AUTO,))
         if self.precision == "int8" and runtime and "int8" not in runtime.precisions:
             able = [name for name in registry.built_in(registry.RUNTIMES)
@@ -108,13 +133,16 @@ class Model(Section):
             problems.append(f"precision 'int8' needs runtime {', '.join(able)} or auto")
         if self.weights_key is not None and self.weights is None:
             problems.append("weights_key has no effect without weights")
-        problems += registry.load(registry.TASKS, self.task).problems(self)
+        if self.known_task is not None:
+            problems += self.problems_of(self.known_task)
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
-    def _without_effect(self) -> Iterator[str]:
-        own = registry.load(registry.TASKS, self.task).job_fields
+    def problems_of(self, task: str) -> Iterator[str]:
+        """Yield what of this section does not fit a task."""
+        kind = registry.load(registry.TASKS, task)
+        own = kind.job_fields
         owners: dict[str, list[str]] = {}
         for task in registry.built_in(registry.TASKS):
             for field in registry.load(registry.TASKS, task).job_fields:
@@ -124,6 +152,7 @@ class Model(Section):
                 can_be_null = type(self).model_fields[field].default is None
                 otherwise = f", or --set model.{field}=null" if can_be_null else ""
                 yield (
-                    f"{field} has no effect with task {self.task!r}, only {', '.join(tasks)}: "
+                    f"{field} has no effect with task {task!r}, only {', '.join(tasks)}: "
                     f"leave it out{otherwise}"
                 )
+        yield from kind.problems(self)

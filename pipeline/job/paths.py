@@ -13,6 +13,8 @@ PATH_FIELDS: tuple[Path, ...] = (
     ("source", "files"),
     ("source", "uri_roots"),
     ("source", "uri_base"),
+    ("text", "tokenizer"),
+    ("model", "path"),
     ("model", "weights"),
     ("model", "labels"),
     ("sink", "uri"),

@@ -15,20 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import INPUTS, get
+from pipeline.job.text import Text
 from pipeline.models.allowed_imports import (
     import_callable,
     needed_arguments,
     require_allowed,
     source_digest,
 )
+from pipeline.models.directories.opening import directory_module, library_digest, open_facts
 from pipeline.models.spec import ENTRY_POINT_GROUP, Kind, ModelCard, ModelSpec, entry_point_card
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import OutputSpec, TaskSpec
+from pipeline.models.text_choice import choose_text
 from pipeline.models.torchvision_catalog import torchvision_facts, torchvision_module
 from pipeline.models.unsupported import describe_name
 from pipeline.models.weights import weights_digest
 from pipeline.models.weights_file import WEIGHT_SUFFIXES, check_suffix
 from pipeline.preprocessing.model_input import Input, InputSettings
+from pipeline.preprocessing.text_settings import TextSettings
 from pipeline.preprocessing.transform import TransformSpec
 from pipeline.storage.single_file import read_file
 
@@ -37,6 +41,12 @@ if TYPE_CHECKING:
     from pipeline.job.transform import Transform
 
 _OWN = "model.factory, a function of your own that returns a module (examples/custom_model)"
+_MISFITS = {
+    "text": "takes texts: name their column with source.text_column",
+    "image": "takes images: name them with source.image_column or uri_column, or read image files",
+    "features": "takes numbers: name their columns with source.features",
+}
+"""What a model directory takes, if that is not what the job's rows are."""
 _FAMILIES = {
     "detection": (
         "is a detector, and detection is not supported directly. What works today: "
@@ -57,6 +67,7 @@ _FAMILIES = {
 def resolve_model(
     model: Model,
     transform: Transform,
+    text: Text | None = None,
     *,
     allow_import: Sequence[str] = (),
     input_name: str = "image",
@@ -66,6 +77,7 @@ def resolve_model(
     Args:
         model: The job's model section.
         transform: The job's transform section; its fields win over the model's own.
+        text: The job's text section; None: nothing is set. Its fields win likewise.
         allow_import: Prefixes of modules that `factory` may name, beside those of the
             environment variable PIPELINE_ALLOW_IMPORT.
         input_name: The registered name of the input.
@@ -74,22 +86,23 @@ def resolve_model(
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
             the transform is incomplete.
     """
-    kind, card, code = (
-        _factory_card(model.factory, allow_import)
-        if model.factory is not None
-        else _named_card(model.name or "", model)
-    )
+    kind, card, code = _card(model, allow_import, input_name)
     weights_uri, chosen, task = _all_of(
         lambda: _weights_uri(kind, card, model),
-        lambda: _choose_input(card, transform, input_name),
+        lambda: _choose_input(card, model, transform, text or Text(), input_name),
         lambda: _task(model, card, allow_import),
+    )
+    weights_sha256 = (
+        card.directory.sha256
+        if card.directory is not None
+        else weights_digest(weights_uri, model.weights_sha256, model.storage_options)
     )
     return ModelSpec(
         name=card.name,
         kind=kind,
         code_sha256=code,
         weights_uri=weights_uri,
-        weights_sha256=weights_digest(weights_uri, model.weights_sha256, model.storage_options),
+        weights_sha256=weights_sha256,
         input=chosen,
         task=task,
         precision=model.precision,
@@ -97,7 +110,38 @@ def resolve_model(
         layer=model.layer,
         storage_options=model.storage_options,
         weights_key=model.weights_key,
+        directory=card.directory,
+        pooling=model.pooling,
     )
+
+
+def _card(
+    model: Model, allow_import: Sequence[str], input_name: str
+) -> tuple[Kind, ModelCard, str]:
+    if model.path is not None:
+        return _directory_card(model, model.path, input_name)
+    if model.factory is not None:
+        return _factory_card(model.factory, allow_import)
+    return _named_card(model.name or "", model)
+
+
+def _directory_card(model: Model, path: str, input_name: str) -> tuple[Kind, ModelCard, str]:
+    directory, facts = open_facts(path, model.storage_options, input_name)
+    if facts.input != input_name:
+        raise JobError(f"model.path = {path}: {_MISFITS[facts.input]}")
+    if model.task is None:
+        problems = [*model.problems_of(facts.tasks[0])]
+        if problems:
+            raise JobError(f"model: {'; '.join(problems)}")
+    card = ModelCard(
+        name=facts.architecture,
+        build=functools.partial(directory_module, directory, input_name, model.pooling),
+        transform=facts.transform,
+        labels=facts.labels,
+        facts=facts,
+        directory=directory,
+    )
+    return "directory", card, library_digest(facts)
 
 
 def _all_of(*steps: Callable[[], Any]) -> list[Any]:
@@ -163,7 +207,7 @@ def _named_card(name: str, model: Model) -> tuple[Kind, ModelCard, str]:
 
 def _refuse_family(name: str, family: str, model: Model) -> None:
     """Refuse a model whose inputs or outputs fit no task; the message has all problems."""
-    is_fine = family == "segmentation" and task_class(model.task).takes_any_shape
+    is_fine = family == "segmentation" and task_class(model.known_task or "").takes_any_shape
     if family in _FAMILIES and not is_fine and model.layer is None:
         raise JobError(f"model.name = {name!r}: {_FAMILIES[family]}")
 
@@ -181,8 +225,19 @@ def _factory_card(factory: str, allow_import: Sequence[str]) -> tuple[Kind, Mode
     return "factory", card, source_digest(module_name)
 
 
+def _task_name(model: Model, card: ModelCard) -> str:
+    """Return the job's task, otherwise what the model directory serves first."""
+    return model.known_task or (card.facts.tasks[0] if card.facts else "classify")
+
+
 def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpec:
-    kind = task_class(model.task)
+    name, facts = _task_name(model, card), card.facts
+    kind = task_class(name)
+    if facts is not None and name not in facts.tasks:
+        raise JobError(
+            f"model.task = {name!r}: {facts.architecture} of model.path serves "
+            f"{', '.join(facts.tasks)}"
+        )
     labels = kind.own_labels(model)
     if kind.needs_labels:
         found = card.labels if model.labels is None else _read_labels(model, model.labels)
@@ -195,10 +250,10 @@ def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpe
     if model.postprocess is not None:
         code = source_digest(require_allowed("model.postprocess", model.postprocess, allow_import))
     return TaskSpec(
-        kind=model.task,
+        kind=name,
         labels=labels,
         top_k=min(model.top_k, len(labels)) if labels else 0,
-        embedding_dim=model.embedding_dim or 0,
+        embedding_dim=model.embedding_dim or (facts and facts.embedding_dim) or 0,
         l2_norm=model.l2_norm,
         outputs=tuple(OutputSpec(output.name, output.shape) for output in model.outputs),
         targets=model.targets,
@@ -206,6 +261,7 @@ def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpe
         postprocess_sha256=code,
         min_score=model.min_score,
         embedding_type=model.embedding_type,
+        activation=str(facts.settings.get("activation", "identity")) if facts else "identity",
         aggregation=model.aggregation,
         prompts=_texts(model.prompts),
     )
@@ -215,14 +271,30 @@ def _texts(prompts: tuple[str, ...] | dict[str, str]) -> tuple[str, ...]:
     return tuple(prompts.values()) if isinstance(prompts, dict) else prompts
 
 
-def _choose_input(card: ModelCard, wanted: Transform, name: str) -> Input:
+def _choose_input(
+    card: ModelCard, model: Model, transform: Transform, text: Text, name: str
+) -> Input:
     kind: type[Input] = get(INPUTS, name)
+    for section, given in (("transform", transform), ("text", text)):
+        if kind.takes != section and given.model_fields_set:
+            field = sorted(given.model_fields_set)[0]
+            raise JobError(f"{section}.{field}: has no effect on input {name!r}; leave it out")
     if kind.takes == "transform":
-        return kind.of(InputSettings(_merge_transform(card.name, card.transform, wanted)))
-    given = sorted(wanted.model_fields_set)
-    if given:
-        raise JobError(f"transform.{given[0]}: has no effect on input {name!r}; leave it out")
+        return kind.of(InputSettings(_merge_transform(card.name, card.transform, transform)))
+    if kind.takes == "text":
+        return kind.of(InputSettings(text=_text(card, model, text)))
     return kind.of(InputSettings())
+
+
+def _text(card: ModelCard, model: Model, wanted: Text) -> TextSettings:
+    return choose_text(
+        card.name,
+        wanted,
+        card.facts.text if card.facts else None,
+        card.directory.uri if card.directory else None,
+        model.storage_options,
+        has_offsets=task_class(_task_name(model, card)).needs_offsets,
+    )
 
 
 def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform) -> TransformSpec:

@@ -17,6 +17,9 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.user_errors import SHOW_ALL, tell
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.allowed_imports import import_callable
+from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.opening import directory_module
+from pipeline.models.directories.snapshot import ModelDirectory
 from pipeline.models.factory_tensors import pin, seeded
 from pipeline.models.state_dict import load_state
 from pipeline.models.tasks import make_task
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "pipeline.models"
 
-Kind = Literal["entry_point", "torchvision", "factory"]
+Kind = Literal["entry_point", "torchvision", "factory", "directory"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class ModelCard:
     labels: tuple[str, ...] | None = None
     weights_path: str | None = None
     """Local path of a state dict that ships with the package."""
+    facts: DirectoryFacts | None = None
+    """What a model directory says."""
+    directory: ModelDirectory | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,15 @@ class ModelSpec:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     weights_key: str | None = None
     """Key of the state dict in the weights file; None: the file is the state dict."""
+    directory: ModelDirectory | None = None
+    """The model directory; `weights_sha256` is its digest."""
+    pooling: str | None = None
+    """The job's pooling of a directory's encoder; None: the directory's."""
+
+    @property
+    def has_weights(self) -> bool:
+        """Tell whether the tensors come from files, not from the code that builds the module."""
+        return self.weights_uri is not None or self.directory is not None
 
     @property
     def is_reference(self) -> bool:
@@ -86,6 +101,7 @@ class ModelSpec:
             [
                 *(self.name, self.kind, self.code_sha256, self.weights_sha256, self.layer),
                 *([self.weights_key] if self.weights_key else []),
+                *([self.pooling] if self.pooling else []),
                 self.input.exact().settings(),
                 len(self.task.labels),
                 *([list(self.task.prompts)] if self.task.prompts else []),
@@ -119,6 +135,7 @@ class ModelSpec:
             "weights_sha256": self.weights_sha256,
             # Only if set, so that a retry finds the settings of partitions published earlier.
             **({"weights_key": self.weights_key} if self.weights_key else {}),
+            **({"pooling": self.pooling} if self.pooling else {}),
             "transform": self.input.settings(),
             "task": self.task.to_dict(),
             "layer": self.layer,
@@ -197,7 +214,9 @@ def load_pinned(config: PredictorConfig) -> torch.nn.Module:
 def _build(spec: ModelSpec) -> torch.nn.Module:
     import torch
 
-    if spec.kind == "torchvision":
+    if spec.directory is not None:
+        module = directory_module(spec.directory, spec.input.name, spec.pooling, spec.task)
+    elif spec.kind == "torchvision":
         module = torchvision_module(spec.name, **_num_classes(spec.task))
     elif spec.kind == "entry_point":
         module = entry_point_card(spec.name).build()

@@ -60,6 +60,8 @@ class Plan:
     num_shards: int
     input_bytes: int
     created_at: str
+    batch_tokens: int = 0
+    """The most tokens per model call; 0 for inputs that have none."""
     settings: str = ""
     """Digest of the settings of the job and its model, without inputs and code."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)

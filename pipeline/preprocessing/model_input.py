@@ -151,6 +151,10 @@ class Input(Protocol):
         """
         ...
 
+    def num_tokens(self, inputs: Arrays, rows: Rows) -> int:
+        """Return the tokens of rows, without padding; 0 if the input counts none."""
+        ...
+
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         """Return the buffers of a batch, by the names of the tensors that the model takes."""
         ...
@@ -189,6 +193,10 @@ class FixedShape:
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Return the rows in order, `limits.rows` at a time."""
         return [rows[i : i + limits.rows] for i in range(0, len(rows), limits.rows)]
+
+    def num_tokens(self, inputs: Arrays, rows: Rows) -> int:
+        """Return 0."""
+        return 0
 
     def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
         """Copy the rows of each array into the buffer of its name."""

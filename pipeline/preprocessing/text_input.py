@@ -154,6 +154,9 @@ class TextInput:
             first += size
         return found
 
+    def num_tokens(self, inputs: Arrays, rows: Rows) -> int:
+        return int(inputs[NUM_TOKENS][rows].sum())
+
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         length = self.text.max_tokens
         size = max(1, -(-limits.tokens // length)) if limits.tokens else limits.rows

@@ -6,9 +6,9 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from pipeline.core.node_cache import kept
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.text_settings import TextSettings
 from pipeline.storage.single_file import read_file
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -104,32 +105,36 @@ def _tokenizer(settings: TextSettings) -> Tokenizer:
 def _opened(path: str, max_tokens: int, has_pair: bool) -> Tokenizer:
     # Cores belong to actors: its own threads would take those of others.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tokenizer = read_tokenizer(Path(path))
+    tokenizer = parse_tokenizer(path, Path(path).read_bytes())
     tokenizer.enable_truncation(max_tokens, strategy="longest_first")
     tokenizer.no_padding()
     return tokenizer
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json.
+def parse_tokenizer(uri: str, data: bytes) -> Tokenizer:
+    """Make a tokenizer from the bytes of a tokenizer.json.
 
     Raises:
-        JobError: It is too large or no tokenizer, or the library is missing.
+        JobError: It is no tokenizer, or the library is missing.
     """
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise JobError(_EXTRA) from None
-    size_bytes = path.stat().st_size
-    if size_bytes > MAX_BYTES:
-        raise JobError(
-            f"{path.name}: {size_bytes:,} bytes, the most for a tokenizer is {MAX_BYTES:,}"
-        )
     try:
-        return Tokenizer.from_str(path.read_text("utf-8"))
+        return Tokenizer.from_str(data.decode("utf-8"))
     except Exception as error:  # noqa: BLE001  # the library raises plain Exception
         reason = clean_message(f"{error}", 200)
-        raise JobError(f"{path.name}: not a tokenizer: {reason}") from None
+        raise JobError(f"text.tokenizer = {uri}: not a tokenizer.json: {reason}") from None
+
+
+def pad_id_of(tokenizer: Tokenizer) -> int:
+    """Return the id that a tokenizer pads with; 0 if it names none."""
+    padding = tokenizer.padding
+    if padding:
+        return int(padding["pad_id"])
+    ids = (tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>", "<|pad|>"))
+    return next((number for number in ids if number is not None), 0)
 
 
 def local_tokenizer(settings: TextSettings) -> Path:
@@ -151,16 +156,14 @@ def local_tokenizer(settings: TextSettings) -> Path:
     return kept(f"tokenizer-{settings.tokenizer_sha256}", fetch) / _FILE
 
 
-def read_tokenizer_bytes(uri: str, storage_options: object) -> bytes:
+def read_tokenizer_bytes(uri: str, storage_options: Mapping[str, Any]) -> bytes:
     """Read a tokenizer.json of at most MAX_BYTES.
 
     Raises:
         JobError: It is missing or larger.
     """
-    from pipeline.storage.store import Store
-
     folder, _, name = uri.rpartition("/")
-    store = Store(folder or ("/" if uri.startswith("/") else "."), storage_options)  # type: ignore[arg-type]
+    store = Store(folder or ("/" if uri.startswith("/") else "."), storage_options)
     held = store.stat(name) if name else None
     if held is None:
         raise JobError(f"text.tokenizer = {uri}: no such file")
@@ -168,4 +171,4 @@ def read_tokenizer_bytes(uri: str, storage_options: object) -> bytes:
         raise JobError(
             f"text.tokenizer = {uri}: {held.size_bytes:,} bytes, the most is {MAX_BYTES:,}"
         )
-    return read_file(uri, storage_options, "text.tokenizer")  # type: ignore[arg-type]
+    return read_file(uri, storage_options, "text.tokenizer")

@@ -93,6 +93,7 @@ class RunRecorder:
             "artefact_sha256": plan.model.get("artefact_sha256"),
             "device": "cuda" if num_gpus else "cpu",
             "batch_size": plan.batch_size,
+            **({"batch_tokens": plan.batch_tokens} if plan.batch_tokens else {}),
         }
 
     def connected(

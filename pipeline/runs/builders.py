@@ -112,13 +112,14 @@ def predictor_config(
     return PredictorConfig(
         spec=model,
         batch_size=run.job.model.batch_size or plan.batch_size,
+        batch_tokens=plan.batch_tokens,
         num_gpus=allocation.actor_gpus,
         num_threads=allocation.actor_threads,
         pass_through=plan.pass_through,
         limits=_reference_limits(run, model),
         run_id=run.record.run_id,
         models=run.store,
-        pin=run.layout.tensors(plan.fingerprint) if model.weights_uri is None else None,
+        pin=None if model.has_weights else run.layout.tensors(plan.fingerprint),
     )
 
 
@@ -129,6 +130,7 @@ def plain_predictor_config(
     return PredictorConfig(
         spec=model,
         batch_size=batch_size,
+        batch_tokens=plan.batch_tokens,
         num_gpus=0,
         num_threads=num_threads,
         pass_through=plan.pass_through,

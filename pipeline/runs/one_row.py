@@ -107,7 +107,7 @@ def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:
         ended = child.start()
         if ended is not None:
             raise JobError(f"model {model.name}: cannot be loaded: {ended.message}")
-        is_random = model.weights_uri is None and _is_random(child, model)
+        is_random = not model.has_weights and _is_random(child, model)
         found = _first_good(child, model, len(units))
     if not is_random:
         return found

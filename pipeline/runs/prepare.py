@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
+from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import partition_types, require_folders
 from pipeline.core.printable import clean_message
+from pipeline.job.job import Job
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.slicing import SliceSizes
+from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.context import RunContext
 from pipeline.runs.sink_below_source import require_apart
 from pipeline.sources.inputs import Inputs, list_inputs
 
 log = logging.getLogger(__name__)
 
-_CPU_BATCH, _GPU_BATCH = 32, 128
+_CPU_BATCH, _GPU_BATCH = BatchLimits(32), BatchLimits(128)
+_CPU_TEXTS, _GPU_TEXTS = BatchLimits(256, 4_096), BatchLimits(1_024, 65_536)
 
 
 def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
@@ -25,19 +30,21 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     model = resolve_model(
         job.model,
         job.transform,
+        job.text,
         allow_import=run.options.allow_import,
         input_name=job.source.input_name,
     )
-    batch_size = job.model.batch_size or (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH)
+    batch = _usual_batch(job, model)
     require_apart(job.source, run.store)
     with run.record.stage("list") as listed:
         inputs = list_inputs(
             job.source,
-            max_extent_rows=SliceSizes.of(job, batch_size).most,
+            max_extent_rows=SliceSizes.of(job, batch.rows).most,
             may_be_empty=job.gates.allow_empty,
         )
         model = model.fitted(inputs.fields)
-        plan = make_plan(job, inputs, model, batch_size=batch_size)
+        plan = make_plan(job, inputs, model, batch_size=batch.rows)
+        plan = replace(plan, batch_tokens=batch.tokens)
         listed.rows_in = listed.rows_out = plan.num_rows or 0
         listed.bytes_in = inputs.num_bytes
     _warn_of_skipped(inputs)
@@ -47,6 +54,18 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
         run.table.require(run.layout, columns, plan.prediction_schema())
     run.record.planned(plan, model, job.resources.num_gpus)
     return plan, model
+
+
+def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:
+    """Return how large a batch is, as the job says or as is usual on the device."""
+    is_on_gpu = bool(job.resources.num_gpus)
+    if not model.input.counts_tokens:
+        if job.model.batch_tokens is not None:
+            raise JobError("model.batch_tokens: is for texts; give model.batch_size")
+        usual = _GPU_BATCH if is_on_gpu else _CPU_BATCH
+    else:
+        usual = _GPU_TEXTS if is_on_gpu else _CPU_TEXTS
+    return BatchLimits(job.model.batch_size or usual.rows, job.model.batch_tokens or usual.tokens)
 
 
 def _warn_of_skipped(inputs: Inputs) -> None:

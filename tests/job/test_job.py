@@ -145,8 +145,8 @@ def test_what_is_missing_is_named(missing: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("model.factory", "models:colours", "exactly one of name and factory"),
-        ("model.name", None, "exactly one of name and factory"),
+        ("model.factory", "models:colours", "exactly one of path, name and factory"),
+        ("model.name", None, "exactly one of path, name and factory"),
         ("resources.min_actors", 9, "min_actors (9) must not exceed max_actors (2)"),
         ("source.pass_through", ["a", "b", "a"], "once"),
         ("transform.mean", [0.5, 0.5], "transform.mean"),

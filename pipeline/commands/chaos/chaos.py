@@ -48,6 +48,7 @@ from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.gates.golden import EXACT_SCORE_DIFF
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.resolve import resolve_model
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.storage.fault_plan import Injected, ask_for_faults, read_injected
@@ -128,9 +129,16 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
         trouble = trouble or str(error)
         found = Published(before.predictions.slice(0, 0), before.quarantine.slice(0, 0))
     limits = _limits(job, reference.document)
-    task = make_task(TaskSpec(job.model.task, min_score=job.model.min_score))
+    task = make_task(_task(job))
     difference = compare_published(before, found, job.source.pass_through, limits, task)
     return _document(chaos, sample, runs, found, difference, trouble, read_injected(folder))
+
+
+def _task(job: Job) -> TaskSpec:
+    """Return the task of the job, which a model directory may say."""
+    if job.model.known_task is not None:
+        return TaskSpec(job.model.known_task, min_score=job.model.min_score)
+    return resolve_model(job.model, job.transform, job.text, input_name=job.source.input_name).task
 
 
 def _changes(job: Job, sample: Sample) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Embed(Task):
 
     @classmethod
     def problems(cls, model: Model) -> Iterator[str]:
-        if model.embedding_dim is None:
+        if model.embedding_dim is None and model.path is None:
             yield (
                 "task 'embed' needs embedding_dim, the length of its vectors; if it is not known, "
                 "write 1, and `pipeline plan` says what the model gives"

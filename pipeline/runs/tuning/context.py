@@ -47,6 +47,7 @@ class TuningContext:
         return PredictorConfig(
             spec=self.model,
             batch_size=self.job.model.batch_size or self.plan.batch_size,
+            batch_tokens=self.plan.batch_tokens,
             num_gpus=self.allocation.actor_gpus,
             num_threads=self.allocation.actor_threads,
             pass_through=self.plan.pass_through,
