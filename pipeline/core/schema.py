@@ -9,7 +9,6 @@ import pyarrow as pa
 OUTPUT_SCHEMA_VERSION = 1
 
 ROW_ID, URI, IMAGE, FEATURES = "row_id", "uri", "image", "features"
-TEXT, TEXT_PAIR = "text", "text_pair"
 NUM_TOKENS, TRUNCATED = "num_tokens", "truncated"
 ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"
@@ -25,8 +24,10 @@ _FAILURE_FIELDS = [
     pa.field(NUM_BYTES, pa.int64()),
 ]
 # Columns of rows in transit, which no output has: see partition_columns, execution/dedupe,
-# preprocessing/reference_pixels and sources/parquet.
+# preprocessing/reference_pixels, sources/parquet and sources/columns/texts. Those of texts are no
+# plain `text`, for jobs pass a column of that name through, also beside a model of texts.
 KEY_COLUMN, DIGEST, EXACT, IS_ROUNDED = "_key", "_digest", "_exact_image", "_is_rounded"
+TEXT, TEXT_PAIR = "_text", "_text_pair"
 RESERVED_COLUMNS = frozenset(
     [
         KEY_COLUMN,
@@ -37,6 +38,8 @@ RESERVED_COLUMNS = frozenset(
         URI,
         IMAGE,
         FEATURES,
+        TEXT,
+        TEXT_PAIR,
         LABEL,
         LABEL_ID,
         SCORE,
@@ -69,7 +72,7 @@ def feature_fields(num_features: int) -> pa.Schema:
 
 
 def text_fields(*, has_pair: bool) -> pa.Schema:
-    """Return what sources of texts yield: valid UTF-8, null if `error` is set."""
+    """Return what sources of texts yield: valid UTF-8, null if `error` is set; twice for pairs."""
     names = (TEXT, TEXT_PAIR) if has_pair else (TEXT,)
     return pa.schema([pa.field(name, pa.large_string()) for name in names])
 

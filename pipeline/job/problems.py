@@ -30,14 +30,14 @@ _BEFOREHAND = "resize the files beforehand, and give that size as resize_px and 
 _OWN_TRANSFORM = f"no code of yours runs on images; {_BEFOREHAND}"
 _NO_ARGUMENTS = "a factory is called without arguments: wrap it in a function of your own"
 _NO_DIRECTORY = "model directories are not read: load it in a factory, see examples/custom_model"
-_NO_TEXT = "text is not read: tokenise it to columns of numbers, and name those in source.features"
+_TEXTS = "texts lie in Parquet or jsonl, in the column that source.text_column names"
 _FACTORY_ARGUMENTS = ("factory_args", "factory_kwargs", "args", "kwargs")
 _KINDS: Mapping[str, type] = {"str": str, "tuple": list}
 """How pydantic calls a type of several: what it is in a document."""
 _HINTS: Mapping[Path, str] = {
     **dict.fromkeys([("model", name) for name in _FACTORY_ARGUMENTS], _NO_ARGUMENTS),
     **dict.fromkeys([("model", name) for name in ("timm", "hf", "path")], _NO_DIRECTORY),
-    **dict.fromkeys([("source", name) for name in ("text", "text_column")], _NO_TEXT),
+    ("source", "text"): _TEXTS,
     **dict.fromkeys(
         [("transform", name) for name in ("resize", "crop", "pad", "letterbox")], _AS_IT_IS
     ),
@@ -49,7 +49,7 @@ _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
     **dict.fromkeys(
         [(("transform", "interpolation"), each) for each in ("nearest", "lanczos")], _BEFOREHAND
     ),
-    **dict.fromkeys([(("source", "format"), each) for each in ("text", "csv", "json")], _NO_TEXT),
+    **dict.fromkeys([(("source", "format"), each) for each in ("text", "csv", "json")], _TEXTS),
     (("model", "task"), "detect"): (
         "boxes: a factory that pads them to one shape, task raw, and outputs with those shapes"
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -13,11 +13,25 @@ from pipeline.job.section import PositiveInt, Section
 Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 _FIELDS_OF_URIS = ("uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http")
+_FIELDS_OF_FEATURES = ("null_features", "lossy_features")
+_FIELDS_OF_TEXTS = ("text_pair_column", "max_text_bytes")
 _FIELDS_OF_FORMATS = (
-    *("image_column", "uri_column", *_FIELDS_OF_URIS, "features", "null_features"),
-    *("lossy_features", "id_column", "pass_through", "image_extensions", "casts"),
+    *("image_column", "image_encoding", "uri_column", *_FIELDS_OF_URIS),
+    *("features", *_FIELDS_OF_FEATURES, "text_column", *_FIELDS_OF_TEXTS),
+    *("id_column", "pass_through", "image_extensions", "casts"),
 )
 """What only some formats read; each says which."""
+
+InputKind = Literal["image", "uri", "features", "text"]
+
+
+class InputColumns(NamedTuple):
+    """The columns of a shard that hold the input of a row."""
+
+    kind: InputKind
+    """What they hold: encoded images, their URIs, numbers, or texts."""
+    names: tuple[str, ...]
+    """In the order in which the model takes them; one for images and URIs."""
 
 
 class Source(Section):
@@ -41,10 +55,16 @@ class Source(Section):
     """Symbolic links to regular files are read, wherever they point; `false` skips and counts them.
     Links to folders are always skipped and counted. URIs in a column have rules of their own."""
     image_column: str = "image"
-    """Parquet: the binary column that holds the encoded image."""
+    """Parquet, jsonl: the column that holds the encoded image."""
+    image_encoding: Literal["binary", "base64"] = Field(
+        default="binary", exclude_if=lambda value: value == "binary"
+    )
+    """How `image_column` holds the image: its bytes, or these in base64, plain or as a URI of the
+    form `data:image/jpeg;base64,...`. Whitespace in base64 is left out; anything else that is not
+    base64 is quarantined as `decode_error`. Format `jsonl` has `base64` only."""
     uri_column: str | None = None
-    """Parquet: a text column with the URIs of the images, which are fetched and read instead of
-    `image_column`. Only what the next five fields allow is fetched."""
+    """Parquet, jsonl: a text column with the URIs of the images, which are fetched and read instead
+    of `image_column`. Only what the next five fields allow is fetched."""
     uri_roots: tuple[str, ...] = ()
     """Folders and prefixes, besides `uri` itself, below which URIs may point."""
     uri_base: str | None = None
@@ -57,10 +77,17 @@ class Source(Section):
     allow_http: bool = False
     """Fetch over http too, which is neither encrypted nor protected from changes."""
     features: tuple[str, ...] = ()
-    """Parquet: numeric columns and fixed-size lists of numbers that are the model's input instead
-    of an image, joined in this order to one float32 vector a row; nothing is decoded."""
+    """Parquet, jsonl: numeric columns and fixed-size lists of numbers that are the model's input
+    instead of an image, joined in this order to one float32 vector a row; nothing is decoded."""
+    text_column: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Parquet, jsonl: the column of texts that are the model's input instead of an image. A null is
+    quarantined as `null_input`, text that is not UTF-8 as `decode_error`; an empty text is a text.
+    In Parquet binary columns hold texts, too."""
+    text_pair_column: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The column of the second texts, for models that judge pairs of texts."""
     input: str | None = Field(default=None, exclude_if=lambda value: value is None)
-    """What the model sees of a row; left out: the features, if there are some, otherwise the image.
+    """What the model sees of a row; left out: what the columns hold, which is an image, features or
+    text.
     Installed packages may add inputs (entry points `pipeline.preprocessing`)."""
     null_features: Literal["quarantine", "zero", "nan"] = "quarantine"
     """What a null among the features means: the row is quarantined as `null_input`, or 0 or NaN
@@ -69,8 +96,8 @@ class Source(Section):
     """Accept whole numbers that float32 cannot hold (beyond 16,777,216, unless they are multiples):
     they are rounded. Without, such a number ends the run. Rounded fractions are counted only."""
     id_column: str | None = None
-    """Parquet: the column that becomes `row_id`, which is text: numbers are written out. Left out,
-    the id is `<shard path>#<row>`."""
+    """Parquet, jsonl: the column that becomes `row_id`, which is text: numbers are written out.
+    Left out, the id is `<shard path>#<row>`."""
     pass_through: tuple[str, ...] = ()
     """Parquet: columns copied unchanged beside the predictions, also those that the shards' folders
     name (`year=2026/`; text, unless `casts` says otherwise). INT96 becomes `timestamp[us]`, views
@@ -88,6 +115,8 @@ class Source(Section):
     """An encoded image of more bytes is quarantined as `too_large` without being decoded."""
     max_image_px: PositiveInt = 100_000_000
     """An image of more pixels (width x height) is quarantined as `too_large` from its header."""
+    max_text_bytes: PositiveInt = Field(default=2**20, exclude_if=lambda value: value == 2**20)
+    """A text of more bytes in UTF-8 is quarantined as `too_large`."""
     options: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
     """What a format of an installed package asks for besides; the formats here have none."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
@@ -114,9 +143,22 @@ class Source(Section):
         return names
 
     @property
+    def input_columns(self) -> InputColumns:
+        """Return which columns hold the input; formats without columns have none of them."""
+        if self.features:
+            return InputColumns("features", self.features)
+        if self.text_column is not None:
+            pair = () if self.text_pair_column is None else (self.text_pair_column,)
+            return InputColumns("text", (self.text_column, *pair))
+        if self.uri_column is not None:
+            return InputColumns("uri", (self.uri_column,))
+        return InputColumns("image", (self.image_column,))
+
+    @property
     def input_name(self) -> str:
         """Return the registered name of what the model sees of a row."""
-        return self.input or ("features" if self.features else "image")
+        kind = self.input_columns.kind
+        return self.input or ("image" if kind == "uri" else kind)
 
     @model_validator(mode="after")
     def _fits_its_format(self) -> Source:
@@ -125,14 +167,7 @@ class Source(Section):
         for name in _FIELDS_OF_FORMATS:
             if name in self.model_fields_set and name not in form.fields:
                 raise ValueError(f"{name} has no effect with format {self.format!r}")
-        if self.uri_column and (self.features or "image_column" in self.model_fields_set):
-            raise ValueError("give one of image_column, uri_column and features")
-        for name in ("null_features", "lossy_features"):
-            if name in self.model_fields_set and not self.features:
-                raise ValueError(f"{name} has no effect without features")
-        for name in _FIELDS_OF_URIS:
-            if name in self.model_fields_set and not self.uri_column:
-                raise ValueError(f"{name} has no effect without uri_column")
+        self._check_input_columns()
         if form.options is None:
             if self.options:
                 raise ValueError(f"options has no effect with format {self.format!r}")
@@ -140,6 +175,28 @@ class Source(Section):
             _check_options(form.options, self.options)
         form.check(self)
         return self
+
+    def _check_input_columns(self) -> None:
+        """Refuse two kinds of input columns, and fields of another kind.
+
+        Raises:
+            ValueError: The message names the fields.
+        """
+        has_image = "image_column" in self.model_fields_set
+        given = (has_image, self.uri_column, self.features, self.text_column)
+        if sum(map(bool, given)) > 1:
+            raise ValueError("give one of image_column, uri_column, features and text_column")
+        kind = self.input_columns.kind
+        for names, needed, wanted in (
+            (_FIELDS_OF_FEATURES, "features", kind == "features"),
+            (_FIELDS_OF_URIS, "uri_column", kind == "uri"),
+            (_FIELDS_OF_TEXTS, "text_column", kind == "text"),
+        ):
+            for name in names:
+                if name in self.model_fields_set and not wanted:
+                    raise ValueError(f"{name} has no effect without {needed}")
+        if "image_encoding" in self.model_fields_set and kind != "image":
+            raise ValueError("image_encoding has no effect without image_column")
 
 
 def _check_options(section: type[Section], options: dict[str, Any]) -> None:

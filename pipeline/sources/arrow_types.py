@@ -58,6 +58,38 @@ def _field(field: pa.Field) -> pa.Field:
     return field if is_extension else field.with_type(published_type(field.type))
 
 
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values of a dictionary; other types stay."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether a type holds text."""
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Tell whether a type holds bytes."""
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Tell whether a type holds numbers, or true and false."""
+    return bool(
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    )
+
+
 def has_extension(kind: pa.DataType) -> bool:
     """Tell whether a type is an extension type or contains one."""
     if isinstance(kind, pa.BaseExtensionType):

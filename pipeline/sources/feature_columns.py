@@ -57,14 +57,19 @@ def count_features(source: Source, schema: pa.Schema) -> int:
     return sum(kind.list_size if pa.types.is_fixed_size_list(kind) else 1 for kind in kinds)
 
 
-def feature_rows(source: Source, table: pa.Table) -> FeatureRows:
+def feature_rows(source: Source, table: pa.Table, *, has_integers: bool = True) -> FeatureRows:
     """Join the feature columns to float32 (N, F).
 
     Args:
         source: Names the columns, in the order of the vector.
         table: N rows of a shard.
+        has_integers: Whether the types of columns tell whole numbers from fractions; if not, a
+            number is whole if its value is.
     """
-    found = {name: _column(as_array(table.column(name))) for name in source.features}
+    found = {
+        name: _column(as_array(table.column(name)), has_integers=has_integers)
+        for name in source.features
+    }
     columns = [found[name] for name in source.features]
     joined = np.concatenate([column.values for column in columns], axis=1)
     if source.null_features == "zero":
@@ -96,7 +101,7 @@ class _Column:
     inexact: int | None
 
 
-def _column(column: pa.Array) -> _Column:
+def _column(column: pa.Array, *, has_integers: bool) -> _Column:
     width = 1
     if pa.types.is_fixed_size_list(column.type):
         width = column.type.list_size
@@ -117,6 +122,9 @@ def _column(column: pa.Array) -> _Column:
             inexact = column[int(np.flatnonzero(rounded)[0])].as_py()
     elif pa.types.is_float64(column.type) or pa.types.is_decimal(column.type):
         rounded = (values != exact) & ~np.isnan(exact)
+        whole = rounded & np.isfinite(values) & (exact == np.floor(exact))
+        if not has_integers and whole.any():
+            inexact = int(exact[int(np.flatnonzero(whole)[0])])
     return _Column(
         values.reshape(-1, width),
         nulls.reshape(-1, width),

@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason
-from pipeline.core.schema import IMAGE_FIELDS, feature_fields
 from pipeline.job.source import Source
+from pipeline.sources.columns.choice import columns_of
 from pipeline.sources.extents import Extent
-from pipeline.sources.feature_columns import count_features
 from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.int96 import UNIT
 from pipeline.sources.parquet_columns import check_names, schema_problem
@@ -41,13 +40,13 @@ def measure_parquet(
         JobError: No shard has the columns that the job names.
     """
     footers = _read_footers(store, shards, source)
-    declared, num_features = _declare(store, source, shards, footers)
+    declared, fields = _declare(store, source, shards, footers)
     extents = tuple(
         extent
         for shard, footer in zip(shards, footers, strict=True)
         for extent in _parquet_extents(shard, footer, source, declared, max_extent_rows)
     )
-    return extents, declared, feature_fields(num_features) if num_features else IMAGE_FIELDS
+    return extents, declared, fields
 
 
 def measure_again(
@@ -152,8 +151,7 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
     """
     metadata, schema = parquet.metadata, parquet.schema_arrow
     schema.remove_metadata().to_string()  # raises if a name is not UTF-8, at any depth
-    inputs = source.features or (source.uri_column or source.image_column,)
-    wanted = {source.id_column, *inputs, *source.pass_through}
+    wanted = {source.id_column, *source.input_columns.names, *source.pass_through}
     leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
     chosen = [i for i, leaf in enumerate(leaves) if {leaf.path, leaf.path.split(".")[0]} & wanted]
     _require_chunks(metadata, [leaves[index].path for index in chosen])
@@ -218,22 +216,23 @@ def _require_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
 
 def _declare(
     store: Store, source: Source, shards: Sequence[StoredFile], footers: Sequence[_Footer]
-) -> tuple[pa.Schema, int]:
-    """Take pass-through types and the vector's length from the first shard that fits the job."""
+) -> tuple[pa.Schema, pa.Schema]:
+    """Take the types of pass-through and input columns from the first shard that fits the job."""
     check_names(source)
-    if source.uri_column:
+    if source.input_columns.kind == "uri":
         policy_of(source, store.uri)  # raises before anything is started
+    columns = columns_of(source)
     first_problem = ""
     readable = [(s, f) for s, f in zip(shards, footers, strict=True) if f.schema is not None]
     for shard, footer in readable:
         problem = schema_problem(source, footer.schema, shard.path)
         if not problem:
             declared = declare(source, footer.schema, shard.path)
-            return declared, count_features(source, footer.schema)
+            return declared, columns.fields(footer.schema)
         first_problem = first_problem or f"{shard.path}: {problem}"
     if readable:
         raise JobError(f"source: no shard fits the job; {first_problem}")
-    return pa.schema([]), 0
+    return pa.schema([]), columns.fields(None)
 
 
 def _parquet_extents(

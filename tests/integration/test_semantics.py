@@ -28,6 +28,7 @@ from pipeline.core.arrays import images_to_arrow
 from pipeline.core.failures import RowError, failure_columns
 from pipeline.core.node_cache import key_of
 from pipeline.core.registry import INPUTS, load
+from pipeline.core.schema import TEXT, TEXT_PAIR
 from pipeline.core.semantics import SEMANTICS, semantics_of
 from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job
@@ -149,9 +150,9 @@ def tokenised(folder: Path) -> list[Any]:
     ]
     found = []
     for more in ({}, {"prefix": "one: "}, {"has_offsets": True}, {"has_pair": True}):
-        columns: dict[str, Any] = {"text": pa.array(texts, pa.large_string())}
+        columns: dict[str, Any] = {TEXT: pa.array(texts, pa.large_string())}
         if "has_pair" in more:
-            columns["text_pair"] = pa.array(texts[::-1], pa.large_string())
+            columns[TEXT_PAIR] = pa.array(texts[::-1], pa.large_string())
         rows = pa.table({**columns, **failure_columns([None] * len(texts))})
         prepared = TextInput(text_settings(folder, 8, **more)).prepare(rows, {}, Limits(1, 1))
         found.append(prepared.drop_columns([*columns] if "has_offsets" in more else []).to_pylist())

@@ -297,8 +297,8 @@ def test_more_errors_than_anyone_reads_are_counted(tmp_path: Path):
         ("model.factory_args", {}, "a factory is called without arguments: wrap it"),
         ("model.hf", "bert", "model directories are not read: load it in a factory"),
         ("model.task", "detect", "a factory that pads them to one shape, task raw"),
-        ("source.text_column", "text", "tokenise it to columns of numbers"),
-        ("source.format", "csv", "tokenise it to columns of numbers"),
+        ("source.text", "text", "in the column that source.text_column names"),
+        ("source.format", "csv", "texts lie in Parquet or jsonl"),
         ("model.embedding_dim", 5, "or --set model.embedding_dim=null"),
     ],
 )

@@ -180,7 +180,7 @@ def test_named_files_are_read_in_their_order(tmp_path: Path):
         ({"features": ["n", "m"]}, "no column 'm'"),
         ({"uri_column": "n"}, "expected URIs as text"),
         ({"image_column": "n"}, "expected encoded images"),
-        ({"image_column": "t"}, "text is not read; a column of URIs is named by uri_column"),
+        ({"image_column": "t"}, "a column of texts is named by text_column, of URIs by uri_column"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_error(source: dict[str, Any], words: str, tmp_path: Path):

@@ -14,6 +14,7 @@ from pipeline.job.source import Source
 
 _FLIPPED_BYTES = 16
 _TEXT = b"Not found: the upstream job wrote this page in place of a file.\n"
+_NOT_UTF8, _NOT_BASE64 = b"\xff\xfe not UTF-8", b"*** not base64 ***"
 MISSING_URI = "chaos-missing.jpg"
 
 _IMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -53,12 +54,18 @@ def spoil_rows(source: Source, table: pa.Table, number: int, seed: int) -> pa.Ta
 
     None if no such input is known: of features only nulls are, if the job quarantines them.
     """
-    name = source.uri_column or (source.features or (source.image_column,))[0]
+    kind, [name, *_] = source.input_columns
     column = table.column(name).combine_chunks()
     rows: pa.Table | None = table.slice(0, number)
-    if source.uri_column:
+    if kind == "uri":
         rows = with_texts(table.slice(0, number), name, [MISSING_URI] * number)
-    elif source.features:
+    elif kind == "text":
+        has_nulls = table.schema.field(name).nullable
+        values = [None if has_nulls and row % 2 else _NOT_UTF8 for row in range(number)]
+        rows = _with_column(table.slice(0, number), name, _raw(values, column.type))
+    elif kind == "image" and source.image_encoding == "base64":
+        rows = _with_column(table.slice(0, number), name, _raw([_NOT_BASE64] * number, column.type))
+    elif kind == "features":
         is_known = source.null_features == "quarantine" and table.schema.field(name).nullable
         nulls = pa.nulls(number, column.type) if is_known else None
         rows = _with_column(table.slice(0, number), name, nulls)
@@ -77,6 +84,15 @@ def with_texts(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.T
     if not is_text and not pa.types.is_dictionary(kind):
         return None
     return _with_column(table, name, pa.array(values, pa.string()).cast(kind))
+
+
+def _raw(values: Sequence[bytes | None], kind: pa.DataType) -> pa.Array | None:
+    """Return an array of bytes as text or binary; None if Arrow cannot make that type of it."""
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        plain = pa.binary() if pa.types.is_string(kind) else pa.large_binary()
+        return pa.Array.from_buffers(kind, len(values), pa.array(values, plain).buffers())
+    is_plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.array(values, kind) if is_plain else None
 
 
 def _with_column(table: pa.Table, name: str, values: pa.Array | None) -> pa.Table | None:

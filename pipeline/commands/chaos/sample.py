@@ -27,13 +27,13 @@ from pipeline.commands.chaos.corrupt_inputs import (
 )
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
+from pipeline.sources.columns.uris import uri_values
 from pipeline.sources.fetch import fetch_many
 from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.formats.images import ImageFiles
 from pipeline.sources.formats.parquet import Parquet
 from pipeline.sources.formats.webdataset import WebDataset
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.parquet_columns import uri_values
 from pipeline.sources.parquet_footers import is_unreadable, open_parquet
 from pipeline.sources.source_format import SourceFormat, format_of
 from pipeline.sources.tar_archive import Broken, open_archive

@@ -1,4 +1,4 @@
-"""Parquet shards: encoded images, their URIs, or features, in columns; footers count the rows."""
+"""Parquet shards: the columns hold images, URIs, features or texts; footers count the rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Parquet(CountedBeforeReading):
         [
             *("image_column", "id_column", "casts", "pass_through"),
             *("uri_column", "uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http"),
-            *("features", "null_features", "lossy_features"),
+            *("features", "null_features", "lossy_features", "image_encoding"),
+            *("text_column", "text_pair_column", "max_text_bytes"),
         ]
     )
 

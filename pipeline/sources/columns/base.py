@@ -1,0 +1,94 @@
+"""The protocol of input columns: how columns of a shard become the input of its rows.
+
+Formats with columns ask it which columns to read and what they hold, never the fields of the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.failures import Failure, Reason
+
+STAGE = "read"
+Failures = list[Failure | None]
+"""One per row; None for a row that has not failed yet."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where rows come from."""
+
+    store_uri: str
+    path: str
+    """Of the shard."""
+    has_integers: bool = True
+    """Whether the shard tells whole numbers from fractions; if not, their values do."""
+
+
+class InputRows(NamedTuple):
+    """The input of N rows."""
+
+    columns: dict[str, pa.Array]
+    """Each (N,), with the types of `InputReader.fields`; empty values where a row has failed."""
+    uris: list[str | None] | None = None
+    """(N,): what the rows name as their URIs; None if they name none."""
+    is_rounded: pa.Array | None = None
+    """bool (N,): rows with features that float32 cannot hold exactly."""
+
+
+class InputReader(Protocol):
+    """One kind of input columns; frozen, made from a job's section `source`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the columns."""
+        ...
+
+    @property
+    def rows_at_once(self) -> int:
+        """Return how many rows at most are read at a time."""
+        ...
+
+    def path(self, name: str, kind: pa.DataType) -> str:
+        """Return what to read of a column of some type: all of it, or `column.field`."""
+        ...
+
+    def trouble(self, kind: pa.DataType) -> str:
+        """Return what was expected instead of a column of this type; '' if it can be read."""
+        ...
+
+    def fields(self, schema: pa.Schema | None) -> pa.Schema:
+        """Return the columns of a row's input; None: no shard could be read."""
+        ...
+
+    def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
+        """Read the input of N rows; a row without one fails, earlier failures of a row stay.
+
+        Raises:
+            JobError: The job does not allow what a column holds.
+        """
+        ...
+
+
+def fail(
+    failures: Failures,
+    rows: Iterable[int],
+    reason: Reason,
+    message: str,
+    num_bytes: int | None = None,
+) -> None:
+    """Fail rows; earlier failures of a row stay."""
+    for row in rows:
+        failures[row] = failures[row] or Failure(reason, STAGE, message, num_bytes=num_bytes)
+
+
+def without_failed(column: pa.Array, failures: Failures) -> pa.Array:
+    """Return a column that is null where a row has failed."""
+    if not any(failures):
+        return column
+    return pc.if_else(pa.array([failure is None for failure in failures]), column, None)

@@ -1,0 +1,110 @@
+"""A column of encoded images, as bytes or in base64."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.arrays import as_array
+from pipeline.core.failures import Failure, Reason
+from pipeline.core.schema import IMAGE, IMAGE_FIELDS
+from pipeline.sources.arrow_types import is_binary, is_text, plain_type
+from pipeline.sources.columns.base import STAGE, Failures, InputRows, Place, fail, without_failed
+
+_BYTES = "bytes"
+_DATA_URI = re.compile(rb"data:([^,]{0,200}),", re.IGNORECASE)
+_WHITESPACE = b" \t\r\n\f\v"
+_ROOM = 1024
+"""Bytes for the head of a `data:` URI."""
+
+
+@dataclass(frozen=True)
+class ImageColumn:
+    """A binary column, or the field `bytes` of a struct; in base64 also a column of text."""
+
+    names: tuple[str, ...]
+    is_base64: bool
+    max_bytes: int
+    """Limit of an encoded image; of images in base64 before they are decoded."""
+    rows_at_once = 256
+
+    def path(self, name: str, kind: pa.DataType) -> str:
+        return f"{name}.{_BYTES}" if pa.types.is_struct(kind) else name
+
+    def trouble(self, kind: pa.DataType) -> str:
+        kind = plain_type(kind)
+        if pa.types.is_struct(kind):
+            index = kind.get_field_index(_BYTES)
+            kind = kind.field(index).type if index >= 0 else kind
+        if is_binary(kind) or (self.is_base64 and is_text(kind)):
+            return ""
+        if self.is_base64:
+            return "expected images in base64 as text or binary"
+        hint = (
+            "; a column of texts is named by text_column, of URIs by uri_column, and images in "
+            "base64 by image_encoding: base64"
+        )
+        return f"expected encoded images as binary{hint if is_text(kind) else ''}"
+
+    def fields(self, schema: pa.Schema | None) -> pa.Schema:
+        return IMAGE_FIELDS
+
+    def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
+        [name] = self.names
+        images = _plain(as_array(table.column(name)))
+        nulls = (row for row, is_null in enumerate(images.is_null().to_pylist()) if is_null)
+        fail(failures, nulls, Reason.NULL_INPUT, f"{name} is null")
+        if self.is_base64:
+            images = self._decoded(images, name, failures)
+        return InputRows({IMAGE: without_failed(images, failures)})
+
+    def _decoded(self, images: pa.Array, name: str, failures: Failures) -> pa.Array:
+        found: list[bytes | None] = [None] * len(images)
+        for row, value in enumerate(images):
+            if failures[row] is None:
+                decoded = decode_base64(memoryview(value.as_buffer()), name, self.max_bytes)
+                if isinstance(decoded, Failure):
+                    failures[row] = decoded
+                else:
+                    found[row] = decoded
+        return pa.array(found, pa.large_binary())
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Return the column as large_binary (N,), however the shard stores it."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, _BYTES)  # keeps the struct's own nulls
+    return column.cast(pa.large_binary())
+
+
+def decode_base64(value: memoryview, name: str, max_bytes: int) -> bytes | Failure:
+    """Decode an image in base64, perhaps in a `data:` URI; the size is checked before.
+
+    Args:
+        value: The text, in ASCII.
+        name: Of the column, for messages.
+        max_bytes: Limit of the decoded image.
+    """
+    # Twice: base64 adds a third, line ends and a head a little.
+    if len(value) > 2 * max_bytes + _ROOM:
+        message = f"{name} has {len(value)} bytes of base64, the limit of an image is {max_bytes}"
+        return Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=len(value))
+    if head := _DATA_URI.match(value):
+        if not head[1].lower().endswith(b";base64"):
+            return Failure(Reason.DECODE_ERROR, STAGE, f"{name} is a data: URI without ;base64")
+        value = value[head.end() :]
+    text = bytes(value).translate(None, _WHITESPACE)
+    size_bytes = len(text) * 3 // 4 - (len(text) - len(text.rstrip(b"=")))
+    if size_bytes > max_bytes:
+        message = f"{size_bytes} bytes, the limit is {max_bytes}"
+        return Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=size_bytes)
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error as error:
+        return Failure(Reason.DECODE_ERROR, STAGE, f"{name} is not base64: {error}")

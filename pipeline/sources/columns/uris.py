@@ -1,0 +1,64 @@
+"""A column of URIs of images, which are fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.core.arrays import as_array
+from pipeline.core.failures import Failure
+from pipeline.core.schema import IMAGE, IMAGE_FIELDS
+from pipeline.job.source import Source
+from pipeline.sources.arrow_types import is_text, plain_type
+from pipeline.sources.columns.base import STAGE, Failures, InputRows, Place
+from pipeline.sources.fetch import fetch_many
+from pipeline.sources.fetch_policy import policy_of
+from pipeline.sources.rows import binary_array
+
+
+@dataclass(frozen=True)
+class UriColumn:
+    """A text column of URIs."""
+
+    names: tuple[str, ...]
+    source: Source
+    rows_at_once = 64
+
+    def path(self, name: str, kind: pa.DataType) -> str:
+        return name
+
+    def trouble(self, kind: pa.DataType) -> str:
+        return "" if is_text(plain_type(kind)) else "expected URIs as text"
+
+    def fields(self, schema: pa.Schema | None) -> pa.Schema:
+        return IMAGE_FIELDS
+
+    def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
+        given = uri_values(table.column(self.names[0]))
+        images = binary_array(self._fetch(given, failures, place))
+        return InputRows({IMAGE: images}, uris=given)
+
+    def _fetch(
+        self, uris: Sequence[str | None], failures: Failures, place: Place
+    ) -> list[bytes | None]:
+        """Return the bytes behind the URIs of the rows that have not failed yet."""
+        policy = policy_of(self.source, place.store_uri)
+        wanted = [index for index, failure in enumerate(failures) if failure is None]
+        images: list[bytes | None] = [None] * len(uris)
+        found = fetch_many([uris[index] for index in wanted], policy)
+        for index, fetched in zip(wanted, found, strict=True):
+            images[index] = fetched.data
+            if fetched.failure is not None:
+                failures[index] = Failure(fetched.failure[0], STAGE, fetched.failure[1])
+        return images
+
+
+def uri_values(column: pa.ChunkedArray) -> list[str | None]:
+    """Return the URIs of the images; bytes that are not UTF-8 become replacement characters."""
+    given = as_array(column)
+    if pa.types.is_dictionary(given.type):
+        given = given.dictionary_decode()
+    values: list[bytes | None] = given.cast(pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode("utf-8", "replace") for value in values]

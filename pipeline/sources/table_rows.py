@@ -1,0 +1,66 @@
+"""Turn rows of a shard with columns into rows of the job: ids, input, pass-through columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.failures import Reason
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import IS_ROUNDED
+from pipeline.sources.columns.base import Failures, Place, fail
+from pipeline.sources.columns.choice import columns_of
+from pipeline.sources.fetch_policy import published_uri
+from pipeline.sources.parquet_columns import text_ids
+from pipeline.sources.pass_through import pass_through
+from pipeline.sources.rows import Reader, make_rows
+
+
+def to_rows(
+    reader: Reader,
+    path: str,
+    numbers: Sequence[int],
+    table: pa.Table,
+    failures: Failures,
+    problems: Mapping[int, str],
+    *,
+    has_integers: bool = True,
+) -> pa.Table:
+    """Turn rows of a shard into `reader.schema`, for features with the column `IS_ROUNDED`.
+
+    Args:
+        reader: The reader of the job.
+        path: Of the shard.
+        numbers: (N,): the rows' numbers in the shard.
+        table: N rows with the columns that the job needs.
+        failures: (N,): rows that failed before; grows.
+        problems: Row -> message about a value that cannot be passed through.
+        has_integers: Whether the shard tells whole numbers from fractions.
+
+    Raises:
+        JobError: The job does not allow what a column holds.
+    """
+    source = reader.source
+    ids = [f"{path}#{number}" for number in numbers]
+    if source.id_column:
+        ids, are_null, broken = text_ids(table.column(source.id_column), ids)
+        nulls = np.flatnonzero(are_null).tolist()
+        fail(failures, nulls, Reason.NULL_INPUT, f"{source.id_column} is null")
+        for row, text in broken.items():
+            message = f"{source.id_column} is not UTF-8: {text}"
+            fail(failures, [row], Reason.UNIDENTIFIED, message)
+    passed, found = pass_through(reader.pass_through, reader.folders, table, path)
+    for row, message in {**found, **problems}.items():
+        fail(failures, [row], Reason.BAD_SCHEMA, message)
+    place = Place(reader.store.uri, path, has_integers)
+    own = columns_of(source).read(table, failures, place)
+    uris = [reader.store.url(path)] * table.num_rows
+    if own.uris is not None:
+        uris = [
+            clean_message(published_uri(given)) if given else url
+            for given, url in zip(own.uris, uris, strict=True)
+        ]
+    rows = make_rows(reader, ids, uris, own.columns, failures, passed)
+    return rows if own.is_rounded is None else rows.append_column(IS_ROUNDED, own.is_rounded)

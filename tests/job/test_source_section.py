@@ -1,0 +1,72 @@
+"""The section `source`: which columns hold the input, and what does not go together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.job.source import InputColumns, Source
+
+
+def source(**fields: Any) -> Source:
+    return Source(uri="in", **{"format": "parquet", **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns", "name"),
+    [
+        ({}, InputColumns("image", ("image",)), "image"),
+        ({"image_column": "x"}, InputColumns("image", ("x",)), "image"),
+        ({"image_encoding": "base64"}, InputColumns("image", ("image",)), "image"),
+        ({"uri_column": "x"}, InputColumns("uri", ("x",)), "image"),
+        ({"features": ("b", "a")}, InputColumns("features", ("b", "a")), "features"),
+        ({"text_column": "x"}, InputColumns("text", ("x",)), "text"),
+        (
+            {"text_column": "x", "text_pair_column": "y"},
+            InputColumns("text", ("x", "y")),
+            "text",
+        ),
+    ],
+)
+def test_one_place_says_which_columns_hold_the_input(
+    fields: dict[str, Any], columns: InputColumns, name: str
+):
+    assert source(**fields).input_columns == columns
+    assert source(**fields).input_name == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"text_column": "x", "features": ("a",)}, "give one of image_column, uri_column, "),
+        ({"text_column": "x", "uri_column": "a"}, "give one of image_column, uri_column, "),
+        ({"text_column": "x", "image_column": "a"}, "give one of image_column, uri_column, "),
+        ({"features": ("x",), "uri_column": "a"}, "give one of image_column, uri_column, "),
+        ({"text_pair_column": "x"}, "text_pair_column has no effect without text_column"),
+        ({"max_text_bytes": 5}, "max_text_bytes has no effect without text_column"),
+        (
+            {"text_column": "x", "image_encoding": "base64"},
+            "image_encoding has no effect without image_column",
+        ),
+        (
+            {"uri_column": "x", "image_encoding": "binary"},
+            "image_encoding has no effect without image_column",
+        ),
+        ({"text_column": "x", "max_text_bytes": 0}, "greater than or equal to 1"),
+        ({"image_encoding": "hex"}, "'binary' or 'base64'"),
+        ({"format": "images", "text_column": "x"}, "no effect with format 'images'"),
+        ({"format": "webdataset", "image_encoding": "base64"}, "no effect with format"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(fields: dict[str, Any], words: str):
+    with pytest.raises(ValidationError, match=words):
+        source(**fields)
+
+
+def test_new_fields_leave_the_fingerprints_of_jobs_without_them():
+    new = {"text_column", "text_pair_column", "max_text_bytes", "image_encoding"}
+    assert not new & set(source().model_dump(mode="json"))
+    given = source(text_column="x", text_pair_column="y", max_text_bytes=5)
+    assert {"text_column", "text_pair_column", "max_text_bytes"} < set(given.model_dump())
