@@ -28,6 +28,8 @@ _FAILURE_FIELDS = [
 # plain `text`, for jobs pass a column of that name through, also beside a model of texts.
 KEY_COLUMN, DIGEST, EXACT, IS_ROUNDED = "_key", "_digest", "_exact_image", "_is_rounded"
 TEXT, TEXT_PAIR = "_text", "_text_pair"
+TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
+OFFSETS, WORD_IDS = "_offsets", "_word_ids"
 RESERVED_COLUMNS = frozenset(
     [
         KEY_COLUMN,
@@ -40,6 +42,10 @@ RESERVED_COLUMNS = frozenset(
         FEATURES,
         TEXT,
         TEXT_PAIR,
+        TOKEN_IDS,
+        TOKEN_TYPES,
+        OFFSETS,
+        WORD_IDS,
         LABEL,
         LABEL_ID,
         SCORE,
@@ -61,6 +67,21 @@ CLASSIFY_FIELDS = (*_ENTRY, pa.field(TOP_K, pa.list_(pa.struct(_ENTRY))))
 """What task `classify` adds."""
 LABELS_FIELD = pa.field(LABELS, pa.list_(pa.struct(_ENTRY)))
 """What task `multilabel` adds."""
+ENTITIES_FIELD = pa.field(
+    ENTITIES,
+    pa.list_(
+        pa.struct(
+            [
+                pa.field(START, pa.int32()),
+                pa.field(END, pa.int32()),
+                pa.field(TEXT, pa.string()),
+                pa.field(LABEL, pa.string()),
+                pa.field(SCORE, pa.float32()),
+            ]
+        )
+    ),
+)
+"""What task `tokens` adds; places are in characters of the text."""
 
 IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])
 """What sources of images yield: the encoded image, null if `error` is set."""

@@ -88,6 +88,28 @@ def compare_kept(
     return Agreement(largest <= limits.max_score_diff, _worst(largest, np.max))
 
 
+def compare_tokens(
+    reference: tuple[Values, Values], candidate: tuple[Values, Values], limits: AgreementLimits
+) -> Agreement:
+    """Compare the best labels of tokens; a row agrees if each of its tokens does.
+
+    Args:
+        reference: Labels and their scores, (N, L) each; score 0: the row has no such token.
+        candidate: The same of the candidate, whose L may be another one.
+        limits: Uses `max_score_diff`.
+    """
+    length = max(reference[0].shape[1], candidate[0].shape[1])
+    (labels_a, a), (labels_b, b) = (
+        tuple(np.pad(values, ((0, 0), (0, length - values.shape[1]))) for values in each)
+        for each in (reference, candidate)
+    )
+    differences = np.abs(_plain(a) - _plain(b))
+    is_token = (a != 0) | (b != 0)
+    same = (labels_a == labels_b) | ~is_token
+    agrees = (same & (differences <= limits.max_score_diff)).all(axis=1)
+    return Agreement(agrees, _worst(differences.max(axis=1, initial=0.0), np.max))
+
+
 def compare_vectors(reference: Values, candidate: Values, limits: AgreementLimits) -> Agreement:
     """Compare vectors by their cosines; equal vectors have cosine 1, zeros included.
 

@@ -56,6 +56,7 @@ def of_vectors(vectors: object) -> Distribution:
         (TaskSpec("regress", targets=("a", "b")), ("a", "b")),
         (TaskSpec("multilabel"), ("labels",)),
         (TaskSpec("score"), ("score",)),
+        (TaskSpec("tokens"), ("entities",)),
         (TaskSpec("raw"), ()),
     ],
 )

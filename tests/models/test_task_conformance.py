@@ -26,6 +26,9 @@ DRAWN = torch.rand((3, 4), generator=torch.Generator().manual_seed(1))
 
 
 NO_ROWS = pa.table({"row_id": ["0", "1", "2"]})
+TEXTS = pa.table(
+    {"text": ["ab", "cd", "ef"], "offsets": [[0, 1, 1, 2]] * 3, "word_ids": [[0, 1]] * 3}
+)
 
 
 class Case(NamedTuple):
@@ -41,6 +44,7 @@ CASES = {
     "multilabel": Case(TaskSpec("multilabel", labels=("a", "b", "c", "d")), DRAWN - 0.3),
     "embed": Case(TaskSpec("embed", embedding_dim=4), DRAWN),
     "regress": Case(TaskSpec("regress", targets=("w", "x", "y", "z")), DRAWN),
+    "tokens": Case(TaskSpec("tokens", labels=("X", "Y")), DRAWN.reshape(3, 2, 2), TEXTS),
     "raw": Case(TaskSpec("raw", outputs=(OutputSpec("map", (2, 2)),)), DRAWN.reshape(3, 2, 2)),
     "score": Case(TaskSpec("score"), DRAWN[:, 0]),
     "spread": Case(TaskSpec("spread"), DRAWN),

@@ -16,6 +16,7 @@ REGISTRY = {
     "embed": "pipeline.models.tasks.embed:Embed",
     "regress": "pipeline.models.tasks.regress:Regress",
     "score": "pipeline.models.tasks.score:Score",
+    "tokens": "pipeline.models.tasks.tokens:Tokens",
     "raw": "pipeline.models.tasks.raw:Raw",
 }
 

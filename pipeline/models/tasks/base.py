@@ -100,6 +100,8 @@ class Task(Protocol):
     """Whether the places of tokens in the text are needed."""
     takes_any_shape: ClassVar[bool] = False
     """Whether the task takes outputs of any shape, such as maps."""
+    is_per_token: ClassVar[bool] = False
+    """Whether axis 1 of the results is the tokens of a row, (N, L, ...); zeros behind the last."""
     has_golden: ClassVar[bool] = True
     """Whether golden rows can be compared."""
     has_golden_folders: ClassVar[bool] = False

@@ -1,0 +1,159 @@
+"""Task `tokens`: the entities of a text, with their places in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.arrays import as_array
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import (
+    END,
+    ENTITIES,
+    ENTITIES_FIELD,
+    LABEL,
+    LABEL_ID,
+    OFFSETS,
+    SCORE,
+    START,
+    TEXT,
+    WORD_IDS,
+)
+from pipeline.models.agreement import Agreement, AgreementLimits, compare_tokens
+from pipeline.models.tasks.base import Arrays, Mask, OutputError, Task, TaskSpec, require
+from pipeline.models.tasks.entities import Entities, Tokenised, entities_of
+
+if TYPE_CHECKING:
+    import torch
+
+_DESCRIBED = 3
+
+
+@dataclass(frozen=True)
+class Tokens(Task):
+    """Entities: neighbouring tokens of one label, by `aggregation`."""
+
+    spec: TaskSpec
+    job_fields: ClassVar[tuple[str, ...]] = ("labels", "aggregation")
+    needs_labels: ClassVar[bool] = True
+    is_per_token: ClassVar[bool] = True
+
+    def fields(self) -> list[pa.Field]:
+        return [ENTITIES_FIELD]
+
+    def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
+        """Return of each token its best label and score, (B, L); for `average` all, (B, L, K)."""
+        import torch
+
+        length = outputs.shape[1] if isinstance(outputs, torch.Tensor) and outputs.ndim == 3 else 0
+        shape = (num_rows, length, len(self.spec.labels))
+        logits = require(outputs, shape, "model.labels {}", "logits, one per token and label")
+        scores = torch.softmax(logits.float(), dim=2)
+        if self.spec.aggregation == "average":
+            return {SCORE: scores}
+        best = scores.max(dim=2)
+        return {SCORE: best.values, LABEL_ID: best.indices.to(torch.int32)}
+
+    def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
+        found = self._entities(arrays, ok, rows)
+        texts = rows.column(TEXT).take(pa.array(found.rows)).to_pylist()
+        places = zip(texts, found.starts.tolist(), found.ends.tolist(), strict=True)
+        entries = pa.StructArray.from_arrays(
+            [
+                pa.array(found.starts),
+                pa.array(found.ends),
+                pa.array([text[start:end] for text, start, end in places], pa.string()),
+                pa.array(found.labels, pa.string()),
+                pa.array(found.scores),
+            ],
+            fields=list(ENTITIES_FIELD.type.value_type),
+        )
+        until = np.cumsum(np.bincount(found.rows, minlength=len(ok)))
+        offsets = pa.array(np.concatenate([[0], until]).astype(np.int32))
+        return {ENTITIES: pa.ListArray.from_arrays(offsets, entries, mask=pa.array(~ok))}
+
+    def _entities(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> Entities:
+        words, places = as_array(rows.column(WORD_IDS)), as_array(rows.column(OFFSETS))
+        lengths = np.asarray(words.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+        if lengths[ok].max(initial=0) > arrays[SCORE].shape[1]:
+            raise OutputError(
+                f"output is for {arrays[SCORE].shape[1]} tokens, and a row has "
+                f"{lengths[ok].max()}: logits, one per token and label"
+            )
+        numbers = np.arange(len(lengths)).repeat(lengths)
+        positions = np.arange(len(numbers)) - (lengths.cumsum() - lengths).repeat(lengths)
+        word_ids = words.flatten().to_numpy(zero_copy_only=False)
+        ends = places.flatten().to_numpy(zero_copy_only=False).reshape(-1, 2)
+        real = (word_ids >= 0) & ok[numbers]
+        at = numbers[real], positions[real]
+        tokens = Tokenised(numbers[real], word_ids[real], *ends[real].T)
+        label_ids = arrays[LABEL_ID][at] if LABEL_ID in arrays else None
+        return entities_of(
+            tokens, arrays[SCORE][at], label_ids, self.spec.labels, self.spec.aggregation
+        )
+
+    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+        """Compare the label of every token, and its score."""
+        return compare_tokens(_best(reference), _best(found), limits)
+
+    def values_agree(self, reference: Any, found: Any, limits: AgreementLimits) -> bool:
+        return not _difference(reference, found, limits.max_score_diff)
+
+    def measured_columns(self) -> tuple[str, ...]:
+        return (ENTITIES,)
+
+    def parse_golden(self, found: pa.Table) -> pa.Table:
+        """Return the entities; text and score may be missing."""
+        entries = found.column(ENTITIES).to_pylist()
+        return pa.table({ENTITIES: pa.array(entries, ENTITIES_FIELD.type)})
+
+    def golden_differences(
+        self,
+        expected: pa.Table,
+        found: Arrays,
+        rows: pa.Table,
+        limits: AgreementLimits,
+        max_score_diff: float,
+    ) -> list[str]:
+        made = self.columns(found, np.ones(expected.num_rows, bool), rows)[ENTITIES].to_pylist()
+        wanted = expected.column(ENTITIES).to_pylist()
+        return [_difference(a, b, max_score_diff) for a, b in zip(wanted, made, strict=True)]
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        entries = row[ENTITIES]
+        if not entries:
+            return "no entities"
+        shown = [f'"{clean_message(e[TEXT])}" {_name(e)}' for e in entries[:_DESCRIBED]]
+        more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
+        return f"entities {', '.join(shown)}{more}"
+
+
+def _best(arrays: Arrays) -> tuple[Any, Any]:
+    """Return the best label and its score of each token, each (N, L); score 0: no token."""
+    scores = arrays[SCORE]
+    if LABEL_ID in arrays:
+        return arrays[LABEL_ID], scores
+    return scores.argmax(axis=2), scores.max(axis=2)
+
+
+def _difference(
+    expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], tolerance: float
+) -> str:
+    """Say how the entities of a row differ from the expected ones; '' if they agree."""
+    wanted, have = ({(e[START], e[END], e[LABEL]): e for e in each} for each in (expected, found))
+    for place, entity in wanted.items():
+        if place not in have:
+            return f"expected {_name(entity)}, found {', '.join(map(_name, found)) or 'none'}"
+        known, score = entity[SCORE], have[place][SCORE]
+        if known is not None and not abs(known - score) <= tolerance:
+            return f"expected {_name(entity)} {known:.4f}, found {score:.4f}"
+    more = [_name(entity) for place, entity in have.items() if place not in wanted]
+    return f"expected no {more[0]}" if more else ""
+
+
+def _name(entity: Mapping[str, Any]) -> str:
+    return f"{clean_message(entity[LABEL])} at {entity[START]}-{entity[END]}"
