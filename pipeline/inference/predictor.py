@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -27,6 +27,7 @@ from pipeline.inference import output_tree as pytree
 from pipeline.inference.device import device_of, load_runner, make_buffer
 from pipeline.inference.device_buffers import DeviceBuffer, make_device_buffers
 from pipeline.inference.first_rows import FirstRows, Raised
+from pipeline.inference.pending_batches import Batches, Timer
 from pipeline.inference.prediction_table import to_table
 from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes.inference_module import Tensors
@@ -37,7 +38,7 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import BatchLimits, Input, Rows, num_rows, row_bytes
+from pipeline.preprocessing.model_input import Rows, num_rows, row_bytes
 from pipeline.preprocessing.reference_pixels import choose_reference_rows
 
 STAGE = "predict"
@@ -89,7 +90,7 @@ class Predictor:
         failures = failures_of(rows)
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
         results: Arrays = {}
-        timer = _Timer()
+        timer = Timer()
         for index, failure in self._run_all(inputs, todo, results, timer):
             failures[index] = failure
         ok = np.flatnonzero([failure is None for failure in failures])
@@ -176,20 +177,19 @@ class Predictor:
             Exception: Any error of the model or the device.
         """
         buffer, results = self._buffers[0], Arrays()
-        size = num_rows(inputs)
-        for batch in self._config.spec.input.batches(inputs, np.arange(size), self._batch):
+        rows = np.arange(num_rows(inputs))
+        for batch in self._config.spec.input.batches(inputs, rows, self._batch):
             self._start(buffer, inputs, batch)
-            for name, values in buffer.finish().items():
-                place(results, name, size, batch, values)
+            self._keep(buffer, inputs, batch, results)
         return results
 
     def _run_all(
-        self, inputs: Inputs, todo: Rows, results: Arrays, timer: _Timer
+        self, inputs: Inputs, todo: Rows, results: Arrays, timer: Timer
     ) -> Iterator[tuple[int, Failure]]:
         """Predict rows `todo`, with one batch in flight per buffer; yield (row, failure)."""
         free, busy = deque(self._buffers), deque[tuple[DeviceBuffer, Rows]]()
         failed: list[tuple[Rows, Failure]] = []
-        left = _Batches(self._config.spec.input, inputs, todo, self._batch)
+        left = Batches(self._config.spec.input, inputs, todo, self._batch)
         while left or busy:
             if free and left and not failed:
                 batch = left.take(self._batch)
@@ -218,7 +218,7 @@ class Predictor:
         yield from _not_finite(results, batch)
 
     def _split(
-        self, inputs: Inputs, batch: Rows, failure: Failure, results: Arrays, timer: _Timer
+        self, inputs: Inputs, batch: Rows, failure: Failure, results: Arrays, timer: Timer
     ) -> Iterator[tuple[int, Failure]]:
         """Halve a failed batch until the rows at fault are found; yield them."""
         if len(batch) == 1:
@@ -252,12 +252,11 @@ class Predictor:
         return None
 
     def _try_finish(
-        self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, results: Arrays, timer: _Timer
+        self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, results: Arrays, timer: Timer
     ) -> Failure | None:
         """Write the results of a batch into `results`; return the failure if that raises."""
         try:
-            for name, values in buffer.finish().items():
-                place(results, name, num_rows(inputs), batch, values)
+            self._keep(buffer, inputs, batch, results)
         except Exception as error:  # noqa: BLE001  # a GPU raises errors of the model here
             return _failure_of(error, self._config.spec.name)
         timer.add(*buffer.busy_s)
@@ -266,12 +265,19 @@ class Predictor:
         count(len(batch))
         return None
 
+    def _keep(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, results: Arrays) -> None:
+        """Wait for a batch, and write what it gave to its rows' places."""
+        lengths = self._config.spec.input.lengths(inputs, batch)
+        for name, values in buffer.finish().items():
+            kept = lengths if self._task.is_per_token else None
+            place(results, name, num_rows(inputs), batch, values, kept)
+
     def _count_tokens(
-        self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, timer: _Timer
+        self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, timer: Timer
     ) -> None:
-        seen = self._config.spec.input
-        if seen.counts_tokens:
-            timer.num_tokens += seen.num_tokens(inputs, batch)
+        lengths = self._config.spec.input.lengths(inputs, batch)
+        if lengths is not None:
+            timer.num_tokens += int(lengths.sum())
             timer.num_padded += buffer.num_values
 
     def _start(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows) -> None:
@@ -285,40 +291,6 @@ class Predictor:
         if self._runner.is_static and size < self._config.batch_size:
             outputs = pytree.tree_map(lambda values: values[:size], outputs)
         return self._task.reduce(outputs, size)
-
-
-class _Batches:
-    """The batches of a slice that have not been started."""
-
-    def __init__(self, seen: Input, inputs: Inputs, todo: Rows, limits: BatchLimits) -> None:
-        self._divide = functools.partial(seen.batches, inputs)
-        self._limits = limits
-        self._left = deque(self._divide(todo, limits))
-
-    def __bool__(self) -> bool:
-        return bool(self._left)
-
-    def take(self, limits: BatchLimits) -> Rows:
-        """Return the next batch; divides what is left again if a batch had no room in memory."""
-        if limits != self._limits:
-            self._limits = limits
-            self._left = deque(self._divide(np.concatenate(self._left), limits))
-        return self._left.popleft()
-
-
-@dataclass
-class _Timer:
-    """Busy seconds and tokens of one slice."""
-
-    transfer_s: float = 0.0
-    predict_s: float = 0.0
-    num_tokens: int = 0
-    """Tokens of the rows of finished batches, and those that the model got, with padding."""
-    num_padded: int = 0
-
-    def add(self, transfer_s: float, predict_s: float) -> None:
-        self.transfer_s += transfer_s
-        self.predict_s += predict_s
 
 
 def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:

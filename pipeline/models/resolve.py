@@ -293,7 +293,7 @@ def _text(card: ModelCard, model: Model, wanted: Text) -> TextSettings:
         card.facts.text if card.facts else None,
         card.directory.uri if card.directory else None,
         model.storage_options,
-        has_offsets=task_class(_task_name(model, card)).needs_offsets,
+        has_offsets=task_class(_task_name(model, card)).is_per_token,
     )
 
 

@@ -151,8 +151,8 @@ class Input(Protocol):
         """
         ...
 
-    def num_tokens(self, inputs: Arrays, rows: Rows) -> int:
-        """Return the tokens of rows, without padding; 0 if the input counts none."""
+    def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
+        """Return the tokens of each row, (K,), without padding; None if rows have no tokens."""
         ...
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
@@ -194,9 +194,9 @@ class FixedShape:
         """Return the rows in order, `limits.rows` at a time."""
         return [rows[i : i + limits.rows] for i in range(0, len(rows), limits.rows)]
 
-    def num_tokens(self, inputs: Arrays, rows: Rows) -> int:
-        """Return 0."""
-        return 0
+    def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
+        """Return None: rows have no tokens."""
+        return None
 
     def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
         """Copy the rows of each array into the buffer of its name."""

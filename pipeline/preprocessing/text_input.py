@@ -14,7 +14,17 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
 from pipeline.core.counters import TRUNCATED_ROWS, Counters, StageCounters, add, measure
-from pipeline.core.schema import ERROR, NUM_TOKENS, TEXT, TEXT_PAIR, TRUNCATED
+from pipeline.core.schema import (
+    ERROR,
+    NUM_TOKENS,
+    OFFSETS,
+    TEXT,
+    TEXT_PAIR,
+    TOKEN_IDS,
+    TOKEN_TYPES,
+    TRUNCATED,
+    WORD_IDS,
+)
 from pipeline.core.semantics import SEMANTICS
 from pipeline.core.watchdog import tick
 from pipeline.preprocessing.model_input import (
@@ -32,7 +42,6 @@ if TYPE_CHECKING:
 
 STAGE = "tokenize"
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
-OFFSETS, WORD_IDS = "offsets", "word_ids"
 _ROUND_TO = 8
 """Batches are padded to a multiple of this, so that a runtime sees few shapes."""
 _ROWS_AT_ONCE = 64
@@ -72,10 +81,10 @@ class TextInput:
         return replace(self, text=replace(self.text, has_pair=TEXT_PAIR in fields.names))
 
     def fields(self) -> list[pa.Field]:
-        types = [pa.field(TYPES, pa.list_(pa.int8()))] if self.text.has_pair else []
+        types = [pa.field(TOKEN_TYPES, pa.list_(pa.int8()))] if self.text.has_pair else []
         places = [pa.field(name, pa.list_(pa.int32())) for name in (OFFSETS, WORD_IDS)]
         return [
-            pa.field(IDS, pa.list_(pa.int32())),
+            pa.field(TOKEN_IDS, pa.list_(pa.int32())),
             *types,
             *(places if self.text.has_offsets else []),
         ]
@@ -96,7 +105,7 @@ class TextInput:
             tokens = pa.concat_tables(pieces or [self._tokenised(rows, todo)])
             done.rows_in = done.rows_out = len(todo)
             done.bytes_in = pc.sum(pc.binary_length(rows.column(TEXT))).as_py() or 0
-            done.bytes_out = tokens.column(IDS).nbytes
+            done.bytes_out = tokens.column(TOKEN_IDS).nbytes
         cut = pc.sum(tokens.column(TRUNCATED)).as_py() or 0
         add(counters, TRUNCATED_ROWS, StageCounters(len(todo), cut))
         places: list[int | None] = [None] * rows.num_rows
@@ -123,9 +132,9 @@ class TextInput:
         found = tokenise(self.text, some.column(TEXT).to_pylist(), pairs)
         tick()
         ends = np.concatenate([[0], np.cumsum(found.counts)]).astype(np.int32)
-        columns = {IDS: pa.ListArray.from_arrays(ends, found.ids)}
+        columns = {TOKEN_IDS: pa.ListArray.from_arrays(ends, found.ids)}
         if self.text.has_pair:
-            columns[TYPES] = pa.ListArray.from_arrays(ends, found.types)
+            columns[TOKEN_TYPES] = pa.ListArray.from_arrays(ends, found.types)
         if self.text.has_offsets:
             columns[OFFSETS] = pa.ListArray.from_arrays(2 * ends, found.offsets)
             columns[WORD_IDS] = pa.ListArray.from_arrays(ends, found.word_ids)
@@ -136,9 +145,9 @@ class TextInput:
     def arrays(self, rows: pa.Table) -> Arrays:
         """Return `input_ids` (N, L), padded to the longest row, and `num_tokens` (N,), int32."""
         counts = rows.column(NUM_TOKENS).fill_null(0).to_numpy()
-        found = {IDS: _padded(rows.column(IDS), counts, self.text.pad_id)}
+        found = {IDS: _padded(rows.column(TOKEN_IDS), counts, self.text.pad_id)}
         if self.text.has_pair:
-            found[TYPES] = _padded(rows.column(TYPES), counts, 0)
+            found[TYPES] = _padded(rows.column(TOKEN_TYPES), counts, 0)
         return {**found, NUM_TOKENS: counts}
 
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
@@ -154,8 +163,9 @@ class TextInput:
             first += size
         return found
 
-    def num_tokens(self, inputs: Arrays, rows: Rows) -> int:
-        return int(inputs[NUM_TOKENS][rows].sum())
+    def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32]:
+        found: npt.NDArray[np.int32] = inputs[NUM_TOKENS][rows]
+        return found
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         length = self.text.max_tokens

@@ -17,6 +17,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.node_cache import kept
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.text_settings import TextSettings
+from pipeline.preprocessing.word_ids import WordRule
 from pipeline.storage.single_file import read_file
 from pipeline.storage.store import Store
 
@@ -49,6 +50,9 @@ class Tokens(NamedTuple):
     """(T,): the word of each token, -1 for special tokens; empty unless kept."""
 
 
+_NONE = np.zeros(0, np.int32)
+
+
 def tokenise(
     settings: TextSettings, texts: Sequence[str], pairs: Sequence[str] | None = None
 ) -> Tokens:
@@ -62,7 +66,8 @@ def tokenise(
     Raises:
         JobError: The tokenizer cannot be read.
     """
-    tokenizer = _tokenizer(settings)
+    path = str(local_tokenizer(settings))
+    tokenizer = _opened(path, settings.max_tokens)
     prefix = settings.prefix
     given = [prefix + text for text in texts] if prefix else list(texts)
     batch = given if pairs is None else list(zip(given, pairs, strict=True))
@@ -74,8 +79,8 @@ def tokenise(
         types=_joined([each.type_ids for each in found] if pairs is not None else [], np.int8),
         counts=np.fromiter((len(each) for each in found), np.int32, len(found)),
         truncated=np.fromiter((bool(each.overflowing) for each in found), np.bool_, len(found)),
-        offsets=_offsets(found, len(prefix)) if settings.has_offsets else np.zeros(0, np.int32),
-        word_ids=_word_ids(found) if settings.has_offsets else np.zeros(0, np.int32),
+        offsets=_offsets(found, len(prefix)) if settings.has_offsets else _NONE,
+        word_ids=_word_ids(_rule(path), given, found) if settings.has_offsets else _NONE,
     )
 
 
@@ -89,20 +94,22 @@ def _offsets(found: Sequence[Encoding], num_prefix: int) -> npt.NDArray[np.int32
     return np.maximum(np.array(pairs, np.int32).reshape(-1) - num_prefix, 0)
 
 
-def _word_ids(found: Sequence[Encoding]) -> npt.NDArray[np.int32]:
-    return np.array(
-        [-1 if word is None else word for each in found for word in each.word_ids], np.int32
+def _word_ids(
+    rule: WordRule, texts: Sequence[str], found: Sequence[Encoding]
+) -> npt.NDArray[np.int32]:
+    return _joined(
+        [rule.word_ids(text, each) for text, each in zip(texts, found, strict=True)], np.int32
     )
 
 
-def _tokenizer(settings: TextSettings) -> Tokenizer:
-    """Return the tokenizer of this process, cut to `max_tokens` and without padding."""
-    path = local_tokenizer(settings)
-    return _opened(str(path), settings.max_tokens, settings.has_pair)
+@functools.lru_cache(maxsize=4)
+def _rule(path: str) -> WordRule:
+    return WordRule.of(parse_tokenizer(path, Path(path).read_bytes()))
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(path: str, max_tokens: int, has_pair: bool) -> Tokenizer:
+def _opened(path: str, max_tokens: int) -> Tokenizer:
+    """Return the tokenizer of this process, cut to `max_tokens` and without padding."""
     # Cores belong to actors: its own threads would take those of others.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokenizer = parse_tokenizer(path, Path(path).read_bytes())

@@ -100,6 +100,7 @@ class ModelSection(Section):
     """Precision int8: digest of the calibrated model that ran."""
     device: str | None = None
     batch_size: int | None = None
+    batch_tokens: int | None = None
 
 
 class Output(Section):

@@ -17,7 +17,10 @@ TEXTS = (
     "rain in the city, and the long way home by the river",
 )
 PAIRS = (("the cat", "a dog sat"), ("rain", "the long way home"), ("a", "b"))
-_WORDS = "the cat sat on mat a dog rain in city and long way home by river query".split()
+_WORDS = (
+    *("the", "cat", "sat", "on", "mat", "a", "dog", "rain", "in", "city", "and", "long"),
+    *("way", "home", "by", "river", "query"),
+)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.:"
 MAX_TOKENS = 64
 _SIZES = {

@@ -96,8 +96,6 @@ class Task(Protocol):
     """Fields of the job's section `model` that belong to the task; others have no effect."""
     needs_labels: ClassVar[bool] = False
     """Whether the task needs class names, from the job or the model."""
-    needs_offsets: ClassVar[bool] = False
-    """Whether the places of tokens in the text are needed."""
     takes_any_shape: ClassVar[bool] = False
     """Whether the task takes outputs of any shape, such as maps."""
     is_per_token: ClassVar[bool] = False
