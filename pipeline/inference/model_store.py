@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.node_cache import kept
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.models.directories.onnx_graph import is_external, tensors
 from pipeline.storage.store import Store
-
-if TYPE_CHECKING:
-    import onnx
 
 _FILE = "model.onnx"
 
@@ -74,19 +70,6 @@ def _refuse_external_data(data: bytes, place: str) -> None:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # noqa: BLE001  # any error of the parser means that it is not a model
         raise JobError(f"{place}: no ONNX model: {type(error).__name__}") from None
-    for tensor in (t for body in (model.graph, *model.functions) for t in _tensors(body)):
-        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+    for tensor in tensors(model):
+        if is_external(tensor):
             raise JobError(f"{place}: tensor {tensor.name!r} lies in another file; refused")
-
-
-def _tensors(body: Any) -> Iterator[onnx.TensorProto]:
-    """Walk the tensors of a graph or function, and of the graphs inside it."""
-    yield from getattr(body, "initializer", ())  # functions have none
-    sparse = [*getattr(body, "sparse_initializer", ())]
-    for attribute in (a for node in body.node for a in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _tensors(graph)
-    for tensor in sparse:
-        yield from (tensor.values, tensor.indices)

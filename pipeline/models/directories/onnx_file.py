@@ -1,0 +1,284 @@
+"""What an .onnx file says of its inputs and outputs, thus which input and tasks it is for.
+
+Only the file is read, without its external data, and no session of it is made.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.models.directories.onnx_graph import name_of, parse_onnx, refusal
+
+if TYPE_CHECKING:
+    import onnx
+
+    from pipeline.preprocessing.transform import TransformSpec
+
+InputKind = Literal["text", "image", "features"]
+Axis = int | str | None
+"""Its length; the name of a dynamic one; None: dynamic without a name."""
+
+TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+_FLOATS = ("float32", "float16", "float64")
+_IDS = ("int64", "int32")
+_CHANNELS = 3
+_MAX_ENDS = 64
+_MAX_LABELS_CHARS = 1 << 20
+_LABEL_KEYS = ("labels", "names", "classes", "class_names", "id2label")
+"""Where exporters leave class names in the file's metadata."""
+_SAYS = (
+    "an image is one float (B, 3, H, W) or (B, H, W, 3), features are one float (B, F), a text is "
+    "input_ids with attention_mask and token_type_ids; for anything else name a model.factory that "
+    "returns a module around the file (pipeline.models.onnx_module.OnnxModule)"
+)
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """An input or an output of the file."""
+
+    name: str
+    dtype: str
+    """As numpy names it."""
+    shape: tuple[Axis, ...] | None
+    """None: the file does not say it."""
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in _FLOATS
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.shape is None else len(self.shape)
+
+    def __str__(self) -> str:
+        axes = "?" if self.shape is None else ", ".join("?" if a is None else str(a)
+                                                        for a in self.shape)  # fmt: skip
+        return f"{name_of(self.name)} {self.dtype} ({axes})"
+
+
+@dataclass(frozen=True)
+class OnnxFacts:
+    """The same fields as those of every model that is named by a path."""
+
+    architecture: str
+    input: InputKind
+    tasks: tuple[str, ...]
+    """Those that the outputs can be; the first is the default."""
+    labels: tuple[str, ...] | None
+    embedding_dim: int | None
+    settings: Mapping[str, Any]
+    """JSON: what `pipeline.models.onnx_module.OnnxModule` takes."""
+    said: tuple[str, ...]
+    """Lines that tell what was read."""
+    kind: Literal["onnx"] = "onnx"
+    transform: TransformSpec | None = field(default=None)
+    """The file has none: the job says mean, std and how to resize."""
+    text: None = None
+    """The file has no tokenizer: the job says it, or one lies beside the file."""
+
+
+def read_onnx_facts(path: Path) -> OnnxFacts:
+    """Read what a file says of its inputs, outputs and class names.
+
+    Raises:
+        JobError: It is not an ONNX model, or one that is refused, or no input of ours fits it.
+    """
+    model = parse_onnx(path)
+    inputs, outputs = _inputs(path, model), _outputs(path, model)
+    kind, layout = _kind(path, inputs)
+    batch_size = _batch_size(path, inputs)
+    main = next((each for each in outputs if each.is_float), outputs[0])
+    labels = _labels(model)
+    settings = {
+        "inputs": [asdict(each) for each in inputs],
+        "outputs": [asdict(each) for each in outputs],
+        "output": main.name,
+        "activation": _activation(model, main.name),
+        "layout": layout,
+        "batch_size": batch_size,
+        "size_px": _size_px(path, inputs[0], layout) if layout else None,
+        "max_tokens": _fixed(inputs[0].shape, 1) if kind == "text" else None,
+        "num_features": _fixed(inputs[0].shape, 1) if kind == "features" else None,
+    }
+    last = main.shape[-1] if main.shape else None
+    return OnnxFacts(
+        architecture=_architecture(model),
+        input=kind,
+        tasks=_tasks(kind, main),
+        labels=labels,
+        embedding_dim=last if isinstance(last, int) and len(main.shape or ()) > 1 else None,
+        settings=json.loads(json.dumps(settings)),
+        said=_said(path, inputs, outputs, settings, labels),
+    )
+
+
+def _inputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
+    # In old files initializers are listed among the inputs: they have values already.
+    given = {each.name for each in model.graph.initializer}
+    given |= {each.values.name for each in model.graph.sparse_initializer}
+    wanted = [each for each in model.graph.input if each.name not in given]
+    if not 0 < len(wanted) <= _MAX_ENDS:
+        raise refusal(path, f"has {len(wanted)} inputs; {_SAYS}")
+    found = [_tensor(each) for each in wanted]
+    for value, tensor in zip(wanted, found, strict=True):
+        if tensor is None:
+            raise refusal(path, f"its input {name_of(value.name)} is not a tensor of numbers")
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _outputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
+    found = [_tensor(each) for each in model.graph.output[: _MAX_ENDS + 1]]
+    numbers = [tensor for tensor in found if tensor is not None]
+    if not numbers:
+        hint = " (of scikit-learn: convert it with zipmap=False)" if found else ""
+        raise refusal(path, f"has no output that is a tensor of numbers{hint}")
+    if len(found) > _MAX_ENDS:
+        raise refusal(path, f"has more than {_MAX_ENDS} outputs")
+    return numbers
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorFacts | None:
+    """Describe an input or output; None: it is not a tensor of numbers."""
+    from onnx import TensorProto, helper
+
+    if value.type.WhichOneof("value") != "tensor_type":
+        return None
+    tensor = value.type.tensor_type
+    if tensor.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING):
+        return None
+    try:
+        dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    except KeyError:
+        return None
+    shape = tuple(map(_axis, tensor.shape.dim)) if tensor.HasField("shape") else None
+    return TensorFacts(value.name, dtype, shape)
+
+
+def _axis(dim: Any) -> Axis:
+    if dim.WhichOneof("value") == "dim_value" and dim.dim_value > 0:
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None
+
+
+def _fixed(shape: Sequence[Axis] | None, axis: int) -> int | None:
+    """Return the length of an axis; None if it is dynamic."""
+    found = None if shape is None or axis >= len(shape) else shape[axis]
+    return found if isinstance(found, int) else None
+
+
+def _kind(path: Path, inputs: Sequence[TensorFacts]) -> tuple[InputKind, str | None]:
+    """Return the input that fits, and of images the order of the axes."""
+    first = inputs[0]
+    names = {each.name for each in inputs}
+    if "input_ids" in names:
+        wrong = [each for each in inputs if each.name not in TEXT_NAMES
+                 or each.rank not in (2, None) or each.dtype not in _IDS]  # fmt: skip
+        if not wrong:
+            return "text", None
+    elif len(inputs) == 1 and first.is_float and first.shape is not None:
+        if first.rank == 4 and first.shape[1] == _CHANNELS:
+            return "image", "NCHW"
+        if first.rank == 4 and first.shape[3] == _CHANNELS:
+            return "image", "NHWC"
+        if first.rank == 2:
+            return "features", None
+    raise refusal(path, f"takes {', '.join(map(str, inputs))}; {_SAYS}")
+
+
+def _size_px(path: Path, image: TensorFacts, layout: str) -> int | None:
+    """Return the side of the images; None if the file takes any."""
+    first = layout.index("H")
+    height, width = _fixed(image.shape, first), _fixed(image.shape, first + 1)
+    if height is not None and width is not None and height != width:
+        raise refusal(path, f"takes images of {height} x {width} px; only squares are supported")
+    return height if height is not None else width
+
+
+def _batch_size(path: Path, inputs: Sequence[TensorFacts]) -> int | None:
+    """Return the only number of rows that the file takes; None if it takes any."""
+    sizes = {_fixed(each.shape, 0) for each in inputs if each.shape}
+    if len(sizes) > 1:
+        raise refusal(
+            path,
+            f"takes {', '.join(map(str, inputs))}: axis 0 of all inputs must be the same, a "
+            "number or dynamic",
+        )
+    return next(iter(sizes), None)
+
+
+def _tasks(kind: InputKind, output: TensorFacts) -> tuple[str, ...]:
+    if not output.is_float:
+        return ("raw",)
+    if output.rank == 2:
+        is_vector = "embed" in output.name.lower() or "pool" in output.name.lower()
+        pairs = ("score",) if kind == "text" else ()
+        first = ("embed", "classify") if is_vector else ("classify", "embed")
+        return (*first, "multilabel", "regress", *pairs, "raw")
+    if output.rank == 1:
+        return ("regress", "raw")
+    return ("embed", "tokens", "raw") if kind == "text" and output.rank == 3 else ("raw",)
+
+
+def _activation(model: onnx.ModelProto, output: str) -> str | None:
+    """Return what the last operator makes of an output: tasks take logits, not probabilities."""
+    maker = next((node for node in model.graph.node if output in node.output), None)
+    return {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(maker.op_type) if maker else None
+
+
+def _labels(model: onnx.ModelProto) -> tuple[str, ...] | None:
+    """Return the class names in the metadata; None if there are none that can be read."""
+    found = {each.key: each.value for each in model.metadata_props}
+    for key in _LABEL_KEYS:
+        text = found.get(key, "")
+        if text and len(text) <= _MAX_LABELS_CHARS and (names := _names(text)):
+            return names
+    return None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Read a list of names, or a dict of number -> name, as JSON or as Python writes it."""
+    values: Any = None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            values = ast.literal_eval(text)  # literals only: nothing is run
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return ()
+    if isinstance(values, dict):
+        by_number = {str(key): name for key, name in values.items()}
+        values = [by_number.get(str(number)) for number in range(len(by_number))]
+    is_list = isinstance(values, list | tuple) and all(isinstance(v, str) for v in values)
+    return tuple(values) if is_list else ()
+
+
+def _architecture(model: onnx.ModelProto) -> str:
+    name = model.graph.name or model.producer_name or "a graph"
+    return name_of(name).strip("'\"")
+
+
+def _said(
+    path: Path,
+    inputs: Sequence[TensorFacts],
+    outputs: Sequence[TensorFacts],
+    settings: Mapping[str, Any],
+    labels: tuple[str, ...] | None,
+) -> tuple[str, ...]:
+    lines = [
+        f"{path.name}: takes {', '.join(map(str, inputs))}",
+        f"{path.name}: gives {', '.join(map(str, outputs))}; tasks take "
+        f"{name_of(settings['output'])}",
+    ]
+    if settings["batch_size"] is not None:
+        lines.append(f"{path.name}: takes exactly {settings['batch_size']} rows at once")
+    if settings["activation"] is not None:
+        lines.append(f"{path.name}: its output is a {settings['activation']} already")
+    if labels is not None:
+        lines.append(f"{path.name}: has {len(labels)} class names")
+    return tuple(lines)

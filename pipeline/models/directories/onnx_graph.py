@@ -1,0 +1,213 @@
+"""Parse an ONNX file without its external data, and refuse what is not to be run.
+
+An ONNX file is data: a graph of operators. What makes it more is refused here by name: operators
+that need a library of their own, and weights in files outside the file's own directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+
+if TYPE_CHECKING:
+    import onnx
+
+MAX_FILE_BYTES = (2 << 30) - 1
+"""The most that protobuf reads; larger models keep their weights in external data."""
+MAX_NODES = 500_000
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+"""Operators that onnxruntime brings; all others need a library of their own."""
+_EXTRA = "is not installed: the extra `onnxruntime` brings it"
+_NAME_CHARS = 80
+
+
+def refusal(path: Path, found: str) -> JobError:
+    """Return the error that says what is wrong with a file."""
+    return JobError(f"model.path = {path}: {clean_message(found)}")
+
+
+def name_of(text: str) -> str:
+    """Return a name of the file's, fit for a message."""
+    return repr(clean_message(text, _NAME_CHARS))
+
+
+def parse_onnx(path: Path) -> onnx.ModelProto:
+    """Read a model without its external data, and check all of it but shapes and values.
+
+    Raises:
+        JobError: It is not an ONNX model, or refused; says why.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise JobError(f"model.path = {path}: onnx {_EXTRA}") from None
+
+    size_bytes = path.stat().st_size
+    if size_bytes > MAX_FILE_BYTES:
+        raise refusal(
+            path,
+            f"has {size_bytes} bytes, and protobuf reads at most {MAX_FILE_BYTES}: save the "
+            "weights as external data beside it",
+        )
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # noqa: BLE001  # any error of the parser means that it is not a model
+        raise refusal(path, f"is not an ONNX model, or damaged: {type(error).__name__}") from None
+    if not model.ir_version or not model.graph.node:
+        raise refusal(path, "is not an ONNX model, or cut off: it has no graph")
+    _check_operators(path, model)
+    _check_external_files(path, model)
+    _check_versions(path, model)
+    return model
+
+
+def external_files(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the files with external data as the model has them, sorted."""
+    return sorted({_locations(tensor).get("location", "") for tensor in _external(model)})
+
+
+def bodies(*outer: Any) -> Iterator[Any]:
+    """Walk graphs or functions, and the graphs inside them."""
+    waiting = [*outer]
+    while waiting:
+        body = waiting.pop()
+        yield body
+        for attribute in (a for node in body.node for a in node.attribute):
+            waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Walk all tensors: of the graph, of functions, of the graphs inside both, and sparse ones."""
+    for body in bodies(model.graph, *model.functions):
+        yield from getattr(body, "initializer", ())  # functions have none
+        sparse = [*getattr(body, "sparse_initializer", ())]
+        for attribute in (a for node in body.node for a in node.attribute):
+            yield from (attribute.t, *attribute.tensors)
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        for tensor in sparse:
+            yield from (tensor.values, tensor.indices)
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Tell whether a tensor's values lie in another file."""
+    return bool(tensor.external_data) or tensor.data_location == tensor.EXTERNAL
+
+
+def _check_operators(path: Path, model: onnx.ModelProto) -> None:
+    functions = {(f.domain, f.name): f for f in model.functions}
+    num_nodes = 0
+    for body in bodies(model.graph, *model.functions):
+        num_nodes += len(body.node)
+        if num_nodes > MAX_NODES:
+            raise refusal(path, f"has more than {MAX_NODES} operators")
+        for node in body.node:
+            if node.domain not in DOMAINS and (node.domain, node.op_type) not in functions:
+                raise refusal(
+                    path,
+                    f"has the custom operator {name_of(node.op_type)} of domain "
+                    f"{name_of(node.domain)}, which needs a library of its own; only the operators "
+                    f"of {', '.join(DOMAINS[1:])} are run",
+                )
+    _check_calls(path, functions)
+
+
+def _check_calls(path: Path, functions: dict[tuple[str, str], Any]) -> None:
+    """Refuse functions that call themselves, directly or through others."""
+    calls = {
+        key: {
+            (node.domain, node.op_type)
+            for body in bodies(function)
+            for node in body.node
+            if (node.domain, node.op_type) in functions
+        }
+        for key, function in functions.items()
+    }
+    while ready := [key for key, called in calls.items() if not called]:
+        calls = {key: called.difference(ready) for key, called in calls.items() if key not in ready}
+    if calls:
+        name = min(calls)[1]
+        raise refusal(path, f"its function {name_of(name)} calls itself, so it has no end")
+
+
+def _external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    return (tensor for tensor in tensors(model) if is_external(tensor))
+
+
+def _locations(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _check_external_files(path: Path, model: onnx.ModelProto) -> None:
+    sizes: dict[str, int] = {}
+    for tensor in _external(model):
+        where = _locations(tensor)
+        location = where.get("location", "")
+        what = f"tensor {name_of(tensor.name)} lies in {name_of(location)}"
+        if location not in sizes:
+            sizes[location] = _size_of(path, location, what)
+        try:
+            offset, length = int(where.get("offset", 0)), int(where.get("length", 0))
+        except ValueError:
+            raise refusal(path, f"{what} at an offset that is not a number: damaged?") from None
+        if offset < 0 or length < 0 or offset + length > sizes[location]:
+            raise refusal(
+                path,
+                f"{what} up to byte {offset + length}, and that file has {sizes[location]} bytes: "
+                "cut off or damaged? copy it again",
+            )
+
+
+def _size_of(path: Path, location: str, what: str) -> int:
+    """Return the size of a file of external data in the model's own directory."""
+    parts = PurePosixPath(location).parts
+    is_odd = not parts or "\\" in location or "\0" in location or ":" in location
+    if is_odd or PurePosixPath(location).is_absolute() or ".." in parts:
+        raise refusal(path, f"{what}, outside the directory of the file itself; refused")
+    place = path.parent
+    for part in parts:
+        place = place / part
+        with contextlib.suppress(OSError):
+            if stat.S_ISLNK(place.lstat().st_mode):
+                raise refusal(path, f"{what}, which is a link; refused: copy the file there")
+    if not place.is_file():
+        raise refusal(path, f"{what}, and there is no such file beside it")
+    return place.stat().st_size
+
+
+def _check_versions(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse a version of the format that the installed onnxruntime does not run.
+
+    It has no list of them: it is given a model of one operator with the same versions.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise JobError(f"model.path = {path}: onnxruntime {_EXTRA}") from None
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "probe", ends[:1], ends[1:]
+    )
+    imports = [each for each in model.opset_import if each.domain in DOMAINS]
+    probe = helper.make_model(graph, ir_version=model.ir_version, opset_imports=imports)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(
+            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # the library has no class for it
+        told = ", ".join(f"{each.domain or 'ai.onnx'} {each.version}" for each in imports)
+        raise refusal(
+            path,
+            f"is of a version that onnxruntime {onnxruntime.__version__} does not run (IR "
+            f"{model.ir_version}, opset {told or 'none'}): install a newer onnxruntime, or export "
+            "it with an older opset",
+        ) from error

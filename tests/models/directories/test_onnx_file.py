@@ -1,0 +1,267 @@
+"""An .onnx file says which input and tasks it is for; what must not run is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_files
+import pytest
+from onnx import helper
+from onnx_files import FLOAT, INT64, make_model, place_apart, save, save_apart, value
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories import onnx_graph
+from pipeline.models.directories.onnx_file import OnnxFacts, read_onnx_facts
+
+FOREIGN = (("", 17), ("my.ops", 1))
+
+
+def read(model: onnx.ModelProto, folder: Path) -> OnnxFacts:
+    return read_onnx_facts(save(model, folder / "m.onnx"))
+
+
+def refusal(model: onnx.ModelProto | bytes, folder: Path) -> str:
+    path = folder / "m.onnx"
+    path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    with pytest.raises(JobError) as caught:
+        read_onnx_facts(path)
+    text = str(caught.value)
+    assert text.startswith(f"model.path = {path}: ")
+    assert "\n" not in text
+    return text
+
+
+def passed_on(inputs: list[Any], **more: Any) -> onnx.ModelProto:
+    """A model that returns its first input."""
+    node = helper.make_node("Identity", [inputs[0].name], ["out"])
+    return make_model([node], inputs, [value("out", FLOAT, None)], **more)
+
+
+def test_features(tmp_path: Path):
+    facts = read(onnx_files.features_model(), tmp_path)
+    assert (facts.kind, facts.input, facts.tasks[0]) == ("onnx", "features", "classify")
+    assert (facts.settings["num_features"], facts.embedding_dim) == (6, 5)
+    assert facts.settings["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 6]}]
+    assert (facts.settings["batch_size"], facts.settings["output"]) == (None, "logits")
+    assert facts.said == (
+        "m.onnx: takes 'x' float32 (batch, 6)",
+        "m.onnx: gives 'logits' float32 (batch, 5); tasks take 'logits'",
+    )
+    assert json.loads(json.dumps(facts.settings)) == facts.settings
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_images_have_the_axes_of_either_order(tmp_path: Path, layout: str):
+    facts = read(onnx_files.image_model(32, layout=layout), tmp_path)
+    assert (facts.input, facts.settings["layout"]) == ("image", layout)
+    assert (facts.settings["size_px"], facts.transform) == (32, None)
+    assert read(onnx_files.image_model("s", layout=layout), tmp_path).settings["size_px"] is None
+
+
+def test_texts(tmp_path: Path):
+    facts = read(onnx_files.text_model(), tmp_path)
+    assert (facts.input, facts.tasks[0], facts.embedding_dim) == ("text", "embed", 8)
+    assert facts.settings["max_tokens"] is None
+    assert read(onnx_files.text_model(length=16), tmp_path).settings["max_tokens"] == 16
+
+
+def test_a_fixed_number_of_rows_is_said(tmp_path: Path):
+    facts = read(onnx_files.features_model(4), tmp_path)
+    assert facts.settings["batch_size"] == 4
+    assert "m.onnx: takes exactly 4 rows at once" in facts.said
+
+
+def test_a_softmax_at_the_end_is_said(tmp_path: Path):
+    facts = read(onnx_files.features_model(softmax=True), tmp_path)
+    assert facts.settings["activation"] == "softmax"
+    assert "m.onnx: its output is a softmax already" in facts.said
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "labels"),
+    [
+        ("labels", '["cat", "dog"]', ("cat", "dog")),
+        ("names", "{0: 'cat', 1: 'dog'}", ("cat", "dog")),
+        ("id2label", '{"1": "dog", "0": "cat"}', ("cat", "dog")),
+        ("names", "{0: 'cat', 2: 'dog'}", None),
+        ("names", "__import__('os').abort()", None),
+        ("names", "[" * 100_000, None),
+        ("names", "[1, 2]", None),
+        ("author", '["cat", "dog"]', None),
+    ],
+)
+def test_class_names_come_from_the_metadata(
+    tmp_path: Path, key: str, text: str, labels: tuple[str, ...] | None
+):
+    assert read(onnx_files.features_model(metadata={key: text}), tmp_path).labels == labels
+
+
+def test_initializers_among_the_inputs_are_no_inputs(tmp_path: Path):
+    model = onnx_files.features_model()
+    model.graph.input.append(value("w", FLOAT, [6, 8]))
+    assert [each["name"] for each in read(model, tmp_path).settings["inputs"]] == ["x"]
+
+
+def test_weights_may_lie_beside_the_file(tmp_path: Path):
+    path = save_apart(onnx_files.features_model(), tmp_path / "m.onnx")
+    assert read_onnx_facts(path).input == "features"
+    assert onnx_graph.external_files(onnx_graph.parse_onnx(path)) == ["weights.bin"]
+
+
+def test_operators_that_onnxruntime_brings_and_functions_of_the_file_are_taken(tmp_path: Path):
+    node = helper.make_node("Gelu", ["x"], ["out"], domain="com.microsoft")
+    ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
+    read(make_model([node], *ends, opsets=[("", 17), ("com.microsoft", 1)]), tmp_path)
+    own = helper.make_function(
+        "my.ops", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    node = helper.make_node("Twice", ["x"], ["out"], domain="my.ops")
+    read(make_model([node], *ends, functions=[own], opsets=FOREIGN), tmp_path)
+
+
+def test_a_custom_operator_is_refused_wherever_it_is(tmp_path: Path):
+    ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
+    node = helper.make_node("Run", ["x"], ["out"], domain="my.ops")
+    found = refusal(make_model([node], *ends, opsets=FOREIGN), tmp_path)
+    assert "custom operator 'Run' of domain 'my.ops', which needs a library of its own" in found
+    inner = helper.make_graph([helper.make_node("Run", [], ["y"], domain="my.ops")], "inner", [],
+                              [value("y", FLOAT, None)])  # fmt: skip
+    branch = helper.make_node("If", ["x"], ["out"], then_branch=inner, else_branch=inner)
+    assert "'Run'" in refusal(make_model([branch], *ends, opsets=FOREIGN), tmp_path)
+    own = helper.make_function(
+        "my.ops", "Outer", ["a"], ["b"],
+        [helper.make_node("Run", ["a"], ["b"], domain="other.ops")], [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    node = helper.make_node("Outer", ["x"], ["out"], domain="my.ops")
+    found = refusal(make_model([node], *ends, functions=[own], opsets=FOREIGN), tmp_path)
+    assert "'Run' of domain 'other.ops'" in found
+
+
+def test_a_function_that_calls_itself_is_refused(tmp_path: Path):
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my.ops", 1)]
+    functions = [
+        helper.make_function(
+            "my.ops", name, ["a"], ["b"],
+            [helper.make_node(other, ["a"], ["b"], domain="my.ops")], imports,
+        )
+        for name, other in (("Ping", "Pong"), ("Pong", "Ping"))
+    ]  # fmt: skip
+    node = helper.make_node("Ping", ["x"], ["out"], domain="my.ops")
+    ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
+    found = refusal(make_model([node], *ends, functions=functions, opsets=FOREIGN), tmp_path)
+    assert "its function 'Ping' calls itself" in found
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("/etc/passwd", "lies in '/etc/passwd', outside the directory of the file"),
+        ("../outside.bin", "outside the directory of the file"),
+        ("a/../../outside.bin", "outside the directory of the file"),
+        ("..\\outside.bin", "outside the directory of the file"),
+        ("C:outside.bin", "outside the directory of the file"),
+        ("", "outside the directory of the file"),
+        ("missing.bin", "there is no such file beside it"),
+        ("link.bin", "which is a link; refused"),
+        ("folder/weights.bin", "which is a link; refused"),
+        ("short.bin", "up to byte 192, and that file has 5 bytes: cut off"),
+        ("line\nbreak", "there is no such file beside it"),
+    ],
+)
+def test_external_data_lies_beside_the_file_or_is_refused(
+    tmp_path: Path, location: str, words: str
+):
+    outside = tmp_path / "outside.bin"
+    outside.write_bytes(bytes(1000))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "short.bin").write_bytes(b"short")
+    (folder / "link.bin").symlink_to(outside)
+    (tmp_path / "weights.bin").write_bytes(bytes(1000))
+    (folder / "folder").symlink_to(tmp_path)
+    model = place_apart(onnx_files.features_model(), location=location, length="192")
+    assert words in refusal(model, folder)
+
+
+@pytest.mark.parametrize("offset", ["-1", "x", "9" * 30])
+def test_an_offset_that_cannot_be_is_refused(tmp_path: Path, offset: str):
+    (tmp_path / "w.bin").write_bytes(bytes(1000))
+    model = place_apart(onnx_files.features_model(), location="w.bin", offset=offset, length="192")
+    assert "damaged?" in refusal(model, tmp_path) or offset in refusal(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "it has no graph"),
+        (b"<!doctype html>", "is not an ONNX model, or damaged"),
+        (b"version https://git-lfs.github.com/spec/v1", "is not an ONNX model, or damaged"),
+        (onnx_files.features_model().SerializeToString()[:200], "is not an ONNX model, or damaged"),
+        (b"\x80\x04\x95", "is not an ONNX model, or damaged"),
+    ],
+)
+def test_other_bytes_are_refused(tmp_path: Path, data: bytes, words: str):
+    assert words in refusal(data, tmp_path)
+
+
+def test_a_file_above_the_limit_is_not_read(tmp_path: Path):
+    with (tmp_path / "m.onnx").open("wb") as file:
+        file.truncate(onnx_graph.MAX_FILE_BYTES + 1)  # takes no room on the disk
+    with pytest.raises(JobError, match="protobuf reads at most 2147483647"):
+        read_onnx_facts(tmp_path / "m.onnx")
+
+
+def test_too_many_operators_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onnx_graph, "MAX_NODES", 2)
+    assert "has more than 2 operators" in refusal(onnx_files.features_model(), tmp_path)
+
+
+@pytest.mark.parametrize("opsets", [[("", 999)], [("", 17), ("ai.onnx.ml", 99)]])
+def test_a_version_that_onnxruntime_does_not_know_is_refused(tmp_path: Path, opsets: Any):
+    found = refusal(onnx_files.features_model(opsets=opsets), tmp_path)
+    assert f"opset ai.onnx {opsets[0][1]}" in found
+    assert "install a newer onnxruntime, or export it with an older opset" in found
+
+
+def test_a_newer_form_of_the_file_is_refused(tmp_path: Path):
+    model = onnx_files.features_model()
+    model.ir_version = 999
+    assert "(IR 999, opset ai.onnx 17)" in refusal(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ([value("sound", FLOAT, ["b", 80, "t"])], "takes 'sound' float32 (b, 80, t); an image is"),
+        ([value("a", FLOAT, ["b", 3]), value("c", FLOAT, ["b", 4])], "'a' float32 (b, 3), 'c'"),
+        ([value("x", FLOAT, None)], "takes 'x' float32 (?)"),
+        ([value("x", FLOAT, ["b", 1, 28, 28])], "takes 'x' float32 (b, 1, 28, 28)"),
+        (
+            [value("input_ids", INT64, ["b", "l"]), value("pixels", FLOAT, ["b", 3, 32, 32])],
+            "'input_ids' int64 (b, l), 'pixels'",
+        ),
+        ([value("x", FLOAT, ["b", 3, 480, 640])], "images of 480 x 640 px; only squares"),
+        (
+            [value("input_ids", INT64, [2, "l"]), value("attention_mask", INT64, ["b", "l"])],
+            "axis 0 of all inputs must be the same",
+        ),
+        ([value("name", onnx.TensorProto.STRING, ["b", 1])], "is not a tensor of numbers"),
+    ],
+)
+def test_other_inputs_are_refused_with_what_would_be_right(
+    tmp_path: Path, inputs: list[Any], words: str
+):
+    assert words in refusal(passed_on(inputs), tmp_path)
+
+
+def test_outputs_that_are_no_numbers_are_left_out_or_refused(tmp_path: Path):
+    model = onnx_files.features_model()
+    names = helper.make_tensor_value_info("names", onnx.TensorProto.STRING, ["batch"])
+    model.graph.output.insert(0, names)
+    assert [each["name"] for each in read(model, tmp_path).settings["outputs"]] == ["logits"]
+    del model.graph.output[1]
+    assert "has no output that is a tensor of numbers" in refusal(model, tmp_path)

@@ -1,0 +1,137 @@
+"""Small .onnx files with seeded weights: images, features and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+NUM_LABELS, NUM_FEATURES, VOCABULARY, WIDTH = 5, 6, 32, 8
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+OPSET, IR_VERSION = 17, 8
+
+
+def value(name: str, kind: int, shape: Sequence[int | str | None] | None) -> Any:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def weights(name: str, *shape: int, seed: int = 0) -> Any:
+    numbers = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return numpy_helper.from_array(numbers, name)
+
+
+def make_model(
+    nodes: Sequence[Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    initializers: Sequence[Any] = (),
+    *,
+    functions: Sequence[Any] = (),
+    opsets: Sequence[tuple[str, int]] = (("", OPSET),),
+    metadata: dict[str, str] | None = None,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "small", inputs, outputs, initializers)
+    imports = [helper.make_opsetid(*each) for each in opsets]
+    model = helper.make_model(
+        graph, ir_version=IR_VERSION, opset_imports=imports, functions=functions
+    )
+    helper.set_model_props(model, metadata or {})
+    return model
+
+
+def features_model(
+    batch: int | str | None = "batch", *, softmax: bool = False, **more: Any
+) -> onnx.ModelProto:
+    """(B, 6) -> logits (B, 5), or their softmax."""
+    last = "raw" if softmax else "logits"
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("Tanh", ["y"], ["z"]),
+        helper.make_node("MatMul", ["z", "v"], [last]),
+    ]
+    if softmax:
+        nodes.append(helper.make_node("Softmax", ["raw"], ["logits"], axis=1))
+    return make_model(
+        nodes,
+        [value("x", FLOAT, [batch, NUM_FEATURES])],
+        [value("logits", FLOAT, [batch, NUM_LABELS])],
+        [weights("w", NUM_FEATURES, WIDTH), weights("v", WIDTH, NUM_LABELS, seed=1)],
+        **more,
+    )
+
+
+def image_model(
+    size_px: int | str = 32, *, layout: str = "NCHW", batch: int | str = "batch"
+) -> onnx.ModelProto:
+    """Images -> logits (B, 5) and the channel means (B, 8)."""
+    shape = [batch, 3, size_px, size_px] if layout == "NCHW" else [batch, size_px, size_px, 3]
+    first = "x" if layout == "NCHW" else "turned"
+    turn = [helper.make_node("Transpose", ["x"], [first], perm=[0, 3, 1, 2])]
+    nodes = [
+        *(turn if layout == "NHWC" else []),
+        helper.make_node("Conv", [first, "k"], ["c"], strides=[2, 2]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["means"]),
+        helper.make_node("MatMul", ["means", "v"], ["logits"]),
+    ]
+    return make_model(
+        nodes,
+        [value("x", FLOAT, shape)],
+        [
+            value("logits", FLOAT, [batch, NUM_LABELS]),
+            value("means", FLOAT, [batch, WIDTH]),
+        ],
+        [weights("k", WIDTH, 3, 3, 3), weights("v", WIDTH, NUM_LABELS, seed=1)],
+    )
+
+
+def text_model(
+    names: Sequence[str] = ("input_ids", "attention_mask"), length: int | str = "length"
+) -> onnx.ModelProto:
+    """Token ids -> their vectors (B, L, 8), zero for masked ones, and the sum of these (B, 8)."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["found"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "axis"], ["column"]),
+        helper.make_node("Mul", ["found", "column"], ["last_hidden_state"]),
+        helper.make_node("ReduceSum", ["last_hidden_state", "one"], ["sentence"], keepdims=0),
+    ]
+    return make_model(
+        nodes,
+        [value(name, INT64, ["batch", length]) for name in names],
+        [
+            value("last_hidden_state", FLOAT, ["batch", length, WIDTH]),
+            value("sentence", FLOAT, ["batch", WIDTH]),
+        ],
+        [
+            weights("table", VOCABULARY, WIDTH),
+            numpy_helper.from_array(np.array([2]), "axis"),
+            numpy_helper.from_array(np.array([1]), "one"),
+        ],
+    )
+
+
+def save(model: onnx.ModelProto, path: Path) -> Path:
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def save_apart(model: onnx.ModelProto, path: Path, location: str = "weights.bin") -> Path:
+    """Save a model with its weights in a file beside it."""
+    onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=0)
+    return path
+
+
+def place_apart(model: onnx.ModelProto, **where: str) -> onnx.ModelProto:
+    """Say of the first tensor that it lies elsewhere."""
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in where.items():
+        tensor.external_data.add(key=key, value=text)
+    return model
