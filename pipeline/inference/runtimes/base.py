@@ -12,6 +12,7 @@ import pipeline.inference.runtimes.int8 as int8
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
     from pipeline.inference.runtimes.inference_module import Tensors
+    from pipeline.models.onnx_module import OnnxModule
 
 Device = Literal["cpu", "gpu"]
 CPU: tuple[Device, ...] = ("cpu",)
@@ -51,6 +52,8 @@ class Runtime(Protocol):
     """Whether the node cache keeps its form of a model: one actor makes it, the others load it."""
     converts_types: bool = False
     """Whether it converts a float32 module to lower precisions itself."""
+    file_precisions: tuple[str, ...] = ()
+    """Precisions in which it runs an .onnx file as it is; empty: it needs a torch module."""
 
     def missing_reason(self, precision: str, device: Device) -> str:
         """Return why it cannot run one of its precisions on this device here, or ''."""
@@ -68,6 +71,23 @@ class Runtime(Protocol):
             calibrated: Precision int8: bytes of the ONNX model that runs instead of the module.
         """
         ...
+
+    def open_file(
+        self, file: OnnxModule, exporter: Exporter, precision: str, num_threads: int
+    ) -> bool:
+        """Open a module's own .onnx file, by `file.open`; the default runs it as the reference.
+
+        Args:
+            file: The module; normalisation by torch comes before it.
+            exporter: Has the example of a batch.
+            precision: One of `file_precisions`.
+            num_threads: CPU threads.
+
+        Returns:
+            Whether B is fixed, as `Runner.is_static` has it.
+        """
+        file.open()
+        return False
 
 
 def missing_reason(runtime: Runtime, precision: str, *, is_on_gpu: bool) -> str:

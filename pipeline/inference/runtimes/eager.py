@@ -19,6 +19,7 @@ class Eager(Runtime):
     is_static = False
     exports = False
     keeps = False
+    file_precisions = ("fp32",)
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None

@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
+from pipeline.core.errors import JobError
 from pipeline.core.node_cache import kept, key_of
 from pipeline.inference import output_tree as pytree
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
+from pipeline.models.onnx_module import OnnxModule
 
 _STRUCTURE = "structure.json"
+_FORM, _ONNX, _TORCH = "form", "onnx", "torch"
 _ONNX_PACKAGES = ("onnx", "onnxscript")
 Varying = Mapping[str, tuple[int, ...]]
 """Input name -> the axes of its tensor whose sizes differ from batch to batch."""
@@ -133,8 +136,26 @@ class Exporter:
         with torch.no_grad():
             return pytree.tree_flatten(self.load()(*self.tensors(1)))[1]
 
+    def has_file(self) -> bool:
+        """Tell whether the module is an .onnx file already, so that there is nothing to export.
+
+        The node cache keeps the answer: no other actor loads the module for it.
+        """
+
+        def write(folder: Path, flat: FlatOutputs) -> None:
+            is_file = isinstance(flat.inner.module, OnnxModule)
+            (folder / _FORM).write_text(_ONNX if is_file else _TORCH)
+
+        return (self.folder("form", write, ()) / _FORM).read_text() == _ONNX
+
     def onnx(self) -> Path:
-        """Return the ONNX file of the module, for batches like the example."""
+        """Return the ONNX file of the module, for batches like the example.
+
+        Raises:
+            JobError: The module is an .onnx file, which lacks the normalisation before it.
+        """
+        if self.has_file():
+            raise JobError("the model is an .onnx file, which is run as it is, not exported anew")
 
         def export(folder: Path, flat: FlatOutputs) -> None:
             with contextlib.redirect_stdout(io.StringIO()):

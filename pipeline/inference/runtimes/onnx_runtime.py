@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
@@ -11,6 +12,7 @@ from pipeline.inference.runtimes.int8 import INT8
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
     from pipeline.inference.runtimes.inference_module import Tensors
+    from pipeline.models.onnx_module import OnnxModule
 
 
 class OnnxRuntime(Runtime):
@@ -21,30 +23,18 @@ class OnnxRuntime(Runtime):
     packages = ("onnxruntime", "onnx", "onnxscript")
     precisions = {"fp32": BOTH, INT8: CPU}  # noqa: RUF012
     trial_order = 20
+    file_precisions = ("fp32",)
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
     ) -> Runner:
-        import onnxruntime
         import torch
 
         from pipeline.inference import output_tree as pytree
 
         structure = exporter.structure()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
-        options.log_severity_level = 3
-        # Threads that spin while they wait would take the cores of the decoders.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        wanted = ["CUDAExecutionProvider"] if exporter.is_on_gpu else []
-        providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
-        if wanted and not providers:
-            raise JobError("this onnxruntime has no CUDA provider: install onnxruntime-gpu")
-        session = onnxruntime.InferenceSession(
-            str(exporter.onnx()) if calibrated is None else calibrated,
-            options,
-            providers=[*providers, "CPUExecutionProvider"],
-        )
+        model = exporter.onnx() if calibrated is None else calibrated
+        session = _session(model, num_threads, is_on_gpu=exporter.is_on_gpu)
         names = [each.name for each in session.get_inputs()]
 
         def run(batch: Tensors) -> Any:
@@ -53,6 +43,33 @@ class OnnxRuntime(Runtime):
             return pytree.tree_unflatten([torch.from_numpy(array) for array in arrays], structure)
 
         return Runner(run, is_static=not exporter.is_varying)
+
+    def open_file(
+        self, file: OnnxModule, exporter: Exporter, precision: str, num_threads: int
+    ) -> bool:
+        session = _session(file.path, num_threads, is_on_gpu=exporter.is_on_gpu)
+        file.open(lambda feeds: session.run(list(file.output_names), feeds))
+        return False
+
+
+def _session(model: Path | bytes, num_threads: int, *, is_on_gpu: bool) -> Any:
+    """Return a session with all optimisations of the graph, which are the default."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
+    options.log_severity_level = 3
+    # Threads that spin while they wait would take the cores of the decoders.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = ["CUDAExecutionProvider"] if is_on_gpu else []
+    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    if wanted and not providers:
+        raise JobError("this onnxruntime has no CUDA provider: install onnxruntime-gpu")
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model),
+        options,
+        providers=[*providers, "CPUExecutionProvider"],
+    )
 
 
 RUNTIME = OnnxRuntime()

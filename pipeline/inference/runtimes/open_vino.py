@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
+
 from pipeline.inference.runtimes.base import CPU, Device, Runner, Runtime
 from pipeline.inference.runtimes.int8 import INT8
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter, FlatOutputs
     from pipeline.inference.runtimes.inference_module import Tensors
+    from pipeline.models.onnx_module import Feeds, OnnxModule
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", INT8: "f32"}
 
@@ -24,6 +27,7 @@ class OpenVino(Runtime):
     precisions = {"fp32": CPU, "bf16": CPU, INT8: CPU}  # noqa: RUF012
     trial_order = 10
     converts_types = True
+    file_precisions = ("fp32", "bf16")
 
     def missing_reason(self, precision: str, device: Device) -> str:
         if precision != "bf16" or _has_bf16():
@@ -54,13 +58,7 @@ class OpenVino(Runtime):
             if calibrated is None
             else core.read_model(calibrated),
             "CPU",
-            {
-                # On a CPU with bf16 the default is bf16.
-                "INFERENCE_PRECISION_HINT": _HINTS[precision],
-                "INFERENCE_NUM_THREADS": num_threads,
-                "NUM_STREAMS": 1,
-                "ENABLE_CPU_PINNING": False,
-            },
+            _options(precision, num_threads),
         )
         request = compiled.create_infer_request()
         count = len(compiled.outputs)
@@ -73,6 +71,36 @@ class OpenVino(Runtime):
             return pytree.tree_unflatten(leaves, structure)
 
         return Runner(run, is_static=not exporter.is_varying)
+
+    def open_file(
+        self, file: OnnxModule, exporter: Exporter, precision: str, num_threads: int
+    ) -> bool:
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(file.path)
+        shapes = file.fixed_shapes(exporter.tensors()[0].shape)
+        if shapes is not None:
+            model.reshape(shapes)
+        compiled = core.compile_model(model, "CPU", _options(precision, num_threads))
+        request = compiled.create_infer_request()
+
+        def run(feeds: Feeds) -> list[npt.NDArray[Any]]:
+            request.infer(feeds, share_inputs=True)
+            return [request.get_tensor(name).data.copy() for name in file.output_names]
+
+        file.open(run)
+        return shapes is not None and not file.is_fixed
+
+
+def _options(precision: str, num_threads: int) -> dict[str, Any]:
+    return {
+        # On a CPU with bf16 the default is bf16.
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_NUM_THREADS": num_threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
 
 
 def _has_bf16() -> bool:

@@ -12,10 +12,11 @@ from pipeline.core.cpu import instruction_sets
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.base import Runner, missing_reason
+from pipeline.inference.runtimes.base import Runner, Runtime, missing_reason
 from pipeline.inference.runtimes.export import Exporter, Varying
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.models.onnx_module import OnnxModule
 
 _DTYPES = {
     "fp32": torch.float32,
@@ -92,12 +93,38 @@ def make_runner(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of exporters about each other
+            if _has_file(chosen, exporter):
+                return _open_file(chosen, exporter, precision, num_threads)
             return chosen.open(exporter, precision, num_threads, calibrated)
     except PipelineError:
         raise
     except Exception as error:
         reason = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
         raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
+
+
+def _has_file(runtime: Runtime, exporter: Exporter) -> bool:
+    if runtime.exports:
+        return exporter.has_file()
+    return isinstance(exporter.load().module, OnnxModule)  # it is loaded anyway
+
+
+def _open_file(runtime: Runtime, exporter: Exporter, precision: str, num_threads: int) -> Runner:
+    """Open the .onnx file that the module is, with normalisation by torch before it.
+
+    Raises:
+        JobError: The runtime does not run such files, or not in this precision.
+    """
+    if precision not in runtime.file_precisions:
+        able = ", ".join(runtime.file_precisions) or "none: it needs a torch module"
+        raise JobError(
+            f"model.runtime {runtime.name!r}, model.precision {precision!r}: the model is an .onnx "
+            f"file, which this runtime runs as it is in these precisions: {able}"
+        )
+    module = exporter.load()
+    assert isinstance(module.module, OnnxModule), "has_file says so"
+    is_static = runtime.open_file(module.module, exporter, precision, num_threads)
+    return Runner(module.run, is_static)
 
 
 def allow_tf32(precision: str) -> None:

@@ -1,0 +1,202 @@
+"""An .onnx file as a module: tensors in, tensors out, whatever library runs the file.
+
+By itself it runs the file with onnxruntime in float32 without optimisation of the graph: that is
+the reference. A runtime that runs the file another way gives its own engine to `open`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.models.directories.onnx_file import read_onnx_facts
+from pipeline.models.directories.onnx_graph import external_files, parse_onnx
+
+Feeds = dict[str, npt.NDArray[Any]]
+"""Name of an input of the file -> C-contiguous (B, ...), of its dtype."""
+Engine = Callable[[Feeds], Sequence[npt.NDArray[Any]]]
+"""Runs the file: arrays by name -> the outputs that `output_names` has, in that order."""
+_DIGEST = "sha256"
+_READ_BYTES = 1 << 20
+
+
+class OnnxModule(torch.nn.Module):
+    """One .onnx file. It has no parameters and can be pickled; the file itself stays where it is.
+
+    `forward` takes the tensors of a batch, (B, ...) each, by the names of the file's inputs or in
+    their order; images are (B, 3, H, W) whatever the file wants. It returns one output as a tensor,
+    or several as name -> tensor, on the device of the inputs. If the file takes a fixed number of
+    rows, batches are cut and padded to it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        undo: str | None = None,
+    ) -> None:
+        """Wrap a file; nothing is opened yet.
+
+        Args:
+            path: The file, as `read_onnx_facts` has accepted it.
+            settings: `OnnxFacts.settings` of the file.
+            outputs: The outputs to return, by their names; None: all of them.
+            undo: `softmax` or `sigmoid`: the file applies it at its end, and logits are wanted.
+        """
+        super().__init__()
+        self.path = path
+        self.input_names = tuple(each["name"] for each in settings["inputs"])
+        every = [each["name"] for each in settings["outputs"]]
+        self.output_names = tuple(every if outputs is None else outputs)
+        self.is_fixed = settings["batch_size"] is not None
+        """Whether the file takes one number of rows only."""
+        self._settings, self._undo = dict(settings), undo
+        self._dtypes = {each["name"]: np.dtype(each["dtype"]) for each in settings["inputs"]}
+        self._engine: Engine | None = None
+
+    @classmethod
+    def of(cls, path: str | Path, outputs: Sequence[str] | None = None) -> Self:
+        """Wrap a file for a factory of one's own; its digest becomes a buffer of the module.
+
+        Raises:
+            JobError: The file is refused; see `read_onnx_facts`.
+        """
+        module = cls(Path(path), read_onnx_facts(Path(path)).settings, outputs=outputs)
+        # So that two actors with other files are told apart, as by tensors of any other module.
+        digest = torch.frombuffer(bytearray(_digest(Path(path))), dtype=torch.uint8)
+        module.register_buffer(_DIGEST, digest)
+        return module
+
+    @classmethod
+    def for_task(cls, path: Path, settings: Mapping[str, Any], task: str) -> Self:
+        """Wrap a file for a task: `raw` takes all outputs, the others the logits or the vector."""
+        if task == "raw":
+            return cls(path, settings)
+        undone = {"classify": "softmax", "multilabel": "sigmoid"}.get(task)
+        undo = undone if settings["activation"] == undone else None
+        return cls(path, settings, outputs=[settings["output"]], undo=undo)
+
+    def fixed_shapes(self, batch: Sequence[int]) -> dict[str, list[int]] | None:
+        """Return the shapes that the file's inputs have in every batch; None if they differ.
+
+        Args:
+            batch: The shape of the first tensor of a batch: (B, S, S, 3), (B, F) or (B, L).
+        """
+        num_rows = self._settings["batch_size"] or batch[0]
+        shapes = {each["name"]: each["shape"] or [None, None] for each in self._settings["inputs"]}
+        if "input_ids" in shapes and self._settings["max_tokens"] is None:
+            return None
+        return {
+            name: [num_rows, *(axis if isinstance(axis, int) else batch[1] for axis in shape[1:])]
+            for name, shape in shapes.items()
+        }
+
+    def open(self, engine: Engine | None = None) -> None:
+        """Open the file now, with another engine than the reference if one is given.
+
+        Raises:
+            Exception: Of the library, as it is.
+        """
+        self._engine = engine or _reference(self.path, self.output_names)
+
+    def feeds(self, tensors: Mapping[str, torch.Tensor]) -> Feeds:
+        """Return tensors as the file takes them: dtype, order of axes, length of padded texts."""
+        found = {}
+        for name, tensor in tensors.items():
+            values = tensor.detach()
+            if self._settings["layout"] == "NHWC":
+                values = values.permute(0, 2, 3, 1)
+            array = self._padded(values.cpu().numpy().astype(self._dtypes[name], copy=False))
+            found[name] = np.ascontiguousarray(array)
+        return found
+
+    def forward(self, *tensors: torch.Tensor, **named: torch.Tensor) -> Any:
+        """Return the outputs of a batch.
+
+        Raises:
+            TypeError: A tensor is missing, or there is one that the file does not have.
+            Exception: Of the library, as it is.
+        """
+        given = {**dict(zip(self.input_names, tensors, strict=False)), **named}
+        if set(given) != set(self.input_names) or len(given) != len(tensors) + len(named):
+            raise TypeError(
+                f"{self.path.name} takes {', '.join(self.input_names)}; it is given "
+                f"{len(tensors)} tensors by position and {', '.join(named) or 'none'} by name"
+            )
+        first = next(iter(given.values()))
+        arrays = self._run(self.feeds(given), len(first))
+        if self._settings["max_tokens"] is not None:
+            arrays = [self._cut(array, first.shape[1]) for array in arrays]
+        outputs = [torch.from_numpy(array).to(first.device) for array in arrays]
+        if self._undo == "softmax":
+            outputs = [torch.log(out.clamp_min(torch.finfo(out.dtype).tiny)) for out in outputs]
+        elif self._undo == "sigmoid":
+            outputs = [torch.logit(out, eps=torch.finfo(out.dtype).eps) for out in outputs]
+        if len(outputs) == 1:
+            return outputs[0]
+        return dict(zip(self.output_names, outputs, strict=True))
+
+    def _run(self, feeds: Feeds, num_rows: int) -> Sequence[npt.NDArray[Any]]:
+        """Run B rows; in pieces, padded with the rows of the batch, if the file wants a number."""
+        if self._engine is None:
+            self.open()
+        assert self._engine is not None, "open() has set it"
+        size = self._settings["batch_size"]
+        if size is None or size == num_rows:
+            return self._engine(feeds)
+        pieces = []
+        for start in range(0, num_rows, size):
+            rows = np.arange(start, start + size) % num_rows
+            pieces.append(self._engine({name: array[rows] for name, array in feeds.items()}))
+        return [np.concatenate(each)[:num_rows] for each in zip(*pieces, strict=True)]
+
+    def _padded(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Pad token ids (B, L) with zeros to the length that the file takes, if it takes one."""
+        wanted = self._settings["max_tokens"]
+        if wanted is None or array.shape[1] >= wanted:
+            return array
+        return np.pad(array, ((0, 0), (0, wanted - array.shape[1])))
+
+    def _cut(self, array: npt.NDArray[Any], num_tokens: int) -> npt.NDArray[Any]:
+        """Take the padding of `_padded` off an output per token, (B, L, ...)."""
+        is_per_token = array.ndim > 2 and array.shape[1] == self._settings["max_tokens"]
+        return array[:, :num_tokens] if is_per_token else array
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_engine": None}
+
+
+def _reference(path: Path, outputs: Sequence[str]) -> Engine:
+    """Return the engine of the reference: onnxruntime, float32, the graph as it is in the file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(feeds: Feeds) -> Sequence[npt.NDArray[Any]]:
+        found: Sequence[npt.NDArray[Any]] = session.run(list(outputs), feeds)
+        return found
+
+    return run
+
+
+def _digest(path: Path) -> bytes:
+    """Return the SHA-256 digest of a file and its external data."""
+    digest = hashlib.sha256()
+    for each in (path, *(path.parent / name for name in external_files(parse_onnx(path)))):
+        digest.update(f"{each.name} {each.stat().st_size} ".encode())
+        with each.open("rb") as file:
+            while piece := file.read(_READ_BYTES):
+                digest.update(piece)
+    return digest.digest()

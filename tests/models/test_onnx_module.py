@@ -1,0 +1,122 @@
+"""An .onnx file as a module: by position or name, any number of rows, and nothing but data."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_files
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from pipeline.models.directories.onnx_file import read_onnx_facts
+from pipeline.models.onnx_module import OnnxModule
+
+SEEDED = torch.Generator().manual_seed(4)
+
+
+def module(model: onnx.ModelProto, folder: Path) -> OnnxModule:
+    return OnnxModule.of(onnx_files.save(model, folder / "m.onnx"))
+
+
+def by_definition(model: onnx.ModelProto, **feeds: torch.Tensor) -> list[np.ndarray]:
+    """What the definition of the operators says, in plain numpy."""
+    return ReferenceEvaluator(model).run(None, {k: v.numpy() for k, v in feeds.items()})
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 9])
+@pytest.mark.parametrize("batch", ["batch", 4])
+def test_any_number_of_rows_gets_what_the_operators_say(
+    tmp_path: Path, batch: int | str, num_rows: int
+):
+    x = torch.rand((num_rows, onnx_files.NUM_FEATURES), generator=SEEDED)
+    [expected] = by_definition(onnx_files.features_model(), x=x)
+    found = module(onnx_files.features_model(batch), tmp_path)
+    for outputs in (found(x), found(x=x)):
+        torch.testing.assert_close(outputs, torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_images_are_given_with_channels_first(tmp_path: Path, layout: str):
+    model = onnx_files.image_model(layout=layout)
+    x = torch.rand((2, 3, 32, 32), generator=SEEDED)
+    turned = x if layout == "NCHW" else x.permute(0, 2, 3, 1)
+    logits, means = by_definition(model, x=turned)
+    found = module(model, tmp_path)(x)
+    assert list(found) == ["logits", "means"]
+    torch.testing.assert_close(found["logits"], torch.from_numpy(logits), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["means"], torch.from_numpy(means), atol=1e-4, rtol=1e-4)
+
+
+def test_one_output_is_a_tensor(tmp_path: Path):
+    path = onnx_files.save(onnx_files.image_model(), tmp_path / "m.onnx")
+    assert OnnxModule.of(path, ["means"])(torch.zeros((2, 3, 32, 32))).shape == (2, 8)
+
+
+@pytest.mark.parametrize("length", ["length", 12])
+def test_texts_are_padded_to_the_length_that_the_file_takes(tmp_path: Path, length: int | str):
+    ids = torch.randint(0, onnx_files.VOCABULARY, (3, 7), generator=SEEDED)
+    mask = (torch.arange(7) < torch.tensor([[7], [2], [5]])).to(torch.int64)
+    expected = by_definition(onnx_files.text_model(), input_ids=ids, attention_mask=mask)
+    whole = module(onnx_files.text_model(length=length), tmp_path)
+    found = whole(input_ids=ids, attention_mask=mask)
+    for output, values in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(output, torch.from_numpy(values), atol=1e-5, rtol=1e-5)
+
+
+def test_tensors_get_the_types_of_the_file(tmp_path: Path):
+    x = torch.rand((2, onnx_files.NUM_FEATURES), generator=SEEDED)
+    found = module(onnx_files.features_model(), tmp_path)
+    torch.testing.assert_close(found(x.double()), found(x))
+
+
+def test_tensors_that_the_file_does_not_have_are_an_error(tmp_path: Path):
+    x = torch.zeros((2, onnx_files.NUM_FEATURES))
+    found = module(onnx_files.features_model(), tmp_path)
+    for tensors, named in (((), {}), ((x, x), {}), ((x,), {"x": x}), ((), {"y": x})):
+        with pytest.raises(TypeError, match=r"m\.onnx takes x; it is given"):
+            found(*tensors, **named)
+
+
+def test_errors_of_the_library_come_as_they_are(tmp_path: Path):
+    found = module(onnx_files.features_model(), tmp_path)
+    with pytest.raises(Exception, match="Got invalid dimensions for input: x"):
+        found(torch.zeros((2, onnx_files.NUM_FEATURES + 1)))
+
+
+def test_a_softmax_of_the_file_is_taken_back_for_a_task_that_makes_its_own(tmp_path: Path):
+    path = onnx_files.save(onnx_files.features_model(softmax=True), tmp_path / "m.onnx")
+    settings = read_onnx_facts(path).settings
+    x = torch.rand((3, onnx_files.NUM_FEATURES), generator=SEEDED)
+    plain = OnnxModule.for_task(path, settings, "embed")(x)
+    logits = OnnxModule.for_task(path, settings, "classify")(x)
+    torch.testing.assert_close(plain.sum(dim=1), torch.ones(3))
+    torch.testing.assert_close(torch.softmax(logits, dim=1), plain)
+
+
+def test_task_raw_gets_all_outputs_and_the_others_the_first(tmp_path: Path):
+    path = onnx_files.save(onnx_files.image_model(), tmp_path / "m.onnx")
+    settings, x = read_onnx_facts(path).settings, torch.zeros((2, 3, 32, 32))
+    assert list(OnnxModule.for_task(path, settings, "raw")(x)) == ["logits", "means"]
+    assert OnnxModule.for_task(path, settings, "classify")(x).shape == (2, 5)
+
+
+def test_it_is_pickled_as_a_path_and_opened_anew(tmp_path: Path):
+    found, x = module(onnx_files.features_model(), tmp_path), torch.ones((1, 6))
+    expected = found(x)
+    data = pickle.dumps(found)
+    assert len(data) < 8000
+    torch.testing.assert_close(pickle.loads(data)(x), expected)
+
+
+def test_the_digest_of_all_its_files_is_among_its_tensors(tmp_path: Path):
+    model = onnx_files.features_model()
+    path = onnx_files.save_apart(model, tmp_path / "m.onnx")
+    before = OnnxModule.of(path).get_buffer("sha256")
+    assert torch.equal(OnnxModule.of(path).get_buffer("sha256"), before)
+    beside = tmp_path / "weights.bin"
+    beside.write_bytes(beside.read_bytes()[:-4] + b"\0\0\0\0")
+    assert not torch.equal(OnnxModule.of(path).get_buffer("sha256"), before)
