@@ -6,11 +6,13 @@ Normalisation is a part of it, so that a compiler can fold it into the first con
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from pipeline.core.errors import JobError
 from pipeline.preprocessing.model_input import BatchLimits, Input
 
 Tensors = Mapping[str, torch.Tensor]
@@ -36,22 +38,30 @@ class InferenceModule(torch.nn.Module):
             dtype: The dtype of the model.
             layer: The submodule whose output is returned; None: the model's output.
             identity: Text that identifies the outputs beside the tensors, such as the code.
+
+        Raises:
+            JobError: The module's `forward` does not fit the tensors of the input.
         """
         super().__init__()
         self.identity = f"{identity} {layer} {seen}"
         self.module = module
         self.normaliser = seen.normaliser(dtype)
         self._names = tuple(seen.slots(BatchLimits(1)))
+        self._taken = taken_names(module, self._names)
         self._has_layer = layer is not None
         self._caught: Any = None
         if layer is not None:
             module.get_submodule(layer).register_forward_hook(self._catch)
 
     def forward(self, batch: torch.Tensor, *others: torch.Tensor) -> Any:
-        """Return the outputs of a batch, its tensors (B, ...) in the order of the input's names."""
+        """Return the outputs of a batch, its tensors (B, ...) in the order of the input's names.
+
+        A model of several tensors gets those that its `forward` takes, by name.
+        """
         prepared = self.normaliser(batch, *others)
         if others:
-            outputs = self.module(**dict(zip(self._names, prepared, strict=True)))
+            named = dict(zip(self._names, prepared, strict=True))
+            outputs = self.module(**{name: named[name] for name in self._taken})
         else:
             outputs = self.module(*prepared)
         if not self._has_layer:
@@ -65,3 +75,48 @@ class InferenceModule(torch.nn.Module):
 
     def _catch(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         self._caught = output
+
+
+def taken_names(module: torch.nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tensors of an input that a module's `forward` takes, in their order.
+
+    A module that knows its inputs only at run time names all of them in `input_names`; otherwise
+    the signature of `forward` decides. A module of one tensor gets it by position, whatever the
+    parameter is called.
+
+    Args:
+        module: The model.
+        names: The tensors of the input.
+
+    Raises:
+        JobError: `forward` requires something else, or takes none of several tensors.
+    """
+    required, takes = _parameters(module)
+    missing, taken = required[1:], names
+    if len(names) > 1:
+        missing = [name for name in required if name not in names]
+        taken = tuple(name for name in names if takes is None or name in takes)
+    told = f"model: forward of {type(module).__name__}"
+    has = f"the input has {', '.join(names)}"
+    if missing:
+        raise JobError(f"{told} needs {', '.join(missing)}, and {has}")
+    if not taken:
+        raise JobError(f"{told} takes {', '.join(takes or ()) or 'no tensor by name'}, and {has}")
+    return taken
+
+
+def _parameters(module: torch.nn.Module) -> tuple[list[str], list[str] | None]:
+    """Return what `forward` requires, and what it takes by name; None: anything."""
+    own = getattr(module, "input_names", None)
+    if isinstance(own, tuple) and all(isinstance(name, str) for name in own):
+        return [*own], [*own]
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # compiled code may have no signature
+        return [], None
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in several]
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        return required, None
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return required, [p.name for p in parameters if p.kind in by_name]
