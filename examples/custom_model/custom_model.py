@@ -1,8 +1,9 @@
 """A model of your own: EfficientNet-Lite0 whose 1000 classes are merged into six groups.
 
-The pipeline calls the factory without arguments, once in every model actor. What it returns maps
-float (N, 3, S, S), resized and normalised as the job says, to logits (N, number of labels). The
-pipeline takes the softmax of these, so that log-probabilities come out as the probabilities.
+The pipeline calls the factory with `model.args` (here none), once in every model actor. What it
+returns maps float (N, 3, S, S), resized and normalised as the job says, to logits (N, number of
+labels). The pipeline takes the softmax of these, so that log-probabilities come out as the
+probabilities.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +113,8 @@ def _load(config: PredictorConfig, device: torch.device) -> InferenceModule:
     # torch's stubs of Module.to do not know memory_format.
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        identity = f"{spec.name} {spec.code_sha256}"
+        args = f" {json.dumps(dict(spec.args), sort_keys=True)}" if spec.args else ""
+        identity = f"{spec.name} {spec.code_sha256}{args}"
         inner = InferenceModule(module, spec.input, kind, spec.layer, identity)
     except AttributeError:
         names = [name for name, _ in module.named_children()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.core import registry
 from pipeline.job.extensions import registered
@@ -13,6 +13,16 @@ from pipeline.job.section import PositiveInt, Section
 
 AUTO = "auto"
 """Runtime, precision or layout: the run measures, and takes the fastest that agrees."""
+
+
+_OF_WEIGHTS = ("weights", "weights_key", "weights_sha256")
+_NEEDS = {
+    "args": "factory",
+    "postprocess_args": "postprocess",
+    "weights_key": "weights",
+    "pooling": "path",
+}
+"""Field -> the field without which it has no effect."""
 
 
 class Output(Section):
@@ -35,6 +45,8 @@ class Model(Section):
     """An installed entry point of group `pipeline.models`, or a torchvision model name."""
     factory: str | None = None
     """`package.module:callable` returning an `nn.Module`; its prefix must be allowed."""
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of `factory`, by name: numbers, text, true and false, lists, mappings."""
     weights: str | None = None
     """URI of a state dict: `.safetensors`, or `.pt`/`.pth` loaded with weights_only."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
@@ -75,6 +87,8 @@ class Model(Section):
     """Task `raw`: the outputs to keep, in the model's order or by its names."""
     postprocess: str | None = None
     """Task `raw`: `package.module:callable` whose result turns outputs into declared columns."""
+    postprocess_args: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of `postprocess`, by name, as those of `factory`."""
     runtime: str = "eager"
     """What runs the model: torch as it is, torch.compile, or the library of that name (its extra
     must be installed): `onnxruntime`, `openvino`, `mnn`, or what an installed package adds (entry
@@ -119,20 +133,19 @@ class Model(Section):
         problems = []
         if [self.path, self.name, self.factory].count(None) != 2:
             problems.append("give exactly one of path, name and factory")
-        for field in ("weights", "weights_key", "weights_sha256"):
+        for field in _OF_WEIGHTS:
             if self.path is not None and getattr(self, field) is not None:
-                problems.append(
-                    f"{field} has no effect with path: its weights are in the directory"
-                )
-        if self.pooling is not None and self.path is None:
-            problems.append("pooling has no effect without path")
+                problems.append(f"{field} has no effect with path: weights are in the directory")
+        problems += [
+            f"{field} has no effect without {other}"
+            for field, other in _NEEDS.items()
+            if getattr(self, field) and getattr(self, other) is None
+        ]
         runtime = registered(registry.RUNTIMES, self.runtime, (AUTO,))
         if self.precision == "int8" and runtime and "int8" not in runtime.precisions:
             able = [name for name in registry.built_in(registry.RUNTIMES)
                     if "int8" in registry.load(registry.RUNTIMES, name).precisions]  # fmt: skip
             problems.append(f"precision 'int8' needs runtime {', '.join(able)} or auto")
-        if self.weights_key is not None and self.weights is None:
-            problems.append("weights_key has no effect without weights")
         if self.known_task is not None:
             problems += self.problems_of(self.known_task)
         if problems:

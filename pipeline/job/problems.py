@@ -28,15 +28,15 @@ _AS_IT_IS = "only the shorter side to resize_px and then the centre crop to size
 _RGB = "a model gets three channels (red, green, blue): let its forward take their mean"
 _BEFOREHAND = "resize the files beforehand, and give that size as resize_px and size_px"
 _OWN_TRANSFORM = f"no code of yours runs on images; {_BEFOREHAND}"
-_NO_ARGUMENTS = "a factory is called without arguments: wrap it in a function of your own"
-_NO_DIRECTORY = "model directories are not read: load it in a factory, see examples/custom_model"
+_ARGUMENTS = "the arguments of a factory are model.args"
+_DIRECTORY = "a model directory is named by model.path"
 _TEXTS = "texts lie in Parquet or jsonl, in the column that source.text_column names"
-_FACTORY_ARGUMENTS = ("factory_args", "factory_kwargs", "args", "kwargs")
+_FACTORY_ARGUMENTS = ("factory_args", "factory_kwargs", "kwargs")
 _KINDS: Mapping[str, type] = {"str": str, "tuple": list}
 """How pydantic calls a type of several: what it is in a document."""
 _HINTS: Mapping[Path, str] = {
-    **dict.fromkeys([("model", name) for name in _FACTORY_ARGUMENTS], _NO_ARGUMENTS),
-    **dict.fromkeys([("model", name) for name in ("timm", "hf", "path")], _NO_DIRECTORY),
+    **dict.fromkeys([("model", name) for name in _FACTORY_ARGUMENTS], _ARGUMENTS),
+    **dict.fromkeys([("model", name) for name in ("timm", "hf")], _DIRECTORY),
     ("source", "text"): _TEXTS,
     **dict.fromkeys(
         [("transform", name) for name in ("resize", "crop", "pad", "letterbox")], _AS_IT_IS

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def require_allowed(field: str, target: str, allow_import: Sequence[str]) -> str
     return module_name
 
 
-def import_callable(field: str, target: str) -> Callable[[], Any]:
+def import_callable(field: str, target: str) -> Callable[..., Any]:
     """Import a target that `require_allowed` has accepted.
 
     Raises:
@@ -71,11 +71,36 @@ def source_digest(module_name: str) -> str:
     return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
 
 
-def needed_arguments(function: Callable[..., Any]) -> list[str]:
-    """Return the required parameters of a function; [] if its signature is unknown."""
+def check_arguments(
+    field: str, target: str, function: Callable[..., Any], args: Mapping[str, Any]
+) -> None:
+    """Check that a function can be called with arguments by name; nothing is called.
+
+    Args:
+        field: The job's field that names the function; its arguments are the field `args`, or
+            `FIELD_args`.
+        target: The value of the field, for messages.
+        function: What was imported.
+        args: Name -> value.
+
+    Raises:
+        JobError: Required arguments are missing, or there are some that it does not take.
+    """
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some built-in functions have no signature
-        return []
-    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
+        return
+    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    nameless = [p for p in parameters if p.kind == p.POSITIONAL_ONLY]
+    names = {p.name for p in by_name}
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    needed = [p.name for p in (*nameless, *by_name) if p.default is p.empty and p.name not in args]
+    unknown = [] if takes_all else [name for name in args if name not in names]
+    where = "model.args" if field == "model.factory" else f"{field}_args"
+    problems = [
+        *([f"needs {', '.join(needed)}, and {where} does not have it"] if needed else []),
+        *([f"does not take {', '.join(unknown)} ({where})"] if unknown else []),
+    ]
+    if problems:
+        takes = "anything by name" if takes_all else ", ".join(sorted(names)) or "no arguments"
+        raise JobError(f"{field} = {target!r}: {'; '.join(problems)}; it takes {takes}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.registry import INPUTS, get
 from pipeline.job.text import Text
 from pipeline.models.allowed_imports import (
+    check_arguments,
     import_callable,
-    needed_arguments,
     require_allowed,
     source_digest,
 )
@@ -110,6 +110,7 @@ def resolve_model(
         layer=model.layer,
         storage_options=model.storage_options,
         weights_key=model.weights_key,
+        args=model.args,
         directory=card.directory,
         pooling=model.pooling,
     )
@@ -121,7 +122,7 @@ def _card(
     if model.path is not None:
         return _directory_card(model, model.path, input_name)
     if model.factory is not None:
-        return _factory_card(model.factory, allow_import)
+        return _factory_card(model.factory, model.args, allow_import)
     return _named_card(model.name or "", model)
 
 
@@ -212,16 +213,13 @@ def _refuse_family(name: str, family: str, model: Model) -> None:
         raise JobError(f"model.name = {name!r}: {_FAMILIES[family]}")
 
 
-def _factory_card(factory: str, allow_import: Sequence[str]) -> tuple[Kind, ModelCard, str]:
+def _factory_card(
+    factory: str, args: Mapping[str, Any], allow_import: Sequence[str]
+) -> tuple[Kind, ModelCard, str]:
     module_name = require_allowed("model.factory", factory, allow_import)
     build = import_callable("model.factory", factory)
-    needed = needed_arguments(build)
-    if needed:
-        raise JobError(
-            f"model.factory = {factory!r}: needs {', '.join(needed)}, but a factory is called "
-            "without arguments; wrap it in a function of your own (examples/custom_model)"
-        )
-    card = ModelCard(name=factory, build=build)
+    check_arguments("model.factory", factory, build, args)
+    card = ModelCard(name=factory, build=functools.partial(build, **args))
     return "factory", card, source_digest(module_name)
 
 
@@ -264,6 +262,7 @@ def _task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpe
         activation=str(facts.settings.get("activation", "identity")) if facts else "identity",
         aggregation=model.aggregation,
         prompts=_texts(model.prompts),
+        postprocess_args=model.postprocess_args,
     )
 
 

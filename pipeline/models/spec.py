@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,8 @@ class ModelSpec:
     """The model directory; `weights_sha256` is its digest."""
     pooling: str | None = None
     """The job's pooling of a directory's encoder; None: the directory's."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of a factory, by name: JSON values."""
 
     @property
     def has_weights(self) -> bool:
@@ -102,10 +105,12 @@ class ModelSpec:
                 *(self.name, self.kind, self.code_sha256, self.weights_sha256, self.layer),
                 *([self.weights_key] if self.weights_key else []),
                 *([self.pooling] if self.pooling else []),
+                *([dict(self.args)] if self.args else []),
                 self.input.exact().settings(),
                 len(self.task.labels),
                 *([list(self.task.prompts)] if self.task.prompts else []),
-            ]
+            ],
+            sort_keys=True,
         )
 
     def fitted(self, fields: pa.Schema) -> ModelSpec:
@@ -136,6 +141,7 @@ class ModelSpec:
             # Only if set, so that a retry finds the settings of partitions published earlier.
             **({"weights_key": self.weights_key} if self.weights_key else {}),
             **({"pooling": self.pooling} if self.pooling else {}),
+            **({"args": dict(self.args)} if self.args else {}),
             "transform": self.input.settings(),
             "task": self.task.to_dict(),
             "layer": self.layer,
@@ -221,7 +227,7 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
     elif spec.kind == "entry_point":
         module = entry_point_card(spec.name).build()
     else:
-        module = import_callable("model.factory", spec.name)()
+        module = import_callable("model.factory", spec.name)(**copy.deepcopy(dict(spec.args)))
     if not isinstance(module, torch.nn.Module):
         raise JobError(f"model {spec.name}: returned {type(module).__name__}, not an nn.Module")
     return module

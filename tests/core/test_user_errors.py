@@ -96,7 +96,7 @@ def test_an_exception_of_a_postprocess_is_the_users_own(module):
         "--debug shows all"
     )
     with pytest.raises(JobError, match=rf"{name}:worse failed: KeyError: 'x' \({LINE} 12\)"):
-        load_postprocess(f"{name}:worse")
+        load_postprocess(f"{name}:worse", {})
 
 
 @pytest.mark.parametrize(

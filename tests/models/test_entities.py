@@ -21,6 +21,7 @@ from transformers import (
     TokenClassificationPipeline,
 )
 
+from pipeline.core.schema import OFFSETS, TEXT, WORD_IDS
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError, TaskSpec
@@ -147,11 +148,11 @@ def prepared(tokenizer: Tokenizer) -> pa.Table:
     pairs = zip(TEXTS, found, strict=True)
     return pa.table(
         {
-            "text": pa.array(TEXTS, pa.large_string()),
-            "offsets": pa.array(
+            TEXT: pa.array(TEXTS, pa.large_string()),
+            OFFSETS: pa.array(
                 [list(itertools.chain(*each.offsets)) for each in found], pa.list_(pa.int32())
             ),
-            "word_ids": pa.array(
+            WORD_IDS: pa.array(
                 [rule.word_ids(text, each) for text, each in pairs], pa.list_(pa.int32())
             ),
         }
@@ -221,9 +222,9 @@ def rows_of(text: str, *words: tuple[int, int, int]) -> pa.Table:
     tokens = [(0, 0, -1), *words, (0, 0, -1)]
     return pa.table(
         {
-            "text": [text],
-            "offsets": [[place for token in tokens for place in token[:2]]],
-            "word_ids": [[token[2] for token in tokens]],
+            TEXT: [text],
+            OFFSETS: [[place for token in tokens for place in token[:2]]],
+            WORD_IDS: [[token[2] for token in tokens]],
         }
     )
 

@@ -15,6 +15,7 @@ import toy_package
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, load, names
+from pipeline.core.schema import OFFSETS, TEXT, WORD_IDS
 from pipeline.job.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
@@ -26,9 +27,7 @@ DRAWN = torch.rand((3, 4), generator=torch.Generator().manual_seed(1))
 
 
 NO_ROWS = pa.table({"row_id": ["0", "1", "2"]})
-TEXTS = pa.table(
-    {"text": ["ab", "cd", "ef"], "offsets": [[0, 1, 1, 2]] * 3, "word_ids": [[0, 1]] * 3}
-)
+TEXTS = pa.table({TEXT: ["ab", "cd", "ef"], OFFSETS: [[0, 1, 1, 2]] * 3, WORD_IDS: [[0, 1]] * 3})
 
 
 class Case(NamedTuple):

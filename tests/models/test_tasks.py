@@ -304,7 +304,7 @@ def test_the_example_of_the_job_files_page_keeps_to_the_contract(
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
-        ("models:wants_outputs", "it needs outputs"),
+        ("models:wants_outputs", "needs outputs, and model.postprocess_args does not have it"),
         ("models:raises", "failed: OSError: no licence (models.py line "),
         ("models:no_schema", "it returned a function"),
         ("models:LABELS", None),
@@ -314,13 +314,16 @@ def test_a_postprocess_that_breaks_its_contract_is_told_the_contract(
     factory: str, words: str | None
 ):
     with pytest.raises(JobError) as caught:
-        load_postprocess(factory)
+        load_postprocess(factory, {})
     contract = (
-        f"model.postprocess = {factory!r}: is called without arguments and must return an object "
-        "with .schema (pyarrow) and __call__(outputs); see jobs/README.md, Postprocess"
+        f"model.postprocess = {factory!r}: is called with model.postprocess_args and must return "
+        "an object with .schema (pyarrow) and __call__(outputs); see jobs/README.md, Postprocess"
     )
     if words is None:
         assert "has no callable LABELS" in str(caught.value)
+    elif words.startswith("needs "):
+        assert str(caught.value).endswith(f"; it takes outputs; {contract}")
+        assert words in str(caught.value)
     elif words.startswith("it "):
         assert str(caught.value) == f"{contract}; {words}"
     else:

@@ -112,8 +112,8 @@ def test_a_classifier_has_no_family_and_a_layer_of_a_detector_may_be_taken() -> 
     [
         (
             {"factory": "models:wants_a_name"},
-            "model.factory = 'models:wants_a_name': needs name, but a factory is called without "
-            "arguments; wrap it in a function of your own (examples/custom_model)",
+            "model.factory = 'models:wants_a_name': needs name, and model.args does not "
+            "have it; it takes name",
         ),
     ],
 )

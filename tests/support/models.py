@@ -226,6 +226,34 @@ def wide() -> nn.Module:
     return module
 
 
+class Scaled(Colours):
+    """Logits times a number, in an order and with a shift that mappings and lists say."""
+
+    def __init__(self, scale: float, order: list[int], shift: dict[str, float]) -> None:
+        super().__init__()
+        self.scale, self.order, self.shift = scale, order, shift.get("by", 0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:, self.order] * self.scale + self.shift
+
+
+def scaled(
+    scale: float, *, order: list[int], shift: dict[str, float] | None = None, loud: bool = False
+) -> nn.Module:
+    return Scaled(scale, order, shift or {})
+
+
+class Brighter(Brightest):
+    """Post-processing with an argument: how far the leading channel leads, times a number."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, outputs: dict[str, np.ndarray]) -> dict[str, object]:
+        found = super().__call__(outputs)
+        return {**found, "lead": np.asarray(found["lead"]) * self.factor}
+
+
 class Broken(Brightest):
     """Post-processing that fails."""
 

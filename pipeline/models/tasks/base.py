@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -72,17 +72,21 @@ class TaskSpec:
     """Task `tokens`: how tokens become entities."""
     prompts: tuple[str, ...] = ()
     """Task `zero_shot`: the text of each label, in the order of `labels`."""
+    postprocess_args: Mapping[str, Any] = field(default_factory=dict)
+    """Its arguments, by name: JSON values."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for fingerprints and manifests; labels as a digest."""
         values = asdict(self)
         labels = values.pop("labels")
+        if not values["postprocess_args"]:
+            del values["postprocess_args"]  # plans and manifests made before it look the same
         values["num_labels"] = len(labels)
         values["labels_sha256"] = hashlib.sha256("\n".join(labels).encode()).hexdigest()
         # Only if set, so that jobs from before these fields keep their fingerprints.
-        for field in fields(self):
-            if field.name in _ADDED and values[field.name] == field.default:
-                del values[field.name]
+        for each in fields(self):
+            if each.name in _ADDED and values[each.name] == each.default:
+                del values[each.name]
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,26 +11,28 @@ import pyarrow as pa
 
 from pipeline.core.errors import JobError
 from pipeline.core.user_errors import failed
-from pipeline.models.allowed_imports import import_callable, needed_arguments
+from pipeline.models.allowed_imports import check_arguments, import_callable
 from pipeline.models.tasks.base import Arrays, Mask
 
 
-def fields_of(factory: str) -> list[pa.Field]:
+def fields_of(factory: str, args: Mapping[str, Any]) -> list[pa.Field]:
     """Return the columns that a post-processing step declares.
 
     Raises:
         JobError: The step cannot be imported, or has no Arrow schema.
     """
-    return list(load_postprocess(factory).schema)
+    return list(load_postprocess(factory, args).schema)
 
 
-def postprocessed(factory: str, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+def postprocessed(
+    factory: str, args: Mapping[str, Any], arrays: Arrays, ok: Mask
+) -> dict[str, pa.Array]:
     """Make the declared columns (N,) of raw outputs, each (N, ...); null for rows that are not ok.
 
     Raises:
         JobError: The step raises, or gives other columns than it declares.
     """
-    step, num_rows = load_postprocess(factory), int(ok.sum())
+    step, num_rows = load_postprocess(factory, args), int(ok.sum())
     try:
         made = step({key: values[ok] for key, values in arrays.items()})
     except Exception as error:  # a user's code may raise anything
@@ -72,22 +75,27 @@ class Postprocess(Protocol):
         ...
 
 
-def load_postprocess(factory: str) -> Postprocess:
+def load_postprocess(factory: str, args: Mapping[str, Any]) -> Postprocess:
     """Import and call a post-processing factory, whose module the caller has allowed.
 
+    Args:
+        factory: `package.module:callable`.
+        args: Its arguments, by name.
+
     Raises:
-        JobError: The factory cannot be imported, or has no Arrow schema.
+        JobError: The factory cannot be imported or called, or has no Arrow schema.
     """
     contract = (
-        f"model.postprocess = {factory!r}: is called without arguments and must return an object "
-        "with .schema (pyarrow) and __call__(outputs); see jobs/README.md, Postprocess"
+        f"model.postprocess = {factory!r}: is called with model.postprocess_args and must return "
+        "an object with .schema (pyarrow) and __call__(outputs); see jobs/README.md, Postprocess"
     )
     build = import_callable("model.postprocess", factory)
-    needed = needed_arguments(build)
-    if needed:
-        raise JobError(f"{contract}; it needs {', '.join(needed)}")
     try:
-        step = build()
+        check_arguments("model.postprocess", factory, build, args)
+    except JobError as error:
+        raise JobError(f"{error}; {contract}") from None
+    try:
+        step = build(**copy.deepcopy(dict(args)))
     except Exception as error:  # a user's code may raise anything
         raise JobError(failed("model.postprocess", factory, error)) from error
     if not isinstance(getattr(step, "schema", None), pa.Schema) or not callable(step):

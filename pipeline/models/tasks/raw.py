@@ -31,7 +31,7 @@ class Raw(Task):
     """The outputs that the job declares."""
 
     spec: TaskSpec
-    job_fields: ClassVar[tuple[str, ...]] = ("outputs", "postprocess")
+    job_fields: ClassVar[tuple[str, ...]] = ("outputs", "postprocess", "postprocess_args")
     takes_any_shape: ClassVar[bool] = True
     has_golden: ClassVar[bool] = False
 
@@ -42,7 +42,7 @@ class Raw(Task):
 
     def fields(self) -> list[pa.Field]:
         if self.spec.postprocess is not None:
-            return fields_of(self.spec.postprocess)
+            return fields_of(self.spec.postprocess, self.spec.postprocess_args)
         return [pa.field(output.name, nested_type(output.shape)) for output in self.spec.outputs]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
@@ -59,7 +59,7 @@ class Raw(Task):
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         if self.spec.postprocess is not None:
-            return postprocessed(self.spec.postprocess, arrays, ok)
+            return postprocessed(self.spec.postprocess, self.spec.postprocess_args, arrays, ok)
         return {output.name: nested(arrays[output.name], ok) for output in self.spec.outputs}
 
     def _by_name(self, outputs: Any) -> Mapping[str, Any]:

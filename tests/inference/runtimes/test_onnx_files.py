@@ -20,7 +20,7 @@ from pipeline.inference.runtimes.opening import make_runner
 from pipeline.models.onnx_module import OnnxModule
 from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.preprocessing.image_input import ImageInput
-from pipeline.preprocessing.model_input import Input
+from pipeline.preprocessing.model_input import BatchLimits, Input
 from pipeline.preprocessing.transform import TransformSpec
 
 SIZE_PX, BATCH = 32, 4
@@ -40,7 +40,7 @@ def runner_of(path: Path, seen: Input, runtime: str, precision: str = "fp32") ->
     whole = InferenceModule(OnnxModule.of(path), seen, torch.float32).eval()
     example = {
         name: torch.zeros(slot.shape, dtype=getattr(torch, slot.dtype))
-        for name, slot in seen.slots(BATCH).items()
+        for name, slot in seen.slots(BatchLimits(BATCH)).items()
     }
     with torch.inference_mode():
         return make_runner(runtime, precision, lambda: whole, example, num_threads=1)

@@ -1,0 +1,120 @@
+"""Arguments of factories and post-processing: checked first, and part of the fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from model_cases import resolve
+from predicting import images, predict, predictor, rows_of
+
+from pipeline.core.errors import JobError
+from pipeline.job.job import Model
+from pipeline.models.spec import load_module
+from pipeline.models.tasks import make_task
+
+FACTORY = "models:scaled"
+ARGS: dict[str, Any] = {"scale": 2.0, "order": [4, 3, 2, 1, 0], "shift": {"by": 1}}
+OUTPUTS = [{"name": "means", "shape": [3]}]
+
+
+def raw(**model: Any) -> dict[str, Any]:
+    return {
+        "task": "raw",
+        "labels": None,
+        "outputs": OUTPUTS,
+        "factory": "models:channels",
+        **model,
+    }
+
+
+def test_a_factory_is_called_with_the_arguments_of_the_job():
+    module = load_module(resolve(factory=FACTORY, args=ARGS))
+    plain = load_module(resolve())
+    x = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(module(x), plain(x).flip(1) * 2 + 1)
+
+
+def test_what_a_factory_does_to_its_arguments_stays_with_it():
+    spec = resolve(factory=FACTORY, args=ARGS)
+    load_module(spec).order.append(7)
+    assert load_module(spec).order == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({}, "needs scale, order, and model.args does not have it; it takes loud, order, scale,"),
+        ({"scale": 1, "order": [], "size": 3}, "does not take size (model.args); it takes loud,"),
+        ({"scale": 1, "sort": 1}, "needs order, and model.args does not have it; does not take so"),
+    ],
+)
+def test_missing_and_unknown_arguments_are_named(args: dict[str, Any], words: str):
+    with pytest.raises(JobError) as caught:
+        resolve(factory=FACTORY, args=args)
+    assert str(caught.value).startswith(f"model.factory = {FACTORY!r}: {words}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_factory_without_arguments_takes_none():
+    with pytest.raises(JobError, match=r"does not take size \(model.args\); it takes no arguments"):
+        resolve(args={"size": 3})
+
+
+@pytest.mark.parametrize(
+    "args", [{"a": float("inf")}, {"a": {1: 2}}, {"a": object()}, {"a": b"bytes"}, [1]]
+)
+def test_arguments_are_values_of_json(args: Any):
+    with pytest.raises(ValueError, match=r"args"):
+        Model(factory=FACTORY, args=args)
+
+
+def test_arguments_without_their_function_have_no_effect():
+    with pytest.raises(ValueError, match="args has no effect without factory"):
+        Model(name="resnet18", args={"a": 1})
+    with pytest.raises(ValueError, match="postprocess_args has no effect without postprocess"):
+        Model(**{**raw(), "outputs": (), "postprocess_args": {"a": 1}})
+
+
+def test_arguments_decide_the_fingerprint_and_what_the_node_keeps():
+    spec, other = (resolve(factory=FACTORY, args={**ARGS, "scale": scale}) for scale in (2.0, 3.0))
+    assert spec.to_dict()["args"] == ARGS
+    assert spec.to_dict() != other.to_dict()
+    weighed = [replace(each, weights_sha256="a" * 64).identity for each in (spec, other)]
+    assert weighed[0] != weighed[1]
+    assert "args" not in resolve().to_dict()
+
+
+def test_the_same_tensors_with_other_arguments_are_exported_anew():
+    """The tensors of both are equal, so that only the arguments tell them apart."""
+    rows = rows_of(images(4))
+    for scale in (1.0, 0.1):
+        model = {"args": {"scale": scale, "order": [0, 1, 2, 3, 4]}, "batch_size": 4}
+        expected, _ = predict(predictor(FACTORY, **model), rows)
+        found, _ = predict(predictor(FACTORY, runtime="onnxruntime", **model), rows)
+        scores = [[row["score"] for row in each] for each in (found, expected)]
+        np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+
+
+def test_post_processing_is_called_with_the_arguments_of_the_job():
+    means = np.array([[0.1, 0.9, 0.3], [0.5, 0.2, 0.1]], np.float32)
+    ok = np.ones(2, bool)
+    for factor in (1.0, 10.0):
+        spec = resolve(**raw(postprocess="models:Brighter", postprocess_args={"factor": factor}))
+        assert spec.task.to_dict()["postprocess_args"] == {"factor": factor}
+        found = make_task(spec.task).columns(
+            {"means": means}, ok, pa.table({"row_id": ["a"] * len(ok)})
+        )
+        np.testing.assert_allclose(found["lead"].to_numpy(), [0.6 * factor, 0.3 * factor], 1e-5)
+    assert "postprocess_args" not in resolve().task.to_dict()
+
+
+def test_wrong_arguments_of_post_processing_are_named_before_a_run():
+    spec = resolve(**raw(postprocess="models:Brighter", postprocess_args={"faktor": 1}))
+    words = r"needs factor, and model.postprocess_args does not have it; does not take faktor \(mod"
+    with pytest.raises(JobError, match=words):
+        make_task(spec.task).fields()
