@@ -99,6 +99,9 @@ class DisturbedDisk(LocalDisk):
     def put(self, path: str, data: bytes) -> None:
         self._ask("put", path, partial(super().put, path, data))
 
+    def put_file(self, path: str, source: str) -> None:
+        self._ask("put_file", path, partial(super().put_file, path, source))
+
     def create(self, path: str, data: bytes) -> None:
         self._ask("create", path, partial(super().create, path, data))
 

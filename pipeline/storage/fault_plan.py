@@ -43,7 +43,7 @@ class StoreFault(StrEnum):
     """What was to be written is, but the answer never comes."""
 
 
-WRITES = frozenset(["put", "create", "copy", "delete"])
+WRITES = frozenset(["put", "put_file", "create", "copy", "delete"])
 _READ_PCT = {StoreFault.REFUSE: 3.0, StoreFault.CUT: 3.0, StoreFault.SLOW: 4.0}
 _WRITE_PCT = {
     StoreFault.REFUSE: 8.0,

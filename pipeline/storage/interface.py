@@ -82,6 +82,10 @@ class Backend(Protocol):
         """Write a whole file; readers see the old content or the new one."""
         ...
 
+    def put_file(self, path: str, source: str) -> None:
+        """Write a whole file as `put` does, from a file on local disk of any size."""
+        ...
+
     def create(self, path: str, data: bytes) -> None:
         """Write a whole file; an OSError of the library if the name is taken."""
         ...

@@ -105,6 +105,14 @@ class LocalDisk:
             fail_here("mid_put")
             os.replace(temporary, path)
 
+    def put_file(self, path: str, source: str) -> None:
+        temporary = _temporary_beside(path)
+        with _removed_at_exit(temporary):
+            shutil.copyfile(source, temporary)  # no link: the source may change later
+            _sync(temporary)
+            os.replace(temporary, path)
+        _sync(os.path.dirname(path))
+
     def create(self, path: str, data: bytes) -> None:
         # A link appears whole and fails if the name is taken; a rename would replace.
         with _written_beside(path, data) as temporary:

@@ -104,6 +104,9 @@ class ObjectStore:
     def put(self, path: str, data: bytes) -> None:
         self._found(path, lambda: self.fs.pipe_file(path, data))
 
+    def put_file(self, path: str, source: str) -> None:
+        self._found(path, lambda: self.fs.put_file(source, path))
+
     def create(self, path: str, data: bytes) -> None:
         self._found(path, lambda: self.fs.pipe_file(path, data, mode="create"))
 

@@ -162,6 +162,10 @@ class Store:
         """Write a whole file at once, replacing what was there."""
         self._call("write", path, lambda at: at.put(self._full(path), data))
 
+    def put_file(self, path: str, source: str) -> None:
+        """Write a whole file from local disk, replacing what was there; never all in memory."""
+        self._call("write", path, lambda at: at.put_file(self._full(path), source))
+
     def create_once(self, path: str, data: bytes, token: str) -> CreateOutcome:
         """Write a file unless there is one; of many writers exactly one creates it.
 

@@ -215,6 +215,18 @@ def test_reading_another_version_than_was_listed_is_refused(every_store: Store) 
     assert isinstance(found["gone"], FileNotFoundError)
 
 
+def test_a_file_on_disk_is_put_as_its_bytes_are(every_store: Store, tmp_path: Path) -> None:
+    source, data = tmp_path / "source.bin", os.urandom((6 << 20) + 7)
+    source.write_bytes(data)
+    for content in (data, b"short"):
+        source.write_bytes(content)
+        every_store.put_file("deep/er/x.bin", str(source))
+        assert every_store.read_bytes("deep/er/x.bin") == content
+    source.write_bytes(b"changed later")
+    assert every_store.read_bytes("deep/er/x.bin") == b"short"
+    assert source.exists()
+
+
 def test_a_copy_replaces_its_target_and_does_not_follow_its_source(every_store: Store) -> None:
     every_store.put("source", b"first")
     every_store.put("folder/target", b"old")
