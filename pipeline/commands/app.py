@@ -5,7 +5,6 @@ Results go to stdout, talk to stderr. Nothing heavy is imported before a command
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.commands.options import (
     AddressOption,
     AllowImportOption,
     DateOption,
+    IncludeOption,
     JobFile,
     JsonOption,
     NoTryOption,
@@ -31,7 +31,6 @@ from pipeline.commands.options import (
     as_options,
     as_storage_options,
     load,
-    load_for_cluster,
     show,
     show_report,
     versions,
@@ -267,6 +266,21 @@ def gc(
 
 
 @app.command()
+def pull(
+    uri: Annotated[str, typer.Argument(metavar="hf://ORG/NAME[@REVISION]", help="What to copy.")],
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="A folder, on any store.")],
+    include: IncludeOption = None,
+    storage_options: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a model directory from a hub to a store: data only, at one commit, checked."""
+    from pipeline.commands.pull import pull as pull_files
+
+    options = as_storage_options(storage_options)
+    show(pull_files(uri, destination, include or [], options), as_json=as_json)
+
+
+@app.command()
 def submit(
     job: JobFile,
     address: Annotated[
@@ -280,24 +294,10 @@ def submit(
     quiet: QuietOption = False,
 ) -> None:
     """Run a job on a Ray cluster through its job API; ends with the job's exit code."""
-    from pipeline.execution.submit.job import Submission, error_without_document, submit_job
-    from pipeline.execution.submit.output import JobOutput
-    from pipeline.gates.results import parse_accepted
+    from pipeline.commands.submit import submit_and_follow
 
-    parse_accepted(accept or [])
-    load_for_cluster(job, date, set_)  # a wrong job file is refused here, not on the cluster
     lists = (set_ or [], allow_import or [], accept or [])
-    asked = Submission(job, as_date(date), *lists, as_json=as_json, quiet=quiet)
-    write = functools.partial(typer.echo, nl=False, err=as_json or quiet)
-    output = JobOutput(write, has_document=as_json)
-    try:
-        code = submit_job(asked, address, output.add)
-    finally:
-        document = output.end()
-    if as_json and not document:
-        raise error_without_document(code)
-    if as_json:
-        typer.echo(document)
+    code = submit_and_follow(job, address, date, *lists, as_json=as_json, quiet=quiet)
     raise typer.Exit(code)
 
 

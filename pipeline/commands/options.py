@@ -39,6 +39,10 @@ AcceptOption = Annotated[
         "--accept", metavar="GATE=REASON", help="Publish though that gate fails; repeatable."
     ),
 ]
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--include", metavar="PATTERN", help="Only these files; repeatable."),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="The last line of stdout is one JSON document.")
 ]

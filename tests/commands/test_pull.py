@@ -1,0 +1,312 @@
+"""`pipeline pull`: data only, at one commit, each file checked, over real sockets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli import Result, pipeline
+from hubserver import COMMIT, OTHER_COMMIT, TOKEN, HubServer
+from s3server import S3Server
+
+from pipeline.commands.hub import read_repo
+from pipeline.commands.pull import pull
+from pipeline.core import backoff
+from pipeline.core.errors import InfraError, JobError
+
+REPO, URI = "org/small", "hf://org/small"
+LARGE = "model.safetensors"
+DATA = {
+    LARGE: bytes(range(256)) * 5000,
+    "config.json": b'{"model_type": "bert"}',
+    "tokenizer.json": b"{}",
+    "tokenizer_config.json": b"{}",
+    "modules.json": b"[]",
+    "1_Pooling/config.json": b"{}",
+    "2_Dense/model.safetensors": b"dense",
+    "README.md": b"# A model",
+    "LICENSE": b"free",
+}
+OTHERS = {
+    "pytorch_model.bin": b"\x80\x02",
+    "onnx/model.onnx": b"onnx",
+    "modeling_own.py": b"raise SystemExit",
+    ".gitattributes": b"",
+    "vocab.txt": b"a",
+    "LICENSE.pkl": b"\x80",
+    "tokenizer_model.json.txt": b"",
+    "xconfig.json": b"",
+    "model.safetensors.bin": b"",
+}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST_WAIT_S", 0.01)
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer() as server:
+        server.repos[REPO] = {**DATA, **OTHERS}
+        server.large = {LARGE, "onnx/model.onnx"}
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def refusal(uri: str, folder: Path, *include: str, kind: type[Exception] = JobError) -> str:
+    with pytest.raises(kind) as caught:
+        pull(uri, str(folder), include, {})
+    assert type(caught.value) in (kind, *kind.__subclasses__())
+    assert "\n" not in str(caught.value)
+    assert "pull.json" not in files(folder)
+    return str(caught.value)
+
+
+def test_data_is_copied_and_what_may_run_code_is_not(hub: HubServer, tmp_path: Path):
+    found = pull(URI, str(tmp_path / "m"), [], {})
+    there = files(tmp_path / "m")
+    record = json.loads(there.pop("pull.json"))
+    assert there == DATA
+    assert found["left_out"] == sorted(OTHERS)
+    assert (record["repository"], record["commit"]) == (REPO, COMMIT)
+    assert record["files"] == found["files"]
+    assert {f["name"]: (f["size_bytes"], f["sha256"]) for f in record["files"]} == {
+        name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in DATA.items()
+    }
+    lines = "".join(f"{f['name']} {f['sha256']}\n" for f in record["files"])
+    assert record["sha256"] == found["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+    assert set(hub.downloads) == set(DATA)
+
+
+def test_the_same_commit_again_copies_nothing(hub: HubServer, tmp_path: Path):
+    first = pull(URI, str(tmp_path), [], {})
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    count = hub.downloads.total()
+    for uri in (URI, f"{URI}@v1.0", f"{URI}@{COMMIT}"):
+        again = pull(uri, str(tmp_path), [], {})
+        assert (again["copied"], again["sha256"]) == (0, first["sha256"])
+    assert hub.downloads.total() == count
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_is_missing_or_cut_is_copied_again(hub: HubServer, tmp_path: Path):
+    pull(URI, str(tmp_path), [], {})
+    (tmp_path / "config.json").unlink()
+    (tmp_path / LARGE).write_bytes(b"cut")
+    assert pull(URI, str(tmp_path), [], {})["copied"] == 2
+    assert {**files(tmp_path), "pull.json": b""} == {**DATA, "pull.json": b""}
+
+
+def test_files_that_are_asked_for_join_those_of_the_same_commit(hub: HubServer, tmp_path: Path):
+    first = pull(URI, str(tmp_path), ["*.json"], {})
+    assert LARGE not in files(tmp_path)
+    then = pull(URI, str(tmp_path), [LARGE, "onnx/*"], {})
+    assert then["copied"] == 2
+    names = {each["name"] for each in then["files"]}
+    assert names == {each["name"] for each in first["files"]} | {LARGE, "onnx/model.onnx"}
+
+
+def test_without_safetensors_onnx_files_are_taken(hub: HubServer, tmp_path: Path):
+    hub.repos[REPO] = {"onnx/model.onnx": b"onnx", "config.json": b"{}"}
+    pull(URI, str(tmp_path), [], {})
+    assert set(files(tmp_path)) == {"onnx/model.onnx", "config.json", "pull.json"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("pytorch_model.bin", "--include pytorch_model.bin: pytorch_model.bin is not copied: only"),
+        ("*.py", "--include *.py: modeling_own.py is not copied: only *.safetensors"),
+        ("LICENSE.pkl", "LICENSE.pkl is not copied"),
+        ("missing.json", "--include missing.json: the repository has no such file"),
+    ],
+)
+def test_a_file_that_is_not_allowed_is_refused_by_name(
+    hub: HubServer, tmp_path: Path, pattern: str, words: str
+):
+    assert words in refusal(URI, tmp_path / "m", "config.json", pattern)
+    assert not (tmp_path / "m").exists()
+    assert not hub.downloads
+
+
+def test_a_repository_without_plain_weights_is_refused(hub: HubServer, tmp_path: Path):
+    hub.repos[REPO] = {"pytorch_model.bin": b"", "config.json": b"{}"}
+    message = refusal(URI, tmp_path)
+    assert "has no *.safetensors and no *.onnx (it has pytorch_model.bin, config.json)" in message
+
+
+@pytest.mark.parametrize("name", [LARGE, "config.json"])
+def test_other_content_than_the_hub_says_is_refused(hub: HubServer, tmp_path: Path, name: str):
+    data = DATA[name]
+    hub.sent_instead[name] = bytes([data[0] ^ 1]) + data[1:]
+    message = refusal(URI, tmp_path)
+    kind = "sha256" if name == LARGE else "git digest"
+    assert f"{URI}: {name}: {kind} is " in message
+    assert name not in files(tmp_path)
+
+
+def test_more_than_the_hub_says_is_refused(hub: HubServer, tmp_path: Path):
+    hub.sent_instead[LARGE] = DATA[LARGE] + b"x"
+    assert f"is longer than the {len(DATA[LARGE])} bytes" in refusal(URI, tmp_path)
+
+
+@pytest.mark.parametrize("ignores_range", [False, True])
+def test_a_download_that_was_cut_goes_on(hub: HubServer, tmp_path: Path, ignores_range: bool):
+    hub.ignores_range = ignores_range
+    hub.cuts[LARGE] = [100_000, 0, 400_000, 0, 0, 0, 0]
+    pull(URI, str(tmp_path), [], {})
+    assert files(tmp_path)[LARGE] == DATA[LARGE]
+    ranges = [headers.get("Range") for _, path, headers in hub.requests if "/cdn/" in path]
+    assert len([each for each in ranges if each]) >= 2
+
+
+@pytest.mark.parametrize("ignores_range", [False, True])
+def test_a_download_that_is_cut_again_and_again_is_given_up(
+    hub: HubServer, tmp_path: Path, ignores_range: bool
+):
+    hub.ignores_range = ignores_range
+    hub.cuts[LARGE] = [70_000] + ([70_000] if ignores_range else [0]) * 20
+    message = refusal(URI, tmp_path, kind=InfraError)
+    assert message.startswith(f"{URI}: {LARGE}: ")
+    assert message.endswith("; run again to try anew")
+    assert LARGE not in files(tmp_path)
+
+
+def test_a_hub_that_is_overloaded_for_a_while_is_asked_again(hub: HubServer, tmp_path: Path):
+    hub.statuses[f"/api/models/{REPO}"] = [503, 429]
+    hub.statuses[f"/{REPO}/resolve/{COMMIT}/config.json"] = [500, 503]
+    pull(URI, str(tmp_path), [], {})
+    assert files(tmp_path)["config.json"] == DATA["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("hf://org/none", "no such repository, or a private one, and HF_TOKEN is not set"),
+        (f"{URI}@v9", "the repository has no such revision"),
+        ("hf://datasets/org/small", "write hf://org/name"),
+        ("https://host/org/small", "write hf://org/name"),
+        ("hf://org/../small", "write hf://org/name"),
+        ("hf://org/a--b", "Cannot have -- or .."),
+    ],
+)
+def test_what_is_not_there_is_the_users_to_cure(
+    hub: HubServer, tmp_path: Path, uri: str, words: str
+):
+    assert words in refusal(uri, tmp_path)
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/1", COMMIT])
+def test_a_revision_is_resolved_to_its_commit(hub: HubServer, revision: str):
+    assert read_repo(f"{URI}@{revision}").commit == COMMIT
+
+
+def test_the_token_is_sent_to_the_hub_and_nowhere_else(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hub.token = TOKEN
+    assert "HF_TOKEN is not set" in refusal(URI, tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    message = refusal(URI, tmp_path)
+    assert "HF_TOKEN is not accepted" in message
+    assert "hf_wrong" not in message
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    pull(URI, str(tmp_path), [], {})
+    elsewhere = [headers for _, path, headers in hub.requests if path.startswith("/cdn/")]
+    assert elsewhere
+    assert not any("Authorization" in headers for headers in elsewhere)
+    assert TOKEN.encode() not in b"".join(files(tmp_path).values())
+
+
+def test_a_token_that_is_stored_elsewhere_is_not_sent(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stored = tmp_path / "token"
+    stored.write_text("hf_stored")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(stored))
+    pull(URI, str(tmp_path / "m"), [], {})
+    assert not any("Authorization" in headers for _, _, headers in hub.requests)
+
+
+def test_a_gated_repository_is_said(hub: HubServer, tmp_path: Path):
+    hub.gated = {REPO}
+    assert "is gated, and HF_TOKEN is not set: accept its terms" in refusal(URI, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x.json", "/etc/x", "a//b", "a\\b.json", "a\nb", "c:x.json"])
+def test_names_that_would_leave_the_folder_are_refused(hub: HubServer, tmp_path: Path, name: str):
+    hub.repos[REPO] = {**DATA, name: b"{}"}
+    assert "the file name " in refusal(URI, tmp_path / "m")
+    assert not hub.downloads
+
+
+def test_a_folder_keeps_its_commit(hub: HubServer, tmp_path: Path):
+    pull(URI, str(tmp_path), [], {})
+    before = files(tmp_path)
+    hub.commit = OTHER_COMMIT
+    with pytest.raises(JobError, match=f"holds {REPO} at {COMMIT}, not .* into another folder"):
+        pull(URI, str(tmp_path), [], {})
+    assert files(tmp_path) == before
+
+
+def test_a_damaged_record_is_said(hub: HubServer, tmp_path: Path):
+    (tmp_path / "pull.json").write_text("{}")
+    with pytest.raises(JobError, match=r"pull\.json: damaged .*; delete the folder"):
+        pull(URI, str(tmp_path), [], {})
+
+
+def test_an_unfinished_pull_is_finished_by_the_next(hub: HubServer, tmp_path: Path):
+    hub.cuts["tokenizer.json"] = [1, *[0] * 20]
+    refusal(URI, tmp_path, kind=InfraError)
+    hub.cuts.clear()
+    pull(URI, str(tmp_path), [], {})
+    assert set(files(tmp_path)) == {*DATA, "pull.json"}
+
+
+def test_it_writes_to_an_object_store(hub: HubServer, s3: S3Server):
+    store = s3.store()
+    found = pull(URI, store.uri, [], store.storage_options)
+    assert {f.path for f in store.list_files()} == {*DATA, "pull.json"}
+    assert store.read_bytes(LARGE) == DATA[LARGE]
+    assert pull(URI, store.uri, [], store.storage_options)["sha256"] == found["sha256"]
+
+
+def command(hub: HubServer, *arguments: str, **env: str) -> Result:
+    return pipeline("pull", *arguments, env={"HF_ENDPOINT": hub.url, **env})
+
+
+def test_the_command_prints_commit_and_digest(hub: HubServer, tmp_path: Path):
+    hub.token = TOKEN
+    done = command(hub, URI, str(tmp_path / "m"), HF_TOKEN=TOKEN)
+    assert done.code == 0, done.stderr
+    assert COMMIT in done.stdout
+    again = command(hub, URI, str(tmp_path / "m"), "--json", HF_TOKEN=TOKEN)
+    assert (again.code, again.json["copied"]) == (0, 0)
+    assert again.json["sha256"] in done.stdout
+    wrong = command(hub, URI, str(tmp_path / "m"), "--json", HF_TOKEN="hf_wrong")
+    assert wrong.code == 2
+    assert "HF_TOKEN is not accepted" in wrong.json["error"]
+    for text in (done.stdout, done.stderr, wrong.stdout, wrong.stderr):
+        assert TOKEN not in text
+        assert "hf_wrong" not in text
+
+
+def test_a_hub_that_is_not_there_is_exit_7(hub: HubServer, tmp_path: Path):
+    done = pipeline("pull", URI, str(tmp_path), env={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert done.code == 7
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "the hub does not answer" in done.stderr
