@@ -157,9 +157,9 @@ class Model(Section):
         kind = registry.load(registry.TASKS, task)
         own = kind.job_fields
         owners: dict[str, list[str]] = {}
-        for task in registry.built_in(registry.TASKS):
-            for field in registry.load(registry.TASKS, task).job_fields:
-                owners.setdefault(field, []).append(repr(task))
+        for owner in registry.built_in(registry.TASKS):
+            for field in registry.load(registry.TASKS, owner).job_fields:
+                owners.setdefault(field, []).append(repr(owner))
         for field, tasks in owners.items():
             if field in self.model_fields_set and getattr(self, field) and field not in own:
                 can_be_null = type(self).model_fields[field].default is None
