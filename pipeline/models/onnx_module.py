@@ -81,7 +81,7 @@ class OnnxModule(torch.nn.Module):
         if task == "raw":
             return cls(path, settings)
         undone = {"classify": "softmax", "multilabel": "sigmoid"}.get(task)
-        undo = undone if settings["activation"] == undone else None
+        undo = undone if settings["ends_in"] == undone else None
         return cls(path, settings, outputs=[settings["output"]], undo=undo)
 
     def fixed_shapes(self, batch: Sequence[int]) -> dict[str, list[int]] | None:

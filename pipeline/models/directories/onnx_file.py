@@ -99,7 +99,7 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
         "inputs": [asdict(each) for each in inputs],
         "outputs": [asdict(each) for each in outputs],
         "output": main.name,
-        "activation": _activation(model, main.name),
+        "ends_in": _activation(model, main.name),
         "layout": layout,
         "batch_size": batch_size,
         "size_px": _size_px(path, inputs[0], layout) if layout else None,
@@ -277,8 +277,8 @@ def _said(
     ]
     if settings["batch_size"] is not None:
         lines.append(f"{path.name}: takes exactly {settings['batch_size']} rows at once")
-    if settings["activation"] is not None:
-        lines.append(f"{path.name}: its output is a {settings['activation']} already")
+    if settings["ends_in"] is not None:
+        lines.append(f"{path.name}: its output is a {settings['ends_in']} already")
     if labels is not None:
         lines.append(f"{path.name}: has {len(labels)} class names")
     return tuple(lines)

@@ -76,7 +76,7 @@ def test_a_fixed_number_of_rows_is_said(tmp_path: Path):
 
 def test_a_softmax_at_the_end_is_said(tmp_path: Path):
     facts = read(onnx_files.features_model(softmax=True), tmp_path)
-    assert facts.settings["activation"] == "softmax"
+    assert facts.settings["ends_in"] == "softmax"
     assert "m.onnx: its output is a softmax already" in facts.said
 
 
