@@ -9,12 +9,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
-from pipeline.core.counters import ROUNDED, Counters, StageCounters, add
+from pipeline.core.counters import Counters
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.schema import IS_ROUNDED
 from pipeline.sources.columns.choice import columns_of
 from pipeline.sources.extents import Extent
 from pipeline.sources.int96 import Int96Reader, Moments, int96_columns
@@ -22,7 +20,7 @@ from pipeline.sources.parquet_columns import needed_columns
 from pipeline.sources.parquet_footers import is_unreadable
 from pipeline.sources.parquet_shard import Shard, open_shard
 from pipeline.sources.rows import STAGE, Reader, changed, failed_rows, require_unchanged
-from pipeline.sources.table_rows import to_rows
+from pipeline.sources.table_rows import joined, to_rows
 
 _BATCH_BYTES = 16 << 20
 
@@ -53,7 +51,6 @@ class ParquetStream:
 
     def take(self, num_rows: int) -> pa.Table:
         pieces = []
-        self.counted = {}
         while num_rows:
             if not self._fill():
                 extent = self._extents.popleft()
@@ -62,12 +59,7 @@ class ParquetStream:
                 continue
             pieces.append(self._cut(num_rows))
             num_rows -= pieces[-1].num_rows
-        rows = pa.concat_tables(pieces, promote_options="default")
-        if IS_ROUNDED in rows.column_names:
-            # Rows whose features float32 cannot hold exactly.
-            if num_rounded := pc.sum(rows.column(IS_ROUNDED)).as_py():
-                add(self.counted, ROUNDED, StageCounters(rows_out=num_rounded))
-            rows = rows.drop_columns(IS_ROUNDED)
+        rows, self.counted = joined(pieces)
         return rows
 
     def close(self) -> None:

@@ -95,7 +95,7 @@ def _read_and_cut(
             if table.num_rows == 0 and position:  # the slice before was not the last one
                 raise changed(reader.store, unit.extents[-1])
             key = SliceKey(unit.index, position, position + table.num_rows, is_last)
-            yield key, counters, table
+            yield key, counters | stream.counted, table
             if is_last:
                 return
             position = key.end

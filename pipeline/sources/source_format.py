@@ -66,6 +66,11 @@ class RowStream(Protocol):
 class SliceStream(Protocol):
     """The rows of uncounted extents in order, cut into slices while they are read."""
 
+    @property
+    def counted(self) -> Counters:
+        """Return the counters of the last `take`, beside those of stage `read`."""
+        ...
+
     def take(self) -> pa.Table:
         """Return the next slice as its `SliceCut` says; without rows only if none are left.
 

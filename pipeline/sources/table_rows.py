@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.core.counters import ROUNDED, Counters, StageCounters, add
 from pipeline.core.failures import Reason
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import IS_ROUNDED
@@ -64,3 +66,15 @@ def to_rows(
         ]
     rows = make_rows(reader, ids, uris, own.columns, failures, passed)
     return rows if own.is_rounded is None else rows.append_column(IS_ROUNDED, own.is_rounded)
+
+
+def joined(pieces: Sequence[pa.Table]) -> tuple[pa.Table, Counters]:
+    """Join tables of `to_rows`; return the rows without `IS_ROUNDED`, and what it counts."""
+    rows = pa.concat_tables(pieces, promote_options="default")
+    counted: Counters = {}
+    if IS_ROUNDED in rows.column_names:
+        # Rows whose features float32 cannot hold exactly.
+        if num_rounded := pc.sum(rows.column(IS_ROUNDED)).as_py():
+            add(counted, ROUNDED, StageCounters(rows_out=num_rounded))
+        rows = rows.drop_columns(IS_ROUNDED)
+    return rows, counted

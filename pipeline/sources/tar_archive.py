@@ -15,6 +15,8 @@ import zlib
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
+from pipeline.sources.whole_file import Broken
+
 MAX_GZIP_BYTES = 64 * 2**20
 """Size limit of a gzipped tar: each resume inflates it from its beginning."""
 MAX_INFLATED_BYTES = 2**29
@@ -37,10 +39,6 @@ _LINKS_AND_DEVICES = {
     tarfile.FIFOTYPE: "a fifo",
 }
 _WITHOUT_BODY = frozenset([*_LINKS_AND_DEVICES, tarfile.DIRTYPE])
-
-
-class Broken(Exception):
-    """The archive cannot be read further; the message says why and where."""
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
-import io
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
-from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
-from pipeline.core.errors import InfraError
+from pipeline.core.counters import Counters
 from pipeline.core.schema import IMAGE
 from pipeline.sources.extents import Extent, SliceCut
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
-from pipeline.sources.tar_archive import Broken
 from pipeline.sources.webdataset_rows import TarRow, TarSpec, iter_rows
-from pipeline.storage.store import Store
-
-_LOCAL_BUFFER_BYTES = 256 * 2**10
-_REMOTE_BUFFER_BYTES = 8 * 2**20
-"""Bytes per request: the store caches nothing, and headers are small."""
+from pipeline.sources.whole_file import open_whole
 
 
 class TarStream:
@@ -37,6 +28,7 @@ class TarStream:
         """Rows that were taken or skipped."""
         self._rows = self._read()
         self._ahead: tuple[Extent, TarRow] | None = None
+        self.counted: Counters = {}
 
     def take(self) -> pa.Table:
         """Return the next slice; without rows only if none are left."""
@@ -89,7 +81,7 @@ class TarStream:
         num_rows = 0
         for extent in self._extents:
             self._check_unchanged(extent)
-            with _open(store, extent) as handle:
+            with open_whole(store, extent) as handle:
                 wanted = partial(self._is_wanted, num_rows)
                 for row in iter_rows(handle, spec, size_bytes=extent.size_bytes, is_wanted=wanted):
                     if self._cut.rows.is_past(num_rows):
@@ -129,61 +121,3 @@ class TarStream:
             [row.failure for _, row in taken],
             values,
         )
-
-
-@contextlib.contextmanager
-def _open(store: Store, extent: Extent) -> Iterator[BinaryIO]:
-    size = _REMOTE_BUFFER_BYTES if store.is_object_store else _LOCAL_BUFFER_BYTES
-    try:
-        raw = store.open(extent.path)
-    except FileNotFoundError:
-        raise changed(store, extent) from None
-    with raw, io.BufferedReader(_WholeFile(raw, store, extent), size) as handle:
-        yield handle
-
-
-class _WholeFile(io.RawIOBase):
-    """A file of a known size: an early end is an error of the store, not the end of the tar."""
-
-    def __init__(self, raw: Any, store: Store, extent: Extent) -> None:
-        self._raw, self._store, self._extent = raw, store, extent
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        left_bytes = max(0, self._extent.size_bytes - self._raw.tell())
-        view = memoryview(buffer)[:left_bytes]
-        num_bytes = self._read_into(view) if left_bytes else 0
-        if left_bytes and not num_bytes:
-            raise InfraError(
-                f"{self._store.url(self._extent.path)}: ended {left_bytes} bytes early while it "
-                "was read; run again"
-            )
-        return num_bytes
-
-    def _read_into(self, view: memoryview) -> int:
-        position = self._raw.tell()
-
-        def once() -> int:
-            self._raw.seek(position)
-            try:
-                return int(self._raw.readinto(view))
-            except OSError as error:
-                if is_bad_block(error):
-                    raise BadBlockError(BAD_BLOCK) from error
-                raise
-
-        try:
-            return with_retries(once)
-        except BadBlockError as error:
-            raise Broken(f"at byte {position}: {error}") from error
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        return int(self._raw.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._raw.tell())

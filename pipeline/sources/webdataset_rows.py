@@ -16,7 +16,8 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
-from pipeline.sources.tar_archive import Archive, Broken, Member, open_archive
+from pipeline.sources.tar_archive import Archive, Member, open_archive
+from pipeline.sources.whole_file import Broken
 
 STAGE = "read"
 MAX_VALUE_BYTES = 2**20

@@ -36,8 +36,9 @@ from pipeline.sources.formats.webdataset import WebDataset
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.parquet_footers import is_unreadable, open_parquet
 from pipeline.sources.source_format import SourceFormat, format_of
-from pipeline.sources.tar_archive import Broken, open_archive
+from pipeline.sources.tar_archive import open_archive
 from pipeline.sources.webdataset_rows import split_name
+from pipeline.sources.whole_file import Broken
 from pipeline.storage.store import Store, StoredFile
 
 _MAX_SHARDS = 4
