@@ -155,7 +155,8 @@ def _fields_to_json(fields: pa.Schema) -> dict[str, Any]:
     """Return the input's columns; those of images and features are given by a number alone."""
     num_features = fields.field(FEATURES).type.list_size if FEATURES in fields.names else 0
     told: dict[str, Any] = {"num_features": num_features}
-    is_known = fields.equals(_known_fields(num_features))
+    # Feature columns that are lists in JSON lines have their lengths in the metadata.
+    is_known = fields.equals(_known_fields(num_features), check_metadata=True)
     return told if is_known else {**told, "input_fields": schema_to_text(fields)}
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 SEMANTICS: Mapping[str, int] = {
     "images": 1,
     "parquet": 1,
+    "jsonl": 1,
     "webdataset": 1,
     "fetch": 1,
     "decode": 1,
@@ -21,8 +22,8 @@ SEMANTICS: Mapping[str, int] = {
     "tokenize": 1,
     "predict": 1,
 }
-"""Area -> version. `images`, `parquet`, `webdataset`: rows, ids and values that a source yields;
-`fetch`: what a URI column may name; `predict`: normalisation, export, weights, tasks."""
+"""Area -> version. `images`, `parquet`, `jsonl`, `webdataset`: rows, ids and values that a source
+yields; `fetch`: what a URI column may name; `predict`: normalisation, export, weights, tasks."""
 
 
 def semantics_of(own: Mapping[str, int], *, has_uris: bool) -> dict[str, int]:

@@ -42,8 +42,11 @@ class Source(Section):
     `az://` or `abfs://`)."""
     format: str
     """`images`: one file is one row, named `.jpg .jpeg .jpe .jfif .png .webp .gif .bmp .avif .tif
-    .tiff .heic .heif`. `parquet`: encoded images lie in a binary column, or the
-    column holds their URIs, or there are features instead of images.
+    .tiff .heic .heif`. `parquet`: the columns hold encoded images, their URIs, features or texts.
+    `jsonl`: one line of a `.jsonl` or `.ndjson`, plain, `.gz` or `.zst`, is one row, an object with
+    the columns by name; blank lines are no rows. A line that is no object is quarantined as
+    `decode_error`, one with more than 8 MiB beside its text or image as `too_large`; of a key that
+    is repeated the last value counts.
     `webdataset`: in tars, the neighbouring members of one key (the path up to the first dot of the
     base name) are one row; its `row_id` is `<shard path>/<key>`, a repeated key is quarantined as
     `<shard path>/<key>@<row>`. Gzipped tars are read up to 64 MiB. Installed packages may add
@@ -101,16 +104,19 @@ class Source(Section):
     pass_through: tuple[str, ...] = ()
     """Parquet: columns copied unchanged beside the predictions, also those that the shards' folders
     name (`year=2026/`; text, unless `casts` says otherwise). INT96 becomes `timestamp[us]`, views
-    plain text and binary. Webdataset: extensions of members
-    whose content becomes a column of that name: `cls` a whole number (int64), any other text."""
+    plain text and binary. Jsonl: the same by name; a folder's value comes before that of a line.
+    Webdataset: extensions of members whose content becomes a column of that name: `cls` a whole
+    number (int64), any other text."""
     image_extensions: tuple[Extension, ...] = (
         *("jpg", "jpeg", "png", "webp", "gif", "bmp"),
         *("tif", "tiff", "avif", "heic", "heif"),
     )
     """Webdataset: the image of a key is its member with the first of these that it has."""
     casts: dict[str, str] = Field(default_factory=dict)
-    """Parquet: declared types of pass-through columns (`taken_at: timestamp[us]`), for shards
-    that differ; without, the first shard's types count. A value that does not fit costs its row."""
+    """Parquet, jsonl: declared types of pass-through columns (`taken_at: timestamp[us]`), for
+    shards that differ; without, the first shard's types count. A value that does not fit costs its
+    row. Jsonl: the first 1,000 rows count; int64, double or bool if all values are, otherwise text,
+    in which anything that is no text is written as JSON."""
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
     """An encoded image of more bytes is quarantined as `too_large` without being decoded."""
     max_image_px: PositiveInt = 100_000_000

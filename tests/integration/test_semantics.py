@@ -8,6 +8,7 @@ code is at fault.
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import hashlib
 import json
 import tarfile
@@ -32,6 +33,7 @@ from pipeline.core.schema import TEXT, TEXT_PAIR
 from pipeline.core.semantics import SEMANTICS, semantics_of
 from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job
+from pipeline.job.source import Source
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.plan.plan import Plan, make_plan
@@ -40,9 +42,11 @@ from pipeline.preprocessing.model_input import InputSettings, Limits
 from pipeline.preprocessing.text_input import TextInput
 from pipeline.preprocessing.text_settings import TextSettings
 from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
+from pipeline.sources.extents import SliceCut
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
 CORPUS = SUPPORT / "corpus"
@@ -51,6 +55,7 @@ LIMITS = DecodeLimits(max_image_bytes=1_000_000, max_image_px=1_000_000)
 EXPECTED: dict[str, tuple[int, str]] = {
     "images": (1, "530da80b09233517"),
     "parquet": (1, "2a4906d6207b53b2"),
+    "jsonl": (1, "d24f3031f83b469e"),
     "webdataset": (1, "fd3ae8a88977ed57"),
     "fetch": (1, "c8997aac9c610b11"),
     "decode": (1, "b5b8c918f8b1e477"),
@@ -222,6 +227,29 @@ def fetched(images: Path, folder: Path) -> list[dict[str, Any]]:
     return [{**row, "uri": (row["uri"] or "").replace(str(images), "")} for row in rows]
 
 
+def json_lines(folder: Path) -> list[list[dict[str, Any]]]:
+    """Texts, features and images in lines of all kinds; plain and compressed."""
+    data = (CORPUS / "rows.jsonl").read_bytes()
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(data, mtime=0))
+    (folder / "a.jsonl").write_bytes(data)
+    common = {"uri": str(folder), "format": "jsonl", "pass_through": ("n", "more")}
+    jobs = [
+        Source(**common, text_column="text", id_column="id", max_text_bytes=40),
+        Source(**common, text_column="text", text_pair_column="id", casts={"n": "string"}),
+        Source(**common, features=("n", "v"), null_features="zero"),
+        Source(**common, image_encoding="base64"),
+    ]
+    return [read_source(source) for source in jobs]
+
+
+def read_source(source: Source) -> list[dict[str, Any]]:
+    inputs = list_inputs(source, max_extent_rows=8)
+    reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.fields)
+    unit = Unit(0, inputs.extents, (), SliceCut(4, 2**20))
+    tables = [table for _, _, table in read_slices(reader, unit, frozenset())]
+    return [plain(row, inputs.root) for table in tables for row in table.to_pylist()]
+
+
 FEATURES = {"format": "parquet", "features": ["a", "b", "c"]}
 AREAS: dict[str, Callable[[Path, Path], Any]] = {
     "images": lambda images, folder: read(images, format="images"),
@@ -231,6 +259,7 @@ AREAS: dict[str, Callable[[Path, Path], Any]] = {
         id_column="id",
         pass_through=["taken_at", "camera", "width"],
     ),
+    "jsonl": lambda images, folder: json_lines(folder),
     "webdataset": lambda images, folder: read(CORPUS / "images.tar", format="webdataset"),
     "fetch": fetched,
     "decode": lambda images, folder: decoded(images),
@@ -268,7 +297,7 @@ def test_a_number_makes_stale_only_the_jobs_that_go_through_its_area(
 ):
     jobs = {
         (name, kind, has_uris): numbers(name, kind, has_uris)
-        for name in ("images", "parquet", "webdataset")
+        for name in ("images", "parquet", "jsonl", "webdataset")
         for kind in ("image", "features")
         for has_uris in (True, False)
     }

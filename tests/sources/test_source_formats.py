@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +55,12 @@ def write_tars(folder: Path) -> None:
                 tar.addfile(info, io.BytesIO(IMAGE))
 
 
+def write_jsonl(folder: Path) -> None:
+    line = json.dumps({"image": base64.b64encode(IMAGE).decode()})
+    for name, rows in (("a", 4), ("b", 6)):
+        (folder / f"{name}.jsonl").write_text("\n".join([line] * rows))
+
+
 def write_toys(folder: Path) -> None:
     for name, rows in (("a", 4), ("b", 6)):
         (folder / f"{name}{TOY_FILES}").write_text("\n".join([IMAGE.hex()] * rows))
@@ -60,10 +69,13 @@ def write_toys(folder: Path) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "images": write_images,
     "parquet": write_parquet,
+    "jsonl": write_jsonl,
     "webdataset": write_tars,
     "toy": write_toys,
 }
 """Format -> function that writes NUM_ROWS rows; a new format needs a line here."""
+FIELDS: dict[str, dict[str, Any]] = {"jsonl": {"image_encoding": "base64"}}
+"""Format -> what a job must say besides."""
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +86,7 @@ def _with_toy(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(params=[*WRITERS])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
     WRITERS[request.param](tmp_path)
-    return Source(uri=str(tmp_path), format=request.param)
+    return Source(uri=str(tmp_path), format=request.param, **FIELDS.get(request.param, {}))
 
 
 def units_of(source: Source, inputs: Inputs, rows: int = 3) -> list[Unit]:
@@ -165,7 +177,9 @@ def test_a_broken_shard_costs_its_own_rows(source: Source, tmp_path: Path):
 
 
 def test_an_unknown_format_is_refused_with_those_that_there_are(tmp_path: Path):
-    with pytest.raises(ValidationError, match="'images', 'parquet', 'webdataset' or 'toy'"):
+    with pytest.raises(
+        ValidationError, match="'images', 'parquet', 'jsonl', 'webdataset' or 'toy'"
+    ):
         Source(uri=str(tmp_path), format="avro")
 
 

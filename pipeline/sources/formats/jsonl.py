@@ -1,0 +1,60 @@
+"""JSON lines: one line is one row, its columns by name; only reading a shard counts its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.core.semantics import SEMANTICS
+from pipeline.job.source import Source
+from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.fetch_policy import policy_of
+from pipeline.sources.jsonl import JsonlStream
+from pipeline.sources.jsonl_types import declare_jsonl
+from pipeline.sources.rows import Reader
+from pipeline.sources.source_format import CountedByReading, Measured, RowIds
+from pipeline.storage.store import Store, StoredFile
+
+
+class Jsonl(CountedByReading):
+    """JSON lines, plain or compressed as a whole by gzip or zstd."""
+
+    name = "jsonl"
+    suffixes = (
+        *(".jsonl", ".jsonl.gz", ".jsonl.zst"),
+        *(".ndjson", ".ndjson.gz", ".ndjson.zst"),
+    )
+    semantics = SEMANTICS["jsonl"]
+    fields = frozenset(
+        [
+            *("image_column", "image_encoding", "id_column", "casts", "pass_through"),
+            *("uri_column", "uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http"),
+            *("features", "null_features", "lossy_features"),
+            *("text_column", "text_pair_column", "max_text_bytes"),
+        ]
+    )
+
+    def check(self, source: Source) -> None:
+        """Refuse images that are not in base64, which JSON cannot hold."""
+        if source.input_columns.kind == "image" and source.image_encoding != "base64":
+            raise ValueError(
+                "format 'jsonl' holds texts (text_column), features, URIs of images (uri_column) "
+                "or images in base64 (image_encoding: base64): name one"
+            )
+
+    def row_ids(self, source: Source) -> RowIds:
+        return "column" if source.id_column else "path#row"
+
+    def measure(
+        self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
+    ) -> Measured:
+        """Return one extent of unknown rows per shard; the first lines declare the columns."""
+        if source.input_columns.kind == "uri":
+            policy_of(source, store.uri)  # raises before anything is started
+        extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
+        return Measured(extents, *declare_jsonl(store, shards, source))
+
+    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> JsonlStream:
+        return JsonlStream(reader, extents, cut)
+
+
+FORMAT = Jsonl()

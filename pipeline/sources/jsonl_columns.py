@@ -1,0 +1,240 @@
+"""The columns that a job needs of JSON lines: what their values are, and what they become.
+
+Pure over Arrow. A value that does not fit fails its row, never its neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.hive_paths import hive_values
+from pipeline.core.schema import FEATURES
+from pipeline.sources.arrow_types import is_text
+from pipeline.sources.pass_through import Problems, cast_column
+from pipeline.sources.rows import Reader, binary_array
+
+WIDTHS = b"widths"
+"""Key in the metadata of the field `FEATURES`: the lengths of the feature columns, as JSON."""
+Role = Literal["text", "number", "id", "pass"]
+Values = Sequence[Any]
+"""What JSON has for a column, one per row; None if it is null or missing."""
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column."""
+
+    name: str
+    role: Role
+    kind: pa.DataType | None = None
+    """Of a pass-through column."""
+    width: int = 0
+    """Of a feature that is a list: its length."""
+
+    @property
+    def plain(self) -> pa.DataType:
+        """Return the type of the JSON values that fit without a change."""
+        if self.role == "number":
+            return pa.list_(pa.float64()) if self.width else pa.float64()
+        kind = self.kind
+        if self.role == "pass" and kind is not None:
+            if pa.types.is_boolean(kind):
+                return pa.bool_()
+            if pa.types.is_integer(kind):
+                return pa.int64()
+            if pa.types.is_floating(kind):
+                return pa.float64()
+        return pa.large_string()
+
+    def from_plain(self, column: pa.Array) -> tuple[pa.Array, Problems]:
+        """Return a column of type `plain` as the rows have it, and row -> message."""
+        return _fixed(column, self) if self.width else (column, {})
+
+    def from_values(self, values: Values) -> tuple[pa.Array, Problems]:
+        """Return a column of any JSON values, null where one does not fit, and row -> message."""
+        return _FROM_VALUES[self.role](values, self)
+
+
+def columns_for(reader: Reader, path: str) -> list[Column]:
+    """Return the columns that a job needs of the lines of a shard.
+
+    A pass-through column that the shard's folders name has the folder's value, not those of lines.
+    """
+    source = reader.source
+    kind, names = source.input_columns
+    passed = {field.name: field.type for field in reader.pass_through}
+    widths = widths_of(reader.fields) or (0,) * len(names)
+    found = {}
+    for name, width in zip(names, widths, strict=True):
+        if kind == "features":
+            is_int = name in passed and pa.types.is_integer(passed[name])
+            found[name] = Column(name, "pass" if is_int else "number", passed.get(name), width)
+        else:
+            found[name] = Column(name, "text")
+    if source.id_column and source.id_column not in found:
+        found[source.id_column] = Column(source.id_column, "id")
+    hive = hive_values(path)
+    for name, declared in passed.items():
+        if name not in hive:
+            found.setdefault(name, Column(name, "pass", declared))
+    return list(found.values())
+
+
+def widths_of(fields: pa.Schema) -> tuple[int, ...]:
+    """Return the lengths of the features that are lists, 0 for numbers; () if all are numbers."""
+    if FEATURES not in fields.names:
+        return ()
+    told = (fields.field(FEATURES).metadata or {}).get(WIDTHS)
+    return tuple(json.loads(told)) if told else ()
+
+
+def described(value: Any) -> str:
+    """Say what a JSON value is."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    return (
+        "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
+    )
+
+
+def _texts(values: Sequence[str | None]) -> pa.Array:
+    """Return large_string (N,), which may hold lone surrogates: no UTF-8, as found by readers."""
+    data = [None if text is None else text.encode("utf-8", "surrogatepass") for text in values]
+    return pa.Array.from_buffers(pa.large_string(), len(data), binary_array(data).buffers())
+
+
+def _as_text(values: Values, column: Column) -> tuple[pa.Array, Problems]:
+    problems = {
+        row: f"{column.name} is {described(value)}, expected text"
+        for row, value in enumerate(values)
+        if value is not None and not isinstance(value, str)
+    }
+    return _texts([value if isinstance(value, str) else None for value in values]), problems
+
+
+def _as_id(values: Values, column: Column) -> tuple[pa.Array, Problems]:
+    texts: list[str | None] = []
+    problems: Problems = {}
+    for row, value in enumerate(values):
+        if isinstance(value, str) or value is None:
+            texts.append(value)
+        elif (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and (isinstance(value, int) or value == 0)
+        ):
+            texts.append(str(int(value)))  # JSON knows -0, which is a float here
+        else:
+            texts.append(None)
+            expected = "text or a whole number"
+            problems[row] = f"{column.name} is {described(value)}, expected {expected}"
+    return _texts(texts), problems
+
+
+def _as_number(values: Values, column: Column) -> tuple[pa.Array, Problems]:
+    if column.width:
+        return _as_list(values, column)
+    problems = {}
+    for row, value in enumerate(values):
+        if value is not None and not _is_number(value):
+            problems[row] = f"{column.name} is {described(value)}, expected a number of 64 bits"
+    good = [None if v is None or row in problems else float(v) for row, v in enumerate(values)]
+    return pa.array(good, pa.float64()), problems
+
+
+def _as_list(values: Values, column: Column) -> tuple[pa.Array, Problems]:
+    problems = {}
+    good: list[list[float | None] | None] = []
+    for row, value in enumerate(values):
+        fits = isinstance(value, list) and all(v is None or _is_number(v) for v in value)
+        if value is not None and not fits:
+            problems[row] = f"{column.name} is {described(value)}, expected a list of numbers"
+        good.append([None if v is None else float(v) for v in value] if fits else None)
+    made, found = _fixed(pa.array(good, pa.list_(pa.float64())), column)
+    return made, {**found, **problems}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float)) and math.isfinite(value)
+
+
+def _fixed(column: pa.Array, of: Column) -> tuple[pa.Array, Problems]:
+    """Return lists of one length; a list of another length is null."""
+    lengths = pc.fill_null(pc.list_value_length(column), of.width).to_numpy()
+    wrong = np.flatnonzero(lengths != of.width).tolist()
+    problems = {row: f"{of.name} has {lengths[row]} numbers, expected {of.width}" for row in wrong}
+    is_there = column.is_valid().to_numpy(zero_copy_only=False) & (lengths == of.width)
+    flat = column.filter(pa.array(is_there)).flatten()
+    numbers = np.full((len(column), of.width), np.nan)
+    nulls = np.ones((len(column), of.width), np.bool_)
+    numbers[is_there] = flat.to_numpy(zero_copy_only=False).reshape(-1, of.width)
+    nulls[is_there] = flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, of.width)
+    made = pa.array(numbers.reshape(-1), pa.float64(), mask=nulls.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(made, of.width), problems
+
+
+def _as_passed(values: Values, column: Column) -> tuple[pa.Array, Problems]:
+    """Cast values to the declared type; a column of text has what is no text as JSON."""
+    kind = column.kind
+    assert kind is not None, "a pass-through column has a type"
+    if is_text(kind):
+        return _texts([_to_json(value) for value in values]), {}
+    problems: Problems = {}
+    groups: dict[pa.DataType, list[Any]] = {}
+    for row, value in enumerate(values):
+        if value is None:
+            continue
+        group, plain = _grouped(value, kind)
+        if group is None:
+            problems[row] = f"{column.name} is {described(value)}, expected {kind}"
+        else:
+            groups.setdefault(group, [None] * len(values))[row] = plain
+    made = pa.nulls(len(values), kind)
+    for group, plain in groups.items():
+        array = _texts(plain) if is_text(group) else pa.array(plain, group)
+        cast, found = cast_column(array, pa.field(column.name, kind))
+        made = pc.coalesce(made, cast)
+        # If Arrow has no cast between the types, it has none of the nulls in other rows either.
+        problems |= {row: message for row, message in found.items() if plain[row] is not None}
+    return made, problems
+
+
+def _grouped(value: Any, kind: pa.DataType) -> tuple[pa.DataType | None, Any]:
+    """Return as which type a value is cast, and the value; None if it does not fit."""
+    if isinstance(value, str):
+        return pa.large_string(), value
+    if isinstance(value, bool) or pa.types.is_boolean(kind):
+        fits = isinstance(value, bool) and pa.types.is_boolean(kind)
+        return (pa.bool_() if fits else None), value
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None, value
+    if isinstance(value, float) or pa.types.is_floating(kind):
+        return pa.float64(), float(value)
+    return (pa.int64(), value) if value in _INT64 else (pa.large_string(), str(value))
+
+
+def _to_json(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+_FROM_VALUES: Mapping[Role, Callable[[Values, Column], tuple[pa.Array, Problems]]] = {
+    "text": _as_text,
+    "id": _as_id,
+    "number": _as_number,
+    "pass": _as_passed,
+}

@@ -1,0 +1,209 @@
+"""Lines of a shard in blocks, through gzip or zstd, with memory bounded whatever the shard holds.
+
+A line that is too long is passed over without being held. Blank lines are no rows. What cannot be
+read further is a last block that stands for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.arrays import Numbers
+from pipeline.core.errors import PipelineError
+from pipeline.sources.whole_file import Broken
+
+_CHUNK_BYTES = 2**18
+_BLOCK_BYTES = 2**20
+_STEP_BYTES = 1024
+"""What Arrow inflates at once, of which damage takes all."""
+_BOM = b"\xef\xbb\xbf"
+_CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+BLANK = b" \t\r\n"
+"""What JSON takes for whitespace."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines that are not blank, N of them; a view, cut without a copy."""
+
+    data: bytes
+    starts: Numbers
+    """int64 (N,): where each begins in `data`."""
+    ends: Numbers
+    """int64 (N,): where each ends, with its line end; `starts` for a line that was too long."""
+    sizes: Numbers
+    """int64 (N,): bytes of each line, also of one that was too long."""
+    numbers: Numbers
+    """int64 (N,): of each line in the shard, from 1, blank lines included."""
+    broken: str = ""
+    """If set, this is one row that stands for the rest of the shard."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def take(self, rows: slice | Numbers) -> Block:
+        """Return some of the lines, in order."""
+        columns = (self.starts, self.ends, self.sizes, self.numbers)
+        starts, ends, sizes, numbers = (column[rows] for column in columns)
+        return replace(self, starts=starts, ends=ends, sizes=sizes, numbers=numbers)
+
+    def line(self, row: int) -> bytes:
+        """Return a line with its line end."""
+        return self.data[self.starts[row] : self.ends[row]]
+
+
+def read_blocks(handle: BinaryIO, max_line_bytes: int) -> Iterator[Block]:
+    """Yield all lines of a shard in order; where blocks end depends on the shard alone.
+
+    Args:
+        handle: The file, at its beginning; must be seekable.
+        max_line_bytes: A longer line is not held in memory.
+    """
+    lines = _Lines(max_line_bytes)
+    try:
+        read = _opened(handle)
+        head = read(_CHUNK_BYTES)
+        if 0 in head[:4]:  # how JSON in UTF-16 or UTF-32 begins, and no JSON in UTF-8
+            raise Broken("not JSON lines in UTF-8: a byte 0 among the first four")
+        chunk = head.removeprefix(_BOM)
+        while chunk:
+            yield from lines.add(chunk)
+            chunk = read(_CHUNK_BYTES)
+    except Broken as error:
+        yield from lines.whole()
+        one = np.zeros(1, np.int64)
+        yield Block(b"", one, one, one, one + lines.number, str(error))
+        return
+    yield from lines.last()
+
+
+def _opened(handle: BinaryIO) -> Callable[[int], bytes]:
+    """Return a function that reads up to so many bytes, b'' at the end.
+
+    Raises:
+        Broken: Compressed data are damaged.
+    """
+    head = handle.read(4)
+    handle.seek(0)
+    codec = next((name for magic, name in _CODECS.items() if head.startswith(magic)), "")
+    if not codec:
+        return handle.read
+    return _Inflated(handle, codec).read
+
+
+class _Inflated:
+    """The content of a compressed shard."""
+
+    def __init__(self, handle: BinaryIO, codec: str) -> None:
+        self._stream = pa.CompressedInputStream(pa.PythonFile(handle, mode="r"), codec)
+        self._codec = codec
+        self._damage = ""
+
+    def read(self, num_bytes: int) -> bytes:
+        """Return up to so many bytes, and all of them that are before damage; b'' at the end.
+
+        Raises:
+            Broken: The next byte is damaged.
+        """
+        pieces: list[bytes] = []
+        while not self._damage and len(pieces) * _STEP_BYTES < num_bytes:
+            if not (piece := self._step()):
+                break
+            pieces.append(piece)
+        if self._damage and not pieces:
+            raise Broken(f"damaged {self._codec}: {self._damage}")
+        return b"".join(pieces)
+
+    def _step(self) -> bytes:
+        try:
+            data: bytes = self._stream.read(_STEP_BYTES)
+        except (PipelineError, Broken):
+            raise
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            self._damage = str(error)
+            return b""
+        return data
+
+
+class _Lines:
+    """Cuts chunks into blocks of whole lines."""
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._max_bytes = max_line_bytes
+        self._held: list[bytes] = []
+        """What was read and not handed on."""
+        self._num_searched = 0
+        """Chunks of it that have no line end."""
+        self._held_bytes = 0
+        self._dropped_bytes = 0
+        """Bytes of a line that is too long, which are no longer held."""
+        self.number = 1
+        """Of the first line that was not handed on."""
+
+    def add(self, chunk: bytes) -> Iterator[Block]:
+        """Take more bytes; yield the lines that are whole, once they are many."""
+        if self._dropped_bytes:
+            end = chunk.find(b"\n") + 1
+            self._dropped_bytes += end or len(chunk)
+            if not end:
+                return
+            yield self._too_long()
+            chunk = chunk[end:]
+        self._held.append(chunk)
+        self._held_bytes += len(chunk)
+        if self._held_bytes >= _BLOCK_BYTES:
+            yield from self.whole()
+        if self._held_bytes > self._max_bytes + _BLOCK_BYTES:
+            self._dropped_bytes, self._held, self._held_bytes = self._held_bytes, [], 0
+            self._num_searched = 0
+
+    def whole(self) -> Iterator[Block]:
+        """Yield the whole lines that are held."""
+        for index in range(len(self._held) - 1, self._num_searched - 1, -1):
+            if end := self._held[index].rfind(b"\n") + 1:
+                last = self._held[index]
+                data = b"".join([*self._held[:index], last[:end]])
+                self._held = [last[end:], *self._held[index + 1 :]]
+                self._held_bytes -= len(data)
+                self._num_searched = len(self._held)
+                yield from self._block(data)
+                return
+        self._num_searched = len(self._held)
+
+    def last(self) -> Iterator[Block]:
+        """Yield what is left at the end of the shard, where the last line needs no line end."""
+        if self._dropped_bytes:
+            yield self._too_long()
+        elif self._held_bytes:
+            yield from self._block(b"".join(self._held))
+
+    def _too_long(self) -> Block:
+        nothing = np.zeros(1, np.int64)
+        block = Block(b"", nothing, nothing, nothing + self._dropped_bytes, nothing + self.number)
+        self.number += 1
+        self._dropped_bytes = 0
+        return block
+
+    def _block(self, data: bytes) -> Iterator[Block]:
+        view = np.frombuffer(data, np.uint8)
+        ends = np.flatnonzero(view == 0x0A).astype(np.int64) + 1
+        if not len(ends) or ends[-1] < len(data):
+            ends = np.append(ends, len(data))
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+        numbers = np.arange(self.number, self.number + len(ends), dtype=np.int64)
+        self.number += len(ends)
+        block = Block(data, starts, ends, ends - starts, numbers)
+        # All blank bytes are below the first one of JSON.
+        maybe = np.flatnonzero(view[starts] <= 0x20).tolist()
+        blank = [row for row in maybe if not block.line(row).strip(BLANK)]
+        if blank:
+            block = block.take(np.delete(np.arange(len(ends)), blank))
+        if len(block):
+            yield block

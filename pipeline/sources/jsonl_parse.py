@@ -1,0 +1,189 @@
+"""Parse JSON lines: a block at once with Arrow where nothing is odd, otherwise line by line.
+
+What a line becomes depends on that line alone: Arrow is used only where it gives what parsing line
+by line does, which the lines are looked through for before, and it raises on the first odd value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+
+from pipeline.core.arrays import as_array
+from pipeline.core.failures import Failure, Reason
+from pipeline.sources.columns.base import STAGE, Failures
+from pipeline.sources.jsonl_columns import Column, described
+from pipeline.sources.jsonl_lines import BLANK, Block
+
+MAX_DEPTH = 200
+"""Lists and objects inside each other; Python's own parser ends below 1,000."""
+MAX_VALUES = 2**21
+"""Values of a line, counted by commas and brackets, also those in texts: bounds its memory."""
+_MAX_DIGITS = 40
+_ODD = re.compile(rb"[:\[,][ \t\r]*(?:-?(?:NaN|Inf)|-0[ \t\r\n,\]}])")
+"""Values that Arrow reads otherwise: JSON has no NaN, and -0 is no whole number."""
+
+
+class Parser:
+    """Makes tables of lines; remembers how the last ones were parsed."""
+
+    def __init__(self, columns: Sequence[Column], max_line_bytes: int) -> None:
+        self._columns = columns
+        self._max_line_bytes = max_line_bytes
+        ids = {column.name for column in columns if column.role == "id"}
+        plain = pa.schema([(column.name, column.plain) for column in columns])
+        whole = pa.schema([(f.name, pa.int64() if f.name in ids else f.type) for f in plain])
+        self._schemas = [plain, whole] if ids else [plain]
+
+    def parse(self, block: Block) -> tuple[pa.Table, Failures]:
+        """Return the columns of the lines, null where a line or a value is bad, and the failures.
+
+        Args:
+            block: N lines.
+        """
+        failures: Failures = [None] * len(block)
+        table = self._parse_at_once(block)
+        if table is not None:
+            made = [c.from_plain(as_array(table.column(c.name))) for c in self._columns]
+        else:
+            objects = [self._parse_line(block, row, failures) for row in range(len(block))]
+            made = [c.from_values([o.get(c.name) for o in objects]) for c in self._columns]
+        for _, problems in made:
+            for row, message in problems.items():
+                failures[row] = failures[row] or Failure(Reason.BAD_SCHEMA, STAGE, message)
+        names = [column.name for column in self._columns]
+        return pa.table([array for array, _ in made], names=names), failures
+
+    def _parse_at_once(self, block: Block) -> pa.Table | None:
+        """Return the columns as Arrow parses them; None if a line needs a closer look."""
+        data = block.data[block.starts[0] : block.ends[-1]]
+        if not self._is_plain(block, data):
+            return None
+        for schema in self._schemas:
+            try:
+                table = pa.json.read_json(
+                    pa.BufferReader(data),
+                    pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+                    pa.json.ParseOptions(
+                        explicit_schema=schema, unexpected_field_behavior="ignore"
+                    ),
+                )
+            except pa.ArrowException:
+                continue
+            if schema is not self._schemas[0]:
+                self._schemas.reverse()
+            return table if table.num_rows == len(block) else None
+        return None
+
+    def _is_plain(self, block: Block, data: bytes) -> bool:
+        """Tell whether each line is one object, as far as that is seen without parsing.
+
+        A line that begins with { and ends with } cannot go on in the next one: behind a closing
+        bracket inside an object JSON has no opening one, and inside a text no line end.
+        """
+        view = np.frombuffer(block.data, np.uint8)
+        starts, last = block.starts, block.ends - 1
+        if block.sizes.max() > self._max_line_bytes or not _are_neighbours(block):
+            return False
+        last = last - (view[last] == 0x0A)
+        last = last - ((view[last] == 0x0D) & (last > starts))
+        if not (view[starts] == 0x7B).all() or not (view[last] == 0x7D).all():
+            return False
+        openings = data.count(b"{") + data.count(b"[")
+        if openings - len(block) >= MAX_DEPTH and _most_openings(block) > MAX_DEPTH:
+            return False
+        if data.count(b",") + openings > MAX_VALUES:
+            return False
+        if any(odd in data for odd in (b"NaN", b"Inf", b"-0")) and _ODD.search(data):
+            return False
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    def _parse_line(self, block: Block, row: int, failures: Failures) -> dict[str, Any]:
+        """Return the object of a line; {} if there is none, which is a failure."""
+        number, size_bytes = int(block.numbers[row]), int(block.sizes[row])
+        if size_bytes > self._max_line_bytes:
+            message = f"line {number} has {size_bytes} bytes, the limit is {self._max_line_bytes}"
+            failures[row] = Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=size_bytes)
+            return {}
+        try:
+            value = parse_line(block.line(row))
+        except ValueError as error:
+            message = f"line {number} {error}"
+        else:
+            if isinstance(value, dict):
+                return value
+            message = f"line {number} is {described(value)}, expected an object"
+        failures[row] = Failure(Reason.DECODE_ERROR, STAGE, message, num_bytes=size_bytes)
+        return {}
+
+
+def _are_neighbours(block: Block) -> bool:
+    """Tell whether at most blank lines are between the lines, which may have been chosen."""
+    gaps = np.flatnonzero(block.starts[1:] != block.ends[:-1]).tolist()
+    return not any(block.data[block.ends[row] : block.starts[row + 1]].strip(BLANK) for row in gaps)
+
+
+def _most_openings(block: Block) -> int:
+    view = np.frombuffer(block.data, np.uint8)[: block.ends[-1]]
+    openings = (view == 0x7B) | (view == 0x5B)
+    return int(np.add.reduceat(openings, block.starts, dtype=np.int64).max())
+
+
+def parse_line(line: bytes) -> Any:
+    """Parse one line.
+
+    Raises:
+        ValueError: It is not JSON, or too much of it; the message goes on behind the line's number.
+    """
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8, at byte {error.start}") from None
+    openings = text.count("[") + text.count("{")
+    if openings + text.count(",") > MAX_VALUES:
+        raise ValueError(f"has more than {MAX_VALUES} values")
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    if openings > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise ValueError(_TOO_DEEP)
+    return value
+
+
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
+
+
+def _depth(value: Any) -> int:
+    """Return how many lists and objects are inside each other at most."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        depth += 1
+        level = [
+            inner for each in level for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return depth
+
+
+def _whole(digits: str) -> int | float:
+    """Parse a whole number; -0 is a float, and so is what no type of Arrow holds."""
+    return float(digits) if digits == "-0" or len(digits) > _MAX_DIGITS else int(digits)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"is not JSON: {name} is no value")
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole, parse_constant=_no_constant)
