@@ -313,3 +313,47 @@ def change_json(path: Path, **changes: Any) -> None:
     """Change some values of a JSON object in a file; None takes one out."""
     values = {**json.loads(path.read_text()), **changes}
     write_json(path, {key: value for key, value in values.items() if value is not None})
+
+
+def make_timm(folder: Path, name: str, num_classes: int, **options: Any) -> Path:
+    """Write a directory of timm with random weights.
+
+    Args:
+        folder: Made if it is not there.
+        name: An architecture of timm.
+        num_classes: Outputs; 0: vectors.
+        options: `label_names`, and arguments of the architecture.
+    """
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    label_names = options.pop("label_names", None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.normal_(0, 0.3)
+    write_json(
+        folder / "config.json",
+        {
+            "architecture": name,
+            "num_classes": num_classes,
+            "num_features": module.num_features,
+            **({"label_names": label_names} if label_names else {}),
+            "model_args": options,
+            "pretrained_cfg": {
+                "tag": "made_here",
+                "input_size": [3, 32, 32],
+                "interpolation": "bicubic",
+                "crop_pct": 0.95,
+                "crop_mode": "center",
+                "mean": [0.5, 0.4, 0.3],
+                "std": [0.2, 0.3, 0.4],
+                "num_classes": num_classes,
+            },
+        },
+    )
+    save_file(module.state_dict(), folder / "model.safetensors")
+    return folder

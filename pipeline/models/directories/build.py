@@ -43,8 +43,38 @@ def build_module(
             f"model.task = {task.kind!r}: {facts.architecture} of model.path serves "
             f"{', '.join(facts.tasks)}"
         )
-    module = _text_module(path, facts)
+    module = _module(path, facts, task)
     return module.eval().requires_grad_(False)
+
+
+def _module(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module:
+    if facts.kind == "timm":
+        from pipeline.models.directories.timm_models import timm_module
+
+        return timm_module(path, facts.settings, embeds=task.kind == "embed")
+    if "tower" in facts.settings:
+        return _tower(path, facts)
+    return _text_module(path, facts) if facts.input == "text" else _image_module(path, facts)
+
+
+def _tower(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
+    from pipeline.models.directories.image_modules import ImageTower, TextTower
+
+    model = _library_module(path, facts.settings)
+    if facts.text is None:
+        return ImageTower(model)
+    fills = facts.architecture.startswith("Siglip")
+    return TextTower(model, facts.text.max_tokens if fills else None, facts.text.pad_id)
+
+
+def _image_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
+    from pipeline.models.directories.image_modules import ImageModule
+
+    output = facts.settings.get("pooling", "logits")
+    poolings = facts.settings.get("poolings", [output])
+    if output not in poolings:
+        raise JobError(f"model.pooling = {output!r}: expected one of {', '.join(poolings)}")
+    return ImageModule(_library_module(path, facts.settings), output)
 
 
 def _text_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:

@@ -13,7 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import sentence_transformers as st
-from pipeline.models.directories.json_files import check_size, parse_json, parse_object
+from pipeline.models.directories.image_transform import BOTH, PROCESSOR
+from pipeline.models.directories.json_files import (
+    check_size,
+    is_timm,
+    parse_json,
+    parse_object,
+)
 from pipeline.models.directories.refused import explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
 from pipeline.models.directories.text_facts import CONFIG as TOKENIZER_CONFIG
@@ -22,7 +28,6 @@ from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
 
 CONFIG = "config.json"
-PROCESSOR = "preprocessor_config.json"
 _TRANSFORMER = (
     CONFIG,
     SINGLE,
@@ -31,6 +36,7 @@ _TRANSFORMER = (
     TOKENIZER_CONFIG,
     SPECIAL,
     PROCESSOR,
+    BOTH,
     st.LENGTHS,
 )
 _TOP = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
@@ -58,7 +64,7 @@ def choose_files(store: Store) -> list[StoredFile]:
     config = parse_object(_read(store, at + CONFIG, found), at + CONFIG)
     if at + TOKENIZER_CONFIG in found:
         parse_object(_read(store, at + TOKENIZER_CONFIG, found), at + TOKENIZER_CONFIG)
-    is_for_images = at + PROCESSOR in found or "pretrained_cfg" in config
+    is_for_images = is_timm(config) or bool({at + PROCESSOR, at + BOTH} & found.keys())
     if not is_for_images and not {TOKENIZER, at + TOKENIZER} & found.keys():
         raise explain(store, at, has_config=True, has_weights=True)
     if at + INDEX in found:

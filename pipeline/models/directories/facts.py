@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.node_cache import kept, key_of
 from pipeline.models.directories import sentence_transformers
 from pipeline.models.directories.described import DirectoryFacts, InputKind, TextFacts
-from pipeline.models.directories.json_files import read_object
+from pipeline.models.directories.json_files import is_timm, read_object
 
 __all__ = ["DirectoryFacts", "TextFacts", "read_facts"]
 
@@ -68,15 +66,23 @@ def _digest(path: Path) -> str:
 
 
 def _read(path: Path, wanted: InputKind | None) -> DirectoryFacts:
-    if path.suffix == ".onnx" or not path.is_dir():
-        raise JobError(f"model.path: {path.name} is no directory of a model")
+    if not path.is_dir():
+        # One ONNX file is read elsewhere.
+        raise JobError(f"model.path: {path.name} is a file, expected the directory of a model")
     if (path / sentence_transformers.MODULES).is_file():
         from pipeline.models.directories.encoder_facts import sentence_transformers_facts
 
         return sentence_transformers_facts(path)
     values = read_object(path, CONFIG)
-    reader: Callable[[Path, Mapping[str, Any], InputKind | None], DirectoryFacts]
-    from pipeline.models.directories.encoder_facts import transformers_facts
+    if is_timm(values):
+        from pipeline.models.directories.timm_models import timm_facts
 
-    reader = transformers_facts
-    return reader(path, values, wanted)
+        return timm_facts(path, values)
+    from pipeline.models.directories.chosen import choose
+    from pipeline.models.directories.encoder_facts import encoder_facts
+    from pipeline.models.directories.image_facts import image_facts, tower_facts
+
+    chosen = choose(path)
+    if chosen.has_towers:
+        return tower_facts(path, chosen, wanted or "image")
+    return encoder_facts(path, chosen) if chosen.takes_text else image_facts(path, chosen)

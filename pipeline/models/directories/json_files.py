@@ -157,3 +157,8 @@ def flag(values: Mapping[str, Any], key: str, where: str, default: bool) -> bool
 def shown(value: Any) -> str:
     """Return a value of a file as one short printable text."""
     return clean_message(json.dumps(value), _SHOWN_CHARS)
+
+
+def is_timm(config: Mapping[str, Any]) -> bool:
+    """Tell whether a `config.json` is timm's."""
+    return "pretrained_cfg" in config or {"architecture", "num_classes"} <= config.keys()

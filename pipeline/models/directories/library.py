@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.json_files import shown
-from pipeline.models.directories.tensors import TensorHeader, empty_tensors, some
+from pipeline.models.directories.tensors import (
+    TensorHeader,
+    repeating_tensors,
+    require_size,
+    some,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +29,6 @@ if TYPE_CHECKING:
 _MAX_OF_A_KIND = 1_000_000
 """Labels, at most; each is a Python object."""
 _MAX_LAYERS = 1024
-_SPARE = 64 << 20
-"""Numbers that a model may have beyond those of its files: buffers that it computes."""
 _NOT_TAKEN = (
     "_attn_implementation",
     "attn_implementation",
@@ -38,6 +41,9 @@ _NOT_TAKEN = (
 """Keys that choose how the library runs, not what it computes."""
 _SILENT = 50
 """Level of the library's log: critical errors alone."""
+_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+_ENCODERS = ("ModelWithProjection", "VisionModel", "TextModel", "EncoderModel")
+"""Endings of classes that are encoders besides the one of their model type."""
 _WITHOUT_HEAD = ("ForMaskedLM", "ForPreTraining")
 """Endings of classes whose encoder gives embeddings, and whose head is for training."""
 
@@ -65,7 +71,7 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
     """
     require("transformers")
     kind = values.get("model_type")
-    _check_numbers(values, max(num_tensors, _MAX_LAYERS))
+    check_numbers(values, max(num_tensors, _MAX_LAYERS))
     from transformers import CONFIG_MAPPING
 
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -82,12 +88,16 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
         raise _refused(error, f"makes no configuration of {kind}") from error
 
 
-def _check_numbers(values: Any, most_layers: int, key: str = "") -> None:
-    """Refuse numbers that make the library build endless Python objects."""
+def check_numbers(values: Any, most_layers: int = _MAX_LAYERS, key: str = "") -> None:
+    """Refuse numbers that make a library build endless Python objects.
+
+    Raises:
+        JobError: A number is too large; names it and the limit.
+    """
     if isinstance(values, dict | list):
         pairs = values.items() if isinstance(values, dict) else ((key, each) for each in values)
         for name, value in pairs:
-            _check_numbers(value, most_layers, name)
+            check_numbers(value, most_layers, name)
     if type(values) is not int:
         return
     is_layers = any(word in key for word in ("layer", "depth", "block", "stage"))
@@ -144,6 +154,8 @@ def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
     for mapping in (transformers.MODEL_MAPPING, transformers.MODEL_FOR_TEXT_ENCODING_MAPPING):
         if _is_in(cls, mapping, config):
             return cls
+    if cls.__name__.endswith(_ENCODERS):
+        return cls
     base = transformers.MODEL_MAPPING.get(type(config), None)
     base = base[0] if isinstance(base, tuple) else base
     if base is not None and (is_declared or cls.__name__.endswith(_WITHOUT_HEAD)):
@@ -172,20 +184,13 @@ def check_fit(
     """
     import torch
 
-    held = sum(header.num_values for header in headers.values())
     with _quiet(), torch.device("meta"):
         try:
-            module = cls(config, **_without_pooler(cls))
+            module = cls(config, **_without_pooler(cls, config))
         except Exception as error:
             raise _refused(error, f"builds no {cls.__name__} of this config.json") from error
-    tensors = {*module.parameters(), *module.buffers()}
-    needed = sum(tensor.numel() for tensor in tensors)
-    if needed > 2 * held + _SPARE:
-        raise JobError(
-            f"model.path: config.json describes {needed} numbers, the safetensors hold {held}: "
-            "they are not of the same model"
-        )
-    return load(cls, named, config, empty_tensors(headers))
+    require_size(module, headers, "config.json")
+    return load(cls, named, config, repeating_tensors(headers))
 
 
 def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
@@ -210,7 +215,7 @@ def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor])
         "ignore_mismatched_sizes": True,
         "dtype": torch.float32,
         "attn_implementation": _attention(cls),
-        **_without_pooler(cls),
+        **_without_pooler(cls, config),
     }
     with _quiet():
         try:
@@ -219,8 +224,8 @@ def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor])
             raise _refused(error, f"loads no {cls.__name__} from these tensors") from error
     unexpected = set(found["unexpected_keys"])
     if unexpected and named is not cls:
-        unexpected -= _names_of_head(named, config)
-    if _without_pooler(cls):
+        unexpected -= _names(named, config)
+    if _without_pooler(cls, config):
         unexpected = {name for name in unexpected if ".pooler." not in f".{name}"}
     _require_fit(cls.__name__, found, unexpected)
     module.eval()
@@ -253,18 +258,25 @@ def _attention(cls: Any) -> str:
     return "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
 
 
-def _without_pooler(cls: Any) -> dict[str, bool]:
+def _without_pooler(cls: Any, config: Any) -> dict[str, bool]:
     """Return the option that leaves out a layer whose output is not used, if there is one."""
-    has = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
-    return {"add_pooling_layer": False} if has else {}
+    if "add_pooling_layer" not in inspect.signature(cls.__init__).parameters:
+        return {}
+    is_used = cls.main_input_name == "pixel_values" and not has_class_token(cls, config)
+    return {} if is_used else {"add_pooling_layer": False}
 
 
-def _names_of_head(named: Any, config: Any) -> set[str]:
-    """Return the names of all tensors of a class with a head; no memory is used."""
+def has_class_token(cls: Any, config: Any) -> bool:
+    """Tell whether the first vector of a model of images stands for the whole image."""
+    return any(name.endswith(_CLASS_TOKENS) for name in _names(cls, config))
+
+
+def _names(cls: Any, config: Any) -> set[str]:
+    """Return the names of all tensors of a class; no memory is used."""
     import torch
 
     with _quiet(), torch.device("meta"):
-        return set(named(config).state_dict())
+        return set(cls(config).state_dict())
 
 
 @contextlib.contextmanager

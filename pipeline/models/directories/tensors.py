@@ -26,6 +26,8 @@ INDEX = "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _WHOLE = ("I64", "I32")
 """Buffers such as position_ids; no weights."""
+_SPARE = 64 << 20
+"""Numbers that a model may have beyond twice those of its files."""
 _SHOWN = 3
 
 
@@ -123,7 +125,7 @@ def read_tensors(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str,
     return found
 
 
-def empty_tensors(headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:
+def repeating_tensors(headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:
     """Return tensors of these shapes that take no memory: each repeats one number."""
     import torch
 
@@ -132,6 +134,27 @@ def empty_tensors(headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor
         name: torch.zeros((), dtype=kinds[header.is_float]).expand(header.shape)
         for name, header in headers.items()
     }
+
+
+def require_size(module: torch.nn.Module, headers: Mapping[str, TensorHeader], where: str) -> None:
+    """Refuse a module that is much larger than the files, before it takes memory.
+
+    Args:
+        module: On the device `meta`.
+        headers: The tensors of the files.
+        where: What describes the module.
+
+    Raises:
+        JobError: It is; names both numbers.
+    """
+    held = sum(header.num_values for header in headers.values())
+    needed = sum(tensor.numel() for tensor in {*module.parameters(), *module.buffers()})
+    # Tensors that are missing are named later; buffers may be computed.
+    if needed > 2 * held + _SPARE:
+        raise JobError(
+            f"model.path: {where} describes {needed} numbers, the safetensors hold {held}: they "
+            "are not of the same model"
+        )
 
 
 def some(names: Sequence[str]) -> str:

@@ -1,0 +1,114 @@
+"""Facts of snapshots of transformers whose model takes images, or images and texts (two towers).
+
+Settings for the builder, besides those of `Chosen`: `pooling`, how an image becomes one vector:
+`cls` (the first vector), `mean` (of all), `pooler` (the model's own), `projection`, and `poolings`,
+those that the model has; of two towers `tower`, `image` or `text`. `transform_problem` says why
+there is no transform.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories import heads
+from pipeline.models.directories.chosen import CONFIG, Chosen, width_of
+from pipeline.models.directories.described import DirectoryFacts, InputKind
+from pipeline.models.directories.encoder_facts import said_of, text_of
+from pipeline.models.directories.image_transform import read_transform
+from pipeline.models.directories.library import has_class_token
+from pipeline.preprocessing.transform import TransformSpec
+
+
+def image_facts(folder: Path, chosen: Chosen) -> DirectoryFacts:
+    """Read the facts of a class that takes images.
+
+    Raises:
+        JobError: The directory is refused.
+    """
+    settings = chosen.settings()
+    labels, dim = None, None
+    if chosen.head == "image":
+        labels = heads.labels_of(chosen.config, chosen.values)
+        tasks = heads.tasks_of("image", labels, chosen.values, scores_pairs=False)
+        what = f"{len(labels)} outputs, {', '.join(tasks)}"
+    else:
+        settings["poolings"] = poolings = _poolings(chosen)
+        settings["pooling"] = poolings[0]
+        keys = ("projection_dim",) if poolings[0] == "projection" else ()
+        dim = width_of(chosen.config, *keys, "hidden_size", "hidden_sizes")
+        tasks, what = ("embed",), f"pooling {poolings[0]}; {dim} numbers per image"
+    transform, said = _transform(folder, chosen.at, settings)
+    return DirectoryFacts(
+        kind="transformers",
+        architecture=chosen.built.__name__,
+        input="image",
+        tasks=tasks,
+        labels=labels,
+        transform=transform,
+        text=None,
+        embedding_dim=dim,
+        settings=settings,
+        said=(f"{CONFIG}: {chosen.named.__name__}, {what}", said),
+    )
+
+
+def tower_facts(folder: Path, chosen: Chosen, wanted: InputKind) -> DirectoryFacts:
+    """Read the facts of one tower of a model of images and texts.
+
+    Raises:
+        JobError: There is no such tower, or the directory is refused.
+    """
+    if wanted not in ("image", "text"):
+        raise JobError(f"model.path: {chosen.named.__name__} takes images or texts, not {wanted}")
+    config = chosen.config
+    dim = width_of(config, "projection_dim") if hasattr(config, "projection_dim") else None
+    dim = dim or width_of(
+        getattr(config, f"{'vision' if wanted == 'image' else 'text'}_config"),
+        *(("projection_size",) if wanted == "text" else ()),
+        "hidden_size",
+    )
+    settings: dict[str, Any] = {**chosen.settings(), "tower": wanted}
+    transform, text = None, None
+    if wanted == "image":
+        transform, line = _transform(folder, chosen.at, settings)
+        said: tuple[str, ...] = (line,)
+    else:
+        text = text_of(folder, chosen)
+        said = said_of(text)
+    return DirectoryFacts(
+        kind="transformers",
+        architecture=chosen.built.__name__,
+        input=wanted,
+        tasks=("embed", "zero_shot") if wanted == "text" else ("embed",),
+        labels=None,
+        transform=transform,
+        text=text,
+        embedding_dim=dim,
+        settings=settings,
+        said=(f"{CONFIG}: {chosen.named.__name__}, {dim} numbers per {wanted}", *said),
+    )
+
+
+def _poolings(chosen: Chosen) -> list[str]:
+    """Return the ways to one vector per image, the default first."""
+    if chosen.built.__name__.endswith("WithProjection"):
+        return ["projection"]
+    if not has_class_token(chosen.built, chosen.config):
+        return ["pooler", "mean"]
+    if chosen.built.__name__.endswith("VisionModel"):
+        return ["pooler", "cls", "mean"]
+    return ["cls", "mean"]
+
+
+def _transform(folder: Path, at: str, settings: dict[str, Any]) -> tuple[TransformSpec | None, str]:
+    """Return the transform and what is said of it; a problem goes into the settings."""
+    transform, problem, where = read_transform(folder, at)
+    if transform is None:
+        settings["transform_problem"] = problem
+        return None, f"no transform: {problem}"
+    return transform, (
+        f"{where}: resized to {transform.resize_px} px ({transform.interpolation}), centre crop of "
+        f"{transform.size_px} px"
+    )

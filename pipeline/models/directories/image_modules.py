@@ -1,0 +1,80 @@
+"""Modules of images: the library's model, and one vector or the logits of what it gives.
+
+`forward` takes `pixels`, float (B, 3, H, W), normalised.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class ImageModule(nn.Module):
+    """Logits (B, K) or vectors (B, D) of images."""
+
+    def __init__(self, model: nn.Module, output: str) -> None:
+        """Make the module.
+
+        Args:
+            model: A class of transformers that takes `pixel_values`.
+            output: `logits`, `cls`, `mean`, `pooler` or `projection`.
+        """
+        super().__init__()
+        self.model = model
+        self.output = output
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        found = self.model(pixel_values=pixels)
+        if self.output == "logits":
+            return found.logits  # type: ignore[no-any-return]
+        if self.output == "projection":
+            return found.image_embeds  # type: ignore[no-any-return]
+        if self.output == "pooler":
+            return found.pooler_output.flatten(1)  # type: ignore[no-any-return]
+        vectors: torch.Tensor = found.last_hidden_state
+        if self.output == "mean":
+            return vectors.flatten(2).mean(2) if vectors.ndim == 4 else vectors.mean(1)
+        return vectors[:, 0]
+
+
+class ImageTower(nn.Module):
+    """Vectors (B, D) of images, in the space that images and texts share."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower: nn.Module = model.vision_model
+        self.projection: nn.Module = getattr(model, "visual_projection", nn.Identity())
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        pooled = self.tower(pixel_values=pixels).pooler_output
+        return self.projection(pooled)  # type: ignore[no-any-return]
+
+
+class TextTower(nn.Module):
+    """Vectors (B, D) of texts, in the space that images and texts share."""
+
+    def __init__(self, model: Any, fixed_tokens: int | None, pad_id: int) -> None:
+        """Make the module.
+
+        Args:
+            model: A model of two towers.
+            fixed_tokens: Fill each text up to this and attend to all of it, as SigLIP is trained.
+            pad_id: What it is filled with.
+        """
+        super().__init__()
+        self.tower: nn.Module = model.text_model
+        self.projection: nn.Module = getattr(model, "text_projection", nn.Identity())
+        self.fixed_tokens = fixed_tokens
+        self.pad_id = pad_id
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        if self.fixed_tokens is None:
+            found = self.tower(input_ids=input_ids, attention_mask=attention_mask)
+            return self.projection(found.pooler_output)  # type: ignore[no-any-return]
+        filled = torch.where(attention_mask == 1, input_ids, self.pad_id)
+        missing = self.fixed_tokens - filled.shape[1]
+        filled = nn.functional.pad(filled, (0, missing), value=self.pad_id)
+        found = self.tower(input_ids=filled)
+        return self.projection(found.pooler_output)  # type: ignore[no-any-return]

@@ -1,0 +1,221 @@
+"""Directories of timm: facts from `config.json`, the architecture from the installed timm."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.image_transform import channels, make_spec
+from pipeline.models.directories.json_files import shown, text, whole
+from pipeline.models.directories.library import check_numbers, require
+from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
+from pipeline.models.state_dict import load_state
+from pipeline.preprocessing.transform import TransformSpec
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "config.json"
+_NAME = re.compile(r"\w+")
+_IMAGENET = 1000
+_ARGUMENTS = ("global_pool", "img_size", "in_chans", "num_classes")
+"""Arguments of timm's constructors that always may be given; others must be numbers."""
+_WRAPPER = "timm_model."
+"""What transformers puts before the names of a timm model that it saves."""
+
+
+def timm_facts(folder: Path, values: Mapping[str, Any]) -> DirectoryFacts:
+    """Read the facts of a directory of timm.
+
+    Raises:
+        JobError: The directory is refused.
+    """
+    require("timm")
+    settings = _settings(values)
+    module = _load(folder, settings, is_trial=True)
+    num_classes = settings["arguments"]["num_classes"]
+    given = _object(values, "pretrained_cfg")
+    data = {**given, **{key: values[key] for key in _DATA if key in values}}
+    problem = _problem(data)
+    transform = None if problem else _transform(data)
+    if problem:
+        settings["transform_problem"] = f"{CONFIG}: {problem}; give the fields of transform"
+    labels, said = _labels(values, given, num_classes)
+    tasks = ("classify", "multilabel", "embed") if num_classes else ("embed",)
+    dim = int(getattr(module, "head_hidden_size", None) or module.num_features)
+    crop = transform and f"resized to {transform.resize_px} px, centre crop {transform.size_px} px"
+    return DirectoryFacts(
+        kind="timm",
+        architecture=settings["architecture"],
+        input="image",
+        tasks=tasks,
+        labels=labels,
+        transform=transform,
+        text=None,
+        embedding_dim=dim,
+        settings=settings,
+        said=(
+            f"{CONFIG}: timm {settings['architecture']}, {num_classes} outputs, {dim} numbers "
+            "per image before them",
+            f"{CONFIG}: {crop or settings['transform_problem']}",
+            *said,
+        ),
+    )
+
+
+_DATA = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+
+
+def timm_module(folder: Path, settings: Mapping[str, Any], *, embeds: bool) -> torch.nn.Module:
+    """Build a model of timm with its weights.
+
+    Returns:
+        Takes float (B, 3, H, W), normalised; gives logits (B, K), or vectors (B, D).
+    """
+    from pipeline.models.directories.timm_vectors import Vectors
+
+    module = _load(folder, settings, is_trial=False)
+    return Vectors(module) if embeds else module
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    name = text(values, "architecture", CONFIG) or ""
+    name = name.partition(".")[0]  # what follows is a tag of weights
+    import timm
+
+    if not _NAME.fullmatch(name) or not timm.is_model(name):
+        raise JobError(
+            f"model.path: {CONFIG}: architecture is {shown(values.get('architecture'))}, which the "
+            f"installed timm {version('timm')} does not know"
+        )
+    arguments = dict(_object(values, "model_args"))
+    for key in ("num_classes", "global_pool"):
+        if values.get(key) is not None:
+            arguments[key] = values[key]
+    arguments.setdefault("num_classes", _object(values, "pretrained_cfg").get("num_classes"))
+    whole(arguments, "num_classes", CONFIG)
+    if arguments["num_classes"] is None:
+        raise JobError(f"model.path: {CONFIG}: num_classes is missing")
+    if arguments.get("in_chans", 3) != 3:
+        raise JobError(
+            f"model.path: {CONFIG}: in_chans is {shown(arguments['in_chans'])}, images have 3"
+        )
+    for key, value in arguments.items():
+        if key not in _ARGUMENTS and not _is_numbers(value):
+            raise JobError(
+                f"model.path: {CONFIG}: model_args has {clean_message(key, 60)}: {shown(value)}; "
+                "expected numbers"
+            )
+    check_numbers(arguments)
+    return {"architecture": name, "arguments": arguments}
+
+
+def _object(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise JobError(f"model.path: {CONFIG}: {key} is {shown(found)}, expected an object")
+    return found
+
+
+def _is_numbers(value: Any) -> bool:
+    """Tell whether a value is numbers alone: texts could name files and other models."""
+    if isinstance(value, list):
+        return all(map(_is_numbers, value))
+    return isinstance(value, bool | int | float)
+
+
+def _load(folder: Path, settings: Mapping[str, Any], *, is_trial: bool) -> Any:
+    """Build the model and load its tensors; a trial does so without memory."""
+    import torch
+
+    headers = read_headers(folder)
+    with torch.device("meta"):
+        module = _create(settings)
+    require_size(module, headers, CONFIG)
+    if is_trial:
+        tensors = {
+            name: torch.empty(header.shape, device="meta") for name, header in headers.items()
+        }
+    else:
+        module, tensors = _create(settings), read_tensors(folder, headers)
+    if all(name.startswith(_WRAPPER) for name in tensors):
+        tensors = {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
+    what = f"timm's {settings['architecture']}"
+    load_state(module, tensors, None, "model.path: model.safetensors", what)
+    return module.eval()
+
+
+def _create(settings: Mapping[str, Any]) -> Any:
+    import timm
+
+    name = settings["architecture"]
+    try:
+        return timm.create_model(name, pretrained=False, **settings["arguments"])
+    except Exception as error:
+        told = clean_message(f"{type(error).__name__}: {error}", 200)
+        raise JobError(
+            f"model.path: timm {version('timm')} builds no {name} of {CONFIG}: {told}"
+        ) from error
+
+
+def _problem(data: Mapping[str, Any]) -> str | None:
+    """Return what in the data configuration the transform cannot do."""
+    size = data.get("input_size", [3, 224, 224])
+    if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
+        return f"input_size is {shown(size)}, expected a square"
+    if data.get("crop_mode", "center") not in ("center", None, ""):
+        return f"crop_mode is {shown(data['crop_mode'])}, expected center"
+    if (data.get("interpolation") or "bicubic") not in ("bilinear", "bicubic"):
+        return f"interpolation is {shown(data['interpolation'])}, expected bilinear or bicubic"
+    return None
+
+
+def _transform(data: Mapping[str, Any]) -> TransformSpec:
+    size = data.get("input_size", [3, 224, 224])[1]
+    ratio = data.get("crop_pct") or 0.875
+    is_ratio = isinstance(ratio, int | float) and not isinstance(ratio, bool) and ratio > 0
+    if type(size) is not int or not 0 < size < 1 << 16 or not is_ratio:
+        raise JobError(
+            f"model.path: {CONFIG}: input_size and crop_pct are {shown(size)} and {shown(ratio)}, "
+            "expected numbers"
+        )
+    defaults = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    data = {**defaults, **{key: value for key, value in data.items() if value}}
+    return make_spec(
+        CONFIG,
+        size_px=size,
+        resize_px=math.floor(size / ratio),
+        interpolation=data.get("interpolation", "bicubic"),
+        mean=channels(data, "mean", CONFIG),
+        std=channels(data, "std", CONFIG),
+    )
+
+
+def _labels(
+    values: Mapping[str, Any], given: Mapping[str, Any], num_classes: int
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Return the class names, and what is said of them."""
+    if not num_classes:
+        return None, ()
+    names = values.get("label_names") or given.get("label_names")
+    if names is None and num_classes == _IMAGENET and "in1k" in str(given.get("tag")):
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo("imagenet-1k")
+        found = tuple(str(info.index_to_description(index)) for index in range(num_classes))
+        return found, (f"{CONFIG}: tag {shown(given['tag'])}: the class names of ImageNet-1k",)
+    if names is None:
+        return tuple(f"LABEL_{index}" for index in range(num_classes)), ()
+    is_names = isinstance(names, list) and all(isinstance(each, str) for each in names)
+    if not is_names or len(names) != num_classes:
+        raise JobError(
+            f"model.path: {CONFIG}: label_names must be {num_classes} texts, one per output"
+        )
+    return tuple(names), (f"{CONFIG}: {num_classes} class names",)

@@ -1,0 +1,217 @@
+"""Directories of models of images give what the libraries give: heads, towers, timm, transforms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from snapshots import (
+    VISION_FAMILIES,
+    change_json,
+    make_snapshot,
+    make_timm,
+    write_image_processor,
+)
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories.build import build_module
+from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.image_transform import read_transform
+from pipeline.models.directories.snapshot import open_directory
+from pipeline.models.tasks.base import TaskSpec
+from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
+
+CLOSE = {"atol": 1e-4, "rtol": 0}
+PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+TEXTS = ["the cat sat", "a long way home by the river"]
+
+
+def run(path: Path, task: str, pooling: str | None = None) -> torch.Tensor:
+    facts = read_facts(path)
+    if pooling is not None:
+        facts = replace(facts, settings={**facts.settings, "pooling": pooling})
+    module = build_module(path, facts, TaskSpec(task), {})
+    with torch.inference_mode():
+        return module(PIXELS)
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_image_classification_gives_the_logits_of_the_library(family, tmp_path):
+    from transformers import AutoModelForImageClassification
+
+    labels = {0: "cat", 1: "dog"}
+    path = make_snapshot(tmp_path / "m", family, "image", id2label=labels)
+    facts = read_facts(path)
+    assert (facts.input, facts.tasks, facts.labels) == (
+        "image",
+        ("classify", "multilabel"),
+        ("cat", "dog"),
+    )
+    with torch.inference_mode():
+        expected = AutoModelForImageClassification.from_pretrained(path)(PIXELS).logits
+    torch.testing.assert_close(run(path, "classify"), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_an_encoder_of_images_gives_one_vector_each(family, tmp_path):
+    from transformers import AutoModel
+
+    path = make_snapshot(tmp_path / "m", family)
+    with torch.inference_mode():
+        found = AutoModel.from_pretrained(path)(PIXELS)
+    vectors = found.last_hidden_state
+    if family == "convnext":
+        expected, mean = found.pooler_output, vectors.mean((2, 3))
+    else:
+        expected, mean = vectors[:, 0], vectors.mean(1)
+    assert read_facts(path).embedding_dim == expected.shape[1]
+    torch.testing.assert_close(run(path, "embed"), expected, **CLOSE)
+    torch.testing.assert_close(run(path, "embed", "mean"), mean, **CLOSE)
+    with pytest.raises(JobError, match=r"model\.pooling = 'lasttoken': expected one of"):
+        run(path, "embed", "lasttoken")
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_both_towers_give_the_features_of_the_library(family, tmp_path):
+    from transformers import AutoModel, AutoTokenizer
+
+    path = make_snapshot(tmp_path / "m", family)
+    theirs = AutoModel.from_pretrained(path)
+    images = read_facts(path)
+    assert (images.input, images.tasks, images.text) == ("image", ("embed",), None)
+    with torch.inference_mode():
+        expected = theirs.get_image_features(PIXELS).pooler_output
+    found = run(path, "embed")
+    assert images.embedding_dim == found.shape[1]
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+    texts = read_facts(path, "text")
+    assert texts.text is not None
+    assert texts.text.max_tokens == 16
+    module = build_module(path, texts, TaskSpec("embed"), {})
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    if family == "siglip":  # trained with full length and without a mask
+        filled = tokenizer(TEXTS, padding="max_length", max_length=16, return_tensors="pt")
+        theirs_inputs = {"input_ids": filled["input_ids"]}
+    else:
+        theirs_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        expected = theirs.get_text_features(**theirs_inputs).pooler_output
+        found = module(**{name: inputs[name] for name in texts.text.tensor_names})
+    assert texts.embedding_dim == found.shape[1]
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_single_tower_of_images_is_read(family, tmp_path):
+    import transformers
+
+    path = make_snapshot(tmp_path / "m", family, "vision")
+    facts = read_facts(path)
+    theirs = getattr(transformers, facts.architecture).from_pretrained(path)
+    with torch.inference_mode():
+        found = theirs(PIXELS)
+    expected = found.image_embeds if family == "clip" else found.pooler_output
+    assert facts.embedding_dim == expected.shape[1]
+    torch.testing.assert_close(run(path, "embed"), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+def test_a_timm_directory_gives_the_outputs_of_timm(name, tmp_path):
+    import timm
+    from safetensors.torch import load_file
+
+    options = {"img_size": 32, "depth": 2} if name.startswith("vit") else {}
+    path = make_timm(tmp_path / "m", name, num_classes=3, label_names=["a", "b", "c"], **options)
+    facts = read_facts(open_directory(str(path))[1])
+    assert (facts.kind, facts.labels) == ("timm", ("a", "b", "c"))
+    assert facts.tasks == ("classify", "multilabel", "embed")
+    assert facts.transform == TransformSpec(
+        size_px=32,
+        resize_px=33,
+        interpolation="bicubic",
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.3, 0.4),
+    )
+    theirs = timm.create_model(name, num_classes=3, **options).eval()
+    theirs.load_state_dict(load_file(path / "model.safetensors"))
+    with torch.inference_mode():
+        logits = theirs(PIXELS)
+        vectors = theirs.forward_head(theirs.forward_features(PIXELS), pre_logits=True)
+    torch.testing.assert_close(run(path, "classify"), logits, **CLOSE)
+    torch.testing.assert_close(run(path, "embed"), vectors, **CLOSE)
+    assert facts.embedding_dim == vectors.shape[1]
+
+
+def image() -> torch.Tensor:
+    values = np.add.outer(np.arange(80), np.arange(0, 180, 2))[:, :, None] % 256
+    return torch.from_numpy(np.repeat(values, 3, axis=2).astype(np.uint8)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rescale_factor": 1 / 127.5},
+        {"do_normalize": False},
+        {"image_processor_type": "ConvNextImageProcessor", "do_center_crop": None, "crop_pct": 0.8},
+    ],
+)
+def test_the_transform_is_that_of_the_processor(changes, tmp_path):
+    from transformers import CLIPImageProcessor, ConvNextImageProcessor
+
+    write_image_processor(tmp_path)
+    change_json(tmp_path / "preprocessor_config.json", **changes)
+    spec, problem, _ = read_transform(tmp_path)
+    assert spec is not None, problem
+    cls = ConvNextImageProcessor if "crop_pct" in changes else CLIPImageProcessor
+    picture = Image.fromarray(image().permute(1, 2, 0).numpy())
+    expected = cls.from_pretrained(tmp_path)(picture, return_tensors="pt")["pixel_values"][0]
+    pixels = resize_and_crop(image(), spec) / 255
+    mean, std = (torch.tensor(each)[:, None, None] for each in (spec.mean, spec.std))
+    # One level of 255: theirs may be resized as floats.
+    step = float(1 / (255 * std.min()))
+    torch.testing.assert_close((pixels - mean) / std, expected, atol=1.1 * step, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"size": {"height": 32, "width": 32}}, "stretches images"),
+        ({"do_center_crop": False}, "do_center_crop is false"),
+        ({"crop_size": {"height": 32, "width": 48}}, "expected a square"),
+        ({"crop_size": {"height": 64, "width": 64}}, "larger than size"),
+        ({"resample": 1}, "resample is 1"),
+        ({"do_resize": False}, "do_resize is false"),
+    ],
+)
+def test_a_transform_that_cannot_be_says_what_to_give(changes, said, tmp_path):
+    path = make_snapshot(tmp_path / "m", "vit", "image")
+    change_json(path / "preprocessor_config.json", **changes)
+    facts = read_facts(path)
+    assert facts.transform is None
+    assert said in facts.settings["transform_problem"]
+    assert "give the fields of transform: size_px: " in facts.settings["transform_problem"]
+    assert any("no transform" in line for line in facts.said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_mean": [0.5]}, "image_mean is [0.5], expected three numbers"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "std"),
+        ({"rescale_factor": -1}, "rescale_factor is -1"),
+        ({"do_rescale": "yes"}, "do_rescale is a text"),
+    ],
+)
+def test_a_damaged_processor_is_refused(changes, said, tmp_path):
+    path = make_snapshot(tmp_path / "m", "vit", "image")
+    change_json(path / "preprocessor_config.json", **changes)
+    with pytest.raises(JobError) as caught:
+        read_facts(path)
+    assert said in str(caught.value)
