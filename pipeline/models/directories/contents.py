@@ -8,7 +8,7 @@ what they hold is digested; links to folders are not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.core.errors import JobError
@@ -67,6 +67,7 @@ def choose_files(store: Store) -> list[StoredFile]:
     is_for_images = is_timm(config) or bool({at + PROCESSOR, at + BOTH} & found.keys())
     if not is_for_images and not {TOKENIZER, at + TOKENIZER} & found.keys():
         raise explain(store, at, has_config=True, has_weights=True)
+    _require_parts(store, modules, found)
     if at + INDEX in found:
         found.pop(at + SINGLE, None)
         found |= _shards(store, at, found)
@@ -78,6 +79,15 @@ def _of_modules(modules: Iterable[tuple[str, str]]) -> Iterator[str]:
     names: Mapping[str, tuple[str, ...]] = {"Transformer": _TRANSFORMER, "Dense": _DENSE}
     for kind, at in modules:
         yield from (at + name for name in names.get(kind, (CONFIG,)))
+
+
+def _require_parts(store: Store, modules: Sequence[tuple[str, str]], found: Files) -> None:
+    """Refuse if a module of sentence-transformers lacks its settings or its weights."""
+    for kind, at in modules:
+        if kind == "Dense" and not {at + CONFIG, at + SINGLE} <= found.keys():
+            raise explain(store, at, has_config=at + CONFIG in found)
+        if kind == "Pooling" and at + CONFIG not in found:
+            raise JobError(f"model.path: {store.url(at + CONFIG)} is missing")
 
 
 def _shards(store: Store, at: str, found: Files) -> Files:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,10 @@ from pipeline.models.directories.tensors import (
 if TYPE_CHECKING:
     import torch
 
-_MAX_OF_A_KIND = 1_000_000
-"""Labels, at most; each is a Python object."""
+_LAYERS = re.compile(r"(layers?|depths?|blocks|stages)$")
+"""Keys that count layers, each of which is a Python object."""
+_MOST = {"num_labels": 1_000_000}
+_MAX_NUMBER = 1 << 40
 _MAX_LAYERS = 1024
 _NOT_TAKEN = (
     "_attn_implementation",
@@ -72,6 +75,11 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
     require("transformers")
     kind = values.get("model_type")
     check_numbers(values, max(num_tensors, _MAX_LAYERS))
+    if values.get("quantization_config"):
+        raise JobError(
+            "model.path: config.json has quantization_config: quantised weights are not read; take "
+            "the float weights of this model"
+        )
     from transformers import CONFIG_MAPPING
 
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -94,14 +102,17 @@ def check_numbers(values: Any, most_layers: int = _MAX_LAYERS, key: str = "") ->
     Raises:
         JobError: A number is too large; names it and the limit.
     """
-    if isinstance(values, dict | list):
-        pairs = values.items() if isinstance(values, dict) else ((key, each) for each in values)
-        for name, value in pairs:
+    if isinstance(values, dict):
+        for name, value in values.items():
             check_numbers(value, most_layers, name)
+    elif isinstance(values, list):
+        for value in values:
+            check_numbers(value, most_layers, key)
+        if _LAYERS.search(key):
+            check_numbers(sum(each for each in values if type(each) is int), most_layers, key)
     if type(values) is not int:
         return
-    is_layers = any(word in key for word in ("layer", "depth", "block", "stage"))
-    limit = most_layers if is_layers else _MAX_OF_A_KIND if key == "num_labels" else 2**40
+    limit = most_layers if _LAYERS.search(key) else _MOST.get(key, _MAX_NUMBER)
     if abs(values) > limit:
         raise JobError(f"model.path: config.json: {key} is {values}, at most {limit} can be")
 

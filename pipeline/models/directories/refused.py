@@ -72,6 +72,8 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
     """
     names = _names(store, at)
     where = f"model.path = {store.url(at)}"
+    if not names and store.stat(at) is not None:
+        return JobError(f"{where}: is a file, expected the directory of a model")
     if not names:
         return JobError(f"{where}: no such directory, or there is no file in it")
     if has_weights:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.json_files import read_object
-from pipeline.models.weights_file import check_weights
+from pipeline.models.weights_file import SAVE, check_weights
 
 if TYPE_CHECKING:
     import torch
@@ -93,8 +93,7 @@ def _header(folder: Path, name: str) -> dict[str, TensorHeader]:
     from safetensors import SafetensorError, safe_open
 
     path = folder / name
-    with path.open("rb") as file:
-        check_weights(f"model.path: {name}", file, path.stat().st_size)
+    _check(path)
     try:
         with safe_open(path, framework="pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  # no dict
@@ -110,6 +109,23 @@ def _header(folder: Path, name: str) -> dict[str, TensorHeader]:
             "quantised weights are not read; take the float weights of this model"
         )
     return {key: TensorHeader(name, shapes[key], kinds[key] in _FLOATS) for key in shapes}
+
+
+def _check(path: Path) -> None:
+    """Refuse a file that is no safetensors, or whose header does not fit it."""
+    with path.open("rb") as file:
+        head = file.read(64)
+        file.seek(0)
+        if head.startswith((b"\x80", b"PK\x03\x04")):
+            raise JobError(
+                f"model.path: {path.name} is a pickle under another name, which can run code when "
+                "it is loaded; save the weights with the library: save_pretrained(NEW)"
+            )
+        try:
+            check_weights(f"model.path: {path.name}", file, path.stat().st_size)
+        except JobError as error:
+            told = str(error).replace(SAVE, "take the weights of this model as safetensors")
+            raise JobError(told) from None
 
 
 def read_tensors(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:

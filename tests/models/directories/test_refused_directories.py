@@ -1,0 +1,369 @@
+"""What is refused, each in one line that says what would be right; nothing is run or allocated."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from snapshots import change_json, make_snapshot, make_timm, write_json
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories.build import build_module
+from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.snapshot import open_directory
+from pipeline.models.tasks.base import TaskSpec
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    return {
+        "sequence": make_snapshot(folder / "a", "bert", "sequence", num_labels=3),
+        "sentence": make_snapshot(folder / "b", "bert", pooling="mean", dense=8),
+        "timm": make_timm(folder / "c", "resnet10t", num_classes=2),
+    }
+
+
+@pytest.fixture
+def copy(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that copies a directory, for the test to change."""
+    return lambda kind="sequence": Path(shutil.copytree(folders[kind], tmp_path / "m"))
+
+
+class Marker:
+    """A pickle of this leaves a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def refusal(path: Path) -> str:
+    """Return why a directory is refused: when it is opened, otherwise when it is read."""
+    with pytest.raises(JobError) as caught:
+        read_facts(open_directory(str(path))[1])
+    said = str(caught.value)
+    assert "\n" not in said
+    assert len(said) < 900
+    return said
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pytorch_model.bin", "model.pt", "model.pth", "weights.pkl", "model.pickle"),
+        *("model.joblib", "last.ckpt", "pytorch_model.bin.pt"),
+    ],
+)
+def test_a_pickle_is_refused_under_every_name(name, copy, tmp_path):
+    path = copy()
+    (path / WEIGHTS).unlink()
+    (path / name).write_bytes(pickle.dumps(Marker(tmp_path / "ran")))
+    said = refusal(path)
+    assert f"{name} is " in said
+    assert "a pickle, which can run code when it is loaded" in said
+    assert "save_pretrained writes safetensors" in said
+    (path / name).rename(path / WEIGHTS)
+    assert "pickle" in refusal(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("traced.torchscript", "is a TorchScript archive"),
+        ("model.ts", "is a TorchScript archive"),
+        ("exported.pt2", "is an exported program"),
+        ("tf_model.h5", "is a Keras model"),
+        ("model.keras", "is a Keras model"),
+        ("flax_model.msgpack", "is a Flax model"),
+        ("model-q4.gguf", "is GGUF"),
+        ("MLmodel", "is an MLflow model"),
+        ("saved_model.pb", "is a TensorFlow SavedModel"),
+        ("adapter_config.json", "is an adapter (LoRA)"),
+        ("model_index.json", "is a diffusers pipeline"),
+        ("model.onnx", "name the file itself in model.path"),
+    ],
+)
+@pytest.mark.parametrize("has_config", [True, False])
+def test_other_formats_are_refused_by_name(name, said, has_config, copy):
+    path = copy()
+    (path / WEIGHTS).unlink()
+    if not has_config:
+        (path / "config.json").unlink()
+    (path / name).write_bytes(b"{}")
+    found = refusal(path)
+    assert name in found
+    assert said in found
+
+
+def test_what_is_no_directory_of_a_model_says_what_it_has(tmp_path, copy):
+    assert "no such directory" in refusal(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "there is no file in it" in refusal(tmp_path / "empty")
+    (tmp_path / "empty" / "notes.txt").write_text("?")
+    assert "no config.json; expected" in refusal(tmp_path / "empty")
+    assert "it has notes.txt" in refusal(tmp_path / "empty")
+    assert "is a file, expected the directory" in refusal(tmp_path / "empty" / "notes.txt")
+    path = copy("sentence")
+    (path / "2_Dense" / WEIGHTS).rename(path / "2_Dense" / "pytorch_model.bin")
+    assert "2_Dense: pytorch_model.bin is a pickle" in refusal(path).replace("2_Dense/", "2_Dense")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("nested", [True, False])
+def test_code_of_the_directory_is_refused(name, nested, copy):
+    path = copy()
+    code = {"auto_map": {"AutoModel": "modeling.Model"}}
+    change_json(path / name, **({"text_config": code} if nested else code))
+    (path / "modeling.py").write_text("raise SystemExit")
+    said = refusal(path)
+    assert f"{name} has auto_map, which names code of the directory; none is run" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "no-such"}, 'model_type is "no-such", which the installed transformers'),
+        ({"model_type": "no-such", "transformers_version": "9.9.1"}, 'made with "9.9.1"'),
+        ({"model_type": None}, "model_type is null"),
+        ({"model_type": "roberta"}, "architectures names 'BertForSequenceClassification'"),
+        ({"architectures": ["os"]}, "architectures names 'os', which is no model of type bert"),
+        ({"architectures": ["BertForQuestionAnswering"]}, "whose outputs are no task here"),
+        ({"architectures": []}, "architectures is [], expected a list of one class"),
+        ({"quantization_config": {"bits": 4}}, "quantised weights are not read"),
+        ({"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1000000, at most"),
+        ({"num_labels": 1_000_000_000}, "num_labels is 1000000000, at most"),
+        ({"hidden_size": 1_000_000_000}, "config.json describes"),
+        ({"vocab_size": 10**11}, "numbers, the safetensors hold"),
+        ({"max_position_embeddings": 10**11}, "numbers, the safetensors hold"),
+        ({"intermediate_size": 10**30}, "intermediate_size is 1000000"),
+        ({"hidden_size": -4}, "transformers"),
+        ({"hidden_act": "os.system"}, "KeyError"),
+        ({"hidden_size": "32"}, "transformers"),
+        ({"id2label": {"0": "a", "1": "b", "3": "c"}}, "id2label must name the outputs 0 to 2"),
+        ({"problem_type": "guess"}, 'problem_type is "guess"'),
+        ({"num_hidden_layers": 3}, "tensors 16 missing (bert.encoder.layer.2"),
+        ({"num_hidden_layers": 1}, "16 unexpected (bert.encoder.layer.1"),
+        ({"intermediate_size": 65}, "of another shape (bert.encoder.layer.0.intermediate"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_without_its_memory(changes, said, copy):
+    path = copy()
+    change_json(path / "config.json", **changes)
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert said in refusal(path)
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+    assert grown_kib < 1 << 20  # libraries are imported by the first; no config takes a GiB
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", b"[" * 100_000, "config.json is no JSON"),
+        ("config.json", b"\xff\xfe\x00", "config.json is no JSON"),
+        ("config.json", b"[]", "config.json holds a list, expected an object"),
+        ("tokenizer.json", b"{}", "tokenizer.json is no tokenizer"),
+        ("tokenizer_config.json", b"[1]", "tokenizer_config.json holds a list"),
+        ("modules.json", b"{}", "modules.json holds an object, expected a list"),
+        ("modules.json", b"[3]", "modules.json lists a number"),
+    ],
+)
+def test_a_damaged_file_is_refused(name, content, said, copy):
+    path = copy()
+    (path / name).write_bytes(content)
+    assert said in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "size_bytes", "limit"),
+    [
+        ("config.json", 2 << 20, 1 << 20),
+        ("tokenizer.json", 1 << 30, 128 << 20),
+        ("model.safetensors.index.json", 17 << 20, 16 << 20),
+        ("modules.json", 2 << 20, 1 << 20),
+    ],
+)
+def test_a_huge_file_is_refused_unread(name, size_bytes, limit, copy):
+    path = copy()
+    with (path / name).open("ab") as file:
+        file.truncate(size_bytes)
+    assert f"has {size_bytes} bytes, at most {limit} are read of such a file" in refusal(path)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(path / WEIGHTS)
+    change(tensors)
+    save_file(tensors, path / WEIGHTS)
+
+
+def test_tensors_that_do_not_fit_are_refused_by_name(copy):
+    path = copy()
+    rewrite(path, lambda tensors: tensors.pop("classifier.bias"))
+    assert "do not fit BertForSequenceClassification" in refusal(path)
+    assert "tensors 1 missing (classifier.bias)" in refusal(path)
+    rewrite(path, lambda tensors: tensors.update({"classifier.bias": torch.zeros(3)}))
+    rewrite(path, lambda tensors: tensors.update({"extra.weight": torch.zeros(3)}))
+    assert "tensors 1 unexpected (extra.weight)" in refusal(path)
+    rewrite(path, lambda tensors: tensors.pop("extra.weight"))
+    rewrite(path, lambda tensors: tensors.update({"classifier.bias": torch.zeros(4)}))
+    assert "1 of another shape (classifier.bias is (4,), not (3,))" in refusal(path)
+    rewrite(path, lambda tensors: tensors.update({"classifier.bias": torch.zeros(3).char()}))
+    assert "tensors of type I8 (classifier.bias): quantised weights are not read" in refusal(path)
+
+
+def test_a_head_that_is_not_in_the_files_is_not_made_up(copy):
+    path = copy("sentence")
+    (path / "modules.json").unlink()
+    change_json(path / "config.json", architectures=["BertForSequenceClassification"])
+    assert "missing (bert.pooler" in refusal(path) or "missing (classifier" in refusal(path)
+
+
+def headed(header: dict[str, Any], num_bytes: int) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(num_bytes)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "its header claims"),
+        (headed({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}, 4), "is cut off"),
+        (headed({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 8]}}, 8), "is damaged"),
+        (
+            headed(
+                {
+                    "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                    "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+                },
+                12,
+            ),
+            "is damaged",
+        ),
+    ],
+)
+def test_safetensors_with_a_lying_header_are_refused(content, said, copy):
+    path = copy()
+    (path / WEIGHTS).write_bytes(content)
+    found = refusal(path)
+    assert f"model.path: {WEIGHTS}" in found
+    assert said in found
+
+
+def test_a_vocabulary_without_tokenizer_json_says_how_to_make_one(copy):
+    path = copy()
+    (path / "tokenizer.json").rename(path / "vocab.txt")
+    said = refusal(path)
+    assert "has vocab.txt and no tokenizer.json; make one with the library" in said
+    assert "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)" in said
+    (path / "vocab.txt").unlink()
+    assert "neither tokenizer.json" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("index", "changes", "said"),
+    [
+        (0, {"type": "sentence_transformers.models.CLIPModel"}, "names the class"),
+        (1, {"type": "custom.Pooling"}, 'the class "custom.Pooling", which is not read'),
+        (1, {"path": "../1_Pooling"}, 'path "../1_Pooling" is no folder of the directory'),
+        (1, {"path": "/etc"}, 'path "/etc" is no folder of the directory'),
+        (1, {"path": "a\\b"}, "is no folder of the directory"),
+        (1, {"path": 3}, "path 3 is no folder of the directory"),
+        (1, {"path": "elsewhere"}, "elsewhere/config.json is missing"),
+        (1, {"type": "sentence_transformers.models.Normalize"}, "Pooling must follow"),
+        (
+            1,
+            {"type": "sentence_transformers.models.Transformer"},
+            "the first module, and no other, must be",
+        ),
+    ],
+)
+def test_modules_that_cannot_be_are_refused(index, changes, said, copy):
+    path = copy("sentence")
+    modules = json.loads((path / "modules.json").read_text())
+    modules[index] |= changes
+    write_json(path / "modules.json", modules)
+    assert said in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode": "median"}, 'pooling_mode is "median"'),
+        ("2_Dense/config.json", {"activation_function": "os.system"}, "is os.system, which is not"),
+        ("2_Dense/config.json", {"in_features": 31}, "in_features is 31, and what comes before"),
+        ("2_Dense/config.json", {"out_features": None}, "out_features must be given"),
+        ("2_Dense/config.json", {"use_residual": True}, "use_residual is not read"),
+        ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "expected sentence_emb"),
+    ],
+)
+def test_settings_of_modules_that_cannot_be_are_refused(file, changes, said, copy):
+    path = copy("sentence")
+    change_json(path / file, **changes)
+    assert said in refusal(path)
+
+
+def test_a_dense_layer_must_fit(copy):
+    path = copy("sentence")
+    facts = read_facts(path)
+    save_file({"linear.weight": torch.zeros(8, 32)}, path / "2_Dense" / WEIGHTS)
+    with pytest.raises(JobError, match=r"1 of 2 tensors missing \(linear\.bias\)"):
+        build_module(path, facts, TaskSpec("embed"), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sbert_ce_default_activation_function": "os.system"}, "activation_fn is os.system"),
+        ({"sentence_transformers": {"activation_fn": "torch.load"}}, "activation_fn is torch.load"),
+    ],
+)
+def test_an_activation_by_name_is_never_imported(changes, said, copy):
+    path = copy()
+    change_json(path / "config.json", **changes)
+    assert said in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architecture": "hf-hub:someone/model"}, "which the installed timm"),
+        ({"architecture": "local-dir:/tmp"}, "which the installed timm"),
+        ({"architecture": 3}, "architecture is a number"),
+        ({"model_args": {"checkpoint_path": "w.pth"}}, "model_args has checkpoint_path"),
+        ({"model_args": {"pretrained_cfg": {}}}, "model_args has pretrained_cfg"),
+        ({"model_args": {"no_such": 3}}, "builds no resnet10t"),
+        ({"model_args": {"in_chans": 1}}, "in_chans is 1"),
+        ({"model_args": {"stem_width": 100_000}}, "numbers, the safetensors hold"),
+        ({"num_classes": 3}, "the weights are for 2 outputs and the model is built for 3"),
+        ({"label_names": ["a"]}, "label_names must be 2 texts"),
+    ],
+)
+def test_a_timm_config_that_cannot_be_is_refused(changes, said, copy):
+    path = copy("timm")
+    change_json(path / "config.json", **changes)
+    assert said in refusal(path)
+
+
+def test_a_task_that_the_outputs_do_not_serve_is_refused(folders):
+    facts = read_facts(folders["sequence"])
+    with pytest.raises(JobError, match="serves classify, multilabel"):
+        build_module(folders["sequence"], facts, TaskSpec("embed"), {})
+    with pytest.raises(JobError, match=r"model\.args: a model directory takes none, got depth"):
+        build_module(folders["sequence"], facts, TaskSpec("classify"), {"depth": 3})

@@ -1,0 +1,203 @@
+"""Directories are copied once per node by digest, from every store, links and shards included."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from s3server import S3Server
+from safetensors.torch import load_file, save_file
+from snapshots import make_snapshot, write_json
+
+from pipeline.core.errors import JobError
+from pipeline.core.node_cache import kept
+from pipeline.models.directories.build import build_module
+from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
+from pipeline.models.tasks.base import TaskSpec
+from pipeline.storage.store import Store
+
+NAMES = [
+    *("1_Pooling/config.json", "config.json", "model.safetensors", "modules.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_snapshot(tmp_path_factory.mktemp("made") / "m", "bert", pooling="mean")
+
+
+@pytest.fixture
+def path(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "m"))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def embed(folder: Path) -> torch.Tensor:
+    facts = read_facts(folder)
+    module = build_module(folder, facts, TaskSpec("embed"), {})
+    ids = torch.tensor([[2, 50, 51, 3], [2, 52, 3, 0]])
+    with torch.inference_mode():
+        return module(input_ids=ids, attention_mask=(ids != 0).long())
+
+
+def test_the_files_that_are_used_are_copied_and_no_others(path):
+    (path / "README.md").write_text("words")
+    (path / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+    (path / "onnx").mkdir()
+    (path / "onnx" / "model.onnx").write_bytes(b"?")
+    directory, copy = open_directory(str(path))
+    assert names(copy) == NAMES
+    before = directory.sha256
+    (path / "README.md").write_text("other words")
+    assert open_directory(str(path)) == (directory, copy)
+    assert directory.sha256 == before
+    assert pickle.loads(pickle.dumps(directory)) == directory
+
+
+def test_the_digest_depends_on_names_and_content_alone(path, tmp_path):
+    digest = open_directory(str(path))[0].sha256
+    other = shutil.copytree(path, tmp_path / "other")
+    assert open_directory(str(other))[0].sha256 == digest
+    lengths = {"max_seq_length": 9, "do_lower_case": False}
+    write_json(Path(other) / "sentence_bert_config.json", lengths)
+    assert open_directory(str(other))[0].sha256 != digest
+
+
+def test_a_worker_copies_for_itself_and_checks_the_digest(path, tmp_path, monkeypatch):
+    directory, copy = open_directory(str(path))
+    assert local(directory) == copy
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another node"))
+    other = local(directory)
+    assert other != copy
+    assert names(other) == NAMES
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of a third node"))
+    tensors = load_file(path / "model.safetensors")
+    tensors["embeddings.word_embeddings.weight"][7] += 1
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(JobError, match=r"changed since the plan: sha256 is .* expected"):
+        local(directory)
+    assert open_directory(str(path))[0].sha256 != directory.sha256
+
+
+def test_a_copy_is_made_once_though_asked_for_twice(path):
+    _, copy = open_directory(str(path))
+    inode = (copy / "model.safetensors").stat().st_ino
+    os.utime(path / "model.safetensors", ns=(1, 1))  # looks changed, holds the same
+    _, again = open_directory(str(path))
+    assert again == copy
+    assert (again / "model.safetensors").stat().st_ino == inode
+    assert [each for each in copy.parent.parent.iterdir() if each.name.startswith(".")] == []
+    assert kept(copy.parent.name, lambda _: None) == copy.parent
+
+
+def test_the_links_of_the_hubs_cache_are_followed(path, tmp_path):
+    digest = open_directory(str(path))[0].sha256
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "abc", tmp_path / "hub" / "blobs"
+    blobs.mkdir(parents=True)
+    for index, name in enumerate(names(path)):
+        shutil.copy(path / name, blobs / str(index))
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        target = os.path.relpath(blobs / str(index), (snapshot / name).parent)
+        (snapshot / name).symlink_to(target)
+    directory, copy = open_directory(str(snapshot))
+    assert directory.sha256 == digest
+    assert not any(each.is_symlink() for each in copy.rglob("*"))
+
+
+def test_a_link_to_a_folder_is_refused(path, tmp_path):
+    shutil.move(path / "1_Pooling", tmp_path / "elsewhere")
+    (path / "1_Pooling").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(JobError, match="1_Pooling is a link to a folder"):
+        open_directory(str(path))
+
+
+def shard(path: Path) -> dict[str, str]:
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    halves = sorted(tensors)[::2], sorted(tensors)[1::2]
+    where = {}
+    for number, half in enumerate(halves, 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        save_file({key: tensors[key] for key in half}, path / name)
+        where |= dict.fromkeys(half, name)
+    write_json(path / "model.safetensors.index.json", {"metadata": {}, "weight_map": where})
+    return where
+
+
+def test_shards_give_what_one_file_gives(path):
+    expected = embed(path)
+    shard(path)
+    _, copy = open_directory(str(path))
+    assert len(names(copy)) == len(NAMES) + 2
+    assert torch.equal(embed(copy), expected)
+
+
+def test_an_index_that_differs_from_its_files_is_refused(path):
+    index = path / "model.safetensors.index.json"
+    where = shard(path)
+    first = min(where)
+    changed = {key: value for key, value in where.items() if key != first}
+    write_json(index, {"weight_map": changed})
+    with pytest.raises(JobError, match=f"index.json and its files differ: {first}"):
+        read_facts(path)
+    write_json(index, {"weight_map": where | {first: "model-00009-of-00002.safetensors"}})
+    with pytest.raises(JobError, match=r"model-00009-.* is missing; .* names it"):
+        open_directory(str(path))
+    for name in ("../model.safetensors", "/etc/model.safetensors", "a\\b.safetensors", "x.bin"):
+        write_json(index, {"weight_map": where | {first: name}})
+        with pytest.raises(JobError, match=r"expected a \.safetensors file beside it"):
+            open_directory(str(path))
+
+
+def test_half_precision_is_read_as_float32(path):
+    expected = embed(path)
+    tensors = load_file(path / "model.safetensors")
+    halves = {key: value.to(torch.bfloat16) for key, value in tensors.items()}
+    save_file(halves, path / "model.safetensors")
+    values = json.loads((path / "config.json").read_text())
+    write_json(path / "config.json", values | {"dtype": "bfloat16", "torch_dtype": "bfloat16"})
+    found = embed(path)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.5, rtol=0.1)
+
+
+def test_buffers_that_the_library_ignores_are_no_extra_tensors(path):
+    expected = embed(path)
+    tensors = load_file(path / "model.safetensors")
+    tensors["embeddings.position_ids"] = torch.arange(64)[None]
+    save_file(tensors, path / "model.safetensors")
+    assert torch.equal(embed(path), expected)
+    old = {
+        f"bert.{key.replace('LayerNorm.weight', 'LayerNorm.gamma')}": value
+        for key, value in tensors.items()
+        if "pooler" not in key  # not used for embeddings
+    }
+    save_file(old, path / "model.safetensors")
+    assert torch.equal(embed(path), expected)
+
+
+def test_a_directory_in_an_object_store_is_copied(path, s3: S3Server):
+    store = Store(s3.uri("models/bert"), s3.storage_options)
+    for name in names(path):
+        store.put(name, (path / name).read_bytes())
+    directory, copy = open_directory(store.uri, store.storage_options)
+    assert directory.sha256 == open_directory(str(path))[0].sha256
+    assert str(store.storage_options) not in repr(directory)
+    assert torch.equal(embed(copy), embed(path))
+    unlike = ModelDirectory(store.uri, "0" * 64, store.storage_options)
+    with pytest.raises(JobError, match="changed since the plan"):
+        local(unlike)
+    with pytest.raises(JobError, match="no such directory"):
+        open_directory(s3.uri("models/none"), s3.storage_options)
