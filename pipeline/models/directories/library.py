@@ -225,7 +225,7 @@ def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor])
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
         "dtype": torch.float32,
-        "attn_implementation": _attention(cls),
+        "attn_implementation": _attention(cls, config),
         **_without_pooler(cls, config),
     }
     with _quiet():
@@ -265,8 +265,14 @@ def _require_fit(name: str, found: Mapping[str, Any], unexpected: set[str]) -> N
         )
 
 
-def _attention(cls: Any) -> str:
-    return "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
+def _attention(cls: Any, config: Any) -> str:
+    """Return which of the library's attentions runs: SDPA if the class has it.
+
+    In layers that see a window, padding behind it sees nothing at all; OpenVINO's SDPA makes NaN of
+    that, which spreads to the texts. The library's eager attention does not.
+    """
+    has_windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return "sdpa" if getattr(cls, "_supports_sdpa", False) and not has_windows else "eager"
 
 
 def _without_pooler(cls: Any, config: Any) -> dict[str, bool]:

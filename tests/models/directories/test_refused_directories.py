@@ -290,7 +290,7 @@ def test_a_vocabulary_without_tokenizer_json_says_how_to_make_one(copy):
         (
             1,
             {"type": "sentence_transformers.models.Transformer"},
-            "the first module, and no other, must be",
+            "the first module, and no other",
         ),
     ],
 )
