@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.models.directories.json_files import kind_of, read_object, shown
 from pipeline.models.directories.library import (
+    base_of,
     check_fit,
     config_of,
     encoder_of,
@@ -76,7 +77,10 @@ def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> Chosen:
     values = read_object(folder, at + CONFIG)
     headers = read_headers(folder / at)
     config = config_of(values, len(headers))
-    named = named_class(_architecture(values), config)
+    if is_encoder and values.get("architectures") is None and base_of(config) is not None:
+        named = base_of(config)
+    else:
+        named = named_class(_architecture(values), config)
     head = "none" if is_encoder else head_of(named, config)
     built = named if head != "none" else encoder_of(named, config, is_declared=is_encoder)
     if built.main_input_name not in ("input_ids", "pixel_values"):

@@ -35,6 +35,7 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
         return encoder_facts(folder, choose(folder, at), scores_pairs=True)
     if kinds[1:2] != ["Pooling"] or kinds.count("Pooling") != 1:
         raise JobError(f"model.path: {st.MODULES}: Pooling must follow Transformer, once")
+    st.require_vectors(folder, at)
     return _sentence_facts(folder, modules, choose(folder, at, is_encoder=True))
 
 

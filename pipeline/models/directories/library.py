@@ -167,14 +167,21 @@ def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
             return cls
     if cls.__name__.endswith(_ENCODERS):
         return cls
-    base = transformers.MODEL_MAPPING.get(type(config), None)
-    base = base[0] if isinstance(base, tuple) else base
+    base = base_of(config)
     if base is not None and (is_declared or cls.__name__.endswith(_WITHOUT_HEAD)):
         return base
     raise JobError(
         f"model.path: config.json: architectures names {cls.__name__}, whose outputs are no task "
         "here; expected an encoder, or a sequence, token or image classification"
     )
+
+
+def base_of(config: Any) -> Any:
+    """Return the library's encoder of a configuration; None if there is none."""
+    import transformers
+
+    found = transformers.MODEL_MAPPING.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _is_in(cls: Any, mapping: Any, config: Any) -> bool:
@@ -236,8 +243,8 @@ def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor])
     unexpected = set(found["unexpected_keys"])
     if unexpected and named is not cls:
         unexpected -= _names(named, config)
-    if _without_pooler(cls, config):
-        unexpected = {name for name in unexpected if ".pooler." not in f".{name}"}
+    if unexpected:
+        unexpected -= _names_of_pooler(cls, config)
     _require_fit(cls.__name__, found, unexpected)
     module.eval()
     return module  # type: ignore[no-any-return]
@@ -286,6 +293,18 @@ def _without_pooler(cls: Any, config: Any) -> dict[str, bool]:
 def has_class_token(cls: Any, config: Any) -> bool:
     """Tell whether the first vector of a model of images stands for the whole image."""
     return any(name.endswith(_CLASS_TOKENS) for name in _names(cls, config))
+
+
+def _names_of_pooler(cls: Any, config: Any) -> set[str]:
+    """Return the names of a layer over the encoder that a class does not use.
+
+    Classifiers that were trained from an encoder often keep it in their files.
+    """
+    base = base_of(config)
+    if base is None:
+        return set()
+    names = [name for name in _names(base, config) if name.startswith("pooler.")]
+    return {*names, *(f"{cls.base_model_prefix}.{name}" for name in names)}
 
 
 def _names(cls: Any, config: Any) -> set[str]:

@@ -88,6 +88,23 @@ def _leaves(path: str) -> bool:
     return path.startswith("/") or "\\" in path or "\0" in path or ".." in PurePosixPath(path).parts
 
 
+def require_vectors(folder: Path, at: str) -> None:
+    """Refuse a Transformer that gives other vectors than those of the last layer.
+
+    Raises:
+        JobError: Newer releases can name another method or output; it does.
+    """
+    where = f"{at}{LENGTHS}"
+    modes = read_object(folder, where, optional=True).get("modality_config") or {}
+    text_mode = modes.get("text") if isinstance(modes, dict) else None
+    for key, expected in (("method", "forward"), ("method_output_name", "last_hidden_state")):
+        found = text_mode.get(key) if isinstance(text_mode, dict) else expected
+        if found != expected:
+            raise JobError(
+                f"model.path: {where}: {key} of texts is {shown(found)}, expected {expected}"
+            )
+
+
 def read_pooling(folder: Path, at: str) -> dict[str, Any]:
     """Read the settings of a pooling layer.
 

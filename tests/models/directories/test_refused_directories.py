@@ -319,6 +319,13 @@ def test_settings_of_modules_that_cannot_be_are_refused(file, changes, said, cop
     assert said in refusal(path)
 
 
+def test_another_output_of_the_transformer_is_refused(copy):
+    path = copy("sentence")
+    mode = {"text": {"method": "get_text_features", "method_output_name": "pooler_output"}}
+    write_json(path / "sentence_bert_config.json", {"modality_config": mode})
+    assert 'method of texts is "get_text_features", expected forward' in refusal(path)
+
+
 def test_a_dense_layer_must_fit(copy):
     path = copy("sentence")
     facts = read_facts(path)

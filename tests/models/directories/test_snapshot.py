@@ -12,7 +12,7 @@ import pytest
 import torch
 from s3server import S3Server
 from safetensors.torch import load_file, save_file
-from snapshots import make_snapshot, write_json
+from snapshots import change_json, make_snapshot, write_json
 
 from pipeline.core.errors import JobError
 from pipeline.core.node_cache import kept
@@ -185,6 +185,26 @@ def test_buffers_that_the_library_ignores_are_no_extra_tensors(path):
         if "pooler" not in key  # not used for embeddings
     }
     save_file(old, path / "model.safetensors")
+    assert torch.equal(embed(path), expected)
+
+
+def test_a_pooler_that_a_classifier_does_not_use_is_no_extra_tensor(tmp_path):
+    path = make_snapshot(tmp_path / "m", "bert", "token", num_labels=2)
+    tensors = load_file(path / "model.safetensors")
+    pooler = {"weight": torch.zeros(32, 32), "bias": torch.zeros(32)}
+    tensors |= {f"bert.pooler.dense.{name}": value for name, value in pooler.items()}
+    save_file(tensors, path / "model.safetensors")
+    facts = read_facts(path)
+    build_module(path, facts, TaskSpec("tokens"), {})
+    tensors["bert.pooler.other"] = torch.zeros(1)
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(JobError, match=r"1 unexpected \(bert\.pooler\.other\)"):
+        read_facts(path)
+
+
+def test_a_config_that_names_no_class_is_of_the_encoder_of_its_type(path):
+    expected = embed(path)
+    change_json(path / "config.json", architectures=None)
     assert torch.equal(embed(path), expected)
 
 
