@@ -44,6 +44,10 @@ CASES = {
     "embed": Case(TaskSpec("embed", embedding_dim=4), DRAWN),
     "regress": Case(TaskSpec("regress", targets=("w", "x", "y", "z")), DRAWN),
     "tokens": Case(TaskSpec("tokens", labels=("X", "Y")), DRAWN.reshape(3, 2, 2), TEXTS),
+    "zero_shot": Case(
+        TaskSpec("zero_shot", labels=("a", "b", "c", "d"), top_k=2, prompts=("e", "f", "g", "h")),
+        DRAWN,
+    ),
     "raw": Case(TaskSpec("raw", outputs=(OutputSpec("map", (2, 2)),)), DRAWN.reshape(3, 2, 2)),
     "score": Case(TaskSpec("score"), DRAWN[:, 0]),
     "spread": Case(TaskSpec("spread"), DRAWN),

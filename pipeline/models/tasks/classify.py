@@ -29,6 +29,8 @@ class Classify(Task):
     job_fields: ClassVar[tuple[str, ...]] = ("top_k", "labels")
     needs_labels: ClassVar[bool] = True
     has_golden_folders: ClassVar[bool] = True
+    labels_field: ClassVar[str] = "model.labels"
+    """Field of the job that the labels come from."""
 
     def fields(self) -> list[pa.Field]:
         return list(CLASSIFY_FIELDS)
@@ -36,9 +38,8 @@ class Classify(Task):
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         import torch
 
-        logits = require(
-            outputs, (num_rows, len(self.spec.labels)), "model.labels {}", "logits, one per label"
-        )
+        shape, declared = (num_rows, len(self.spec.labels)), f"{self.labels_field} {{}}"
+        logits = require(outputs, shape, declared, "logits, one per label")
         top = torch.softmax(logits.float(), dim=1).topk(self.spec.top_k, dim=1)
         return {SCORE: top.values, LABEL_ID: top.indices.to(torch.int32)}
 

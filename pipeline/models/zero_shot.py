@@ -1,0 +1,179 @@
+"""Modules of task `zero_shot`: logits (B, K) of texts for K prompts.
+
+`EncoderZeroShot` compares vectors, `EntailmentZeroShot` asks an NLI model whether a text entails
+each prompt, as transformers' ZeroShotClassificationPipeline does. Both are given token ids, and
+take `input_ids` and `attention_mask`, int64 (B, L), padded on the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+
+from pipeline.core.errors import JobError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SCALE = 20.0
+"""Cosines are multiplied by this before the softmax, as in the loss that sentence-transformers
+trains most of its encoders with."""
+_ENTAILS = "entail"
+
+
+class Hypothesis(NamedTuple):
+    """What follows the tokens of a text, special tokens included, to make a pair of it."""
+
+    ids: list[int]
+    types: list[int]
+    """Token type of each id."""
+
+
+def hypotheses(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Hypothesis]:
+    """Return what makes a pair of a text and each prompt.
+
+    Raises:
+        JobError: The tokenizer does not write pairs as a text and something behind it.
+    """
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    alone = tokenizer.encode("").ids
+    found = []
+    for prompt in prompts:
+        pair = tokenizer.encode("", prompt)
+        if pair.ids[: len(alone)] != alone or len(pair.ids) == len(alone):
+            raise JobError(
+                "model.task = 'zero_shot': the tokenizer's pairs do not begin with the tokens of "
+                "the first text, so prompts cannot be put behind it; use a text encoder"
+            )
+        found.append(Hypothesis(pair.ids[len(alone) :], pair.type_ids[len(alone) :]))
+    return found
+
+
+def reserved_tokens(found: Sequence[Hypothesis]) -> int:
+    """Return how many tokens must be left free beside a text, so that every prompt fits."""
+    return max(len(each.ids) for each in found)
+
+
+def entailment_id(labels: Sequence[str]) -> int:
+    """Return which output of an NLI model says that the text entails the hypothesis.
+
+    Raises:
+        JobError: No label says so.
+    """
+    for index, label in enumerate(labels):
+        if label.lower().startswith(_ENTAILS):
+            return index
+    raise JobError(
+        f"model.task = 'zero_shot': none of the model's labels ({', '.join(labels)}) begins with "
+        f"{_ENTAILS!r}; use an NLI model or a text encoder"
+    )
+
+
+class EncoderZeroShot(nn.Module):
+    """Cosines of the vector of a text and those of the prompts, times a scale."""
+
+    prompts: torch.Tensor
+    """float (K, D), of length 1."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        pad_id: int,
+        scale: float = SCALE,
+    ) -> None:
+        """Encode the prompts, once.
+
+        Args:
+            encoder: Takes `input_ids` and `attention_mask`, gives float (B, D).
+            prompts: The token ids of K prompts, special tokens included.
+            pad_id: Fills up prompts.
+            scale: Of the cosines.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.scale = scale
+        rows = [torch.tensor(ids) for ids in prompts]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
+        ends = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(ids.shape[1]) < ends[:, None]).long()
+        with torch.no_grad():
+            vectors = encoder.eval()(input_ids=ids, attention_mask=mask)
+        self.register_buffer("prompts", nn.functional.normalize(vectors, dim=1))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return float (B, K)."""
+        vectors = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        return nn.functional.normalize(vectors, dim=1) @ self.prompts.T * self.scale
+
+
+class EntailmentZeroShot(nn.Module):
+    """The logit of entailment of each prompt, one pass of the model per prompt."""
+
+    ids: torch.Tensor
+    """int64 (K, P): what follows a text, filled up."""
+    types: torch.Tensor
+    """int64 (K, P)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        found: Sequence[Hypothesis],
+        entails: int,
+        pad_id: int,
+        *,
+        has_types: bool,
+    ) -> None:
+        """Keep the tokens of the prompts.
+
+        Args:
+            model: Takes `input_ids`, `attention_mask`, and `token_type_ids` if it has types; gives
+                logits (B, C). Takes `reserved_tokens(found)` more tokens than the texts have.
+            found: Of K prompts.
+            entails: Which of the C outputs counts.
+            pad_id: Token id that fills up a batch.
+            has_types: Whether the model takes token types.
+        """
+        super().__init__()
+        self.model, self.entails, self.pad_id, self.has_types = model, entails, pad_id, has_types
+        for name, values, padding in (
+            ("ids", [each.ids for each in found], pad_id),
+            ("types", [each.types for each in found], 0),
+        ):
+            rows = [torch.tensor(row) for row in values]
+            padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+            self.register_buffer(name, padded)
+        self.lengths = [len(each.ids) for each in found]
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return float (B, K)."""
+        logits = [
+            self._entailment(input_ids, attention_mask, prompt)
+            for prompt in range(len(self.lengths))
+        ]
+        return torch.stack(logits, dim=1)
+
+    def _entailment(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, prompt: int
+    ) -> torch.Tensor:
+        """Return the logit, (B,), of texts with the tokens of a prompt behind their last one."""
+        length = self.lengths[prompt]
+        counts = attention_mask.sum(dim=1, keepdim=True)
+        ids = nn.functional.pad(input_ids, (0, length), value=self.pad_id)
+        places = torch.arange(ids.shape[1], device=ids.device)[None] - counts
+        mask = (places < length).to(attention_mask.dtype)
+        is_prompt = (places >= 0) & (places < length)
+        places = places.clamp(0, length - 1)
+        tensors = {
+            "input_ids": torch.where(is_prompt, self.ids[prompt][places], ids),
+            "attention_mask": mask,
+        }
+        if self.has_types:
+            types = self.types[prompt][places]
+            tensors["token_type_ids"] = torch.where(is_prompt, types, torch.zeros_like(types))
+        logits: torch.Tensor = self.model(**tensors)
+        return logits[:, self.entails]
