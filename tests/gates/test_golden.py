@@ -205,6 +205,24 @@ def test_vectors_are_compared_by_their_cosine(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("model", "columns"),
+    [
+        ({"task": "multilabel", "labels": models.LABELS}, {"labels": [{"label": "red"}] * 3}),
+        ({"task": "tokens", "labels": models.LABELS}, {"entities": [["red"]] * 3}),
+        ({"task": "tokens", "labels": models.LABELS}, {"entities": [[{"start": "x"}]] * 3}),
+        ({"task": "score"}, {"score": ["high"] * 3}),
+    ],
+)
+def test_columns_of_another_type_are_the_users_error(
+    model: dict[str, Any], columns: dict[str, Any], tmp_path: Path
+):
+    uri = write_rows(tmp_path / "g.parquet", label=None, **columns)
+    job = job_with({"uri": uri}, model={"factory": "models:colours", **model})
+    with pytest.raises(JobError, match=f"not what task '{model['task']}' gives"):
+        load_rows(job)
+
+
+@pytest.mark.parametrize(
     ("columns", "words"),
     [
         ({"label": None}, "no column 'label'"),

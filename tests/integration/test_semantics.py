@@ -36,6 +36,8 @@ from pipeline.job.loader import parse_job
 from pipeline.job.source import Source
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.preprocessing.decode import DecodeLimits, decode_image
 from pipeline.preprocessing.model_input import InputSettings, Limits
@@ -62,7 +64,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "transform": (1, "6fdd166a83e343e4"),
     "features": (1, "cdbf2bc807461cc4"),
     "tokenize": (1, "651f78b1514241b8"),
-    "predict": (1, "17a469d1c337a740"),
+    "predict": (1, "659da7ac7fcb7804"),
 }
 """Area -> its version, and the digest of what that version makes of the corpus."""
 
@@ -170,6 +172,18 @@ TASKS: dict[str, dict[str, Any]] = {
         "factory": "models:colours", "task": "embed", "embedding_dim": len(models.LABELS),
         "l2_norm": True,
     },
+    "half": {
+        "factory": "models:colours", "task": "embed", "embedding_dim": len(models.LABELS),
+        "embedding_type": "float16",
+    },
+    "multilabel": {
+        "factory": "models:colours", "task": "multilabel", "labels": models.LABELS,
+        "min_score": 0.3,
+    },
+    "score": {"factory": "models:redness", "task": "score"},
+    "zero_shot": {
+        "factory": "models:colours", "task": "zero_shot", "prompts": models.LABELS, "top_k": 2,
+    },
     "regress": {
         "factory": "models:colours", "task": "regress", "targets": list(models.LABELS)
     },
@@ -199,6 +213,23 @@ def predicted() -> list[Any]:
         predictor = Predictor(PredictorConfig(spec, 4, 0, 1, pa.schema([])))
         rows = predictor.predict(model_input(10), {}).to_pylist()
         found.append([name, rounded(rows)])
+    return [*found, ["tokens", rounded(entities())]]
+
+
+def entities() -> list[Any]:
+    """What each way of aggregation makes of five tokens, of two words, with scores made by hand."""
+    text = "Ada L\u00f6we \U0001f600"
+    offsets = [0, 0, 0, 3, 4, 6, 6, 8, 9, 10, 0, 0]
+    rows = pa.table({"text": [text], "offsets": [offsets], "word_ids": [[-1, 0, 1, 1, 2, -1]]})
+    labels = ("O", "B-PER", "I-PER", "B-LOC", "MISC")
+    logits = torch.tensor([[[(7 * token + 5 * label + token * label) % 11 / 4 for label in range(5)]
+                            for token in range(6)]])  # fmt: skip
+    found = []
+    for aggregation in ("none", "simple", "first", "average", "max"):
+        task = make_task(TaskSpec("tokens", labels, aggregation=aggregation))
+        arrays = {name: values.numpy() for name, values in task.reduce(logits, 1).items()}
+        columns = task.columns(arrays, np.ones(1, bool), rows)
+        found.append([aggregation, columns["entities"].to_pylist()])
     return found
 
 

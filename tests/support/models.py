@@ -128,6 +128,14 @@ class Channels(nn.Module):
         return {"means": means, "grey": means.mean(dim=1), "grid": x[:, :2, :3, 0]}
 
 
+class Redness(nn.Module):
+    """One number: how far red is above blue, up to 8."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        means = x.mean(dim=(2, 3))
+        return 8 * (means[:, :1] - means[:, 2:])
+
+
 class Sums(nn.Module):
     """For features: their sum and their largest."""
 
@@ -149,6 +157,10 @@ class Brightest:
 
 def channels() -> nn.Module:
     return Channels()
+
+
+def redness() -> nn.Module:
+    return Redness()
 
 
 def sums() -> nn.Module:

@@ -79,7 +79,7 @@ class Multilabel(Task):
     def parse_golden(self, found: pa.Table) -> pa.Table:
         """Return the entries; of labels that come as plain texts the scores are null."""
         column = found.column(LABELS)
-        if pa.types.is_nested(column.type) and pa.types.is_struct(column.type.value_type):
+        if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
             return pa.table({LABELS: column.cast(LABELS_FIELD.type)})
         texts = column.cast(pa.list_(pa.string())).to_pylist()
         entries = [[{LABEL: text} for text in row] for row in texts]

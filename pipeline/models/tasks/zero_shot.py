@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pipeline.models.tasks.classify import Classify
 
 if TYPE_CHECKING:
-    from pipeline.job.job import Model
+    from pipeline.job.model import Model
 
 
 @dataclass(frozen=True)
