@@ -1,13 +1,13 @@
 """Deduplicate the rows of a slice, and scatter the results of the unique rows to all of them.
 
-Rows are duplicates if the SHA-256 digests of their encoded images are equal. Within a slice the
-first of them is computed; across slices an index keeps the results of earlier rows. Each staged
-part still holds every row of its slice, so a resumed run does not depend on the index.
+Rows are duplicates if the SHA-256 digests of their input, as the source yields it, are equal.
+Within a slice the first of them is computed; across slices an index keeps the results of earlier
+rows. Each staged part still holds every row of its slice, so a resumed run does not depend on the
+index.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.schema import DIGEST, ERROR, IMAGE, ROW_ID, URI
+from pipeline.core.row_digests import row_digests
+from pipeline.core.schema import DIGEST, ERROR, ROW_ID, URI
 
 INDEX_MAX_BYTES = 512 << 20
 _ENTRY_BYTES = 200
@@ -26,7 +27,7 @@ _ENTRY_BYTES = 200
 
 
 class Index(Protocol):
-    """Results of earlier rows by the digests of their encoded images."""
+    """Results of earlier rows by the digests of their inputs."""
 
     def lookup(self, digests: Sequence[bytes]) -> tuple[list[int], pa.Table | None]:
         """Look up the results of rows.
@@ -84,13 +85,15 @@ class ResultIndex:
                 del self._places[digest]
 
 
-def with_digests(rows: pa.Table) -> pa.Table:
-    """Add the column DIGEST: SHA-256 per encoded image, null for a row without one."""
-    digests = [
-        hashlib.sha256(image.as_buffer()).digest() if image.is_valid else None
-        for image in rows.column(IMAGE)
-    ]
-    return rows.append_column(DIGEST, pa.array(digests, pa.binary(32)))
+def with_digests(rows: pa.Table, fields: pa.Schema) -> pa.Table:
+    """Add the column DIGEST: SHA-256 of each row's input, null for a row without one.
+
+    Args:
+        rows: The slice as the source yields it.
+        fields: The columns of the source that hold the input.
+    """
+    digests = pa.array(row_digests(rows, fields.names), pa.binary(32))
+    return rows.append_column(DIGEST, digests)
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Deduplicated:
 def deduplicate(rows: pa.Table, index: Index) -> Deduplicated:
     """Find the rows of a slice that have to be computed.
 
-    Failed rows and rows without an image count as unique: their results are never shared.
+    Failed rows and rows without an input count as unique: their results are never shared.
 
     Args:
         rows: The slice, with the column DIGEST.
@@ -179,7 +182,7 @@ def remember(unique: Deduplicated, computed: pa.Table, index: Index) -> None:
 
 
 def _result_names(computed: pa.Table, rows: pa.Table) -> list[str]:
-    """Name the columns that depend on the image alone: those of the task, and of failures."""
+    """Name the columns that depend on the input alone: those of the task, and of failures."""
     start = max(computed.column_names.index(name) for name in (ROW_ID, URI)) + 1
     names = computed.column_names[start:]
     failures = computed.column_names[computed.column_names.index(ERROR) :]

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.counters import DEDUPE, Counters, StageCounters, add
 from pipeline.core.errors import InfraError, PipelineError
-from pipeline.core.schema import DIGEST, ERROR
+from pipeline.core.schema import DIGEST, ERROR, IMAGE_FIELDS
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.core.watchdog import pause
 from pipeline.execution.dedupe import deduplicate, remember, with_digests
@@ -48,6 +48,8 @@ class ActorConfig:
     """What the Predictor is made from."""
     row_timeout_s: float
     """How long a batch, or the decoding of a row, may take."""
+    fields: pa.Schema = IMAGE_FIELDS
+    """The columns of the source that hold the input."""
     preprocessing: Preprocessing | None = None
     """How to decode what comes; None where tasks have done it already."""
     index: Any = None
@@ -85,6 +87,7 @@ class PredictorActor:
         self._startup = startup
         self._model = _Model(config, startup)
         self._guard = _guard(config, self._model, attempts)
+        self._fields = config.fields
         self._index = None if config.index is None else RemoteIndex(config.index)
         self._commit = None if config.writer is None else writer_stage(config.writer)
         tell(config.channel)
@@ -123,7 +126,7 @@ class PredictorActor:
         if self._index is None:
             return self._guard.run(name, rows, counters)
         if DIGEST not in rows.column_names:
-            rows = with_digests(rows)
+            rows = with_digests(rows, self._fields)
         unique = deduplicate(rows, self._index)
         add(counters, DEDUPE, StageCounters(rows.num_rows, unique.num_copied))
         computed = self._guard.run(name, unique.to_compute(), counters)
@@ -199,7 +202,7 @@ def _guard(config: ActorConfig, model: _Model, attempts: Attempts) -> Guard:
     if preprocessing is not None:
         plans.insert(0, replace(preprocessing.plan, here=model.preprocess))
     work = SliceWork(preprocessing, predictor)
-    return Guard(work, plans, attempts, config.row_timeout_s, model.make_room)
+    return Guard(work, plans, attempts, config.row_timeout_s, model.make_room, fields=config.fields)
 
 
 def _actor_id() -> str:

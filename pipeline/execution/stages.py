@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.counters import Counters
-from pipeline.core.schema import DIGEST
+from pipeline.core.schema import DIGEST, IMAGE_FIELDS
 from pipeline.core.slices import pack, unpack
 from pipeline.execution.dedupe import with_digests
 from pipeline.execution.isolation.child_process import Step
@@ -42,8 +42,10 @@ class Preprocessing:
     max_image_bytes: int
     max_image_px: int
     num_threads: int = 1
+    fields: pa.Schema = IMAGE_FIELDS
+    """The columns of the source that hold the input."""
     digests: bool = False
-    """Keep the digest of each encoded image beside the decoded one."""
+    """Keep the digest of each row's input beside what is made of it."""
 
     @classmethod
     def of(
@@ -51,18 +53,20 @@ class Preprocessing:
         source: Source,
         seen: Input,
         num_threads: int,
+        fields: pa.Schema = IMAGE_FIELDS,
         *,
         digests: bool = False,
     ) -> Preprocessing | None:
         """Return what a job asks for; None if the input needs no preparing."""
         if not seen.stage_names:
             return None
-        return cls(seen, source.max_image_bytes, source.max_image_px, num_threads, digests)
+        limits = (source.max_image_bytes, source.max_image_px)
+        return cls(seen, *limits, num_threads, fields, digests)
 
     def __call__(self, counters: Counters, rows: pa.Table) -> pa.Table:
         """Prepare the rows of a slice."""
         if self.digests and DIGEST not in rows.column_names:
-            rows = with_digests(rows)
+            rows = with_digests(rows, self.fields)
         limits = Limits(self.max_image_bytes, self.max_image_px)
         return self.input.prepare(rows, counters, limits, self.num_threads)
 
@@ -124,7 +128,8 @@ def preprocess_stage(
             plan = preprocessing.plan
             if (key.unit, key.start) in compared:
                 plan = replace(plan, here=preprocessing.compared_step)
-            guard = Guard(work, [plan], attempts_of(run_id), row_timeout_s)
+            marks, fields = attempts_of(run_id), preprocessing.fields
+            guard = Guard(work, [plan], marks, row_timeout_s, fields=fields)
             with contextlib.closing(guard):
                 rows = guard.run(f"decode-{key.unit}-{key.start}", rows, counters)
             packed.append(pack(key, counters, rows))

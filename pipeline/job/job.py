@@ -120,8 +120,8 @@ class Run(Section):
     single_writer: bool = False
     """Accept a store without create-once: you promise that no other run writes this partition."""
     dedupe: bool = False
-    """Images of identical bytes (SHA-256) are computed once, as far as memory keeps earlier
-    results; every row gets its prediction. Where tasks decode, they still decode each."""
+    """Rows whose input has identical bytes (SHA-256) are computed once, as far as memory keeps
+    earlier results; every row gets its prediction. Where tasks decode, they still decode each."""
     price_per_node_hour: Annotated[float, Field(ge=0)] | None = None
     """Price of one node for one hour; the report then says what a million rows cost."""
 
@@ -144,12 +144,6 @@ class Job(Section):
     sink: Sink
     gates: Gates = Gates()
     run: Run = Run()
-
-    @model_validator(mode="after")
-    def _dedupe_images(self) -> Job:
-        if self.run.dedupe and self.source.features:
-            raise ValueError("run.dedupe is for images; it has no effect on source.features")
-        return self
 
     @model_validator(mode="after")
     def _gpu_decodes(self) -> Job:

@@ -79,7 +79,7 @@ def make_stream(
         make_writer(run, plan, model),
     )
     preprocessing = Preprocessing.of(
-        source, model.input, allocation.decoder_threads, digests=dedupe
+        source, model.input, allocation.decoder_threads, plan.fields, digests=dedupe
     )
     in_actor = preprocessing if allocation.decodes_in_actors else None
     in_tasks = None if allocation.decodes_in_actors else preprocessing
@@ -93,6 +93,7 @@ def make_stream(
         ActorConfig(
             predictor,
             row_timeout_s=run.job.run.row_timeout_s,
+            fields=plan.fields,
             preprocessing=in_actor,
             index=start_index() if dedupe else None,
             asked_at_s=asked_at_s,

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from cli import pipeline, write_job
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.commands.demo_photos import build_images
 from pipeline.commit.read import read_predictions
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.schema import DIGEST
+from pipeline.core.schema import DIGEST, IMAGE_FIELDS
 from pipeline.execution.dedupe import ResultIndex, deduplicate, remember, with_digests
 
 
@@ -29,7 +30,8 @@ def rows_of(images: list[bytes | None], first: int = 0) -> pa.Table:
                 "image": pa.array(images, pa.large_binary()),
                 **failure_columns(failures),
             }
-        )
+        ),
+        IMAGE_FIELDS,
     )
 
 
@@ -120,9 +122,25 @@ def test_a_run_computes_copies_once_wherever_it_decodes(tmp_path: Path) -> None:
         assert 27 <= found["deduplicated"] <= 30  # what failed is computed again in another slice
 
 
-def test_features_are_not_deduplicated(tmp_path: Path) -> None:
-    source = {"uri": str(tmp_path), "format": "parquet", "features": ["x"]}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), transform=None)
-    refused = pipeline("run", job, "--set", "run.dedupe=true")
-    assert refused.code == 2
-    assert "run.dedupe" in refused.stderr
+def test_a_run_computes_equal_features_once(tmp_path: Path) -> None:
+    """A vector is null as a whole, so rows that fail never stand for another."""
+    values = [float(row % 8) for row in range(48)]
+    rest = [None if row % 12 == 5 else 0.5 for row in range(48)]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"x": values, "y": rest}), tmp_path / "in" / "s.parquet")
+    source = {"uri": str(tmp_path / "in"), "format": "parquet", "features": ["x", "y"]}
+    model = {"factory": "models:sums", "task": "regress", "targets": ["total", "largest"]}
+    tables, num_copied = {}, {}
+    for dedupe in (False, True):
+        out = str(tmp_path / str(dedupe))
+        run = {"slice_rows": 16, "dedupe": dedupe}
+        gates = {"max_error_pct": 20}
+        sections = {"model": model, "transform": None, "run": run, "gates": gates}
+        done = pipeline("run", write_job(tmp_path / "job.yaml", source, out, **sections), "--json")
+        assert done.code == 0, done.stderr
+        num_copied[dedupe] = done.json["rows"]["deduplicated"]
+        tables[dedupe] = read_predictions(out, done.json["partition"])
+    assert tables[True].equals(tables[False])
+    wanted = [x + 0.5 for x, y in zip(values, rest, strict=True) if y is not None]
+    assert tables[True].column("total").to_pylist() == wanted
+    assert num_copied == {False: None, True: len(wanted) - 8}

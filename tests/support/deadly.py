@@ -28,6 +28,8 @@ from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.stages import Preprocessing
 
 STAGE = "predict"
+FIELDS = pa.schema([pa.field("value", pa.int64())])
+"""What `rows_of` takes for the input of a row."""
 CRASH = b"crash"
 SEGFAULT, EXIT, HANG, KILL, RAISE, ABORT, KILL_FIRST = -1, -2, -3, -4, -5, -6, -7
 DEADLY: dict[int, Callable[[], object]] = {

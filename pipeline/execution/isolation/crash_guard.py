@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.core.counters import ISOLATED, Counters, StageCounters, add
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.schema import ERROR, ROW_ID
+from pipeline.core.schema import ERROR, IMAGE_FIELDS, ROW_ID
 from pipeline.core.watchdog import watch
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, Work
@@ -38,6 +38,8 @@ class Guard:
         attempts: Attempts,
         row_timeout_s: float,
         release: Callable[[], None] = lambda: None,
+        *,
+        fields: pa.Schema = IMAGE_FIELDS,
     ) -> None:
         """Take what is to be done.
 
@@ -47,7 +49,9 @@ class Guard:
             attempts: The crash marks of this node.
             row_timeout_s: How long one batch, or the decoding of a row, may take.
             release: Called before a child works: makes room for its model.
+            fields: The columns of the source that hold a row's input.
         """
+        self._fields = fields
         self._plans, self._attempts, self._release = plans, attempts, release
         self._limit_s = row_timeout_s
         self._child = Child(work, row_timeout_s, _START_LIMITS * row_timeout_s)
@@ -79,9 +83,11 @@ class Guard:
     def _isolate(self, name: str, earlier: Earlier, rows: pa.Table, counters: Counters) -> pa.Table:
         started, num_good = perf_counter(), rows.column(ERROR).null_count
         self._release()
-        rows = fail_poison_rows(earlier, self._plans[0].stage, rows, counters)
+        stage = self._plans[0].stage
+        rows = fail_poison_rows(earlier, stage, rows, counters, self._fields)
         num_poison = num_good - rows.column(ERROR).null_count
-        isolated = Isolated(self._child, functools.partial(self._attempts.note, name))
+        note = functools.partial(self._attempts.note, name)
+        isolated = Isolated(self._child, note, self._fields)
         for plan in self._plans:
             # A worker that ended while its child worked did not crash: take less, as for memory.
             rows = isolated.run(plan, rows, counters, one_by_one=earlier.end_in_batches)
@@ -99,7 +105,9 @@ class Guard:
         return rows
 
 
-def fail_poison_rows(earlier: Earlier, stage: str, rows: pa.Table, counters: Counters) -> pa.Table:
+def fail_poison_rows(
+    earlier: Earlier, stage: str, rows: pa.Table, counters: Counters, fields: pa.Schema
+) -> pa.Table:
     """Fail the rows over which several workers ended; all of them after `GIVE_UP_AFTER` workers.
 
     Args:
@@ -107,6 +115,7 @@ def fail_poison_rows(earlier: Earlier, stage: str, rows: pa.Table, counters: Cou
         stage: That gives up, where all are failed.
         rows: With ids and the columns of failures.
         counters: Gets what is failed.
+        fields: The columns of the source that hold a row's input, for its digest.
     """
     failures: dict[int, Failure] = {}
     have_failed = rows.column(ERROR).is_valid().to_pylist()
@@ -114,7 +123,7 @@ def fail_poison_rows(earlier: Earlier, stage: str, rows: pa.Table, counters: Cou
         if have_failed[index] or (verdict := _verdict(earlier, stage, row_id)) is None:
             continue
         at, ended = verdict
-        failures[index] = failure_of(rows.slice(index, 1), at, ended)
+        failures[index] = failure_of(rows.slice(index, 1), at, ended, fields)
         add(counters, at, StageCounters(1, 0, 1, failures[index].num_bytes or 0))
     return fail(rows, failures)
 

@@ -35,6 +35,8 @@ _SLICE, _EXTENT = "slice", STAGE
 """What a child reads: the next slice, or one piece of an extent."""
 _MAX_TRIES = 2
 _NO_ROWS = pa.table({"unit": pa.array([], pa.int64())})
+_NO_FIELDS = pa.schema([])
+"""A shard that ends its reader has no input with a digest."""
 _PIECES = pa.schema(
     [
         pa.field("extent", pa.int64()),
@@ -80,7 +82,7 @@ def read_guarded(
             yield from _read_next_slices(reader, unit, limit_s, earlier)
             return
         with contextlib.closing(Child(UnitReading(reader, unit), limit_s, limit_s)) as child:
-            isolated = Isolated(child, functools.partial(attempts.note, name))
+            isolated = Isolated(child, functools.partial(attempts.note, name), _NO_FIELDS)
             extents = _ExtentReader(reader, unit)
             for index, key in enumerate(key for key in unit.slices() if key.start in starts):
                 num_earlier = 0 if index else earlier.exits
@@ -164,7 +166,7 @@ def _read_by_extent(
     """
     counters: Counters = {}
     before = isolated.num_exits
-    pieces = fail_poison_rows(earlier, STAGE, extents.pieces(key), counters)
+    pieces = fail_poison_rows(earlier, STAGE, extents.pieces(key), counters, _NO_FIELDS)
     plan = StagePlan(_EXTENT, rows_at_once=1, here=extents.fail)
     rows = isolated.run(plan, pieces, counters, one_by_one=True)
     num_exits = num_earlier + isolated.num_exits - before

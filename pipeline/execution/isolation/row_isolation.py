@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ import pyarrow as pa
 
 from pipeline.core.counters import Counters, StageCounters, add, merge
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.schema import ERROR, IMAGE, ROW_ID
+from pipeline.core.row_digests import num_bytes, row_digests
+from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 
 MAX_EXITS = 32
@@ -37,15 +37,18 @@ class StagePlan:
 class Isolated:
     """Works on one slice in children, until all of it is done or given up."""
 
-    def __init__(self, child: Child, note: Callable[[str, str | None], None]) -> None:
+    def __init__(
+        self, child: Child, note: Callable[[str, str | None], None], fields: pa.Schema
+    ) -> None:
         """Take what works.
 
         Args:
             child: Is not closed here.
             note: Called with the stage and the row id before a row is worked on alone, and with
                 None before a batch is; the child runs then, so that its start is on no row.
+            fields: The columns of the source that hold a row's input, for its digest.
         """
-        self._child, self._note = child, note
+        self._child, self._note, self._fields = child, note, fields
         self._left = self._in_a_row = self._starts = 0
         self.num_exits = 0
         self.num_poison = 0
@@ -105,7 +108,7 @@ class Isolated:
                 if isinstance(done, ChildResult):
                     pieces.append(_take(done, counters))
                     continue
-                poison[index] = failure_of(row, plan.stage, done)
+                poison[index] = failure_of(row, plan.stage, done, self._fields)
                 row = fail(row, {0: poison[index]})
             pieces.append(plan.here(row, counters))
         self.num_poison += len(poison)
@@ -162,13 +165,23 @@ def _take(done: ChildResult, counters: Counters) -> pa.Table:
     return done.rows
 
 
-def failure_of(row: pa.Table, stage: str, ended: ChildExit) -> Failure:
-    """Describe a row that ended a process; with its digest if it is an encoded image."""
-    if IMAGE not in row.column_names or not pa.types.is_large_binary(row.schema.field(IMAGE).type):
+def failure_of(row: pa.Table, stage: str, ended: ChildExit, fields: pa.Schema) -> Failure:
+    """Describe a row that ended a process; with the digest of its input if that is still there.
+
+    Args:
+        row: The row as it came to the stage.
+        stage: That it ended.
+        ended: How.
+        fields: The columns of the source that hold the input; a stage before may have replaced
+            them by what it made of them.
+    """
+    types = dict(zip(row.column_names, row.schema.types, strict=True))
+    is_there = len(fields) and all(types.get(field.name) == field.type for field in fields)
+    [digest] = row_digests(row, fields.names) if is_there else [None]
+    if digest is None:
         return Failure(ended.reason, stage, ended.message)
-    data = row.column(IMAGE)[0].as_py() or b""
-    digest = hashlib.sha256(data).hexdigest()
-    return Failure(ended.reason, stage, ended.message, digest, len(data))
+    size_bytes = num_bytes(row, fields.names)
+    return Failure(ended.reason, stage, ended.message, digest.hex(), size_bytes)
 
 
 def fail(rows: pa.Table, failures: Mapping[int, Failure]) -> pa.Table:

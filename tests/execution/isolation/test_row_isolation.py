@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from checkout import PYTHONPATH
 from deadly import (
     ABORT,
     EXIT,
+    FIELDS,
     HANG,
     KILL,
     KILL_FIRST,
@@ -49,7 +51,7 @@ BAD = Failure(Reason.TRUNCATED, "decode", "half of it", "e" * 64, 7)
 @contextmanager
 def isolating(work: Doubling) -> Iterator[Isolated]:
     with closing(Child(work, CALL_S, START_S)) as child:
-        yield Isolated(child, lambda stage, row: None)
+        yield Isolated(child, lambda stage, row: None, FIELDS)
 
 
 def plan(rows_at_once: int) -> StagePlan:
@@ -77,6 +79,8 @@ def test_rows_that_end_processes_are_failed_with_their_reasons_and_the_others_ar
         18: (Reason.NATIVE_CRASH, STAGE),
     }
     assert failures[5] == BAD
+    assert failures[4].sha256 == hashlib.sha256(str(EXIT).encode()).hexdigest()
+    assert (failures[4].num_bytes, failures[3].sha256) != (None, failures[4].sha256)
     assert "SIGSEGV" in failures[3].message
     assert "exit code 3" in failures[4].message
     assert "SIGABRT" in failures[18].message
@@ -111,7 +115,7 @@ def test_batches_are_those_of_the_stage_itself() -> None:
     """It takes so many rows that have not failed: of a batch of another size digits may differ."""
     rows = rows_of(range(11), [BAD if index in (1, 2, 6) else None for index in range(11)])
     with closing(Child(Sizing(), CALL_S, START_S)) as child:
-        isolated = Isolated(child, lambda stage, row: None)
+        isolated = Isolated(child, lambda stage, row: None, FIELDS)
         found = isolated.run(StagePlan(STAGE, 3, size), rows, {}, one_by_one=False)
     good = found.filter(found.column(ERROR).is_null())
     assert good.column("together").to_pylist() == [3] * 6 + [2] * 2
@@ -123,7 +127,7 @@ def test_what_works_is_noted_once_its_child_is_there(tmp_path: Path) -> None:
     for can_start in (False, True):
         work = Doubling(str(tmp_path / "starts"), can_start=can_start)
         with closing(Child(work, CALL_S, START_S)) as child:
-            isolated = Isolated(child, lambda stage, row: notes.append((stage, row)))
+            isolated = Isolated(child, lambda stage, row: notes.append((stage, row)), FIELDS)
             for one_by_one in (True, False):
                 isolated.run(plan(2), rows_of(range(2)), {}, one_by_one=one_by_one)
     assert notes == [(STAGE, "r0"), (STAGE, "r1"), (STAGE, None)]

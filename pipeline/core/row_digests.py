@@ -1,0 +1,96 @@
+"""Digests of rows: SHA-256 over the columns that hold a row's input, as its source yields them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.arrays import as_array
+
+_LENGTH_BYTES = 8
+_Buffer = Any
+"""What hashlib takes: bytes, a pa.Buffer, a contiguous array."""
+
+
+def row_digests(rows: pa.Table, names: list[str]) -> Iterator[bytes | None]:
+    """Yield the digest of each row, 32 bytes; None for a row whose columns are all null.
+
+    One column counts with its bytes alone, as `sha256sum` counts a file. Of several each counts
+    with its name, whether it is null, its length and its bytes, so that a value in one column is
+    never taken for the same in another.
+
+    Args:
+        rows: N rows with these columns.
+        names: The columns that hold the input, at least one.
+    """
+    columns = [_buffers(rows.column(name)) for name in names]
+    if len(names) == 1:
+        for value in columns[0]:
+            yield None if value is None else hashlib.sha256(value).digest()
+        return
+    heads = [_sized(name.encode()) for name in names]
+    for values in zip(*columns, strict=True):
+        yield None if all(value is None for value in values) else _joined(heads, values)
+
+
+def num_bytes(rows: pa.Table, names: list[str]) -> int:
+    """Return the bytes that `row_digests` counts, without names and lengths."""
+    return sum(
+        memoryview(value).nbytes
+        for name in names
+        for value in _buffers(rows.column(name))
+        if value is not None
+    )
+
+
+def _joined(heads: list[bytes], values: tuple[_Buffer | None, ...]) -> bytes:
+    digest = hashlib.sha256()
+    for head, value in zip(heads, values, strict=True):
+        digest.update(head)
+        if value is None:
+            digest.update(b"-")
+            continue
+        digest.update(b"+" + memoryview(value).nbytes.to_bytes(_LENGTH_BYTES, "little"))
+        digest.update(value)
+    return digest.digest()
+
+
+def _sized(text: bytes) -> bytes:
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def _buffers(column: pa.ChunkedArray) -> Iterator[_Buffer | None]:
+    """Yield the bytes of each value, None for a null; those of texts and images without a copy."""
+    if _is_binary(column.type):
+        for value in column:
+            yield value.as_buffer() if value.is_valid else None
+    elif _is_vector(column.type) and column.null_count == 0:
+        yield from _vectors(as_array(column))
+    else:
+        for value in column:
+            yield repr(value.as_py()).encode() if value.is_valid else None
+
+
+def _vectors(column: pa.Array) -> Iterator[_Buffer]:
+    width = column.type.list_size
+    flat = column.values.slice(column.offset * width, len(column) * width)
+    yield from np.ascontiguousarray(flat.to_numpy(zero_copy_only=False)).reshape(-1, width)
+
+
+_BINARY: tuple[Callable[[pa.DataType], bool], ...] = (
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
+    *(pa.types.is_string, pa.types.is_large_string),
+)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return any(holds(kind) for holds in _BINARY)
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_fixed_size_list(kind) and kind.list_size > 0
+    return bool(is_list and pa.types.is_floating(kind.value_type))
