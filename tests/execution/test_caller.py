@@ -100,9 +100,11 @@ def first(run, progress):
     return "nothing_to_do"
 
 run_job(job, options, progress, first)
+ticking = [each.name for each in threading.enumerate() if "tick" in each.name]
 alive = ray.is_initialized() and ray.get(ray.remote(lambda: 7).remote())
 print(json.dumps({
     "published": published, "changed": changed, "refused": refused, "alive": alive,
+    "ticking": ticking,
     "seen": [{k: [before[k], after[-1][k]] for k in changed}],
 }))
 """
@@ -125,6 +127,7 @@ def test_a_process_is_as_it_was_after_two_runs_and_both_are_published(how: str, 
     assert found["published"] == ["published"] * 2
     assert found["changed"] == [], found["seen"]
     assert found["alive"] == (7 if how == "initialised" else False)
+    assert found["ticking"] == []  # threads of Ray Data's coordinators, one of each run
     [refused] = found["refused"]
     assert "another run is in progress in this process" in refused
     for day in (1, 2):

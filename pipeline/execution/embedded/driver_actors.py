@@ -69,7 +69,10 @@ def without_metrics(ray: Any) -> Iterator[None]:
 
 def _make_coordinator(ray: Any, module: Any) -> Any:
     class Coordinator(module._AutoscalingCoordinatorActor):  # type: ignore[misc]
-        TICK_INTERVAL_S = _NEVER_S  # the node stays as it is
+        # The node stays as it is: nothing has to be looked at again from time to time, and a
+        # thread that does so would outlive the run.
+        TICK_INTERVAL_S = _NEVER_S
+        _tick_thread = _NeverStarted()
 
     nodes = ray.nodes()
     return Coordinator(send_resources_request=_say_nothing, get_cluster_nodes=lambda: nodes)
@@ -100,6 +103,19 @@ class _Method:
     def remote(self, *arguments: Any, **named: Any) -> Any:
         """Call it; what it returns, as a reference."""
         return self._put(self._method(*arguments, **named))
+
+
+class _NeverStarted:
+    """An attribute that is set to a thread, and gives one whose `start` does nothing."""
+
+    def __get__(self, owner: Any, kind: type) -> _NeverStarted:
+        return self
+
+    def __set__(self, owner: Any, thread: Any) -> None:
+        """Forget the thread."""
+
+    def start(self) -> None:
+        """Start nothing."""
 
 
 class _OneNode:
