@@ -88,7 +88,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
         inputs = _require_same_job(run, base, settings)
         require_there(inputs)
         with run.record.stage("list") as listed:
-            work = replan(base, select_entries(base, reasons), job, inputs)
+            work = replan(base, select_entries(base, reasons), job, model, inputs)
             listed.rows_in = listed.rows_out = len(work.chosen.entries)
         if not len(work.chosen.entries):
             return _nothing_to_retry(run, work)

@@ -182,11 +182,14 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
         "inputs": _digest([Store(inputs.root).url(""), pass_through, shards]),
         "model": _digest(model.to_dict()),
         "settings": _digest(settings),
-        "semantics": semantics_of(
-            {job.source.format: format_of(job.source).semantics, **model.input.semantics},
-            has_uris=job.source.uri_column is not None,
-        ),
+        "semantics": job_semantics(job, model),
     }
+
+
+def job_semantics(job: Job, model: ModelSpec) -> dict[str, int]:
+    """Return area -> version of the code that decides the predictions of a job."""
+    own = {job.source.format: format_of(job.source).semantics, **model.input.semantics}
+    return semantics_of(own, has_uris=job.source.uri_column is not None)
 
 
 def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -24,9 +24,9 @@ from pipeline.commit.row_positions import MAX_MINOR, minor_of
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Reason
 from pipeline.core.schema import FEATURES
-from pipeline.core.semantics import SEMANTICS
 from pipeline.job.job import Job
-from pipeline.plan.plan import Plan
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.plan import Plan, job_semantics
 from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes, make_units
 from pipeline.runs.retry.quarantine import Base, Chosen
 from pipeline.sources.extents import Extent, RowFilter, SliceCut
@@ -79,17 +79,22 @@ class _Retried:
     """Entries whose input is gone, changed, or beyond `run.limit_rows`."""
 
 
-def replan(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
+def replan(base: Base, chosen: Chosen, job: Job, model: ModelSpec, inputs: Store) -> Replan:
     """Make the plan of a retry.
 
     Args:
         base: What is published.
         chosen: The rows of its quarantine that are asked for.
         job: The job; it asks for what was published.
+        model: Its model.
         inputs: The source.
     """
     make = _replan_uncounted if base.plan.counts_by_reading else _replan_extents
-    return make(base, chosen, job, inputs)
+    found = make(base, chosen, job, inputs)
+    # The same rows predicted by other code are staged elsewhere.
+    versions = json.dumps(job_semantics(job, model), sort_keys=True)
+    salt = f"{base.manifest.number} {base.manifest.token} {versions}"
+    return replace(found, plan=_sealed(found.plan, salt))
 
 
 # ---------------------------------------------------------------------------- rows counted before
@@ -332,8 +337,6 @@ def _finish(
         input_bytes=sum({e.path: e.size_bytes for u in units for e in u.extents}.values()),
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
-    versions = json.dumps(SEMANTICS, sort_keys=True)
-    plan = _sealed(plan, f"{base.manifest.number} {base.manifest.token} {versions}")
     return Replan(base, chosen, plan, accounts, np.array(counts, np.int64))
 
 

@@ -35,6 +35,13 @@ from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.commit.verify import verify_output
 from pipeline.core.errors import GateRefused, InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.core.semantics import SEMANTICS
+from pipeline.job.source import Source
+from pipeline.models.resolve import resolve_model
+from pipeline.preprocessing.image_input import ImageInput
+from pipeline.runs.retry.plan import replan
+from pipeline.runs.retry.quarantine import read_base, read_reasons, select_entries
+from pipeline.sources.source_format import format_of
+from pipeline.storage.store import Store
 
 
 def verify(partition: EarlierPartition) -> None:
@@ -348,6 +355,33 @@ def test_fixed_code_is_no_other_setting(tmp_path: Path, monkeypatch: pytest.Monk
     assert partition.retry() == "published"
     assert partition.computed == ["003.jpg"]
     verify(partition)
+
+
+def test_what_is_staged_is_taken_over_only_if_its_own_code_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Code of the source format and of the input counts, that of other formats does not."""
+    partition = make_partition(tmp_path, write_images)
+    partition.broken = {"003.jpg"}
+    partition.run()
+    run, base = partition.new_run(), read_base(partition.out, LAYOUT, partition.current())
+    job, inputs = run.job, Store(partition.inputs)
+    chosen = select_entries(base, read_reasons([]))
+
+    def fingerprint() -> str:
+        model = resolve_model(job.model, job.transform, allow_import=("models",))
+        return replan(base, chosen, job, model, inputs).plan.fingerprint
+
+    found = [fingerprint(), fingerprint()]
+    monkeypatch.setattr(format_of(Source(uri="x", format="webdataset")).__class__, "semantics", 99)
+    monkeypatch.setitem(SEMANTICS, "webdataset", 99)  # type: ignore[arg-type]
+    found.append(fingerprint())
+    assert len(set(found)) == 1
+    monkeypatch.setattr(format_of(job.source).__class__, "semantics", 99)
+    found.append(fingerprint())
+    monkeypatch.setattr(ImageInput, "semantics", {"decode": 1, "transform": 99})
+    found.append(fingerprint())
+    assert len(set(found)) == 3
 
 
 def test_a_version_from_before_places_were_kept_is_refused(
