@@ -7,10 +7,12 @@ import json
 import shlex
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pytest
 from cli import pipeline, start, write_job
@@ -49,6 +51,15 @@ def photo_job(tmp_path: Path, photos: tuple[Path, Built], **sections: object) ->
     return write_job(tmp_path / "photos.yaml", source, str(tmp_path / "out"), **sections)
 
 
+def wait_for_log(process: subprocess.Popen[str], stream: IO[str] | None) -> None:
+    """Wait for the first line of the job's log: Ray's own, where it writes one, or ours."""
+    assert stream is not None
+    line = ""
+    while "Running entrypoint" not in line and "listing " not in line:
+        assert process.poll() is None
+        line = stream.readline()
+
+
 @pytest.mark.any_ray
 def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
     ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path, closed_port: int
@@ -66,9 +77,7 @@ def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
         *("--allow-import", "models"),
         env=env,
     )
-    assert process.stderr is not None
-    while "Running entrypoint" not in process.stderr.readline():
-        assert process.poll() is None
+    wait_for_log(process, process.stderr)
     assert current_manifest(store, Layout(PARTITION)) is None
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stdout + stderr
@@ -148,9 +157,7 @@ def test_a_stopped_submission_stops_the_job_and_a_rerun_is_free_to_go(
         *("submit", *arguments, "--address", ray_head.url),
         env={**ray_head.secret, "PYTHONUNBUFFERED": "1"},
     )
-    assert process.stdout is not None
-    while "Running entrypoint" not in process.stdout.readline():
-        assert process.poll() is None
+    wait_for_log(process, process.stdout)
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 6, stdout + stderr
