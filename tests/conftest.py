@@ -55,6 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = item.path.stem if item.path.stem in TOGETHER else ""
         if "kill_inputs" in getattr(item, "fixturenames", ()):
             group = "kill_inputs"
+        if "ray_head" in getattr(item, "fixturenames", ()):
+            group = "test_submit"  # which starts a Ray head, too
         values = getattr(item, "callspec", _NO_CASE).params.values()
         if any(isinstance(value, str) and value == "azure" for value in values):
             group = "test_matrix"  # which starts the same server; no other takes as long

@@ -78,7 +78,7 @@ def test_rows_that_crash_stop_or_starve_the_model_cost_only_themselves(
     result = run(
         tmp_path,
         "models:deadly",
-        run={"slice_rows": 32, "row_timeout_s": 8},
+        run={"slice_rows": 32, "row_timeout_s": 5},
         resources={"decode_in": decode_in, "max_actors": 2},
     )
     assert result.code == 0, result.stderr

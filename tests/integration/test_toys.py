@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import toy_gate
 import toy_input
 import toy_package
@@ -15,7 +17,8 @@ import toy_source
 import toy_table
 import toy_task
 from checkout import PYTHONPATH
-from cli import pipeline, write_job
+from cli import TIMEOUT_S, Result, environment, write_job
+from commandserver import CommandServer
 from encoded import base_image, png
 
 from pipeline.commands.demo_photos import build_images
@@ -32,9 +35,25 @@ TOYS = {
 }
 
 
-def test_one_run_by_toys_of_every_kind(tmp_path: Path) -> None:
-    site = toy_package.install(tmp_path / "site", TOYS)
-    env = {"PYTHONPATH": f"{PYTHONPATH}{os.pathsep}{site}"}
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
+    """A process with a Ray of its own, in which both distributions are installed."""
+    site = tmp_path_factory.mktemp("site")
+    toy_package.install(site, TOYS)
+    toy_package.install(site, {**toy_source.POINTS, **toy_input.POINTS}, "toy-inputs")
+    env = {
+        "PYTHONPATH": f"{PYTHONPATH}{os.pathsep}{site}",
+        "PIPELINE_ALLOW_IMPORT": "models,toy_input",
+    }
+    with CommandServer(environment(env)) as found:
+        yield found
+
+
+def pipeline(server: CommandServer, *arguments: str) -> Result:
+    return Result(*server.run(arguments, TIMEOUT_S))
+
+
+def test_one_run_by_toys_of_every_kind(server: CommandServer, tmp_path: Path) -> None:
     build_images(tmp_path / "images", 12, seed=3, num_bad=1)
     model = {"factory": "models:colours", "task": toy_task.NAME, "runtime": toy_runtime.NAME}
     job = write_job(
@@ -46,11 +65,11 @@ def test_one_run_by_toys_of_every_kind(tmp_path: Path) -> None:
     )
     asked = ("--date", "2026-11-24", "--set", f"sink.table={toy_table.NAME}")
     refused = pipeline(
-        "run", job, *asked, "--set", f"gates.options.{toy_gate.NAME}.max_rows=11", env=env
+        server, "run", job, *asked, "--set", f"gates.options.{toy_gate.NAME}.max_rows=11"
     )
     assert refused.code == 3, refused.stderr
     assert "row_budget: 12 rows; limit 11" in refused.stderr
-    done = pipeline("run", job, *asked, env=env)
+    done = pipeline(server, "run", job, *asked)
     assert done.code == 0, done.stderr
     store = Store(str(tmp_path / "out"))
     parts = toy_table.listed(store)
@@ -58,15 +77,12 @@ def test_one_run_by_toys_of_every_kind(tmp_path: Path) -> None:
     rows = [row for part in parts for row in pq.read_table(tmp_path / "out" / part).to_pylist()]
     assert len(rows) == 11
     assert all(row[toy_task.NAME] > 0 for row in rows)
-    assert pipeline("verify", store.uri, "--partition", "date=2026-11-24", env=env).code == 0
+    assert pipeline(server, "verify", store.uri, "--partition", "date=2026-11-24").code == 0
 
 
-def test_one_run_by_a_source_and_an_input_of_another_distribution(tmp_path: Path) -> None:
-    site = toy_package.install(tmp_path / "site", {**toy_source.POINTS, **toy_input.POINTS})
-    env = {
-        "PYTHONPATH": f"{PYTHONPATH}{os.pathsep}{site}",
-        "PIPELINE_ALLOW_IMPORT": "toy_input",
-    }
+def test_one_run_by_a_source_and_an_input_of_another_distribution(
+    server: CommandServer, tmp_path: Path
+) -> None:
     (tmp_path / "in").mkdir()
     images = [png(base_image(seed)) for seed in range(6)]
     lines = [image.hex() for image in images]
@@ -82,7 +98,7 @@ def test_one_run_by_a_source_and_an_input_of_another_distribution(tmp_path: Path
         run={"slice_rows": 3},
     )
     command = ("run", job, "--json", "--date", "2026-11-24", "--allow-import", "toy_input")
-    done = pipeline(*command, env=env)
+    done = pipeline(server, *command)
     assert done.code == 0, done.stderr
     stages = {stage["stage"]: stage for stage in done.json["stages"]}
     assert list(stages)[1:4] == ["read", toy_input.STAGE, "transfer"]
@@ -93,9 +109,9 @@ def test_one_run_by_a_source_and_an_input_of_another_distribution(tmp_path: Path
     ids = [*(f"a{toy_source.TOY_FILES}#{row}" for row in range(4)),
            *(f"b{toy_source.TOY_FILES}#{row}" for row in range(2))]  # fmt: skip
     assert found == {i: (1.0, len(image)) for i, image in zip(ids, images, strict=True)}
-    again = pipeline(*command, env=env)
+    again = pipeline(server, *command)
     assert again.json["status"] == "nothing_to_do"
-    assert pipeline("verify", str(tmp_path / "out"), env=env).code == 0
+    assert pipeline(server, "verify", str(tmp_path / "out")).code == 0
 
 
 def read_predictions(uri: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from cli import environment
 
 from pipeline.execution.cluster.backpressure import SLICES, SLICES_PER_ACTOR
 
-NUM_ROWS = 400
+NUM_ROWS = 200
 SCRIPT = f"""
 import json, time
 from pipeline.execution.cluster import in_flight
