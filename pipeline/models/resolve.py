@@ -49,13 +49,13 @@ _MISFITS = {
 """What a model directory takes, if that is not what the job's rows are."""
 _FAMILIES = {
     "detection": (
-        "is a detector, and detection is not supported directly. What works today: "
+        "is a detector, and detection is not supported directly. To run it: "
         f"{_OWN} with boxes, scores and classes padded to a fixed number, task raw, model.outputs "
         "with the three shapes, all of transform, and model.postprocess (jobs/README.md, "
         "Postprocess)"
     ),
-    "video": f"takes clips, and only images are read. What works today: {_OWN} that takes an image",
-    "optical_flow": f"takes pairs of images. What works today: {_OWN} that takes one image",
+    "video": f"takes clips, and only images are read. To run it: {_OWN} that takes an image",
+    "optical_flow": f"takes pairs of images. To run it: {_OWN} that takes one image",
     "segmentation": (
         "gives a map for each image: write task raw, model.outputs with name out and its shape "
         "([classes, size_px, size_px]), and all of transform"

@@ -17,10 +17,8 @@ _FEATURES = (
     "encode the rows first to a column of fixed-size lists of numbers (source.features), and name "
     f"{_OWN}"
 )
-_TEXT = f"Text is not read directly. What works today: {_FEATURES}"
-_IMAGES = (
-    f"What works today: name {_OWN}, built by {{}}, and give transform what its preprocessing says"
-)
+_TEXT = f"Text is not read directly. To run it: {_FEATURES}"
+_IMAGES = f"To run it: name {_OWN}, built by {{}}, and give transform what its preprocessing says"
 _SPEECH_OR_TEXT = ("text_config", "vocab_size")
 _VISION = ("image_size", "vision_config", "patch_size", "num_channels")
 
@@ -38,7 +36,7 @@ def describe_name(name: str) -> str | None:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return (
             "looks like a name on a model hub, and nothing is downloaded: fetch the model "
-            f"yourself. What works today: name {_OWN}"
+            f"yourself. To run it: name {_OWN}"
         )
     return None
 
@@ -77,7 +75,7 @@ def _advice(folder: Path) -> str:
         return _TEXT
     if config:
         return _IMAGES.format("transformers' from_pretrained with this folder, giving .logits")
-    return f"What works today: name {_OWN}"
+    return f"To run it: name {_OWN}"
 
 
 def _reads_images(config: dict[str, Any]) -> bool | None:

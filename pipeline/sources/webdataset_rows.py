@@ -157,7 +157,10 @@ class _Group:
         self._member = ""
         self._problem = ""
         if is_repeated:
-            self._problem = f"key {key} is there again: a key's members lie together, each once"
+            self._problem = (
+                f"key {key} comes a second time: put the members of a key one after the other, "
+                "each once"
+            )
         self._rank = len(spec.image_extensions)
         self._image: bytes | None = None
         self._image_bytes = self._value_bytes = 0

@@ -32,7 +32,7 @@ def refusal(**model: Any) -> str:
         (
             {"config.json": BERT, "model.safetensors": {}},
             "is a Hugging Face folder (config.json: BertModel, text), not supported directly",
-            "Text is not read directly. What works today: encode the rows first to a column",
+            "Text is not read directly. To run it: encode the rows first to a column",
         ),
         (
             {"config.json": VIT},

@@ -193,12 +193,12 @@ def test_rows_are_those_of_a_plain_reference(names: list[tuple[str, str]]):
         (
             files(a__jpg=b"x", b__jpg=b"y") + files(a__jpg=b"z", c__jpg=b"w"),
             [("a", "ok"), ("b", "ok"), ("a@2", "bad_schema"), ("c", "ok")],
-            "key a is there again",
+            "key a comes a second time",
         ),
         (
             files(a__jpg=b"x") + files(a__jpg=b"y", a__txt=b"t"),
             [("a", "ok"), ("a@1", "bad_schema")],
-            "key a is there again",
+            "key a comes a second time",
         ),
         ([Entry("/etc/a.jpg", b"x")], [("/etc/a", "bad_schema")], "points out of the archive"),
         ([Entry("../a.jpg", b"x")], [("../a", "bad_schema")], "points out of the archive"),
