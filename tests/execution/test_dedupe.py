@@ -98,6 +98,16 @@ def test_digests_are_of_the_bytes():
     assert none is None
 
 
+def test_rows_of_two_texts_are_copies_only_if_both_are_equal():
+    texts, pairs = ["a", "a", "ab", "a", None], ["b", "b", "", None, "a"]
+    columns = {"text": pa.array(texts, pa.large_string()), "text_pair": pa.array(pairs)}
+    table = pa.table({"row_id": list("12345"), **columns, **failure_columns([None] * 5)})
+    fields = pa.schema([("text", pa.large_string()), ("text_pair", pa.string())])
+    unique = deduplicate(with_digests(table, fields), ResultIndex())
+    assert unique.compute.tolist() == [0, 2, 3, 4]
+    assert unique.result_of.tolist() == [0, 0, 1, 2, 3]
+
+
 def test_a_run_computes_copies_once_wherever_it_decodes(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 30, seed=3, num_bad=3)
     for path in sorted((tmp_path / "images").rglob("*.*")):
