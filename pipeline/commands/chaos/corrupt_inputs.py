@@ -26,6 +26,13 @@ _IMAGES: dict[str, Callable[[bytes], bytes]] = {
     "text": lambda _: _TEXT,
     "empty": lambda _: b"",
 }
+_LINES = {
+    "text": _TEXT,
+    "truncated": b'{"truncated": "in a te\n',
+    "list": b'["no object"]\n',
+    "bytes": b'{"bytes": "\xff"}\n',
+    "null": b"{}\n",
+}
 _SHARDS: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda data: data[: len(data) // 2],
     "text": lambda _: _TEXT,
@@ -47,6 +54,12 @@ def spoil_images(images: Sequence[bytes], number: int, seed: int) -> list[tuple[
 def spoil_shards(data: bytes) -> dict[str, bytes]:
     """Return spoilt copies of a Parquet file or a tar, none of which is one."""
     return {kind: spoil(data) for kind, spoil in _SHARDS.items()}
+
+
+def spoil_lines(number: int) -> list[tuple[str, bytes]]:
+    """Return lines of which no job can predict one: what each is, and the line."""
+    kinds = list(_LINES)
+    return [(kind, _LINES[kind]) for kind in (kinds[i % len(kinds)] for i in range(number))]
 
 
 def spoil_rows(source: Source, table: pa.Table, number: int, seed: int) -> pa.Table | None:

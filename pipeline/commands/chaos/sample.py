@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 import random
 import tarfile
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from pipeline.commands.chaos.corrupt_inputs import (
     spoil_images,
+    spoil_lines,
     spoil_rows,
     spoil_shards,
     to_parquet,
@@ -31,9 +33,12 @@ from pipeline.sources.columns.uris import uri_values
 from pipeline.sources.fetch import fetch_many
 from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.formats.images import ImageFiles
+from pipeline.sources.formats.jsonl import Jsonl
 from pipeline.sources.formats.parquet import Parquet
 from pipeline.sources.formats.webdataset import WebDataset
 from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.jsonl import max_line_bytes
+from pipeline.sources.jsonl_lines import read_blocks
 from pipeline.sources.parquet_footers import is_unreadable, open_parquet
 from pipeline.sources.source_format import SourceFormat, format_of
 from pipeline.sources.tar_archive import open_archive
@@ -292,6 +297,33 @@ def _first_keys(wish: _Wish, shard: StoredFile, number: int) -> Iterator[Mapping
             return
     if members:
         yield members
+
+
+@take_rows.register
+def _take_lines(_: Jsonl, wish: _Wish, sample: Sample) -> None:
+    """Copy the first lines of each shard, plain, and add a shard of bad lines and one of none."""
+    max_bytes = max_line_bytes(wish.source)
+    for shard in wish.shards():
+        number = min(wish.rows_per_shard, wish.num_rows - sample.num_rows)
+        with wish.store.open(shard.path) as handle:
+            found = (
+                block.line(row)
+                for block in read_blocks(handle, max_bytes)
+                for row in range(len(block))
+                if not block.broken and block.sizes[row] <= max_bytes
+            )
+            lines = [line.rstrip(b"\r\n") + b"\n" for line in itertools.islice(found, number)]
+        sample.write(shard.path, b"".join(lines))
+        sample.num_rows += len(lines)
+        sample.num_shards += 1
+        if sample.num_rows >= wish.num_rows:
+            break
+    path = f"{_SPOILT}rows.jsonl"
+    spoilt = spoil_lines(wish.num_spoilt)
+    sample.write(path, b"".join(data for _, data in spoilt))
+    sample.spoilt |= {f"{path}#{row}": kind for row, (kind, _) in enumerate(spoilt)}
+    sample.write(f"{_SPOILT}zeros.jsonl", bytes(1000))
+    sample.spoilt[f"{_SPOILT}zeros.jsonl"] = "zeros shard"
 
 
 def _to_tar(keys: Sequence[Mapping[str, bytes]]) -> bytes:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from cli import pipeline, write_job
 from encoded import base_image, encode
+from jsonl_shards import CODECS, lines, read_all, source_of
 from tars import Entry, pack
 
 from pipeline.commands.chaos.compare import (
@@ -156,6 +157,36 @@ def test_images_behind_uris_are_copied_and_the_rows_name_the_copies(
     assert found[7].read_bytes() == jpeg(7)
     assert sample.changes["uri_base"] is None
     assert sum(how == "row" for how in sample.spoilt.values()) == 5
+
+
+def test_copied_lines_are_the_first_ones_and_bad_lines_are_added(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = source_of(tmp_path / "in", text_column="t", id_column="id")
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        data = lines(*({"t": f"{name} {row}", "id": f"{name}{row}"} for row in range(50)))
+        (tmp_path / "in" / name).write_bytes(CODECS[name[1:]](data))
+    sample = take_sample(source, 20, 1, tmp_path / "copy")
+    assert (sample.num_rows, sample.num_shards) == (20, 2)
+    rows = read_all(source.model_copy(update=sample.changes))
+    failed = rows.filter(rows.column("error").is_valid()).column("row_id").to_pylist()
+    assert sorted(failed) == sorted(sample.spoilt)
+    assert rows.num_rows == 20 + len(failed)
+    assert len(failed) == 6
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_spoilt_texts_and_base64_keep_their_type(kind: pa.DataType) -> None:
+    table = pa.table({"x": pa.array(["YQ=="] * 6, pa.string()).cast(kind)})
+    fields: list[dict[str, Any]] = [
+        {"text_column": "x"},
+        {"image_column": "x", "image_encoding": "base64"},
+    ]
+    for field in fields:
+        rows = spoil_rows(Source(uri="in", format="parquet", **field), table, 4, seed=1)
+        assert rows is not None
+        assert rows.schema == table.schema
+        values = rows.column("x").cast(pa.large_binary()).to_pylist()
+        assert all(value is None or not value.isalnum() for value in values)
 
 
 def test_a_key_that_leads_out_of_the_folder_is_not_copied(tmp_path: Path) -> None:
