@@ -36,6 +36,8 @@ class Parser:
     def __init__(self, columns: Sequence[Column], max_line_bytes: int) -> None:
         self._columns = columns
         self._max_line_bytes = max_line_bytes
+        has_numbers = any(column.role in ("number", "pass") for column in columns)
+        self._maybe_odd = (b"NaN", b"Inf", *([b"-0"] if has_numbers else []))
         ids = {column.name for column in columns if column.role == "id"}
         plain = pa.schema([(column.name, column.plain) for column in columns])
         whole = pa.schema([(f.name, pa.int64() if f.name in ids else f.type) for f in plain])
@@ -100,7 +102,7 @@ class Parser:
             return False
         if data.count(b",") + openings > MAX_VALUES:
             return False
-        if any(odd in data for odd in (b"NaN", b"Inf", b"-0")) and _ODD.search(data):
+        if any(odd in data for odd in self._maybe_odd) and _ODD.search(data):
             return False
         try:
             data.decode("utf-8")
@@ -135,8 +137,10 @@ def _are_neighbours(block: Block) -> bool:
 
 def _most_openings(block: Block) -> int:
     view = np.frombuffer(block.data, np.uint8)[: block.ends[-1]]
-    openings = (view == 0x7B) | (view == 0x5B)
-    return int(np.add.reduceat(openings, block.starts, dtype=np.int64).max())
+    at = np.flatnonzero((view == 0x7B) | (view == 0x5B))
+    # Those before each line and before the end; blank lines have none.
+    before = np.searchsorted(at, np.append(block.starts, block.ends[-1]))
+    return int(np.diff(before).max())
 
 
 def parse_line(line: bytes) -> Any:
