@@ -88,7 +88,8 @@ def _text_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
 
 
 def _library_module(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
-    from pipeline.models.directories.library import config_of, load, named_class
+    from pipeline.models.directories.library import config_of, named_class
+    from pipeline.models.directories.loading import load
 
     folder = path / settings["at"]
     headers = read_headers(folder)

@@ -11,12 +11,12 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories.json_files import kind_of, read_object, shown
 from pipeline.models.directories.library import (
     base_of,
-    check_fit,
     config_of,
     encoder_of,
     head_of,
     named_class,
 )
+from pipeline.models.directories.loading import check_fit
 from pipeline.models.directories.tensors import read_headers
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pipeline.models.directories.chosen import CONFIG, Chosen, width_of
 from pipeline.models.directories.described import DirectoryFacts, InputKind
 from pipeline.models.directories.encoder_facts import said_of, text_of
 from pipeline.models.directories.image_transform import read_transform
-from pipeline.models.directories.library import has_class_token
+from pipeline.models.directories.loading import has_class_token
 from pipeline.preprocessing.transform import TransformSpec
 
 

@@ -1,0 +1,171 @@
+"""Build a class of transformers with our tensors, and refuse what does not fit.
+
+The library renames, ties and ignores tensors as it declares for each family; its own report of what
+is missing, unexpected or of another shape is refused here instead of being filled with random
+numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories.library import base_of, refused
+from pipeline.models.directories.tensors import (
+    TensorHeader,
+    repeating_tensors,
+    require_size,
+    some,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_SILENT = 50
+"""Level of the library's log: critical errors alone."""
+_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+
+
+def check_fit(
+    cls: Any, named: Any, config: Any, headers: Mapping[str, TensorHeader]
+) -> torch.nn.Module:
+    """Refuse a config and files that do not fit, without the memory of either.
+
+    Returns:
+        The module, with numbers that mean nothing.
+
+    Raises:
+        JobError: Tensors are missing, superfluous or of other shapes.
+    """
+    import torch
+
+    with _quiet(), torch.device("meta"):
+        try:
+            module = cls(config, **_without_pooler(cls, config))
+        except Exception as error:
+            raise refused(error, f"builds no {cls.__name__} of this config.json") from error
+    require_size(module, headers, "config.json")
+    return load(cls, named, config, repeating_tensors(headers))
+
+
+def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """Build a class of the library with these tensors, in float32 on the CPU, in eval mode.
+
+    Args:
+        cls: What to build.
+        named: The class that `architectures` names; its head may be among the tensors.
+        config: The configuration.
+        tensors: By name, as in the files; they may become the module's own.
+
+    Raises:
+        JobError: Tensors are missing, superfluous or of other shapes.
+    """
+    import torch
+
+    options = {
+        "config": config,
+        "state_dict": dict(tensors),
+        "local_files_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        "dtype": torch.float32,
+        "attn_implementation": _attention(cls, config),
+        **_without_pooler(cls, config),
+    }
+    with _quiet():
+        try:
+            module, found = cls.from_pretrained(None, **options)
+        except Exception as error:
+            raise refused(error, f"loads no {cls.__name__} from these tensors") from error
+    unexpected = set(found["unexpected_keys"])
+    if unexpected and named is not cls:
+        unexpected -= _names(named, config)
+    if unexpected:
+        unexpected -= _names_of_pooler(cls, config)
+    _require_fit(cls.__name__, found, unexpected)
+    module.eval()
+    return module  # type: ignore[no-any-return]
+
+
+def _require_fit(name: str, found: Mapping[str, Any], unexpected: set[str]) -> None:
+    missing = sorted(found["missing_keys"])
+    other = sorted(
+        f"{key} is {tuple(held)}, not {tuple(wanted)}"
+        for key, held, wanted in found["mismatched_keys"]
+    )
+    problems = [
+        f"{len(names)} {what} ({some(names)})"
+        for names, what in (
+            (missing, "missing"),
+            (sorted(unexpected), "unexpected"),
+            (other, "of another shape"),
+        )
+        if names
+    ]
+    if problems:
+        raise JobError(
+            f"model.path: the safetensors do not fit {name} of config.json: tensors "
+            + "; ".join(problems)
+        )
+
+
+def _attention(cls: Any, config: Any) -> str:
+    """Return which of the library's attentions runs: SDPA if the class has it.
+
+    In layers that see a window, padding behind it sees nothing at all; OpenVINO's SDPA makes NaN of
+    that, which spreads to the texts. The library's eager attention does not.
+    """
+    has_windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return "sdpa" if getattr(cls, "_supports_sdpa", False) and not has_windows else "eager"
+
+
+def _without_pooler(cls: Any, config: Any) -> dict[str, bool]:
+    """Return the option that leaves out a layer whose output is not used, if there is one."""
+    if "add_pooling_layer" not in inspect.signature(cls.__init__).parameters:
+        return {}
+    is_used = cls.main_input_name == "pixel_values" and not has_class_token(cls, config)
+    return {} if is_used else {"add_pooling_layer": False}
+
+
+def has_class_token(cls: Any, config: Any) -> bool:
+    """Tell whether the first vector of a model of images stands for the whole image."""
+    return any(name.endswith(_CLASS_TOKENS) for name in _names(cls, config))
+
+
+def _names_of_pooler(cls: Any, config: Any) -> set[str]:
+    """Return the names of a layer over the encoder that a class does not use.
+
+    Classifiers that were trained from an encoder often keep it in their files.
+    """
+    base = base_of(config)
+    if base is None:
+        return set()
+    names = [name for name in _names(base, config) if name.startswith("pooler.")]
+    return {*names, *(f"{cls.base_model_prefix}.{name}" for name in names)}
+
+
+def _names(cls: Any, config: Any) -> set[str]:
+    """Return the names of all tensors of a class; no memory is used."""
+    import torch
+
+    with _quiet(), torch.device("meta"):
+        return set(cls(config).state_dict())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's own report of loading, and its progress bars, from the terminal."""
+    from transformers.utils import logging
+
+    level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(_SILENT)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bar:
+            logging.enable_progress_bar()
