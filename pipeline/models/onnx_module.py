@@ -47,7 +47,7 @@ class OnnxModule(torch.nn.Module):
 
         Args:
             path: The file, as `read_onnx_facts` has accepted it.
-            settings: `OnnxFacts.settings` of the file.
+            settings: `settings` of `read_onnx_facts` of the file.
             outputs: The outputs to return, by their names; None: all of them.
             undo: `softmax` or `sigmoid`: the file applies it at its end, and logits are wanted.
         """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.models.directories.described import DirectoryFacts
 from pipeline.models.directories.json_files import read_object
+from pipeline.models.directories.onnx_choice import onnx_file_of
 from pipeline.models.directories.tensors import read_headers, read_tensors
 from pipeline.models.tasks.base import TaskSpec
 
@@ -43,6 +44,10 @@ def build_module(
             f"model.task = {task.kind!r}: {facts.architecture} of model.path serves "
             f"{', '.join(facts.tasks)}"
         )
+    if (file := onnx_file_of(path)) is not None:
+        from pipeline.models.onnx_module import OnnxModule
+
+        return OnnxModule.for_task(file, facts.settings, task.kind).eval()
     module = _module(path, facts, task)
     return module.eval().requires_grad_(False)
 

@@ -15,13 +15,14 @@ from pipeline.core.node_cache import kept, key_of
 from pipeline.models.directories import sentence_transformers
 from pipeline.models.directories.described import DirectoryFacts, InputKind, TextFacts
 from pipeline.models.directories.json_files import is_timm, read_object
+from pipeline.models.directories.onnx_choice import onnx_file_of
 
 __all__ = ["DirectoryFacts", "TextFacts", "read_facts"]
 
 CONFIG = "config.json"
 _VERSION = 1
 """Of what is kept; raise it if the same directory gives other facts."""
-_PACKAGES = ("transformers", "tokenizers", "timm")
+_PACKAGES = ("transformers", "tokenizers", "timm", "onnx", "onnxruntime")
 _FILE = "facts.json"
 _HEAD_BYTES = 8
 
@@ -66,6 +67,10 @@ def _digest(path: Path) -> str:
 
 
 def _read(path: Path, wanted: InputKind | None) -> DirectoryFacts:
+    if (file := onnx_file_of(path)) is not None:
+        from pipeline.models.directories.onnx_file import read_onnx_facts
+
+        return read_onnx_facts(file)
     if not path.is_dir():
         # One ONNX file is read elsewhere.
         raise JobError(f"model.path: {path.name} is a file, expected the directory of a model")

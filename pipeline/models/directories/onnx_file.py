@@ -8,18 +8,16 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from pipeline.models.directories.described import DirectoryFacts, InputKind
 from pipeline.models.directories.onnx_graph import name_of, parse_onnx, refusal
 
 if TYPE_CHECKING:
     import onnx
 
-    from pipeline.preprocessing.transform import TransformSpec
-
-InputKind = Literal["text", "image", "features"]
 Axis = int | str | None
 """Its length; the name of a dynamic one; None: dynamic without a name."""
 
@@ -62,29 +60,10 @@ class TensorFacts:
         return f"{name_of(self.name)} {self.dtype} ({axes})"
 
 
-@dataclass(frozen=True)
-class OnnxFacts:
-    """The same fields as those of every model that is named by a path."""
-
-    architecture: str
-    input: InputKind
-    tasks: tuple[str, ...]
-    """Those that the outputs can be; the first is the default."""
-    labels: tuple[str, ...] | None
-    embedding_dim: int | None
-    settings: Mapping[str, Any]
-    """JSON: what `pipeline.models.onnx_module.OnnxModule` takes."""
-    said: tuple[str, ...]
-    """Lines that tell what was read."""
-    kind: Literal["onnx"] = "onnx"
-    transform: TransformSpec | None = field(default=None)
-    """The file has none: the job says mean, std and how to resize."""
-    text: None = None
-    """The file has no tokenizer: the job says it, or one lies beside the file."""
-
-
-def read_onnx_facts(path: Path) -> OnnxFacts:
+def read_onnx_facts(path: Path) -> DirectoryFacts:
     """Read what a file says of its inputs, outputs and class names.
+
+    It has neither a transform nor a tokenizer: the job says them.
 
     Raises:
         JobError: It is not an ONNX model, or one that is refused, or no input of ours fits it.
@@ -107,11 +86,14 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
         "num_features": _fixed(inputs[0].shape, 1) if kind == "features" else None,
     }
     last = main.shape[-1] if main.shape else None
-    return OnnxFacts(
+    return DirectoryFacts(
+        kind="onnx",
         architecture=_architecture(model),
         input=kind,
         tasks=_tasks(kind, main),
         labels=labels,
+        transform=None,
+        text=None,
         embedding_dim=last if isinstance(last, int) and len(main.shape or ()) > 1 else None,
         settings=json.loads(json.dumps(settings)),
         said=_said(path, inputs, outputs, settings, labels),

@@ -27,7 +27,7 @@ _EXTRA = "is not installed: the extra `onnxruntime` brings it"
 _NAME_CHARS = 80
 
 
-def refusal(path: Path, found: str) -> JobError:
+def refusal(path: Path | str, found: str) -> JobError:
     """Return the error that says what is wrong with a file."""
     return JobError(f"model.path = {path}: {clean_message(found)}")
 
@@ -99,6 +99,13 @@ def is_external(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.external_data) or tensor.data_location == tensor.EXTERNAL
 
 
+def is_inside(location: str) -> bool:
+    """Tell whether a location of external data can lie in the directory of the file itself."""
+    parts = location.split("/")
+    is_odd = "\\" in location or "\0" in location or ":" in location
+    return not is_odd and not {"", ".", ".."} & set(parts)
+
+
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:
     functions = {(f.domain, f.name): f for f in model.functions}
     num_nodes = 0
@@ -165,12 +172,10 @@ def _check_external_files(path: Path, model: onnx.ModelProto) -> None:
 
 def _size_of(path: Path, location: str, what: str) -> int:
     """Return the size of a file of external data in the model's own directory."""
-    parts = PurePosixPath(location).parts
-    is_odd = not parts or "\\" in location or "\0" in location or ":" in location
-    if is_odd or PurePosixPath(location).is_absolute() or ".." in parts:
+    if not is_inside(location):
         raise refusal(path, f"{what}, outside the directory of the file itself; refused")
     place = path.parent
-    for part in parts:
+    for part in PurePosixPath(location).parts:
         place = place / part
         with contextlib.suppress(OSError):
             if stat.S_ISLNK(place.lstat().st_mode):

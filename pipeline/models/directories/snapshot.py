@@ -18,8 +18,10 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.heartbeat import beat
 from pipeline.core.node_cache import kept, key_of
 from pipeline.models.directories.contents import choose_files
+from pipeline.models.directories.onnx_choice import SUFFIX, choose_onnx
 from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
+from pipeline.storage.uris import normalise
 
 _CHUNK_BYTES = 16 << 20
 _DIGEST = "sha256"
@@ -50,11 +52,7 @@ def open_directory(
         JobError: The directory is refused; says why, and what would be right.
         InfraError: It cannot be copied.
     """
-    store = Store(uri, storage_options or {})
-    if store.uri.endswith(".onnx"):
-        # One ONNX file is chosen, checked and read elsewhere.
-        raise JobError(f"model.path = {store.uri}: is a file, expected a directory")
-    files = choose_files(store)
+    store, files = _chosen(uri, storage_options or {})
     listing = [[file.path, file.size_bytes, file.version] for file in files]
 
     def write(folder: Path) -> None:
@@ -64,7 +62,8 @@ def open_directory(
         (folder / _DIGEST).write_text(digest)
 
     known = kept(key_of(["model directory", store.uri, listing]), write)
-    directory = ModelDirectory(store.uri, (known / _DIGEST).read_text(), store.storage_options)
+    digest = (known / _DIGEST).read_text()
+    directory = ModelDirectory(normalise(uri), digest, store.storage_options)
     return directory, local(directory)
 
 
@@ -77,8 +76,8 @@ def local(directory: ModelDirectory) -> Path:
     """
 
     def write(folder: Path) -> None:
-        store = Store(directory.uri, directory.storage_options)
-        digest = _copy(store, choose_files(store), folder / _FILES)
+        store, files = _chosen(directory.uri, directory.storage_options)
+        digest = _copy(store, files, folder / _FILES)
         if digest != directory.sha256:
             raise JobError(
                 f"model.path = {directory.uri}: changed since the plan: sha256 is {digest}, "
@@ -86,6 +85,17 @@ def local(directory: ModelDirectory) -> Path:
             )
 
     return kept(_key(directory.sha256), write) / _FILES
+
+
+def _chosen(uri: str, options: Mapping[str, Any]) -> tuple[Store, list[StoredFile]]:
+    """Return the folder of a model, and the files of it that are used."""
+    whole = normalise(uri)
+    if not whole.endswith(SUFFIX):
+        store = Store(whole, options)
+        return store, choose_files(store)
+    folder, _, name = whole.rpartition("/")
+    store = Store(folder or "/", options)
+    return store, choose_onnx(store, name)
 
 
 def _key(digest: str) -> str:

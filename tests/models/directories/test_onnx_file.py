@@ -14,12 +14,13 @@ from onnx_files import FLOAT, INT64, make_model, place_apart, save, save_apart, 
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import onnx_graph
-from pipeline.models.directories.onnx_file import OnnxFacts, read_onnx_facts
+from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.onnx_file import read_onnx_facts
 
 FOREIGN = (("", 17), ("my.ops", 1))
 
 
-def read(model: onnx.ModelProto, folder: Path) -> OnnxFacts:
+def read(model: onnx.ModelProto, folder: Path) -> DirectoryFacts:
     return read_onnx_facts(save(model, folder / "m.onnx"))
 
 

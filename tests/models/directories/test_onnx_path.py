@@ -1,0 +1,95 @@
+"""`model.path` names an .onnx file: copied with its external data, and run as it is."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_files
+import pytest
+import torch
+from s3server import S3Server
+
+from pipeline.core.errors import JobError
+from pipeline.job.loader import parse_job
+from pipeline.models.directories.opening import open_facts
+from pipeline.models.directories.snapshot import local
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import ModelSpec, load_module
+
+LABELS = ["a", "b", "c", "d", "e"]
+
+
+def resolve(path: Path, **model: Any) -> ModelSpec:
+    source = {"uri": "in", "format": "parquet", "features": ["x"]}
+    document = {"source": source, "model": {"path": str(path), **model}, "sink": {"uri": "out"}}
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    return resolve_model(job.model, job.transform, input_name="features")
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(JobError) as caught:
+        resolve(path, labels=LABELS)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_job_says_what_the_file_does_not(tmp_path: Path):
+    path = onnx_files.save(onnx_files.features_model(), tmp_path / "m.onnx")
+    spec = resolve(path, labels=LABELS)
+    assert (spec.task.kind, spec.task.labels) == ("classify", tuple(LABELS))
+    features = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    module = load_module(spec)
+    [expected] = onnx_files.by_definition(onnx_files.features_model(), x=features)
+    np.testing.assert_allclose(module(torch.from_numpy(features)), expected, atol=1e-5)
+
+
+def test_class_names_of_the_file_are_the_labels(tmp_path: Path):
+    model = onnx_files.features_model(metadata={"labels": '["a", "b", "c", "d", "e"]'})
+    assert resolve(onnx_files.save(model, tmp_path / "m.onnx")).task.labels == tuple(LABELS)
+
+
+def test_external_data_travel_with_the_file_and_are_in_the_digest(tmp_path: Path):
+    path = onnx_files.save_apart(onnx_files.features_model(), tmp_path / "m.onnx")
+    (tmp_path / "other.txt").write_text("is not copied")
+    directory, facts = open_facts(str(path), {}, "features")
+    assert {each.name for each in local(directory).iterdir()} == {"m.onnx", "weights.bin"}
+    assert facts.kind == "onnx"
+    beside = tmp_path / "weights.bin"
+    beside.write_bytes(beside.read_bytes()[:-4] + b"\0\0\0\0")
+    assert open_facts(str(path), {}, "features")[0].sha256 != directory.sha256
+
+
+def test_it_is_read_from_an_object_store(s3: S3Server, tmp_path: Path):
+    store, path = s3.store(), tmp_path / "m.onnx"
+    onnx_files.save_apart(onnx_files.features_model(), path)
+    for each in tmp_path.iterdir():
+        store.put_file(f"models/{each.name}", str(each))
+    directory, facts = open_facts(store.url("models/m.onnx"), store.storage_options, "features")
+    assert facts.settings["num_features"] == 6
+    assert directory.sha256 == open_facts(str(path), {}, "features")[0].sha256
+
+
+@pytest.mark.parametrize("location", ["../outside.bin", "/etc/passwd", "link.bin", "missing.bin"])
+def test_nothing_outside_its_directory_is_copied(tmp_path: Path, location: str):
+    (tmp_path / "outside.bin").write_bytes(bytes(1000))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
+    model = onnx_files.place_apart(onnx_files.features_model(), location=location, length="192")
+    words = {"link.bin": "which is a link", "missing.bin": "no such file beside it"}
+    message = refusal(onnx_files.save(model, folder / "m.onnx"))
+    assert words.get(location, "outside the directory") in message
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path):
+    (tmp_path / "m.onnx").write_bytes(b"<!doctype html>")
+    assert "is not an ONNX model" in refusal(tmp_path / "m.onnx")
+    assert "no such file" in refusal(tmp_path / "none.onnx")
+
+
+def test_a_wrong_kind_of_rows_is_refused(tmp_path: Path):
+    path = onnx_files.save(onnx_files.image_model(), tmp_path / "m.onnx")
+    assert "model.path" in refusal(path)
