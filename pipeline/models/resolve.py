@@ -293,6 +293,8 @@ def _text(card: ModelCard, model: Model, wanted: Text) -> TextSettings:
         card.directory.uri if card.directory else None,
         model.storage_options,
         has_offsets=task_class(_task_name(model, card)).is_per_token,
+        # A model with labels of its own reads prompts as hypotheses behind the text.
+        hypotheses_of=_texts(model.prompts) if card.facts and card.facts.labels else (),
     )
 
 

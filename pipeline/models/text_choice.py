@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.job.text import Text
 from pipeline.models.directories.described import TextFacts
+from pipeline.models.hypotheses import hypotheses, reserved_tokens
 from pipeline.preprocessing.text_settings import TextSettings
 from pipeline.preprocessing.tokenizer import pad_id_of, parse_tokenizer, read_tokenizer_bytes
 
@@ -23,7 +24,7 @@ def choose_text(
     storage_options: Mapping[str, Any],
     *,
     has_offsets: bool,
-    reserved_tokens: int = 0,
+    hypotheses_of: Sequence[str] = (),
 ) -> TextSettings:
     """Choose the tokenizer and its limits.
 
@@ -34,7 +35,7 @@ def choose_text(
         folder_uri: The model directory.
         storage_options: Of the model.
         has_offsets: Whether the task needs the places of tokens in the text.
-        reserved_tokens: Tokens that the model adds to each row itself.
+        hypotheses_of: Prompts that the model puts behind each text; the longest must fit.
 
     Raises:
         JobError: There is no tokenizer or limit, or they cannot be used.
@@ -46,10 +47,11 @@ def choose_text(
         )
     data = read_tokenizer_bytes(uri, storage_options)
     tokenizer = parse_tokenizer(uri, data)
+    reserved = reserved_tokens(hypotheses(tokenizer, hypotheses_of))
     return TextSettings(
         tokenizer_uri=uri,
         tokenizer_sha256=hashlib.sha256(data).hexdigest(),
-        max_tokens=_max_tokens(name, wanted, own, tokenizer, reserved_tokens),
+        max_tokens=_max_tokens(name, wanted, own, tokenizer, reserved),
         prefix=wanted.prefix if wanted.prefix is not None else (own.prefix if own else ""),
         pad_id=own.pad_id if own else pad_id_of(tokenizer),
         tensor_names=own.tensor_names if own else _TENSORS,

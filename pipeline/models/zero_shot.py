@@ -8,69 +8,15 @@ take `input_ids` and `attention_mask`, int64 (B, L), padded on the right.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
-from pipeline.core.errors import JobError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from pipeline.models.hypotheses import Hypothesis
 
 SCALE = 20.0
 """Cosines are multiplied by this before the softmax, as in the loss that sentence-transformers
 trains most of its encoders with."""
-_ENTAILS = "entail"
-
-
-class Hypothesis(NamedTuple):
-    """What follows the tokens of a text, special tokens included, to make a pair of it."""
-
-    ids: list[int]
-    types: list[int]
-    """Token type of each id."""
-
-
-def hypotheses(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Hypothesis]:
-    """Return what makes a pair of a text and each prompt.
-
-    Raises:
-        JobError: The tokenizer does not write pairs as a text and something behind it.
-    """
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    alone = tokenizer.encode("").ids
-    found = []
-    for prompt in prompts:
-        pair = tokenizer.encode("", prompt)
-        if pair.ids[: len(alone)] != alone or len(pair.ids) == len(alone):
-            raise JobError(
-                "model.task = 'zero_shot': the tokenizer's pairs do not begin with the tokens of "
-                "the first text, so prompts cannot be put behind it; use a text encoder"
-            )
-        found.append(Hypothesis(pair.ids[len(alone) :], pair.type_ids[len(alone) :]))
-    return found
-
-
-def reserved_tokens(found: Sequence[Hypothesis]) -> int:
-    """Return how many tokens must be left free beside a text, so that every prompt fits."""
-    return max(len(each.ids) for each in found)
-
-
-def entailment_id(labels: Sequence[str]) -> int:
-    """Return which output of an NLI model says that the text entails the hypothesis.
-
-    Raises:
-        JobError: No label says so.
-    """
-    for index, label in enumerate(labels):
-        if label.lower().startswith(_ENTAILS):
-            return index
-    raise JobError(
-        f"model.task = 'zero_shot': none of the model's labels ({', '.join(labels)}) begins with "
-        f"{_ENTAILS!r}; use an NLI model or a text encoder"
-    )
 
 
 class EncoderZeroShot(nn.Module):

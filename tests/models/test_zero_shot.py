@@ -24,15 +24,10 @@ from transformers import (
 
 from pipeline.core.errors import JobError
 from pipeline.job.loader import parse_job
+from pipeline.models.hypotheses import entailment_id, hypotheses, reserved_tokens
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.zero_shot import (
-    EncoderZeroShot,
-    EntailmentZeroShot,
-    entailment_id,
-    hypotheses,
-    reserved_tokens,
-)
+from pipeline.models.zero_shot import EncoderZeroShot, EntailmentZeroShot
 
 WORDS = [
     "this",
@@ -238,8 +233,9 @@ def test_labels_are_the_prompts_or_the_keys_of_a_mapping():
     kind = type(make_task(TaskSpec("zero_shot")))
     assert kind.own_labels(texts) == ("sport", "news")
     assert kind.own_labels(named) == ("a", "b")
-    with pytest.raises(JobError, match="prompts has no effect with task 'classify'"):
-        job_of({"prompts": ["sport", "news"]})
+    words = "prompts has no effect with task 'regress', only 'zero_shot'"
+    with pytest.raises(JobError, match=words):
+        job_of({"task": "regress", "prompts": ["sport", "news"]})
 
 
 def job_of(model: dict[str, Any]) -> Any:

@@ -49,6 +49,10 @@ def build_module(
 
         return OnnxModule.for_task(file, facts.settings, task.kind).eval()
     module = _module(path, facts, task)
+    if task.prompts:
+        from pipeline.models.directories.prompts import with_prompts
+
+        module = with_prompts(path, facts, module, task.prompts)
     return module.eval().requires_grad_(False)
 
 

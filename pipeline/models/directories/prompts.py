@@ -1,0 +1,43 @@
+"""Put the prompts of task `zero_shot` around the module of a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.text_facts import load_tokenizer
+from pipeline.models.hypotheses import entailment_id, hypotheses
+
+if TYPE_CHECKING:
+    import torch
+
+
+def with_prompts(
+    path: Path, facts: DirectoryFacts, module: torch.nn.Module, prompts: Sequence[str]
+) -> torch.nn.Module:
+    """Return a module that gives logits (B, K) of texts for K prompts.
+
+    Args:
+        path: The directory.
+        facts: What it says; with labels its outputs are an NLI model's, otherwise embeddings.
+        module: The module of the directory.
+        prompts: K texts. Those of an encoder get the directory's prefix, as texts do.
+
+    Raises:
+        JobError: An NLI model's labels have no entailment, or its pairs are of another form.
+    """
+    from pipeline.models.zero_shot import EncoderZeroShot, EntailmentZeroShot
+
+    assert facts.text is not None, "only texts have prompts"
+    tokenizer = load_tokenizer(path / facts.text.tokenizer)
+    pad_id = facts.text.pad_id
+    if facts.labels is not None:
+        found, entails = hypotheses(tokenizer, prompts), entailment_id(facts.labels)
+        has_types = "token_type_ids" in facts.text.tensor_names
+        return EntailmentZeroShot(module, found, entails, pad_id, has_types=has_types)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(facts.text.max_tokens)
+    ids = [tokenizer.encode(facts.text.prefix + prompt).ids for prompt in prompts]
+    return EncoderZeroShot(module, ids, pad_id)

@@ -1,0 +1,75 @@
+"""Directories of NLI models and of encoders serve task zero_shot with the prompts of a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from snapshots import TEXTS, make_snapshot
+
+from pipeline.core.errors import JobError
+from pipeline.job.text import Text
+from pipeline.models.directories.build import build_module
+from pipeline.models.directories.facts import read_facts
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import TaskSpec
+from pipeline.models.text_choice import choose_text
+
+PROMPTS = ("the cat sat on the mat .", "rain in the city .", "a dog .")
+NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
+SPEC = TaskSpec("zero_shot", labels=("cat", "rain", "dog"), top_k=3, prompts=PROMPTS)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"])
+def test_an_nli_model_gives_the_scores_of_the_library(family: str, tmp_path: Path):
+    from transformers import pipeline
+
+    path = make_snapshot(
+        tmp_path / "model", family, "sequence", id2label=NLI,
+        label2id={label: number for number, label in NLI.items()},
+    )  # fmt: skip
+    facts = read_facts(path)
+    assert facts.text is not None
+    assert "zero_shot" in facts.tasks
+    library = pipeline("zero-shot-classification", model=str(path), device="cpu")
+    tokenizer = library.tokenizer
+    batch = tokenizer(list(TEXTS), padding=True, return_tensors="pt")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        found = make_task(SPEC).reduce(build_module(path, facts, SPEC)(**inputs), len(TEXTS))
+    for row, text in enumerate(TEXTS):
+        expected = library(text, list(PROMPTS), hypothesis_template="{}")
+        assert [PROMPTS[index] for index in found["label_id"][row]] == expected["labels"]
+        np.testing.assert_allclose(found["score"][row], expected["scores"], atol=1e-5)
+
+
+def test_an_encoder_compares_texts_and_prompts(tmp_path: Path):
+    from sentence_transformers import SentenceTransformer
+
+    path = make_snapshot(tmp_path / "model", "bert", pooling="mean")
+    facts = read_facts(path)
+    library = SentenceTransformer(str(path), device="cpu")
+    batch = library.tokenizer(list(TEXTS), padding=True, return_tensors="pt")
+    module = build_module(path, facts, SPEC)
+    with torch.inference_mode():
+        found = module(batch["input_ids"], batch["attention_mask"])
+    cosines = library.similarity(library.encode(list(TEXTS)), library.encode(list(PROMPTS)))
+    torch.testing.assert_close(found, 20 * cosines, atol=1e-4, rtol=0)
+
+
+def test_texts_leave_room_for_the_longest_prompt(tmp_path: Path):
+    path = make_snapshot(tmp_path / "model", "bert", "sequence", id2label=NLI)
+    facts = read_facts(path)
+    assert facts.text is not None
+
+    def most(*prompts: str, **wanted: int) -> int:
+        return choose_text(
+            "m", Text(**wanted), facts.text, str(path), {}, has_offsets=False, hypotheses_of=prompts
+        ).max_tokens
+
+    assert most() == facts.text.max_tokens
+    assert most("a dog", "the cat sat") == facts.text.max_tokens - 4  # three words and [SEP]
+    with pytest.raises(JobError, match=r"text\.max_tokens = 64: m takes 60 at most"):
+        most("the cat sat", max_tokens=64)
