@@ -14,7 +14,8 @@ ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"
 LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
 EMBEDDING, VALUE = "embedding", "value"
-LABELS, ENTITIES, START, END = "labels", "entities", "start", "end"
+LABELS, ENTITIES = "labels", "entities"
+START, END, ENTITY_TEXT = "start", "end", "text"
 
 _FAILURE_FIELDS = [
     pa.field(ERROR, pa.string()),
@@ -74,7 +75,7 @@ ENTITIES_FIELD = pa.field(
             [
                 pa.field(START, pa.int32()),
                 pa.field(END, pa.int32()),
-                pa.field(TEXT, pa.string()),
+                pa.field(ENTITY_TEXT, pa.string()),
                 pa.field(LABEL, pa.string()),
                 pa.field(SCORE, pa.float32()),
             ]

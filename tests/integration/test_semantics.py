@@ -29,7 +29,7 @@ from pipeline.core.arrays import images_to_arrow
 from pipeline.core.failures import RowError, failure_columns
 from pipeline.core.node_cache import key_of
 from pipeline.core.registry import INPUTS, load
-from pipeline.core.schema import TEXT, TEXT_PAIR
+from pipeline.core.schema import OFFSETS, TEXT, TEXT_PAIR, WORD_IDS
 from pipeline.core.semantics import SEMANTICS, semantics_of
 from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job
@@ -220,7 +220,7 @@ def entities() -> list[Any]:
     """What each way of aggregation makes of five tokens, of two words, with scores made by hand."""
     text = "Ada L\u00f6we \U0001f600"
     offsets = [0, 0, 0, 3, 4, 6, 6, 8, 9, 10, 0, 0]
-    rows = pa.table({"text": [text], "offsets": [offsets], "word_ids": [[-1, 0, 1, 1, 2, -1]]})
+    rows = pa.table({TEXT: [text], OFFSETS: [offsets], WORD_IDS: [[-1, 0, 1, 1, 2, -1]]})
     labels = ("O", "B-PER", "I-PER", "B-LOC", "MISC")
     logits = torch.tensor([[[(7 * token + 5 * label + token * label) % 11 / 4 for label in range(5)]
                             for token in range(6)]])  # fmt: skip

@@ -15,6 +15,7 @@ from pipeline.core.schema import (
     END,
     ENTITIES,
     ENTITIES_FIELD,
+    ENTITY_TEXT,
     LABEL,
     LABEL_ID,
     OFFSETS,
@@ -127,7 +128,7 @@ class Tokens(Task):
         entries = row[ENTITIES]
         if not entries:
             return "no entities"
-        shown = [f'"{clean_message(e[TEXT])}" {_name(e)}' for e in entries[:_DESCRIBED]]
+        shown = [f'"{clean_message(e[ENTITY_TEXT])}" {_name(e)}' for e in entries[:_DESCRIBED]]
         more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
         return f"entities {', '.join(shown)}{more}"
 
