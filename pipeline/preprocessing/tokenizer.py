@@ -17,7 +17,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.node_cache import kept
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.text_settings import TextSettings
-from pipeline.preprocessing.word_ids import WordRule
+from pipeline.preprocessing.word_ids import NO_WORD, WordRule
 from pipeline.storage.single_file import read_file
 from pipeline.storage.store import Store
 
@@ -80,7 +80,9 @@ def tokenise(
         counts=np.fromiter((len(each) for each in found), np.int32, len(found)),
         truncated=np.fromiter((bool(each.overflowing) for each in found), np.bool_, len(found)),
         offsets=_offsets(found, len(prefix)) if settings.has_offsets else _NONE,
-        word_ids=_word_ids(_rule(path), given, found) if settings.has_offsets else _NONE,
+        word_ids=_word_ids(_rule(path), given, found, len(prefix))
+        if settings.has_offsets
+        else _NONE,
     )
 
 
@@ -95,11 +97,14 @@ def _offsets(found: Sequence[Encoding], num_prefix: int) -> npt.NDArray[np.int32
 
 
 def _word_ids(
-    rule: WordRule, texts: Sequence[str], found: Sequence[Encoding]
+    rule: WordRule, texts: Sequence[str], found: Sequence[Encoding], num_prefix: int
 ) -> npt.NDArray[np.int32]:
-    return _joined(
-        [rule.word_ids(text, each) for text, each in zip(texts, found, strict=True)], np.int32
-    )
+    words = [rule.word_ids(text, each) for text, each in zip(texts, found, strict=True)]
+    for row, each in zip(words, found, strict=True):
+        for token, (_, end) in enumerate(each.offsets):
+            if end <= num_prefix:
+                row[token] = NO_WORD  # the prefix is no part of the text
+    return _joined(words, np.int32)
 
 
 @functools.lru_cache(maxsize=4)
