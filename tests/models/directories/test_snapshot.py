@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,16 @@ def test_a_config_that_names_no_class_is_of_the_encoder_of_its_type(path):
     expected = embed(path)
     change_json(path / "config.json", architectures=None)
     assert torch.equal(embed(path), expected)
+
+
+def test_nothing_is_asked_of_the_network(path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    _, copy = open_directory(str(path))
+    assert embed(copy).shape == (2, 32)
 
 
 def test_a_directory_in_an_object_store_is_copied(path, s3: S3Server):
