@@ -110,6 +110,7 @@ def _model(job: Job, options: RunOptions) -> str:
         job.text,
         allow_import=options.allow_import,
         input_name=job.source.input_name,
+        has_pairs=job.source.text_pair_column is not None,
     )
     return f"{spec.name}: weights {(spec.weights_sha256 or 'are its own')[:12]}"
 

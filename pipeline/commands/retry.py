@@ -78,6 +78,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
         job.text,
         allow_import=run.options.allow_import,
         input_name=job.source.input_name,
+        has_pairs=job.source.text_pair_column is not None,
     )
     settings = settings_digest(job, model)
     with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:

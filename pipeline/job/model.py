@@ -93,9 +93,10 @@ class Model(Section):
     """What runs the model: torch as it is, torch.compile, or the library of that name (its extra
     must be installed): `onnxruntime`, `openvino`, `mnn`, or what an installed package adds (entry
     points `pipeline.runtimes`). `auto` measures what is there and takes the fastest that agrees."""
-    pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None
-    """A model directory of an encoder without pooling of its own: what becomes of the vectors of a
-    row's tokens; left out: `mean`."""
+    pooling: str | None = None
+    """A model directory that embeds: what becomes of the vectors of a row's tokens or patches:
+    `mean`, `cls`, `max`, `lasttoken`, `weightedmean`, `mean_sqrt_len_tokens`, of images also
+    `pooler`. Left out: what the directory says, otherwise `mean`."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
     """Arithmetic of the model; scores are always float32. `tf32` and `fp16` need a GPU. `int8` is
     for onnxruntime and openvino on the CPU, calibrated on rows of the job and used only if it

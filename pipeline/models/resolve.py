@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from pipeline.job.transform import Transform
 
 _OWN = "model.factory, a function of your own that returns a module (examples/custom_model)"
+_OF_PAIRS = "score"
+"""What a directory that serves it is asked for if rows are pairs of texts."""
 _MISFITS = {
     "text": "takes texts: name their column with source.text_column",
     "image": "takes images: name them with source.image_column or uri_column, or read image files",
@@ -71,6 +74,7 @@ def resolve_model(
     *,
     allow_import: Sequence[str] = (),
     input_name: str = "image",
+    has_pairs: bool = False,
 ) -> ModelSpec:
     """Find the model, its transform, labels and weights digest, without building it.
 
@@ -81,12 +85,13 @@ def resolve_model(
         allow_import: Prefixes of modules that `factory` may name, beside those of the
             environment variable PIPELINE_ALLOW_IMPORT.
         input_name: The registered name of the input.
+        has_pairs: Whether rows are pairs of texts.
 
     Raises:
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
             the transform is incomplete.
     """
-    kind, card, code = _card(model, allow_import, input_name)
+    kind, card, code = _card(model, allow_import, input_name, has_pairs=has_pairs)
     weights_uri, chosen, task = _all_of(
         lambda: _weights_uri(kind, card, model),
         lambda: _choose_input(card, model, transform, text or Text(), input_name),
@@ -117,17 +122,22 @@ def resolve_model(
 
 
 def _card(
-    model: Model, allow_import: Sequence[str], input_name: str
+    model: Model, allow_import: Sequence[str], input_name: str, *, has_pairs: bool
 ) -> tuple[Kind, ModelCard, str]:
     if model.path is not None:
-        return _directory_card(model, model.path, input_name)
+        return _directory_card(model, model.path, input_name, has_pairs=has_pairs)
     if model.factory is not None:
         return _factory_card(model.factory, model.args, allow_import)
     return _named_card(model.name or "", model)
 
 
-def _directory_card(model: Model, path: str, input_name: str) -> tuple[Kind, ModelCard, str]:
-    directory, facts = open_facts(path, model.storage_options, input_name)
+def _directory_card(
+    model: Model, path: str, input_name: str, *, has_pairs: bool
+) -> tuple[Kind, ModelCard, str]:
+    directory, facts = open_facts(path, model.storage_options, input_name, model.pooling)
+    if has_pairs and _OF_PAIRS in facts.tasks:  # of one output, which may be a number as well
+        others = tuple(name for name in facts.tasks if name != _OF_PAIRS)
+        facts = replace(facts, tasks=(_OF_PAIRS, *others))
     if facts.input != input_name:
         raise JobError(f"model.path = {path}: {_MISFITS[facts.input]}")
     if model.task is None:
@@ -279,7 +289,9 @@ def _choose_input(
             field = sorted(given.model_fields_set)[0]
             raise JobError(f"{section}.{field}: has no effect on input {name!r}; leave it out")
     if kind.takes == "transform":
-        return kind.of(InputSettings(_merge_transform(card.name, card.transform, transform)))
+        problem = str(card.facts.settings.get("transform_problem", "")) if card.facts else ""
+        merged = _merge_transform(card.name, card.transform, transform, problem)
+        return kind.of(InputSettings(merged))
     if kind.takes == "text":
         return kind.of(InputSettings(text=_text(card, model, text)))
     return kind.of(InputSettings())
@@ -298,7 +310,9 @@ def _text(card: ModelCard, model: Model, wanted: Text) -> TextSettings:
     )
 
 
-def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform) -> TransformSpec:
+def _merge_transform(
+    name: str, default: TransformSpec | None, wanted: Transform, problem: str = ""
+) -> TransformSpec:
     base: dict[str, Any] = default.to_dict() if default else {}
     base.setdefault("shrink_on_load", False)
     base.setdefault("jpeg_decoder", "cpu")
@@ -309,7 +323,8 @@ def _merge_transform(name: str, default: TransformSpec | None, wanted: Transform
     merged = {**base, **given}
     missing = [key for key in type(wanted).model_fields if key not in merged]
     if missing:
-        raise JobError(f"transform: {name} brings no transform; give {', '.join(missing)}")
+        why = f" ({problem})" if problem else ""
+        raise JobError(f"transform: {name} brings no transform{why}; give {', '.join(missing)}")
     try:
         return TransformSpec.from_dict(merged)
     except ValueError as error:

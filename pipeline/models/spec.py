@@ -221,7 +221,8 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
     import torch
 
     if spec.directory is not None:
-        module = directory_module(spec.directory, spec.input.name, spec.pooling, spec.task)
+        prefix = (spec.input.settings() or {}).get("prefix")
+        module = directory_module(spec.directory, spec.input.name, spec.pooling, spec.task, prefix)
     elif spec.kind == "torchvision":
         module = torchvision_module(spec.name, **_num_classes(spec.task))
     elif spec.kind == "entry_point":

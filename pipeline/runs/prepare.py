@@ -33,6 +33,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
         job.text,
         allow_import=run.options.allow_import,
         input_name=job.source.input_name,
+        has_pairs=job.source.text_pair_column is not None,
     )
     batch = _usual_batch(job, model)
     require_apart(job.source, run.store)

@@ -28,8 +28,8 @@ from pipeline.sources.parquet_footers import _read_footers, is_unreadable
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
-from pipeline.sources.webdataset import _WholeFile
 from pipeline.sources.webdataset_rows import TarSpec, iter_rows
+from pipeline.sources.whole_file import _WholeFile
 from pipeline.storage.errors import classify
 from pipeline.storage.store import Store
 
