@@ -49,6 +49,7 @@ from pipeline.report.sections import (
     SkippedFiles,
     Slices,
 )
+from pipeline.report.texts import Texts, texts_of
 
 REPORT_VERSION: Final = 1
 
@@ -89,7 +90,8 @@ class RunFacts:
     in_actors: frozenset[str] = frozenset()
     """Groups whose work only the actors do: `decoder`, `writer`."""
     batch_rates: dict[int, float] = field(default_factory=dict)
-    """Batch size -> rows/s of one actor's model alone, if it was measured at several."""
+    """Batch size, for texts in tokens -> rows/s of one actor's model alone, if it was measured at
+    several."""
     hardware: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     output: dict[str, Any] = field(default_factory=dict)
@@ -148,11 +150,13 @@ class Report(Section):
     bytes_per_row: BytesPerRow = BytesPerRow()
     isolation: Isolation = Isolation()
     decode_in: Literal["actors", "tasks"] | None = None
-    """Where images were decoded; null if none were, or if that is unknown."""
+    """Where images were decoded, or texts tokenised; null if none were, or if that is unknown."""
     write_in: Literal["actors", "tasks"] | None = None
     """Where slices were written; null if none were, or if that is unknown."""
     gpu_decode: GpuDecode | None = None
     """Null if no GPU was asked to decode."""
+    texts: Texts | None = None
+    """Null if rows have no tokens."""
     slower_than_before: list[SlowerStage] | None = None
     """Stages that lost more than a fifth of their speed since the last comparable run; null: not
     compared."""
@@ -193,6 +197,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         in_actors=facts.in_actors,
         prepared=facts.prepared,
         batch_size=model.batch_size,
+        batch_tokens=model.batch_tokens,
         batch_rates={size: rate for size, rate in known["batch_rates"].items() if rate},
     )
     same = set(Report.model_fields) & set(known)
@@ -215,6 +220,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         decode_in=_done_in(load, load.prepared, "decoder"),
         write_in=_done_in(load, ("write",), "writer"),
         gpu_decode=gpu_decode_of(load),
+        texts=texts_of(load),
         hardware=hardware,
         model=model,
         output=Output(**known["output"]),

@@ -28,6 +28,9 @@ class Estimate:
     """In the currency of `run.price_per_node_hour`, with as many nodes."""
     basis: str
     """Which run this follows from, and on what it ran; or why there are no figures."""
+    tokens: int | None = None
+    """Of the rows that are left, if they have as many each as those of that run; null if rows have
+    none."""
 
 
 def estimate(
@@ -61,7 +64,9 @@ def estimate(
     nodes = past.hardware.nodes
     if minutes is not None and price_per_node_hour is not None and nodes is not None:
         cost = minutes / 60 * nodes * price_per_node_hour
-    return Estimate(minutes, rate, start_up_s, cost, _basis(past, minutes))
+    per_row = past.texts.tokens_per_row if past.texts else None
+    tokens = None if rows_left is None or per_row is None else round(rows_left * per_row)
+    return Estimate(minutes, rate, start_up_s, cost, _basis(past, minutes), tokens)
 
 
 def _rate(past: Report) -> float:

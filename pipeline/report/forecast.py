@@ -104,7 +104,9 @@ def _changes(load: Load, limits: list[Limit]) -> Iterator[_Change]:
         else _one_more_actor(load, "one more actor on the same cores", more_cores=0)
     )
     yield _twice_the_batch(load)
-    if load.prepared:
+    if load.tokens_per_row:
+        yield _half_the_tokens(load, load.tokens_per_row)
+    elif load.prepared:
         yield _half(load, load.prepared[0], "smaller input images")
     yield _half(load, "predict", "a lower precision or a faster runtime")
     binding = binding_limit(limits)
@@ -148,13 +150,29 @@ def _one_more_gpu(load: Load) -> _Change:
 
 
 def _twice_the_batch(load: Load) -> _Change:
-    name, size = "twice the batch", load.batch_size
+    name, size = "twice the batch", load.batch_tokens or load.batch_size
+    unit = "tokens" if load.batch_tokens else "rows"
     if size is None:
         return _Change(name, "the batch size is not known", None)
     now, then = load.batch_rates.get(size), load.batch_rates.get(2 * size)
     if not now or not then or not load.busy_s("predict"):
-        return _Change(name, f"batches of {size} and {2 * size} rows were not both measured", None)
-    return _Change(name, f"{2 * size} rows instead of {size}", _faster(load, "predict", then / now))
+        return _Change(
+            name, f"batches of {size} and {2 * size} {unit} were not both measured", None
+        )
+    note = f"{2 * size} {unit} instead of {size}"
+    return _Change(name, note, _faster(load, "predict", then / now))
+
+
+def _half_the_tokens(load: Load, tokens_per_row: float) -> _Change:
+    """Say what shorter texts give, whose model time is at least in proportion to their tokens."""
+    name = "half the tokens per row"
+    if not load.busy_s("predict"):
+        return _Change(name, "predict was not measured", None)
+    note = f"{tokens_per_row / 2:.0f} instead of {tokens_per_row:.0f}, by text.max_tokens"
+    less = load
+    for stage in (*load.prepared, "transfer", "predict"):
+        less = _faster(less, stage, 2) if load.busy_s(stage) else less
+    return _Change(name, note, less)
 
 
 def _half(load: Load, stage: str, how: str) -> _Change:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.core.counters import PREPARED, Counters, StageCounters
+from pipeline.core.counters import PREPARED, TOKENS, Counters, StageCounters
 
 # Stages of one group run one after the other in the same slot, so they are judged together.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -52,9 +52,12 @@ class Load:
     prepared: tuple[str, ...] = PREPARED
     """The stages of the run's input, in order; none if there is nothing to prepare."""
     batch_size: int | None = None
-    """Rows of one model call."""
+    """The most rows of one model call."""
+    batch_tokens: int | None = None
+    """The most tokens of one model call, for texts."""
     batch_rates: Mapping[int, float] = field(default_factory=dict)
-    """Batch size -> rows/s of one actor's model alone, as far as it was measured."""
+    """Batch size, for texts in tokens -> rows/s of one actor's model alone, as far as it was
+    measured."""
 
     @property
     def rows(self) -> int:
@@ -66,6 +69,13 @@ class Load:
     def rows_per_s(self) -> float:
         """Rows over the streaming wall; 0 if that is unknown."""
         return self.rows / self.streaming_wall_s if self.streaming_wall_s else 0.0
+
+    @property
+    def tokens_per_row(self) -> float | None:
+        """Tokens of a predicted row, without padding; None if rows have none."""
+        tokens = self.counters.get(TOKENS, {}).get("rows_in", 0)
+        rows = self.counters.get("predict", {}).get("rows_out", 0)
+        return tokens / rows if tokens and rows else None
 
     @property
     def own_groups(self) -> dict[str, tuple[str, ...]]:

@@ -30,6 +30,7 @@ from pipeline.report.summary import (
     slower_lines,
     totals_line,
 )
+from pipeline.report.texts import text_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,6 +80,7 @@ def render_table(report: dict[str, Any]) -> RenderableType:
     lines[:0] = [
         report["bottleneck"]["advice"],
         *hop_lines(report),
+        *text_lines(report),
         *slower_lines(report),
         *failure_lines(report),
         *skipped_lines(report),

@@ -100,7 +100,9 @@ class ModelSection(Section):
     """Precision int8: digest of the calibrated model that ran."""
     device: str | None = None
     batch_size: int | None = None
+    """The most rows of one model call."""
     batch_tokens: int | None = None
+    """The most tokens of one model call, padding included; null if rows have none."""
 
 
 class Output(Section):

@@ -21,9 +21,10 @@ def hop_lines(report: dict[str, Any]) -> list[str]:
     """Say in one line what a row weighs on its way, as far as it was measured."""
     sizes = report["bytes_per_row"]
     is_fused = report["decode_in"] == "actors"
+    names = {**_HOPS, "to_decoder": "to the tokenizers"} if report.get("texts") else _HOPS
     known = [
         f"{format_size(sizes[hop])} {named}"
-        for hop, named in _HOPS.items()
+        for hop, named in names.items()
         if sizes[hop] is not None and not (is_fused and hop == "to_decoder")
     ]
     return [f"a row: {', '.join(known)}"] if known else []
@@ -98,6 +99,9 @@ def totals_line(report: dict[str, Any]) -> str:
         )
     if report["rows_per_s"] is not None:
         parts.append(f"{format_rate(report['rows_per_s'])} rows/s")
+    texts = report.get("texts") or {}
+    if texts.get("tokens_per_s"):
+        parts.append(f"{format_rate(texts['tokens_per_s'])} tokens/s")
     if report["wall_s"] is not None:
         parts.append(f"{format_duration(report['wall_s'])} in all")
     if report["cost_per_million_rows"] is not None:

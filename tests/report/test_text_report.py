@@ -1,0 +1,118 @@
+"""What a report says of texts: tokens per row and second, padding, rows that were cut."""
+
+import dataclasses
+import io
+import json
+
+import jsonschema
+import pytest
+from report_examples import FULL, ROWS, STREAMING_S, counted
+from rich.console import Console
+
+from pipeline.core.counters import TOKENS, TRUNCATED_ROWS, StageCounters
+from pipeline.report.document import Report, RunFacts, build_report, report_schema, to_json
+from pipeline.report.estimate import estimate
+from pipeline.report.forecast import make_forecasts
+from pipeline.report.limits import Load
+from pipeline.report.render import render_table, to_html
+
+NUM_TOKENS, PADDED, CUT = 90_000, 100_000, 27
+
+
+def text_facts(tokens: int = NUM_TOKENS, padded: int = PADDED, cut: int = CUT) -> RunFacts:
+    stages = ("list", "read", "tokenize", "transfer", "predict", "write", "publish")
+    counters = {stage: counted(100.0 if stage == "predict" else 1.0) for stage in stages}
+    counters[TRUNCATED_ROWS] = StageCounters(ROWS, cut).to_dict()
+    if padded:
+        counters[TOKENS] = StageCounters(tokens, padded).to_dict()
+    model = FULL.model | {"batch_size": 256, "batch_tokens": 4096}
+    in_actors = frozenset(["decoder"])
+    return dataclasses.replace(
+        FULL, counters=counters, prepared=("tokenize",), model=model, in_actors=in_actors
+    )
+
+
+def load() -> Load:
+    facts = text_facts()
+    return Load(
+        facts.counters,
+        slots=facts.slots,
+        streaming_wall_s=STREAMING_S,
+        wall_s=80.0,
+        cpus=2,
+        in_actors=facts.in_actors,
+        prepared=facts.prepared,
+        batch_size=256,
+        batch_tokens=4096,
+        batch_rates={4096: 100.0, 8192: 125.0},
+    )
+
+
+def test_tokens_padding_and_cut_rows_are_shares_of_what_was_counted():
+    report = build_report(text_facts())
+    jsonschema.validate(json.loads(to_json(report)), report_schema())
+    assert report["texts"] == {
+        "tokens": NUM_TOKENS,
+        "tokens_per_row": pytest.approx(NUM_TOKENS / ROWS),
+        "tokens_per_s": pytest.approx(NUM_TOKENS / STREAMING_S),
+        "padding_pct": pytest.approx(10.0),
+        "truncated_rows": CUT,
+        "truncated_pct": pytest.approx(100 * CUT / ROWS),
+    }
+    assert [stage["stage"] for stage in report["stages"]][2] == "tokenize"
+    assert build_report(FULL)["texts"] is None
+
+
+def test_what_no_batch_has_told_is_null():
+    texts = build_report(text_facts(padded=0, cut=0))["texts"]
+    unknown = {"tokens_per_row": None, "padding_pct": None}
+    assert texts == {
+        "tokens": 0,
+        "tokens_per_s": 0.0,
+        "truncated_rows": 0,
+        "truncated_pct": 0.0,
+        **unknown,
+    }
+
+
+def test_a_terminal_and_the_page_say_it():
+    report = build_report(text_facts())
+    console = Console(file=io.StringIO(), width=400, color_system=None)
+    console.print(render_table(report))
+    told, page = console.file.getvalue(), to_html(report)
+    for words in (
+        "10 tokens",
+        "10.0% of what the model computed was padding",
+        "27 rows cut (0.3%)",
+    ):
+        assert words in told
+    assert "1,500 tokens/s" in told
+    for words in (
+        "tokens/s, 10 per row; 10.0% padding",
+        "texts cut to the most tokens, 0.3%",
+        "tokenize, transfer and predict share the slots of the actors",
+        "tokenised in",
+    ):
+        assert words in page
+    others = to_html(build_report(FULL))
+    assert "tokens" not in others
+    assert "decode and transform share their slots, so do transfer and predict." in others
+
+
+def test_forecasts_speak_of_tokens():
+    found = {forecast.change: forecast for forecast in make_forecasts(load())}
+    half = found["half the tokens per row"]
+    assert half.note == "5 instead of 10, by text.max_tokens"
+    assert half.rows_per_s > found["half the predict time"].rows_per_s > load().rows_per_s
+    twice = found["twice the batch"]
+    assert twice.note == "8192 tokens instead of 4096"
+    assert twice.gain_pct > 0
+    assert not any("image" in forecast.note for forecast in found.values())
+
+
+def test_a_plan_estimates_tokens_by_those_of_the_last_run():
+    past = Report.model_validate(build_report(text_facts()))
+    assert estimate(past, 9003, 9003, None).tokens == NUM_TOKENS
+    assert estimate(past, 18006, 18006, None).tokens == 2 * NUM_TOKENS
+    assert estimate(past, None, None, None).tokens is None
+    assert estimate(Report.model_validate(build_report(FULL)), 9, 9, None).tokens is None
