@@ -11,6 +11,7 @@ REGISTRY = {
     "max_error_pct": "pipeline.gates.shares:ERRORS",
     "max_reason_pct": "pipeline.gates.shares:REASONS",
     "max_skipped_pct": "pipeline.gates.shares:SKIPPED",
+    "max_truncated_pct": "pipeline.gates.truncation:TRUNCATED",
     "volume": "pipeline.gates.volume:VOLUME",
     "constant": "pipeline.gates.constant:CONSTANT",
     "label_drift": "pipeline.gates.drift:LABELS",

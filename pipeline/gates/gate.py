@@ -45,6 +45,10 @@ class Figures:
     distribution: Distribution = field(default_factory=Distribution)
     num_skipped: int = 0
     """Files below the source that are no input and should perhaps be."""
+    num_tokenised: int = 0
+    """Texts that were turned into tokens, by this run and by those that it resumes."""
+    num_truncated: int = 0
+    """Those of them that had too many tokens, and were cut."""
     why_empty: str = ""
     """Why there is no input, if there is none."""
     is_limited: bool = False

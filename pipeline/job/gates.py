@@ -104,9 +104,14 @@ class Gates(Section):
     extension, a link to a folder, a name that is not UTF-8 and so on (pipeline/runs/README.md)."""
     skipped_mode: Mode = "warn"
     """Highest severity of `max_skipped_pct`: `off`, `warn` or `fail`."""
+    max_truncated_pct: Percent = 5.0
+    """Texts: refuse when more than this share of the rows had more tokens than `text.max_tokens`,
+    so that the model saw only their beginning."""
+    truncated_mode: Mode = "warn"
+    """Highest severity of `max_truncated_pct`: `off`, `warn` or `fail`."""
     min_rows: Annotated[int, Field(ge=0)] = 100
-    """`max_error_pct`, `max_reason_pct`, `volume` and `constant` are judged from this many rows on;
-    below, only all rows failing refuses."""
+    """`max_error_pct`, `max_reason_pct`, `max_truncated_pct`, `volume` and `constant` are judged
+    from this many rows on; below, only all rows failing refuses."""
     allow_empty: bool = False
     """Publish an empty partition when there are no inputs, instead of refusing."""
     min_agreement_pct: Percent = 99.0

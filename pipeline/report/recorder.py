@@ -251,9 +251,9 @@ class RunRecorder:
         return self._plan.skipped if self._plan else Skipped()
 
     @property
-    def reference_check(self) -> StageCounters:
-        """Reference check: rows that eager fp32 predicted once more; out: those that agreed."""
-        return self._totals.reference_check
+    def totals(self) -> SliceTotals:
+        """What became of the rows of all committed slices, without those that are kept."""
+        return self._totals
 
     @property
     def golden(self) -> tuple[StageCounters, int]:

@@ -174,6 +174,7 @@ def require_some_row(run: RunContext) -> None:
 def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[GateResult]:
     """Let the gates judge what the recorder counted, and note their results."""
     record, gates = run.record, run.job.gates
+    checked, texts = record.totals.reference_check, record.totals.truncation
     golden, num_actors = record.golden
     figures = Figures(
         num_planned=num_rows,
@@ -182,13 +183,15 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         num_shards=plan.num_shards,
         reasons=record.reasons,
         causes=record.top_failures(),
-        num_compared=record.reference_check.rows_in,
-        num_agreed=record.reference_check.rows_out,
+        num_compared=checked.rows_in,
+        num_agreed=checked.rows_out,
         golden_compared=golden.rows_in,
         golden_agreed=golden.rows_out,
         golden_actors=num_actors,
         distribution=record.distribution,
         num_skipped=record.skipped.judged,
+        num_tokenised=texts.rows_in,
+        num_truncated=texts.rows_out,
         why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
         is_limited=run.job.run.limit_rows is not None,
     )

@@ -20,6 +20,7 @@ from pipeline.sources.inputs import Inputs, list_inputs
 
 log = logging.getLogger(__name__)
 
+_OF_TOKENS = ("max_truncated_pct", "truncated_mode")
 _CPU_BATCH, _GPU_BATCH = BatchLimits(32), BatchLimits(128)
 _CPU_TEXTS, _GPU_TEXTS = BatchLimits(256, 4_096), BatchLimits(1_024, 65_536)
 
@@ -63,6 +64,12 @@ def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:
     if not model.input.counts_tokens:
         if job.model.batch_tokens is not None:
             raise JobError("model.batch_tokens: is for texts; give model.batch_size")
+        for field in _OF_TOKENS:
+            if field in job.gates.model_fields_set:
+                raise JobError(
+                    f"gates.{field}: is for texts, and has no effect on input "
+                    f"{model.input.name!r}; leave it out"
+                )
         usual = _GPU_BATCH if is_on_gpu else _CPU_BATCH
     else:
         usual = _GPU_TEXTS if is_on_gpu else _CPU_TEXTS

@@ -25,12 +25,13 @@ CATS = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.1, 0.9, {2: 500
 DOGS = Distribution({"dog": 10_000}, numbers={"score": Numbers(0.4, 0.6, {8: 5000, 11: 5000})})
 ALIKE = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.5, 0.5, {10: 10_000})})
 GOOD = Figures(10_000, 10_000, 0, 4, distribution=CATS, num_compared=100, num_agreed=100,
-               golden_compared=8, golden_agreed=8, golden_actors=1)  # fmt: skip
+               golden_compared=8, golden_agreed=8, golden_actors=1, num_tokenised=9_000, num_truncated=450)  # fmt: skip
 PAST = Past((10_000, 10_000), CATS, "date=2026-11-23")
 SECTION = {
     "golden": {"uri": "golden.parquet"},
     "max_reason_pct": {"empty": 1.0},
     "skipped_mode": "fail",
+    "truncated_mode": "fail",
     "label_drift": {"mode": "fail"},
     "score_drift": {"mode": "fail"},
     "options": {"row_budget": {"max_rows": 10_000}},
@@ -55,6 +56,7 @@ CASES = {
         {"reason_mode": "off"},
     ),
     "max_skipped_pct": Case({"num_skipped": 1}, {"skipped_mode": "off"}),
+    "max_truncated_pct": Case({"num_truncated": 451}, {"truncated_mode": "off"}),
     "volume": Case({"num_planned": 1_000, "num_predicted": 1_000}, {"volume": {"mode": "off"}}),
     "constant": Case({"distribution": ALIKE}, {"constant": {"mode": "off"}}),
     "label_drift": Case({"distribution": DOGS}, {"label_drift": {"mode": "off"}}),

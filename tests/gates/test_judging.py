@@ -463,3 +463,13 @@ def test_what_cannot_be_accepted_has_no_way_to_accept_it():
     with pytest.raises(GateRefused) as refused:
         require_pass(found)
     assert "--accept" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("cut", "num_rows", "status"),
+    [(50, 1000, "pass"), (51, 1000, "warn"), (99, 99, "off"), (0, 0, "off")],
+)
+def test_texts_that_were_cut_warn_above_their_limit(cut: int, num_rows: int, status: str):
+    figures = Figures(1000, 1000, 0, 4, num_tokenised=num_rows, num_truncated=cut)
+    found = {result.name: result for result in judge(Gates(), figures, Past())}
+    assert found["max_truncated_pct"].status == status
