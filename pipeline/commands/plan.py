@@ -115,12 +115,26 @@ def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
 
 def _model(job: Job, model: ModelSpec, plan: Plan, tried: Tried | None) -> dict[str, Any]:
     experimental = {"jpeg_decoder": "gpu: experimental, it has never run on a real GPU"}
+    task, settings = model.task, model.input.settings() or {}
     return {
         "name": model.name,
+        "task": task.kind,
+        "labels": len(task.labels) or None,
+        "embedding_dim": task.embedding_dim or None,
+        "pooling": model.pooling,
+        "max_tokens": settings["max_tokens"] if model.input.counts_tokens else None,
         "runtime": model.runtime,
         "precision": model.precision,
         "weights_sha256": (model.weights_sha256 or "")[:DIGEST_CHARS] or None,
         "batch_size": plan.batch_size,
+        "batch_tokens": plan.batch_tokens or None,
         **(experimental if job.transform.jpeg_decoder == "gpu" else {}),
         "tried": None if tried is None else str(tried),
+        "read_from_directory": [_read_from(line) for line in model.said],
     }
+
+
+def _read_from(line: str) -> dict[str, str]:
+    """Divide `<file>: <what it says>`."""
+    file, _, says = line.partition(": ")
+    return {"file": file, "says": says}

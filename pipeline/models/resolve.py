@@ -118,6 +118,7 @@ def resolve_model(
         args=model.args,
         directory=card.directory,
         pooling=model.pooling,
+        said=card.facts.said if card.facts else (),
     )
 
 

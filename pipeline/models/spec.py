@@ -84,6 +84,8 @@ class ModelSpec:
     """The job's pooling of a directory's encoder; None: the directory's."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of a factory, by name: JSON values."""
+    said: tuple[str, ...] = field(default=(), compare=False)
+    """What was read from the directory, `<file>: <what it says>` each; decides nothing."""
 
     @property
     def has_weights(self) -> bool:

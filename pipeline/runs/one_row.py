@@ -17,7 +17,7 @@ from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.node_cache import tensors_digest
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
+from pipeline.core.schema import ERROR, MESSAGE, NUM_TOKENS, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork
 from pipeline.job.job import Job
@@ -198,4 +198,6 @@ def _problem(rows: pa.Table) -> str:
 
 def _describe(predicted: pa.Table, model: ModelSpec) -> str:
     """Say in a few words what was predicted."""
-    return make_task(model.task).describe(predicted.to_pylist()[0])
+    [row] = predicted.to_pylist()
+    told, num_tokens = make_task(model.task).describe(row), row.get(NUM_TOKENS)
+    return told if num_tokens is None else f"{told}, of {num_tokens} tokens"

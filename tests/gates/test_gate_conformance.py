@@ -25,7 +25,8 @@ CATS = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.1, 0.9, {2: 500
 DOGS = Distribution({"dog": 10_000}, numbers={"score": Numbers(0.4, 0.6, {8: 5000, 11: 5000})})
 ALIKE = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.5, 0.5, {10: 10_000})})
 GOOD = Figures(10_000, 10_000, 0, 4, distribution=CATS, num_compared=100, num_agreed=100,
-               golden_compared=8, golden_agreed=8, golden_actors=1, num_tokenised=9_000, num_truncated=450)  # fmt: skip
+               golden_compared=8, golden_agreed=8, golden_actors=1,
+               num_tokenised=9_000, num_truncated=450)  # fmt: skip
 PAST = Past((10_000, 10_000), CATS, "date=2026-11-23")
 SECTION = {
     "golden": {"uri": "golden.parquet"},

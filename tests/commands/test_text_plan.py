@@ -1,0 +1,73 @@
+"""What a plan says of a job over texts before anything is computed."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from snapshots import TEXTS, make_snapshot
+
+from pipeline.commands.plan import describe_plan
+from pipeline.core.errors import JobError
+from pipeline.job.job import Job
+from pipeline.report.document_table import render_document
+from pipeline.runs.context import RunOptions
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_snapshot(tmp_path_factory.mktemp("model") / "bert", "bert", pooling="cls")
+
+
+def job_of(folder: Path, model: dict[str, Any], **sections: Any) -> Job:
+    source = folder / "in"
+    source.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"text": list(TEXTS)}), source / "texts.parquet")
+    return Job.model_validate(
+        {
+            "source": {"uri": str(source), "format": "parquet", "text_column": "text"},
+            "model": model,
+            "sink": {"uri": str(folder / "out")},
+            **sections,
+        }
+    )
+
+
+def test_a_plan_says_what_was_read_from_the_model_directory(tmp_path: Path, directory: Path):
+    job = job_of(tmp_path, {"path": str(directory)})
+    found = describe_plan(job, RunOptions())
+    model = found["model"]
+    assert (model["name"], model["task"], model["embedding_dim"]) == ("BertModel", "embed", 32)
+    assert (model["max_tokens"], model["batch_size"], model["batch_tokens"]) == (64, 256, 4096)
+    read = {each["file"]: each["says"] for each in model["read_from_directory"]}
+    assert "BertModel" in read["config.json"]
+    assert "pooling cls" in read["modules.json"]
+    assert "64 tokens" in read["tokenizer.json"]
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(render_document(found))
+    assert "pooling cls" in console.file.getvalue()
+
+
+def test_a_plan_tries_one_text(tmp_path: Path, directory: Path):
+    job = job_of(tmp_path, {"path": str(directory), "batch_tokens": 512})
+    model = describe_plan(job, RunOptions(), tries=True)["model"]
+    assert model["tried"].startswith("ok: 1 row")
+    assert model["tried"].endswith("tokens")
+    assert model["batch_tokens"] == 512
+
+
+@pytest.mark.parametrize("field", ["max_truncated_pct", "truncated_mode"])
+def test_a_gate_on_tokens_is_refused_for_rows_without_any(tmp_path: Path, field: str):
+    value: Any = {"max_truncated_pct": 1.0, "truncated_mode": "fail"}[field]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "in" / "rows.parquet")
+    source = {"uri": str(tmp_path / "in"), "format": "parquet", "features": ("x",)}
+    model = {"factory": "models:sums", "labels": ("a", "b")}
+    job = job_of(tmp_path, model, gates={field: value}, source=source)
+    with pytest.raises(JobError, match=rf"gates\.{field}: is for texts.*'features'; leave it out"):
+        describe_plan(job, RunOptions(allow_import=("models",)))
