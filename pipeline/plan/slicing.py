@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.core.registry import INPUTS, get
 from pipeline.job.job import Job
+from pipeline.preprocessing.model_input import Input
 from pipeline.sources.extents import Extent, SliceCut
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import format_of
@@ -19,6 +21,8 @@ MAX_SLICE_BYTES = 256 * 1024 * 1024
 _MIB = 1024 * 1024
 _ROWS_NEAR = 256
 _SMALL_ROWS_NEAR, _SMALL_ROW_BYTES = 512, 16 * 1024
+_TEXT_ROWS_NEAR, _MOST_TEXT_ROWS, _TEXT_BYTES_NEAR = 512, 2048, 512 * 1024
+_UNCOUNTED_TEXT_ROWS = 1024
 _BYTES_NEAR = 48 * _MIB
 _FEW_ROWS = 64
 _SMALLEST_CPU_BATCH = 8
@@ -35,7 +39,10 @@ class SliceSizes:
     Each slice costs tens of milliseconds of CPU time on the driver, the reader and the writer,
     whatever its size; but while the last slices are computed, some actors are idle. So slices are
     large and become smaller towards the end, as in guided self-scheduling (Polychronopoulos and
-    Kuck, 1987). Large images, which take longer, have small slices from the beginning.
+    Kuck, 1987). Large images, which take longer, have small slices from the beginning. Texts are
+    put into batches with others of like length, of which a larger slice has more: of docstrings (47
+    tokens in the mean, 4,096 a batch) 30% of what the model computes is padding in slices of 256
+    rows, 22% in 512, 16% in 1,024, 12% in 2,000.
     """
 
     most: int
@@ -45,6 +52,10 @@ class SliceSizes:
     """Fewest rows per slice of large images."""
     most_small: int = 0
     """As `most`, for rows of few bytes."""
+    bytes_near: int = 0
+    """Texts: bytes of a slice between `most` and `most_small` rows; 0 for others."""
+    uncounted: int = 0
+    """Rows per slice if only reading counts them; 0: `most`."""
     is_fixed: bool = True
     """The job sets `run.slice_rows`: every slice has `most` rows."""
 
@@ -58,6 +69,15 @@ class SliceSizes:
         """
         if job.run.slice_rows:
             return cls(job.run.slice_rows)
+        kind: type[Input] = get(INPUTS, job.source.input_name)
+        if kind.counts_tokens:  # batches are filled by tokens, so no number of rows is a multiple
+            return cls(
+                _TEXT_ROWS_NEAR,
+                most_small=_MOST_TEXT_ROWS,
+                bytes_near=_TEXT_BYTES_NEAR,
+                uncounted=_UNCOUNTED_TEXT_ROWS,
+                is_fixed=False,
+            )
         is_open = job.model.batch_size is None and not job.resources.num_gpus
         smallest = min(batch_size, _SMALLEST_CPU_BATCH) if is_open else batch_size
         most, small = (_multiple(rows, batch_size) for rows in (_ROWS_NEAR, _SMALL_ROWS_NEAR))
@@ -72,12 +92,17 @@ class SliceSizes:
         """
         if self.is_fixed:
             return self.most
-        near = self.most_small if 0 < row_bytes <= _SMALL_ROW_BYTES else self.most
-        most = min(float(near), _BYTES_NEAR / max(row_bytes, 1.0))
+        most = min(self._near(row_bytes), _BYTES_NEAR / max(row_bytes, 1.0))
         rows = min(most, max(float(_FEW_ROWS), rows_left / _SLICES_LEFT))
         if rows >= self.batch_size:
             return _multiple(rows, self.batch_size)
         return min(self.batch_size, _multiple(rows, self.smallest))
+
+    def _near(self, row_bytes: float) -> float:
+        """Return the rows of a slice in the middle of the input."""
+        if self.bytes_near and row_bytes > 0:
+            return min(self.most_small, max(self.most, self.bytes_near / row_bytes))
+        return self.most_small if 0 < row_bytes <= _SMALL_ROW_BYTES else self.most
 
 
 def _multiple(rows: float, of: int) -> int:
@@ -88,7 +113,8 @@ def units_of(job: Job, inputs: Inputs, batch_size: int) -> Iterator[Unit]:
     """Cut the inputs of a job into units; `batch_size` as in `SliceSizes.of`."""
     sizes = SliceSizes.of(job, batch_size)
     if format_of(job.source).counts_rows == "reading":
-        return _uncounted_units(inputs.extents, sizes.most, job.run.limit_rows)
+        rows = sizes.uncounted or sizes.most
+        return _uncounted_units(inputs.extents, rows, job.run.limit_rows)
     return make_units(_limit(inputs.extents, job.run.limit_rows), sizes)
 
 
