@@ -45,6 +45,7 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
         "layouts": [_shown(trial, _LAYOUT) for trial in profile.layouts],
         "chosen": f"{chosen.runtime} {chosen.precision}",
         "batch_size": chosen.batch_size or plan.batch_size,
+        "batch_tokens": chosen.batch_tokens or plan.batch_tokens or None,
         "actors_a_node": chosen.actors if chosen.threads and not on_gpu else None,
         "actors_per_gpu": chosen.actors if chosen.threads and on_gpu else None,
         "threads_per_actor": chosen.threads or allocation.actor_threads,
@@ -65,6 +66,8 @@ def _shown(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _batch_shown(trial: Trial, slice_rows: Sequence[int]) -> dict[str, Any]:
+    if trial.batch_tokens:
+        return _shown(trial, ("batch_tokens", *_BATCH[1:], "problem"))
     filled_pct = round(100 * useful_share(trial, slice_rows), 1)
     return {**_shown(trial, _BATCH), "filled_pct": filled_pct, "problem": trial.problem}
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import partition_types, require_folders
 from pipeline.core.printable import clean_message
+from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.job import Job
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
@@ -72,6 +73,11 @@ def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:
                 )
         usual = _GPU_BATCH if is_on_gpu else _CPU_BATCH
     else:
+        if model.precision == INT8:
+            raise JobError(
+                f"model.precision = {INT8!r}: is calibrated for batches of one shape, and texts "
+                "differ in length; give bf16 or auto"
+            )
         usual = _GPU_TEXTS if is_on_gpu else _CPU_TEXTS
     return BatchLimits(job.model.batch_size or usual.rows, job.model.batch_tokens or usual.tokens)
 

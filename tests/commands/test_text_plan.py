@@ -61,6 +61,12 @@ def test_a_plan_tries_one_text(tmp_path: Path, directory: Path):
     assert model["batch_tokens"] == 512
 
 
+def test_int8_is_refused_for_texts(tmp_path: Path, directory: Path):
+    model = {"path": str(directory), "runtime": "onnxruntime", "precision": "int8"}
+    with pytest.raises(JobError, match=r"model\.precision = 'int8'.*give bf16 or auto"):
+        describe_plan(job_of(tmp_path, model), RunOptions())
+
+
 @pytest.mark.parametrize("field", ["max_truncated_pct", "truncated_mode"])
 def test_a_gate_on_tokens_is_refused_for_rows_without_any(tmp_path: Path, field: str):
     value: Any = {"max_truncated_pct": 1.0, "truncated_mode": "fail"}[field]

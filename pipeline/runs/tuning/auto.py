@@ -72,7 +72,7 @@ def resolve_auto(
             chosen = _read_choice(run.store, path)
     if profile is not None:
         batches = [t for t in profile.batches if not t.problem and t.is_like(chosen)]
-        run.record.tuned({trial.batch_size: trial.rows_per_s for trial in batches})
+        run.record.tuned({t.batch_tokens or t.batch_size: t.rows_per_s for t in batches})
     settled = as_tried(model, chosen)
     figures = {
         "runtime": chosen.runtime,
@@ -81,8 +81,13 @@ def resolve_auto(
         "agreement_worst": chosen.worst,
         **({"artefact_sha256": chosen.artefact_sha256} if chosen.artefact_sha256 else {}),
     }
-    batch_size = run.job.model.batch_size or chosen.batch_size or plan.batch_size
-    plan = replace(plan, model={**plan.model, **figures}, batch_size=batch_size)
+    wanted = run.job.model
+    plan = replace(
+        plan,
+        model={**plan.model, **figures},
+        batch_size=wanted.batch_size or chosen.batch_size or plan.batch_size,
+        batch_tokens=wanted.batch_tokens or chosen.batch_tokens or plan.batch_tokens,
+    )
     return Resolved(plan, settled, _divide(run, hardware, allocation, chosen))
 
 
@@ -177,6 +182,7 @@ def _profile_path(tuning: TuningContext) -> str:
     facts = {
         "model": tuning.model.to_dict(),
         "batch_size": tuning.config.batch_size,
+        **({"batch_tokens": tuning.config.batch_tokens} if tuning.config.batch_tokens else {}),
         "cpu": describe_processor(),
         "gpu": tuning.hardware.gpu_name,
         "node_cpus": tuning.node_cpus,

@@ -17,10 +17,9 @@ from pipeline.plan.allocation import Allocation, Hardware
 from pipeline.plan.plan import Plan
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
+from pipeline.runs.tuning.workload import rows_to_sample
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
-
-SAMPLE_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,13 @@ def tuning_context(
 class Sample:
     """Some of the job's rows, in Ray's store: encoded, and prepared for a model."""
 
-    def __init__(self, tuning: TuningContext, num_rows: int = SAMPLE_ROWS) -> None:
+    def __init__(self, tuning: TuningContext, num_rows: int | None = None) -> None:
         """Read rows at random; the same ones for the same work and number of rows."""
         import ray
 
         from pipeline.plan.sampling import sample_rows, sample_units
 
+        num_rows = num_rows or rows_to_sample(tuning.model.input, tuning.plan.usual_slice_rows())
         units, seed = sample_units(tuning.plan, num_rows)
         self._tuning = tuning
         read = plain_task(tuning, sample_rows)

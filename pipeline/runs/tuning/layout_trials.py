@@ -13,6 +13,7 @@ from pipeline.core.heartbeat import beat
 from pipeline.execution.stages import Preprocessing
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import TASK_CPUS, gpu_share
+from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
 from pipeline.runs.tuning.runtime_trials import Profile
 from pipeline.runs.tuning.selection import as_tried, choose_batch, choose_layout, layouts
@@ -20,6 +21,8 @@ from pipeline.runs.tuning.trial import Trial
 
 CPU_BATCHES = (8, 16, 32, 64, 128)
 GPU_BATCHES = (32, 64, 128, 256, 512, 1024)
+CPU_TOKENS = (1_024, 2_048, 4_096, 8_192, 16_384)
+GPU_TOKENS = (16_384, 32_768, 65_536, 131_072)
 ACTORS_PER_GPU = (1, 2, 3, 4)
 WARM_S = 1.5  # processes that are woken together share a core for a while
 LAYOUT_S = 3.0
@@ -36,25 +39,44 @@ def try_batches(tuning: TuningContext, sample: Sample, way: Trial) -> list[Trial
 
     from pipeline.runs.tuning.measure import try_batch
 
-    if tuning.job.model.batch_size is not None or way.artefact_sha256:
-        return []  # a calibrated model is made for its batch
     spec = as_tried(tuning.model, way)
     inputs = sample.inputs(spec)
     trials: list[Trial] = []
-    for size in GPU_BATCHES if tuning.allocation.actor_gpus else CPU_BATCHES:
-        config = replace(tuning.config, spec=spec, batch_size=size)
+    for size in _open_batches(tuning, way):
+        config = replace(tuning.config, spec=spec, batch_size=size.rows, batch_tokens=size.tokens)
         try:
             trial: Trial = ray.get(lone_task(tuning, try_batch).remote(config, inputs))
         except RayError as error:
             problem = f"crashed: {type(error).__name__}"
-            trial = Trial(way.runtime, way.precision, batch_size=size, problem=problem)
+            trial = Trial(
+                way.runtime,
+                way.precision,
+                batch_size=size.rows,
+                batch_tokens=size.tokens,
+                problem=problem,
+            )
         trials.append(trial)
         if trial.problem:
             break  # larger ones need more memory still
     return trials
 
 
-def try_layouts(tuning: TuningContext, sample: Sample, way: Trial, batch_size: int) -> list[Trial]:
+def _open_batches(tuning: TuningContext, way: Trial) -> list[BatchLimits]:
+    """List the batch sizes to try; none if the job sets it, or the model is made for one."""
+    wanted, usual, on_gpu = tuning.job.model, tuning.config, bool(tuning.allocation.actor_gpus)
+    if tuning.model.input.counts_tokens:
+        if wanted.batch_tokens is not None:
+            return []
+        sizes = GPU_TOKENS if on_gpu else CPU_TOKENS
+        return [BatchLimits(usual.batch_size, tokens) for tokens in sizes]
+    if wanted.batch_size is not None or way.artefact_sha256:
+        return []  # a calibrated model is made for its batch
+    return [BatchLimits(rows) for rows in (GPU_BATCHES if on_gpu else CPU_BATCHES)]
+
+
+def try_layouts(
+    tuning: TuningContext, sample: Sample, way: Trial, batch: BatchLimits
+) -> list[Trial]:
     """Measure the divisions of a node's cores, or of a GPU, that the job leaves open, at full load.
 
     Actors that decode for themselves are first: if nothing is faster, they are taken.
@@ -65,7 +87,7 @@ def try_layouts(tuning: TuningContext, sample: Sample, way: Trial, batch_size: i
     spec = as_tried(tuning.model, way)
     if resources.num_gpus:
         is_open = resources.num_gpus == 1 and resources.actors_per_gpu is None
-        return _try_sharing(tuning, sample, spec, batch_size) if is_open else []
+        return _try_sharing(tuning, sample, spec, batch) if is_open else []
     splits = layouts(cpus) if resources.num_cpus is None else [_own_split(resources.num_cpus, cpus)]
     places = ["actors", "tasks"] if resources.decode_in == "auto" else [resources.decode_in]
     if not spec.input.stage_names:
@@ -78,7 +100,8 @@ def try_layouts(tuning: TuningContext, sample: Sample, way: Trial, batch_size: i
             wanted = Trial(
                 spec.runtime,
                 spec.precision,
-                batch_size=batch_size,
+                batch_size=batch.rows,
+                batch_tokens=batch.tokens,
                 actors=actors,
                 threads=threads,
                 decode_in=place,
@@ -88,7 +111,7 @@ def try_layouts(tuning: TuningContext, sample: Sample, way: Trial, batch_size: i
 
 
 def _try_sharing(
-    tuning: TuningContext, sample: Sample, spec: ModelSpec, batch_size: int
+    tuning: TuningContext, sample: Sample, spec: ModelSpec, batch: BatchLimits
 ) -> list[Trial]:
     """Let more and more actors share a GPU, until one more gives nothing."""
     trials: list[Trial] = []
@@ -96,7 +119,8 @@ def _try_sharing(
         wanted = Trial(
             spec.runtime,
             spec.precision,
-            batch_size=batch_size,
+            batch_size=batch.rows,
+            batch_tokens=batch.tokens,
             actors=actors,
             threads=tuning.allocation.actor_threads,
             decode_in="actors" if tuning.job.shares.decode_in == "actors" else "tasks",
@@ -131,6 +155,7 @@ def _try_layout(
         tuning.config,
         spec=spec,
         batch_size=trial.batch_size,
+        batch_tokens=trial.batch_tokens,
         num_gpus=share,
         num_threads=trial.threads,
     )
@@ -181,26 +206,29 @@ def node_memory_mib(num_gpus: float) -> float:
     return float(MEMORY_SHARE * psutil.virtual_memory().total / _MIB)
 
 
-def _batch_size(trials: Sequence[Trial], tuning: TuningContext) -> int:
-    """Return what is chosen of the batch sizes that were measured; 0 if none can be used."""
+def _batch(trials: Sequence[Trial], tuning: TuningContext) -> Trial | None:
+    """Return what is chosen of the batch sizes that were measured; None if none can be used."""
     memory_mib = node_memory_mib(tuning.allocation.actor_gpus)
     slice_rows = tuning.plan.usual_slice_rows()
-    batch = choose_batch(trials, memory_mib, tuning.node_actors, slice_rows)
-    return batch.batch_size if batch else 0
+    return choose_batch(trials, memory_mib, tuning.node_actors, slice_rows)
 
 
 def finish_profile(tuning: TuningContext, sample: Sample, way: Trial) -> Profile:
     """Measure batch sizes and layouts of the way that was chosen."""
     batches = try_batches(tuning, sample, way)
-    size = _batch_size(batches, tuning) or tuning.config.batch_size
-    return Profile((), tuple(batches), tuple(try_layouts(tuning, sample, way, size)))
+    best, limits = _batch(batches, tuning), tuning.config.limits_of_batch
+    if best is not None:
+        limits = BatchLimits(best.batch_size, best.batch_tokens)
+    return Profile((), tuple(batches), tuple(try_layouts(tuning, sample, way, limits)))
 
 
 def pick(profile: Profile, way: Trial, tuning: TuningContext) -> Trial:
     """Put together what was chosen: way, batch size, layout."""
     memory_mib = node_memory_mib(tuning.allocation.actor_gpus)
     batches = [trial for trial in profile.batches if trial.is_like(way)]
-    chosen = replace(way, batch_size=_batch_size(batches, tuning))
+    batch = _batch(batches, tuning)
+    sizes = (batch.batch_size, batch.batch_tokens) if batch else (0, 0)
+    chosen = replace(way, batch_size=sizes[0], batch_tokens=sizes[1])
     num_rows, num_nodes = tuning.plan.num_rows, tuning.hardware.num_nodes
     node_rows = None if num_rows is None else num_rows / num_nodes
     divisions = [trial for trial in profile.layouts if trial.is_like(way)]

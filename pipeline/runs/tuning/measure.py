@@ -7,6 +7,7 @@ trial. The driver names these functions, too, so torch is imported only inside t
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 from time import perf_counter, sleep
@@ -20,14 +21,16 @@ from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR
 from pipeline.core.user_errors import tell
 from pipeline.execution.stages import Preprocessing
+from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes import runtime_of
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Input, Limits, num_rows, repeat_rows, take_rows
+from pipeline.preprocessing.model_input import Input, Limits, num_rows, take_rows
 from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.workload import RunBatch, compared_rows, run_batches
 from pipeline.sources.rows import Reader
 
 if TYPE_CHECKING:
@@ -75,19 +78,19 @@ def try_out(
     emulated = emulated_reason(config.spec.precision, is_on_gpu=config.num_gpus > 0)
     if emulated:
         return replace(trial, problem=emulated), {}
-    batch = repeat_rows(sample, config.batch_size)
     try:
+        work = Workload(config, sample)
         if runtime_of(config.spec.runtime).keeps:
             Predictor(config)  # what a runtime makes of a model is kept: no actor pays for it again
         started = perf_counter()
         predictor = Predictor(config)
-        predictor.reduce(batch)
+        work.warm_up(predictor)
         load_s = perf_counter() - started
-        rate = measure_rate(predictor, batch, HOPELESS * best_rows_per_s)
+        rate = work.measure_rate(predictor, HOPELESS * best_rows_per_s)
         if rate < HOPELESS * best_rows_per_s:
             problem = f"{rate:.1f} rows/s, less than a quarter of what another way gives"
             return replace(trial, rows_per_s=round(rate, 1), problem=problem), {}
-        found = predictor.reduce(sample)
+        found = predictor.reduce(take_rows(sample, compared_rows(num_rows(sample))))
     except Exception as error:  # noqa: BLE001  # a user's model may raise anything
         return replace(trial, problem=_failure_texts(error)), {}
     task = make_task(config.spec.task)
@@ -122,8 +125,12 @@ def compare_with(
     Returns:
         The share that agrees, in percent, and the worst figure.
     """
-    found = keep_part(config, inputs, 0, 1)
-    whole = {name: np.concatenate([part[name] for part in reference]) for name in found}
+    found, whole, done = keep_part(config, inputs, 0, 1), Arrays(), 0
+    for part in reference:  # what is kept of tokens differs in length
+        size = len(next(iter(part.values())))
+        for name, values in part.items():
+            place(whole, name, num_rows(inputs), np.arange(done, done + size), values)
+        done += size
     agreement = make_task(config.spec.task).compare(whole, found, limits)
     return agreement.pct, agreement.worst
 
@@ -154,14 +161,18 @@ def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
     from pipeline.inference.predictor import Predictor
 
     spec = config.spec
-    trial = Trial(spec.runtime, spec.precision, batch_size=config.batch_size)
+    trial = Trial(
+        spec.runtime,
+        spec.precision,
+        batch_size=config.batch_size,
+        batch_tokens=config.batch_tokens,
+    )
     started = perf_counter()
     try:
-        predictor = Predictor(config)
-        batch = repeat_rows(sample, config.batch_size)
-        predictor.reduce(batch)
+        work, predictor = Workload(config, sample), Predictor(config)
+        work.warm_up(predictor)
         load_s = perf_counter() - started
-        rate = measure_rate(predictor, batch, 0.0)
+        rate = work.measure_rate(predictor, 0.0)
     except Exception as error:  # noqa: BLE001  # as above
         return replace(trial, problem=_failure_texts(error))
     return replace(
@@ -174,17 +185,45 @@ def _failure_texts(error: Exception) -> str:
     return clean_message(str(error) if is_plain else tell(error), _PROBLEM_MAX_CHARS)
 
 
-def measure_rate(predictor: Predictor, batch: Inputs, least_rows_per_s: float) -> float:
-    """Return rows over the median call, which other work on the machine disturbs least."""
-    calls: list[float] = []
-    while len(calls) < MIN_CALLS or sum(calls) < MEASURE_S:
-        started = perf_counter()
-        predictor.reduce(batch)
-        calls.append(perf_counter() - started)
-        is_slow = num_rows(batch) / median(calls) < least_rows_per_s
-        if is_slow and sum(calls) >= ENOUGH_S:  # one call may be slow by chance
-            break
-    return num_rows(batch) / median(calls)
+class Workload:
+    """The batches of a sample that a way is timed on; one is enough if all cost the same."""
+
+    def __init__(self, config: PredictorConfig, sample: Inputs) -> None:
+        seen = config.spec.input
+        batches = run_batches(seen, sample, config.limits_of_batch)
+        self._batches = batches if seen.counts_tokens else batches[:1]
+        self._sample = sample
+
+    def warm_up(self, predictor: Predictor) -> None:
+        """Run a batch, which is not timed."""
+        predictor.reduce(take_rows(self._sample, self._batches[0].rows))
+
+    def measure_rate(self, predictor: Predictor, least_rows_per_s: float) -> float:
+        """Return rows/s by the median call of each batch, which other work disturbs least.
+
+        Args:
+            predictor: What runs them.
+            least_rows_per_s: A lower rate is not measured longer.
+        """
+        calls: list[list[float]] = [[] for _ in self._batches]
+        number, spent_s = 0, 0.0
+        while number < MIN_CALLS or spent_s < MEASURE_S:
+            place = number % len(calls)
+            batch = take_rows(self._sample, self._batches[place].rows)
+            started = perf_counter()
+            predictor.reduce(batch)
+            calls[place].append(perf_counter() - started)
+            number, spent_s = number + 1, spent_s + calls[place][-1]
+            is_slow = rate_of(self._batches, calls) < least_rows_per_s
+            if is_slow and spent_s >= ENOUGH_S:  # one call may be slow by chance
+                break
+        return rate_of(self._batches, calls)
+
+
+def rate_of(batches: Sequence[RunBatch], calls: Sequence[Sequence[float]]) -> float:
+    """Return rows/s of the batches that were run: what they stand for over their median calls."""
+    timed = [(batch.worth, median(s)) for batch, s in zip(batches, calls, strict=True) if s]
+    return sum(worth for worth, _ in timed) / sum(seconds for _, seconds in timed)
 
 
 def peak_mib(config: PredictorConfig) -> float:
@@ -209,6 +248,8 @@ class LayoutWorker:
     def load(self, rows: pa.Table, inputs: Inputs) -> None:
         """Take a sample, encoded and decoded; load the model if there is need, and warm up."""
         self._rows, self._inputs = rows, inputs
+        config = self._config
+        self._batches = run_batches(config.spec.input, inputs, config.limits_of_batch)
         if self._kind != "decode":
             from pipeline.inference.predictor import Predictor
 
@@ -222,18 +263,20 @@ class LayoutWorker:
             seconds: For how long.
             pace_rows_per_s: Work no faster, as a decoder whose rows are not taken faster.
         """
-        num_rows, started = 0, perf_counter()
+        done, number, started = 0.0, 0, perf_counter()
         while perf_counter() - started < seconds:
-            self._one_batch(num_rows)
-            num_rows += self._config.batch_size
+            done += self._one_batch(number)
+            number += 1
             if pace_rows_per_s is not None:
-                ahead_s = num_rows / pace_rows_per_s - (perf_counter() - started)
+                ahead_s = done / pace_rows_per_s - (perf_counter() - started)
                 sleep(max(0.0, ahead_s))
-        return num_rows / (perf_counter() - started), peak_mib(self._config)
+        return done / (perf_counter() - started), peak_mib(self._config)
 
-    def _one_batch(self, position: int) -> None:
-        wanted = np.arange(position, position + self._config.batch_size)
+    def _one_batch(self, number: int) -> float:
+        """Work on a batch; return how many rows of a run it stands for."""
+        batch = self._batches[number % len(self._batches)]
         if self._preprocessing is not None and self._kind != "predict":
-            self._preprocessing({}, self._rows.take(pa.array(wanted % self._rows.num_rows)))
+            self._preprocessing({}, self._rows.take(pa.array(batch.rows % self._rows.num_rows)))
         if self._predictor is not None:
-            self._predictor.reduce(take_rows(self._inputs, wanted % num_rows(self._inputs)))
+            self._predictor.reduce(take_rows(self._inputs, batch.rows))
+        return batch.worth

@@ -29,7 +29,9 @@ class Trial:
     problem: str = ""
     """Why it cannot be used; '' if it can."""
     batch_size: int = 0
-    """Rows of one model call; 0 if the plan's was used."""
+    """The most rows of one model call; 0 if the plan's was used."""
+    batch_tokens: int = 0
+    """The most tokens of one model call; 0 if the plan's was used, or rows have none."""
     actors: int = 1
     """How many ran at the same time."""
     threads: int = 0

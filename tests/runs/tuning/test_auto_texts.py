@@ -1,0 +1,80 @@
+"""`auto` and `tune` over texts: ways are timed on whole slices, and batches are tried by tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cli import pipeline, write_job
+from snapshots import TEXTS, make_snapshot
+
+from pipeline.runs.tuning.layout_trials import CPU_TOKENS
+
+TUNE_S = 600
+NUM_ROWS = 96
+
+
+def text_job(folder: Path, **model: object) -> str:
+    make_snapshot(folder / "model", "bert", pooling="mean")
+    (folder / "in").mkdir()
+    texts = [" ".join([TEXTS[row % 3]] * (1 + row % 5)) for row in range(NUM_ROWS - 1)]
+    table = pa.table({"id": range(NUM_ROWS), "text": [*texts, "the cat " * 100]})
+    pq.write_table(table, folder / "in" / "texts.parquet")
+    source = {
+        "uri": str(folder / "in"),
+        "format": "parquet",
+        "text_column": "text",
+        "id_column": "id",
+    }
+    return write_job(
+        folder / "job.yaml",
+        source,
+        str(folder / "out"),
+        model={"path": str(folder / "model"), **model},
+        transform=None,
+        resources=None,
+        run={"slice_rows": 32},
+    )
+
+
+def test_a_run_over_texts_chooses_what_agrees_and_says_what_it_cost(tmp_path: Path) -> None:
+    job = text_job(tmp_path, runtime="eager", precision="auto")
+    done = pipeline("run", job, "--json")
+    assert done.code == 0, done.stderr
+    (profile,) = (tmp_path / "out" / "_control" / "profiles").iterdir()
+    ways = json.loads(profile.read_text())["ways"]
+    assert (ways[0]["runtime"], ways[0]["precision"]) == ("eager", "fp32")
+    assert ways[0]["rows_per_s"] > 0
+    assert ways[0]["agreement_pct"] == 100
+    found, texts = done.json["model"], done.json["texts"]
+    assert found["agreement_pct"] >= 99
+    assert found["batch_tokens"] == 4096
+    assert texts["tokens"] > NUM_ROWS
+    assert texts["truncated_rows"] == 1
+    assert 0 <= texts["padding_pct"] < 100
+    assert "tokenize" in [stage["stage"] for stage in done.json["stages"]]
+    gate = next(gate for gate in done.json["gates"] if gate["name"] == "max_truncated_pct")
+    assert gate["status"] == "off", "fewer rows than gates.min_rows"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TUNE_S + 300)
+def test_tune_tries_batches_by_tokens_and_a_run_goes_by_it(tmp_path: Path) -> None:
+    job = text_job(tmp_path, runtime="eager", precision="auto")
+    tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S)
+    assert tuned.code == 0, tuned.stderr
+    batches = tuned.json["batch_sizes"]
+    assert [trial["batch_tokens"] for trial in batches] == list(CPU_TOKENS)
+    for trial in (*batches, *tuned.json["layouts"]):
+        assert trial["problem"] == ""
+        assert trial["rows_per_s"] > 0
+    assert tuned.json["batch_tokens"] in CPU_TOKENS
+    done = pipeline("run", job, "--json")
+    assert done.code == 0, done.stderr
+    found = done.json["model"]
+    assert f"{found['runtime']} {found['precision']}" == tuned.json["chosen"]
+    assert found["batch_tokens"] == tuned.json["batch_tokens"]
+    assert done.json["decode_in"] == tuned.json["decode_in"]
