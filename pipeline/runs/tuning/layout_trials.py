@@ -21,7 +21,7 @@ from pipeline.runs.tuning.trial import Trial
 
 CPU_BATCHES = (8, 16, 32, 64, 128)
 GPU_BATCHES = (32, 64, 128, 256, 512, 1024)
-CPU_TOKENS = (1_024, 2_048, 4_096, 8_192, 16_384)
+CPU_TOKENS = (512, 1_024, 2_048, 4_096, 8_192)
 GPU_TOKENS = (16_384, 32_768, 65_536, 131_072)
 ACTORS_PER_GPU = (1, 2, 3, 4)
 WARM_S = 1.5  # processes that are woken together share a core for a while
