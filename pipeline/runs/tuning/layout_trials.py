@@ -90,8 +90,8 @@ def try_layouts(
         return _try_sharing(tuning, sample, spec, batch) if is_open else []
     splits = layouts(cpus) if resources.num_cpus is None else [_own_split(resources.num_cpus, cpus)]
     places = ["actors", "tasks"] if resources.decode_in == "auto" else [resources.decode_in]
-    if not spec.input.stage_names:
-        places = ["actors"]
+    if not spec.input.stage_names or (spec.input.counts_tokens and len(places) > 1):
+        places = ["actors"]  # tokenising takes 1% of the time: tasks for it free no actor
     trials: list[Trial] = []
     for place in places:
         best = max((t.rows_per_s for t in trials if t.decode_in == "actors"), default=0.0)
