@@ -45,7 +45,7 @@ def main() -> None:
         num_rows = wanted.photos * (1 + _REPEATS)
         case = Case(folder, folder / "images", num_rows, write_weights(folder, wanted.model), 128)
         reference = folder / "reference.npz"
-        write_reference(case.images, case.model, reference)
+        write_reference(case.inputs, case.model, reference)
         for batch_size in wanted.batch_sizes:
             problem = write_calibrated(reference, case.model, batch_size)
             if problem:

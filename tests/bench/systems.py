@@ -1,4 +1,4 @@
-"""Run each system that throughput.py compares, in processes of its own, over the same photos."""
+"""Run each system that throughput.py and text.py compare, in processes of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import command, environment
 
 from pipeline.commit.staging import read_footer
+from pipeline.core.counters import TOKENS
 from pipeline.execution.environment import WORKER_ENVIRONMENT as MALLOC
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.storage.store import Store
@@ -35,8 +37,8 @@ OURS = {
 }
 """Our systems, and what their jobs say of the model."""
 LIMITS = ("limit", "limit-shrink")
-_WORK = ("decode", "transform", "transfer", "predict")
-"""Stages that an actor which decodes does one after the other."""
+_WORK = ("decode", "transform", "tokenize", "transfer", "predict")
+"""Stages that an actor which prepares its rows does one after the other."""
 # The children import this checkout, whatever else is installed.
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", sys.executable)
 """Daft and Spark live in an environment of their own: they hold pyarrow to an older version."""
@@ -49,16 +51,18 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """One model over one set of photos."""
+    """One model over one set of rows."""
 
     folder: Path
     """Where jobs, outputs and profiles go."""
-    images: Path
-    num_photos: int
+    inputs: Path
+    num_rows: int
     model: dict[str, Any]
     """The model section of a job."""
     slice_rows: int | None = None
     """What the job says; None leaves it to the pipeline."""
+    columns: Mapping[str, Any] = field(default_factory=lambda: {"format": "images"})
+    """The source section of a job, beside the place of the inputs."""
 
     def calibrated(self) -> str:
         """Return the path of the int8 model that `tune` made last."""
@@ -68,7 +72,7 @@ class Case:
     def job(self, name: str, out: Path, **sections: Any) -> str:
         """Write a job file; a section that is given stands in place of the usual one."""
         document = {
-            "source": {"uri": str(self.images), "format": "images"},
+            "source": {"uri": str(self.inputs), **self.columns},
             "model": self.model,
             "sink": {"uri": str(out)},
             "run": {} if self.slice_rows is None else {"slice_rows": self.slice_rows},
@@ -98,7 +102,7 @@ def tune(case: Case, system: str) -> dict[str, Any]:
         Unusable: Nothing agrees with eager fp32.
     """
     out = case.folder / f"tuned-{time.time_ns()}"
-    job = case.job("tune", out, **_sections(case, system))
+    job = case.job("tune", out, **sections_of(case, system))
     found = _pipeline("tune", job)
     profiles = case.folder / "profiles"
     profiles.mkdir(exist_ok=True)
@@ -127,14 +131,14 @@ def run(system: str, case: Case, chosen: str) -> dict[str, Any]:
         Unusable: It failed.
     """
     if system in OURS:
-        return run_job(case, system, _sections(case, system))
+        return run_job(case, system, sections_of(case, system))
     more = chosen.split()
     if system in LIMITS:
         more += [case.calibrated() if INT8 in more else "", system.removeprefix("limit")]
-    return _run_peer(system.removesuffix("-shrink"), case, *more)
+    return run_peer(system.removesuffix("-shrink"), case, *more)
 
 
-def _sections(case: Case, system: str) -> dict[str, Any]:
+def sections_of(case: Case, system: str) -> dict[str, Any]:
     return {
         "model": {**case.model, **OURS[system]},
         "transform": {"shrink_on_load": True} if system.endswith("-shrink") else {},
@@ -142,7 +146,13 @@ def _sections(case: Case, system: str) -> dict[str, Any]:
 
 
 def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
-    """Run `pipeline run` once; return what `run` does, and `first_slice_s`: to the first commit."""
+    """Run `pipeline run` once.
+
+    Returns:
+        What `run` returns, and `first_slice_s`: to the first commit; `slices`: their number;
+        `batch_size` and `batch_tokens`; `out`: the output; for texts `padding_pct`: which share of
+        the model's tokens was padding.
+    """
     out = case.folder / f"out-{name}-{time.time_ns()}"
     (out / "_control").mkdir(parents=True)
     if (case.folder / "profiles").exists():  # what `tune` found lies below the sink
@@ -156,30 +166,44 @@ def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
     rows = report["rows"]["computed"]
     _check_rows(name, rows, case)
     staged = list((out / "_control").rglob("staging/*/*.parquet"))
+    footers = {path: read_footer(Store(str(path.parent)), path.name) for path in staged}
     return {
         "whole": rows / whole_s,
-        "steady": steady_rate([end for path in staged for end in _row_ends(path)]),
+        "steady": steady_rate([end for path in staged for end in _row_ends(path, footers[path])]),
+        "slices": len(staged),
+        "batch_size": report["model"]["batch_size"],
+        "batch_tokens": report["model"].get("batch_tokens"),
+        "out": str(out),
+        **_padding(footers.values()),
         "startup": {entry["part"]: entry["wall_s"] or 0.0 for entry in report["startup"]},
         "first_slice_s": min(path.stat().st_mtime for path in staged) - began,
     }
 
 
-def _row_ends(path: Path) -> list[float]:
+def _row_ends(path: Path, staged: Any) -> list[float]:
     """Return when the rows of a staged slice were predicted: one after the other while the actor
     was busy with it, and the last one when its file was written."""
-    staged = read_footer(Store(str(path.parent)), path.name)
     busy_s = sum(staged.counters[name]["busy_s"] for name in _WORK if name in staged.counters)
     last, rows = path.stat().st_mtime, staged.num_rows
     return [last - busy_s * after / rows for after in range(rows)]
 
 
-def _run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
-    name, weights = case.model["name"], case.model.get("weights", "")
-    program = [python_of(system), str(BENCH / "peers.py"), system, str(case.images), name, weights]
+def _padding(footers: Iterable[Any]) -> dict[str, float]:
+    counted = [staged.counters[TOKENS] for staged in footers if TOKENS in staged.counters]
+    padded = sum(tokens["rows_out"] for tokens in counted)
+    if not padded:
+        return {}
+    return {"padding_pct": round(100 * (1 - sum(t["rows_in"] for t in counted) / padded), 2)}
+
+
+def run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
+    name = case.model.get("name") or case.model["path"]
+    weights = case.model.get("weights", "")
+    program = [python_of(system), str(BENCH / "peers.py"), system, str(case.inputs), name, weights]
     started = time.perf_counter()
     done = subprocess.run(
         [*program, *more],
-        env={**os.environ, **CHECKOUT, **(MALLOC if system == "limit" else {})},
+        env={**os.environ, **CHECKOUT, **(MALLOC if system.startswith("limit") else {})},
         capture_output=True,
         check=False,
         text=True,
@@ -189,12 +213,12 @@ def _run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
         raise Unusable(f"{system}: {_last_line(done.stderr)}")
     found = json.loads(done.stdout.splitlines()[-1])
     _check_rows(system, found["rows"], case)
-    return {"whole": found["rows"] / whole_s, "steady": found["steady"]}
+    return {**found, "whole": found["rows"] / whole_s}
 
 
 def python_of(system: str) -> str:
     """Return the interpreter that runs a peer."""
-    return PEERS_PYTHON if system in ("daft", "spark") else sys.executable
+    return PEERS_PYTHON if system in ("daft", "daft-text", "spark") else sys.executable
 
 
 def missing(system: str) -> str:
@@ -221,8 +245,8 @@ def _pipeline(*arguments: str) -> dict[str, Any]:
 
 
 def _check_rows(system: str, rows: int, case: Case) -> None:
-    if rows != case.num_photos:
-        raise Unusable(f"{system}: {rows} of {case.num_photos} photos were predicted")
+    if rows != case.num_rows:
+        raise Unusable(f"{system}: {rows} of {case.num_rows} rows were predicted")
 
 
 def _last_line(text: str) -> str:

@@ -19,15 +19,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from large_photos import build_large
 from machine import machine, today
-from systems import LIMITS, OURS, Case, Unusable, missing, run, tune, write_weights
+from systems import LIMITS, OURS, Case, Unusable, run, tune, write_weights
+from turns import in_turn, summarise, usable
 
 from pipeline.commands.demo_photos import build_images
 
@@ -87,39 +86,16 @@ def build(images: Path, num_photos: int, *, large: bool) -> None:
         build_images(images, num_photos, seed=1, num_bad=0)
 
 
-def usable(systems: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """The systems that can run here, and why the others cannot."""
-    reasons = {system: missing(system) for system in systems}
-    skipped = {system: reason for system, reason in reasons.items() if reason}
-    for system, reason in skipped.items():
-        print(f"skipped {system}: {reason}", flush=True)
-    return [system for system in reasons if system not in skipped], skipped
-
-
 def compare(
     case: Case, systems: list[str], num_runs: int, skipped: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Measure the systems in turn; one that fails is dropped, and `skipped` says why."""
     model = case.model["name"]
     chosen = tune_all(case, systems, skipped)
-    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
-    for _ in range(num_runs):
-        for system in systems:
-            if f"{model} {system}" in skipped:
-                continue
-            try:
-                found = run(system, case, chosen[system])
-            except Unusable as error:
-                skipped[f"{model} {system}"] = str(error)
-                print(f"skipped {model} {system}: {error}", flush=True)
-                continue
-            runs[system].append(found)
-            print(f"{model} {system} {json.dumps(found)}", flush=True)
-    return [
-        summarise(model, system, chosen[system], found)
-        for system, found in runs.items()
-        if found and f"{model} {system}" not in skipped
-    ]
+    runs = in_turn(
+        systems, num_runs, lambda system: run(system, case, chosen[system]), skipped, model
+    )
+    return [summarise(model, system, chosen[system], found) for system, found in runs.items()]
 
 
 def tune_all(case: Case, systems: list[str], skipped: dict[str, str]) -> dict[str, str]:
@@ -141,32 +117,6 @@ def tune_all(case: Case, systems: list[str], skipped: dict[str, str]) -> dict[st
         print(f"{case.model['name']} chosen: {choice}, {found['decode_in']}", flush=True)
         chosen.update(dict.fromkeys(tuned, choice))
     return chosen
-
-
-def summarise(model: str, system: str, chosen: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians, and the least and the most, over the runs of one system."""
-    parts = dict.fromkeys(part for found in runs for part in found.get("startup", {}))
-    line = {
-        "model": model,
-        "system": system,
-        "chosen": chosen,
-        "whole": spread(found["whole"] for found in runs),
-        "steady": spread(found["steady"] for found in runs if found["steady"] is not None),
-        "startup": {
-            part: round(statistics.median(f["startup"].get(part, 0.0) for f in runs), 2)
-            for part in parts
-        },
-    }
-    print(json.dumps(line), flush=True)
-    return line
-
-
-def spread(values: Iterable[float]) -> dict[str, float] | None:
-    known = sorted(values)
-    if not known:
-        return None
-    figures = {"median": statistics.median(known), "min": known[0], "max": known[-1]}
-    return {name: round(value, 2) for name, value in figures.items()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""Let systems take turns, so that a slow minute meets all of them, and sum their runs up."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from systems import Unusable, missing
+
+
+def usable(systems: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """The systems that can run here, and why the others cannot."""
+    reasons = {system: missing(system) for system in systems}
+    skipped = {system: reason for system, reason in reasons.items() if reason}
+    for system, reason in skipped.items():
+        print(f"skipped {system}: {reason}", flush=True)
+    return [system for system in reasons if system not in skipped], skipped
+
+
+def in_turn(
+    systems: Iterable[str],
+    num_runs: int,
+    run: Callable[[str], dict[str, Any]],
+    skipped: dict[str, str],
+    model: str,
+) -> dict[str, list[dict[str, Any]]]:
+    """Measure the systems in turn.
+
+    Args:
+        systems: Their names.
+        num_runs: Runs of each.
+        run: Runs a system once, and returns `whole`, `steady` and more.
+        skipped: `model system` -> why it cannot run; one that fails is added.
+        model: Of all runs.
+
+    Returns:
+        System -> its runs, without those that failed.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
+    for _ in range(num_runs):
+        for system in runs:
+            if f"{model} {system}" in skipped:
+                continue
+            try:
+                found = run(system)
+            except Unusable as error:
+                skipped[f"{model} {system}"] = str(error)
+                print(f"skipped {model} {system}: {error}", flush=True)
+                continue
+            runs[system].append(found)
+            print(f"{model} {system} {json.dumps(found)}", flush=True)
+    return {
+        system: found
+        for system, found in runs.items()
+        if found and f"{model} {system}" not in skipped
+    }
+
+
+def summarise(model: str, system: str, chosen: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians, and the least and the most, over the runs of one system."""
+    parts = dict.fromkeys(part for found in runs for part in found.get("startup", {}))
+    line = {
+        "model": model,
+        "system": system,
+        "chosen": chosen,
+        "whole": spread(found["whole"] for found in runs),
+        "steady": spread(found["steady"] for found in runs if found["steady"] is not None),
+        **_padding(runs),
+        "startup": {
+            part: round(statistics.median(f["startup"].get(part, 0.0) for f in runs), 2)
+            for part in parts
+        },
+    }
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def _padding(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean share of padding; {} where rows have no lengths of their own."""
+    shares = [found["padding_pct"] for found in runs if "padding_pct" in found]
+    return {"padding_pct": round(statistics.mean(shares), 2)} if shares else {}
+
+
+def spread(values: Iterable[float]) -> dict[str, float] | None:
+    known = sorted(values)
+    if not known:
+        return None
+    figures = {"median": statistics.median(known), "min": known[0], "max": known[-1]}
+    return {name: round(value, 2) for name, value in figures.items()}
