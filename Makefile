@@ -10,10 +10,10 @@ RAY ?= 2.51.2
 ANY_RAY ?= any_ray
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu memory soak chaos clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu bench-text bench-text-rows memory soak chaos clean test-ray test-plain
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 venv: .venv/.installed-dev ## Make .venv with all that development needs (again when pyproject.toml changed)
 
@@ -63,6 +63,12 @@ bench-grid: venv ## Hold `pipeline tune` to an exhaustive grid (an hour)
 
 bench-gpu: venv ## Measure the share of a GPU's own speed that the pipeline reaches
 	$(BIN)/python tests/bench/gpu.py
+
+bench-text: venv build/peers/.installed ## Measure rows/s of MiniLM over passages beside peers and the limit
+	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/text.py --out build/bench-text.json
+
+bench-text-rows: venv ## Measure rows/s and memory at 10,000, 100,000 and 1,000,000 short texts
+	$(BIN)/python tests/bench/text_rows.py
 
 memory: venv ## Measure the memory of runs: growing rows, one huge row group (minutes, 2 GiB of disk)
 	$(BIN)/python tests/bench/memory.py 2000 20000

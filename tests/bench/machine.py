@@ -21,6 +21,8 @@ PACKAGES = (
     "MNN",
     "pyarrow",
     "pillow",
+    "transformers",
+    "sentence-transformers",
     "daft",
     "pyspark",
 )

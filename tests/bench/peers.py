@@ -1,8 +1,9 @@
-"""What throughput.py compares with: `python tests/bench/peers.py SYSTEM IMAGES MODEL WEIGHTS ...`.
+"""What throughput.py and text.py compare with: `peers.py SYSTEM INPUTS MODEL WEIGHTS ...`.
 
 Each system has a file of its own with one function. It prints one JSON line: `rows`, and `steady`,
-the rows/s once it was running (null where there were too few batches to tell). All of them decode
-the same files, resize the shorter side, cut the centre out, normalise and run the same weights.
+the rows/s once it was running (null where there were too few batches to tell). Those over photos
+decode the same files, resize the shorter side, cut the centre out, normalise and run the same
+weights; those over texts embed the column `text` with the same model directory.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ FILES = {
     "daft": "peer_daft",
     "spark": "peer_spark",
     "limit": "limit",
+    "st-1": "peer_st",
+    "st": "peer_st",
+    "st-pool": "peer_st",
+    "ray-text": "peer_ray_text",
+    "daft-text": "peer_daft_text",
+    "limit-text": "limit_text",
 }
-_PACKAGES = {"daft": "daft", "spark": "pyspark"}
+_PACKAGES = {"daft": "daft", "daft-text": "daft", "spark": "pyspark"}
 INSTALL = "`make bench` installs it"
 
 
@@ -41,7 +48,8 @@ def main() -> None:
         sys.exit(missing(system))
     if arguments == ["--missing"]:
         return
-    found = getattr(importlib.import_module(FILES[system]), system)(*arguments)
+    function = getattr(importlib.import_module(FILES[system]), system.replace("-", "_"))
+    found = function(*arguments)
     print(json.dumps(found), flush=True)
 
 

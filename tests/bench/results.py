@@ -1,7 +1,8 @@
-"""Make a page of what throughput.py measured: `python tests/bench/results.py build/bench.json ...`.
+"""Make a page of what throughput.py and text.py measured: `results.py build/bench.json ...`.
 
 Reads the JSON on the last line of each file (or of stdin), and writes results/<date>.md beside this
-file, or below `--folder`, with a chart of every document as an SVG of its own next to it.
+file, or below `--folder`, with a chart of every document as an SVG of its own next to it; the page
+is <date>-text.md if all documents are of texts.
 """
 
 from __future__ import annotations
@@ -15,9 +16,15 @@ from typing import Any
 
 from chart import draw
 
-PEERS = ("loader", "ray", "daft", "spark")
-LIMIT_OF = {"auto-shrink": "limit-shrink"}
-TITLES = {"small": "Photos around 500 x 375", "large": "Photos of 6 to 18 megapixels"}
+PEERS = ("loader", "ray", "daft", "spark", "st-1", "st", "st-pool", "ray-text", "daft-text")
+LIMIT_OF = {"auto-shrink": "limit-shrink", "fp32": "limit-fp32", "auto": "limit-auto"}
+"""A system's own limit; the others take `limit`."""
+TITLES = {
+    "small": "Photos around 500 x 375",
+    "large": "Photos of 6 to 18 megapixels",
+    "text": "Passages of 3 to 500 words",
+}
+_STEADY = ("the second half of the rows", "what is left without starting up")
 
 
 def main() -> None:
@@ -32,7 +39,8 @@ def main() -> None:
     for document in documents:
         picture = wanted.folder / chart_name(date, document)
         picture.write_text(draw(TITLES[document["kind"]], document["results"]))
-    page = wanted.folder / f"{date}.md"
+    is_text = all(document["kind"] == "text" for document in documents)
+    page = wanted.folder / f"{date}{'-text' if is_text else ''}.md"
     page.write_text("\n".join(page_lines(date, documents)) + "\n")
     print(page)
 
@@ -63,20 +71,35 @@ def document_lines(date: str, document: dict[str, Any]) -> Iterator[str]:
     yield f"## {title}"
     yield ""
     yield (
-        f"{document['photos']} photos, {document['runs']} runs of each system in turn; medians, "
-        "with the least and the most in brackets. `whole` counts the whole process, `steady` the "
-        "second half of the rows. `x peer` is the ratio to the fastest peer by the same measure, "
-        "`of limit` to plain processes without Ray, storage and publishing."
+        f"{counted(document)}, {document['runs']} runs of each system in turn; medians, with the "
+        "least and the most in brackets. `whole` counts the whole process, `steady` "
+        f"{_STEADY[document['kind'] == 'text']}. `x peer` is the ratio to the fastest peer by the "
+        "same measure, `of limit` to plain processes without Ray, storage and publishing."
     )
     yield ""
     yield f"![{title}]({chart_name(date, document)})"
     for model in dict.fromkeys(line["model"] for line in document["results"]):
         yield from model_lines(model, [r for r in document["results"] if r["model"] == model])
+    if document.get("differences"):
+        yield from difference_lines(document["differences"])
     if document["skipped"]:
         yield ""
         yield "Not measured:"
         yield ""
         yield from (f"- {name}: {reason}" for name, reason in document["skipped"].items())
+
+
+def counted(document: dict[str, Any]) -> str:
+    return f"{document['rows']} texts" if "rows" in document else f"{document['photos']} photos"
+
+
+def difference_lines(differences: dict[str, dict[str, float]]) -> Iterator[str]:
+    """How far our embeddings are from those of sentence-transformers."""
+    yield ""
+    yield "| beside sentence-transformers | largest difference of a number | smallest cosine |"
+    yield "|---|---|---|"
+    for system, found in differences.items():
+        yield f"| {system} | {found['largest']:.1e} | {found['min_cosine']:.6f} |"
 
 
 def model_lines(model: str, results: list[dict[str, Any]]) -> Iterator[str]:
@@ -90,6 +113,10 @@ def model_lines(model: str, results: list[dict[str, Any]]) -> Iterator[str]:
         for measure in ("whole", "steady"):
             cells += [figures(line[measure]), *ratios(line, measure, results)]
         yield f"| {' | '.join(cells)} |"
+    padded = [f"{r['system']} {r['padding_pct']:.1f}%" for r in results if "padding_pct" in r]
+    if padded:
+        yield ""
+        yield f"Padding, of all tokens that the model computes: {', '.join(padded)}."
     yield from start_up_lines(results)
 
 
@@ -118,7 +145,7 @@ def ratios(line: dict[str, Any], measure: str, results: list[dict[str, Any]]) ->
     rates = {r["system"]: r[measure]["median"] for r in results if r[measure]}
     mine = rates.get(line["system"])
     fastest = max((rates[peer] for peer in PEERS if peer in rates), default=None)
-    limit = rates.get(LIMIT_OF.get(line["system"], "limit"))
+    limit = rates.get(LIMIT_OF.get(line["system"], ""), rates.get("limit"))
     if line["system"].startswith("limit"):
         limit = None
     return [ratio(mine, fastest), ratio(mine, limit)]

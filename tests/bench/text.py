@@ -1,0 +1,178 @@
+"""Measure rows/s over passages beside peers and the limit: `python tests/bench/text.py`.
+
+MiniLM over docstrings of the standard library, 3 to 500 words; the systems take turns, so that a
+slow minute meets all of them. What is compared:
+
+- `exact`: `pipeline run` as a job has it that says nothing, in eager fp32.
+- `fp32`, `auto`: with what `pipeline tune` chose in fp32, and in any precision.
+- `st-1`, `st`: sentence-transformers in one process, with one thread and with one a core.
+- `st-pool`: its pool of processes, one a core.
+- `ray-text`: Ray Data with sentence-transformers in a pool of actors.
+- `daft-text`: Daft's `embed_text`.
+- `limit-fp32`, `limit-auto`: plain processes with what `fp32` and `auto` chose, nothing around it.
+
+`whole` is rows/s of the whole process, `steady` without starting up: ours, `ray-text` and
+`daft-text` by the second half of the rows, the others by the time of encoding all. Peers write
+Parquet, too. `differences` holds our embeddings to those of sentence-transformers. Prints lines,
+then one JSON line, which `--out` writes to a file too; results.py makes a page of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from machine import machine, today
+from peer_model import CORES
+from peer_texts import EMBEDDINGS
+from systems import OURS, Case, Unusable, run_job, run_peer, sections_of, tune
+from text_batches import text_case
+from turns import in_turn, summarise, usable
+
+MODEL = "all-MiniLM-L6-v2"
+PEERS = ("st-1", "st", "st-pool", "ray-text", "daft-text")
+LIMITS = {"limit-fp32": "fp32", "limit-auto": "auto"}
+"""The limit, and whose choice it runs."""
+SYSTEMS = ("exact", "fp32", "auto", *PEERS, *LIMITS)
+_USUAL = {"runtime": "eager", "precision": "fp32"}
+
+
+def main() -> None:
+    wanted = parse()
+    systems, skipped = usable(wanted.systems)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        measured = Measured(text_case(folder, wanted.rows))
+        measured.tune(systems, skipped)
+        runs = in_turn(systems, wanted.runs, measured.run, skipped, MODEL)
+        results = [
+            summarise(MODEL, system, measured.said(system), found) for system, found in runs.items()
+        ]
+        differences = measured.differences()
+    document = {
+        "date": today(),
+        "rows": wanted.rows,
+        "kind": "text",
+        "runs": wanted.runs,
+        "machine": machine(),
+        "results": results,
+        "differences": differences,
+        "skipped": skipped,
+    }
+    line = json.dumps(document)
+    if wanted.out:
+        wanted.out.parent.mkdir(parents=True, exist_ok=True)
+        wanted.out.write_text(line + "\n")
+    print(line)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--out", type=Path, help="also write the JSON line to this file")
+    return parser.parse_args()
+
+
+class Measured:
+    """Runs the systems over one case, and remembers what they chose and wrote."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._chosen: dict[str, dict[str, Any]] = {}
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._embeddings: dict[str, Path] = {}
+
+    def tune(self, systems: list[str], skipped: dict[str, str]) -> None:
+        """Let `pipeline tune` choose for `fp32` and `auto`."""
+        for name in ("fp32", "auto"):
+            if not {name, f"limit-{name}"} & set(systems):
+                continue
+            try:
+                self._chosen[name] = tune(self._case, name)
+            except Unusable as error:
+                skipped.update({f"{MODEL} {name}": str(error), f"{MODEL} limit-{name}": str(error)})
+                continue
+            for trial in self._chosen[name]["runtimes"]:
+                print(f"{MODEL} {json.dumps(trial)}", flush=True)
+            print(f"{MODEL} {name} chosen: {self.said(name)}", flush=True)
+
+    def said(self, system: str) -> str:
+        """Return the runtime and the layout of a system, for the table."""
+        found = self._chosen.get(LIMITS.get(system, system))
+        if found is None:
+            return "eager fp32"
+        layout = f"{found['actors_a_node'] or CORES} x {found['threads_per_actor']}"
+        return f"{found['chosen']}, {layout}"
+
+    def run(self, system: str) -> dict[str, Any]:
+        """Run a system once.
+
+        Raises:
+            Unusable: It failed.
+        """
+        if system in OURS:
+            found = run_job(self._case, system, sections_of(self._case, system))
+            out = Path(found.pop("out"))
+            self._reports[system], self._embeddings[system] = found, out / "predictions"
+            return found
+        out = self._case.folder / f"out-{system}-{time.time_ns()}"
+        if system in LIMITS:
+            return run_peer("limit-text", self._case, str(out), *self._limit_of(LIMITS[system]))
+        found = run_peer(system, self._case, str(out))
+        self._embeddings[system] = out
+        return found
+
+    def _limit_of(self, ours: str) -> list[str]:
+        """Return the arguments of the limit: what one of our systems chose."""
+        found, last = self._chosen[ours], self._reports.get(ours)
+        if last is None:
+            raise Unusable(f"the limit takes the slices of {ours}, which has not run")
+        runtime, precision = str(found["chosen"]).split()[:2]
+        threads = int(found["threads_per_actor"])
+        values = [
+            *(runtime, precision, last["batch_size"], last["batch_tokens"] or 0),
+            *(int(found["actors_a_node"] or max(1, CORES // threads)), threads),
+            -(-self._case.num_rows // last["slices"]),
+            self._case.calibrated() if precision == "int8" else "",
+        ]
+        return [str(value) for value in values]
+
+    def differences(self) -> dict[str, dict[str, float]]:
+        """Hold the embeddings of ours to those of sentence-transformers, in the same order."""
+        peer = next((self._embeddings[p] for p in ("st", "st-1") if p in self._embeddings), None)
+        if peer is None:
+            return {}
+        expected = _embeddings(pq.read_table(peer / EMBEDDINGS), "id")
+        return {
+            system: _difference(_embeddings(pq.read_table(path), "row_id"), expected)
+            for system, path in self._embeddings.items()
+            if system in OURS
+        }
+
+
+def _embeddings(rows: Any, id_column: str) -> np.ndarray:
+    """Return (N, D) embeddings in the order of their ids, which must be 0 to N - 1."""
+    ids = np.array([int(value) for value in rows.column(id_column).to_pylist()])
+    if not (np.sort(ids) == np.arange(len(ids))).all():
+        raise Unusable("ids are missing or there twice")
+    values = rows.column("embedding").combine_chunks().flatten().to_numpy()
+    return values.reshape(len(ids), -1)[np.argsort(ids)]
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Return the largest difference of a number, and the smallest cosine of a row."""
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    cosines = (found * expected).sum(axis=1) / norms
+    return {"largest": float(np.abs(found - expected).max()), "min_cosine": float(cosines.min())}
+
+
+if __name__ == "__main__":
+    main()
