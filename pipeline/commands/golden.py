@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import ERROR, LABEL, ROW_ID, SCORE, TOP_K
+from pipeline.core.schema import ERROR, LABEL, ROW_ID, SCORE, TOP_K, file_name_of
 from pipeline.execution.stages import Preprocessing
 from pipeline.gates.golden_files import MAX_ROWS
 from pipeline.job.job import Job
@@ -110,7 +110,8 @@ def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table
     preprocessing = Preprocessing.of(job.source, model.input, _THREADS)
     inputs = rows if preprocessing is None else preprocessing({}, rows)
     predicted = Predictor(config).predict(inputs, {})
-    columns = {name: rows.column(name) for name in (ROW_ID, *plan.fields.names)}
+    columns = {ROW_ID: rows.column(ROW_ID)}
+    columns |= {file_name_of(name): rows.column(name) for name in plan.fields.names}
     names = [*make_task(model.task).golden_columns(), SCORE, TOP_K]
     columns |= {name: predicted.column(name) for name in names if name in predicted.column_names}
     is_good = predicted.column(ERROR).is_null()

@@ -31,6 +31,13 @@ KEY_COLUMN, DIGEST, EXACT, IS_ROUNDED = "_key", "_digest", "_exact_image", "_is_
 TEXT, TEXT_PAIR = "_text", "_text_pair"
 TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
 OFFSETS, WORD_IDS = "_offsets", "_word_ids"
+
+
+def file_name_of(column: str) -> str:
+    """Return what a column of a row's input is called in files that people write: `text`."""
+    return column.removeprefix("_")
+
+
 RESERVED_COLUMNS = frozenset(
     [
         KEY_COLUMN,

@@ -18,6 +18,7 @@ from pipeline.core.counters import GOLDEN, Counters, StageCounters, add
 from pipeline.core.errors import GateRefused
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
 from pipeline.gates.results import GateResult
+from pipeline.inference.ragged_results import place
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
@@ -57,7 +58,7 @@ class GoldenRows:
     refuses: bool
     """A row that differs refuses the run."""
     preprocess: Callable[[Counters, pa.Table], pa.Table] | None = None
-    """Decodes and transforms as the run does; None where there are no images."""
+    """Prepares rows as the run does; None where they need no preparing."""
 
     def check(self, spec: ModelSpec, reduce: Reduce, where: str, counters: Counters) -> None:
         """Predict the rows and compare.
@@ -134,5 +135,8 @@ def _predict(inputs: Inputs, reduce: Reduce) -> tuple[Arrays, dict[int, str]]:
             pieces.append(reduce(take_rows(inputs, slice(row, row + 1))))
         except Exception as error:  # noqa: BLE001  # as above
             raised[row] = f"{type(error).__name__}: {error}"
-    names = pieces[0] if pieces else {}
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}, raised
+    found: Arrays = {}
+    for index, piece in enumerate(pieces):
+        for name, values in piece.items():
+            place(found, name, len(pieces), np.array([index]), values)
+    return found, raised

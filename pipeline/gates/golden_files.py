@@ -1,4 +1,8 @@
-"""Read the golden rows of a job: a Parquet file, or a folder of images by label."""
+"""Read the golden rows of a job: a Parquet file, or a folder of images by label.
+
+The columns of the file are those of the input (`image`, `features`, `text`, `text_pair`), the
+task's, and perhaps `row_id`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import IMAGE, LABEL, ROW_ID
+from pipeline.core.schema import IMAGE, LABEL, ROW_ID, file_name_of
 from pipeline.gates.golden import GoldenRows
 from pipeline.job.gates import Gates, Golden
 from pipeline.models.agreement import AgreementLimits
@@ -42,7 +46,14 @@ def read_golden(
     golden = gates.golden
     if golden is None or golden.mode == "off":
         return None
-    found = _read_file(golden) if golden.uri.endswith(".parquet") else _read_folder(golden, task)
+    columns = [file_name_of(name) for name in reader.fields.names]
+    if golden.uri.endswith(".parquet"):
+        found = _read_file(golden)
+    elif columns == [IMAGE]:
+        found = _read_folder(golden, task)
+    else:
+        needed = " and ".join(columns)
+        raise JobError(f"{_FIELD} = {golden.uri}: rows of {needed} need a .parquet file")
     if not 0 < found.num_rows <= MAX_ROWS:
         raise JobError(
             f"{_FIELD} = {golden.uri}: has {found.num_rows} rows, must be 1 to {MAX_ROWS}"
@@ -50,7 +61,7 @@ def read_golden(
     if found.nbytes > MAX_BYTES:
         size = f"{found.nbytes / 2**20:.0f} MiB, must be at most {MAX_BYTES // 2**20}"
         raise JobError(f"{_FIELD} = {golden.uri}: has {size}")
-    for name in (*reader.fields.names, *make_task(task).golden_columns()):
+    for name in (*columns, *make_task(task).golden_columns()):
         if name not in found.column_names or found.column(name).null_count:
             what = "a null in" if name in found.column_names else "no"
             raise JobError(f"{_FIELD} = {golden.uri}: has {what} column {name!r}")
@@ -65,9 +76,10 @@ def read_golden(
 
 def _as_rows(found: pa.Table, reader: Reader, uri: str) -> pa.Table:
     inputs: dict[str, pa.Array] = {}
-    for name, kind in zip(reader.fields.names, reader.fields.types, strict=True):
+    for field, kind in zip(reader.fields.names, reader.fields.types, strict=True):
+        name = file_name_of(field)
         try:
-            inputs[name] = pc.cast(found.column(name), kind).combine_chunks()
+            inputs[field] = pc.cast(found.column(name), kind).combine_chunks()
         except pa.ArrowInvalid as error:
             raise JobError(f"{_FIELD} = {uri}: column {name!r} must be {kind}: {error}") from None
         except pa.ArrowNotImplementedError:

@@ -75,8 +75,8 @@ class Golden(Section):
     """Rows whose predictions are known: every actor predicts them before its first slice."""
 
     uri: str = Field(min_length=1)
-    """A `.parquet` file as `pipeline golden` writes it, or a folder `<label>/<image file>`; at most
-    1,024 rows."""
+    """A `.parquet` file as `pipeline golden` writes it, or for images a folder
+    `<label>/<image file>`; at most 1,024 rows."""
     mode: Mode = "fail"
     """Highest severity: `off`, `warn` or `fail`. `fail` refuses the run before the
     actor predicts anything else."""

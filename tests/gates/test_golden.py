@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli import pipeline, write_job
+from tiny_tokenizer import make_tokenizer
 
 from pipeline.commands.demo_photos import build_images
 from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.core.schema import IMAGE_FIELDS, feature_fields
+from pipeline.core.schema import IMAGE_FIELDS, feature_fields, text_fields
 from pipeline.execution.stages import Preprocessing
 from pipeline.gates.golden import GoldenRefused, GoldenRows
 from pipeline.gates.golden_files import MAX_BYTES, read_golden
@@ -26,7 +27,8 @@ from pipeline.job.loader import parse_job
 from pipeline.job.source import Source
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
-from pipeline.sources.rows import Reader
+from pipeline.preprocessing.model_input import Limits
+from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.store import Store
 
 ALLOWED = ("models",)
@@ -60,15 +62,17 @@ def job_with(golden: dict[str, Any], **sections: Any) -> Job:
 
 def spec_of(job: Job) -> ModelSpec:
     name = job.source.input_name
-    return resolve_model(job.model, job.transform, allow_import=ALLOWED, input_name=name)
+    return resolve_model(job.model, job.transform, job.text, allow_import=ALLOWED, input_name=name)
 
 
-def fields_of(num_features: int) -> pa.Schema:
+def fields_of(job: Job, num_features: int) -> pa.Schema:
+    if job.source.text_column:
+        return text_fields(has_pair=job.source.text_pair_column is not None)
     return feature_fields(num_features) if num_features else IMAGE_FIELDS
 
 
 def load_rows(job: Job, num_features: int = 0, *, is_accepted: bool = False) -> GoldenRows:
-    reader = Reader(Store("in"), job.source, NO_COLUMNS, fields_of(num_features))
+    reader = Reader(Store("in"), job.source, NO_COLUMNS, fields_of(job, num_features))
     rows = read_golden(job.gates, spec_of(job).task, reader, is_accepted=is_accepted)
     assert rows is not None
     return rows
@@ -76,7 +80,7 @@ def load_rows(job: Job, num_features: int = 0, *, is_accepted: bool = False) -> 
 
 def check(job: Job, rows: GoldenRows, num_features: int = 0) -> Counters:
     """Do what an actor does when it starts."""
-    spec = spec_of(job).fitted(fields_of(num_features))
+    spec = spec_of(job).fitted(fields_of(job, num_features))
     config = PredictorConfig(spec, 4, 0, 1, NO_COLUMNS)
     preprocess = Preprocessing.of(job.source, spec.input, 1)
     counters: Counters = {}
@@ -202,6 +206,89 @@ def test_vectors_are_compared_by_their_cosine(tmp_path: Path):
     uri = write_rows(tmp_path / "g.parquet", label=None, embedding=[[1.0], [2.0], [3.0]])
     with pytest.raises(JobError, match="not what task 'embed' gives"):
         load_rows(job_with({"uri": uri}, model=model))
+
+
+EMBED_TEXTS = {"factory": "models:mean_of_words", "task": "embed", "embedding_dim": 4}
+SENTENCES = ["the cat sat", "a dog ran fast", ""]
+
+
+def text_sections(folder: Path, **source: Any) -> dict[str, Any]:
+    """A job's sections for texts, whose tokenizer is saved below a folder."""
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    return {
+        "source": {"uri": "in", "format": "parquet", "text_column": "body", **source},
+        "model": EMBED_TEXTS,
+        "text": {"tokenizer": str(folder / "tokenizer.json"), "max_tokens": 16},
+        "transform": {},
+    }
+
+
+def vectors_of(sections: dict[str, Any], texts: list[str]) -> list[list[float]]:
+    """What eager fp32 says of texts."""
+    job = job_with({"uri": "x"}, **sections)
+    spec = spec_of(job).fitted(fields_of(job, 0))
+    config = PredictorConfig(spec, 4, 0, 1, NO_COLUMNS)
+    reader = Reader(Store("in"), job.source, NO_COLUMNS, fields_of(job, 0))
+    names = reader.fields.names
+    columns = {name: pa.array(texts, pa.large_string()) for name in names}
+    rows = make_rows(reader, texts, texts, columns, [None] * len(texts))
+    prepared = spec.input.prepare(rows, {}, Limits(1, 1))
+    found = Predictor(config).reduce(spec.input.arrays(prepared))
+    vectors: list[list[float]] = found["embedding"].tolist()
+    return vectors
+
+
+def test_texts_are_compared_by_columns_named_text(tmp_path: Path):
+    sections = text_sections(tmp_path)
+    good = vectors_of(sections, SENTENCES)
+    for vectors, num_agreed in ((good, 3), ([good[1], good[0], good[2]], 1)):
+        path = tmp_path / f"{num_agreed}.parquet"
+        pq.write_table(pa.table({"text": SENTENCES, "embedding": vectors}), path)
+        job = job_with({"uri": str(path), "mode": "warn"}, **sections)
+        assert check(job, load_rows(job))["golden"]["rows_out"] == num_agreed
+    job = job_with({"uri": str(path)}, **sections)
+    with pytest.raises(GoldenRefused, match="#0: other numbers than expected"):
+        check(job, load_rows(job))
+
+
+def test_pairs_of_texts_need_both_columns(tmp_path: Path):
+    sections = text_sections(tmp_path, text_pair_column="answer")
+    pair = pa.table({"text": SENTENCES, "embedding": [[0.0] * 4] * 3})
+    pq.write_table(pair, tmp_path / "one.parquet")
+    with pytest.raises(JobError, match="has no column 'text_pair'"):
+        load_rows(job_with({"uri": str(tmp_path / "one.parquet")}, **sections))
+    pq.write_table(pair.append_column("text_pair", [SENTENCES]), tmp_path / "both.parquet")
+    rows = load_rows(job_with({"uri": str(tmp_path / "both.parquet")}, **sections))
+    assert rows.rows.num_rows == 3
+
+
+def test_texts_are_in_no_folder_of_labels(folder: Path, tmp_path: Path):
+    sections = text_sections(tmp_path)
+    with pytest.raises(JobError, match=r"rows of text need a \.parquet file"):
+        load_rows(job_with({"uri": str(folder)}, **sections))
+
+
+def test_the_command_writes_texts_that_agree_with_themselves(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    texts = [*(f"the cat sat on {'red ' * n}mat" for n in range(8)), None, "x" * 2000]
+    pq.write_table(pa.table({"body": texts}), tmp_path / "in" / "s.parquet")
+    sections = text_sections(tmp_path, uri=str(tmp_path / "in"), max_text_bytes=1000)
+    job_path = write_job(
+        tmp_path / "job.yaml",
+        sections["source"],
+        str(tmp_path / "out"),
+        model=sections["model"],
+        text=sections["text"],
+        transform=None,
+    )
+    out = str(tmp_path / "golden.parquet")
+    done = pipeline("golden", job_path, "--rows", "5", "--out", out, "--json")
+    assert done.code == 0, done.stderr
+    table = pq.read_table(out)
+    assert table.column_names == ["row_id", "text", "embedding"]
+    assert set(table["text"].to_pylist()) < set(texts)
+    job = job_with({"uri": out}, **sections)
+    assert check(job, load_rows(job))["golden"]["rows_out"] == table.num_rows > 0
 
 
 @pytest.mark.parametrize(
