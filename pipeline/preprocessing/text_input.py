@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
 from pipeline.core.counters import TRUNCATED_ROWS, Counters, StageCounters, add, measure
+from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
 from pipeline.core.schema import (
     ERROR,
     NUM_TOKENS,
@@ -97,30 +98,51 @@ class TextInput:
     ) -> pa.Table:
         """Tokenise the texts of rows without an error; the tokens of other rows are null."""
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
+        failed: dict[int, Failure] = {}
         with measure(counters, STAGE) as done:
             pieces = [
-                self._tokenised(rows, todo[first : first + _ROWS_AT_ONCE])
+                self._tokenised_apart(rows, todo[first : first + _ROWS_AT_ONCE], failed)
                 for first in range(0, len(todo), _ROWS_AT_ONCE)
             ]
             tokens = pa.concat_tables(pieces or [self._tokenised(rows, todo)])
-            done.rows_in = done.rows_out = len(todo)
+            done.rows_in, done.rows_quarantined = len(todo), len(failed)
+            done.rows_out = len(todo) - len(failed)
             done.bytes_in = pc.sum(pc.binary_length(rows.column(TEXT))).as_py() or 0
             done.bytes_out = tokens.column(TOKEN_IDS).nbytes
         cut = pc.sum(tokens.column(TRUNCATED)).as_py() or 0
-        add(counters, TRUNCATED_ROWS, StageCounters(len(todo), cut))
+        good = [row for row in todo.tolist() if row not in failed]
+        add(counters, TRUNCATED_ROWS, StageCounters(len(good), cut))
         places: list[int | None] = [None] * rows.num_rows
-        for index, row in enumerate(todo):
+        for index, row in enumerate(good):
             places[row] = index
         spread = tokens.take(pa.array(places, pa.int64()))
         kept = [name for name in rows.column_names if name not in self._consumed]
         columns = {name: rows.column(name) for name in kept}
         columns.update({name: spread.column(name) for name in spread.column_names})
+        if failed:
+            found = failures_of(rows)
+            columns.update(failure_columns([f or failed.get(i) for i, f in enumerate(found)]))
         return pa.table(columns)
 
     @property
     def _consumed(self) -> tuple[str, ...]:
         """Return the columns that prepared rows no longer have."""
         return () if self.text.has_offsets else (TEXT, TEXT_PAIR)
+
+    def _tokenised_apart(
+        self, rows: pa.Table, chosen: Rows, failed: dict[int, Failure]
+    ) -> pa.Table:
+        """Return the columns of `_tokenised`, without rows that fail; those become `failed`."""
+        try:
+            return self._tokenised(rows, chosen)
+        except RowError as error:
+            if len(chosen) == 1:
+                failed[int(chosen[0])] = Failure(error.reason, STAGE, error.message)
+                return self._tokenised(rows, chosen[:0])
+        tick()
+        return pa.concat_tables(
+            [self._tokenised_apart(rows, each, failed) for each in chosen.reshape(-1, 1)]
+        )
 
     def _tokenised(self, rows: pa.Table, chosen: Rows) -> pa.Table:
         """Return the columns of `fields` and `published_fields` for some rows."""

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import JobError
+from pipeline.core.failures import Reason, RowError
 from pipeline.core.node_cache import kept
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.text_settings import TextSettings
@@ -65,6 +66,7 @@ def tokenise(
 
     Raises:
         JobError: The tokenizer cannot be read.
+        RowError: It fails over one of these texts.
     """
     path = str(local_tokenizer(settings))
     tokenizer = _opened(path, settings.max_tokens)
@@ -73,7 +75,7 @@ def tokenise(
     batch = given if pairs is None else list(zip(given, pairs, strict=True))
     # The fast form leaves the offsets out.
     encode = tokenizer.encode_batch if settings.has_offsets else tokenizer.encode_batch_fast
-    found = encode(batch)
+    found = _encoded(encode, batch)
     return Tokens(
         ids=_joined([each.ids for each in found], np.int32),
         types=_joined([each.type_ids for each in found] if pairs is not None else [], np.int8),
@@ -84,6 +86,17 @@ def tokenise(
         if settings.has_offsets
         else _NONE,
     )
+
+
+def _encoded(encode: Callable[[Any], list[Encoding]], batch: Sequence[Any]) -> list[Encoding]:
+    try:
+        return encode(batch)
+    except BaseException as error:
+        # A panic in Rust, as of a pattern that backtracks without end, is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        message = f"the tokenizer fails: {clean_message(f'{error}', 200)}"
+        raise RowError(Reason.DECODE_ERROR, message) from None
 
 
 def _joined(values: Sequence[Sequence[int]], dtype: type[Number]) -> npt.NDArray[Number]:
