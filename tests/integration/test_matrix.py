@@ -21,9 +21,10 @@ from badfiles import encode
 from checkout import PYTHONPATH
 from cli import pipeline, write_job
 from localserver import LocalServer
-from models import LABELS
+from models import LABELS, WORDS_OF_LABELS
 from PIL import Image
 from tars import Entry, pack
+from tiny_tokenizer import make_tokenizer
 
 from pipeline.commands.demo_photos import build_images
 from pipeline.commit.read import read_predictions
@@ -37,7 +38,7 @@ from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
-FORMATS = ("images", "parquet", "uris", "features", "webdataset")
+FORMATS = ("images", "parquet", "uris", "features", "webdataset", "texts")
 STORES = ("local", "s3", "gcs", "azure")
 CASES = ("clean", "bad rows", "kill -9")
 ALWAYS = {
@@ -46,6 +47,7 @@ ALWAYS = {
     ("uris", "s3", "bad rows"),
     ("features", "azure", "clean"),
     ("webdataset", "gcs", "bad rows"),
+    *(("texts", "s3", "kill -9"), ("texts", "gcs", "bad rows")),
 }
 """Cells that `make test` runs; `make long` runs the others."""
 TABLE = [
@@ -60,6 +62,13 @@ COLOURS = {
     "blue": (5, 30, 250),
 }
 NUM_ROWS, SLICE_ROWS = 20, 4
+MAX_TEXT_BYTES = 1000
+BAD_TEXTS: dict[str, tuple[bytes | None, str]] = {
+    "empty": (None, "null_input"),
+    "unidentified": (b"the \xff cat", "decode_error"),
+    "truncated": (b"the red cat " * 100, "too_large"),
+}
+"""Reason of a bad image -> the text in its place, and its reason."""
 Row = tuple[str, bytes, str]
 """Name, encoded image, and the label or the reason that it must get."""
 
@@ -98,7 +107,7 @@ def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any
         ids = [
             f"{i // len(shards[0])}.tar/{name.removesuffix('.png')}" for i, name in enumerate(ids)
         ]
-    if kind in ("parquet", "uris", "features"):
+    if kind in ("parquet", "uris", "features", "texts"):
         source |= {"format": "parquet", "id_column": "name"}
         for number, part in enumerate(shards):
             store.put(f"in/{number}.parquet", to_parquet(store, kind, part))
@@ -109,7 +118,17 @@ def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any
         outcomes = [
             len(data) + 0.5 if outcome in LABELS else "null_input" for _, data, outcome in rows
         ]
+    if kind == "texts":
+        source |= {"text_column": "body", "max_text_bytes": MAX_TEXT_BYTES}
+        outcomes = [BAD_TEXTS.get(outcome, ("", outcome))[1] for outcome in outcomes]
     return source, dict(zip(ids, outcomes, strict=True))
+
+
+def text_of(number: int, outcome: str) -> bytes | None:
+    """The text of a row: one that gives it its label, or a bad one."""
+    if outcome in BAD_TEXTS:
+        return BAD_TEXTS[outcome][0]
+    return f"the {WORDS_OF_LABELS[outcome]} cat sat {'on ' * number}mat".encode()
 
 
 def to_parquet(store: Store, kind: str, rows: list[Row]) -> bytes:
@@ -122,6 +141,8 @@ def to_parquet(store: Store, kind: str, rows: list[Row]) -> bytes:
     if kind == "features":
         columns["size"] = [len(data) for _, data, _ in rows]
         columns["half"] = [0.5 if outcome in LABELS else None for _, _, outcome in rows]
+    if kind == "texts":
+        columns["body"] = [text_of(row, outcome) for row, (_, _, outcome) in enumerate(rows)]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, row_group_size=6)
     return bytes(sink.getvalue().to_pybytes())
@@ -183,6 +204,11 @@ def test_every_row_ends_once_where_it_belongs(
     if kind == "features":
         targets = {"task": "regress", "targets": ["total", "largest"]}
         sections |= {"model": {"factory": "models:sums", **targets}, "transform": None}
+    if kind == "texts":
+        store.put("model/tokenizer.json", make_tokenizer().to_str().encode())
+        model = {"factory": "models:mentions", "labels": LABELS, "storage_options": options}
+        text = {"tokenizer": store.url("model/tokenizer.json"), "max_tokens": 16}
+        sections |= {"model": model, "text": text, "transform": None}
     job_path = write_job(
         tmp_path / "job.yaml",
         {**source, "storage_options": options},

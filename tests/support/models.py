@@ -13,10 +13,13 @@ import time
 import numpy as np
 import pyarrow as pa
 import torch
+from tiny_tokenizer import token_id
 from torch import nn
 
 SIZE_PX = 32
 LABELS = ["dark", "bright", "red", "green", "blue"]
+WORDS_OF_LABELS = {"dark": "slow", "bright": "fast", "red": "red", "green": "green", "blue": "blue"}
+"""Of a text that `mentions` gives the label."""
 TRANSFORM = {
     "size_px": SIZE_PX,
     "resize_px": SIZE_PX,
@@ -143,6 +146,32 @@ class Sums(nn.Module):
         return torch.stack([x.sum(dim=1), x.max(dim=1).values], dim=1)
 
 
+class Mentions(nn.Module):
+    """For texts of `tiny_tokenizer`: the label whose word they hold, (B, L) -> (B, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ids = [token_id(word) for word in WORDS_OF_LABELS.values()]
+        self.words = nn.Parameter(torch.tensor(ids, dtype=torch.float32), requires_grad=False)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        found = (input_ids[:, :, None] == self.words) & (attention_mask[:, :, None] == 1)
+        return 8.0 * found.any(dim=1).to(self.words.dtype)
+
+
+class DeadlyMentions(Mentions):
+    """Ends or stops its process over a text with some words, alone or in a batch."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        if (input_ids == token_id("one")).any():
+            os._exit(3)
+        if (input_ids == token_id("two")).any():
+            signal.raise_signal(signal.SIGSEGV)
+        if (input_ids == token_id("three")).any():
+            time.sleep(1e6)
+        return super().forward(input_ids, attention_mask)
+
+
 class Brightest:
     """Post-processing: the name of the leading channel, and how far it leads."""
 
@@ -165,6 +194,14 @@ def redness() -> nn.Module:
 
 def sums() -> nn.Module:
     return Sums()
+
+
+def mentions() -> nn.Module:
+    return Mentions()
+
+
+def deadly_mentions() -> nn.Module:
+    return DeadlyMentions()
 
 
 def brightest() -> Brightest:

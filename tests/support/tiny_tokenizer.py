@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from typing import TYPE_CHECKING
 
 from pipeline.preprocessing.text_settings import TextSettings
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = (
@@ -19,8 +21,15 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?-'"
 NUM_TOKENS = len(SPECIAL) + len(WORDS) + 2 * len(LETTERS)
 
 
+def token_id(word: str) -> int:
+    """Return the number of one of the words."""
+    return len(SPECIAL) + WORDS.index(word)
+
+
 def make_tokenizer() -> Tokenizer:
     """Return a tokenizer as BERT has it, with `NUM_TOKENS` entries."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
     names = [*SPECIAL, *WORDS, *(c for c in LETTERS if c not in WORDS)]
     names += [f"##{letter}" for letter in LETTERS]
     vocabulary = {name: number for number, name in enumerate(dict.fromkeys(names))}
