@@ -25,10 +25,7 @@ _TORCHSCRIPT = "is a TorchScript archive, which can run code when it is loaded"
 _EXPORTED = "is an exported program (torch.export), which can run code when it is loaded"
 _PICKLE = "is a pickle, which can run code when it is loaded"
 _KERAS = "is a Keras model; convert it to PyTorch, then"
-_ONNX = (
-    "is a whole model, not weights, and ONNX files are not run directly; of the PyTorch model that "
-    "it was made of"
-)
+_ONNX = "is a whole model, not weights: name it in model.path"
 _CHECKPOINT = (
     "is a training checkpoint, as Lightning writes it; save its weights alone: "
     'torch.save(torch.load(FILE, weights_only=True)["state_dict"], "w.pth")'
@@ -40,7 +37,7 @@ _BY_SUFFIX = {
     ".pkl": f"{_PICKLE}; {SAVE}",
     ".pickle": f"{_PICKLE}; {SAVE}",
     ".joblib": f"{_PICKLE}; {SAVE}",
-    ".onnx": f"{_ONNX} {SAVE}",
+    ".onnx": _ONNX,
     ".h5": f"{_KERAS} {SAVE}",
     ".hdf5": f"{_KERAS} {SAVE}",
     ".keras": f"{_KERAS} {SAVE}",

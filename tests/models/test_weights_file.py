@@ -174,7 +174,7 @@ def exported() -> bytes:
         (lambda: archive(model_dot_weights_dot_h5=b"", metadata_dot_json=b"{}"), "a Keras model"),
         (
             lambda: b"\x08\x08\x12\x07pytorch\x1a\x052.5.0",
-            "is a whole model, not weights, and ONNX",
+            "is a whole model, not weights: name it in",
         ),
         (lambda: archive(arr_0_dot_npy=b"x"), "is a zip archive that torch.save did not make"),
         (lambda: b"\x93NUMPY\x01\x00", "is a NumPy array"),
@@ -218,7 +218,7 @@ def test_a_checkpoint_with_objects_of_the_training_script_is_refused_by_their_na
         ("m.PT2", "is an exported program"),
         ("m.torchscript", "is a TorchScript archive"),
         ("m.pkl", "is a pickle, which can run code"),
-        ("det.onnx", "is a whole model, not weights, and ONNX files are not run directly"),
+        ("det.onnx", "is a whole model, not weights: name it in model.path"),
         ("m.h5", "is a Keras model"),
         ("m.keras", "is a Keras model"),
         ("last.ckpt", 'torch.save(torch.load(FILE, weights_only=True)["state_dict"], "w.pth")'),
