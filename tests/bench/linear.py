@@ -71,6 +71,11 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
     make_input(folder / "in" / "rows.parquet", num_rows)
     source = {"uri": str(folder / "in"), "format": "parquet"}
     job = write_job(folder / "job.yaml", source, str(folder / "out"))
+    return run_measured(job)
+
+
+def run_measured(job: str) -> dict[str, Any]:
+    """Run a job to its end, and sample the memory of its processes."""
     peaks: dict[str, list[float]] = {}
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -84,7 +89,7 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
     wall_s = time.perf_counter() - started
     output = process.stdout.read() if process.stdout else b""
     if process.returncode:
-        sys.exit(f"{num_rows} rows: the run ended with exit {process.returncode}")
+        sys.exit(f"{job}: the run ended with exit {process.returncode}")
     report = json.loads(output.splitlines()[-1])
     return {
         "rows": report["rows"]["computed"],

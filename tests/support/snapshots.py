@@ -17,7 +17,7 @@ TEXTS = (
     "rain in the city, and the long way home by the river",
 )
 PAIRS = (("the cat", "a dog sat"), ("rain", "the long way home"), ("a", "b"))
-_WORDS = (
+WORDS = (
     *("the", "cat", "sat", "on", "mat", "a", "dog", "rain", "in", "city", "and", "long"),
     *("way", "home", "by", "river", "query"),
 )
@@ -158,7 +158,7 @@ def write_tokenizer(folder: Path, manner: str, max_tokens: int = MAX_TOKENS) -> 
         special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     else:
         special = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
-    pieces = [*special.values(), *_LETTERS, *(f"##{each}" for each in _LETTERS), *_WORDS]
+    pieces = [*special.values(), *_LETTERS, *(f"##{each}" for each in _LETTERS), *WORDS]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer()
