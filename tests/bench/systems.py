@@ -165,19 +165,29 @@ def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
     whole_s = time.perf_counter() - started
     rows = report["rows"]["computed"]
     _check_rows(name, rows, case)
-    staged = list((out / "_control").rglob("staging/*/*.parquet"))
-    footers = {path: read_footer(Store(str(path.parent)), path.name) for path in staged}
+    staged = staged_slices(out)
     return {
         "whole": rows / whole_s,
-        "steady": steady_rate([end for path in staged for end in _row_ends(path, footers[path])]),
+        "steady": steady_of(staged),
         "slices": len(staged),
         "batch_size": report["model"]["batch_size"],
         "batch_tokens": report["model"].get("batch_tokens"),
         "out": str(out),
-        **_padding(footers.values()),
+        **_padding(staged.values()),
         "startup": {entry["part"]: entry["wall_s"] or 0.0 for entry in report["startup"]},
         "first_slice_s": min(path.stat().st_mtime for path in staged) - began,
     }
+
+
+def staged_slices(out: Path) -> dict[Path, Any]:
+    """Return the footers of all slices that a run staged, by the paths of their files."""
+    paths = (out / "_control").rglob("staging/*/*.parquet")
+    return {path: read_footer(Store(str(path.parent)), path.name) for path in paths}
+
+
+def steady_of(staged: Mapping[Path, Any]) -> float | None:
+    """Return rows/s of the second half of the rows; see `steady_rate`."""
+    return steady_rate([end for path, footer in staged.items() for end in _row_ends(path, footer)])
 
 
 def _row_ends(path: Path, staged: Any) -> list[float]:
