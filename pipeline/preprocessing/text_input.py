@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pipeline.core.arrays import as_array
 from pipeline.core.counters import TRUNCATED_ROWS, Counters, StageCounters, add, measure
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
+from pipeline.core.row_digests import num_bytes, row_digests
 from pipeline.core.schema import (
     ERROR,
     NUM_TOKENS,
@@ -137,7 +138,7 @@ class TextInput:
             return self._tokenised(rows, chosen)
         except RowError as error:
             if len(chosen) == 1:
-                failed[int(chosen[0])] = Failure(error.reason, STAGE, error.message)
+                failed[int(chosen[0])] = _failure(error, rows.slice(int(chosen[0]), 1))
                 return self._tokenised(rows, chosen[:0])
         tick()
         return pa.concat_tables(
@@ -226,6 +227,13 @@ class TextInput:
         from pipeline.preprocessing.normalise import Cast
 
         return Cast(torch.int64)
+
+
+def _failure(error: RowError, row: pa.Table) -> Failure:
+    names = [name for name in (TEXT, TEXT_PAIR) if name in row.column_names]
+    [digest] = row_digests(row, names)
+    sha256 = None if digest is None else digest.hex()
+    return Failure(error.reason, STAGE, error.message, sha256, num_bytes(row, names))
 
 
 def _padded(column: pa.ChunkedArray, counts: npt.NDArray[Any], pad: int) -> npt.NDArray[Any]:

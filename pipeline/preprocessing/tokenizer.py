@@ -92,11 +92,18 @@ def _encoded(encode: Callable[[Any], list[Encoding]], batch: Sequence[Any]) -> l
     try:
         return encode(batch)
     except BaseException as error:
-        # A panic in Rust, as of a pattern that backtracks without end, is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_of_library(error):
             raise
         message = f"the tokenizer fails: {clean_message(f'{error}', 200)}"
         raise RowError(Reason.DECODE_ERROR, message) from None
+
+
+def is_of_library(error: BaseException) -> bool:
+    """Tell whether an error is one of the library, and no interrupt.
+
+    A panic of its Rust code, as over a pattern that backtracks without end, is no Exception.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _joined(values: Sequence[Sequence[int]], dtype: type[Number]) -> npt.NDArray[Number]:
@@ -148,7 +155,9 @@ def parse_tokenizer(uri: str, data: bytes) -> Tokenizer:
         raise JobError(_EXTRA) from None
     try:
         return Tokenizer.from_str(data.decode("utf-8"))
-    except Exception as error:  # noqa: BLE001  # the library raises plain Exception
+    except BaseException as error:
+        if not is_of_library(error):
+            raise
         reason = clean_message(f"{error}", 200)
         raise JobError(f"text.tokenizer = {uri}: not a tokenizer.json: {reason}") from None
 

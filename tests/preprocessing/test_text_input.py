@@ -13,7 +13,15 @@ from tokenizers import Regex, pre_tokenizers
 
 from pipeline.core.counters import Counters
 from pipeline.core.failures import failure_columns
-from pipeline.core.schema import ERROR, ERROR_STAGE, MESSAGE, NUM_TOKENS, TRUNCATED
+from pipeline.core.schema import (
+    ERROR,
+    ERROR_STAGE,
+    MESSAGE,
+    NUM_BYTES,
+    NUM_TOKENS,
+    SHA256,
+    TRUNCATED,
+)
 from pipeline.preprocessing.model_input import Limits
 from pipeline.preprocessing.text_input import TextInput
 from pipeline.preprocessing.text_settings import TextSettings
@@ -54,6 +62,8 @@ def test_a_text_that_the_tokenizer_fails_over_costs_its_row(more: dict[str, Any]
         assert (errors[row], done[ERROR_STAGE][row].as_py()) == ("decode_error", "tokenize")
         assert "the tokenizer fails: " in done[MESSAGE][row].as_py()
         assert done[NUM_TOKENS][row].as_py() is None
+        assert done[NUM_BYTES][row].as_py() == len(POISON) * (2 if "has_pair" in more else 1)
+        assert len(done[SHA256][row].as_py()) == 64
     entry = counters["tokenize"]
     assert (entry["rows_in"], entry["rows_out"], entry["rows_quarantined"]) == (6, 4, 2)
     assert counters["truncated"]["rows_in"] == 4
