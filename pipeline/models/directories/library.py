@@ -5,9 +5,10 @@ The directory gives numbers and names; code comes from the installed library alo
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,7 +20,7 @@ _LAYERS = re.compile(r"(layers?|depths?|blocks|stages)$")
 """Keys that count layers, each of which is a Python object."""
 _MOST = {"num_labels": 1_000_000}
 _MAX_NUMBER = 1 << 40
-_MAX_LAYERS = 1024
+_MAX_LAYERS = 256
 _NOT_TAKEN = (
     "_attn_implementation",
     "attn_implementation",
@@ -30,6 +31,8 @@ _NOT_TAKEN = (
     "torchscript",
 )
 """Keys that choose how the library runs, not what it computes."""
+_SILENT = 50
+"""Level of the library's log: critical errors alone."""
 _ENCODERS = ("ModelWithProjection", "VisionModel", "TextModel", "EncoderModel")
 """Endings of classes that are encoders besides the one of their model type."""
 _WITHOUT_HEAD = ("ForMaskedLM", "ForPreTraining")
@@ -76,9 +79,10 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
         )
     plain = {key: value for key, value in values.items() if key not in _NOT_TAKEN}
     try:
-        return CONFIG_MAPPING[kind].from_dict({**plain, "use_cache": False})
+        with quiet():
+            return CONFIG_MAPPING[kind].from_dict({**plain, "use_cache": False})
     except Exception as error:  # the library checks values in many ways
-        raise refused(error, f"makes no configuration of {kind}") from error
+        raise refused(error, f"makes no configuration of {kind} of config.json") from error
 
 
 def check_numbers(values: Any, most_layers: int = _MAX_LAYERS, key: str = "") -> None:
@@ -178,3 +182,19 @@ def refused(error: Exception, what: str) -> JobError:
     """Return the one line of an error of the library."""
     told = clean_message(f"{type(error).__name__}: {error}", 200)
     return JobError(f"model.path: transformers {version('transformers')} {what}: {told}")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what the library itself reports, and its progress bars, from the terminal."""
+    from transformers.utils import logging
+
+    level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(_SILENT)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bar:
+            logging.enable_progress_bar()

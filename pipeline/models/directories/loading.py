@@ -7,13 +7,12 @@ numbers.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.library import base_of, refused
+from pipeline.models.directories.library import base_of, quiet, refused
 from pipeline.models.directories.tensors import (
     TensorHeader,
     repeating_tensors,
@@ -24,8 +23,6 @@ from pipeline.models.directories.tensors import (
 if TYPE_CHECKING:
     import torch
 
-_SILENT = 50
-"""Level of the library's log: critical errors alone."""
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
@@ -42,7 +39,7 @@ def check_fit(
     """
     import torch
 
-    with _quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         try:
             module = cls(config, **_without_pooler(cls, config))
         except Exception as error:
@@ -75,7 +72,7 @@ def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor])
         "attn_implementation": _attention(cls, config),
         **_without_pooler(cls, config),
     }
-    with _quiet():
+    with quiet():
         try:
             module, found = cls.from_pretrained(None, **options)
         except Exception as error:
@@ -151,21 +148,5 @@ def _names(cls: Any, config: Any) -> set[str]:
     """Return the names of all tensors of a class; no memory is used."""
     import torch
 
-    with _quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         return set(cls(config).state_dict())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's own report of loading, and its progress bars, from the terminal."""
-    from transformers.utils import logging
-
-    level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(_SILENT)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if had_bar:
-            logging.enable_progress_bar()

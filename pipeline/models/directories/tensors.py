@@ -28,6 +28,9 @@ _WHOLE = ("I64", "I32")
 """Buffers such as position_ids; no weights."""
 _SPARE = 64 << 20
 """Numbers that a model may have beyond twice those of its files."""
+_LENGTH_BYTES, _MAX_HEADER_BYTES = 8, 8 << 20
+"""A header of this length has 100,000 tensors, more than any model's file; what is made of it takes
+thirty times as much memory."""
 _SHOWN = 3
 
 
@@ -116,10 +119,18 @@ def _check(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(64)
         file.seek(0)
-        if head.startswith((b"\x80", b"PK\x03\x04")):
+        # The first bytes are a length, which may look like anything.
+        is_header = head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
+        if not is_header and head.startswith((b"\x80", b"PK\x03\x04")):
             raise JobError(
                 f"model.path: {path.name} is a pickle under another name, which can run code when "
                 "it is loaded; save the weights with the library: save_pretrained(NEW)"
+            )
+        length = int.from_bytes(head[:_LENGTH_BYTES], "little")
+        if is_header and length > _MAX_HEADER_BYTES:
+            raise JobError(
+                f"model.path: {path.name}: its header takes {length} bytes, at most "
+                f"{_MAX_HEADER_BYTES} can be: damaged? Copy it again"
             )
         try:
             check_weights(f"model.path: {path.name}", file, path.stat().st_size)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.described import TextFacts
 from pipeline.models.directories.json_files import check_size, read_object, whole
+from pipeline.preprocessing.tokenizer import is_of_library
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +23,17 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
+_PROMPT_TIMEOUT_S = 30
+_COUNT = """
+import sys
+from tokenizers import Tokenizer
+tokenizer = Tokenizer.from_file(sys.argv[1])
+tokenizer.no_truncation()
+tokenizer.no_padding()
+found = tokenizer.encode(sys.stdin.buffer.read().decode())
+print(len(found.ids) - (found.special_tokens_mask[-1:] == [1]))
+"""
+"""Counts the tokens of standard input, without the special one that closes a text."""
 _DEFAULT_TOKENS = 512
 """For a model and a tokenizer that both name no limit."""
 
@@ -34,19 +49,42 @@ def load_tokenizer(path: Path) -> Tokenizer:
     check_size(TOKENIZER, path.stat().st_size, path.name)
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001  # the library raises Exception itself
+    except BaseException as error:
+        if not is_of_library(error):
+            raise
         told = clean_message(str(error), 120)
         raise JobError(f"model.path: {path.name} is no tokenizer: {told}") from None
 
 
 def prompt_tokens(path: Path, prompt: str) -> int:
-    """Return how many tokens a prompt takes at the start of a text, special tokens included."""
-    tokenizer = load_tokenizer(path)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    encoded = tokenizer.encode(prompt)
-    is_closed = bool(encoded.special_tokens_mask) and encoded.special_tokens_mask[-1] == 1
-    return len(encoded.ids) - is_closed
+    """Return how many tokens a prompt takes at the start of a text, special tokens included.
+
+    In a process of its own, for a pattern of the tokenizer may never end, or write to the terminal.
+
+    Raises:
+        JobError: The tokenizer fails over it, or takes too long.
+    """
+    command = [sys.executable, "-c", _COUNT, str(path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        done = subprocess.run(  # noqa: S603  # our own code, over data
+            command,
+            input=prompt.encode("utf-8", "replace"),
+            env=environment,
+            capture_output=True,
+            timeout=_PROMPT_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        told = f"it takes more than {_PROMPT_TIMEOUT_S} s"
+    else:
+        if not done.returncode:
+            return int(done.stdout)
+        told = clean_message(done.stderr.decode(errors="replace").strip().rpartition("\n")[2], 120)
+    raise JobError(
+        f"model.path: {path.name} fails over the default prompt: {told}; mend its patterns, or "
+        "take the prompt out of config_sentence_transformers.json"
+    )
 
 
 def text_facts(

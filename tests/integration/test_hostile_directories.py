@@ -1,0 +1,93 @@
+"""Hostile model directories: one line that names the thing, before Ray starts, in bounded memory.
+
+Each is run by the real command, with an address where there is no Ray: what gets that far ends in
+another way.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cli import environment, write_job
+from forkedcommands import Ended, ForkedCommands
+from hostile import HOSTILE, QUICK
+from snapshots import make_snapshot
+
+MAX_MORE_BYTES = 512 << 20
+"""Memory of a command beyond its imports; the longest header of safetensors that is parsed takes
+most."""
+DATE = "2026-11-24"
+REFUSED, NO_RAY = 2, 7
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Good directories, of both kinds."""
+    folder = tmp_path_factory.mktemp("bases")
+    return {
+        "plain": make_snapshot(folder / "plain", "bert", "sequence", num_labels=3),
+        "sentence": make_snapshot(folder / "sentence", "bert", pooling="mean", dense=16),
+    }
+
+
+@pytest.fixture(scope="module")
+def commands(
+    bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ForkedCommands]:
+    cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+    with ForkedCommands(environment(cache), bases["plain"]) as forked:
+        yield forked
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    pq.write_table(pa.table({"body": ["the cat sat", "a dog"]}), folder / "s.parquet")
+    return folder
+
+
+def run(commands: ForkedCommands, model: Path, texts: Path, folder: Path) -> Ended:
+    source = {"uri": str(texts), "format": "parquet", "text_column": "body"}
+    job = write_job(
+        folder / "job.yaml",
+        source,
+        str(folder / "out"),
+        model={"path": str(model)},
+        transform=None,
+    )
+    nowhere = ("--address", "127.0.0.1:1")
+    return commands.run("run", job, "--date", DATE, *nowhere, stderr=folder / "stderr")
+
+
+def marked(name: str) -> Any:
+    return pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in HOSTILE])
+def test_it_is_refused_in_one_line_and_nothing_is_run(
+    name: str, bases: dict[str, Path], commands: ForkedCommands, texts: Path, tmp_path: Path
+):
+    case, folder, marker = HOSTILE[name], tmp_path / "model", tmp_path / "marker"
+    shutil.copytree(bases[case.base], folder)
+    case.change(folder, marker)
+    ended = run(commands, folder, texts, tmp_path)
+    assert not marker.exists()
+    assert ended.more_bytes < MAX_MORE_BYTES, f"{ended.more_bytes / 2**20:.0f} MiB"
+    assert "root:" not in ended.stderr, "it shows a line of /etc/passwd"
+    if not case.says:
+        assert ended.code == NO_RAY, ended.stderr
+        return
+    assert ended.code == REFUSED, ended.stderr
+    told = [each for each in ended.stderr.splitlines() if " INFO " not in each]
+    [line] = [each for each in told if not each.startswith("report: ")]
+    assert line.startswith("error: ")
+    assert "model.path" in line or str(folder) in line, line
+    assert case.says in line
+    assert len(line) < 600
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.parquet"))

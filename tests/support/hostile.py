@@ -1,0 +1,382 @@
+"""Model directories that lie, lead elsewhere, or bring code: changes to a good one, by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snapshots import change_json, write_json
+
+GIB = 1 << 30
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
+
+
+class Payload:
+    """Writes the marker file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A change to a good directory, and what the one line must say."""
+
+    change: Callable[[Path, Path], None]
+    """Takes the directory and the marker that nothing may write."""
+    says: str
+    """A part of the line; '' where the change must not matter."""
+    base: str = "plain"
+    """Which directory: `plain` of transformers, `sentence` of sentence-transformers."""
+
+
+QUICK = (
+    *("auto_map", "a module of its own", "a kernel of the hub", "pytorch_model.bin alone"),
+    *("a pickle named safetensors", "a pickle beside the weights", "a header of 100 GB"),
+    *("offsets that overlap", "a tokenizer of 1 GB", "a pattern without end", "a config of 1 GB"),
+    *("hidden_size 10**9", "10**6 layers", "config leads to /etc/passwd", "weights are a pipe"),
+    *("weights lead to themselves", "module path ../pooling", "weight map to /etc/passwd"),
+)
+"""One of each kind; `make long` runs the others."""
+
+
+def _change(file: str, **values: Any) -> Callable[[Path, Path], None]:
+    return lambda folder, marker: change_json(folder / file, **values)
+
+
+def _write(file: str, data: bytes) -> Callable[[Path, Path], None]:
+    def change(folder: Path, marker: Path) -> None:
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).write_bytes(data)
+
+    return change
+
+
+def _sparse(file: str, size_bytes: int) -> Callable[[Path, Path], None]:
+    def change(folder: Path, marker: Path) -> None:
+        with (folder / file).open("r+b" if (folder / file).exists() else "wb") as opened:
+            opened.truncate(size_bytes)
+
+    return change
+
+
+def _pickled(file: str, *removed: str) -> Callable[[Path, Path], None]:
+    def change(folder: Path, marker: Path) -> None:
+        for name in removed:
+            (folder / name).unlink()
+        (folder / file).write_bytes(pickle.dumps(Payload(marker)))
+
+    return change
+
+
+def _torch_saved(folder: Path, marker: Path) -> None:
+    import torch
+
+    torch.save({"weight": torch.zeros(2), "more": Payload(marker)}, folder / WEIGHTS)
+
+
+def _code(file: str, **values: Any) -> Callable[[Path, Path], None]:
+    """Name a module of the directory, which would write the marker, in a JSON file."""
+
+    def change(folder: Path, marker: Path) -> None:
+        (folder / "modeling_own.py").write_text(f"open({str(marker)!r}, 'w')\nclass Own: ...\n")
+        change_json(folder / file, **values)
+
+    return change
+
+
+def _link(file: str, target: str) -> Callable[[Path, Path], None]:
+    def change(folder: Path, marker: Path) -> None:
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).symlink_to(target)
+
+    return change
+
+
+def _fifo(file: str) -> Callable[[Path, Path], None]:
+    def change(folder: Path, marker: Path) -> None:
+        (folder / file).unlink()
+        os.mkfifo(folder / file)
+
+    return change
+
+
+def _linked_folder(folder: Path, marker: Path) -> None:
+    (folder / "1_Pooling").rename(folder.parent / "pooling")
+    (folder / "1_Pooling").symlink_to(folder.parent / "pooling")
+
+
+def _header(length: int | None, text: bytes, data: bytes = b"") -> Callable[[Path, Path], None]:
+    length = len(text) if length is None else length
+    return _write(WEIGHTS, struct.pack("<Q", length) + text + data)
+
+
+def _tensors(*entries: tuple[str, list[int], list[int]], data: int = 64) -> Any:
+    """A file whose header says dtype F32, a shape and the offsets of each tensor."""
+    header = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+        for name, shape, offsets in entries
+    }
+    return _header(None, json.dumps(header).encode(), bytes(data))
+
+
+def _reheaded(
+    change: Callable[[dict[str, Any]], None], first_byte: int | None = None
+) -> Callable[[Path, Path], None]:
+    """Change the header of the good weights; the data stays.
+
+    Args:
+        change: Of the parsed header.
+        first_byte: Of the file, to which the header is padded.
+    """
+
+    def act(folder: Path, marker: Path) -> None:
+        old = (folder / WEIGHTS).read_bytes()
+        length = struct.unpack("<Q", old[:8])[0]
+        header = json.loads(old[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        if first_byte is not None:
+            text += b" " * ((first_byte - len(text)) % 256)
+        (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + old[8 + length :])
+
+    return act
+
+
+def _renamed(header: dict[str, Any]) -> None:
+    header["bert.evil.weight"] = header.pop("classifier.bias")
+
+
+def _transposed(header: dict[str, Any]) -> None:
+    entry = header["bert.embeddings.word_embeddings.weight"]
+    entry["shape"] = entry["shape"][::-1]
+
+
+def _one_without(folder: Path, marker: Path) -> None:
+    """Take a tensor out, data and all."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / WEIGHTS)
+    del tensors["classifier.weight"]
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _one_more(folder: Path, marker: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = {**load_file(folder / WEIGHTS), "bert.evil.weight": torch.zeros(2)}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _indexed(**weight_map: str) -> Callable[[Path, Path], None]:
+    def change(folder: Path, marker: Path) -> None:
+        (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+        write_json(folder / INDEX, {"weight_map": weight_map})
+
+    return change
+
+
+def _modules(path: str, kind: str = "sentence_transformers.models.Pooling") -> Any:
+    def change(folder: Path, marker: Path) -> None:
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[1] |= {"path": path, "type": kind}
+        write_json(folder / "modules.json", modules)
+
+    return change
+
+
+def _pattern(pattern: str, prompt: str = "a" * 40 + "!") -> Callable[[Path, Path], None]:
+    """A prompt of the directory over which a pattern of its tokenizer backtracks without end."""
+
+    def change(folder: Path, marker: Path) -> None:
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+        change_json(folder / TOKENIZER, pre_tokenizer={**split, "invert": False})
+        _prompt(prompt)(folder, marker)
+
+    return change
+
+
+def _prompt(prompt: str) -> Callable[[Path, Path], None]:
+    def change(folder: Path, marker: Path) -> None:
+        values = {"prompts": {"query": prompt}, "default_prompt_name": "query"}
+        write_json(folder / "config_sentence_transformers.json", values)
+        change_json(folder / "1_Pooling" / "config.json", include_prompt=False)
+
+    return change
+
+
+def _deep(depth: int) -> bytes:
+    return b'{"a":' + b"[" * depth + b"]" * depth + b"}"
+
+
+_IS_PICKLE = "is a pickle, which can run code when it is loaded"
+_PICKLES = ("pytorch_model.bin", "model.pt", "model.pth", "w.pkl", "w.pickle", "w.joblib")
+_ENDLESS = "[" * 100_000
+
+HOSTILE: Mapping[str, Case] = {
+    # ---- code of the directory
+    "auto_map": Case(_code(CONFIG, auto_map={"AutoModel": "modeling_own.Own"}), "has auto_map"),
+    "auto_map of the tokenizer": Case(
+        _code(TOKENIZER_CONFIG, auto_map={"AutoTokenizer": ["modeling_own.Own", None]}),
+        "tokenizer_config.json has auto_map",
+    ),
+    "auto_map inside": Case(
+        _code(CONFIG, text_config={"auto_map": {"AutoConfig": "modeling_own.Own"}}), "has auto_map"
+    ),
+    "a type of its own": Case(
+        _code(CONFIG, model_type="own", architectures=["Own"]), 'model_type is "own"'
+    ),
+    "a class of its own": Case(_code(CONFIG, architectures=["modeling_own.Own"]), "'modeling_own"),
+    "a function of the library": Case(_change(CONFIG, architectures=["pipeline"]), "'pipeline'"),
+    "a kernel of the hub": Case(_change(CONFIG, attn_implementation="own/kernel"), ""),
+    "a kernel of the hub, privately": Case(
+        _change(CONFIG, _attn_implementation="own/kernel", _attn_implementation_internal="a/b"), ""
+    ),
+    "a tokenizer class of its own": Case(
+        _code(TOKENIZER_CONFIG, tokenizer_class="modeling_own.Own"), ""
+    ),
+    "a module of its own": Case(
+        _modules("1_Pooling", "modeling_own.Own"), 'class "modeling_own.Own"', "sentence"
+    ),
+    "a function as a module": Case(
+        _modules("1_Pooling", "os.system"), 'class "os.system"', "sentence"
+    ),
+    "a function as an activation": Case(
+        _change("2_Dense/config.json", activation_function="os.system"), "os.system", "sentence"
+    ),
+    # ---- pickles
+    **{f"{name} alone": Case(_pickled(name, WEIGHTS), _IS_PICKLE) for name in _PICKLES},
+    "last.ckpt alone": Case(_pickled("last.ckpt", WEIGHTS), "is a training checkpoint"),
+    "a pickle named safetensors": Case(_pickled(WEIGHTS), "is a pickle under another name"),
+    "torch.save named safetensors": Case(_torch_saved, "is a pickle under another name"),
+    "a pickle beside the weights": Case(_pickled("pytorch_model.bin"), ""),
+    "a pickle of arguments": Case(_pickled("training_args.bin"), ""),
+    "a pickle as config": Case(_pickled(CONFIG), "config.json is no JSON"),
+    "a pickle as tokenizer": Case(_pickled(TOKENIZER), "tokenizer.json is no tokenizer"),
+    "a pickle as tokenizer_config": Case(_pickled(TOKENIZER_CONFIG), "is no JSON"),
+    # ---- safetensors
+    "a header of 100 GB": Case(_header(100 * GIB, b"{}"), "its header takes 107374182400 bytes"),
+    "a header longer than the file": Case(_header(1 << 20, b"{}"), "is cut off"),
+    "a header without end": Case(_header(None, b'{"a":' + _ENDLESS.encode()), "its header is no"),
+    "a header of numbers": Case(_header(None, b'{"a": 1}'), "its header is no list of tensors"),
+    "offsets beyond the file": Case(_tensors(("a", [1 << 28], [0, 1 << 30])), "is cut off"),
+    "negative offsets": Case(_tensors(("a", [4], [-16, 0])), "its header is no list of tensors"),
+    "offsets that overlap": Case(
+        _tensors(("a", [8], [0, 32]), ("b", [8], [16, 48]), data=48), "is damaged: "
+    ),
+    "offsets with a hole": Case(
+        _tensors(("a", [4], [0, 16]), ("b", [4], [32, 48]), data=48), "is damaged: "
+    ),
+    "an absurd shape": Case(_tensors(("a", [10**9, 10**9], [0, 64])), "is damaged: "),
+    "a shape that overflows": Case(_tensors(("a", [2**40, 2**40], [0, 64])), "is damaged: "),
+    "an empty absurd shape": Case(_tensors(("a", [0, 2**50], [0, 0]), data=0), "do not fit"),
+    "an unknown dtype": Case(
+        _header(None, b'{"a": {"dtype": "OS", "shape": [1], "data_offsets": [0, 4]}}', bytes(4)),
+        "is damaged: ",
+    ),
+    "good weights that begin as a pickle does": Case(_reheaded(dict.copy, first_byte=0x80), ""),
+    "a tensor missing": Case(_one_without, "tensors 1 missing (classifier.weight)"),
+    "a tensor too many": Case(_one_more, "tensors 1 unexpected (bert.evil.weight)"),
+    "a tensor renamed": Case(_reheaded(_renamed), "1 missing (classifier.bias); 1 unexpected"),
+    "a tensor transposed": Case(_reheaded(_transposed), "1 of another shape"),
+    "a header of 400,000 tensors": Case(
+        _tensors(*((f"t{index:06}", [0], [0, 0]) for index in range(400_000)), data=0),
+        "bytes, at most 8388608 can be",
+    ),
+    "a header of 100,000 tensors": Case(
+        _tensors(*((f"t{index:06}", [0], [0, 0]) for index in range(100_000)), data=0),
+        "do not fit",
+    ),
+    "no weights at all": Case(_write(WEIGHTS, b""), "is empty (0 bytes)"),
+    # ---- tokenizers
+    "a tokenizer of 1 GB": Case(_sparse(TOKENIZER, GIB), "has 1073741824 bytes, at most"),
+    "a tokenizer without end": Case(_write(TOKENIZER, _ENDLESS.encode()), "is no tokenizer"),
+    "a pattern without end": Case(_pattern(r"(a+)+$"), "fails over the default prompt", "sentence"),
+    "a pattern that takes hours": Case(
+        _pattern(r"a*a*[bc]", ("a" * 4000 + "!") * 50 + "b"), "it takes more than 30 s", "sentence"
+    ),
+    "a pattern that is none": Case(_pattern(r"(a"), "is no tokenizer", "sentence"),
+    # ---- configs
+    "a config of 1 GB": Case(_sparse(CONFIG, GIB), "has 1073741824 bytes, at most 1048576"),
+    "an index of 1 GB": Case(_sparse(INDEX, GIB), "has 1073741824 bytes, at most 16777216"),
+    "modules of 1 GB": Case(_sparse("modules.json", GIB), "has 1073741824 bytes", "sentence"),
+    "a config without end": Case(_write(CONFIG, _ENDLESS.encode()), "config.json is no JSON"),
+    "a deep config": Case(_write(CONFIG, _deep(100_000)), "config.json is no JSON"),
+    "a config of a list": Case(_write(CONFIG, b"[1]"), "holds a list, expected an object"),
+    "a number of 5,000 digits": Case(
+        _write(CONFIG, b'{"hidden_size": ' + b"9" * 5000 + b"}"), "config.json is no JSON"
+    ),
+    "hidden_size 10**9": Case(_change(CONFIG, hidden_size=10**9), "config.json"),
+    "hidden_size 2**62": Case(_change(CONFIG, hidden_size=2**62), "hidden_size is"),
+    "10**6 layers": Case(_change(CONFIG, num_hidden_layers=10**6), "num_hidden_layers is 1000000"),
+    "256 layers": Case(_change(CONFIG, num_hidden_layers=256), "config.json"),
+    "a vocabulary of 10**12": Case(_change(CONFIG, vocab_size=10**12), "config.json"),
+    "10**9 labels": Case(_change(CONFIG, num_labels=10**9), "num_labels is 1000000000"),
+    "10**12 positions": Case(_change(CONFIG, max_position_embeddings=10**12), "config.json"),
+    "a size below zero": Case(_change(CONFIG, hidden_size=-32), "config.json"),
+    "a vocabulary below zero": Case(_change(CONFIG, vocab_size=-1), "config.json"),
+    "a size with a fraction": Case(_change(CONFIG, hidden_size=32.5), "config.json"),
+    "a size of NaN": Case(_change(CONFIG, hidden_size=float("nan")), "config.json"),
+    "a size of Infinity": Case(_change(CONFIG, intermediate_size=float("inf")), "config.json"),
+    "a size as text": Case(_change(CONFIG, hidden_size="32; import os"), "config.json"),
+    "no heads": Case(_change(CONFIG, num_attention_heads=0), "config.json"),
+    "labels as a list": Case(_change(CONFIG, id2label=[1, 2]), "config.json"),
+    "no architectures": Case(_change(CONFIG, architectures=[]), "architectures is []"),
+    "architectures as numbers": Case(_change(CONFIG, architectures=[1]), "architectures is [1]"),
+    "quantised": Case(
+        _change(CONFIG, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "has quantization_config",
+    ),
+    "a dense layer of 10**12": Case(
+        _change("2_Dense/config.json", in_features=10**6, out_features=10**6),
+        "2_Dense",
+        "sentence",
+    ),
+    "a limit below zero": Case(
+        _change(TOKENIZER_CONFIG, model_max_length=-5), "model_max_length is -5"
+    ),
+    "a prompt of numbers": Case(
+        _write("config_sentence_transformers.json", b'{"prompts": {"a": 1}}'), "prompts", "sentence"
+    ),
+    # ---- links and other files
+    "config leads to /etc/passwd": Case(_link(CONFIG, "/etc/passwd"), "config.json is no JSON"),
+    "weights lead to /etc/passwd": Case(_link(WEIGHTS, "/etc/passwd"), "is no safetensors"),
+    "tokenizer leads to /etc/passwd": Case(_link(TOKENIZER, "/etc/passwd"), "is no tokenizer"),
+    "config leads to a folder": Case(_link(CONFIG, "/etc"), "config.json"),
+    "weights lead to a folder": Case(_link(WEIGHTS, "/etc"), "model.safetensors"),
+    "config leads nowhere": Case(_link(CONFIG, "/nowhere/at/all"), "config.json"),
+    "weights lead nowhere": Case(_link(WEIGHTS, "/nowhere/at/all"), "model.safetensors"),
+    "config leads to itself": Case(_link(CONFIG, CONFIG), "symbolic links run in circles"),
+    "weights lead to themselves": Case(_link(WEIGHTS, WEIGHTS), "symbolic links run in circles"),
+    "config leads to /dev/zero": Case(_link(CONFIG, "/dev/zero"), "config.json"),
+    "weights lead to /dev/zero": Case(_link(WEIGHTS, "/dev/zero"), "model.safetensors"),
+    "config is a pipe": Case(_fifo(CONFIG), "config.json"),
+    "weights are a pipe": Case(_fifo(WEIGHTS), "model.safetensors"),
+    "a module leads to a folder elsewhere": Case(
+        _linked_folder, "is a link to a folder", "sentence"
+    ),
+    # ---- paths
+    **{
+        f"module path {path}": Case(_modules(path), "is no folder of the directory", "sentence")
+        for path in ("../pooling", "1_Pooling/../../x", "/etc", "..\\x", "a\0b")
+    },
+    **{
+        f"weight map to {path}": Case(_indexed(a=path), "expected a .safetensors file beside it")
+        for path in ("../w.safetensors", "/etc/passwd", "sub/w.safetensors", "w.bin", "..")
+    },
+    "weight map to nothing": Case(_indexed(a="w.safetensors"), "w.safetensors is missing"),
+    "weight map to other tensors": Case(
+        _indexed(a="model-00001-of-00001.safetensors"), "its files differ"
+    ),
+}
