@@ -20,6 +20,7 @@ import pytest
 from badfiles import encode
 from checkout import PYTHONPATH
 from cli import pipeline, write_job
+from jsonl_shards import CODECS
 from localserver import LocalServer
 from models import LABELS, WORDS_OF_LABELS
 from PIL import Image
@@ -38,7 +39,7 @@ from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
-FORMATS = ("images", "parquet", "uris", "features", "webdataset", "texts")
+FORMATS = ("images", "parquet", "uris", "features", "webdataset", "texts", "jsonl")
 STORES = ("local", "s3", "gcs", "azure")
 CASES = ("clean", "bad rows", "kill -9")
 ALWAYS = {
@@ -47,7 +48,7 @@ ALWAYS = {
     ("uris", "s3", "bad rows"),
     ("features", "azure", "clean"),
     ("webdataset", "gcs", "bad rows"),
-    *(("texts", "s3", "kill -9"), ("texts", "gcs", "bad rows")),
+    *(("texts", "s3", "kill -9"), ("texts", "azure", "clean"), ("jsonl", "gcs", "bad rows")),
 }
 """Cells that `make test` runs; `make long` runs the others."""
 TABLE = [
@@ -63,6 +64,7 @@ COLOURS = {
 }
 NUM_ROWS, SLICE_ROWS = 20, 4
 MAX_TEXT_BYTES = 1000
+TEXT_KINDS, JSONL_SUFFIXES = ("texts", "jsonl"), (".jsonl.gz", ".jsonl.zst")
 BAD_TEXTS: dict[str, tuple[bytes | None, str]] = {
     "empty": (None, "null_input"),
     "unidentified": (b"the \xff cat", "decode_error"),
@@ -95,7 +97,6 @@ def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any
     """Put the rows into a store; return the job's source, and the label or reason of each id."""
     source: dict[str, Any] = {"uri": store.url("in"), "format": kind}
     ids = [name for name, _, _ in rows]
-    outcomes: list[Any] = [outcome for _, _, outcome in rows]
     if kind in ("images", "uris"):
         folder = "in" if kind == "images" else "photos"
         for name, data, _ in rows:
@@ -111,17 +112,33 @@ def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any
         source |= {"format": "parquet", "id_column": "name"}
         for number, part in enumerate(shards):
             store.put(f"in/{number}.parquet", to_parquet(store, kind, part))
-    if kind == "uris":
-        source |= {"uri_column": "link", "uri_roots": [store.url("photos")]}
+    if kind == "jsonl":
+        ids = write_lines(store, shards)
+    texts = {"text_column": "body", "max_text_bytes": MAX_TEXT_BYTES}
+    source |= {
+        "uris": {"uri_column": "link", "uri_roots": [store.url("photos")]},
+        "features": {"features": ["size", "half"]},
+        **dict.fromkeys(TEXT_KINDS, texts),
+    }.get(kind, {})
+    return source, dict(zip(ids, (outcome_of(kind, row) for row in rows), strict=True))
+
+
+def outcome_of(kind: str, row: Row) -> Any:
+    """The label, number or reason that a row must get where its input is of some kind."""
+    _, data, outcome = row
     if kind == "features":
-        source["features"] = ["size", "half"]
-        outcomes = [
-            len(data) + 0.5 if outcome in LABELS else "null_input" for _, data, outcome in rows
-        ]
-    if kind == "texts":
-        source |= {"text_column": "body", "max_text_bytes": MAX_TEXT_BYTES}
-        outcomes = [BAD_TEXTS.get(outcome, ("", outcome))[1] for outcome in outcomes]
-    return source, dict(zip(ids, outcomes, strict=True))
+        return len(data) + 0.5 if outcome in LABELS else "null_input"
+    return BAD_TEXTS[outcome][1] if kind in TEXT_KINDS and outcome in BAD_TEXTS else outcome
+
+
+def write_lines(store: Store, shards: list[list[Row]]) -> list[str]:
+    """Put shards of texts as JSON lines into a store, and return the ids of their rows."""
+    ids: list[str] = []
+    for number, (suffix, part) in enumerate(zip(JSONL_SUFFIXES, shards, strict=True)):
+        path = f"{number}{suffix}"
+        store.put(f"in/{path}", CODECS[suffix](to_lines(len(ids), part)))
+        ids += [f"{path}#{row}" for row in range(len(part))]
+    return ids
 
 
 def text_of(number: int, outcome: str) -> bytes | None:
@@ -129,6 +146,13 @@ def text_of(number: int, outcome: str) -> bytes | None:
     if outcome in BAD_TEXTS:
         return BAD_TEXTS[outcome][0]
     return f"the {WORDS_OF_LABELS[outcome]} cat sat {'on ' * number}mat".encode()
+
+
+def to_lines(first: int, rows: list[Row]) -> bytes:
+    """One shard of texts as JSON lines; bytes that are not UTF-8 stand in them as they are."""
+    texts = [text_of(first + index, outcome) for index, (_, _, outcome) in enumerate(rows)]
+    values = [b"null" if text is None else b'"%s"' % text for text in texts]
+    return b"".join(b'{"body": %s}\n' % value for value in values)
 
 
 def to_parquet(store: Store, kind: str, rows: list[Row]) -> bytes:
@@ -204,7 +228,7 @@ def test_every_row_ends_once_where_it_belongs(
     if kind == "features":
         targets = {"task": "regress", "targets": ["total", "largest"]}
         sections |= {"model": {"factory": "models:sums", **targets}, "transform": None}
-    if kind == "texts":
+    if kind in TEXT_KINDS:
         store.put("model/tokenizer.json", make_tokenizer().to_str().encode())
         model = {"factory": "models:mentions", "labels": LABELS, "storage_options": options}
         text = {"tokenizer": store.url("model/tokenizer.json"), "max_tokens": 16}
