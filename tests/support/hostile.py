@@ -266,7 +266,7 @@ HOSTILE: Mapping[str, Case] = {
     "a pickle as tokenizer": Case(_pickled(TOKENIZER), "tokenizer.json is no tokenizer"),
     "a pickle as tokenizer_config": Case(_pickled(TOKENIZER_CONFIG), "is no JSON"),
     # ---- safetensors
-    "a header of 100 GB": Case(_header(100 * GIB, b"{}"), "its header takes 107374182400 bytes"),
+    "a header of 100 GB": Case(_header(100 * GIB, b"{}"), "its header claims 107374182400 bytes"),
     "a header longer than the file": Case(_header(1 << 20, b"{}"), "is cut off"),
     "a header without end": Case(_header(None, b'{"a":' + _ENDLESS.encode()), "its header is no"),
     "a header of numbers": Case(_header(None, b'{"a": 1}'), "its header is no list of tensors"),

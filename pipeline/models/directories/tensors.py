@@ -129,7 +129,7 @@ def _check(path: Path) -> None:
         length = int.from_bytes(head[:_LENGTH_BYTES], "little")
         if is_header and length > _MAX_HEADER_BYTES:
             raise JobError(
-                f"model.path: {path.name}: its header takes {length} bytes, at most "
+                f"model.path: {path.name}: its header claims {length} bytes, at most "
                 f"{_MAX_HEADER_BYTES} can be: damaged? Copy it again"
             )
         try:
