@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli import environment, write_job
 from forkedcommands import Ended, ForkedCommands
-from hostile import HOSTILE, QUICK
+from hostile import HOSTILE, ONNX, QUICK, TOKENIZER
 from snapshots import make_snapshot
+from tiny_tokenizer import make_tokenizer
 
 MAX_MORE_BYTES = 512 << 20
 """Memory of a command beyond its imports; the longest header of safetensors that is parsed takes
@@ -28,11 +30,15 @@ REFUSED, NO_RAY = 2, 7
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Good directories, of both kinds."""
+    """Good directories, of each kind."""
     folder = tmp_path_factory.mktemp("bases")
+    (folder / "onnx").mkdir()
+    onnx_files.save(onnx_files.text_model(), folder / "onnx" / ONNX)
+    make_tokenizer().save(str(folder / "onnx" / TOKENIZER))
     return {
         "plain": make_snapshot(folder / "plain", "bert", "sequence", num_labels=3),
         "sentence": make_snapshot(folder / "sentence", "bert", pooling="mean", dense=16),
+        "onnx": folder / "onnx",
     }
 
 
@@ -76,7 +82,8 @@ def test_it_is_refused_in_one_line_and_nothing_is_run(
     case, folder, marker = HOSTILE[name], tmp_path / "model", tmp_path / "marker"
     shutil.copytree(bases[case.base], folder)
     case.change(folder, marker)
-    ended = run(commands, folder, texts, tmp_path)
+    model = folder / ONNX if case.base == "onnx" else folder
+    ended = run(commands, model, texts, tmp_path)
     assert not marker.exists()
     assert ended.more_bytes < MAX_MORE_BYTES, f"{ended.more_bytes / 2**20:.0f} MiB"
     assert "root:" not in ended.stderr, "it shows a line of /etc/passwd"

@@ -15,6 +15,7 @@ from snapshots import change_json, write_json
 
 GIB = 1 << 30
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ONNX = "m.onnx"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 
 
@@ -37,7 +38,8 @@ class Case:
     says: str
     """A part of the line; '' where the change must not matter."""
     base: str = "plain"
-    """Which directory: `plain` of transformers, `sentence` of sentence-transformers."""
+    """Which directory: `plain` of transformers, `sentence` of sentence-transformers; `onnx` with an
+    .onnx file."""
 
 
 QUICK = (
@@ -46,6 +48,7 @@ QUICK = (
     *("offsets that overlap", "a tokenizer of 1 GB", "a pattern without end", "a config of 1 GB"),
     *("hidden_size 10**9", "10**6 layers", "config leads to /etc/passwd", "weights are a pipe"),
     *("weights lead to themselves", "module path ../pooling", "weight map to /etc/passwd"),
+    *("onnx data in ../weights.bin", "an operator of its own"),
 )
 """One of each kind; `make long` runs the others."""
 
@@ -216,6 +219,36 @@ def _prompt(prompt: str) -> Callable[[Path, Path], None]:
     return change
 
 
+def _onnx_apart(**where: str) -> Callable[[Path, Path], None]:
+    """Say of a tensor of the file that it lies elsewhere."""
+
+    def change(folder: Path, marker: Path) -> None:
+        import onnx_files
+
+        model = onnx_files.place_apart(onnx_files.text_model(), **where)
+        onnx_files.save(model, folder / ONNX)
+
+    return change
+
+
+def _onnx_linked(folder: Path, marker: Path) -> None:
+    import onnx_files
+
+    onnx_files.save_apart(onnx_files.text_model(), folder / ONNX)
+    (folder / "weights.bin").rename(folder.parent / "weights.bin")
+    (folder / "weights.bin").symlink_to(folder.parent / "weights.bin")
+
+
+def _onnx_custom(folder: Path, marker: Path) -> None:
+    import onnx_files
+    from onnx import helper
+
+    model = onnx_files.text_model()
+    model.graph.node.append(helper.make_node("Run", ["sentence"], ["more"], domain="my.ops"))
+    model.opset_import.append(helper.make_opsetid("my.ops", 1))
+    onnx_files.save(model, folder / ONNX)
+
+
 def _deep(depth: int) -> bytes:
     return b'{"a":' + b"[" * depth + b"]" * depth + b"}"
 
@@ -378,5 +411,25 @@ HOSTILE: Mapping[str, Case] = {
     "weight map to nothing": Case(_indexed(a="w.safetensors"), "w.safetensors is missing"),
     "weight map to other tensors": Case(
         _indexed(a="model-00001-of-00001.safetensors"), "its files differ"
+    ),
+    # ---- .onnx files
+    **{
+        f"onnx data in {place}": Case(
+            _onnx_apart(location=place), "outside the directory of the file itself", "onnx"
+        )
+        for place in ("../weights.bin", "/etc/passwd", "a/../../weights.bin")
+    },
+    "onnx data that is not there": Case(
+        _onnx_apart(location="none.bin"), "there is no such file beside it", "onnx"
+    ),
+    "onnx data of 1 TB": Case(
+        _onnx_apart(location=TOKENIZER, offset="0", length=str(1 << 40)), "m.onnx", "onnx"
+    ),
+    "onnx data behind a link": Case(_onnx_linked, "which is a link", "onnx"),
+    "an operator of its own": Case(_onnx_custom, "custom operator 'Run'", "onnx"),
+    "a pickle named onnx": Case(_pickled(ONNX), "is not an ONNX model", "onnx"),
+    "an onnx file of 3 GB": Case(_sparse(ONNX, 3 * GIB), "more than protobuf reads", "onnx"),
+    "an onnx file that leads to /etc/passwd": Case(
+        _link(ONNX, "/etc/passwd"), "is not an ONNX model", "onnx"
     ),
 }
