@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from cli import pipeline, write_job
 from PIL import Image
+from tiny_tokenizer import make_tokenizer
 
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import JobError
@@ -61,6 +62,24 @@ def test_the_first_row_that_can_be_read_and_does_not_crash_is_shown(tmp_path: Pa
         '1 row (2.png) -> label "red" 0.99, 5 outputs, 5 labels',
     )
     assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+def test_the_first_text_that_can_be_read_and_does_not_crash_is_shown(tmp_path: Path) -> None:
+    make_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "in").mkdir()
+    texts = pa.table({"body": [None, "one cat ends it", "the red cat"]})
+    pq.write_table(texts, tmp_path / "in" / "s.parquet")
+    path = write_job(
+        tmp_path / "job.yaml",
+        {"uri": str(tmp_path / "in"), "format": "parquet", "text_column": "body"},
+        str(tmp_path / "out"),
+        model=model("deadly_mentions"),
+        text={"tokenizer": str(tmp_path / "tokenizer.json"), "max_tokens": 16},
+        transform=None,
+    )
+    found = attempt(load_job(path, date=dt.date(2026, 11, 24)))
+    assert found.status == "ok", found.found
+    assert found.found.startswith('1 row (s.parquet#2) -> label "red" 1.00')
 
 
 @pytest.mark.parametrize(
