@@ -30,12 +30,13 @@ settings.load_profile("same")
 
 TOGETHER = {
     *("test_demo", "test_engines", "test_examples", "test_matrix"),
-    *("test_network_faults", "test_submit"),
+    *("test_hostile_directories", "test_network_faults", "test_submit"),
 }
 """Files whose tests share something slow to make: one process runs them all."""
 
 LONGEST_FIRST = (
     *("test_submit", "test_matrix", "test_end_to_end", "test_auto", "test_crashes"),
+    *("test_hostile_directories", "test_texts"),
     *("test_gated_partitions", "test_network_faults", "test_delta", "test_retry", "test_demo"),
     *("test_examples", "test_engines", "test_protocol_model", "test_forkserver", "test_supervisor"),
 )
