@@ -20,7 +20,7 @@ NUM_ROWS = 96
 def text_job(folder: Path, **model: object) -> str:
     make_snapshot(folder / "model", "bert", pooling="mean")
     (folder / "in").mkdir()
-    texts = [" ".join([TEXTS[row % 3]] * (1 + row % 5)) for row in range(NUM_ROWS - 1)]
+    texts = [" ".join([TEXTS[row % 3]] * (1 + row % 2)) for row in range(NUM_ROWS - 1)]
     table = pa.table({"id": range(NUM_ROWS), "text": [*texts, "the cat " * 100]})
     pq.write_table(table, folder / "in" / "texts.parquet")
     source = {
