@@ -36,7 +36,7 @@ TOGETHER = {
 
 LONGEST_FIRST = (
     *("test_submit", "test_matrix", "test_end_to_end", "test_auto", "test_crashes"),
-    *("test_hostile_directories", "test_texts"),
+    *("test_hostile_directories", "test_text_runs"),
     *("test_gated_partitions", "test_network_faults", "test_delta", "test_retry", "test_demo"),
     *("test_examples", "test_engines", "test_protocol_model", "test_forkserver", "test_supervisor"),
 )
