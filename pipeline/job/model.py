@@ -106,7 +106,7 @@ class Model(Section):
     found. Out of memory halves it. Texts: the most rows; left out: 256."""
     batch_tokens: PositiveInt | None = None
     """Texts: tokens of one model call, padding included; rows are sorted by length within a slice,
-    and batches filled up to this. Left out: 2,048 on CPU, 65,536 on GPU, or with `auto` what
+    and batches filled up to this. Left out: 1,024 on CPU, 65,536 on GPU, or with `auto` what
     `pipeline tune` found. Out of memory halves it."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options for the weights and labels; never written anywhere."""

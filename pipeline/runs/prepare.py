@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _OF_TOKENS = ("max_truncated_pct", "truncated_mode")
 _CPU_BATCH, _GPU_BATCH = BatchLimits(32), BatchLimits(128)
-_CPU_TEXTS, _GPU_TEXTS = BatchLimits(256, 2_048), BatchLimits(1_024, 65_536)
+_CPU_TEXTS, _GPU_TEXTS = BatchLimits(256, 1_024), BatchLimits(1_024, 65_536)
 
 
 def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:

@@ -43,7 +43,7 @@ def test_a_plan_says_what_was_read_from_the_model_directory(tmp_path: Path, dire
     found = describe_plan(job, RunOptions())
     model = found["model"]
     assert (model["name"], model["task"], model["embedding_dim"]) == ("BertModel", "embed", 32)
-    assert (model["max_tokens"], model["batch_size"], model["batch_tokens"]) == (64, 256, 2048)
+    assert (model["max_tokens"], model["batch_size"], model["batch_tokens"]) == (64, 256, 1024)
     read = {each["file"]: each["says"] for each in model["read_from_directory"]}
     assert "BertModel" in read["config.json"]
     assert "pooling cls" in read["modules.json"]

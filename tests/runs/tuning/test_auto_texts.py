@@ -51,7 +51,7 @@ def test_a_run_over_texts_chooses_what_agrees_and_says_what_it_cost(tmp_path: Pa
     assert ways[0]["agreement_pct"] == 100
     found, texts = done.json["model"], done.json["texts"]
     assert found["agreement_pct"] >= 99
-    assert found["batch_tokens"] == 2048
+    assert found["batch_tokens"] == 1024
     assert texts["tokens"] > NUM_ROWS
     assert texts["truncated_rows"] == 1
     assert 0 <= texts["padding_pct"] < 100
