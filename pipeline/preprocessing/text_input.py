@@ -46,6 +46,9 @@ STAGE = "tokenize"
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 _ROUND_TO = 8
 """Batches are padded to a multiple of this, so that a runtime sees few shapes."""
+_LIKE, _PARTS = 0.85, 4
+"""Rows of at least this share of the longest row's length are alike; batches of at least a fourth
+of the limit consist of such rows."""
 _ROWS_AT_ONCE = 64
 
 
@@ -174,16 +177,22 @@ class TextInput:
         return {**found, NUM_TOKENS: counts}
 
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
-        """Sort rows by length, the longest first, and fill batches up to `limits.tokens`."""
-        lengths = inputs[NUM_TOKENS][rows]
-        order = rows[np.argsort(-lengths.astype(np.int64), kind="stable")]
+        """Sort rows by length, the longest first, and fill batches up to `limits.tokens`.
+
+        A batch with a quarter of that ends before a row that is much shorter than its longest.
+        """
+        order = rows[np.argsort(-inputs[NUM_TOKENS][rows].astype(np.int64), kind="stable")]
+        lengths = inputs[NUM_TOKENS][order].astype(np.int64)
         found, first = [], 0
         while first < len(order):
-            longest = self._width(int(inputs[NUM_TOKENS][order[first]]))
+            longest = self._width(int(lengths[first]))
             fitting = max(1, limits.tokens // longest) if limits.tokens else limits.rows
-            size = min(fitting, limits.rows)
-            found.append(order[first : first + size])
-            first += size
+            last = first + min(fitting, limits.rows)
+            alike = first + int((lengths[first:last] >= _LIKE * longest).sum())
+            enough = first + max(1, -(-limits.tokens // (_PARTS * longest)))
+            last = min(last, max(alike, enough))
+            found.append(order[first:last])
+            first = last
         return found
 
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32]:

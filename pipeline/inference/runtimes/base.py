@@ -46,6 +46,8 @@ class Runtime(Protocol):
     """Whether every batch must have the same number of rows."""
     takes_varying: bool = True
     """Whether it runs batches whose shapes differ, as those of texts do."""
+    tries_varying: tuple[Device, ...] = BOTH
+    """The devices on which `auto` tries it for such batches."""
     exports: bool = True
     """Whether actors need no module once the node cache has the exported model."""
     keeps: bool = True

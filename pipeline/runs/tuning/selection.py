@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes import all_runtimes, runtime_of
+from pipeline.inference.runtimes.base import Device
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
@@ -28,12 +29,17 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
     for each batch gave embeddings of cosine 0.98 to those of fp32, no sooner.
     """
     runtimes = all_runtimes() if model.runtime == AUTO else [runtime_of(model.runtime)]
+    device: Device = "gpu" if is_on_gpu else "cpu"
+    if model.input.counts_tokens and model.runtime == AUTO:
+        runtimes = [
+            each for each in runtimes if each.takes_varying and device in each.tries_varying
+        ]
     return [
         (runtime.name, precision)
         for runtime in runtimes
         for precision, devices in runtime.precisions.items()
         if model.precision in (AUTO, precision)
-        and ("gpu" if is_on_gpu else "cpu") in devices
+        and device in devices
         and not (precision == INT8 and model.input.counts_tokens)
     ]
 
