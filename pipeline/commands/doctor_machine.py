@@ -33,11 +33,16 @@ from pipeline.inference.runtimes import all_runtimes
 FindingStatus = Literal["ok", "warn", "fail"]
 _GIB = 2**30
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pandas", "fsspec", "pillow")
+_OF_MODELS = ("transformers", "tokenizers", "timm", "onnxruntime", "openvino")
+"""Packages that decide what a model computes, shown if they are installed."""
 _EXTRAS = {
     "s3": "s3fs",
     "gcs": "gcsfs",
     "azure": "adlfs",
     "submit": "aiohttp",
+    "transformers": "transformers",
+    "timm": "timm",
+    "pull": "huggingface_hub",
 }
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 _LEAST_FREE_SHARE = 0.05
@@ -94,7 +99,8 @@ def _packages() -> Finding:
     if wrong:
         found = ", ".join(f"{each} (there is {_version(each.name) or 'none'})" for each in wrong)
         return Finding("packages", "fail", f"install {found}", JobError.exit_code)
-    found = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    shown = [*_PACKAGES, *(name for name in _OF_MODELS if _version(name))]
+    found = ", ".join(f"{name} {_version(name)}" for name in shown)
     return Finding("packages", "ok", f"python {platform.python_version()}, {found}")
 
 
