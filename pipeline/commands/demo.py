@@ -1,7 +1,8 @@
-"""Show everything on real photos: build shards with bad rows, run both jobs, print what came out.
+"""Show everything on real photos and texts: build shards with bad rows, run all jobs, print.
 
-The jobs are those of jobs/classify_images.yaml and jobs/classify_parquet.yaml, which an installed
-package has not got. Building again gives the same files, so a second demo has nothing to do.
+The jobs are those of jobs/classify_images.yaml, classify_parquet.yaml and embed_texts.yaml, which
+an installed package has not got. Without the model of the texts these are left out. Building again
+gives the same files, so a second demo has nothing to do.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from pathlib import Path, PurePosixPath
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.commands.demo_photos import Built, build_images, build_parquet
+from pipeline.commands.demo_texts import MODEL, build_texts, find_model, how_to_get, nearest
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.read import read_part
 from pipeline.core.errors import InfraError
 from pipeline.core.printable import printable
-from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE
+from pipeline.core.schema import EMBEDDING, LABEL, MESSAGE, ROW_ID, SCORE
 from pipeline.core.screen import show_rendered
 from pipeline.execution.cluster.connect import share_ray
 from pipeline.job.job import Job
@@ -39,7 +43,11 @@ if TYPE_CHECKING:
 # One row in four is an image file; the others lie in shards.
 _ROWS_PER_FILE = 4
 _NUM_SHARDS = 4
+TEXTS = "texts"
 _IMAGES_SEED, _PARQUET_SEED = 1, 2
+# So few rows would otherwise be a single slice, and one actor's alone: 32 images are a batch; texts
+# of like length are looked for among those of a slice.
+_SLICE_ROWS = {TEXTS: 160}
 # At most 5 % from 100 rows on, or the gates refuse; every reason if there are enough rows.
 _ROWS_PER_BAD_FILE, _MAX_BAD_FILES = 16, 5
 _ROWS_PER_BAD_CELL, _MAX_BAD_CELLS = 20, 6
@@ -80,15 +88,16 @@ class _Done:
 
 
 def run_demo(folder: Path, rows: int, *, quiet: bool) -> dict[str, Any]:
-    """Build photos, classify them twice (as files, as Parquet), and show all of it.
+    """Classify photos twice (as files, as Parquet), embed texts, and show all of it.
 
     Args:
-        folder: Gets `input/{images,parquet}` and `output/{images,parquet}`.
-        rows: How many photos; a quarter of them become image files.
+        folder: Gets `input/` and `output/`, with `images`, `parquet` and `texts`, and `models/`.
+        rows: How many photos, a quarter of which become image files; and how many texts.
         quiet: Print nothing and draw no progress.
 
     Returns:
-        The figures of both jobs, some predictions, the whole quarantine, the reports.
+        The figures of all jobs, some predictions, the texts nearest to some queries, the whole
+        quarantine, the reports.
 
     Raises:
         JobError: The demo packages are missing, or the folder holds other files.
@@ -96,11 +105,14 @@ def run_demo(folder: Path, rows: int, *, quiet: bool) -> dict[str, Any]:
     """
     started = perf_counter()
     build_demo(folder, rows)
+    texts = build_texts(folder / "input" / TEXTS, rows) if find_model(folder) else None
+    names = [ImageFiles.name, Parquet.name, *([] if texts is None else [TEXTS])]
     with share_ray():
-        done = [_run(name, folder, quiet=quiet) for name in (ImageFiles.name, Parquet.name)]
+        done = [_run(name, folder, quiet=quiet) for name in names]
     document = {
         **{one.name: one.summary() for one in done},
-        "predictions": _choose_predictions(done),
+        "predictions": _choose_predictions([one for one in done if one.name != TEXTS]),
+        **(_left_out(folder) if texts is None else {"nearest": _nearest(done[-1], texts)}),
         "quarantine": _read_quarantine(done),
         "reports": [one.report_path for one in done],
         "seconds": round(perf_counter() - started, 1),
@@ -136,17 +148,20 @@ def _num_bad(num_rows: int, rows_per_bad: int, most: int) -> int:
 
 
 def demo_job(name: str, folder: Path) -> Job:
-    """Return the job `images` or `parquet` of the demo."""
+    """Return the job `images`, `parquet` or `texts` of the demo."""
     source: dict[str, Any] = {"uri": str(folder / "input" / name), "format": name}
+    model: dict[str, Any] = {"name": "efficientnet-lite0"}
+    if name == TEXTS:
+        source |= {"format": Parquet.name, "text_column": "text", "id_column": "id"}
+        model = {"path": str(folder / MODEL)}
     if name == Parquet.name:
         source["id_column"] = "id"
         source["pass_through"] = ["taken_at", "camera", "width", "height"]
     document = {
         "source": source,
-        "model": {"name": "efficientnet-lite0"},
+        "model": model,
         "sink": {"uri": str(folder / "output" / name)},
-        # One batch: so few rows would otherwise be a single slice, and one actor's alone.
-        "run": {"slice_rows": 32},
+        "run": {"slice_rows": _SLICE_ROWS.get(name, 32)},
     }
     return parse_job(document, date=dt.datetime.now(dt.UTC).date(), origin=f"demo {name}")
 
@@ -178,6 +193,16 @@ def _subject(row_id: str) -> str:
     return PurePosixPath(row_id).name.partition("-")[0]
 
 
+def _left_out(folder: Path) -> dict[str, Any]:
+    return {TEXTS: {"status": "left_out", "hint": how_to_get(folder)}}
+
+
+def _nearest(done: _Done, texts: dict[str, str]) -> dict[str, Any]:
+    rows = done.read(quarantined=False, columns=[ROW_ID, EMBEDDING])
+    vectors = np.array([row[EMBEDDING] for row in rows], np.float32)
+    return nearest([row[ROW_ID] for row in rows], vectors, texts)
+
+
 def _read_quarantine(done: Sequence[_Done]) -> list[dict[str, Any]]:
     columns = [ROW_ID, "reason", MESSAGE]
     return [row for one in done for row in one.read(quarantined=True, columns=columns)]
@@ -207,6 +232,12 @@ def _parts(done: Sequence[_Done], document: dict[str, Any]) -> Iterator[Renderab
     if all(one.report["status"] == "nothing_to_do" for one in done):
         yield Text("\nEverything had been published before: there was nothing to do.")
     yield render_document(
-        {"some predictions": document["predictions"], "quarantine": document["quarantine"]}
+        {
+            "some predictions": document["predictions"],
+            "nearest texts": document.get("nearest"),
+            "quarantine": document["quarantine"],
+        }
     )
+    if "hint" in document[TEXTS]:
+        yield Text(f"\n{document[TEXTS]['hint']}")
     yield Text(f"\noutputs, after {document['seconds']} s", style="bold")

@@ -134,11 +134,11 @@ def build_images(folder: Path, num_rows: int, seed: int, num_bad: int) -> Built:
     written: set[Path] = set()
     for row in _rows(num_rows, seed, num_bad, _FILE_BAD):
         relative = f"{row.camera}/{row.photo.name}"
-        _write(folder / relative, row.data or b"", row.taken_at)
+        write_file(folder / relative, row.data or b"", row.taken_at)
         written.add(folder / relative)
         if row.reason:
             bad[relative] = row.reason
-    _refuse_strangers(folder, written)
+    refuse_strangers(folder, written)
     return Built(num_rows, bad)
 
 
@@ -169,9 +169,9 @@ def build_parquet(
         chunk = [next(rows) for _ in range(start, end)]
         bad.update({row.photo.name: row.reason for row in chunk if row.reason})
         path = folder / f"shard-{shard:05d}.parquet"
-        _write(path, _to_parquet(chunk, row_group_rows), _taken_at(seed, start))
+        write_file(path, _to_parquet(chunk, row_group_rows), _taken_at(seed, start))
         written.add(path)
-    _refuse_strangers(folder, written)
+    refuse_strangers(folder, written)
     return Built(num_rows, bad)
 
 
@@ -293,14 +293,20 @@ def _taken_at(seed: int, index: int) -> dt.datetime:
     return _FIRST_TAKEN_AT + dt.timedelta(hours=seed % 5_000, seconds=index)
 
 
-def _write(path: Path, data: bytes, modified_at: dt.datetime) -> None:
+def write_file(path: Path, data: bytes, modified_at: dt.datetime) -> None:
+    """Write a file with a time of its own: written again it does not look like another."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     stamp_s = modified_at.timestamp()
     os.utime(path, (stamp_s, stamp_s))
 
 
-def _refuse_strangers(folder: Path, written: set[Path]) -> None:
+def refuse_strangers(folder: Path, written: set[Path]) -> None:
+    """Refuse a folder that holds other files than those that were written.
+
+    Raises:
+        JobError: It does.
+    """
     strangers = sorted(p for p in folder.rglob("*") if p.is_file() and p not in written)
     if strangers:
         raise JobError(

@@ -1,4 +1,4 @@
-"""The demo as a user starts it: real photos, both jobs, every row accounted for."""
+"""The demo as a user starts it: real photos and texts, all jobs, every row accounted for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 from cli import Result, pipeline
+from snapshots import make_snapshot
 
 from pipeline.commands.demo import build_demo, demo_job
 from pipeline.commands.demo_photos import Built
+from pipeline.commands.demo_texts import MODEL, QUERIES
 from pipeline.commit.read import read_predictions
 from pipeline.job.job import Run
 from pipeline.job.loader import load_job
@@ -22,7 +24,10 @@ NAMES = ("images", "parquet")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo") / "out"
+    """Where the demo goes, with a small model of random weights in the place of MiniLM."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    make_snapshot(out / MODEL, "bert", pooling="mean", normalize=True)
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +57,20 @@ def test_the_quarantine_is_the_bad_rows_each_with_its_reason(
     first: Result, built: tuple[Built, Built]
 ):
     found = {row["row_id"]: row["reason"] for row in first.json["quarantine"]}
-    assert found == {**built[0].bad, **built[1].bad}
+    assert found == {**built[0].bad, **built[1].bad, "missing": "null_input"}
     assert len(first.json["quarantine"]) == len(found) >= 2
     assert all(row["message"] for row in first.json["quarantine"])
+
+
+def test_texts_are_embedded_and_compared(first: Result, folder: Path):
+    figures = first.json["texts"]
+    assert (figures["status"], figures["rows"], figures["quarantined"]) == ("published", ROWS, 1)
+    table = read_predictions(str(folder / "output" / "texts"))
+    assert table.num_rows == ROWS - 1
+    shown = first.json["nearest"]
+    assert list(shown) == list(QUERIES.values())
+    named = {row["row_id"] for rows in shown.values() for row in rows}
+    assert named <= set(table["row_id"].to_pylist()) - set(QUERIES)
 
 
 def test_photos_get_the_labels_of_what_they_show(first: Result, folder: Path):
@@ -105,9 +121,10 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path):
     assert (done.code, "mine.jpg" in done.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "texts"])
 def test_the_demo_runs_the_jobs_of_the_repository(name: str):
     """So that `pipeline run jobs/...` finds the demo's output published already."""
     date = dt.date(2026, 11, 24)
-    written = load_job(str(JOBS / f"classify_{name}.yaml"), date=date)
+    verb = "embed" if name == "texts" else "classify"
+    written = load_job(str(JOBS / f"{verb}_{name}.yaml"), date=date)
     assert demo_job(name, Path("demo-output")).model_copy(update={"run": Run()}) == written

@@ -1,4 +1,4 @@
-"""The job files in jobs/: they load as they are and fit what `build_*` of demo_photos.py writes."""
+"""The job files in jobs/: they load as they are and fit what the demo writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load(name: str, *overrides: str) -> Job:
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_job_file_loads_alone_and_with_other_places(path: Path):
     job = load(path.name)
-    assert job.model.name == "efficientnet-lite0"
+    assert job.model.name == "efficientnet-lite0" or job.model.path
     assert job.source.uri.startswith("demo-output/input/")
     assert job.sink.uri.startswith("demo-output/output/")
     moved = load(path.name, "source.uri=s3://lake/in", "sink.uri=s3://lake/out")
@@ -34,7 +34,7 @@ def test_a_job_file_loads_alone_and_with_other_places(path: Path):
 
 def test_no_two_job_files_write_to_the_same_place():
     uris = [load(path.name).sink.uri for path in JOBS.glob("*.yaml")]
-    assert len(uris) == len(set(uris)) >= 3
+    assert len(uris) == len(set(uris)) >= 5
 
 
 def test_the_partition_of_the_dag_is_its_logical_date():
