@@ -14,17 +14,19 @@ from types import ModuleType
 import pytest
 import torch
 import yaml
-from checkout import ROOT
+from checkout import PYTHONPATH, ROOT
 from cli import Result, pipeline
+from snapshots import make_snapshot
 
 from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo_texts import MODEL, build_texts
 from pipeline.commit.read import read_predictions
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.preprocessing.transform import TransformSpec
 
 EXAMPLES = ROOT / "examples"
 FOLDER = EXAMPLES / "custom_model"
-NOTEBOOK = EXAMPLES / "read_predictions.ipynb"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 NUM_ROWS, NUM_BAD = 24, 2
 
 
@@ -102,8 +104,9 @@ def test_a_factory_that_was_not_allowed_is_refused() -> None:
     assert (result.code, "--allow-import custom_model" in result.stderr) == (2, True)
 
 
-def test_the_notebook_is_stored_without_outputs() -> None:
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
+    cells = json.loads(path.read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert code
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
@@ -111,9 +114,28 @@ def test_the_notebook_is_stored_without_outputs() -> None:
 
 def test_the_notebook_runs_on_a_published_output(published: tuple[Path, Result]) -> None:
     output, _ = published
+    execute("read_predictions", {"PIPELINE_OUTPUT": str(output)})
+
+
+@pytest.mark.one_ray
+def test_the_notebook_of_texts_runs_on_published_vectors(tmp_path: Path) -> None:
+    texts = build_texts(tmp_path / "input" / "texts", NUM_ROWS)
+    make_snapshot(tmp_path / MODEL, "bert", pooling="mean", normalize=True)
+    places = {"source.uri": "input/texts", "model.path": MODEL, "sink.uri": "output/texts"}
+    options = [f"{field}={tmp_path / place}" for field, place in places.items()]
+    arguments = [word for option in options for word in ("--set", option)]
+    done = pipeline("run", str(ROOT / "jobs" / "embed_texts.yaml"), *arguments, "--json")
+    assert done.code == 0, done.stderr
+    assert done.json["rows"]["predicted"] == len(texts)
+    execute("nearest_texts", {"PIPELINE_FOLDER": str(tmp_path)})
+
+
+def execute(name: str, environment: dict[str, str]) -> None:
+    """Run all cells of a notebook."""
+    path = str(EXAMPLES / f"{name}.ipynb")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", str(NOTEBOOK)],
-        env=os.environ | {"PIPELINE_OUTPUT": str(output), "MPLBACKEND": "agg"},
+        [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", path],
+        env=os.environ | {"MPLBACKEND": "agg", "PYTHONPATH": PYTHONPATH} | environment,
         cwd=ROOT,
         capture_output=True,
         text=True,
