@@ -25,6 +25,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from safetensors.torch import save_file
+from snapshots import make_snapshot
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
@@ -275,7 +276,7 @@ def test_every_document_is_named_in_the_readme() -> None:
 
 def test_the_jobs_of_the_readme_have_at_most_ten_lines() -> None:
     jobs = {mark: text for mark, _, text in _MARKED.findall(README) if mark.endswith(".yaml")}
-    assert sorted(jobs) == ["file: churn.yaml", "file: photos.yaml"]
+    assert sorted(jobs) == ["file: churn.yaml", "file: photos.yaml", "file: texts.yaml"]
     assert max(len(text.splitlines()) for text in jobs.values()) <= 10
 
 
@@ -305,7 +306,7 @@ def test_the_marked_commands_run_in_order(tmp_path: Path) -> None:
 
 
 def make_what_a_reader_has(folder: Path) -> None:
-    """Make the demo's photos, and photos, a table and weights of the names in the README's jobs."""
+    """Make the demo's photos, and rows and models of the names in the README's jobs."""
     for name in ("jobs", "examples"):
         shutil.copytree(ROOT / name, folder / name)
     for images in ("demo-output/input/images", "photos"):
@@ -317,6 +318,9 @@ def make_what_a_reader_has(folder: Path) -> None:
     save_file(churn.state_dict(), folder / "churn.safetensors")
     photos = mobilenet_v3_small(weights=None)
     save_file(photos.state_dict(), folder / "mobilenet_v3_small.safetensors")
+    lines = (json.dumps({"id": row, "text": f"the cat {row}"}) for row in range(NUM_ROWS))
+    (folder / "passages.jsonl").write_text("\n".join(lines))
+    make_snapshot(folder / "models" / "encoder", "bert", pooling="mean", normalize=True)
     (folder / "labels.txt").write_text("".join(f"label {index}\n" for index in range(1000)))
 
 
