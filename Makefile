@@ -32,13 +32,13 @@ test: export PYTEST_DEBUG_TEMPROOT := $(shell df -k --output=avail /dev/shm 2>/d
 	| awk 'NR == 2 && $$1 > 4194304 { print "/dev/shm" }')
 
 test: venv ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 test-ray: venv build/ray-$(RAY)/.installed ## Run the end-to-end tests on another Ray: make test-ray RAY=2.51.2
-	build/ray-$(RAY)/bin/python -m pytest -n0 -m "$(ANY_RAY) and not slow"
+	build/ray-$(RAY)/bin/python -m pytest -n0 -m "$(ANY_RAY)"
 
 test-plain: venv ## Run the same tests with Ray as it comes, without the pipeline's patches
-	PIPELINE_PLAIN_RAY=1 $(BIN)/python -m pytest -n0 -m "$(ANY_RAY) and not slow"
+	PIPELINE_PLAIN_RAY=1 $(BIN)/python -m pytest -n0 -m "$(ANY_RAY)"
 
 lint: venv ## Check style and format
 	$(BIN)/python -m ruff check .

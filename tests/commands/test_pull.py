@@ -305,6 +305,7 @@ def test_the_command_prints_commit_and_digest(hub: HubServer, tmp_path: Path):
         assert "hf_wrong" not in text
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_not_there_is_exit_7(hub: HubServer, tmp_path: Path):
     done = pipeline("pull", URI, str(tmp_path), env={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert done.code == 7

@@ -113,7 +113,10 @@ print(json.dumps({
 @pytest.mark.any_ray
 @pytest.mark.parametrize(
     "how",
-    [pytest.param("initialised", marks=pytest.mark.any_ray_short), "not initialised"],
+    [
+        pytest.param("initialised", marks=pytest.mark.any_ray_short),
+        pytest.param("not initialised", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_is_as_it_was_after_two_runs_and_both_are_published(how: str, tmp_path: Path):
     build_images(tmp_path / "images", 12, seed=1, num_bad=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from cli import pipeline, write_job
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,6 +133,7 @@ def test_a_run_computes_copies_once_wherever_it_decodes(tmp_path: Path) -> None:
         assert 27 <= found["deduplicated"] <= 30  # what failed is computed again in another slice
 
 
+@pytest.mark.slow
 def test_a_run_computes_equal_features_once(tmp_path: Path) -> None:
     """A vector is null as a whole, so rows that fail never stand for another."""
     values = [float(row % 8) for row in range(48)]

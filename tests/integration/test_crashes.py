@@ -70,7 +70,8 @@ def run(tmp_path: Path, factory: str, **sections: Any) -> Any:
     return pipeline("run", job, "--date", DATE, "--json", env={MARK: str(tmp_path)})
 
 
-@pytest.mark.parametrize("decode_in", ["actors", pytest.param("tasks", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_text_runs has a row that ends its process in `make test`
+@pytest.mark.parametrize("decode_in", ["actors", "tasks"])
 def test_rows_that_crash_stop_or_starve_the_model_cost_only_themselves(
     decode_in: str, tmp_path: Path
 ) -> None:

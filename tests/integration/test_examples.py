@@ -118,6 +118,7 @@ def test_the_notebook_runs_on_a_published_output(published: tuple[Path, Result])
 
 
 @pytest.mark.one_ray
+@pytest.mark.slow
 def test_the_notebook_of_texts_runs_on_published_vectors(tmp_path: Path) -> None:
     texts = build_texts(tmp_path / "input" / "texts", NUM_ROWS)
     make_snapshot(tmp_path / MODEL, "bert", pooling="mean", normalize=True)

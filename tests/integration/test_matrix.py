@@ -44,7 +44,7 @@ STORES = ("local", "s3", "gcs", "azure")
 CASES = ("clean", "bad rows", "kill -9")
 ALWAYS = {
     *(("images", "s3", "kill -9"), ("images", "azure", "bad rows"), ("images", "local", "clean")),
-    *(("parquet", "gcs", "kill -9"), ("parquet", "local", "bad rows"), ("parquet", "s3", "clean")),
+    *(("parquet", "gcs", "clean"), ("parquet", "local", "bad rows")),
     ("uris", "s3", "bad rows"),
     ("features", "azure", "clean"),
     ("webdataset", "gcs", "bad rows"),

@@ -181,6 +181,7 @@ def test_an_address_where_nothing_answers_is_infrastructure_trouble(
     assert "refused" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_token_that_the_cluster_does_not_know_is_the_users_mistake(
     ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path
 ):

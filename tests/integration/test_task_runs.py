@@ -39,7 +39,10 @@ TYPES = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(task, marks=[pytest.mark.slow] * (task != "multilabel")) for task in TASKS],
+)
 def test_a_task_carries_two_partitions_with_golden_rows_and_drift(task: str, tmp_path: Path):
     build_images(tmp_path / "images", 40, seed=8, num_bad=2)
     out, golden = str(tmp_path / "out"), str(tmp_path / "golden.parquet")

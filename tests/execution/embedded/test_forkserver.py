@@ -184,6 +184,7 @@ with connect(None):
 """
 
 
+@pytest.mark.slow
 def test_without_its_server_ray_starts_workers_by_itself():
     done = subprocess.run(
         [sys.executable, "-c", FORKS], env=environment(), capture_output=True, text=True

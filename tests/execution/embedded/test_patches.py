@@ -167,7 +167,13 @@ print(json.dumps({
 
 @pytest.mark.any_ray
 @pytest.mark.parametrize(
-    "how", ["as it is", pytest.param("plain", marks=pytest.mark.slow), "all gone", "misunderstood"]
+    "how",
+    [
+        "as it is",
+        pytest.param("plain", marks=pytest.mark.slow),
+        "all gone",
+        pytest.param("misunderstood", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_gives_the_same_whatever_is_left_out(how: str):
     plain = {"plain": "1", "all gone": "", "misunderstood": ""}

@@ -56,7 +56,10 @@ class Other(torch.nn.Module):
         return x
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    "runtime",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "compile")) for name in RUNTIMES],
+)
 def test_a_tensor_that_forward_does_not_take_is_left_out(runtime: str):
     module = OnlySize().eval()
     batch = {"head": torch.rand((BATCH, 4), generator=SEEDED), "size": torch.rand((BATCH, 1))}

@@ -121,6 +121,7 @@ def test_what_cannot_be_is_said_with_its_reason(runtime: str, precision: str, wo
         predictor("models:colours", runtime=runtime, precision=precision)
 
 
+@pytest.mark.slow
 def test_the_public_converter_of_mnn_writes_the_same_as_the_private_one(tmp_path: Path):
     if reason := missing_reason(runtime_of("mnn"), "fp32", is_on_gpu=False):
         pytest.skip(reason)

@@ -63,7 +63,10 @@ def in_onnxruntime(module: torch.nn.Module, example: dict[str, torch.Tensor], fo
     ("family", "head", "options"),
     [
         ("bert", "sequence", {}),
-        ("modernbert", "none", {"pooling": ("mean", "lasttoken"), "normalize": True}),
+        pytest.param(
+            *("modernbert", "none", {"pooling": ("mean", "lasttoken"), "normalize": True}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_exported_module_gives_the_same(family, head, options, export: Any, tmp_path):

@@ -268,6 +268,7 @@ def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
     assert json.loads(choice.read_text())["runtime"] == "eager"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "decode_in", [pytest.param("actors", marks=pytest.mark.slow), "tasks"], ids=str
 )

@@ -40,6 +40,7 @@ def text_job(folder: Path, **model: object) -> str:
     )
 
 
+@pytest.mark.slow
 def test_a_run_over_texts_chooses_what_agrees_and_says_what_it_cost(tmp_path: Path) -> None:
     job = text_job(tmp_path, runtime="eager", precision="auto")
     done = pipeline("run", job, "--json")
