@@ -32,7 +32,7 @@ test: export PYTEST_DEBUG_TEMPROOT := $(shell df -k --output=avail /dev/shm 2>/d
 	| awk 'NR == 2 && $$1 > 4194304 { print "/dev/shm" }')
 
 test: venv ## Run the tests
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-ray: venv build/ray-$(RAY)/.installed ## Run the end-to-end tests on another Ray: make test-ray RAY=2.51.2
 	build/ray-$(RAY)/bin/python -m pytest -n0 -m "$(ANY_RAY)"
@@ -48,7 +48,7 @@ types: venv ## Check types
 	$(BIN)/python -m mypy
 
 long: venv ## Run the tests that `make test` leaves out, and properties with new examples (an hour)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
 		-m "slow or hypothesis" --hypothesis-profile others
 
 bench: venv build/peers/.installed ## Measure rows/s beside peers and the limit (hours)

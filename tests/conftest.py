@@ -6,13 +6,14 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from azureserver import AzureServer, missing_reason
 from cli import SHARING, environment
 from commandserver import CommandServer
 from gcsserver import GCSServer
+from grouped import Grouped
 from hypothesis import settings
 from localserver import LocalServer
 from rayhead import RayHead
@@ -27,12 +28,6 @@ settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("others", deadline=None)
 settings.load_profile("same")
 
-
-TOGETHER = {
-    *("test_demo", "test_engines", "test_examples", "test_matrix"),
-    *("test_hostile_directories", "test_network_faults", "test_submit"),
-}
-"""Files whose tests share something slow to make: one process runs them all."""
 
 LONGEST_FIRST = (
     *("test_submit", "test_matrix", "test_end_to_end", "test_auto", "test_crashes"),
@@ -50,23 +45,14 @@ ON_ONE_RAY = {
 tests of other files are marked `one_ray`."""
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
+    """Tell xdist which tests to keep together."""
+    return Grouped(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell xdist which tests to keep together, and begin with the longest."""
-    for item in items:
-        group = item.path.stem if item.path.stem in TOGETHER else ""
-        if "kill_inputs" in getattr(item, "fixturenames", ()):
-            group = "kill_inputs"
-        if "ray_head" in getattr(item, "fixturenames", ()):
-            group = "test_submit"  # which starts a Ray head, too
-        values = getattr(item, "callspec", _NO_CASE).params.values()
-        if any(isinstance(value, str) and value == "azure" for value in values):
-            group = "test_matrix"  # which starts the same server; no other takes as long
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
+    """Begin with the longest."""
     items.sort(key=_place)
-
-
-_NO_CASE = SimpleNamespace(params={})
 
 
 def _place(item: pytest.Item) -> int:

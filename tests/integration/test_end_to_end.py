@@ -114,6 +114,7 @@ def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
     assert (verified.code, verified.json["status"]) == (0, "ok"), verified.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.any_ray
 @pytest.mark.one_ray
 def test_parquet_on_s3_keeps_ids_and_pass_through_columns(tmp_path: Path, s3: S3Server) -> None:

@@ -206,6 +206,7 @@ def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:
     assert (again.code, again.json["status"]) == (0, "nothing_to_do")
 
 
+@pytest.mark.slow
 def test_what_agreed_on_few_rows_is_compared_on_more_before_it_is_used(tmp_path: Path) -> None:
     job, profile = _first_run_of_coarse(tmp_path)
     measured = json.loads(profile.read_text())
