@@ -20,11 +20,10 @@ from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.job.job import Job
 from pipeline.job.model import AUTO
-from pipeline.models.resolve import resolve_model
 from pipeline.plan.allocation import Hardware, allocate
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
-from pipeline.runs.prepare import prepare
+from pipeline.runs.prepare import job_model, prepare
 from pipeline.runs.sink_below_source import require_apart
 from pipeline.sources.inputs import describe_no_input, list_inputs
 from pipeline.storage.store import Store
@@ -104,14 +103,7 @@ def _source(job: Job) -> str:
 
 
 def _model(job: Job, options: RunOptions) -> str:
-    spec = resolve_model(
-        job.model,
-        job.transform,
-        job.text,
-        allow_import=options.allow_import,
-        input_name=job.source.input_name,
-        has_pairs=job.source.text_pair_column is not None,
-    )
+    spec = job_model(job, options.allow_import)
     return f"{spec.name}: weights {(spec.weights_sha256 or 'are its own')[:12]}"
 
 

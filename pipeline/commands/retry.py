@@ -20,12 +20,12 @@ from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import partition_types
 from pipeline.job.job import Job
 from pipeline.models.factory_tensors import hand_on
-from pipeline.models.resolve import resolve_model
 from pipeline.plan.plan import Plan, settings_digest
 from pipeline.report.document import RunStatus
 from pipeline.report.progress import Progress
 from pipeline.run import predict_and_publish, run_job
 from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.prepare import job_model
 from pipeline.runs.retry.plan import Replan, replan
 from pipeline.runs.retry.quarantine import Base, read_base, read_reasons, select_entries
 from pipeline.runs.retry.readmission import RetryMerge
@@ -72,14 +72,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
     job, store, layout = run.job, run.store, run.layout
     if current_manifest(store, layout) is None:
         raise JobError(f"partition {layout.name}: nothing is published, so use `pipeline run`")
-    model = resolve_model(
-        job.model,
-        job.transform,
-        job.text,
-        allow_import=run.options.allow_import,
-        input_name=job.source.input_name,
-        has_pairs=job.source.text_pair_column is not None,
-    )
+    model = job_model(job, run.options.allow_import)
     settings = settings_digest(job, model)
     with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:
         current = repair(store, layout, job.sink.keep_versions, table=run.table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.core.errors import JobError
@@ -29,14 +30,7 @@ _CPU_TEXTS, _GPU_TEXTS = BatchLimits(256, 1_024), BatchLimits(1_024, 65_536)
 def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     """Resolve the model, list the inputs and make the plan; starts nothing, writes nothing."""
     job = run.job
-    model = resolve_model(
-        job.model,
-        job.transform,
-        job.text,
-        allow_import=run.options.allow_import,
-        input_name=job.source.input_name,
-        has_pairs=job.source.text_pair_column is not None,
-    )
+    model = job_model(job, run.options.allow_import)
     batch = _usual_batch(job, model)
     require_apart(job.source, run.store)
     with run.record.stage("list") as listed:
@@ -57,6 +51,18 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
         run.table.require(run.layout, columns, plan.prediction_schema())
     run.record.planned(plan, model, job.resources.num_gpus)
     return plan, model
+
+
+def job_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
+    """Resolve the model of a job; see `resolve_model`."""
+    return resolve_model(
+        job.model,
+        job.transform,
+        job.text,
+        allow_import=allow_import,
+        input_name=job.source.input_name,
+        has_pairs=job.source.text_pair_column is not None,
+    )
 
 
 def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peer_model import CORES, build, files_of
+from turns import slowest_s
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,8 @@ def limit(
     ]
     ready, done, go = context.Queue(), context.Queue(), context.Event()
     processes = [context.Process(target=_work, args=(share, ready, done, go)) for share in shares]
-    for process in processes:
-        process.start()
-    for _ in processes:
-        ready.get(timeout=600)
-    go.set()
-    slowest_s = max(done.get(timeout=3600) for _ in processes)
-    for process in processes:
-        process.join()
-    return {"rows": len(files), "steady": len(files) / slowest_s}
+    seconds = slowest_s(processes, ready, done, go)
+    return {"rows": len(files), "steady": len(files) / seconds}
 
 
 def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:

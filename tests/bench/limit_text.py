@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from peer_texts import read_texts
+from turns import slowest_s
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,8 @@ def limit_text(
         )
         for i in range(count)
     ]
-    for worker in workers:
-        worker.start()
-    for _ in workers:
-        ready.get(timeout=600)
-    go.set()
-    slowest_s = max(done.get(timeout=3600) for _ in workers)
-    for worker in workers:
-        worker.join()
-    return {"rows": len(passages), "steady": len(passages) / slowest_s}
+    seconds = slowest_s(workers, ready, done, go)
+    return {"rows": len(passages), "steady": len(passages) / seconds}
 
 
 def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:

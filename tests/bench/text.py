@@ -33,7 +33,7 @@ from peer_model import CORES
 from peer_texts import EMBEDDINGS
 from systems import OURS, Case, Unusable, run_job, run_peer, sections_of, tune
 from text_batches import text_case
-from turns import in_turn, summarise, usable
+from turns import in_turn, summarise, tell, usable
 
 MODEL = "all-MiniLM-L6-v2"
 PEERS = ("st-1", "st", "st-pool", "ray-text", "daft-text")
@@ -65,11 +65,7 @@ def main() -> None:
         "differences": differences,
         "skipped": skipped,
     }
-    line = json.dumps(document)
-    if wanted.out:
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-        wanted.out.write_text(line + "\n")
-    print(line)
+    tell(document, wanted.out)
 
 
 def parse() -> argparse.Namespace:

@@ -26,7 +26,7 @@ from typing import Any
 from large_photos import build_large
 from machine import machine, today
 from systems import LIMITS, OURS, Case, Unusable, run, tune, write_weights
-from turns import in_turn, summarise, usable
+from turns import in_turn, summarise, tell, usable
 
 from pipeline.commands.demo_photos import build_images
 
@@ -59,11 +59,7 @@ def main() -> None:
         "results": results,
         "skipped": skipped,
     }
-    line = json.dumps(document)
-    if wanted.out:
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-        wanted.out.write_text(line + "\n")
-    print(line)
+    tell(document, wanted.out)
 
 
 def parse() -> argparse.Namespace:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from systems import Unusable, missing
@@ -89,3 +90,32 @@ def spread(values: Iterable[float]) -> dict[str, float] | None:
         return None
     figures = {"median": statistics.median(known), "min": known[0], "max": known[-1]}
     return {name: round(value, 2) for name, value in figures.items()}
+
+
+def tell(document: dict[str, Any], out: Path | None) -> None:
+    """Print a document as one JSON line, and write it to a file if one is named."""
+    line = json.dumps(document)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(line + "\n")
+    print(line)
+
+
+def slowest_s(workers: Sequence[Any], ready: Any, done: Any, go: Any) -> float:
+    """Let processes begin together once all are ready; return the seconds of the slowest.
+
+    Args:
+        workers: Processes that are not started.
+        ready: Queue that each puts to before it waits for `go`.
+        done: Queue of the seconds that each took.
+        go: Event that lets them begin.
+    """
+    for worker in workers:
+        worker.start()
+    for _ in workers:
+        ready.get(timeout=600)
+    go.set()
+    longest: float = max(done.get(timeout=3600) for _ in workers)
+    for worker in workers:
+        worker.join()
+    return longest

@@ -48,9 +48,9 @@ from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.gates.golden import EXACT_SCORE_DIFF
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.resolve import resolve_model
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
+from pipeline.runs.prepare import job_model
 from pipeline.storage.fault_plan import Injected, ask_for_faults, read_injected
 from pipeline.storage.store import Store
 
@@ -138,7 +138,7 @@ def _task(job: Job) -> TaskSpec:
     """Return the task of the job, which a model directory may say."""
     if job.model.known_task is not None:
         return TaskSpec(job.model.known_task, min_score=job.model.min_score)
-    return resolve_model(job.model, job.transform, job.text, input_name=job.source.input_name).task
+    return job_model(job).task
 
 
 def _changes(job: Job, sample: Sample) -> dict[str, Any]:
