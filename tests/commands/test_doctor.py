@@ -54,6 +54,7 @@ PROBLEMS = [
 ]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> None:
     build_images(tmp_path / "in", 20, seed=1, num_bad=0)
     source = {"uri": str(tmp_path / "in"), "format": "images"}

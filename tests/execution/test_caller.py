@@ -114,7 +114,7 @@ print(json.dumps({
 @pytest.mark.parametrize(
     "how",
     [
-        pytest.param("initialised", marks=pytest.mark.any_ray_short),
+        pytest.param("initialised", marks=[pytest.mark.any_ray_short, pytest.mark.slow]),
         pytest.param("not initialised", marks=pytest.mark.slow),
     ],
 )

@@ -112,6 +112,7 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_on_a_published_output(published: tuple[Path, Result]) -> None:
     output, _ = published
     execute("read_predictions", {"PIPELINE_OUTPUT": str(output)})

@@ -43,7 +43,7 @@ FORMATS = ("images", "parquet", "uris", "features", "webdataset", "texts", "json
 STORES = ("local", "s3", "gcs", "azure")
 CASES = ("clean", "bad rows", "kill -9")
 ALWAYS = {
-    *(("images", "s3", "kill -9"), ("images", "local", "clean")),
+    *(("images", "s3", "bad rows"), ("images", "local", "clean")),
     *(("parquet", "gcs", "clean"), ("parquet", "local", "bad rows")),
     ("uris", "s3", "bad rows"),
     ("features", "s3", "clean"),

@@ -94,6 +94,7 @@ def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
     assert "not-for-the-job-list" not in json.dumps(ray_head.jobs())
 
 
+@pytest.mark.slow
 def test_a_refused_gate_comes_back_as_the_exit_code_and_arguments_pass_the_shell_unharmed(
     ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path
 ):

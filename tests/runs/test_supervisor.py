@@ -372,18 +372,9 @@ def test_a_ray_that_cannot_start_is_infrastructure_trouble_with_a_report(
     assert case.lease_is_free()
 
 
-@pytest.mark.parametrize(
-    ("name", "moment"),
-    [
-        ("raylet", "middle"),
-        *(
-            pytest.param(name, moment, marks=pytest.mark.slow)
-            for name in ("raylet", "ray::RuntimeEnvAgent", "gcs_server")
-            for moment in ("start", "middle")
-            if (name, moment) != ("raylet", "middle")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raylet", "ray::RuntimeEnvAgent", "gcs_server"])
+@pytest.mark.parametrize("moment", ["start", "middle"])
 def test_a_killed_process_of_ray_is_infrastructure_trouble_with_a_report_and_no_lease(
     tmp_path: Path, name: str, moment: str
 ):
