@@ -1,0 +1,143 @@
+"""Find what a job's model section names: a directory, a function, an entry point, torchvision."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import entry_points, version
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import JobError
+from pipeline.models.allowed_imports import (
+    check_arguments,
+    import_callable,
+    require_allowed,
+    source_digest,
+)
+from pipeline.models.directories.opening import directory_module, library_digest, open_facts
+from pipeline.models.spec import ENTRY_POINT_GROUP, Kind, ModelCard, entry_point_card
+from pipeline.models.tasks import task_class
+from pipeline.models.torchvision_catalog import torchvision_facts, torchvision_module
+from pipeline.models.unsupported import describe_name
+from pipeline.preprocessing.transform import TransformSpec
+
+if TYPE_CHECKING:
+    from pipeline.job.model import Model
+
+_OWN = "model.factory, a function of your own that returns a module (examples/custom_model)"
+_OF_PAIRS = "score"
+"""What a directory that serves it is asked for if rows are pairs of texts."""
+_MISFITS = {
+    "text": "takes texts: name their column with source.text_column",
+    "image": "takes images: name them with source.image_column or uri_column, or read image files",
+    "features": "takes numbers: name their columns with source.features",
+}
+"""What a model directory takes, if that is not what the job's rows are."""
+_FAMILIES = {
+    "detection": (
+        "is a detector, and detection is not supported directly. To run it: "
+        f"{_OWN} with boxes, scores and classes padded to a fixed number, task raw, model.outputs "
+        "with the three shapes, all of transform, and model.postprocess (jobs/README.md, "
+        "Postprocess)"
+    ),
+    "video": f"takes clips, and only images are read. To run it: {_OWN} that takes an image",
+    "optical_flow": f"takes pairs of images. To run it: {_OWN} that takes one image",
+    "segmentation": (
+        "gives a map for each image: write task raw, model.outputs with name out and its shape "
+        "([classes, size_px, size_px]), and all of transform"
+    ),
+}
+"""Model families of torchvision that are not classifiers, and how to run them."""
+
+
+def find_card(
+    model: Model, allow_import: Sequence[str], input_name: str, *, has_pairs: bool
+) -> tuple[Kind, ModelCard, str]:
+    """Find what the model section names, without building it.
+
+    Args:
+        model: The job's model section.
+        allow_import: Prefixes of modules that `factory` may name, beside the environment's.
+        input_name: The registered name of the input.
+        has_pairs: Whether rows are pairs of texts.
+
+    Returns:
+        How the model is named, its card, and a digest of the code that builds it.
+
+    Raises:
+        JobError: The model is unknown, not allowed, or does not take the job's rows.
+    """
+    if model.path is not None:
+        return _directory_card(model, model.path, input_name, has_pairs=has_pairs)
+    if model.factory is not None:
+        return _factory_card(model.factory, model.args, allow_import)
+    return _named_card(model.name or "", model)
+
+
+def _directory_card(
+    model: Model, path: str, input_name: str, *, has_pairs: bool
+) -> tuple[Kind, ModelCard, str]:
+    directory, facts = open_facts(path, model.storage_options, input_name, model.pooling)
+    if has_pairs and _OF_PAIRS in facts.tasks:  # of one output, which may be a number as well
+        others = tuple(name for name in facts.tasks if name != _OF_PAIRS)
+        facts = replace(facts, tasks=(_OF_PAIRS, *others))
+    if facts.input != input_name:
+        raise JobError(f"model.path = {path}: {_MISFITS[facts.input]}")
+    if model.task is None:
+        problems = [*model.problems_of(facts.tasks[0])]
+        if problems:
+            raise JobError(f"model: {'; '.join(problems)}")
+    card = ModelCard(
+        name=facts.architecture,
+        build=functools.partial(directory_module, directory, input_name, model.pooling),
+        transform=facts.transform,
+        labels=facts.labels,
+        facts=facts,
+        directory=directory,
+    )
+    return "directory", card, library_digest(facts)
+
+
+def _named_card(name: str, model: Model) -> tuple[Kind, ModelCard, str]:
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == name:
+            return "entry_point", entry_point_card(name), source_digest(entry.module)
+    facts = torchvision_facts(name)
+    if facts is None:
+        elsewhere = describe_name(name)
+        if elsewhere is not None:
+            raise JobError(f"model.name = {name!r}: {elsewhere}")
+        ours = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
+        raise JobError(
+            f"model.name = {name!r}: neither an installed model ({', '.join(ours) or 'none'}) "
+            "nor a torchvision one"
+        )
+    _refuse_family(name, facts["family"], model)
+    transform = facts["transform"] and TransformSpec.from_dict(facts["transform"])
+    card = ModelCard(
+        name=name,
+        build=functools.partial(torchvision_module, name),
+        transform=transform,
+        labels=tuple(facts["labels"]) if model.labels is None else None,
+    )
+    code = hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest()
+    return "torchvision", card, code
+
+
+def _refuse_family(name: str, family: str, model: Model) -> None:
+    """Refuse a model whose inputs or outputs fit no task; the message has all problems."""
+    is_fine = family == "segmentation" and task_class(model.known_task or "").takes_any_shape
+    if family in _FAMILIES and not is_fine and model.layer is None:
+        raise JobError(f"model.name = {name!r}: {_FAMILIES[family]}")
+
+
+def _factory_card(
+    factory: str, args: Mapping[str, Any], allow_import: Sequence[str]
+) -> tuple[Kind, ModelCard, str]:
+    module_name = require_allowed("model.factory", factory, allow_import)
+    build = import_callable("model.factory", factory)
+    check_arguments("model.factory", factory, build, args)
+    card = ModelCard(name=factory, build=functools.partial(build, **args))
+    return "factory", card, source_digest(module_name)

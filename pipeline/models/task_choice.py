@@ -1,0 +1,91 @@
+"""What a job's model predicts: the task, its labels and settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.core.errors import JobError
+from pipeline.models.allowed_imports import require_allowed, source_digest
+from pipeline.models.spec import ModelCard
+from pipeline.models.tasks import task_class
+from pipeline.models.tasks.base import OutputSpec, TaskSpec
+from pipeline.storage.single_file import read_file
+
+if TYPE_CHECKING:
+    from pipeline.job.model import Model
+
+
+def task_name(model: Model, card: ModelCard) -> str:
+    """Return the job's task, otherwise what the model directory serves first."""
+    return model.known_task or (card.facts.tasks[0] if card.facts else "classify")
+
+
+def choose_task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpec:
+    """Choose the task of a model, with its labels.
+
+    Args:
+        model: The job's model section.
+        card: The model.
+        allow_import: Prefixes of modules that `postprocess` may name, beside the environment's.
+
+    Raises:
+        JobError: The model does not serve the task, or there are no labels for it.
+    """
+    name, facts = task_name(model, card), card.facts
+    kind = task_class(name)
+    if facts is not None and name not in facts.tasks:
+        raise JobError(
+            f"model.task = {name!r}: {facts.architecture} of model.path serves "
+            f"{', '.join(facts.tasks)}"
+        )
+    labels = kind.own_labels(model)
+    if kind.needs_labels:
+        found = card.labels if model.labels is None else _read_labels(model, model.labels)
+        if not found:
+            raise JobError(
+                f"model.labels: {card.name} brings no class names; give a list or a file"
+            )
+        labels = tuple(found)
+    code = ""
+    if model.postprocess is not None:
+        code = source_digest(require_allowed("model.postprocess", model.postprocess, allow_import))
+    return TaskSpec(
+        kind=name,
+        labels=labels,
+        top_k=min(model.top_k, len(labels)) if labels else 0,
+        embedding_dim=model.embedding_dim or (facts and facts.embedding_dim) or 0,
+        l2_norm=model.l2_norm,
+        outputs=tuple(OutputSpec(output.name, output.shape) for output in model.outputs),
+        targets=model.targets,
+        postprocess=model.postprocess,
+        postprocess_sha256=code,
+        min_score=model.min_score,
+        embedding_type=model.embedding_type,
+        activation=str(facts.settings.get("activation", "identity")) if facts else "identity",
+        aggregation=model.aggregation,
+        prompts=prompt_texts(model.prompts),
+        postprocess_args=model.postprocess_args,
+    )
+
+
+def prompt_texts(prompts: tuple[str, ...] | dict[str, str]) -> tuple[str, ...]:
+    """Return the prompts without their labels."""
+    return tuple(prompts.values()) if isinstance(prompts, dict) else prompts
+
+
+def _read_labels(model: Model, labels: str | tuple[str, ...]) -> tuple[str, ...]:
+    if not isinstance(labels, str):
+        return labels
+    data = read_file(labels, model.storage_options, "model.labels")
+    try:
+        text = data.decode("utf-8-sig")
+        names = json.loads(text) if labels.endswith(".json") else None
+    except ValueError as error:
+        raise JobError(f"model.labels = {labels}: cannot be read: {error}") from None
+    if labels.endswith(".json"):
+        if not (isinstance(names, list) and all(isinstance(item, str) for item in names)):
+            raise JobError(f"model.labels = {labels}: expected a JSON list of strings")
+        return tuple(names)
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
