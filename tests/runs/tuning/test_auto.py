@@ -121,6 +121,13 @@ def test_a_layout_that_starts_later_has_to_win_that_back():
     assert choose_layout([plain, faster], 1e9) == faster
 
 
+def test_a_layout_of_more_threads_has_to_be_faster_by_a_tenth():
+    plain = replace(EAGER, actors=2, threads=1, decode_in="actors", rows_per_s=100)
+    wide = replace(plain, actors=1, threads=2)
+    assert choose_layout([plain, replace(wide, rows_per_s=109)], 1e9, 10_000) == plain
+    assert choose_layout([plain, replace(wide, rows_per_s=120)], 1e9, 10_000).threads == 2
+
+
 def test_the_layout_that_is_clearly_faster_is_taken_and_else_the_first():
     plain = replace(EAGER, actors=2, threads=1, decode_in="actors", rows_per_s=100, peak_mib=10)
     equal = replace(plain, decode_in="tasks", rows_per_s=102)
