@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,12 @@ from pipeline.models.allowed_imports import (
     require_allowed,
     source_digest,
 )
-from pipeline.models.directories.opening import directory_module, library_digest, open_facts
-from pipeline.models.spec import ENTRY_POINT_GROUP, Kind, ModelCard, entry_point_card
+from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.opening import library_digest, open_facts
+from pipeline.models.directories.snapshot import ModelDirectory
+from pipeline.models.spec import ENTRY_POINT_GROUP, Kind, entry_point_card
 from pipeline.models.tasks import task_class
-from pipeline.models.torchvision_catalog import torchvision_facts, torchvision_module
+from pipeline.models.torchvision_catalog import torchvision_facts
 from pipeline.models.unsupported import describe_name
 from pipeline.preprocessing.transform import TransformSpec
 
@@ -52,9 +53,26 @@ _FAMILIES = {
 """Model families of torchvision that are not classifiers, and how to run them."""
 
 
+@dataclass(frozen=True)
+class Card:
+    """A model that was found, and what it brings by itself."""
+
+    name: str
+    kind: Kind
+    code_sha256: str
+    """Digest of the code that builds the module."""
+    transform: TransformSpec | None = None
+    labels: tuple[str, ...] | None = None
+    weights_path: str | None = None
+    """Local path of a state dict that ships with the package."""
+    facts: DirectoryFacts | None = None
+    """What a model directory says."""
+    directory: ModelDirectory | None = None
+
+
 def find_card(
     model: Model, allow_import: Sequence[str], input_name: str, *, has_pairs: bool
-) -> tuple[Kind, ModelCard, str]:
+) -> Card:
     """Find what the model section names, without building it.
 
     Args:
@@ -62,9 +80,6 @@ def find_card(
         allow_import: Prefixes of modules that `factory` may name, beside the environment's.
         input_name: The registered name of the input.
         has_pairs: Whether rows are pairs of texts.
-
-    Returns:
-        How the model is named, its card, and a digest of the code that builds it.
 
     Raises:
         JobError: The model is unknown, not allowed, or does not take the job's rows.
@@ -76,9 +91,7 @@ def find_card(
     return _named_card(model.name or "", model)
 
 
-def _directory_card(
-    model: Model, path: str, input_name: str, *, has_pairs: bool
-) -> tuple[Kind, ModelCard, str]:
+def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool) -> Card:
     directory, facts = open_facts(path, model.storage_options, input_name, model.pooling)
     if has_pairs and _OF_PAIRS in facts.tasks:  # of one output, which may be a number as well
         others = tuple(name for name in facts.tasks if name != _OF_PAIRS)
@@ -89,21 +102,29 @@ def _directory_card(
         problems = [*model.problems_of(facts.tasks[0])]
         if problems:
             raise JobError(f"model: {'; '.join(problems)}")
-    card = ModelCard(
+    return Card(
         name=facts.architecture,
-        build=functools.partial(directory_module, directory, input_name, model.pooling),
+        kind="directory",
+        code_sha256=library_digest(facts),
         transform=facts.transform,
         labels=facts.labels,
         facts=facts,
         directory=directory,
     )
-    return "directory", card, library_digest(facts)
 
 
-def _named_card(name: str, model: Model) -> tuple[Kind, ModelCard, str]:
+def _named_card(name: str, model: Model) -> Card:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
-            return "entry_point", entry_point_card(name), source_digest(entry.module)
+            brought = entry_point_card(name)
+            return Card(
+                name=brought.name,
+                kind="entry_point",
+                code_sha256=source_digest(entry.module),
+                transform=brought.transform,
+                labels=brought.labels,
+                weights_path=brought.weights_path,
+            )
     facts = torchvision_facts(name)
     if facts is None:
         elsewhere = describe_name(name)
@@ -116,14 +137,13 @@ def _named_card(name: str, model: Model) -> tuple[Kind, ModelCard, str]:
         )
     _refuse_family(name, facts["family"], model)
     transform = facts["transform"] and TransformSpec.from_dict(facts["transform"])
-    card = ModelCard(
+    return Card(
         name=name,
-        build=functools.partial(torchvision_module, name),
+        kind="torchvision",
+        code_sha256=hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest(),
         transform=transform,
         labels=tuple(facts["labels"]) if model.labels is None else None,
     )
-    code = hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest()
-    return "torchvision", card, code
 
 
 def _refuse_family(name: str, family: str, model: Model) -> None:
@@ -133,11 +153,8 @@ def _refuse_family(name: str, family: str, model: Model) -> None:
         raise JobError(f"model.name = {name!r}: {_FAMILIES[family]}")
 
 
-def _factory_card(
-    factory: str, args: Mapping[str, Any], allow_import: Sequence[str]
-) -> tuple[Kind, ModelCard, str]:
+def _factory_card(factory: str, args: Mapping[str, Any], allow_import: Sequence[str]) -> Card:
     module_name = require_allowed("model.factory", factory, allow_import)
     build = import_callable("model.factory", factory)
     check_arguments("model.factory", factory, build, args)
-    card = ModelCard(name=factory, build=functools.partial(build, **args))
-    return "factory", card, source_digest(module_name)
+    return Card(name=factory, kind="factory", code_sha256=source_digest(module_name))

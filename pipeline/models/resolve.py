@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.registry import INPUTS, get
 from pipeline.job.text import Text
-from pipeline.models.cards import find_card
-from pipeline.models.spec import Kind, ModelCard, ModelSpec
+from pipeline.models.cards import Card, find_card
+from pipeline.models.spec import ModelSpec
 from pipeline.models.task_choice import choose_task, prompt_texts, task_name
 from pipeline.models.tasks import task_class
 from pipeline.models.text_choice import choose_text
@@ -52,9 +52,9 @@ def resolve_model(
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
             the transform is incomplete.
     """
-    kind, card, code = find_card(model, allow_import, input_name, has_pairs=has_pairs)
+    card = find_card(model, allow_import, input_name, has_pairs=has_pairs)
     weights_uri, chosen, task = _all_of(
-        lambda: _weights_uri(kind, card, model),
+        lambda: _weights_uri(card, model),
         lambda: _choose_input(card, model, transform, text or Text(), input_name),
         lambda: choose_task(model, card, allow_import),
     )
@@ -65,8 +65,8 @@ def resolve_model(
     )
     return ModelSpec(
         name=card.name,
-        kind=kind,
-        code_sha256=code,
+        kind=card.kind,
+        code_sha256=card.code_sha256,
         weights_uri=weights_uri,
         weights_sha256=weights_sha256,
         input=chosen,
@@ -102,9 +102,9 @@ def _all_of(*steps: Callable[[], Any]) -> list[Any]:
     return found
 
 
-def _weights_uri(kind: Kind, card: ModelCard, model: Model) -> str | None:
+def _weights_uri(card: Card, model: Model) -> str | None:
     uri = model.weights or card.weights_path
-    if uri is None and kind == "torchvision":
+    if uri is None and card.kind == "torchvision":
         raise JobError(
             f"model.weights: {card.name} needs the URI of a state dict "
             f"({', '.join(WEIGHT_SUFFIXES)}); nothing is downloaded silently"
@@ -118,9 +118,7 @@ def _weights_uri(kind: Kind, card: ModelCard, model: Model) -> str | None:
     return uri
 
 
-def _choose_input(
-    card: ModelCard, model: Model, transform: Transform, text: Text, name: str
-) -> Input:
+def _choose_input(card: Card, model: Model, transform: Transform, text: Text, name: str) -> Input:
     kind: type[Input] = get(INPUTS, name)
     for section, given in (("transform", transform), ("text", text)):
         if kind.takes != section and given.model_fields_set:
@@ -135,7 +133,7 @@ def _choose_input(
     return kind.of(InputSettings())
 
 
-def _text(card: ModelCard, model: Model, wanted: Text) -> TextSettings:
+def _text(card: Card, model: Model, wanted: Text) -> TextSettings:
     return choose_text(
         card.name,
         wanted,

@@ -18,7 +18,6 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.user_errors import SHOW_ALL, tell
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.allowed_imports import import_callable
-from pipeline.models.directories.described import DirectoryFacts
 from pipeline.models.directories.opening import directory_module
 from pipeline.models.directories.snapshot import ModelDirectory
 from pipeline.models.factory_tensors import pin, seeded
@@ -50,9 +49,6 @@ class ModelCard:
     labels: tuple[str, ...] | None = None
     weights_path: str | None = None
     """Local path of a state dict that ships with the package."""
-    facts: DirectoryFacts | None = None
-    """What a model directory says."""
-    directory: ModelDirectory | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
 from pipeline.models.allowed_imports import require_allowed, source_digest
-from pipeline.models.spec import ModelCard
+from pipeline.models.cards import Card
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import OutputSpec, TaskSpec
 from pipeline.storage.single_file import read_file
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pipeline.job.model import Model
 
 
-def task_name(model: Model, card: ModelCard) -> str:
+def task_name(model: Model, card: Card) -> str:
     """Return the job's task, otherwise what the model directory serves first."""
     return model.known_task or (card.facts.tasks[0] if card.facts else "classify")
 
 
-def choose_task(model: Model, card: ModelCard, allow_import: Sequence[str]) -> TaskSpec:
+def choose_task(model: Model, card: Card, allow_import: Sequence[str]) -> TaskSpec:
     """Choose the task of a model, with its labels.
 
     Args:
