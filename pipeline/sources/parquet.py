@@ -13,13 +13,14 @@ import pyarrow as pa
 from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
 from pipeline.core.counters import Counters
 from pipeline.core.failures import Failure, Reason
+from pipeline.sources.columns.base import STAGE
 from pipeline.sources.columns.choice import columns_of
 from pipeline.sources.extents import Extent
 from pipeline.sources.int96 import Int96Reader, Moments, int96_columns
 from pipeline.sources.parquet_columns import needed_columns
 from pipeline.sources.parquet_footers import is_unreadable
 from pipeline.sources.parquet_shard import Shard, open_shard
-from pipeline.sources.rows import STAGE, Reader, changed, failed_rows, require_unchanged
+from pipeline.sources.rows import Reader, changed, failed_rows, require_unchanged
 from pipeline.sources.table_rows import joined, to_rows
 
 _BATCH_BYTES = 16 << 20

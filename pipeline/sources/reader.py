@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from pipeline.core.counters import Counters, Measurement, measure
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
+from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent, SliceCut
-from pipeline.sources.rows import STAGE, Reader, changed
+from pipeline.sources.rows import Reader, changed
 from pipeline.sources.source_format import RowStream
 from pipeline.sources.units import Unit
 

@@ -17,8 +17,6 @@ from pipeline.sources.extents import Extent
 from pipeline.sources.source_format import SourceFormat, format_of, planned_ids
 from pipeline.storage.store import Store
 
-STAGE = "read"
-
 
 @dataclass(frozen=True)
 class Reader:

@@ -16,10 +16,10 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
+from pipeline.sources.columns.base import STAGE
 from pipeline.sources.tar_archive import Archive, Member, open_archive
 from pipeline.sources.whole_file import Broken
 
-STAGE = "read"
 MAX_VALUE_BYTES = 2**20
 """Size limit of a pass-through member; a larger one fails its row."""
 NUMBERS = frozenset(["cls"])

@@ -12,9 +12,9 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.schema import IMAGE
 from pipeline.job.section import Section
 from pipeline.job.source import Source
+from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import (
-    STAGE,
     Reader,
     changed,
     failed_rows,

@@ -24,9 +24,10 @@ from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, fail_poison_rows, given_up
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan
+from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
 from pipeline.sources.reader import read_extent, read_slices
-from pipeline.sources.rows import STAGE, Reader, failed_rows, failed_shard
+from pipeline.sources.rows import Reader, failed_rows, failed_shard
 from pipeline.sources.units import Unit
 
 SLICE_LIMITS = 10

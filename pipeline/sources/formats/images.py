@@ -12,8 +12,9 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.schema import IMAGE
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
+from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
-from pipeline.sources.rows import STAGE, Reader, changed, make_rows
+from pipeline.sources.rows import Reader, changed, make_rows
 from pipeline.sources.source_format import (
     CountedBeforeReading,
     CountsRows,
