@@ -23,6 +23,7 @@ from pipeline.report.history import Recipe, find_past_run
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
+from pipeline.runs.tuning.auto import is_open
 from pipeline.storage.store import Store
 
 _NOTHING = "nothing: this is published already"
@@ -92,8 +93,15 @@ def _next_step(
 def _estimate(
     job: Job, store: Store, plan: Plan, model: ModelSpec, step: dict[str, Any]
 ) -> dict[str, Any]:
+    # `auto` chooses what the job leaves out.
+    asked = job.model if is_open(model) else plan
     wanted = Recipe(
-        model.name, model.weights_sha256, model.runtime, model.precision, plan.batch_size
+        name=model.name,
+        weights_sha256=model.weights_sha256,
+        runtime=model.runtime,
+        precision=model.precision,
+        batch_size=asked.batch_size,
+        batch_tokens=asked.batch_tokens or None,
     )
     name = Layout(job.sink.partition).name
     past = find_past_run(store, name, wanted.fits)

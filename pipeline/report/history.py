@@ -45,13 +45,21 @@ class Recipe:
     precision: str | None
     """`auto`: any."""
     batch_size: int | None
+    """None: any."""
+    batch_tokens: int | None = None
+    """None: any, or rows have no tokens."""
 
     @classmethod
     def of(cls, report: Report) -> Recipe:
         """Return what a run used."""
         model = report.model
         return cls(
-            model.name, model.weights_sha256, model.runtime, model.precision, model.batch_size
+            name=model.name,
+            weights_sha256=model.weights_sha256,
+            runtime=model.runtime,
+            precision=model.precision,
+            batch_size=model.batch_size,
+            batch_tokens=model.batch_tokens,
         )
 
     def fits(self, report: Report) -> bool:
@@ -68,10 +76,11 @@ class Recipe:
             return False
         used = Recipe.of(report)
         return (
-            (self.name, self.weights_sha256, self.batch_size)
-            == (used.name, used.weights_sha256, used.batch_size)
+            (self.name, self.weights_sha256) == (used.name, used.weights_sha256)
             and self.runtime in (AUTO, used.runtime)
             and self.precision in (AUTO, used.precision)
+            and self.batch_size in (None, used.batch_size)
+            and self.batch_tokens in (None, used.batch_tokens)
         )
 
 

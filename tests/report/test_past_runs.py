@@ -13,6 +13,7 @@ from pipeline.storage.store import Store
 
 FACTS = dataclasses.replace(FULL, model=FULL.model | {"runtime": "eager"})
 WANTED = Recipe("efficientnet-lite0", "ab" * 32, "eager", "bf16", 64)
+TEXTS = FACTS.model | {"batch_tokens": 8192}
 
 
 def keep(store: Store, partition: str, run_id: str, facts: RunFacts = FACTS) -> None:
@@ -74,9 +75,20 @@ def test_what_the_job_leaves_open_fits_anything():
     compiled = report_with(model=FACTS.model | {"runtime": "compile"})
     assert dataclasses.replace(WANTED, runtime="auto", precision="auto").fits(compiled)
     assert not dataclasses.replace(WANTED, runtime="auto", precision="fp32").fits(compiled)
+    larger = report_with(model=FACTS.model | {"batch_size": 128})
+    assert dataclasses.replace(WANTED, batch_size=None).fits(larger)
     refused = report_with(status="refused", exit_code=3)
     assert WANTED.fits(refused)
     assert Recipe.of(refused) == WANTED
+
+
+@pytest.mark.parametrize(
+    ("batch_tokens", "fits"), [(8192, True), (None, True), (4096, False), (16_384, False)]
+)
+def test_a_run_with_another_batch_of_tokens_is_no_basis(batch_tokens: int | None, fits: bool):
+    used = report_with(model=TEXTS)
+    assert dataclasses.replace(WANTED, batch_tokens=batch_tokens).fits(used) == fits
+    assert Recipe.of(used).batch_tokens == 8192
 
 
 def test_few_reports_are_read_however_many_there_are(
