@@ -43,8 +43,13 @@ _BY_SUFFIX = {
     ".keras": f"{_KERAS} {SAVE}",
     ".ckpt": _CHECKPOINT,
 }
+GIT_LFS = (
+    b"version https://git-lfs",
+    "is a pointer of Git LFS, not the file itself: run git lfs pull",
+)
+"""What such a file begins with, and what is wrong with it."""
 _BY_START = (
-    (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself: run git lfs pull"),
+    GIT_LFS,
     (b"\x89HDF\r\n", f"{_KERAS} {SAVE}"),
     (b"\x1f\x8b", "is gzipped: unpack it first"),
     (b"GGUF", f"is a GGUF model, which is not read; {SAVE}"),

@@ -11,6 +11,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.node_cache import kept, key_of
 from pipeline.models.directories.onnx_graph import (
     MAX_FILE_BYTES,
+    check_head,
     external_files,
     is_inside,
     name_of,
@@ -39,6 +40,8 @@ def choose_onnx(store: Store, name: str) -> list[StoredFile]:
         raise refusal(place, f"has {found.size_bytes} bytes, more than protobuf reads")
 
     def write(folder: Path) -> None:
+        with store.open(name) as file:
+            check_head(place, file, found.size_bytes)
         (folder / _NAMES).write_text(json.dumps(_external_names(place, store.read_bytes(name))))
 
     key = key_of(["external data", place, found.size_bytes, found.version], ("onnx",))

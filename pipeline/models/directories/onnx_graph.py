@@ -10,10 +10,12 @@ import contextlib
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+from pipeline.models.directories.onnx_head import HEAD_BYTES, can_be_onnx
+from pipeline.models.weights_file import GIT_LFS
 
 if TYPE_CHECKING:
     import onnx
@@ -24,6 +26,7 @@ MAX_NODES = 500_000
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Operators that onnxruntime brings; all others need a library of their own."""
 _EXTRA = "is not installed: the extra `onnxruntime` brings it"
+_NO_MODEL = "is not an ONNX model, or damaged"
 _NAME_CHARS = 80
 
 
@@ -35,6 +38,20 @@ def refusal(path: Path | str, found: str) -> JobError:
 def name_of(text: str) -> str:
     """Return a name of the file's, fit for a message."""
     return repr(clean_message(text, _NAME_CHARS))
+
+
+def check_head(path: Path | str, file: BinaryIO, size_bytes: int) -> None:
+    """Refuse what is not an ONNX model by its first bytes, so that the rest is not read.
+
+    Raises:
+        JobError: It is none; says what it is, if that is known.
+    """
+    head = file.read(HEAD_BYTES)
+    start, found = GIT_LFS
+    if head.startswith(start):
+        raise refusal(path, found)
+    if not can_be_onnx(head, size_bytes):
+        raise refusal(path, f"{_NO_MODEL}: begins with {clean_message(repr(head[:12]), 60)}")
 
 
 def parse_onnx(path: Path) -> onnx.ModelProto:
@@ -55,10 +72,12 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
             f"has {size_bytes} bytes, and protobuf reads at most {MAX_FILE_BYTES}: save the "
             "weights as external data beside it",
         )
+    with path.open("rb") as file:
+        check_head(path, file, size_bytes)
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # noqa: BLE001  # any error of the parser means that it is not a model
-        raise refusal(path, f"is not an ONNX model, or damaged: {type(error).__name__}") from None
+        raise refusal(path, f"{_NO_MODEL}: {type(error).__name__}") from None
     if not model.ir_version or not model.graph.node:
         raise refusal(path, "is not an ONNX model, or cut off: it has no graph")
     _check_operators(path, model)

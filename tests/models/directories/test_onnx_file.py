@@ -200,7 +200,7 @@ def test_an_offset_that_cannot_be_is_refused(tmp_path: Path, offset: str):
     [
         (b"", "it has no graph"),
         (b"<!doctype html>", "is not an ONNX model, or damaged"),
-        (b"version https://git-lfs.github.com/spec/v1", "is not an ONNX model, or damaged"),
+        (b"version https://git-lfs.github.com/spec/v1", "run git lfs pull"),
         (onnx_files.features_model().SerializeToString()[:200], "is not an ONNX model, or damaged"),
         (b"\x80\x04\x95", "is not an ONNX model, or damaged"),
     ],
