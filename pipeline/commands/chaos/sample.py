@@ -14,6 +14,7 @@ import random
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,12 +26,15 @@ from pipeline.commands.chaos.corrupt_inputs import (
     spoil_rows,
     spoil_shards,
     to_parquet,
-    with_texts,
+)
+from pipeline.commands.chaos.named_images import (
+    CopyImages,
+    copy_images,
+    name_copies_in_lines,
+    name_copies_in_table,
 )
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
-from pipeline.sources.columns.uris import uri_values
-from pipeline.sources.fetch import fetch_many
 from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.formats.images import ImageFiles
 from pipeline.sources.formats.jsonl import Jsonl
@@ -119,6 +123,8 @@ def take_sample(source: Source, num_rows: int, seed: int, folder: Path) -> Sampl
     sample = Sample(folder, {"uri": str(folder), "storage_options": {}})
     if source.files is not None:
         sample.changes["files"] = None
+    if source.uri_column:  # rows will name copies, which lie below the folder
+        sample.changes["uri_base"] = None
     take_rows(format_of(source), _Wish(source, inputs, num_rows, seed), sample)
     if not sample.num_rows:
         raise JobError(f"source.uri = {source.uri}: no rows there that could be copied")
@@ -170,15 +176,14 @@ def _take_images(_: ImageFiles, wish: _Wish, sample: Sample) -> None:
 
 @take_rows.register
 def _take_parquet(_: Parquet, wish: _Wish, sample: Sample) -> None:
-    if wish.source.uri_column:
-        sample.changes["uri_base"] = None
     for shard in wish.shards():
         left = wish.num_rows - sample.num_rows
         table = _first_rows(wish.store, shard.path, min(wish.rows_per_shard, left))
         if table is None:
             continue
         if wish.source.uri_column:
-            table = _with_copied_images(wish, table, sample)
+            copies = _copied_images(wish, sample)
+            table = name_copies_in_table(table, wish.source.uri_column, copies)
         sample.write(shard.path, to_parquet(table))
         sample.num_rows += table.num_rows
         sample.num_shards += 1
@@ -207,19 +212,10 @@ def _first_rows(store: Store, path: str, num_rows: int) -> pa.Table | None:
         return None
 
 
-def _with_copied_images(wish: _Wish, table: pa.Table, sample: Sample) -> pa.Table:
-    """Fetch the images that rows name, and let the rows name the copies."""
-    name = str(wish.source.uri_column)
-    given = uri_values(table.column(name))
+def _copied_images(wish: _Wish, sample: Sample) -> CopyImages:
+    """Return what copies the images that the rows of the next shard name."""
     policy = policy_of(wish.source, wish.inputs.root)
-    uris: list[str | None] = []
-    for index, fetched in enumerate(fetch_many(given, policy)):
-        path = f"{_FETCHED}/{sample.num_shards:03d}-{index:06d}"
-        if fetched.data is not None:
-            sample.write(path, fetched.data)
-        # What could not be fetched is missing in the copy, too.
-        uris.append(None if given[index] is None else path)
-    return with_texts(table, name, uris) or table
+    return partial(copy_images, policy, f"{_FETCHED}/{sample.num_shards:03d}", sample.write)
 
 
 def _spoil_parquet(wish: _Wish, folder: PurePosixPath, table: pa.Table, sample: Sample) -> None:
@@ -313,6 +309,9 @@ def _take_lines(_: Jsonl, wish: _Wish, sample: Sample) -> None:
                 if not block.broken and block.sizes[row] <= max_bytes
             )
             lines = [line.rstrip(b"\r\n") + b"\n" for line in itertools.islice(found, number)]
+        if wish.source.uri_column:
+            copies = _copied_images(wish, sample)
+            lines = name_copies_in_lines(lines, wish.source.uri_column, copies)
         sample.write(shard.path, b"".join(lines))
         sample.num_rows += len(lines)
         sample.num_shards += 1

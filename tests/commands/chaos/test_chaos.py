@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -172,6 +173,23 @@ def test_copied_lines_are_the_first_ones_and_bad_lines_are_added(tmp_path: Path)
     assert sorted(failed) == sorted(sample.spoilt)
     assert rows.num_rows == 20 + len(failed)
     assert len(failed) == 6
+
+
+def test_images_that_lines_name_relative_to_the_source_are_copied(tmp_path: Path) -> None:
+    (tmp_path / "in" / "photos").mkdir(parents=True)
+    for row in range(20):
+        (tmp_path / "in" / "photos" / f"{row}.jpg").write_bytes(jpeg(row))
+    rows: list[Any] = [{"link": f"photos/{row}.jpg", "id": f"r{row}"} for row in range(20)]
+    rows[3]["link"], rows[4], rows[5] = "photos/none.jpg", {"id": "r4"}, {"link": 7, "id": "r5"}
+    (tmp_path / "in" / "a.jsonl").write_bytes(lines(*rows))
+    source = source_of(tmp_path / "in", uri_column="link", id_column="id")
+    sample = take_sample(source, 20, 1, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "in")
+    read = read_all(source.model_copy(update=sample.changes))
+    failed = read.filter(read.column("error").is_valid()).column("row_id").to_pylist()
+    assert sorted(failed) == sorted(["r3", "r4", "r5", *sample.spoilt])
+    images = dict(zip(read["row_id"].to_pylist(), read["image"].to_pylist(), strict=True))
+    assert images["r7"] == jpeg(7)
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
