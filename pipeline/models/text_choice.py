@@ -46,7 +46,7 @@ def choose_text(
             f"text.tokenizer: {name} brings no tokenizer; give the URI of a tokenizer.json"
         )
     data = read_tokenizer_bytes(uri, storage_options)
-    tokenizer = parse_tokenizer(uri, data)
+    tokenizer = parse_tokenizer(f"text.tokenizer = {uri}", data)
     reserved = reserved_tokens(hypotheses(tokenizer, hypotheses_of))
     return TextSettings(
         tokenizer_uri=uri,

@@ -92,13 +92,13 @@ def _encoded(encode: Callable[[Any], list[Encoding]], batch: Sequence[Any]) -> l
     try:
         return encode(batch)
     except BaseException as error:
-        if not is_of_library(error):
+        if not _is_of_library(error):
             raise
         message = f"the tokenizer fails: {clean_message(f'{error}', 200)}"
         raise RowError(Reason.DECODE_ERROR, message) from None
 
 
-def is_of_library(error: BaseException) -> bool:
+def _is_of_library(error: BaseException) -> bool:
     """Tell whether an error is one of the library, and no interrupt.
 
     A panic of its Rust code, as over a pattern that backtracks without end, is no Exception.
@@ -129,7 +129,7 @@ def _word_ids(
 
 @functools.lru_cache(maxsize=4)
 def _rule(path: str) -> WordRule:
-    return WordRule.of(parse_tokenizer(path, Path(path).read_bytes()))
+    return WordRule.of(_read(path))
 
 
 @functools.lru_cache(maxsize=4)
@@ -137,14 +137,22 @@ def _opened(path: str, max_tokens: int) -> Tokenizer:
     """Return the tokenizer of this process, cut to `max_tokens` and without padding."""
     # Cores belong to actors: its own threads would take those of others.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tokenizer = parse_tokenizer(path, Path(path).read_bytes())
+    tokenizer = _read(path)
     tokenizer.enable_truncation(max_tokens, strategy="longest_first")
     tokenizer.no_padding()
     return tokenizer
 
 
-def parse_tokenizer(uri: str, data: bytes) -> Tokenizer:
+def _read(path: str) -> Tokenizer:
+    return parse_tokenizer(f"text.tokenizer = {path}", Path(path).read_bytes())
+
+
+def parse_tokenizer(where: str, data: bytes) -> Tokenizer:
     """Make a tokenizer from the bytes of a tokenizer.json.
+
+    Args:
+        where: What names the file, for messages.
+        data: Its content.
 
     Raises:
         JobError: It is no tokenizer, or the library is missing.
@@ -156,10 +164,10 @@ def parse_tokenizer(uri: str, data: bytes) -> Tokenizer:
     try:
         return Tokenizer.from_str(data.decode("utf-8"))
     except BaseException as error:
-        if not is_of_library(error):
+        if not _is_of_library(error):
             raise
         reason = clean_message(f"{error}", 200)
-        raise JobError(f"text.tokenizer = {uri}: not a tokenizer.json: {reason}") from None
+        raise JobError(f"{where} is no tokenizer: {reason}") from None
 
 
 def pad_id_of(tokenizer: Tokenizer) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+from pipeline.preprocessing.tokenizer import MAX_BYTES
 
 MAX_CONFIG_BYTES = 1 << 20
-MAX_TOKENIZER_BYTES = 128 << 20
 MAX_INDEX_BYTES = 16 << 20
 _SHOWN_CHARS = 80
 
@@ -21,7 +21,7 @@ def max_bytes(name: str) -> int | None:
     if name.endswith(".safetensors"):
         return None
     if name.rpartition("/")[2] == "tokenizer.json":
-        return MAX_TOKENIZER_BYTES
+        return MAX_BYTES
     return MAX_INDEX_BYTES if name.endswith(".index.json") else MAX_CONFIG_BYTES
 
 

@@ -14,7 +14,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.described import TextFacts
 from pipeline.models.directories.json_files import check_size, read_object, whole
-from pipeline.preprocessing.tokenizer import is_of_library
+from pipeline.preprocessing.tokenizer import parse_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -44,16 +44,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         JobError: The file is too large, or damaged.
     """
-    from tokenizers import Tokenizer
-
     check_size(TOKENIZER, path.stat().st_size, path.name)
-    try:
-        return Tokenizer.from_file(str(path))
-    except BaseException as error:
-        if not is_of_library(error):
-            raise
-        told = clean_message(str(error), 120)
-        raise JobError(f"model.path: {path.name} is no tokenizer: {told}") from None
+    return parse_tokenizer(f"model.path: {path.name}", path.read_bytes())
 
 
 def prompt_tokens(path: Path, prompt: str) -> int:
