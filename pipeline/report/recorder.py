@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -18,50 +18,41 @@ from pipeline.core.counters import (
     ROUNDED,
     Counters,
     Measurement,
-    StageCounters,
     measure,
     merge,
 )
-from pipeline.core.failures import Reason
-from pipeline.core.histograms import Distribution
-from pipeline.core.skipped import Skipped
 from pipeline.core.slices import SliceKey
 from pipeline.gates.results import GateResult
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware
 from pipeline.plan.plan import Plan
+from pipeline.report.accounts import RowAccounts
 from pipeline.report.document import RunFacts, RunStatus
 from pipeline.report.placement import Placement
-from pipeline.report.slice_count import Origin, SliceCount
+from pipeline.report.slice_count import Origin
 from pipeline.report.slice_totals import KeptRows, ReadFooter, SliceTotals
 
 _TOP_LABELS = 10
-_TOP_FAILURES = 5
 
 
-class RunRecorder:
+class RunRecorder(RowAccounts):
     """What is known so far of one run."""
 
     def __init__(self, run_id: str, partition: str) -> None:
+        super().__init__()
         self.run_id = run_id
         self.partition = partition
         self.started_at = dt.datetime.now(dt.UTC)
         self._started = perf_counter()
-        self._plan: Plan | None = None
         self._prepared: tuple[str, ...] = PREPARED
         self._model: dict[str, object] = {}
         self._output: dict[str, object] = {}
         self._placement: Placement | None = None
         self._gate_results: list[GateResult] = []
         self._counters: Counters = {}
-        self._totals = SliceTotals()
-        self._count = SliceCount()
-        self._published: Manifest | None = None
         self._streaming_wall_s: float | None = None
         self._batch_rates: dict[int, float] = {}
         self._in_flight: list[str] = []
-        self._kept: KeptRows | None = None
-        self._alike: Cause | None = None
         self._retry: dict[str, int] = {}
 
     @contextmanager
@@ -148,11 +139,6 @@ class RunRecorder:
         """Note what was in flight when there was no progress any more."""
         self._in_flight = list(in_flight)
 
-    @property
-    def plan(self) -> Plan | None:
-        """Return what is to be done, once that is known."""
-        return self._plan
-
     def left_to_do(self) -> str:
         """Describe in a few words what is done and what is left."""
         return self._count.left_to_do()
@@ -196,93 +182,14 @@ class RunRecorder:
             "bytes": sum(part.size_bytes for part in manifest.parts),
         }
 
-    @property
-    def num_accounted(self) -> int:
-        """Rows that will be published: of all committed slices, and what is kept."""
-        return self.num_done + self.num_kept
-
-    @property
-    def num_planned(self) -> int:
-        """Rows of all slices that make up the plan, and what is kept."""
-        return (self._count.total_rows or 0) + self.num_kept
-
-    @property
-    def num_done(self) -> int:
-        """Rows of all committed slices, of this run and of earlier ones."""
-        return self._count.num_done
-
-    @property
-    def num_kept(self) -> int:
-        """Rows that stay as they are published."""
-        return self._kept.num_rows if self._kept else 0
-
-    @property
-    def num_quarantined(self) -> int:
-        """Quarantined rows, with those that are kept."""
-        kept = sum(self._kept.reasons.values()) if self._kept else 0
-        return self._totals.num_quarantined + kept
-
-    @property
-    def reasons(self) -> Mapping[str, int]:
-        """Quarantined rows by reason."""
-        found = Counter(self._totals.reasons)
-        found.update(self._kept.reasons if self._kept else {})
-        return {reason: num_rows for reason, num_rows in found.items() if num_rows}
-
     def failed_alike(self, cause: Cause) -> None:
         """Note why all rows of the first batches failed, which are not staged."""
         self._alike = cause
-
-    def top_failures(self, number: int = _TOP_FAILURES) -> list[Cause]:
-        """Return the causes of the most failed rows; those of kept rows have no message."""
-        causes = self._totals.causes.complete(self.reasons)
-        return [self._alike] if self._alike else causes.top(number)
 
     @property
     def is_retry(self) -> bool:
         """Tell whether rows of a quarantine are retried."""
         return self._kept is not None or bool(self._retry)
-
-    @property
-    def skipped(self) -> Skipped:
-        """What lies below the source and is no row; of a retry, when it was listed at last."""
-        if self._kept is not None:
-            return self._kept.skipped
-        return self._plan.skipped if self._plan else Skipped()
-
-    @property
-    def totals(self) -> SliceTotals:
-        """What became of the rows of all committed slices, without those that are kept."""
-        return self._totals
-
-    @property
-    def golden(self) -> tuple[StageCounters, int]:
-        """Golden rows, once for every actor (out: those that agreed), and the number of actors."""
-        return self._totals.golden, self._totals.golden_actors
-
-    @property
-    def distribution(self) -> Distribution:
-        """How the predictions are distributed; numbers of duplicate ids are still among them."""
-        own = self._totals.distribution
-        return own if self._kept is None else self._kept.distribution + own
-
-    @property
-    def num_predicted(self) -> int:
-        """Predicted rows, with those that are kept."""
-        return self.num_accounted - self.num_quarantined
-
-    @property
-    def num_unreadable_shards(self) -> int:
-        """Shards that could not be read (to their end), so that their row count is unknown."""
-        if self._published is not None:
-            return self._published.num_unreadable_shards
-        if self._plan is None:
-            return 0
-        if self._plan.counts_by_reading:  # each such shard is one row
-            return self.reasons.get(Reason.UNREADABLE_SHARD.value, 0)
-        if self._kept is not None and self._kept.num_unreadable_shards is not None:
-            return self._kept.num_unreadable_shards
-        return sum(extent.is_whole_shard for unit in self._plan.units for extent in unit.extents)
 
     @property
     def num_rounded(self) -> int:
