@@ -1,0 +1,187 @@
+"""The commands that run a job, or try one out. Thin: each parses, calls one function, and prints.
+
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.options import (
+    AcceptOption,
+    AddressOption,
+    AllowImportOption,
+    DateOption,
+    JobFile,
+    JsonOption,
+    NoTryOption,
+    QuietOption,
+    SetOption,
+    as_date,
+    as_options,
+    load,
+    show,
+    show_report,
+)
+
+
+def run(
+    job: JobFile,
+    date: DateOption = None,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    allow_import: AllowImportOption = None,
+    accept: AcceptOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a job once: predict what is missing, check, publish, report."""
+    from pipeline.execution.embedded.forkserver import started_ahead
+    from pipeline.report.progress import Progress
+
+    with Progress(quiet=quiet) as progress, started_ahead(address):
+        progress.phase(f"reading {job}", is_logged=False)  # before what takes a while to import
+        loaded = load(job, date, set_)
+        options = as_options(address, allow_import, accept)
+        progress.phase(f"running {job}")
+        from pipeline.run import run_job
+
+        report = run_job(loaded, options, progress)
+    show_report(report, as_json=as_json, quiet=quiet)
+
+
+def plan(
+    job: JobFile,
+    date: DateOption = None,
+    set_: SetOption = None,
+    allow_import: AllowImportOption = None,
+    no_try: NoTryOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show what a run would do, and try the model on one row. Writes nothing."""
+    from pipeline.commands.plan import describe_plan
+
+    options = as_options(None, allow_import)
+    found = describe_plan(load(job, date, set_), options, tries=not no_try)
+    show(found, as_json=as_json, quiet=quiet)
+
+
+def tune(
+    job: JobFile,
+    date: DateOption = None,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    allow_import: AllowImportOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure every way to run the job's model on a sample of its rows, and keep the figures."""
+    from pipeline.commands.tune import tune_job
+
+    found = tune_job(load(job, date, set_), as_options(address, allow_import))
+    show(found, as_json=as_json, quiet=quiet)
+
+
+def golden(
+    job: JobFile,
+    out: Annotated[str, typer.Option("--out", metavar="URI", help="The .parquet file to write.")],
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows.")] = 32,
+    date: DateOption = None,
+    set_: SetOption = None,
+    allow_import: AllowImportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write golden rows: some of the job's rows with what eager fp32 predicts for them."""
+    from pipeline.commands.golden import make_golden
+
+    options = as_options(None, allow_import)
+    show(make_golden(load(job, date, set_), options, rows, out), as_json=as_json)
+
+
+def doctor(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Also what it needs.")] = None,
+    date: DateOption = None,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    allow_import: AllowImportOption = None,
+    no_try: NoTryOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at all that a run will need, and say what is wrong and what would be right."""
+    from pipeline.commands.doctor import examine
+
+    loaded = None if job is None else load(job, date, set_)
+    found, code = examine(loaded, as_options(address, allow_import), tries=not no_try)
+    show(found, as_json=as_json)
+    raise typer.Exit(code)
+
+
+def retry(
+    job: JobFile,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option("--reason", metavar="REASON", help="Only these rows; repeatable."),
+    ] = None,
+    date: DateOption = None,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    allow_import: AllowImportOption = None,
+    accept: AcceptOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run only the quarantined rows again, and merge what now succeeds into the partition."""
+    from pipeline.report.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        progress.phase(f"reading {job}", is_logged=False)
+        options = as_options(address, allow_import, accept)
+        loaded = load(job, date, set_)
+        progress.phase(f"retrying {job}")
+        from pipeline.commands.retry import retry_job
+
+        done = retry_job(loaded, options, reason or [], progress)
+    show_report(done, as_json=as_json, quiet=quiet)
+
+
+def submit(
+    job: JobFile,
+    address: Annotated[
+        str, typer.Option("--address", envvar="RAY_ADDRESS", help="Job API, http://HOST:8265.")
+    ],
+    date: DateOption = None,
+    set_: SetOption = None,
+    allow_import: AllowImportOption = None,
+    accept: AcceptOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a job on a Ray cluster through its job API; ends with the job's exit code."""
+    from pipeline.commands.submit import submit_and_follow
+
+    lists = (set_ or [], allow_import or [], accept or [])
+    code = submit_and_follow(job, address, date, *lists, as_json=as_json, quiet=quiet)
+    raise typer.Exit(code)
+
+
+def chaos(
+    job: JobFile,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same faults.")] = 1,
+    rows: Annotated[int, typer.Option("--rows", min=20, help="How many rows.")] = 200,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch folder.")] = False,
+    date: DateOption = None,
+    set_: SetOption = None,
+    allow_import: AllowImportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the job over a copy of some rows, kill it and spoil its store, and count what is lost."""
+    from pipeline.commands.chaos.chaos import Chaos, run_chaos
+
+    lists = (tuple(set_ or ()), tuple(allow_import or ()))
+    asked = Chaos(load(job, date, set_), job, as_date(date), *lists, rows, seed, keep)
+    found, code = run_chaos(asked)
+    show(found, as_json=as_json)
+    raise typer.Exit(code)
