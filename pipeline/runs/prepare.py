@@ -31,6 +31,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     """Resolve the model, list the inputs and make the plan; starts nothing, writes nothing."""
     job = run.job
     model = job_model(job, run.options.allow_import)
+    _check_int8(model)
     batch = _usual_batch(job, model)
     require_apart(job.source, run.store)
     with run.record.stage("list") as listed:
@@ -79,13 +80,28 @@ def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:
                 )
         usual = _GPU_BATCH if is_on_gpu else _CPU_BATCH
     else:
-        if model.precision == INT8:
-            raise JobError(
-                f"model.precision = {INT8!r}: is calibrated for batches of one shape, and texts "
-                "differ in length; give bf16 or auto"
-            )
         usual = _GPU_TEXTS if is_on_gpu else _CPU_TEXTS
     return BatchLimits(job.model.batch_size or usual.rows, job.model.batch_tokens or usual.tokens)
+
+
+def _check_int8(model: ModelSpec) -> None:
+    """Refuse int8 for what cannot be calibrated.
+
+    Raises:
+        JobError: Says why, and what would be right.
+    """
+    if model.precision != INT8:
+        return
+    if model.directory is not None and model.directory.is_file:
+        raise JobError(
+            f"model.precision = {INT8!r}: an .onnx file runs as it is, and is not calibrated; give "
+            "fp32, bf16 or auto, or name a file that is quantised already, with fp32"
+        )
+    if model.input.counts_tokens:
+        raise JobError(
+            f"model.precision = {INT8!r}: is calibrated for batches of one shape, and texts "
+            "differ in length; give bf16 or auto"
+        )
 
 
 def _warn_of_skipped(inputs: Inputs) -> None:

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import onnx_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -65,6 +66,17 @@ def test_int8_is_refused_for_texts(tmp_path: Path, directory: Path):
     model = {"path": str(directory), "runtime": "onnxruntime", "precision": "int8"}
     with pytest.raises(JobError, match=r"model\.precision = 'int8'.*give bf16 or auto"):
         describe_plan(job_of(tmp_path, model), RunOptions())
+
+
+def test_int8_is_refused_for_an_onnx_file(tmp_path: Path):
+    path = onnx_files.save(onnx_files.features_model(), tmp_path / "m.onnx")
+    (tmp_path / "in").mkdir()
+    names = [f"x{number}" for number in range(onnx_files.NUM_FEATURES)]
+    pq.write_table(pa.table({name: [1.0] for name in names}), tmp_path / "in" / "rows.parquet")
+    source = {"uri": str(tmp_path / "in"), "format": "parquet", "features": tuple(names)}
+    model = {"path": str(path), "runtime": "onnxruntime", "precision": "int8", "task": "embed"}
+    with pytest.raises(JobError, match=r"model\.precision = 'int8': an \.onnx file.*quantised"):
+        describe_plan(job_of(tmp_path, model, source=source), RunOptions())
 
 
 @pytest.mark.parametrize("field", ["max_truncated_pct", "truncated_mode"])

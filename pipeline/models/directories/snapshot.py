@@ -37,6 +37,11 @@ class ModelDirectory:
     """Of the sorted names of the files that are used, and the digest of each."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
+    @property
+    def is_file(self) -> bool:
+        """Tell whether it is an .onnx file, with what belongs to it, instead of a directory."""
+        return self.uri.endswith(SUFFIX)
+
 
 def open_directory(
     uri: str, storage_options: Mapping[str, Any] | None = None

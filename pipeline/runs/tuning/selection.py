@@ -28,8 +28,11 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
     """List the runtimes and precisions that the job leaves open, in the order to try them.
 
     int8 is not for texts: it is calibrated for batches of one shape, and scales that are computed
-    for each batch gave embeddings of cosine 0.98 to those of fp32, no sooner.
+    for each batch gave embeddings of cosine 0.98 to those of fp32, no sooner. Nor is it for .onnx
+    files, which run as they are.
     """
+    is_file = model.directory is not None and model.directory.is_file
+    has_int8 = not model.input.counts_tokens and not is_file
     runtimes = all_runtimes() if model.runtime == AUTO else [runtime_of(model.runtime)]
     device: Device = "gpu" if is_on_gpu else "cpu"
     if model.input.counts_tokens and model.runtime == AUTO:
@@ -42,7 +45,7 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
         for precision, devices in runtime.precisions.items()
         if model.precision in (AUTO, precision)
         and device in devices
-        and not (precision == INT8 and model.input.counts_tokens)
+        and (precision != INT8 or has_int8)
     ]
 
 
