@@ -69,7 +69,7 @@ def kept(key: str, write: Callable[[Path], None]) -> Path:
     Raises:
         InfraError: The cache folder is not this user's own.
     """
-    folder = _cache_folder() / key
+    folder = cache_folder() / key
     with one_at_a_time(key):
         if not folder.exists():
             unfinished = folder.with_name(f".{uuid.uuid4().hex}")
@@ -85,7 +85,7 @@ def kept(key: str, write: Callable[[Path], None]) -> Path:
 @contextlib.contextmanager
 def one_at_a_time(name: str) -> Iterator[None]:
     """Let one process a node at a time make something: the others then find it."""
-    path = _cache_folder() / f"{name}.lock"
+    path = cache_folder() / f"{name}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -100,7 +100,7 @@ def claim(name: str) -> bool:
     Args:
         name: Unique to the run. Claims of ended processes are free again, and go after a day.
     """
-    folder = first_of([_cache_folder() / "claims"])
+    folder = first_of([cache_folder() / "claims"])
     with one_at_a_time("claims"):
         path = folder / name
         if path.exists() and _is_alive(path.read_text()):
@@ -122,7 +122,12 @@ def _is_alive(pid: str) -> bool:
     return True
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of the node cache.
+
+    Raises:
+        InfraError: It cannot be this user's own.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "batch-inference-pipeline"
     if folder.is_symlink() and folder.lstat().st_uid == os.geteuid():
