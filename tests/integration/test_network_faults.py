@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cli import pipeline, write_job
 from faultproxy import (
@@ -20,7 +21,9 @@ from faultproxy import (
     Rule,
     bad_network,
 )
+from jsonl_shards import CODECS, lines
 from s3server import S3Server
+from snapshots import TEXTS, make_snapshot
 
 from pipeline.commands.demo_photos import build_parquet
 from pipeline.commit.read import read_predictions
@@ -111,5 +114,74 @@ def test_a_bad_network_changes_no_row(
     assert predictions(root, output).equals(expected)
     assert report["rows"]["predicted"] == NUM_ROWS - NUM_BAD
     assert report["rows"]["quarantined"] == NUM_BAD
+    retries = {stage["stage"]: stage["retries"] for stage in report["stages"]}
+    assert min(retries["read"], retries["write"]) > 0, retries
+
+
+def put_texts(root: Store, suffix: str) -> None:
+    """Four shards of texts, a null in each."""
+    for shard in range(4):
+        rows = [
+            {"id": f"{shard}-{row:02d}", "body": TEXTS[row % len(TEXTS)] if row else None}
+            for row in range(NUM_ROWS // 4)
+        ]
+        sink = pa.BufferOutputStream()
+        if suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=20)
+        else:
+            sink.write(CODECS[suffix](lines(*rows)))
+        root.put(f"in/{shard}{suffix}", sink.getvalue().to_pybytes())
+
+
+def embed_texts(
+    folder: Path, root: Store, storage_options: dict[str, Any], suffix: str, output: str
+) -> dict[str, Any]:
+    """Run with a node cache of its own, so that the model is read from the store."""
+    section = {"storage_options": storage_options}
+    source = {
+        "uri": root.url("in"),
+        "format": "parquet" if suffix == ".parquet" else "jsonl",
+        "text_column": "body",
+        "id_column": "id",
+    }
+    job = write_job(
+        folder / "job.yaml",
+        {**source, **section},
+        root.url(output),
+        model={"path": root.url("model"), **section},
+        transform=None,
+        sink=section,
+        gates={"max_error_pct": 10},
+        run={"slice_rows": 16},
+    )
+    cache = {"XDG_CACHE_HOME": str(folder / output)}
+    result = pipeline("run", job, "--date", DATE, "--json", env=cache)
+    assert result.code == 0, result.stderr
+    return result.json
+
+
+@SLOW
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".jsonl.gz"])
+def test_a_bad_network_changes_no_text(s3: S3Server, tmp_path: Path, suffix: str) -> None:
+    root = s3.store()
+    put_texts(root, suffix)
+    model = make_snapshot(tmp_path / "model", "bert", pooling="mean")
+    for file in (path for path in model.rglob("*") if path.is_file()):
+        root.put(f"model/{file.relative_to(model)}", file.read_bytes())
+    embed_texts(tmp_path, root, s3.storage_options, suffix, "clean")
+    certain = [
+        Rule(RESET_BEFORE, method=".*", first=40, last=40),
+        Rule(TRUNCATE, method="GET", path="/model/model.safetensors"),
+        Rule(TRUNCATE, method="GET", path="/in/", first=2, last=2),
+        Rule(UNAVAILABLE, method="GET", path="/in/", first=3, last=4),
+        Rule(RESET_AFTER, method="PUT", path="staging", first=3, last=3),
+        Rule(UNAVAILABLE, method="PUT", path="staging", first=2, last=2),
+    ]
+    with FaultProxy(s3.endpoint_url, *certain, *bad_network(), seed=1) as proxy:
+        report = embed_texts(tmp_path, root, s3.options_at(proxy.url), suffix, "bad")
+    done = Counter(action.partition(":")[0] for _, _, action in proxy.requests)
+    assert done.keys() >= {rule.action for rule in certain}
+    assert predictions(root, "bad").equals(predictions(root, "clean"))
+    assert (report["rows"]["predicted"], report["rows"]["quarantined"]) == (NUM_ROWS - 4, 4)
     retries = {stage["stage"]: stage["retries"] for stage in report["stages"]}
     assert min(retries["read"], retries["write"]) > 0, retries
