@@ -8,7 +8,7 @@ from typing import Any
 from peer_model import BATCH, CORES, best_class, build, files_of, steady_rate, torchvision_transform
 
 
-class _Photos:
+class Photos:
     def __init__(self, files: list[str], transform: Any) -> None:
         self.files, self.transform = files, transform
 
@@ -25,7 +25,7 @@ def loader(images: str, name: str, weights: str, *_: str) -> dict[str, Any]:
     from torch.utils.data import DataLoader
 
     module, spec = build(name, weights)
-    photos = _Photos(files_of(images), torchvision_transform(spec))
+    photos = Photos(files_of(images), torchvision_transform(spec))
     found, ends = [], []
     for batch in DataLoader(photos, batch_size=BATCH, num_workers=CORES):
         found.append(best_class(module, batch))

@@ -2,7 +2,7 @@
 
 Reads the JSON on the last line of each file (or of stdin), and writes results/<date>.md beside this
 file, or below `--folder`, with a chart of every document as an SVG of its own next to it; the page
-is <date>-text.md if all documents are of texts.
+is <date>-text.md or <date>-detect.md if all documents are of these.
 """
 
 from __future__ import annotations
@@ -16,14 +16,28 @@ from typing import Any
 
 from chart import draw
 
-PEERS = ("loader", "ray", "daft", "spark", "st-1", "st", "st-pool", "ray-text", "daft-text")
+PEERS = (
+    "loader",
+    "ray",
+    "daft",
+    "spark",
+    "st-1",
+    "st",
+    "st-pool",
+    "ray-text",
+    "daft-text",
+    "loader-detect",
+    "ray-detect",
+)
 LIMIT_OF = {"auto-shrink": "limit-shrink", "fp32": "limit-fp32", "auto": "limit-auto"}
 """A system's own limit; the others take `limit`."""
 TITLES = {
     "small": "Photos around 500 x 375",
     "large": "Photos of 6 to 18 megapixels",
     "text": "Passages of 3 to 500 words",
+    "detect": "Photos around 500 x 375, detection",
 }
+OWN_PAGE = {"text", "detect"}
 _STEADY = ("the second half of the rows", "what is left without starting up")
 
 
@@ -39,8 +53,9 @@ def main() -> None:
     for document in documents:
         picture = wanted.folder / chart_name(date, document)
         picture.write_text(draw(TITLES[document["kind"]], document["results"]))
-    is_text = all(document["kind"] == "text" for document in documents)
-    page = wanted.folder / f"{date}{'-text' if is_text else ''}.md"
+    kinds = {document["kind"] for document in documents}
+    own = f"-{kinds.pop()}" if len(kinds) == 1 and kinds <= OWN_PAGE else ""
+    page = wanted.folder / f"{date}{own}.md"
     page.write_text("\n".join(page_lines(date, documents)) + "\n")
     print(page)
 
