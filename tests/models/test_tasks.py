@@ -18,6 +18,7 @@ import torch
 from badfiles import base_image, encode
 from checkout import ROOT
 from cli import pipeline, write_job
+from PIL import Image
 
 from pipeline.commit.read import read_predictions
 from pipeline.core.errors import JobError
@@ -283,22 +284,55 @@ def test_post_processing_fills_its_declared_columns():
         predictor({**model, "postprocess": "os:getcwd"})
 
 
-def test_the_example_of_the_job_files_page_keeps_to_the_contract(
+def example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make a module of an example of the job files' page; return the module's name."""
+    text = (ROOT / "jobs" / "README.md").read_text()
+    code = text.split(f"<!-- postprocess: {name} -->\n```python\n", 1)[1].split("```", 1)[0]
+    (folder / f"readme_{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    return f"readme_{name}"
+
+
+def test_the_example_of_masks_gives_pngs_and_run_lengths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    text = (ROOT / "jobs" / "README.md").read_text()
-    code = text.split("<!-- postprocess -->\n```python\n", 1)[1].split("```", 1)[0]
-    (tmp_path / "readme_boxes.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    outputs = (OutputSpec("boxes", (20, 4)), OutputSpec("scores", (20,)))
-    task = make_task(TaskSpec("raw", outputs=outputs, postprocess="readme_boxes:Boxes"))
-    boxes = np.arange(240, dtype=np.float32).reshape(3, 20, 4)
-    scores = np.zeros((3, 20), np.float32)
-    scores[0, :2] = scores[2, 5] = 0.9
-    found = task.columns({"boxes": boxes, "scores": scores}, OK, pa.table({}))
-    assert [field.name for field in task.fields()] == ["boxes", "scores"]
-    assert found["boxes"].to_pylist() == [boxes[0, :2].tolist(), None, [boxes[2, 5].tolist()]]
-    assert [s and len(s) for s in found["scores"].to_pylist()] == [2, None, 1]
+    module = example("masks", tmp_path, monkeypatch)
+    task = make_task(
+        TaskSpec(
+            "raw",
+            outputs=(OutputSpec("mask", (5, 4)),),
+            postprocess=f"{module}:Masks",
+            postprocess_args={"class_id": 2},
+        )
+    )
+    maps = np.random.default_rng(0).integers(0, 3, (3, 5, 4))
+    maps[0], maps[2] = 2, 0
+    found = task.columns({"mask": maps.astype(np.float32)}, OK, pa.table({}))
+    assert [field.name for field in task.fields()] == ["mask", "counts"]
+    [whole, none, empty] = found["counts"].to_pylist()
+    assert (whole, none, empty) == ([0, 20], None, [20])
+    [png, none, _] = found["mask"].to_pylist()
+    assert none is None
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), maps[0])
+    made = load_postprocess(f"{module}:Masks", {"class_id": 2})({"mask": maps[1:2]})
+    ones = np.repeat(np.arange(len(made["counts"][0])) % 2, made["counts"][0])
+    assert np.array_equal(ones.reshape(4, 5).T, maps[1] == 2)
+
+
+def test_the_example_of_points_gives_lists_of_any_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    module = example("points", tmp_path, monkeypatch)
+    outputs = (OutputSpec("heat", (6, 8)),)
+    task = make_task(TaskSpec("raw", outputs=outputs, postprocess=f"{module}:Points"))
+    heat = np.zeros((3, 6, 8), np.float32)
+    heat[0, 2, 3], heat[0, 2, 4], heat[0, 5, 7] = 0.75, 0.625, 1.0
+    found = task.columns({"heat": heat}, OK, pa.table({}))
+    assert found["points"].to_pylist() == [
+        [{"x": 3, "y": 2, "score": 0.75}, {"x": 7, "y": 5, "score": 1.0}],
+        None,
+        [],
+    ]
 
 
 @pytest.mark.parametrize(
