@@ -27,7 +27,7 @@ Gather = Callable[[InputArrays, npt.NDArray[np.intp], InputArrays], Mapping[str,
 
 
 class DeviceBuffer:
-    """The memory of one batch on host and device, reused for every batch."""
+    """The memory of one batch on host and device, reused for every batch; grows for larger ones."""
 
     def __init__(
         self, buffer: Tensors, gather: Gather, device: torch.device, copies: Any = None
@@ -42,10 +42,11 @@ class DeviceBuffer:
             copies: The CUDA stream of copies to the device, which all buffers share; the model runs
                 on the current stream, one batch after the other, as CUDA graphs must.
         """
-        self._buffer, self._gather, self._copies = buffer, gather, copies
+        self._buffer, self._gather, self._copies = dict(buffer), gather, copies
+        self._device = device
         self._views = {name: tensor.numpy() for name, tensor in buffer.items()}
         self._on_device = (
-            buffer
+            self._buffer
             if copies is None
             else {n: torch.empty_like(tensor, device=device) for n, tensor in buffer.items()}
         )
@@ -64,6 +65,9 @@ class DeviceBuffer:
             compute: Runs the model and reduces its outputs; its errors are raised.
         """
         started = perf_counter()
+        for name, values in inputs.items():
+            if values.dtype == object:  # the sizes of its rows are known only now
+                self._reserve(name, sum(value.size for value in values[rows]))
         # The only copy of the input: from Ray's read-only memory into the reused buffer.
         shapes = self._gather(inputs, rows, self._views)
         staging = _shaped(self._buffer, shapes)
@@ -75,6 +79,21 @@ class DeviceBuffer:
         with torch.inference_mode():
             self._kept = compute(staging)
         self._transfer_s, self._predict_s = gathered - started, perf_counter() - gathered
+
+    def _reserve(self, name: str, num_values: int) -> None:
+        """Make the buffer of a tensor larger if a batch has more values than it."""
+        held = self._buffer[name]
+        if num_values <= held.numel():
+            return
+        is_on_gpu = self._copies is not None
+        larger = torch.empty(num_values, dtype=held.dtype, pin_memory=is_on_gpu)
+        self._buffer[name], self._views[name] = larger, larger.numpy()
+        if is_on_gpu:
+            # A kernel of a batch that failed may still read the old memory, and memory of the
+            # stream of copies is never that of the batch which is computed meanwhile.
+            torch.cuda.synchronize(self._device)
+            with torch.cuda.stream(self._copies):
+                self._on_device[name] = torch.empty_like(larger, device=self._device)
 
     def _start_on_gpu(self, staging: Tensors, on_device: Tensors, compute: Compute) -> None:
         copying, copied, computing, computed = (

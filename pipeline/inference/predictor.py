@@ -38,7 +38,7 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Rows, num_rows, row_bytes
+from pipeline.preprocessing.model_input import Rows, bytes_of, num_rows
 from pipeline.preprocessing.reference_pixels import choose_reference_rows
 
 STAGE = "predict"
@@ -97,7 +97,7 @@ class Predictor:
         if self._limits is not None:
             self._compare_once(rows, inputs, ok, results, self._limits, counters)
         failed = sum(failures[index] is not None for index in todo)
-        count_in, num_bytes = len(todo), len(todo) * row_bytes(inputs)
+        count_in, num_bytes = len(todo), bytes_of(inputs, todo)
         moved = StageCounters(count_in, count_in, 0, num_bytes, num_bytes, timer.transfer_s)
         add(counters, "transfer", moved)
         predicted = StageCounters(

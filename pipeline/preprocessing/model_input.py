@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-"""Name -> (N, ...), for the same N rows, in the order in which the model takes them."""
+"""Name -> (N, ...), for the same N rows, in the order in which the model takes them. If rows differ
+in shape, (N,) of dtype object: an array per row."""
 Rows = npt.NDArray[np.intp]
 """(K,): row numbers in a slice."""
 
@@ -41,10 +42,16 @@ class BatchLimits(NamedTuple):
     rows: int
     tokens: int = 0
     """Tokens of all rows with the padding, for inputs with `counts_tokens`; 0: only rows count."""
+    pixels: int = 0
+    """Pixels of all rows, for images that keep their own size; 0: only rows count."""
 
     def halved(self, rows: int) -> BatchLimits:
         """Return the limits after a batch of twice so many rows had no room in memory."""
-        return BatchLimits(min(self.rows, rows), self.tokens and max(1, self.tokens // 2))
+        return BatchLimits(
+            min(self.rows, rows),
+            self.tokens and max(1, self.tokens // 2),
+            self.pixels and max(1, self.pixels // 2),
+        )
 
 
 class Slot(NamedTuple):
@@ -56,7 +63,7 @@ class Slot(NamedTuple):
     """As numpy and torch both name it: `uint8`, `float32`, `int64`."""
     varying: tuple[int, ...] = ()
     """Axes whose size differs from batch to batch, beside a shorter last batch; `shape` is then one
-    of the shapes, and the buffer has as many values."""
+    of the shapes, and the buffer has as many values. It grows if rows have shapes of their own."""
 
 
 @dataclass(frozen=True)
@@ -213,9 +220,14 @@ def num_rows(inputs: Arrays) -> int:
     return len(next(iter(inputs.values())))
 
 
-def row_bytes(inputs: Arrays) -> int:
-    """Return the bytes of one row in all arrays."""
-    return sum(values[:1].nbytes for values in inputs.values())
+def bytes_of(inputs: Arrays, rows: Rows) -> int:
+    """Return the bytes of some rows in all arrays."""
+    return sum(
+        sum(value.nbytes for value in values[rows])
+        if values.dtype == object
+        else len(rows) * values[:1].nbytes
+        for values in inputs.values()
+    )
 
 
 def take_rows(inputs: Arrays, rows: Any) -> dict[str, npt.NDArray[Any]]:

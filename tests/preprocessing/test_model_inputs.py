@@ -35,9 +35,9 @@ from pipeline.preprocessing.model_input import (
     Input,
     InputSettings,
     Limits,
+    bytes_of,
     num_rows,
     repeat_rows,
-    row_bytes,
     take_rows,
 )
 from pipeline.preprocessing.transform import TransformSpec
@@ -186,7 +186,7 @@ def test_one_tensor_goes_to_the_model_by_position_and_several_by_name(seen: Inpu
 
 def test_rows_of_several_arrays_are_taken_together():
     inputs = {"a": np.arange(3), "b": np.arange(6, dtype=np.float32).reshape(3, 2)}
-    assert row_bytes(inputs) == 8 + 8
+    assert bytes_of(inputs, np.array([0, 1])) == 2 * (8 + 8)
     assert {n: v.tolist() for n, v in take_rows(inputs, [2, 0]).items()} == {
         "a": [2, 0],
         "b": [[4, 5], [0, 1]],
