@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
-from pipeline.core.failures import Failure, Reason, failures_of
+from pipeline.core.failures import Failure, Reason, failures_of, is_of_own_transform
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, ROW_ID, URI
 
@@ -180,13 +180,20 @@ def _short(text: str, most: int) -> str:
 def common_cause(causes: Sequence[Cause], num_predicted: int) -> Cause | None:
     """Return the one cause for which all rows failed that reached the model, at least two.
 
+    The user's own transform stands before the model: if no row got past it, it is judged likewise.
+
     Args:
         causes: All that are known.
         num_predicted: Rows with a prediction.
     """
-    reached = [cause for cause in causes if cause.stage == PREDICT]
+    reached = [c for c in causes if c.stage == PREDICT] or [c for c in causes if _is_own(c)]
     if num_predicted or len(reached) != 1:
         return None
     (only,) = reached
     is_model = only.reason == Reason.MODEL_ERROR.value and only.message is not None
-    return only if is_model and not only.at_least and only.num_rows > 1 else None
+    is_users = is_model or _is_own(only)
+    return only if is_users and not only.at_least and only.num_rows > 1 else None
+
+
+def _is_own(cause: Cause) -> bool:
+    return is_of_own_transform(cause.reason, cause.message)

@@ -35,6 +35,10 @@ class Reason(StrEnum):
     DUPLICATE_ID = "duplicate_id"
 
 
+OWN_TRANSFORM = "transform.factory"
+"""The field that names a user's own transform; messages of rows that fail in it contain it."""
+
+
 class RowError(Exception):
     """One row cannot go on: the reason code and one line of explanation."""
 
@@ -56,6 +60,16 @@ class Failure:
     message: str
     sha256: str | None = None
     num_bytes: int | None = None
+
+    @property
+    def is_of_own_transform(self) -> bool:
+        """Tell whether the user's own transform raised, or returned what is not declared."""
+        return is_of_own_transform(self.reason, self.message)
+
+
+def is_of_own_transform(reason: str, message: str | None) -> bool:
+    """Tell the same of a failure's reason and message."""
+    return reason == Reason.DECODE_ERROR and OWN_TRANSFORM in (message or "")
 
 
 def failure_columns(failures: Sequence[Failure | None]) -> dict[str, pa.Array]:

@@ -175,14 +175,16 @@ class _Model:
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Predict rows; those that have failed before pass."""
-        config = self._config.predictor
+        config, first = self._config.predictor, self._config.first_rows
+        if first is not None:
+            first.prepared(rows)
         if not rows.column(ERROR).null_count:
             return unpredicted(config, rows)
         if self._predictor is None:
             from pipeline.inference.predictor import Predictor
 
             with pause():
-                self._predictor = Predictor(replace(config, limits=None), self._config.first_rows)
+                self._predictor = Predictor(replace(config, limits=None), first)
         return self._predictor.predict(rows, counters)
 
     def make_room(self) -> None:

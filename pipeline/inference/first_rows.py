@@ -1,5 +1,7 @@
 """Watch the first rows that reach a model: if all fail for one cause, it is not the rows' fault.
 
+The same holds of a user's own transform, as long as no row gets past it to the model.
+
 A row with a prediction, or with another cause, ends the watch: later failures only quarantine their
 rows.
 """
@@ -14,7 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.core.causes import AlikeError, Cause, cause_of
-from pipeline.core.failures import Failure, Reason
+from pipeline.core.failures import Failure, Reason, failures_of
+from pipeline.core.schema import ERROR, ROW_ID
 
 _ENOUGH_ROWS, _ENOUGH_OF_OUTPUTS = 64, 8
 """Rows for exceptions: an input may begin with bad rows. Wrong output shapes are rarely a row's
@@ -60,6 +63,26 @@ class FirstRows:
         """Note the row ids of a slice; copied, as the column would keep the slice in memory."""
         self._row_ids = [] if self._is_over else row_ids.to_pylist()
 
+    def prepared(self, rows: pa.Table) -> None:
+        """Note a slice as it comes to the model: rows may all have failed in the user's transform.
+
+        Raises:
+            AlikeError: They have, for one cause, and there are enough of them.
+        """
+        if self._is_over or rows.column(ERROR).null_count:
+            return  # what gets past it is for the model to fail or to predict
+        own = [
+            (row, failure)
+            for row, failure in enumerate(failures_of(rows))
+            if failure is not None and failure.is_of_own_transform
+        ]
+        if not own:
+            return
+        self.begin(rows.column(ROW_ID))
+        for row, failure in own:
+            self.failed(row, Raised(failure.reason, failure.stage, failure.message))
+        self.check()
+
     def predicted(self) -> None:
         """Note that rows have predictions, which ends the watch."""
         if not self._is_over:
@@ -73,7 +96,7 @@ class FirstRows:
         if self._is_over:
             return
         cause = cause_of(failure, str(self._row_ids[row]))
-        if not isinstance(failure, Raised) or not _is_models(failure):
+        if not isinstance(failure, Raised) or not _is_users(failure):
             self._is_over = True
         elif self._failed is None or self._first is None:
             self._failed, self._first = cause, failure
@@ -103,7 +126,10 @@ class FirstRows:
         raise AlikeError.of(self._failed, self._first.where)
 
 
-def _is_models(failure: Failure) -> bool:
+def _is_users(failure: Failure) -> bool:
+    """Tell whether the user's own code raised, not a device that failed under it."""
+    if failure.is_of_own_transform:
+        return True
     message = failure.message.lower()
     is_of_device = any(word in message for word in _DEVICE_WORDS)
     return failure.reason is Reason.MODEL_ERROR and not is_of_device

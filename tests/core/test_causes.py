@@ -159,6 +159,10 @@ def test_one_cause_is_common_to_all_only_if_nothing_was_predicted():
     assert common_cause([Cause("model_error", "predict", "x", 1, "a", "x")], 0) is None
     assert common_cause([Cause("model_error", "predict", None, 9)], 0) is None
     assert common_cause([Cause("non_finite", "predict", "x", 9, "a", "x")], 0) is None
+    own = Cause("decode_error", "transform", "transform.factory a:b: OSError", 9, "a", "x")
+    assert common_cause([own, decode], 0) == own
+    assert common_cause([own], 1) is None
+    assert common_cause([own, alike], 0) == alike
 
 
 def test_the_error_of_rows_that_failed_alike_survives_pickling():

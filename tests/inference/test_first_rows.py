@@ -143,3 +143,38 @@ def test_the_watch_goes_to_actors_by_pickling():
     for row in range(7):
         plain.failed(row, Failure(Reason.NON_FINITE, "predict", "output is not finite"))
     plain.check()
+
+
+OWN = Failure(
+    Reason.DECODE_ERROR, "transform", "transform.factory own:make: KeyError: 'a' (own.py 3)"
+)
+
+
+def untransformed(failures: list[Failure | None]) -> pa.Table:
+    return rows_of(images(len(failures)), failures)
+
+
+def test_rows_that_all_fail_in_the_users_transform_end_the_run():
+    first = FirstRows(10_000)
+    first.prepared(untransformed([OWN, BAD] * (ENOUGH // 2 - 1)))
+    with pytest.raises(AlikeError) as raised:
+        first.prepared(untransformed([OWN] * ENOUGH))
+    assert raised.value.failed.num_rows == ENOUGH + ENOUGH // 2 - 1
+    assert "decode_error \"transform.factory own:make: KeyError: 'a'" in str(raised.value)
+    for number in (2, 24):
+        with pytest.raises(AlikeError, match=f"all {number} rows"):
+            FirstRows(number).prepared(untransformed([OWN] * number))
+    FirstRows(1).prepared(untransformed([OWN]))
+
+
+def test_a_row_that_gets_past_the_users_transform_leaves_the_watch_to_the_model():
+    first = FirstRows(None)
+    for _ in range(3):
+        first.prepared(untransformed([*[OWN] * ENOUGH, None]))
+    first.prepared(untransformed([BAD] * ENOUGH))
+    other = Failure(Reason.DECODE_ERROR, "transform", "transform.factory own:make: OSError: b")
+    first.prepared(untransformed([OWN, other] * ENOUGH))
+    first.prepared(untransformed([OWN] * ENOUGH))
+    over = FirstRows(None)
+    over.predicted()
+    over.prepared(untransformed([OWN] * ENOUGH))
