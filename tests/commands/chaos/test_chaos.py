@@ -79,6 +79,13 @@ def build(kind: str, folder: Path) -> Source:
         build_parquet(folder, 60, seed=3, num_shards=6, num_bad=0, row_group_rows=4)
         return Source(uri=str(folder), format="parquet", id_column="id", pass_through=("camera",))
     folder.mkdir()
+    if kind == "jsonl":
+        build_images(folder / "photos", 60, seed=3, num_bad=0)
+        names = sorted(str(path.relative_to(folder)) for path in (folder / "photos").rglob("*.*"))
+        for shard in range(6):
+            rows = [{"link": name, "camera": "c"} for name in names[shard::6]]
+            (folder / f"{shard}.jsonl").write_bytes(lines(*rows))
+        return source_of(folder, uri_column="link", pass_through=("camera",))
     for shard in range(6):
         entries = []
         for row in range(10):
@@ -458,7 +465,7 @@ def test_the_table_says_what_was_injected_and_what_was_not() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [*FORMATS, "jsonl"])
 def test_nothing_is_lost_and_nothing_of_the_users_is_touched(kind: str, tmp_path: Path) -> None:
     source = build(kind, tmp_path / "in").model_dump(exclude_defaults=True, mode="json")
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), resources=None)
