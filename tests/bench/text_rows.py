@@ -5,7 +5,11 @@ pipeline itself. Each size runs once. Starting up costs the same for any number 
 costs that must not change are `us_per_row`, of the second half of the rows, and `more_us_per_row`:
 of the rows that a size has more than the one before, by the time of the whole command. Peaks are of
 the driver and of every kind of process that Ray starts; `own` leaves out what a process shares with
-others. Prints a line a size, and JSON last.
+others. `ray::_call` are the tasks that merge slices into parts: each holds one encoded part, so
+their peak grows with the rows until a part has `sink.target_part_mib`, and no further: 200,000 rows
+took 297 MiB of their own with 4 MiB a part, 340 MiB with 128. Memory that Arrow holds but does not
+use is no part of it: to release it after each piece that is read changes nothing. Prints a line a
+size, and JSON last.
 """
 
 from __future__ import annotations
