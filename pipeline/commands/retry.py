@@ -79,7 +79,9 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
         assert current is not None, "published, as seen above"
         base = read_base(store, layout, current)
         model = model.fitted(base.plan.fields)
-        inputs = _require_same_job(run, base, settings)
+        is_same = base.plan.settings in (settings, "")  # older plans do not say
+        is_same &= base.plan.task_fields.names == [field.name for field in model.output_fields()]
+        inputs = _require_same_job(run, base, is_same=is_same)
         require_there(inputs)
         with run.record.stage("list") as listed:
             work = replan(base, select_entries(base, reasons), job, model, inputs)
@@ -100,8 +102,13 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
     return "published"
 
 
-def _require_same_job(run: RunContext, base: Base, settings: str) -> Store:
+def _require_same_job(run: RunContext, base: Base, *, is_same: bool) -> Store:
     """Return where the rows come from.
+
+    Args:
+        run: The run.
+        base: The version that is published.
+        is_same: Whether the job has the settings and the columns of that version.
 
     Raises:
         JobError: The job asks for other predictions than those that are published.
@@ -109,7 +116,6 @@ def _require_same_job(run: RunContext, base: Base, settings: str) -> Store:
     source, sink, manifest = run.job.source, run.job.sink, base.manifest
     root, _ = open_source(source)
     schema = base.plan.prediction_schema()
-    is_same = base.plan.settings in (settings, "")  # older plans do not say; then there are no rows
     if not is_same or list(manifest.partition_columns) != list(sink.partition_columns):
         raise JobError(
             f"partition {run.layout.name}: version {manifest.number} was published with other "

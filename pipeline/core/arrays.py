@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,7 +21,7 @@ def empty_column(kind: pa.DataType, num_rows: int) -> pa.Array:
 
 
 def images_to_arrow(images: npt.NDArray[np.uint8]) -> pa.Array:
-    """Wrap uint8 (N, S, S, 3) as a fixed-size binary array without copying."""
+    """Wrap uint8 (N, H, W, C) as a fixed-size binary array without copying."""
     num_rows = images.shape[0]
     row_bytes = int(np.prod(images.shape[1:]))
     data = pa.py_buffer(np.ascontiguousarray(images))
@@ -33,15 +35,22 @@ def as_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def images_from_arrow(column: pa.ChunkedArray | pa.Array, size_px: int) -> npt.NDArray[np.uint8]:
-    """View a fixed-size binary column as uint8 (N, S, S, 3); read-only, no copy for one chunk."""
+def images_from_arrow(
+    column: pa.ChunkedArray | pa.Array, shape: tuple[int, int, int]
+) -> npt.NDArray[np.uint8]:
+    """View a fixed-size binary column as uint8 (N, H, W, C); read-only, no copy for one chunk.
+
+    Args:
+        column: The images.
+        shape: (H, W, C) of each.
+    """
     array = as_array(column)
-    row_bytes = size_px * size_px * 3
+    row_bytes = math.prod(shape)
     flat = np.frombuffer(array.buffers()[1] or b"", dtype=np.uint8)
     flat.flags.writeable = False
     start = array.offset * row_bytes
     stop = start + len(array) * row_bytes
-    return flat[start:stop].reshape(len(array), size_px, size_px, 3)
+    return flat[start:stop].reshape(len(array), *shape)
 
 
 def features_from_arrow(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float32]:

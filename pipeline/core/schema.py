@@ -10,6 +10,7 @@ OUTPUT_SCHEMA_VERSION = 1
 
 ROW_ID, URI, IMAGE, FEATURES = "row_id", "uri", "image", "features"
 NUM_TOKENS, TRUNCATED = "num_tokens", "truncated"
+WIDTH_PX, HEIGHT_PX = "width_px", "height_px"
 ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"
 LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
@@ -25,12 +26,14 @@ _FAILURE_FIELDS = [
     pa.field(NUM_BYTES, pa.int64()),
 ]
 # Columns of rows in transit, which no output has: see partition_columns, execution/dedupe,
-# preprocessing/reference_pixels, sources/parquet and sources/columns/texts. Those of texts are no
-# plain `text`, for jobs pass a column of that name through, also beside a model of texts.
+# preprocessing/reference_pixels, preprocessing/geometry, sources/parquet and sources/columns/texts.
+# Those of texts are no plain `text`, for jobs pass a column of that name through, also beside a
+# model of texts.
 KEY_COLUMN, DIGEST, EXACT, IS_ROUNDED = "_key", "_digest", "_exact_image", "_is_rounded"
 TEXT, TEXT_PAIR = "_text", "_text_pair"
 TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
 OFFSETS, WORD_IDS = "_offsets", "_word_ids"
+GEOMETRY = "_geometry"
 
 
 def file_name_of(column: str) -> str:
@@ -44,6 +47,7 @@ RESERVED_COLUMNS = frozenset(
         DIGEST,
         EXACT,
         IS_ROUNDED,
+        GEOMETRY,
         ROW_ID,
         URI,
         IMAGE,

@@ -17,7 +17,7 @@ SEMANTICS: Mapping[str, int] = {
     "webdataset": 1,
     "fetch": 1,
     "decode": 1,
-    "transform": 1,
+    "transform": 2,
     "features": 1,
     "tokenize": 1,
     "predict": 1,

@@ -24,10 +24,9 @@ _MAX_CHARS = 80
 _LAST_LINE = 1 << 62
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 _CHOICE = re.compile(r"'([^']*)'")
-_AS_IT_IS = "only the shorter side to resize_px and then the centre crop to size_px is there"
-_RGB = "a model gets three channels (red, green, blue): let its forward take their mean"
-_BEFOREHAND = "resize the files beforehand, and give that size as resize_px and size_px"
-_OWN_TRANSFORM = f"no code of yours runs on images; {_BEFOREHAND}"
+_RESIZES = "how images come to size_px is resize: shortest, stretch, pad or none"
+_PAD = "a letterbox is resize: pad"
+_GRAY = "one channel is channels: gray"
 _ARGUMENTS = "the arguments of a factory are model.args"
 _DIRECTORY = "a model directory is named by model.path"
 _TEXTS = "texts lie in Parquet or jsonl, in the column that source.text_column names"
@@ -38,16 +37,17 @@ _HINTS: Mapping[Path, str] = {
     **dict.fromkeys([("model", name) for name in _FACTORY_ARGUMENTS], _ARGUMENTS),
     **dict.fromkeys([("model", name) for name in ("timm", "hf")], _DIRECTORY),
     ("source", "text"): _TEXTS,
-    **dict.fromkeys(
-        [("transform", name) for name in ("resize", "crop", "pad", "letterbox")], _AS_IT_IS
-    ),
-    **dict.fromkeys([("transform", name) for name in ("grey", "gray", "channels")], _RGB),
-    ("transform", "factory"): _OWN_TRANSFORM,
+    **dict.fromkeys([("transform", name) for name in ("crop", "squash")], _RESIZES),
+    **dict.fromkeys([("transform", name) for name in ("pad", "letterbox")], _PAD),
+    **dict.fromkeys([("transform", name) for name in ("grey", "gray", "grayscale")], _GRAY),
 }
 """Settings that have no field -> what to use instead."""
 _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
+    (("transform", "channels"), "grey"): "did you mean gray?",
+    **dict.fromkeys([(("transform", "resize"), each) for each in ("letterbox", "fit")], _PAD),
     **dict.fromkeys(
-        [(("transform", "interpolation"), each) for each in ("nearest", "lanczos")], _BEFOREHAND
+        [(("transform", "resize"), each) for each in ("squash", "warp", "exact")],
+        "both sides to size_px is resize: stretch",
     ),
     **dict.fromkeys([(("source", "format"), each) for each in ("text", "csv", "json")], _TEXTS),
     (("model", "task"), "detect"): (

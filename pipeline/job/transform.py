@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pipeline.core.transform_words import CHANNELS, ONLY_WITH
 from pipeline.job.section import PositiveInt, Section
 
-Triple = tuple[float, float, float]
+Pair = tuple[int, int]
+
+_NAMES = {"rgb": "red, green, blue", "gray": "gray"}
 
 
-_CHANNELS = ("red", "green", "blue")
+def _is_new(value: Any) -> bool:
+    """Leave fields that came later out of a job that does not have them."""
+    return value is None
 
 
 class Transform(Section):
     """How a decoded image becomes model input; what is left out comes from the model."""
 
-    size_px: PositiveInt | None = None
-    """Side of the square centre crop that the model sees."""
-    resize_px: PositiveInt | None = None
-    """The shorter side is resized to this before the crop."""
-    interpolation: Literal["bilinear", "bicubic"] | None = None
-    """Resampling filter, with antialiasing."""
-    mean: Triple | None = None
-    """Channel means in [0, 1], subtracted on the device."""
-    std: Triple | None = None
-    """Channel standard deviations in [0, 1], divided by on the device."""
+    size_px: PositiveInt | Pair | None = None
+    """What the model sees: the side of a square, or `[height, width]`."""
+    resize: Literal["shortest", "stretch", "pad", "none"] | None = Field(
+        default=None, exclude_if=_is_new
+    )
+    """How an image comes to that size; left out: what the model says, otherwise `shortest`.
+    `shortest`: the shorter side is resized to `resize_px`, and the centre cropped. `stretch`: both
+    sides are resized, whatever the aspect ratio. `pad` (a letterbox): the image is resized until it
+    just fits, and `pad_value` is around it. `none`: nothing is resized; the centre is cropped, and
+    `pad_value` is around smaller images."""
+    resize_px: PositiveInt | Pair | None = None
+    """`shortest`: what the shorter side is resized to before the crop; `[height, width]`: what the
+    image covers. `stretch`, `pad`: what it is resized to if that is not `size_px`, to which it is
+    then cropped or filled up."""
+    pad_value: int | tuple[int, ...] | None = Field(default=None, exclude_if=_is_new)
+    """`pad`, `none`: what is around the image, 0 to 255, for all channels or a list with one for
+    each; left out: 0, black."""
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "lanczos"] | None = (
+        None
+    )
+    """Resampling filter: torchvision's, with antialiasing; `lanczos` is Pillow's. `nearest-exact`
+    is what Pillow calls nearest."""
+    channels: Literal["rgb", "gray"] | None = Field(default=None, exclude_if=_is_new)
+    """What the model sees of colours; left out: what the model says, otherwise `rgb`. `gray`: one
+    channel, as Pillow converts to mode `L`."""
+    mean: tuple[float, ...] | None = None
+    """Means in [0, 1], one per channel, subtracted on the device."""
+    std: tuple[float, ...] | None = None
+    """Standard deviations in [0, 1], one per channel, divided by on the device."""
     shrink_on_load: bool | None = None
-    """Let the JPEG decoder itself halve large photos, as often as twice `resize_px` is left: far
-    faster, and other pixels. The run measures first whether its predictions agree (see `gates`)."""
+    """Let the JPEG decoder itself halve large photos, as often as twice the resized size is left:
+    far faster, and other pixels. The run measures first whether its predictions agree (see
+    `gates`)."""
     jpeg_decoder: Literal["cpu", "gpu"] | None = None
     """What decodes JPEGs; left out: `cpu`. `gpu`: the model's GPU, with nvJPEG; its pixels are a
     little different, which is measured as for `shrink_on_load`. What nvJPEG does not take (other
@@ -38,28 +64,63 @@ class Transform(Section):
 
     @field_validator("size_px", "resize_px", mode="before")
     @classmethod
-    def _one_side(cls, size: Any) -> Any:
-        if isinstance(size, list | tuple):
-            raise ValueError("expected one whole number: only squares are supported")
-        return size
+    def _one_or_two_sides(cls, size: Any) -> Any:
+        if not isinstance(size, list | tuple):
+            return size
+        if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+            raise ValueError("expected a whole number above 0, or two: [height, width]")
+        # What passed a function counts as Python, in which a strict tuple has to be one.
+        return tuple(size)
+
+    @field_validator("pad_value", mode="before")
+    @classmethod
+    def _bytes(cls, value: Any) -> Any:
+        values = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(type(v) is int and 0 <= v <= 255 for v in values):
+            raise ValueError("expected a whole number from 0 to 255, or one per channel")
+        return tuple(value) if isinstance(value, list) else value
 
     @field_validator("mean", "std", mode="before")
     @classmethod
-    def _of_three_channels(cls, values: Any) -> Any:
-        if isinstance(values, list | tuple) and len(values) != len(_CHANNELS):
+    def _per_channel(cls, values: Any) -> Any:
+        counts = set(CHANNELS.values())
+        if isinstance(values, list | tuple) and len(values) not in counts:
             numbers = "number" if len(values) == 1 else "numbers"
             raise ValueError(
-                f"has {len(values)} {numbers}, needs 3 ({', '.join(_CHANNELS)}); models of other "
-                "channels are not supported"
+                f"has {len(values)} {numbers}, needs 3 ({_NAMES['rgb']}), or 1 with channels: gray"
             )
-        # What passed a function counts as Python, in which a strict tuple has to be one.
         return tuple(values) if isinstance(values, list) else values
 
     @field_validator("mean", "std")
     @classmethod
-    def _from_0_to_1(cls, values: Triple | None, info: ValidationInfo) -> Triple | None:
+    def _from_0_to_1(
+        cls, values: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
         if values is not None and not all(0 <= value <= 1 for value in values):
             raise ValueError(f"{info.field_name} is on the scale 0 to 1: divide by 255")
         if values is not None and info.field_name == "std" and min(values) == 0:
             raise ValueError("std divides, so its values must be above 0")
         return values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Transform:
+        problems = [*self._without_effect(), *self._of_other_channels()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _without_effect(self) -> Iterator[str]:
+        for field, kinds in ONLY_WITH.items():
+            if self.resize is not None and self.resize not in kinds and getattr(self, field):
+                yield f"{field} has no effect with resize {self.resize!r}: leave it out"
+
+    def _of_other_channels(self) -> Iterator[str]:
+        """Yield the fields with another number of values than the channels that are given."""
+        channels = self.channels
+        for field in ("mean", "std", "pad_value"):
+            values = getattr(self, field)
+            if channels and isinstance(values, tuple) and len(values) != CHANNELS[channels]:
+                yield (
+                    f"{field} has {len(values)} numbers, channels {channels!r} needs "
+                    f"{CHANNELS[channels]} ({_NAMES[channels]})"
+                )

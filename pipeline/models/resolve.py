@@ -17,7 +17,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.task_choice import choose_task, prompt_texts, task_name
 from pipeline.models.tasks import task_class
 from pipeline.models.text_choice import choose_text
-from pipeline.models.transform_choice import merge_transform
+from pipeline.models.transform_choice import choose_transform
 from pipeline.models.weights import weights_digest
 from pipeline.models.weights_file import WEIGHT_SUFFIXES, check_suffix
 from pipeline.preprocessing.model_input import Input, InputSettings
@@ -126,8 +126,8 @@ def _choose_input(card: Card, model: Model, transform: Transform, text: Text, na
             raise JobError(f"{section}.{field}: has no effect on input {name!r}; leave it out")
     if kind.takes == "transform":
         problem = str(card.facts.settings.get("transform_problem", "")) if card.facts else ""
-        merged = merge_transform(card.name, card.transform, transform, problem)
-        return kind.of(InputSettings(merged))
+        chosen = choose_transform(card.name, card.transform, transform, problem)
+        return kind.of(InputSettings(chosen))
     if kind.takes == "text":
         return kind.of(InputSettings(text=_text(card, model, text)))
     return kind.of(InputSettings())

@@ -1,39 +1,51 @@
-"""How images become tensors for a job: the model's own transform, with what the job changes."""
+"""The transform of a job: what the model says, changed by what the job says."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.core.transform_words import CHANNELS, ONLY_WITH
+from pipeline.preprocessing.transform import TransformSpec, sides
 
 if TYPE_CHECKING:
     from pipeline.job.transform import Transform
 
+_NEEDED = ("size_px", "resize_px", "interpolation", "mean", "std")
 
-def merge_transform(
+
+def choose_transform(
     name: str, default: TransformSpec | None, wanted: Transform, problem: str = ""
 ) -> TransformSpec:
-    """Merge the model's transform and the job's, whose fields win.
+    """Return the transform of a job.
 
     Args:
-        name: The model, for messages.
-        default: The model's own transform; None: it brings none.
-        wanted: The job's transform section.
-        problem: Why the model brings none, if that is known.
+        name: Of the model, for messages.
+        default: What the model says.
+        wanted: The job's section; its fields win.
+        problem: Why the model says nothing.
 
     Raises:
-        JobError: A field is given by neither, or the fields do not fit together.
+        JobError: Fields are missing, have no effect, or do not fit together.
     """
-    base: dict[str, Any] = default.to_dict() if default else {}
-    base.setdefault("shrink_on_load", False)
-    base.setdefault("jpeg_decoder", "cpu")
     given = {key: value for key, value in wanted.model_dump().items() if value is not None}
-    if "size_px" in given and "resize_px" not in given and default:
+    base = default.to_dict() if default else {}
+    kind = str(given.get("resize") or base.get("resize", "shortest"))
+    for field, kinds in ONLY_WITH.items():
+        if given.get(field) and kind not in kinds:
+            raise JobError(
+                f"transform.{field}: has no effect with resize {kind!r} of {name}; leave it out"
+            )
+    base = _still_valid(base, given, kind)
+    if "size_px" in given and "resize_px" not in given and "resize_px" in base:
         # Keep the model's ratio of resize to crop.
-        given["resize_px"] = round(given["size_px"] * base["resize_px"] / base["size_px"])
+        given["resize_px"] = _in_ratio(given["size_px"], base["size_px"], base["resize_px"])
     merged = {**base, **given}
-    missing = [key for key in type(wanted).model_fields if key not in merged]
+    needed = [field for field in _NEEDED if kind in ONLY_WITH.get(field, (kind,))]
+    if kind != "shortest" and "resize_px" in needed:
+        needed.remove("resize_px")
+    missing = [field for field in needed if field not in merged]
     if missing:
         why = f" ({problem})" if problem else ""
         raise JobError(f"transform: {name} brings no transform{why}; give {', '.join(missing)}")
@@ -41,3 +53,27 @@ def merge_transform(
         return TransformSpec.from_dict(merged)
     except ValueError as error:
         raise JobError(f"transform: {error}") from None
+
+
+def _still_valid(base: Mapping[str, Any], given: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the model's fields that still hold if the job changes the kind or the channels."""
+    gone = {field for field, kinds in ONLY_WITH.items() if kind not in kinds}
+    if kind != base.get("resize", "shortest"):
+        gone.add("resize_px")
+    channels = given.get("channels")
+    if channels and len(base.get("mean", ())) != CHANNELS[channels]:
+        gone |= {"mean", "std", "pad_value"}
+    return {key: value for key, value in base.items() if key not in gone}
+
+
+def _in_ratio(size: Any, old_size: Any, old_resize: Any) -> Any:
+    if isinstance(size, int) and isinstance(old_size, int) and isinstance(old_resize, int):
+        return round(size * old_resize / old_size)
+    if isinstance(old_resize, int):
+        return round(max(_pair(size)) * old_resize / max(_pair(old_size)))
+    ratios = zip(_pair(size), _pair(old_size), _pair(old_resize), strict=True)
+    return [round(side * resize / old) for side, old, resize in ratios]
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return sides(tuple(size) if isinstance(size, list) else size)

@@ -152,8 +152,14 @@ def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
     own = {field.name for field in CLASSIFY_FIELDS}
     taken = (RESERVED_COLUMNS - own) | set(inputs.pass_through.names)
     clash = [field.name for field in fields if field.name in taken]
-    if clash:
-        raise JobError(f"model: column {clash[0]!r} of the outputs is taken; choose another name")
+    published, seen = {field.name for field in model.input.published_fields()}, model.input.name
+    for name in clash:
+        if name in published:
+            raise JobError(
+                f"source.pass_through: the output has a column {name!r} of every {seen} by itself; "
+                "leave it out"
+            )
+        raise JobError(f"model: column {name!r} of the outputs is taken; choose another name")
     return pa.schema(fields)
 
 

@@ -6,7 +6,7 @@ them. JPEG goes through torchvision: bit-equal to Pillow for grey, YCbCr, RGB, C
 Pillow accepts some zero-filled files. All other formats go through Pillow;
 torchvision's PNG decoder is 1.3 times faster but has aborted whole processes on malformed files.
 
-Large JPEGs may be scaled by the decoder itself (`shrink_px`), which skips most of the work: libjpeg
+Large JPEGs may be scaled by the decoder itself (`shrink`), which skips most of the work: libjpeg
 reconstructs 4 x 4, 2 x 2 or 1 x 1 pixels of each block of 8 x 8 from its low frequencies.
 
 The header is checked before anything is decoded, and Pillow opens only the format that the magic
@@ -32,6 +32,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -86,14 +87,36 @@ class DecodeLimits:
     max_image_px: int
 
 
-def decode_image(data: bytes, limits: DecodeLimits, shrink_px: int | None = None) -> torch.Tensor:
-    """Decode an image to RGB uint8 (3, H, W), laid out in memory as (H, W, 3).
+Shrink = Callable[[int, int], int]
+"""Width and height of an upright JPEG -> by what the decoder may divide them: 1, 2, 4 or 8."""
+
+
+class Decoded(NamedTuple):
+    """A decoded image and its size, upright."""
+
+    pixels: torch.Tensor
+    """RGB uint8 (3, H, W), laid out in memory as (H, W, 3)."""
+    size_px: tuple[int, int]
+    """Width and height of the image; more than the pixels' if the decoder has shrunk it."""
+
+    @property
+    def decoded_px(self) -> tuple[int, int]:
+        """Return width and height of the pixels."""
+        return _size_of(self.pixels)
+
+
+def decode_image(data: bytes, limits: DecodeLimits, shrink: Shrink | None = None) -> torch.Tensor:
+    """Return the pixels of `decode_sized`."""
+    return decode_sized(data, limits, shrink).pixels
+
+
+def decode_sized(data: bytes, limits: DecodeLimits, shrink: Shrink | None = None) -> Decoded:
+    """Decode an image.
 
     Args:
         data: The encoded image.
         limits: Size limits, checked before decoding.
-        shrink_px: Let the JPEG decoder scale by 1/2, 1/4 or 1/8 as long as the shorter side keeps
-            this length; None keeps every pixel.
+        shrink: Let the JPEG decoder scale the image; None keeps every pixel.
 
     Raises:
         Undecodable: The bytes are not a whole image of an accepted format within the limits.
@@ -109,7 +132,7 @@ def decode_image(data: bytes, limits: DecodeLimits, shrink_px: int | None = None
     if kind is None:
         raise not_accepted(data)
     try:
-        return _decode(kind, data, limits, shrink_px)
+        return _decode(kind, data, limits, shrink)
     except Undecodable:
         raise
     except Exception as error:
@@ -136,7 +159,7 @@ def plain_jpeg_px(data: bytes, limits: DecodeLimits) -> int | None:
     return num_px if is_upright and is_plain(data) else None
 
 
-def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink_px: int | None) -> torch.Tensor:
+def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink: Shrink | None) -> Decoded:
     prepare_decoder(kind)
     if kind == "TIFF":
         check_tiff(data, limits.max_image_px)
@@ -145,27 +168,32 @@ def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink_px: int | None)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:  # lazy: reads the header only
         _check_px(*image.size, limits)
         if kind == "JPEG":
-            scale = _scale(image.size, shrink_px)
+            orientation = _orientation(image)
+            is_turned = orientation in _TURNS and _TURNS[orientation][0]
+            size_px = image.size[::-1] if is_turned else image.size
+            scale = shrink(*size_px) if shrink else 1
             # Pillow converts a CMYK draft in another way than torchvision.
             if scale > 1 and image.mode in ("RGB", "L"):
-                orientation = _orientation(image)
                 image.draft(image.mode, (image.width // scale, image.height // scale))
                 image.load()
-                return _upright(_to_rgb(image), orientation)
-            return _upright(_decode_jpeg(data), _orientation(image))
+                return Decoded(_upright(_to_rgb(image), orientation), size_px)
+            return _whole(_upright(_decode_jpeg(data), orientation))
         if kind == "PNG":
             image.verify()
     # verify() leaves the image unusable; opening it again is cheap.
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
         image.load()
         pixels = _tiff_to_rgb(image, data) if kind == "TIFF" else _to_rgb(image)
-        return _upright(pixels, _orientation(image))
+        return _whole(_upright(pixels, _orientation(image)))
 
 
-def _scale(size_px: tuple[int, int], shrink_px: int | None) -> int:
-    if shrink_px is None:
-        return 1
-    return next((scale for scale in (8, 4, 2) if min(size_px) // scale >= shrink_px), 1)
+def _whole(pixels: torch.Tensor) -> Decoded:
+    return Decoded(pixels, _size_of(pixels))
+
+
+def _size_of(pixels: torch.Tensor) -> tuple[int, int]:
+    """Return width and height."""
+    return int(pixels.shape[-1]), int(pixels.shape[-2])
 
 
 def _check_px(width_px: int, height_px: int, limits: DecodeLimits) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -10,8 +11,9 @@ import pyarrow as pa
 
 from pipeline.core.arrays import images_from_arrow
 from pipeline.core.counters import Counters
-from pipeline.core.schema import IMAGE
+from pipeline.core.schema import GEOMETRY, HEIGHT_PX, IMAGE, WIDTH_PX
 from pipeline.core.semantics import SEMANTICS
+from pipeline.preprocessing.geometry import GEOMETRY_TYPE
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageInput(FixedShape):
-    """One tensor `image`, uint8 (B, S, S, 3) RGB."""
+    """One tensor `image`, uint8 (B, H, W, C)."""
 
     transform: TransformSpec
     name: ClassVar[str] = "image"
@@ -59,7 +61,14 @@ class ImageInput(FixedShape):
         return self
 
     def fields(self) -> list[pa.Field]:
-        return [pa.field(IMAGE, pa.binary(3 * self.transform.size_px**2))]
+        return [
+            pa.field(IMAGE, pa.binary(math.prod(self.transform.shape))),
+            pa.field(GEOMETRY, GEOMETRY_TYPE),
+        ]
+
+    def published_fields(self) -> list[pa.Field]:
+        """Return the size of the image, upright and before any resize; see `Sizes`."""
+        return [pa.field(WIDTH_PX, pa.int32()), pa.field(HEIGHT_PX, pa.int32())]
 
     def prepare(
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
@@ -70,11 +79,10 @@ class ImageInput(FixedShape):
         return preprocess(rows, counters, DecodeLimits(*limits), self.transform, num_threads)
 
     def arrays(self, rows: pa.Table) -> Arrays:
-        return {IMAGE: images_from_arrow(rows.column(IMAGE), self.transform.size_px)}
+        return {IMAGE: images_from_arrow(rows.column(IMAGE), self.transform.shape)}
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
-        size_px = self.transform.size_px
-        return {IMAGE: Slot((limits.rows, size_px, size_px, 3), "uint8")}
+        return {IMAGE: Slot((limits.rows, *self.transform.shape), "uint8")}
 
     def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
         from pipeline.preprocessing.normalise import NormaliseImages

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -21,13 +22,11 @@ from pipeline.core.counters import GPU_DECODE, Counters, StageCounters, add
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
 from pipeline.core.schema import IMAGE
 from pipeline.core.watchdog import tick
-from pipeline.preprocessing.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.decode import Decoded, DecodeLimits, decode_sized
+from pipeline.preprocessing.geometry import Sizes, shrink_factor
 from pipeline.preprocessing.nvjpeg import Decode, JpegGroups, gpu_decoder
-from pipeline.preprocessing.transform import TransformSpec, resize_and_crop_into
-
-_SHRINK_TO = 2
-"""The decoder shrinks to no less than this multiple of the resized side, so that the filter of the
-resize still decides the pixels; Pillow's `thumbnail` uses the same multiple."""
+from pipeline.preprocessing.resizing import resize_and_crop_into
+from pipeline.preprocessing.transform import TransformSpec
 
 
 def preprocess(
@@ -49,29 +48,30 @@ def preprocess(
         decode_jpegs: Decodes JPEGs in groups; None: as the spec says.
 
     Returns:
-        The same rows with `image` as fixed-size binary, uint8 (S, S, 3) RGB; zeros where `error`
-        is set.
+        The same rows with `image` as fixed-size binary, uint8 (H, W, C), zeros where `error` is
+        set; and with the columns of `Sizes`.
 
     Raises:
         JobError: The spec says `gpu`, and there is no GPU decoder here.
     """
-    images = np.zeros((rows.num_rows, spec.size_px, spec.size_px, 3), np.uint8)
+    images, sizes = np.zeros((rows.num_rows, *spec.shape), np.uint8), Sizes(rows.num_rows)
     failures = failures_of(rows)
     todo = [index for index, failure in enumerate(failures) if failure is None]
     encoded = rows.column(IMAGE)
     if decode_jpegs is None and spec.decodes_on_gpu:
         decode_jpegs = gpu_decoder()
     if decode_jpegs is not None:
-        groups = JpegGroups(encoded, images, limits, spec, decode_jpegs)
+        groups = JpegGroups(encoded, images, sizes, limits, spec, decode_jpegs)
         left = groups.work(todo)
         add(counters, GPU_DECODE, StageCounters(len(todo), len(todo) - len(left)))
         todo = left
         add(counters, "decode", groups.decoded)
         add(counters, "transform", groups.transformed)
-    shares = [_Share(encoded, images, failures, limits, spec) for _ in range(num_threads)]
+    shares = [_Share(encoded, images, sizes, failures, limits, spec) for _ in range(num_threads)]
     _work(shares, todo, counters)
     columns = {name: rows.column(name) for name in rows.column_names}
     columns[IMAGE] = images_to_arrow(images)
+    columns.update(sizes.columns())
     columns.update(failure_columns(failures))
     return pa.table(columns)
 
@@ -100,6 +100,7 @@ class _Share:
 
     encoded: pa.ChunkedArray
     images: npt.NDArray[np.uint8]
+    sizes: Sizes
     failures: list[Failure | None]
     limits: DecodeLimits
     spec: TransformSpec
@@ -110,24 +111,24 @@ class _Share:
         for row in rows:
             tick()
             data: bytes = self.encoded[row].as_py()
-            image = self._decode(row, data)
-            if image is not None:
-                self._transform(row, data, image)
+            found = self._decode(row, data)
+            if found is not None:
+                self.sizes.put(row, self.spec, found.size_px, found.decoded_px)
+                self._transform(row, data, found.pixels)
 
-    def _decode(self, row: int, data: bytes) -> torch.Tensor | None:
+    def _decode(self, row: int, data: bytes) -> Decoded | None:
         spec, started = self.spec, perf_counter()
+        shrink = partial(shrink_factor, spec) if spec.shrink_on_load else None
         try:
-            image = decode_image(
-                data, self.limits, _SHRINK_TO * spec.resize_px if spec.shrink_on_load else None
-            )
+            found = decode_sized(data, self.limits, shrink)
         except RowError as error:
             self.failures[row] = _failure(error, "decode", data)
             busy_s = perf_counter() - started
             self.decode += StageCounters(1, 0, 1, len(data), 0, busy_s)
             return None
         busy_s = perf_counter() - started
-        self.decode += StageCounters(1, 1, 0, len(data), image.numel(), busy_s)
-        return image
+        self.decode += StageCounters(1, 1, 0, len(data), found.pixels.numel(), busy_s)
+        return found
 
     def _transform(self, row: int, data: bytes, image: torch.Tensor) -> None:
         started = perf_counter()

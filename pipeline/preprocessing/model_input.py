@@ -189,7 +189,7 @@ class Input(Protocol):
 
 
 class FixedShape:
-    """Base of inputs whose rows all have one shape and publish no columns."""
+    """Base of inputs whose rows all have one shape; they publish no columns."""
 
     counts_tokens: ClassVar[bool] = False
 

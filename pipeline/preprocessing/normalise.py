@@ -9,13 +9,13 @@ import torch
 
 
 class NormaliseImages(torch.nn.Module):
-    """uint8 (B, S, S, 3) RGB -> (B, 3, S, S) in the model's dtype, channels last in memory."""
+    """uint8 (B, H, W, C) -> (B, C, H, W) in the model's dtype, channels last in memory."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> None:
         """Take the means and standard deviations per channel, in [0, 1], and the model's dtype."""
         super().__init__()
         self._dtype = dtype
-        shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
         # /255, mean and std folded into x * scale + shift, in float32 for every dtype of the model.
         self.register_buffer("scale", 1.0 / (255.0 * scale), persistent=False)
         self.register_buffer("shift", -shift / scale, persistent=False)

@@ -32,7 +32,9 @@ from pipeline.preprocessing.decode import (
     load_image_ops,
     plain_jpeg_px,
 )
-from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
+from pipeline.preprocessing.geometry import Sizes
+from pipeline.preprocessing.resizing import resize_and_crop
+from pipeline.preprocessing.transform import TransformSpec
 
 MAX_GROUP_ROWS = 64
 MAX_GROUP_PX = 67_000_000
@@ -83,7 +85,9 @@ class JpegGroups:
 
     encoded: pa.ChunkedArray
     images: npt.NDArray[np.uint8]
-    """uint8 (N, S, S, 3), written to."""
+    """uint8 (N, H, W, C), written to."""
+    sizes: Sizes
+    """Of the N images, written to."""
     limits: DecodeLimits
     spec: TransformSpec
     decode: Decode
@@ -112,6 +116,8 @@ class JpegGroups:
         self.decoded += StageCounters(busy_s=perf_counter() - started)
         for row, data, image in zip(rows, encoded, decoded, strict=True):
             if image is not None and self._transform(row, image):
+                size_px = int(image.shape[-1]), int(image.shape[-2])
+                self.sizes.put(row, self.spec, size_px, size_px)
                 self.decoded += StageCounters(1, 1, 0, len(data), image.numel())
                 yield row
 

@@ -1,28 +1,26 @@
-"""Resize and crop one decoded image to the model's input size; uint8 in, uint8 out.
+"""How an image becomes model input: the settings. `resizing` does it, `geometry` says where to.
 
-The pixels are those of torchvision's `Resize(resize_px, antialias=True)` and `CenterCrop(size_px)`
-on the same tensor, bit for bit. A GPU has no filter for bytes: there the same filter runs in
-float32 and rounds. Normalisation is not done here, but on the model's device. The driver reads a
-TransformSpec too, so torch is imported only when an image is transformed.
+The driver reads a TransformSpec too, so nothing here imports torch. Normalisation is not done with
+the pixels, but on the model's device.
 """
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from pipeline.core.failures import RowError
+from pipeline.core.transform_words import (
+    CHANNELS,
+    INTERPOLATIONS,
+    JPEG_DECODERS,
+    ONLY_WITH,
+    RESIZES,
+)
 
-from pipeline.core.failures import Reason, RowError
-
-if TYPE_CHECKING:
-    import torch
-
-INTERPOLATIONS = ("bilinear", "bicubic")
-JPEG_DECODERS = ("cpu", "gpu")
+Size = int | tuple[int, int]
+"""Pixels: the side of a square, or (height, width)."""
 
 # The whole resized image is made before the crop (resampling only the cropped window changes
 # pixels), so a strip of 1 x 5000 px at resize_px 256 would take 1 GB for a crop that shows a
@@ -38,43 +36,69 @@ class Untransformable(RowError):
 class TransformSpec:
     """How a decoded image becomes model input."""
 
-    size_px: int
-    """Side of the square centre crop."""
-    resize_px: int
-    """The shorter side is resized to this before the crop; at least size_px."""
-    interpolation: str
-    """`bilinear` or `bicubic`, with antialiasing."""
-    mean: tuple[float, float, float]
+    size_px: Size | None
+    """What the model sees: a side, or (height, width). None: images keep their sizes."""
+    resize_px: Size | None
+    """What the resize aims at; None: at size_px, or there is no resize."""
+    interpolation: str | None
+    """One of INTERPOLATIONS, with antialiasing where there is one; None if there is no resize."""
+    mean: tuple[float, ...]
     """Channel means in [0, 1], subtracted on the device."""
-    std: tuple[float, float, float]
+    std: tuple[float, ...]
     """Channel standard deviations in [0, 1], divided by on the device."""
     shrink_on_load: bool = False
-    """Let the JPEG decoder halve large photos, down to twice resize_px at least."""
+    """Let the JPEG decoder halve large photos, down to twice the resized size at least."""
     jpeg_decoder: str = "cpu"
     """`cpu` (libjpeg) or `gpu` (nvJPEG, for plain JPEGs)."""
+    resize: str = "shortest"
+    """One of RESIZES.
+
+    `shortest`: the aspect ratio is kept, and resize_px is covered: the shorter side has it.
+    `stretch`: both sides become resize_px. `pad`: the aspect ratio is kept, and the image fits into
+    resize_px. `none`: no resize. Then the centre is cropped to size_px, and with `pad` and `none`
+    what is missing is filled up around the image.
+    """
+    pad_value: int | tuple[int, ...] = 0
+    """What is around the image with `pad` and `none`: 0 to 255, for all channels or for each."""
+    channels: str = "rgb"
+    """`rgb`, or `gray`: one channel, as Pillow converts to mode L, before the resize."""
 
     def __post_init__(self) -> None:
-        if self.size_px < 1:
-            raise ValueError(f"size_px is {self.size_px}; it must be at least 1")
-        if self.resize_px < self.size_px:
-            raise ValueError(
-                f"resize_px is {self.resize_px}; it must be at least size_px ({self.size_px}), "
-                "or the crop would need padding"
-            )
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation is {self.interpolation!r}; it must be one of "
-                f"{', '.join(INTERPOLATIONS)}"
-            )
-        if self.jpeg_decoder not in JPEG_DECODERS:
-            raise ValueError(
-                f"jpeg_decoder is {self.jpeg_decoder!r}; it must be one of "
-                f"{', '.join(JPEG_DECODERS)}"
-            )
-        if len(self.mean) != 3 or len(self.std) != 3:
-            raise ValueError("mean and std must have 3 values each, one a channel")
-        if min(self.std) <= 0:
-            raise ValueError(f"std is {list(self.std)}; its values must be above 0")
+        for field in ("size_px", "resize_px"):
+            object.__setattr__(self, field, _as_size(getattr(self, field)))
+        for problem in _problems(self):
+            raise ValueError(problem)
+
+    @property
+    def has_one_size(self) -> bool:
+        """Tell whether all images become one size."""
+        return self.size_px is not None
+
+    @property
+    def height_px(self) -> int:
+        """Return the height of the model input; ValueError if images keep their sizes."""
+        return self._sides[0]
+
+    @property
+    def width_px(self) -> int:
+        """Return the width of the model input; ValueError if images keep their sizes."""
+        return self._sides[1]
+
+    @property
+    def num_channels(self) -> int:
+        """Return the channels of the model input."""
+        return CHANNELS[self.channels]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (H, W, C) of the model input; ValueError if images keep their sizes."""
+        return self.height_px, self.width_px, self.num_channels
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        if self.size_px is None:
+            raise ValueError("images keep their sizes, so there is no size of the model input")
+        return sides(self.size_px)
 
     @property
     def decodes_on_gpu(self) -> bool:
@@ -91,15 +115,27 @@ class TransformSpec:
         return replace(self, shrink_on_load=False, jpeg_decoder="cpu")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; equal specs give equal JSON."""
-        return {
-            "size_px": self.size_px,
-            "resize_px": self.resize_px,
+        """Return JSON-ready values; equal specs give equal JSON.
+
+        What came after the first release is left out if it is as it was then.
+        """
+        later = {
+            "resize": (self.resize, "shortest"),
+            "pad_value": (_as_json(self.pad_value), 0),
+            "channels": (self.channels, "rgb"),
+        }
+        optional = {
+            "resize_px": _as_json(self.resize_px),
             "interpolation": self.interpolation,
+        }
+        return {
+            "size_px": _as_json(self.size_px),
+            **{name: value for name, value in optional.items() if value is not None},
             "mean": [float(value) for value in self.mean],
             "std": [float(value) for value in self.std],
             "shrink_on_load": self.shrink_on_load,
             "jpeg_decoder": self.jpeg_decoder,
+            **{name: value for name, (value, usual) in later.items() if value != usual},
         }
 
     @classmethod
@@ -107,94 +143,73 @@ class TransformSpec:
         """Return the spec that `to_dict` described, also after a round trip through JSON."""
         mean = tuple(float(value) for value in values["mean"])
         std = tuple(float(value) for value in values["std"])
-        return cls(**{**values, "mean": mean, "std": std})
+        pad = values.get("pad_value", 0)
+        changed = {"mean": mean, "std": std, "pad_value": tuple(pad) if isinstance(pad, list) else pad}
+        return cls(**{"resize_px": None, "interpolation": None, **values, **changed})
 
 
-def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
-    """Resize the shorter side to resize_px and crop the centre.
+def sides(size: Size) -> tuple[int, int]:
+    """Return (height, width) of a size."""
+    return size if isinstance(size, tuple) else (size, size)
 
-    Args:
-        image: RGB uint8 (3, H, W), on any device.
-        spec: Sizes and filter.
 
-    Returns:
-        RGB uint8 (3, S, S) on the same device, a view of the resized image.
+def _as_size(size: Any) -> Any:
+    """Return a size in its one form: a number for squares, otherwise a tuple."""
+    if isinstance(size, list | tuple):
+        return size[0] if len(size) == 2 and size[0] == size[1] else tuple(size)
+    return size
 
-    Raises:
-        Untransformable: One side is more than MAX_ASPECT_RATIO times the other, memory ran out, or
-            torch refused this shape.
-    """
-    height_px, width_px = int(image.shape[-2]), int(image.shape[-1])
-    if max(height_px, width_px) > MAX_ASPECT_RATIO * min(height_px, width_px):
-        raise Untransformable(
-            Reason.TOO_LARGE,
-            f"the image of {width_px} x {height_px} px is too long to resize, one side may be at "
-            f"most {MAX_ASPECT_RATIO} times the other",
+
+def _as_json(value: Any) -> Any:
+    return [*value] if isinstance(value, tuple) else value
+
+
+def _problems(spec: TransformSpec) -> Iterator[str]:
+    """Yield what is wrong with a spec."""
+    for name, value, choices in (
+        ("resize", spec.resize, RESIZES),
+        ("channels", spec.channels, tuple(CHANNELS)),
+        ("jpeg_decoder", spec.jpeg_decoder, JPEG_DECODERS),
+        *([("interpolation", spec.interpolation, INTERPOLATIONS)] if spec.interpolation else []),
+    ):
+        if value not in choices:
+            yield f"{name} is {value!r}; it must be one of {', '.join(choices)}"
+    yield from _size_problems(spec)
+    count = spec.num_channels
+    if len(spec.mean) != count or len(spec.std) != count:
+        each = "3 values each, one a channel" if count == 3 else f"{count} value each"
+        yield f"mean and std must have {each}"
+    if min(spec.std) <= 0:
+        yield f"std is {list(spec.std)}; its values must be above 0"
+    pads = spec.pad_value if isinstance(spec.pad_value, tuple) else (spec.pad_value,) * count
+    if len(pads) != count or not all(0 <= value <= 255 for value in pads):
+        yield f"pad_value is {_as_json(spec.pad_value)}; it must be 0 to 255, or {count} of these"
+    if spec.decodes_on_gpu and spec.interpolation == "lanczos":
+        yield "jpeg_decoder 'gpu' cannot resize by lanczos; take bicubic, or set it to cpu"
+
+
+def _size_problems(spec: TransformSpec) -> Iterator[str]:
+    """Yield what is wrong with the sizes of a spec."""
+    for name in ("size_px", "resize_px"):
+        size = getattr(spec, name)
+        if size is not None and (len(sides(size)) != 2 or min(sides(size)) < 1):
+            yield f"{name} is {_as_json(size)}; it must be at least 1"
+    for name, kinds in ONLY_WITH.items():
+        if spec.resize not in kinds and getattr(spec, name):
+            yield f"{name} has no effect with resize {spec.resize!r}"
+    if spec.resize == "none":
+        return
+    if spec.size_px is None or spec.interpolation is None:
+        yield f"resize {spec.resize!r} needs size_px and interpolation"
+        return
+    if spec.resize_px is None:
+        if spec.resize == "shortest":
+            yield "resize 'shortest' needs resize_px"
+        return
+    least = max(sides(spec.size_px)) if isinstance(spec.resize_px, int) else spec.size_px
+    short = [have < want for have, want in zip(sides(spec.resize_px), sides(least), strict=True)]
+    if any(short) and spec.resize != "pad":
+        yield (
+            f"resize_px is {_as_json(spec.resize_px)}; it must be at least size_px "
+            f"({_as_json(spec.size_px)}), or the crop would need padding"
         )
-    try:
-        resized = _resize(image, spec)
-    except (MemoryError, RuntimeError) as error:
-        # torch has no error class for lack of CPU memory, and bugs at degenerate sizes.
-        is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
-        raise Untransformable(
-            Reason.OUT_OF_MEMORY if is_memory else Reason.DECODE_ERROR,
-            f"resizing the image of {width_px} x {height_px} px failed: {error}",
-        ) from error
-    top_px = round((resized.shape[-2] - spec.size_px) / 2)
-    left_px = round((resized.shape[-1] - spec.size_px) / 2)
-    return resized[:, top_px : top_px + spec.size_px, left_px : left_px + spec.size_px]
-
-
-def _resize(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
-    """Resize as torchvision's `Resize`, without its import, which takes 1.2 s per worker."""
-    import torch
-
-    height_px, width_px = int(image.shape[-2]), int(image.shape[-1])
-    long_px = int(spec.resize_px * max(height_px, width_px) / min(height_px, width_px))
-    wanted = (long_px, spec.resize_px) if width_px <= height_px else (spec.resize_px, long_px)
-    if wanted == (height_px, width_px):
-        return image
-    batch = image[None]
-    if batch.is_contiguous(memory_format=torch.channels_last):
-        # torch keeps the layout, and makes no copy, only with this batch stride.
-        batch = batch.as_strided(batch.shape, (image.numel(), *image.stride()))
-    is_native = image.device.type == "cpu" and (spec.interpolation == "bicubic" or _resizes_uint8())
-    resized = torch.nn.functional.interpolate(
-        batch if is_native else batch.float(),
-        size=wanted,
-        mode=spec.interpolation,
-        align_corners=False,
-        antialias=True,
-    )[0]
-    return resized if is_native else to_bytes(resized)
-
-
-def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """Round float32 pixels to uint8, in place first; bicubic overshoots at edges."""
-    import torch
-
-    return pixels.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _resizes_uint8() -> bool:
-    """Tell whether torch has a bilinear filter for bytes on this CPU."""
-    import torch
-
-    is_arm = platform.machine() in ("aarch64", "arm64")
-    return is_arm or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-
-
-def resize_and_crop_into(
-    image: torch.Tensor, spec: TransformSpec, out: npt.NDArray[np.uint8]
-) -> None:
-    """Write the result of `resize_and_crop` into `out`, channels last.
-
-    Args:
-        image: RGB uint8 (3, H, W).
-        spec: Sizes and filter.
-        out: Writable uint8 (S, S, 3).
-    """
-    wanted = (spec.size_px, spec.size_px, 3)
-    if out.shape != wanted or out.dtype != np.uint8:
-        raise ValueError(f"out is {out.dtype} {out.shape}; it must be uint8 {wanted}")
-    np.copyto(out, resize_and_crop(image, spec).permute(1, 2, 0).numpy())

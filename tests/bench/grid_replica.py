@@ -237,7 +237,7 @@ def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
 
 def _sample(images: Path, transform: Any) -> Any:
     from pipeline.preprocessing.decode import DecodeLimits, decode_image
-    from pipeline.preprocessing.transform import resize_and_crop_into
+    from pipeline.preprocessing.resizing import resize_and_crop_into
 
     every = files_of(str(images))
     files = random.Random(0).sample(every, min(_SAMPLE_ROWS, len(every)))

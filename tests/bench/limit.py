@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -67,19 +68,20 @@ def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
     import torch
 
     from pipeline.preprocessing.decode import DecodeLimits, decode_image
-    from pipeline.preprocessing.transform import resize_and_crop_into
+    from pipeline.preprocessing.geometry import shrink_factor
+    from pipeline.preprocessing.resizing import resize_and_crop_into
 
     torch.set_num_threads(1)
     runner, spec, buffer = _load(share)
     limits = DecodeLimits(1 << 30, 1 << 30)
-    shrink_px = 2 * spec.resize_px if share.shrink else None
+    shrink = partial(shrink_factor, spec) if share.shrink else None
     ready.put(True)
     go.wait()
     started = time.perf_counter()
     size = share.batch_size
     for first in range(0, len(share.files), size):
         for row, path in enumerate(share.files[first : first + size]):
-            image = decode_image(Path(path).read_bytes(), limits, shrink_px)
+            image = decode_image(Path(path).read_bytes(), limits, shrink)
             resize_and_crop_into(image, spec, buffer[row].numpy())
         with torch.inference_mode():
             torch.softmax(runner.run({"image": buffer}).float(), 1).topk(5)

@@ -110,7 +110,7 @@ def test_unpacking_copies_no_pixels():
     block = pack(SliceKey(0, 0, 6, is_last=True), {}, rows)
     before = pa.total_allocated_bytes()
     ((_, _, rows),) = unpack(block)
-    images = images_from_arrow(rows.column("image"), 256)
+    images = images_from_arrow(rows.column("image"), (256, 256, 3))
     assert pa.total_allocated_bytes() - before < images.nbytes / 100
     assert not images.flags.writeable
     assert not images.flags.owndata
@@ -126,24 +126,24 @@ def test_unpacking_copies_no_pixels():
 def test_images_survive_arrow_in_any_chunks(images: np.ndarray, cuts: list[int]):
     column = images_to_arrow(images)
     assert column.type == pa.binary(27)
-    assert np.array_equal(images_from_arrow(column, 3), images)
+    assert np.array_equal(images_from_arrow(column, (3, 3, 3)), images)
     edges = [0, *sorted(min(cut, len(images)) for cut in cuts), len(images)]
     pairs = list(pairwise(edges))
     chunked = pa.chunked_array([column.slice(a, b - a) for a, b in pairs], column.type)
-    assert np.array_equal(images_from_arrow(chunked, 3), images)
+    assert np.array_equal(images_from_arrow(chunked, (3, 3, 3)), images)
     for start, stop in pairs:
         part = column.slice(start, stop - start)
-        assert np.array_equal(images_from_arrow(part, 3), images[start:stop])
+        assert np.array_equal(images_from_arrow(part, (3, 3, 3)), images[start:stop])
 
 
 def test_no_images_have_the_right_shape():
     empty = pa.chunked_array([], pa.binary(27))
-    assert images_from_arrow(empty, 3).shape == (0, 3, 3, 3)
+    assert images_from_arrow(empty, (3, 3, 3)).shape == (0, 3, 3, 3)
 
 
 def test_images_need_not_lie_in_one_piece_of_memory():
     images = pixels(5)[::2, :, ::-1]
-    assert np.array_equal(images_from_arrow(images_to_arrow(images), 4), images)
+    assert np.array_equal(images_from_arrow(images_to_arrow(images), (4, 4, 3)), images)
 
 
 # ---------------------------------------------------------------------------- failures

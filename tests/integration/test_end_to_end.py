@@ -32,7 +32,8 @@ from pipeline.execution.embedded.patches import AGENTS, is_usable
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.plan.plan import Plan
 from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
+from pipeline.preprocessing.resizing import resize_and_crop
+from pipeline.preprocessing.transform import TransformSpec
 from pipeline.sources.formats.images import ImageFiles
 from pipeline.storage.store import Store
 

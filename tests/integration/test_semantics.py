@@ -41,9 +41,10 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.preprocessing.decode import DecodeLimits, decode_image
 from pipeline.preprocessing.model_input import InputSettings, Limits
+from pipeline.preprocessing.resizing import resize_and_crop
 from pipeline.preprocessing.text_input import TextInput
 from pipeline.preprocessing.text_settings import TextSettings
-from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
+from pipeline.preprocessing.transform import TransformSpec
 from pipeline.sources.extents import SliceCut
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices

@@ -6,6 +6,7 @@ import io
 import pickle
 import tracemalloc
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,12 +24,15 @@ from PIL import Image, ImageOps
 
 from pipeline.core.failures import Reason
 from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
+from pipeline.preprocessing.geometry import shrink_factor
+from pipeline.preprocessing.resizing import resize_and_crop
+from pipeline.preprocessing.transform import TransformSpec
 
 SEED = 7
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
 BAD = bad_files(SEED)
 ODD = good_odd_files(SEED)
+SPEC = TransformSpec(224, 256, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shrink_on_load=True)
 
 # Pillow warns of palette transparency and of huge images; which pixels come out is the point here.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -256,17 +260,16 @@ def test_the_decoder_shrinks_large_jpegs_and_the_result_looks_the_same(mode: str
     large = base_image(5, 1600, 1200).resize((1600, 1200)).convert(mode)
     data = encode(large, "JPEG", quality=90, exif=exif)
     whole = decode_image(data, DecodeLimits(2**30, 10**9))
-    shrunk = decode_image(data, DecodeLimits(2**30, 10**9), shrink_px=512)
+    shrunk = decode_image(data, DecodeLimits(2**30, 10**9), partial(shrink_factor, SPEC))
     assert shrunk.shape == (3, whole.shape[1] // 2, whole.shape[2] // 2)
-    spec = TransformSpec(224, 256, "bilinear", (0, 0, 0), (1, 1, 1))
-    difference = resize_and_crop(whole, spec).int() - resize_and_crop(shrunk, spec).int()
+    difference = resize_and_crop(whole, SPEC).int() - resize_and_crop(shrunk, SPEC).int()
     assert difference.abs().float().mean() < 1.5
 
 
 @pytest.mark.parametrize(("side_px", "scale"), [(511, 1), (1023, 1), (1024, 2), (2048, 4)])
 def test_it_shrinks_only_as_far_as_enough_is_left(side_px: int, scale: int):
     data = encode(Image.new("RGB", (side_px + 100, side_px), (9, 99, 199)), "JPEG")
-    found = decode_image(data, DecodeLimits(2**30, 10**9), shrink_px=512)
+    found = decode_image(data, DecodeLimits(2**30, 10**9), partial(shrink_factor, SPEC))
     assert found.shape[1] == -(-side_px // scale)
     if scale == 1:
         assert torch.equal(found, decode_image(data, DecodeLimits(2**30, 10**9)))

@@ -21,6 +21,7 @@ from pipeline.preprocessing.transform import TransformSpec
 
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
 SPEC = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+SIZES = ["width_px", "height_px", "_geometry"]
 STRIP = encode(base_image(0, 1, 400), "PNG")
 GOOD = [encode(base_image(seed), "JPEG") for seed in range(4)]
 BAD = {file.name: file for file in bad_files(0)}
@@ -47,10 +48,11 @@ def run(inputs: list[Input]) -> tuple[np.ndarray, list[dict[str, Any]], Counters
     counters: Counters = {}
     rows = source_rows(inputs)
     found = preprocess(rows, counters, LIMITS, SPEC)
-    assert found.column_names == rows.column_names
-    assert found.drop_columns(["image"]).schema == rows.drop_columns(["image"]).schema
-    pixels = images_from_arrow(found.column("image"), SPEC.size_px)
-    return pixels, found.drop_columns(["image"]).to_pylist(), counters
+    assert found.column_names == [*rows.column_names, *SIZES]
+    found_rows = found.drop_columns(["image", *SIZES])
+    assert found_rows.schema == rows.drop_columns(["image"]).schema
+    pixels = images_from_arrow(found.column("image"), SPEC.shape)
+    return pixels, found_rows.to_pylist(), counters
 
 
 @pytest.mark.parametrize("num_threads", [2, 3, 8])
@@ -163,6 +165,6 @@ def test_nothing_to_decode_still_gives_pixels_of_the_right_size():
 def test_rows_in_several_chunks_are_taken_in_order(good_pixels: list[np.ndarray]):
     chunked = pa.concat_tables([source_rows([GOOD[2], FAILED]), source_rows([GOOD[0]])])
     found = preprocess(chunked, {}, LIMITS, SPEC)
-    pixels = images_from_arrow(found.column("image"), SPEC.size_px)
+    pixels = images_from_arrow(found.column("image"), SPEC.shape)
     assert np.array_equal(pixels[0], good_pixels[2])
     assert np.array_equal(pixels[2], good_pixels[0])

@@ -116,7 +116,8 @@ def test_the_rows_to_compare_are_predicted_ones_with_reference_pixels(num_chunks
     ok = np.array([1, 2, 5, 9, 15, 16, 19])
     chosen, exact = choose_reference_rows(rows, seen, inputs, ok)
     assert chosen.tolist() == [1, 2, 5, 9, 15]
-    whole = images_from_arrow(decoder()({}, rows_of(photos(20))).column("image"), SIZE_PX)
+    column = decoder()({}, rows_of(photos(20))).column("image")
+    whole = images_from_arrow(column, (SIZE_PX, SIZE_PX, 3))
     assert np.array_equal(exact["image"], whole[chosen])
 
 

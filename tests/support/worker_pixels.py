@@ -27,7 +27,7 @@ def preprocess_slice(images: list[bytes]) -> tuple[int, list[str | None], bytes]
     columns = {"image": pa.array(images, pa.large_binary())}
     rows = pa.table({**columns, **failure_columns([None] * len(images))})
     found = preprocess(rows, {}, LIMITS, SPEC)
-    pixels = images_from_arrow(found.column("image"), SPEC.size_px)
+    pixels = images_from_arrow(found.column("image"), SPEC.shape)
     return os.getpid(), found.column("error").to_pylist(), pixels.tobytes()
 
 

@@ -23,7 +23,8 @@ from pipeline.models.directories.facts import read_facts
 from pipeline.models.directories.image_transform import read_transform
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.transform import TransformSpec, resize_and_crop
+from pipeline.preprocessing.resizing import resize_and_crop
+from pipeline.preprocessing.transform import TransformSpec
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

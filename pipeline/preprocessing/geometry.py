@@ -1,0 +1,150 @@
+"""Where an image lies in the model input: pure functions of its size and the transform.
+
+Coordinates are of pixel edges: x = 0 is the left edge of an image, x = width_px its right one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.core.schema import GEOMETRY, HEIGHT_PX, WIDTH_PX
+from pipeline.preprocessing.transform import TransformSpec, sides
+
+GEOMETRY_TYPE = pa.list_(pa.float32(), 4)
+_SHRINK_TO = 2
+"""The decoder shrinks to no less than this multiple of the resized side, so that the filter of the
+resize still decides the pixels; Pillow's `thumbnail` uses the same multiple."""
+
+
+class Placement(NamedTuple):
+    """Where the resized image lies in the model input, in whole pixels."""
+
+    height_px: int
+    """Of the resized image."""
+    width_px: int
+    top_px: int
+    """Of the resized image in the model input; negative if rows above are cropped."""
+    left_px: int
+
+
+class Geometry(NamedTuple):
+    """x of the model input = x of the original image * scale_x + offset_x; the same for y."""
+
+    scale_x: float
+    scale_y: float
+    offset_x: float
+    offset_y: float
+
+
+def placement(spec: TransformSpec, width_px: int, height_px: int) -> Placement:
+    """Return where an image of this size is put."""
+    height, width = _resized(spec, width_px, height_px)
+    if spec.size_px is None:
+        return Placement(height, width, 0, 0)
+    top, left = _centred(height, spec.height_px), _centred(width, spec.width_px)
+    return Placement(height, width, top, left)
+
+
+def geometry(spec: TransformSpec, width_px: int, height_px: int) -> Geometry:
+    """Return how places in an image of this size become places in the model input."""
+    at = placement(spec, width_px, height_px)
+    return Geometry(at.width_px / width_px, at.height_px / height_px, at.left_px, at.top_px)
+
+
+def shrink_factor(spec: TransformSpec, width_px: int, height_px: int) -> int:
+    """Return by what a decoder may divide the sides of a photo of this size: 1, 2, 4 or 8.
+
+    It leaves at least twice the size that the photo is resized to.
+    """
+    at = placement(spec, width_px, height_px)
+    for factor in (8, 4, 2):
+        height, width = height_px // factor, width_px // factor
+        if spec.resize == "stretch":
+            is_enough = height >= _SHRINK_TO * at.height_px and width >= _SHRINK_TO * at.width_px
+        elif isinstance(spec.resize_px, int) and spec.resize == "shortest":
+            is_enough = min(height, width) >= _SHRINK_TO * spec.resize_px
+        else:  # one of the sides decides, and the other is rounded
+            is_enough = height >= _SHRINK_TO * at.height_px or width >= _SHRINK_TO * at.width_px
+        if is_enough and spec.resize != "none":
+            return factor
+    return 1
+
+
+def _resized(spec: TransformSpec, width_px: int, height_px: int) -> tuple[int, int]:
+    """Return (height, width) after the resize."""
+    wanted = spec.size_px if spec.resize_px is None else spec.resize_px
+    if spec.resize == "none" or wanted is None:
+        return height_px, width_px
+    if spec.resize == "shortest" and isinstance(wanted, int):  # as torchvision: it rounds down
+        long_px = int(wanted * max(height_px, width_px) / min(height_px, width_px))
+        return (long_px, wanted) if width_px <= height_px else (wanted, long_px)
+    height, width = sides(wanted)
+    if spec.resize == "stretch":
+        return height, width
+    # As timm, and the letterbox of detectors: the nearest whole number.
+    ratios = height_px / height, width_px / width
+    ratio = max(ratios) if spec.resize == "pad" else min(ratios)
+    return max(1, round(height_px / ratio)), max(1, round(width_px / ratio))
+
+
+def _centred(length_px: int, wanted_px: int) -> int:
+    """Return where something begins in the middle of something else, as torchvision's CenterCrop.
+
+    Of an odd rest one pixel more is filled up on the right and below.
+    """
+    if length_px <= wanted_px:
+        return (wanted_px - length_px) // 2
+    return -round((length_px - wanted_px) / 2)
+
+
+@dataclass
+class Sizes:
+    """The sizes of the images of a slice, and where they lie in the model input."""
+
+    num_rows: int
+    sizes_px: npt.NDArray[np.int32] = field(init=False)
+    """(N, 2): width and height; 0 if they are unknown."""
+    places: npt.NDArray[np.float32] = field(init=False)
+    """(N, 4): scale_x, scale_y, offset_x, offset_y."""
+
+    def __post_init__(self) -> None:
+        self.sizes_px = np.zeros((self.num_rows, 2), np.int32)
+        self.places = np.zeros((self.num_rows, 4), np.float32)
+
+    def put(
+        self, row: int, spec: TransformSpec, size_px: tuple[int, int], decoded_px: tuple[int, int]
+    ) -> None:
+        """Note the size of an image.
+
+        Args:
+            row: Its place in the slice.
+            spec: How it becomes model input.
+            size_px: Width and height of the image.
+            decoded_px: Width and height as the decoder gave them: less if it has shrunk the image.
+        """
+        (width_px, height_px), (decoded_width_px, decoded_height_px) = size_px, decoded_px
+        found = geometry(spec, decoded_width_px, decoded_height_px)
+        self.sizes_px[row] = size_px
+        self.places[row] = (
+            found.scale_x * decoded_width_px / width_px,
+            found.scale_y * decoded_height_px / height_px,
+            found.offset_x,
+            found.offset_y,
+        )
+
+    def columns(self) -> dict[str, pa.Array]:
+        """Return `width_px`, `height_px` and GEOMETRY, null where the size is unknown."""
+        is_unknown = self.sizes_px[:, 0] == 0
+        places = pa.FixedSizeListArray.from_arrays(
+            pa.array(self.places.reshape(-1)), type=GEOMETRY_TYPE, mask=pa.array(is_unknown)
+        )
+        return {
+            WIDTH_PX: pa.array(self.sizes_px[:, 0], mask=is_unknown),
+            HEIGHT_PX: pa.array(self.sizes_px[:, 1], mask=is_unknown),
+            GEOMETRY: places,
+        }
