@@ -7,6 +7,7 @@ from collections.abc import Mapping
 RESIZES = ("shortest", "stretch", "pad", "none")
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "lanczos")
 JPEG_DECODERS = ("cpu", "gpu")
+CROP_STARTS = ("round", "floor")
 CHANNELS: Mapping[str, int] = {"rgb": 3, "gray": 1}
 """Name of the channels -> how many."""
 

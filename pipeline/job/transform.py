@@ -120,7 +120,8 @@ class Transform(Section):
         for field in ("mean", "std", "pad_value"):
             values = getattr(self, field)
             if channels and isinstance(values, tuple) and len(values) != CHANNELS[channels]:
+                numbers = "number" if len(values) == 1 else "numbers"
                 yield (
-                    f"{field} has {len(values)} numbers, channels {channels!r} needs "
+                    f"{field} has {len(values)} {numbers}, channels {channels!r} needs "
                     f"{CHANNELS[channels]} ({_NAMES[channels]})"
                 )

@@ -68,6 +68,8 @@ class Card:
     facts: DirectoryFacts | None = None
     """What a model directory says."""
     directory: ModelDirectory | None = None
+    num_channels: int | None = None
+    """Channels of the images that it takes; None: unknown, or the directory says it."""
 
 
 def find_card(
@@ -124,6 +126,7 @@ def _named_card(name: str, model: Model) -> Card:
                 transform=brought.transform,
                 labels=brought.labels,
                 weights_path=brought.weights_path,
+                num_channels=brought.num_channels,
             )
     facts = torchvision_facts(name)
     if facts is None:
@@ -143,6 +146,7 @@ def _named_card(name: str, model: Model) -> Card:
         code_sha256=hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest(),
         transform=transform,
         labels=tuple(facts["labels"]) if model.labels is None else None,
+        num_channels=3,
     )
 
 

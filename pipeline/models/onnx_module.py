@@ -30,7 +30,7 @@ class OnnxModule(torch.nn.Module):
     """One .onnx file. It has no parameters and can be pickled; the file itself stays where it is.
 
     `forward` takes the tensors of a batch, (B, ...) each, by the names of the file's inputs or in
-    their order; images are (B, 3, H, W) whatever the file wants. It returns one output as a tensor,
+    their order; images are (B, C, H, W) whatever the file wants. It returns one output as a tensor,
     or several as name -> tensor, on the device of the inputs. If the file takes a fixed number of
     rows, batches are cut and padded to it.
     """
@@ -88,14 +88,24 @@ class OnnxModule(torch.nn.Module):
         """Return the shapes that the file's inputs have in every batch; None if they differ.
 
         Args:
-            batch: The shape of the first tensor of a batch: (B, S, S, 3), (B, F) or (B, L).
+            batch: The shape of the first tensor of a batch: (B, H, W, C), (B, F) or (B, L).
         """
         num_rows = self._settings["batch_size"] or batch[0]
         shapes = {each["name"]: each["shape"] or [None, None] for each in self._settings["inputs"]}
         if "input_ids" in shapes and self._settings["max_tokens"] is None:
             return None
+        layout = self._settings["layout"]
+        # Of images the axes are named in the file's order, otherwise all are of one length.
+        lengths = dict(zip("NHWC", batch, strict=True)) if layout else {}
+        others = [lengths[axis] for axis in layout[1:]] if layout else [batch[1]] * len(batch)
         return {
-            name: [num_rows, *(axis if isinstance(axis, int) else batch[1] for axis in shape[1:])]
+            name: [
+                num_rows,
+                *(
+                    axis if isinstance(axis, int) else other
+                    for axis, other in zip(shape[1:], others, strict=False)
+                ),
+            ]
             for name, shape in shapes.items()
         }
 

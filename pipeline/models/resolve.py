@@ -6,7 +6,7 @@ cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
@@ -14,12 +14,14 @@ from pipeline.core.registry import INPUTS, get
 from pipeline.job.text import Text
 from pipeline.models.cards import Card, find_card
 from pipeline.models.spec import ModelSpec
+from pipeline.models.taken_images import Taken, require_taken, taken_by, warn_of_convolutions
 from pipeline.models.task_choice import choose_task, prompt_texts, task_name
 from pipeline.models.tasks import task_class
 from pipeline.models.text_choice import choose_text
 from pipeline.models.transform_choice import choose_transform
-from pipeline.models.weights import weights_digest
+from pipeline.models.weights import open_weights, weights_digest
 from pipeline.models.weights_file import WEIGHT_SUFFIXES, check_suffix
+from pipeline.preprocessing.image_input import ImageInput
 from pipeline.preprocessing.model_input import Input, InputSettings
 from pipeline.preprocessing.text_settings import TextSettings
 
@@ -63,6 +65,8 @@ def resolve_model(
         if card.directory is not None
         else weights_digest(weights_uri, model.weights_sha256, model.storage_options)
     )
+    if card.kind == "factory" and (weights_uri or "").endswith(".safetensors"):
+        _warn_of_weights(str(weights_uri), model.storage_options, chosen)
     return ModelSpec(
         name=card.name,
         kind=card.kind,
@@ -118,6 +122,12 @@ def _weights_uri(card: Card, model: Model) -> str | None:
     return uri
 
 
+def _warn_of_weights(uri: str, storage_options: Mapping[str, Any], chosen: Input) -> None:
+    if isinstance(chosen, ImageInput):
+        with open_weights(uri, storage_options) as file:
+            warn_of_convolutions(uri, file, chosen.transform)
+
+
 def _choose_input(card: Card, model: Model, transform: Transform, text: Text, name: str) -> Input:
     kind: type[Input] = get(INPUTS, name)
     for section, given in (("transform", transform), ("text", text)):
@@ -127,6 +137,8 @@ def _choose_input(card: Card, model: Model, transform: Transform, text: Text, na
     if kind.takes == "transform":
         problem = str(card.facts.settings.get("transform_problem", "")) if card.facts else ""
         chosen = choose_transform(card.name, card.transform, transform, problem)
+        taken = taken_by(card.facts) if card.facts else Taken(card.num_channels)
+        require_taken(card.name, taken, chosen)
         return kind.of(InputSettings(chosen))
     if kind.takes == "text":
         return kind.of(InputSettings(text=_text(card, model, text)))

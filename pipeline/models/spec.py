@@ -49,6 +49,8 @@ class ModelCard:
     labels: tuple[str, ...] | None = None
     weights_path: str | None = None
     """Local path of a state dict that ships with the package."""
+    num_channels: int | None = None
+    """Channels of the images that it takes; None: unknown."""
 
 
 @dataclass(frozen=True)

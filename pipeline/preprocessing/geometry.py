@@ -46,8 +46,8 @@ def placement(spec: TransformSpec, width_px: int, height_px: int) -> Placement:
     height, width = _resized(spec, width_px, height_px)
     if spec.size_px is None:
         return Placement(height, width, 0, 0)
-    top, left = _centred(height, spec.height_px), _centred(width, spec.width_px)
-    return Placement(height, width, top, left)
+    top = _centred(height, spec.height_px, spec.crop_start)
+    return Placement(height, width, top, _centred(width, spec.width_px, spec.crop_start))
 
 
 def geometry(spec: TransformSpec, width_px: int, height_px: int) -> Geometry:
@@ -92,14 +92,15 @@ def _resized(spec: TransformSpec, width_px: int, height_px: int) -> tuple[int, i
     return max(1, round(height_px / ratio)), max(1, round(width_px / ratio))
 
 
-def _centred(length_px: int, wanted_px: int) -> int:
-    """Return where something begins in the middle of something else, as torchvision's CenterCrop.
+def _centred(length_px: int, wanted_px: int, crop_start: str) -> int:
+    """Return where an image begins in the middle of the model input, as torchvision's CenterCrop.
 
     Of an odd rest one pixel more is filled up on the right and below.
     """
     if length_px <= wanted_px:
         return (wanted_px - length_px) // 2
-    return -round((length_px - wanted_px) / 2)
+    rest_px = length_px - wanted_px
+    return -(rest_px // 2 if crop_start == "floor" else round(rest_px / 2))
 
 
 @dataclass

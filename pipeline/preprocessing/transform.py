@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.core.failures import RowError
 from pipeline.core.transform_words import (
     CHANNELS,
+    CROP_STARTS,
     INTERPOLATIONS,
     JPEG_DECODERS,
     ONLY_WITH,
@@ -62,6 +63,9 @@ class TransformSpec:
     """What is around the image with `pad` and `none`: 0 to 255, for all channels or for each."""
     channels: str = "rgb"
     """`rgb`, or `gray`: one channel, as Pillow converts to mode L, before the resize."""
+    crop_start: str = "round"
+    """Where the centre crop begins if an odd number of pixels is left: `round`, half to even, as
+    torchvision, or `floor`, as transformers. Jobs do not set it."""
 
     def __post_init__(self) -> None:
         for field in ("size_px", "resize_px"):
@@ -123,6 +127,7 @@ class TransformSpec:
             "resize": (self.resize, "shortest"),
             "pad_value": (_as_json(self.pad_value), 0),
             "channels": (self.channels, "rgb"),
+            "crop_start": (self.crop_start, "round"),
         }
         optional = {
             "resize_px": _as_json(self.resize_px),
@@ -144,7 +149,8 @@ class TransformSpec:
         mean = tuple(float(value) for value in values["mean"])
         std = tuple(float(value) for value in values["std"])
         pad = values.get("pad_value", 0)
-        changed = {"mean": mean, "std": std, "pad_value": tuple(pad) if isinstance(pad, list) else pad}
+        pad = tuple(pad) if isinstance(pad, list) else pad
+        changed = {"mean": mean, "std": std, "pad_value": pad}
         return cls(**{"resize_px": None, "interpolation": None, **values, **changed})
 
 
@@ -170,6 +176,7 @@ def _problems(spec: TransformSpec) -> Iterator[str]:
         ("resize", spec.resize, RESIZES),
         ("channels", spec.channels, tuple(CHANNELS)),
         ("jpeg_decoder", spec.jpeg_decoder, JPEG_DECODERS),
+        ("crop_start", spec.crop_start, CROP_STARTS),
         *([("interpolation", spec.interpolation, INTERPOLATIONS)] if spec.interpolation else []),
     ):
         if value not in choices:

@@ -488,7 +488,8 @@ def test_an_empty_source_is_refused_unless_allowed(tmp_path: Path) -> None:
     assert allowed.code == 0, allowed.stderr
     table = read_predictions(str(tmp_path / "out"), PARTITION)
     assert table.num_rows == 0
-    assert table.schema.names == ["row_id", "uri", "label", "label_id", "score", "top_k"]
+    columns = ["label", "label_id", "score", "top_k", "width_px", "height_px"]
+    assert table.schema.names == ["row_id", "uri", *columns]
 
 
 @pytest.mark.any_ray

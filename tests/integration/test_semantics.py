@@ -40,6 +40,7 @@ from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.preprocessing.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.geometry import geometry
 from pipeline.preprocessing.model_input import InputSettings, Limits
 from pipeline.preprocessing.resizing import resize_and_crop
 from pipeline.preprocessing.text_input import TextInput
@@ -62,7 +63,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "webdataset": (1, "fd3ae8a88977ed57"),
     "fetch": (1, "c8997aac9c610b11"),
     "decode": (1, "b5b8c918f8b1e477"),
-    "transform": (1, "6fdd166a83e343e4"),
+    "transform": (2, "c2e105ba690c3d38"),
     "features": (1, "cdbf2bc807461cc4"),
     "tokenize": (1, "651f78b1514241b8"),
     "predict": (1, "659da7ac7fcb7804"),
@@ -143,9 +144,26 @@ def transformed() -> list[Any]:
     for interpolation in ("bilinear", "bicubic"):
         for height_px, width_px in ((61, 83), (200, 90), (24, 24), (7, 40)):
             spec = TransformSpec(24, 28, interpolation, (0.5,) * 3, (0.5,) * 3)
-            pixels = resize_and_crop(made_image(height_px, width_px), spec)
-            found.append(as_json(pixels.contiguous().numpy().tobytes()))
+            found.append(whole_of(spec, height_px, width_px))
+    for resize, interpolation, more in (
+        ("stretch", "nearest", {}),
+        ("stretch", "nearest-exact", {"resize_px": (30, 40)}),
+        ("pad", "bilinear", {"pad_value": (1, 2, 3)}),
+        ("shortest", "bicubic", {"resize_px": (30, 40), "crop_start": "floor"}),
+        ("none", None, {"pad_value": 9}),
+        ("pad", "bilinear", {"channels": "gray", "mean": (0.5,), "std": (0.5,)}),
+    ):
+        fields = {"resize_px": None, "mean": (0.5,) * 3, "std": (0.5,) * 3, **more}
+        spec = TransformSpec((24, 33), interpolation=interpolation, resize=resize, **fields)
+        for height_px, width_px in ((61, 83), (200, 90), (7, 40)):
+            found.append(whole_of(spec, height_px, width_px))
+            found.append([round(value, 9) for value in geometry(spec, width_px, height_px)])
     return found
+
+
+def whole_of(spec: TransformSpec, height_px: int, width_px: int) -> str:
+    pixels = resize_and_crop(made_image(height_px, width_px), spec)
+    return as_json(pixels.contiguous().numpy().tobytes())
 
 
 def tokenised(folder: Path) -> list[Any]:
@@ -212,8 +230,10 @@ def predicted() -> list[Any]:
         job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
         spec = resolve_model(job.model, job.transform, allow_import=["models"])
         predictor = Predictor(PredictorConfig(spec, 4, 0, 1, pa.schema([])))
-        rows = predictor.predict(model_input(10), {}).to_pylist()
-        found.append([name, rounded(rows)])
+        rows = predictor.predict(model_input(10), {})
+        # What the input publishes is of area `transform`.
+        rows = rows.drop_columns([field.name for field in spec.input.published_fields()])
+        found.append([name, rounded(rows.to_pylist())])
     return [*found, ["tokens", rounded(entities())]]
 
 

@@ -23,6 +23,7 @@ from pipeline.commit.read import read_predictions
 EXAMPLES = ROOT / "examples" / "model_directories"
 NUM_ROWS, NUM_PHOTOS, NUM_BAD = 12, 6, 1
 TEXT_COLUMNS = ["num_tokens", "truncated"]
+SIZE_COLUMNS = ["width_px", "height_px"]
 LABEL_COLUMNS = ["label", "label_id", "score", "top_k"]
 
 
@@ -98,19 +99,19 @@ CASES = {
     ),
     "a vision transformer": (
         *(EXAMPLES / "classify_images.yaml", _vit, *PHOTOS),
-        *(LABEL_COLUMNS, "preprocessor_config.json"),
+        *([*LABEL_COLUMNS, *SIZE_COLUMNS], "preprocessor_config.json"),
     ),
     "a CNN of timm": (
         *(EXAMPLES / "classify_images_timm.yaml", _resnet, *PHOTOS),
-        *(LABEL_COLUMNS, "resnet10t"),
+        *([*LABEL_COLUMNS, *SIZE_COLUMNS], "resnet10t"),
     ),
     "an .onnx file": (
         *(EXAMPLES / "classify_images_onnx.yaml", _onnx, *PHOTOS),
-        *(LABEL_COLUMNS, "tasks take 'logits'"),
+        *([*LABEL_COLUMNS, *SIZE_COLUMNS], "tasks take 'logits'"),
     ),
     "a classifier of photos": (
         *(ROOT / "jobs" / "classify_directory.yaml", _vit, *PHOTOS),
-        *(LABEL_COLUMNS, "preprocessor_config.json"),
+        *([*LABEL_COLUMNS, *SIZE_COLUMNS], "preprocessor_config.json"),
     ),
 }
 """What the model is -> job file, how model and rows are made, rows predicted, columns, said."""

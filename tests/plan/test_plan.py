@@ -310,6 +310,8 @@ OTHER_WORK: dict[str, str] = {
     "precision": fingerprint(model__precision="bf16"),
     "size_px": fingerprint(transform__size_px=16),
     "resize_px": fingerprint(transform__resize_px=40),
+    "rectangle": fingerprint(transform__size_px=[16, 24]),
+    "resize": fingerprint(transform__resize="stretch"),
     "interpolation": fingerprint(transform__interpolation="bicubic"),
     "mean": fingerprint(transform__mean=[0.1, 0.0, 0.0]),
     "std": fingerprint(transform__std=[1.0, 1.0, 0.9]),
@@ -325,6 +327,12 @@ OTHER_WORK: dict[str, str] = {
 @pytest.mark.parametrize("change", OTHER_WORK)
 def test_what_decides_the_predictions_changes_the_fingerprint(change: str):
     assert OTHER_WORK[change] != fingerprint()
+
+
+def test_a_passed_column_with_the_name_of_a_size_is_refused():
+    inputs = replace(inputs_of(EXTENTS), pass_through=pa.schema([("width_px", pa.int32())]))
+    with pytest.raises(JobError, match="a column 'width_px' of every image by itself; leave it"):
+        fingerprint(inputs)
 
 
 def test_what_changed_is_named_by_its_part():

@@ -124,6 +124,17 @@ def test_a_buffer_of_another_form_is_refused(out: np.ndarray) -> None:
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
         ({"mean": (0.5,)}, "3 values"),
         ({"jpeg_decoder": "cuda"}, "cpu, gpu"),
+        ({"resize": "squash"}, "shortest, stretch, pad, none"),
+        ({"resize": "none"}, "no effect with resize 'none'"),
+        ({"pad_value": 3}, "pad_value has no effect with resize 'shortest'"),
+        ({"resize": "pad", "pad_value": 300}, "pad_value is 300"),
+        ({"resize": "pad", "pad_value": (1, 2)}, r"0 to 255, or 3 of these"),
+        ({"channels": "gray"}, "must have 1 value each"),
+        ({"size_px": (0, 3)}, r"size_px is \[0, 3\]"),
+        ({"size_px": None}, "needs size_px"),
+        ({"resize_px": None}, "needs resize_px"),
+        ({"resize_px": (24, 23)}, r"resize_px is \[24, 23\]"),
+        ({"jpeg_decoder": "gpu", "interpolation": "lanczos"}, "cannot resize by lanczos"),
     ],
 )
 def test_impossible_specs_are_refused(change: dict, message: str) -> None:
@@ -138,6 +149,39 @@ def test_a_spec_survives_json_and_gives_equal_json() -> None:
     assert again == spec
     assert json.dumps(again.to_dict()) == text
     assert hash(again) == hash(spec)
+
+
+def test_the_json_of_the_transforms_of_before_is_as_it_was():
+    assert make_spec().to_dict() == {
+        "size_px": 24,
+        "resize_px": 27,
+        "interpolation": "bilinear",
+        "mean": [*MEAN],
+        "std": [*STD],
+        "shrink_on_load": False,
+        "jpeg_decoder": "cpu",
+    }
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        TransformSpec((24, 30), 31, "bilinear", MEAN, STD, crop_start="floor"),
+        TransformSpec((24, 30), (25, 31), "lanczos", MEAN, STD, resize="stretch"),
+        TransformSpec(24, None, "nearest", MEAN, STD, resize="pad", pad_value=(1, 2, 3)),
+        TransformSpec(24, None, None, (0.5,), (0.5,), resize="none", channels="gray"),
+        TransformSpec(None, None, None, MEAN, STD, resize="none"),
+    ],
+)
+def test_later_kinds_survive_json(spec: TransformSpec) -> None:
+    assert TransformSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert spec.has_one_size == (spec.size_px is not None)
+
+
+def test_two_equal_sides_are_one_number() -> None:
+    spec = TransformSpec((24, 24), [27, 27], "bilinear", MEAN, STD)
+    assert spec == make_spec(24, 27)
+    assert (spec.height_px, spec.width_px, spec.shape) == (24, 24, (24, 24, 3))
 
 
 def test_exact_turns_off_all_that_changes_pixels_and_nothing_else() -> None:

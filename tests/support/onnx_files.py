@@ -65,10 +65,16 @@ def features_model(
 
 
 def image_model(
-    size_px: int | str = 32, *, layout: str = "NCHW", batch: int | str = "batch"
+    size_px: int | str | tuple[int, int] = 32,
+    *,
+    layout: str = "NCHW",
+    batch: int | str = "batch",
+    channels: int = 3,
 ) -> onnx.ModelProto:
     """Images -> logits (B, 5) and the channel means (B, 8)."""
-    shape = [batch, 3, size_px, size_px] if layout == "NCHW" else [batch, size_px, size_px, 3]
+    height, width = size_px if isinstance(size_px, tuple) else (size_px, size_px)
+    nchw = [batch, channels, height, width]
+    shape = nchw if layout == "NCHW" else [batch, height, width, channels]
     first = "x" if layout == "NCHW" else "turned"
     turn = [helper.make_node("Transpose", ["x"], [first], perm=[0, 3, 1, 2])]
     nodes = [
@@ -86,7 +92,7 @@ def image_model(
             value("logits", FLOAT, [batch, NUM_LABELS]),
             value("means", FLOAT, [batch, WIDTH]),
         ],
-        [weights("k", WIDTH, 3, 3, 3), weights("v", WIDTH, NUM_LABELS, seed=1)],
+        [weights("k", WIDTH, channels, 3, 3), weights("v", WIDTH, NUM_LABELS, seed=1)],
     )
 
 

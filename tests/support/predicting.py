@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.core.arrays import images_to_arrow
 from pipeline.core.counters import Counters
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.schema import staged_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, staged_schema
 from pipeline.inference.predictor import Predictor
 from pipeline.job.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
@@ -101,7 +101,8 @@ def rows_of(pixels: np.ndarray, failures: list[Failure | None] | None = None) ->
 def predict(model: Predictor, rows: pa.Table) -> tuple[list[dict[str, Any]], Counters]:
     counters: Counters = {}
     found = model.predict(rows, counters)
-    assert found.schema == staged_schema(list(PASS_THROUGH))
+    added = [*CLASSIFY_FIELDS, *model._config.spec.input.published_fields()]
+    assert found.schema == staged_schema(list(PASS_THROUGH), added)
     found.validate(full=True)
     assert found.column("row_id").to_pylist() == rows.column("row_id").to_pylist()
     assert found.column("n").to_pylist() == rows.column("n").to_pylist()

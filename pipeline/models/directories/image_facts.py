@@ -16,7 +16,7 @@ from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CONFIG, Chosen, width_of
 from pipeline.models.directories.described import DirectoryFacts, InputKind
 from pipeline.models.directories.encoder_facts import said_of, text_of
-from pipeline.models.directories.image_transform import read_transform
+from pipeline.models.directories.image_transform import read_transform, told
 from pipeline.models.directories.loading import has_class_token
 from pipeline.preprocessing.transform import TransformSpec
 
@@ -39,7 +39,7 @@ def image_facts(folder: Path, chosen: Chosen) -> DirectoryFacts:
         keys = ("projection_dim",) if poolings[0] == "projection" else ()
         dim = width_of(chosen.config, *keys, "hidden_size", "hidden_sizes")
         tasks, what = ("embed",), f"pooling {poolings[0]}; {dim} numbers per image"
-    transform, said = _transform(folder, chosen.at, settings)
+    transform, said = _transform(folder, chosen, settings)
     return DirectoryFacts(
         kind="transformers",
         architecture=chosen.built.__name__,
@@ -72,7 +72,7 @@ def tower_facts(folder: Path, chosen: Chosen, wanted: InputKind) -> DirectoryFac
     settings: dict[str, Any] = {**chosen.settings(), "tower": wanted}
     transform, text = None, None
     if wanted == "image":
-        transform, line = _transform(folder, chosen.at, settings)
+        transform, line = _transform(folder, chosen, settings)
         said: tuple[str, ...] = (line,)
     else:
         text = text_of(folder, chosen)
@@ -102,13 +102,14 @@ def _poolings(chosen: Chosen) -> list[str]:
     return ["cls", "mean"]
 
 
-def _transform(folder: Path, at: str, settings: dict[str, Any]) -> tuple[TransformSpec | None, str]:
+def _transform(
+    folder: Path, chosen: Chosen, settings: dict[str, Any]
+) -> tuple[TransformSpec | None, str]:
     """Return the transform and what is said of it; a problem goes into the settings."""
-    transform, problem, where = read_transform(folder, at)
+    count = getattr(getattr(chosen.config, "vision_config", chosen.config), "num_channels", None)
+    settings["num_channels"] = count
+    transform, problem, where = read_transform(folder, chosen.at, count)
     if transform is None:
         settings["transform_problem"] = problem
         return None, f"no transform: {problem}"
-    return transform, (
-        f"{where}: resized to {transform.resize_px} px ({transform.interpolation}), centre crop of "
-        f"{transform.size_px} px"
-    )
+    return transform, f"{where}: {told(transform)}"

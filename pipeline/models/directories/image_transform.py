@@ -1,36 +1,60 @@
-"""What an image processor's config says, as the transform of this package.
+"""What an image processor's config of transformers says, as the transform of this package.
 
-A config that asks for another way to resize gives no transform, but a text that says so: the job
-can give the fields itself.
+The pixels are those of the processor on torchvision, which releases since 5 take by default, within
+one level of 255. A config that asks for what the transform cannot do gives no transform, but a text
+that says so: the job can give the fields itself.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import JobError
+from pipeline.models.directories.image_numbers import channels, number, pair, scaled, whole_px
 from pipeline.models.directories.json_files import flag, read_object, shown
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.transform import TransformSpec, sides
 
 PROCESSOR = "preprocessor_config.json"
 BOTH = "processor_config.json"
 """Newer releases put the processors of images and texts into one file."""
-_FILTERS = {2: "bilinear", 3: "bicubic"}
-"""Numbers of Pillow."""
+_FILTERS = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Numbers of Pillow, whose nearest is that of torchvision's `nearest-exact`."""
 _WARPED_FROM_PX = 384
 """ConvNeXt's processor does not crop from this size on."""
-_RGB = 3
+_LEVIT_RATIO = 256 / 224
+_SHORTEST_KINDS = (
+    *("Bit", "BridgeTower", "Chameleon", "ChineseCLIP", "CLIP", "ConvNext", "ConvNeXt", "Levit"),
+    *("MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "Siglip", "VideoMAE", "Vilt"),
+)
+"""Processors of which a single number as size means the shorter side."""
+_OTHER_STEPS = {
+    "do_flip_channel_order": "swaps red and blue",
+    "do_color_quantize": "turns colours into numbers of clusters",
+    "do_thumbnail": "makes thumbnails",
+    "do_align_long_axis": "turns images",
+    "do_grayscale": "takes the gray of images in a way of its own",
+    "size_divisor": "gives images many sizes",
+    "keep_aspect_ratio": "gives images many sizes",
+    "ensure_multiple_of": "rounds sizes",
+}
+"""Settings of processors that do something else besides -> what."""
 
 
 class _CannotDo(Exception):
     """The transform has no such step; the text says which."""
 
 
-def read_transform(folder: Path, at: str = "") -> tuple[TransformSpec | None, str | None, str]:
+def read_transform(
+    folder: Path, at: str = "", num_channels: int | None = None
+) -> tuple[TransformSpec | None, str | None, str]:
     """Read the transform of a snapshot.
+
+    Args:
+        folder: The snapshot.
+        at: Where the model's files lie: '' or a folder ending in `/`.
+        num_channels: What the model's config says of its input; None: nothing.
 
     Returns:
         The transform, or None with why there is none and what the job can give; and the file.
@@ -42,7 +66,7 @@ def read_transform(folder: Path, at: str = "") -> tuple[TransformSpec | None, st
     if not values:
         return None, f"no {PROCESSOR}: give the fields of transform", where
     try:
-        return _spec(values, where), None, where
+        return _spec(values, where, num_channels), None, where
     except _CannotDo as error:
         return None, f"{where}: {error}", where
 
@@ -54,32 +78,37 @@ def _processor(folder: Path, at: str) -> tuple[str, Mapping[str, Any]]:
     return at + PROCESSOR, read_object(folder, at + PROCESSOR, optional=True)
 
 
-def _spec(values: Mapping[str, Any], where: str) -> TransformSpec:
-    factor = 1.0
-    if flag(values, "do_rescale", where, True):
-        factor = _number(values.get("rescale_factor", 1 / 255), "rescale_factor", where)
-    mean, std = (0.0,) * _RGB, (1.0,) * _RGB
-    if flag(values, "do_normalize", where, True):
-        mean, std = channels(values, "image_mean", where), channels(values, "image_std", where)
-    # Pixels are divided by 255 here; theirs are multiplied by the factor.
-    scale = 255 * factor
-    mean, std = _scaled(mean, scale), _scaled(std, scale)
-    if not flag(values, "do_resize", where, True):
-        raise _CannotDo(f"do_resize is false, so images have any size; {_give(224, mean, std)}")
-    size_px, resize_px = _sizes(values, where, mean, std)
+def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> TransformSpec:
+    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
+    is_gray = num_channels == 1 or (num_channels is None and _has_one_mean(values))
+    mean, std = _statistics(values, kind, where, 1 if is_gray else 3)
+    give = _Give(mean, std)
+    if num_channels not in (None, 1, 3):
+        raise _CannotDo(f"the model takes {num_channels} channels; an image has 3, or 1 of gray")
+    _refuse_other_steps(values, kind, give)
+    sizes = _sizes(values, kind, where, give)
+    if flag(values, "do_pad", where, False):
+        pad = values.get("pad_size")
+        if pad is not None and pair(pad) != sides(sizes["size_px"]):
+            raise _CannotDo(
+                f"do_pad fills up to {shown(pad)} after the normalisation; "
+                f"{give(pair(pad) or 224, 'pad')} fills up before it"
+            )
     resample = values.get("resample")
-    if resample not in _FILTERS:
+    if sizes["resize"] != "none" and resample not in _FILTERS:
         raise _CannotDo(
-            f"resample is {shown(resample)}, expected 2 (bilinear) or 3 (bicubic); "
-            f"{_give(size_px, mean, std)}"
+            f"resample is {shown(resample)}, expected 0 (nearest), 1 (lanczos), 2 (bilinear) or 3 "
+            f"(bicubic); {give(sizes['size_px'], sizes['resize'])}"
         )
+    is_cropped = sizes["resize"] != "stretch" or sizes["resize_px"] is not None
     return make_spec(
         where,
-        size_px=size_px,
-        resize_px=resize_px,
-        interpolation=_FILTERS[resample],
+        interpolation=None if sizes["resize"] == "none" else _FILTERS[resample],
         mean=mean,
         std=std,
+        channels="gray" if is_gray else "rgb",
+        crop_start="floor" if is_cropped else "round",
+        **sizes,
     )
 
 
@@ -95,93 +124,160 @@ def make_spec(where: str, **values: Any) -> TransformSpec:
         raise JobError(f"model.path: {where}: {error}") from None
 
 
-def _sizes(
-    values: Mapping[str, Any], where: str, mean: Sequence[float], std: Sequence[float]
-) -> tuple[int, int]:
-    """Return size_px and resize_px."""
-    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
-    size = values.get("size")
-    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
-    if isinstance(size, int) and kind.startswith(("CLIP", "ConvNext", "ConvNeXt")):
-        shortest = size
-    crops = flag(values, "do_center_crop", where, False)
-    if shortest is None or (isinstance(size, dict) and len(size) > 1):
-        square = _square(size)
-        raise _CannotDo(
-            f"size {shown(size)} stretches images; {_give(square or 224, mean, std)} "
-            "crops the centre instead"
-        )
-    shortest = _whole(shortest, "size", where)
-    if kind.startswith(("ConvNext", "ConvNeXt")):
+def _has_one_mean(values: Mapping[str, Any]) -> bool:
+    mean = values.get("image_mean")
+    return isinstance(mean, list) and len(mean) == 1
+
+
+def _statistics(
+    values: Mapping[str, Any], kind: str, where: str, count: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return means and standard deviations of pixels that are divided by 255."""
+    factor = 1.0
+    if flag(values, "do_rescale", where, True):
+        factor = number(values.get("rescale_factor", 1 / 255), "rescale_factor", where)
+    mean, std = (0.0,) * count, (1.0,) * count
+    if flag(values, "do_normalize", where, True):
+        mean = channels(values, "image_mean", where, count)
+        std = channels(values, "image_std", where, count)
+    if kind.startswith("EfficientNet"):
+        if flag(values, "rescale_offset", where, False):
+            mean = tuple(value + 1 for value in mean)  # it takes 1 from what is rescaled
+        if flag(values, "include_top", where, True):  # divides by the deviations once more
+            again = channels(values, "image_std", where, count)
+            std = tuple(first * second for first, second in zip(std, again, strict=True))
+    return scaled(mean, 255 * factor), scaled(std, 255 * factor)
+
+
+def _refuse_other_steps(values: Mapping[str, Any], kind: str, give: _Give) -> None:
+    for key, what in _OTHER_STEPS.items():
+        value = values.get(key, key == "do_flip_channel_order" and kind.startswith("MobileViT"))
+        if value is True or value not in (None, 0, 1):
+            raise _CannotDo(f"{key} is {shown(value)}, which {what}; {give()}")
+    if kind.startswith("Perceiver"):
+        raise _CannotDo(f"{kind} crops before it resizes; {give()}")
+
+
+def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dict[str, Any]:
+    """Return size_px, resize_px and resize."""
+    crop, size = _crop(values, where, give), values.get("size")
+    if not flag(values, "do_resize", where, True):
+        if crop is None:
+            raise _CannotDo(f"do_resize is false, so images have any size; {give()}")
+        return {"size_px": crop, "resize_px": None, "resize": "none"}
+    shortest = _shortest(size, kind, where, give)
+    if shortest is not None and kind.startswith(("ConvNext", "ConvNeXt")):
         if shortest >= _WARPED_FROM_PX:
+            return {"size_px": shortest, "resize_px": None, "resize": "stretch"}
+        ratio = number(values.get("crop_pct", 224 / 256), "crop_pct", where)
+        return {"size_px": shortest, "resize_px": int(shortest / ratio), "resize": "shortest"}
+    target = pair(size)
+    shortest = _of_its_kind(values, kind, where, shortest, target)
+    if shortest is not None:
+        if crop is None:
             raise _CannotDo(
-                f"size {shown(size)} stretches images from {_WARPED_FROM_PX} px on; "
-                f"{_give(shortest, mean, std)} crops the centre instead"
+                f"do_center_crop is false, so images have any size; {give(shortest, 'shortest')}"
             )
-        ratio = _number(values.get("crop_pct", 224 / 256), "crop_pct", where)
-        return shortest, int(shortest / ratio)
-    crop = values.get("crop_size")
-    if not crops:
+        _require_inside(crop, (shortest, shortest), size, give)
+        return {"size_px": crop, "resize_px": shortest, "resize": "shortest"}
+    if target is None:
+        raise _CannotDo(f"size is {shown(size)}, expected height and width; {give()}")
+    if crop is None or crop == target:
+        return {"size_px": target, "resize_px": None, "resize": "stretch"}
+    _require_inside(crop, target, size, give)
+    return {"size_px": crop, "resize_px": target, "resize": "stretch"}
+
+
+def _of_its_kind(
+    values: Mapping[str, Any],
+    kind: str,
+    where: str,
+    shortest: int | None,
+    target: tuple[int, int] | None,
+) -> int | None:
+    """Return what the shorter side becomes; some processors make more of it than `size` says."""
+    if kind.startswith("Levit") and shortest is not None:
+        return int(_LEVIT_RATIO * shortest)
+    if kind.startswith("PoolFormer") and values.get("crop_pct", 0.9) is not None:
+        ratio = number(values.get("crop_pct", 0.9), "crop_pct", where)
+        if target is not None and target[0] == target[1]:
+            shortest = target[0]
+        return None if shortest is None else int(shortest / ratio)
+    return shortest
+
+
+def _crop(values: Mapping[str, Any], where: str, give: _Give) -> tuple[int, int] | None:
+    """Return (height, width) of the centre crop; None if there is none."""
+    if not flag(values, "do_center_crop", where, False):
+        return None
+    found = pair(values.get("crop_size"))
+    if found is None:
         raise _CannotDo(
-            f"do_center_crop is false, so images have any size; {_give(shortest, mean, std)}"
+            f"crop_size is {shown(values.get('crop_size'))}, expected height and width; {give()}"
         )
-    size_px = _square(crop)
-    if size_px is None:
+    return found
+
+
+def _shortest(size: Any, kind: str, where: str, give: _Give) -> int | None:
+    """Return what the shorter side becomes; None if the size is a height and a width."""
+    if type(size) is int and kind.startswith(_SHORTEST_KINDS):
+        return whole_px(size, "size", where)
+    if not isinstance(size, dict) or "height" in size:
+        return None
+    if size.get("longest_edge") or size.get("max_height"):
+        largest = size.get("longest_edge") or size.get("max_height")
         raise _CannotDo(
-            f"crop_size is {shown(crop)}, expected a square; {_give(shortest, mean, std)}"
+            f"size {shown(size)} gives images many sizes; "
+            f"{give(whole_px(largest, 'size', where), 'pad')}"
         )
-    if size_px > shortest:
+    shortest = size.get("shortest_edge")
+    return None if shortest is None else whole_px(shortest, "size", where)
+
+
+def _require_inside(
+    crop: tuple[int, int], resized: tuple[int, int], size: Any, give: _Give
+) -> None:
+    if crop[0] > resized[0] or crop[1] > resized[1]:
         raise _CannotDo(
-            f"crop_size {size_px} is larger than size {shortest}; {_give(shortest, mean, std)}"
+            f"crop_size {shown(list(crop))} is larger than size {shown(size)}; "
+            f"{give(crop, 'stretch')}"
         )
-    return size_px, shortest
 
 
-def _square(size: Any) -> int | None:
-    if isinstance(size, dict):
-        height, width = size.get("height"), size.get("width")
-        return height if type(height) is int and height == width and height > 0 else None
-    return size if type(size) is int and size > 0 else None
+class _Give:
+    """Says which fields a job can give instead."""
 
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._statistics = f"mean: {_short(mean)}, std: {_short(std)}"
 
-def _give(size_px: int, mean: Sequence[float], std: Sequence[float]) -> str:
-    """Return the fields that a job can give instead."""
-    return (
-        f"give the fields of transform: size_px: {size_px}, resize_px: {size_px}, interpolation: "
-        f"bilinear, mean: {_short(mean)}, std: {_short(std)}"
-    )
+    def __call__(self, size: int | Sequence[int] = 224, resize: str = "shortest") -> str:
+        side = size if isinstance(size, int) else [*size]
+        how = f"resize_px: {side}" if resize == "shortest" else f"resize: {resize}"
+        filtered = "" if resize == "none" else "interpolation: bilinear, "
+        return f"give the fields of transform: size_px: {side}, {how}, {filtered}{self._statistics}"
 
 
 def _short(values: Sequence[float]) -> list[float]:
     return [round(value, 6) for value in values]
 
 
-def channels(values: Mapping[str, Any], key: str, where: str) -> tuple[float, float, float]:
-    """Return one number per channel of an object.
-
-    Raises:
-        JobError: It is not three numbers.
-    """
-    found = values.get(key)
-    found = [found] * _RGB if isinstance(found, int | float) else found
-    if not isinstance(found, list) or len(found) != _RGB:
-        raise JobError(f"model.path: {where}: {key} is {shown(found)}, expected three numbers")
-    first, second, third = (_number(value, key, where, least=None) for value in found)
-    return first, second, third
-
-
-def _scaled(values: Sequence[float], scale: float) -> tuple[float, ...]:
-    return tuple(value / scale for value in values) if scale != 1 else tuple(values)
+def told(spec: TransformSpec) -> str:
+    """Say in words what a transform does."""
+    size, aim = _px(spec.size_px), _px(spec.size_px if spec.resize_px is None else spec.resize_px)
+    steps = {
+        "shortest": f"resized to {aim} ({spec.interpolation})",
+        "stretch": f"stretched to {aim} ({spec.interpolation})",
+        "pad": f"fitted into {aim} ({spec.interpolation})",
+        "none": "not resized",
+    }[spec.resize]
+    if spec.resize == "pad":
+        steps += f", padded to {size}"
+    elif spec.resize_px is not None or spec.resize == "none":
+        steps += f", centre crop of {size}"
+    return f"{steps}, gray" if spec.channels == "gray" else steps
 
 
-def _number(value: Any, key: str, where: str, least: float | None = 0.0) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or (least is not None and value <= least):
-        raise JobError(f"model.path: {where}: {key} is {shown(value)}, expected a number above 0")
-    return float(value)
-
-
-def _whole(value: Any, key: str, where: str) -> int:
-    if type(value) is not int or not 0 < value < 1 << 16:
-        raise JobError(f"model.path: {where}: {key} is {shown(value)}, expected a whole number")
-    return value
+def _px(size: int | tuple[int, int] | None) -> str:
+    if size is None:
+        return "their own size"
+    return f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"

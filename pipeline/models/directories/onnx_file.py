@@ -24,15 +24,16 @@ Axis = int | str | None
 TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 _FLOATS = ("float32", "float16", "float64")
 _IDS = ("int64", "int32")
-_CHANNELS = 3
+_CHANNELS = (3, 1)
 _MAX_ENDS = 64
 _MAX_LABELS_CHARS = 1 << 20
 _LABEL_KEYS = ("labels", "names", "classes", "class_names", "id2label")
 """Where exporters leave class names in the file's metadata."""
 _SAYS = (
-    "an image is one float (B, 3, H, W) or (B, H, W, 3), features are one float (B, F), a text is "
-    "input_ids with attention_mask and token_type_ids; for anything else name a model.factory that "
-    "returns a module around the file (pipeline.models.onnx_module.OnnxModule)"
+    "an image is one float (B, 3, H, W) or (B, H, W, 3), of gray with 1 for 3, features are one "
+    "float (B, F), a text is input_ids with attention_mask and token_type_ids; for anything else "
+    "name a model.factory that returns a module around the file "
+    "(pipeline.models.onnx_module.OnnxModule)"
 )
 
 
@@ -81,7 +82,8 @@ def read_onnx_facts(path: Path) -> DirectoryFacts:
         "ends_in": _activation(model, main.name),
         "layout": layout,
         "batch_size": batch_size,
-        "size_px": _size_px(path, inputs[0], layout) if layout else None,
+        "image_px": _image_px(inputs[0], layout) if layout else None,
+        "num_channels": _fixed(inputs[0].shape, layout.index("C")) if layout else None,
         "max_tokens": _fixed(inputs[0].shape, 1) if kind == "text" else None,
         "num_features": _fixed(inputs[0].shape, 1) if kind == "features" else None,
     }
@@ -164,22 +166,18 @@ def _kind(path: Path, inputs: Sequence[TensorFacts]) -> tuple[InputKind, str | N
         if not wrong:
             return "text", None
     elif len(inputs) == 1 and first.is_float and first.shape is not None:
-        if first.rank == 4 and first.shape[1] == _CHANNELS:
-            return "image", "NCHW"
-        if first.rank == 4 and first.shape[3] == _CHANNELS:
-            return "image", "NHWC"
+        for count in _CHANNELS if first.rank == 4 else ():
+            for layout in ("NCHW", "NHWC"):
+                if first.shape[layout.index("C")] == count:
+                    return "image", layout
         if first.rank == 2:
             return "features", None
     raise refusal(path, f"takes {', '.join(map(str, inputs))}; {_SAYS}")
 
 
-def _size_px(path: Path, image: TensorFacts, layout: str) -> int | None:
-    """Return the side of the images; None if the file takes any."""
-    first = layout.index("H")
-    height, width = _fixed(image.shape, first), _fixed(image.shape, first + 1)
-    if height is not None and width is not None and height != width:
-        raise refusal(path, f"takes images of {height} x {width} px; only squares are supported")
-    return height if height is not None else width
+def _image_px(image: TensorFacts, layout: str) -> list[int | None]:
+    """Return height and width of the images; None for one that is not fixed."""
+    return [_fixed(image.shape, layout.index(axis)) for axis in "HW"]
 
 
 def _batch_size(path: Path, inputs: Sequence[TensorFacts]) -> int | None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.described import DirectoryFacts
-from pipeline.models.directories.image_transform import channels, make_spec
+from pipeline.models.directories.image_numbers import channels, pair
+from pipeline.models.directories.image_transform import make_spec, told
 from pipeline.models.directories.json_files import shown, text, whole
 from pipeline.models.directories.library import check_numbers, require
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
@@ -27,6 +28,15 @@ _NAME = re.compile(r"\w+")
 _IMAGENET = 1000
 _ARGUMENTS = ("global_pool", "img_size", "in_chans", "num_classes")
 """Arguments of timm's constructors that always may be given; others must be numbers."""
+_RESIZES = {"center": "shortest", "squash": "stretch", "border": "pad"}
+"""timm's crop_mode -> how images come to their size."""
+_FILTERS = {
+    "nearest": "nearest-exact",
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+    "lanczos": "lanczos",
+}
+"""timm resizes with Pillow, whose nearest is that of torchvision's `nearest-exact`."""
 _WRAPPER = "timm_model."
 """What transformers puts before the names of a timm model that it saves."""
 
@@ -43,14 +53,14 @@ def timm_facts(folder: Path, values: Mapping[str, Any]) -> DirectoryFacts:
     num_classes = settings["arguments"]["num_classes"]
     given = _object(values, "pretrained_cfg")
     data = {**given, **{key: values[key] for key in _DATA if key in values}}
-    problem = _problem(data)
-    transform = None if problem else _transform(data)
+    in_chans = settings["num_channels"] = settings["arguments"].get("in_chans", 3)
+    problem = _problem(data, in_chans)
+    transform = None if problem else _transform(data, in_chans)
     if problem:
         settings["transform_problem"] = f"{CONFIG}: {problem}; give the fields of transform"
     labels, said = _labels(values, given, num_classes)
     tasks = ("classify", "multilabel", "embed") if num_classes else ("embed",)
     dim = int(getattr(module, "head_hidden_size", None) or module.num_features)
-    crop = transform and f"resized to {transform.resize_px} px, centre crop {transform.size_px} px"
     return DirectoryFacts(
         kind="timm",
         architecture=settings["architecture"],
@@ -64,7 +74,7 @@ def timm_facts(folder: Path, values: Mapping[str, Any]) -> DirectoryFacts:
         said=(
             f"{CONFIG}: timm {settings['architecture']}, {num_classes} outputs, {dim} numbers "
             "per image before them",
-            f"{CONFIG}: {crop or settings['transform_problem']}",
+            f"{CONFIG}: {told(transform) if transform else settings['transform_problem']}",
             *said,
         ),
     )
@@ -103,9 +113,10 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
     whole(arguments, "num_classes", CONFIG)
     if arguments["num_classes"] is None:
         raise JobError(f"model.path: {CONFIG}: num_classes is missing")
-    if arguments.get("in_chans", 3) != 3:
+    if arguments.get("in_chans", 3) not in (1, 3):
         raise JobError(
-            f"model.path: {CONFIG}: in_chans is {shown(arguments['in_chans'])}, images have 3"
+            f"model.path: {CONFIG}: in_chans is {shown(arguments['in_chans'])}; an image has 3, or "
+            "1 of gray"
         )
     for key, value in arguments.items():
         if key not in _ARGUMENTS and not _is_numbers(value):
@@ -165,36 +176,49 @@ def _create(settings: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _problem(data: Mapping[str, Any]) -> str | None:
+def _problem(data: Mapping[str, Any], in_chans: int) -> str | None:
     """Return what in the data configuration the transform cannot do."""
-    size = data.get("input_size", [3, 224, 224])
-    if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
-        return f"input_size is {shown(size)}, expected a square"
-    if data.get("crop_mode", "center") not in ("center", None, ""):
-        return f"crop_mode is {shown(data['crop_mode'])}, expected center"
-    if (data.get("interpolation") or "bicubic") not in ("bilinear", "bicubic"):
-        return f"interpolation is {shown(data['interpolation'])}, expected bilinear or bicubic"
+    if data.get("crop_mode") not in (None, "", *_RESIZES):
+        return f"crop_mode is {shown(data['crop_mode'])}, expected {', '.join(_RESIZES)}"
+    if (data.get("interpolation") or "bicubic") not in _FILTERS:
+        return f"interpolation is {shown(data['interpolation'])}, expected {', '.join(_FILTERS)}"
+    size = data.get("input_size")
+    if isinstance(size, list) and len(size) == 3 and size[0] != in_chans:
+        return f"input_size is {shown(size)}, and the model takes {in_chans} channels"
+    for key in ("mean", "std"):
+        values = data.get(key)
+        if isinstance(values, list) and len(values) != in_chans and in_chans != 3:
+            return f"{key} is {shown(values)}, and the model takes {in_chans} channels"
     return None
 
 
-def _transform(data: Mapping[str, Any]) -> TransformSpec:
-    size = data.get("input_size", [3, 224, 224])[1]
+def _transform(data: Mapping[str, Any], in_chans: int) -> TransformSpec:
+    """Return the transform of timm's `create_transform` for inference."""
+    size = data.get("input_size") or [in_chans, 224, 224]
     ratio = data.get("crop_pct") or 0.875
     is_ratio = isinstance(ratio, int | float) and not isinstance(ratio, bool) and ratio > 0
-    if type(size) is not int or not 0 < size < 1 << 16 or not is_ratio:
+    model_px = pair(size[1:]) if isinstance(size, list) else None
+    if model_px is None or not is_ratio:
         raise JobError(
             f"model.path: {CONFIG}: input_size and crop_pct are {shown(size)} and {shown(ratio)}, "
             "expected numbers"
         )
-    defaults = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    data = {**defaults, **{key: value for key, value in data.items() if value}}
+    resize = _RESIZES[data.get("crop_mode") or "center"]
+    # A square of `center` becomes one number: the shorter side, rounded as torchvision does.
+    aim = tuple(math.floor(side / ratio) for side in model_px)
+    count = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]} if in_chans == 3 else {}
+    data = {**count, **{key: value for key, value in data.items() if value}}
+    mean = channels(data, "mean", CONFIG, in_chans)
     return make_spec(
         CONFIG,
-        size_px=size,
-        resize_px=math.floor(size / ratio),
-        interpolation=data.get("interpolation", "bicubic"),
-        mean=channels(data, "mean", CONFIG),
-        std=channels(data, "std", CONFIG),
+        size_px=model_px,
+        resize_px=None if resize != "shortest" and aim == model_px else aim,
+        resize=resize,
+        pad_value=tuple(round(255 * value) for value in mean) if resize == "pad" else 0,
+        interpolation=_FILTERS[data.get("interpolation", "bicubic")],
+        channels="gray" if in_chans == 1 else "rgb",
+        mean=mean,
+        std=channels(data, "std", CONFIG, in_chans),
     )
 
 

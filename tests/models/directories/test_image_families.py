@@ -183,12 +183,16 @@ def test_the_transform_is_that_of_the_processor(changes, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"size": {"height": 32, "width": 32}}, "stretches images"),
+        ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "gives images many sizes"),
+        ({"size": {"max_height": 32, "max_width": 64}}, "gives images many sizes"),
         ({"do_center_crop": False}, "do_center_crop is false"),
-        ({"crop_size": {"height": 32, "width": 48}}, "expected a square"),
+        ({"crop_size": {"height": 32}}, "expected height and width"),
         ({"crop_size": {"height": 64, "width": 64}}, "larger than size"),
-        ({"resample": 1}, "resample is 1"),
-        ({"do_resize": False}, "do_resize is false"),
+        ({"resample": 4}, "resample is 4"),
+        ({"do_resize": False, "do_center_crop": False}, "do_resize is false"),
+        ({"do_pad": True, "pad_size": {"height": 64, "width": 64}}, "after the normalisation"),
+        ({"do_flip_channel_order": True}, "swaps red and blue"),
+        ({"image_processor_type": "PerceiverImageProcessor"}, "crops before it resizes"),
     ],
 )
 def test_a_transform_that_cannot_be_says_what_to_give(changes, said, tmp_path):

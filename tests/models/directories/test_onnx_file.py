@@ -58,8 +58,10 @@ def test_features(tmp_path: Path):
 def test_images_have_the_axes_of_either_order(tmp_path: Path, layout: str):
     facts = read(onnx_files.image_model(32, layout=layout), tmp_path)
     assert (facts.input, facts.settings["layout"]) == ("image", layout)
-    assert (facts.settings["size_px"], facts.transform) == (32, None)
-    assert read(onnx_files.image_model("s", layout=layout), tmp_path).settings["size_px"] is None
+    assert (facts.settings["image_px"], facts.transform) == ([32, 32], None)
+    assert facts.settings["num_channels"] == 3
+    free = read(onnx_files.image_model("s", layout=layout), tmp_path)
+    assert free.settings["image_px"] == [None, None]
 
 
 def test_texts(tmp_path: Path):
@@ -245,7 +247,7 @@ def test_a_newer_form_of_the_file_is_refused(tmp_path: Path):
             [value("input_ids", INT64, ["b", "l"]), value("pixels", FLOAT, ["b", 3, 32, 32])],
             "'input_ids' int64 (b, l), 'pixels'",
         ),
-        ([value("x", FLOAT, ["b", 3, 480, 640])], "images of 480 x 640 px; only squares"),
+        ([value("x", FLOAT, ["b", 2, 480, 640])], "an image is one float (B, 3, H, W)"),
         (
             [value("input_ids", INT64, [2, "l"]), value("attention_mask", INT64, ["b", "l"])],
             "axis 0 of all inputs must be the same",

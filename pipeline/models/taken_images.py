@@ -1,0 +1,98 @@
+"""Compare the images that a model takes with those that the transform gives, before a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from pipeline.core.errors import JobError
+from pipeline.core.transform_words import CHANNELS
+from pipeline.preprocessing.transform import TransformSpec
+
+if TYPE_CHECKING:
+    from pipeline.models.directories.described import DirectoryFacts
+
+log = logging.getLogger(__name__)
+
+_LENGTH_BYTES = 8
+_MOST_CHANNELS = 4
+
+
+class Taken(NamedTuple):
+    """What a model says of the images that it takes; None: nothing."""
+
+    num_channels: int | None = None
+    height_px: int | None = None
+    width_px: int | None = None
+
+
+def taken_by(facts: DirectoryFacts) -> Taken:
+    """Return what a model directory or an .onnx file says."""
+    height, width = facts.settings.get("image_px") or (None, None)
+    return Taken(facts.settings.get("num_channels"), height, width)
+
+
+def require_taken(name: str, taken: Taken, transform: TransformSpec) -> None:
+    """Refuse a transform whose images the model does not take.
+
+    Args:
+        name: Of the model, for the message.
+        taken: What it says.
+        transform: The job's.
+
+    Raises:
+        JobError: They differ; the message has both numbers.
+    """
+    count = transform.num_channels
+    if taken.num_channels not in (None, count):
+        channels = _plural(taken.num_channels or 0, "channel")
+        names = [name for name, number in CHANNELS.items() if number == taken.num_channels]
+        way = f"set transform.channels: {names[0]}" if names else "an image has 3, or 1 of gray"
+        raise JobError(f"model: {name} takes {channels}, transform gives {count}: {way}")
+    if not transform.has_one_size:
+        return
+    given = transform.height_px, transform.width_px
+    wanted = tuple(
+        have if want is None else want
+        for have, want in zip(given, (taken.height_px, taken.width_px), strict=True)
+    )
+    if wanted != given:
+        size = wanted[0] if wanted[0] == wanted[1] else [*wanted]
+        raise JobError(
+            f"model: {name} takes images of {wanted[0]} x {wanted[1]} px (height x width), "
+            f"transform gives {given[0]} x {given[1]}: set transform.size_px: {size}"
+        )
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def warn_of_convolutions(uri: str, file: BinaryIO, transform: TransformSpec) -> None:
+    """Log that no convolution in a file of safetensors takes the channels that the transform gives.
+
+    It is no error: the code around the convolutions may turn channels into others.
+
+    Args:
+        uri: The file, for the message.
+        file: Open at its start; its header was checked.
+        transform: The job's.
+    """
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    shapes = _convolutions(json.loads(file.read(length)))
+    count = transform.num_channels
+    few = [name for name, shape in shapes.items() if shape[1] <= _MOST_CHANNELS]
+    if few and all(shape[1] != count for shape in shapes.values()):
+        first = min(few)
+        log.warning(
+            "%s: none of its convolutions takes %s, as transform gives; %s takes %d",
+            *(uri, _plural(count, "channel"), first, shapes[first][1]),
+        )
+
+
+def _convolutions(header: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the shapes (out, in, height, width) of the weights of convolutions."""
+    shapes = {name: each.get("shape") for name, each in header.items() if name != "__metadata__"}
+    return {name: shape for name, shape in shapes.items() if shape and len(shape) == 4}

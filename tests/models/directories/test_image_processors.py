@@ -1,0 +1,247 @@
+"""What a processor's config says gives its pixels: transformers on torchvision and on Pillow, timm.
+
+On torchvision, which transformers takes by default, nearly all pixels are equal, and none differs
+by more than a level of 255. Pillow rounds otherwise: up to MAX_PIL_LEVELS.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from snapshots import VISION_FAMILIES, change_json, make_snapshot, make_timm, write_image_processor
+
+from pipeline.commands.demo_photos import photo_rows
+from pipeline.models.directories.build import build_module
+from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.image_transform import read_transform, told
+from pipeline.models.tasks.base import TaskSpec
+from pipeline.preprocessing.resizing import resize_and_crop
+from pipeline.preprocessing.transform import TransformSpec
+
+MAX_LEVELS = 1.0
+"""Of 255, against processors on torchvision."""
+MAX_PIL_LEVELS = 2.0
+"""Against processors on Pillow, and timm."""
+ROUNDING = 0.01
+NUM_PHOTOS, MANY_PHOTOS = 12, 500
+
+_NO_CROP = {"do_center_crop": None, "crop_size": None}
+
+
+def stretched(height: int = 32, width: int = 32, **more: Any) -> dict[str, Any]:
+    return {"size": {"height": height, "width": width}, **_NO_CROP, **more}
+
+
+CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("ViT", stretched(resample=2)),
+    "vit, rectangle": ("ViT", stretched(31, 48)),
+    "vit, nearest": ("ViT", stretched(resample=0)),
+    "vit, lanczos": ("ViT", stretched(resample=1)),
+    "vit, padding without an effect": ("ViT", stretched(do_pad=True)),
+    "vit, gray": ("ViT", stretched(image_mean=[0.4], image_std=[0.3], do_convert_rgb=None)),
+    "vit, other scale": ("ViT", stretched(rescale_factor=1 / 127.5)),
+    "vit, not normalised": ("ViT", stretched(do_normalize=False)),
+    "siglip": ("Siglip", stretched(do_convert_rgb=None)),
+    "clip": ("CLIP", {}),
+    "clip, a number": ("CLIP", {"size": 36, "crop_size": 31}),
+    "deit": ("DeiT", {"size": {"height": 36, "width": 40}}),
+    "bit, rectangle": ("Bit", {"crop_size": {"height": 24, "width": 35}}),
+    "bit, no resize": ("Bit", {"do_resize": False, "crop_size": {"height": 331, "width": 420}}),
+    "convnext": ("ConvNext", {"size": {"shortest_edge": 32}, "crop_pct": 0.8, **_NO_CROP}),
+    "convnext, large": ("ConvNext", {"size": {"shortest_edge": 384}, **_NO_CROP}),
+    "levit": ("Levit", {"size": {"shortest_edge": 33}, "crop_size": 32}),
+    "poolformer": ("PoolFormer", {"size": {"shortest_edge": 32}, "crop_size": 32}),
+    "efficientnet": ("EfficientNet", stretched(include_top=True, rescale_offset=True)),
+}
+
+
+def photos(count: int) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(row.data)).convert("RGB") for row in photo_rows(count, seed=3)]
+
+
+@pytest.fixture(scope="module")
+def few() -> list[Image.Image]:
+    return photos(NUM_PHOTOS)
+
+
+def processor(kind: str, folder: Path, backend: str) -> Any:
+    import transformers
+
+    cls = getattr(transformers, f"{kind}ImageProcessor{'Pil' if backend == 'pil' else ''}")
+    return cls.from_pretrained(folder)
+
+
+def normalised(image: Image.Image, spec: TransformSpec) -> torch.Tensor:
+    pixels = resize_and_crop(torch.from_numpy(np.array(image)).permute(2, 0, 1), spec) / 255
+    mean, std = (torch.tensor(each)[:, None, None] for each in (spec.mean, spec.std))
+    return (pixels - mean) / std
+
+
+def levels(found: torch.Tensor, expected: torch.Tensor, spec: TransformSpec) -> float:
+    """Return the largest difference in levels of 255."""
+    assert found.shape == expected.shape
+    std = torch.tensor(spec.std)[:, None, None]
+    return float(((found - expected).abs() * std * 255).max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pixels_are_those_of_the_processor(case: str, few: list[Image.Image], tmp_path: Path):
+    kind, changes = CASES[case]
+    write_image_processor(tmp_path, image_processor_type=f"{kind}ImageProcessor")
+    change_json(tmp_path / "preprocessor_config.json", **changes)
+    spec, problem, _ = read_transform(tmp_path)
+    assert spec is not None, problem
+    for backend, most in (("torchvision", MAX_LEVELS), ("pil", MAX_PIL_LEVELS)):
+        theirs, furthest = processor(kind, tmp_path, backend), 0.0
+        for image in few:
+            picture = image.convert("L") if spec.channels == "gray" else image
+            expected = theirs(picture, return_tensors="pt")["pixel_values"][0]
+            furthest = max(furthest, levels(normalised(image, spec), expected, spec))
+        assert furthest <= most + ROUNDING, backend
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"crop_mode": "squash"},
+        {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear"},
+        {"crop_mode": "border"},
+        {"crop_mode": "border", "crop_pct": 1.0, "interpolation": "nearest"},
+        {"interpolation": "lanczos"},
+        {"input_size": [3, 32, 49]},
+        {"input_size": [3, 33, 20], "crop_mode": "squash"},
+        {"input_size": [3, 33, 20], "crop_mode": "border"},
+    ],
+    ids=str,
+)
+def test_pixels_are_those_of_timm(changes: dict, few: list[Image.Image], tmp_path: Path):
+    from timm.data import create_transform, resolve_data_config
+
+    path = make_timm(tmp_path / "m", "resnet10t", num_classes=3)
+    change_cfg(path, changes)
+    facts = read_facts(path)
+    spec = facts.transform
+    assert spec is not None, facts.settings
+    theirs = create_transform(**resolve_data_config(pretrained_cfg=cfg_of(path)))
+    most = max(levels(normalised(image, spec), theirs(image), spec) for image in few)
+    assert most <= MAX_PIL_LEVELS + ROUNDING
+
+
+def test_a_gray_model_of_timm_gets_one_channel(few: list[Image.Image], tmp_path: Path):
+    from timm.data import create_transform, resolve_data_config
+
+    path = make_timm(tmp_path / "m", "resnet10t", num_classes=3, in_chans=1)
+    change_cfg(path, {"input_size": [1, 32, 32], "mean": [0.4], "std": [0.3]})
+    spec = read_facts(path).transform
+    assert spec is not None
+    assert spec.channels == "gray"
+    theirs = create_transform(**resolve_data_config(pretrained_cfg=cfg_of(path)))
+    for image in few:
+        expected = theirs(image.convert("L"))
+        assert levels(normalised(image, spec), expected, spec) <= MAX_PIL_LEVELS + ROUNDING
+
+
+def cfg_of(path: Path) -> dict[str, Any]:
+    import json
+
+    found: dict[str, Any] = json.loads((path / "config.json").read_text())["pretrained_cfg"]
+    return found
+
+
+def change_cfg(path: Path, changes: Mapping[str, Any]) -> None:
+    change_json(path / "config.json", pretrained_cfg={**cfg_of(path), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"interpolation": "random"}, "interpolation is"),
+        ({"crop_mode": "corner"}, "crop_mode is"),
+        ({"input_size": [1, 32, 32]}, "the model takes 3 channels"),
+    ],
+)
+def test_what_timm_can_and_the_transform_cannot_is_said(changes: dict, said: str, tmp_path: Path):
+    path = make_timm(tmp_path / "m", "resnet10t", num_classes=3)
+    change_cfg(path, changes)
+    facts = read_facts(path)
+    assert facts.transform is None
+    assert said in facts.settings["transform_problem"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (("shortest", 32, 36, "bicubic"), "resized to 36 px (bicubic), centre crop of 32 px"),
+        (("stretch", (32, 48), None, "bilinear"), "stretched to 32 x 48 px (bilinear)"),
+        (("pad", 32, None, "bilinear"), "fitted into 32 px (bilinear), padded to 32 px"),
+        (("none", 32, None, None), "not resized, centre crop of 32 px"),
+    ],
+)
+def test_a_transform_is_told_in_words(spec: tuple, said: str):
+    resize, size, resize_px, interpolation = spec
+    half = (0.5,) * 3
+    assert told(TransformSpec(size, resize_px, interpolation, half, half, resize=resize)) == said
+
+
+# ------------------------------------------------------------------------- many photos, and labels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
+@pytest.mark.parametrize(
+    ("family", "case"),
+    [("vit", "vit"), ("vit", "deit"), ("convnext", "convnext"), ("dinov2", "clip")],
+)
+def test_many_photos_get_the_labels_of_transformers(
+    family: str, case: str, backend: str, tmp_path: Path
+):
+    import transformers
+
+    labels = {number: f"label {number}" for number in range(5)}
+    path = make_snapshot(tmp_path / "m", family, "image", id2label=labels)
+    kind, changes = CASES[case]
+    changes = {**changes, "image_processor_type": f"{kind}ImageProcessor"}
+    change_json(path / "preprocessor_config.json", **changes)
+    facts = read_facts(path)
+    assert facts.transform is not None
+    ours = build_module(path, facts, TaskSpec("classify"), {})
+    prefix, _ = VISION_FAMILIES[family]
+    model = getattr(transformers, f"{prefix}ForImageClassification").from_pretrained(path)
+    theirs, images = processor(kind, path, backend), photos(MANY_PHOTOS)
+    found = torch.stack([normalised(image, facts.transform) for image in images])
+    expected = torch.cat([theirs(each, return_tensors="pt")["pixel_values"] for each in images])
+    limit = MAX_LEVELS if backend == "torchvision" else MAX_PIL_LEVELS
+    assert levels(found, expected, facts.transform) <= limit + ROUNDING
+    with torch.inference_mode():
+        assert torch.equal(ours(found).argmax(1), model(expected).logits.argmax(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_many_photos_get_the_labels_of_timm(crop_mode: str, tmp_path: Path):
+    import timm
+    from safetensors.torch import load_file
+    from timm.data import create_transform, resolve_data_config
+
+    path = make_timm(tmp_path / "m", "resnet10t", num_classes=5)
+    change_cfg(path, {"crop_mode": crop_mode})
+    facts = read_facts(path)
+    assert facts.transform is not None
+    ours = build_module(path, facts, TaskSpec("classify"), {})
+    model = timm.create_model("resnet10t", num_classes=5).eval()
+    model.load_state_dict(load_file(path / "model.safetensors"))
+    theirs = create_transform(**resolve_data_config(pretrained_cfg=cfg_of(path)))
+    images = photos(MANY_PHOTOS)
+    found = torch.stack([normalised(image, facts.transform) for image in images])
+    expected = torch.stack([theirs(image) for image in images])
+    assert levels(found, expected, facts.transform) <= MAX_PIL_LEVELS + ROUNDING
+    with torch.inference_mode():
+        assert torch.equal(ours(found).argmax(1), model(expected).argmax(1))

@@ -1,0 +1,99 @@
+"""The job's transform section changes what the model says, and has no field without an effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.core.errors import JobError
+from pipeline.job.transform import Transform
+from pipeline.models.transform_choice import choose_transform
+from pipeline.preprocessing.transform import TransformSpec
+
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+OWN = TransformSpec(224, 256, "bicubic", **HALF)
+SQUASHED = TransformSpec(224, None, "bicubic", **HALF, resize="stretch")
+FULL = {"size_px": 32, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+def chosen(default: TransformSpec | None = OWN, **fields: Any) -> TransformSpec:
+    return choose_transform("m", default, Transform(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, OWN),
+        ({"size_px": 112}, TransformSpec(112, 128, "bicubic", **HALF)),
+        ({"size_px": [112, 56]}, TransformSpec((112, 56), 128, "bicubic", **HALF)),
+        ({"size_px": [96, 96]}, TransformSpec(96, 110, "bicubic", **HALF)),
+        ({"resize": "stretch"}, SQUASHED),
+        ({"resize": "shortest"}, OWN),
+        (
+            {"resize": "pad", "pad_value": 114},
+            TransformSpec(224, None, "bicubic", **HALF, resize="pad", pad_value=114),
+        ),
+        ({"resize": "none"}, TransformSpec(224, None, None, **HALF, resize="none")),
+        (
+            {"channels": "gray", "mean": [0.4], "std": [0.3]},
+            TransformSpec(224, 256, "bicubic", (0.4,), (0.3,), channels="gray"),
+        ),
+    ],
+)
+def test_what_a_job_says_changes_what_the_model_says(fields: dict, expected: TransformSpec):
+    assert chosen(**fields) == expected
+
+
+def test_a_model_that_stretches_does_so_at_other_sizes():
+    assert chosen(SQUASHED, size_px=384).resize_px is None
+    both = TransformSpec((20, 30), (22, 33), "bicubic", **HALF, resize="stretch")
+    assert chosen(both, size_px=[40, 60]).resize_px == (44, 66)
+    assert chosen(both, size_px=[40, 60], resize_px=[50, 70]).resize_px == (50, 70)
+
+
+@pytest.mark.parametrize(
+    ("default", "fields", "words"),
+    [
+        (SQUASHED, {"pad_value": 3}, "transform.pad_value: has no effect with resize 'stretch'"),
+        (None, {**FULL}, "brings no transform; give resize_px$"),
+        (None, {"resize": "pad"}, "give size_px, interpolation, mean, std$"),
+        (None, {"resize": "none"}, "give size_px, mean, std$"),
+        (OWN, {"channels": "gray"}, "m brings no transform; give mean, std$"),
+        (OWN, {"mean": [0.5], "std": [0.5]}, "must have 3 values each"),
+        (OWN, {"size_px": [300, 200], "resize_px": 256}, r"at least size_px \(\[300, 200\]\)"),
+        (OWN, {"jpeg_decoder": "gpu", "interpolation": "lanczos"}, "cannot resize by lanczos"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(default, fields: dict, words: str):
+    with pytest.raises(JobError, match=words) as caught:
+        chosen(default, **fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"resize": "none", "interpolation": "bilinear"}, "interpolation has no effect"),
+        ({"resize": "none", "resize_px": 3}, "resize_px has no effect with resize 'none'"),
+        ({"resize": "none", "shrink_on_load": True}, "shrink_on_load has no effect"),
+        ({"resize": "stretch", "pad_value": 3}, "pad_value has no effect with resize 'stretch'"),
+        ({"channels": "gray", "mean": [0.5] * 3}, "mean has 3 numbers, channels 'gray' needs 1"),
+        ({"channels": "rgb", "std": [0.5]}, "std has 1 number, channels 'rgb' needs 3"),
+        ({"channels": "gray", "pad_value": [1, 2, 3]}, "pad_value has 3 numbers"),
+        ({"size_px": [1, 2, 3]}, r"a whole number above 0, or two: \[height, width\]"),
+        ({"resize_px": [True, 3]}, r"a whole number above 0, or two"),
+        ({"pad_value": -1}, "from 0 to 255"),
+        ({"pad_value": [0, 300, 0]}, "from 0 to 255"),
+    ],
+)
+def test_a_section_that_contradicts_itself_is_refused(fields: dict, words: str):
+    with pytest.raises(ValidationError, match=words):
+        Transform(**fields)
+
+
+def test_a_section_from_before_is_written_as_before():
+    assert list(Transform().model_dump()) == [
+        *("size_px", "resize_px", "interpolation", "mean", "std", "shrink_on_load", "jpeg_decoder"),
+    ]

@@ -1,0 +1,182 @@
+"""Every kind of resize gives torchvision's pixels on tensors, bit for bit; lanczos Pillow's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from pipeline.preprocessing.geometry import geometry, placement
+from pipeline.preprocessing.resizing import resize_and_crop, resize_and_crop_into, to_gray
+from pipeline.preprocessing.transform import TransformSpec
+
+FILTERS = ("nearest", "nearest-exact", "bilinear", "bicubic")
+SIZES_PX = [(375, 500), (1200, 801), (224, 224), (33, 517), (90, 41), (3, 100), (640, 480), (5, 5)]
+"""(height, width) of images."""
+MODEL_PX = [24, (32, 48), (61, 25)]
+
+
+def make_image(height_px: int, width_px: int) -> torch.Tensor:
+    """Return noise in the memory layout of decoders: channels last."""
+    rng = np.random.default_rng(height_px * 10_000 + width_px)
+    pixels = rng.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def make_spec(size, resize: str = "stretch", interpolation: str | None = "bilinear", **more):
+    fields = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_px": None, **more}
+    return TransformSpec(size, interpolation=interpolation, resize=resize, **fields)
+
+
+def checked(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
+    """Return the result after writing it into a buffer, too."""
+    found = resize_and_crop(image, spec)
+    out = np.full(spec.shape, 9, np.uint8)
+    resize_and_crop_into(image, spec, out)
+    assert np.array_equal(out, found.permute(1, 2, 0).numpy())
+    return found
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("size", MODEL_PX)
+def test_stretch_equals_torchvision(size, interpolation: str):
+    spec = make_spec(size, interpolation=interpolation)
+    mode = InterpolationMode(interpolation)
+    resize = v2.Resize((spec.height_px, spec.width_px), mode, antialias=True)
+    for px in SIZES_PX:
+        assert torch.equal(checked(make_image(*px), spec), resize(make_image(*px))), px
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(("size", "resize_px"), [(24, 27), (24, 24), ((20, 30), 31)])
+def test_shortest_equals_torchvision(size, resize_px: int, interpolation: str):
+    spec = make_spec(size, "shortest", interpolation, resize_px=resize_px)
+    resize = v2.Resize(resize_px, InterpolationMode(interpolation), antialias=True)
+    crop = v2.CenterCrop((spec.height_px, spec.width_px))
+    for px in SIZES_PX:
+        assert torch.equal(checked(make_image(*px), spec), crop(resize(make_image(*px)))), px
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("size", MODEL_PX)
+def test_pad_equals_resize_and_pad_of_torchvision(size, interpolation: str):
+    colour = (9, 80, 200)
+    spec = make_spec(size, "pad", interpolation, pad_value=colour)
+    for height_px, width_px in SIZES_PX:
+        ratio = min(spec.height_px / height_px, spec.width_px / width_px)
+        height, width = max(1, round(height_px * ratio)), max(1, round(width_px * ratio))
+        assert spec.height_px == height or spec.width_px == width
+        top, left = (spec.height_px - height) // 2, (spec.width_px - width) // 2
+        right, below = spec.width_px - width - left, spec.height_px - height - top
+        resize = v2.Resize((height, width), InterpolationMode(interpolation), antialias=True)
+        image = make_image(height_px, width_px)
+        fill = torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, *spec.shape[:2])
+        expected = v2.functional.pad(resize(image), [left, top, right, below])
+        outside = v2.functional.pad(
+            torch.zeros(1, height, width, dtype=torch.bool), [left, top, right, below], fill=True
+        )
+        assert torch.equal(checked(image, spec), torch.where(outside, fill, expected))
+
+
+@pytest.mark.parametrize("size", [*MODEL_PX, 600, (7, 1000)])
+def test_none_equals_the_centre_crop_of_torchvision(size):
+    spec = make_spec(size, "none", None)
+    crop = v2.CenterCrop((spec.height_px, spec.width_px))
+    for px in SIZES_PX:
+        assert torch.equal(checked(make_image(*px), spec), crop(make_image(*px))), px
+
+
+def test_what_is_around_a_small_image_has_the_colour_of_pad_value():
+    found = checked(make_image(3, 5), make_spec(8, "none", None, pad_value=114))
+    assert torch.equal(found[:, 2:5, 1:6], make_image(3, 5))
+    found[:, 2:5, 1:6] = 114
+    assert (found == 114).all()
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad", "shortest"])
+@pytest.mark.parametrize("channels", ["rgb", "gray"])
+def test_lanczos_equals_pillow(resize: str, channels: str):
+    more = {} if channels == "rgb" else {"mean": (0.5,), "std": (0.5,), "channels": "gray"}
+    spec = make_spec(24, resize, "lanczos", resize_px=28, **more)
+    for height_px, width_px in SIZES_PX:
+        image = make_image(height_px, width_px)
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        if channels == "gray":
+            picture = picture.convert("L")
+        at = placement(spec, width_px, height_px)
+        picture = picture.resize((at.width_px, at.height_px), Image.Resampling.LANCZOS)
+        canvas = Image.new(picture.mode, (24, 24))
+        canvas.paste(picture, (at.left_px, at.top_px))
+        expected = np.array(canvas).reshape(spec.shape)
+        assert np.array_equal(checked(image, spec).permute(1, 2, 0).numpy(), expected)
+
+
+def test_gray_is_that_of_pillow_and_keeps_gray_as_it_is():
+    image = make_image(300, 301)
+    expected = np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L"))
+    assert np.array_equal(to_gray(image)[0].numpy(), expected)
+    planes = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).repeat(3, 1, 1)
+    assert torch.equal(to_gray(planes), planes[:1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_gray_on_a_gpu_is_the_same():
+    assert torch.equal(to_gray(make_image(99, 98).cuda()).cpu(), to_gray(make_image(99, 98)))
+
+
+@pytest.mark.parametrize("resize", ["shortest", "stretch", "pad", "none"])
+def test_gray_is_resized_as_one_channel(resize: str):
+    fields = {"mean": (0.5,), "std": (0.5,), "channels": "gray"}
+    fields["resize_px"] = 30 if resize == "shortest" else None
+    spec = make_spec((24, 30), resize, None if resize == "none" else "bicubic", **fields)
+    for px in SIZES_PX:
+        found = checked(make_image(*px), spec)
+        assert found.shape == (1, 24, 30)
+        gray = to_gray(make_image(*px)).repeat(3, 1, 1)
+        rgb = make_spec((24, 30), resize, spec.interpolation, resize_px=spec.resize_px)
+        assert torch.equal(found, resize_and_crop(gray, rgb)[:1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    width_px=st.integers(8, 300),
+    height_px=st.integers(8, 300),
+    resize=st.sampled_from(["shortest", "stretch", "pad", "none"]),
+    size=st.tuples(st.integers(2, 40), st.integers(2, 40)),
+    crop_start=st.sampled_from(["round", "floor"]),
+)
+def test_geometry_says_where_a_part_of_the_image_is(width_px, height_px, resize, size, crop_start):
+    fields = {"resize_px": max(size) if resize == "shortest" else None, "crop_start": crop_start}
+    spec = make_spec(size, resize, None if resize == "none" else "nearest-exact", **fields)
+    at = geometry(spec, width_px, height_px)
+    # An image whose red is the column and whose green is the row, in 1/300 of 255.
+    y, x = np.mgrid[0:height_px, 0:width_px]
+    image = torch.from_numpy(np.stack([x % 256, y % 256, 0 * x + 7]).astype(np.uint8))
+    found = resize_and_crop(image, spec).int()
+    for row in range(spec.height_px):
+        for column in (0, spec.width_px // 2, spec.width_px - 1):
+            red, green, blue = found[:, row, column].tolist()
+            # The middle of this pixel, in the original image.
+            from_x = (column + 0.5 - at.offset_x) / at.scale_x
+            from_y = (row + 0.5 - at.offset_y) / at.scale_y
+            is_inside = 0 <= from_x < width_px and 0 <= from_y < height_px
+            assert (blue == 7) == is_inside
+            if is_inside:
+                assert abs(red - int(from_x) % 256) in (0, 1, 255)
+                assert abs(green - int(from_y) % 256) in (0, 1, 255)
+
+
+def test_a_target_of_the_resize_beside_the_size_is_cropped():
+    image = make_image(100, 70)
+    for resize, expected in (("stretch", (30, 40)), ("pad", (30, 21)), ("shortest", (57, 40))):
+        spec = make_spec((24, 32), resize, resize_px=(30, 40))
+        at = placement(spec, 70, 100)
+        assert (at.height_px, at.width_px) == expected
+        mode = InterpolationMode.BILINEAR
+        whole = v2.Resize(expected, mode, antialias=True)(image)
+        assert torch.equal(checked(image, spec), v2.CenterCrop((24, 32))(whole))
