@@ -70,7 +70,7 @@ def _tables(model: Any) -> Iterator[str]:
     shown: set[Any] = set()
     for name, field in model.model_fields.items():
         # A section of its own, perhaps left out, or a list of sections.
-        for nested in filter(is_section, [field.annotation, *get_args(field.annotation)]):
+        for nested in filter(is_section, flat(field.annotation)):
             is_list = get_origin(field.annotation) is tuple
             if nested in shown:
                 continue
@@ -80,6 +80,13 @@ def _tables(model: Any) -> Iterator[str]:
             about = f"Each of `{name}`:" if is_list else f"{names}: {meaning_of(nested)}"
             yield textwrap.fill(about, MAX_COLUMNS, break_long_words=False, break_on_hyphens=False)
             yield from _tables(nested)
+
+
+def flat(annotation: Any) -> Iterator[Any]:
+    """A type and those that it is made of."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from flat(inner)
 
 
 def meaning_of(section: Any) -> str:

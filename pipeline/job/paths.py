@@ -37,6 +37,10 @@ def relative_paths(job: Job) -> Iterator[Problem]:
 
 
 def _named(job: Job) -> Iterator[tuple[Path, str]]:
+    for index, entry in enumerate(job.source.features):
+        for part in ("categories", "vocabulary"):
+            if isinstance(text := getattr(entry, part, None), str):
+                yield ("source", "features", index, part), text
     for field in PATH_FIELDS:
         value: Any = job
         for name in field:

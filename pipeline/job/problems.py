@@ -225,10 +225,16 @@ def _section_of(path: Path) -> tuple[str, list[str]]:
     names = [str(part) for part in path[:-1] if not isinstance(part, int)]
     for name in names:
         field = model.model_fields.get(name)
-        # So is `Golden | None`, and a list of them.
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        kinds = _flat(field.annotation) if field else ()
         sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
         if not sections:
             break
         model = sections[0]
     return ".".join(names), list(model.model_fields)
+
+
+def _flat(annotation: Any) -> Iterator[Any]:
+    """Yield a type and those that it is made of: of `tuple[str | Golden, ...]` also `Golden`."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _flat(inner)

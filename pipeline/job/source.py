@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.core import registry
 from pipeline.job.extensions import registered
+from pipeline.job.features import FeatureEntry, column_of
 from pipeline.job.section import PositiveInt, Section
 
 Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -79,9 +80,11 @@ class Source(Section):
     """Further such hosts, each `host:port`, whose address may be private or loopback."""
     allow_http: bool = False
     """Fetch over http too, which is neither encrypted nor protected from changes."""
-    features: tuple[str, ...] = ()
+    features: tuple[FeatureEntry, ...] = ()
     """Parquet, jsonl: numeric columns and fixed-size lists of numbers that are the model's input
-    instead of an image, joined in this order to one float32 vector a row; nothing is decoded."""
+    instead of an image, joined in this order to one float32 vector a row; nothing is decoded. True
+    is 1 and false 0. An entry is a name, or a mapping for categories, dates and nulls. Columns may
+    be in the names of the shards' folders (`year=2026/`)."""
     text_column: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Parquet, jsonl: the column of texts that are the model's input instead of an image. A null is
     quarantined as `null_input`, text that is not UTF-8 as `decode_error`; an empty text is a text.
@@ -93,8 +96,8 @@ class Source(Section):
     text.
     Installed packages may add inputs (entry points `pipeline.preprocessing`)."""
     null_features: Literal["quarantine", "zero", "nan"] = "quarantine"
-    """What a null among the features means: the row is quarantined as `null_input`, or 0 or NaN
-    stands in its place."""
+    """What a null among the features means, where an entry has no `null` of its own: the row is
+    quarantined as `null_input`, or 0 or NaN stands in its place."""
     lossy_features: bool = False
     """Accept whole numbers that float32 cannot hold (beyond 16,777,216, unless they are multiples):
     they are rounded. Without, such a number ends the run. Rounded fractions are counted only."""
@@ -152,7 +155,7 @@ class Source(Section):
     def input_columns(self) -> InputColumns:
         """Return which columns hold the input; formats without columns have none of them."""
         if self.features:
-            return InputColumns("features", self.features)
+            return InputColumns("features", tuple(map(column_of, self.features)))
         if self.text_column is not None:
             pair = () if self.text_pair_column is None else (self.text_pair_column,)
             return InputColumns("text", (self.text_column, *pair))
@@ -201,6 +204,13 @@ class Source(Section):
             for name in names:
                 if name in self.model_fields_set and not wanted:
                     raise ValueError(f"{name} has no effect without {needed}")
+        for entry in self.features:
+            is_index = getattr(entry, "encoding", "one_hot") == "index"
+            if is_index and self.null_features == "zero" and getattr(entry, "null", "") is None:
+                raise ValueError(
+                    f"null_features: zero is the first category of {column_of(entry)}, which is an "
+                    "index; give it null: quarantine, nan or unknown"
+                )
         if "image_encoding" in self.model_fields_set and kind != "image":
             raise ValueError("image_encoding has no effect without image_column")
 

@@ -2,62 +2,68 @@
 
 Pure over Arrow. An integer that float32 cannot hold would become another integer, perhaps another
 key: it is refused unless the job allows it. Fractions are rounded to seven digits and counted.
+Columns stay where Arrow has them until all are joined at once: 1,000 columns of float32 are joined
+at the speed of memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
+from pipeline.core.hive_paths import hive_values
+from pipeline.core.schema import FEATURES
+from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
-
-_EXACT = 2**24
-"""float32 holds every integer up to this one."""
-
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class FeatureRows:
-    """The feature vectors of N rows, and which values float32 cannot hold."""
-
-    values: npt.NDArray[np.float32]
-    """float32 (N, F); a null is NaN, or 0 if the job says so."""
-    nulls: dict[str, Mask] = field(default_factory=dict)
-    """Column with nulls -> bool (N,): rows that have one."""
-    overflows: dict[str, Mask] = field(default_factory=dict)
-    """Column with finite numbers beyond float32 -> bool (N,): rows that have one."""
-    inexact: dict[str, int] = field(default_factory=dict)
-    """Column with integers that float32 cannot hold -> one of these integers."""
-    is_rounded: Mask = field(default_factory=lambda: np.zeros(0, bool))
-    """bool (N,): rows with a value that float32 rounds."""
-
-    def is_null(self) -> Mask:
-        """Return bool (N,): rows that have a null."""
-        return self._any(self.nulls)
-
-    def is_overflow(self) -> Mask:
-        """Return bool (N,): rows that have a number beyond float32."""
-        return self._any(self.overflows)
-
-    def _any(self, masks: dict[str, Mask]) -> Mask:
-        none = np.zeros(len(self.values), np.bool_)
-        return np.asarray(np.logical_or.reduce([none, *masks.values()]), np.bool_)
+from pipeline.sources.feature_categories import find_categories
+from pipeline.sources.feature_limits import FeatureRows, Piece, Values, judged
+from pipeline.sources.feature_times import read_times
+from pipeline.sources.vocabularies import Categories, categories_of
 
 
 def count_features(source: Source, schema: pa.Schema) -> int:
-    """Return F, the length of the feature vector: lists count all their items."""
-    kinds = [schema.field(name).type for name in source.features]
-    return sum(kind.list_size if pa.types.is_fixed_size_list(kind) else 1 for kind in kinds)
+    """Return F, the length of the feature vector: lists count all their items.
+
+    Args:
+        source: Names the columns.
+        schema: Of a shard, with the metadata of `find_vocabularies`.
+    """
+    known = categories_of(source.features, schema)
+    return sum(
+        _width(each, categories, schema)
+        for each, categories in zip(source.features, known, strict=True)
+    )
 
 
-def feature_rows(source: Source, table: pa.Table, *, has_integers: bool = True) -> FeatureRows:
+def has_lists(source: Source, fields: pa.Schema) -> bool:
+    """Tell whether a feature is a list; `fields` are the columns of the input."""
+    vector = fields.field(FEATURES)
+    known = pa.schema([], vector.metadata)
+    return bool(vector.type.list_size > count_features(source, known))
+
+
+def _width(entry: FeatureEntry, categories: Categories | None, schema: pa.Schema) -> int:
+    if isinstance(entry, FeatureColumn) and entry.is_category:
+        own = entry.unknown == "own"
+        return 1 if entry.encoding == "index" else len(categories or ()) + own
+    index = schema.get_field_index(column_of(entry))
+    kind = schema.field(index).type if index >= 0 else pa.null()
+    return kind.list_size if pa.types.is_fixed_size_list(kind) else 1
+
+
+def feature_rows(
+    source: Source,
+    table: pa.Table,
+    *,
+    has_integers: bool = True,
+    path: str = "",
+    fields: pa.Schema | None = None,
+) -> FeatureRows:
     """Join the feature columns to float32 (N, F).
 
     Args:
@@ -65,87 +71,159 @@ def feature_rows(source: Source, table: pa.Table, *, has_integers: bool = True) 
         table: N rows of a shard.
         has_integers: Whether the types of columns tell whole numbers from fractions; if not, a
             number is whole if its value is.
+        path: Of the shard, whose folders may name a column.
+        fields: The columns of the input, with the vocabularies; None: there are none.
     """
-    found = {
-        name: _column(as_array(table.column(name)), has_integers=has_integers)
-        for name in source.features
-    }
-    columns = [found[name] for name in source.features]
-    joined = np.concatenate([column.values for column in columns], axis=1)
-    if source.null_features == "zero":
-        joined[np.concatenate([column.nulls for column in columns], axis=1)] = 0.0
-    by_row = {name: _rows(column.nulls) for name, column in found.items()}
-    overflows = {name: _rows(column.overflows) for name, column in found.items()}
-    rounded = [_rows(column.rounded) for column in columns]
-    return FeatureRows(
-        joined,
-        {name: mask for name, mask in by_row.items() if mask.any()},
-        {name: mask for name, mask in overflows.items() if mask.any()},
-        {name: c.inexact for name, c in found.items() if c.inexact is not None},
-        np.logical_or.reduce(rounded),
+    if (joined := _joined_at_once(source, table)) is not None:
+        return FeatureRows(joined, is_rounded=np.zeros(table.num_rows, np.bool_))
+    known = categories_of(source.features, fields if fields is not None else pa.schema([]))
+    null_features = source.null_features
+    batches = table.to_batches()
+    arrays = batches[0].columns if len(batches) == 1 else table.columns
+    columns = dict(zip(table.column_names, arrays, strict=True))
+    pieces = [
+        _piece(entry, _column(entry, columns, table.num_rows, path), categories, null_features)
+        for entry, categories in zip(source.features, known, strict=True)
+    ]
+    values = np.empty((table.num_rows, sum(p.values.shape[1] for p in pieces)), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.concatenate([piece.values for piece in pieces], axis=1, out=values, casting="unsafe")
+    return judged(pieces, values, has_integers=has_integers)
+
+
+def _joined_at_once(source: Source, table: pa.Table) -> npt.NDArray[np.float32] | None:
+    """Return the vectors if all columns are float32 without nulls, as Arrow itself joins them.
+
+    Of 1,000 columns a look at each costs several times as much as joining them.
+    """
+    names, kinds = (
+        [*source.features],
+        dict(zip(table.column_names, table.schema.types, strict=True)),
     )
+    if not all(isinstance(name, str) and kinds.get(name) == _FLOAT32 for name in names):
+        return None
+    batches = table.select(names).to_batches()
+    if len(batches) != 1:
+        return None
+    try:
+        tensor = batches[0].to_tensor(null_to_nan=False, row_major=True)
+    except pa.ArrowTypeError:  # there are nulls
+        return None
+    return np.asarray(tensor.to_numpy(), np.float32)
 
 
-def _rows(where: Mask) -> Mask:
-    return np.asarray(where.any(axis=1), np.bool_)
+_FLOAT32 = pa.float32()
 
 
-@dataclass(frozen=True)
-class _Column:
-    """One column, (N, width) each."""
+def _column(
+    entry: FeatureEntry, columns: Mapping[str, pa.Array], num_rows: int, path: str
+) -> pa.Array:
+    """Return a column of a shard, or of the names of its folders."""
+    name = column_of(entry)
+    if name in columns:
+        return as_array(columns[name])
+    value = hive_values(path).get(name)
+    is_number = isinstance(entry, str) or not (entry.is_category or entry.read_as)
+    if not is_number:
+        return pa.repeat(pa.scalar(value, pa.string()), num_rows)
+    number = None if value is None else number_of(value)
+    assert value is None or number is not None, "refused when the shards were listed"
+    kind = pa.int64() if isinstance(number, int) else pa.float64()
+    return pa.repeat(pa.scalar(number, kind), num_rows)
 
-    values: npt.NDArray[np.float32]
-    nulls: Mask
-    overflows: Mask
-    rounded: Mask
-    inexact: int | None
+
+def number_of(text: str) -> int | float | None:
+    """Return the number that a folder's name spells, None if it is none of 64 bits."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    if "_" in text or not np.isfinite(number):
+        return None
+    is_whole = text.lstrip("+-").isdecimal() and abs(int(text)) < 2**63
+    return int(text) if is_whole else number
 
 
-def _column(column: pa.Array, *, has_integers: bool) -> _Column:
-    width = 1
+def _piece(
+    entry: FeatureEntry, column: pa.Array, categories: Categories | None, null_features: str
+) -> Piece:
+    policy = getattr(entry, "null", None)
+    means = _null_means(null_features if policy is None else policy)
+    if isinstance(entry, FeatureColumn) and entry.is_category:
+        return _category_piece(entry, column, categories or (), means)
+    if isinstance(entry, FeatureColumn) and entry.read_as:
+        numbers, is_bad = read_times(column, entry)
+        piece = _numbers(entry.column, numbers, means)
+        if not is_bad.any():
+            return piece
+        nulls = None if piece.nulls is None else piece.nulls & ~is_bad[:, None]
+        return Piece(entry.column, piece.values, numbers, nulls, means, is_bad)
+    return _numbers(column_of(entry), column, means)
+
+
+def _null_means(policy: str | float) -> float | None:
+    if isinstance(policy, str):
+        return {"zero": 0.0, "nan": np.nan}.get(policy)
+    return policy
+
+
+def _numbers(name: str, column: pa.Array, means: float | None) -> Piece:
+    width, outer = 1, None
     if pa.types.is_fixed_size_list(column.type):
         width = column.type.list_size
-        outer = np.repeat(column.is_null().to_numpy(zero_copy_only=False), width)
+        if column.null_count:
+            outer = np.repeat(column.is_null().to_numpy(zero_copy_only=False), width)
         column = column.values.slice(column.offset * width, len(column) * width)
-    else:
-        outer = np.zeros(len(column), bool)
-    nulls = outer | column.is_null().to_numpy(zero_copy_only=False)
-    exact = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    exact = np.where(nulls, np.nan, exact)
-    with np.errstate(over="ignore"):
-        values = exact.astype(np.float32)
-    rounded = np.zeros(len(exact), bool)
-    inexact = None
-    if pa.types.is_integer(column.type):
-        rounded = _no_float32(column) & ~nulls
-        if rounded.any():
-            inexact = column[int(np.flatnonzero(rounded)[0])].as_py()
-    elif pa.types.is_float64(column.type) or pa.types.is_decimal(column.type):
-        rounded = (values != exact) & ~np.isnan(exact)
-        whole = rounded & np.isfinite(values) & (exact == np.floor(exact))
-        if not has_integers and whole.any():
-            inexact = int(exact[int(np.flatnonzero(whole)[0])])
-    return _Column(
-        values.reshape(-1, width),
-        nulls.reshape(-1, width),
-        (np.isinf(values) & np.isfinite(exact)).reshape(-1, width),
-        rounded.reshape(-1, width),
-        inexact,
+    nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+    if outer is not None:
+        nulls = outer if nulls is None else nulls | outer
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.uint8())
+    elif pa.types.is_decimal(kind) or pa.types.is_null(kind):
+        column = column.cast(pa.float64(), safe=False)
+    is_exact = column.type.bit_width <= 16 or pa.types.is_float32(column.type)
+    return Piece(
+        name,
+        _view(column).reshape(-1, width),
+        None if is_exact else column,
+        None if nulls is None else nulls.reshape(-1, width),
+        means,
     )
 
 
-def _no_float32(column: pa.Array) -> Mask:
-    """Return bool: integers with more than the 24 significant bits of float32."""
-    bounds = pc.min_max(column).as_py()
-    low, high = bounds["min"] or 0, bounds["max"] or 0
-    if low >= -_EXACT and high <= _EXACT:
-        return np.zeros(len(column), bool)
-    numbers = column.fill_null(0).to_numpy(zero_copy_only=False)
-    # The lowest 64-bit number has no positive counterpart, yet as uint64 it is right again.
-    size = np.abs(numbers.astype(np.int64)) if numbers.dtype != np.uint64 else numbers
-    bits = size.astype(np.uint64)
-    lowest = np.maximum(bits & (~bits + np.uint64(1)), np.uint64(1))
-    return np.asarray(bits // lowest >= np.uint64(_EXACT))
+def _view(column: pa.Array) -> Values:
+    """View a column of numbers as an array; anything where it is null."""
+    kind = np.dtype(column.type.to_pandas_dtype())
+    data = column.buffers()[1]
+    if data is None or not len(column):
+        return np.zeros(len(column), kind)
+    return np.frombuffer(data, kind, len(column), column.offset * kind.itemsize)
+
+
+def _category_piece(
+    entry: FeatureColumn, column: pa.Array, categories: Categories, means: float | None
+) -> Piece:
+    found = find_categories(column, categories)
+    codes, is_null = found.codes, found.is_null
+    is_unknown = codes < 0
+    # Of unknown values that cost their rows, nulls are told apart.
+    if entry.null == "unknown" and entry.unknown != "quarantine":
+        is_null = None
+    if is_null is not None:
+        is_unknown &= ~is_null
+    size = len(categories)
+    if entry.unknown == "own":
+        codes = np.where(is_unknown, np.int32(size), codes)
+    width = 1 if entry.encoding == "index" else size + (entry.unknown == "own")
+    values: Values = codes[:, None]
+    if entry.encoding == "one_hot":
+        values = np.zeros((len(codes), width), np.uint8)
+        rows = np.flatnonzero(codes >= 0)
+        values[rows, codes[rows]] = 1
+    nulls = None if is_null is None else np.broadcast_to(is_null[:, None], values.shape)
+    costs = entry.unknown == "quarantine" and is_unknown.any()
+    return Piece(entry.column, values, None, nulls, means, is_unknown if costs else None)
 
 
 def features_to_arrow(values: npt.NDArray[np.float32]) -> pa.Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,13 +17,15 @@ import pyarrow.compute as pc
 
 from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import FEATURES
+from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.sources.arrow_types import is_text
 from pipeline.sources.pass_through import Problems, cast_column
 from pipeline.sources.rows import Reader, binary_array
 
-WIDTHS = b"widths"
-"""Key in the metadata of the field `FEATURES`: the lengths of the feature columns, as JSON."""
-Role = Literal["text", "number", "id", "pass"]
+WIDTHS, KINDS = b"widths", b"kinds"
+"""Keys in the metadata of the field `FEATURES`: the lengths of the features that are lists, and of
+those that are categories what JSON has for them, each a JSON list with an entry per feature."""
+Role = Literal["text", "number", "id", "pass", "category"]
 Values = Sequence[Any]
 """What JSON has for a column, one per row; None if it is null or missing."""
 _INT64 = range(-(2**63), 2**63)
@@ -36,7 +38,7 @@ class Column:
     name: str
     role: Role
     kind: pa.DataType | None = None
-    """Of a pass-through column."""
+    """Of a pass-through column, and of categories."""
     width: int = 0
     """Of a feature that is a list: its length."""
 
@@ -46,6 +48,8 @@ class Column:
         if self.role == "number":
             return pa.list_(pa.float64()) if self.width else pa.float64()
         kind = self.kind
+        if self.role == "category" and kind is not None:
+            return kind
         if self.role == "pass" and kind is not None:
             if pa.types.is_boolean(kind):
                 return pa.bool_()
@@ -69,32 +73,61 @@ def columns_for(reader: Reader, path: str) -> list[Column]:
 
     A pass-through column that the shard's folders name has the folder's value, not those of lines.
     """
-    source = reader.source
+    source, hive = reader.source, hive_values(path)
     kind, names = source.input_columns
     passed = {field.name: field.type for field in reader.pass_through}
-    widths = widths_of(reader.fields) or (0,) * len(names)
-    found = {}
-    for name, width in zip(names, widths, strict=True):
-        if kind == "features":
-            is_int = name in passed and pa.types.is_integer(passed[name])
-            found[name] = Column(name, "pass" if is_int else "number", passed.get(name), width)
-        else:
-            found[name] = Column(name, "text")
+    found: dict[str, Column] = {}
+    if kind == "features":
+        for column in _features(source.features, reader.fields, passed):
+            if column.name not in hive:
+                found.setdefault(column.name, column)
+    else:
+        found = {name: Column(name, "text") for name in names}
     if source.id_column and source.id_column not in found:
         found[source.id_column] = Column(source.id_column, "id")
-    hive = hive_values(path)
     for name, declared in passed.items():
         if name not in hive:
             found.setdefault(name, Column(name, "pass", declared))
     return list(found.values())
 
 
+def _features(
+    features: Sequence[FeatureEntry], fields: pa.Schema, passed: Mapping[str, pa.DataType]
+) -> Iterator[Column]:
+    """Yield the columns of the features, in order; one may be there several times."""
+    widths = widths_of(fields) or (0,) * len(features)
+    kinds = _told(fields, KINDS) or (None,) * len(features)
+    for entry, width, kind in zip(features, widths, kinds, strict=True):
+        name, role = column_of(entry), role_of(entry)
+        if role == "category":
+            yield Column(name, role, _KINDS_OF_JSON[kind or "text"])
+        elif role == "text":
+            yield Column(name, role)
+        else:
+            is_int = name in passed and pa.types.is_integer(passed[name])
+            yield Column(name, "pass" if is_int else "number", passed.get(name), width)
+
+
+_KINDS_OF_JSON = {"text": pa.large_string(), "whole": pa.int64(), "bool": pa.bool_()}
+
+
+def role_of(entry: FeatureEntry) -> Role:
+    """Return as what a feature is read."""
+    if isinstance(entry, FeatureColumn) and entry.is_category:
+        return "category"
+    return "text" if isinstance(entry, FeatureColumn) and entry.read_as else "number"
+
+
 def widths_of(fields: pa.Schema) -> tuple[int, ...]:
     """Return the lengths of the features that are lists, 0 for numbers; () if all are numbers."""
+    return tuple(_told(fields, WIDTHS))
+
+
+def _told(fields: pa.Schema, key: bytes) -> Sequence[Any]:
     if FEATURES not in fields.names:
         return ()
-    told = (fields.field(FEATURES).metadata or {}).get(WIDTHS)
-    return tuple(json.loads(told)) if told else ()
+    told = (fields.field(FEATURES).metadata or {}).get(key)
+    return json.loads(told) if told else ()
 
 
 def described(value: Any) -> str:
@@ -140,6 +173,21 @@ def _as_id(values: Values, column: Column) -> tuple[pa.Array, Problems]:
         else:
             texts.append(None)
             expected = "text or a whole number"
+            problems[row] = f"{column.name} is {described(value)}, expected {expected}"
+    return _texts(texts), problems
+
+
+def _as_category(values: Values, column: Column) -> tuple[pa.Array, Problems]:
+    texts: list[str | None] = []
+    problems: Problems = {}
+    for row, value in enumerate(values):
+        if isinstance(value, bool):
+            texts.append("true" if value else "false")
+        elif isinstance(value, int | str) or value is None:
+            texts.append(None if value is None else str(value))
+        else:
+            texts.append(None)
+            expected = "text, a whole number, true or false"
             problems[row] = f"{column.name} is {described(value)}, expected {expected}"
     return _texts(texts), problems
 
@@ -236,5 +284,6 @@ _FROM_VALUES: Mapping[Role, Callable[[Values, Column], tuple[pa.Array, Problems]
     "text": _as_text,
     "id": _as_id,
     "number": _as_number,
+    "category": _as_category,
     "pass": _as_passed,
 }

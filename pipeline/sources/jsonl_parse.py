@@ -36,7 +36,7 @@ class Parser:
     def __init__(self, columns: Sequence[Column], max_line_bytes: int) -> None:
         self._columns = columns
         self._max_line_bytes = max_line_bytes
-        has_numbers = any(column.role in ("number", "pass") for column in columns)
+        has_numbers = any(column.role in ("number", "pass", "category") for column in columns)
         self._maybe_odd = (b"NaN", b"Inf", *([b"-0"] if has_numbers else []))
         ids = {column.name for column in columns if column.role == "id"}
         plain = pa.schema([(column.name, column.plain) for column in columns])

@@ -5,22 +5,26 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import FEATURES
+from pipeline.job.features import column_of
 from pipeline.job.source import Source
 from pipeline.sources.arrow_types import parse_type, type_trouble
 from pipeline.sources.columns.choice import columns_of
 from pipeline.sources.extents import Extent
 from pipeline.sources.jsonl import max_line_bytes
-from pipeline.sources.jsonl_columns import WIDTHS, described
+from pipeline.sources.jsonl_columns import KINDS, WIDTHS, Column, described, role_of
 from pipeline.sources.jsonl_lines import read_blocks
-from pipeline.sources.jsonl_parse import parse_line
+from pipeline.sources.jsonl_parse import Parser, parse_line
 from pipeline.sources.parquet_columns import check_names
+from pipeline.sources.vocabularies import Learn, find_vocabularies
 from pipeline.sources.whole_file import open_whole
 from pipeline.storage.store import Store, StoredFile
 
@@ -45,7 +49,8 @@ def declare_jsonl(
     for shard in shards[:_SAMPLE_SHARDS]:
         if objects := _first_objects(store, shard, source):
             sample = _Sample(source, shard.path, objects)
-            return sample.pass_through(), sample.fields()
+            passed = sample.pass_through()
+            return passed, sample.fields(partial(_values, store, source, shards))
     return pa.schema([]), columns_of(source).fields(None)
 
 
@@ -71,6 +76,23 @@ def _first_objects(store: Store, shard: StoredFile, source: Source) -> Objects:
     return objects
 
 
+def _values(
+    store: Store, source: Source, shards: Sequence[StoredFile], name: str
+) -> Iterator[pa.Array]:
+    """Yield the values of a column of categories in all shards; lines without are passed over."""
+    max_bytes = max_line_bytes(source)
+    parser = Parser([Column(name, "category", pa.large_string())], max_bytes)
+    for shard in shards:
+        if (hive := hive_values(shard.path)).get(name) is not None:
+            yield pa.array([hive[name]], pa.string())
+            continue
+        with open_whole(store, Extent(shard.path, shard.size_bytes, shard.version, 0, 0, 0.0)) as h:
+            for block in read_blocks(h, max_bytes):
+                if not block.broken:
+                    table, _ = parser.parse(block)
+                    yield as_array(table.column(0))
+
+
 def _parsed(line: bytes) -> Any:
     try:
         return parse_line(line)
@@ -85,8 +107,11 @@ class _Sample:
         self._source, self._path, self._objects = source, path, objects
         self._names = sorted({name for each in objects for name in each})
 
-    def fields(self) -> pa.Schema:
-        """Return the columns of the input; for lists of numbers with their lengths.
+    def fields(self, learn: Learn) -> pa.Schema:
+        """Return the columns of the input; of features with what was found of them.
+
+        Args:
+            learn: Reads all values of a column.
 
         Raises:
             JobError: A column is not there, or holds something else.
@@ -98,13 +123,46 @@ class _Sample:
             for name in names:
                 self._require_text(name)
             return columns_of(self._source).fields(pa.schema([]))
-        widths = [self._width(name) for name in names]
-        types = [pa.list_(pa.float64(), width) if width else pa.float64() for width in widths]
-        fields = columns_of(self._source).fields(pa.schema([*zip(names, types, strict=True)]))
-        if not any(widths):
-            return fields
-        told = {WIDTHS: json.dumps(widths).encode()}
-        return pa.schema([fields.field(FEATURES).with_metadata(told)])
+        return self._features(learn)
+
+    def _features(self, learn: Learn) -> pa.Schema:
+        features, columns = self._source.features, columns_of(self._source)
+        self._require_one_role()
+        hive = hive_values(self._path)
+        widths, kinds, types = [], [], {}
+        for entry in features:
+            name, role = column_of(entry), role_of(entry)
+            is_here = name not in hive
+            if not is_here and (trouble := columns.folder_trouble(name, hive[name])):
+                raise self._refused(f"column {name!r} {trouble}")
+            if is_here and role == "text":
+                self._require_text(name)
+            width = self._width(name) if is_here and role == "number" else 0
+            widths.append(width)
+            kinds.append(self._kind(name) if is_here and role == "category" else None)
+            types[name] = pa.list_(pa.float64(), width) if width else pa.float64()
+        told = find_vocabularies(features, self._source.storage_options, learn)
+        fields = columns.fields(pa.schema([*types.items()], told))
+        told |= {WIDTHS: json.dumps(widths).encode()} if any(widths) else {}
+        told |= {KINDS: json.dumps(kinds).encode()} if any(kinds) else {}
+        return pa.schema([fields.field(FEATURES).with_metadata(told)]) if told else fields
+
+    def _require_one_role(self) -> None:
+        roles: dict[str, str] = {}
+        for entry in self._source.features:
+            name, role = column_of(entry), role_of(entry)
+            if roles.setdefault(name, role) != role:
+                raise self._refused(f"column {name!r} is both a number and something else")
+
+    def _kind(self, name: str) -> str:
+        """Return what a column of categories mostly holds: `text`, `whole` or `bool`."""
+        values = self._values(name)
+        fitting = [value for value in values if isinstance(value, str | int)]
+        if values and not fitting:
+            what = described(values[0])
+            raise self._refused(f"column {name!r} holds {what}, expected text, whole numbers")
+        kinds = set(_kinds(fitting))
+        return kinds.pop() if len(kinds) == 1 else "text"
 
     def pass_through(self) -> pa.Schema:
         """Return the declared types of the pass-through columns.

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason
+from pipeline.core.hive_paths import hive_values
 from pipeline.job.source import Source
 from pipeline.sources.columns.choice import columns_of
 from pipeline.sources.extents import Extent
@@ -22,10 +24,12 @@ from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.int96 import UNIT
 from pipeline.sources.parquet_columns import check_names, schema_problem
 from pipeline.sources.pass_through import declare, type_problem
+from pipeline.sources.vocabularies import find_vocabularies
 from pipeline.storage.store import Store, StoredFile
 
 _FOOTER_THREADS = 16
 _LARGEST = 2**62
+_BUFFER_BYTES, _BATCH_ROWS = 1 << 20, 65_536
 
 
 def measure_parquet(
@@ -223,16 +227,44 @@ def _declare(
         policy_of(source, store.uri)  # raises before anything is started
     columns = columns_of(source)
     first_problem = ""
-    readable = [(s, f) for s, f in zip(shards, footers, strict=True) if f.schema is not None]
-    for shard, footer in readable:
-        problem = schema_problem(source, footer.schema, shard.path)
+    pairs = zip(shards, footers, strict=True)
+    readable = [(shard, each.schema) for shard, each in pairs if each.schema is not None]
+    for shard, schema in readable:
+        problem = schema_problem(source, schema, shard.path)
         if not problem:
-            declared = declare(source, footer.schema, shard.path)
-            return declared, columns.fields(footer.schema)
+            declared = declare(source, schema, shard.path)
+            told = find_vocabularies(
+                source.features,
+                source.storage_options,
+                partial(_values, store, source, [s for s, _ in readable]),
+            )
+            return declared, columns.fields(schema.with_metadata(told))
         first_problem = first_problem or f"{shard.path}: {problem}"
     if readable:
         raise JobError(f"source: no shard fits the job; {first_problem}")
     return pa.schema([]), columns.fields(None)
+
+
+def _values(
+    store: Store, source: Source, shards: Sequence[StoredFile], name: str
+) -> Iterator[pa.Array]:
+    """Yield the values of a column in all shards that fit the job and can be read."""
+    for shard in shards:
+        with contextlib.suppress(FileNotFoundError), store.open(shard.path) as handle:
+            try:
+                parquet = open_parquet(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+                if schema_problem(source, parquet.schema_arrow, shard.path):
+                    continue
+                if name not in parquet.schema_arrow.names:
+                    yield pa.array([hive_values(shard.path)[name]], pa.string())
+                    continue
+                with arrow_errors():
+                    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[name]):
+                        yield batch.column(0)
+            except (pa.ArrowException, OSError) as error:
+                if not is_unreadable(error):
+                    raise
+                # Its rows are quarantined where they are read.
 
 
 def _parquet_extents(

@@ -44,7 +44,7 @@ class Reader:
 def make_rows(
     reader: Reader,
     row_ids: Sequence[str] | pa.Array,
-    uris: Sequence[str],
+    uris: Sequence[str] | pa.Array,
     inputs: Mapping[str, Sequence[bytes | None] | pa.Array],
     failures: Sequence[Failure | None],
     pass_through: dict[str, pa.Array] | None = None,
@@ -59,7 +59,7 @@ def make_rows(
         failures: (N,); None for a row that was read.
         pass_through: The columns of `reader.pass_through`, each (N,); None: all null.
     """
-    columns = {ROW_ID: pa.array(row_ids, pa.string()), URI: pa.array(uris, pa.string())}
+    columns = {ROW_ID: _texts(row_ids), URI: _texts(uris)}
     for field in reader.pass_through:
         columns[field.name] = (
             pa.nulls(len(uris), field.type) if pass_through is None else pass_through[field.name]
@@ -68,6 +68,10 @@ def make_rows(
         columns[name] = values if isinstance(values, pa.Array) else binary_array(values)
     columns.update(failure_columns(failures))
     return pa.table(columns, schema=reader.schema)
+
+
+def _texts(values: Sequence[str] | pa.Array) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
 
 
 def binary_array(values: Sequence[bytes | None]) -> pa.Array:

@@ -45,10 +45,9 @@ def to_rows(
         JobError: The job does not allow what a column holds.
     """
     source = reader.source
-    ids = [f"{path}#{number}" for number in numbers]
+    ids = _numbered(path, numbers)
     if source.id_column:
-        ids, are_null, broken = text_ids(table.column(source.id_column), ids)
-        nulls = np.flatnonzero(are_null).tolist()
+        ids, nulls, broken = text_ids(table.column(source.id_column), ids)
         fail(failures, nulls, Reason.NULL_INPUT, f"{source.id_column} is null")
         for row, text in broken.items():
             message = f"{source.id_column} is not UTF-8: {text}"
@@ -56,16 +55,21 @@ def to_rows(
     passed, found = pass_through(reader.pass_through, reader.folders, table, path)
     for row, message in {**found, **problems}.items():
         fail(failures, [row], Reason.BAD_SCHEMA, message)
-    place = Place(reader.store.uri, path, has_integers)
+    place = Place(reader.store.uri, path, has_integers, reader.fields)
     own = columns_of(source).read(table, failures, place)
-    uris = [reader.store.url(path)] * table.num_rows
+    url = reader.store.url(path)
+    uris = pa.repeat(pa.scalar(url, pa.string()), table.num_rows)
     if own.uris is not None:
-        uris = [
-            clean_message(published_uri(given)) if given else url
-            for given, url in zip(own.uris, uris, strict=True)
-        ]
+        given = [clean_message(published_uri(uri)) if uri else url for uri in own.uris]
+        uris = pa.array(given, pa.string())
     rows = make_rows(reader, ids, uris, own.columns, failures, passed)
     return rows if own.is_rounded is None else rows.append_column(IS_ROUNDED, own.is_rounded)
+
+
+def _numbered(path: str, numbers: Sequence[int]) -> pa.Array:
+    """Return the ids of rows by their numbers in a shard, text (N,)."""
+    texts = pa.array(np.asarray(numbers, np.int64)).cast(pa.string())
+    return pc.binary_join_element_wise(pa.scalar(f"{path}#"), texts, "")
 
 
 def joined(pieces: Sequence[pa.Table]) -> tuple[pa.Table, Counters]:

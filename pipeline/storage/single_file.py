@@ -9,17 +9,21 @@ from pipeline.core.errors import JobError
 from pipeline.storage.store import Store
 
 
+def split_name(uri: str) -> tuple[str, str]:
+    """Return the folder of a file, and its name there."""
+    folder, _, name = uri.rpartition("/")
+    return folder or ("/" if uri.startswith("/") else "."), name
+
+
 def read_file(uri: str, storage_options: Mapping[str, Any], what: str) -> bytes:
     """Read a single file that the field `what` names.
 
     Raises:
         JobError: There is no such file.
     """
-    folder, _, name = uri.rpartition("/")
+    folder, name = split_name(uri)
     try:
-        return Store(folder or ("/" if uri.startswith("/") else "."), storage_options).read_bytes(
-            name
-        )
+        return Store(folder, storage_options).read_bytes(name)
     except FileNotFoundError:
         raise JobError(f"{what} = {uri}: no such file") from None
 

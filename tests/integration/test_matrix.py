@@ -39,14 +39,14 @@ from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
-FORMATS = ("images", "parquet", "uris", "features", "webdataset", "texts", "jsonl")
+FORMATS = ("images", "parquet", "uris", "features", "tables", "webdataset", "texts", "jsonl")
 STORES = ("local", "s3", "gcs", "azure")
 CASES = ("clean", "bad rows", "kill -9")
 ALWAYS = {
     *(("images", "s3", "bad rows"), ("images", "local", "clean")),
     *(("parquet", "gcs", "clean"), ("parquet", "local", "bad rows")),
     ("uris", "s3", "bad rows"),
-    ("features", "s3", "clean"),
+    *(("features", "s3", "clean"), ("tables", "local", "bad rows")),
     ("webdataset", "gcs", "bad rows"),
     *(("texts", "s3", "kill -9"), ("jsonl", "gcs", "bad rows")),
 }
@@ -64,6 +64,12 @@ COLOURS = {
 }
 NUM_ROWS, SLICE_ROWS = 20, 4
 MAX_TEXT_BYTES = 1000
+NUMBERS = ("features", "tables")
+SATURDAY = ("2026-01-03T12:00:00", 5)
+"""A moment, and its weekday."""
+BAD_DAYS = {"unidentified": SATURDAY[0], "truncated": "soon"}
+BAD_PLANS = {"empty": None, "unidentified": "gold"}
+"""Reason of a bad image -> what is in the place of its date, or of its category."""
 TEXT_KINDS, JSONL_SUFFIXES = ("texts", "jsonl"), (".jsonl.gz", ".jsonl.zst")
 BAD_TEXTS: dict[str, tuple[bytes | None, str]] = {
     "empty": (None, "null_input"),
@@ -108,7 +114,7 @@ def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any
         ids = [
             f"{i // len(shards[0])}.tar/{name.removesuffix('.png')}" for i, name in enumerate(ids)
         ]
-    if kind in ("parquet", "uris", "features", "texts"):
+    if kind in ("parquet", "uris", "texts", *NUMBERS):
         source |= {"format": "parquet", "id_column": "name"}
         for number, part in enumerate(shards):
             store.put(f"in/{number}.parquet", to_parquet(store, kind, part))
@@ -118,9 +124,20 @@ def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any
     source |= {
         "uris": {"uri_column": "link", "uri_roots": [store.url("photos")]},
         "features": {"features": ["size", "half"]},
+        "tables": {"features": table_features(store)},
         **dict.fromkeys(TEXT_KINDS, texts),
     }.get(kind, {})
     return source, dict(zip(ids, (outcome_of(kind, row) for row in rows), strict=True))
+
+
+def table_features(store: Store) -> list[Any]:
+    """A number, declared and learnt categories, and a part of a date."""
+    return [
+        "size",
+        {"column": "plan", "categories": LABELS},
+        {"column": "tier", "vocabulary": store.url("kept/tier.json")},
+        {"column": "day", "read_as": "weekday"},
+    ]
 
 
 def outcome_of(kind: str, row: Row) -> Any:
@@ -128,6 +145,9 @@ def outcome_of(kind: str, row: Row) -> Any:
     _, data, outcome = row
     if kind == "features":
         return len(data) + 0.5 if outcome in LABELS else "null_input"
+    if kind == "tables":
+        total = len(data) + 1 + 1 + SATURDAY[1]
+        return {"empty": "null_input", **dict.fromkeys(BAD_DAYS, "bad_schema")}.get(outcome, total)
     return BAD_TEXTS[outcome][1] if kind in TEXT_KINDS and outcome in BAD_TEXTS else outcome
 
 
@@ -165,6 +185,13 @@ def to_parquet(store: Store, kind: str, rows: list[Row]) -> bytes:
     if kind == "features":
         columns["size"] = [len(data) for _, data, _ in rows]
         columns["half"] = [0.5 if outcome in LABELS else None for _, _, outcome in rows]
+    if kind == "tables":
+        plans = [BAD_PLANS.get(outcome, outcome) for _, _, outcome in rows]
+        plans = ["dark" if plan in BAD_DAYS else plan for plan in plans]
+        columns["plan"] = pa.array(plans, pa.string()).dictionary_encode()
+        columns["tier"] = [len(data) % 3 for _, data, _ in rows]
+        columns["size"] = [len(data) for _, data, _ in rows]
+        columns["day"] = [BAD_DAYS.get(outcome, SATURDAY[0]) for _, _, outcome in rows]
     if kind == "texts":
         columns["body"] = [text_of(row, outcome) for row, (_, _, outcome) in enumerate(rows)]
     sink = pa.BufferOutputStream()
@@ -180,7 +207,7 @@ def outcomes_of(store: Store, kind: str) -> dict[str, Any]:
     out = Store(store.url("out"), options)
     table = read_predictions(out.uri, PARTITION, storage_options=options)
     assert table.num_rows == len(set(table["row_id"].to_pylist()))
-    value = "total" if kind == "features" else "label"
+    value = "total" if kind in NUMBERS else "label"
     found = dict(zip(table["row_id"].to_pylist(), table[value].to_pylist(), strict=True))
     for file in out.list_files(f"quarantine/{PARTITION}"):
         with out.open(file.path) as handle:
@@ -225,7 +252,7 @@ def test_every_row_ends_once_where_it_belongs(
         "run": {"slice_rows": SLICE_ROWS},
         "gates": {"max_error_pct": 20},
     }
-    if kind == "features":
+    if kind in NUMBERS:
         targets = {"task": "regress", "targets": ["total", "largest"]}
         sections |= {"model": {"factory": "models:sums", **targets}, "transform": None}
     if kind in TEXT_KINDS:

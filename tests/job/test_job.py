@@ -706,5 +706,5 @@ def test_the_json_schema_describes_every_field_and_refuses_unknown_ones():
         for field, entry in definition["properties"].items():
             assert entry.get("description"), f"{name}.{field} has no docstring"
     referenced = {entry["$ref"].rsplit("/", 1)[1] for entry in schema["properties"].values()}
-    nested = {"Output", "Volume", "Constant", "Drift", "Golden"}
+    nested = {"Output", "Volume", "Constant", "Drift", "Golden", "FeatureColumn"}
     assert referenced | nested == set(schema["$defs"])

@@ -122,7 +122,7 @@ def test_null_features_name_their_columns(tmp_path: Path):
     [
         ("plan", "'plan' is dictionary.*expected numbers: text and categories become features"),
         ("name", "'name' is string, expected numbers"),
-        ("country", "'country' is in the names of the folders, which can only be passed through"),
+        ("country", "'country' is 'de' in the names of the folders, expected a number"),
     ],
 )
 def test_what_is_no_feature_is_told_what_would_be(name: str, words: str, tmp_path: Path):

@@ -146,6 +146,15 @@ class Sums(nn.Module):
         return torch.stack([x.sum(dim=1), x.max(dim=1).values], dim=1)
 
 
+class MoodySums(Sums):
+    """Raises over a row whose first feature is 3, as long as a variable is set."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if os.environ.get("TEST_MOODY") and (x[:, 0] == 3).any():
+            raise RuntimeError("not today")
+        return super().forward(x)
+
+
 class Mentions(nn.Module):
     """For texts of `tiny_tokenizer`: the label whose word they hold, (B, L) -> (B, 5)."""
 
@@ -194,6 +203,10 @@ def redness() -> nn.Module:
 
 def sums() -> nn.Module:
     return Sums()
+
+
+def moody_sums() -> nn.Module:
+    return MoodySums()
 
 
 def mentions() -> nn.Module:

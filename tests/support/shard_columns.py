@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.core.slices import pack, unpack
+from pipeline.job.features import FeatureColumn
 from pipeline.job.source import Source
 from pipeline.plan.slicing import SliceSizes, make_units
 from pipeline.sources.inputs import Inputs
@@ -18,6 +20,14 @@ from pipeline.storage.store import Store
 
 def source_of(folder: Path, **fields: Any) -> Source:
     return Source(uri=str(folder), format="parquet", **fields)
+
+
+def features_of(*entries: str | dict[str, Any]) -> tuple[str | FeatureColumn, ...]:
+    """Entries of `source.features` as a job file has them."""
+    return tuple(
+        each if isinstance(each, str) else FeatureColumn.model_validate_json(json.dumps(each))
+        for each in entries
+    )
 
 
 def read_all(inputs: Inputs, source: Source, slice_rows: int = 2, **reader: Any) -> list[pa.Table]:

@@ -28,6 +28,8 @@ class Place:
     """Of the shard."""
     has_integers: bool = True
     """Whether the shard tells whole numbers from fractions; if not, their values do."""
+    fields: pa.Schema | None = None
+    """The columns of the input, as `InputReader.fields` gave them when the shards were listed."""
 
 
 class InputRows(NamedTuple):
@@ -58,8 +60,12 @@ class InputReader(Protocol):
         """Return what to read of a column of some type: all of it, or `column.field`."""
         ...
 
-    def trouble(self, kind: pa.DataType) -> str:
-        """Return what was expected instead of a column of this type; '' if it can be read."""
+    def trouble(self, name: str, kind: pa.DataType) -> str:
+        """Return what was expected of a column instead of this type; '' if it can be read."""
+        ...
+
+    def folder_trouble(self, name: str, value: str | None) -> str:
+        """Return why a column cannot be in the names of the folders with a value; '' if it can."""
         ...
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
@@ -73,6 +79,17 @@ class InputReader(Protocol):
             JobError: The job does not allow what a column holds.
         """
         ...
+
+
+class InShards:
+    """Base of columns that must be in the shards."""
+
+    def folder_trouble(self, name: str, value: str | None) -> str:
+        """Say what can be done with columns in the names of the folders."""
+        return (
+            "is in the names of the folders, which can only be passed through or be features; "
+            "write it into the shards"
+        )
 
 
 def fail(

@@ -13,7 +13,15 @@ from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.sources.arrow_types import is_binary, is_text, plain_type
-from pipeline.sources.columns.base import STAGE, Failures, InputRows, Place, fail, without_failed
+from pipeline.sources.columns.base import (
+    STAGE,
+    Failures,
+    InputRows,
+    InShards,
+    Place,
+    fail,
+    without_failed,
+)
 
 _BYTES = "bytes"
 _DATA_URI = re.compile(rb"data:([^,]{0,200}),", re.IGNORECASE)
@@ -23,7 +31,7 @@ _ROOM = 1024
 
 
 @dataclass(frozen=True)
-class ImageColumn:
+class ImageColumn(InShards):
     """A binary column, or the field `bytes` of a struct; in base64 also a column of text."""
 
     names: tuple[str, ...]
@@ -35,7 +43,7 @@ class ImageColumn:
     def path(self, name: str, kind: pa.DataType) -> str:
         return f"{name}.{_BYTES}" if pa.types.is_struct(kind) else name
 
-    def trouble(self, kind: pa.DataType) -> str:
+    def trouble(self, name: str, kind: pa.DataType) -> str:
         kind = plain_type(kind)
         if pa.types.is_struct(kind):
             index = kind.get_field_index(_BYTES)

@@ -13,11 +13,18 @@ from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.schema import text_fields
 from pipeline.sources.arrow_types import is_binary, is_text, plain_type
-from pipeline.sources.columns.base import STAGE, Failures, InputRows, Place, without_failed
+from pipeline.sources.columns.base import (
+    STAGE,
+    Failures,
+    InputRows,
+    InShards,
+    Place,
+    without_failed,
+)
 
 
 @dataclass(frozen=True)
-class TextColumns:
+class TextColumns(InShards):
     """Columns of texts."""
 
     names: tuple[str, ...]
@@ -29,7 +36,7 @@ class TextColumns:
     def path(self, name: str, kind: pa.DataType) -> str:
         return name
 
-    def trouble(self, kind: pa.DataType) -> str:
+    def trouble(self, name: str, kind: pa.DataType) -> str:
         kind = plain_type(kind)
         return "" if is_text(kind) or is_binary(kind) else "expected text"
 

@@ -12,14 +12,14 @@ from pipeline.core.failures import Failure
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.job.source import Source
 from pipeline.sources.arrow_types import is_text, plain_type
-from pipeline.sources.columns.base import STAGE, Failures, InputRows, Place
+from pipeline.sources.columns.base import STAGE, Failures, InputRows, InShards, Place
 from pipeline.sources.fetch import fetch_many
 from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.rows import binary_array
 
 
 @dataclass(frozen=True)
-class UriColumn:
+class UriColumn(InShards):
     """A text column of URIs."""
 
     names: tuple[str, ...]
@@ -29,7 +29,7 @@ class UriColumn:
     def path(self, name: str, kind: pa.DataType) -> str:
         return name
 
-    def trouble(self, kind: pa.DataType) -> str:
+    def trouble(self, name: str, kind: pa.DataType) -> str:
         return "" if is_text(plain_type(kind)) else "expected URIs as text"
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:

@@ -1,0 +1,153 @@
+"""The job file's `source.features`: columns whose values become numbers by declaration."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from pipeline.job.section import PositiveInt, Section
+
+Part = Literal["seconds", "days", "year", "month", "day", "weekday", "hour"]
+_FIELDS_OF_CATEGORIES = ("unknown", "encoding")
+_SINCE = ("seconds", "days")
+
+
+def _as_text(value: object) -> object:
+    """Return a category as it is compared: whole numbers and true or false as their text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else value
+
+
+# Of which of several types a value is meant to be, so that only that one complains.
+def _text_or_mapping(value: object) -> str:
+    return "mapping" if isinstance(value, dict | Section) else "text"
+
+
+def _text_or_number(value: object) -> str:
+    return "number" if isinstance(value, int | float) else "text"
+
+
+def _text_or_list(value: object) -> str:
+    return "list" if isinstance(value, list | tuple) else "text"
+
+
+Category = Annotated[str, BeforeValidator(_as_text)]
+Categories = Annotated[
+    Annotated[tuple[Category, ...], Tag("list")] | Annotated[str, Tag("text")],
+    Discriminator(_text_or_list),
+]
+Null = Annotated[
+    Annotated[Literal["quarantine", "zero", "nan", "unknown"], Tag("text")]
+    | Annotated[float, Tag("number")],
+    Discriminator(_text_or_number),
+]
+
+
+class FeatureColumn(Section):
+    """A column of `features` that is more than numbers as they are."""
+
+    column: str = Field(min_length=1)
+    """The column; of a shard, or of the names of its folders (`year=2026/`)."""
+    categories: Categories | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The values that there are, in this order: a list, or the URI of a file with one a line or a
+    JSON list. For columns of text, whole numbers, or true and false; compared as text."""
+    vocabulary: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Instead of `categories`: the URI of such a file. If it is not there, its values are those of
+    the column in this input, sorted, and a run writes it, once; later runs read it."""
+    max_categories: PositiveInt = Field(default=1000, exclude_if=lambda value: value == 1000)
+    """Most values of a column from which `vocabulary` is made; more end the run."""
+    unknown: Literal["quarantine", "own", "zero"] = Field(
+        default="quarantine", exclude_if=lambda value: value == "quarantine"
+    )
+    """What a value means that is no category: the row is quarantined as `bad_schema`; it has an
+    index, or a 0-or-1 feature, of its own behind the others; or all are 0 (`one_hot` only)."""
+    encoding: Literal["one_hot", "index"] = Field(
+        default="one_hot", exclude_if=lambda value: value == "one_hot"
+    )
+    """A category becomes a feature for each that there is, 1 for its own and 0 for the others; or
+    one feature, its place in the list from 0 on."""
+    read_as: Part | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What becomes of a date or time (in jsonl, and in columns of text, as ISO 8601 writes it):
+    whole `seconds` or `days` since `origin`, or a part of it; `weekday` is 0 on Monday. Of a column
+    with a time zone the parts are local, others in UTC. Times of day have `seconds` and `hour`."""
+    origin: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """A date or time in UTC, left out 1970-01-01. Seconds beyond 16,777,216 (194 days) are refused
+    as other whole numbers are, see `lossy_features`: choose one near the data."""
+    null: Null | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What a null means in this column, in place of `null_features`; also `unknown`, as a value
+    that is no category, or the number that stands in its place."""
+
+    @property
+    def is_category(self) -> bool:
+        """Tell whether values are categories."""
+        return self.categories is not None or self.vocabulary is not None
+
+    @property
+    def origin_at(self) -> dt.datetime:
+        """Return the origin, in UTC."""
+        found = dt.datetime.fromisoformat(self.origin or "1970-01-01")
+        return found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FeatureColumn:
+        """Refuse fields that have no effect, or contradict each other."""
+        if self.categories is not None and self.vocabulary is not None:
+            raise ValueError("give one of categories and vocabulary")
+        if self.read_as is not None and self.is_category:
+            raise ValueError("read_as makes numbers: leave it out, or categories and vocabulary")
+        for name in _FIELDS_OF_CATEGORIES:
+            if name in self.model_fields_set and not self.is_category:
+                raise ValueError(f"{name} has no effect without categories or vocabulary")
+        if "max_categories" in self.model_fields_set and self.vocabulary is None:
+            raise ValueError("max_categories has no effect without vocabulary")
+        self._check_categories()
+        self._check_times()
+        self._check_null()
+        return self
+
+    def _check_categories(self) -> None:
+        if isinstance(self.categories, tuple):
+            if not self.categories:
+                raise ValueError("categories must name at least one value")
+            if len(set(self.categories)) < len(self.categories):
+                raise ValueError("name each of categories once")
+        if self.encoding == "index" and self.unknown == "zero":
+            raise ValueError("unknown: zero is the index of the first category; give own")
+
+    def _check_times(self) -> None:
+        if self.origin is None:
+            return
+        if self.read_as not in _SINCE:
+            raise ValueError("origin has no effect without read_as: seconds or days")
+        try:
+            self.origin_at  # noqa: B018  # parsed
+        except ValueError:
+            raise ValueError(
+                f"origin = {self.origin}: write 2026-01-31 or 2026-01-31T12:00:00"
+            ) from None
+
+    def _check_null(self) -> None:
+        if self.null == "unknown" and not self.is_category:
+            raise ValueError("null: unknown has no effect without categories or vocabulary")
+        if isinstance(self.null, float):
+            if self.is_category:
+                raise ValueError("null is a number, and the column has categories: give unknown")
+            if abs(self.null) > 3.4e38:
+                raise ValueError("null is too large for float32")
+        if self.null == "zero" and self.encoding == "index":
+            raise ValueError("null: zero is the index of the first category; give unknown")
+
+
+FeatureEntry = Annotated[
+    Annotated[str, Tag("text")] | Annotated[FeatureColumn, Tag("mapping")],
+    Discriminator(_text_or_mapping),
+]
+"""A column of numbers as they are, by its name, or one with what becomes of its values."""
+
+
+def column_of(entry: FeatureEntry) -> str:
+    """Return the column of an entry of `features`."""
+    return entry if isinstance(entry, str) else entry.column

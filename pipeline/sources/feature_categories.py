@@ -1,0 +1,123 @@
+"""Categories: values of a column become their places in a list of known ones.
+
+Values are compared as text, so that `1` in a column of whole numbers, in a text column and in the
+name of a folder is one category. Pure over Arrow.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.arrays import as_array
+from pipeline.sources.arrow_types import is_text, plain_type
+
+NONE = -1
+Codes = npt.NDArray[np.int32]
+
+
+class Found(NamedTuple):
+    """What the values of N rows are."""
+
+    codes: Codes
+    """int32 (N,): places in the list of categories; `NONE` for other values and nulls."""
+    is_null: npt.NDArray[np.bool_] | None
+    """bool (N,); None: no row is null."""
+
+
+def category_trouble(kind: pa.DataType) -> str:
+    """Return why columns of a type hold no categories, or ''."""
+    kind = plain_type(kind)
+    is_one = is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    return "" if is_one or pa.types.is_null(kind) else "expected categories: text, whole numbers"
+
+
+def find_categories(column: pa.Array, categories: tuple[str, ...]) -> Found:
+    """Look the values of a column up.
+
+    Args:
+        column: (N,) text, whole numbers or booleans, perhaps as a dictionary.
+        categories: The known values, in order.
+    """
+    is_null = _nulls(column)
+    if not pa.types.is_dictionary(column.type):
+        return Found(_codes(column, categories), is_null)
+    of_values = find_categories(as_array(column.dictionary), categories)
+    places = pc.fill_null(column.indices, 0).to_numpy(zero_copy_only=False)
+    if not len(of_values.codes):  # an empty dictionary: all rows are null
+        return Found(np.full(len(column), NONE, np.int32), is_null)
+    codes = of_values.codes[places]
+    if of_values.is_null is not None:  # a dictionary may hold a null itself
+        inner = of_values.is_null[places]
+        is_null = inner if is_null is None else is_null | inner
+    if is_null is not None:
+        codes = np.where(is_null, np.int32(NONE), codes)
+    return Found(codes, is_null)
+
+
+def _codes(column: pa.Array, categories: tuple[str, ...]) -> Codes:
+    if pa.types.is_null(column.type):
+        return np.full(len(column), NONE, np.int32)
+    kind, codes = column.type, np.arange(len(categories), dtype=np.int32)
+    if pa.types.is_integer(kind):
+        values, codes = _whole_numbers(categories, kind)
+    else:
+        column = as_texts(column)
+        values = pa.array(categories, column.type)
+    places = pc.index_in(column, value_set=values, skip_nulls=True)
+    found = np.asarray(pc.fill_null(places, NONE).to_numpy(zero_copy_only=False), np.int32)
+    whole: Codes = np.append(codes, np.int32(NONE))
+    return whole[found]
+
+
+def _whole_numbers(categories: tuple[str, ...], kind: pa.DataType) -> tuple[pa.Array, Codes]:
+    """Return the categories that a column of whole numbers can hold, and their places."""
+    bounds = np.iinfo(kind.to_pandas_dtype())
+    found = {
+        place: int(text)
+        for place, text in enumerate(categories)
+        if text.removeprefix("-").isdecimal() and str(int(text)) == text
+    }
+    kept = {place: n for place, n in found.items() if bounds.min <= n <= bounds.max}
+    return pa.array([*kept.values()], kind), np.array([*kept], np.int32)
+
+
+def as_texts(column: pa.Array) -> pa.Array:
+    """Return the values of a column, not of a dictionary, as text."""
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.large_string())
+    return column if is_text(column.type) else column.cast(pa.string())
+
+
+def distinct(column: pa.Array) -> set[str | None]:
+    """Return the different values of a column, as text; those that are no UTF-8 are left out."""
+    if pa.types.is_dictionary(column.type):
+        used = pc.unique(column.indices).drop_null()
+        column = as_array(column.dictionary).take(used)
+    if pa.types.is_null(column.type):
+        return set()
+    texts = as_texts(pc.unique(column) if _has_unique(column.type) else column)
+    values = texts.cast(pa.large_binary()).to_pylist()
+    found = (_decoded(value) for value in values if value is not None)
+    return {value for value in found if value is not None}
+
+
+def _has_unique(kind: pa.DataType) -> bool:
+    return not pa.types.is_string_view(kind)
+
+
+def _decoded(value: bytes) -> str | None:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _nulls(column: pa.Array) -> npt.NDArray[np.bool_] | None:
+    if not column.null_count:
+        return None
+    return np.asarray(column.is_null().to_numpy(zero_copy_only=False), np.bool_)

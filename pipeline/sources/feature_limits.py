@@ -1,0 +1,156 @@
+"""What float32 cannot hold of the numbers that become features: integers, sizes and digits.
+
+Pure over Arrow and numpy. The columns of a table become `Piece`s; these, once joined, are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_EXACT = 2**24
+"""float32 holds every integer up to this one."""
+
+Mask = npt.NDArray[np.bool_]
+Values = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """The feature vectors of N rows, and which values they cannot hold."""
+
+    values: npt.NDArray[np.float32]
+    """float32 (N, F); a null is what the job says, NaN where it costs the row."""
+    nulls: dict[str, Mask] = field(default_factory=dict)
+    """Column with nulls that cost their rows -> bool (N,)."""
+    unknown: dict[str, Mask] = field(default_factory=dict)
+    """Column with values that are no category, or no date, and cost their rows -> bool (N,)."""
+    overflows: dict[str, Mask] = field(default_factory=dict)
+    """Column with finite numbers beyond float32 -> bool (N,): rows that have one."""
+    inexact: dict[str, int] = field(default_factory=dict)
+    """Column with integers that float32 cannot hold -> one of these integers."""
+    is_rounded: Mask = field(default_factory=lambda: np.zeros(0, bool))
+    """bool (N,): rows with a value that float32 rounds."""
+
+    def is_bad(self) -> Mask:
+        """Return bool (N,): rows that have no vector."""
+        masks = (*self.nulls.values(), *self.unknown.values(), *self.overflows.values())
+        none = np.zeros(len(self.values), np.bool_)
+        return np.asarray(np.logical_or.reduce([none, *masks]), np.bool_)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What becomes of one entry."""
+
+    name: str
+    values: Values
+    """(N, W) of any type of numbers; anything at nulls."""
+    column: pa.Array | None = None
+    """(N * W,) the numbers; None if they are exact in float32."""
+    nulls: Mask | None = None
+    """bool (N, W); None: there are none."""
+    null_means: float | None = None
+    """The number in place of a null; None: it costs the row."""
+    unknown: Mask | None = None
+    """bool (N,): rows that a value costs; None: none."""
+
+
+def judged(
+    pieces: Sequence[Piece], values: npt.NDArray[np.float32], *, has_integers: bool
+) -> FeatureRows:
+    """Put what stands for nulls into the vectors, and find what float32 cannot hold."""
+    found = FeatureRows(values, is_rounded=np.zeros(len(values), np.bool_))
+    is_finite = bool(np.isfinite(values).all())
+    start = 0
+    for piece in pieces:
+        own = values[:, start : start + piece.values.shape[1]]
+        start += piece.values.shape[1]
+        if piece.column is not None and pa.types.is_integer(piece.column.type):
+            _judge_whole(piece, own, found)
+        elif piece.column is not None:
+            _judge_fractions(piece, own, found, has_integers=has_integers, is_finite=is_finite)
+        if piece.nulls is not None:
+            own[piece.nulls] = np.nan if piece.null_means is None else piece.null_means
+            if piece.null_means is None:
+                _note(found.nulls, piece.name, _rows(piece.nulls))
+        if piece.unknown is not None:
+            _note(found.unknown, piece.name, piece.unknown)
+    return found
+
+
+def _note(masks: dict[str, Mask], name: str, mask: Mask) -> None:
+    masks[name] = masks[name] | mask if name in masks else mask
+
+
+def _judge_whole(piece: Piece, own: npt.NDArray[np.float32], found: FeatureRows) -> None:
+    """Find integers that float32 cannot hold; `own` is what became of them, float32 (N, W)."""
+    if piece.column is None or (rounded := _no_float32(piece.column)) is None:
+        return
+    rounded = rounded.reshape(own.shape)
+    if piece.nulls is not None:
+        rounded &= ~piece.nulls
+    if rounded.any():
+        place = int(np.flatnonzero(rounded.reshape(-1))[0])
+        found.inexact.setdefault(piece.name, piece.column[place].as_py())
+        found.is_rounded[:] |= _rows(rounded)
+
+
+def _judge_fractions(
+    piece: Piece,
+    own: npt.NDArray[np.float32],
+    found: FeatureRows,
+    *,
+    has_integers: bool,
+    is_finite: bool,
+) -> None:
+    """Find fractions that float32 rounds, and numbers that are too large for it.
+
+    Args:
+        piece: Of float64.
+        own: float32 (N, W): what became of them.
+        found: Gets what is found.
+        has_integers: As in `feature_rows`.
+        is_finite: All vectors are finite, so no number was too large.
+    """
+    exact = piece.values
+    is_there = np.ones((), np.bool_) if piece.nulls is None else ~piece.nulls
+    if not is_finite:
+        overflow = np.isinf(own) & np.isfinite(exact) & is_there
+        if overflow.any():
+            _note(found.overflows, piece.name, _rows(overflow))
+    if has_integers and found.is_rounded.all():
+        return
+    with np.errstate(invalid="ignore"):
+        rounded = (own != exact) & (exact == exact) & is_there
+    if not has_integers and rounded.any():
+        whole = rounded & np.isfinite(own) & (exact == np.floor(exact))
+        if whole.any():
+            number = int(exact.reshape(-1)[np.flatnonzero(whole.reshape(-1))[0]])
+            found.inexact.setdefault(piece.name, number)
+    found.is_rounded[:] |= _rows(rounded)
+
+
+def _rows(where: Mask) -> Mask:
+    """Return bool (N,): rows of bool (N, W) with one."""
+    return np.asarray(where.any(axis=1), np.bool_)
+
+
+def _no_float32(column: pa.Array) -> Mask | None:
+    """Return bool: integers with more than the 24 significant bits of float32; None: no one."""
+    bounds = pc.min_max(column).as_py()
+    low, high = bounds["min"] or 0, bounds["max"] or 0
+    if low >= -_EXACT and high <= _EXACT:
+        return None
+    numbers = column.fill_null(0).to_numpy(zero_copy_only=False)
+    # The lowest 64-bit number has no positive counterpart, yet as uint64 it is right again.
+    size = np.abs(numbers.astype(np.int64)) if numbers.dtype != np.uint64 else numbers
+    bits = size.astype(np.uint64)
+    lowest = np.maximum(bits & (~bits + np.uint64(1)), np.uint64(1))
+    return np.asarray(bits // lowest >= np.uint64(_EXACT))

@@ -1,0 +1,102 @@
+"""Entries of `source.features`: names as they were, mappings checked strictly, one line each."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import pytest
+
+from pipeline.core.errors import JobError
+from pipeline.job.loader import parse_job
+from pipeline.job.paths import relative_paths
+from pipeline.job.source import Source
+
+
+def source(*features: Any, **fields: Any) -> Source:
+    document = {
+        "source": {"uri": "/in", "format": "parquet", "features": [*features], **fields},
+        "model": {"factory": "a:b", "task": "regress"},
+        "sink": {"uri": "/out"},
+    }
+    return parse_job(document, date=dt.date(2026, 11, 24), origin="job").source
+
+
+def test_names_stay_text_so_that_fingerprints_do():
+    found = source("a", "b")
+    assert found.features == ("a", "b")
+    assert found.model_dump(mode="json")["features"] == ["a", "b"]
+    assert found.input_columns.names == ("a", "b")
+
+
+def test_a_mapping_dumps_what_was_said_of_it_and_categories_as_text():
+    entry = {"column": "plan", "categories": ["pro", 1, True, "1.5"]}
+    found = source(entry, {"column": "t", "read_as": "days", "null": 3})
+    assert found.model_dump(mode="json")["features"] == [
+        {"column": "plan", "categories": ["pro", "1", "true", "1.5"]},
+        {"column": "t", "read_as": "days", "null": 3.0},
+    ]
+    assert found.input_columns.names == ("plan", "t")
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (3, r"source\.features\.0 = 3: Input should be a valid string"),
+        ({"column": "p", "categorie": ["a"]}, r"0\.categorie: unknown key, did you mean categori"),
+        ({"column": "p", "categories": [1.5]}, r"0\.categories\.0 = 1.5: .* valid string; in quot"),
+        ({"column": "p", "categories": ["a", "a"]}, "name each of categories once"),
+        ({"column": "p", "categories": []}, "categories must name at least one value"),
+        ({"column": "p", "categories": ["a"], "vocabulary": "/v"}, "give one of categories and"),
+        ({"column": "p", "categories": ["a"], "read_as": "days"}, "read_as makes numbers"),
+        ({"column": "p", "unknown": "own"}, "unknown has no effect without categories"),
+        ({"column": "p", "encoding": "index"}, "encoding has no effect without categories"),
+        ({"column": "p", "categories": ["a"], "max_categories": 3}, "no effect without vocabulary"),
+        (
+            {"column": "p", "categories": ["a"], "encoding": "index", "unknown": "zero"},
+            "unknown: zero is the index of the first category; give own",
+        ),
+        (
+            {"column": "p", "categories": ["a"], "encoding": "index", "null": "zero"},
+            "null: zero is the index of the first category; give unknown",
+        ),
+        ({"column": "p", "categories": ["a"], "null": 3}, "null is a number, and the column has"),
+        ({"column": "p", "null": "unknown"}, "null: unknown has no effect without categories"),
+        ({"column": "p", "null": "zer"}, r"0\.null = 'zer': .*did you mean zero\?"),
+        ({"column": "p", "null": 1e39}, "null is too large for float32"),
+        ({"column": "p", "read_as": "hours"}, r"read_as = 'hours': .*did you mean hour\?"),
+        ({"column": "p", "origin": "2026-01-01"}, "origin has no effect without read_as"),
+        ({"column": "p", "read_as": "days", "origin": "soon"}, "origin = soon: write 2026-01-31"),
+    ],
+)
+def test_what_is_wrong_is_one_line(entry: Any, words: str):
+    with pytest.raises(JobError, match=words) as caught:
+        source(entry)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_zero_for_nulls_must_not_be_the_first_category():
+    entry = {"column": "plan", "categories": ["a"], "encoding": "index"}
+    with pytest.raises(JobError, match="null_features: zero is the first category of plan"):
+        source(entry, null_features="zero")
+    source({**entry, "null": "quarantine"}, null_features="zero")
+
+
+def test_relative_files_of_categories_are_refused_for_another_machine():
+    document = {
+        "source": {
+            "uri": "/in",
+            "format": "parquet",
+            "features": [
+                {"column": "p", "vocabulary": "v.json"},
+                {"column": "q", "categories": "c"},
+            ],
+        },
+        "model": {"factory": "a:b", "task": "regress"},
+        "sink": {"uri": "/out"},
+    }
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="job")
+    assert [problem.path for problem in relative_paths(job)] == [
+        ("source", "features", 0, "vocabulary"),
+        ("source", "features", 1, "categories"),
+    ]
