@@ -153,10 +153,11 @@ class Compactor:
                 ids = hash_ids(rows.column(ROW_ID))
                 rows = _mark_duplicates(rows, group.duplicates.get(key, ()))
                 is_good = pc.is_null(rows.column(ERROR))
+                good, failed = _divided(rows, is_good)
                 yield SliceRows(
                     key=key,
-                    good=rows.filter(is_good).select(self.schema.names),
-                    quarantined=_to_quarantine(rows.filter(pc.invert(is_good)), staged),
+                    good=good.select(self.schema.names),
+                    quarantined=_to_quarantine(failed, staged),
                     is_good=np.asarray(is_good),
                     positions=make_positions(num_before, key.unit, key.start, key.num_rows),
                     row_id_hash=int(ids.sum(dtype=np.uint64)),
@@ -264,6 +265,13 @@ def _decode(data: bytes | Exception, path: str) -> tuple[StagedSlice, pa.Table]:
         raise data
     part = pq.ParquetFile(pa.BufferReader(data))
     return staged_of(part, path), part.read()
+
+
+def _divided(rows: pa.Table, is_good: pa.ChunkedArray) -> tuple[pa.Table, pa.Table]:
+    """Return the rows that are good, and the others; mostly all are, and nothing is copied."""
+    if rows.column(ERROR).null_count == rows.num_rows:
+        return rows, rows.slice(0, 0)
+    return rows.filter(is_good), rows.filter(pc.invert(is_good))
 
 
 def _mark_duplicates(rows: pa.Table, duplicates: Sequence[int]) -> pa.Table:

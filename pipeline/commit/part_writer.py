@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ class PartFormat:
             buffer,
             self.schema.with_metadata(dict(self.metadata)),
             compression=self.compression,
-            use_dictionary=_repetitive(self.schema),
+            use_dictionary=repetitive_columns(self.schema),
             write_statistics=True,
         )
 
@@ -56,7 +57,8 @@ class PartFormat:
             return buffer.tell() - started
 
 
-def _repetitive(schema: pa.Schema) -> list[str]:
+@lru_cache(maxsize=16)
+def repetitive_columns(schema: pa.Schema) -> list[str]:
     """Name the columns that a dictionary helps: labels do repeat, ids and scores do not."""
     buffer = io.BytesIO()
     pq.write_table(schema.empty_table(), buffer)

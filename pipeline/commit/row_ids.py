@@ -19,7 +19,7 @@ _HASH_MASK = (1 << 64) - 1
 
 def hash_ids(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint64]:
     """Hash N row ids to uint64 (N,), the same in every process and on every machine."""
-    values: Any = np.asarray(ids.to_pylist(), dtype=object)
+    values: Any = np.asarray(ids.to_numpy(zero_copy_only=False), dtype=object)
     if len(values) == 0:
         return np.zeros(0, np.uint64)
     import pandas as pd  # a sixth of a second, which Ray Data spends anyway while Ray starts

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.layout import parse_staged_name, staged_name
 from pipeline.commit.part_reader import open_part
+from pipeline.commit.part_writer import repetitive_columns
 from pipeline.core.arrays import as_array
 from pipeline.core.backoff import retries_taken
 from pipeline.core.causes import causes_of
@@ -106,11 +107,12 @@ class StagingWriter:
             )
         started = perf_counter()
         rows = quarantine_without_folder(rows, self.folders)
-        reasons = Counter(reason for reason in rows.column(ERROR).to_pylist() if reason)
+        reasons = _count(rows.column(ERROR))
         labels = _count_labels(rows, self.counted)
         numbers = {k: v.to_dict() for k, v in measure_numbers(rows, self.counted).items()}
         buffer = io.BytesIO()
-        with pq.ParquetWriter(buffer, rows.schema, compression=self.compression) as writer:
+        how = {"use_dictionary": repetitive_columns(rows.schema), "write_statistics": False}
+        with pq.ParquetWriter(buffer, rows.schema, compression=self.compression, **how) as writer:
             writer.write_table(rows)
             written = StageCounters(
                 rows.num_rows, rows.num_rows, 0, rows.nbytes, buffer.tell(),
@@ -161,10 +163,16 @@ def quarantine_without_folder(rows: pa.Table, folders: Sequence[str]) -> pa.Tabl
     return pa.table({**columns, **failure_columns(failures)}, schema=rows.schema)
 
 
+def _count(column: pa.ChunkedArray) -> Counter[str]:
+    """Count the values of a column of text that are not null."""
+    counted = pc.value_counts(column.drop_null())
+    return Counter({str(entry["values"]): entry["counts"].as_py() for entry in counted})
+
+
 def _count_labels(rows: pa.Table, counted: Sequence[str]) -> Counter[str]:
     """Count the labels of rows: their own, or those of the entries of a counted column."""
     if LABEL in rows.column_names and pa.types.is_string(rows.column(LABEL).type):
-        return Counter(label for label in rows.column(LABEL).to_pylist() if label is not None)
+        return _count(rows.column(LABEL))
     found: Counter[str] = Counter()
     for name in counted:
         kind = rows.column(name).type

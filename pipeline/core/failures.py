@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.printable import clean_message
@@ -74,6 +76,12 @@ def is_of_own_transform(reason: str, message: str | None) -> bool:
 
 def failure_columns(failures: Sequence[Failure | None]) -> dict[str, pa.Array]:
     """Turn a failure (or None) per row into the five error columns."""
+    if not any(failures):
+        kinds = {name: pa.string() for name in (ERROR, ERROR_STAGE, MESSAGE, SHA256)}
+        return {
+            name: pa.nulls(len(failures), kind)
+            for name, kind in {**kinds, NUM_BYTES: pa.int64()}.items()
+        }
     return {
         ERROR: pa.array([f.reason.value if f else None for f in failures], pa.string()),
         ERROR_STAGE: pa.array([f.stage if f else None for f in failures], pa.string()),
@@ -85,6 +93,8 @@ def failure_columns(failures: Sequence[Failure | None]) -> dict[str, pa.Array]:
 
 def failures_of(table: pa.Table) -> list[Failure | None]:
     """Read the error columns of a table back into a failure (or None) per row."""
+    if table.column(ERROR).null_count == table.num_rows:
+        return [None] * table.num_rows
     columns = [
         table.column(name).to_pylist() for name in (ERROR, ERROR_STAGE, MESSAGE, SHA256, NUM_BYTES)
     ]
@@ -92,3 +102,10 @@ def failures_of(table: pa.Table) -> list[Failure | None]:
         Failure(Reason(error), stage or "", message or "", sha256, num_bytes) if error else None
         for error, stage, message, sha256, num_bytes in zip(*columns, strict=True)
     ]
+
+
+def without_failure(failures: Sequence[Failure | None]) -> npt.NDArray[np.bool_]:
+    """Return bool (N,): rows that have not failed."""
+    if not any(failures):
+        return np.ones(len(failures), np.bool_)
+    return np.array([failure is None for failure in failures], np.bool_)

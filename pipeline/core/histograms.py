@@ -32,6 +32,7 @@ SCORE_BINS = 20
 MAX_LABELS = 1000
 MAX_BINS = 500
 MAX_COUNTED_TARGETS = 8
+_FEW_KEYS = 1 << 17
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -204,6 +205,11 @@ def _counted(values: Floats, *, with_bins: bool = True) -> Numbers:
 
 def _counts(keys: npt.NDArray[np.int64]) -> dict[int, int]:
     """Return key -> rows of keys, (N,)."""
+    low, high = int(keys.min()), int(keys.max())
+    if high - low < _FEW_KEYS:  # counted without sorting
+        counts = np.bincount(keys - low)
+        found = np.flatnonzero(counts)
+        return dict(zip((found + low).tolist(), counts[found].tolist(), strict=True))
     found, rows = np.unique(keys, return_counts=True)
     return dict(zip(found.tolist(), rows.tolist(), strict=True))
 

@@ -31,7 +31,8 @@ class SliceKey:
 
 def pack(key: SliceKey, counters: dict[str, dict[str, float]], rows: pa.Table) -> pa.Table:
     """Wrap the rows of a slice as one row: unit, start, end, is_last, counters (JSON), rows."""
-    struct = as_array(rows.combine_chunks().to_struct_array())
+    columns = [as_array(column) for column in rows.columns]
+    struct = pa.StructArray.from_arrays(columns, fields=[*rows.schema])
     return pa.table(
         {
             "unit": pa.array([key.unit], pa.int64()),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 
-from pipeline.core.failures import Failure, failure_columns, failures_of
+from pipeline.core.failures import Failure, failure_columns, failures_of, without_failure
 from pipeline.core.schema import ROW_ID, URI, staged_schema
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
@@ -33,7 +32,7 @@ def to_table(
         published: Further columns to copy, null if rows were never prepared:
             `Input.published_fields`.
     """
-    ok = np.array([failure is None for failure in failures], bool)
+    ok = without_failure(failures)
     fields = task.fields()
     columns = {name: rows.column(name) for name in (ROW_ID, URI, *pass_through.names)}
     columns |= {

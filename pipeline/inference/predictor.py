@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.core.counters import REFERENCE_CHECK, TOKENS, Counters, StageCounters, add
-from pipeline.core.failures import Failure, Reason, failures_of
+from pipeline.core.failures import Failure, Reason, failures_of, without_failure
 from pipeline.core.node_cache import claim
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_errors import whereabouts
@@ -93,10 +93,11 @@ class Predictor:
         timer = Timer()
         for index, failure in self._run_all(inputs, todo, results, timer):
             failures[index] = failure
-        ok = np.flatnonzero([failure is None for failure in failures])
+        is_good = without_failure(failures)
+        ok = np.flatnonzero(is_good)
         if self._limits is not None:
             self._compare_once(rows, inputs, ok, results, self._limits, counters)
-        failed = sum(failures[index] is not None for index in todo)
+        failed = int((~is_good[todo]).sum())
         count_in, num_bytes = len(todo), bytes_of(inputs, todo)
         moved = StageCounters(count_in, count_in, 0, num_bytes, num_bytes, timer.transfer_s)
         add(counters, "transfer", moved)
