@@ -103,7 +103,8 @@ class Model(Section):
     agrees. `auto` measures, as above."""
     batch_size: PositiveInt | None = None
     """Rows of one model call; left out: 32 on CPU, 128 on GPU, or with `auto` what `pipeline tune`
-    found. Out of memory halves it. Texts: the most rows; left out: 256."""
+    found. Out of memory halves it. Texts: the most rows; left out: 256. Features that are no lists:
+    left out 2,048 on CPU, 16,384 on GPU, fewer if that is more than 16 MiB."""
     batch_tokens: PositiveInt | None = None
     """Texts: tokens of one model call, padding included; rows are sorted by length within a slice,
     and batches filled up to this. Left out: 1,024 on CPU, 65,536 on GPU, or with `auto` what

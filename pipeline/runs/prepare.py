@@ -9,6 +9,7 @@ from dataclasses import replace
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import partition_types, require_folders
 from pipeline.core.printable import clean_message
+from pipeline.core.schema import FEATURES
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.job import Job
 from pipeline.models.resolve import resolve_model
@@ -18,12 +19,15 @@ from pipeline.plan.slicing import SliceSizes
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.context import RunContext
 from pipeline.runs.sink_below_source import require_apart
+from pipeline.sources.feature_columns import has_lists
 from pipeline.sources.inputs import Inputs, list_inputs
 
 log = logging.getLogger(__name__)
 
 _OF_TOKENS = ("max_truncated_pct", "truncated_mode")
 _CPU_BATCH, _GPU_BATCH = BatchLimits(32), BatchLimits(128)
+_CPU_TABLES, _GPU_TABLES = BatchLimits(2_048), BatchLimits(16_384)
+_TABLE_BATCH_BYTES = 16 * 2**20
 _CPU_TEXTS, _GPU_TEXTS = BatchLimits(256, 1_024), BatchLimits(1_024, 65_536)
 
 
@@ -41,6 +45,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
             may_be_empty=job.gates.allow_empty,
         )
         model = model.fitted(inputs.fields)
+        batch = _fitted_batch(job, batch, inputs)
         plan = make_plan(job, inputs, model, batch_size=batch.rows)
         plan = replace(plan, batch_tokens=batch.tokens)
         listed.rows_in = listed.rows_out = plan.num_rows or 0
@@ -79,6 +84,8 @@ def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:
                     f"{model.input.name!r}; leave it out"
                 )
         usual = _GPU_BATCH if is_on_gpu else _CPU_BATCH
+        if job.source.input_columns.kind == "features":
+            usual = _GPU_TABLES if is_on_gpu else _CPU_TABLES
     else:
         usual = _GPU_TEXTS if is_on_gpu else _CPU_TEXTS
     return BatchLimits(job.model.batch_size or usual.rows, job.model.batch_tokens or usual.tokens)
@@ -102,6 +109,22 @@ def _check_int8(model: ModelSpec) -> None:
             f"model.precision = {INT8!r}: is calibrated for batches of one shape, and texts "
             "differ in length; give bf16 or auto"
         )
+
+
+def _fitted_batch(job: Job, batch: BatchLimits, inputs: Inputs) -> BatchLimits:
+    """Return a smaller batch for rows of many features, and of lists, which may be sequences."""
+    if job.source.input_columns.kind != "features" or job.model.batch_size is not None:
+        return batch
+    if FEATURES not in inputs.fields.names:
+        return batch
+    small = (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH).rows
+    if has_lists(job.source, inputs.fields):
+        return BatchLimits(small)
+    row_bytes = 4 * inputs.fields.field(FEATURES).type.list_size
+    rows = batch.rows
+    while rows > small and rows * row_bytes > _TABLE_BATCH_BYTES:
+        rows //= 2
+    return BatchLimits(rows)
 
 
 def _warn_of_skipped(inputs: Inputs) -> None:

@@ -21,6 +21,8 @@ from pipeline.runs.tuning.trial import Trial
 
 CPU_BATCHES = (8, 16, 32, 64, 128)
 GPU_BATCHES = (32, 64, 128, 256, 512, 1024)
+TABLE_SHARES = (1 / 16, 1 / 4, 1, 4)
+"""Of the usual batch of rows of a table, which is larger than all of these."""
 CPU_TOKENS = (512, 1_024, 2_048, 4_096, 8_192)
 GPU_TOKENS = (16_384, 32_768, 65_536, 131_072)
 ACTORS_PER_GPU = (1, 2, 3, 4)
@@ -71,7 +73,10 @@ def _open_batches(tuning: TuningContext, way: Trial) -> list[BatchLimits]:
         return [BatchLimits(usual.batch_size, tokens) for tokens in sizes]
     if wanted.batch_size is not None or way.artefact_sha256:
         return []  # a calibrated model is made for its batch
-    return [BatchLimits(rows) for rows in (GPU_BATCHES if on_gpu else CPU_BATCHES)]
+    rows = GPU_BATCHES if on_gpu else CPU_BATCHES
+    if usual.batch_size > max(rows):
+        return [BatchLimits(max(1, int(usual.batch_size * share))) for share in TABLE_SHARES]
+    return [BatchLimits(size) for size in rows]
 
 
 def try_layouts(
