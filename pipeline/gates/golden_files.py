@@ -1,7 +1,7 @@
 """Read the golden rows of a job: a Parquet file, or a folder of images by label.
 
-The columns of the file are those of the input (`image`, `features`, `text`, `text_pair`), the
-task's, and perhaps `row_id`.
+The columns of the file are those of the input (`image`, `features`, `text`, `text_pair`; or each
+column that `source.features` names), the task's, and perhaps `row_id`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import IMAGE, LABEL, ROW_ID, file_name_of
+from pipeline.core.failures import Failure
+from pipeline.core.schema import FEATURES, IMAGE, LABEL, ROW_ID, file_name_of
 from pipeline.gates.golden import GoldenRows
 from pipeline.job.gates import Gates, Golden
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
+from pipeline.sources.columns.base import Place
+from pipeline.sources.columns.choice import columns_of
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.single_file import read_file
 from pipeline.storage.store import Store
@@ -61,6 +64,7 @@ def read_golden(
     if found.nbytes > MAX_BYTES:
         size = f"{found.nbytes / 2**20:.0f} MiB, must be at most {MAX_BYTES // 2**20}"
         raise JobError(f"{_FIELD} = {golden.uri}: has {size}")
+    found = _with_vectors(found, reader, golden.uri)
     for name in (*columns, *make_task(task).golden_columns()):
         if name not in found.column_names or found.column(name).null_count:
             what = "a null in" if name in found.column_names else "no"
@@ -72,6 +76,29 @@ def read_golden(
         max_score_diff=golden.max_score_diff,
         refuses=golden.mode == "fail" and not is_accepted,
     )
+
+
+def _with_vectors(found: pa.Table, reader: Reader, uri: str) -> pa.Table:
+    """Add the vectors of features, if the rows have their columns instead.
+
+    Raises:
+        JobError: A row has none.
+    """
+    names = reader.source.input_columns.names
+    has_columns = FEATURES in reader.fields.names and {*names} <= {*found.column_names}
+    if FEATURES in found.column_names or not has_columns:
+        return found
+    columns = columns_of(reader.source)
+    for name in names:
+        if trouble := columns.trouble(name, found.schema.field(name).type):
+            kind = found.schema.field(name).type
+            raise JobError(f"{_FIELD} = {uri}: column {name!r} is {kind}, {trouble}")
+    failures: list[Failure | None] = [None] * found.num_rows
+    own = columns.read(found, failures, Place("", uri, fields=reader.fields))
+    for row, failure in enumerate(failures):
+        if failure is not None:
+            raise JobError(f"{_FIELD} = {uri}: row {row}: {failure.message}")
+    return found.append_column(FEATURES, own.columns[FEATURES])
 
 
 def _as_rows(found: pa.Table, reader: Reader, uri: str) -> pa.Table:

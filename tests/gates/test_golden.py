@@ -196,6 +196,22 @@ def test_numbers_are_compared_by_their_error(tmp_path: Path):
             check(job, rows, 2)
 
 
+def test_rows_of_a_table_may_have_its_columns(tmp_path: Path):
+    plan = {"column": "plan", "categories": ["basic", "pro"]}
+    source = {"uri": "in", "format": "parquet", "features": ["x", plan]}
+    model = {"factory": "models:sums", "task": "regress", "targets": ["sum", "most"]}
+    known = {"sum": [4.0, 6.0], "most": [3.0, 5.0]}
+    path = tmp_path / "g.parquet"
+    job = job_with({"uri": str(path)}, source=source, model=model, transform={})
+    pq.write_table(pa.table({"x": [3, 5], "plan": ["pro", "basic"], **known}), path)
+    rows = load_rows(job, 3)
+    assert rows.rows["features"].to_pylist() == [[3, 0, 1], [5, 1, 0]]
+    assert check(job, rows, 3)["golden"]["rows_out"] == 2
+    pq.write_table(pa.table({"x": [3, 5], "plan": ["pro", "gold"], **known}), path)
+    with pytest.raises(JobError, match="row 1: feature plan is 'gold': no category of it"):
+        load_rows(job, 3)
+
+
 def test_vectors_are_compared_by_their_cosine(tmp_path: Path):
     model = {"factory": "models:channels", "task": "embed", "layer": "pool", "embedding_dim": 3}
     vectors = [np.array(colour) / 255 for colour in COLOURS.values()]
