@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from checkout import PYTHONPATH, ROOT
 from cli import Result, pipeline
+from safetensors.torch import load_file
 from snapshots import make_snapshot
 
 from pipeline.commands.demo_photos import build_images
@@ -130,6 +132,54 @@ def test_the_notebook_of_texts_runs_on_published_vectors(tmp_path: Path) -> None
     assert done.code == 0, done.stderr
     assert done.json["rows"]["predicted"] == len(texts)
     execute("nearest_texts", {"PIPELINE_FOLDER": str(tmp_path)})
+
+
+def test_a_table_of_everything_goes_the_whole_way_in_fifteen_lines(tmp_path: Path) -> None:
+    """Journey 5: a hive dataset, categories, nulls, dates and decimals, by one job file."""
+    folder = EXAMPLES / "tabular"
+    job = (folder / "job.yaml").read_text()
+    lines = [line for line in job.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) <= 15
+    place, made = str(tmp_path / "tabular"), [sys.executable, str(folder / "make_customers.py")]
+    subprocess.run([*made, place], check=True, timeout=120, cwd=ROOT)
+    (tmp_path / "job.yaml").write_text(job.replace("demo-output/tabular", place))
+    result = pipeline(
+        *("run", str(tmp_path / "job.yaml"), "--allow-import", "churn", "--json"),
+        *("--set", f"sink.uri={tmp_path / 'out'}"),
+        env={"PYTHONPATH": str(folder)},
+    )
+    assert result.code == 0, result.stderr
+    assert json.loads((tmp_path / "tabular" / "countries.json").read_text()) == COUNTRIES
+    expected = _churn(folder, tmp_path / "tabular")
+    table = read_predictions(str(tmp_path / "out"))
+    found = {
+        row["row_id"]: row["score"] if row["label"] == "leaves" else 1 - row["score"]
+        for row in table.to_pylist()
+    }
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert result.json["rows"]["quarantined"] == 4000 - len(expected) > 0
+    assert set(table["country"].to_pylist()) == set(COUNTRIES)
+
+
+COUNTRIES = ["de", "es", "fr", "it"]
+
+
+def _churn(folder: Path, data: Path) -> dict[str, float]:
+    """What the example's network says of the vectors that the example makes itself, by row id."""
+    sys.path.insert(0, str(folder))
+    try:
+        import make_customers
+    finally:
+        sys.path.remove(str(folder))
+    model = make_customers.Churn()
+    model.load_state_dict(load_file(data / "churn.safetensors"))
+    found = {}
+    for path, rows in make_customers.all_vectors(data).items():
+        with torch.inference_mode():
+            scores = torch.softmax(model.eval()(torch.from_numpy(rows)), dim=1)[:, 1].tolist()
+        is_there = ~np.isnan(rows).any(axis=1)
+        found |= {f"{path}#{row}": scores[row] for row in np.flatnonzero(is_there).tolist()}
+    return found
 
 
 def execute(name: str, environment: dict[str, str]) -> None:
