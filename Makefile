@@ -11,7 +11,7 @@ RAY ?= 2.51.2
 ANY_RAY ?= any_ray
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu bench-detect bench-text bench-text-rows memory soak chaos clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu bench-detect bench-text bench-text-rows bench-tables memory soak chaos clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -75,6 +75,9 @@ bench-text: venv build/peers/.installed ## Measure rows/s of MiniLM over passage
 
 bench-detect: venv ## Measure rows/s of a detector beside peers
 	$(BIN)/python tests/bench/detect.py --out build/bench-detect.json
+
+bench-tables: venv ## Measure rows/s over 1,000 features and over 10,000,000 rows beside peers (an hour)
+	$(BIN)/python tests/bench/tables.py --out build/bench-tables.json
 
 bench-text-rows: venv ## Measure rows/s and memory at 10,000, 100,000 and 1,000,000 short texts
 	$(BIN)/python tests/bench/text_rows.py

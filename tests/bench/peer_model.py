@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 BATCH = 32
 CORES = os.cpu_count() or 1
 DEVICE = os.environ.get("PEERS_DEVICE", "cpu")
@@ -63,13 +65,15 @@ def best_class(module: Any, batch: Any) -> Any:
         return found.max(1)
 
 
-def steady_rate(ends: Sequence[float]) -> float | None:
+def steady_rate(ends: Sequence[float] | np.ndarray) -> float | None:
     """Rows/s of the second half of the rows, from the time at which each row was predicted.
 
     What was decoded while the model still loaded is used up by then. The rows that share the time
     at which the half begins do not count. None where all rows share it.
     """
-    ordered = sorted(ends)
-    begin = ordered[len(ordered) // 2] if ordered else 0.0
-    rows = sum(end > begin for end in ordered)
-    return rows / (ordered[-1] - begin) if rows else None
+    ordered = np.sort(np.asarray(ends, np.float64))
+    if not len(ordered):
+        return None
+    begin = ordered[len(ordered) // 2]
+    rows = int((ordered > begin).sum())
+    return rows / float(ordered[-1] - begin) if rows else None

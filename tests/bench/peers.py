@@ -1,4 +1,4 @@
-"""What throughput.py and text.py compare with: `peers.py SYSTEM INPUTS MODEL WEIGHTS ...`.
+"""What throughput, text and tables compare with: `peers.py SYSTEM INPUTS MODEL WEIGHTS ...`.
 
 Each system has a file of its own with one function. It prints one JSON line: `rows`, and `steady`,
 the rows/s once it was running (null where there were too few batches to tell). Those over photos
@@ -30,6 +30,9 @@ FILES = {
     "limit-text": "limit_text",
     "loader-detect": "peer_detect",
     "ray-detect": "peer_detect",
+    "plain-tables": "peer_tables",
+    "loader-tables": "peer_tables",
+    "ray-tables": "peer_tables",
 }
 _PACKAGES = {"daft": "daft", "daft-text": "daft", "spark": "pyspark"}
 INSTALL = "`make bench` installs it"

@@ -1,4 +1,4 @@
-"""Run each system that throughput.py and text.py compare, in processes of its own."""
+"""Run each system that throughput.py, text.py and tables.py compare, in processes of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from peer_model import steady_rate
@@ -42,7 +43,10 @@ _WORK = ("decode", "transform", "tokenize", "transfer", "predict")
 # The children import this checkout, whatever else is installed.
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", sys.executable)
 """Daft and Spark live in an environment of their own: they hold pyarrow to an older version."""
-CHECKOUT = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCH.parent, BENCH)))}
+CHECKOUT = {
+    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCH.parent, BENCH))),
+    "PIPELINE_ALLOW_IMPORT": "tables_model",
+}
 
 
 class Unusable(Exception):
@@ -187,15 +191,16 @@ def staged_slices(out: Path) -> dict[Path, Any]:
 
 def steady_of(staged: Mapping[Path, Any]) -> float | None:
     """Return rows/s of the second half of the rows; see `steady_rate`."""
-    return steady_rate([end for path, footer in staged.items() for end in _row_ends(path, footer)])
+    ends = [_row_ends(path, footer) for path, footer in staged.items()]
+    return steady_rate(np.concatenate([np.zeros(0), *ends]))
 
 
-def _row_ends(path: Path, staged: Any) -> list[float]:
-    """Return when the rows of a staged slice were predicted: one after the other while the actor
-    was busy with it, and the last one when its file was written."""
+def _row_ends(path: Path, staged: Any) -> np.ndarray:
+    """Return when the rows of a staged slice were predicted, (N,): one after the other while the
+    actor was busy with it, and the last one when its file was written."""
     busy_s = sum(staged.counters[name]["busy_s"] for name in _WORK if name in staged.counters)
     last, rows = path.stat().st_mtime, staged.num_rows
-    return [last - busy_s * after / rows for after in range(rows)]
+    return last - busy_s * np.arange(rows) / max(1, rows)
 
 
 def _padding(footers: Iterable[Any]) -> dict[str, float]:
@@ -207,7 +212,7 @@ def _padding(footers: Iterable[Any]) -> dict[str, float]:
 
 
 def run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
-    name = case.model.get("name") or case.model["path"]
+    name = case.model.get("name") or case.model.get("path") or case.model["factory"]
     weights = case.model.get("weights", "")
     program = [python_of(system), str(BENCH / "peers.py"), system, str(case.inputs), name, weights]
     started = time.perf_counter()
