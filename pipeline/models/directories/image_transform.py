@@ -95,7 +95,8 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
                 f"{give(pair(pad) or 224, 'pad')} fills up before it"
             )
     resample = values.get("resample")
-    if sizes["resize"] != "none" and resample not in _FILTERS:
+    interpolation = _FILTERS.get(resample) if isinstance(resample, int) else None
+    if sizes["resize"] != "none" and interpolation is None:
         raise _CannotDo(
             f"resample is {shown(resample)}, expected 0 (nearest), 1 (lanczos), 2 (bilinear) or 3 "
             f"(bicubic); {give(sizes['size_px'], sizes['resize'])}"
@@ -103,7 +104,7 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
     is_cropped = sizes["resize"] != "stretch" or sizes["resize_px"] is not None
     return make_spec(
         where,
-        interpolation=None if sizes["resize"] == "none" else _FILTERS[resample],
+        interpolation=None if sizes["resize"] == "none" else interpolation,
         mean=mean,
         std=std,
         channels="gray" if is_gray else "rgb",

@@ -242,7 +242,7 @@ def test_a_newer_form_of_the_file_is_refused(tmp_path: Path):
         ([value("sound", FLOAT, ["b", 80, "t"])], "takes 'sound' float32 (b, 80, t); an image is"),
         ([value("a", FLOAT, ["b", 3]), value("c", FLOAT, ["b", 4])], "'a' float32 (b, 3), 'c'"),
         ([value("x", FLOAT, None)], "takes 'x' float32 (?)"),
-        ([value("x", FLOAT, ["b", 1, 28, 28])], "takes 'x' float32 (b, 1, 28, 28)"),
+        ([value("x", FLOAT, ["b", 4, 28, 28])], "takes 'x' float32 (b, 4, 28, 28)"),
         (
             [value("input_ids", INT64, ["b", "l"]), value("pixels", FLOAT, ["b", 3, 32, 32])],
             "'input_ids' int64 (b, l), 'pixels'",
