@@ -45,7 +45,7 @@ PEERS_PYTHON = os.environ.get("PEERS_PYTHON", sys.executable)
 """Daft and Spark live in an environment of their own: they hold pyarrow to an older version."""
 CHECKOUT = {
     "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCH.parent, BENCH))),
-    "PIPELINE_ALLOW_IMPORT": "tables_model",
+    "PIPELINE_ALLOW_IMPORT": "models,tables_model",
 }
 
 
