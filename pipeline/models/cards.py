@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.errors import JobError
-from pipeline.models.allowed_imports import (
+from pipeline.core.allowed_imports import (
     check_arguments,
     import_callable,
     require_allowed,
     source_digest,
 )
+from pipeline.core.errors import JobError
 from pipeline.models.directories.described import DirectoryFacts
 from pipeline.models.directories.opening import library_digest, open_facts
 from pipeline.models.directories.snapshot import ModelDirectory

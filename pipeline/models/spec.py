@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from pipeline.core.allowed_imports import import_callable
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.user_errors import SHOW_ALL, tell
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.allowed_imports import import_callable
 from pipeline.models.directories.opening import directory_module
 from pipeline.models.directories.snapshot import ModelDirectory
 from pipeline.models.factory_tensors import pin, seeded

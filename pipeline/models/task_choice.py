@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.core.allowed_imports import require_allowed, source_digest
 from pipeline.core.errors import JobError
-from pipeline.models.allowed_imports import require_allowed, source_digest
 from pipeline.models.cards import Card
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import OutputSpec, TaskSpec

@@ -77,8 +77,8 @@ def check_arguments(
     """Check that a function can be called with arguments by name; nothing is called.
 
     Args:
-        field: The job's field that names the function; its arguments are the field `args`, or
-            `FIELD_args`.
+        field: The job's field that names the function; the arguments of `SECTION.factory` are
+            `SECTION.args`, those of another field `FIELD_args`.
         target: The value of the field, for messages.
         function: What was imported.
         args: Name -> value.
@@ -96,7 +96,8 @@ def check_arguments(
     takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
     needed = [p.name for p in (*nameless, *by_name) if p.default is p.empty and p.name not in args]
     unknown = [] if takes_all else [name for name in args if name not in names]
-    where = "model.args" if field == "model.factory" else f"{field}_args"
+    section, _, last = field.rpartition(".")
+    where = f"{section}.args" if last == "factory" else f"{field}_args"
     problems = [
         *([f"needs {', '.join(needed)}, and {where} does not have it"] if needed else []),
         *([f"does not take {', '.join(unknown)} ({where})"] if unknown else []),
