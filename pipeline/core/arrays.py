@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,48 @@ def images_from_arrow(
     start = array.offset * row_bytes
     stop = start + len(array) * row_bytes
     return flat[start:stop].reshape(len(array), *shape)
+
+
+def sized_to_arrow(
+    images: Sequence[npt.NDArray[np.uint8] | None],
+) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Copy images of different sizes, (H, W, C) each, into large binary; with heights and widths.
+
+    Rows without an image are null in all three.
+    """
+    lengths = [0 if image is None else image.nbytes for image in images]
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    data = np.empty(int(offsets[-1]), np.uint8)
+    for image, start, length in zip(images, offsets, lengths, strict=False):
+        if image is not None:
+            data[start : start + length] = image.reshape(-1)
+    has_none = np.array([image is None for image in images], bool)
+    found = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(),
+        len(images),
+        [pa.array(~has_none).buffers()[1], pa.py_buffer(offsets), pa.py_buffer(data)],
+    )
+    sides = [(0, 0) if image is None else image.shape[:2] for image in images]
+    sizes = np.array(sides, np.int32).reshape(-1, 2)
+    heights, widths = (pa.array(sizes[:, axis], mask=has_none) for axis in (0, 1))
+    return found, heights, widths
+
+
+def sized_from_arrow(
+    column: pa.ChunkedArray, heights: pa.ChunkedArray, widths: pa.ChunkedArray, num_channels: int
+) -> npt.NDArray[np.object_]:
+    """View large binary as (N,) of arrays, uint8 (H, W, C), read-only; (0, 0, C) for nulls."""
+    array = as_array(column)
+    offsets = np.frombuffer(array.buffers()[1] or b"", np.int64)[array.offset :]
+    flat = np.frombuffer(array.buffers()[2] or b"", np.uint8)
+    flat.flags.writeable = False
+    found = np.empty(len(array), object)
+    sides = zip(*(column.fill_null(0).to_pylist() for column in (heights, widths)), strict=True)
+    for row, (height, width) in enumerate(sides):
+        start = int(offsets[row])
+        shape = (height, width, num_channels)
+        found[row] = flat[start : start + height * width * num_channels].reshape(shape)
+    return found
 
 
 def features_from_arrow(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float32]:

@@ -34,6 +34,8 @@ TEXT, TEXT_PAIR = "_text", "_text_pair"
 TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
 OFFSETS, WORD_IDS = "_offsets", "_word_ids"
 GEOMETRY = "_geometry"
+IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX = "_image_height_px", "_image_width_px"
+"""Of the model input, if images keep sizes of their own."""
 
 
 def file_name_of(column: str) -> str:
@@ -48,6 +50,8 @@ RESERVED_COLUMNS = frozenset(
         EXACT,
         IS_ROUNDED,
         GEOMETRY,
+        IMAGE_HEIGHT_PX,
+        IMAGE_WIDTH_PX,
         ROW_ID,
         URI,
         IMAGE,

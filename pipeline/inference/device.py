@@ -20,7 +20,7 @@ from pipeline.inference.runtimes.opening import dtype_of, make_runner
 from pipeline.models.spec import PredictorConfig, load_pinned
 from pipeline.preprocessing.model_input import Slot
 
-_TRACED = {0: 2, 1: 16}
+_TRACED_ROWS, _TRACED_TOKENS = 2, 16
 """Sizes of axes that vary while a model is exported: not 0 or 1, which exporters take as fixed."""
 
 
@@ -71,10 +71,10 @@ def example_batch(config: PredictorConfig, device: torch.device) -> tuple[Tensor
 
 def _small(slot: Slot) -> tuple[int, ...]:
     """Return a small shape for tensors whose shapes vary: exporters only trace it."""
-    return tuple(
-        min(size, _TRACED.get(axis, size)) if axis in slot.varying else size
-        for axis, size in enumerate(slot.shape)
-    )
+    rows, *others = slot.shape
+    if 1 in slot.varying and len(others) == 1:  # the tokens of a text
+        others = [min(others[0], _TRACED_TOKENS)]
+    return (min(rows, _TRACED_ROWS) if 0 in slot.varying else rows, *others)
 
 
 def load_runner(config: PredictorConfig, device: torch.device) -> Runner:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "pipeline.models"
 
+_PX_PER_ROW = 512 * 512
+"""Images that keep their size: pixels that a batch may have for each row that it may have."""
+
 Kind = Literal["entry_point", "torchvision", "factory", "directory"]
 
 
@@ -177,7 +180,7 @@ class PredictorConfig:
     @property
     def limits_of_batch(self) -> BatchLimits:
         """Return how large a batch may be."""
-        return BatchLimits(self.batch_size, self.batch_tokens)
+        return BatchLimits(self.batch_size, self.batch_tokens, self.batch_size * _PX_PER_ROW)
 
 
 def load_module(spec: ModelSpec, salt: str = "") -> torch.nn.Module:

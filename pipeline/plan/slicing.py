@@ -23,6 +23,9 @@ _ROWS_NEAR = 256
 _SMALL_ROWS_NEAR, _SMALL_ROW_BYTES = 512, 16 * 1024
 _TEXT_ROWS_NEAR, _MOST_TEXT_ROWS, _TEXT_BYTES_NEAR = 512, 2048, 512 * 1024
 _UNCOUNTED_TEXT_ROWS = 1024
+_UNCOUNTED_SIZED_ROWS, _SIZED_WEIGHT = 64, 3.0
+"""Images that keep their size: the pixels of a slice are in memory at once, ten times the bytes of
+JPEGs. Three times of those are as much as other slices may have."""
 _BYTES_NEAR = 48 * _MIB
 _FEW_ROWS = 64
 _SMALLEST_CPU_BATCH = 8
@@ -59,6 +62,8 @@ class SliceSizes:
     """Texts: bytes of a slice between `most` and `most_small` rows; 0 for others."""
     uncounted: int = 0
     """Rows per slice if only reading counts them; 0: `most`."""
+    weight: float = 1.0
+    """How many times the bytes of a row count."""
     is_fixed: bool = True
     """The job sets `run.slice_rows`: every slice has `most` rows."""
     few: int = _FEW_ROWS
@@ -97,10 +102,19 @@ class SliceSizes:
                 few=_FEW_FEATURE_ROWS,
                 max_units=1,
             )
+        varies = kind.takes == "transform" and job.transform.may_vary
         is_open = job.model.batch_size is None and not job.resources.num_gpus
         smallest = min(batch_size, _SMALLEST_CPU_BATCH) if is_open else batch_size
         most, small = (_multiple(rows, batch_size) for rows in (_ROWS_NEAR, _SMALL_ROWS_NEAR))
-        return cls(most, batch_size, smallest, small, is_fixed=False)
+        return cls(
+            most,
+            batch_size,
+            smallest,
+            small,
+            uncounted=_UNCOUNTED_SIZED_ROWS if varies else 0,
+            weight=_SIZED_WEIGHT if varies else 1.0,
+            is_fixed=False,
+        )
 
     def at(self, rows_left: int, row_bytes: float) -> int:
         """Return the rows of the next slice.
@@ -111,7 +125,7 @@ class SliceSizes:
         """
         if self.is_fixed:
             return self.most
-        most = min(self._near(row_bytes), _BYTES_NEAR / max(row_bytes, 1.0))
+        most = min(self._near(row_bytes), _BYTES_NEAR / max(self.weight * row_bytes, 1.0))
         rows = min(most, max(float(self.few), rows_left / _SLICES_LEFT))
         if rows >= self.batch_size:
             return _multiple(rows, self.batch_size)

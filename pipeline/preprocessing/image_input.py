@@ -1,4 +1,8 @@
-"""Images: encoded bytes become uint8 pixels of one size, normalised on the device."""
+"""Images: encoded bytes become uint8 pixels, of one size or of their own, normalised on the device.
+
+Images that keep their own sizes cross the object store as they are, and a batch has images of one
+size: nothing is padded.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline.core.arrays import images_from_arrow
+from pipeline.core.arrays import images_from_arrow, sized_from_arrow
 from pipeline.core.counters import Counters
-from pipeline.core.schema import GEOMETRY, HEIGHT_PX, IMAGE, WIDTH_PX
+from pipeline.core.schema import (
+    GEOMETRY,
+    HEIGHT_PX,
+    IMAGE,
+    IMAGE_HEIGHT_PX,
+    IMAGE_WIDTH_PX,
+    WIDTH_PX,
+)
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.geometry import GEOMETRY_TYPE
 from pipeline.preprocessing.model_input import (
@@ -20,6 +32,7 @@ from pipeline.preprocessing.model_input import (
     FixedShape,
     InputSettings,
     Limits,
+    Rows,
     Slot,
 )
 from pipeline.preprocessing.transform import TransformSpec
@@ -28,9 +41,14 @@ if TYPE_CHECKING:
     import torch
 
 
+_TRACED_PX = (96, 128)
+"""Height and width of the batch that exporters trace where sizes vary: large enough for the usual
+strides, and not a square, which could be taken for a rule."""
+
+
 @dataclass(frozen=True)
 class ImageInput(FixedShape):
-    """One tensor `image`, uint8 (B, H, W, C)."""
+    """One tensor `image`, uint8 (B, H, W, C); H and W differ from batch to batch if they may."""
 
     transform: TransformSpec
     name: ClassVar[str] = "image"
@@ -61,10 +79,11 @@ class ImageInput(FixedShape):
         return self
 
     def fields(self) -> list[pa.Field]:
-        return [
-            pa.field(IMAGE, pa.binary(math.prod(self.transform.shape))),
-            pa.field(GEOMETRY, GEOMETRY_TYPE),
-        ]
+        place = pa.field(GEOMETRY, GEOMETRY_TYPE)
+        if self.transform.has_one_size:
+            return [pa.field(IMAGE, pa.binary(math.prod(self.transform.shape))), place]
+        sides = [pa.field(name, pa.int32()) for name in (IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX)]
+        return [pa.field(IMAGE, pa.large_binary()), *sides, place]
 
     def published_fields(self) -> list[pa.Field]:
         """Return the size of the image, upright and before any resize; see `Sizes`."""
@@ -79,10 +98,45 @@ class ImageInput(FixedShape):
         return preprocess(rows, counters, DecodeLimits(*limits), self.transform, num_threads)
 
     def arrays(self, rows: pa.Table) -> Arrays:
-        return {IMAGE: images_from_arrow(rows.column(IMAGE), self.transform.shape)}
+        if self.transform.has_one_size:
+            return {IMAGE: images_from_arrow(rows.column(IMAGE), self.transform.shape)}
+        heights, widths = rows.column(IMAGE_HEIGHT_PX), rows.column(IMAGE_WIDTH_PX)
+        count = self.transform.num_channels
+        return {IMAGE: sized_from_arrow(rows.column(IMAGE), heights, widths, count)}
+
+    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
+        """Return the rows in order; those with sizes of their own by size, the largest first.
+
+        A batch has images of one size, at most `limits.pixels` pixels if it has several.
+        """
+        if self.transform.has_one_size:
+            return super().batches(inputs, rows, limits)
+        found: dict[tuple[int, ...], list[int]] = {}
+        for row in rows.tolist():
+            found.setdefault(inputs[IMAGE][row].shape[:2], []).append(row)
+        batches = []
+        for shape in sorted(found, key=math.prod, reverse=True):
+            most = limits.pixels // max(1, math.prod(shape)) if limits.pixels else limits.rows
+            size, alike = min(limits.rows, max(1, most)), np.array(found[shape], np.intp)
+            batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+        return batches
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
-        return {IMAGE: Slot((limits.rows, *self.transform.shape), "uint8")}
+        if self.transform.has_one_size:
+            return {IMAGE: Slot((limits.rows, *self.transform.shape), "uint8")}
+        shape = (limits.rows, *_TRACED_PX, self.transform.num_channels)
+        return {IMAGE: Slot(shape, "uint8", varying=(0, 1, 2))}
+
+    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
+        """Copy the rows into the buffer; they have one size."""
+        if self.transform.has_one_size:
+            return super().gather(inputs, rows, buffers)
+        images = inputs[IMAGE][rows]
+        shape = (len(rows), *images[0].shape)
+        batch = buffers[IMAGE][: math.prod(shape)].reshape(shape)
+        for place, image in zip(batch, images, strict=True):
+            place[:] = image
+        return {IMAGE: shape}
 
     def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
         from pipeline.preprocessing.normalise import NormaliseImages

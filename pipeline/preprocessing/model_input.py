@@ -215,6 +215,11 @@ class FixedShape:
         return shapes
 
 
+def is_varying(seen: Input) -> bool:
+    """Tell whether the shapes of batches differ, as those of texts do."""
+    return any(slot.varying for slot in seen.slots(BatchLimits(1)).values())
+
+
 def num_rows(inputs: Arrays) -> int:
     """Return N of arrays (N, ...)."""
     return len(next(iter(inputs.values())))

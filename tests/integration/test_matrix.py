@@ -51,9 +51,11 @@ ALWAYS = {
     *(("texts", "s3", "kill -9"), ("jsonl", "gcs", "bad rows")),
 }
 """Cells that `make test` runs; `make long` runs the others."""
+OWN_SIZES = "own sizes"
+"""Image files that the model sees in their own sizes."""
 TABLE = [
     pytest.param(*cell, marks=[] if cell in ALWAYS else [pytest.mark.slow])
-    for cell in product(FORMATS, STORES, CASES)
+    for cell in (*product(FORMATS, STORES, CASES), *product([OWN_SIZES], ["local"], CASES))
 ]
 COLOURS = {
     "dark": (10, 12, 9),
@@ -246,12 +248,16 @@ def test_every_row_ends_once_where_it_belongs(
         server: LocalServer = request.getfixturevalue(where)
         store = server.store()
     options = dict(store.storage_options)
-    source, expected = write_input(store, kind, rows_of(case))
+    stored = "images" if kind == OWN_SIZES else kind
+    source, expected = write_input(store, stored, rows_of(case))
     sections: dict[str, Any] = {
         "sink": {"storage_options": options},
         "run": {"slice_rows": SLICE_ROWS},
         "gates": {"max_error_pct": 20},
     }
+    if kind == OWN_SIZES:
+        unset = {"size_px": None, "resize_px": None, "interpolation": None}
+        sections |= {"transform": {"resize": "none", **unset}}
     if kind in NUMBERS:
         targets = {"task": "regress", "targets": ["total", "largest"]}
         sections |= {"model": {"factory": "models:sums", **targets}, "transform": None}
@@ -277,7 +283,7 @@ def test_every_row_ends_once_where_it_belongs(
     job = load_job(job_path, date=dt.date.fromisoformat(DATE))
     report = run_job(job, RunOptions(allow_import=("models",)), Progress(quiet=True))
     assert report["rows"]["resumed"] >= (2 * SLICE_ROWS if case == "kill -9" else 0)
-    assert outcomes_of(store, kind) == expected
+    assert outcomes_of(store, stored) == expected
 
 
 def test_the_same_photos_give_the_same_predictions_however_they_are_stored(

@@ -48,6 +48,26 @@ def convolved() -> nn.Module:
     return Convolved()
 
 
+class Pooled(nn.Module):
+    """A small net with seeded weights that takes images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(
+                nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, len(models.LABELS)),
+            )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def pooled() -> nn.Module:
+    return Pooled()
+
+
 def predictor(
     factory: str,
     batch_size: int = 32,

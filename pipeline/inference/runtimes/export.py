@@ -20,6 +20,8 @@ from pipeline.models.onnx_module import OnnxModule
 _STRUCTURE = "structure.json"
 _FORM, _ONNX, _TORCH = "form", "onnx", "torch"
 _ONNX_PACKAGES = ("onnx", "onnxscript")
+_DIMS_OF_TEXTS = 2
+"""(B, L): the tensors of texts."""
 Varying = Mapping[str, tuple[int, ...]]
 """Input name -> the axes of its tensor whose sizes differ from batch to batch."""
 
@@ -97,18 +99,26 @@ class Exporter:
         ]
 
     def _symbolic_shapes(self) -> tuple[Any, ...] | None:
-        """Return what torch.export calls dynamic shapes; axes of one number have one size."""
+        """Return what torch.export calls dynamic shapes.
+
+        All tensors have the same rows, and those of texts the same tokens; images of different
+        inputs need not have the same size.
+        """
         if not self.is_varying:
             return None
-        sizes = {
-            axis: torch.export.Dim(f"size_{axis}")
-            for axes in self.varying.values()
-            for axis in axes
-        }
+        sizes: dict[str, Any] = {}
+
+        def size_of(name: str, axis: int) -> Any:
+            is_shared = axis == 0 or self.example[name].dim() == _DIMS_OF_TEXTS
+            key = f"size_{axis}" if is_shared else f"size_{axis}_of_{name}"
+            return sizes.setdefault(key, torch.export.Dim(key))
+
         first, *others = (
-            {axis: sizes[axis] for axis in self.varying.get(name, ())} for name in self.example
+            {axis: size_of(name, axis) for axis in self.varying.get(name, ())}
+            for name in self.example
         )
-        return first, tuple(others)  # as the arguments of `FlatOutputs.forward` are
+        # As the arguments of `FlatOutputs.forward` are.
+        return (first, tuple(others)) if others else (first,)
 
     @property
     def is_on_gpu(self) -> bool:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pipeline.inference.runtimes.inference_module import Tensors
     from pipeline.models.onnx_module import Feeds, OnnxModule
 
+_DIMS_OF_IMAGES = 4
+"""(B, H, W, C)"""
 _HINTS = {"fp32": "f32", "bf16": "bf16", INT8: "f32"}
 
 
@@ -79,7 +81,9 @@ class OpenVino(Runtime):
 
         core = openvino.Core()
         model = core.read_model(file.path)
-        shapes = file.fixed_shapes(exporter.tensors()[0].shape)
+        batch = exporter.tensors()[0].shape
+        has_own_sizes = exporter.is_varying and len(batch) == _DIMS_OF_IMAGES
+        shapes = None if has_own_sizes else file.fixed_shapes(batch)
         if shapes is not None:
             model.reshape(shapes)
         compiled = core.compile_model(model, "CPU", _options(precision, num_threads))

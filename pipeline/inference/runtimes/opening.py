@@ -87,8 +87,8 @@ def make_runner(
     exporter = Exporter(load, example, identity, chosen.packages, varying or {})
     if exporter.is_varying and not chosen.takes_varying:
         raise JobError(
-            f"model.runtime {runtime!r}: runs batches of one shape, and texts differ in length; "
-            "choose another runtime"
+            f"model.runtime {runtime!r}: runs batches of one shape; texts differ in length, and "
+            "images without transform.size_px in size; choose another runtime"
         )
     try:
         with warnings.catch_warnings():

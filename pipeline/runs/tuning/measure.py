@@ -28,7 +28,7 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Input, Limits, num_rows, take_rows
+from pipeline.preprocessing.model_input import Input, Limits, is_varying, num_rows, take_rows
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.workload import RunBatch, compared_rows, run_batches
 from pipeline.sources.rows import Reader
@@ -191,7 +191,7 @@ class Workload:
     def __init__(self, config: PredictorConfig, sample: Inputs) -> None:
         seen = config.spec.input
         batches = run_batches(seen, sample, config.limits_of_batch)
-        self._batches = batches if seen.counts_tokens else batches[:1]
+        self._batches = batches if is_varying(seen) else batches[:1]
         self._sample = sample
 
     def warm_up(self, predictor: Predictor) -> None:

@@ -13,6 +13,7 @@ from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import Allocation
+from pipeline.preprocessing.model_input import is_varying
 from pipeline.runs.tuning.trial import Trial
 
 SAME_PCT = 3.0
@@ -27,15 +28,16 @@ MIN_SEARCH_BUDGET_S = 30.0
 def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
     """List the runtimes and precisions that the job leaves open, in the order to try them.
 
-    int8 is not for texts: it is calibrated for batches of one shape, and scales that are computed
-    for each batch gave embeddings of cosine 0.98 to those of fp32, no sooner. Nor is it for .onnx
-    files, which run as they are.
+    int8 is calibrated for batches of one shape, so it is not for texts, nor for images that keep
+    their sizes; scales that are computed for each batch gave embeddings of cosine 0.98 to those of
+    fp32, no sooner. Nor is it for .onnx files, which run as they are.
     """
     is_file = model.directory is not None and model.directory.is_file
-    has_int8 = not model.input.counts_tokens and not is_file
+    varies = is_varying(model.input)
+    has_int8 = not varies and not is_file
     runtimes = all_runtimes() if model.runtime == AUTO else [runtime_of(model.runtime)]
     device: Device = "gpu" if is_on_gpu else "cpu"
-    if model.input.counts_tokens and model.runtime == AUTO:
+    if varies and model.runtime == AUTO:
         runtimes = [
             each for each in runtimes if each.takes_varying and device in each.tries_varying
         ]

@@ -14,8 +14,10 @@ from pipeline.core.schema import NUM_TOKENS, TOKEN_IDS
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.feature_input import FeatureInput
+from pipeline.preprocessing.image_input import ImageInput
 from pipeline.preprocessing.model_input import BatchLimits, take_rows
 from pipeline.preprocessing.text_input import IDS, TextInput
+from pipeline.preprocessing.transform import TransformSpec
 from pipeline.runs.tuning.measure import rate_of
 from pipeline.runs.tuning.selection import candidates
 from pipeline.runs.tuning.workload import (
@@ -91,6 +93,19 @@ def test_int8_is_not_tried_for_texts(texts: TextInput):
     spec = ModelSpec("m", "factory", "", None, None, texts, task, "auto", "auto")
     precisions = {precision for _, precision in candidates(spec, is_on_gpu=False)}
     assert precisions == {"fp32", "bf16"}
+
+
+def test_images_of_their_own_sizes_are_timed_on_all_of_the_sample_and_not_quantised():
+    plain = (0.0,) * 3, (1.0,) * 3
+    images = ImageInput(TransformSpec(None, None, None, *plain, resize="none"))
+    task = TaskSpec("embed", embedding_dim=8)
+    spec = ModelSpec("m", "factory", "", None, None, images, task, "auto", "auto")
+    found = candidates(spec, is_on_gpu=False)
+    assert {precision for _, precision in found} == {"fp32", "bf16"}
+    assert not {"mnn", "compile"} & {runtime for runtime, _ in found}
+    inputs = {"image": np.empty(5, object)}
+    batches = run_batches(images, inputs, BatchLimits(2))
+    assert [batch.rows.tolist() for batch in batches] == [[0, 1], [2, 3], [4, 0]]
 
 
 def test_a_sample_without_a_text_is_said(texts: TextInput):

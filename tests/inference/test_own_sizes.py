@@ -1,0 +1,158 @@
+"""Images that keep their sizes: batches of one size, buffers that grow, any runtime that can."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from badfiles import base_image
+from PIL import Image
+from predicting import PASS_THROUGH, Pooled, predict, predictor
+
+from pipeline.core.errors import JobError
+from pipeline.core.failures import failure_columns
+from pipeline.inference.device_buffers import DeviceBuffer
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.runtimes import runtime_of
+from pipeline.inference.runtimes.base import missing_reason
+from pipeline.preprocessing.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.image_input import ImageInput
+from pipeline.preprocessing.model_input import BatchLimits, Limits, bytes_of, is_varying
+from pipeline.preprocessing.transform import TransformSpec
+
+OWN_SIZE = {"resize": "none", "size_px": None, "resize_px": None, "interpolation": None}
+SPEC = TransformSpec(None, None, None, (0.0,) * 3, (1.0,) * 3, resize="none")
+LIMITS = Limits(10**7, 10**7)
+SIZES = [(40, 30), (64, 64), (40, 30), (33, 97), (40, 30), (64, 64), (200, 150), (30, 40), (40, 30)]
+BAD = 3
+CPU = torch.device("cpu")
+
+
+def encoded(size: tuple[int, int], seed: int) -> bytes:
+    file = io.BytesIO()
+    base_image(seed).resize(size, Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+def rows_of(images: list[bytes]) -> pa.Table:
+    ids = pa.array([f"r{row}" for row in range(len(images))])
+    columns = {"row_id": ids, "uri": ids, "n": pa.array(range(len(images)), pa.int64())}
+    image = pa.array(images, pa.large_binary())
+    return pa.table({**columns, "image": image, **failure_columns([None] * len(images))})
+
+
+def photos() -> list[bytes]:
+    return [b"no image" if row == BAD else encoded(size, row) for row, size in enumerate(SIZES)]
+
+
+def prepared() -> pa.Table:
+    return ImageInput(SPEC).prepare(rows_of(photos()), {}, LIMITS, 2)
+
+
+def own_sizes(factory: str = "predicting:pooled", **options: Any) -> Predictor:
+    return predictor(factory, transform=OWN_SIZE, **options)
+
+
+def one_by_one() -> list[np.ndarray | None]:
+    """A plain loop: each image alone through the net."""
+    net = Pooled().eval()
+    found: list[np.ndarray | None] = []
+    for row, data in enumerate(photos()):
+        if row == BAD:
+            found.append(None)
+            continue
+        pixels = decode_image(data, DecodeLimits(*LIMITS)).float() / 255
+        with torch.inference_mode():
+            found.append(torch.softmax(net(pixels[None]), dim=1)[0].numpy())
+    return found
+
+
+def require_equal_to_the_loop(rows: list[dict[str, Any]]) -> None:
+    for row, expected in zip(rows, one_by_one(), strict=True):
+        if expected is None:
+            assert row["error"] == "unidentified"
+            continue
+        assert row["label_id"] == int(expected.argmax())
+        assert row["score"] == pytest.approx(float(expected.max()), abs=1e-5)
+
+
+def test_batches_are_of_one_size_and_within_the_limit_of_pixels():
+    seen, rows = ImageInput(SPEC), np.array([0, 1, 2, 4, 5, 6, 7, 8])
+    inputs = seen.arrays(prepared())
+    assert bytes_of(inputs, np.array([0, BAD, 7])) == 3 * (40 * 30 + 30 * 40)
+    found = seen.batches(inputs, rows, BatchLimits(3))
+    assert [batch.tolist() for batch in found] == [[6], [1, 5], [0, 2, 4], [8], [7]]
+    tight = seen.batches(inputs, rows, BatchLimits(3, pixels=2 * 40 * 30))
+    assert [batch.tolist() for batch in tight] == [[6], [1], [5], [0, 2], [4, 8], [7]]
+    assert BatchLimits(8, pixels=100).halved(2) == BatchLimits(2, pixels=50)
+    assert is_varying(seen)
+    assert not is_varying(ImageInput(TransformSpec(8, 8, "bilinear", (0.0,) * 3, (1.0,) * 3)))
+
+
+def test_a_buffer_grows_to_the_largest_batch_and_is_used_again():
+    seen = ImageInput(SPEC)
+    inputs, [slot] = seen.arrays(prepared()), seen.slots(BatchLimits(1)).values()
+    memory = {"image": torch.zeros(math.prod(slot.shape), dtype=torch.uint8)}
+    buffer, shapes, places = DeviceBuffer(memory, seen.gather, CPU), [], []
+
+    def compute(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        shapes.append(tuple(batch["image"].shape))
+        places.append(batch["image"].data_ptr())
+        return {"image": batch["image"].clone()}
+
+    for rows in ([7], [6], [0, 2]):
+        buffer.start(inputs, np.array(rows), compute)
+        [found] = buffer.finish().values()
+        for image, row in zip(found, rows, strict=True):
+            assert np.array_equal(image, inputs["image"][row])
+    assert shapes == [(1, 40, 30, 3), (1, 150, 200, 3), (2, 30, 40, 3)]
+    assert places[0] != places[1] == places[2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_predictions_equal_a_plain_loop_over_the_images(batch_size: int):
+    rows, _ = predict(own_sizes(batch_size=batch_size), prepared())
+    require_equal_to_the_loop(rows)
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    ["onnxruntime", "openvino", "mnn", pytest.param("compile", marks=pytest.mark.slow)],
+)
+def test_a_runtime_takes_any_size_or_refuses_in_words(runtime: str):
+    if reason := missing_reason(runtime_of(runtime), "fp32", is_on_gpu=False):
+        pytest.skip(reason)
+    if not runtime_of(runtime).takes_varying:
+        with pytest.raises(JobError, match=r"images without transform.size_px in size; choose ano"):
+            own_sizes(runtime=runtime)
+        return
+    rows, _ = predict(own_sizes(runtime=runtime), prepared())
+    require_equal_to_the_loop(rows)
+
+
+def test_lack_of_memory_halves_batches_and_costs_no_row():
+    images = [encoded((40, 30), 1)] * 12 + [encoded((50, 50), 2)] * 5
+    table = ImageInput(SPEC).prepare(rows_of(images), {}, LIMITS)
+    rows, _ = predict(own_sizes("models:hungry"), table)
+    assert [row["error"] for row in rows] == [None] * 17
+    assert len({row["label"] for row in rows[:12]}) == 1
+
+
+def test_a_slice_without_any_image_has_only_failures():
+    table = ImageInput(SPEC).prepare(rows_of([b"no image"] * 3), {}, LIMITS)
+    rows, _ = predict(own_sizes(), table)
+    assert {row["error"] for row in rows} == {"unidentified"}
+
+
+def test_images_are_views_of_the_column_that_crosses_the_object_store():
+    table = prepared()
+    [image] = ImageInput(SPEC).arrays(table.slice(1, 1))["image"]
+    assert not image.flags.owndata
+    assert not image.flags.writeable
+    assert image.shape == (64, 64, 3)
+    assert PASS_THROUGH.names == ["n"]
