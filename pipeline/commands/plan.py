@@ -137,6 +137,7 @@ def _model(job: Job, model: ModelSpec, plan: Plan, tried: Tried | None) -> dict[
         "batch_size": plan.batch_size,
         "batch_tokens": plan.batch_tokens or None,
         **(experimental if job.transform.jpeg_decoder == "gpu" else {}),
+        "transform": None if tried is None else tried.transform,
         "tried": None if tried is None else str(tried),
         "read_from_directory": [_read_from(line) for line in model.said],
     }

@@ -18,3 +18,11 @@ ONLY_WITH: Mapping[str, tuple[str, ...]] = {
     "pad_value": ("pad", "none"),
 }
 """Field -> the kinds of `resize` with which it has an effect; the other fields always have one."""
+
+REPLACED_BY_FACTORY = (
+    *("resize", "resize_px", "interpolation", "pad_value", "channels"),
+    *("shrink_on_load", "jpeg_decoder"),
+)
+"""Fields that have no effect with a `factory`, which does with a decoded image what they say."""
+MAX_CHANNELS = 4
+"""Most channels of what a factory returns."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from pipeline.core.transform_words import CHANNELS, ONLY_WITH
+from pipeline.core.transform_words import CHANNELS, MAX_CHANNELS, ONLY_WITH, REPLACED_BY_FACTORY
 from pipeline.job.section import PositiveInt, Section
 
 Pair = tuple[int, int]
@@ -17,7 +17,7 @@ _NAMES = {"rgb": "red, green, blue", "gray": "gray"}
 
 def _is_new(value: Any) -> bool:
     """Leave fields that came later out of a job that does not have them."""
-    return value is None
+    return value is None or value == {}
 
 
 class Transform(Section):
@@ -48,6 +48,14 @@ class Transform(Section):
     channels: Literal["rgb", "gray"] | None = Field(default=None, exclude_if=_is_new)
     """What the model sees of colours; left out: what the model says, otherwise `rgb`. `gray`: one
     channel, as Pillow converts to mode `L`."""
+    factory: str | None = Field(default=None, exclude_if=_is_new)
+    """`package.module:callable` returning your own transform, torchvision v2 included; its prefix
+    must be allowed. It is called with a decoded image, a uint8 tensor (3, height, width), and
+    returns a uint8 tensor (channels, height, width) of `size_px`; without `size_px`, of the model's
+    size, or of any size if the model says none. Besides `size_px`, `mean` and `std` no other field
+    has an effect."""
+    args: dict[str, JsonValue] = Field(default_factory=dict, exclude_if=_is_new)
+    """Arguments of `factory`, by name: numbers, text, true and false, lists, mappings."""
     mean: tuple[float, ...] | None = None
     """Means in [0, 1], one per channel, subtracted on the device."""
     std: tuple[float, ...] | None = None
@@ -61,6 +69,11 @@ class Transform(Section):
     little different, which is measured as for `shrink_on_load`. What nvJPEG does not take (other
     formats, grey, CMYK, turned by EXIF, damaged) is decoded on the CPU as ever. Experimental:
     `gpu` has never run on a real GPU."""
+
+    @property
+    def may_vary(self) -> bool:
+        """Tell whether the model may see images of different sizes; else the model says one."""
+        return self.size_px is None and (self.factory is not None or self.resize == "none")
 
     @field_validator("size_px", "resize_px", mode="before")
     @classmethod
@@ -82,10 +95,17 @@ class Transform(Section):
 
     @field_validator("mean", "std", mode="before")
     @classmethod
-    def _per_channel(cls, values: Any) -> Any:
-        counts = set(CHANNELS.values())
+    def _per_channel(cls, values: Any, info: ValidationInfo) -> Any:
+        counts = {*CHANNELS.values()}
+        if info.data.get("factory"):
+            counts = {*range(1, MAX_CHANNELS + 1)}
         if isinstance(values, list | tuple) and len(values) not in counts:
             numbers = "number" if len(values) == 1 else "numbers"
+            if info.data.get("factory"):
+                raise ValueError(
+                    f"has {len(values)} {numbers}, needs 1 to {MAX_CHANNELS}: one for each channel "
+                    "that the factory returns"
+                )
             raise ValueError(
                 f"has {len(values)} {numbers}, needs 3 ({_NAMES['rgb']}), or 1 with channels: gray"
             )
@@ -110,6 +130,13 @@ class Transform(Section):
         return self
 
     def _without_effect(self) -> Iterator[str]:
+        if self.args and self.factory is None:
+            yield "args has no effect without factory"
+        if self.factory is not None:
+            for field in REPLACED_BY_FACTORY:
+                if getattr(self, field) not in (None, False, "cpu"):
+                    yield f"{field} has no effect with factory, which does it: leave it out"
+            return
         for field, kinds in ONLY_WITH.items():
             if self.resize is not None and self.resize not in kinds and getattr(self, field):
                 yield f"{field} has no effect with resize {self.resize!r}: leave it out"

@@ -57,7 +57,7 @@ def resolve_model(
     card = find_card(model, allow_import, input_name, has_pairs=has_pairs)
     weights_uri, chosen, task = _all_of(
         lambda: _weights_uri(card, model),
-        lambda: _choose_input(card, model, transform, text or Text(), input_name),
+        lambda: _choose_input(card, model, transform, text or Text(), input_name, allow_import),
         lambda: choose_task(model, card, allow_import),
     )
     weights_sha256 = (
@@ -128,7 +128,14 @@ def _warn_of_weights(uri: str, storage_options: Mapping[str, Any], chosen: Input
             warn_of_convolutions(uri, file, chosen.transform)
 
 
-def _choose_input(card: Card, model: Model, transform: Transform, text: Text, name: str) -> Input:
+def _choose_input(
+    card: Card,
+    model: Model,
+    transform: Transform,
+    text: Text,
+    name: str,
+    allow_import: Sequence[str],
+) -> Input:
     kind: type[Input] = get(INPUTS, name)
     for section, given in (("transform", transform), ("text", text)):
         if kind.takes != section and given.model_fields_set:
@@ -136,7 +143,7 @@ def _choose_input(card: Card, model: Model, transform: Transform, text: Text, na
             raise JobError(f"{section}.{field}: has no effect on input {name!r}; leave it out")
     if kind.takes == "transform":
         problem = str(card.facts.settings.get("transform_problem", "")) if card.facts else ""
-        chosen = choose_transform(card.name, card.transform, transform, problem)
+        chosen = choose_transform(card.name, card.transform, transform, problem, allow_import)
         taken = taken_by(card.facts) if card.facts else Taken(card.num_channels)
         require_taken(card.name, taken, chosen)
         return kind.of(InputSettings(chosen))

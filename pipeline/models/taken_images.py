@@ -52,6 +52,7 @@ def require_taken(name: str, taken: Taken, transform: TransformSpec) -> None:
         way = f"set transform.channels: {names[0]}" if names else "an image has 3, or 1 of gray"
         raise JobError(f"model: {name} takes {channels}, transform gives {count}: {way}")
     if not transform.has_one_size:
+        _refuse_one_size(name, taken)
         return
     given = transform.height_px, transform.width_px
     wanted = tuple(
@@ -63,6 +64,18 @@ def require_taken(name: str, taken: Taken, transform: TransformSpec) -> None:
         raise JobError(
             f"model: {name} takes images of {wanted[0]} x {wanted[1]} px (height x width), "
             f"transform gives {given[0]} x {given[1]}: set transform.size_px: {size}"
+        )
+
+
+def _refuse_one_size(name: str, taken: Taken) -> None:
+    """Refuse a model that takes one size for images that keep their sizes."""
+    sides = taken.height_px, taken.width_px
+    if sides != (None, None):
+        height, width = ("any" if side is None else side for side in sides)
+        size = height if height == width else [height, width]
+        raise JobError(
+            f"model: {name} takes images of {height} x {width} px (height x width), and images "
+            f"keep their sizes: set transform.size_px: {size}"
         )
 
 

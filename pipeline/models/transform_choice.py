@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.allowed_imports import require_allowed, source_digest
 from pipeline.core.errors import JobError
+from pipeline.core.failures import OWN_TRANSFORM
 from pipeline.core.transform_words import CHANNELS, ONLY_WITH
+from pipeline.preprocessing.own_transform import check_factory
 from pipeline.preprocessing.transform import TransformSpec, sides
 
 if TYPE_CHECKING:
     from pipeline.job.transform import Transform
 
+_OF_FACTORIES = ("size_px", "mean", "std")
+"""What of the model's transform still holds with a factory."""
 _NEEDED = ("size_px", "resize_px", "interpolation", "mean", "std")
 
 
 def choose_transform(
-    name: str, default: TransformSpec | None, wanted: Transform, problem: str = ""
+    name: str,
+    default: TransformSpec | None,
+    wanted: Transform,
+    problem: str = "",
+    allow_import: Sequence[str] = (),
 ) -> TransformSpec:
     """Return the transform of a job.
 
@@ -25,12 +34,16 @@ def choose_transform(
         default: What the model says.
         wanted: The job's section; its fields win.
         problem: Why the model says nothing.
+        allow_import: Prefixes of modules that `factory` may name.
 
     Raises:
-        JobError: Fields are missing, have no effect, or do not fit together.
+        JobError: Fields are missing, have no effect, or do not fit together; the factory is not
+            allowed, or cannot be called.
     """
     given = {key: value for key, value in wanted.model_dump().items() if value is not None}
     base = default.to_dict() if default else {}
+    if wanted.factory is not None:
+        return _by_factory(name, wanted.factory, base, given, allow_import)
     kind = str(given.get("resize") or base.get("resize", "shortest"))
     for field, kinds in ONLY_WITH.items():
         if given.get(field) and kind not in kinds:
@@ -45,10 +58,37 @@ def choose_transform(
     needed = [field for field in _NEEDED if kind in ONLY_WITH.get(field, (kind,))]
     if kind != "shortest" and "resize_px" in needed:
         needed.remove("resize_px")
+    if kind == "none":
+        needed.remove("size_px")
+        merged.setdefault("size_px", None)
     missing = [field for field in needed if field not in merged]
     if missing:
         why = f" ({problem})" if problem else ""
         raise JobError(f"transform: {name} brings no transform{why}; give {', '.join(missing)}")
+    try:
+        return TransformSpec.from_dict(merged)
+    except ValueError as error:
+        raise JobError(f"transform: {error}") from None
+
+
+def _by_factory(
+    name: str,
+    factory: str,
+    base: Mapping[str, Any],
+    given: Mapping[str, Any],
+    allow_import: Sequence[str],
+) -> TransformSpec:
+    """Return the transform of a job with a factory."""
+    code = source_digest(require_allowed(OWN_TRANSFORM, factory, allow_import))
+    check_factory(factory, given.get("args", {}))
+    kept = {key: base[key] for key in _OF_FACTORIES if key in base}
+    merged = {"size_px": None, **kept, **given, "code_sha256": code}
+    missing = [field for field in ("mean", "std") if field not in merged]
+    if missing:
+        raise JobError(
+            f"transform: {name} brings no mean and std; give {', '.join(missing)}, one value for "
+            "each channel that the factory returns"
+        )
     try:
         return TransformSpec.from_dict(merged)
     except ValueError as error:

@@ -111,7 +111,7 @@ class Sizes:
     sizes_px: npt.NDArray[np.int32] = field(init=False)
     """(N, 2): width and height; 0 if they are unknown."""
     places: npt.NDArray[np.float32] = field(init=False)
-    """(N, 4): scale_x, scale_y, offset_x, offset_y."""
+    """(N, 4): scale_x, scale_y, offset_x, offset_y; scales of 0 if they are unknown."""
 
     def __post_init__(self) -> None:
         self.sizes_px = np.zeros((self.num_rows, 2), np.int32)
@@ -128,9 +128,11 @@ class Sizes:
             size_px: Width and height of the image.
             decoded_px: Width and height as the decoder gave them: less if it has shrunk the image.
         """
+        self.sizes_px[row] = size_px
+        if spec.factory is not None:  # where it puts the image is known to the user's code alone
+            return
         (width_px, height_px), (decoded_width_px, decoded_height_px) = size_px, decoded_px
         found = geometry(spec, decoded_width_px, decoded_height_px)
-        self.sizes_px[row] = size_px
         self.places[row] = (
             found.scale_x * decoded_width_px / width_px,
             found.scale_y * decoded_height_px / height_px,
@@ -139,10 +141,10 @@ class Sizes:
         )
 
     def columns(self) -> dict[str, pa.Array]:
-        """Return `width_px`, `height_px` and GEOMETRY, null where the size is unknown."""
-        is_unknown = self.sizes_px[:, 0] == 0
+        """Return `width_px`, `height_px` and GEOMETRY, null where they are unknown."""
+        is_unknown, is_nowhere = self.sizes_px[:, 0] == 0, self.places[:, 0] == 0
         places = pa.FixedSizeListArray.from_arrays(
-            pa.array(self.places.reshape(-1)), type=GEOMETRY_TYPE, mask=pa.array(is_unknown)
+            pa.array(self.places.reshape(-1)), type=GEOMETRY_TYPE, mask=pa.array(is_nowhere)
         )
         return {
             WIDTH_PX: pa.array(self.sizes_px[:, 0], mask=is_unknown),

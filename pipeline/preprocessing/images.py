@@ -1,4 +1,4 @@
-"""Turn encoded images into model input: decode and transform them into one uint8 buffer per slice.
+"""Turn encoded images into model input: decode and transform those of a slice.
 
 It works row by row, so that no full-size image outlives its row; on a GPU group by group.
 """
@@ -6,18 +6,15 @@ It works row by row, so that no full-size image outlives its row; on a GPU group
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline.core.arrays import images_to_arrow
 from pipeline.core.counters import GPU_DECODE, Counters, StageCounters, add
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
 from pipeline.core.schema import IMAGE
@@ -25,7 +22,9 @@ from pipeline.core.watchdog import tick
 from pipeline.preprocessing.decode import Decoded, DecodeLimits, decode_sized
 from pipeline.preprocessing.geometry import Sizes, shrink_factor
 from pipeline.preprocessing.nvjpeg import Decode, JpegGroups, gpu_decoder
-from pipeline.preprocessing.resizing import resize_and_crop_into
+from pipeline.preprocessing.own_transform import step_of, transform_by
+from pipeline.preprocessing.pixels import OneSize, Pixels, pixels_of
+from pipeline.preprocessing.resizing import resize_and_crop
 from pipeline.preprocessing.transform import TransformSpec
 
 
@@ -49,31 +48,45 @@ def preprocess(
 
     Returns:
         The same rows with `image` as fixed-size binary, uint8 (H, W, C), zeros where `error` is
-        set; and with the columns of `Sizes`.
+        set, or as the columns of `OwnSizes`; and with the columns of `Sizes`.
 
     Raises:
-        JobError: The spec says `gpu`, and there is no GPU decoder here.
+        JobError: The spec says `gpu`, and there is no GPU decoder here; or the user's own
+            transform cannot be made.
     """
-    images, sizes = np.zeros((rows.num_rows, *spec.shape), np.uint8), Sizes(rows.num_rows)
+    pixels, sizes = pixels_of(spec, rows.num_rows), Sizes(rows.num_rows)
     failures = failures_of(rows)
     todo = [index for index, failure in enumerate(failures) if failure is None]
     encoded = rows.column(IMAGE)
     if decode_jpegs is None and spec.decodes_on_gpu:
         decode_jpegs = gpu_decoder()
-    if decode_jpegs is not None:
-        groups = JpegGroups(encoded, images, sizes, limits, spec, decode_jpegs)
+    if decode_jpegs is not None and isinstance(pixels, OneSize):
+        groups = JpegGroups(encoded, pixels.images, sizes, limits, spec, decode_jpegs)
         left = groups.work(todo)
         add(counters, GPU_DECODE, StageCounters(len(todo), len(todo) - len(left)))
         todo = left
         add(counters, "decode", groups.decoded)
         add(counters, "transform", groups.transformed)
-    shares = [_Share(encoded, images, sizes, failures, limits, spec) for _ in range(num_threads)]
+    shares = [
+        _Share(encoded, pixels, sizes, failures, limits, spec, _maker(spec, limits, thread))
+        for thread in range(num_threads)
+    ]
     _work(shares, todo, counters)
     columns = {name: rows.column(name) for name in rows.column_names}
-    columns[IMAGE] = images_to_arrow(images)
+    columns.update(pixels.columns())
     columns.update(sizes.columns())
     columns.update(failure_columns(failures))
     return pa.table(columns)
+
+
+def _maker(
+    spec: TransformSpec, limits: DecodeLimits, thread: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what makes model input, uint8 (C, H, W), of an image: ours, or the user's own."""
+    if spec.factory is None:
+        return partial(resize_and_crop, spec=spec)
+    step = step_of(spec, thread)
+    return partial(transform_by, step, spec=spec, max_px=limits.max_image_px)
 
 
 def _work(shares: Sequence[_Share], todo: Sequence[int], counters: Counters) -> None:
@@ -96,14 +109,15 @@ def _work(shares: Sequence[_Share], todo: Sequence[int], counters: Counters) -> 
 
 @dataclass
 class _Share:
-    """The rows of a slice that one thread decodes, each into its place in `images`."""
+    """The rows of a slice that one thread decodes, each into its place in `pixels`."""
 
     encoded: pa.ChunkedArray
-    images: npt.NDArray[np.uint8]
+    pixels: Pixels
     sizes: Sizes
     failures: list[Failure | None]
     limits: DecodeLimits
     spec: TransformSpec
+    make: Callable[[torch.Tensor], torch.Tensor]
     decode: StageCounters = field(default_factory=StageCounters)
     transform: StageCounters = field(default_factory=StageCounters)
 
@@ -133,14 +147,13 @@ class _Share:
     def _transform(self, row: int, data: bytes, image: torch.Tensor) -> None:
         started = perf_counter()
         try:
-            resize_and_crop_into(image, self.spec, self.images[row])
+            num_bytes = self.pixels.put(row, self.make(image))
         except RowError as error:
             self.failures[row] = _failure(error, "transform", data)
             busy_s = perf_counter() - started
             self.transform += StageCounters(1, 0, 1, image.numel(), 0, busy_s)
             return
         busy_s = perf_counter() - started
-        num_bytes = self.images[row].nbytes
         self.transform += StageCounters(1, 1, 0, image.numel(), num_bytes, busy_s)
 
 

@@ -7,7 +7,7 @@ the pixels, but on the model's device.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pipeline.core.failures import RowError
@@ -16,7 +16,9 @@ from pipeline.core.transform_words import (
     CROP_STARTS,
     INTERPOLATIONS,
     JPEG_DECODERS,
+    MAX_CHANNELS,
     ONLY_WITH,
+    REPLACED_BY_FACTORY,
     RESIZES,
 )
 
@@ -66,10 +68,17 @@ class TransformSpec:
     crop_start: str = "round"
     """Where the centre crop begins if an odd number of pixels is left: `round`, half to even, as
     torchvision, or `floor`, as transformers. Jobs do not set it."""
+    factory: str | None = None
+    """`package.module:callable` of the user's own transform, which replaces all this but size_px,
+    mean and std; None: there is none."""
+    args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Arguments of the factory, by name: JSON values."""
+    code_sha256: str = ""
+    """Digest of the source of the factory's module."""
 
     def __post_init__(self) -> None:
-        for field in ("size_px", "resize_px"):
-            object.__setattr__(self, field, _as_size(getattr(self, field)))
+        for name in ("size_px", "resize_px"):
+            object.__setattr__(self, name, _as_size(getattr(self, name)))
         for problem in _problems(self):
             raise ValueError(problem)
 
@@ -91,7 +100,7 @@ class TransformSpec:
     @property
     def num_channels(self) -> int:
         """Return the channels of the model input."""
-        return CHANNELS[self.channels]
+        return CHANNELS[self.channels] if self.factory is None else len(self.mean)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -128,6 +137,9 @@ class TransformSpec:
             "pad_value": (_as_json(self.pad_value), 0),
             "channels": (self.channels, "rgb"),
             "crop_start": (self.crop_start, "round"),
+            "factory": (self.factory, None),
+            "args": (dict(self.args), {}),
+            "code_sha256": (self.code_sha256, ""),
         }
         optional = {
             "resize_px": _as_json(self.resize_px),
@@ -182,6 +194,12 @@ def _problems(spec: TransformSpec) -> Iterator[str]:
         if value not in choices:
             yield f"{name} is {value!r}; it must be one of {', '.join(choices)}"
     yield from _size_problems(spec)
+    if spec.size_px is None and spec.pad_value:
+        yield "pad_value has no effect without size_px"
+    if spec.size_px is None and spec.decodes_on_gpu:
+        yield "jpeg_decoder 'gpu' needs size_px: images of their own sizes are decoded on the CPU"
+    if spec.factory is not None:
+        yield from _factory_problems(spec)
     count = spec.num_channels
     if len(spec.mean) != count or len(spec.std) != count:
         each = "3 values each, one a channel" if count == 3 else f"{count} value each"
@@ -204,7 +222,7 @@ def _size_problems(spec: TransformSpec) -> Iterator[str]:
     for name, kinds in ONLY_WITH.items():
         if spec.resize not in kinds and getattr(spec, name):
             yield f"{name} has no effect with resize {spec.resize!r}"
-    if spec.resize == "none":
+    if spec.resize == "none" or spec.factory is not None:
         return
     if spec.size_px is None or spec.interpolation is None:
         yield f"resize {spec.resize!r} needs size_px and interpolation"
@@ -220,3 +238,14 @@ def _size_problems(spec: TransformSpec) -> Iterator[str]:
             f"resize_px is {_as_json(spec.resize_px)}; it must be at least size_px "
             f"({_as_json(spec.size_px)}), or the crop would need padding"
         )
+
+
+def _factory_problems(spec: TransformSpec) -> Iterator[str]:
+    """Yield what is wrong with a spec that has a factory."""
+    usual = {each.name: each.default for each in fields(spec)}
+    usual |= {"resize_px": None, "interpolation": None}
+    for name in REPLACED_BY_FACTORY:
+        if getattr(spec, name) != usual[name]:
+            yield f"{name} has no effect with factory"
+    if not 1 <= len(spec.mean) <= MAX_CHANNELS:
+        yield f"mean has {len(spec.mean)} values; a factory returns 1 to {MAX_CHANNELS} channels"

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.failures import OWN_TRANSFORM
 from pipeline.core.node_cache import tensors_digest
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, MESSAGE, NUM_TOKENS, ROW_ID
@@ -24,12 +25,13 @@ from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task
 from pipeline.plan.plan import Plan
+from pipeline.preprocessing.own_transform import own_transform, try_step
 from pipeline.runs.builders import make_reader, plain_predictor_config
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit, only_rows
 
-_READ, _BUILD = "read", "build"
+_READ, _BUILD, _TRANSFORM = "read", "build", "transform an image"
 _MAX_UNITS, _ROWS_EACH = 3, 3
 _MAX_DEATHS = 2
 """So many processes may end over rows: a hang takes its whole time limit."""
@@ -40,12 +42,17 @@ _RANDOM = (
 )
 
 
+Status = Literal["ok", "warn", "unknown"]
+
+
 @dataclass(frozen=True)
 class Tried:
     """What trying a row gave, if it was no error."""
 
-    status: Literal["ok", "warn", "unknown"]
+    status: Status
     found: str
+    transform: str | None = None
+    """What the user's own transform makes of a generated image; None: there is none."""
 
     def __str__(self) -> str:
         return f"{self.status}: {self.found}"
@@ -64,7 +71,8 @@ class _RowWork:
         """Load the model."""
         os.dup2(2, 1)  # what a user's code prints is no result of the command
         steps = SliceWork(self.preprocessing, self.config).open()
-        return {_READ: self._read, _BUILD: self._build, **steps}
+        own = {_READ: self._read, _BUILD: self._build, _TRANSFORM: self._transform}
+        return {**own, **steps}
 
     def _read(self, wanted: pa.Table, counters: Counters) -> pa.Table:
         """Read the first rows of a unit."""
@@ -76,6 +84,12 @@ class _RowWork:
         slices = read_slices(self.reader, unit, frozenset([0]))
         with contextlib.closing(slices):  # type: ignore[type-var]  # a generator
             return next(slices)[2]
+
+    def _transform(self, wanted: pa.Table, counters: Counters) -> pa.Table:
+        """Let the user's own transform work on a generated image."""
+        transform = own_transform(self.config.spec.input)
+        assert transform is not None, "the caller has asked"
+        return pa.table({"found": [try_step(transform)]})
 
     def _build(self, wanted: pa.Table, counters: Counters) -> pa.Table:
         """Tell whether the model's tensors are random, and whether they are always the same."""
@@ -107,11 +121,13 @@ def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:
         ended = child.start()
         if ended is not None:
             raise JobError(f"model {model.name}: cannot be loaded: {ended.message}")
+        transform = _try_transform(child, model)
         is_random = not model.has_weights and _is_random(child, model)
-        found = _first_good(child, model, len(units))
+        found = replace(_first_good(child, model, len(units)), transform=transform)
     if not is_random:
         return found
-    return Tried("unknown" if found.status == "unknown" else "warn", f"{found.found}; {_RANDOM}")
+    status: Status = "unknown" if found.status == "unknown" else "warn"
+    return replace(found, status=status, found=f"{found.found}; {_RANDOM}")
 
 
 def _work(job: Job, plan: Plan, model: ModelSpec, units: tuple[Unit, ...]) -> _RowWork:
@@ -122,6 +138,20 @@ def _work(job: Job, plan: Plan, model: ModelSpec, units: tuple[Unit, ...]) -> _R
         Preprocessing.of(job.source, spec.input, 1),
         plain_predictor_config(plan, spec, 1, len(os.sched_getaffinity(0))),
     )
+
+
+def _try_transform(child: Child, model: ModelSpec) -> str | None:
+    """Say what the user's own transform makes of a generated image; None: there is none.
+
+    Raises:
+        JobError: It cannot be made.
+    """
+    if own_transform(model.input) is None:
+        return None
+    found = child.call(_TRANSFORM, pa.table({"unit": [0]}))
+    if isinstance(found, ChildExit):
+        return f"warn: of a generated image: {found.message}"
+    return str(found.rows.column("found")[0])
 
 
 def _is_random(child: Child, model: ModelSpec) -> bool:
@@ -145,7 +175,8 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
     """Return what became of the first row that can be predicted.
 
     Raises:
-        JobError: Rows can be read and decoded, and none of those tried can be predicted.
+        JobError: Rows can be read and decoded, and none of those tried can be predicted, or gets
+            past the user's own transform.
     """
     unread = failed = ""
     num_exits = 0
@@ -155,6 +186,8 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
         decoded = _step(child, prepares[0], row) if prepares else row
         problem = decoded if isinstance(decoded, str) else _problem(decoded)
         if problem:
+            if OWN_TRANSFORM in problem:
+                failed = failed or f"row {row_id}: {problem}"
             unread = unread or f"{row_id}: {problem}"
             continue
         assert not isinstance(decoded, str), "has no problem"
@@ -167,6 +200,8 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
         num_exits += isinstance(predicted, str)
         if num_exits == _MAX_DEATHS:
             break
+    if OWN_TRANSFORM in failed:
+        raise JobError(f"the first rows of the source fail in the transform: {failed}")
     if failed:
         raise JobError(f"model {model.name}: fails over the first rows of the source: {failed}")
     return Tried("unknown", f"no row could be read{unread and f' ({unread})'}; the model was built")

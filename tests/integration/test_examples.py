@@ -32,15 +32,19 @@ NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 NUM_ROWS, NUM_BAD = 24, 2
 
 
-@pytest.fixture(scope="module")
-def custom_model() -> ModuleType:
-    """The example's module, imported without touching sys.path."""
-    spec = importlib.util.spec_from_file_location("custom_model", FOLDER / "custom_model.py")
+def module_of(example: str) -> ModuleType:
+    """An example's module, imported without touching sys.path."""
+    spec = importlib.util.spec_from_file_location(example, EXAMPLES / example / f"{example}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def custom_model() -> ModuleType:
+    return module_of("custom_model")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,42 @@ def test_the_job_tells_cats_food_and_vehicles_apart(published: tuple[Path, Resul
     rows = zip(table["row_id"].to_pylist(), table["label"].to_pylist(), strict=True)
     found = {row_id.split("/")[1].split("-")[0]: label for row_id, label in rows}
     assert (found["chelsea"], found["coffee"], found["flower"]) == ("cat", "food", "other")
+
+
+def test_the_transform_evens_contrast_and_keeps_the_whole_image() -> None:
+    module = module_of("custom_transform")
+    transform = module.even_letterbox(224, limit=4.0)
+    dark = torch.arange(40).repeat(300, 20)[None].repeat(3, 1, 1).to(torch.uint8)  # 300 x 800 px
+    found = transform(dark)
+    assert (found.dtype, tuple(found.shape)) == (torch.uint8, (3, 224, 224))
+    assert (found[:, :70] == 114).all()
+    assert (found[:, 154:] == 114).all()
+    inside = found[:, 70:154]
+    assert int(inside.max()) > 100, "brighter than any of its pixels were"
+    assert torch.equal(inside[0], inside[2]), "gray stays gray"
+    same = module.EvenContrast(1.0)(dark)
+    assert (same.float() - dark.float()).abs().max() <= 256 / 2
+    plain = torch.full((3, 50, 224), 77, dtype=torch.uint8)
+    assert torch.equal(module.Letterbox(224, 9)(plain)[:, 87:137], plain)
+
+
+@pytest.mark.slow
+def test_the_job_with_a_transform_of_its_own_runs(tmp_path: Path) -> None:
+    folder = EXAMPLES / "custom_transform"
+    lines = [line for line in (folder / "job.yaml").read_text().splitlines() if line.strip()]
+    assert len([line for line in lines if not line.startswith("#")]) <= 15
+    build_images(tmp_path / "images", NUM_ROWS, seed=5, num_bad=NUM_BAD)
+    result = pipeline(
+        *("run", str(folder / "job.yaml"), "--allow-import", "custom_transform", "--json"),
+        *("--set", f"source.uri={tmp_path / 'images'}", "--set", f"sink.uri={tmp_path / 'out'}"),
+        env={"PYTHONPATH": str(folder), "PIPELINE_ALLOW_IMPORT": ""},
+    )
+    assert result.code == 0, result.stderr
+    assert result.json["rows"]["predicted"] == NUM_ROWS - NUM_BAD
+    table = read_predictions(str(tmp_path / "out"), columns=["row_id", "label"])
+    rows = zip(table["row_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+    found = {row_id.split("/")[1].split("-")[0]: label for row_id, label in rows}
+    assert "cat" in found["chelsea"] or "tabby" in found["chelsea"]
 
 
 def test_a_factory_that_was_not_allowed_is_refused() -> None:

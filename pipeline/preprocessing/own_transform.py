@@ -1,0 +1,223 @@
+"""The user's own transform: a callable over decoded images, named by `transform.factory`.
+
+It stands in place of resize and crop. What it returns goes to the model as it is, so everything
+about it is checked here, and each message says what came and what would be right.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.allowed_imports import check_arguments, import_callable
+from pipeline.core.errors import JobError
+from pipeline.core.failures import OWN_TRANSFORM, Reason
+from pipeline.core.user_errors import failed, tell
+from pipeline.core.watchdog import pause
+from pipeline.preprocessing.transform import TransformSpec, Untransformable
+
+if TYPE_CHECKING:
+    import torch
+
+_CONTRACT = (
+    "it is called with transform.args and must return a callable over an image, uint8 tensor "
+    "(3, H, W); see jobs/README.md, A transform of your own"
+)
+_MEMORY_WORDS = ("out of memory", "allocate memory")
+
+_TRIED_PX = (240, 320)
+
+Step = Callable[["torch.Tensor"], Any]
+"""A decoded image, RGB uint8 (3, H, W), in; whatever the user's code returns."""
+
+
+def load_step(factory: str, args: Mapping[str, Any]) -> Step:
+    """Import a factory, whose module the caller has allowed, and call it.
+
+    Args:
+        factory: `package.module:callable`.
+        args: Its arguments, by name.
+
+    Raises:
+        JobError: It cannot be imported or called, or does not return a callable.
+    """
+    build = check_factory(factory, args)
+    try:
+        step = build(**copy.deepcopy(dict(args)))
+    except Exception as error:  # a user's code may raise anything
+        raise JobError(failed(OWN_TRANSFORM, factory, error)) from error
+    if not callable(step):
+        kind = type(step).__name__
+        raise JobError(f"{OWN_TRANSFORM} = {factory!r}: {_CONTRACT}; it returned {kind}")
+    return step  # type: ignore[no-any-return]  # what it returns is checked
+
+
+def check_factory(factory: str, args: Mapping[str, Any]) -> Callable[..., Any]:
+    """Import a factory, and check its arguments; return it.
+
+    Raises:
+        JobError: It cannot be imported, or not be called with these arguments.
+    """
+    build = import_callable(OWN_TRANSFORM, factory)
+    if not isinstance(build, type) and hasattr(build, "forward"):
+        raise JobError(
+            f"{OWN_TRANSFORM} = {factory!r}: is a transform itself ({type(build).__name__}); name "
+            "a function that returns it"
+        )
+    check_arguments(OWN_TRANSFORM, factory, build, args)
+    return build
+
+
+def own_transform(seen: object) -> TransformSpec | None:
+    """Return the transform of an input if it has a factory."""
+    spec = getattr(seen, "transform", None)
+    return spec if isinstance(spec, TransformSpec) and spec.factory is not None else None
+
+
+def step_of(spec: TransformSpec, number: int = 0) -> Step:
+    """Return the callable of a transform, made once in this process.
+
+    Args:
+        spec: With a factory.
+        number: Of the thread that calls it: a callable is never called by two at once.
+
+    Raises:
+        JobError: As `load_step`.
+    """
+    assert spec.factory is not None, "the caller has asked"
+    return _step(spec.factory, json.dumps(dict(spec.args), sort_keys=True), number)
+
+
+@functools.cache
+def _step(factory: str, args: str, number: int) -> Step:
+    with pause():  # importing a library may take longer than a row may
+        return load_step(factory, json.loads(args))
+
+
+def transform_by(
+    step: Step, image: torch.Tensor, spec: TransformSpec, max_px: int | None = None
+) -> torch.Tensor:
+    """Let the user's own code transform an image.
+
+    Args:
+        step: Of `step_of`.
+        image: RGB uint8 (3, H, W); may be changed.
+        spec: With the size and the number of channels that are declared.
+        max_px: The most pixels of a result; None: any number.
+
+    Returns:
+        uint8 (C, H', W') on the CPU.
+
+    Raises:
+        Untransformable: The code raised, or what it returned is not what is declared.
+    """
+    import torch
+
+    assert spec.factory is not None, "the caller has asked"
+    try:
+        with torch.no_grad():
+            made = step(image)
+    except Exception as error:
+        raise Untransformable(_reason_of(error), _told(spec, tell(error, _module(spec)))) from error
+    problem = _problem(made, spec)
+    if problem:
+        raise Untransformable(Reason.DECODE_ERROR, _told(spec, problem))
+    num_px = made.shape[-2] * made.shape[-1]
+    if max_px is not None and num_px > max_px:
+        told = f"returned {_shape(made)}, {num_px} px, allowed are {max_px} (source.max_image_px)"
+        raise Untransformable(Reason.TOO_LARGE, _told(spec, told))
+    return made  # type: ignore[no-any-return]  # _problem has found it to be one
+
+
+def try_step(spec: TransformSpec) -> str:
+    """Say what the user's code makes of a generated image, or why it makes nothing of it.
+
+    Raises:
+        JobError: As `load_step`.
+    """
+    import torch
+
+    height_px, width_px = _TRIED_PX
+    rows, columns = torch.arange(height_px)[:, None], torch.arange(width_px)[None]
+    planes = (rows + 0 * columns, 0 * rows + columns, rows + columns)
+    image = torch.stack([plane % 256 for plane in planes], dim=-1).to(torch.uint8).permute(2, 0, 1)
+    told = f"a generated image of {width_px} x {height_px} px"
+    try:
+        made = transform_by(step_of(spec), image, spec)
+    except Untransformable as error:
+        return f"warn: of {told}: {error}"
+    return f"ok: {spec.factory} makes {_shape(made)} of {told}"
+
+
+def _reason_of(error: Exception) -> Reason:
+    text = str(error).lower()
+    is_memory = isinstance(error, MemoryError) or any(word in text for word in _MEMORY_WORDS)
+    return Reason.OUT_OF_MEMORY if is_memory else Reason.DECODE_ERROR
+
+
+def _told(spec: TransformSpec, what: str) -> str:
+    return f"{OWN_TRANSFORM} {spec.factory}: {what}"
+
+
+def _module(spec: TransformSpec) -> str:
+    return (spec.factory or "").partition(":")[0]
+
+
+def _problem(made: Any, spec: TransformSpec) -> str:
+    """Return what is wrong with a result, and what would be right; '' if nothing is."""
+    import torch
+
+    if not isinstance(made, torch.Tensor):
+        kind = f"{type(made).__module__.partition('.')[0]}.{type(made).__name__}"
+        return f"returned {kind}, expected a uint8 tensor (C, H, W){_as_tensor(kind)}"
+    if made.is_floating_point():
+        return (
+            f"returned {_dtype(made)}, expected uint8: leave out ToDtype and Normalize, and give "
+            "transform.mean and transform.std, which are applied on the model's device"
+        )
+    if made.dtype != torch.uint8:
+        return f"returned {_dtype(made)}, expected uint8: pixels from 0 to 255"
+    if made.device.type != "cpu" or made.layout != torch.strided:
+        return f"returned a {made.layout} tensor on {made.device}, expected a plain one on the CPU"
+    return _shape_problem(made, spec)
+
+
+def _shape_problem(made: torch.Tensor, spec: TransformSpec) -> str:
+    size = (spec.height_px, spec.width_px) if spec.has_one_size else None
+    shape, wanted = tuple(made.shape), (spec.num_channels, *(size or ("H", "W")))
+    expected = f"returned {_shape(made)}, expected ({', '.join(map(str, wanted))})"
+    if len(shape) != 3:
+        hint = {2: ": add the channel axis, image[None]", 4: ": it gets one image, not a batch"}
+        return f"{expected}{hint.get(len(shape), '')}"
+    if not made.numel():
+        return f"{expected}: it has no pixels"
+    if shape[0] != spec.num_channels:
+        if shape[-1] == spec.num_channels:
+            return f"{expected}: channels come first, image.permute(2, 0, 1)"
+        return (
+            f"{expected}: transform.mean and transform.std have {spec.num_channels} values, one "
+            "for each channel"
+        )
+    if size is not None and shape[1:] != size:
+        return f"{expected}, as transform.size_px says (height, width)"
+    return ""
+
+
+def _as_tensor(kind: str) -> str:
+    """Return how a result of other libraries becomes a tensor."""
+    if kind == "numpy.ndarray":
+        return ": torch.from_numpy(array).permute(2, 0, 1) of one with the channels last"
+    if kind.startswith("PIL."):
+        return ": torchvision.transforms.v2.functional.pil_to_tensor(image)"
+    return ""
+
+
+def _dtype(made: torch.Tensor) -> str:
+    return str(made.dtype).removeprefix("torch.")
+
+
+def _shape(made: torch.Tensor) -> str:
+    return f"({', '.join(map(str, made.shape))})"

@@ -1,0 +1,108 @@
+"""The section `transform` with a factory: what it may say beside it, and what it becomes."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import models
+import own_transforms
+import pytest
+
+from pipeline.core.errors import JobError
+from pipeline.job.job import Job
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.preprocessing.image_input import ImageInput
+from pipeline.preprocessing.transform import TransformSpec
+
+PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
+
+
+def job_of(transform: dict[str, Any], **model: Any) -> Job:
+    document = {
+        "source": {"uri": "in", "format": "images"},
+        "model": {"factory": "models:colours", "labels": models.LABELS, **model},
+        "transform": transform,
+        "sink": {"uri": "out"},
+    }
+    return parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+
+
+def spec_of(transform: dict[str, Any], allowed: str = "own_transforms", **model: Any):
+    job = job_of({"factory": "own_transforms:composed", **transform}, **model)
+    found = resolve_model(job.model, job.transform, allow_import=["models", allowed]).input
+    assert isinstance(found, ImageInput)
+    return found.transform
+
+
+def test_size_channels_and_the_digest_of_the_source_are_part_of_the_transform():
+    spec = spec_of({**PLAIN, "size_px": [32, 48], "args": {"size_px": 32}})
+    assert (spec.height_px, spec.width_px, spec.num_channels) == (32, 48, 3)
+    told = spec.to_dict()
+    assert (told["factory"], told["args"]) == ("own_transforms:composed", {"size_px": 32})
+    assert len(told["code_sha256"]) == 64
+    assert TransformSpec.from_dict(told) == spec
+    assert not {"resize_px", "interpolation", "resize", "channels"} & told.keys()
+    for count in (1, 2, 4):
+        values = {"mean": [0.5] * count, "std": [0.5] * count}
+        spec = spec_of({**values, "size_px": 32})
+        assert spec.num_channels == count
+        assert spec.exact() == spec
+
+
+def test_without_a_size_it_is_the_models_and_otherwise_any():
+    assert not spec_of(PLAIN).has_one_size
+    by_model = spec_of({}, name="efficientnet-lite0", factory=None, labels=None)
+    assert by_model.shape == (224, 224, 3)
+    assert by_model.mean == pytest.approx((127 / 255,) * 3)
+
+
+def test_resize_none_without_a_size_keeps_images_as_they_are():
+    job = job_of({"resize": "none", **PLAIN})
+    found = resolve_model(job.model, job.transform, allow_import=["models"]).input
+    assert found.settings() == {**TransformSpec.from_dict(found.settings()).to_dict()}
+    assert not found.transform.has_one_size
+    assert job.transform.may_vary
+    assert not job_of({"resize": "none", "size_px": 8, **PLAIN}).transform.may_vary
+    wrong = job_of({"resize": "none", "pad_value": 9, **PLAIN})
+    with pytest.raises(JobError, match="pad_value has no effect without size_px"):
+        resolve_model(wrong.model, wrong.transform, allow_import=["models"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"resize": "pad"}, "resize has no effect with factory"),
+        ({"resize_px": 40}, "resize_px has no effect with factory"),
+        ({"interpolation": "bicubic"}, "interpolation has no effect with factory"),
+        ({"pad_value": 7}, "pad_value has no effect with factory"),
+        ({"channels": "gray"}, "channels has no effect with factory"),
+        ({"shrink_on_load": True}, "shrink_on_load has no effect with factory"),
+        ({"jpeg_decoder": "gpu"}, "jpeg_decoder has no effect with factory"),
+        ({"mean": [0.5] * 5}, "has 5 numbers, needs 1 to 4: one for each channel that the factor"),
+        ({"factory": None, "args": {"a": 1}}, "args has no effect without factory"),
+    ],
+)
+def test_what_has_no_effect_is_refused(fields: dict[str, Any], words: str):
+    with pytest.raises(JobError, match=words):
+        job_of({"factory": "own_transforms:composed", **PLAIN, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"mean": None}, "models:colours brings no mean and std; give mean, one value for each ch"),
+        ({"std": [1.0]}, "mean and std must have 3 values each"),
+        ({"args": {"size": 1}}, r"does not take size \(transform\.args\)"),
+    ],
+)
+def test_what_is_missing_or_does_not_fit_is_an_error(fields: dict[str, Any], words: str):
+    with pytest.raises(JobError, match=words):
+        spec_of({**PLAIN, **fields})
+
+
+def test_a_module_that_was_not_allowed_is_not_imported():
+    with pytest.raises(JobError, match=r"transform\.factory = .*: importing own_transforms is"):
+        spec_of(PLAIN, allowed="other")
+    assert own_transforms.SIZE_PX == 32

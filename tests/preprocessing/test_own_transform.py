@@ -1,0 +1,264 @@
+"""A transform of the user's own: what it gets, what it may return, and what its mistakes cost."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_transforms
+import pyarrow as pa
+import pytest
+import torch
+from badfiles import base_image
+from checkout import ROOT
+from PIL import Image
+from torchvision.transforms import v2
+
+from pipeline.core.arrays import images_from_arrow
+from pipeline.core.counters import Counters
+from pipeline.core.errors import JobError
+from pipeline.core.failures import failure_columns
+from pipeline.preprocessing.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.images import preprocess
+from pipeline.preprocessing.own_transform import load_step, own_transform, try_step
+from pipeline.preprocessing.transform import TransformSpec
+
+SIZE_PX = own_transforms.SIZE_PX
+LIMITS = DecodeLimits(10**7, 10**6)
+SIZES = [(60, 40), (33, 90), (32, 32), (200, 50), (31, 47)]
+
+
+def spec_of(
+    factory: str, size_px: Any = SIZE_PX, num_channels: int = 3, **args: Any
+) -> TransformSpec:
+    plain = (0.0,) * num_channels, (1.0,) * num_channels
+    return TransformSpec(
+        size_px, None, None, *plain, factory=f"own_transforms:{factory}", args=args
+    )
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def photos() -> list[bytes]:
+    return [png(base_image(row).resize(size)) for row, size in enumerate(SIZES)]
+
+
+def rows_of(encoded: list[bytes]) -> pa.Table:
+    ids = pa.array([f"r{row}" for row in range(len(encoded))])
+    columns = {"row_id": ids, "uri": ids, "image": pa.array(encoded, pa.large_binary())}
+    return pa.table({**columns, **failure_columns([None] * len(encoded))})
+
+
+def prepared(spec: TransformSpec, encoded: list[bytes], num_threads: int = 1) -> pa.Table:
+    return preprocess(rows_of(encoded), Counters(), LIMITS, spec, num_threads)
+
+
+def messages(spec: TransformSpec, encoded: list[bytes]) -> list[tuple[str, str, str]]:
+    found = prepared(spec, encoded)
+    return list(
+        zip(
+            *(found.column(c).to_pylist() for c in ("error", "error_stage", "message")), strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("factory", "channels", "args"),
+    [
+        ("composed", 3, {}),
+        ("composed", 1, {"channels": 1}),
+        ("squeezed", 3, {"size_px": SIZE_PX}),
+        ("four_channels", 4, {}),
+    ],
+)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_the_model_sees_what_the_callable_makes_of_the_decoded_image(
+    factory: str, channels: int, args: dict[str, Any], num_threads: int
+):
+    spec, encoded = spec_of(factory, num_channels=channels, **args), photos()
+    found = prepared(spec, encoded, num_threads)
+    assert found.column("error").null_count == len(encoded)
+    images = images_from_arrow(found.column("image"), (SIZE_PX, SIZE_PX, channels))
+    step = load_step(f"own_transforms:{factory}", args)
+    for data, image in zip(encoded, images, strict=True):
+        expected = step(decode_image(data, LIMITS))
+        assert np.array_equal(image, expected.permute(1, 2, 0).numpy())
+
+
+def test_sizes_are_those_of_the_decoded_images_and_places_are_unknown():
+    found = prepared(spec_of("composed"), photos())
+    sizes = zip(
+        *(found.column(name).to_pylist() for name in ("width_px", "height_px")), strict=True
+    )
+    assert list(sizes) == SIZES
+    assert found.column("_geometry").null_count == len(SIZES)
+
+
+def test_memory_that_the_callable_uses_again_is_copied():
+    found = prepared(spec_of("reused"), photos())
+    images = images_from_arrow(found.column("image"), (SIZE_PX, SIZE_PX, 3))
+    assert len({image.tobytes() for image in images}) == len(SIZES)
+
+
+def test_it_is_made_once_in_a_process_for_each_thread_that_decodes():
+    own_transforms.calls.clear()
+    spec = spec_of("counted", number=7, names=["a", "b"])
+    for _ in range(3):
+        prepared(spec, photos())
+    assert own_transforms.calls == [{"number": 7, "names": ["a", "b"]}]
+    prepared(spec, photos(), num_threads=2)
+    assert len(own_transforms.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("none", "returned builtins.NoneType, expected a uint8 tensor (C, H, W)"),
+        ("array", "returned numpy.ndarray, expected a uint8 tensor (C, H, W): torch.from_numpy("),
+        (
+            "pil",
+            "returned PIL.Image, expected a uint8 tensor (C, H, W): torchvision.transforms.v2.",
+        ),
+        (
+            "float",
+            "returned float32, expected uint8: leave out ToDtype and Normalize, and give tra",
+        ),
+        ("int64", "returned int64, expected uint8: pixels from 0 to 255"),
+        ("batch", "returned (1, 3, 40, 60), expected (3, 32, 32): it gets one image, not a batch"),
+        ("plane", "returned (40, 60), expected (3, 32, 32): add the channel axis, image[None]"),
+        ("last", "returned (40, 60, 3), expected (3, 32, 32): channels come first, image.permute("),
+        (
+            "gray",
+            "returned (1, 40, 60), expected (3, 32, 32): transform.mean and transform.std have",
+        ),
+        ("empty", "returned (3, 0, 60), expected (3, 32, 32): it has no pixels"),
+        (
+            "small",
+            "returned (3, 5, 7), expected (3, 32, 32), as transform.size_px says (height, wi",
+        ),
+    ],
+)
+def test_what_it_returns_is_checked_and_the_message_says_what_is_right(kind: str, words: str):
+    [(error, stage, message)] = messages(spec_of("returning", kind=kind), photos()[:1])
+    assert (error, stage) == ("decode_error", "transform")
+    assert message.startswith(f"transform.factory own_transforms:returning: {words}")
+
+
+def test_an_exception_costs_its_row_and_keeps_the_users_words():
+    black = png(Image.new("RGB", (40, 40)))
+    found = messages(spec_of("fussy"), [photos()[0], black, photos()[1]])
+    assert [error for error, _, _ in found] == [None, "decode_error", None]
+    assert found[1][2].startswith(
+        "transform.factory own_transforms:fussy: ValueError: nothing to see (own_transforms.py line"
+    )
+    [digest] = prepared(spec_of("fussy"), [black]).column("sha256").to_pylist()
+    assert digest == hashlib.sha256(black).hexdigest()
+
+
+def test_lack_of_memory_is_named_as_such():
+    white = png(Image.new("RGB", (40, 40), (255, 255, 255)))
+    [(error, stage, message)] = messages(spec_of("deadly"), [white])
+    assert (error, stage) == ("out_of_memory", "transform")
+    assert "MemoryError: asked for too much" in message
+
+
+@pytest.mark.parametrize(
+    ("factory", "args", "words"),
+    [
+        ("own_transforms:no_factory", {}, "must return a callable over an image, .*returned int"),
+        (
+            "own_transforms:broken",
+            {},
+            r"failed: OSError: no licence \(own_transforms.py line \d+\)",
+        ),
+        ("own_transforms:whole", {}, r"is a transform itself \(Resize\); name a function that ret"),
+        ("own_transforms:squeezed", {"size": 3}, r"does not take size \(transform\.args\)"),
+        ("own_transforms:missing", {}, "own_transforms has no callable missing"),
+        ("no_such_module:make", {}, "cannot import: ModuleNotFoundError"),
+    ],
+)
+def test_a_factory_that_cannot_be_used_is_an_error_of_the_job(
+    factory: str, args: dict[str, Any], words: str
+):
+    with pytest.raises(JobError, match=words) as caught:
+        load_step(factory, args)
+    assert str(caught.value).startswith("transform.factory ")
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_their_own_sizes_are_copied_as_they_are():
+    spec, encoded = spec_of("halved", size_px=None), [*photos(), b"no image"]
+    found = prepared(spec, encoded)
+    heights, widths = (
+        found.column(f"_image_{side}_px").to_pylist() for side in ("height", "width")
+    )
+    assert list(zip(widths, heights, strict=True)) == [
+        *((-(-width // 2), -(-height // 2)) for width, height in SIZES),
+        (None, None),
+    ]
+    assert found.column("image").type == pa.large_binary()
+    assert found.column("image").null_count == 1
+    for data, pixels, height, width in zip(
+        encoded[:-1], found.column("image").to_pylist(), heights, widths, strict=False
+    ):
+        expected = decode_image(data, LIMITS)[:, ::2, ::2].permute(1, 2, 0).numpy()
+        shape = (height, width, 3)
+        assert np.array_equal(np.frombuffer(pixels, np.uint8).reshape(shape), expected)
+
+
+def test_a_result_of_too_many_pixels_is_refused():
+    limits = DecodeLimits(10**7, 60 * 40)
+    spec = spec_of("larger", size_px=None)
+    found = preprocess(rows_of(photos()[:1]), Counters(), limits, spec)
+    assert found.column("error").to_pylist() == ["too_large"]
+    assert "returned (3, 80, 120), 9600 px, allowed are 2400" in found.column("message")[0].as_py()
+
+
+def test_a_generated_image_shows_what_comes_out():
+    told = "a generated image of 320 x 240 px"
+    assert try_step(spec_of("composed")) == (
+        f"ok: own_transforms:composed makes (3, 32, 32) of {told}"
+    )
+    assert try_step(spec_of("refusing")).startswith(
+        f"warn: of {told}: transform.factory own_transforms:refusing: KeyError: 'no such lens'"
+    )
+
+
+def test_an_input_says_whether_it_has_one():
+    class Seen:
+        transform = spec_of("composed")
+
+    assert own_transform(Seen()) == Seen.transform
+    assert own_transform(object()) is None
+
+
+def test_torchvision_compositions_keep_bytes_on_the_way():
+    step = own_transforms.composed()
+    image = decode_image(photos()[0], LIMITS)
+    assert isinstance(step, v2.Compose)
+    assert step(image).dtype == torch.uint8
+
+
+def test_the_example_of_the_job_files_page_keeps_to_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = (ROOT / "jobs" / "README.md").read_text()
+    code = text.split("<!-- transform -->\n```python\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "readme_transform.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    factory = "readme_transform:even_letterbox"
+    spec = replace(spec_of(""), factory=factory, args={"size_px": SIZE_PX})
+    found = prepared(spec, photos())
+    assert found.column("error").null_count == len(SIZES)
+    image = images_from_arrow(found.column("image"), (SIZE_PX, SIZE_PX, 3))[3]  # 200 x 50 px
+    assert (image[:12] == 114).all()
+    assert (image[20:] == 114).all()
+    assert not (image[12:20] == 114).all()
