@@ -54,6 +54,18 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     return tree_unflatten([function(leaf) for leaf in leaves], structure)
 
 
+def first_rows(outputs: Any, size: int) -> Any:
+    """Return the outputs of the first rows of a batch.
+
+    Args:
+        outputs: Tensors (B, ...) of any structure; or a list of B mappings, as detectors give it.
+        size: How many rows.
+    """
+    if isinstance(outputs, list) and outputs and isinstance(outputs[0], Mapping):
+        return outputs[:size]
+    return tree_map(lambda values: values[:size], outputs)
+
+
 def treespec_dumps(structure: TreeSpec) -> str:
     """Return a structure as text.
 

@@ -290,8 +290,8 @@ class Predictor:
         """Return the reduced outputs of the first `size` rows of a batch, each (size, ...)."""
         outputs = self._runner.run(on_device)
         if self._runner.is_static and size < self._config.batch_size:
-            outputs = pytree.tree_map(lambda values: values[:size], outputs)
-        return self._task.reduce(outputs, size)
+            outputs = pytree.first_rows(outputs, size)
+        return self._task.reduce_batch(outputs, size, on_device)
 
 
 def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:

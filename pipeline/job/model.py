@@ -73,7 +73,16 @@ class Model(Section):
     l2_norm: bool = False
     """Task `embed`: scale each vector to length 1."""
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Task `multilabel`: labels of at least this probability are written."""
+    """Task `multilabel`: labels of at least this probability are written. Task `detect`:
+    detections of at least this score."""
+    max_detections: PositiveInt = Field(default=100, exclude_if=lambda value: value == 100)
+    """Task `detect`: the most detections of an image, the best first."""
+    nms_iou: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    """Task `detect`: of boxes of one label of which each overlaps the other by more than this share
+    of their union, the best is kept (non-maximum suppression). Left out: all are, as the model
+    itself has done it."""
     aggregation: Literal["none", "simple", "first", "average", "max"] = "simple"
     """Task `tokens`: how tokens become entities. `none`: each token is one; `simple`: neighbours of
     one label; `first`, `average`, `max`: the same with one label for a word, which is that of its
@@ -86,7 +95,8 @@ class Model(Section):
     outputs: tuple[Output, ...] = ()
     """Task `raw`: the outputs to keep, in the model's order or by its names."""
     postprocess: str | None = None
-    """Task `raw`: `package.module:callable` whose result turns outputs into declared columns."""
+    """Task `raw`: `package.module:callable` whose result turns outputs into declared columns. Task
+    `detect`: its result turns outputs into boxes, scores and label ids."""
     postprocess_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of `postprocess`, by name, as those of `factory`."""
     runtime: str = "eager"

@@ -15,6 +15,7 @@ from pipeline.core.allowed_imports import (
     source_digest,
 )
 from pipeline.core.errors import JobError
+from pipeline.core.registry import TASKS, built_in, load
 from pipeline.models.directories.described import DirectoryFacts
 from pipeline.models.directories.opening import library_digest, open_facts
 from pipeline.models.directories.snapshot import ModelDirectory
@@ -37,12 +38,7 @@ _MISFITS = {
 }
 """What a model directory takes, if that is not what the job's rows are."""
 _FAMILIES = {
-    "detection": (
-        "is a detector, and detection is not supported directly. To run it: "
-        f"{_OWN} with boxes, scores and classes padded to a fixed number, task raw, model.outputs "
-        "with the three shapes, all of transform, and model.postprocess (jobs/README.md, "
-        "Postprocess)"
-    ),
+    "detection": "is a detector: write task {tasks}",
     "video": f"takes clips, and only images are read. To run it: {_OWN} that takes an image",
     "optical_flow": f"takes pairs of images. To run it: {_OWN} that takes one image",
     "segmentation": (
@@ -152,9 +148,12 @@ def _named_card(name: str, model: Model) -> Card:
 
 def _refuse_family(name: str, family: str, model: Model) -> None:
     """Refuse a model whose inputs or outputs fit no task; the message has all problems."""
-    is_fine = family == "segmentation" and task_class(model.known_task or "").takes_any_shape
-    if family in _FAMILIES and not is_fine and model.layer is None:
-        raise JobError(f"model.name = {name!r}: {_FAMILIES[family]}")
+    if family not in _FAMILIES or model.layer is not None:
+        return
+    if family not in task_class(model.known_task or "").serves:
+        able = (other for other in built_in(TASKS) if family in load(TASKS, other).serves)
+        told = _FAMILIES[family].format(tasks=" or ".join(able))
+        raise JobError(f"model.name = {name!r}: {told}")
 
 
 def _factory_card(factory: str, args: Mapping[str, Any], allow_import: Sequence[str]) -> Card:

@@ -17,6 +17,7 @@ import torch
 
 from pipeline.models.directories.onnx_file import read_onnx_facts
 from pipeline.models.directories.onnx_graph import external_files, parse_onnx
+from pipeline.models.tasks import task_class
 
 Feeds = dict[str, npt.NDArray[Any]]
 """Name of an input of the file -> C-contiguous (B, ...), of its dtype."""
@@ -77,8 +78,8 @@ class OnnxModule(torch.nn.Module):
 
     @classmethod
     def for_task(cls, path: Path, settings: Mapping[str, Any], task: str) -> Self:
-        """Wrap a file for a task: `raw` takes all outputs, the others the logits or the vector."""
-        if task == "raw":
+        """Wrap a file for a task: some take all outputs, the others the logits or the vector."""
+        if task_class(task).takes_all_outputs:
             return cls(path, settings)
         undone = {"classify": "softmax", "multilabel": "sigmoid"}.get(task)
         undo = undone if settings["ends_in"] == undone else None

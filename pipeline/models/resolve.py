@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import INPUTS, get
+from pipeline.core.schema import GEOMETRY
 from pipeline.job.text import Text
 from pipeline.models.cards import Card, find_card
 from pipeline.models.spec import ModelSpec
 from pipeline.models.taken_images import Taken, require_taken, taken_by, warn_of_convolutions
 from pipeline.models.task_choice import choose_task, prompt_texts, task_name
 from pipeline.models.tasks import task_class
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.text_choice import choose_text
 from pipeline.models.transform_choice import choose_transform
 from pipeline.models.weights import open_weights, weights_digest
@@ -60,6 +62,7 @@ def resolve_model(
         lambda: _choose_input(card, model, transform, text or Text(), input_name, allow_import),
         lambda: choose_task(model, card, allow_import),
     )
+    _require_geometry(task, chosen)
     weights_sha256 = (
         card.directory.sha256
         if card.directory is not None
@@ -85,6 +88,20 @@ def resolve_model(
         pooling=model.pooling,
         said=card.facts.said if card.facts else (),
     )
+
+
+def _require_geometry(task: TaskSpec, chosen: Input) -> None:
+    """Refuse rows whose places in the original are not known, if the task needs them."""
+    if not task_class(task.kind).needs_geometry:
+        return
+    settings = chosen.settings() or {}
+    if settings.get("factory"):
+        raise JobError(
+            f"transform.factory: task {task.kind!r} undoes the transform, and what a factory does "
+            "to an image is unknown; take a transform.resize"
+        )
+    if GEOMETRY not in (field.name for field in chosen.fields()):
+        raise JobError(f"model.task = {task.kind!r}: needs images; the rows are {chosen.name}")
 
 
 def _all_of(*steps: Callable[[], Any]) -> list[Any]:

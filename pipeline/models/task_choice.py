@@ -67,6 +67,8 @@ def choose_task(model: Model, card: Card, allow_import: Sequence[str]) -> TaskSp
         aggregation=model.aggregation,
         prompts=prompt_texts(model.prompts),
         postprocess_args=model.postprocess_args,
+        max_detections=model.max_detections,
+        nms_iou=model.nms_iou,
     )
 
 

@@ -39,7 +39,10 @@ from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
-FORMATS = ("images", "parquet", "uris", "features", "tables", "webdataset", "texts", "jsonl")
+FORMATS = (
+    *("images", "parquet", "uris", "features", "tables", "webdataset", "texts", "jsonl"),
+    "detections",
+)
 STORES = ("local", "s3", "gcs", "azure")
 CASES = ("clean", "bad rows", "kill -9")
 ALWAYS = {
@@ -49,6 +52,7 @@ ALWAYS = {
     *(("features", "s3", "clean"), ("tables", "local", "bad rows")),
     ("webdataset", "gcs", "bad rows"),
     *(("texts", "s3", "kill -9"), ("jsonl", "gcs", "bad rows")),
+    ("detections", "s3", "kill -9"),
 }
 """Cells that `make test` runs; `make long` runs the others."""
 OWN_SIZES = "own sizes"
@@ -103,10 +107,11 @@ def rows_of(case: str) -> list[Row]:
 
 def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Put the rows into a store; return the job's source, and the label or reason of each id."""
-    source: dict[str, Any] = {"uri": store.url("in"), "format": kind}
+    form = "images" if kind == "detections" else kind
+    source: dict[str, Any] = {"uri": store.url("in"), "format": form}
     ids = [name for name, _, _ in rows]
-    if kind in ("images", "uris"):
-        folder = "in" if kind == "images" else "photos"
+    if kind in ("images", "detections", "uris"):
+        folder = "photos" if kind == "uris" else "in"
         for name, data, _ in rows:
             store.put(f"{folder}/{name}", data)
     shards = [rows[: NUM_ROWS // 2], rows[NUM_ROWS // 2 :]]
@@ -209,8 +214,11 @@ def outcomes_of(store: Store, kind: str) -> dict[str, Any]:
     out = Store(store.url("out"), options)
     table = read_predictions(out.uri, PARTITION, storage_options=options)
     assert table.num_rows == len(set(table["row_id"].to_pylist()))
-    value = "total" if kind in NUMBERS else "label"
-    found = dict(zip(table["row_id"].to_pylist(), table[value].to_pylist(), strict=True))
+    if kind == "detections":
+        values = [seen[0]["label"] for seen in table["detections"].to_pylist()]
+    else:
+        values = table["total" if kind in NUMBERS else "label"].to_pylist()
+    found = dict(zip(table["row_id"].to_pylist(), values, strict=True))
     for file in out.list_files(f"quarantine/{PARTITION}"):
         with out.open(file.path) as handle:
             bad = pq.ParquetFile(handle).read(columns=["row_id", "reason"]).to_pydict()
@@ -261,6 +269,9 @@ def test_every_row_ends_once_where_it_belongs(
     if kind in NUMBERS:
         targets = {"task": "regress", "targets": ["total", "largest"]}
         sections |= {"model": {"factory": "models:sums", **targets}, "transform": None}
+    if kind == "detections":
+        detector = {"task": "detect", "factory": "models:spots", "labels": LABELS}
+        sections |= {"model": detector}
     if kind in TEXT_KINDS:
         store.put("model/tokenizer.json", make_tokenizer().to_str().encode())
         model = {"factory": "models:mentions", "labels": LABELS, "storage_options": options}

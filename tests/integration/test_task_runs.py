@@ -23,19 +23,24 @@ TASKS: dict[str, dict[str, Any]] = {
     "embed": {"factory": "models:channels", "layer": "pool", "embedding_dim": 3,
               "embedding_type": "float16"},
     "zero_shot": {"factory": "models:colours", "prompts": models.LABELS},
+    "detect": {"factory": "models:spots", "labels": models.LABELS, "min_score": 0.3},
 }  # fmt: skip
 COUNTED = {
     "multilabel": {"num_labels", "score"},
     "score": {"score"},
     "embed": {"norm", *(f"direction_{index}" for index in range(4))},
     "zero_shot": {"score"},
+    "detect": {"num_detections", "score"},
 }
 LIST = pa.list_(pa.struct({"label": pa.string(), "label_id": pa.int32(), "score": pa.float32()}))
+CORNERS = {name: pa.float32() for name in ("x_min", "y_min", "x_max", "y_max")}
+DETECTIONS = pa.list_(pa.struct([*LIST.value_type, *CORNERS.items()]))
 TYPES = {
     "multilabel": ("labels", LIST),
     "score": ("score", pa.float32()),
     "embed": ("embedding", pa.list_(pa.float16(), 3)),
     "zero_shot": ("label", pa.string()),
+    "detect": ("detections", DETECTIONS),
 }
 
 
@@ -68,7 +73,7 @@ def test_a_task_carries_two_partitions_with_golden_rows_and_drift(task: str, tmp
     manifest = current_manifest(Store(out), Layout("date=2026-11-25"))
     assert manifest is not None
     assert set(manifest.distribution["numbers"]) == COUNTED[task]
-    assert bool(manifest.distribution["labels"]) == (task in ("multilabel", "zero_shot"))
+    assert bool(manifest.distribution["labels"]) == (task in ("multilabel", "zero_shot", "detect"))
     predictions = read_predictions(out, "date=2026-11-25")
     assert predictions.num_rows == 38
     assert predictions.schema.field(column).type == kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import toy_package
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, load, names
-from pipeline.core.schema import OFFSETS, TEXT, WORD_IDS
+from pipeline.core.schema import GEOMETRY, HEIGHT_PX, OFFSETS, TEXT, WIDTH_PX, WORD_IDS
 from pipeline.job.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
@@ -27,15 +28,38 @@ DRAWN = torch.rand((3, 4), generator=torch.Generator().manual_seed(1))
 
 
 NO_ROWS = pa.table({"row_id": ["0", "1", "2"]})
+IMAGES = pa.table(
+    {
+        WIDTH_PX: pa.array([3, 4, 5], pa.int32()),
+        HEIGHT_PX: pa.array([5, 4, 3], pa.int32()),
+        GEOMETRY: pa.array([[0.5, 0.25, 0.0, 0.1]] * 3, pa.list_(pa.float32(), 4)),
+    }
+)
 TEXTS = pa.table({TEXT: ["ab", "cd", "ef"], OFFSETS: [[0, 1, 1, 2]] * 3, WORD_IDS: [[0, 1]] * 3})
 
 
+def as_they_are(drawn: torch.Tensor) -> Any:
+    return drawn
+
+
 class Case(NamedTuple):
-    """A spec, and matching outputs of three rows."""
+    """A spec, and what outputs of three rows are made of."""
 
     spec: TaskSpec
-    outputs: Any
+    drawn: torch.Tensor
+    """(3, ...), floats."""
     rows: pa.Table = NO_ROWS
+    outputs_of: Callable[[torch.Tensor], Any] = as_they_are
+    """Makes the model's outputs for the rows whose numbers it is given, (B, ...)."""
+
+
+def boxes_of(drawn: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Return two detections per row, as torchvision's detectors do; (B, 4)."""
+    corners = [torch.stack([row[:2], row[:2] + row[2:].abs() + 1]).reshape(1, 4) for row in drawn]
+    return [
+        {"boxes": box.repeat(2, 1), "scores": row[:2].abs() + 0.01, "labels": torch.tensor([1, 2])}
+        for box, row in zip(corners, drawn, strict=True)
+    ]
 
 
 CASES = {
@@ -50,6 +74,12 @@ CASES = {
     ),
     "raw": Case(TaskSpec("raw", outputs=(OutputSpec("map", (2, 2)),)), DRAWN.reshape(3, 2, 2)),
     "score": Case(TaskSpec("score"), DRAWN[:, 0]),
+    "detect": Case(
+        TaskSpec("detect", labels=("a", "b", "c"), min_score=0.0, max_detections=3),
+        DRAWN,
+        IMAGES,
+        boxes_of,
+    ),
     "spread": Case(TaskSpec("spread"), DRAWN),
 }
 ALL = pytest.mark.parametrize("name", CASES)
@@ -61,13 +91,15 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", points))
 
 
-def kept(task: Task, outputs: Any) -> dict[str, np.ndarray]:
-    return {name: t.numpy() for name, t in task.reduce(outputs, len(outputs)).items()}
+def kept(name: str, drawn: torch.Tensor) -> dict[str, np.ndarray]:
+    outputs = CASES[name].outputs_of(drawn)
+    reduced = make_task(CASES[name].spec).reduce(outputs, len(drawn))
+    return {name: tensor.numpy() for name, tensor in reduced.items()}
 
 
 def predicted(name: str) -> tuple[Task, pa.Table]:
     task = make_task(CASES[name].spec)
-    arrays = kept(task, CASES[name].outputs)
+    arrays = kept(name, CASES[name].drawn)
     return task, pa.table(task.columns(arrays, np.ones(3, bool), CASES[name].rows))
 
 
@@ -78,7 +110,7 @@ def test_every_task_has_a_case():
 @ALL
 def test_it_gives_the_columns_that_it_declares_and_nulls_for_rows_that_failed(name: str):
     task = make_task(CASES[name].spec)
-    columns = task.columns(kept(task, CASES[name].outputs), OK, CASES[name].rows)
+    columns = task.columns(kept(name, CASES[name].drawn), OK, CASES[name].rows)
     assert [(f.name, f.type) for f in task.fields()] == [(n, c.type) for n, c in columns.items()]
     for column in columns.values():
         column.validate(full=True)
@@ -88,7 +120,7 @@ def test_it_gives_the_columns_that_it_declares_and_nulls_for_rows_that_failed(na
 @ALL
 def test_rows_keep_their_order(name: str):
     task, table = predicted(name)
-    turned, rows = kept(task, CASES[name].outputs[[2, 0, 1]]), CASES[name].rows.take([2, 0, 1])
+    turned, rows = kept(name, CASES[name].drawn[[2, 0, 1]]), CASES[name].rows.take([2, 0, 1])
     assert pa.table(task.columns(turned, np.ones(3, bool), rows)).equals(table.take([2, 0, 1]))
 
 
@@ -101,11 +133,11 @@ def test_outputs_that_do_not_fit_are_no_rows_fault(name: str):
 @ALL
 def test_predictions_agree_with_themselves_and_not_with_others(name: str):
     task = make_task(CASES[name].spec)
-    arrays = kept(task, CASES[name].outputs)
+    arrays = kept(name, CASES[name].drawn)
     assert task.compare(arrays, arrays, LIMITS).agrees.all()
-    outputs = CASES[name].outputs
-    factors = torch.tensor([-9.0, 5.0, -3.0, 7.0])[: outputs[0].numel()].view(outputs.shape[1:])
-    others = kept(task, outputs * factors)
+    drawn = CASES[name].drawn
+    factors = torch.tensor([-9.0, 5.0, -3.0, 7.0])[: drawn[0].numel()].view(drawn.shape[1:])
+    others = kept(name, drawn * factors)
     assert not task.compare(arrays, others, LIMITS).agrees.all()
 
 
@@ -120,11 +152,11 @@ def test_its_own_predictions_are_golden_rows_that_do_not_differ(name: str):
     task, table = predicted(name)
     if not task.has_golden:
         return
-    found = kept(task, CASES[name].outputs)
+    found = kept(name, CASES[name].drawn)
     expected = task.parse_golden(table)
     assert set(task.golden_columns()) <= set(expected.column_names)
     assert task.golden_differences(expected, found, CASES[name].rows, LIMITS, 0.01) == ["", "", ""]
-    turned = kept(task, CASES[name].outputs[[1, 2, 0]])
+    turned = kept(name, CASES[name].drawn[[1, 2, 0]])
     assert any(task.golden_differences(expected, turned, CASES[name].rows, LIMITS, 0.0))
 
 

@@ -38,7 +38,7 @@ def test_a_file_and_a_name_of_a_hub_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fasterrcnn_resnet50_fpn", "is a detector, and detection is not supported directly"),
+        ("fasterrcnn_resnet50_fpn", "is a detector: write task detect"),
         ("r3d_18", "takes clips, and only images are read"),
         ("raft_small", "takes pairs of images"),
         ("fcn_resnet50", "write task raw, model.outputs with name out"),

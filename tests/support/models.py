@@ -43,6 +43,18 @@ class Colours(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
 
+class Spots(Colours):
+    """Finds each colour: a list with a dict per row, as torchvision's detectors give it."""
+
+    def forward(self, x: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        scores = torch.softmax(super().forward(x), dim=1)
+        left = torch.arange(len(LABELS), device=x.device, dtype=torch.float32)
+        boxes = torch.stack([left, left, left + x.shape[3] / 2, left + x.shape[2] / 2], dim=1)
+        labels, masks = torch.arange(len(LABELS)), torch.zeros(len(LABELS), 1, *x.shape[2:])
+        found = {"boxes": boxes, "labels": labels.to(x.device), "masks": masks}
+        return [{**found, "scores": each} for each in scores]
+
+
 class Fussy(Colours):
     """Raises when a batch holds an image that is nearly black; NaN for a nearly white one."""
 
@@ -219,6 +231,10 @@ def deadly_mentions() -> nn.Module:
 
 def brightest() -> Brightest:
     return Brightest()
+
+
+def spots() -> nn.Module:
+    return Spots()
 
 
 def colours() -> nn.Module:

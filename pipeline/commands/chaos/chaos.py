@@ -137,7 +137,11 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
 def _task(job: Job) -> TaskSpec:
     """Return the task of the job, which a model directory may say."""
     if job.model.known_task is not None:
-        return TaskSpec(job.model.known_task, min_score=job.model.min_score)
+        return TaskSpec(
+            job.model.known_task,
+            min_score=job.model.min_score,
+            max_detections=job.model.max_detections,
+        )
     return job_model(job).task
 
 

@@ -16,6 +16,7 @@ REGISTRY = {
     "embed": "pipeline.models.tasks.embed:Embed",
     "regress": "pipeline.models.tasks.regress:Regress",
     "score": "pipeline.models.tasks.score:Score",
+    "detect": "pipeline.models.tasks.detect:Detect",
     "tokens": "pipeline.models.tasks.tokens:Tokens",
     "zero_shot": "pipeline.models.tasks.zero_shot:ZeroShot",
     "raw": "pipeline.models.tasks.raw:Raw",

@@ -31,7 +31,10 @@ Mask = npt.NDArray[np.bool_]
 """bool (N,): rows of a slice that have a prediction."""
 
 
-_ADDED = ("min_score", "embedding_type", "activation", "aggregation", "prompts")
+_ADDED = (
+    *("min_score", "embedding_type", "activation", "aggregation", "prompts"),
+    *("max_detections", "nms_iou"),
+)
 """Fields of `TaskSpec` that its JSON form leaves out if they have their default value."""
 
 
@@ -63,7 +66,7 @@ class TaskSpec:
     postprocess_sha256: str = ""
     """Digest of the source of the post-processing module."""
     min_score: float = 0.5
-    """Task `multilabel`: probability from which on a label is written."""
+    """Tasks `multilabel`, `detect`: probability from which on a label, a detection is written."""
     embedding_type: str = "float32"
     """Task `embed`: `float32` or `float16`."""
     activation: str = "identity"
@@ -74,6 +77,11 @@ class TaskSpec:
     """Task `zero_shot`: the text of each label, in the order of `labels`."""
     postprocess_args: Mapping[str, Any] = field(default_factory=dict)
     """Its arguments, by name: JSON values."""
+    max_detections: int = 100
+    """Task `detect`: the most detections of an image."""
+    nms_iou: float | None = None
+    """Task `detect`: of boxes of one label that overlap more than this the best is kept; None: all
+    are."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for fingerprints and manifests; labels as a digest."""
@@ -100,8 +108,12 @@ class Task(Protocol):
     """Fields of the job's section `model` that belong to the task; others have no effect."""
     needs_labels: ClassVar[bool] = False
     """Whether the task needs class names, from the job or the model."""
-    takes_any_shape: ClassVar[bool] = False
-    """Whether the task takes outputs of any shape, such as maps."""
+    needs_geometry: ClassVar[bool] = False
+    """Whether rows must be images of which is known how they were resized and cropped."""
+    serves: ClassVar[tuple[str, ...]] = ()
+    """Families of torchvision, besides classifiers, whose outputs the task takes."""
+    takes_all_outputs: ClassVar[bool] = False
+    """Whether the task takes all outputs of an .onnx file as they are, not the first one alone."""
     is_per_token: ClassVar[bool] = False
     """Whether axis 1 of the results is the tokens of a row, (N, L, ...); zeros behind the last."""
     has_golden: ClassVar[bool] = True
@@ -137,6 +149,19 @@ class Task(Protocol):
             OutputError: The outputs do not have the declared shape; names both.
         """
         ...
+
+    def reduce_batch(
+        self, outputs: Any, num_rows: int, batch: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Do the same where the outputs alone do not say it: boxes in shares of the image.
+
+        Args:
+            outputs: As for `reduce`.
+            num_rows: B.
+            batch: The tensors of the batch that the model saw, as `Input.slots` has them; they may
+                have more rows than B, of padding.
+        """
+        return self.reduce(outputs, num_rows)
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         """Make the task's columns for the N rows of a slice.

@@ -1,9 +1,9 @@
-"""Post-processing of task `raw`: the user's own code turns raw outputs into declared columns."""
+"""Post-processing: the user's own code turns raw outputs into declared columns, or into boxes."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,19 +85,44 @@ def load_postprocess(factory: str, args: Mapping[str, Any]) -> Postprocess:
     Raises:
         JobError: The factory cannot be imported or called, or has no Arrow schema.
     """
-    contract = (
+    contract = _contract(factory, "an object with .schema (pyarrow) and __call__(outputs)")
+    step = _built(factory, args, contract)
+    if not isinstance(getattr(step, "schema", None), pa.Schema) or not callable(step):
+        raise JobError(f"{contract}; it returned a {type(step).__name__}")
+    return step  # type: ignore[no-any-return]  # checked above
+
+
+def load_step(factory: str, args: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Import and call a factory of a step that turns a model's outputs into others.
+
+    Args:
+        factory: `package.module:callable`; the caller has allowed its module.
+        args: Its arguments, by name.
+
+    Raises:
+        JobError: The factory cannot be imported or called, or returns nothing that can be called.
+    """
+    contract = _contract(factory, "a callable that takes the model's outputs, tensors (B, ...)")
+    step = _built(factory, args, contract)
+    if not callable(step):
+        raise JobError(f"{contract}; it returned a {type(step).__name__}")
+    return step  # type: ignore[no-any-return]  # checked above
+
+
+def _contract(factory: str, what: str) -> str:
+    return (
         f"model.postprocess = {factory!r}: is called with model.postprocess_args and must return "
-        "an object with .schema (pyarrow) and __call__(outputs); see jobs/README.md, Postprocess"
+        f"{what}; see jobs/README.md, Postprocess"
     )
+
+
+def _built(factory: str, args: Mapping[str, Any], contract: str) -> Any:
     build = import_callable("model.postprocess", factory)
     try:
         check_arguments("model.postprocess", factory, build, args)
     except JobError as error:
         raise JobError(f"{error}; {contract}") from None
     try:
-        step = build(**copy.deepcopy(dict(args)))
+        return build(**copy.deepcopy(dict(args)))
     except Exception as error:  # a user's code may raise anything
         raise JobError(failed("model.postprocess", factory, error)) from error
-    if not isinstance(getattr(step, "schema", None), pa.Schema) or not callable(step):
-        raise JobError(f"{contract}; it returned a {type(step).__name__}")
-    return step  # type: ignore[no-any-return]  # checked above

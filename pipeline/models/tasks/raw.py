@@ -32,7 +32,8 @@ class Raw(Task):
 
     spec: TaskSpec
     job_fields: ClassVar[tuple[str, ...]] = ("outputs", "postprocess", "postprocess_args")
-    takes_any_shape: ClassVar[bool] = True
+    serves: ClassVar[tuple[str, ...]] = ("segmentation",)
+    takes_all_outputs: ClassVar[bool] = True
     has_golden: ClassVar[bool] = False
 
     @classmethod

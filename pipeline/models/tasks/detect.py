@@ -1,0 +1,223 @@
+"""Task `detect`: the objects in an image, with boxes in pixels of the original.
+
+The original is the decoded image after its EXIF orientation. Resizing, cropping and the bars of a
+letterbox are undone, and boxes are clipped to the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import LABEL, LABEL_ID, SCORE
+from pipeline.models.agreement import Agreement, AgreementLimits
+from pipeline.models.box_agreement import NEAR_IOU, Detections, compare, compare_rows, match
+from pipeline.models.original_pixels import sizes_of, to_original
+from pipeline.models.tasks.base import Arrays, Mask, OutputError, Task, TaskSpec
+from pipeline.models.tasks.postprocess import load_step
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.models.boxes import Candidates
+
+DETECTIONS, BOXES = "detections", "boxes"
+CORNERS = ("x_min", "y_min", "x_max", "y_max")
+OF_ANY = (
+    pa.field(LABEL, pa.string()),
+    pa.field(LABEL_ID, pa.int32()),
+    pa.field(SCORE, pa.float32()),
+)
+"""Fields of an entry, whatever is detected."""
+_ENTRY = pa.struct([*OF_ANY, *(pa.field(name, pa.float32()) for name in CORNERS)])
+_DESCRIBED = 3
+
+
+@dataclass(frozen=True)
+class Detect(Task):
+    """Detections from `min_score` on, best first; an image without any has an empty list."""
+
+    spec: TaskSpec
+    job_fields: ClassVar[tuple[str, ...]] = (
+        *("labels", "min_score", "max_detections", "nms_iou"),
+        *("postprocess", "postprocess_args"),
+    )
+    needs_labels: ClassVar[bool] = True
+    needs_geometry: ClassVar[bool] = True
+    serves: ClassVar[tuple[str, ...]] = ("detection",)
+    takes_all_outputs: ClassVar[bool] = True
+    column: ClassVar[str] = DETECTIONS
+
+    def fields(self) -> list[pa.Field]:
+        if self.spec.postprocess is not None:
+            _ = self._step  # refused here, on the driver, if it cannot be imported
+        return [pa.field(DETECTIONS, pa.list_(_ENTRY))]
+
+    def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
+        """Return boxes (B, M, 4) in pixels of the model input, scores and label ids (B, M)."""
+        return self._reduced(outputs, num_rows, None)
+
+    def reduce_batch(
+        self, outputs: Any, num_rows: int, batch: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        # Images are channels last, (B, H, W, C).
+        sizes = [tensor.shape[1:3] for tensor in batch.values() if tensor.ndim == 4]
+        px = (int(sizes[0][0]), int(sizes[0][1])) if len(sizes) == 1 else None
+        return self._reduced(outputs, num_rows, px)
+
+    def _reduced(
+        self, outputs: Any, num_rows: int, px: tuple[int, int] | None
+    ) -> dict[str, torch.Tensor]:
+        from pipeline.models.detector_outputs import candidates
+
+        if self.spec.postprocess is not None:
+            outputs = self._step(outputs)
+        found = candidates(outputs, num_rows, len(self.spec.labels), px)
+        boxes, scores, label_ids = self._best(found)
+        return {BOXES: boxes, SCORE: scores, LABEL_ID: label_ids}
+
+    @cached_property
+    def _step(self) -> Any:
+        assert self.spec.postprocess is not None, "callers check it"
+        return load_step(self.spec.postprocess, self.spec.postprocess_args)
+
+    def _best(self, found: Candidates) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return boxes (B, M, 4), scores and label ids (B, M) of what is written.
+
+        Raises:
+            OutputError: A label has no name.
+        """
+        from pipeline.models.boxes import best
+
+        spec, count = self.spec, len(self.spec.labels)
+        boxes, scores, label_ids = best(found, spec.min_score, spec.max_detections, spec.nms_iou)
+        is_unknown = (label_ids < 0) | (label_ids >= count)
+        if found.has_own_ids and is_unknown.any():
+            raise OutputError(
+                f"a detection has label {int(label_ids[is_unknown][0])}, and model.labels has "
+                f"{count}, 0 to {count - 1}; label 0 of torchvision's detectors is the background"
+            )
+        return boxes, scores, label_ids
+
+    def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
+        places, at = np.nonzero((arrays[SCORE] > 0) & ok[:, None])
+        boxes = to_original(arrays[BOXES][places, at].reshape(-1, 2, 2), rows, places)
+        boxes = boxes.clip(0, sizes_of(rows, places)[:, None]).reshape(-1, 4)
+        sides = [pa.array(np.ascontiguousarray(side)) for side in boxes.astype(np.float32).T]
+        entries = pa.StructArray.from_arrays(
+            [*self._labels_and_scores(arrays, places, at), *sides], fields=list(_ENTRY)
+        )
+        return {DETECTIONS: as_lists(entries, places, ok)}
+
+    def _labels_and_scores(self, arrays: Arrays, places: Any, at: Any) -> list[pa.Array]:
+        """Return the columns of `OF_ANY` for the entries `at`, (E,), of rows `places`."""
+        ids = pa.array(arrays[LABEL_ID][places, at].astype(np.int32))
+        names = pa.array(self.spec.labels, pa.string()).take(ids)
+        return [names, ids, pa.array(arrays[SCORE][places, at].astype(np.float32))]
+
+    def num_outputs(self) -> int | None:
+        return len(self.spec.labels)
+
+    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+        """Compare by boxes that overlap; see `box_agreement`."""
+        return compare_rows(self._rows(reference), self._rows(found), limits)
+
+    def values_agree(self, reference: Any, found: Any, limits: AgreementLimits) -> bool:
+        return compare(self._of_entries(reference), self._of_entries(found), limits)[0]
+
+    def _rows(self, arrays: Arrays) -> list[Detections]:
+        each = zip(self._boxes(arrays), arrays[SCORE], arrays[LABEL_ID], strict=True)
+        return [
+            self._detections(boxes[scores != 0], scores[scores != 0], ids[scores != 0])
+            for boxes, scores, ids in each
+        ]
+
+    def _of_entries(self, entries: Sequence[Mapping[str, Any]]) -> Detections:
+        boxes = np.array([self._box(entry) for entry in entries], np.float64).reshape(-1, 4)
+        labels = np.array([entry[LABEL] for entry in entries], object)
+        return self._detections(boxes, np.array([e[SCORE] for e in entries], np.float64), labels)
+
+    def _detections(self, boxes: Any, scores: Any, labels: Any) -> Detections:
+        is_full = len(scores) >= self.spec.max_detections
+        least = max(self.spec.min_score, float(scores[-1])) if is_full else self.spec.min_score
+        return Detections(boxes, scores, labels, least)
+
+    def _boxes(self, arrays: Arrays) -> Any:
+        """Return the boxes, (N, M, 4), by which detections are compared."""
+        return arrays[BOXES]
+
+    def _box(self, entry: Mapping[str, Any]) -> list[float]:
+        """Return the corners by which an entry is compared."""
+        return [entry[name] for name in CORNERS]
+
+    def measured_columns(self) -> tuple[str, ...]:
+        """Return the column: the number of detections per image is counted, and their scores."""
+        return (self.column,)
+
+    def parse_golden(self, found: pa.Table) -> pa.Table:
+        """Return the entries; those without a score may have any from `min_score` on."""
+        [field] = self.fields()
+        return pa.table({field.name: pa.array(found.column(field.name).to_pylist(), field.type)})
+
+    def golden_differences(
+        self,
+        expected: pa.Table,
+        found: Arrays,
+        rows: pa.Table,
+        limits: AgreementLimits,
+        max_score_diff: float,
+    ) -> list[str]:
+        made = self.columns(found, np.ones(rows.num_rows, bool), rows)[self.column].to_pylist()
+        each = zip(expected.column(self.column).to_pylist(), made, strict=True)
+        return [self._difference(wanted or [], now, max_score_diff) for wanted, now in each]
+
+    def _difference(
+        self, wanted: list[dict[str, Any]], found: list[dict[str, Any]], tolerance: float
+    ) -> str:
+        """Say how the detections of an image differ from what is wanted; '' if they agree."""
+        before, now = self._of_entries(wanted), self._of_entries(found)
+        pairs, said = match(before, now), []
+        for entry, place, iou in zip(wanted, pairs.partner, pairs.iou, strict=True):
+            score, other = entry[SCORE], found[place] if place >= 0 else None
+            if other is None:
+                is_near = score is not None and score - now.least <= tolerance
+            else:
+                is_like = score is None or abs(score - other[SCORE]) <= tolerance
+                is_near = is_like and iou >= NEAR_IOU
+            if not is_near:
+                said.append(f"expected {self._told(entry)}, found {self._told(other)}")
+        for place in np.flatnonzero(pairs.alone):
+            if found[place][SCORE] - before.least > tolerance:
+                said.append(f"expected {self._told(None)}, found {self._told(found[place])}")
+        return ", ".join(said)
+
+    def _told(self, entry: Mapping[str, Any] | None) -> str:
+        if entry is None:
+            return "none"
+        score = "" if entry[SCORE] is None else f" {entry[SCORE]:.4f}"
+        corners = ", ".join(f"{value:.0f}" for value in self._box(entry))
+        return f"{clean_message(str(entry[LABEL]))!r}{score} at {corners}"
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        entries, count = row[self.column], len(self.spec.labels)
+        if not entries:
+            return f"no {self.column} from score {self.spec.min_score:g} on, {count} labels"
+        shown = [f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries[:_DESCRIBED]]
+        more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
+        return f"{self.column} {', '.join(shown)}{more}, {count} labels"
+
+
+def as_lists(entries: pa.Array, places: Any, ok: Mask) -> pa.Array:
+    """Return entries (E,) as one list per row; `places`, (E,) ascending, are their rows.
+
+    Rows that are not ok, of `ok` (N,), are null.
+    """
+    until = np.cumsum(np.bincount(places, minlength=len(ok)))
+    offsets = pa.array(np.concatenate([[0], until]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, entries, mask=pa.array(~ok))
