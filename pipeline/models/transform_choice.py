@@ -98,7 +98,8 @@ def _by_factory(
 def _still_valid(base: Mapping[str, Any], given: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return the model's fields that still hold if the job changes the kind or the channels."""
     gone = {field for field, kinds in ONLY_WITH.items() if kind not in kinds}
-    if kind != base.get("resize", "shortest"):
+    gets_size = base.get("size_px") is None and "size_px" in given
+    if kind != base.get("resize", "shortest") or gets_size:
         gone.add("resize_px")
     channels = given.get("channels")
     if channels and len(base.get("mean", ())) != CHANNELS[channels]:

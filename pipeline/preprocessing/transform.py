@@ -59,7 +59,8 @@ class TransformSpec:
     `shortest`: the aspect ratio is kept, and resize_px is covered: the shorter side has it.
     `stretch`: both sides become resize_px. `pad`: the aspect ratio is kept, and the image fits into
     resize_px. `none`: no resize. Then the centre is cropped to size_px, and with `pad` and `none`
-    what is missing is filled up around the image.
+    what is missing is filled up around the image. `shortest` without size_px crops nothing:
+    resize_px is the shorter side, or that and the most of the longer one.
     """
     pad_value: int | tuple[int, ...] = 0
     """What is around the image with `pad` and `none`: 0 to 255, for all channels or for each."""
@@ -86,6 +87,11 @@ class TransformSpec:
     def has_one_size(self) -> bool:
         """Tell whether all images become one size."""
         return self.size_px is not None
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Tell whether images are resized and not cropped: `shortest` without size_px."""
+        return self.resize == "shortest" and self.size_px is None and self.resize_px is not None
 
     @property
     def height_px(self) -> int:
@@ -224,18 +230,27 @@ def _size_problems(spec: TransformSpec) -> Iterator[str]:
             yield f"{name} has no effect with resize {spec.resize!r}"
     if spec.resize == "none" or spec.factory is not None:
         return
-    if spec.size_px is None or spec.interpolation is None:
+    if spec.interpolation is None or (spec.size_px is None and not spec.keeps_shape):
         yield f"resize {spec.resize!r} needs size_px and interpolation"
-        return
-    if spec.resize_px is None:
+    elif spec.resize_px is None:
         if spec.resize == "shortest":
             yield "resize 'shortest' needs resize_px"
+    else:
+        yield from _crop_problems(spec, spec.resize_px)
+
+
+def _crop_problems(spec: TransformSpec, resize_px: Size) -> Iterator[str]:
+    """Yield what is wrong with the size after the resize beside that of the crop."""
+    if spec.size_px is None:
+        shorter, longest = sides(resize_px)
+        if shorter > longest:
+            yield f"resize_px is {_as_json(resize_px)}; without size_px the shorter side is first"
         return
-    least = max(sides(spec.size_px)) if isinstance(spec.resize_px, int) else spec.size_px
-    short = [have < want for have, want in zip(sides(spec.resize_px), sides(least), strict=True)]
+    least = max(sides(spec.size_px)) if isinstance(resize_px, int) else spec.size_px
+    short = [have < want for have, want in zip(sides(resize_px), sides(least), strict=True)]
     if any(short) and spec.resize != "pad":
         yield (
-            f"resize_px is {_as_json(spec.resize_px)}; it must be at least size_px "
+            f"resize_px is {_as_json(resize_px)}; it must be at least size_px "
             f"({_as_json(spec.size_px)}), or the crop would need padding"
         )
 

@@ -29,6 +29,11 @@ _SHORTEST_KINDS = (
     *("MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "Siglip", "VideoMAE", "Vilt"),
 )
 """Processors of which a single number as size means the shorter side."""
+_OF_DETECTORS = ("ConditionalDetr", "DeformableDetr", "Detr")
+"""Processors that resize the shorter side, if the longer one is not too long then, and crop
+nothing. YOLOS rounds both sides to multiples of 16 besides."""
+_LONGEST_PX = 1333
+"""Of the longer side, in configs from before there was `longest_edge`."""
 _OTHER_STEPS = {
     "do_flip_channel_order": "swaps red and blue",
     "do_color_quantize": "turns colours into numbers of clusters",
@@ -89,7 +94,8 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
     sizes = _sizes(values, kind, where, give)
     if flag(values, "do_pad", where, False):
         pad = values.get("pad_size")
-        if pad is not None and pair(pad) != sides(sizes["size_px"]):
+        size_px = sizes["size_px"]
+        if pad is not None and (size_px is None or pair(pad) != sides(size_px)):
             raise _CannotDo(
                 f"do_pad fills up to {shown(pad)} after the normalisation; "
                 f"{give(pair(pad) or 224, 'pad')} fills up before it"
@@ -102,6 +108,7 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
             f"(bicubic); {give(sizes['size_px'], sizes['resize'])}"
         )
     is_cropped = sizes["resize"] != "stretch" or sizes["resize_px"] is not None
+    is_cropped = is_cropped and sizes["size_px"] is not None
     return make_spec(
         where,
         interpolation=None if sizes["resize"] == "none" else interpolation,
@@ -166,6 +173,9 @@ def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dic
         if crop is None:
             raise _CannotDo(f"do_resize is false, so images have any size; {give()}")
         return {"size_px": crop, "resize_px": None, "resize": "none"}
+    within = _within(values, kind, where) if crop is None else None
+    if within is not None:
+        return {"size_px": None, "resize_px": within, "resize": "shortest"}
     shortest = _shortest(size, kind, where, give)
     if shortest is not None and kind.startswith(("ConvNext", "ConvNeXt")):
         if shortest >= _WARPED_FROM_PX:
@@ -187,6 +197,23 @@ def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dic
         return {"size_px": target, "resize_px": None, "resize": "stretch"}
     _require_inside(crop, target, size, give)
     return {"size_px": crop, "resize_px": target, "resize": "stretch"}
+
+
+def _within(values: Mapping[str, Any], kind: str, where: str) -> tuple[int, int] | None:
+    """Return what the shorter side becomes and the most of the longer one, as for detectors.
+
+    They pad images to the largest of a batch and mask that; a batch of one size has no padding.
+    """
+    size = values.get("size")
+    if isinstance(size, int):
+        size = {"shortest_edge": size, "longest_edge": values.get("max_size", _LONGEST_PX)}
+    is_both = isinstance(size, dict) and {*size} == {"shortest_edge", "longest_edge"}
+    if not kind.startswith(_OF_DETECTORS) or not isinstance(size, dict) or not is_both:
+        return None
+    shorter, longest = (
+        whole_px(size[key], "size", where) for key in ("shortest_edge", "longest_edge")
+    )
+    return (shorter, longest) if shorter < longest else None
 
 
 def _of_its_kind(
@@ -271,7 +298,13 @@ def told(spec: TransformSpec) -> str:
         "pad": f"fitted into {aim} ({spec.interpolation})",
         "none": "not resized",
     }[spec.resize]
-    if spec.resize == "pad":
+    if spec.keeps_shape and isinstance(spec.resize_px, tuple):
+        shorter, longest = spec.resize_px
+        steps = (
+            f"shorter side resized to {shorter} px, the longer to {longest} px at most "
+            f"({spec.interpolation})"
+        )
+    elif spec.resize == "pad":
         steps += f", padded to {size}"
     elif spec.resize_px is not None or spec.resize == "none":
         steps += f", centre crop of {size}"
