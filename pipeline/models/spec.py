@@ -227,7 +227,7 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
         prefix = (spec.input.settings() or {}).get("prefix")
         module = directory_module(spec.directory, spec.input.name, spec.pooling, spec.task, prefix)
     elif spec.kind == "torchvision":
-        module = torchvision_module(spec.name, **_num_classes(spec.task))
+        module = torchvision_module(spec.name, spec.weights_sha256, **_num_classes(spec.task))
     elif spec.kind == "entry_point":
         module = entry_point_card(spec.name).build()
     else:

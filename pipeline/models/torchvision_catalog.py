@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     import torch
 
 _FILE = "facts.json"
+_WITHOUT_EPS = {
+    "fasterrcnn_resnet50_fpn": "258fb6c6",
+    "keypointrcnn_resnet50_fpn": "fc266e95",
+    "maskrcnn_resnet50_fpn": "bf2d0c1e",
+    "retinanet_resnet50_fpn": "eeacb38b",
+}
+"""Detector -> how the SHA-256 of torchvision's own weights begins that were trained with a batch
+normalisation without an epsilon; torchvision takes it away when it loads them."""
 
 
 def torchvision_facts(name: str) -> dict[str, Any] | None:
@@ -28,7 +37,7 @@ def torchvision_facts(name: str) -> dict[str, Any] | None:
         (folder / _FILE).write_text(json.dumps(_ask(name)))
 
     try:
-        folder = kept(key_of(["torchvision facts", 2, name]), write)
+        folder = kept(key_of(["torchvision facts", 3, name]), write)
         return json.loads((folder / _FILE).read_text())  # type: ignore[no-any-return]
     except (OSError, InfraError):
         return _ask(name)  # the node cache is not writable
@@ -54,6 +63,11 @@ def _family(builder: Any) -> str:
 
 
 def _transform(preset: Any) -> TransformSpec | None:
+    if type(preset).__name__ == "ObjectDetection":
+        # Detectors resize and normalise images themselves, each by its own size: as they are is
+        # exact. What they resize to depends on the shape, so no fixed size would be.
+        mean, std = (0.0,) * 3, (1.0,) * 3
+        return TransformSpec(None, None, None, mean, std, resize="none")
     if not (hasattr(preset, "crop_size") and hasattr(preset, "mean")):
         return None  # not an image classification preset: the job must give the transform
     return TransformSpec(
@@ -65,10 +79,31 @@ def _transform(preset: Any) -> TransformSpec | None:
     )
 
 
-def torchvision_module(name: str, **options: Any) -> torch.nn.Module:
-    """Build an architecture without weights."""
-    module: torch.nn.Module = _models().get_model(name, weights=None, **options)
+def torchvision_module(
+    name: str, weights_sha256: str | None = None, **options: Any
+) -> torch.nn.Module:
+    """Build an architecture without weights; nothing is downloaded for a backbone either.
+
+    Args:
+        name: Of torchvision.
+        weights_sha256: Digest of the file that will be loaded.
+        options: Of the builder.
+    """
+    models = _models()
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None
+    module: torch.nn.Module = models.get_model(name, weights=None, **options)
+    if (weights_sha256 or "").startswith(_WITHOUT_EPS.get(name, " ")):
+        _set_eps(module, 0.0)
     return module
+
+
+def _set_eps(module: torch.nn.Module, eps: float) -> None:
+    from torch.nn import BatchNorm2d
+
+    for each in module.modules():
+        if isinstance(each, BatchNorm2d):
+            each.eps = eps
 
 
 def _models() -> Any:

@@ -6,6 +6,10 @@ import json
 import subprocess
 import sys
 
+import torch
+
+from pipeline.models.torchvision_catalog import torchvision_facts, torchvision_module
+
 SCRIPT = """
 import json, sys
 from pipeline.models.torchvision_catalog import torchvision_module
@@ -28,3 +32,16 @@ def test_a_model_is_built_without_the_compiler_which_is_there_when_it_is_wanted(
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [[2, 1000], True, True, True]
+
+
+def test_a_detector_is_built_without_a_download_and_as_torchvision_would_load_its_own_weights():
+    name, of_coco = "fasterrcnn_resnet50_fpn", f"258fb6c6{'0' * 56}"
+    for digest, eps in ((of_coco, 0.0), ("1" * 64, 1e-5)):
+        module = torchvision_module(name, digest, num_classes=3)
+        norms = [each for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+        assert {each.eps for each in norms} == {eps}
+    facts = torchvision_facts(name)
+    assert facts is not None
+    assert facts["family"] == "detection"
+    assert facts["labels"][:2] == ["__background__", "person"]
+    assert (facts["transform"]["resize"], facts["transform"]["size_px"]) == ("none", None)

@@ -357,3 +357,55 @@ def make_timm(folder: Path, name: str, num_classes: int, **options: Any) -> Path
     )
     save_file(module.state_dict(), folder / "model.safetensors")
     return folder
+
+
+_DETR = {
+    **{"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 12},
+    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2},
+    **{"encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+}
+DETECTORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    # family: prefix of the library's classes, configuration
+    "detr": ("Detr", _DETR),
+    "conditional_detr": ("ConditionalDetr", _DETR),
+    "deformable_detr": ("DeformableDetr", {**_DETR, "d_model": 32, "num_feature_levels": 2}),
+    "yolos": ("Yolos", {**_VISION, "image_size": [64, 64], "num_detection_tokens": 12}),
+    "rt_detr": (
+        "RTDetr",
+        {
+            **{"d_model": 16, "encoder_hidden_dim": 16, "encoder_ffn_dim": 32, "num_queries": 12},
+            **{"decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32},
+            **{"encoder_attention_heads": 2, "encoder_in_channels": [8, 8, 8]},
+            **{"decoder_in_channels": [16, 16, 16], "decoder_n_points": 2},
+        },
+    ),
+}
+
+
+def make_detector(folder: Path, family: str, **options: Any) -> Path:
+    """Write a small directory of a detector of transformers with random weights.
+
+    Args:
+        folder: Made if it is not there.
+        family: One of DETECTORS.
+        options: Of the configuration.
+    """
+    import transformers
+
+    prefix, values = DETECTORS[family]
+    if family != "yolos":
+        stages = ["stage2", "stage3", "stage4"] if family != "detr" else ["stage4"]
+        kind = "RTDetrResNetConfig" if family == "rt_detr" else "ResNetConfig"
+        backbone = getattr(transformers, kind)(
+            embedding_size=8,
+            hidden_sizes=[8, 8, 8, 8],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=stages,
+        )
+        values = {**values, "backbone_config": backbone}
+    named = {0: "none", 1: "cat", 2: "dog"}
+    config = getattr(transformers, f"{prefix}Config")(**{**values, "id2label": named, **options})
+    write_image_processor(folder, size={"height": 64, "width": 64}, do_center_crop=False)
+    write_model(folder, getattr(transformers, f"{prefix}ForObjectDetection"), config)
+    return folder

@@ -32,7 +32,8 @@ def build_module(
 
     Returns:
         Takes the tensors of `facts.text.tensor_names` by name, or `pixels` float (B, 3, H, W),
-        normalised; returns logits (B, K), of tokens (B, L, K), or embeddings (B, D).
+        normalised; returns logits (B, K), of tokens (B, L, K), or embeddings (B, D); of a detector
+        `logits` and `pred_boxes`.
 
     Raises:
         JobError: The directory does not serve the task, or its weights do not fit.
@@ -77,8 +78,10 @@ def _tower(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
 
 
 def _image_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
-    from pipeline.models.directories.image_modules import ImageModule
+    from pipeline.models.directories.image_modules import DetectorModule, ImageModule
 
+    if facts.settings["head"] == "detection":
+        return DetectorModule(_library_module(path, facts.settings))
     output = facts.settings.get("pooling", "logits")
     poolings = facts.settings.get("poolings", [output])
     if output not in poolings:

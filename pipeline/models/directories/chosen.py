@@ -39,7 +39,7 @@ class Chosen:
     built: Any
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image` or `none`."""
+    """`sequence`, `token`, `image`, `detection` or `none`."""
     module: torch.nn.Module
     """An instance of `built`; its numbers mean nothing."""
 

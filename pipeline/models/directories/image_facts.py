@@ -15,6 +15,7 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CONFIG, Chosen, width_of
 from pipeline.models.directories.described import DirectoryFacts, InputKind
+from pipeline.models.directories.detector_facts import TASKS, detector_labels
 from pipeline.models.directories.encoder_facts import said_of, text_of
 from pipeline.models.directories.image_transform import read_transform, told
 from pipeline.models.directories.loading import has_class_token
@@ -33,6 +34,9 @@ def image_facts(folder: Path, chosen: Chosen) -> DirectoryFacts:
         labels = heads.labels_of(chosen.config, chosen.values)
         tasks = heads.tasks_of("image", labels, chosen.values, scores_pairs=False)
         what = f"{len(labels)} outputs, {', '.join(tasks)}"
+    elif chosen.head == "detection":
+        labels, what = detector_labels(chosen)
+        tasks = TASKS
     else:
         settings["poolings"] = poolings = _poolings(chosen)
         settings["pooling"] = poolings[0]

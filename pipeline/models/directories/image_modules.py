@@ -78,3 +78,19 @@ class TextTower(nn.Module):
         filled = nn.functional.pad(filled, (0, missing), value=self.pad_id)
         found = self.tower(input_ids=filled)
         return self.projection(found.pooler_output)  # type: ignore[no-any-return]
+
+
+class DetectorModule(nn.Module):
+    """Logits (B, Q, K) and boxes (B, Q, 4) of the queries of a detector.
+
+    Boxes are centre x, centre y, width, height, as shares of the image. All images of a batch have
+    one shape, so there is no mask of padding.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = self.model(pixel_values=pixels)
+        return {"logits": found.logits, "pred_boxes": found.pred_boxes}

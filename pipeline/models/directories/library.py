@@ -125,13 +125,14 @@ def named_class(name: str, config: Any) -> Any:
 
 
 def head_of(cls: Any, config: Any) -> str:
-    """Return `sequence`, `token`, `image` for classes with such a head, otherwise `none`."""
+    """Return `sequence`, `token`, `image`, `detection` for such heads, otherwise `none`."""
     import transformers
 
     for head, mapping in (
         ("sequence", transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
         ("token", transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
         ("image", transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
+        ("detection", transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING),
     ):
         if _is_in(cls, mapping, config):
             return head

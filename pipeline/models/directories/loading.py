@@ -109,12 +109,16 @@ def _require_fit(name: str, found: Mapping[str, Any], unexpected: set[str]) -> N
         )
 
 
-def _attention(cls: Any, config: Any) -> str:
+def _attention(cls: Any, config: Any) -> str | None:
     """Return which of the library's attentions runs: SDPA if the class has it.
+
+    None leaves it to the library: a backbone within the model may lack what the model has.
 
     In layers that see a window, padding behind it sees nothing at all; OpenVINO's SDPA makes NaN of
     that, which spreads to the texts. The library's eager attention does not.
     """
+    if getattr(config, "backbone_config", None) is not None:
+        return None
     has_windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     return "sdpa" if getattr(cls, "_supports_sdpa", False) and not has_windows else "eager"
 

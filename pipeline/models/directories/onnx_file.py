@@ -24,6 +24,8 @@ Axis = int | str | None
 TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 _FLOATS = ("float32", "float16", "float64")
 _IDS = ("int64", "int32")
+_OF_DETECTORS = (frozenset(["boxes", "scores"]), frozenset(["logits", "pred_boxes"]))
+"""Names of outputs that task `detect` takes as they are."""
 _CHANNELS = (3, 1)
 _MAX_ENDS = 64
 _MAX_LABELS_CHARS = 1 << 20
@@ -92,7 +94,7 @@ def read_onnx_facts(path: Path) -> DirectoryFacts:
         kind="onnx",
         architecture=_architecture(model),
         input=kind,
-        tasks=_tasks(kind, main),
+        tasks=_tasks(kind, main, {each.name for each in outputs}),
         labels=labels,
         transform=None,
         text=None,
@@ -192,7 +194,9 @@ def _batch_size(path: Path, inputs: Sequence[TensorFacts]) -> int | None:
     return next(iter(sizes), None)
 
 
-def _tasks(kind: InputKind, output: TensorFacts) -> tuple[str, ...]:
+def _tasks(kind: InputKind, output: TensorFacts, names: set[str]) -> tuple[str, ...]:
+    if kind == "image" and any(names >= wanted for wanted in _OF_DETECTORS):
+        return ("detect", "raw")
     if not output.is_float:
         return ("raw",)
     if output.rank == 2:
@@ -202,7 +206,9 @@ def _tasks(kind: InputKind, output: TensorFacts) -> tuple[str, ...]:
         return (*first, "multilabel", "regress", *pairs, "raw")
     if output.rank == 1:
         return ("regress", "raw")
-    return ("embed", "tokens", "raw") if kind == "text" and output.rank == 3 else ("raw",)
+    if output.rank != 3:
+        return ("raw",)
+    return {"text": ("embed", "tokens", "raw"), "image": ("raw", "detect")}.get(kind, ("raw",))
 
 
 def _activation(model: onnx.ModelProto, output: str) -> str | None:

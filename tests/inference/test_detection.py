@@ -1,0 +1,193 @@
+"""Boxes of the pipeline are those of a plain loop, for all orientations, sizes and transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import detectors
+import pytest
+import torch
+from detectors import Fitted, Seen
+from snapshots import change_json, make_detector
+
+from pipeline.core.errors import JobError
+
+NUM_FEW = 3
+TRANSFORMS: dict[str, dict[str, Any]] = {
+    "shortest": {
+        **{"size_px": 64, "resize_px": 72, "resize": "shortest"},
+        "interpolation": "bilinear",
+    },
+    "stretch": {"size_px": 96, "resize": "stretch", "interpolation": "bilinear"},
+    "pad": {"size_px": 96, "resize": "pad", "interpolation": "bilinear"},
+    "none": {"size_px": 80, "resize": "none"},
+    "as it is": {"resize": "none"},
+}
+DETR = {
+    "image_processor_type": "DetrImageProcessor",
+    "size": {"shortest_edge": 64, "longest_edge": 96},
+    "do_pad": True,
+}
+ALL = pytest.mark.parametrize("kind", TRANSFORMS)
+Loop = Callable[[Fitted], Seen]
+
+
+def agree(model: dict[str, Any], transform: dict[str, Any], loop: Loop, num_photos: int = 8) -> int:
+    """Hold the boxes of the pipeline to those of a loop; return how many there are."""
+    photos = detectors.photos()[:num_photos]
+    spec = detectors.spec_of({**transform, **detectors.PLAIN}, **model)
+    rows = detectors.detections(spec, [data for data, _ in photos])
+    count = 0
+    with torch.inference_mode():
+        for row, (_, image) in zip(rows, photos, strict=True):
+            fitted = detectors.fit(image, transform)
+            wanted = detectors.on_photo(loop(fitted), fitted, image, spec.task.min_score)
+            assert row["error"] is None, row["message"]
+            assert (row["width_px"], row["height_px"]) == image.size
+            found = row["detections"]
+            names = ("x_min", "y_min", "x_max", "y_max")
+            assert [each["label"] for each in found] == [
+                spec.task.labels[each["label_id"]] for each in found
+            ]
+            rows_of = [[each[name] for name in ("label_id", "score", *names)] for each in found]
+            require_equal(torch.tensor(rows_of).reshape(-1, 6), wanted)
+            count += len(found)
+    return count
+
+
+def require_equal(found: torch.Tensor, wanted: Seen) -> None:
+    """Hold detections (D, 6), label, score and corners, to others; like scores in any order."""
+    others = torch.cat([wanted.label_ids[:, None], wanted.scores[:, None], wanted.boxes], dim=1)
+    assert found.shape == others.shape
+    torch.testing.assert_close(found[:, 1], others[:, 1], atol=1e-5, rtol=0)
+    most = torch.tensor([0.0, 1e-5, *[5e-3] * 4])
+    alike = ((found[:, None] - others[None]).abs() <= most).all(dim=2)
+    assert alike.any(dim=0).all()
+    assert alike.any(dim=1).all()
+
+
+@ALL
+def test_post_processing_of_ones_own_gives_the_boxes_of_a_loop(kind: str):
+    module = detectors.yolo_like().eval()
+    model = {
+        **{"factory": "detectors:yolo_like", "labels": detectors.LABELS},
+        **{"postprocess": "detectors:decode", "nms_iou": 0.3, "min_score": 0.6},
+    }
+    found = agree(
+        model,
+        TRANSFORMS[kind],
+        lambda fitted: detectors.yolo_boxes(module(fitted.pixels[None])[0], 0.3),
+    )
+    assert found > 10
+
+
+@pytest.mark.parametrize("family", ["detr", "conditional_detr"])
+@ALL
+def test_a_directory_of_transformers_gives_the_boxes_of_the_library(
+    kind: str, family: str, tmp_path: Path
+):
+    from transformers import AutoModelForObjectDetection
+
+    path = make_detector(tmp_path / "m", family)
+    module = AutoModelForObjectDetection.from_pretrained(path).eval()
+    library = library_of(family)
+
+    def loop(fitted: Fitted) -> Seen:
+        outputs = module(pixel_values=fitted.pixels[None])
+        [found] = library.post_process_object_detection(
+            outputs, threshold=0.0, target_sizes=[tuple(fitted.pixels.shape[-2:])]
+        )
+        return Seen(found["boxes"], found["scores"], found["labels"])
+
+    assert agree({"path": str(path), "min_score": 0.1}, TRANSFORMS[kind], loop) > 10
+
+
+def test_a_detector_of_transformers_sees_what_its_own_processor_makes(tmp_path: Path):
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+    path = make_detector(tmp_path / "m", "detr")
+    change_json(path / "preprocessor_config.json", **DETR)
+    processor = AutoImageProcessor.from_pretrained(path)
+    module = AutoModelForObjectDetection.from_pretrained(path).eval()
+    photos = detectors.photos()
+    spec = detectors.spec_of(None, path=str(path), min_score=0.1)
+    count = 0
+    rows = detectors.detections(spec, [data for data, _ in photos])
+    for row, (_, image) in zip(rows, photos, strict=True):
+        with torch.inference_mode():
+            outputs = module(**processor(images=image, return_tensors="pt"))
+        [found] = processor.post_process_object_detection(
+            outputs, threshold=0.1, target_sizes=[(image.height, image.width)]
+        )
+        order = found["scores"].argsort(descending=True, stable=True)
+        for each, place in zip(row["detections"], order.tolist(), strict=True):
+            assert each["label_id"] == int(found["labels"][place])
+            assert each["score"] == pytest.approx(float(found["scores"][place]), abs=5e-3)
+            x_min, y_min, x_max, y_max = found["boxes"][place].tolist()
+            wanted = [
+                max(0, x_min),
+                max(0, y_min),
+                min(x_max, image.width),
+                min(y_max, image.height),
+            ]
+            box = [each[name] for name in ("x_min", "y_min", "x_max", "y_max")]
+            assert box == pytest.approx([*wanted], abs=0.5)
+            count += 1
+    assert count > 10
+
+
+def library_of(family: str) -> Any:
+    import transformers
+
+    name = {"detr": "Detr", "conditional_detr": "ConditionalDetr"}[family]
+    return getattr(transformers, f"{name}ImageProcessor")()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "as it is")) for kind in TRANSFORMS],
+)
+def test_torchvisions_detectors_give_their_own_boxes(kind: str, tmp_path: Path):
+    from torchvision.models import get_model
+
+    name = "ssdlite320_mobilenet_v3_large"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = get_model(name, weights=None, weights_backbone=None, num_classes=3).eval()
+    torch.save(module.state_dict(), tmp_path / "w.pth")
+    model = {
+        **{"name": name, "weights": str(tmp_path / "w.pth"), "labels": detectors.LABELS},
+        "min_score": 0.34,
+    }
+
+    def loop(fitted: Fitted) -> Seen:
+        [found] = module([fitted.pixels])
+        return Seen(found["boxes"], found["scores"], found["labels"])
+
+    assert agree(model, TRANSFORMS[kind], loop, NUM_FEW) > 10
+
+
+def test_an_image_without_detections_is_a_row_and_a_broken_one_is_not():
+    model = {"factory": "detectors:yolo_like", "labels": detectors.LABELS}
+    spec = detectors.spec_of(
+        {**TRANSFORMS["pad"], **detectors.PLAIN},
+        **{**model, "postprocess": "detectors:decode", "min_score": 1.0},
+    )
+    good, _ = detectors.photo((60, 40), 1, 0)
+    whole, broken = detectors.detections(spec, [good, good[:200]])
+    assert (whole["detections"], whole["error"]) == ([], None)
+    assert (whole["width_px"], whole["height_px"]) == (60, 40)
+    assert broken["detections"] is None
+    assert broken["error"] is not None
+
+
+def test_a_transform_of_ones_own_is_refused_for_what_cannot_be_undone():
+    with pytest.raises(JobError, match=r"task 'detect' undoes the transform"):
+        detectors.spec_of(
+            {"factory": "detectors:decode", **detectors.PLAIN},
+            factory="detectors:yolo_like",
+            labels=detectors.LABELS,
+            postprocess="detectors:decode",
+        )
