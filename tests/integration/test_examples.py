@@ -28,6 +28,7 @@ from pipeline.preprocessing.transform import TransformSpec
 
 EXAMPLES = ROOT / "examples"
 FOLDER = EXAMPLES / "custom_model"
+DETECTION = EXAMPLES / "detection"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 NUM_ROWS, NUM_BAD = 24, 2
 
@@ -220,6 +221,48 @@ def _churn(folder: Path, data: Path) -> dict[str, float]:
         is_there = ~np.isnan(rows).any(axis=1)
         found |= {f"{path}#{row}": scores[row] for row in np.flatnonzero(is_there).tolist()}
     return found
+
+
+@pytest.fixture(scope="module")
+def detector() -> Path:
+    """The model of the example of detection, kept below `build/`."""
+    path = ROOT / "build" / "nudenet" / "320n.onnx"
+    program = [sys.executable, str(DETECTION / "fetch_model.py"), str(path)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=240, check=False)
+    if done.returncode:
+        pytest.skip(f"the package cannot be downloaded: {done.stderr.strip().splitlines()[-1:]}")
+    return path
+
+
+@pytest.mark.one_ray
+@pytest.mark.slow
+def test_the_detector_finds_a_face_and_its_box_is_drawn(detector: Path, tmp_path: Path) -> None:
+    build_images(tmp_path / "images", NUM_ROWS, seed=5, num_bad=NUM_BAD)
+    places = {"source.uri": "images", "sink.uri": "out"}
+    options = [f"{field}={tmp_path / place}" for field, place in places.items()]
+    arguments = [word for option in options for word in ("--set", option)]
+    done = pipeline(
+        *("run", str(DETECTION / "job.yaml"), "--allow-import", "yolo_head", "--json"),
+        *("--set", f"model.path={detector}", *arguments),
+        env={"PYTHONPATH": str(DETECTION), "PIPELINE_ALLOW_IMPORT": ""},
+    )
+    assert done.code == 0, done.stderr
+    assert done.json["rows"]["predicted"] == NUM_ROWS - NUM_BAD
+    rows = read_predictions(str(tmp_path / "out")).to_pylist()
+    labels = {row["row_id"]: [each["label"] for each in row["detections"]] for row in rows}
+    faces = [row_id for row_id, found in labels.items() if "FACE_FEMALE" in found]
+    assert any("astronaut" in row_id for row_id in faces), labels
+    program = [sys.executable, str(DETECTION / "draw.py"), str(tmp_path / "out")]
+    drawn = subprocess.run(
+        [*program, str(tmp_path / "drawn")], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(drawn) == sum(map(bool, labels.values()))
+    assert all(Path(path).stat().st_size for path in drawn)
+
+
+def test_the_job_of_the_detector_has_at_most_fifteen_lines() -> None:
+    lines = (DETECTION / "job.yaml").read_text().splitlines()
+    assert len([line for line in lines if not line.startswith("#")]) <= 15
 
 
 def execute(name: str, environment: dict[str, str]) -> None:
