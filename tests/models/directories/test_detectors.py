@@ -63,9 +63,7 @@ def test_a_detector_gives_the_boxes_of_the_library(family: str, tmp_path: Path):
 
 def test_a_model_that_is_not_asked_for_boxes_is_refused_with_what_it_serves(tmp_path: Path):
     path = make_detector(tmp_path / "m", "yolos")
-    with pytest.raises(
-        JobError, match=r"'classify': YolosForObjectDetection .* detect"
-    ):
+    with pytest.raises(JobError, match=r"'classify': YolosForObjectDetection .* detect"):
         build_module(path, read_facts(path), TaskSpec("classify"))
 
 
