@@ -131,7 +131,7 @@ def test_a_buffer_of_another_form_is_refused(out: np.ndarray) -> None:
         ({"resize": "pad", "pad_value": (1, 2)}, r"0 to 255, or 3 of these"),
         ({"channels": "gray"}, "must have 1 value each"),
         ({"size_px": (0, 3)}, r"size_px is \[0, 3\]"),
-        ({"size_px": None}, "needs size_px"),
+        ({"size_px": None, "resize_px": None, "resize": "stretch"}, "needs size_px"),
         ({"resize_px": None}, "needs resize_px"),
         ({"resize_px": (24, 23)}, r"resize_px is \[24, 23\]"),
         ({"jpeg_decoder": "gpu", "interpolation": "lanczos"}, "cannot resize by lanczos"),
