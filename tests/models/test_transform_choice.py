@@ -59,7 +59,7 @@ def test_a_model_that_stretches_does_so_at_other_sizes():
         (SQUASHED, {"pad_value": 3}, "transform.pad_value: has no effect with resize 'stretch'"),
         (None, {**FULL}, "brings no transform; give resize_px$"),
         (None, {"resize": "pad"}, "give size_px, interpolation, mean, std$"),
-        (None, {"resize": "none"}, "give size_px, mean, std$"),
+        (None, {"resize": "none"}, "give mean, std$"),
         (OWN, {"channels": "gray"}, "m brings no transform; give mean, std$"),
         (OWN, {"mean": [0.5], "std": [0.5]}, "must have 3 values each"),
         (OWN, {"size_px": [300, 200], "resize_px": 256}, r"at least size_px \(\[300, 200\]\)"),
