@@ -50,8 +50,12 @@ _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
         "both sides to size_px is resize: stretch",
     ),
     **dict.fromkeys([(("source", "format"), each) for each in ("text", "csv", "json")], _TEXTS),
-    (("model", "task"), "detect"): (
-        "boxes: a factory that pads them to one shape, task raw, and outputs with those shapes"
+    **dict.fromkeys(
+        [
+            (("model", "task"), each)
+            for each in ("detection", "object-detection", "object_detection")
+        ],
+        "boxes are task detect",
     ),
 }
 

@@ -294,7 +294,7 @@ def test_more_errors_than_anyone_reads_are_counted(tmp_path: Path):
         ("transform.pad_value", 256, "a whole number from 0 to 255, or one per channel"),
         ("model.factory_args", {}, "the arguments of a factory are model.args"),
         ("model.hf", "bert", "a model directory is named by model.path"),
-        ("model.task", "detect", "a factory that pads them to one shape, task raw"),
+        ("model.task", "object-detection", "boxes are task detect"),
         ("source.text", "text", "in the column that source.text_column names"),
         ("source.format", "csv", "texts lie in Parquet or jsonl"),
         ("model.embedding_dim", 5, "or --set model.embedding_dim=null"),

@@ -368,7 +368,7 @@ DETECTORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     # family: prefix of the library's classes, configuration
     "detr": ("Detr", _DETR),
     "conditional_detr": ("ConditionalDetr", _DETR),
-    "deformable_detr": ("DeformableDetr", {**_DETR, "d_model": 32, "num_feature_levels": 2}),
+    "deformable_detr": ("DeformableDetr", {**_DETR, "d_model": 32}),
     "yolos": ("Yolos", {**_VISION, "image_size": [64, 64], "num_detection_tokens": 12}),
     "rt_detr": (
         "RTDetr",
