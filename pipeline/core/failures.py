@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -72,6 +72,11 @@ class Failure:
 def is_of_own_transform(reason: str, message: str | None) -> bool:
     """Tell the same of a failure's reason and message."""
     return reason == Reason.DECODE_ERROR and OWN_TRANSFORM in (message or "")
+
+
+def of_part(part: str, failure: Failure) -> Failure:
+    """Return a failure of one of several inputs, whose message names the input."""
+    return replace(failure, message=f"input {part!r}: {failure.message}")
 
 
 def failure_columns(failures: Sequence[Failure | None]) -> dict[str, pa.Array]:

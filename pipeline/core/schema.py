@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
@@ -38,9 +38,40 @@ IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX = "_image_height_px", "_image_width_px"
 """Of the model input, if images keep sizes of their own."""
 
 
+PART = "_in_"
+"""How columns in transit of one of several inputs begin: `_in_photo_image`, `_in_caption__text`."""
+
+
 def file_name_of(column: str) -> str:
-    """Return what a column of a row's input is called in files that people write: `text`."""
+    """Return what a column of a row's input is called in files that people write: `text`.
+
+    Those of several inputs have the name of theirs before it: `photo_image`, `caption_text`.
+    """
+    if column.startswith(PART):
+        return column.removeprefix(PART).replace("__", "_")
     return column.removeprefix("_")
+
+
+def part_column(part: str, column: str) -> str:
+    """Return the name in transit of a column of one of several inputs."""
+    return f"{PART}{part}_{column}"
+
+
+def columns_of_part(part: str, parts: Iterable[str], columns: Iterable[str]) -> dict[str, str]:
+    """Return the columns in transit of one of several inputs: name -> its name if it were the only.
+
+    Args:
+        part: The input.
+        parts: All inputs; one may begin with the name of another one.
+        columns: All columns of rows.
+    """
+    longer = [f"{PART}{each}_" for each in parts if each.startswith(f"{part}_")]
+    own = f"{PART}{part}_"
+    return {
+        name: name.removeprefix(own)
+        for name in columns
+        if name.startswith(own) and not name.startswith(tuple(longer))
+    }
 
 
 RESERVED_COLUMNS = frozenset(

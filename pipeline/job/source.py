@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -10,6 +11,7 @@ from pipeline.core import registry
 from pipeline.job.extensions import registered
 from pipeline.job.features import FeatureEntry, column_of
 from pipeline.job.section import PositiveInt, Section
+from pipeline.job.source_input import SourceInput, name_trouble
 
 Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
@@ -18,19 +20,19 @@ _FIELDS_OF_FEATURES = ("null_features", "lossy_features")
 _FIELDS_OF_TEXTS = ("text_pair_column", "max_text_bytes")
 _FIELDS_OF_FORMATS = (
     *("image_column", "image_encoding", "uri_column", *_FIELDS_OF_URIS),
-    *("features", *_FIELDS_OF_FEATURES, "text_column", *_FIELDS_OF_TEXTS),
+    *("features", *_FIELDS_OF_FEATURES, "text_column", *_FIELDS_OF_TEXTS, "inputs"),
     *("id_column", "pass_through", "image_extensions", "casts"),
 )
 """What only some formats read; each says which."""
 
-InputKind = Literal["image", "uri", "features", "text"]
+InputKind = Literal["image", "uri", "features", "text", "several"]
 
 
 class InputColumns(NamedTuple):
     """The columns of a shard that hold the input of a row."""
 
     kind: InputKind
-    """What they hold: encoded images, their URIs, numbers, or texts."""
+    """What they hold: encoded images, their URIs, numbers, texts, or several of these."""
     names: tuple[str, ...]
     """In the order in which the model takes them; one for images and URIs."""
 
@@ -91,6 +93,10 @@ class Source(Section):
     In Parquet binary columns hold texts, too."""
     text_pair_column: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """The column of the second texts, for models that judge pairs of texts."""
+    inputs: dict[str, SourceInput] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Parquet, jsonl: several inputs of a row, by the names of the arguments of the model's
+    `forward`, as in `{photo: {image_column: photo}, caption: {text_column: body}}`. A row that
+    lacks one is quarantined, and the message names it."""
     input: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """What the model sees of a row; left out: what the columns hold, which is an image, features or
     text.
@@ -151,9 +157,41 @@ class Source(Section):
             raise ValueError("name each column once")
         return names
 
+    @field_validator("inputs")
+    @classmethod
+    def _are_arguments(cls, inputs: dict[str, SourceInput]) -> dict[str, SourceInput]:
+        if trouble := name_trouble(inputs):
+            raise ValueError(trouble)
+        return inputs
+
+    @property
+    def parts(self) -> Mapping[str, Source]:
+        """Return what this section is for each of several inputs alone, by its name.
+
+        A section of one input is the only part, and has no name.
+        """
+        if not self.inputs:
+            return {"": self}
+        fields = SourceInput.model_fields
+        given = {
+            name: {field: getattr(part, field) for field in fields if getattr(part, field)}
+            for name, part in self.inputs.items()
+        }
+        return {
+            name: self.model_copy(update={"inputs": {}, **values}) for name, values in given.items()
+        }
+
+    @property
+    def has_uris(self) -> bool:
+        """Tell whether rows name URIs of images, which are fetched."""
+        return any(part.uri_column is not None for part in self.parts.values())
+
     @property
     def input_columns(self) -> InputColumns:
         """Return which columns hold the input; formats without columns have none of them."""
+        if self.inputs:
+            names = (name for part in self.parts.values() for name in part.input_columns.names)
+            return InputColumns("several", tuple(dict.fromkeys(names)))
         if self.features:
             return InputColumns("features", tuple(map(column_of, self.features)))
         if self.text_column is not None:
@@ -168,6 +206,11 @@ class Source(Section):
         """Return the registered name of what the model sees of a row."""
         kind = self.input_columns.kind
         return self.input or ("image" if kind == "uri" else kind)
+
+    @property
+    def input_parts(self) -> Mapping[str, str]:
+        """Return the registered names of several inputs, by their names; {} if there is one."""
+        return {name: part.input_name for name, part in self.parts.items() if name}
 
     @model_validator(mode="after")
     def _fits_its_format(self) -> Source:
@@ -192,14 +235,20 @@ class Source(Section):
             ValueError: The message names the fields.
         """
         has_image = "image_column" in self.model_fields_set
-        given = (has_image, self.uri_column, self.features, self.text_column)
+        given = (has_image, self.uri_column, self.features, self.text_column, self.inputs)
         if sum(map(bool, given)) > 1:
-            raise ValueError("give one of image_column, uri_column, features and text_column")
+            raise ValueError(
+                "give one of image_column, uri_column, features, text_column and inputs"
+            )
+        if self.inputs and self.input is not None:
+            raise ValueError("input has no effect with inputs")
         kind = self.input_columns.kind
+        kinds = {part.input_columns.kind for part in self.parts.values()}
         for names, needed, wanted in (
             (_FIELDS_OF_FEATURES, "features", kind == "features"),
-            (_FIELDS_OF_URIS, "uri_column", kind == "uri"),
-            (_FIELDS_OF_TEXTS, "text_column", kind == "text"),
+            (_FIELDS_OF_URIS, "uri_column", "uri" in kinds),
+            (("text_pair_column",), "text_column", kind == "text"),
+            (("max_text_bytes",), "text_column", "text" in kinds),
         ):
             for name in names:
                 if name in self.model_fields_set and not wanted:

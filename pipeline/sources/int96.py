@@ -20,8 +20,8 @@ UNIT = "us"
 _OTHER_UNITS = ("s", "ns")
 _NS = pa.timestamp("ns")
 
-Batches = Callable[[str, Sequence[str]], Iterator[pa.RecordBatch]]
-"""unit, columns -> the batches of the shard with INT96 read in that unit."""
+Batches = Callable[[str], Iterator[pa.RecordBatch]]
+"""unit -> the batches of the shard, of columns with INT96 alone, which is read in that unit."""
 
 
 def int96_columns(parquet: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
@@ -56,7 +56,7 @@ class Int96Reader:
             batches: Reads the same rows again in another unit.
         """
         self._columns, self._as_ns = columns, as_ns
-        self._others = [_Rows(batches(unit, columns)) for unit in _OTHER_UNITS]
+        self._others = [_Rows(batches(unit)) for unit in _OTHER_UNITS]
 
     def check(self, batch: pa.RecordBatch) -> Moments:
         """Check the next batch."""

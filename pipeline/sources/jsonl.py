@@ -173,9 +173,11 @@ class JsonlStream:
 
 def max_line_bytes(source: Source) -> int:
     """Return the limit of a line: room for the largest text or image, and for what is beside it."""
+    return _ROOM_BYTES + sum(_room_bytes(part) for part in source.parts.values())
+
+
+def _room_bytes(source: Source) -> int:
     kind, names = source.input_columns
     if kind == "text":
-        return _ESCAPED * source.max_text_bytes * len(names) + _ROOM_BYTES
-    if kind == "image":
-        return source.max_image_bytes * 3 // 2 + _ROOM_BYTES
-    return _ROOM_BYTES
+        return _ESCAPED * source.max_text_bytes * len(names)
+    return source.max_image_bytes * 3 // 2 if kind == "image" else 0

@@ -19,6 +19,7 @@ from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import FEATURES
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.sources.arrow_types import is_text
+from pipeline.sources.columns.choice import fields_of_part
 from pipeline.sources.pass_through import Problems, cast_column
 from pipeline.sources.rows import Reader, binary_array
 
@@ -74,15 +75,17 @@ def columns_for(reader: Reader, path: str) -> list[Column]:
     A pass-through column that the shard's folders name has the folder's value, not those of lines.
     """
     source, hive = reader.source, hive_values(path)
-    kind, names = source.input_columns
     passed = {field.name: field.type for field in reader.pass_through}
     found: dict[str, Column] = {}
-    if kind == "features":
-        for column in _features(source.features, reader.fields, passed):
-            if column.name not in hive:
-                found.setdefault(column.name, column)
-    else:
-        found = {name: Column(name, "text") for name in names}
+    for part, section in source.parts.items():
+        kind, names = section.input_columns
+        if kind == "features":
+            fields = fields_of_part(part, source, reader.fields)
+            for column in _features(section.features, fields, passed):
+                if column.name not in hive:
+                    found.setdefault(column.name, column)
+        else:
+            found |= {name: Column(name, "text") for name in names}
     if source.id_column and source.id_column not in found:
         found[source.id_column] = Column(source.id_column, "id")
     for name, declared in passed.items():

@@ -17,9 +17,12 @@ import pyarrow.json
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
+from pipeline.sources.column_path import paths_of, take_paths, value_at
 from pipeline.sources.columns.base import STAGE, Failures
 from pipeline.sources.jsonl_columns import Column, described
 from pipeline.sources.jsonl_lines import BLANK, Block
+from pipeline.sources.jsonl_nested import Nesting
+from pipeline.sources.pass_through import Problems
 
 MAX_DEPTH = 200
 """Lists and objects inside each other; Python's own parser ends below 1,000."""
@@ -42,6 +45,7 @@ class Parser:
         plain = pa.schema([(column.name, column.plain) for column in columns])
         whole = pa.schema([(f.name, pa.int64() if f.name in ids else f.type) for f in plain])
         self._schemas = [plain, whole] if ids else [plain]
+        self._nesting = Nesting(plain.names)
 
     def parse(self, block: Block) -> tuple[pa.Table, Failures]:
         """Return the columns of the lines, null where a line or a value is bad, and the failures.
@@ -55,7 +59,7 @@ class Parser:
             made = [c.from_plain(as_array(table.column(c.name))) for c in self._columns]
         else:
             objects = [self._parse_line(block, row, failures) for row in range(len(block))]
-            made = [c.from_values([o.get(c.name) for o in objects]) for c in self._columns]
+            made = [_from_objects(column, objects) for column in self._columns]
         for _, problems in made:
             for row, message in problems.items():
                 failures[row] = failures[row] or Failure(Reason.BAD_SCHEMA, STAGE, message)
@@ -67,20 +71,26 @@ class Parser:
         data = block.data[block.starts[0] : block.ends[-1]]
         if not self._is_plain(block, data):
             return None
+        nested = self._nesting.names_in(data)
+        if nested is None:
+            return None
         for schema in self._schemas:
             try:
                 table = pa.json.read_json(
                     pa.BufferReader(data),
                     pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
                     pa.json.ParseOptions(
-                        explicit_schema=schema, unexpected_field_behavior="ignore"
+                        explicit_schema=self._nesting.schema(schema, nested),
+                        unexpected_field_behavior="ignore",
                     ),
                 )
             except pa.ArrowException:
                 continue
             if schema is not self._schemas[0]:
                 self._schemas.reverse()
-            return table if table.num_rows == len(block) else None
+            if table.num_rows != len(block):
+                return None
+            return take_paths(table, paths_of(nested, table.schema))
         return None
 
     def _is_plain(self, block: Block, data: bytes) -> bool:
@@ -127,6 +137,16 @@ class Parser:
             message = f"line {number} is {described(value)}, expected an object"
         failures[row] = Failure(Reason.DECODE_ERROR, STAGE, message, num_bytes=size_bytes)
         return {}
+
+
+def _from_objects(column: Column, objects: Sequence[dict[str, Any]]) -> tuple[pa.Array, Problems]:
+    """Return a column of objects, null where it does not fit, and row -> message."""
+    found = [value_at(each, column.name) for each in objects]
+    made, problems = column.from_values([value for value, _ in found])
+    blocked = {
+        row: f"{column.name}: {trouble}" for row, (_, trouble) in enumerate(found) if trouble
+    }
+    return made, {**problems, **blocked}
 
 
 def _are_neighbours(block: Block) -> bool:

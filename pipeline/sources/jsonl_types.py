@@ -17,7 +17,8 @@ from pipeline.core.schema import FEATURES
 from pipeline.job.features import column_of
 from pipeline.job.source import Source
 from pipeline.sources.arrow_types import parse_type, type_trouble
-from pipeline.sources.columns.choice import columns_of
+from pipeline.sources.column_path import value_at
+from pipeline.sources.columns.choice import columns_of, fields_of_parts
 from pipeline.sources.extents import Extent
 from pipeline.sources.jsonl import max_line_bytes
 from pipeline.sources.jsonl_columns import KINDS, WIDTHS, Column, described, role_of
@@ -116,18 +117,21 @@ class _Sample:
         Raises:
             JobError: A column is not there, or holds something else.
         """
-        kind, names = self._source.input_columns
         if self._source.id_column:
             self._values(self._source.id_column)
+        return fields_of_parts(self._source, lambda part: self._fields_of(part, learn))
+
+    def _fields_of(self, part: Source, learn: Learn) -> pa.Schema:
+        kind, names = part.input_columns
         if kind != "features":
             for name in names:
                 self._require_text(name)
-            return columns_of(self._source).fields(pa.schema([]))
-        return self._features(learn)
+            return columns_of(part).fields(pa.schema([]))
+        return self._features(part, learn)
 
-    def _features(self, learn: Learn) -> pa.Schema:
-        features, columns = self._source.features, columns_of(self._source)
-        self._require_one_role()
+    def _features(self, part: Source, learn: Learn) -> pa.Schema:
+        features, columns = part.features, columns_of(part)
+        self._require_one_role(part)
         hive = hive_values(self._path)
         widths, kinds, types = [], [], {}
         for entry in features:
@@ -147,9 +151,9 @@ class _Sample:
         told |= {KINDS: json.dumps(kinds).encode()} if any(kinds) else {}
         return pa.schema([fields.field(FEATURES).with_metadata(told)]) if told else fields
 
-    def _require_one_role(self) -> None:
+    def _require_one_role(self, part: Source) -> None:
         roles: dict[str, str] = {}
-        for entry in self._source.features:
+        for entry in part.features:
             name, role = column_of(entry), role_of(entry)
             if roles.setdefault(name, role) != role:
                 raise self._refused(f"column {name!r} is both a number and something else")
@@ -188,10 +192,13 @@ class _Sample:
         Raises:
             JobError: No line has it.
         """
-        if name not in self._names:
-            raise self._refused(f"no column {name!r}; there are {', '.join(self._names)}{hint}")
-        found = (each.get(name) for each in self._objects)
-        return [value for value in found if value is not None]
+        found = [value_at(each, name) for each in self._objects]
+        values = [value for value, _ in found if value is not None]
+        if not values and name not in self._names:
+            why = next((f": {trouble}" for _, trouble in found if trouble), "")
+            names = ", ".join(self._names)
+            raise self._refused(f"no column {name!r}{why}; there are {names}{hint}")
+        return values
 
     def _require_text(self, name: str) -> None:
         values = self._values(name)

@@ -13,11 +13,12 @@ import pyarrow as pa
 from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
 from pipeline.core.counters import Counters
 from pipeline.core.failures import Failure, Reason
+from pipeline.sources.column_path import take_paths
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.columns.choice import columns_of
 from pipeline.sources.extents import Extent
 from pipeline.sources.int96 import Int96Reader, Moments, int96_columns
-from pipeline.sources.parquet_columns import needed_columns
+from pipeline.sources.parquet_columns import Needed, needed_columns
 from pipeline.sources.parquet_footers import is_unreadable
 from pipeline.sources.parquet_shard import Shard, open_shard
 from pipeline.sources.rows import Reader, changed, failed_rows, require_unchanged
@@ -118,10 +119,15 @@ class ParquetStream:
     def _read_batches(self, extent: Extent, skip: int) -> Iterator[pa.Table]:
         store = self._reader.store
         with open_shard(store, extent) as shard:
-            columns = needed_columns(self._reader.source, shard.parquet.schema_arrow)
+            leaves = shard.parquet.schema
+            needed = needed_columns(
+                self._reader.source,
+                shard.parquet.schema_arrow,
+                [leaves.column(index).path for index in range(len(leaves))],
+            )
             numbers = extent.numbers(skip)
             for groups, position in shard.groups_with(numbers):
-                for batch, problems in self._batches(shard, extent, groups, columns):
+                for batch, problems in self._batches(shard, extent, groups, needed):
                     begin = bisect_left(numbers, position)
                     end = bisect_left(numbers, position + batch.num_rows)
                     if begin < end:
@@ -131,26 +137,30 @@ class ParquetStream:
                             for index, number in enumerate(own if problems else ())
                             if number - position in problems
                         }
-                        rows = _take(batch, own, position)
+                        rows = take_paths(_take(batch, own, position), needed.paths)
                         yield to_rows(
                             self._reader, extent.path, own, rows, [None] * len(own), failed
                         )
                     position += batch.num_rows
 
     def _batches(
-        self, shard: Shard, extent: Extent, groups: Sequence[int], columns: Sequence[str]
+        self, shard: Shard, extent: Extent, groups: Sequence[int], needed: Needed
     ) -> Iterator[tuple[pa.RecordBatch, dict[int, str]]]:
         """Yield the batches of row groups, each with its rows of invalid timestamps -> message."""
         reader = self._reader
         rows_max = columns_of(reader.source).rows_at_once
         rows_at_once = max(1, min(rows_max, int(_BATCH_BYTES / max(1.0, extent.row_bytes))))
         times: Int96Reader | None = None
-        if names := int96_columns(shard.parquet, columns):
+        if only := int96_columns(shard.parquet, [*needed.read]):
             as_ns = [f.name for f in reader.pass_through if str(f.type).startswith("timestamp[ns")]
+            columns = {needed.read[name] for name in only}
+            only = [name for name, column in needed.read.items() if column in columns]
             times = Int96Reader(
-                names, as_ns, lambda unit, only: shard.again(unit, rows_at_once, groups, only)
+                [*dict.fromkeys(needed.read[name] for name in only)],
+                as_ns,
+                lambda unit: shard.again(unit, rows_at_once, groups, only),
             )
-        for batch in shard.batches(shard.parquet, rows_at_once, groups, columns):
+        for batch in shard.batches(shard.parquet, rows_at_once, groups, [*needed.read]):
             checked = times.check(batch) if times else Moments(batch, {})
             if not reader.store.is_object_store:  # an object cannot change under an open file
                 self._require_unchanged(extent)

@@ -6,6 +6,7 @@ Pure over Arrow: no storage. What does not fit is reported as a message for its 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -14,24 +15,64 @@ import pyarrow.compute as pc
 from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
-from pipeline.core.schema import RESERVED_COLUMNS
+from pipeline.core.schema import PART, RESERVED_COLUMNS
 from pipeline.job.source import Source
 from pipeline.sources.arrow_types import is_binary, is_text, parse_type
+from pipeline.sources.column_path import (
+    ColumnPath,
+    NoColumnError,
+    find,
+    leaf_paths,
+    paths_of,
+    with_paths,
+)
 from pipeline.sources.columns.base import InShards
 from pipeline.sources.columns.choice import columns_of
 
 
-def needed_columns(source: Source, schema: pa.Schema) -> list[str]:
-    """Return the columns of a shard to read, nested ones as `column.field`."""
+@dataclass(frozen=True)
+class Needed:
+    """What a job needs of a shard."""
+
+    read: dict[str, str]
+    """What to read, nested columns as `column.field`, or by their leaves -> the column that it is
+    of."""
+    paths: dict[str, ColumnPath]
+    """The columns of the job that are inside others."""
+
+
+def named_columns(source: Source) -> list[str]:
+    """Return the columns that a job names."""
+    names = [*columns_of(source).names, *([source.id_column] if source.id_column else [])]
+    return list(dict.fromkeys([*names, *source.pass_through]))
+
+
+def needed_columns(source: Source, schema: pa.Schema, leaves: Sequence[str]) -> Needed:
+    """Return the columns of a shard to read.
+
+    Args:
+        source: The job's section; the shard fits it.
+        schema: Of the shard.
+        leaves: The paths of the shard's leaf columns, in its order.
+    """
+    known = with_paths(schema, named_columns(source))
     columns = columns_of(source)
     names = [
-        columns.path(name, schema.field(name).type)
+        columns.path(name, known.field(name).type)
         for name in columns.names
-        if schema.get_field_index(name) >= 0  # others are in the names of the folders
+        if known.get_field_index(name) >= 0  # others are in the names of the folders
     ]
-    names += [name for name in source.pass_through if schema.get_field_index(name) >= 0]
-    names += [source.id_column] if source.id_column else []
-    return list(dict.fromkeys(names))
+    names += [name for name in named_columns(source) if name not in columns.names]
+    read: dict[str, str] = {}
+    for name in names:
+        try:
+            path = find(name, schema)
+        except NoColumnError:  # in the names of the folders
+            continue
+        has_items = any(isinstance(step, int) for step in path.steps)
+        found = leaf_paths(path, schema, leaves) if has_items else [name]
+        read |= dict.fromkeys(found, path.column)
+    return Needed(read, paths_of(named_columns(source), schema))
 
 
 def check_names(source: Source) -> None:
@@ -41,6 +82,7 @@ def check_names(source: Source) -> None:
         JobError: The output itself has a column of that name, or a cast is of another column.
     """
     clash = RESERVED_COLUMNS.intersection(source.pass_through)
+    clash |= {name for name in source.pass_through if source.inputs and name.startswith(PART)}
     if clash:
         raise JobError(f"source.pass_through: {sorted(clash)[0]} is a column that the output makes")
     for name, alias in source.casts.items():
@@ -53,15 +95,19 @@ def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
     """Return why a shard does not fit the job, or ''."""
     hive = hive_values(path)
     columns = columns_of(source)
-    for name in (*columns.names, source.id_column, *source.pass_through):
-        if name is None or schema.get_field_index(name) >= 0:
+    for name in named_columns(source):
+        try:
+            find(name, schema)
             continue
+        except NoColumnError as error:
+            problem = str(error)
         if name not in hive:
-            return f"no column {name!r}; it has {', '.join(schema.names)}"
+            return problem
         if name == source.id_column:
             return f"column {name!r} {InShards().folder_trouble(name, hive[name])}"
         if name in columns.names and (trouble := columns.folder_trouble(name, hive[name])):
             return f"column {name!r} {trouble}"
+    schema = with_paths(schema, named_columns(source))
     id_kind = schema.field(source.id_column).type if source.id_column else pa.string()
     if pa.types.is_nested(id_kind) or is_binary(id_kind):
         return f"column {source.id_column!r} is {id_kind}, expected text or numbers"

@@ -18,11 +18,12 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason
 from pipeline.core.hive_paths import hive_values
 from pipeline.job.source import Source
-from pipeline.sources.columns.choice import columns_of
+from pipeline.sources.column_path import leaf_paths, paths_of, with_paths
+from pipeline.sources.columns.choice import columns_of, fields_of_parts
 from pipeline.sources.extents import Extent
 from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.int96 import UNIT
-from pipeline.sources.parquet_columns import check_names, schema_problem
+from pipeline.sources.parquet_columns import check_names, named_columns, schema_problem
 from pipeline.sources.pass_through import declare, type_problem
 from pipeline.sources.vocabularies import find_vocabularies
 from pipeline.storage.store import Store, StoredFile
@@ -155,8 +156,10 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
     """
     metadata, schema = parquet.metadata, parquet.schema_arrow
     schema.remove_metadata().to_string()  # raises if a name is not UTF-8, at any depth
-    wanted = {source.id_column, *source.input_columns.names, *source.pass_through}
     leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
+    wanted, names = {*named_columns(source)}, [leaf.path for leaf in leaves]
+    for path in paths_of(wanted, schema).values():
+        wanted |= {*leaf_paths(path, schema, names)}
     chosen = [i for i, leaf in enumerate(leaves) if {leaf.path, leaf.path.split(".")[0]} & wanted]
     _require_chunks(metadata, [leaves[index].path for index in chosen])
     flat = [index for index in chosen if leaves[index].max_repetition_level == 0]
@@ -223,7 +226,7 @@ def _declare(
 ) -> tuple[pa.Schema, pa.Schema]:
     """Take the types of pass-through and input columns from the first shard that fits the job."""
     check_names(source)
-    if source.input_columns.kind == "uri":
+    if source.has_uris:
         policy_of(source, store.uri)  # raises before anything is started
     columns = columns_of(source)
     first_problem = ""
@@ -232,13 +235,14 @@ def _declare(
     for shard, schema in readable:
         problem = schema_problem(source, schema, shard.path)
         if not problem:
-            declared = declare(source, schema, shard.path)
-            told = find_vocabularies(
-                source.features,
-                source.storage_options,
-                partial(_values, store, source, [s for s, _ in readable]),
-            )
-            return declared, columns.fields(schema.with_metadata(told))
+            known = with_paths(schema, named_columns(source))
+            learn = partial(_values, store, source, [s for s, _ in readable])
+
+            def fields_of(part: Source, known: pa.Schema = known) -> pa.Schema:
+                told = find_vocabularies(part.features, source.storage_options, learn)
+                return columns_of(part).fields(known.with_metadata(told))
+
+            return declare(source, known, shard.path), fields_of_parts(source, fields_of)
         first_problem = first_problem or f"{shard.path}: {problem}"
     if readable:
         raise JobError(f"source: no shard fits the job; {first_problem}")
@@ -277,7 +281,7 @@ def _parquet_extents(
         )
         return
     message = schema_problem(source, footer.schema, shard.path) or type_problem(
-        source, declared, footer.schema
+        source, declared, with_paths(footer.schema, declared.names)
     )
     reason = Reason.BAD_SCHEMA if message else None
     first = 0

@@ -65,8 +65,60 @@ def test_what_does_not_go_together_is_refused(fields: dict[str, Any], words: str
         source(**fields)
 
 
+def test_several_inputs_are_sections_of_their_own():
+    found = source(
+        inputs={
+            "photo": {"uri_column": "link"},
+            "body": {"text_column": "a", "text_pair_column": "b"},
+            "size": {"features": ("w", "h"), "null_features": "zero"},
+        },
+        uri_roots=("photos",),
+        max_text_bytes=9,
+    )
+    assert found.input_columns == InputColumns("several", ("link", "a", "b", "w", "h"))
+    assert found.input_name == "several"
+    assert found.input_parts == {"photo": "image", "body": "text", "size": "features"}
+    assert found.has_uris
+    photo, body, size = found.parts.values()
+    assert (photo.input_columns.kind, photo.uri_roots, photo.inputs) == ("uri", ("photos",), {})
+    assert (body.input_columns.names, body.max_text_bytes) == (("a", "b"), 9)
+    assert (size.features, size.null_features) == (("w", "h"), "zero")
+    assert source().parts == {"": source()}
+    assert source().input_parts == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"inputs": {"a": {}}}, "give one of image_column, uri_column, text_column and features"),
+        (
+            {"inputs": {"a": {"image_column": "x", "text_column": "y"}}},
+            "give one of image_column, uri_column, text_column and features",
+        ),
+        (
+            {"inputs": {"a": {"image_column": "x", "lossy_features": True}}},
+            "lossy_features has no effect without features",
+        ),
+        ({"inputs": {"a": {"image_column": "x"}}, "text_column": "y"}, "text_column and inputs"),
+        ({"inputs": {"a": {"image_column": "x"}}, "input": "image"}, "input has no effect with"),
+        ({"inputs": {"a b": {"image_column": "x"}}}, "is that of an argument"),
+        ({"inputs": {"a__b": {"image_column": "x"}}}, "is that of an argument"),
+        ({"inputs": {"for": {"image_column": "x"}}}, "is that of an argument"),
+        ({"inputs": {"a": {"image_column": "x"}}, "uri_roots": ("r",)}, "without uri_column"),
+        (
+            {"format": "jsonl", "inputs": {"a": {"image_column": "x"}}},
+            "input 'a': format 'jsonl' holds texts",
+        ),
+        ({"format": "images", "inputs": {"a": {"image_column": "x"}}}, "no effect with format"),
+    ],
+)
+def test_inputs_that_cannot_be_are_refused(fields: dict[str, Any], words: str):
+    with pytest.raises(ValidationError, match=words):
+        source(**fields)
+
+
 def test_new_fields_leave_the_fingerprints_of_jobs_without_them():
-    new = {"text_column", "text_pair_column", "max_text_bytes", "image_encoding"}
+    new = {"text_column", "text_pair_column", "max_text_bytes", "image_encoding", "inputs"}
     assert not new & set(source().model_dump(mode="json"))
     given = source(text_column="x", text_pair_column="y", max_text_bytes=5)
     assert {"text_column", "text_pair_column", "max_text_bytes"} < set(given.model_dump())

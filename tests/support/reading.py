@@ -60,6 +60,17 @@ def read(
     return found, counted
 
 
+def read_whole(uri: Path | str, slice_rows: int, **fields: Any) -> tuple[pa.Table, Plan]:
+    """All rows of a job's source, counted before or by reading; `fields` as of `plan_job`."""
+    reader, plan = plan_job(uri, slice_rows, **fields)
+    reader = Reader(reader.store, reader.source, plan.pass_through, plan.fields)
+    tables = []
+    for unit in plan.units:
+        starts = set() if unit.cut is not None else {key.start for key in unit.slices()}
+        tables += [table for _, _, table in read_slices(reader, unit, starts)]
+    return pa.concat_tables(tables), plan
+
+
 def rows(slices: Slices) -> list[dict[str, Any]]:
     found = pa.concat_tables([slices[key] for key in sorted(slices)]).to_pylist()
     return cast(list[dict[str, Any]], found)

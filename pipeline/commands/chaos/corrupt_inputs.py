@@ -65,9 +65,13 @@ def spoil_lines(number: int) -> list[tuple[str, bytes]]:
 def spoil_rows(source: Source, table: pa.Table, number: int, seed: int) -> pa.Table | None:
     """Return copies of rows of a shard, each with an input that cannot be predicted and a new id.
 
-    None if no such input is known: of features only nulls are, if the job quarantines them.
+    None if no such input is known: of features only nulls are, if the job quarantines them. Of
+    several inputs it is the first one.
     """
+    source = next(iter(source.parts.values()))
     kind, [name, *_] = source.input_columns
+    if not {name, source.id_column or name} <= {*table.column_names}:
+        return None  # inside other columns
     column = table.column(name).combine_chunks()
     rows: pa.Table | None = table.slice(0, number)
     if kind == "uri":

@@ -123,12 +123,21 @@ def take_sample(source: Source, num_rows: int, seed: int, folder: Path) -> Sampl
     sample = Sample(folder, {"uri": str(folder), "storage_options": {}})
     if source.files is not None:
         sample.changes["files"] = None
-    if source.uri_column:  # rows will name copies, which lie below the folder
+    if _copied_column(source):  # rows will name copies, which lie below the folder
         sample.changes["uri_base"] = None
+    elif source.has_uris:  # rows name the images of the source, which are not copied
+        sample.changes["uri_base"] = source.uri_base or inputs.root
+        sample.changes["uri_roots"] = [inputs.root, *source.uri_roots]
     take_rows(format_of(source), _Wish(source, inputs, num_rows, seed), sample)
     if not sample.num_rows:
         raise JobError(f"source.uri = {source.uri}: no rows there that could be copied")
     return sample
+
+
+def _copied_column(source: Source) -> str | None:
+    """Return the column of URIs whose images are copied; not one of several, or inside others."""
+    name = source.uri_column
+    return None if name is None or "." in name or "[" in name else name
 
 
 @functools.singledispatch
@@ -181,9 +190,8 @@ def _take_parquet(_: Parquet, wish: _Wish, sample: Sample) -> None:
         table = _first_rows(wish.store, shard.path, min(wish.rows_per_shard, left))
         if table is None:
             continue
-        if wish.source.uri_column:
-            copies = _copied_images(wish, sample)
-            table = name_copies_in_table(table, wish.source.uri_column, copies)
+        if name := _copied_column(wish.source):
+            table = name_copies_in_table(table, name, _copied_images(wish, sample))
         sample.write(shard.path, to_parquet(table))
         sample.num_rows += table.num_rows
         sample.num_shards += 1
@@ -309,9 +317,8 @@ def _take_lines(_: Jsonl, wish: _Wish, sample: Sample) -> None:
                 if not block.broken and block.sizes[row] <= max_bytes
             )
             lines = [line.rstrip(b"\r\n") + b"\n" for line in itertools.islice(found, number)]
-        if wish.source.uri_column:
-            copies = _copied_images(wish, sample)
-            lines = name_copies_in_lines(lines, wish.source.uri_column, copies)
+        if name := _copied_column(wish.source):
+            lines = name_copies_in_lines(lines, name, _copied_images(wish, sample))
         sample.write(shard.path, b"".join(lines))
         sample.num_rows += len(lines)
         sample.num_shards += 1

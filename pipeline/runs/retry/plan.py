@@ -23,12 +23,12 @@ from pipeline.commit.plan_store import plan_to_json
 from pipeline.commit.row_positions import MAX_MINOR, minor_of
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Reason
-from pipeline.core.schema import FEATURES
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import Plan, job_semantics
 from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes, make_units
 from pipeline.runs.retry.quarantine import Base, Chosen
+from pipeline.sources.columns.choice import are_measured
 from pipeline.sources.extents import Extent, RowFilter, SliceCut
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
@@ -203,7 +203,7 @@ def _measure(
     source, plan = job.source, base.plan
     # If no shard was readable, the types of columns were unknown, and predictions have none.
     is_declared = list(source.pass_through) == plan.pass_through.names
-    if not shards or not is_declared or bool(source.features) != (FEATURES in plan.fields.names):
+    if not shards or not is_declared or not are_measured(source, plan.fields):
         return {}
     rows_max = SliceSizes.of(job, plan.batch_size).most
     form = format_of(source)

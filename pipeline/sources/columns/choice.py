@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import pyarrow as pa
+
+from pipeline.core.schema import FEATURES, columns_of_part, part_column
 from pipeline.job.source import InputKind, Source
 from pipeline.sources.columns.base import InputReader
 from pipeline.sources.columns.features import FeatureColumns
 from pipeline.sources.columns.images import ImageColumn
+from pipeline.sources.columns.several import SeveralColumns
 from pipeline.sources.columns.texts import TextColumns
 from pipeline.sources.columns.uris import UriColumn
 
@@ -18,6 +22,9 @@ _READERS: Mapping[InputKind, Callable[[Source, tuple[str, ...]], InputReader]] =
     "uri": lambda source, names: UriColumn(names, source),
     "features": lambda source, names: FeatureColumns(names, source),
     "text": lambda source, names: TextColumns(names, source.max_text_bytes),
+    "several": lambda source, _: SeveralColumns(
+        {name: columns_of(part) for name, part in source.parts.items()}
+    ),
 }
 
 
@@ -25,3 +32,36 @@ def columns_of(source: Source) -> InputReader:
     """Return the reader of the columns that hold a job's input."""
     kind, names = source.input_columns
     return _READERS[kind](source, names)
+
+
+def fields_of_parts(source: Source, fields_of: Callable[[Source], pa.Schema]) -> pa.Schema:
+    """Return the columns of all inputs, given those of one that is the only one."""
+    if not source.inputs:
+        return fields_of(source)
+    return pa.schema(
+        field.with_name(part_column(name, field.name))
+        for name, part in source.parts.items()
+        for field in fields_of(part)
+    )
+
+
+def fields_of_part(part: str, source: Source, fields: pa.Schema) -> pa.Schema:
+    """Return the columns of one of several inputs, named as if it were the only one.
+
+    Args:
+        part: The name of the input, '' of the only one.
+        source: The job's section.
+        fields: The columns of all inputs, as readers have them.
+    """
+    if not part:
+        return fields
+    own = columns_of_part(part, source.inputs, fields.names)
+    return pa.schema([fields.field(name).with_name(column) for name, column in own.items()])
+
+
+def are_measured(source: Source, fields: pa.Schema) -> bool:
+    """Tell whether the columns of the input are those of shards; not, if none could be read."""
+    return all(
+        bool(part.features) == (FEATURES in fields_of_part(name, source, fields).names)
+        for name, part in source.parts.items()
+    )

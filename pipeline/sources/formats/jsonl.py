@@ -29,17 +29,19 @@ class Jsonl(CountedByReading):
             *("image_column", "image_encoding", "id_column", "casts", "pass_through"),
             *("uri_column", "uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http"),
             *("features", "null_features", "lossy_features"),
-            *("text_column", "text_pair_column", "max_text_bytes"),
+            *("text_column", "text_pair_column", "max_text_bytes", "inputs"),
         ]
     )
 
     def check(self, source: Source) -> None:
         """Refuse images that are not in base64, which JSON cannot hold."""
-        if source.input_columns.kind == "image" and source.image_encoding != "base64":
-            raise ValueError(
-                "format 'jsonl' holds texts (text_column), features, URIs of images (uri_column) "
-                "or images in base64 (image_encoding: base64): name one"
-            )
+        for name, part in source.parts.items():
+            if part.input_columns.kind == "image" and part.image_encoding != "base64":
+                where = f"input {name!r}: " if name else ""
+                raise ValueError(
+                    f"{where}format 'jsonl' holds texts (text_column), features, URIs of images "
+                    "(uri_column) or images in base64 (image_encoding: base64): name one"
+                )
 
     def row_ids(self, source: Source) -> RowIds:
         return "column" if source.id_column else "path#row"
@@ -48,7 +50,7 @@ class Jsonl(CountedByReading):
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
         """Return one extent of unknown rows per shard; the first lines declare the columns."""
-        if source.input_columns.kind == "uri":
+        if source.has_uris:
             policy_of(source, store.uri)  # raises before anything is started
         extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
         return Measured(extents, *declare_jsonl(store, shards, source))

@@ -28,7 +28,7 @@ class Parquet(CountedBeforeReading):
             *("image_column", "id_column", "casts", "pass_through"),
             *("uri_column", "uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http"),
             *("features", "null_features", "lossy_features", "image_encoding"),
-            *("text_column", "text_pair_column", "max_text_bytes"),
+            *("text_column", "text_pair_column", "max_text_bytes", "inputs"),
         ]
     )
 

@@ -1,0 +1,239 @@
+"""Columns inside structs and lists, addressed by path: `photo.bytes`, `pages[0].text`.
+
+Pure over Arrow, and over the values of JSON. A column whose own name has dots or brackets comes
+before a path; inside a struct, too, the longest name that a field has counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.arrays import as_array
+from pipeline.sources.arrow_types import published_type
+
+Step = str | int
+"""A field of a struct, or an item of a list, counted from 0."""
+_ITEM = re.compile(r"\[(\d{1,9})\]")
+_SHOWN_MAX_CHARS = 120
+
+
+class NoColumnError(ValueError):
+    """A schema has no such column; the message says which part of its path is not there."""
+
+
+@dataclass(frozen=True)
+class ColumnPath:
+    """Where the values of a column are."""
+
+    column: str
+    """The column of the schema."""
+    steps: tuple[Step, ...]
+    """From there; empty for a column by its own name."""
+    kind: pa.DataType
+    """Of the values."""
+
+
+@functools.lru_cache(4096)
+def heads(name: str) -> tuple[tuple[str, str], ...]:
+    """Return the ways to divide a name before a dot or bracket, or not at all: longest first."""
+    ends = [len(name), *(at for at in range(len(name) - 1, 0, -1) if name[at] in ".[")]
+    return tuple((name[:end], name[end:]) for end in ends)
+
+
+def find(name: str, schema: pa.Schema) -> ColumnPath:
+    """Find a column by its own name or by its path.
+
+    Raises:
+        NoColumnError: There is none.
+    """
+    for head, rest in heads(name):
+        if (index := schema.get_field_index(head)) >= 0:
+            return _descended(name, head, rest, schema.field(index).type)
+    raise NoColumnError(f"no column {name!r}; it has {', '.join(schema.names)}")
+
+
+def _descended(name: str, head: str, rest: str, kind: pa.DataType) -> ColumnPath:
+    done, steps = head, list[Step]()
+    while rest:
+        item = _ITEM.match(rest)
+        told = f"no column {name!r}: {done} is {_shown(kind)}"
+        if item is not None and _is_list(kind):
+            number = int(item[1])
+            if pa.types.is_fixed_size_list(kind) and number >= kind.list_size:
+                raise NoColumnError(f"{told}, whose last item is {kind.list_size - 1}")
+            steps.append(number)
+            done, rest, kind = done + item[0], rest[item.end() :], kind.value_type
+        elif rest[0] == "." and pa.types.is_struct(kind):
+            known = [each for each in heads(rest[1:]) if kind.get_field_index(each[0]) >= 0]
+            if not known:
+                names = ", ".join(kind.field(index).name for index in range(kind.num_fields))
+                raise NoColumnError(f"no column {name!r}: {done} has no such field; it has {names}")
+            steps.append(known[0][0])
+            done, rest = f"{done}.{known[0][0]}", known[0][1]
+            kind = kind.field(kind.get_field_index(steps[-1])).type
+        elif _is_list(kind):
+            raise NoColumnError(f"{told}, of which an item is chosen as in {done}[0]")
+        elif rest[0] == "." or item is not None:
+            what = "fields" if rest[0] == "." else "items"
+            raise NoColumnError(f"{told}, which has no {what}")
+        else:
+            raise NoColumnError(f"{told}, and {rest!r} behind it is neither a field nor an item")
+    return ColumnPath(head, tuple(steps), kind)
+
+
+def _shown(kind: pa.DataType) -> str:
+    text = str(kind)
+    return text if len(text) <= _SHOWN_MAX_CHARS else f"{text[:_SHOWN_MAX_CHARS]}..."
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
+
+
+def paths_of(names: Iterable[str], schema: pa.Schema) -> dict[str, ColumnPath]:
+    """Return those names that are paths in a schema, not columns of their own, and where to."""
+    found = {}
+    for name in dict.fromkeys(names):
+        try:
+            path = find(name, schema)
+        except NoColumnError:
+            continue
+        if path.steps:
+            found[name] = path
+    return found
+
+
+def with_paths(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
+    """Return a schema that has those names that are paths as columns, too, behind its own."""
+    found = paths_of(names, schema)
+    if not found:
+        return schema
+    own = (pa.field(name, path.kind) for name, path in found.items())
+    return pa.schema([*schema, *own], metadata=schema.metadata)
+
+
+def take_paths(table: pa.Table, paths: Mapping[str, ColumnPath]) -> pa.Table:
+    """Return a table that has the columns of paths as well, under the names of the paths.
+
+    Args:
+        table: N rows with the columns that the paths begin at, perhaps without the fields that no
+            path leads to.
+        paths: Name -> where.
+    """
+    for name, path in paths.items():
+        column = extract(as_array(table.column(path.column)), path.steps)
+        table = table.append_column(name, column)
+    return table
+
+
+def extract(column: pa.Array, steps: Sequence[Step]) -> pa.Array:
+    """Follow the steps of a path, (N,) -> (N,); null where a struct is null or a list too short."""
+    for step in steps:
+        column = _item(column, step) if isinstance(step, int) else _field(column, step)
+    return column
+
+
+def _field(column: pa.Array, name: str) -> pa.Array:
+    # Unlike StructArray.field, it keeps the nulls of the struct itself.
+    return pc.struct_field(column, [column.type.get_field_index(name)])
+
+
+def _item(column: pa.Array, number: int) -> pa.Array:
+    kind = column.type
+    if pa.types.is_fixed_size_list(kind):
+        starts = (np.arange(len(column)) + column.offset) * kind.list_size
+        lengths = np.full(len(column), kind.list_size)
+    elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        starts, lengths = column.offsets.to_numpy(), column.sizes.to_numpy()
+    else:
+        offsets = column.offsets.to_numpy()
+        starts, lengths = offsets[:-1], np.diff(offsets)
+    is_there = column.is_valid().to_numpy(zero_copy_only=False) & (lengths > number)
+    places = pa.array(starts.astype(np.int64) + number, mask=~is_there)
+    values = column.values
+    if published_type(values.type) != values.type:  # Arrow cannot choose rows of views
+        values = values.cast(published_type(values.type))
+    return values.take(places)
+
+
+def leaf_paths(path: ColumnPath, schema: pa.Schema, leaves: Sequence[str]) -> list[str]:
+    """Return what to read of a Parquet file for a path: leaves alone, as pyarrow names them.
+
+    Args:
+        path: In `schema`.
+        schema: The Arrow schema of the file.
+        leaves: The paths of the file's leaf columns, in its order.
+    """
+    if sum(_num_leaves(field.type) for field in schema) != len(leaves):
+        return [path.column]  # an order of leaves that is not known here: all of the column
+    index = schema.get_field_index(path.column)
+    first = sum(_num_leaves(schema.field(number).type) for number in range(index))
+    kind = schema.field(index).type
+    for step in path.steps:
+        if isinstance(step, int):
+            kind = kind.value_type
+            continue
+        at = kind.get_field_index(step)
+        first += sum(_num_leaves(kind.field(number).type) for number in range(at))
+        kind = kind.field(at).type
+    return list(leaves[first : first + _num_leaves(kind)])
+
+
+def _num_leaves(kind: pa.DataType) -> int:
+    """Return how many leaf columns Parquet has for a type."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _num_leaves(kind.storage_type)
+    if pa.types.is_dictionary(kind) or not pa.types.is_nested(kind):
+        return 1
+    return sum(_num_leaves(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def value_at(row: Mapping[str, Any], name: str) -> tuple[Any, str]:
+    """Return the value of a JSON object at a name or path, and why there cannot be one.
+
+    Args:
+        row: An object as `json` parses it.
+        name: Of a key, or a path.
+
+    Returns:
+        The value, None if it is null or not there; and '', or what is in its way.
+    """
+    for head, rest in heads(name):
+        if head in row:
+            return _value_below(row[head], head, rest)
+    return None, ""
+
+
+def _value_below(value: Any, done: str, rest: str) -> tuple[Any, str]:
+    while rest and value is not None:
+        item = _ITEM.match(rest)
+        if item is not None:
+            if not isinstance(value, list):
+                return None, f"{done} is no list"
+            number = int(item[1])
+            value = value[number] if number < len(value) else None
+            done, rest = done + item[0], rest[item.end() :]
+            continue
+        if rest[0] != ".":
+            return None, f"{rest!r} behind {done} is neither a field nor an item"
+        if not isinstance(value, dict):
+            return None, f"{done} is no object"
+        known = [each for each in heads(rest[1:]) if each[0] in value]
+        if not known:
+            return None, ""
+        value, done, rest = value[known[0][0]], f"{done}.{known[0][0]}", known[0][1]
+    return value, ""

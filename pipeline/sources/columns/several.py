@@ -1,0 +1,92 @@
+"""Several inputs of a row, each with columns of its own; one that fails costs the row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.errors import JobError
+from pipeline.core.failures import of_part
+from pipeline.core.schema import columns_of_part, part_column
+from pipeline.sources.columns.base import Failures, InputReader, InputRows, Place, without_failed
+
+
+@dataclass(frozen=True)
+class SeveralColumns:
+    """The readers of all inputs as one; their columns have the names of the inputs before theirs.
+
+    The URI of a row is that which the first input of URIs names.
+    """
+
+    parts: Mapping[str, InputReader]
+    """By the names of the inputs, in the order of the job."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts.values() for name in part.names))
+
+    @property
+    def rows_at_once(self) -> int:
+        return min(part.rows_at_once for part in self.parts.values())
+
+    def path(self, name: str, kind: pa.DataType) -> str:
+        found = {part.path(name, kind) for part in self.parts.values() if name in part.names}
+        return found.pop() if len(found) == 1 else name
+
+    def trouble(self, name: str, kind: pa.DataType) -> str:
+        for part, reader in self.parts.items():
+            if name in reader.names and (trouble := reader.trouble(name, kind)):
+                return f"{trouble} for input {part!r}"
+        return ""
+
+    def folder_trouble(self, name: str, value: str | None) -> str:
+        found = (p.folder_trouble(name, value) for p in self.parts.values() if name in p.names)
+        return next((trouble for trouble in found if trouble), "")
+
+    def fields(self, schema: pa.Schema | None) -> pa.Schema:
+        return pa.schema(
+            field.with_name(part_column(name, field.name))
+            for name, part in self.parts.items()
+            for field in part.fields(schema)
+        )
+
+    def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
+        found: dict[str, InputRows] = {}
+        for name, part in self.parts.items():
+            own = list(failures)
+            try:
+                found[name] = part.read(table, own, self._place(name, place))
+            except JobError as error:
+                raise JobError(f"input {name!r}: {error}") from None
+            for row, failure in enumerate(own):
+                if failures[row] is None and failure is not None:
+                    failures[row] = of_part(name, failure)
+        columns = {
+            part_column(name, column): _without_failed(values, failures)
+            for name, rows in found.items()
+            for column, values in rows.columns.items()
+        }
+        uris = next((rows.uris for rows in found.values() if rows.uris is not None), None)
+        rounded = [rows.is_rounded for rows in found.values() if rows.is_rounded is not None]
+        is_rounded = rounded[0] if rounded else None
+        for other in rounded[1:]:
+            is_rounded = pc.or_(is_rounded, other)
+        return InputRows(columns, uris, is_rounded)
+
+
+    def _place(self, part: str, place: Place) -> Place:
+        """Return the place with the columns of one input alone, under their own names."""
+        if place.fields is None:
+            return place
+        own = columns_of_part(part, self.parts, place.fields.names)
+        fields = [place.fields.field(name).with_name(column) for name, column in own.items()]
+        return replace(place, fields=pa.schema(fields))
+
+
+def _without_failed(column: pa.Array, failures: Failures) -> pa.Array:
+    """Let no input of a failed row stay, except vectors, which have no nulls."""
+    is_vector = pa.types.is_fixed_size_list(column.type)
+    return column if is_vector else without_failed(column, failures)

@@ -1,0 +1,174 @@
+"""A path leads to the value that walking the rows in Python finds, in Parquet and in JSON."""
+
+from __future__ import annotations
+
+import io
+import random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.sources.column_path import (
+    NoColumnError,
+    extract,
+    find,
+    heads,
+    leaf_paths,
+    paths_of,
+    take_paths,
+    value_at,
+    with_paths,
+)
+
+LEAVES = (pa.int64(), pa.string(), pa.binary(), pa.list_(pa.float32(), 2), pa.bool_())
+NAMES = ("a", "b", "a.b", "b[0]", "c d")
+
+
+def random_type(dice: random.Random, depth: int) -> pa.DataType:
+    kind = dice.randrange(4) if depth else 3
+    if kind == 0:
+        names = dice.sample(NAMES, dice.randint(1, 3))
+        return pa.struct([(name, random_type(dice, depth - 1)) for name in names])
+    if kind == 1:
+        make = dice.choice((pa.list_, pa.large_list))
+        return make(random_type(dice, depth - 1))
+    if kind == 2:
+        return pa.list_(random_type(dice, depth - 1), 2)
+    return dice.choice(LEAVES)
+
+
+def random_value(dice: random.Random, kind: pa.DataType) -> Any:
+    if dice.random() < 0.2:
+        return None
+    if pa.types.is_struct(kind):
+        fields = [kind.field(index) for index in range(kind.num_fields)]
+        return {field.name: random_value(dice, field.type) for field in fields}
+    if pa.types.is_fixed_size_list(kind):
+        return [random_value(dice, kind.value_type) for _ in range(kind.list_size)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [random_value(dice, kind.value_type) for _ in range(dice.randrange(4))]
+    if pa.types.is_string(kind):
+        return dice.choice(("", "x", "yy"))
+    if pa.types.is_binary(kind):
+        return dice.choice((b"", b"\xff"))
+    return dice.randrange(2) if not pa.types.is_boolean(kind) else dice.random() < 0.5
+
+
+def every_path(name: str, kind: pa.DataType) -> list[str]:
+    found = [name]
+    if pa.types.is_struct(kind):
+        for field in (kind.field(index) for index in range(kind.num_fields)):
+            found += every_path(f"{name}.{field.name}", field.type)
+    elif pa.types.is_nested(kind):
+        for number in range(2):
+            found += every_path(f"{name}[{number}]", kind.value_type)
+    return found
+
+
+def walked(value: Any, steps: tuple[Any, ...]) -> Any:
+    for step in steps:
+        if value is None or (isinstance(step, int) and step >= len(value)):
+            return None
+        value = value[step]
+    return value
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_path_leads_where_walking_the_rows_does(seed: int) -> None:
+    dice = random.Random(seed)
+    types = {name: random_type(dice, 3) for name in dice.sample(NAMES, 3)}
+    rows = [{name: random_value(dice, kind) for name, kind in types.items()} for _ in range(20)]
+    table = pa.Table.from_pylist(rows, pa.schema(list(types.items())))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=7)
+    parquet = pq.ParquetFile(buffer)
+    leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+    for name, kind in types.items():
+        for text in every_path(name, kind):
+            try:
+                path = find(text, table.schema)
+            except NoColumnError:  # a longer name comes first, and leads nowhere
+                continue
+            expected = [walked(row[path.column], path.steps) for row in rows]
+            column = table.column(path.column).chunk(0)
+            assert extract(column, path.steps).to_pylist() == expected, text
+            assert extract(column.slice(3, 9), path.steps).to_pylist() == expected[3:12], text
+            assert extract(column, path.steps).type == path.kind
+            read = parquet.read(columns=leaf_paths(path, parquet.schema_arrow, leaves))
+            assert take_paths(read, {"at": path}).column("at").to_pylist() == expected, text
+            found = [value_at(row, text) for row in rows]
+            assert [value for value, _ in found] == expected, text
+            assert not any(trouble for _, trouble in found), text
+
+
+def test_only_the_leaves_of_a_path_are_read() -> None:
+    page = pa.struct([("text", pa.string()), ("size", pa.struct([("w", pa.int32())]))])
+    kinds = pa.map_(pa.string(), pa.int8())
+    schema = pa.schema([("kinds", kinds), ("pages", pa.list_(page)), ("n", pa.int64())])
+    buffer = io.BytesIO()
+    pq.write_table(schema.empty_table(), buffer)
+    parquet = pq.ParquetFile(buffer)
+    leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+    paths = paths_of(("pages[0].size.w", "pages[3]", "n", "missing.x"), parquet.schema_arrow)
+    read = {name: leaf_paths(each, parquet.schema_arrow, leaves) for name, each in paths.items()}
+    assert read == {
+        "pages[0].size.w": ["pages.list.element.size.w"],
+        "pages[3]": ["pages.list.element.text", "pages.list.element.size.w"],
+    }
+    known = with_paths(parquet.schema_arrow, paths)
+    assert known.names == ["kinds", "pages", "n", "pages[0].size.w", "pages[3]"]
+    assert with_paths(schema, ["n"]) is schema
+
+
+def test_the_longest_own_name_wins() -> None:
+    inner = pa.struct([("b", pa.int8()), ("b.c", pa.int16()), ("b[0]", pa.int32())])
+    schema = pa.schema([("a", inner), ("a.b", pa.string()), ("x[0]", pa.bool_())])
+    assert find("a.b", schema).kind == pa.string()
+    assert find("a.b.c", schema.remove(1)).kind == pa.int16()
+    assert find("a.b[0]", schema.remove(1)).kind == pa.int32()
+    assert find("x[0]", schema).steps == ()
+    assert [head for head, _ in heads("a.b[0].c")] == ["a.b[0].c", "a.b[0]", "a.b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("z", "no column 'z'; it has photo, pages, n, v"),
+        ("z.bytes", "no column 'z.bytes'; it has photo, pages, n, v"),
+        ("photo.byts", "no column 'photo.byts': photo has no such field; it has bytes, path"),
+        ("pages.text", "pages is list<item: struct<text: string>>, of which an item is chosen as"),
+        ("n.x", "no column 'n.x': n is int64, which has no fields"),
+        ("photo[0]", "which has no items"),
+        ("v[2]", "v is fixed_size_list<item: float>[2], whose last item is 1"),
+        ("pages[0]text", "'text' behind it is neither a field nor an item"),
+        ("pages[-1].text", "of which an item is chosen as in pages[0]"),
+    ],
+)
+def test_what_is_not_there_is_said(name: str, message: str) -> None:
+    photo = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pages = pa.list_(pa.struct([("text", pa.string())]))
+    vector = pa.list_(pa.float32(), 2)
+    schema = pa.schema([("photo", photo), ("pages", pages), ("n", pa.int64()), ("v", vector)])
+    with pytest.raises(NoColumnError) as caught:
+        find(name, schema)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_says_what_is_in_the_way() -> None:
+    row = {"n": 1, "pages": [{"text": "a"}], "photo": {"x": None}}
+    assert value_at(row, "n.x") == (None, "n is no object")
+    assert value_at(row, "n[0]") == (None, "n is no list")
+    assert value_at(row, "pages.text") == (None, "pages is no object")
+    assert value_at(row, "pages[0]text")[1].startswith("'text' behind pages[0]")
+    for name in ("pages[7].text", "photo.y.z", "photo.x.z", "z.x"):
+        assert value_at(row, name) == (None, "")
+
+
+def test_items_of_views_can_be_chosen() -> None:
+    column = pa.array([["q", "r"], [], None, [None]], pa.list_(pa.string_view()))
+    assert extract(column, (0,)).to_pylist() == ["q", None, None, None]
+    views = pa.array([[1, 2], [], None], pa.list_view(pa.int8()))
+    assert extract(views, (1,)).to_pylist() == [2, None, None]

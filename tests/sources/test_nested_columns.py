@@ -1,0 +1,189 @@
+"""Inputs, ids and pass-through columns inside structs and lists, of Parquet and of JSON lines."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from badfiles import base_image, encode
+from reading import plan_job, read_whole
+
+from pipeline.core.arrays import as_array
+from pipeline.core.errors import JobError
+from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, TEXT
+from pipeline.sources.inputs import list_inputs
+from pipeline.sources.jsonl_columns import Column
+from pipeline.sources.jsonl_lines import read_blocks
+from pipeline.sources.jsonl_parse import Parser
+
+PNG = encode(base_image(1), "PNG")
+ROWS: list[dict[str, Any]] = [
+    {"meta": {"key": "r0", "size": {"w": 3, "h": 4}}, "photo": {"bytes": PNG, "by": "me"},
+     "pages": [{"text": "one", "v": [1.0, 2.0]}, {"text": "two", "v": None}]},
+    {"meta": {"key": "r1", "size": None}, "photo": None, "pages": []},
+    {"meta": {"key": "r2", "size": {"w": 5, "h": 6}}, "photo": {"bytes": None, "by": "me"},
+     "pages": None},
+    {"meta": {"key": None, "size": {"w": None, "h": 1}}, "photo": {"bytes": PNG, "by": None},
+     "pages": [{"text": "three", "v": [3.0, 4.0]}]},
+]  # fmt: skip
+SIZE = pa.struct([("w", pa.int64()), ("h", pa.int64())])
+SCHEMA = pa.schema(
+    [
+        ("meta", pa.struct([("key", pa.string()), ("size", SIZE)])),
+        ("photo", pa.struct([("bytes", pa.binary()), ("by", pa.string())])),
+        ("pages", pa.list_(pa.struct([("text", pa.string()), ("v", pa.list_(pa.float32(), 2))]))),
+    ]
+)
+
+
+def write_parquet(folder: Path) -> None:
+    table = pa.Table.from_pylist(ROWS, SCHEMA)
+    pq.write_table(table, folder / "a.parquet", row_group_size=3)
+
+
+def write_lines(folder: Path) -> None:
+    def plain(value: Any) -> str:
+        return base64.b64encode(value).decode()
+
+    lines = "".join(json.dumps(row, default=plain) + "\n" for row in ROWS)
+    (folder / "a.jsonl").write_text(lines)
+
+
+def rows_of(folder: Path, fields: Any, **source: Any) -> list[dict[str, Any]]:
+    table, _ = read_whole(folder, 3, **source)
+    return table.select([*fields, ERROR, MESSAGE]).to_pylist()
+
+
+def test_images_ids_and_copies_by_path(tmp_path: Path) -> None:
+    write_parquet(tmp_path)
+    found = rows_of(
+        tmp_path, ["row_id", IMAGE, "meta.size.w"],
+        image_column="photo.bytes", id_column="meta.key", pass_through=["meta.size.w"],
+    )  # fmt: skip
+    assert [(r["row_id"], r[IMAGE], r["meta.size.w"], r[ERROR], r[MESSAGE]) for r in found] == [
+        ("r0", PNG, 3, None, None),
+        ("r1", None, None, "null_input", "photo.bytes is null"),
+        ("r2", None, 5, "null_input", "photo.bytes is null"),
+        ("a.parquet#3", None, None, "null_input", "meta.key is null"),
+    ]
+
+
+FORMS = {"parquet": write_parquet, "jsonl": write_lines}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_texts_and_features_of_items(form: str, tmp_path: Path) -> None:
+    FORMS[form](tmp_path)
+    texts = rows_of(tmp_path, [TEXT], format=form, text_column="pages[0].text")
+    assert [row[TEXT] for row in texts] == ["one", None, None, "three"]
+    assert [row[MESSAGE] for row in texts[1:3]] == ["pages[0].text is null"] * 2
+    wanted = ["meta.size.h", "pages[0].v"]
+    found = rows_of(tmp_path, [FEATURES], format=form, features=wanted)
+    assert [row[FEATURES] for row in found] == [[4, 1, 2], [0, 0, 0], [0, 0, 0], [1, 3, 4]]
+    assert found[1][MESSAGE] == "features meta.size.h, pages[0].v are null"
+    assert found[2][MESSAGE] == "feature pages[0].v is null"
+
+
+def test_lines_with_images_ids_and_copies_by_path(tmp_path: Path) -> None:
+    write_lines(tmp_path)
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"meta": 7, "photo": {"bytes": "AAAA"}}\n')
+    found = rows_of(
+        tmp_path, ["row_id", IMAGE, "meta.size.w"], format="jsonl", image_encoding="base64",
+        image_column="photo.bytes", id_column="meta.key", pass_through=["meta.size.w"],
+    )  # fmt: skip
+    assert [(r["row_id"], r[IMAGE], r["meta.size.w"], r[ERROR], r[MESSAGE]) for r in found] == [
+        ("r0", PNG, 3, None, None),
+        ("r1", None, None, "null_input", "photo.bytes is null"),
+        ("r2", None, 5, "null_input", "photo.bytes is null"),
+        ("a.jsonl#3", None, None, "null_input", "meta.key is null"),
+        ("a.jsonl#4", None, None, "bad_schema", "meta.key: meta is no object"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"text_column": "pages.text"}, "an item is chosen as in pages[0]"),
+        ({"text_column": "pages[0].v"}, "column 'pages[0].v' is fixed_size_list"),
+        ({"image_column": "photo.by"}, "column 'photo.by' is string, expected encoded images"),
+        ({"image_column": "photo.byte"}, "photo has no such field; it has bytes, by"),
+        ({"features": ["meta.key"]}, "column 'meta.key' is string, expected numbers"),
+        ({"image_column": "photo", "id_column": "meta.size"}, "expected text or numbers"),
+        ({"image_column": "photo", "pass_through": ["meta.x"]}, "it has key, size"),
+    ],
+)
+def test_types_are_checked_before_anything_starts(
+    source: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_parquet(tmp_path)
+    with pytest.raises(JobError) as caught:
+        plan_job(tmp_path, 3, **source)
+    assert message in str(caught.value)
+
+
+def test_lines_without_the_path_are_refused(tmp_path: Path) -> None:
+    write_lines(tmp_path)
+    with pytest.raises(JobError) as caught:
+        plan_job(tmp_path, 3, format="jsonl", text_column="meta.key.x")
+    assert "no column 'meta.key.x': meta.key is no object" in str(caught.value)
+
+
+def test_a_column_whose_name_has_a_dot_is_read_by_its_name(tmp_path: Path) -> None:
+    columns = {"meta.key": ["own"], "meta": [{"key": "nested"}]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "a.jsonl").write_text('{"meta": {"key": "nested"}, "meta.key": "own"}\n')
+    for folder, form in ((tmp_path / "a.parquet", "parquet"), (tmp_path / "lines", "jsonl")):
+        [row] = rows_of(folder, [TEXT], format=form, text_column="meta.key")
+        assert row[TEXT] == "own"
+
+
+def test_only_the_leaves_that_are_needed_count_and_are_read(tmp_path: Path) -> None:
+    write_parquet(tmp_path)
+    reader, _ = plan_job(tmp_path, 3, text_column="pages[0].text")
+    of_text = list_inputs(reader.source, max_extent_rows=3).extents[0].row_bytes
+    reader, _ = plan_job(tmp_path, 3, image_column="photo.bytes")
+    assert 0 < of_text < list_inputs(reader.source, max_extent_rows=3).extents[0].row_bytes
+
+
+LINES = [
+    b'{"a": {"b": "x"}, "l": [{"n": 1.5}, {"n": 2}]}',
+    b'{"a": null, "l": []}',
+    b'{"a": {"b": "\\u00e4", "c": [1]}}',
+    b'{"l": null, "z": 1}',
+    b'{"a": {"c": 1}, "l": [{}]}',
+]
+ODD_LINES = [
+    b'{"a.b": "own", "l": [{"n": 1}]}',
+    b'{"a.b": "own", "a": {"b": "nested"}}',
+    b'{"a": 7, "l": [{"n": 1}]}',
+    b'{"a": {"b": 7}, "l": {"n": 1}}',
+    b'{"a": {"b": "x", "b": "y"}}',
+    b'{"a\\u002eb": "own", "a": {"b": "x"}}',
+    b'{"l": [{"n": 1}, "x"]}',
+]
+
+
+@pytest.mark.parametrize("number", range(len(ODD_LINES) + 1))
+def test_lines_become_the_same_at_once_and_one_by_one(number: int) -> None:
+    columns = [Column("a.b", "text"), Column("l[0].n", "number"), Column("z", "pass", pa.int64())]
+    lines = [*LINES, *ODD_LINES[:number][-1:]]
+    whole = next(iter(read_blocks(io.BytesIO(b"\n".join(lines)), 10**6)))
+    table, failures = Parser(columns, 10**6).parse(whole)
+    if not number:
+        assert Parser(columns, 10**6)._parse_at_once(whole) is not None
+    for row, line in enumerate(lines):
+        # A line that is odd beside it lets Arrow look at none.
+        both = next(iter(read_blocks(io.BytesIO(line + b'\n{"a.b": 1, "a": 2}'), 10**6)))
+        assert Parser(columns, 10**6)._parse_at_once(both) is None
+        alone, failed = Parser(columns, 10**6).parse(both)
+        assert failures[row] == failed[0]
+        for name in alone.column_names:
+            assert as_array(table.column(name))[row] == as_array(alone.column(name))[0], name
