@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli import pipeline, write_job
+from snapshots import make_snapshot
 
 from pipeline.commands.demo_photos import build_images
 from pipeline.commit.layout import Layout
@@ -42,6 +43,31 @@ TYPES = {
     "zero_shot": ("label", pa.string()),
     "detect": ("detections", DETECTIONS),
 }
+
+
+@pytest.mark.one_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_photos_are_labelled_by_the_prompts_of_the_job(family: str, tmp_path: Path):
+    build_images(tmp_path / "images", 12, seed=8, num_bad=1)
+    make_snapshot(tmp_path / "model", family)
+    prompts = {"cat": "the cat sat", "home": "a long way home by the river", "dog": "a dog"}
+    job = write_job(
+        tmp_path / "job.yaml",
+        {"uri": str(tmp_path / "images"), "format": "images"},
+        str(tmp_path / "out"),
+        model={"path": str(tmp_path / "model"), "task": "zero_shot", "prompts": prompts},
+        transform=None,
+        gates={"max_error_pct": 20.0},
+    )
+    tried = pipeline("plan", job, "--date", "2026-11-24", "--json")
+    assert tried.json["model"]["tried"].startswith("ok: "), tried.stderr
+    done = pipeline("run", job, "--date", "2026-11-24", "--json")
+    assert done.code == 0, done.stderr
+    found = read_predictions(str(tmp_path / "out"), "date=2026-11-24")
+    assert found.num_rows == 11
+    assert set(found["label"].to_pylist()) <= {*prompts}
+    assert all(len(top) == 3 for top in found["top_k"].to_pylist())
 
 
 @pytest.mark.parametrize(

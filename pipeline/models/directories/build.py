@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.described import DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import read_object
 from pipeline.models.directories.onnx_choice import onnx_file_of
 from pipeline.models.directories.tensors import read_headers, read_tensors
@@ -50,7 +50,7 @@ def build_module(
 
         return OnnxModule.for_task(file, facts.settings, task.kind).eval()
     module = _module(path, facts, task)
-    if task.prompts:
+    if task.prompts and facts.text is not None:
         from pipeline.models.directories.prompts import with_prompts
 
         module = with_prompts(path, facts, module, task.prompts)
@@ -63,18 +63,32 @@ def _module(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Modul
 
         return timm_module(path, facts.settings, embeds=task.kind == "embed")
     if "tower" in facts.settings:
-        return _tower(path, facts)
+        return _tower(path, facts, task)
     return _text_module(path, facts) if facts.input == "text" else _image_module(path, facts)
 
 
-def _tower(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
-    from pipeline.models.directories.image_modules import ImageTower, TextTower
+def _tower(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module:
+    from pipeline.models.directories.image_modules import ImageTower
 
     model = _library_module(path, facts.settings)
-    if facts.text is None:
+    if facts.text is not None:
+        return _text_tower(model, facts, facts.text)
+    if not task.prompts:
         return ImageTower(model)
+    from pipeline.models.directories.facts import read_facts
+    from pipeline.models.directories.prompts import with_prompts_of_images
+
+    text = read_facts(path, "text").text
+    assert text is not None, "the other tower takes texts"
+    encoder = _text_tower(model, facts, text)
+    return with_prompts_of_images(path, text, model, encoder, task.prompts)
+
+
+def _text_tower(model: torch.nn.Module, facts: DirectoryFacts, text: TextFacts) -> torch.nn.Module:
+    from pipeline.models.directories.image_modules import TextTower
+
     fills = facts.architecture.startswith("Siglip")
-    return TextTower(model, facts.text.max_tokens if fills else None, facts.text.pad_id)
+    return TextTower(model, text.max_tokens if fills else None, text.pad_id)
 
 
 def _image_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:

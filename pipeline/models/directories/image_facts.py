@@ -19,6 +19,7 @@ from pipeline.models.directories.detector_facts import TASKS, detector_labels
 from pipeline.models.directories.encoder_facts import said_of, text_of
 from pipeline.models.directories.image_transform import read_transform, told
 from pipeline.models.directories.loading import has_class_token
+from pipeline.models.directories.text_facts import TOKENIZER
 from pipeline.preprocessing.transform import TransformSpec
 
 
@@ -85,7 +86,10 @@ def tower_facts(folder: Path, chosen: Chosen, wanted: InputKind) -> DirectoryFac
         kind="transformers",
         architecture=chosen.built.__name__,
         input=wanted,
-        tasks=("embed", "zero_shot") if wanted == "text" else ("embed",),
+        # Of images, the prompts need the tokenizer.
+        tasks=("embed", "zero_shot")
+        if wanted == "text" or (folder / (chosen.at + TOKENIZER)).is_file()
+        else ("embed",),
         labels=None,
         transform=transform,
         text=text,

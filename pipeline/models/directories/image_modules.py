@@ -52,6 +52,31 @@ class ImageTower(nn.Module):
         return self.projection(pooled)  # type: ignore[no-any-return]
 
 
+class ImageZeroShot(nn.Module):
+    """Logits (B, K) of images for K prompts, as the library's model of two towers gives them."""
+
+    prompts: torch.Tensor
+    """float (K, D), of length 1."""
+
+    def __init__(self, model: Any, prompts: torch.Tensor) -> None:
+        """Make the module.
+
+        Args:
+            model: A model of two towers.
+            prompts: float (K, D), the vectors of the prompts, of length 1.
+        """
+        super().__init__()
+        self.tower = ImageTower(model)
+        bias = getattr(model, "logit_bias", torch.zeros(1))
+        self.register_buffer("prompts", prompts.detach())
+        self.register_buffer("scale", model.logit_scale.detach().exp())
+        self.register_buffer("bias", bias.detach().clone())
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        vectors = nn.functional.normalize(self.tower(pixels), dim=1)
+        return vectors @ self.prompts.T * self.get_buffer("scale") + self.get_buffer("bias")
+
+
 class TextTower(nn.Module):
     """Vectors (B, D) of texts, in the space that images and texts share."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.described import DirectoryFacts, TextFacts
 from pipeline.models.directories.text_facts import load_tokenizer
 from pipeline.models.hypotheses import entailment_id, hypotheses
 
@@ -30,14 +30,37 @@ def with_prompts(
     """
     from pipeline.models.zero_shot import EncoderZeroShot, EntailmentZeroShot
 
-    assert facts.text is not None, "only texts have prompts"
+    assert facts.text is not None, "of texts"
     tokenizer = load_tokenizer(path / facts.text.tokenizer)
     pad_id = facts.text.pad_id
     if facts.labels is not None:
         found, entails = hypotheses(tokenizer, prompts), entailment_id(facts.labels)
         has_types = "token_type_ids" in facts.text.tensor_names
         return EntailmentZeroShot(module, found, entails, pad_id, has_types=has_types)
+    return EncoderZeroShot(module, _token_ids(path, facts.text, prompts), pad_id)
+
+
+def with_prompts_of_images(
+    path: Path, text: TextFacts, model: Any, encoder: torch.nn.Module, prompts: Sequence[str]
+) -> torch.nn.Module:
+    """Return a module that gives logits (B, K) of images for K prompts, which are encoded once.
+
+    Args:
+        path: The directory.
+        text: What it says of texts.
+        model: Its model of two towers.
+        encoder: The tower of texts.
+        prompts: K texts.
+    """
+    from pipeline.models.directories.image_modules import ImageZeroShot
+    from pipeline.models.zero_shot import EncoderZeroShot
+
+    encoded = EncoderZeroShot(encoder, _token_ids(path, text, prompts), text.pad_id)
+    return ImageZeroShot(model, encoded.prompts)
+
+
+def _token_ids(path: Path, text: TextFacts, prompts: Sequence[str]) -> list[list[int]]:
+    tokenizer = load_tokenizer(path / text.tokenizer)
     tokenizer.no_padding()
-    tokenizer.enable_truncation(facts.text.max_tokens)
-    ids = [tokenizer.encode(facts.text.prefix + prompt).ids for prompt in prompts]
-    return EncoderZeroShot(module, ids, pad_id)
+    tokenizer.enable_truncation(text.max_tokens)
+    return [tokenizer.encode(text.prefix + prompt).ids for prompt in prompts]

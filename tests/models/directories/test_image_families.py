@@ -83,7 +83,7 @@ def test_both_towers_give_the_features_of_the_library(family, tmp_path):
     path = make_snapshot(tmp_path / "m", family)
     theirs = AutoModel.from_pretrained(path)
     images = read_facts(path)
-    assert (images.input, images.tasks, images.text) == ("image", ("embed",), None)
+    assert (images.input, images.tasks, images.text) == ("image", ("embed", "zero_shot"), None)
     with torch.inference_mode():
         expected = theirs.get_image_features(PIXELS).pooler_output
     found = run(path, "embed")
@@ -106,6 +106,28 @@ def test_both_towers_give_the_features_of_the_library(family, tmp_path):
         found = module(**{name: inputs[name] for name in texts.text.tensor_names})
     assert texts.embedding_dim == found.shape[1]
     torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_images_are_compared_with_prompts_as_the_library_does(family, tmp_path):
+    from transformers import AutoModel, AutoTokenizer
+
+    path = make_snapshot(tmp_path / "m", family)
+    labels = ("cat", "way home")
+    task = TaskSpec("zero_shot", labels=labels, top_k=2, prompts=tuple(TEXTS))
+    module = build_module(path, read_facts(path), task)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    if family == "siglip":
+        filled = tokenizer(TEXTS, padding="max_length", max_length=16, return_tensors="pt")
+        texts = {"input_ids": filled["input_ids"]}
+    with torch.inference_mode():
+        expected = AutoModel.from_pretrained(path)(pixel_values=PIXELS, **texts).logits_per_image
+        found = module(PIXELS)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    (path / "tokenizer.json").unlink()
+    assert read_facts(path).tasks == ("embed",)
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
