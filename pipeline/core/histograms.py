@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
-from pipeline.core.schema import LABEL, SCORE
+from pipeline.core.schema import EMBEDDING, LABEL, LABELS, SCORE
 
 NORM = "norm"
 DIRECTIONS = tuple(f"direction_{i}" for i in range(4))
@@ -146,10 +146,13 @@ def measure_numbers(rows: pa.Table, columns: Sequence[str]) -> dict[str, Numbers
         if not len(column):
             continue
         if pa.types.is_fixed_size_list(column.type):
-            found |= {part: _counted(values) for part, values in _vectors(column)}
+            head = name.removesuffix(EMBEDDING)  # one of several has a name before the column's
+            found |= {f"{head}{part}": _counted(values) for part, values in _vectors(column)}
             continue
         if pa.types.is_list(column.type):
-            found |= _of_entries(name, column)
+            head = name.removesuffix(LABELS) if name.endswith(f"_{LABELS}") else ""
+            counted = _of_entries(name.removeprefix(head), column)
+            found |= {f"{head}{part}": values for part, values in counted.items()}
             continue
         values = np.asarray(column.to_numpy(zero_copy_only=False), np.float32)
         if name == SCORE and LABEL in rows.column_names:  # the score of a pair has any size

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.allowed_imports import require_allowed, source_digest
 from pipeline.core.errors import JobError
+from pipeline.job.model import HEADS
 from pipeline.models.cards import Card
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import OutputSpec, TaskSpec
@@ -34,6 +35,9 @@ def choose_task(model: Model, card: Card, allow_import: Sequence[str]) -> TaskSp
         JobError: The model does not serve the task, or there are no labels for it.
     """
     name, facts = task_name(model, card), card.facts
+    if name == HEADS:
+        parts = {head: choose_task(model.of_head(head), card, allow_import) for head in model.heads}
+        return TaskSpec(HEADS, heads=tuple(parts.items()))
     kind = task_class(name)
     if facts is not None and name not in facts.tasks:
         raise JobError(

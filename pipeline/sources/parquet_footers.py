@@ -18,7 +18,7 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason
 from pipeline.core.hive_paths import hive_values
 from pipeline.job.source import Source
-from pipeline.sources.column_path import leaf_paths, paths_of, with_paths
+from pipeline.sources.column_path import extract, find, leaf_paths, paths_of, with_paths
 from pipeline.sources.columns.choice import columns_of, fields_of_parts
 from pipeline.sources.extents import Extent
 from pipeline.sources.fetch_policy import policy_of
@@ -259,12 +259,15 @@ def _values(
                 parquet = open_parquet(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False)
                 if schema_problem(source, parquet.schema_arrow, shard.path):
                     continue
-                if name not in parquet.schema_arrow.names:
-                    yield pa.array([hive_values(shard.path)[name]], pa.string())
+                hive = hive_values(shard.path)
+                if name in hive and name not in parquet.schema_arrow.names:
+                    yield pa.array([hive[name]], pa.string())
                     continue
+                path = find(name, parquet.schema_arrow)
+                columns = [path.column]
                 with arrow_errors():
-                    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[name]):
-                        yield batch.column(0)
+                    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                        yield extract(batch.column(0), path.steps)
             except (pa.ArrowException, OSError) as error:
                 if not is_unreadable(error):
                     raise

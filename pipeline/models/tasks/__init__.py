@@ -20,6 +20,7 @@ REGISTRY = {
     "keypoints": "pipeline.models.tasks.keypoints:Keypoints",
     "tokens": "pipeline.models.tasks.tokens:Tokens",
     "zero_shot": "pipeline.models.tasks.zero_shot:ZeroShot",
+    "heads": "pipeline.models.tasks.heads:Heads",
     "raw": "pipeline.models.tasks.raw:Raw",
 }
 

@@ -82,11 +82,15 @@ class TaskSpec:
     nms_iou: float | None = None
     """Task `detect`: of boxes of one label that overlap more than this the best is kept; None: all
     are."""
+    heads: tuple[tuple[str, TaskSpec], ...] = ()
+    """Task `heads`: name -> what the head does, in the order of the job."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for fingerprints and manifests; labels as a digest."""
         values = asdict(self)
-        labels = values.pop("labels")
+        labels, _ = values.pop("labels"), values.pop("heads")
+        if self.heads:
+            values["heads"] = [[name, head.to_dict()] for name, head in self.heads]
         if not values["postprocess_args"]:
             del values["postprocess_args"]  # plans and manifests made before it look the same
         values["num_labels"] = len(labels)
