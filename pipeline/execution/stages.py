@@ -23,7 +23,7 @@ from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.tasks import attempts_of
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Input, Limits
-from pipeline.preprocessing.reference_pixels import with_reference_pixels
+from pipeline.preprocessing.reference_pixels import pixel_columns, with_reference_pixels
 
 if TYPE_CHECKING:
     from pipeline.job.source import Source
@@ -76,7 +76,8 @@ class Preprocessing:
 
     def compared_step(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Do the same, and add exact pixels of the rows that eager fp32 is to predict, too."""
-        return self(counters, with_reference_pixels(rows, counters, self.exact))
+        names = pixel_columns(self.input)
+        return self(counters, with_reference_pixels(rows, counters, self.exact, names))
 
     def exact(self, rows: pa.Table) -> pa.Table:
         """Prepare rows to the values that others are compared with."""

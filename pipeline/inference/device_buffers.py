@@ -53,8 +53,8 @@ class DeviceBuffer:
         self._kept: dict[str, torch.Tensor] = {}
         self._times: Any = None
         self._transfer_s = self._predict_s = 0.0
-        self.num_values = 0
-        """Values of the first tensor in the last batch, padding included."""
+        self.shapes: Mapping[str, tuple[int, ...]] = {}
+        """Shape of each tensor in the last batch."""
 
     def start(self, inputs: InputArrays, rows: npt.NDArray[np.intp], compute: Compute) -> None:
         """Send rows of the inputs through the model, without waiting for a GPU.
@@ -69,9 +69,8 @@ class DeviceBuffer:
             if values.dtype == object:  # the sizes of its rows are known only now
                 self._reserve(name, sum(value.size for value in values[rows]))
         # The only copy of the input: from Ray's read-only memory into the reused buffer.
-        shapes = self._gather(inputs, rows, self._views)
+        shapes = self.shapes = self._gather(inputs, rows, self._views)
         staging = _shaped(self._buffer, shapes)
-        self.num_values = next(iter(staging.values())).numel()
         if self._copies is not None:
             self._start_on_gpu(staging, _shaped(self._on_device, shapes), compute)
             return

@@ -279,7 +279,7 @@ class Predictor:
         lengths = self._config.spec.input.lengths(inputs, batch)
         if lengths is not None:
             timer.num_tokens += int(lengths.sum())
-            timer.num_padded += buffer.num_values
+            timer.num_padded += self._config.spec.input.num_padded(buffer.shapes)
 
     def _start(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows) -> None:
         # Padding repeats rows of this batch, so that no batch fails because of other rows.

@@ -40,6 +40,7 @@ def resolve_model(
     allow_import: Sequence[str] = (),
     input_name: str = "image",
     has_pairs: bool = False,
+    parts: Mapping[str, str] | None = None,
 ) -> ModelSpec:
     """Find the model, its transform, labels and weights digest, without building it.
 
@@ -51,15 +52,20 @@ def resolve_model(
             environment variable PIPELINE_ALLOW_IMPORT.
         input_name: The registered name of the input.
         has_pairs: Whether rows are pairs of texts.
+        parts: Several inputs: the name of each -> its registered name.
 
     Raises:
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
             the transform is incomplete.
     """
+    if parts:
+        _require_several(model)
     card = find_card(model, allow_import, input_name, has_pairs=has_pairs)
     weights_uri, chosen, task = _all_of(
         lambda: _weights_uri(card, model),
-        lambda: _choose_input(card, model, transform, text or Text(), input_name, allow_import),
+        lambda: _choose_input(
+            card, model, transform, text or Text(), input_name, parts or {}, allow_import
+        ),
         lambda: choose_task(model, card, allow_import),
     )
     _require_geometry(task, chosen)
@@ -102,6 +108,20 @@ def _require_geometry(task: TaskSpec, chosen: Input) -> None:
         )
     if GEOMETRY not in (field.name for field in chosen.fields()):
         raise JobError(f"model.task = {task.kind!r}: needs images; the rows are {chosen.name}")
+
+
+def _require_several(model: Model) -> None:
+    """Refuse what cannot have several inputs."""
+    if model.path is not None:
+        raise JobError(
+            f"model.path = {model.path}: a model directory has one input; source.inputs needs "
+            "model.factory, a function that returns a module which takes them by name"
+        )
+    if model.known_task is not None and task_class(model.known_task).is_per_token:
+        raise JobError(
+            f"model.task = {model.known_task!r}: has places in one text, and source.inputs are "
+            "several inputs"
+        )
 
 
 def _all_of(*steps: Callable[[], Any]) -> list[Any]:
@@ -151,22 +171,24 @@ def _choose_input(
     transform: Transform,
     text: Text,
     name: str,
+    parts: Mapping[str, str],
     allow_import: Sequence[str],
 ) -> Input:
     kind: type[Input] = get(INPUTS, name)
+    taken = {get(INPUTS, part).takes for part in parts.values()} if parts else {kind.takes}
     for section, given in (("transform", transform), ("text", text)):
-        if kind.takes != section and given.model_fields_set:
+        if section not in taken and given.model_fields_set:
             field = sorted(given.model_fields_set)[0]
-            raise JobError(f"{section}.{field}: has no effect on input {name!r}; leave it out")
-    if kind.takes == "transform":
+            where = f"inputs {', '.join(parts)}" if parts else f"input {name!r}"
+            raise JobError(f"{section}.{field}: has no effect on {where}; leave it out")
+    merged = None
+    if "transform" in taken:
         problem = str(card.facts.settings.get("transform_problem", "")) if card.facts else ""
-        chosen = choose_transform(card.name, card.transform, transform, problem, allow_import)
-        taken = taken_by(card.facts) if card.facts else Taken(card.num_channels)
-        require_taken(card.name, taken, chosen)
-        return kind.of(InputSettings(chosen))
-    if kind.takes == "text":
-        return kind.of(InputSettings(text=_text(card, model, text)))
-    return kind.of(InputSettings())
+        merged = choose_transform(card.name, card.transform, transform, problem, allow_import)
+        seen = taken_by(card.facts) if card.facts else Taken(card.num_channels)
+        require_taken(card.name, seen, merged)
+    chosen = _text(card, model, text) if "text" in taken else None
+    return kind.of(InputSettings(merged, chosen, parts))
 
 
 def _text(card: Card, model: Model, wanted: Text) -> TextSettings:

@@ -199,7 +199,7 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
 def job_semantics(job: Job, model: ModelSpec) -> dict[str, int]:
     """Return area -> version of the code that decides the predictions of a job."""
     own = {job.source.format: format_of(job.source).semantics, **model.input.semantics}
-    return semantics_of(own, has_uris=job.source.uri_column is not None)
+    return semantics_of(own, has_uris=job.source.has_uris)
 
 
 def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

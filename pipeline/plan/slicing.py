@@ -81,8 +81,12 @@ class SliceSizes:
         """
         if job.run.slice_rows:
             return cls(job.run.slice_rows)
-        kind: type[Input] = get(INPUTS, job.source.input_name)
-        if kind.counts_tokens:  # batches are filled by tokens, so no number of rows is a multiple
+        kinds: list[type[Input]] = [
+            get(INPUTS, part.input_name) for part in job.source.parts.values()
+        ]
+        has_images = any(kind.takes == "transform" for kind in kinds)
+        # Batches are filled by tokens, so no number of rows is a multiple.
+        if any(kind.counts_tokens for kind in kinds) and not has_images:
             return cls(
                 _TEXT_ROWS_NEAR,
                 most_small=_MOST_TEXT_ROWS,
@@ -102,7 +106,7 @@ class SliceSizes:
                 few=_FEW_FEATURE_ROWS,
                 max_units=1,
             )
-        varies = kind.takes == "transform" and job.transform.may_vary
+        varies = has_images and job.transform.may_vary
         is_open = job.model.batch_size is None and not job.resources.num_gpus
         smallest = min(batch_size, _SMALLEST_CPU_BATCH) if is_open else batch_size
         most, small = (_multiple(rows, batch_size) for rows in (_ROWS_NEAR, _SMALL_ROWS_NEAR))

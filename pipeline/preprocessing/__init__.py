@@ -9,5 +9,6 @@ REGISTRY = {
     "image": "pipeline.preprocessing.image_input:ImageInput",
     "features": "pipeline.preprocessing.feature_input:FeatureInput",
     "text": "pipeline.preprocessing.text_input:TextInput",
+    "several": "pipeline.preprocessing.composite_input:CompositeInput",
 }
 """`source.input` -> where its `Input` is; imported when a job uses it."""

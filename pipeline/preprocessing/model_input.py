@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -72,6 +72,8 @@ class InputSettings:
 
     transform: TransformSpec | None = None
     text: TextSettings | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Several inputs: the name of each -> its registered name."""
 
 
 class Input(Protocol):
@@ -187,6 +189,14 @@ class Input(Protocol):
         """
         ...
 
+    def num_padded(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Return the tokens of a batch, padding included; 0 if rows have no tokens.
+
+        Args:
+            shapes: The shapes of its tensors, by name.
+        """
+        ...
+
 
 class FixedShape:
     """Base of inputs whose rows all have one shape; they publish no columns."""
@@ -204,6 +214,10 @@ class FixedShape:
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Return None: rows have no tokens."""
         return None
+
+    def num_padded(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Return 0: rows have no tokens."""
+        return 0
 
     def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
         """Copy the rows of each array into the buffer of its name."""

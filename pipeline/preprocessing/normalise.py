@@ -28,6 +28,25 @@ class NormaliseImages(torch.nn.Module):
         return (torch.addcmul(shift, x, scale).to(self._dtype),)
 
 
+class NormaliseSeveral(torch.nn.Module):
+    """The tensors of several inputs, one input after the other -> each normalised by its own."""
+
+    def __init__(self, parts: Sequence[torch.nn.Module], counts: Sequence[int]) -> None:
+        """Take what normalises each input, and how many tensors each has."""
+        super().__init__()
+        self.parts = torch.nn.ModuleList(parts)
+        self._counts = tuple(counts)
+
+    def forward(self, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the tensors as the model takes them, in the same order."""
+        found: list[torch.Tensor] = []
+        first = 0
+        for part, count in zip(self.parts, self._counts, strict=True):
+            found += part(*batch[first : first + count])
+            first += count
+        return tuple(found)
+
+
 class Cast(torch.nn.Module):
     """Tensors of any shape -> the same in the model's dtype."""
 

@@ -7,7 +7,7 @@ model: the first rows of an actor's first slice, or, if tasks decode, of the run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -22,8 +22,24 @@ from pipeline.preprocessing.model_input import Arrays, Input, take_rows
 NUM_REFERENCE_ROWS = 16
 
 
+def pixel_columns(seen: Input) -> list[str]:
+    """Return the columns of prepared rows that hold pixels."""
+    return [
+        field.name
+        for field in seen.fields()
+        if pa.types.is_fixed_size_binary(field.type) or pa.types.is_large_binary(field.type)
+    ]
+
+
+def _exact_column(name: str) -> str:
+    return EXACT if name == IMAGE else f"_exact{name}"
+
+
 def with_reference_pixels(
-    rows: pa.Table, counters: Counters, decode: Callable[[pa.Table], pa.Table]
+    rows: pa.Table,
+    counters: Counters,
+    decode: Callable[[pa.Table], pa.Table],
+    names: Sequence[str] = (IMAGE,),
 ) -> pa.Table:
     """Add the exactly decoded pixels of the first NUM_REFERENCE_ROWS rows that have not failed.
 
@@ -31,24 +47,26 @@ def with_reference_pixels(
         rows: A slice with encoded images.
         counters: Gets the busy seconds, as part of the reference check.
         decode: Decodes and transforms a slice exactly.
+        names: The columns with pixels of prepared rows.
 
     Returns:
-        The same rows with the column EXACT: fixed-size binary, uint8 (H, W, C), null for other
-        rows and those that fail to decode. Without it if all rows have failed.
+        The same rows with a further column for each, EXACT for a single image: uint8 (H, W, C),
+        null for other rows and those that fail to decode. Without it if all rows have failed.
     """
     started = perf_counter()
     chosen = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())[:NUM_REFERENCE_ROWS]
     if not len(chosen):
         return rows
     decoded = decode(rows.take(pa.array(chosen)))
-    pixels = as_array(decoded.column(IMAGE))
     are_good = decoded.column(ERROR).is_null().to_pylist()
     places: list[int | None] = [None] * rows.num_rows
     for index, row in enumerate(chosen):
         places[row] = index if are_good[index] else None
-    exact = pixels.take(pa.array(places, pa.int64()))
+    for name in names:
+        exact = as_array(decoded.column(name)).take(pa.array(places, pa.int64()))
+        rows = rows.append_column(_exact_column(name), exact)
     add(counters, REFERENCE_CHECK, StageCounters(busy_s=perf_counter() - started))
-    return rows.append_column(EXACT, exact)
+    return rows
 
 
 def choose_reference_rows(
@@ -57,7 +75,7 @@ def choose_reference_rows(
     """Choose the rows of the reference check, and what the reference sees of them.
 
     Args:
-        rows: The slice of N rows, with the column EXACT or without.
+        rows: The slice of N rows, with the columns of exact pixels or without.
         seen: The input; if it is approximate, `inputs` cannot be the reference.
         inputs: What the model saw of the slice, each (N, ...).
         ok: The rows that were predicted, ascending.
@@ -66,9 +84,14 @@ def choose_reference_rows(
         At most NUM_REFERENCE_ROWS rows, (K,), and their inputs, each (K, ...); K = 0 if the
         slice lacks the exact pixels that its input needs.
     """
-    if EXACT not in rows.column_names:
+    exact = {name: _exact_column(name) for name in pixel_columns(seen)}
+    exact = {name: column for name, column in exact.items() if column in rows.column_names}
+    if not exact:
         chosen = ok[: 0 if seen.is_approximate else NUM_REFERENCE_ROWS]
         return chosen, take_rows(inputs, chosen)
-    exact = rows.column(EXACT)
-    chosen = ok[exact.is_valid().to_numpy()[ok]]
-    return chosen, seen.arrays(pa.table({IMAGE: exact.take(pa.array(chosen))}))
+    are_there = [rows.column(column).is_valid().to_numpy() for column in exact.values()]
+    chosen = ok[np.logical_and.reduce(are_there)[ok]]
+    some = rows.take(pa.array(chosen))
+    for name, column in exact.items():
+        some = some.set_column(some.schema.get_field_index(name), name, some.column(column))
+    return chosen, seen.arrays(some)

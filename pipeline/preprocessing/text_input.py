@@ -199,6 +199,9 @@ class TextInput:
         found: npt.NDArray[np.int32] = inputs[NUM_TOKENS][rows]
         return found
 
+    def num_padded(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        return math.prod(next(iter(shapes.values())))
+
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         length = self.text.max_tokens
         size = max(1, -(-limits.tokens // length)) if limits.tokens else limits.rows

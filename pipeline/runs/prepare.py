@@ -68,6 +68,7 @@ def job_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         allow_import=allow_import,
         input_name=job.source.input_name,
         has_pairs=job.source.text_pair_column is not None,
+        parts=job.source.input_parts,
     )
 
 
@@ -96,6 +97,10 @@ def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:
             usual = _GPU_TABLES if is_on_gpu else _CPU_TABLES
     else:
         usual = _GPU_TEXTS if is_on_gpu else _CPU_TEXTS
+        kinds = {part.input_columns.kind for part in job.source.parts.values()}
+        if kinds & {"image", "uri"}:  # as many images as otherwise, and no more tokens
+            rows = _GPU_BATCH if is_on_gpu else _CPU_BATCH
+            usual = usual._replace(rows=rows.rows)
     return BatchLimits(job.model.batch_size or usual.rows, job.model.batch_tokens or usual.tokens)
 
 

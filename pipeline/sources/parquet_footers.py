@@ -238,15 +238,20 @@ def _declare(
             known = with_paths(schema, named_columns(source))
             learn = partial(_values, store, source, [s for s, _ in readable])
 
-            def fields_of(part: Source, known: pa.Schema = known) -> pa.Schema:
-                told = find_vocabularies(part.features, source.storage_options, learn)
-                return columns_of(part).fields(known.with_metadata(told))
-
+            fields_of = partial(_fields_of, source, known, learn)
             return declare(source, known, shard.path), fields_of_parts(source, fields_of)
         first_problem = first_problem or f"{shard.path}: {problem}"
     if readable:
         raise JobError(f"source: no shard fits the job; {first_problem}")
     return pa.schema([]), columns.fields(None)
+
+
+def _fields_of(
+    source: Source, known: pa.Schema, learn: Callable[[str], Iterator[pa.Array]], part: Source
+) -> pa.Schema:
+    """Return the columns of one input; its vocabularies are read or learnt."""
+    told = find_vocabularies(part.features, source.storage_options, learn)
+    return columns_of(part).fields(known.with_metadata(told))
 
 
 def _values(

@@ -41,7 +41,7 @@ DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
 FORMATS = (
     *("images", "parquet", "uris", "features", "tables", "webdataset", "texts", "jsonl"),
-    "detections",
+    *("detections", "inputs"),
 )
 STORES = ("local", "s3", "gcs", "azure")
 CASES = ("clean", "bad rows", "kill -9")
@@ -53,6 +53,7 @@ ALWAYS = {
     ("webdataset", "gcs", "bad rows"),
     *(("texts", "s3", "kill -9"), ("jsonl", "gcs", "bad rows")),
     ("detections", "s3", "kill -9"),
+    ("inputs", "azure", "bad rows"),
 }
 """Cells that `make test` runs; `make long` runs the others."""
 OWN_SIZES = "own sizes"
@@ -83,6 +84,13 @@ BAD_TEXTS: dict[str, tuple[bytes | None, str]] = {
     "truncated": (b"the red cat " * 100, "too_large"),
 }
 """Reason of a bad image -> the text in its place, and its reason."""
+BAD_INPUTS = {
+    "empty": ("empty", "input 'photo'", ": "),
+    "unidentified": ("null_input", "input 'caption'", ": "),
+    "truncated": ("null_input", "input 'weight'", ": "),
+}
+"""Reason of a bad image -> the reason of a row of which one input is bad, and how its message
+begins."""
 Row = tuple[str, bytes, str]
 """Name, encoded image, and the label or the reason that it must get."""
 
@@ -121,7 +129,7 @@ def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any
         ids = [
             f"{i // len(shards[0])}.tar/{name.removesuffix('.png')}" for i, name in enumerate(ids)
         ]
-    if kind in ("parquet", "uris", "texts", *NUMBERS):
+    if kind in ("parquet", "uris", "texts", "inputs", *NUMBERS):
         source |= {"format": "parquet", "id_column": "name"}
         for number, part in enumerate(shards):
             store.put(f"in/{number}.parquet", to_parquet(store, kind, part))
@@ -133,6 +141,13 @@ def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any
         "features": {"features": ["size", "half"]},
         "tables": {"features": table_features(store)},
         **dict.fromkeys(TEXT_KINDS, texts),
+        "inputs": {
+            "inputs": {
+                "photo": {"image_column": "of.image"},
+                "caption": {"text_column": "of.bodies[0]"},
+                "weight": {"features": ["half"]},
+            }
+        },
     }.get(kind, {})
     return source, dict(zip(ids, (outcome_of(kind, row) for row in rows), strict=True))
 
@@ -155,6 +170,8 @@ def outcome_of(kind: str, row: Row) -> Any:
     if kind == "tables":
         total = len(data) + 1 + 1 + SATURDAY[1]
         return {"empty": "null_input", **dict.fromkeys(BAD_DAYS, "bad_schema")}.get(outcome, total)
+    if kind == "inputs":
+        return BAD_INPUTS.get(outcome, outcome)
     return BAD_TEXTS[outcome][1] if kind in TEXT_KINDS and outcome in BAD_TEXTS else outcome
 
 
@@ -201,6 +218,20 @@ def to_parquet(store: Store, kind: str, rows: list[Row]) -> bytes:
         columns["day"] = [BAD_DAYS.get(outcome, SATURDAY[0]) for _, _, outcome in rows]
     if kind == "texts":
         columns["body"] = [text_of(row, outcome) for row, (_, _, outcome) in enumerate(rows)]
+    if kind == "inputs":
+        images = [b"" if outcome == "empty" else data for _, data, outcome in rows]
+        said = [outcome if outcome in LABELS else LABELS[0] for _, _, outcome in rows]
+        texts = [text_of(row, outcome) for row, outcome in enumerate(said)]
+        columns["of"] = [
+            {
+                "image": encode(Image.new("RGB", (40, 40), COLOURS[LABELS[0]]), "PNG")
+                if outcome in ("unidentified", "truncated")
+                else image,
+                "bodies": [] if outcome == "unidentified" else [text],
+            }
+            for (_, _, outcome), image, text in zip(rows, images, texts, strict=True)
+        ]
+        columns["half"] = [None if outcome == "truncated" else 0.5 for _, _, outcome in rows]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, row_group_size=6)
     return bytes(sink.getvalue().to_pybytes())
@@ -221,8 +252,13 @@ def outcomes_of(store: Store, kind: str) -> dict[str, Any]:
     found = dict(zip(table["row_id"].to_pylist(), values, strict=True))
     for file in out.list_files(f"quarantine/{PARTITION}"):
         with out.open(file.path) as handle:
-            bad = pq.ParquetFile(handle).read(columns=["row_id", "reason"]).to_pydict()
-        found |= zip(bad["row_id"], bad["reason"], strict=True)
+            bad = pq.ParquetFile(handle).read(columns=["row_id", "reason", "message"]).to_pylist()
+        found |= {
+            row["row_id"]: (row["reason"], *row["message"].partition(": ")[:2])
+            if kind == "inputs"
+            else row["reason"]
+            for row in bad
+        }
     return found
 
 
@@ -272,11 +308,14 @@ def test_every_row_ends_once_where_it_belongs(
     if kind == "detections":
         detector = {"task": "detect", "factory": "models:spots", "labels": LABELS}
         sections |= {"model": detector}
-    if kind in TEXT_KINDS:
+    if kind in (*TEXT_KINDS, "inputs"):
         store.put("model/tokenizer.json", make_tokenizer().to_str().encode())
-        model = {"factory": "models:mentions", "labels": LABELS, "storage_options": options}
+        factory = "models:several" if kind == "inputs" else "models:mentions"
+        model = {"factory": factory, "labels": LABELS, "storage_options": options}
         text = {"tokenizer": store.url("model/tokenizer.json"), "max_tokens": 16}
-        sections |= {"model": model, "text": text, "transform": None}
+        sections |= {"model": model, "text": text}
+        if kind != "inputs":
+            sections["transform"] = None
     job_path = write_job(
         tmp_path / "job.yaml",
         {**source, "storage_options": options},

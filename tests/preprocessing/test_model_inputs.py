@@ -26,6 +26,7 @@ from pipeline.core.schema import (
     IMAGE,
     IMAGE_FIELDS,
     feature_fields,
+    part_column,
     source_schema,
     text_fields,
 )
@@ -63,13 +64,25 @@ def text_column() -> pa.Array:
     return pa.array([None if row == BAD else text for row, text in enumerate(texts)])
 
 
-CASES: dict[str, tuple[pa.Schema, Callable[[], pa.Array]]] = {
-    "image": (IMAGE_FIELDS, image_column),
-    "features": (feature_fields(3), feature_column),
-    "text": (text_fields(has_pair=False), text_column),
-    "toy": (IMAGE_FIELDS, image_column),
+PARTS = {"photo": "image", "body": "text", "size": "features"}
+CASES: dict[str, tuple[pa.Schema, tuple[Callable[[], pa.Array], ...]]] = {
+    "image": (IMAGE_FIELDS, (image_column,)),
+    "features": (feature_fields(3), (feature_column,)),
+    "text": (text_fields(has_pair=False), (text_column,)),
+    "toy": (IMAGE_FIELDS, (image_column,)),
+    "several": (
+        pa.schema(
+            field.with_name(part_column(name, field.name))
+            for name, fields in zip(
+                PARTS, (IMAGE_FIELDS, text_fields(has_pair=False), feature_fields(3)), strict=True
+            )
+            for field in fields
+        ),
+        (image_column, text_column, feature_column),
+    ),
 }
-"""Input -> the source's columns that it reads, and NUM_ROWS values; new inputs need a line here."""
+"""Input -> the source's columns that it reads, and NUM_ROWS values of each; new inputs need a line
+here."""
 
 
 @pytest.fixture(autouse=True)
@@ -81,15 +94,16 @@ def _with_toy(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(params=[*CASES])
 def seen(request: pytest.FixtureRequest, tmp_path: Path) -> Input:
     kind: type[Input] = registry.load(registry.INPUTS, request.param)
-    made = kind.of(InputSettings(TRANSFORM, text_settings(tmp_path)))
+    made = kind.of(InputSettings(TRANSFORM, text_settings(tmp_path), PARTS))
     return made.fitted(CASES[request.param][0])
 
 
 def rows_for(seen: Input) -> pa.Table:
-    fields, column = CASES[seen.name]
+    fields, columns_of = CASES[seen.name]
     ids = pa.array([str(row) for row in range(NUM_ROWS)])
     failures = [FAILED if row == BAD else None for row in range(NUM_ROWS)]
-    columns = {"row_id": ids, "uri": ids, fields.names[0]: column(), **failure_columns(failures)}
+    inputs = dict(zip(fields.names, (column() for column in columns_of), strict=True))
+    columns = {"row_id": ids, "uri": ids, **inputs, **failure_columns(failures)}
     return pa.table(columns, schema=source_schema([], fields))
 
 
@@ -148,10 +162,9 @@ def test_batches_have_every_row_once_within_the_limits(seen: Input, limits: Batc
             name: np.zeros(math.prod(slot.shape), slot.dtype)
             for name, slot in seen.slots(limits).items()
         }
-        for shape in seen.gather(inputs, batch, buffers).values():
-            is_alone = len(batch) == 1
-            is_counted = seen.counts_tokens and limits.tokens
-            assert is_alone or not is_counted or math.prod(shape) <= limits.tokens
+        num_padded = seen.num_padded(seen.gather(inputs, batch, buffers))
+        assert bool(num_padded) == seen.counts_tokens
+        assert len(batch) == 1 or not limits.tokens or num_padded <= limits.tokens
 
 
 class Recorder(torch.nn.Module):
@@ -179,9 +192,9 @@ def test_one_tensor_goes_to_the_model_by_position_and_several_by_name(seen: Inpu
     args, kwargs = recorder.called
     assert list(kwargs) == (list(batch) if len(batch) > 1 else [])
     assert len(args) == (1 if len(batch) == 1 else 0)
-    for tensor in (*args, *kwargs.values()):
+    for given, tensor in zip(batch.values(), (*args, *kwargs.values()), strict=True):
         assert len(tensor) == NUM_ROWS
-        assert tensor.dtype == (torch.int64 if seen.counts_tokens else torch.float32)
+        assert tensor.dtype == (torch.int64 if given.dtype == torch.int32 else torch.float32)
 
 
 def test_rows_of_several_arrays_are_taken_together():

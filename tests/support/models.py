@@ -193,6 +193,48 @@ class DeadlyMentions(Mentions):
         return super().forward(input_ids, attention_mask)
 
 
+class Several(nn.Module):
+    """Of a photo, a text of `tiny_tokenizer` and a number: what photo and text say, times it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.colours, self.mentions = Colours(), Mentions()
+
+    def forward(
+        self,
+        photo: torch.Tensor,
+        weight: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        said = self.mentions(input_ids, attention_mask).to(photo.dtype)
+        return (self.colours(photo) + said) * weight
+
+
+class Pair(nn.Module):
+    """Of two photos: the channel means of both, then how far these are apart, (N, 7)."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        means = [x.mean(dim=(2, 3)) for x in (left, right)]
+        apart = (means[0] - means[1]).abs().sum(dim=1, keepdim=True)
+        return torch.cat([*means, apart], dim=1)
+
+
+class Titles(nn.Module):
+    """Of two texts: what both mention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mentions = Mentions()
+
+    def forward(
+        self, title_input_ids: torch.Tensor, title_attention_mask: torch.Tensor,
+        body_input_ids: torch.Tensor, body_attention_mask: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        title = self.mentions(title_input_ids, title_attention_mask)
+        return title + 2 * self.mentions(body_input_ids, body_attention_mask)
+
+
 class Brightest:
     """Post-processing: the name of the leading channel, and how far it leads."""
 
@@ -211,6 +253,18 @@ def channels() -> nn.Module:
 
 def redness() -> nn.Module:
     return Redness()
+
+
+def several() -> nn.Module:
+    return Several()
+
+
+def pair() -> nn.Module:
+    return Pair()
+
+
+def titles() -> nn.Module:
+    return Titles()
 
 
 def sums() -> nn.Module:

@@ -20,10 +20,18 @@ from pipeline.models.onnx_module import OnnxModule
 _STRUCTURE = "structure.json"
 _FORM, _ONNX, _TORCH = "form", "onnx", "torch"
 _ONNX_PACKAGES = ("onnx", "onnxscript")
-_DIMS_OF_TEXTS = 2
-"""(B, L): the tensors of texts."""
+_OF_TEXTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What the names of tensors of texts end with; before it is the name of one of several texts."""
 Varying = Mapping[str, tuple[int, ...]]
 """Input name -> the axes of its tensor whose sizes differ from batch to batch."""
+
+
+def _size_name(name: str, axis: int) -> str:
+    """Return what the size of an axis is called: those of one name are equal in every batch."""
+    if not axis:
+        return "size_0"
+    of = [name.removesuffix(tensor) for tensor in _OF_TEXTS if name.endswith(tensor)]
+    return f"size_{axis}_{of[0] if of else name}"
 
 
 class FlatOutputs(torch.nn.Module):
@@ -101,20 +109,16 @@ class Exporter:
     def _symbolic_shapes(self) -> tuple[Any, ...] | None:
         """Return what torch.export calls dynamic shapes.
 
-        All tensors have the same rows, and those of texts the same tokens; images of different
-        inputs need not have the same size.
+        All tensors have the same rows, and the tensors of one text the same tokens.
         """
         if not self.is_varying:
             return None
-        sizes: dict[str, Any] = {}
-
-        def size_of(name: str, axis: int) -> Any:
-            is_shared = axis == 0 or self.example[name].dim() == _DIMS_OF_TEXTS
-            key = f"size_{axis}" if is_shared else f"size_{axis}_of_{name}"
-            return sizes.setdefault(key, torch.export.Dim(key))
-
+        names = {
+            (n, axis): _size_name(n, axis) for n, axes in self.varying.items() for axis in axes
+        }
+        sizes = {size: torch.export.Dim(size) for size in names.values()}
         first, *others = (
-            {axis: size_of(name, axis) for axis in self.varying.get(name, ())}
+            {axis: sizes[names[name, axis]] for axis in self.varying.get(name, ())}
             for name in self.example
         )
         # As the arguments of `FlatOutputs.forward` are.

@@ -76,7 +76,6 @@ class SeveralColumns:
             is_rounded = pc.or_(is_rounded, other)
         return InputRows(columns, uris, is_rounded)
 
-
     def _place(self, part: str, place: Place) -> Place:
         """Return the place with the columns of one input alone, under their own names."""
         if place.fields is None:

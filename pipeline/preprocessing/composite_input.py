@@ -1,0 +1,276 @@
+"""Several inputs of a row, each as it would be alone; the model gets the tensors of all by name.
+
+In transit the columns of an input have its name before theirs (core/schema.py, `part_column`), and
+each input sees its own columns under their own names. Arrays and tensors are named likewise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.core.counters import Counters, StageCounters, add
+from pipeline.core.errors import JobError
+from pipeline.core.failures import failure_columns, failures_of, of_part
+from pipeline.core.registry import INPUTS, get
+from pipeline.core.schema import ROW_ID, URI, columns_of_part, part_column
+from pipeline.preprocessing.model_input import (
+    Arrays,
+    BatchLimits,
+    Input,
+    InputSettings,
+    Limits,
+    Rows,
+    Slot,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_ONE_ROW = BatchLimits(1)
+
+
+@dataclass(frozen=True)
+class CompositeInput:
+    """Several inputs in the order of the job.
+
+    An input of one tensor gives it its own name, `photo`. Of texts the tensors keep their names,
+    `input_ids`, if there are no other texts; otherwise the name of the input is before them,
+    `title_input_ids`.
+    """
+
+    parts: tuple[tuple[str, Input], ...]
+    """Name -> input."""
+    name: ClassVar[str] = "several"
+    takes: ClassVar[str] = ""
+
+    @classmethod
+    def of(cls, settings: InputSettings) -> Self:
+        kinds: dict[str, type[Input]] = {n: get(INPUTS, kind) for n, kind in settings.parts.items()}
+        made = cls(tuple((name, kind.of(settings)) for name, kind in kinds.items()))
+        names = Counter(name for tensors in made.tensors.values() for name in tensors.values())
+        if twice := [name for name, number in names.items() if number > 1]:
+            raise JobError(f"source.inputs: two inputs have a tensor {twice[0]!r}; name one anew")
+        return made
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Mapping[str, str]]:
+        """Return input -> its own name of each of its tensors -> the name that the model knows."""
+        num_texts = sum(part.counts_tokens for _, part in self.parts)
+        found: dict[str, dict[str, str]] = {}
+        for name, part in self.parts:
+            own = [*part.slots(_ONE_ROW)]
+            if part.counts_tokens and num_texts == 1:
+                found[name] = {tensor: tensor for tensor in own}
+            elif len(own) == 1 and not part.counts_tokens:
+                found[name] = {own[0]: name}
+            else:
+                found[name] = {tensor: f"{name}_{tensor}" for tensor in own}
+        return found
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(stage for _, part in self.parts for stage in part.stage_names))
+
+    @property
+    def counts_tokens(self) -> bool:
+        return any(part.counts_tokens for _, part in self.parts)
+
+    @property
+    def semantics(self) -> Mapping[str, int]:
+        return {area: number for _, part in self.parts for area, number in part.semantics.items()}
+
+    @property
+    def is_approximate(self) -> bool:
+        return any(part.is_approximate for _, part in self.parts)
+
+    def exact(self) -> Self:
+        return replace(self, parts=tuple((name, part.exact()) for name, part in self.parts))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of each input by its name, and the most tokens of a text."""
+        limits = [
+            (part.settings() or {})["max_tokens"] for _, part in self.parts if part.counts_tokens
+        ]
+        told = [[name, part.name, part.settings()] for name, part in self.parts]
+        return {"inputs": told, **({"max_tokens": max(limits)} if limits else {})}
+
+    def fitted(self, fields: pa.Schema) -> Self:
+        return replace(
+            self,
+            parts=tuple(
+                (name, part.fitted(_renamed(fields, self._columns(name, fields.names))))
+                for name, part in self.parts
+            ),
+        )
+
+    def fields(self) -> list[pa.Field]:
+        return [
+            field.with_name(part_column(name, field.name))
+            for name, part in self.parts
+            for field in part.fields()
+        ]
+
+    def published_fields(self) -> list[pa.Field]:
+        """Return those of all inputs; with the name of the input before it if two have one."""
+        return [
+            field.with_name(self._published(name, field.name))
+            for name, part in self.parts
+            for field in part.published_fields()
+        ]
+
+    def _published(self, part: str, column: str) -> str:
+        of_all = [field.name for _, each in self.parts for field in each.published_fields()]
+        return column if of_all.count(column) == 1 else f"{part}_{column}"
+
+    def _columns(self, part: str, columns: Iterable[str]) -> dict[str, str]:
+        return columns_of_part(part, [name for name, _ in self.parts], columns)
+
+    def prepare(
+        self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
+    ) -> pa.Table:
+        """Prepare one input after the other; a row that one has failed is none of the next one."""
+        kept = {name: rows.column(name) for name in rows.column_names}
+        for name, _ in self.parts:
+            for column in self._columns(name, rows.column_names):
+                del kept[column]
+        failures, found, counted = failures_of(rows), dict[str, pa.ChunkedArray](), Counters()
+        for name, part in self.parts:
+            columns = {ROW_ID: rows.column(ROW_ID), URI: rows.column(URI)}
+            columns |= {
+                own: rows.column(column)
+                for column, own in self._columns(name, rows.column_names).items()
+            }
+            did = Counters()
+            table = pa.table({**columns, **failure_columns(failures)})
+            made = part.prepare(table, did, limits, num_threads)
+            _count(counted, did, self.stage_names)
+            for row, failure in enumerate(failures_of(made)):
+                if failures[row] is None and failure is not None:
+                    failures[row] = of_part(name, failure)
+            published = {field.name for field in part.published_fields()}
+            for column in made.column_names:
+                if column in published:
+                    found[self._published(name, column)] = made.column(column)
+                elif column not in (ROW_ID, URI, *failure_columns([])):
+                    found[part_column(name, column)] = made.column(column)
+        for stage, values in counted.items():
+            add(counters, stage, StageCounters.from_dict(values))
+        return pa.table({**kept, **found, **failure_columns(failures)})
+
+    def arrays(self, rows: pa.Table) -> Arrays:
+        found: dict[str, npt.NDArray[Any]] = {}
+        for name, part in self.parts:
+            columns = {
+                own: rows.column(column)
+                for column, own in self._columns(name, rows.column_names).items()
+            }
+            for field in part.published_fields():
+                columns[field.name] = rows.column(self._published(name, field.name))
+            for own, values in part.arrays(pa.table(columns)).items():
+                # What is no tensor of the model, such as the numbers of tokens, has a dot.
+                found[self.tensors[name].get(own, f"{name}.{own}")] = values
+        return found
+
+    def _own(self, part: str, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arrays, buffers or shapes of one input, under its own names."""
+        tensors = self.tensors[part]
+        own = {tensor: named[name] for tensor, name in tensors.items() if name in named}
+        start = f"{part}."
+        others = {n.removeprefix(start): each for n, each in named.items() if n.startswith(start)}
+        return {**own, **others}
+
+    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
+        """Divide rows by each input whose rows differ in shape or length, the texts last.
+
+        All of them then have batches within their limits.
+        """
+        varying = [
+            (name, part)
+            for name, part in self.parts
+            if any(slot.varying for slot in part.slots(limits).values())
+        ]
+        found = [rows]
+        for name, part in sorted(varying or self.parts[:1], key=lambda p: p[1].counts_tokens):
+            own = self._own(name, inputs)
+            found = [batch for each in found for batch in part.batches(own, each, limits)]
+        return found
+
+    def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
+        """Return the tokens of all texts of each row."""
+        found = [part.lengths(self._own(name, inputs), rows) for name, part in self.parts]
+        counted = [lengths for lengths in found if lengths is not None]
+        return np.sum(counted, axis=0, dtype=np.int32) if counted else None
+
+    def num_padded(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        return sum(part.num_padded(self._own(name, shapes)) for name, part in self.parts)
+
+    def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
+        found = {
+            self.tensors[name][tensor]: slot
+            for name, part in self.parts
+            for tensor, slot in part.slots(limits).items()
+        }
+        if not any(slot.varying for slot in found.values()):
+            return found
+        # Batches that go by one input have any number of rows of the others.
+        return {
+            name: slot._replace(varying=tuple(sorted({0, *slot.varying})))
+            for name, slot in found.items()
+        }
+
+    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        for name, part in self.parts:
+            shapes = part.gather(self._own(name, inputs), rows, self._own(name, buffers))
+            found |= {self.tensors[name][tensor]: shape for tensor, shape in shapes.items()}
+        return found
+
+    def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
+        from pipeline.preprocessing.normalise import NormaliseSeveral
+
+        parts = [part.normaliser(dtype) for _, part in self.parts]
+        return NormaliseSeveral(parts, [len(tensors) for tensors in self.tensors.values()])
+
+
+def require_taken(seen: Input | CompositeInput, taken: Sequence[str], told: str) -> None:
+    """Check that a model takes each of several inputs, of which it may leave out some tensors.
+
+    Args:
+        seen: The input of the model.
+        taken: The tensors that the model takes.
+        told: What is checked, for the message.
+
+    Raises:
+        JobError: It takes no tensor of an input, whose name is perhaps misspelt.
+    """
+    if not isinstance(seen, CompositeInput):
+        return
+    for name, tensors in seen.tensors.items():
+        if not {*tensors.values()}.intersection(taken):
+            raise JobError(
+                f"source.inputs.{name}: {told} takes {', '.join(taken) or 'none of the inputs'}, "
+                f"not {' or '.join(tensors.values())}"
+            )
+
+
+def _renamed(schema: pa.Schema, names: Mapping[str, str]) -> pa.Schema:
+    return pa.schema([schema.field(name).with_name(own) for name, own in names.items()])
+
+
+def _count(counters: Counters, did: Counters, stages: Sequence[str]) -> None:
+    """Add what an input did; a row counts once in a stage that several inputs have."""
+    for stage, values in did.items():
+        more = StageCounters.from_dict(values)
+        if stage in counters and stage in stages:
+            before = StageCounters.from_dict(counters[stage])
+            left = before.rows_in - before.rows_quarantined - more.rows_quarantined
+            more = replace(more, rows_in=0, rows_out=left - before.rows_out)
+        add(counters, stage, more)

@@ -1,0 +1,143 @@
+"""Models of several inputs predict in batches what a plain loop does row by row, in all tasks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import several_rows
+from models import LABELS
+from several_rows import INPUTS, PAIR, TITLES, job_of, loop, planned
+
+from pipeline.core.counters import TOKENS, Counters
+from pipeline.core.errors import JobError
+from pipeline.core.schema import ERROR
+from pipeline.execution.stages import Preprocessing
+from pipeline.inference.predictor import Predictor
+
+NUM_ROWS = 40
+Columns = dict[str, list[Any]]
+
+
+@pytest.fixture(scope="module")
+def columns() -> Columns:
+    return several_rows.rows_of(NUM_ROWS)
+
+
+@pytest.fixture
+def sections(tmp_path: Path, columns: Columns) -> dict[str, Any]:
+    return several_rows.write_rows(tmp_path, columns)
+
+
+def predicted(job: Any, runtime: str = "eager", batch_size: int = 8) -> tuple[pa.Table, Counters]:
+    plan, config, rows = planned(job, batch_size)
+    config = replace(config, spec=replace(config.spec, runtime=runtime))
+    counters = Counters()
+    preprocessing = Preprocessing.of(job.source, config.spec.input, 1, plan.fields)
+    assert preprocessing is not None
+    found = Predictor(config).predict(preprocessing(counters, rows), counters)
+    assert found.column(ERROR).null_count == found.num_rows
+    return found, counters
+
+
+def test_a_photo_a_text_and_a_number(sections: dict[str, Any], columns: Columns) -> None:
+    job = job_of(sections, INPUTS, factory="models:several", labels=LABELS)
+    found, counters = predicted(job)
+    logits = loop("several", columns)
+    assert found.column("label_id").to_pylist() == logits.argmax(axis=1).tolist()
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.column("score").to_numpy(), scores.max(axis=1), atol=1e-5)
+    tokens = found.column("num_tokens").to_numpy()
+    assert tokens.tolist() == [several_rows.tokens(t)[0].shape[1] for t in columns["caption"]]
+    assert counters[TOKENS]["rows_in"] == tokens.sum()
+    assert counters[TOKENS]["rows_in"] <= counters[TOKENS]["rows_out"] <= 64 * NUM_ROWS
+    assert counters["decode"]["rows_in"] == counters["tokenize"]["rows_in"] == NUM_ROWS
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "embed": {"task": "embed", "embedding_dim": 7},
+    "regress": {"task": "regress", "targets": [f"t{index}" for index in range(7)]},
+    "raw": {"task": "raw", "outputs": [{"shape": [7]}]},
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_photos(task: str, sections: dict[str, Any], columns: Columns) -> None:
+    found, counters = predicted(job_of(sections, PAIR, factory="models:pair", **TASKS[task]))
+    expected = loop("pair", columns)
+    names = TASKS[task].get("targets") or [{"embed": "embedding", "raw": "output"}[task]]
+    values = np.stack([np.array(found.column(name).to_pylist()) for name in names], axis=-1)
+    np.testing.assert_allclose(values.reshape(NUM_ROWS, 7), expected, atol=1e-5)
+    assert (counters["decode"]["rows_in"], counters["decode"]["rows_out"]) == (NUM_ROWS, NUM_ROWS)
+
+
+def test_two_texts_whose_lengths_differ(sections: dict[str, Any], columns: Columns) -> None:
+    job = job_of(sections, TITLES, factory="models:titles", labels=LABELS)
+    found, _ = predicted(job)
+    logits = loop("titles", columns)
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.column("score").to_numpy(), scores.max(axis=1), atol=1e-5)
+    names = {"title_num_tokens", "body_num_tokens", "title_truncated", "body_truncated"}
+    assert names <= {*found.column_names}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "case"),
+    [
+        ("onnxruntime", "pair"),
+        *(
+            pytest.param(runtime, case, marks=pytest.mark.slow)
+            for runtime in ("compile", "onnxruntime", "openvino")
+            for case in ("pair", "several", "titles")
+            if (runtime, case) != ("onnxruntime", "pair")
+        ),
+    ],
+)
+def test_other_runtimes_agree(
+    runtime: str, case: str, sections: dict[str, Any], columns: Columns, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pytest.importorskip("openvino" if runtime == "openvino" else "onnxruntime")
+    inputs = {"pair": PAIR, "several": INPUTS, "titles": TITLES}[case]
+    embed = {"task": "embed", "embedding_dim": {"pair": 7}.get(case, 5)}
+    job = job_of(sections, inputs, factory=f"models:{case}", **embed)
+    found, _ = predicted(job, runtime)
+    np.testing.assert_allclose(
+        np.array(found.column("embedding").to_pylist()), loop(case, columns), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "model", "words"),
+    [
+        (PAIR, {"factory": "models:several", "labels": LABELS}, "forward of Several needs photo"),
+        ({**PAIR, "weight": {"features": ["weight"]}}, {"factory": "models:pair", "task": "score"},
+         "source.inputs.weight: forward of Pair takes left, right, not weight"),
+    ],
+)  # fmt: skip
+def test_a_model_that_takes_others_is_refused_when_it_is_loaded(
+    inputs: dict[str, Any], model: dict[str, Any], words: str, sections: dict[str, Any]
+) -> None:
+    _, config, _ = planned(job_of(sections, inputs, **model))
+    with pytest.raises(JobError) as caught:
+        Predictor(config)
+    assert words in str(caught.value)
+
+
+def test_what_cannot_have_several_inputs_is_refused(sections: dict[str, Any]) -> None:
+    for inputs, model, words in (
+        (PAIR, {"path": "models/vit"}, "model.path = models/vit: a model directory has one input"),
+        (INPUTS, {"factory": "models:several", "labels": LABELS, "task": "tokens"},
+         "model.task = 'tokens': has places in one text"),
+    ):  # fmt: skip
+        with pytest.raises(JobError) as caught:
+            planned(job_of(sections, inputs, **model))
+        assert words in str(caught.value)
+    job = job_of(sections, PAIR, factory="models:pair", task="score")
+    job = job.model_copy(update={"text": type(job.text)(max_tokens=9)})
+    with pytest.raises(JobError, match=r"text.max_tokens: has no effect on inputs left, right"):
+        planned(job)

@@ -1,0 +1,137 @@
+"""Whole runs over rows of several inputs: checks, golden rows, retry, and work that is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import several_rows
+import yaml
+from cli import pipeline
+from models import LABELS
+from several_rows import INPUTS, PAIR, loop
+
+from pipeline.commit.read import read_predictions
+
+PARTITION = "date=2026-11-24"
+DATE = ("--date", "2026-11-24")
+NUM_ROWS = 24
+MODEL = {"factory": "models:several", "labels": LABELS}
+
+
+def write_job(folder: Path, columns: dict[str, list[Any]], **sections: Any) -> str:
+    job = {
+        **several_rows.write_rows(folder, columns),
+        "model": MODEL,
+        "run": {"slice_rows": 8},
+        "gates": {"max_error_pct": 30},
+        "resources": {"max_actors": 1, "decode_in": "actors"},
+    }
+    job["source"] = {**job["source"], "inputs": INPUTS}
+    for name, values in sections.items():
+        job[name] = {**job[name], **values}
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return str(path)
+
+
+def quarantine(folder: Path) -> dict[str, tuple[str, str]]:
+    rows = [
+        row
+        for path in sorted((folder / "out" / "quarantine" / PARTITION).glob("*.parquet"))
+        for row in pq.read_table(path, columns=["row_id", "reason", "message"]).to_pylist()
+    ]
+    return {row["row_id"]: (row["reason"], row["message"]) for row in rows}
+
+
+@pytest.mark.one_ray
+@pytest.mark.slow
+def test_a_run_is_checked_retried_and_done_once(tmp_path: Path) -> None:
+    columns = several_rows.rows_of(NUM_ROWS)
+    good = {name: [*values] for name, values in columns.items()}
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, data in zip(columns["name"], columns["photo"], strict=True):
+        (photos / name).write_bytes(data)
+    (photos / "r005").rename(tmp_path / "r005")
+    columns["link"], columns["caption"][3], columns["weight"][7] = [*columns["name"]], None, None
+    (photos / "r011").write_bytes(b"no image")
+    inputs = {**INPUTS, "photo": {"uri_column": "link"}}
+    source = {"inputs": inputs, "uri_roots": [str(photos)], "uri_base": str(photos)}
+    job = write_job(tmp_path, columns, source=source)
+    golden = str(tmp_path / "golden.parquet")
+    made = pipeline("golden", job, *DATE, "--rows", "4", "--out", golden, "--json")
+    assert made.code == 0, made.stderr
+    names = {"photo_image", "caption_text", "weight_features"}
+    assert names <= {*pq.read_schema(golden).names}
+    planned = pipeline("plan", job, *DATE, "--json")
+    assert planned.json["model"]["tried"].startswith("ok: 1 row (r000)"), planned.stderr
+
+    asked = ("--set", f"gates.golden.uri={golden}", "--json")
+    done = pipeline("run", job, *DATE, *asked)
+    assert done.code == 0, done.stderr
+    assert {gate["name"]: gate["status"] for gate in done.json["gates"]}["golden"] == "pass"
+    found = quarantine(tmp_path)
+    assert {name: reason for name, (reason, _) in found.items()} == {
+        "r003": "null_input", "r005": "missing", "r007": "null_input", "r011": "unidentified"
+    }  # fmt: skip
+    said = {"r003": "caption", "r005": "photo", "r007": "weight", "r011": "photo"}
+    for name, part in said.items():
+        assert found[name][1].startswith(f"input '{part}': "), found[name]
+    again = pipeline("run", job, *DATE, *asked)
+    assert (again.code, again.json["status"]) == (0, "nothing_to_do")
+
+    (tmp_path / "r005").rename(photos / "r005")
+    retried = pipeline("retry", job, *DATE, "--json")
+    assert retried.code == 0, retried.stderr
+    assert set(quarantine(tmp_path)) == {*said} - {"r005"}
+    checked = pipeline("verify", str(tmp_path / "out"), "--partition", PARTITION, "--json")
+    assert checked.code == 0, checked.stderr
+    table = read_predictions(str(tmp_path / "out"), PARTITION)
+    logits = dict(zip(good["name"], loop("several", good), strict=True))
+    assert {*table["row_id"].to_pylist()} == {*good["name"]} - {*said} | {"r005"}
+    for name, label in zip(table["row_id"].to_pylist(), table["label_id"].to_pylist(), strict=True):
+        assert label == logits[name].argmax(), name
+
+
+@pytest.mark.one_ray
+@pytest.mark.slow
+def test_equal_rows_are_computed_once_and_approximate_pixels_are_checked(tmp_path: Path) -> None:
+    columns = several_rows.rows_of(NUM_ROWS)
+    for values in columns.values():
+        values[12:] = values[:12]
+    columns["name"] = [f"r{row:03d}" for row in range(NUM_ROWS)]
+    columns["caption"][-1] = "another one"
+    job = write_job(
+        tmp_path, columns, run={"dedupe": True}, transform={"shrink_on_load": True},
+        resources={"decode_in": "tasks"},
+    )  # fmt: skip
+    done = pipeline("run", job, *DATE, "--json")
+    assert done.code == 0, done.stderr
+    assert done.json["rows"]["deduplicated"] == 11
+    gates = {gate["name"]: gate for gate in done.json["gates"]}
+    agreement = gates["min_agreement_pct"]
+    assert (agreement["status"], agreement["value"]) == ("pass", 100.0)
+    table = read_predictions(str(tmp_path / "out"), PARTITION).sort_by("row_id")
+    assert table["label_id"].to_pylist() == loop("several", columns).argmax(axis=1).tolist()
+
+
+@pytest.mark.one_ray
+@pytest.mark.slow
+def test_auto_measures_a_model_of_two_photos(tmp_path: Path) -> None:
+    columns = several_rows.rows_of(NUM_ROWS)
+    model = {"factory": "models:pair", "labels": None, "task": "embed", "embedding_dim": 7}
+    sections = {"model": {**model, "runtime": "auto", "precision": "auto"}}
+    job = write_job(tmp_path, columns, source={"inputs": PAIR}, **sections)
+    lines = yaml.safe_load(Path(job).read_text())
+    lines.pop("text")
+    Path(job).write_text(yaml.safe_dump(lines))
+    done = pipeline("run", job, *DATE, "--json")
+    assert done.code == 0, done.stderr
+    table = read_predictions(str(tmp_path / "out"), PARTITION).sort_by("row_id")
+    np.testing.assert_allclose(
+        np.array(table["embedding"].to_pylist()), loop("pair", columns), atol=0.05
+    )
