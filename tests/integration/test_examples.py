@@ -161,6 +161,27 @@ def test_the_notebook_runs_on_a_published_output(published: tuple[Path, Result])
     execute("read_predictions", {"PIPELINE_OUTPUT": str(output)})
 
 
+def test_two_photos_are_alike_as_their_vectors_are(tmp_path: Path) -> None:
+    folder, photos = EXAMPLES / "two_inputs", tmp_path / "images"
+    build_images(photos, NUM_ROWS, seed=5, num_bad=1)
+    program = [sys.executable, str(folder / "two_inputs.py"), str(photos), str(tmp_path / "pairs")]
+    subprocess.run(program, check=True, env=os.environ | {"PYTHONPATH": PYTHONPATH})
+    places = {"uri": tmp_path / "pairs", "uri_roots": f"[{photos}]", "uri_base": photos}
+    settings = [f"source.{name}={value}" for name, value in places.items()]
+    done = pipeline(
+        *("run", str(folder / "job.yaml"), "--allow-import", "two_inputs", "--json"),
+        *(word for setting in settings for word in ("--set", setting)),
+        *("--set", f"sink.uri={tmp_path / 'out'}", "--set", "gates.max_error_pct=20"),
+        env={"PYTHONPATH": str(folder), "PIPELINE_ALLOW_IMPORT": ""},
+    )
+    assert done.code == 0, done.stderr
+    lines = [line for line in (folder / "job.yaml").read_text().splitlines() if line]
+    assert sum(not line.startswith("#") for line in lines) <= 15
+    scores = read_predictions(str(tmp_path / "out"), columns=["score"])["score"].to_pylist()
+    assert len(scores) == done.json["rows"]["predicted"] >= NUM_ROWS - 3
+    assert -1 <= min(scores) < max(scores) <= 1
+
+
 @pytest.mark.one_ray
 @pytest.mark.slow
 def test_the_notebook_of_texts_runs_on_published_vectors(tmp_path: Path) -> None:
