@@ -153,7 +153,8 @@ def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
     own = {field.name for field in CLASSIFY_FIELDS}
     taken = (RESERVED_COLUMNS - own) | set(inputs.pass_through.names)
     clash = [field.name for field in fields if field.name in taken]
-    published, seen = {field.name for field in model.input.published_fields()}, model.input.name
+    published = {field.name for field in model.input.published_fields()}
+    seen = "row of several inputs" if model.input.name == "several" else model.input.name
     for name in clash:
         if name in published:
             raise JobError(
