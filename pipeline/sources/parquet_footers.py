@@ -25,7 +25,7 @@ from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.int96 import UNIT
 from pipeline.sources.parquet_columns import check_names, named_columns, schema_problem
 from pipeline.sources.pass_through import declare, type_problem
-from pipeline.sources.vocabularies import find_vocabularies
+from pipeline.sources.vocabularies import Learn, find_vocabularies
 from pipeline.storage.store import Store, StoredFile
 
 _FOOTER_THREADS = 16
@@ -238,19 +238,17 @@ def _declare(
             known = with_paths(schema, named_columns(source))
             learn = partial(_values, store, source, [s for s, _ in readable])
 
-            fields_of = partial(_fields_of, source, known, learn)
-            return declare(source, known, shard.path), fields_of_parts(source, fields_of)
+            fields = fields_of_parts(source, partial(_fields_of, known, learn))
+            return declare(source, known, shard.path), fields
         first_problem = first_problem or f"{shard.path}: {problem}"
     if readable:
         raise JobError(f"source: no shard fits the job; {first_problem}")
     return pa.schema([]), columns.fields(None)
 
 
-def _fields_of(
-    source: Source, known: pa.Schema, learn: Callable[[str], Iterator[pa.Array]], part: Source
-) -> pa.Schema:
-    """Return the columns of one input; its vocabularies are read or learnt."""
-    told = find_vocabularies(part.features, source.storage_options, learn)
+def _fields_of(known: pa.Schema, learn: Learn, part: Source) -> pa.Schema:
+    """Return the columns of an input, with the vocabularies of its features."""
+    told = find_vocabularies(part.features, part.storage_options, learn)
     return columns_of(part).fields(known.with_metadata(told))
 
 
