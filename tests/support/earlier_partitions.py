@@ -28,7 +28,14 @@ from pipeline.commit.publish import repair
 from pipeline.commit.read import read_part
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE, ROW_ID, staged_schema
+from pipeline.core.schema import (
+    CLASSIFY_FIELDS,
+    HEIGHT_PX,
+    IMAGE,
+    ROW_ID,
+    WIDTH_PX,
+    staged_schema,
+)
 from pipeline.job.job import Job
 from pipeline.job.loader import parse_job
 from pipeline.models.spec import ModelSpec
@@ -182,7 +189,9 @@ def predict_rows(rows: pa.Table, pass_through: pa.Schema, broken: Collection[str
     ]
     columns = {name: rows.column(name) for name in (ROW_ID, "uri", *pass_through.names)}
     columns |= {"label": labels, "label_id": numbers, "score": scores, "top_k": top}
-    schema = staged_schema(list(pass_through), CLASSIFY_FIELDS)
+    columns |= dict.fromkeys((WIDTH_PX, HEIGHT_PX), numbers)
+    sizes = [pa.field(name, pa.int32()) for name in (WIDTH_PX, HEIGHT_PX)]
+    schema = staged_schema(list(pass_through), [*CLASSIFY_FIELDS, *sizes])
     return pa.table({**columns, **failure_columns(failures)}, schema=schema)
 
 

@@ -356,7 +356,7 @@ def test_an_activation_by_name_is_never_imported(changes, said, copy):
         ({"model_args": {"checkpoint_path": "w.pth"}}, "model_args has checkpoint_path"),
         ({"model_args": {"pretrained_cfg": {}}}, "model_args has pretrained_cfg"),
         ({"model_args": {"no_such": 3}}, "builds no resnet10t"),
-        ({"model_args": {"in_chans": 1}}, "in_chans is 1"),
+        ({"model_args": {"in_chans": 4}}, "in_chans is 4; an image has 3, or 1 of gray"),
         ({"model_args": {"stem_width": 100_000}}, "numbers, the safetensors hold"),
         ({"num_classes": 3}, "the weights are for 2 outputs and the model is built for 3"),
         ({"label_names": ["a"]}, "label_names must be 2 texts"),
