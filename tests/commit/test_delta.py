@@ -241,6 +241,7 @@ def test_an_older_version_cannot_come_back_by_a_late_commit(usual_store: Store):
     assert_exact(usual_store, manifests[1], Rows(2), 2)
 
 
+@pytest.mark.slow
 def test_of_many_who_commit_the_same_version_one_does(any_store: Store):
     for edition in (1, 2):
         ours, folder = prepare_version(any_store, LAYOUT, Rows(edition), edition, "ours")

@@ -161,6 +161,7 @@ def test_the_notebook_runs_on_a_published_output(published: tuple[Path, Result])
     execute("read_predictions", {"PIPELINE_OUTPUT": str(output)})
 
 
+@pytest.mark.slow
 def test_two_photos_are_alike_as_their_vectors_are(tmp_path: Path) -> None:
     folder, photos = EXAMPLES / "two_inputs", tmp_path / "images"
     build_images(photos, NUM_ROWS, seed=5, num_bad=1)

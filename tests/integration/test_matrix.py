@@ -336,6 +336,7 @@ def test_every_row_ends_once_where_it_belongs(
     assert outcomes_of(store, stored) == expected
 
 
+@pytest.mark.slow
 def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
     ray_address: str, tmp_path: Path
 ) -> None:

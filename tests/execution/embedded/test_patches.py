@@ -171,7 +171,7 @@ print(json.dumps({
     [
         "as it is",
         pytest.param("plain", marks=pytest.mark.slow),
-        "all gone",
+        pytest.param("all gone", marks=pytest.mark.slow),
         pytest.param("misunderstood", marks=pytest.mark.slow),
     ],
 )
