@@ -158,6 +158,7 @@ def quarantine_of(out: Path) -> dict[str, str]:
     return {row["row_id"]: row["reason"] for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.one_ray
 def test_images_that_a_disk_spoiled_come_in_when_it_is_mended(tmp_path: Path) -> None:
     folder, out = tmp_path / "images", tmp_path / "out"

@@ -109,6 +109,7 @@ def test_rows_of_two_texts_are_copies_only_if_both_are_equal():
     assert unique.result_of.tolist() == [0, 0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_run_computes_copies_once_wherever_it_decodes(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 30, seed=3, num_bad=3)
     for path in sorted((tmp_path / "images").rglob("*.*")):

@@ -197,6 +197,7 @@ def test_the_notebook_of_texts_runs_on_published_vectors(tmp_path: Path) -> None
     execute("nearest_texts", {"PIPELINE_FOLDER": str(tmp_path)})
 
 
+@pytest.mark.slow
 def test_a_table_of_everything_goes_the_whole_way_in_fifteen_lines(tmp_path: Path) -> None:
     """Journey 5: a hive dataset, categories, nulls, dates and decimals, by one job file."""
     folder = EXAMPLES / "tabular"

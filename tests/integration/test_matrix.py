@@ -52,7 +52,7 @@ ALWAYS = {
     *(("features", "s3", "clean"), ("tables", "local", "bad rows")),
     ("webdataset", "gcs", "bad rows"),
     *(("texts", "s3", "kill -9"), ("jsonl", "gcs", "bad rows")),
-    ("detections", "s3", "kill -9"),
+    ("detections", "s3", "clean"),
     ("inputs", "azure", "bad rows"),
 }
 """Cells that `make test` runs; `make long` runs the others."""

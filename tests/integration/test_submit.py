@@ -149,6 +149,7 @@ def test_a_job_that_left_no_document_is_an_error_with_its_own_code():
         assert type(error_without_document(code)) is kind
 
 
+@pytest.mark.slow
 def test_a_stopped_submission_stops_the_job_and_a_rerun_is_free_to_go(
     ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path
 ):

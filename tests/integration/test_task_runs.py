@@ -70,10 +70,8 @@ def test_photos_are_labelled_by_the_prompts_of_the_job(family: str, tmp_path: Pa
     assert all(len(top) == 3 for top in found["top_k"].to_pylist())
 
 
-@pytest.mark.parametrize(
-    "task",
-    [pytest.param(task, marks=[pytest.mark.slow] * (task != "multilabel")) for task in TASKS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
 def test_a_task_carries_two_partitions_with_golden_rows_and_drift(task: str, tmp_path: Path):
     build_images(tmp_path / "images", 40, seed=8, num_bad=2)
     out, golden = str(tmp_path / "out"), str(tmp_path / "golden.parquet")

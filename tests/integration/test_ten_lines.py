@@ -115,7 +115,7 @@ CASES = {
     ),
 }
 """What the model is -> job file, how model and rows are made, rows predicted, columns, said."""
-SLOW = {"a token classifier", "a cross-encoder", "a vision transformer", "a classifier of photos"}
+SLOW = {*CASES} - {"a sentence-transformers encoder", "an .onnx file"}
 """Each takes the way of another case; the plans of all are made in the usual run."""
 WHOLE = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in CASES]
 

@@ -174,7 +174,8 @@ DEADLY = {
 }
 
 
-@pytest.mark.parametrize("rows", [[5], pytest.param([5, 6, 19], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [[5], [5, 6, 19]])
 def test_texts_that_end_or_stop_the_model_cost_only_themselves(
     rows: list[int], tmp_path: Path
 ) -> None:
