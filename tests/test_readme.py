@@ -58,16 +58,16 @@ _LINK = re.compile(r"\]\(([^)]+)\)")
 
 def field_tables(section: str) -> str:
     """The tables of a section as they must stand in jobs/README.md: its own, then nested ones."""
-    return "\n\n".join(_tables(Job.model_fields[section].annotation))
+    return "\n\n".join(_tables(Job.model_fields[section].annotation, set()))
 
 
-def _tables(model: Any) -> Iterator[str]:
+def _tables(model: Any, shown: set[Any]) -> Iterator[str]:
+    """Yield the table of a section, and those below it; what is in `shown` stands there already."""
     lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         meaning = " ".join((field.description or "").split())
         lines.append(f"| `{name}` | {field_type(field)} | {field_default(field)} | {meaning} |")
     yield "\n".join(lines)
-    shown: set[Any] = set()
     for name, field in model.model_fields.items():
         # A section of its own, perhaps left out, or a list of sections.
         for nested in filter(is_section, flat(field.annotation)):
@@ -79,7 +79,7 @@ def _tables(model: Any) -> Iterator[str]:
             names = " and ".join(f"`{other}`" for other in alike)
             about = f"Each of `{name}`:" if is_list else f"{names}: {meaning_of(nested)}"
             yield textwrap.fill(about, MAX_COLUMNS, break_long_words=False, break_on_hyphens=False)
-            yield from _tables(nested)
+            yield from _tables(nested, shown)
 
 
 def flat(annotation: Any) -> Iterator[Any]:

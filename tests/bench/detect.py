@@ -11,14 +11,14 @@ one JSON line, which `--out` writes to a file too; results.py makes a page of it
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from machine import machine, today
 from peer_detect import MIN_SCORE
-from systems import OURS, Case, Unusable, run_job, run_peer, sections_of, tune
+from systems import OURS, Case, run_job, run_peer, sections_of
+from tuned import Tuned
 from turns import in_turn, summarise, tell, usable
 
 from pipeline.commands.demo_photos import build_images
@@ -37,13 +37,11 @@ def main() -> None:
         write_detector(folder / "detector")
         model = {"path": str(folder / "detector"), "task": "detect", "min_score": MIN_SCORE}
         case = Case(folder, folder / "images", wanted.photos, model)
-        chosen = dict.fromkeys(systems, "eager fp32")
-        for system in ("fp32", "auto"):
-            if system in systems:
-                chosen[system] = tuned(case, system, skipped)
+        tuned = Tuned(case, MODEL, {})
+        tuned.tune(systems, skipped)
         runs = in_turn(systems, wanted.runs, lambda system: run(case, system), skipped, MODEL)
         results = [
-            summarise(MODEL, system, chosen[system], found) for system, found in runs.items()
+            summarise(MODEL, system, tuned.said(system), found) for system, found in runs.items()
         ]
     document = {
         "date": today(),
@@ -82,18 +80,6 @@ def write_detector(folder: Path) -> None:
     YolosForObjectDetection(config).save_pretrained(folder)
     size = {"height": _SIZE_PX, "width": _SIZE_PX}
     YolosImageProcessor(size=size, do_pad=False).save_pretrained(folder)
-
-
-def tuned(case: Case, system: str, skipped: dict[str, str]) -> str:
-    """Let `pipeline tune` choose; return what it chose."""
-    try:
-        found = tune(case, system)
-    except Unusable as error:
-        skipped[f"{MODEL} {system}"] = str(error)
-        return ""
-    for trial in found["runtimes"]:
-        print(f"{MODEL} {json.dumps(trial)}", flush=True)
-    return f"{found['chosen']} {found['batch_size']}"
 
 
 def run(case: Case, system: str) -> dict[str, Any]:

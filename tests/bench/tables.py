@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -35,8 +34,9 @@ from machine import machine, today
 from peer_model import CORES
 from peer_tables import names_of
 from safetensors.torch import save_file
-from systems import OURS, Case, Unusable, run_job, run_peer, sections_of, tune
+from systems import OURS, Case, Unusable, run_job, run_peer, sections_of
 from tables_model import mlp
+from tuned import Tuned
 from turns import in_turn, summarise, tell, usable
 
 WIDE, TALL = (1_000, 200_000), (10, 10_000_000)
@@ -119,36 +119,14 @@ def table_case(folder: Path, num_features: int, num_rows: int) -> Case:
     return Case(folder, folder / "in", num_rows, model, columns=columns)
 
 
-class Measured:
+class Measured(Tuned):
     """Runs the systems over one table, and remembers what they chose and wrote."""
 
     def __init__(self, case: Case, num_features: int) -> None:
-        self._case, self._num_features = case, num_features
-        self._chosen: dict[str, dict[str, Any]] = {}
+        super().__init__(case, f"mlp-{num_features}", PLAIN)
+        self._num_features = num_features
         self._batches: dict[str, int] = {}
         self._outputs: dict[str, Path] = {}
-
-    def tune(self, systems: list[str], skipped: dict[str, str]) -> None:
-        """Let `pipeline tune` choose for `fp32` and `auto`."""
-        for name in ("fp32", "auto"):
-            if not {name, f"plain-{name}"} & set(systems):
-                continue
-            try:
-                self._chosen[name] = tune(self._case, name)
-            except Unusable as error:
-                skipped.update({f"mlp-{self._num_features} {s}": str(error) for s in systems})
-                continue
-            for trial in self._chosen[name]["runtimes"]:
-                print(f"{name} {json.dumps(trial)}", flush=True)
-            print(f"{name} chosen: {self.said(name)}", flush=True)
-
-    def said(self, system: str) -> str:
-        """Return the runtime, layout and batch of a system, for the table."""
-        found = self._chosen.get(PLAIN.get(system, system))
-        if found is None:
-            return "eager fp32"
-        layout = f"{found['actors_a_node'] or CORES} x {found['threads_per_actor']}"
-        return f"{found['chosen']}, {layout}"
 
     def run(self, system: str) -> dict[str, Any]:
         """Run a system once.

@@ -20,7 +20,6 @@ then one JSON line, which `--out` writes to a file too; results.py makes a page 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -31,8 +30,9 @@ import pyarrow.parquet as pq
 from machine import machine, today
 from peer_model import CORES
 from peer_texts import EMBEDDINGS
-from systems import OURS, Case, Unusable, run_job, run_peer, sections_of, tune
+from systems import OURS, Case, Unusable, run_job, run_peer, sections_of
 from text_batches import text_case
+from tuned import Tuned
 from turns import in_turn, summarise, tell, usable
 
 MODEL = "all-MiniLM-L6-v2"
@@ -77,36 +77,13 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Measured:
+class Measured(Tuned):
     """Runs the systems over one case, and remembers what they chose and wrote."""
 
     def __init__(self, case: Case) -> None:
-        self._case = case
-        self._chosen: dict[str, dict[str, Any]] = {}
+        super().__init__(case, MODEL, LIMITS)
         self._reports: dict[str, dict[str, Any]] = {}
         self._embeddings: dict[str, Path] = {}
-
-    def tune(self, systems: list[str], skipped: dict[str, str]) -> None:
-        """Let `pipeline tune` choose for `fp32` and `auto`."""
-        for name in ("fp32", "auto"):
-            if not {name, f"limit-{name}"} & set(systems):
-                continue
-            try:
-                self._chosen[name] = tune(self._case, name)
-            except Unusable as error:
-                skipped.update({f"{MODEL} {name}": str(error), f"{MODEL} limit-{name}": str(error)})
-                continue
-            for trial in self._chosen[name]["runtimes"]:
-                print(f"{MODEL} {json.dumps(trial)}", flush=True)
-            print(f"{MODEL} {name} chosen: {self.said(name)}", flush=True)
-
-    def said(self, system: str) -> str:
-        """Return the runtime and the layout of a system, for the table."""
-        found = self._chosen.get(LIMITS.get(system, system))
-        if found is None:
-            return "eager fp32"
-        layout = f"{found['actors_a_node'] or CORES} x {found['threads_per_actor']}"
-        return f"{found['chosen']}, {layout}"
 
     def run(self, system: str) -> dict[str, Any]:
         """Run a system once.

@@ -1,0 +1,50 @@
+"""What `pipeline tune` chose for our systems, and for plain processes that run the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from peer_model import CORES
+from systems import Case, Unusable, tune
+
+_TUNED = ("fp32", "auto")
+
+
+class Tuned:
+    """The choices for one case."""
+
+    def __init__(self, case: Case, model: str, same_as: Mapping[str, str]) -> None:
+        """Choose nothing yet.
+
+        Args:
+            case: The rows and the model.
+            model: Its name in what is printed.
+            same_as: System -> the one of ours whose choice it runs.
+        """
+        self._case, self._model, self._same_as = case, model, same_as
+        self._chosen: dict[str, dict[str, Any]] = {}
+
+    def tune(self, systems: list[str], skipped: dict[str, str]) -> None:
+        """Let `pipeline tune` choose for `fp32` and `auto`; `skipped` says why it could not."""
+        for name in _TUNED:
+            asking = {name, *(each for each, ours in self._same_as.items() if ours == name)}
+            if not asking & set(systems):
+                continue
+            try:
+                self._chosen[name] = tune(self._case, name)
+            except Unusable as error:
+                skipped.update({f"{self._model} {each}": str(error) for each in asking})
+                continue
+            for trial in self._chosen[name]["runtimes"]:
+                print(f"{self._model} {json.dumps(trial)}", flush=True)
+            print(f"{self._model} {name} chosen: {self.said(name)}", flush=True)
+
+    def said(self, system: str) -> str:
+        """Return the runtime and the layout of a system, for the table."""
+        found = self._chosen.get(self._same_as.get(system, system))
+        if found is None:
+            return "eager fp32"
+        layout = f"{found['actors_a_node'] or CORES} x {found['threads_per_actor']}"
+        return f"{found['chosen']}, {layout}"
