@@ -14,7 +14,7 @@ take turns, so that a slow minute meets all of them. What is compared:
 `whole` is rows/s of the whole process, `steady` without starting up: ours and the peers' by the
 second half of the rows, `plain` by the time from the first batch to the last. `differences` holds
 our numbers to those of `plain` or a peer, row by row. Prints lines, then one JSON line, which
-`--out` writes to a file too.
+`--out` writes to a file too; results.py makes a page of it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ compared:
 `whole` is rows/s of the whole process, `steady` those of the second half of the rows; ours cut
 slices as a job does that says nothing, and a slice's rows count while they are computed. `--large`
 takes photos of 6 to 18 megapixels instead of ones around 500 x 375. Prints lines, then one JSON
-line, which `--out` writes to a file too; prediction_table.py makes a page of it.
+line, which `--out` writes to a file too; results.py makes a page of it.
 """
 
 from __future__ import annotations
