@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build_images(folder / "images", wanted.photos, seed=1, num_bad=0)
-        write_detector(folder / "detector")
+        write_detector(folder / "detector", _SIZE_PX)
         model = {"path": str(folder / "detector"), "task": "detect", "min_score": MIN_SCORE}
         case = Case(folder, folder / "images", wanted.photos, model)
         tuned = Tuned(case, MODEL, {})
@@ -64,8 +64,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_detector(folder: Path) -> None:
-    """Write a YOLOS with seeded weights and its processor."""
+def write_detector(folder: Path, size_px: int) -> None:
+    """Write a YOLOS with seeded weights, and its processor to square images of a size."""
     import torch
     from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
@@ -75,10 +75,10 @@ def write_detector(folder: Path) -> None:
         num_hidden_layers=12,
         num_attention_heads=3,
         intermediate_size=768,
-        image_size=[_SIZE_PX, _SIZE_PX],
+        image_size=[size_px, size_px],
     )
     YolosForObjectDetection(config).save_pretrained(folder)
-    size = {"height": _SIZE_PX, "width": _SIZE_PX}
+    size = {"height": size_px, "width": size_px}
     YolosImageProcessor(size=size, do_pad=False).save_pretrained(folder)
 
 

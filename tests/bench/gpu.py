@@ -1,31 +1,38 @@
 """What a GPU gives: `python tests/bench/gpu.py MODEL...`; with `--cpu` it runs without one.
 
-Over photos, or passages for `minilm`. For every precision of `eager`, and of `compile` with
-`--compile`: rows/s of the model alone, its batches on the device already; rows/s of the pipeline in
-the second half of its rows; their ratio; and how busy the GPU was meanwhile, as nvidia-smi says.
-Texts are in the same batches either way, sorted by length within a slice. With `--decode` photos
-are measured twice, with JPEGs decoded on the CPU and by nvJPEG, after each decoder was measured
-alone; `--cpu --decode` has the CPU's half of that. Prints lines, then JSON. The peers over photos
-on the same GPU: `PEERS_DEVICE=cuda make bench`.
+Over photos, or passages for `minilm`; `detector` is the YOLOS of detect.py for images of
+`--detector-px`. For every precision of `eager`, and of `compile` with `--compile`: rows/s of the
+model alone, its batches on the device already; rows/s of the pipeline in the second half of its
+rows; their ratio; and how busy the GPU was meanwhile, as nvidia-smi says. Texts are in the same
+batches either way, sorted by length within a slice. With `--decode` photos are measured twice, with
+JPEGs decoded on the CPU and by nvJPEG, after each decoder was measured alone; `--cpu --decode` has
+the CPU's half of that. Prints lines, then JSON, whose `skipped` says what failed, and why. The
+peers over photos on the same GPU: `PEERS_DEVICE=cuda make bench`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from detect import write_detector
 from machine import machine, today
-from systems import Case, run_job, write_weights
+from peer_detect import MIN_SCORE
+from systems import Case, Unusable, run_job, write_weights
 from text_batches import batches_on_device, text_case
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from minilm import Unreachable
 
 from pipeline.commands.demo_photos import build_images
 
@@ -33,8 +40,9 @@ BATCH = 128
 _MEASURE_S = 3.0
 _DECODED = 2 * BATCH
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-MINILM = "minilm"
-MODELS = ("efficientnet-lite0", "vit_b_16", MINILM)
+MINILM, DETECTOR = "minilm", "detector"
+MODELS = ("resnet50", "vit_b_16", MINILM, DETECTOR)
+DETECTOR_PX = 640
 
 
 def alone(
@@ -148,7 +156,7 @@ def measure(
     model_alone = alone(case, runtime, precision, num_gpus, found)
     in_memory = model_alone.pop("rows_per_s")
     line = {
-        "model": Path(case.model.get("name") or MINILM).name,
+        "model": case.folder.name,
         "runtime": runtime,
         "precision": precision,
         "jpeg_decoder": jpeg_decoder or "cpu",
@@ -176,47 +184,86 @@ def of_texts(found: dict[str, Any], in_memory: float, tokens_per_row: float) -> 
     }
 
 
-def cases(folder: Path, models: Iterable[str], num_rows: int) -> Iterator[Case]:
-    """Make the rows of each model, and those of all that take photos once."""
-    images = folder / "images"
-    for name in models:
-        own = folder / name
-        own.mkdir()
-        if name == MINILM:
-            yield text_case(own, num_rows)
-            continue
-        if not images.exists():
-            build_images(images, num_rows, seed=1, num_bad=0)
-        yield Case(own, images, num_rows, write_weights(own, name), 4 * BATCH)
+def make_case(folder: Path, name: str, num_rows: int, detector_px: int) -> Case:
+    """Make the rows of a model, and those of all that take photos once.
+
+    Raises:
+        Unreachable: The model cannot be downloaded.
+    """
+    own, images = folder / name, folder / "images"
+    own.mkdir()
+    if name == MINILM:
+        return text_case(own, num_rows)
+    if not images.exists():
+        build_images(images, num_rows, seed=1, num_bad=0)
+    if name == DETECTOR:  # as many rows of its size would be 630 MB a slice
+        return Case(own, images, num_rows, detector(own, detector_px))
+    return Case(own, images, num_rows, write_weights(own, name), 4 * BATCH)
+
+
+def detector(folder: Path, size_px: int) -> dict[str, Any]:
+    """Write a detector for square images of a size, and return the model section of a job."""
+    path = folder / "directory"
+    write_detector(path, size_px)
+    return {"path": str(path), "task": "detect", "min_score": MIN_SCORE}
 
 
 def main() -> None:
+    wanted = parse()
+    if not (wanted.cpu or torch.cuda.is_available()):
+        sys.exit("no CUDA device here: run this where there is one, or try it with --cpu")
+    results, skipped = list[dict[str, Any]](), dict[str, str]()
+    with tempfile.TemporaryDirectory() as folder:
+        for model in wanted.models:
+            try:
+                case = make_case(Path(folder), model, wanted.rows, wanted.detector_px)
+            except Unreachable as error:
+                skip(skipped, model, error)
+                continue
+            for runtime, precision, decoder in ways(wanted, case):
+                try:
+                    found = measure(case, runtime, precision, 0.0 if wanted.cpu else 1.0, decoder)
+                except Unusable as error:
+                    skip(skipped, f"{model} {runtime} {precision} {decoder or ''}".strip(), error)
+                    continue
+                results.append(found)
+    document = {
+        "date": today(),
+        "machine": machine(),
+        "gpu": None if wanted.cpu else torch.cuda.get_device_name(),
+        "rows": wanted.rows,
+        "results": results,
+        "skipped": skipped,
+    }
+    print(json.dumps(document))
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="*", default=list(MODELS), metavar="MODEL")
     parser.add_argument("--rows", type=int, default=20_000, help="photos, or passages")
+    parser.add_argument("--detector-px", type=int, default=DETECTOR_PX, help="sides of its images")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="try the script without a GPU")
     parser.add_argument("--decode", action="store_true", help="measure nvJPEG beside libjpeg")
-    wanted = parser.parse_args()
-    if not (wanted.cpu or torch.cuda.is_available()):
-        sys.exit("no CUDA device here: run this where there is one, or try it with --cpu")
-    num_gpus = 0.0 if wanted.cpu else 1.0
-    precisions = ("fp32",) if wanted.cpu else PRECISIONS
-    runtimes = ("eager", "compile") if wanted.compile else ("eager",)
+    return parser.parse_args()
+
+
+def ways(wanted: argparse.Namespace, case: Case) -> Iterator[tuple[str, str, str | None]]:
+    """Yield runtime, precision and decoder of JPEGs; None: it is not measured by itself."""
     decoders: tuple[str | None, ...] = (None,)
-    if wanted.decode:
+    if wanted.decode and case.columns["format"] == "images":
         decoders = ("cpu",) if wanted.cpu else ("cpu", "gpu")
-    with tempfile.TemporaryDirectory() as name:
-        results = [
-            measure(case, runtime, precision, num_gpus, decoder)
-            for case in cases(Path(name), wanted.models, wanted.rows)
-            for runtime in runtimes
-            for precision in precisions
-            for decoder in (decoders if "images" in case.columns.values() else (None,))
-        ]
-    name = None if wanted.cpu else torch.cuda.get_device_name()
-    document = {"date": today(), "machine": machine(), "gpu": name}
-    print(json.dumps({**document, "rows": wanted.rows, "results": results}))
+    yield from itertools.product(
+        ("eager", "compile") if wanted.compile else ("eager",),
+        ("fp32",) if wanted.cpu else PRECISIONS,
+        decoders,
+    )
+
+
+def skip(skipped: dict[str, str], what: str, error: Exception) -> None:
+    skipped[what] = str(error)
+    print(f"skipped {what}: {error}", flush=True)
 
 
 if __name__ == "__main__":
