@@ -20,7 +20,8 @@ class RowByRow(Runtime):
     precisions = {"fp32": CPU}  # noqa: RUF012
     trial_order = 90
     exports = False
-    keeps = False
+    num_opened = 0
+    """How often this process has opened a model."""
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
@@ -28,6 +29,7 @@ class RowByRow(Runtime):
         import torch
         from torch.utils import _pytree as pytree
 
+        self.num_opened += 1
         module = exporter.load()
 
         def run(batch: Tensors) -> Any:

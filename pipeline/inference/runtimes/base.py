@@ -49,9 +49,8 @@ class Runtime(Protocol):
     tries_varying: tuple[Device, ...] = BOTH
     """The devices on which `auto` tries it for such batches."""
     exports: bool = True
-    """Whether actors need no module once the node cache has the exported model."""
-    keeps: bool = True
-    """Whether the node cache keeps its form of a model: one actor makes it, the others load it."""
+    """Whether the node cache keeps its form of a model: one actor makes it, and the others load it
+    and need no module."""
     converts_types: bool = False
     """Whether it converts a float32 module to lower precisions itself."""
     file_precisions: tuple[str, ...] = ()

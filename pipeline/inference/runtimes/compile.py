@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.node_cache import one_at_a_time
 from pipeline.inference.runtimes.base import BOTH, GPU, Runner, Runtime
 
 if TYPE_CHECKING:
-    from pipeline.inference.runtimes.export import Exporter
+    from pipeline.inference.runtimes.export import Exporter, FlatOutputs
     from pipeline.inference.runtimes.inference_module import Tensors
 
 
@@ -25,8 +25,16 @@ class Compile(Runtime):
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
     ) -> Runner:
-        with one_at_a_time(self.name):
-            return _compiled(exporter)
+        made: list[Runner] = []
+
+        def write(folder: Path, flat: FlatOutputs) -> None:
+            made.append(_compiled(exporter))
+
+        # The folder stays empty: torch keeps on the disk what the first process of a node compiled,
+        # and the others, which wait for it, find it there all at the same time.
+        device = "gpu" if exporter.is_on_gpu else "cpu"
+        exporter.folder(f"compiled for {num_threads} on {device} in {precision}", write)
+        return made[0] if made else _compiled(exporter)
 
 
 def _compiled(exporter: Exporter) -> Runner:

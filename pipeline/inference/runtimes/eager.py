@@ -18,7 +18,6 @@ class Eager(Runtime):
     trial_order = 0
     is_static = False
     exports = False
-    keeps = False
     file_precisions = ("fp32",)
 
     def open(

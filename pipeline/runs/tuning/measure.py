@@ -80,8 +80,8 @@ def try_out(
         return replace(trial, problem=emulated), {}
     try:
         work = Workload(config, sample)
-        if runtime_of(config.spec.runtime).keeps:
-            Predictor(config)  # what a runtime makes of a model is kept: no actor pays for it again
+        if runtime_of(config.spec.runtime).exports:
+            Predictor(config)  # exported models are kept: no actor pays for it again
         started = perf_counter()
         predictor = Predictor(config)
         work.warm_up(predictor)

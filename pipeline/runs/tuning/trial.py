@@ -17,7 +17,8 @@ class Trial:
     rows_per_s: float = 0.0
     """Of all actors that ran, the model only; with `decode_in` decoding as well."""
     load_s: float = 0.0
-    """Until an actor is ready, if the node has kept what the runtime made of the model."""
+    """Until an actor is ready: the first one of a node, unless its runtime exports the model, which
+    the node cache keeps."""
     agreement_pct: float = 0.0
     """Share of the sampled rows that agree with eager fp32."""
     is_confirmed: bool = False

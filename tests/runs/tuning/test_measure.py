@@ -1,0 +1,37 @@
+"""The load of a trial is what an actor pays: it is timed in a process that has loaded nothing yet,
+unless the node cache keeps what was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import toy_package
+from predicting import images, predictor, rows_of
+from toy_runtime import NAME, RUNTIME
+
+from pipeline.inference.runtimes import all_runtimes
+from pipeline.models.agreement import AgreementLimits
+from pipeline.runs.tuning import measure
+
+LIMITS = AgreementLimits(max_score_diff=0.1, min_cosine=0.9, max_relative_error=0.1)
+
+
+@pytest.mark.parametrize(("exports", "num_opened"), [(False, 1), (True, 2)])
+def test_a_model_is_opened_before_the_timed_load_only_if_the_node_cache_keeps_it(
+    exports: bool, num_opened: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    points = {"pipeline.runtimes": {NAME: "toy_runtime:RUNTIME"}}
+    monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", points))
+    monkeypatch.setattr(measure, "MEASURE_S", 0.0)
+    config = predictor("predicting:convolved", runtime=NAME)._config
+    sample = config.spec.input.arrays(rows_of(images(8)))
+    monkeypatch.setattr(RUNTIME, "exports", exports)
+    before = RUNTIME.num_opened
+    trial, _ = measure.try_out(config, sample, None, LIMITS)
+    assert (trial.problem, trial.agreement_pct) == ("", 100.0)
+    assert RUNTIME.num_opened - before == num_opened
+
+
+def test_compiled_models_are_not_in_the_node_cache():
+    assert {each.name for each in all_runtimes() if not each.exports} >= {"eager", "compile"}
