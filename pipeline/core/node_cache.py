@@ -1,23 +1,25 @@
-"""Per-node cache of exported models: the first actor exports, the others load.
+"""Per-node cache of exported models and the like: the first actor makes one, the others load it.
 
-Everything that decides an export is in its key. They lie in a folder that only this user may touch.
+Everything that decides an artefact is in its key. What nobody uses any more goes to make room
+(cache_room.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.cache_folder import CLAIMS, cache_folder, one_at_a_time
+from pipeline.core.cache_room import make_room, num_bytes_of, use
 from pipeline.core.private_files import first_of
 from pipeline.core.semantics import SEMANTICS
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _CLAIM_S = 86_400.0
 _PACKAGES = ("torch", "torchvision")
 """All that is kept depends on these."""
+_LARGE_BYTES = 1 << 20
+"""What is smaller makes no room: to look for it would take longer than to make the artefact."""
 
 
 def key_of(facts: Any, packages: Sequence[str] = (), module: torch.nn.Module | None = None) -> str:
@@ -66,32 +70,27 @@ def tensors_digest(module: torch.nn.Module) -> str:
 def kept(key: str, write: Callable[[Path], None]) -> Path:
     """Return the folder of an artefact, which `write` fills if there is none yet.
 
+    It stays until this process ends, and for `UNUSED_S` afterwards.
+
     Raises:
         InfraError: The cache folder is not this user's own.
     """
     folder = cache_folder() / key
+    use(key)
     with one_at_a_time(key):
-        if not folder.exists():
-            unfinished = folder.with_name(f".{uuid.uuid4().hex}")
-            unfinished.mkdir(mode=0o700)
-            try:
-                write(unfinished)
-                unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+        if folder.exists():
+            os.utime(folder)
+            return folder
+        unfinished = folder.with_name(f".{uuid.uuid4().hex}")
+        unfinished.mkdir(mode=0o700)
+        try:
+            write(unfinished)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    if num_bytes_of(folder) >= _LARGE_BYTES:
+        make_room()
     return folder
-
-
-@contextlib.contextmanager
-def one_at_a_time(name: str) -> Iterator[None]:
-    """Let one process a node at a time make something: the others then find it."""
-    path = cache_folder() / f"{name}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def claim(name: str) -> bool:
@@ -100,8 +99,8 @@ def claim(name: str) -> bool:
     Args:
         name: Unique to the run. Claims of ended processes are free again, and go after a day.
     """
-    folder = first_of([cache_folder() / "claims"])
-    with one_at_a_time("claims"):
+    folder = first_of([cache_folder() / CLAIMS])
+    with one_at_a_time(CLAIMS):
         path = folder / name
         if path.exists() and _is_alive(path.read_text()):
             return path.read_text() == str(os.getpid())
@@ -120,19 +119,6 @@ def _is_alive(pid: str) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def cache_folder() -> Path:
-    """Return the folder of the node cache.
-
-    Raises:
-        InfraError: It cannot be this user's own.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "batch-inference-pipeline"
-    if folder.is_symlink() and folder.lstat().st_uid == os.geteuid():
-        folder = folder.resolve()  # to a larger disk, by this user
-    return first_of([folder])
 
 
 def versions_of(packages: Sequence[str]) -> dict[str, str]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.cache_room import make_room
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.heartbeat import beat
 from pipeline.core.node_cache import kept, key_of
-from pipeline.core.node_copies import lease, make_room
 from pipeline.models.directories.contents import choose_files
 from pipeline.models.directories.onnx_choice import SUFFIX, choose_onnx
 from pipeline.storage.interface import StoredFile
@@ -27,7 +27,6 @@ from pipeline.storage.uris import normalise
 _CHUNK_BYTES = 16 << 20
 _DIGEST = "sha256"
 _FILES = "files"
-_PREFIX = "model-"
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,6 @@ def open_directory(
 
     def write(folder: Path) -> None:
         digest = _copy(store, files, folder / _FILES)
-        lease(_key(digest))
         kept(_key(digest), lambda copy: _move(folder / _FILES, copy / _FILES))
         shutil.rmtree(folder / _FILES, ignore_errors=True)  # there was a copy of the same
         (folder / _DIGEST).write_text(digest)
@@ -92,7 +90,6 @@ def local(directory: ModelDirectory) -> Path:
                 f"expected {directory.sha256}"
             )
 
-    lease(_key(directory.sha256))
     return kept(_key(directory.sha256), write) / _FILES
 
 
@@ -108,7 +105,7 @@ def _chosen(uri: str, options: Mapping[str, Any]) -> tuple[Store, list[StoredFil
 
 
 def _key(digest: str) -> str:
-    return f"{_PREFIX}{digest}"
+    return f"model-{digest}"
 
 
 def _move(source: Path, target: Path) -> None:
@@ -117,7 +114,7 @@ def _move(source: Path, target: Path) -> None:
 
 def _copy(store: Store, files: Sequence[StoredFile], folder: Path) -> str:
     """Copy files, and return the digest of all of them."""
-    make_room(_PREFIX, sum(file.size_bytes for file in files))
+    make_room(sum(file.size_bytes for file in files))
     digests = {}
     for file in files:
         target = folder / file.path

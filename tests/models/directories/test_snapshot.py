@@ -15,7 +15,8 @@ from s3server import S3Server
 from safetensors.torch import load_file, save_file
 from snapshots import change_json, make_snapshot, write_json
 
-from pipeline.core import node_copies
+from pipeline.core import cache_room
+from pipeline.core.cache_folder import cache_folder
 from pipeline.core.errors import JobError
 from pipeline.core.node_cache import kept
 from pipeline.models.directories.build import build_module
@@ -95,12 +96,14 @@ def test_a_worker_copies_for_itself_and_checks_the_digest(path, tmp_path, monkey
 
 def test_a_new_copy_takes_the_place_of_old_ones_that_nobody_uses(path, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(node_copies, "MAX_BYTES", 0)
-    old = kept("model-old", lambda folder: (folder / "weights").touch())
+    monkeypatch.setattr(cache_room, "MAX_BYTES", 0)
+    old = cache_folder() / "model-old"
+    old.mkdir()
+    (old / "weights").write_bytes(b"?")
     os.utime(old, (1, 1))
     _, copy = open_directory(str(path))
     assert not old.exists()
-    os.utime(copy.parent.with_name(f"{copy.parent.name}.used"), (1, 1))
+    os.utime(copy.parent, (1, 1))
     write_json(path / "sentence_bert_config.json", {"max_seq_length": 9, "do_lower_case": False})
     assert open_directory(str(path))[1] != copy
     assert names(copy) == NAMES, "this process uses it"

@@ -1,0 +1,47 @@
+"""The folder of the node cache, which only this user may touch, and its locks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.core.private_files import first_of
+
+CLAIMS, USERS = "claims", "users"
+"""Folders in it that hold no artefacts."""
+
+
+def cache_folder() -> Path:
+    """Return the folder of the node cache.
+
+    Raises:
+        InfraError: It cannot be this user's own.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "batch-inference-pipeline"
+    if folder.is_symlink() and folder.lstat().st_uid == os.geteuid():
+        folder = folder.resolve()  # to a larger disk, by this user
+    return first_of([folder])
+
+
+@contextlib.contextmanager
+def one_at_a_time(name: str, *, waits: bool = True) -> Iterator[None]:
+    """Let one process a node at a time make something: the others then find it.
+
+    Args:
+        name: Of what is made.
+        waits: Whether to wait for a process that is at it.
+
+    Raises:
+        BlockingIOError: A process is at it, and this one does not wait.
+    """
+    path = cache_folder() / f"{name}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)

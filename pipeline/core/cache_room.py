@@ -1,0 +1,146 @@
+"""Room in the node cache: which artefacts are in use, and which ones go.
+
+A process lists the keys that it uses in a file of its own, on which it holds a lock until it ends,
+however it ends. It writes a key there before it looks for the artefact, and what is removed is
+locked meanwhile, so that nothing goes between being found and being read. The time of an artefact's
+folder says when it was used last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.cache_folder import CLAIMS, USERS, cache_folder, one_at_a_time
+from pipeline.core.private_files import first_of
+
+log = logging.getLogger(__name__)
+
+UNUSED_S = 5 * 86_400.0
+"""What was used within this time stays, however much room it takes."""
+MAX_BYTES = 32 << 30
+_lists: dict[Path, tuple[int, set[str]]] = {}
+"""Folder of the lists -> this process's file there, open until it ends, and what is in it."""
+
+
+@dataclass(frozen=True)
+class _Artefact:
+    folder: Path
+    used_at: float
+    num_bytes: int
+
+
+def use(key: str) -> None:
+    """Note that this process uses the artefact of a key, or is about to make it.
+
+    Raises:
+        InfraError: The cache folder is not this user's own.
+    """
+    descriptor, keys = _own_list()
+    if key not in keys:
+        os.write(descriptor, f"{key}\n".encode())
+        keys.add(key)
+
+
+def make_room(num_bytes: int = 0) -> list[str]:
+    """Remove artefacts that no process uses and none has used for `UNUSED_S`, oldest first.
+
+    Only as many as it takes for all, with what is to come, to be within `MAX_BYTES`.
+
+    Args:
+        num_bytes: What is to come.
+
+    Returns:
+        The keys of the artefacts that are gone.
+    """
+    oldest, removed = time.time() - UNUSED_S, list[str]()
+    _remove_unfinished(oldest)
+    artefacts = sorted(_artefacts(), key=lambda artefact: artefact.used_at)
+    num_bytes += sum(artefact.num_bytes for artefact in artefacts)
+    for artefact in artefacts:
+        if num_bytes <= MAX_BYTES or artefact.used_at > oldest:
+            break
+        if _remove(artefact.folder):
+            num_bytes -= artefact.num_bytes
+            removed.append(artefact.folder.name)
+    if removed:
+        log.info("removed %s from the node cache: not used any more", ", ".join(removed))
+    return removed
+
+
+def num_bytes_of(folder: Path) -> int:
+    """Return what the files in a folder take; 0 if another process removes it."""
+    try:
+        return sum(each.lstat().st_size for each in folder.rglob("*"))
+    except FileNotFoundError:
+        return 0
+
+
+def _own_list() -> tuple[int, set[str]]:
+    folder = first_of([cache_folder() / USERS])
+    if folder not in _lists:
+        with one_at_a_time(USERS):
+            if folder not in _lists:  # another thread was first
+                _listed(folder)  # the files of ended processes go
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+                descriptor = os.open(folder / uuid.uuid4().hex, flags, 0o600)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _lists[folder] = descriptor, set()
+    return _lists[folder]
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the keys that running processes use; files of ended ones go. Needs the lock on it."""
+    found: set[str] = set()
+    for path in folder.iterdir():
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # it runs, or is this one
+                found.update(file.read().split())
+            else:
+                path.unlink()
+    return found
+
+
+def _artefacts() -> Iterator[_Artefact]:
+    for folder in cache_folder().iterdir():
+        if folder.name.startswith(".") or folder.name in (CLAIMS, USERS) or not folder.is_dir():
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another process removes it
+            yield _Artefact(folder, folder.stat().st_mtime, num_bytes_of(folder))
+
+
+def _remove(folder: Path) -> bool:
+    """Remove an artefact, unless a process uses it."""
+    gone = folder.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with one_at_a_time(folder.name, waits=False):
+            with one_at_a_time(USERS):
+                listed = _listed(first_of([cache_folder() / USERS]))
+            if folder.name in listed:
+                return False
+            folder.rename(gone)
+        shutil.rmtree(gone)
+    except (BlockingIOError, FileNotFoundError):  # another process uses or removes it
+        return False
+    except OSError as error:
+        log.warning("cannot remove %s: %s", folder, error)
+        return False
+    return True
+
+
+def _remove_unfinished(oldest: float) -> None:
+    """Remove what processes were making, or removing, that were killed long ago."""
+    for folder in cache_folder().glob(".*"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it
+            if folder.is_dir() and folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder)
