@@ -101,6 +101,8 @@ def _still_valid(base: Mapping[str, Any], given: Mapping[str, Any], kind: str) -
     gets_size = base.get("size_px") is None and "size_px" in given
     if kind != base.get("resize", "shortest") or gets_size:
         gone.add("resize_px")
+    if kind == "none" or "interpolation" in given:
+        gone.add("antialias")
     channels = given.get("channels")
     if channels and len(base.get("mean", ())) != CHANNELS[channels]:
         gone |= {"mean", "std", "pad_value"}

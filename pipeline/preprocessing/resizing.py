@@ -1,8 +1,9 @@
 """Resize one decoded image, and crop or pad it to the model's input size; uint8 in, uint8 out.
 
-The pixels are those of torchvision's v2 transforms on the same tensor, bit for bit: `Resize` with
-antialiasing, then `CenterCrop`, or `Pad` to the wanted size; lanczos is Pillow's. A GPU has no
-filter for bytes: there the same filter runs in float32 and rounds.
+The pixels are those of torchvision's v2 transforms on the same tensor, bit for bit: `Resize`, with
+antialiasing unless the model's own transform has none, then `CenterCrop`, or `Pad` to the wanted
+size; lanczos is Pillow's. A GPU has no filter for bytes: there the same filter runs in float32 and
+rounds.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def _resize(image: torch.Tensor, wanted: tuple[int, int], spec: TransformSpec) -
         size=wanted,
         mode=str(spec.interpolation),
         align_corners=False,
-        antialias=True,
+        antialias=spec.antialias,
     )[0]
     return resized if is_native else to_bytes(resized)
 

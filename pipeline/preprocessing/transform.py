@@ -44,7 +44,7 @@ class TransformSpec:
     resize_px: Size | None
     """What the resize aims at; None: at size_px, or there is no resize."""
     interpolation: str | None
-    """One of INTERPOLATIONS, with antialiasing where there is one; None if there is no resize."""
+    """One of INTERPOLATIONS; None if there is no resize."""
     mean: tuple[float, ...]
     """Channel means in [0, 1], subtracted on the device."""
     std: tuple[float, ...]
@@ -69,6 +69,8 @@ class TransformSpec:
     crop_start: str = "round"
     """Where the centre crop begins if an odd number of pixels is left: `round`, half to even, as
     torchvision, or `floor`, as transformers. Jobs do not set it."""
+    antialias: bool = True
+    """Whether the filters bilinear and bicubic smooth what they shrink. Jobs do not set it."""
     factory: str | None = None
     """`package.module:callable` of the user's own transform, which replaces all this but size_px,
     mean and std; None: there is none."""
@@ -78,8 +80,12 @@ class TransformSpec:
     """Digest of the source of the factory's module."""
 
     def __post_init__(self) -> None:
-        for name in ("size_px", "resize_px"):
-            object.__setattr__(self, name, _as_size(getattr(self, name)))
+        object.__setattr__(self, "size_px", _as_size(self.size_px))
+        resize_px = self.resize_px
+        if self.keeps_shape and isinstance(resize_px, list | tuple):
+            object.__setattr__(self, "resize_px", tuple(resize_px))
+        else:
+            object.__setattr__(self, "resize_px", _as_size(resize_px))
         for problem in _problems(self):
             raise ValueError(problem)
 
@@ -143,6 +149,7 @@ class TransformSpec:
             "pad_value": (_as_json(self.pad_value), 0),
             "channels": (self.channels, "rgb"),
             "crop_start": (self.crop_start, "round"),
+            "antialias": (self.antialias, True),
             "factory": (self.factory, None),
             "args": (dict(self.args), {}),
             "code_sha256": (self.code_sha256, ""),

@@ -21,6 +21,7 @@ BOTH = "processor_config.json"
 """Newer releases put the processors of images and texts into one file."""
 _FILTERS = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow, whose nearest is that of torchvision's `nearest-exact`."""
+_BICUBIC = 3
 _WARPED_FROM_PX = 384
 """ConvNeXt's processor does not crop from this size on."""
 _LEVIT_RATIO = 256 / 224
@@ -34,6 +35,8 @@ _OF_DETECTORS = ("ConditionalDetr", "DeformableDetr", "Detr")
 nothing. YOLOS rounds both sides to multiples of 16 besides."""
 _LONGEST_PX = 1333
 """Of the longer side, in configs from before there was `longest_edge`."""
+_NOT_SMOOTHED = ("RfDetr",)
+"""Processors that do not smooth what they shrink, as nearly all do."""
 _OTHER_STEPS = {
     "do_flip_channel_order": "swaps red and blue",
     "do_color_quantize": "turns colours into numbers of clusters",
@@ -116,6 +119,7 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
         std=std,
         channels="gray" if is_gray else "rgb",
         crop_start="floor" if is_cropped else "round",
+        antialias=not kind.startswith(_NOT_SMOOTHED),
         **sizes,
     )
 
@@ -164,6 +168,8 @@ def _refuse_other_steps(values: Mapping[str, Any], kind: str, give: _Give) -> No
             raise _CannotDo(f"{key} is {shown(value)}, which {what}; {give()}")
     if kind.startswith("Perceiver"):
         raise _CannotDo(f"{kind} crops before it resizes; {give()}")
+    if kind.startswith(_NOT_SMOOTHED) and values.get("resample") == _BICUBIC:
+        raise _CannotDo(f"{kind} does not round what bicubic makes; {give()}")
 
 
 def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dict[str, Any]:
@@ -202,7 +208,8 @@ def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dic
 def _within(values: Mapping[str, Any], kind: str, where: str) -> tuple[int, int] | None:
     """Return what the shorter side becomes and the most of the longer one, as for detectors.
 
-    They pad images to the largest of a batch and mask that; a batch of one size has no padding.
+    They pad images to the largest of a batch and mask that; a batch of one size has no padding. A
+    shorter side that is longer than the longest has no effect.
     """
     size = values.get("size")
     if isinstance(size, int):
@@ -213,7 +220,7 @@ def _within(values: Mapping[str, Any], kind: str, where: str) -> tuple[int, int]
     shorter, longest = (
         whole_px(size[key], "size", where) for key in ("shortest_edge", "longest_edge")
     )
-    return (shorter, longest) if shorter < longest else None
+    return min(shorter, longest), longest
 
 
 def _of_its_kind(
