@@ -9,8 +9,9 @@ from typing import Any
 import detectors
 import pytest
 import torch
+from detector_snapshots import DETECTORS, make_detector
 from detectors import Fitted, Seen
-from snapshots import change_json, make_detector
+from snapshots import change_json
 
 from pipeline.core.errors import JobError
 
@@ -25,10 +26,10 @@ TRANSFORMS: dict[str, dict[str, Any]] = {
     "none": {"size_px": 80, "resize": "none"},
     "as it is": {"resize": "none"},
 }
-DETR = {
-    "image_processor_type": "DetrImageProcessor",
-    "size": {"shortest_edge": 64, "longest_edge": 96},
-    "do_pad": True,
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "detr": {"size": {"shortest_edge": 64, "longest_edge": 96}, "do_pad": True},
+    "table-transformer": {"size": {"shortest_edge": 90, "longest_edge": 90}, "do_pad": True},
+    "d_fine": {"do_normalize": False},
 }
 ALL = pytest.mark.parametrize("kind", TRANSFORMS)
 Loop = Callable[[Fitted], Seen]
@@ -89,11 +90,11 @@ def test_post_processing_of_ones_own_gives_the_boxes_of_a_loop(kind: str):
 def test_a_directory_of_transformers_gives_the_boxes_of_the_library(
     kind: str, family: str, tmp_path: Path
 ):
-    from transformers import AutoModelForObjectDetection
+    import transformers
 
     path = make_detector(tmp_path / "m", family)
-    module = AutoModelForObjectDetection.from_pretrained(path).eval()
-    library = library_of(family)
+    module = transformers.AutoModelForObjectDetection.from_pretrained(path).eval()
+    library = getattr(transformers, f"{DETECTORS[family].processor}ImageProcessor")()
 
     def loop(fitted: Fitted) -> Seen:
         outputs = module(pixel_values=fitted.pixels[None])
@@ -105,15 +106,17 @@ def test_a_directory_of_transformers_gives_the_boxes_of_the_library(
     assert agree({"path": str(path), "min_score": 0.1}, TRANSFORMS[kind], loop) > 10
 
 
-def test_a_detector_of_transformers_sees_what_its_own_processor_makes(tmp_path: Path):
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_a_detector_of_transformers_sees_what_its_own_processor_makes(family: str, tmp_path: Path):
     from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-    path = make_detector(tmp_path / "m", "detr")
-    change_json(path / "preprocessor_config.json", **DETR)
+    path = make_detector(tmp_path / "m", family)
+    change_json(path / "preprocessor_config.json", **PROCESSORS[family])
     processor = AutoImageProcessor.from_pretrained(path)
     module = AutoModelForObjectDetection.from_pretrained(path).eval()
     photos = detectors.photos()
-    spec = detectors.spec_of(None, path=str(path), min_score=0.1)
+    most = DETECTORS[family].keeps
+    spec = detectors.spec_of(None, path=str(path), min_score=0.1, max_detections=most)
     count = 0
     rows = detectors.detections(spec, [data for data, _ in photos])
     for row, (_, image) in zip(rows, photos, strict=True):
@@ -137,13 +140,6 @@ def test_a_detector_of_transformers_sees_what_its_own_processor_makes(tmp_path: 
             assert box == pytest.approx([*wanted], abs=0.5)
             count += 1
     assert count > 10
-
-
-def library_of(family: str) -> Any:
-    import transformers
-
-    name = {"detr": "Detr", "conditional_detr": "ConditionalDetr"}[family]
-    return getattr(transformers, f"{name}ImageProcessor")()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,12 @@ _NOT_TAKEN = (
     "torchscript",
 )
 """Keys that choose how the library runs, not what it computes."""
+_TIMM_NAME = re.compile(r"[\w.]+")
+_NAMES_TIMM = (
+    *("conditional_detr", "dab-detr", "deformable_detr", "detr", "maskformer", "omdet-turbo"),
+    "table-transformer",
+)
+"""Model types whose `backbone` names an architecture of timm; others look it up in the hub."""
 _SILENT = 50
 """Level of the library's log: critical errors alone."""
 _ENCODERS = ("ModelWithProjection", "VisionModel", "TextModel", "EncoderModel")
@@ -68,6 +74,7 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
             "model.path: config.json has quantization_config: quantised weights are not read; take "
             "the float weights of this model"
         )
+    _require_no_download(values)
     from transformers import CONFIG_MAPPING
 
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -83,6 +90,27 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
             return CONFIG_MAPPING[kind].from_dict({**plain, "use_cache": False})
     except Exception as error:  # the library checks values in many ways
         raise refused(error, f"makes no configuration of {kind} of config.json") from error
+
+
+def _require_no_download(values: Mapping[str, Any]) -> None:
+    """Refuse a backbone that the library would look up in the hub, or in a folder.
+
+    Raises:
+        JobError: There is one; names it.
+    """
+    inner = values.get("backbone_config")
+    own = inner.get("backbone") if isinstance(inner, dict) else None
+    for name in (values.get("backbone"), own):
+        if isinstance(name, str) and not _TIMM_NAME.fullmatch(name):
+            raise JobError(
+                f"model.path: config.json: backbone is {shown(name)}, which the library would "
+                "fetch; expected the name of an architecture of timm"
+            )
+    if values.get("backbone") and not inner and values.get("model_type") not in _NAMES_TIMM:
+        raise JobError(
+            f"model.path: config.json: backbone is {shown(values['backbone'])}, which the library "
+            "would look up in the hub; give its numbers as backbone_config"
+        )
 
 
 def check_numbers(values: Any, most_layers: int = _MAX_LAYERS, key: str = "") -> None:
