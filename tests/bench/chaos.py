@@ -1,12 +1,13 @@
 """Kill what a cluster consists of while a run uses it: `python tests/bench/chaos.py --seeds 10`.
 
-The real command classifies 2,000 small photos with EfficientNet-Lite0 on a Ray of three nodes. At
-seeded moments five workers and two nodes are killed, and the driver, which is then started again.
-What is published must be what an undisturbed run publishes, row by row and in order, and all of it
-may take three times as long; so where a run ends before all blows fell. `--fault drain` takes two
-nodes away after a notice, `--fault rpc` lets one call in five between Ray's processes fail. Nodes
-have a temporary folder each, as machines have; with even seeds they share it, and so know of each
-other's dead. Prints a line a seed, and JSON last; exit 1 where a seed breaks a promise.
+The real command classifies 2,000 small photos with EfficientNet-Lite0, or with `--task detect`
+finds spots in them, on a Ray of three nodes. At seeded moments five workers and two nodes are
+killed, and the driver, which is then started again. What is published must be what an undisturbed
+run publishes, row by row and in order, and all of it may take three times as long; so where a run
+ends before all blows fell. `--fault drain` takes two nodes away after a notice, `--fault rpc` lets
+one call in five between Ray's processes fail. Nodes have a temporary folder each, as machines have;
+with even seeds they share it, and so know of each other's dead. Prints a line a seed, and JSON
+last; exit 1 where a seed breaks a promise.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import pipeline, write_job
+from models import LABELS
 from raynodes import RayNodes
 
 from pipeline.commands.demo_photos import base_photos
@@ -47,6 +49,10 @@ UNIT_ROWS = 50
 BAD_EVERY = 160
 SIZE_PX = (120, 240)
 PARTITION = f"date={DATE}"
+MODELS: dict[str, dict[str, Any]] = {
+    "classify": {"model": {"name": "efficientnet-lite0"}, "transform": None},
+    "detect": {"model": {"task": "detect", "factory": "models:spots", "labels": LABELS}},
+}
 BLOWS = {"kill": [WORKER] * 5 + [NODE] * 2 + [DRIVER], "drain": [DRAIN] * 2, "rpc": []}
 RPC_FAILURE = "RAY_testing_rpc_failure"
 _FAILS = {"num_failures": 100, "req_failure_prob": 10, "resp_failure_prob": 10}
@@ -74,6 +80,7 @@ class Trial:
     folder: Path
     num_rows: int
     fault: str
+    task: str = "classify"
 
     @property
     def num_slices(self) -> int:
@@ -88,9 +95,8 @@ class Trial:
             folder / "job.yaml",
             {"uri": str(self.folder / "in"), **source},
             str(folder / "out"),
-            model={"name": "efficientnet-lite0"},
-            transform=None,
             run={"slice_rows": UNIT_ROWS},
+            **MODELS[self.task],
         )
         with RayNodes(NUM_NODES, share_folder=seed % 2 == 0) as nodes:
             disturbed = Disturbed(nodes, job, folder / "out", seed)
@@ -227,11 +233,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--fault", choices=sorted(BLOWS), default="kill")
+    parser.add_argument("--task", choices=sorted(MODELS), default="classify")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--max-ratio", type=float, default=3.0, help="of the undisturbed time")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        trial = Trial(Path(name), options.rows, options.fault)
+        trial = Trial(Path(name), options.rows, options.fault, options.task)
         make_input(trial.folder / "in", options.rows)
         undisturbed = trial.run("whole", [], seed=1)
         if undisturbed.broken:
@@ -246,6 +253,7 @@ def main() -> None:
         "date": today(),
         "machine": machine(),
         "fault": options.fault,
+        "task": options.task,
         "rows": options.rows,
         "undisturbed_s": round(whole_s, 1),
         "seeds": [figures_of(outcome, whole_s) for outcome in outcomes],

@@ -30,11 +30,14 @@ def test_what_ray_keeps_for_a_driver_that_was_killed_is_free_soon():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("fault", ["kill", "drain", "rpc"])
-def test_no_fault_of_a_cluster_changes_what_is_published(fault: str):
-    command = [sys.executable, str(CHAOS), f"--fault={fault}", f"--rows={NUM_ROWS}"]
+@pytest.mark.parametrize(
+    ("fault", "task"),
+    [("kill", "classify"), ("drain", "classify"), ("rpc", "classify"), ("kill", "detect")],
+)
+def test_no_fault_of_a_cluster_changes_what_is_published(fault: str, task: str):
+    command = [sys.executable, str(CHAOS), f"--fault={fault}", f"--task={task}"]
     done = subprocess.run(
-        [*command, "--seeds=1", "--max-ratio=1000"],
+        [*command, f"--rows={NUM_ROWS}", "--seeds=1", "--max-ratio=1000"],
         capture_output=True,
         text=True,
         timeout=850,
