@@ -75,6 +75,25 @@ def test_two_photos(task: str, sections: dict[str, Any], columns: Columns) -> No
     assert (counters["decode"]["rows_in"], counters["decode"]["rows_out"]) == (NUM_ROWS, NUM_ROWS)
 
 
+@pytest.mark.parametrize(("case", "inputs"), [("pair", PAIR), ("several", INPUTS)])
+def test_photos_that_keep_their_sizes(
+    case: str, inputs: dict[str, Any], columns: Columns, tmp_path: Path
+) -> None:
+    varied = {
+        **columns,
+        "photo": [several_rows.photo(row, 20 + 7 * (row % 3), 40) for row in range(NUM_ROWS)],
+        "other": [several_rows.photo(row, 33, 20 + 9 * (row % 2)) for row in range(NUM_ROWS)],
+    }
+    sections = several_rows.write_rows(tmp_path, varied)
+    sections["transform"] = several_rows.OWN_SIZES
+    expected = loop(case, varied)
+    embed = {"task": "embed", "embedding_dim": expected.shape[1]}
+    found, _ = predicted(job_of(sections, inputs, factory=f"models:{case}", **embed))
+    np.testing.assert_allclose(np.array(found["embedding"].to_pylist()), expected, atol=1e-5)
+    heights = found["height_px" if case == "several" else "left_height_px"]
+    assert heights.to_pylist() == [20 + 7 * (row % 3) for row in range(NUM_ROWS)]
+
+
 def test_two_texts_whose_lengths_differ(sections: dict[str, Any], columns: Columns) -> None:
     job = job_of(sections, TITLES, factory="models:titles", labels=LABELS)
     found, _ = predicted(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def write_job(folder: Path, columns: dict[str, list[Any]], **sections: Any) -> s
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(job))
     return str(path)
+
+
+def leave_out_text(job: str) -> None:
+    """Take out the section of a job that has no text."""
+    sections = yaml.safe_load(Path(job).read_text())
+    sections.pop("text")
+    Path(job).write_text(yaml.safe_dump(sections))
 
 
 def quarantine(folder: Path) -> dict[str, tuple[str, str]]:
@@ -121,14 +129,50 @@ def test_equal_rows_are_computed_once_and_approximate_pixels_are_checked(tmp_pat
 
 @pytest.mark.one_ray
 @pytest.mark.slow
+def test_a_vocabulary_is_learnt_beside_photos_that_keep_their_sizes(tmp_path: Path) -> None:
+    columns = several_rows.rows_of(NUM_ROWS)
+    columns["photo"] = [several_rows.photo(row, 20 + 9 * (row % 3), 40) for row in range(NUM_ROWS)]
+    good = [*columns["photo"]]
+    columns["photo"][5] = b"no image"
+    columns["plan"] = [("pro", "basic", "gold")[row % 3] for row in range(NUM_ROWS)]
+    kept = tmp_path / "kept" / "plans.json"
+    numbers = {"features": ["weight", {"column": "plan", "vocabulary": str(kept)}]}
+    inputs = {"photo": {"image_column": "photo"}, "numbers": numbers}
+    unset = {"size_px": None, "resize_px": None, "interpolation": None}
+    embed = {"factory": "models:weighed", "labels": None, "task": "embed", "embedding_dim": 7}
+    job = write_job(
+        tmp_path, columns, source={"inputs": inputs}, model=embed,
+        transform={**several_rows.OWN_SIZES, **unset},
+    )  # fmt: skip
+    leave_out_text(job)
+    done = pipeline("run", job, *DATE, "--json")
+    assert done.code == 0, done.stderr
+    plans = json.loads(kept.read_text())
+    assert plans == ["basic", "gold", "pro"]
+    [(name, (reason, message))] = quarantine(tmp_path).items()
+    assert (name, reason) == ("r005", "unidentified")
+    assert message.startswith("input 'photo': ")
+    table = read_predictions(str(tmp_path / "out"), PARTITION).sort_by("row_id")
+    others = [row for row in range(NUM_ROWS) if row != 5]
+    assert table["row_id"].to_pylist() == [columns["name"][row] for row in others]
+    for row, found in zip(others, table["embedding"].to_pylist(), strict=True):
+        means = several_rows.pixels(good[row]).mean(dim=(0, 2, 3)).tolist()
+        is_plan = [float(plan == columns["plan"][row]) for plan in plans]
+        np.testing.assert_allclose(found, [*means, columns["weight"][row], *is_plan], atol=1e-5)
+    again = pipeline("run", job, *DATE, "--json")
+    assert (again.code, again.json["status"]) == (0, "nothing_to_do")
+    checked = pipeline("verify", str(tmp_path / "out"), "--partition", PARTITION, "--json")
+    assert checked.code == 0, checked.stderr
+
+
+@pytest.mark.one_ray
+@pytest.mark.slow
 def test_auto_measures_a_model_of_two_photos(tmp_path: Path) -> None:
     columns = several_rows.rows_of(NUM_ROWS)
     model = {"factory": "models:pair", "labels": None, "task": "embed", "embedding_dim": 7}
     sections = {"model": {**model, "runtime": "auto", "precision": "auto"}}
     job = write_job(tmp_path, columns, source={"inputs": PAIR}, **sections)
-    lines = yaml.safe_load(Path(job).read_text())
-    lines.pop("text")
-    Path(job).write_text(yaml.safe_dump(lines))
+    leave_out_text(job)
     done = pipeline("run", job, *DATE, "--json")
     assert done.code == 0, done.stderr
     table = read_predictions(str(tmp_path / "out"), PARTITION).sort_by("row_id")

@@ -220,6 +220,13 @@ class Pair(nn.Module):
         return torch.cat([*means, apart], dim=1)
 
 
+class Weighed(nn.Module):
+    """Of a photo of any size and F numbers: the channel means, then the numbers, (N, 3 + F)."""
+
+    def forward(self, photo: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        return torch.cat([photo.mean(dim=(2, 3)), numbers.to(photo.dtype)], dim=1)
+
+
 class Titles(nn.Module):
     """Of two texts: what both mention."""
 
@@ -261,6 +268,10 @@ def several() -> nn.Module:
 
 def pair() -> nn.Module:
     return Pair()
+
+
+def weighed() -> nn.Module:
+    return Weighed()
 
 
 def titles() -> nn.Module:

@@ -34,12 +34,13 @@ INPUTS = {
 }
 PAIR = {"left": {"image_column": "photo"}, "right": {"image_column": "other"}}
 TITLES = {"title": {"text_column": "caption"}, "body": {"text_column": "body"}}
+OWN_SIZES = {"resize": "none", "mean": [0.0] * 3, "std": [1.0] * 3}
 WORDS = ("red", "blue", "green", "slow", "fast", "cat", "dog")
 
 
-def photo(seed: int) -> bytes:
-    """A photo of the model's size, so that its pixels reach the model as they are."""
-    pixels = np.random.default_rng(seed).integers(0, 255, (SIZE_PX, SIZE_PX, 3), np.uint8)
+def photo(seed: int, height_px: int = SIZE_PX, width_px: int = SIZE_PX) -> bytes:
+    """A photo, usually of the model's size, so that its pixels reach the model as they are."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height_px, width_px, 3), np.uint8)
     return encode(Image.fromarray(pixels), "PNG")
 
 
