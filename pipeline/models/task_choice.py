@@ -52,6 +52,11 @@ def choose_task(model: Model, card: Card, allow_import: Sequence[str]) -> TaskSp
                 f"model.labels: {card.name} brings no class names; give a list or a file"
             )
         labels = tuple(found)
+        if facts is not None and facts.labels and len(labels) != len(facts.labels):
+            raise JobError(
+                f"model.labels: has {len(labels)} names, and {facts.architecture} of model.path "
+                f"has {len(facts.labels)} labels; give as many, or leave model.labels out"
+            )
     code = ""
     if model.postprocess is not None:
         code = source_digest(require_allowed("model.postprocess", model.postprocess, allow_import))

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import psutil
+from checkout import PYTHONPATH
 from ports import free_ports
 
 _STORE_BYTES = 128 << 20
@@ -45,6 +46,7 @@ class RayNodes:
         os.environ.update(
             RAY_TMPDIR=self._folder, RAY_AUTH_MODE="token", RAY_USAGE_STATS_ENABLED="0"
         )
+        os.environ["PYTHONPATH"] = PYTHONPATH  # workers find the tests' models
         os.environ.pop("RAY_ADDRESS", None)
         from ray.cluster_utils import Cluster
 

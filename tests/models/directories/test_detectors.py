@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import detectors
 import numpy as np
 import pytest
 import torch
@@ -140,6 +141,13 @@ def test_sizes_that_are_rounded_besides_are_refused_with_the_fields_to_give(tmp_
     facts = read_facts(path)
     assert facts.transform is None
     assert "gives images many sizes; give the fields" in facts.settings["transform_problem"]
+
+
+def test_another_number_of_labels_is_refused_and_not_taken_for_no_object(tmp_path: Path):
+    path = str(make_detector(tmp_path / "m", "rt_detr"))
+    with pytest.raises(JobError, match=r"model.labels: has 2 names, and RTDetr.* has 3 labels"):
+        detectors.spec_of(None, path=path, labels=["cat", "dog"])
+    assert detectors.spec_of(None, path=path, labels=["a", "b", "c"]).task.labels == ("a", "b", "c")
 
 
 def test_another_head_is_no_detector(tmp_path: Path):
