@@ -131,17 +131,20 @@ def test_equal_rows_are_computed_once_and_approximate_pixels_are_checked(tmp_pat
 @pytest.mark.slow
 def test_a_vocabulary_is_learnt_beside_photos_that_keep_their_sizes(tmp_path: Path) -> None:
     columns = several_rows.rows_of(NUM_ROWS)
-    columns["photo"] = [several_rows.photo(row, 20 + 9 * (row % 3), 40) for row in range(NUM_ROWS)]
-    good = [*columns["photo"]]
-    columns["photo"][5] = b"no image"
     columns["plan"] = [("pro", "basic", "gold")[row % 3] for row in range(NUM_ROWS)]
-    kept = tmp_path / "kept" / "plans.json"
+    columns["link"] = [*columns["name"]]
+    photos, kept = tmp_path / "photos", tmp_path / "kept" / "plans.json"
+    photos.mkdir()
+    for row, name in enumerate(columns["name"]):
+        (photos / name).write_bytes(several_rows.photo(row, 20 + 9 * (row % 3), 40))
+    (photos / "r005").rename(tmp_path / "r005")
     numbers = {"features": ["weight", {"column": "plan", "vocabulary": str(kept)}]}
-    inputs = {"photo": {"image_column": "photo"}, "numbers": numbers}
+    inputs = {"photo": {"uri_column": "link"}, "numbers": numbers}
     unset = {"size_px": None, "resize_px": None, "interpolation": None}
-    embed = {"factory": "models:weighed", "labels": None, "task": "embed", "embedding_dim": 7}
     job = write_job(
-        tmp_path, columns, source={"inputs": inputs}, model=embed,
+        tmp_path, columns,
+        source={"inputs": inputs, "uri_roots": [str(photos)], "uri_base": str(photos)},
+        model={"factory": "models:weighed", "labels": None, "task": "embed", "embedding_dim": 7},
         transform={**several_rows.OWN_SIZES, **unset},
     )  # fmt: skip
     leave_out_text(job)
@@ -150,17 +153,23 @@ def test_a_vocabulary_is_learnt_beside_photos_that_keep_their_sizes(tmp_path: Pa
     plans = json.loads(kept.read_text())
     assert plans == ["basic", "gold", "pro"]
     [(name, (reason, message))] = quarantine(tmp_path).items()
-    assert (name, reason) == ("r005", "unidentified")
+    assert (name, reason) == ("r005", "missing")
     assert message.startswith("input 'photo': ")
-    table = read_predictions(str(tmp_path / "out"), PARTITION).sort_by("row_id")
-    others = [row for row in range(NUM_ROWS) if row != 5]
-    assert table["row_id"].to_pylist() == [columns["name"][row] for row in others]
-    for row, found in zip(others, table["embedding"].to_pylist(), strict=True):
-        means = several_rows.pixels(good[row]).mean(dim=(0, 2, 3)).tolist()
-        is_plan = [float(plan == columns["plan"][row]) for plan in plans]
-        np.testing.assert_allclose(found, [*means, columns["weight"][row], *is_plan], atol=1e-5)
     again = pipeline("run", job, *DATE, "--json")
     assert (again.code, again.json["status"]) == (0, "nothing_to_do")
+
+    (tmp_path / "r005").rename(photos / "r005")
+    kept.unlink()  # the version knows what it was planned with
+    retried = pipeline("retry", job, *DATE, "--json")
+    assert retried.code == 0, retried.stderr
+    assert not kept.exists()
+    table = read_predictions(str(tmp_path / "out"), PARTITION).sort_by("row_id")
+    assert table["row_id"].to_pylist() == columns["name"]
+    for row, found in enumerate(table["embedding"].to_pylist()):
+        data = (photos / columns["name"][row]).read_bytes()
+        means = several_rows.pixels(data).mean(dim=(0, 2, 3)).tolist()
+        is_plan = [float(plan == columns["plan"][row]) for plan in plans]
+        np.testing.assert_allclose(found, [*means, columns["weight"][row], *is_plan], atol=1e-5)
     checked = pipeline("verify", str(tmp_path / "out"), "--partition", PARTITION, "--json")
     assert checked.code == 0, checked.stderr
 
