@@ -65,19 +65,31 @@ class DeviceBuffer:
             compute: Runs the model and reduces its outputs; its errors are raised.
         """
         started = perf_counter()
-        for name, values in inputs.items():
-            if values.dtype == object:  # the sizes of its rows are known only now
-                self._reserve(name, sum(value.size for value in values[rows]))
-        # The only copy of the input: from Ray's read-only memory into the reused buffer.
-        shapes = self.shapes = self._gather(inputs, rows, self._views)
-        staging = _shaped(self._buffer, shapes)
+        staging = self.fill(inputs, rows)
         if self._copies is not None:
-            self._start_on_gpu(staging, _shaped(self._on_device, shapes), compute)
+            self._start_on_gpu(staging, _shaped(self._on_device, self.shapes), compute)
             return
         gathered = perf_counter()
         with torch.inference_mode():
             self._kept = compute(staging)
         self._transfer_s, self._predict_s = gathered - started, perf_counter() - gathered
+
+    def fill(self, inputs: InputArrays, rows: npt.NDArray[np.intp]) -> Tensors:
+        """Copy rows of the inputs into the memory on the host.
+
+        Args:
+            inputs: The arrays of a slice, each (N, ...).
+            rows: (B,) row numbers in the slice.
+
+        Returns:
+            Views of that memory, each (B, ...), in the order in which the model takes them.
+        """
+        for name, values in inputs.items():
+            if values.dtype == object:  # the sizes of its rows are known only now
+                self._reserve(name, sum(value.size for value in values[rows]))
+        # The only copy of the input: from Ray's read-only memory into the reused buffer.
+        self.shapes = self._gather(inputs, rows, self._views)
+        return _shaped(self._buffer, self.shapes)
 
     def _reserve(self, name: str, num_values: int) -> None:
         """Make the buffer of a tensor larger if a batch has more values than it."""
