@@ -16,7 +16,7 @@ from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.slicing import SliceSizes
-from pipeline.preprocessing.model_input import BatchLimits, is_varying
+from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.context import RunContext
 from pipeline.runs.sink_below_source import require_apart
 from pipeline.sources.feature_columns import has_lists
@@ -75,14 +75,6 @@ def job_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
 def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:
     """Return how large a batch is, as the job says or as is usual on the device."""
     is_on_gpu = bool(job.resources.num_gpus)
-    if model.precision == INT8 and is_varying(model.input):
-        differ = (
-            "texts differ in length" if model.input.counts_tokens else "images keep their sizes"
-        )
-        raise JobError(
-            f"model.precision = {INT8!r}: is calibrated for batches of one shape, and {differ}; "
-            "give bf16 or auto"
-        )
     if not model.input.counts_tokens:
         if job.model.batch_tokens is not None:
             raise JobError("model.batch_tokens: is for texts; give model.batch_size")
@@ -116,11 +108,6 @@ def _check_int8(model: ModelSpec) -> None:
         raise JobError(
             f"model.precision = {INT8!r}: an .onnx file runs as it is, and is not calibrated; give "
             "fp32, bf16 or auto, or name a file that is quantised already, with fp32"
-        )
-    if model.input.counts_tokens:
-        raise JobError(
-            f"model.precision = {INT8!r}: is calibrated for batches of one shape, and texts "
-            "differ in length; give bf16 or auto"
         )
 
 

@@ -62,10 +62,10 @@ def test_a_plan_tries_one_text(tmp_path: Path, directory: Path):
     assert model["batch_tokens"] == 512
 
 
-def test_int8_is_refused_for_texts(tmp_path: Path, directory: Path):
+def test_int8_is_planned_for_texts(tmp_path: Path, directory: Path):
     model = {"path": str(directory), "runtime": "onnxruntime", "precision": "int8"}
-    with pytest.raises(JobError, match=r"model\.precision = 'int8'.*give bf16 or auto"):
-        describe_plan(job_of(tmp_path, model), RunOptions())
+    found = describe_plan(job_of(tmp_path, model), RunOptions())["model"]
+    assert (found["runtime"], found["precision"]) == ("onnxruntime", "int8")
 
 
 def test_int8_is_refused_for_an_onnx_file(tmp_path: Path):

@@ -18,8 +18,12 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.predictor import Predictor
+from pipeline.runs.tuning.calibration import calibrate
+from pipeline.storage.store import Store
 
 NUM_ROWS = 40
+INT8_ERROR = 0.03
+"""Relative to the largest output."""
 Columns = dict[str, list[Any]]
 
 
@@ -128,6 +132,27 @@ def test_other_runtimes_agree(
     np.testing.assert_allclose(
         np.array(found.column("embedding").to_pylist()), loop(case, columns), atol=1e-4
     )
+
+
+@pytest.mark.slow
+def test_int8_is_calibrated_by_all_inputs(
+    sections: dict[str, Any], columns: Columns, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    embed = {"task": "embed", "embedding_dim": 5}
+    job = job_of(sections, INPUTS, factory="models:several", **embed)
+    plan, config, rows = planned(job)
+    preprocessing = Preprocessing.of(job.source, config.spec.input, 1, plan.fields)
+    assert preprocessing is not None
+    arrays = config.spec.input.arrays(preprocessing(Counters(), rows))
+    config = replace(config, models=Store(str(tmp_path / "models")))
+    sha256, problem = calibrate(config, arrays)
+    assert problem == ""
+    way = {"runtime": "onnxruntime", "precision": "int8", "artefact_sha256": sha256}
+    found = Predictor(replace(config, spec=replace(config.spec, **way))).reduce(arrays)["embedding"]
+    expected = loop("several", columns)
+    assert np.abs(found - expected).max() <= INT8_ERROR * np.abs(expected).max()
+    assert not np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pipeline.core.heartbeat import beat
 from pipeline.execution.stages import Preprocessing
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import TASK_CPUS, gpu_share
-from pipeline.preprocessing.model_input import BatchLimits
+from pipeline.preprocessing.model_input import BatchLimits, is_varying
 from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
 from pipeline.runs.tuning.runtime_trials import Profile
 from pipeline.runs.tuning.selection import as_tried, choose_batch, choose_layout, layouts
@@ -71,8 +71,9 @@ def _open_batches(tuning: TuningContext, way: Trial) -> list[BatchLimits]:
             return []
         sizes = GPU_TOKENS if on_gpu else CPU_TOKENS
         return [BatchLimits(usual.batch_size, tokens) for tokens in sizes]
-    if wanted.batch_size is not None or way.artefact_sha256:
-        return []  # a calibrated model is made for its batch
+    has_one_size = bool(way.artefact_sha256) and not is_varying(tuning.model.input)
+    if wanted.batch_size is not None or has_one_size:
+        return []  # a calibrated model of rows of one shape is made for its batch
     rows = GPU_BATCHES if on_gpu else CPU_BATCHES
     if usual.batch_size > max(rows):
         return [BatchLimits(max(1, int(usual.batch_size * share))) for share in TABLE_SHARES]

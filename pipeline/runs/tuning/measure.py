@@ -135,27 +135,6 @@ def compare_with(
     return agreement.pct, agreement.worst
 
 
-def calibrate(config: PredictorConfig, sample: Inputs) -> tuple[str, str]:
-    """Make and store the int8 model, by every other row of the sample: the rest stays unseen.
-
-    Returns:
-        Its digest and '', or '' and why there is none.
-    """
-    from pipeline.inference.device import export
-    from pipeline.inference.model_store import store_model
-    from pipeline.inference.runtimes.int8 import missing_reason, quantise
-
-    reason = missing_reason(is_on_gpu=config.num_gpus > 0)
-    if reason or config.models is None:
-        return "", reason or "there is no store for the calibrated model"
-    try:
-        return store_model(
-            config.models, quantise(export(config), take_rows(sample, slice(None, None, 2)))
-        ), ""
-    except Exception as error:  # noqa: BLE001  # whatever fails, other ways to run are left
-        return "", clean_message(f"{type(error).__name__}: {error}", _PROBLEM_MAX_CHARS)
-
-
 def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
     """Measure rate and memory of one batch size."""
     from pipeline.inference.predictor import Predictor

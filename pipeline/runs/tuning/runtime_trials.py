@@ -138,7 +138,7 @@ class _Tries:
         import ray
         from ray.exceptions import RayError
 
-        from pipeline.runs.tuning.measure import calibrate
+        from pipeline.runs.tuning.calibration import calibrate
 
         task = lone_task(self._tuning, calibrate)
         try:

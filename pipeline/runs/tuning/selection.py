@@ -28,13 +28,10 @@ MIN_SEARCH_BUDGET_S = 30.0
 def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
     """List the runtimes and precisions that the job leaves open, in the order to try them.
 
-    int8 is calibrated for batches of one shape, so it is not for texts, nor for images that keep
-    their sizes; scales that are computed for each batch gave embeddings of cosine 0.98 to those of
-    fp32, no sooner. Nor is it for .onnx files, which run as they are.
+    int8 is not for .onnx files, which run as they are.
     """
     is_file = model.directory is not None and model.directory.is_file
     varies = is_varying(model.input)
-    has_int8 = not varies and not is_file
     runtimes = all_runtimes() if model.runtime == AUTO else [runtime_of(model.runtime)]
     device: Device = "gpu" if is_on_gpu else "cpu"
     if varies and model.runtime == AUTO:
@@ -47,7 +44,7 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
         for precision, devices in runtime.precisions.items()
         if model.precision in (AUTO, precision)
         and device in devices
-        and (precision != INT8 or has_int8)
+        and (precision != INT8 or not is_file)
     ]
 
 

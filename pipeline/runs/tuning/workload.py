@@ -17,6 +17,8 @@ from pipeline.preprocessing.model_input import Arrays, BatchLimits, Input, Rows,
 
 SAMPLE_ROWS = 128
 """Rows of a sample, and of those that are compared with eager fp32."""
+CALIBRATED_ROWS = 256
+"""Most rows that an int8 model is calibrated by, of those that are sampled."""
 MAX_SAMPLE_ROWS = 2048
 
 
@@ -44,6 +46,15 @@ def rows_to_sample(seen: Input, slice_rows: Sequence[int]) -> int:
 def compared_rows(size: int) -> slice:
     """Return which of so many sampled rows are compared with eager fp32: some, evenly spread."""
     return slice(None, None, max(1, -(-size // SAMPLE_ROWS)))
+
+
+def calibrated_rows(size: int) -> slice:
+    """Return which of so many sampled rows an int8 model is calibrated by: every other one.
+
+    Of many rows they are fewer, and hardly any of those that are compared.
+    """
+    first = 1 if size > SAMPLE_ROWS else 0
+    return slice(first, None, max(2, -(-size // CALIBRATED_ROWS)))
 
 
 def run_batches(seen: Input, inputs: Arrays, limits: BatchLimits) -> list[RunBatch]:

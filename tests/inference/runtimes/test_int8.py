@@ -23,11 +23,11 @@ from pipeline.inference.model_store import fetch_model, model_path, store_model
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
-from pipeline.inference.runtimes.int8 import _channel_scales, quantise
+from pipeline.inference.runtimes.int8 import _channel_scales
 from pipeline.job.loader import parse_job
 from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.tuning.measure import calibrate
+from pipeline.runs.tuning.calibration import calibrate
 from pipeline.storage.store import Store
 
 onnx = pytest.importorskip("onnx")
@@ -167,13 +167,6 @@ def test_calibration_tells_what_failed(tmp_path: Path):
     assert "nowhere" in calibrate(replace(config, spec=gone), {"image": images(8)})[1]
     assert "GPU" not in calibrate(replace(config, models=None), {"image": images(8)})[1]
     assert "CPU only" in calibrate(replace(config, num_gpus=1.0), {"image": images(8)})[1]
-
-
-def test_a_last_batch_of_calibration_is_filled(tmp_path: Path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(linear())
-    sample = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
-    assert b"QuantizeLinear" in quantise(path, {"x": sample})
 
 
 @pytest.mark.parametrize("runtime", ["eager", "compile"])

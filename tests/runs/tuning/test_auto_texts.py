@@ -79,3 +79,24 @@ def test_tune_tries_batches_by_tokens_and_a_run_goes_by_it(tmp_path: Path) -> No
     assert f"{found['runtime']} {found['precision']}" == tuned.json["chosen"]
     assert found["batch_tokens"] == tuned.json["batch_tokens"]
     assert done.json["decode_in"] == tuned.json["decode_in"]
+
+
+@pytest.mark.slow
+def test_a_run_over_texts_in_int8_is_judged_by_the_cosine(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    job = text_job(tmp_path, runtime="onnxruntime", precision="int8")
+    done = pipeline("run", job, "--json", "--set", "gates.min_cosine=0.9")
+    assert done.code == 0, done.stderr
+    found = done.json["model"]
+    assert (found["runtime"], found["precision"]) == ("onnxruntime", "int8")
+    assert 0.9 <= found["agreement_worst"] < 1
+    [stored] = (tmp_path / "out" / "_control" / "models").iterdir()
+    assert found["artefact_sha256"] == stored.stem
+    again = pipeline("run", job, "--json", "--set", "gates.min_cosine=0.9")
+    assert again.json["status"] == "nothing_to_do"
+    other = tmp_path / "other"
+    strict = ("--set", f"sink.uri={other}", "--set", "gates.min_cosine=1.0")
+    refused = pipeline("run", job, "--json", *strict)
+    assert refused.code == 2
+    assert "onnxruntime int8" in refused.stderr
+    assert not (other / "predictions").exists()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx_files
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -11,6 +14,9 @@ from tiny_tokenizer import text_settings
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import NUM_TOKENS, TOKEN_IDS
+from pipeline.job.model import Model
+from pipeline.job.transform import Transform
+from pipeline.models.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.feature_input import FeatureInput
@@ -21,8 +27,10 @@ from pipeline.preprocessing.transform import TransformSpec
 from pipeline.runs.tuning.measure import rate_of
 from pipeline.runs.tuning.selection import candidates
 from pipeline.runs.tuning.workload import (
+    CALIBRATED_ROWS,
     SAMPLE_ROWS,
     RunBatch,
+    calibrated_rows,
     compared_rows,
     rows_to_sample,
     run_batches,
@@ -88,20 +96,41 @@ def test_of_texts_a_whole_slice_is_sampled_and_some_of_it_compared(texts: TextIn
     assert len(range(512)[compared_rows(512)]) == SAMPLE_ROWS
 
 
-def test_int8_is_not_tried_for_texts(texts: TextInput):
+def test_int8_is_tried_for_texts(texts: TextInput):
     task = TaskSpec("embed", embedding_dim=8)
     spec = ModelSpec("m", "factory", "", None, None, texts, task, "auto", "auto")
-    precisions = {precision for _, precision in candidates(spec, is_on_gpu=False)}
-    assert precisions == {"fp32", "bf16"}
+    found = candidates(spec, is_on_gpu=False)
+    assert {precision for _, precision in found} == {"fp32", "bf16", "int8"}
+    assert {("openvino", "int8"), ("onnxruntime", "int8")} < set(found)
+    assert not any(precision == "int8" for _, precision in candidates(spec, is_on_gpu=True))
 
 
-def test_images_of_their_own_sizes_are_timed_on_all_of_the_sample_and_not_quantised():
+def test_int8_is_not_tried_for_an_onnx_file(tmp_path: Path):
+    path = onnx_files.save(onnx_files.features_model(), tmp_path / "m.onnx")
+    model = Model(path=str(path), runtime="auto", precision="auto", task="embed")
+    spec = resolve_model(model, Transform(), input_name="features")
+    found = candidates(spec, is_on_gpu=False)
+    assert ("onnxruntime", "fp32") in found
+    assert not any(precision == "int8" for _, precision in found)
+
+
+def test_a_half_of_the_sample_calibrates_and_of_many_rows_not_those_that_are_compared():
+    assert calibrated_rows(SAMPLE_ROWS) == slice(0, None, 2)
+    for size in (1, 2, 128, 129, 512, 513, 2048):
+        assert 0 < len(range(size)[calibrated_rows(size)]) <= CALIBRATED_ROWS
+    for size in (512, 1024, 2048):
+        seen = set(range(size)[calibrated_rows(size)])
+        assert len(seen) == CALIBRATED_ROWS
+        assert not seen & set(range(size)[compared_rows(size)])
+
+
+def test_images_of_their_own_sizes_are_timed_on_all_of_the_sample():
     plain = (0.0,) * 3, (1.0,) * 3
     images = ImageInput(TransformSpec(None, None, None, *plain, resize="none"))
     task = TaskSpec("embed", embedding_dim=8)
     spec = ModelSpec("m", "factory", "", None, None, images, task, "auto", "auto")
     found = candidates(spec, is_on_gpu=False)
-    assert {precision for _, precision in found} == {"fp32", "bf16"}
+    assert {precision for _, precision in found} == {"fp32", "bf16", "int8"}
     assert not {"mnn", "compile"} & {runtime for runtime, _ in found}
     inputs = {"image": np.empty(5, object)}
     batches = run_batches(images, inputs, BatchLimits(2))
