@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,22 @@ def test_a_detector_of_transformers_sees_what_its_own_processor_makes(family: st
             assert box == pytest.approx([*wanted], abs=0.5)
             count += 1
     assert count > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["rt_detr_v2", "d_fine", "deimv2"])
+def test_detectors_that_check_their_own_shapes_run_in_onnx_runtime(family: str, tmp_path: Path):
+    path = str(make_detector(tmp_path / "m", family))
+    spec = detectors.spec_of(None, path=path, min_score=0.1, max_detections=DETECTORS[family].keeps)
+    photos = [data for data, _ in detectors.photos()[:NUM_FEW]]
+    plain = detectors.detections(spec, photos)
+    exported = detectors.detections(replace(spec, runtime="onnxruntime"), photos)
+    assert sum(len(row["detections"]) for row in plain) > 10
+    for row, wanted in zip(exported, plain, strict=True):
+        assert row["error"] is None, row["message"]
+        for name in ("label_id", "score", "x_min", "y_max"):
+            found = [each[name] for each in row["detections"]]
+            assert found == pytest.approx([each[name] for each in wanted["detections"]], abs=1e-2)
 
 
 @pytest.mark.parametrize(

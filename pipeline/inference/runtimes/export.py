@@ -20,6 +20,8 @@ from pipeline.models.onnx_module import OnnxModule
 _STRUCTURE = "structure.json"
 _FORM, _ONNX, _TORCH = "form", "onnx", "torch"
 _ONNX_PACKAGES = ("onnx", "onnxscript")
+_ONNX_INT64, _ONNX_BOOL = 7, 9
+"""Types of ONNX (onnx.TensorProto)."""
 _OF_TEXTS = ("input_ids", "attention_mask", "token_type_ids")
 """What the names of tensors of texts end with; before it is the name of one of several texts."""
 Varying = Mapping[str, tuple[int, ...]]
@@ -43,6 +45,15 @@ class FlatOutputs(torch.nn.Module):
 
     def forward(self, batch: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(pytree.tree_leaves(self.inner(batch, *others)))
+
+
+def _all_true(values: Any) -> Any:
+    """Translate what some detectors check their shapes by, and torch's exporter does not know."""
+    from onnxscript import opset18
+
+    op: Any = opset18  # its own types are stricter than what it takes
+    ones = op.Cast(values, to=_ONNX_INT64)
+    return op.Cast(op.ReduceMin(ones, keepdims=0), to=_ONNX_BOOL)
 
 
 @dataclass(frozen=True)
@@ -179,6 +190,7 @@ class Exporter:
                     dynamo=True,
                     verbose=False,
                     dynamic_shapes=self._symbolic_shapes(),
+                    custom_translation_table={torch.ops.aten._is_all_true.default: _all_true},
                 )
             assert program is not None, "the dynamo exporter returns a program"
             program.save(folder / "model.onnx")

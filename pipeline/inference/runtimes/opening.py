@@ -99,8 +99,16 @@ def make_runner(
     except PipelineError:
         raise
     except Exception as error:
-        reason = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
+        first = _first_cause(error)
+        reason = clean_message(f"{type(first).__name__}: {first}", _MAX_CHARS)
         raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return what an error was raised from, at the very first: exporters wrap it in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _has_file(runtime: Runtime, exporter: Exporter) -> bool:
