@@ -315,6 +315,8 @@ def told(spec: TransformSpec) -> str:
         steps += f", padded to {size}"
     elif spec.resize_px is not None or spec.resize == "none":
         steps += f", centre crop of {size}"
+    if not spec.antialias:
+        steps += ", without antialiasing"
     return f"{steps}, gray" if spec.channels == "gray" else steps
 
 

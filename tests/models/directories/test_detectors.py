@@ -135,6 +135,11 @@ def test_the_sizes_that_a_processor_of_detectors_says_are_read(case: str, tmp_pa
     )
 
 
+def test_what_is_not_smoothed_is_said(tmp_path: Path):
+    facts = read_facts(make_detector(tmp_path / "m", "rf_detr"))
+    assert facts.said[1].endswith("stretched to 64 px (bilinear), without antialiasing")
+
+
 def test_sizes_that_are_rounded_besides_are_refused_with_the_fields_to_give(tmp_path: Path):
     path = make_detector(tmp_path / "m", "yolos")
     change_json(path / "preprocessor_config.json", size={"shortest_edge": 64, "longest_edge": 96})
