@@ -45,4 +45,9 @@ def test_no_fault_of_a_cluster_changes_what_is_published(fault: str, task: str):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     [seed] = json.loads(done.stdout.splitlines()[-1])["seeds"]
-    assert (seed["broken"], len(seed["blows"])) == ("", {"kill": 8, "drain": 2, "rpc": 0}[fault])
+    assert seed["broken"] == ""
+    num_blows = {"kill": 8, "drain": 2, "rpc": 0}[fault]
+    # A detector this small may be through with all rows before the last ones.
+    missed = len(seed["missed"]) if task == "detect" else 0
+    assert len(seed["blows"]) + missed == num_blows
+    assert missed <= num_blows // 2
