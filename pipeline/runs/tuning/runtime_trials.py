@@ -17,7 +17,7 @@ from pipeline.execution.tasks import ray_errors
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.models.spec import ModelSpec
 from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
-from pipeline.runs.tuning.selection import candidates, search_budget_s
+from pipeline.runs.tuning.selection import candidates, is_usable, search_budget_s, time_left_s
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
 _TRIAL_S = 120.0
@@ -85,12 +85,12 @@ def try_ways(
     tried = {(trial.runtime, trial.precision): trial for trial in known if not trial.was_given_up}
     ways, best = list[Trial](), tries.first
     budget = search_budget_s(best, num_rows, tuning.allocation)
+    least_pct = tuning.job.gates.min_agreement_pct
     for way in candidates(tuning.model, is_on_gpu=bool(tuning.allocation.actor_gpus)):
-        left_s = budget - (perf_counter() - started)
+        left_s = time_left_s(ways, least_pct, budget, perf_counter() - started)
         trial = tried.get(way) or tries.one(way, best.rows_per_s, left_s)
         ways.append(trial)
-        agrees = trial.agreement_pct >= tuning.job.gates.min_agreement_pct
-        if not trial.problem and agrees and trial.rows_per_s > best.rows_per_s:
+        if is_usable(trial, least_pct) and trial.rows_per_s > best.rows_per_s:
             best, budget = trial, search_budget_s(trial, num_rows, tuning.allocation)
     return Profile(tuple(ways), search_budget_s=budget)
 

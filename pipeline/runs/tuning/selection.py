@@ -117,6 +117,24 @@ def search_budget_s(best: Trial, num_rows: int | None, allocation: Allocation) -
     return max(MIN_SEARCH_BUDGET_S, seconds(best, num_rows, allocation))
 
 
+def time_left_s(
+    ways: Sequence[Trial], min_agreement_pct: float, budget_s: float, spent_s: float
+) -> float:
+    """Return how long a run may still look for a better way.
+
+    No limit while nothing that was tried can be used: without any way the run would fail. A job may
+    allow one way only, such as int8, whose calibration can take longer than the search has.
+    """
+    if not any(is_usable(way, min_agreement_pct) for way in ways):
+        return math.inf
+    return budget_s - spent_s
+
+
+def is_usable(way: Trial, min_agreement_pct: float) -> bool:
+    """Tell whether a way ran, and agrees with eager fp32 on enough rows."""
+    return not way.problem and way.agreement_pct >= min_agreement_pct
+
+
 def choose_batch(
     trials: Sequence[Trial], memory_mib: float, num_actors: int, slice_rows: Sequence[int] = ()
 ) -> Trial | None:

@@ -33,6 +33,7 @@ from pipeline.runs.tuning.selection import (
     filled_share,
     layouts,
     search_budget_s,
+    time_left_s,
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
@@ -167,6 +168,14 @@ def test_a_run_looks_for_as_long_as_it_would_take_and_longer_ones_look_on():
     assert not Profile((EAGER, late), search_budget_s=few).is_enough(many)
     assert Profile((EAGER, late), search_budget_s=math.inf).is_enough(math.inf)
     assert Profile((EAGER, DEAD), search_budget_s=few).is_enough(math.inf), "all was tried"
+
+
+def test_a_run_looks_on_while_nothing_that_was_tried_can_be_used():
+    late = Trial("onnxruntime", "int8", problem=f"{GIVEN_UP} after 15 s")
+    for ways in ([], [DEAD], [WRONG], [DEAD, late]):
+        assert time_left_s(ways, 99.0, budget_s=30.0, spent_s=50.0) == math.inf
+    assert time_left_s([DEAD, EAGER], 99.0, budget_s=30.0, spent_s=50.0) == -20.0
+    assert time_left_s([WRONG], 98.0, budget_s=30.0, spent_s=10.0) == 20.0
 
 
 def spec(runtime: str, precision: str) -> ModelSpec:
