@@ -62,7 +62,7 @@ KINDS = {
     "detect": Kind("Photos around 500 x 375, detection"),
     "tables": Kind(
         "Tables through a network of two hidden layers of 256",
-        "the second half of the rows, of `plain` what is left without starting up",
+        "the second half of the rows, of `plain` and `loader` what is left without starting up",
         "`plain`: pyarrow batches into the same runtime in as many plain processes, which write "
         "Parquet",
         has_own_scales=True,
