@@ -126,7 +126,7 @@ def test_tables_say_their_sizes_the_differences_the_start_and_what_was_not_measu
     page = make(tmp_path, TABLES)
     text = page.read_text()
     assert "200,000 rows of 1,000 features, 10,000,000 rows of 10 features; 3 runs of" in text
-    assert "of `plain` what is left without starting up" in text
+    assert "of `plain` and `loader` what is left without starting up" in text
     assert rows(page, "| beside a peer")[1:] == [
         ["mlp-1000", "exact", "1.5e-07"],
         ["mlp-1000", "fp32", "2.5e-06"],
