@@ -30,7 +30,7 @@ _COUNTED = (
     *(pa.types.is_integer, pa.types.is_timestamp, pa.types.is_string, pa.types.is_large_string),
     *(pa.types.is_binary, pa.types.is_large_binary),
 )
-"""Types of ids and the like."""
+"""Types whose distinct values are counted."""
 _ROW_GROUPS_PER_PART = 8
 """At least so many: a part can end within a sixteenth of where it should."""
 
@@ -69,8 +69,8 @@ def repetitive_columns(rows: pa.Table) -> list[str]:
     """Name the columns that a dictionary helps: labels do repeat, ids and scores do not.
 
     Args:
-        rows: The first ones of a file. To try a dictionary on ids took ten times as long as to
-            encode them without one.
+        rows: The first ones of a file. To try a dictionary on 110,000 ids took twice as long as
+            to encode them without one (3.6 ms, 1.7 ms).
     """
     first = rows.slice(0, _LOOKED_AT_ROWS)
     unlike = {

@@ -1,4 +1,4 @@
-"""Room in the node cache: which artefacts are in use, and which ones go.
+"""Remove old artefacts from the node cache, and know which ones are in use.
 
 A process lists the keys that it uses in a file of its own, on which it holds a lock until it ends,
 however it ends. It writes a key there before it looks for the artefact, and what is removed is

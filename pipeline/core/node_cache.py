@@ -1,7 +1,7 @@
 """Per-node cache of exported models and the like: the first actor makes one, the others load it.
 
-Everything that decides an artefact is in its key. What nobody uses any more goes to make room
-(cache_room.py).
+The key of an artefact says everything that it depends on. cache_room.py removes old artefacts that
+no process uses.
 """
 
 from __future__ import annotations

