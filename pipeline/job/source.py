@@ -202,6 +202,11 @@ class Source(Section):
         return InputColumns("image", (self.image_column,))
 
     @property
+    def is_table(self) -> bool:
+        """Tell whether features are the only input."""
+        return bool(self.features) and not self.inputs
+
+    @property
     def input_name(self) -> str:
         """Return the registered name of what the model sees of a row."""
         kind = self.input_columns.kind

@@ -95,7 +95,7 @@ class SliceSizes:
                 uncounted=_UNCOUNTED_TEXT_ROWS,
                 is_fixed=False,
             )
-        if job.source.input_columns.kind == "features":
+        if job.source.is_table:
             most = _multiple(_FEATURE_ROWS, batch_size)
             return cls(
                 most,

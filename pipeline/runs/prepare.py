@@ -85,7 +85,7 @@ def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:
                     f"{model.input.name!r}; leave it out"
                 )
         usual = _GPU_BATCH if is_on_gpu else _CPU_BATCH
-        if job.source.input_columns.kind == "features":
+        if job.source.is_table:
             usual = _GPU_TABLES if is_on_gpu else _CPU_TABLES
     else:
         usual = _GPU_TEXTS if is_on_gpu else _CPU_TEXTS
@@ -113,7 +113,7 @@ def _check_int8(model: ModelSpec) -> None:
 
 def _fitted_batch(job: Job, batch: BatchLimits, inputs: Inputs) -> BatchLimits:
     """Return a smaller batch for rows of many features, and of lists, which may be sequences."""
-    if job.source.input_columns.kind != "features" or job.model.batch_size is not None:
+    if not job.source.is_table or job.model.batch_size is not None:
         return batch
     if FEATURES not in inputs.fields.names:
         return batch
