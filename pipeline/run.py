@@ -144,7 +144,7 @@ def predict_and_publish(
     address = run.options.address
     progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
     with connect(address) as (hardware, ray_start_s, on_cluster):
-        allocation = allocate(job.shares, hardware)
+        allocation = allocate(job.shares, hardware, is_table=job.source.is_table)
         if is_open(model):
             progress.phase("choosing how to run the model")
         named = retry.named(plan) if retry else plan

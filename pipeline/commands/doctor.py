@@ -148,5 +148,6 @@ def _resources(job: Job) -> str:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     cpus = len(os.sched_getaffinity(0))
-    found = allocate(job.shares, Hardware(1, float(cpus), float(gpus)))
+    hardware = Hardware(1, float(cpus), float(gpus))
+    found = allocate(job.shares, hardware, is_table=job.source.is_table)
     return f"{found.max_actors} actors of {found.actor_threads} threads fit this machine"

@@ -31,7 +31,7 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     if not is_open(model):
         model = replace(model, runtime=AUTO, precision=AUTO)
     with connect(options.address) as (hardware, _, _):
-        allocation = allocate(job.shares, hardware)
+        allocation = allocate(job.shares, hardware, is_table=job.source.is_table)
         profile, chosen = tune(run, plan, model, hardware, allocation)
     slice_rows = plan.usual_slice_rows()
     on_gpu = bool(job.resources.num_gpus)

@@ -15,8 +15,11 @@ from pipeline.plan.allocation import TASK_CPUS, Allocation, Hardware, allocate
 ACTORS = st.none() | st.integers(1, 40)
 
 
-def divide(cpus: float, gpus: float = 0.0, **fields: float | None) -> Allocation:
-    return allocate(Resources.model_validate(fields), Hardware(1, cpus, gpus))
+def divide(
+    cpus: float, gpus: float = 0.0, *, is_table: bool = False, **fields: float | None
+) -> Allocation:
+    resources = Resources.model_validate(fields)
+    return allocate(resources, Hardware(1, cpus, gpus), is_table=is_table)
 
 
 def gpus_used(actors: int, each: float) -> float:
@@ -32,6 +35,7 @@ def gpus_used(actors: int, each: float) -> float:
     num_gpus=st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0]),
     num_cpus=st.none() | st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 8.0, 64.0]),
     actors=st.tuples(ACTORS, ACTORS).filter(lambda pair: None in pair or pair[0] <= pair[1]),
+    is_table=st.booleans(),
 )
 def test_what_is_handed_out_is_there(
     cpus: int,
@@ -39,6 +43,7 @@ def test_what_is_handed_out_is_there(
     num_gpus: float,
     num_cpus: float | None,
     actors: tuple[int | None, int | None],
+    is_table: bool,
 ):
     least, most = actors
     fields = {
@@ -53,9 +58,9 @@ def test_what_is_handed_out_is_there(
         fits = fits and needed * (num_cpus or 1.0) <= cpus
     if not fits:
         with pytest.raises(JobError):
-            divide(cpus, gpus, **fields)
+            divide(cpus, gpus, is_table=is_table, **fields)
         return
-    found = divide(cpus, gpus, **fields)
+    found = divide(cpus, gpus, is_table=is_table, **fields)
     assert 1 <= found.min_actors <= found.max_actors
     assert found.min_actors >= (least or 1)
     assert most is None or found.max_actors <= most
@@ -259,6 +264,14 @@ def test_readers_and_writers_grow_with_the_cluster_within_bounds():
     assert few.num_readers < many.num_readers <= 128
     assert 0 < few.num_decoders < many.num_decoders <= 128
     assert few.num_writers <= many.num_writers <= 16
+
+
+@given(cpus=st.integers(1, 128))
+def test_tables_have_more_readers_than_what_takes_longer_to_predict(cpus: int):
+    usual, table = divide(cpus), divide(cpus, is_table=True)
+    assert usual.num_readers <= table.num_readers <= cpus
+    assert table.num_readers >= min(2, cpus)
+    assert (table.max_actors, table.num_writers) == (usual.max_actors, usual.num_writers)
 
 
 @given(cpus=st.integers(1, 128))

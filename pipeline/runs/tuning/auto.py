@@ -102,14 +102,14 @@ def _divide(
     """Divide the cluster as it was found best; what the job says itself stays."""
     if not chosen.threads:
         return allocation
+    resources, is_table = run.job.shares, run.job.source.is_table
     if run.job.resources.num_gpus:
         share = {"actors_per_gpu": chosen.actors}
-        return allocate(run.job.shares.model_copy(update=share), hardware)
+        return allocate(resources.model_copy(update=share), hardware, is_table=is_table)
     found = {"num_cpus": float(chosen.threads), "decode_in": chosen.decode_in}
-    resources = run.job.shares
     left_out = {"num_cpus": resources.num_cpus is None, "decode_in": resources.decode_in == AUTO}
     changes = {name: value for name, value in found.items() if left_out[name]}
-    return allocate(resources.model_copy(update=changes), hardware)
+    return allocate(resources.model_copy(update=changes), hardware, is_table=is_table)
 
 
 def _choose_anew(run: RunContext, tuning: TuningContext, profile: Profile | None) -> Trial:
