@@ -20,11 +20,14 @@ from pipeline.sources.extents import Extent
 from pipeline.sources.int96 import Int96Reader, Moments, int96_columns
 from pipeline.sources.parquet_columns import Needed, needed_columns
 from pipeline.sources.parquet_footers import is_unreadable
+from pipeline.sources.parquet_groups import Batching
 from pipeline.sources.parquet_shard import Shard, open_shard
 from pipeline.sources.rows import Reader, changed, failed_rows, require_unchanged
 from pipeline.sources.table_rows import joined, to_rows
 
 _BATCH_BYTES = 16 << 20
+_TABLE_BATCH_BYTES = 64 << 20
+"""Of numbers, which are joined to vectors batch by batch: few large joints are faster."""
 
 
 class ParquetStream:
@@ -148,8 +151,7 @@ class ParquetStream:
     ) -> Iterator[tuple[pa.RecordBatch, dict[int, str]]]:
         """Yield the batches of row groups, each with its rows of invalid timestamps -> message."""
         reader = self._reader
-        rows_max = columns_of(reader.source).rows_at_once
-        rows_at_once = max(1, min(rows_max, int(_BATCH_BYTES / max(1.0, extent.row_bytes))))
+        how = _batching(reader, extent, shard.num_rows(groups))
         times: Int96Reader | None = None
         if only := int96_columns(shard.parquet, [*needed.read]):
             as_ns = [f.name for f in reader.pass_through if str(f.type).startswith("timestamp[ns")]
@@ -158,13 +160,30 @@ class ParquetStream:
             times = Int96Reader(
                 [*dict.fromkeys(needed.read[name] for name in only)],
                 as_ns,
-                lambda unit: shard.again(unit, rows_at_once, groups, only),
+                lambda unit: shard.again(unit, groups, only, how),
             )
-        for batch in shard.batches(shard.parquet, rows_at_once, groups, [*needed.read]):
+        for batch in shard.batches(groups, [*needed.read], how):
             checked = times.check(batch) if times else Moments(batch, {})
             if not reader.store.is_object_store:  # an object cannot change under an open file
                 self._require_unchanged(extent)
             yield checked.rows, checked.problems
+
+
+def _batching(reader: Reader, extent: Extent, group_rows: int) -> Batching:
+    """Return how to read an extent from row groups of so many rows."""
+    is_table = reader.source.is_table
+    row_bytes = max(extent.row_bytes, _vector_bytes(reader), 1.0)
+    fit = int((_TABLE_BATCH_BYTES if is_table else _BATCH_BYTES) / row_bytes)
+    rows = max(1, min(columns_of(reader.source).rows_at_once, fit))
+    # Slices have powers of two, mostly, and are joined from batches at a cost.
+    num_rows = 1 << (rows.bit_length() - 1)
+    return Batching(num_rows, row_bytes, by_group=is_table and 2 * extent.num_rows >= group_rows)
+
+
+def _vector_bytes(reader: Reader) -> int:
+    """Return the bytes of a row's vectors of features, which may be encoded in fewer."""
+    kinds = [field.type for field in reader.fields if pa.types.is_fixed_size_list(field.type)]
+    return sum(kind.list_size * kind.value_type.bit_width // 8 for kind in kinds)
 
 
 def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Table:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,15 @@ import pyarrow.parquet as pq
 
 from pipeline.core.arrays import Numbers
 from pipeline.sources.extents import Extent
+from pipeline.sources.int96 import UNIT
 from pipeline.sources.parquet_footers import arrow_errors, open_parquet
+from pipeline.sources.parquet_groups import Batching, group_batches
 from pipeline.sources.rows import require_unchanged
 from pipeline.storage.store import Store
 
-_READ_BUFFER_BYTES = 1 << 20
+_LOCAL_BUFFER_BYTES = 64 << 10
+"""Every column has a buffer: a mebibyte for each of 1,000 takes as long to fill as to decode."""
+_REMOTE_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Shard:
     store: Store
     path: str
     parquet: pq.ParquetFile
+    by_group: pq.ParquetFile
+    """The same, to read whole row groups: of an object store, many columns with one request."""
     group_ends: Numbers
     opened: contextlib.ExitStack
     """Closes what is opened later."""
@@ -66,28 +73,27 @@ class Shard:
         if groups:
             yield groups, begin
 
+    def num_rows(self, groups: Sequence[int]) -> int:
+        """Return the rows of neighbouring row groups."""
+        before = int(self.group_ends[groups[0] - 1]) if groups[0] else 0
+        return int(self.group_ends[groups[-1]]) - before
+
     def batches(
-        self, parquet: pq.ParquetFile, rows: int, groups: Sequence[int], columns: Sequence[str]
+        self, groups: Sequence[int], columns: Sequence[str], how: Batching
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of some row groups, `rows` per batch."""
+        """Yield the rows of some row groups."""
         with arrow_errors():
-            yield from parquet.iter_batches(
-                batch_size=rows, row_groups=[*groups], columns=[*columns]
-            )
+            yield from group_batches(self.parquet, self.by_group, groups, columns, how)
 
     def again(
-        self, int96_unit: str, rows: int, groups: Sequence[int], columns: Sequence[str]
+        self, int96_unit: str, groups: Sequence[int], columns: Sequence[str], how: Batching
     ) -> Iterator[pa.RecordBatch]:
         """Yield the same rows again, with INT96 in another unit."""
         handle = self.opened.enter_context(self.store.open(self.path))
-        parquet = open_parquet(
-            handle,
-            int96_unit=int96_unit,
-            metadata=self.parquet.metadata,
-            buffer_size=_READ_BUFFER_BYTES,
-            pre_buffer=False,
-        )
-        yield from self.batches(parquet, rows, groups, columns)
+        parquet = _open(self.store, handle, self.parquet.metadata, int96_unit)
+        by_group = _open_by_group(self.store, handle, parquet, int96_unit)
+        other = replace(self, parquet=parquet, by_group=by_group)
+        yield from other.batches(groups, columns, how)
 
 
 @contextlib.contextmanager
@@ -105,20 +111,36 @@ def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
         require_unchanged(store, extent)
         key = (store.uri, extent.path, extent.size_bytes, extent.version)
         known = _last_footer.get(key)
-        # No pre_buffer: it would hold whole column chunks, 2 GB for a huge row group.
-        parquet = open_parquet(
-            handle,
-            metadata=known.metadata if known else None,
-            buffer_size=_READ_BUFFER_BYTES,
-            pre_buffer=False,
-        )
+        parquet = _open(store, handle, known.metadata if known else None)
         if known is None:
             known = _parse(parquet)
             if not store.is_object_store:
                 require_unchanged(store, extent)
             _last_footer.clear()
             _last_footer[key] = known
-        yield Shard(store, extent.path, parquet, known.group_ends, opened)
+        by_group = _open_by_group(store, handle, parquet)
+        yield Shard(store, extent.path, parquet, by_group, known.group_ends, opened)
+
+
+def _open(
+    store: Store, handle: BinaryIO, metadata: pq.FileMetaData | None, int96_unit: str = UNIT
+) -> pq.ParquetFile:
+    # No pre_buffer: it would hold whole column chunks, 2 GB for a huge row group.
+    return open_parquet(
+        handle,
+        metadata=metadata,
+        int96_unit=int96_unit,
+        buffer_size=_REMOTE_BUFFER_BYTES if store.is_object_store else _LOCAL_BUFFER_BYTES,
+        pre_buffer=False,
+    )
+
+
+def _open_by_group(
+    store: Store, handle: BinaryIO, parquet: pq.ParquetFile, int96_unit: str = UNIT
+) -> pq.ParquetFile:
+    if not store.is_object_store:
+        return parquet
+    return open_parquet(handle, metadata=parquet.metadata, int96_unit=int96_unit, pre_buffer=True)
 
 
 def _parse(parquet: pq.ParquetFile) -> _Footer:

@@ -41,7 +41,7 @@ class FeatureColumns:
 
     names: tuple[str, ...]
     source: Source
-    rows_at_once = 65_536
+    rows_at_once = 524_288
 
     def path(self, name: str, kind: pa.DataType) -> str:
         return name

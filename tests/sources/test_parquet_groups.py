@@ -1,0 +1,108 @@
+"""Row groups read whole or streamed are the same rows; whole ones take few requests."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from faultproxy import FaultProxy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from s3server import S3Server
+
+from pipeline.job.source import Source
+from pipeline.sources.inputs import list_inputs
+from pipeline.sources.parquet_groups import Batching, group_batches
+from pipeline.sources.parquet_shard import open_shard
+from pipeline.storage.store import Store
+
+NUM_COLUMNS = 230
+NAMES = [f"f{index}" for index in range(NUM_COLUMNS)]
+SIZES = (40, 7, 1, 64, 13)
+
+
+def table(num_rows: int = sum(SIZES)) -> pa.Table:
+    """Numbers with nulls here and there, and a column of each other shape."""
+    rng = np.random.default_rng(0)
+    columns = {
+        name: pa.array(
+            rng.standard_normal(num_rows).astype(np.float32), mask=rng.random(num_rows) < 0.1
+        )
+        for name in NAMES
+    }
+    columns["id"] = pa.array([f"row {row}" for row in range(num_rows)])
+    columns["pair"] = pa.array([[row, row + 1] for row in range(num_rows)], pa.list_(pa.int64(), 2))
+    columns["at"] = pa.array([{"x": row, "y": [row] * (row % 3)} for row in range(num_rows)])
+    return pa.table(columns)
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> pq.ParquetFile:
+    """Row groups of different sizes."""
+    path = tmp_path_factory.mktemp("wide") / "wide.parquet"
+    rows, start = table(), 0
+    with pq.ParquetWriter(path, rows.schema) as writer:
+        for size in SIZES:
+            writer.write_table(rows.slice(start, size))
+            start += size
+    return pq.ParquetFile(path)
+
+
+def joined(batches: Sequence[pa.RecordBatch], columns: Sequence[str]) -> pa.Table:
+    return pa.Table.from_batches(batches).select(columns).combine_chunks()
+
+
+@settings(max_examples=80)
+@given(
+    groups=st.sets(st.integers(0, len(SIZES) - 1), min_size=1),
+    columns=st.lists(st.sampled_from([*NAMES, "id", "pair", "at"]), min_size=1, unique=True)
+    | st.just([*NAMES, "id", "pair", "at"]),
+    num_rows=st.integers(1, 200),
+    row_bytes=st.sampled_from([1.0, 1e6, 1e8]),
+    by_group=st.booleans(),
+)
+def test_any_way_of_reading_gives_the_rows_of_the_row_groups(
+    shard: pq.ParquetFile,
+    groups: set[int],
+    columns: list[str],
+    num_rows: int,
+    row_bytes: float,
+    by_group: bool,
+):
+    # A megabyte a row makes them large enough for some columns at a time, a hundred for a stream.
+    how = Batching(num_rows, row_bytes, by_group)
+    batches = [*group_batches(shard, shard, sorted(groups), columns, how)]
+    assert all(0 < batch.num_rows <= num_rows for batch in batches)
+    expected = shard.read_row_groups(sorted(groups), columns=columns)
+    assert joined(batches, columns).equals(expected.select(columns).combine_chunks())
+
+
+def test_fields_of_a_column_are_read_beside_whole_columns(shard: pq.ParquetFile):
+    how = Batching(50, 1.0, by_group=True)
+    batches = [*group_batches(shard, shard, [0, 1], ["f0", "at.x"], how)]
+    assert joined(batches, ["at"]).column("at").to_pylist() == [{"x": row} for row in range(47)]
+
+
+def test_a_wide_row_group_of_an_object_store_takes_few_requests(s3: S3Server):
+    buffer, direct = io.BytesIO(), s3.store()
+    rows = table(2000)
+    pq.write_table(rows, buffer)
+    direct.put("a.parquet", buffer.getvalue())
+    requests = {}
+    with FaultProxy(s3.endpoint_url) as proxy:
+        options = s3.options_at(proxy.url)
+        source = Source(
+            uri=direct.uri, format="parquet", features=tuple(NAMES), storage_options=options
+        )
+        extents = list_inputs(source, max_extent_rows=2000).extents
+        for by_group in (True, False):
+            proxy.requests.clear()
+            with open_shard(Store(direct.uri, options), extents[0]) as shard:
+                batches = [*shard.batches([0], NAMES, Batching(500, 1.0, by_group))]
+            requests[by_group] = sum(method == "GET" for method, _, _ in proxy.requests)
+            assert joined(batches, NAMES).equals(rows.select(NAMES))
+    assert requests[True] <= 3 < NUM_COLUMNS <= requests[False]
