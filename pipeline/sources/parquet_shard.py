@@ -21,7 +21,7 @@ from pipeline.sources.rows import require_unchanged
 from pipeline.storage.store import Store
 
 _LOCAL_BUFFER_BYTES = 64 << 10
-"""Every column has a buffer: a mebibyte for each of 1,000 takes as long to fill as to decode."""
+"""Every column has one: with 1 MiB each, the first rows of 1,000 columns took twice as long."""
 _REMOTE_BUFFER_BYTES = 1 << 20
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -106,3 +107,20 @@ def test_a_wide_row_group_of_an_object_store_takes_few_requests(s3: S3Server):
             requests[by_group] = sum(method == "GET" for method, _, _ in proxy.requests)
             assert joined(batches, NAMES).equals(rows.select(NAMES))
     assert requests[True] <= 3 < NUM_COLUMNS <= requests[False]
+
+
+def test_rows_before_damage_are_read(tmp_path: Path):
+    path, rows = tmp_path / "a.parquet", table(300).select(NAMES)
+    pages = {"use_dictionary": False, "data_page_size": 100, "write_batch_size": 50}
+    pq.write_table(rows, path, compression="zstd", **pages)
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    middle = chunk.data_page_offset + chunk.total_compressed_size // 2
+    data = bytearray(path.read_bytes())
+    data[middle : middle + 100] = bytes(100)
+    path.write_bytes(data)
+    shard = pq.ParquetFile(path)
+    batches = group_batches(shard, shard, [0], NAMES, Batching(50, 1.0, True))
+    found = [next(batches), next(batches)]
+    assert joined(found, NAMES).equals(rows.slice(0, 100).combine_chunks())
+    with pytest.raises((pa.ArrowException, OSError)):
+        list(batches)
