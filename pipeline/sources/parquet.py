@@ -27,7 +27,7 @@ from pipeline.sources.table_rows import joined, to_rows
 
 _BATCH_BYTES = 16 << 20
 _TABLE_BATCH_BYTES = 64 << 20
-"""Of numbers, which are joined to vectors batch by batch: few large joints are faster."""
+"""Of tables, whose columns each cost something per batch."""
 
 
 class ParquetStream:

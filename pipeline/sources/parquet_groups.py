@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 _COLUMNS_AT_ONCE = 100
 _SMALL_BYTES = 32 << 20
-"""All columns at once: few requests to an object store."""
+"""Smaller row groups are read with all columns at once, by few requests to an object store."""
 _WHOLE_BYTES = 512 << 20
 """Row groups of more bytes are streamed."""
 
