@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faultproxy import FaultProxy
+from faultproxy import DENIED, FaultProxy, Rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3server import S3Server
 
+from pipeline.core.errors import JobError
 from pipeline.job.source import Source
+from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.parquet_groups import Batching, group_batches
 from pipeline.sources.parquet_shard import open_shard
@@ -88,25 +90,44 @@ def test_fields_of_a_column_are_read_beside_whole_columns(shard: pq.ParquetFile)
     assert joined(batches, ["at"]).column("at").to_pylist() == [{"x": row} for row in range(47)]
 
 
-def test_a_wide_row_group_of_an_object_store_takes_few_requests(s3: S3Server):
+@pytest.fixture
+def in_bucket(s3: S3Server) -> Iterator[tuple[FaultProxy, Store, Extent]]:
+    """A shard of one row group of 2,000 rows, behind a proxy."""
     buffer, direct = io.BytesIO(), s3.store()
-    rows = table(2000)
-    pq.write_table(rows, buffer)
+    pq.write_table(table(2000), buffer)
     direct.put("a.parquet", buffer.getvalue())
-    requests = {}
     with FaultProxy(s3.endpoint_url) as proxy:
         options = s3.options_at(proxy.url)
         source = Source(
             uri=direct.uri, format="parquet", features=tuple(NAMES), storage_options=options
         )
-        extents = list_inputs(source, max_extent_rows=2000).extents
-        for by_group in (True, False):
-            proxy.requests.clear()
-            with open_shard(Store(direct.uri, options), extents[0]) as shard:
-                batches = [*shard.batches([0], NAMES, Batching(500, 1.0, by_group))]
-            requests[by_group] = sum(method == "GET" for method, _, _ in proxy.requests)
-            assert joined(batches, NAMES).equals(rows.select(NAMES))
+        [extent] = list_inputs(source, max_extent_rows=2000).extents
+        yield proxy, Store(direct.uri, options), extent
+
+
+def test_a_wide_row_group_of_an_object_store_takes_few_requests(
+    in_bucket: tuple[FaultProxy, Store, Extent],
+):
+    proxy, store, extent = in_bucket
+    requests = {}
+    for by_group in (True, False):
+        proxy.requests.clear()
+        with open_shard(store, extent) as shard:
+            batches = [*shard.batches([0], NAMES, Batching(500, 1.0, by_group))]
+        requests[by_group] = sum(method == "GET" for method, _, _ in proxy.requests)
+        assert joined(batches, NAMES).equals(table(2000).select(NAMES))
     assert requests[True] <= 3 < NUM_COLUMNS <= requests[False]
+
+
+@pytest.mark.parametrize("by_group", [True, False])
+def test_a_store_that_fails_is_not_taken_for_a_broken_shard(
+    by_group: bool, in_bucket: tuple[FaultProxy, Store, Extent]
+):
+    proxy, store, extent = in_bucket
+    with open_shard(store, extent) as shard:
+        proxy.rules = (Rule(DENIED, "GET", last=999),)
+        with pytest.raises(JobError, match=r"a\.parquet: access denied"):
+            list(shard.batches([0], NAMES, Batching(500, 1.0, by_group)))
 
 
 def test_rows_before_damage_are_read(tmp_path: Path):
