@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.counters import Counters, StageCounters, add
+from pipeline.core.current_input import begin_input
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns, failures_of, of_part
 from pipeline.core.registry import INPUTS, get
@@ -143,6 +144,7 @@ class CompositeInput:
                 del kept[column]
         failures, found, counted = failures_of(rows), dict[str, pa.ChunkedArray](), Counters()
         for name, part in self.parts:
+            begin_input(name)
             columns = {ROW_ID: rows.column(ROW_ID), URI: rows.column(URI)}
             columns |= {
                 own: rows.column(column)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.counters import Counters, StageCounters, add
+from pipeline.core.current_input import begin_input
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, failure_columns
 from pipeline.core.schema import ERROR
@@ -86,6 +87,21 @@ class Doubling:
     def pids(self) -> list[int]:
         path = Path(self.starts)
         return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@dataclass(frozen=True)
+class TwoInputs:
+    """Doubles the values of `other` after those of `value`, and says so."""
+
+    def open(self) -> Mapping[str, Step]:
+        return {STAGE: double_both}
+
+
+def double_both(rows: pa.Table, counters: Counters) -> pa.Table:
+    for name in ("value", "other"):
+        begin_input(name)
+        double(rows.drop_columns("value").append_column("value", rows.column(name)), counters)
+    return rows
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from time import monotonic
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pipeline.core.counters import Counters
+from pipeline.core.current_input import tell_inputs_to
 from pipeline.core.errors import PipelineError
 from pipeline.core.failures import Reason
 from pipeline.core.parent_death import die_with
@@ -65,6 +66,15 @@ class ChildExit:
     message: str
     had_started: bool = True
     """False: it ended while it started, so no row is the cause."""
+    input_name: str = ""
+    """Which of several inputs it worked on; '' if it worked on the only one, or on none."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """Says before an answer which input a child works on."""
+
+    input_name: str
 
 
 class Child:
@@ -132,22 +142,28 @@ class Child:
         process, pipe = self._process, self._pipe
         assert process is not None, "started before"
         assert pipe is not None, "started before"
-        until_s = monotonic() + limit_s
+        until_s, name = monotonic() + limit_s, ""
         try:
             pipe.send(request)
-            while not pipe.poll(max(0.0, min(_LOOK_S, until_s - monotonic()))):
-                if process.poll() is not None:  # another process may hold its end of the pipe
-                    return self._reap(process)
-                if monotonic() >= until_s:
-                    self.close()
-                    return ChildExit(Reason.TIMEOUT, f"no result after {limit_s:g} s")
-            answer = pipe.recv()
+            while isinstance(answer := self._receive(process, pipe, until_s, limit_s), _Begun):
+                name = answer.input_name
         except (EOFError, ConnectionError):
-            return self._reap(process)
+            answer = self._reap(process)
         if isinstance(answer, PipelineError):
             self.close()
             raise answer
-        return answer
+        return replace(answer, input_name=name) if isinstance(answer, ChildExit) else answer
+
+    def _receive(
+        self, process: subprocess.Popen[bytes], pipe: Connection, until_s: float, limit_s: float
+    ) -> Any:
+        while not pipe.poll(max(0.0, min(_LOOK_S, until_s - monotonic()))):
+            if process.poll() is not None:  # another process may hold its end of the pipe
+                return self._reap(process)
+            if monotonic() >= until_s:
+                self.close()
+                return ChildExit(Reason.TIMEOUT, f"no result after {limit_s:g} s")
+        return pipe.recv()
 
     def _reap(self, process: subprocess.Popen[bytes]) -> ChildExit:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -178,6 +194,7 @@ def serve(descriptor: int, parent: int) -> None:
     with Connection(descriptor) as pipe, contextlib.suppress(EOFError, ConnectionError):
         try:
             steps = pipe.recv().open()
+            tell_inputs_to(lambda name: pipe.send(_Begun(name)))
             pipe.send(None)
             while True:
                 stage, data = pipe.recv()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.core.counters import Counters, StageCounters, add, merge
-from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.failures import Failure, Reason, failure_columns, failures_of, of_part
 from pipeline.core.row_digests import num_bytes, row_digests
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
@@ -178,10 +178,12 @@ def failure_of(row: pa.Table, stage: str, ended: ChildExit, fields: pa.Schema) -
     types = dict(zip(row.column_names, row.schema.types, strict=True))
     is_there = len(fields) and all(types.get(field.name) == field.type for field in fields)
     [digest] = row_digests(row, fields.names) if is_there else [None]
+    failure = Failure(ended.reason, stage, ended.message)
+    if ended.input_name:
+        failure = of_part(ended.input_name, failure)
     if digest is None:
-        return Failure(ended.reason, stage, ended.message)
-    size_bytes = num_bytes(row, fields.names)
-    return Failure(ended.reason, stage, ended.message, digest.hex(), size_bytes)
+        return failure
+    return replace(failure, sha256=digest.hex(), num_bytes=num_bytes(row, fields.names))
 
 
 def fail(rows: pa.Table, failures: Mapping[int, Failure]) -> pa.Table:

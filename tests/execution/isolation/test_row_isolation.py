@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from checkout import PYTHONPATH
 from deadly import (
@@ -25,7 +26,9 @@ from deadly import (
     STAGE,
     Doubling,
     Sizing,
+    TwoInputs,
     double,
+    double_both,
     rows_of,
     size,
     wait_for_end,
@@ -90,6 +93,22 @@ def test_rows_that_end_processes_are_failed_with_their_reasons_and_the_others_ar
     assert len(work.pids) == isolated.num_exits + 1
     assert isolated.num_poison == 5
     assert all(wait_for_end(pid) for pid in work.pids)
+
+
+def test_a_row_that_ends_its_process_says_over_which_input() -> None:
+    values, others = [0, SEGFAULT, 2, 3, KILL], [0, 1, HANG, EXIT, 4]
+    rows = rows_of(values).append_column("other", pa.array(others, pa.int64()))
+    with closing(Child(TwoInputs(), CALL_S, START_S)) as child:
+        isolated = Isolated(child, lambda stage, row: None, FIELDS)
+        found = isolated.run(StagePlan(STAGE, 1, double_both), rows, {}, one_by_one=True)
+    said = [failure and failure.message for failure in failures_of(found)]
+    assert said == [
+        None,
+        "input 'value': its process was ended by SIGSEGV",
+        f"input 'other': no result after {CALL_S:g} s",
+        "input 'other': its process ended itself with exit code 3",
+        "input 'value': its process was killed, as happens when memory runs out",
+    ]
 
 
 def test_a_batch_that_is_too_much_loses_no_row(tmp_path: Path) -> None:
