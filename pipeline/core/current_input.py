@@ -14,7 +14,7 @@ _tell: Callable[[str], None] = _tell_nobody
 
 def tell_inputs_to(listener: Callable[[str], None]) -> None:
     """Let a function hear of every input that this process begins with."""
-    global _tell  # a process has one parent
+    global _tell
     _tell = listener
 
 

@@ -175,9 +175,10 @@ def _batching(reader: Reader, extent: Extent, group_rows: int) -> Batching:
     row_bytes = max(extent.row_bytes, _vector_bytes(reader), 1.0)
     fit = int((_TABLE_BATCH_BYTES if is_table else _BATCH_BYTES) / row_bytes)
     rows = max(1, min(columns_of(reader.source).rows_at_once, fit))
-    # Slices have powers of two, mostly, and are joined from batches at a cost.
+    # Most slices have a power of two of rows; one that lies in several batches is copied.
     num_rows = 1 << (rows.bit_length() - 1)
-    return Batching(num_rows, row_bytes, by_group=is_table and 2 * extent.num_rows >= group_rows)
+    is_mostly_wanted = 2 * extent.num_rows >= group_rows
+    return Batching(num_rows, row_bytes, whole_groups=is_table and is_mostly_wanted)
 
 
 def _vector_bytes(reader: Reader) -> int:

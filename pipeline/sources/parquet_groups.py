@@ -29,13 +29,13 @@ class Batching(NamedTuple):
     """Rows of a batch, at most."""
     row_bytes: float
     """Bytes of a row in memory, about."""
-    by_group: bool
+    whole_groups: bool
     """Read row groups that fit into memory before the first batch of them is cut."""
 
 
 def group_batches(
     parquet: pq.ParquetFile,
-    by_group: pq.ParquetFile,
+    for_whole_groups: pq.ParquetFile,
     groups: Sequence[int],
     columns: Sequence[str],
     how: Batching,
@@ -47,13 +47,13 @@ def group_batches(
 
     Args:
         parquet: The shard, to stream.
-        by_group: The shard, to read whole row groups.
+        for_whole_groups: The shard, to read whole row groups.
         groups: The row groups, ascending.
         columns: What to read; a column inside another one has a dot.
         how: How to put them into batches.
     """
     # A dot may also be in a name, which Arrow then finds twice.
-    if not how.by_group or any("." in name for name in columns):
+    if not how.whole_groups or any("." in name for name in columns):
         yield from _stream(parquet, groups, columns, how.num_rows)
         return
     for run, num_rows in _runs(parquet.metadata, groups, how.num_rows):
@@ -63,7 +63,7 @@ def group_batches(
             continue
         at_once = len(columns) if num_bytes <= _SMALL_BYTES else _COLUMNS_AT_ONCE
         try:
-            batches = iter(_read(by_group, run, columns, at_once).to_batches(how.num_rows))
+            batches = iter(_read(for_whole_groups, run, columns, at_once).to_batches(how.num_rows))
         except (pa.ArrowException, OSError):  # rows before the damage can be streamed
             batches = _stream(parquet, run, columns, how.num_rows)
         yield from batches

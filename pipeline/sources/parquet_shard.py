@@ -45,8 +45,8 @@ class Shard:
     store: Store
     path: str
     parquet: pq.ParquetFile
-    by_group: pq.ParquetFile
-    """The same, to read whole row groups: of an object store, many columns with one request."""
+    for_whole_groups: pq.ParquetFile
+    """The same; of an object store it reads many columns with one request."""
     group_ends: Numbers
     opened: contextlib.ExitStack
     """Closes what is opened later."""
@@ -83,7 +83,7 @@ class Shard:
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows of some row groups."""
         with arrow_errors():
-            yield from group_batches(self.parquet, self.by_group, groups, columns, how)
+            yield from group_batches(self.parquet, self.for_whole_groups, groups, columns, how)
 
     def again(
         self, int96_unit: str, groups: Sequence[int], columns: Sequence[str], how: Batching
@@ -91,8 +91,8 @@ class Shard:
         """Yield the same rows again, with INT96 in another unit."""
         handle = self.opened.enter_context(self.store.open(self.path))
         parquet = _open(self.store, handle, self.parquet.metadata, int96_unit)
-        by_group = _open_by_group(self.store, handle, parquet, int96_unit)
-        other = replace(self, parquet=parquet, by_group=by_group)
+        for_whole_groups = _open_for_whole_groups(self.store, handle, parquet, int96_unit)
+        other = replace(self, parquet=parquet, for_whole_groups=for_whole_groups)
         yield from other.batches(groups, columns, how)
 
 
@@ -118,8 +118,8 @@ def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
                 require_unchanged(store, extent)
             _last_footer.clear()
             _last_footer[key] = known
-        by_group = _open_by_group(store, handle, parquet)
-        yield Shard(store, extent.path, parquet, by_group, known.group_ends, opened)
+        for_whole_groups = _open_for_whole_groups(store, handle, parquet)
+        yield Shard(store, extent.path, parquet, for_whole_groups, known.group_ends, opened)
 
 
 def _open(
@@ -135,7 +135,7 @@ def _open(
     )
 
 
-def _open_by_group(
+def _open_for_whole_groups(
     store: Store, handle: BinaryIO, parquet: pq.ParquetFile, int96_unit: str = UNIT
 ) -> pq.ParquetFile:
     if not store.is_object_store:

@@ -267,7 +267,7 @@ def test_readers_and_writers_grow_with_the_cluster_within_bounds():
 
 
 @given(cpus=st.integers(1, 128))
-def test_tables_have_more_readers_than_what_takes_longer_to_predict(cpus: int):
+def test_tables_have_two_readers_or_more_and_nothing_else_changes(cpus: int):
     usual, table = divide(cpus), divide(cpus, is_table=True)
     assert usual.num_readers <= table.num_readers <= cpus
     assert table.num_readers >= min(2, cpus)

@@ -91,7 +91,7 @@ class Doubling:
 
 @dataclass(frozen=True)
 class TwoInputs:
-    """Doubles the values of `other` after those of `value`, and says so."""
+    """Doubles the values of `value`, then those of `other`, and says which it begins with."""
 
     def open(self) -> Mapping[str, Step]:
         return {STAGE: double_both}
