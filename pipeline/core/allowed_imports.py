@@ -17,8 +17,8 @@ from pipeline.core.user_errors import tell
 ALLOW_IMPORT_VARIABLE = "PIPELINE_ALLOW_IMPORT"
 
 
-def require_allowed(field: str, target: str, allow_import: Sequence[str]) -> str:
-    """Check `package.module:callable` against the allowed prefixes; return the module's name.
+def require_allowed(field: str, target: str, allow_import: Sequence[str]) -> None:
+    """Check `package.module:callable` against the allowed prefixes.
 
     Args:
         field: The job's field, for messages.
@@ -38,7 +38,6 @@ def require_allowed(field: str, target: str, allow_import: Sequence[str]) -> str
             f"{field} = {target!r}: importing {module_name} is not allowed; pass "
             f"--allow-import {module_name} or set {ALLOW_IMPORT_VARIABLE}"
         )
-    return module_name
 
 
 def import_callable(field: str, target: str) -> Callable[..., Any]:
@@ -59,15 +58,30 @@ def import_callable(field: str, target: str) -> Callable[..., Any]:
     return build  # type: ignore[no-any-return]  # checked when its result arrives
 
 
-def source_digest(module_name: str) -> str:
+def source_digest(field: str, target: str) -> str:
     """Digest the source file of a module, without importing the module itself.
 
+    Args:
+        field: The job's field, for messages.
+        target: `package.module:name`; packages around the module are imported.
+
     Raises:
-        JobError: It has no source file.
+        JobError: There is no such module, or it has no source file.
     """
-    found = importlib.util.find_spec(module_name)
-    if found is None or found.origin is None or not Path(found.origin).is_file():
-        raise JobError(f"no source file for {module_name}, so its changes go unnoticed")
+    module_name = target.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module_name)
+    except ModuleNotFoundError:  # what is around it is no package
+        found = None
+    except Exception as error:  # a user's package may raise anything
+        reason = tell(error, module_name)
+        raise JobError(f"{field} = {target!r}: cannot import: {reason}") from error
+    if found is None:
+        raise JobError(f"{field} = {target!r}: there is no module {module_name}")
+    if found.origin is None or not Path(found.origin).is_file():
+        raise JobError(
+            f"{field} = {target!r}: {module_name} has no source file, so its changes go unnoticed"
+        )
     return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
 
 

@@ -118,7 +118,7 @@ def _named_card(name: str, model: Model) -> Card:
             return Card(
                 name=brought.name,
                 kind="entry_point",
-                code_sha256=source_digest(entry.module),
+                code_sha256=source_digest("model.name", entry.value),
                 transform=brought.transform,
                 labels=brought.labels,
                 weights_path=brought.weights_path,
@@ -157,7 +157,7 @@ def _refuse_family(name: str, family: str, model: Model) -> None:
 
 
 def _factory_card(factory: str, args: Mapping[str, Any], allow_import: Sequence[str]) -> Card:
-    module_name = require_allowed("model.factory", factory, allow_import)
+    require_allowed("model.factory", factory, allow_import)
     build = import_callable("model.factory", factory)
     check_arguments("model.factory", factory, build, args)
-    return Card(name=factory, kind="factory", code_sha256=source_digest(module_name))
+    return Card(name=factory, kind="factory", code_sha256=source_digest("model.factory", factory))

@@ -59,7 +59,8 @@ def choose_task(model: Model, card: Card, allow_import: Sequence[str]) -> TaskSp
             )
     code = ""
     if model.postprocess is not None:
-        code = source_digest(require_allowed("model.postprocess", model.postprocess, allow_import))
+        require_allowed("model.postprocess", model.postprocess, allow_import)
+        code = source_digest("model.postprocess", model.postprocess)
     return TaskSpec(
         kind=name,
         labels=labels,

@@ -79,8 +79,9 @@ def _by_factory(
     allow_import: Sequence[str],
 ) -> TransformSpec:
     """Return the transform of a job with a factory."""
-    code = source_digest(require_allowed(OWN_TRANSFORM, factory, allow_import))
+    require_allowed(OWN_TRANSFORM, factory, allow_import)
     check_factory(factory, given.get("args", {}))
+    code = source_digest(OWN_TRANSFORM, factory)
     kept = {key: base[key] for key in _OF_FACTORIES if key in base}
     merged = {"size_px": None, **kept, **given, "code_sha256": code}
     missing = [field for field in ("mean", "std") if field not in merged]

@@ -1,0 +1,44 @@
+"""What a job names below an allowed prefix and is not there is a mistake of the job, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_cases import resolve
+
+from pipeline.core.allowed_imports import source_digest
+from pipeline.core.errors import JobError
+
+GONE = ("models.os:system", "models.os.path:join", "models.colours.__class__:mro")
+"""`models` is a module and no package."""
+
+
+@pytest.mark.parametrize("target", GONE)
+@pytest.mark.parametrize("field", ["model.factory", "model.postprocess", "transform.factory"])
+def test_a_module_that_is_not_there_is_named_with_its_field(field: str, target: str):
+    section, _, key = field.partition(".")
+    fields: dict[str, Any] = {}
+    if key == "postprocess":
+        outputs = [{"name": "means", "shape": [3]}]
+        fields = {"task": "raw", "labels": None, "outputs": outputs}
+    with pytest.raises(JobError) as caught:
+        if section == "transform":
+            resolve(transform={"factory": target, "mean": [0.5] * 3, "std": [0.5] * 3})
+        else:
+            resolve(**{**fields, key: target})
+    assert str(caught.value).startswith(f"{field} = {target!r}: ")
+    assert target.partition(":")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_package_that_fails_to_import_is_told_with_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = tmp_path / "failing_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("\nraise RuntimeError('half installed')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(JobError, match=r"RuntimeError: half installed \(__init__.py line 2\)$"):
+        source_digest("model.postprocess", "failing_package.step:Step")
