@@ -54,8 +54,13 @@ class Layout:
 
     @property
     def success(self) -> str:
-        """Marker of a published version, with the names of its parts."""
+        """Marker that something is published: no bytes, or Polars takes it for a part."""
         return f"{self.predictions}/_SUCCESS"
+
+    @property
+    def current(self) -> str:
+        """Copy of the current manifest, for readers that go by a list of parts."""
+        return f"{self.control}/current.json"
 
     def report(self, run_id: str, name: str) -> str:
         """Path of a file of the report of a run."""

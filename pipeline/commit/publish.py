@@ -94,12 +94,12 @@ def settle(
     """Make the published folder agree with the current manifest; safe to repeat.
 
     The order decides what readers find (README.md in this folder): parts of attempts that can
-    no longer win are deleted, which no list names; the table names the new parts; `_SUCCESS`
-    becomes the manifest's copy; only then do replaced parts, which no list names any more, move to
-    the history, of which `keep_versions` versions stay.
+    no longer win are deleted, which no list names; the table names the new parts; `current.json`
+    becomes the manifest's copy, and `_SUCCESS` is there; only then do replaced parts, which no list
+    names any more, move to the history, of which `keep_versions` versions stay.
 
     A run that was suspended in here may find that it is late: what it wrote of its own version
-    (`_SUCCESS`, say) is then put right for the one that has become current.
+    (`current.json`, say) is then put right for the one that has become current.
 
     Raises:
         InfraError: A part that the current manifest names is missing.
@@ -143,7 +143,7 @@ def _settle_one(
     if table is not None:
         table.commit(layout, manifest)
         reach("after_table")
-    reach("before_success")
+    reach("before_current")
     _announce(store, layout, manifest)
     if replaced:
         _retire(store, layout, replaced)
@@ -152,16 +152,19 @@ def _settle_one(
 
 
 def _announce(store: Store, layout: Layout, manifest: Manifest) -> None:
-    """Make `_SUCCESS` the copy of a manifest, unless another one has become current meanwhile.
+    """Make `current.json` the copy of a manifest, unless another one has become current meanwhile.
 
     Between that look and the write a run can still be suspended, and be late: a local file has no
     write that depends on what is there. The run itself then puts it right, or else the next one.
     """
     data = manifest.to_json()
-    if _read_or_none(store, layout.success) == data:
-        return
-    if log_numbers(store, layout)[-1] == manifest.number:
-        store.put(layout.success, data)
+    if _read_or_none(store, layout.current) != data:
+        if log_numbers(store, layout)[-1] != manifest.number:
+            return
+        store.put(layout.current, data)
+    reach("before_success")
+    if _read_or_none(store, layout.success) != b"":
+        store.put(layout.success, b"")
 
 
 def _published_files(store: Store, layout: Layout) -> list[StoredFile]:

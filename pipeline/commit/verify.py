@@ -162,12 +162,14 @@ def _check_folder(store: Store, layout: Layout, manifest: Manifest) -> Check:
 
 
 def _check_success(store: Store, layout: Layout, manifest: Manifest) -> Check:
-    try:
-        is_same = store.read_bytes(layout.success) == manifest.to_json()
-    except FileNotFoundError:
-        return Check("success", "fail", f"{layout.success} is missing; run the job again")
-    problems = [] if is_same else [f"{layout.success} is not the copy of the current manifest"]
-    return verdict("success", problems, "equals the manifest")
+    problems = []
+    for path, expected in ((layout.current, manifest.to_json()), (layout.success, b"")):
+        try:
+            if store.read_bytes(path) != expected:
+                problems.append(f"{path} is not as published; run the job again")
+        except FileNotFoundError:
+            problems.append(f"{path} is missing; run the job again")
+    return verdict("success", problems, "the marker is there, the list equals the manifest")
 
 
 def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan | None, Check]:

@@ -45,7 +45,7 @@ POINTS = (
     Point("after_log", COPY, r"/history/", is_committed=True),
     Point("kept", DELETE, r"predictions/[^/]+/part-", is_committed=True),
     Point("retired:2", DELETE, r"/history/", is_committed=True),
-    Point("before_success:2", PUT, r"/_SUCCESS", is_committed=True),
+    Point("before_current:2", PUT, r"/current\.json", is_committed=True),
 )
 
 

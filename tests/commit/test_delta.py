@@ -43,7 +43,7 @@ KINDS = ("a/b", None, "50% off", "two words", "\u00e9")
 ROWS = Rows(kinds=KINDS, partition_columns=("kind", "edition"))
 COLUMNS = ["row_id", "edition", "label"]
 BEFORE_COMMIT = ["compacted", "placed_part", "before_log"]
-AFTER_COMMIT = ["after_log", "before_table", "after_table", "retired", "before_success"]
+AFTER_COMMIT = ["after_log", "before_table", "after_table", "retired", "before_current"]
 Found = set[tuple[Any, ...]]
 
 

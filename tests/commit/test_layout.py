@@ -99,6 +99,7 @@ def test_the_layout_is_that_of_the_contract():
     assert layout.name == "date=2026-11-24"
     assert layout.predictions == "predictions/date=2026-11-24"
     assert layout.success == "predictions/date=2026-11-24/_SUCCESS"
+    assert layout.current == "_control/date=2026-11-24/current.json"
     assert layout.quarantine == "quarantine/date=2026-11-24"
     assert layout.report("R1", "report.json") == "reports/date=2026-11-24/R1/report.json"
     assert layout.plan("F1") == "_control/date=2026-11-24/plan/F1.json"
@@ -119,6 +120,7 @@ def paths(layout: Layout) -> list[str]:
         layout.success,
         f"{layout.quarantine}/part",
         layout.report("R", "report.json"),
+        layout.current,
         layout.plan(FINGERPRINT),
         layout.staging(FINGERPRINT),
         layout.compacted(FINGERPRINT, "v"),

@@ -80,6 +80,30 @@ def test_a_replaced_version_moves_to_the_history_byte_by_byte(every_store: Store
     assert sorted(history.values()) == sorted(before.values())
 
 
+@pytest.mark.parametrize("crash", ["before_current", "before_success"])
+def test_a_first_version_has_its_marker_only_when_the_list_is_there(
+    usual_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str
+):
+    with monkeypatch.context() as patch:
+        crash_at(patch, crash)
+        with pytest.raises(RuntimeError, match=crash):
+            publish_rows(usual_store, rows=Rows(1))
+    assert usual_store.exists(LAYOUT.current) == (crash == "before_success")
+    assert not usual_store.exists(LAYOUT.success)
+    repaired = repair(usual_store, LAYOUT, 2)
+    assert repaired is not None
+    assert_whole(usual_store, repaired)
+
+
+def test_the_marker_and_the_list_of_an_earlier_layout_are_put_right(usual_store: Store):
+    """The marker held the list before."""
+    first = publish_rows(usual_store, rows=Rows(1))
+    usual_store.delete([LAYOUT.current])
+    usual_store.put(LAYOUT.success, first.to_json())
+    assert repair(usual_store, LAYOUT, 2) == first
+    assert_whole(usual_store, first)
+
+
 def test_the_same_again_publishes_nothing(usual_store: Store):
     first = publish_rows(usual_store)
     before = snapshot(usual_store, "")
@@ -117,6 +141,7 @@ def test_a_crash_while_publishing_is_cured_by_doing_it_again(
     assert is_committed == (crash == "after_log")
     present = snapshot(every_store, *FOLDERS)
     assert not base or digests_of(base).items() <= present.items()
+    assert (LAYOUT.success in present) == (not is_first)
     if not is_committed:
         assert current_manifest(every_store, LAYOUT) == base
     again = publish_rows(every_store, rows=Rows(2))

@@ -32,7 +32,7 @@ from pipeline.storage.store import Store
 
 OTHER_DAY = "date=2026-11-25"
 LAYOUT = Layout(DAY)
-PLACES = ["before_log", "after_log", "before_table", "after_table", "before_success", "retired"]
+PLACES = ["before_log", "after_log", "before_table", "after_table", "before_current", "retired"]
 TOYS = {"pipeline.tables": {"part-list": "toy_table:PartList", "broken": "toy_table:Nothing"}}
 
 

@@ -130,9 +130,14 @@ def add_a_stray_part(store: Store, manifest: Manifest) -> None:
     store.copy(part.path, f"{LAYOUT.predictions}/part-00009-000001-0123456789ab.parquet")
 
 
-def change_success(store: Store, manifest: Manifest) -> None:
+def change_the_list(store: Store, manifest: Manifest) -> None:
     other = dataclasses.replace(manifest, num_rows=manifest.num_rows + 1)
-    store.put(LAYOUT.success, other.to_json())
+    store.put(LAYOUT.current, other.to_json())
+
+
+def fill_the_marker(store: Store, manifest: Manifest) -> None:
+    """As versions before wrote it; Polars would take it for a part."""
+    store.put(LAYOUT.success, manifest.to_json())
 
 
 def add_a_link(store: Store, manifest: Manifest) -> None:
@@ -141,10 +146,10 @@ def add_a_link(store: Store, manifest: Manifest) -> None:
 
 
 def edit(store: Store, manifest: Manifest, **changes: Any) -> None:
-    """Change log and `_SUCCESS` alike."""
+    """Change log and `current.json` alike."""
     data = dataclasses.replace(manifest, **changes).to_json()
     store.put(LAYOUT.log_entry(manifest.number), data)
-    store.put(LAYOUT.success, data)
+    store.put(LAYOUT.current, data)
 
 
 def edit_model(store: Store, manifest: Manifest) -> None:
@@ -180,6 +185,10 @@ def delete_success(store: Store, manifest: Manifest) -> None:
     store.delete([LAYOUT.success])
 
 
+def delete_the_list(store: Store, manifest: Manifest) -> None:
+    store.delete([LAYOUT.current])
+
+
 def delete_the_plan(store: Store, manifest: Manifest) -> None:
     store.delete([LAYOUT.plan(manifest.fingerprint)])
 
@@ -202,7 +211,8 @@ def delete_the_plan(store: Store, manifest: Manifest) -> None:
         ),
         (drop_a_column, ["parts", "schema"], "the manifest says"),
         (add_a_stray_part, ["folder"], "part-00009-000001-0123456789ab.parquet is no part"),
-        (change_success, ["success"], "is not the copy of the current manifest"),
+        (change_the_list, ["success"], "current.json is not as published"),
+        (fill_the_marker, ["success"], "_SUCCESS is not as published"),
         (add_a_link, ["folder"], "more.parquet is a link"),
         (edit_model, ["receipt"], "has model made-up, the manifest says better"),
         (edit_weights, ["receipt"], "has weights_sha256 abab"),
@@ -211,7 +221,8 @@ def delete_the_plan(store: Store, manifest: Manifest) -> None:
         (edit_unreadable, ["receipt"], "0 unreadable shards are in quarantine"),
         (edit_gates, ["receipt"], "the gates of the manifest are not those of"),
         (add_to_the_log, ["log"], "abc.json is no log entry"),
-        (delete_success, ["success"], "is missing"),
+        (delete_success, ["success"], "_SUCCESS is missing"),
+        (delete_the_list, ["success"], "current.json is missing"),
         (delete_the_plan, ["plan"], "rows in cannot be proved"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -1,4 +1,4 @@
-"""What a job names below an allowed prefix and is not there is a mistake of the job, in one line."""
+"""A name below an allowed prefix that is not there is a mistake of the job, in one line."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ def test_a_module_that_is_not_there_is_named_with_its_field(field: str, target: 
     if key == "postprocess":
         outputs = [{"name": "means", "shape": [3]}]
         fields = {"task": "raw", "labels": None, "outputs": outputs}
+    model = {} if section == "transform" else {**fields, key: target}
+    transform = {"factory": target, "mean": [0.5] * 3, "std": [0.5] * 3}
     with pytest.raises(JobError) as caught:
-        if section == "transform":
-            resolve(transform={"factory": target, "mean": [0.5] * 3, "std": [0.5] * 3})
-        else:
-            resolve(**{**fields, key: target})
+        resolve(**model, transform=transform if section == "transform" else None)
     assert str(caught.value).startswith(f"{field} = {target!r}: ")
     assert target.partition(":")[0] in str(caught.value)
     assert "\n" not in str(caught.value)

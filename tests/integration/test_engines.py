@@ -18,7 +18,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from published import Rows, publish_rows, slice_table
+from s3server import S3Server
 
+from pipeline.commit.read import read_predictions
 from pipeline.storage.store import Store
 
 DAYS = ("date=2026-11-24", "date=2026-11-25")
@@ -97,8 +99,7 @@ def with_duckdb(folder: str) -> list[dict[str, Any]]:
 
 
 def with_polars(folder: str) -> list[dict[str, Any]]:
-    # A glob: a folder may hold nothing but Parquet for Polars, and `_SUCCESS` is there.
-    frame = pl.scan_parquet(f"{folder}/**/*.parquet", hive_partitioning=True)
+    frame = pl.scan_parquet(folder)
     return frame.select(COLUMNS).collect().to_dicts()
 
 
@@ -137,6 +138,26 @@ def spark_decodes(text: str) -> str | None:
     return head + "".join(chr(int(piece[:2], 16)) + piece[2:] for piece in rest)
 
 
+def test_polars_reads_the_folder_of_an_object_store(s3: S3Server):
+    store = s3.store()
+    for day in DAYS:
+        publish_rows(store, day)
+    found = pl.scan_parquet(
+        f"{store.uri}/predictions/",
+        storage_options={
+            "aws_access_key_id": s3.access_key,
+            "aws_secret_access_key": s3.secret_key,
+            "aws_endpoint_url": s3.endpoint_url,
+            "aws_region": "us-east-1",
+        },
+    ).collect()
+    expected = sum(
+        read_predictions(store.uri, day, storage_options=s3.storage_options).num_rows
+        for day in DAYS
+    )
+    assert found.height == expected
+
+
 def test_a_listing_as_spark_does_it_finds_only_parts_and_the_right_values(
     output: tuple[str, Found],
 ):
@@ -155,10 +176,10 @@ def test_a_listing_as_spark_does_it_finds_only_parts_and_the_right_values(
     assert len(depths) == 1, "Spark refuses folders of different depth"
     assert to_rows(rows) == expected
     for day in DAYS:
-        success = json.loads((Path(folder) / day / "_SUCCESS").read_text())
+        current = Path(folder).parent / "_control" / day / "current.json"
         paths = spark_lists(Path(folder) / day)
         listed = {str(path.relative_to(Path(folder).parent)) for path in paths}
-        assert {part["path"] for part in success["parts"]} == listed
+        assert {part["path"] for part in json.loads(current.read_text())["parts"]} == listed
 
 
 def test_filters_on_a_folder_open_only_its_files(by_kind: tuple[str, Found]):

@@ -71,7 +71,7 @@ POINTS = (
     Point("after_log", COPY, r"/history/", is_committed=True),
     Point("kept", DELETE, PUBLISHED_PREDICTION, is_committed=True),
     Point("retired:2", DELETE, r"/history/", is_committed=True),
-    Point("before_success:2", PUT, r"/_SUCCESS", is_committed=True),
+    Point("before_current:2", PUT, r"/current\.json", is_committed=True),
     Point("mid_gc", DELETE, r"/staging/", is_committed=True),
 )
 

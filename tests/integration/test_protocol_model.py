@@ -53,7 +53,13 @@ FAIL_EVERY = st.sampled_from([2, 3, 0])
 """Attempts of one slice may differ: which rows fail is the attempt's own affair."""
 FAULTS = st.sampled_from(["", "", "", "", "", "lost", "refused"])
 PLACES = (
-    *("create .*/log/", "copy .*/predictions/", "copy .*/history/", "put .*/_SUCCESS", "delete"),
+    *(
+        "create .*/log/",
+        "copy .*/predictions/",
+        "copy .*/history/",
+        "put .*/current.json",
+        "delete",
+    ),
     *("create .*/lease/", "put .*/staging/", "list .*/staging", "open .*/predictions/"),
 )
 """Operations before which a program may stop for long."""
@@ -96,7 +102,7 @@ class Protocol(RuleBasedStateMachine):
         self.is_untidy = False
         """A program ended before the folder was settled."""
         self.has_late_list = False
-        """The last to write `_SUCCESS` was a run that had been overtaken: nothing prevents it."""
+        """The last to write `current.json` was an overtaken run: nothing prevents it."""
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(backoff, "FIRST_WAIT_S", 0.0)
         names = random.Random(0)
@@ -202,7 +208,7 @@ class Protocol(RuleBasedStateMachine):
     def advance(self, program: Program, turns: int, fault: Fault) -> None:
         for turn in range(turns):
             if not program.is_over:
-                is_list = re.match("put .*/_SUCCESS", program.pending)
+                is_list = re.match("put .*/current.json", program.pending)
                 program.step(fault if turn == 0 else "")
                 self.look_at_the_log()
                 if is_list and (number := self.listed_number()) is not None:
@@ -269,7 +275,7 @@ class Protocol(RuleBasedStateMachine):
             assert self.digests[key] == part.sha256
 
     @invariant()
-    def every_part_that_success_lists_is_there(self) -> None:
+    def every_part_that_is_listed_is_there(self) -> None:
         number = self.listed_number()
         if number is None or self.has_late_list:
             return
@@ -278,8 +284,8 @@ class Protocol(RuleBasedStateMachine):
             assert (self.folder / part.path).exists()
 
     def listed_number(self) -> int | None:
-        """The version that `_SUCCESS` is the copy of."""
-        path = self.folder / LAYOUT.success
+        """The version that `current.json` is the copy of."""
+        path = self.folder / LAYOUT.current
         if not path.exists():
             return None
         number = Manifest.from_json(path.read_bytes(), str(path)).number
@@ -287,7 +293,7 @@ class Protocol(RuleBasedStateMachine):
         return number
 
     def assert_settled(self) -> None:
-        """The folder is exactly the current version, `_SUCCESS` its copy, the history its own."""
+        """The folder is exactly the current version, the list its copy, the history its own."""
         verify_output(self.store.uri, LAYOUT.partition, {})
         current = self.versions[-1].manifest.parts
         replaced = [v.manifest.number for v in self.versions if v.manifest.parts != current]

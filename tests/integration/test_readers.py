@@ -36,7 +36,7 @@ README = ROOT / "pipeline" / "commit" / "README.md"
 LAYOUT = Layout(DAY)
 OLD, NEW = Rows(1, num_slices=6), Rows(2, num_slices=4)
 Seen = tuple[str, str, str, str]
-"""By the folder's list, the list in `_SUCCESS`, the Delta table, and `read_predictions`."""
+"""By the folder's list, the list in `current.json`, the Delta table, and `read_predictions`."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def published_files(store: Store) -> set[tuple[str, int]]:
     """All that any reader goes by; most operations change nothing of it."""
     folders = (Path(store.uri) / "predictions", Path(store.uri) / LAYOUT.log)
     found = [path for folder in folders for path in folder.rglob("*")]
+    found.append(Path(store.uri) / LAYOUT.current)
     return {(str(path), path.stat().st_mtime_ns) for path in found if path.is_file()}
 
 
@@ -143,11 +144,11 @@ def by_folder(store: Store) -> set[str]:
     return {str(path.relative_to(store.uri)) for path in found}
 
 
-def by_success(store: Store) -> set[str]:
-    """What the list in `_SUCCESS` names; every file of it is there, as published."""
-    if not store.exists(LAYOUT.success):
+def by_list(store: Store) -> set[str]:
+    """What the list in `current.json` names; every file of it is there, as published."""
+    if not store.exists(LAYOUT.current):
         return set()
-    said = Manifest.from_json(store.read_bytes(LAYOUT.success), LAYOUT.success)
+    said = Manifest.from_json(store.read_bytes(LAYOUT.current), LAYOUT.current)
     assert all(store.stat(part.path) for part in said.all_parts)
     assert sum(rows_of(store, part) for part in said.parts) == said.num_predicted
     return {part.path for part in said.parts}
@@ -178,7 +179,7 @@ def by_manifest(store: Store) -> set[str]:
     return {part.path for part in manifest.parts}
 
 
-READERS = (by_folder, by_success, by_delta, by_manifest)
+READERS = (by_folder, by_list, by_delta, by_manifest)
 
 
 @pytest.mark.parametrize("act", CASES)
@@ -259,12 +260,12 @@ def test_a_run_that_was_late_leaves_the_newer_list_as_it_is(tmp_path: Path):
         settle(stepped, LAYOUT, committed, 2)
 
     program = Program("late", store.uri, settle_late)
-    while not program.pending.endswith("_SUCCESS"):  # it is about to look at what is there
+    while not program.pending.endswith("current.json"):  # it is about to look at what is there
         program.step()
     newest = publish_rows(store, rows=OLD)
     assert newest.number == 3
     while not program.is_over:
-        assert by_success(store) == {part.path for part in newest.parts}
+        assert by_list(store) == {part.path for part in newest.parts}
         program.step()
     assert program.error is None
     verify_output(store.uri, DAY, {})

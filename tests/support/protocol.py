@@ -167,15 +167,15 @@ def content(store: Store, manifest: Manifest) -> tuple[pa.Table, pa.Table]:
 def assert_readable(store: Store) -> Manifest | None:
     """Check that a reader of the manifest finds every part of one version as it was published.
 
-    A reader of the list in `_SUCCESS` does, too: of that version, or of the one before.
+    A reader of the list in `current.json` does, too: of that version, or of the one before.
     """
     numbers = log_numbers(store, LAYOUT)
     assert numbers == list(range(1, len(numbers) + 1))
     manifest = current_manifest(store, LAYOUT)
     for part in manifest.all_parts if manifest else ():
         assert_as_published(store, part)
-    if store.exists(LAYOUT.success):
-        said = Manifest.from_json(store.read_bytes(LAYOUT.success), LAYOUT.success)
+    if store.exists(LAYOUT.current):
+        said = Manifest.from_json(store.read_bytes(LAYOUT.current), LAYOUT.current)
         assert said.number in numbers[-2:]
         for part in said.all_parts:
             assert_as_published(store, part)
