@@ -1,8 +1,9 @@
 """The plan of a retry: the chosen rows of the quarantine as extents of their shards.
 
-Pure over a store of inputs. Rows of shards that are no longer what was planned stay where they are.
-A shard that could not be read stands as one row in the quarantine: if it can be read now, all its
-rows replace it.
+Pure over a store of inputs. A shard that could not be read stands as one row in the quarantine: if
+it can be read now, all its rows replace it. A shard that has changed since it was planned is read
+if nothing was predicted of it: then it has been mended, and no version of a row is mixed with rows
+of another version of its shard. Rows of other changed shards stay where they are.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
@@ -28,13 +28,12 @@ from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import Plan, job_semantics
 from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes, make_units
 from pipeline.runs.retry.quarantine import Base, Chosen
+from pipeline.runs.retry.shards import as_found, look_up
 from pipeline.sources.columns.choice import are_measured
 from pipeline.sources.extents import Extent, RowFilter, SliceCut
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store, StoredFile
-
-_STAT_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,10 @@ def replan(base: Base, chosen: Chosen, job: Job, model: ModelSpec, inputs: Store
 def _replan_extents(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
     pieces = list(_pieces(base, chosen.entries))
     by_path = {piece.extent.path: piece.extent for piece in pieces}
-    found = _look_up(inputs, list(by_path.values()))
+    is_one_row = format_of(job.source).counts_rows == "listing"
+    found = look_up(inputs, by_path.values(), lambda e: is_one_row or e.is_whole_shard)
     fresh = _measure(base, job, inputs, [found[path] for path in found if by_path[path].reason])
-    retried = [
-        _retry_piece(piece, job, fresh, is_found=piece.extent.path in found) for piece in pieces
-    ]
+    retried = [_retry_piece(piece, job, fresh, found.get(piece.extent.path)) for piece in pieces]
     kept = _kept(chosen, retried)
     lost = {each.path for each in retried if each.num_lost}
     readable = {
@@ -121,13 +119,13 @@ def _replan_extents(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Repl
 
 
 def _retry_piece(
-    piece: _Piece, job: Job, fresh: Mapping[str, tuple[Extent, ...]], *, is_found: bool
+    piece: _Piece, job: Job, fresh: Mapping[str, tuple[Extent, ...]], found: StoredFile | None
 ) -> _Retried:
     """Return what can be retried of a piece: all of it, or nothing."""
     path = piece.extent.path
-    if not is_found or not _is_open(piece, job, fresh):
+    if found is None or not _is_open(piece, job, fresh):
         return _Retried(path, num_lost=len(piece.entries))
-    extents = tuple(_again(piece, fresh))
+    extents = tuple(_again(piece, fresh, found))
     num_rows = sum(extent.num_rows for extent in extents)
     counts = (num_rows,) if piece.extent.is_whole_shard else (1,) * len(piece.entries)
     return _Retried(path, extents, piece.entries, counts)
@@ -185,17 +183,6 @@ def _is_unread(extents: Sequence[Extent]) -> bool:
     return any(extent.is_whole_shard for extent in extents)
 
 
-def _look_up(inputs: Store, extents: Sequence[Extent]) -> dict[str, StoredFile]:
-    """Return the shards that are still what was planned."""
-    with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        found = pool.map(lambda extent: inputs.stat(extent.path), extents)
-        return {
-            extent.path: file
-            for extent, file in zip(extents, found, strict=True)
-            if file and (file.size_bytes, file.version) == (extent.size_bytes, extent.version)
-        }
-
-
 def _measure(
     base: Base, job: Job, inputs: Store, shards: Sequence[StoredFile]
 ) -> Mapping[str, tuple[Extent, ...]]:
@@ -223,11 +210,14 @@ def _is_open(piece: _Piece, job: Job, fresh: Mapping[str, tuple[Extent, ...]]) -
     return _is_unread(extents) or (job.run.limit_rows is None and num_rows < MAX_MINOR)
 
 
-def _again(piece: _Piece, fresh: Mapping[str, tuple[Extent, ...]]) -> list[Extent]:
+def _again(
+    piece: _Piece, fresh: Mapping[str, tuple[Extent, ...]], found: StoredFile
+) -> list[Extent]:
     """Return the extents that read the rows of a piece."""
     if piece.extent.reason is None:
         is_all = len(piece.numbers) == piece.extent.num_rows
-        return [piece.extent if is_all else piece.extent.choose(piece.numbers)]
+        extent = as_found(piece.extent, found)
+        return [extent if is_all else extent.choose(piece.numbers)]
     extents = fresh[piece.extent.path]
     if piece.extent.is_whole_shard:
         return list(extents)
@@ -264,8 +254,10 @@ def _replan_uncounted(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Re
     of = {unit.index: unit for unit in base.plan.units}
     numbers = base.positions.units[chosen.entries].tolist()
     needed = [extent for number in dict.fromkeys(numbers) for extent in of[number].extents]
-    found = _look_up(inputs, needed)
     is_rest = base.is_there_for(Reason.UNREADABLE_SHARD.value)
+    unread = set(base.positions.units[is_rest & (base.positions.rows == 0)].tolist())
+    empty = {extent.path for number in unread for extent in of[number].extents}
+    found = look_up(inputs, needed, lambda extent: extent.path in empty)
     grouped = groupby(zip(numbers, chosen.entries.tolist(), strict=True), key=lambda pair: pair[0])
     retried = [
         _retry_unit(base, of[number], [entry for _, entry in group], job, found, is_rest)
@@ -291,7 +283,7 @@ def _retry_unit(
         unit: Of its plan.
         entries: Rows of the quarantine, ascending.
         job: The job.
-        found: The shards that are still what was planned.
+        found: The shards that may be read, as they are now.
         is_rest: bool (N,): which rows of the quarantine stand for the rest of a tar.
     """
     is_limited = job.run.limit_rows is not None  # then what follows is limited, too
@@ -307,7 +299,8 @@ def _retry_unit(
     slice_rows = SliceSizes.of(job, base.plan.batch_size).most
     cut = SliceCut(slice_rows, MAX_SLICE_BYTES, rows=RowFilter(tuple(rows), beyond))
     counts = (1,) * len(rows) + (-1,) * len(rests)
-    return _Retried(path, unit.extents, tuple(kept), counts, cut, num_lost)
+    extents = tuple(as_found(extent, found[extent.path]) for extent in unit.extents)
+    return _Retried(path, extents, tuple(kept), counts, cut, num_lost)
 
 
 # ---------------------------------------------------------------------------- both

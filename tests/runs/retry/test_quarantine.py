@@ -40,6 +40,8 @@ from pipeline.models.resolve import resolve_model
 from pipeline.preprocessing.image_input import ImageInput
 from pipeline.runs.retry.plan import replan
 from pipeline.runs.retry.quarantine import read_base, read_reasons, select_entries
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import format_of
 from pipeline.storage.store import Store
 
@@ -174,7 +176,7 @@ def test_a_limit_of_rows_lets_nothing_in_that_it_left_out(tmp_path: Path):
     verify(partition)
 
 
-def test_rows_of_changed_inputs_stay_and_are_counted(tmp_path: Path):
+def test_a_mended_image_comes_in_as_it_is_now(tmp_path: Path):
     partition = make_partition(tmp_path, write_images)
     folder = Path(partition.inputs)
     partition.broken = {"003.jpg", "004.jpg", "005.jpg"}
@@ -183,12 +185,63 @@ def test_rows_of_changed_inputs_stay_and_are_counted(tmp_path: Path):
     (folder / "004.jpg").write_bytes(b"other bytes")
     (folder / "005.jpg").unlink()
     assert partition.retry() == "published"
-    assert list(partition.failed()) == ["004.jpg", "005.jpg"]
-    assert figures(partition)["inputs_changed"] == 2
+    assert list(partition.failed()) == ["005.jpg"]
+    assert figures(partition)["inputs_changed"] == 1
+    assert partition.content()[0] == whole_partition(partition, tmp_path).content()[0]
     verify(partition)
     assert partition.retry() == "nothing_to_do"
-    assert figures(partition) == {**figures(partition), "entries": 0, "inputs_changed": 2}
+    assert figures(partition) == {**figures(partition), "entries": 0, "inputs_changed": 1}
     assert partition.current().number == 2
+
+
+def test_an_image_that_changes_again_before_it_is_read_ends_the_retry(tmp_path: Path):
+    """The rows that are staged are of the file that was planned, or of none."""
+    partition = make_partition(tmp_path, write_images)
+    path = Path(partition.inputs) / "004.jpg"
+    partition.broken = {"004.jpg"}
+    first = partition.run()
+    path.write_bytes(b"mended")
+    job, inputs = partition.job, Store(partition.inputs)
+    base = read_base(partition.out, LAYOUT, first)
+    model = resolve_model(job.model, job.transform, allow_import=("models",))
+    work = replan(base, select_entries(base, read_reasons(())), job, model, inputs)
+    path.write_bytes(b"mended again")
+    reader = Reader(inputs, job.source, work.plan.pass_through, work.plan.fields)
+    with pytest.raises(InfraError, match="changed"):
+        list(read_slices(reader, work.plan.units[0], frozenset([0])))
+
+
+@pytest.mark.parametrize(("write", "name"), [(write_parquet, "s1.parquet"), (write_tars, "t1.tar")])
+def test_a_shard_comes_in_that_was_written_anew_if_nothing_was_predicted_of_it(
+    write: Callable[[Path], dict[str, Any]], name: str, tmp_path: Path
+):
+    partition = make_partition(tmp_path, write)
+    expected = whole_partition(partition, tmp_path).content()[0]
+    path = Path(partition.inputs) / name
+    data = path.read_bytes()
+    path.write_bytes(b"\xff" * 1024)
+    partition.run()
+    assert list(partition.failed()) == [name]
+    path.write_bytes(data)
+    assert partition.retry() == "published"
+    assert partition.content() == (expected, [])
+    verify(partition)
+
+
+@pytest.mark.parametrize(("write", "name"), [(write_parquet, "s1.parquet"), (write_tars, "t1.tar")])
+def test_rows_of_a_changed_shard_stay_and_are_counted_if_others_of_it_are_predicted(
+    write: Callable[[Path], dict[str, Any]], name: str, tmp_path: Path
+):
+    partition = make_partition(tmp_path, write)
+    bad = all_ids(partition, tmp_path)[13:15]
+    partition.broken = set(bad)
+    partition.run()
+    partition.broken.clear()
+    path = Path(partition.inputs) / name
+    path.write_bytes(path.read_bytes() + bytes(512))
+    assert partition.retry() == "nothing_to_do"
+    assert figures(partition) == {**figures(partition), "entries": 0, "inputs_changed": 2}
+    assert list(partition.failed()) == bad
 
 
 def test_of_rows_with_one_id_the_published_one_keeps_it(tmp_path: Path):
