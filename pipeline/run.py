@@ -29,7 +29,6 @@ from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.tasks import ray_errors
 from pipeline.execution.versions import read_options
 from pipeline.gates.golden import GoldenRefused, GoldenRows
-from pipeline.gates.golden_files import read_golden
 from pipeline.inference.ticks import Channel
 from pipeline.job.job import Job
 from pipeline.models.factory_tensors import warn
@@ -39,7 +38,8 @@ from pipeline.plan.plan import Plan, what_changed
 from pipeline.plan.tiling import missing_units
 from pipeline.report.document import RunStatus
 from pipeline.report.progress import Progress
-from pipeline.runs.builders import make_reader, make_stream
+from pipeline.runs.builders import make_stream
+from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import fail_fast_on_certain_refusal, finish, require_some_row
 from pipeline.runs.prepare import prepare
@@ -135,12 +135,7 @@ def predict_and_publish(
     job = run.job
     if model.kind == "factory" and not model.has_weights:
         warn(model.name)
-    golden = read_golden(
-        job.gates,
-        model.task,
-        make_reader(run.job, plan),
-        is_accepted="golden" in run.options.accepted,
-    )
+    golden = check_before_ray(run, plan, model)
     address = run.options.address
     progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
     with connect(address) as (hardware, ray_start_s, on_cluster):

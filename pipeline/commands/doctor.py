@@ -7,8 +7,8 @@ fails ends with the exit code that a run would end with.
 from __future__ import annotations
 
 import datetime as dt
-import os
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,15 +16,16 @@ from pipeline.commands.doctor_machine import Finding, FindingStatus, guarded, lo
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.login import log_in
 from pipeline.execution.embedded.patches import describe
-from pipeline.inference.runtimes import all_runtimes, runtime_of
-from pipeline.inference.runtimes.base import missing_reason
+from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job
-from pipeline.job.model import AUTO
-from pipeline.plan.allocation import Hardware, allocate
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.plan import Plan
+from pipeline.runs.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import job_model, prepare
 from pipeline.runs.sink_below_source import require_apart
+from pipeline.runs.tuning.auto import is_open
 from pipeline.sources.inputs import describe_no_input, list_inputs
 from pipeline.storage.store import Store
 
@@ -67,13 +68,16 @@ def _job(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
         yield _clock(job)
     source = guarded("source", lambda: _source(job))
     yield source
-    model = guarded("model", lambda: _model(job, options))
+    found: list[ModelSpec] = []
+    model = guarded("model", lambda: _model(job, options, found))
     yield model
-    if tries and source.status == model.status == "ok":
-        yield _one_row(job, options)
-    yield guarded("runtime", lambda: _runtime(job))
+    if model.status == "ok":
+        spec = found[0]
+        yield guarded("runtime", lambda: _runtime(job, spec, options.address))
+        if source.status == "ok":
+            yield from _of_plan(job, options, tries=tries)
     if options.address is None:
-        yield guarded("resources", lambda: _resources(job))
+        yield guarded("resources", lambda: check_hardware(job, None))
 
 
 def _sink(job: Job) -> str:
@@ -102,52 +106,42 @@ def _source(job: Job) -> str:
     return f"{found}; skipped: {skipped.describe()}" if skipped.total else found
 
 
-def _model(job: Job, options: RunOptions) -> str:
+def _model(job: Job, options: RunOptions, found: list[ModelSpec]) -> str:
+    """Resolve the model, and put it where the next checks find it."""
     spec = job_model(job, options.allow_import)
+    found.append(spec)
     return f"{spec.name}: weights {(spec.weights_sha256 or 'are its own')[:12]}"
 
 
-def _one_row(job: Job, options: RunOptions) -> Finding:
+def _of_plan(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
+    """Look at what a run checks of its plan before it starts Ray, and try one row."""
+    run = RunContext.of(job, options)
+    planned = functools.cache(lambda: prepare(run))
+    if job.gates.golden is not None:
+        yield guarded("golden rows", lambda: _golden(run, *planned()))
+    if tries:
+        yield _one_row(job, planned)
+
+
+def _golden(run: RunContext, plan: Plan, model: ModelSpec) -> str:
+    golden = check_before_ray(run, plan, model)
+    return "none are compared" if golden is None else f"{golden.rows.num_rows} rows"
+
+
+def _one_row(job: Job, planned: Callable[[], tuple[Plan, ModelSpec]]) -> Finding:
     """Try one row from source to prediction; a failure of the model is a warning."""
     tried: list[Tried] = []
 
     def look() -> str:
-        tried.append(_try(job, options))
+        tried.append(try_row(job, *planned()))
         return tried[0].found
 
     check = guarded("one row", look)
     return replace(check, status="warn") if tried and tried[0].status != "ok" else check
 
 
-def _try(job: Job, options: RunOptions) -> Tried:
-    return try_row(job, *prepare(RunContext.of(job, options)))
-
-
-def _runtime(job: Job) -> str:
-    model, is_on_gpu = job.model, job.resources.num_gpus > 0
-    if model.runtime != AUTO and model.precision != AUTO:
-        runtime = runtime_of(model.runtime)
-        reason = missing_reason(runtime, model.precision, is_on_gpu=is_on_gpu)
-        if reason:
-            raise JobError(f"model.runtime = {model.runtime!r}: {reason}")
-        return f"{model.runtime} {model.precision}"
-    usable = [
-        f"{runtime.name} {precision}"
-        for runtime in all_runtimes()
-        for precision in runtime.precisions
-        if model.runtime in (AUTO, runtime.name) and model.precision in (AUTO, precision)
-        if not missing_reason(runtime, precision, is_on_gpu=is_on_gpu)
-    ]
-    if not usable:
-        raise JobError("model.runtime, model.precision: nothing here runs that; see extras")
-    return f"to be measured: {', '.join(usable)}"
-
-
-def _resources(job: Job) -> str:
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    cpus = len(os.sched_getaffinity(0))
-    hardware = Hardware(1, float(cpus), float(gpus))
-    found = allocate(job.shares, hardware, is_table=job.source.is_table)
-    return f"{found.max_actors} actors of {found.actor_threads} threads fit this machine"
+def _runtime(job: Job, model: ModelSpec, address: str | None) -> str:
+    check_runtime(job, model, address)
+    is_on_gpu = bool(job.resources.num_gpus)
+    usable = ", ".join(usable_ways(model, is_on_gpu=is_on_gpu, is_here=address is None))
+    return f"to be measured: {usable}" if is_open(model) else usable

@@ -56,6 +56,7 @@ def plan(
     job: JobFile,
     date: DateOption = None,
     set_: SetOption = None,
+    address: AddressOption = None,
     allow_import: AllowImportOption = None,
     no_try: NoTryOption = False,
     as_json: JsonOption = False,
@@ -64,7 +65,7 @@ def plan(
     """Show what a run would do, and try the model on one row. Writes nothing."""
     from pipeline.commands.plan import describe_plan
 
-    options = as_options(None, allow_import)
+    options = as_options(address, allow_import)
     found = describe_plan(load(job, date, set_), options, tries=not no_try)
     show(found, as_json=as_json, quiet=quiet)
 

@@ -20,6 +20,7 @@ from pipeline.plan.plan import Plan, what_changed
 from pipeline.plan.tiling import done_slices
 from pipeline.report.estimate import estimate
 from pipeline.report.history import Recipe, find_past_run
+from pipeline.runs.checks import check_before_ray, check_hardware
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
@@ -38,7 +39,7 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
         tries: Build the model and predict one row, unless there is nothing to do.
 
     Raises:
-        PipelineError: As the run itself would, before it starts anything.
+        PipelineError: As the run itself would, before its first row.
     """
     run = RunContext.of(job, options)
     store, layout = run.store, run.layout
@@ -47,8 +48,9 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
         plan = adopt_plan(store, layout, plan)
     current = current_manifest(store, layout)
     step = _next_step(plan, store, layout, current, job.sink.partition_columns)
-    is_needed = tries and step["a_run_would"] != _NOTHING
-    tried = try_row(job, plan, model) if is_needed else None
+    is_needed = step["a_run_would"] != _NOTHING
+    cluster = _check(run, plan, model) if is_needed else None
+    tried = try_row(job, plan, model) if tries and is_needed else None
     return {
         "partition": layout.name,
         "fingerprint": plan.fingerprint[:DIGEST_CHARS],
@@ -58,7 +60,19 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
         "skipped": plan.skipped.to_dict(),
         "model": _model(job, model, plan, tried),
         "published_now": version_facts(current),
+        **({"cluster": cluster} if cluster else {}),
     }
+
+
+def _check(run: RunContext, plan: Plan, model: ModelSpec) -> str | None:
+    """Make the checks of a run; return what its cluster says, if it has one."""
+    check_before_ray(run, plan, model)
+    job, address = run.job, run.options.address
+    # What a job without `resources` takes fits every machine.
+    if address is None and not job.resources.model_fields_set:
+        return None
+    found = check_hardware(job, address)
+    return None if address is None else found
 
 
 def _next_step(

@@ -40,6 +40,26 @@ def send_token() -> bool:
     return auth_mode(os.environ) == "token"
 
 
+def refused_token(where: str) -> str:
+    """Say that a cluster refuses the token that was sent, or wants one, and what to set.
+
+    Args:
+        where: The cluster, as the message begins.
+    """
+    head = "set RAY_AUTH_TOKEN to that of its head"
+    if auth_mode(os.environ) != "token":
+        told = f"{where}: the cluster wants a token: {head} (and RAY_AUTH_MODE=token for ray start)"
+        is_there = token_file(os.environ).exists()
+        return f"{told}; that in ~/.ray/auth_token was not sent" if is_there else told
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        sent = "that of RAY_AUTH_TOKEN"
+    elif os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        sent = f"that in {token_file(os.environ)} (RAY_AUTH_TOKEN_PATH)"
+    else:
+        sent = "that in ~/.ray/auth_token"
+    return f"{where}: the cluster wants another token than {sent}: {head}"
+
+
 def make_private_token() -> None:
     """Make the token of an embedded Ray before Ray does, which would let everybody read it.
 

@@ -21,6 +21,8 @@ READS = {
     "actors": "ray._private.state:state.actor_table(actor_id)",
     "node": "ray._private.worker:_global_node",
     "head client": "ray._raylet:GcsClient",
+    "processors": "ray._private.utils:get_num_cpus(override_docker_cpu_warning)",
+    "accelerators": "ray._private.accelerators:get_accelerator_manager_for_resource(resource_name)",
 }
 """Private names that are only read, on any cluster: without one, less is known."""
 

@@ -32,12 +32,25 @@ def device_of(config: PredictorConfig) -> torch.device:
     """
     if config.num_gpus == 0:
         return torch.device("cpu")
+    require_cuda(config.num_gpus, "this worker's")
+    return torch.device("cuda")
+
+
+def require_cuda(num_gpus: float, whose: str) -> None:
+    """Check that torch can use a GPU here.
+
+    Args:
+        num_gpus: What the job asks for.
+        whose: Whose torch this is, for the message.
+
+    Raises:
+        JobError: It sees none.
+    """
     if not torch.cuda.is_available():
         raise JobError(
-            f"resources.num_gpus = {config.num_gpus:g}: this worker's torch {torch.__version__} "
-            "sees no CUDA device; install a CUDA build or set num_gpus to 0"
+            f"resources.num_gpus = {num_gpus:g}: {whose} torch {torch.__version__} sees no CUDA "
+            "device; install a CUDA build or set num_gpus to 0"
         )
-    return torch.device("cuda")
 
 
 def make_buffer(config: PredictorConfig, device: torch.device) -> Tensors:

@@ -356,6 +356,9 @@ def test_a_plan_says_what_would_be_replaced_and_when_all_is_done(job: Job, store
     assert found["a_run_would"] == "nothing: this is published already"
     assert found["rows_left"] == 0
     assert found["estimate"]["minutes"] == 0
+    too_large = job.resources.model_copy(update={"num_gpus": 512.0})
+    found = describe_plan(job.model_copy(update={"resources": too_large}), OPTIONS)
+    assert found["rows_left"] == 0, "a run would start nothing, so nothing has to fit"
 
 
 # Rendering

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.auth_token import make_private_token, send_token, token_file
+from pipeline.execution.auth_token import (
+    make_private_token,
+    refused_token,
+    send_token,
+    token_file,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +75,36 @@ def test_only_a_token_of_the_environment_is_sent_to_a_cluster(
     monkeypatch.setenv("RAY_AUTH_MODE", "")
     monkeypatch.delenv("RAY_AUTH_MODE")
     assert send_token()
+
+
+@pytest.mark.parametrize(
+    ("variables", "has_file", "words"),
+    [
+        ({}, False, "wants a token: set RAY_AUTH_TOKEN to that of its head (and RAY_AUTH_MODE=tok"),
+        ({}, True, "; that in ~/.ray/auth_token was not sent"),
+        (
+            {"RAY_AUTH_TOKEN": "x" * 64},
+            True,
+            "another token than that of RAY_AUTH_TOKEN: set RAY",
+        ),
+        ({"RAY_AUTH_TOKEN_PATH": "/t"}, False, "than that in /t (RAY_AUTH_TOKEN_PATH): set RAY"),
+        ({"RAY_AUTH_MODE": "token"}, True, "than that in ~/.ray/auth_token: set RAY_AUTH_TOKEN to"),
+    ],
+)
+def test_a_refused_token_is_named_by_its_place_and_never_shown(
+    variables: dict[str, str],
+    has_file: bool,
+    words: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if has_file:
+        (home / ".ray").mkdir()
+        (home / ".ray" / "auth_token").write_text("x" * 64)
+    send_token()
+    told = refused_token("Ray at HOST:6411")
+    assert told.startswith("Ray at HOST:6411: the cluster wants a")
+    assert words in told
+    assert "xxxx" not in told

@@ -183,30 +183,64 @@ def test_an_address_where_nothing_answers_is_infrastructure_trouble(
     assert "refused" in done.stderr
 
 
+WRONG = "f" * 64
+NONE_SENT = "the cluster wants a token: set RAY_AUTH_TOKEN to that of its head (and RAY_AUTH_MODE="
+OF_VARIABLE = "the cluster wants another token than that of RAY_AUTH_TOKEN: set RAY_AUTH_TOKEN to"
+OF_FILE = "the cluster wants another token than that in ~/.ray/auth_token: set RAY_AUTH_TOKEN to"
+NOT_SENT = "for ray start); that in ~/.ray/auth_token was not sent"
+TOKENS = [
+    ({}, False, NONE_SENT),
+    ({"RAY_AUTH_TOKEN": WRONG}, False, OF_VARIABLE),
+    ({}, True, NOT_SENT),
+    ({"RAY_AUTH_MODE": "token"}, True, OF_FILE),
+]
+"""The environment, whether ~/.ray/auth_token has another one, and what is said."""
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(("variables", "has_file", "words"), TOKENS)
 def test_a_token_that_the_cluster_does_not_know_is_the_users_mistake(
+    variables: dict[str, str],
+    has_file: bool,
+    words: str,
+    ray_head: RayHead,
+    photos: tuple[Path, Built],
+    tmp_path: Path,
+):
+    job, home = photo_job(tmp_path, photos), tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    if has_file:
+        (home / ".ray" / "auth_token").write_text(WRONG)
+        (home / ".ray" / "auth_token").chmod(0o600)
+    env = {**variables, "HOME": str(home)}
+    at_head, at_api = ("--address", ray_head.address), ("--address", ray_head.url)
+    commands = [
+        Ending(["run", job, *at_head, "--json"], env=env),
+        Ending(["plan", job, *at_head, "--no-try", "--json"], env=env),
+        Ending(["submit", job, *at_api, "--json"], env=env),
+    ]
+    for done in run_all(commands, "pipeline.commands.app"):
+        assert done.code == 2, done.stderr
+        assert words in done.json["error"]
+        assert WRONG not in done.stdout + done.stderr
+    looks = [Ending(["doctor", *address, "--json"], env=env) for address in (at_head, at_api)]
+    for looked in run_all(looks, "pipeline.commands.app"):
+        (check,) = [c for c in looked.json["checks"] if c["check"] == "cluster"]
+        assert (looked.code, check["status"]) == (2, "fail")
+        assert words in check["found"]
+        assert "Unauthenticated" not in looked.stderr  # of Ray's core
+
+
+@pytest.mark.slow
+def test_a_right_token_lets_doctor_and_plan_in(
     ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path
 ):
-    job = photo_job(tmp_path, photos)
-    for env, words in (
-        ({}, "asks for a token and none was sent: set RAY_AUTH_TOKEN_PATH"),
-        ({"RAY_AUTH_TOKEN": "f" * 64}, "does not know the token that was sent"),
-    ):
-        done = pipeline("submit", job, "--address", ray_head.url, env=env)
-        assert done.code == 2
-        assert words in done.stderr
-        looks = [  # doctor says the same, of both addresses
-            Ending(["doctor", "--address", address, "--json"], env=env)
-            for address in (ray_head.url, ray_head.address)
-        ]
-        for looked in run_all(looks, "pipeline.commands.app"):
-            (check,) = [c for c in looked.json["checks"] if c["check"] == "cluster"]
-            assert (looked.code, check["status"]) == (2, "fail")
-            assert words in check["found"]
-            assert "Unauthenticated" not in looked.stderr  # of Ray's core
     looked = pipeline("doctor", "--address", ray_head.address, "--json", env=ray_head.secret)
     assert looked.code == 0, looked.stdout
     assert "lets us in" in looked.stdout
+    at_head = ("--address", ray_head.address, "--no-try", "--json")
+    planned = pipeline("plan", photo_job(tmp_path, photos), *at_head, env=ray_head.secret)
+    assert planned.json["cluster"].endswith("its head answers and lets us in")
 
 
 def test_another_kind_of_address_is_refused_with_the_right_form(
@@ -214,9 +248,12 @@ def test_another_kind_of_address_is_refused_with_the_right_form(
 ):
     addresses = ("127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "http://h:port")
     job = photo_job(tmp_path, photos)
-    for done in run_all([Ending(["submit", job, "--address", address]) for address in addresses]):
+    told = run_all([Ending(["submit", job, "--address", address]) for address in addresses])
+    for address, done in zip(addresses, told, strict=True):
         assert done.code == 2
         assert "http://HOST:8265" in done.stderr
+        is_head = "that is the address of a cluster's head, for `pipeline run`" in done.stderr
+        assert is_head is ("://" not in address)
 
 
 def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(

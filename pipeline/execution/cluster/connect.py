@@ -27,6 +27,7 @@ from pipeline.execution.caller import default_data_context, left_as_found
 from pipeline.execution.cluster import health
 from pipeline.execution.cluster.hardware import embedded_store_bytes, hardware_of
 from pipeline.execution.cluster.in_flight import ExecutorSeen
+from pipeline.execution.cluster.login import is_let_in
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
 from pipeline.execution.embedded.patches import (
     BROKEN,
@@ -281,10 +282,10 @@ def _init(
 
 
 def _reach(address: str) -> None:
-    """Check that something listens at `HOST:PORT`; Ray finds what `auto` means by itself.
+    """Check that a head listens at `HOST:PORT` and lets us in; Ray finds what `auto` means.
 
     Raises:
-        JobError: The address is a URL.
+        JobError: The address is a URL, or the cluster wants another token.
         OSError: Nothing listens there.
     """
     if "://" in address:
@@ -295,6 +296,11 @@ def _reach(address: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+        from ray.exceptions import RaySystemError
+
+        # Of a wrong token Ray itself says only that it cannot connect.
+        with contextlib.suppress(OSError, RuntimeError, RaySystemError):
+            is_let_in(address)
 
 
 def _remote_environment() -> dict[str, Any]:

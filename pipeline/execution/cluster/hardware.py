@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from pipeline.execution.private_names import read
 from pipeline.plan.allocation import Hardware
 
+_ASK_S = 60.0
+_ASK = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from pipeline.execution.cluster.hardware import found_by_ray; "
+    "print(json.dumps(found_by_ray()))"
+)
 _STORE_SHARE = 0.25
 _STORE_MIN_BYTES = 256 << 20
 _STORE_MAX_BYTES = 8 << 30
@@ -41,6 +52,51 @@ def hardware_of(ray: Any) -> Hardware:
         node_cpus=tuple(node.get("CPU", 0.0) for node in nodes),
         node_gpus=tuple(node.get("GPU", 0.0) for node in nodes),
     )
+
+
+def embedded_hardware() -> Hardware:
+    """Return what an embedded Ray of this process has, or would have; starts none.
+
+    A process of its own asks, because Ray reads the environment when it is imported, and a run that
+    follows in this process sets it before.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return hardware_of(ray)
+    found: list[float | None] = [None, None]
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        done = subprocess.run(  # noqa: S603  # this very Python
+            [sys.executable, "-c", _ASK, json.dumps(sys.path)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_S,
+            check=True,
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+    cpus, gpus = found
+    cpus = float(os.cpu_count() or 1) if cpus is None else cpus
+    gpus = _gpus_of_torch() if gpus is None else gpus
+    return Hardware(1, cpus, gpus, node_cpus=(cpus,), node_gpus=(gpus,))
+
+
+def found_by_ray() -> tuple[float | None, float | None]:
+    """Return the processors and GPUs that Ray finds on this machine; None: it does not tell."""
+    count, managers = read("processors"), read("accelerators")
+    cpus = None if count is None else float(count(override_docker_cpu_warning=True))
+    if managers is None:
+        return cpus, None
+    manager = managers("GPU")
+    if manager is None:
+        return cpus, 0.0
+    gpus = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return cpus, float(gpus if visible is None else min(gpus, len(visible)))
+
+
+def _gpus_of_torch() -> float:
+    import torch
+
+    return float(torch.cuda.device_count()) if torch.cuda.is_available() else 0.0
 
 
 def _autoscaler_limits() -> dict[str, float]:

@@ -9,10 +9,10 @@ import socket
 from collections.abc import Iterator
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.execution.auth_token import send_token
+from pipeline.execution.auth_token import refused_token
 from pipeline.execution.environment import set_remote
 from pipeline.execution.private_names import read
-from pipeline.execution.submit.client import connect_job_api, one_line, refused_token
+from pipeline.execution.submit.client import connect_job_api, one_line
 from pipeline.execution.versions import refused_errors
 
 log = logging.getLogger(__name__)
@@ -51,20 +51,32 @@ def _ask_head(address: str) -> str:
         raise InfraError(f"Ray at {address}: cannot connect: {one_line(error)}") from None
     from ray.exceptions import RaySystemError
 
+    try:
+        is_in = is_let_in(address)
+    except (OSError, RuntimeError, RaySystemError) as error:
+        raise InfraError(f"Ray at {address}: cannot connect: {one_line(error)}") from None
+    return "its head answers and lets us in" if is_in else _TAKES_CONNECTIONS
+
+
+def is_let_in(address: str) -> bool:
+    """Ask the head of a cluster whether it takes our token; False if this Ray has no such question.
+
+    Raises:
+        JobError: It does not.
+        OSError, RuntimeError, RaySystemError: It does not answer.
+    """
     client = read("head client")
     if client is None:
-        return _TAKES_CONNECTIONS
+        return False
     try:
         with _quiet_core():
             client(address=address).check_alive([], timeout=_REACH_S)
     except (AttributeError, TypeError) as error:
         log.debug("this Ray's head is asked another way: %s", error)
-        return _TAKES_CONNECTIONS
+        return False
     except refused_errors():
-        raise JobError(refused_token(address, has_token=send_token())) from None
-    except (OSError, RuntimeError, RaySystemError) as error:
-        raise InfraError(f"Ray at {address}: cannot connect: {one_line(error)}") from None
-    return "its head answers and lets us in"
+        raise JobError(refused_token(f"Ray at {address}")) from None
+    return True
 
 
 @contextlib.contextmanager

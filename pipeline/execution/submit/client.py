@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.printable import clean_message
-from pipeline.execution.auth_token import send_token
+from pipeline.execution.auth_token import refused_token, send_token
 from pipeline.execution.versions import refused_errors, require_supported
 
 log = logging.getLogger(__name__)
@@ -61,21 +61,9 @@ def connect_job_api(address: str) -> Any:
         with _sole_address(address):
             return Client(address)
     except refused_errors():
-        raise JobError(refused_token(shown, has_token=has_token)) from None
+        raise JobError(refused_token(shown)) from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise InfraError(f"{shown}: no Ray job API answers: {one_line(_root(error))}") from None
-
-
-def refused_token(shown: str, *, has_token: bool) -> str:
-    """Say that a cluster refuses the token, and what to set."""
-    if has_token:
-        what, which = "does not know the token that was sent", "to that cluster's"
-    else:
-        what, which = (
-            "asks for a token and none was sent",
-            "of a Ray started here ~/.ray/auth_token",
-        )
-    return f"{shown} {what}: set RAY_AUTH_TOKEN_PATH to its file ({which}), or RAY_AUTH_TOKEN"
 
 
 def shown_address(address: str) -> str:
@@ -90,9 +78,10 @@ def shown_address(address: str) -> str:
     except ValueError:
         parts, port = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not parts.hostname:
+        is_head = "://" not in address
+        what = "that is the address of a cluster's head, for `pipeline run`" if is_head else "wrong"
         raise JobError(
-            f"--address {address}: the job API has an address like http://HOST:8265 "
-            "(HOST:6379 is for `pipeline run --address`)"
+            f"--address {address}: {what}; submit wants that of its job API, http://HOST:8265"
         )
     return f"{parts.scheme}://{parts.hostname}{port}"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pipeline.inference.runtimes.int8 as int8
+from pipeline.core.errors import JobError
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
@@ -98,6 +99,13 @@ def missing_reason(runtime: Runtime, precision: str, *, is_on_gpu: bool) -> str:
         return f"{absent[0]} is not installed: the extra `{runtime.extra}` brings it"
     if precision == int8.INT8 and (reason := int8.missing_reason()):
         return reason
+    device: Device = "gpu" if is_on_gpu else "cpu"
+    unfit = unfit_reason(runtime, precision, is_on_gpu=is_on_gpu)
+    return unfit or runtime.missing_reason(precision, device)
+
+
+def unfit_reason(runtime: Runtime, precision: str, *, is_on_gpu: bool) -> str:
+    """Return why a runtime does not run a precision on such a device on any machine, or ''."""
     if precision not in runtime.precisions:
         return f"{runtime.name} runs {', '.join(runtime.precisions)}, not {precision}"
     device: Device = "gpu" if is_on_gpu else "cpu"
@@ -108,4 +116,34 @@ def missing_reason(runtime: Runtime, precision: str, *, is_on_gpu: bool) -> str:
         if is_on_gpu:
             return f"{precision} is used on the CPU only"
         return f"{precision} needs a GPU; on the CPU use {' or '.join(there)}"
-    return runtime.missing_reason(precision, device)
+    return ""
+
+
+def refuse(runtime: Runtime, precision: str, reason: str) -> None:
+    """Refuse a choice of the job for a reason; '' is none.
+
+    Raises:
+        JobError: There is one.
+    """
+    if reason:
+        raise JobError(f"model.runtime {runtime.name!r}, model.precision {precision!r}: {reason}")
+
+
+def shapes_reason(runtime: Runtime, *, is_varying: bool) -> str:
+    """Return why a runtime cannot run batches whose shapes differ, or ''."""
+    if runtime.takes_varying or not is_varying:
+        return ""
+    return (
+        "it runs batches of one shape; texts differ in length, and images without "
+        "transform.size_px in size; choose another runtime"
+    )
+
+
+def file_reason(runtime: Runtime, precision: str) -> str:
+    """Return why a runtime cannot run an .onnx file as it is in a precision, or ''."""
+    if precision in runtime.file_precisions:
+        return ""
+    able = ", ".join(runtime.file_precisions) or "none: it needs a torch module"
+    return (
+        f"the model is an .onnx file, which this runtime runs as it is in these precisions: {able}"
+    )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.errors import JobError
-from pipeline.inference.runtimes.base import BOTH, CPU, Runner, Runtime
+from pipeline.inference.runtimes.base import BOTH, CPU, Device, Runner, Runtime
 from pipeline.inference.runtimes.int8 import INT8
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
     from pipeline.inference.runtimes.inference_module import Tensors
     from pipeline.models.onnx_module import OnnxModule
+
+_CUDA = "CUDAExecutionProvider"
 
 
 class OnnxRuntime(Runtime):
@@ -24,6 +25,11 @@ class OnnxRuntime(Runtime):
     precisions = {"fp32": BOTH, INT8: CPU}  # noqa: RUF012
     trial_order = 20
     file_precisions = ("fp32",)
+
+    def missing_reason(self, precision: str, device: Device) -> str:
+        if device == "cpu" or _CUDA in _providers():
+            return ""
+        return "this onnxruntime has no CUDA provider: install onnxruntime-gpu"
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
@@ -61,15 +67,18 @@ def _session(model: Path | bytes, num_threads: int, *, is_on_gpu: bool) -> Any:
     options.log_severity_level = 3
     # Threads that spin while they wait would take the cores of the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = ["CUDAExecutionProvider"] if is_on_gpu else []
-    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
-    if wanted and not providers:
-        raise JobError("this onnxruntime has no CUDA provider: install onnxruntime-gpu")
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model),
         options,
-        providers=[*providers, "CPUExecutionProvider"],
+        providers=[*([_CUDA] if is_on_gpu else []), "CPUExecutionProvider"],
     )
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    found: list[str] = onnxruntime.get_available_providers()
+    return found
 
 
 RUNTIME = OnnxRuntime()

@@ -12,7 +12,14 @@ from pipeline.core.cpu import instruction_sets
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.base import Runner, Runtime, missing_reason
+from pipeline.inference.runtimes.base import (
+    Runner,
+    Runtime,
+    file_reason,
+    missing_reason,
+    refuse,
+    shapes_reason,
+)
 from pipeline.inference.runtimes.export import Exporter, Varying
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8
@@ -74,22 +81,15 @@ def make_runner(
     """
     allow_tf32(precision)
     chosen = runtime_of(runtime)
-    reason = missing_reason(
-        chosen, precision, is_on_gpu=any(tensor.is_cuda for tensor in example.values())
-    )
-    if reason:
-        raise JobError(f"model.runtime {runtime!r}, model.precision {precision!r}: {reason}")
+    is_on_gpu = any(tensor.is_cuda for tensor in example.values())
+    refuse(chosen, precision, missing_reason(chosen, precision, is_on_gpu=is_on_gpu))
     if precision == INT8 and calibrated is None:
         raise JobError(f"model.precision {INT8!r}: there is no calibrated model to run")
     load = functools.cache(load)
     if not chosen.exports:
         load()  # its errors are not the runtime's
     exporter = Exporter(load, example, identity, chosen.packages, varying or {})
-    if exporter.is_varying and not chosen.takes_varying:
-        raise JobError(
-            f"model.runtime {runtime!r}: runs batches of one shape; texts differ in length, and "
-            "images without transform.size_px in size; choose another runtime"
-        )
+    refuse(chosen, precision, shapes_reason(chosen, is_varying=exporter.is_varying))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of exporters about each other
@@ -123,12 +123,7 @@ def _open_file(runtime: Runtime, exporter: Exporter, precision: str, num_threads
     Raises:
         JobError: The runtime does not run such files, or not in this precision.
     """
-    if precision not in runtime.file_precisions:
-        able = ", ".join(runtime.file_precisions) or "none: it needs a torch module"
-        raise JobError(
-            f"model.runtime {runtime.name!r}, model.precision {precision!r}: the model is an .onnx "
-            f"file, which this runtime runs as it is in these precisions: {able}"
-        )
+    refuse(runtime, precision, file_reason(runtime, precision))
     module = exporter.load()
     assert isinstance(module.module, OnnxModule), "has_file says so"
     is_static = runtime.open_file(module.module, exporter, precision, num_threads)

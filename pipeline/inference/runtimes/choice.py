@@ -1,0 +1,61 @@
+"""Whether the runtime and precision of a job can run its model: told before anything is loaded.
+
+A run asks before it starts Ray, `plan` and `doctor` ask the same, and a worker asks again on its
+own machine (`opening.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.core.errors import JobError
+from pipeline.inference.runtimes import all_runtimes, runtime_of
+from pipeline.inference.runtimes.base import (
+    Runtime,
+    file_reason,
+    missing_reason,
+    refuse,
+    shapes_reason,
+    unfit_reason,
+)
+from pipeline.job.model import AUTO
+from pipeline.models.spec import ModelSpec
+from pipeline.preprocessing.model_input import is_varying
+
+
+def require_usable(model: ModelSpec, *, is_on_gpu: bool, is_here: bool) -> None:
+    """Check that some runtime and precision which the job allows can run its model.
+
+    Args:
+        model: The model, with the job's runtime and precision.
+        is_on_gpu: The job asks for GPUs.
+        is_here: Workers run on this machine, so what is installed here counts.
+
+    Raises:
+        JobError: None can; says why, and what would be right.
+    """
+    if AUTO not in (model.runtime, model.precision):
+        runtime, precision = runtime_of(model.runtime), model.precision
+        refuse(runtime, precision, _reason(runtime, precision, model, is_on_gpu, is_here))
+    elif next(usable_ways(model, is_on_gpu=is_on_gpu, is_here=is_here), None) is None:
+        raise JobError("model.runtime, model.precision: nothing here runs that; see extras")
+
+
+def usable_ways(model: ModelSpec, *, is_on_gpu: bool, is_here: bool) -> Iterator[str]:
+    """Yield the runtimes and precisions that the job allows and that can run its model."""
+    for runtime in all_runtimes():
+        for precision in runtime.precisions:
+            is_asked = model.runtime in (AUTO, runtime.name)
+            is_asked = is_asked and model.precision in (AUTO, precision)
+            if is_asked and not _reason(runtime, precision, model, is_on_gpu, is_here):
+                yield f"{runtime.name} {precision}"
+
+
+def _reason(
+    runtime: Runtime, precision: str, model: ModelSpec, is_on_gpu: bool, is_here: bool
+) -> str:
+    find = missing_reason if is_here else unfit_reason
+    reason = find(runtime, precision, is_on_gpu=is_on_gpu)
+    reason = reason or shapes_reason(runtime, is_varying=is_varying(model.input))
+    is_file = model.directory is not None and model.directory.is_file
+    return reason or (file_reason(runtime, precision) if is_file else "")

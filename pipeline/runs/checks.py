@@ -1,0 +1,71 @@
+"""What a run checks of a job before its first row; `plan` and `doctor` make the same checks.
+
+What only a cluster can tell (its processors and GPUs, what is installed on its nodes) is checked
+once a run is connected to it, and by its workers.
+"""
+
+from __future__ import annotations
+
+from pipeline.execution.caller import left_as_found
+from pipeline.execution.cluster.hardware import embedded_hardware
+from pipeline.execution.cluster.login import log_in
+from pipeline.execution.environment import refuse_autoload
+from pipeline.gates.golden import GoldenRows
+from pipeline.gates.golden_files import read_golden
+from pipeline.inference.runtimes.choice import require_usable
+from pipeline.job.job import Job
+from pipeline.models.spec import ModelSpec
+from pipeline.plan.allocation import allocate
+from pipeline.plan.plan import Plan
+from pipeline.runs.builders import make_reader
+from pipeline.runs.context import RunContext
+
+
+def check_before_ray(run: RunContext, plan: Plan, model: ModelSpec) -> GoldenRows | None:
+    """Check what needs no Ray, and return the golden rows of the job; None where it wants none.
+
+    Raises:
+        JobError: No runtime here can run the model as the job wants it, the golden rows cannot be
+            used, or the environment lets input files run code.
+    """
+    refuse_autoload()
+    check_runtime(run.job, model, run.options.address)
+    return read_golden(
+        run.job.gates,
+        model.task,
+        make_reader(run.job, plan),
+        is_accepted="golden" in run.options.accepted,
+    )
+
+
+def check_runtime(job: Job, model: ModelSpec, address: str | None) -> None:
+    """Check runtime and precision against the device that the job asks for.
+
+    Raises:
+        JobError: No runtime can run the model so; on a cluster only what holds of any machine.
+    """
+    is_on_gpu = bool(job.resources.num_gpus)
+    require_usable(model, is_on_gpu=is_on_gpu, is_here=address is None)
+
+
+def check_hardware(job: Job, address: str | None) -> str:
+    """Check that the job's actors fit this machine, or that a cluster lets us in; say so in words.
+
+    Args:
+        job: The job.
+        address: Of the cluster, or of its job API; None for an embedded Ray.
+
+    Raises:
+        JobError: They do not fit, or the cluster wants another token.
+        InfraError: The cluster does not answer.
+    """
+    if address is not None:
+        with left_as_found():
+            return log_in(address)
+    hardware = embedded_hardware()
+    found = allocate(job.shares, hardware, is_table=job.source.is_table)
+    if job.resources.num_gpus:
+        from pipeline.inference.device import require_cuda
+
+        require_cuda(job.resources.num_gpus, "the")
+    return f"{found.max_actors} actors of {found.actor_threads} threads fit this machine"

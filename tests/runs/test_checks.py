@@ -1,0 +1,122 @@
+"""What `plan` accepts, a run accepts: both make the same checks, before Ray and any row."""
+
+from __future__ import annotations
+
+import datetime as dt
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import models
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cli import write_job
+from PIL import Image
+from tiny_tokenizer import make_tokenizer
+
+from pipeline.commands.plan import describe_plan
+from pipeline.core.errors import JobError
+from pipeline.execution.cluster.hardware import embedded_hardware
+from pipeline.job.job import Job
+from pipeline.job.loader import load_job
+from pipeline.plan.allocation import allocate
+from pipeline.report.progress import Progress
+from pipeline.run import run_job
+from pipeline.runs.context import RunOptions
+
+OPTIONS = RunOptions(allow_import=("models",))
+GOLDEN = {"golden": {"uri": "/nowhere/golden.parquet"}}
+
+
+def image_job(folder: Path, **sections: Any) -> Job:
+    (folder / "in").mkdir()
+    Image.new("RGB", (40, 40), (200, 10, 10)).save(folder / "in" / "a.png")
+    model = {"factory": "models:colours", "labels": models.LABELS, **sections.pop("model", {})}
+    source = {"uri": str(folder / "in"), "format": "images"}
+    path = write_job(folder / "j.yaml", source, str(folder / "out"), model=model, **sections)
+    return load_job(path, date=dt.date(2026, 11, 24))
+
+
+def text_job(folder: Path, **model: Any) -> Job:
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "in").mkdir()
+    pq.write_table(pa.table({"body": ["the red cat"]}), folder / "in" / "s.parquet")
+    path = write_job(
+        folder / "j.yaml",
+        {"uri": str(folder / "in"), "format": "parquet", "text_column": "body"},
+        str(folder / "out"),
+        model={"factory": "models:mentions", "labels": models.LABELS, **model},
+        text={"tokenizer": str(folder / "tokenizer.json"), "max_tokens": 16},
+        transform=None,
+    )
+    return load_job(path, date=dt.date(2026, 11, 24))
+
+
+def refusal_of_plan(job: Job) -> str:
+    with pytest.raises(JobError) as caught:
+        describe_plan(job, OPTIONS)
+    return str(caught.value)
+
+
+def refusal_of_run(job: Job) -> str:
+    with pytest.raises(JobError) as caught, Progress(quiet=True) as progress:
+        run_job(job, OPTIONS, progress)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"model": {"precision": "fp16"}}, "'fp16': fp16 needs a GPU; on the CPU use fp32 or"),
+        ({"model": {"runtime": "onnxruntime", "precision": "bf16"}}, "runs fp32, int8, not bf16"),
+        ({"gates": GOLDEN}, "gates.golden.uri = /nowhere/golden.parquet"),
+    ],
+)
+def test_plan_refuses_what_a_run_refuses_before_it_starts_ray(
+    sections: dict[str, Any], words: str, tmp_path: Path
+):
+    job = image_job(tmp_path, **sections)
+    told = refusal_of_plan(job)
+    assert words in told
+    assert "\n" not in told
+    assert refusal_of_run(job) == told
+
+
+def test_plan_refuses_texts_on_a_runtime_of_one_shape(tmp_path: Path):
+    job = text_job(tmp_path, runtime="mnn")
+    told = refusal_of_plan(job)
+    if "not installed" not in told:
+        assert "it runs batches of one shape; texts differ in length" in told
+    assert refusal_of_run(job) == told
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"num_gpus": 512}, r"resources.num_gpus = 512: the cluster has \d+ GPUs"),
+        ({"num_cpus": 4096}, "1 actors x 4096 CPUs do not fit"),
+        ({"max_actors": 4096}, "4096 actors x 1 CPUs do not fit"),
+    ],
+)
+def test_plan_refuses_more_than_this_machine_has(
+    resources: dict[str, Any], words: str, tmp_path: Path
+):
+    job = image_job(tmp_path, resources=resources)
+    with pytest.raises(JobError, match=words) as caught:
+        describe_plan(job, OPTIONS)
+    # A run divides what its Ray has by the same function; see test_allocation.py.
+    with pytest.raises(JobError) as of_run:
+        allocate(job.shares, embedded_hardware())
+    assert str(of_run.value) == str(caught.value)
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_the_machine_is_told_as_ray_finds_it(is_plain: bool, monkeypatch: pytest.MonkeyPatch):
+    """Without private names of Ray it is the system's count."""
+    monkeypatch.setenv("PIPELINE_PLAIN_RAY", "1" if is_plain else "0")
+    monkeypatch.setenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", "1")
+    found = embedded_hardware()
+    assert found.cpus == multiprocessing.cpu_count()
+    assert found.node_cpus == (found.cpus,)
+    assert found.gpus >= 0
