@@ -71,6 +71,14 @@ def load(group: str, name: str) -> Any:
         ) from error
 
 
+def target_of(group: str, name: str) -> str:
+    """Return the `module:object` of a name; '' if there is no such name."""
+    value = built_in(group).get(name)
+    if value is not None:
+        return value
+    return next((entry.value for entry in entry_points(group=group, name=name)), "")
+
+
 def get(group: str, name: str) -> Any:
     """Do the same on any node, on which a name that the job was checked for may be missing.
 

@@ -42,6 +42,20 @@ def failed(field: str, target: str, error: BaseException) -> str:
     return f"{field} {target} failed: {tell(error, module)}{SHOW_ALL}"
 
 
+def blame(who: str, error: BaseException, module: str, kind: str) -> str:
+    """Say that code raised: `source 'csv' (csvkit.py line 41): KeyError: 'body'`.
+
+    Args:
+        who: Whose code it is.
+        error: As it was caught.
+        module: Of the code; it may be an installed package.
+        kind: What the error is called; '': its message says all.
+    """
+    where = whereabouts(error, module)
+    told = _line(kind, _text_of(error), "")
+    return f"{who}{f' ({where})' if where else ''}: {told}{SHOW_ALL}"
+
+
 def whereabouts(error: BaseException, module: str = "") -> str:
     """Return file and line of the user's code that an exception passed last: `net3.py line 27`."""
     walk = traceback.walk_tb(error.__traceback__)

@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.counters import Counters
+from pipeline.core.own_code import errors_told
+from pipeline.core.registry import INPUTS
 from pipeline.core.schema import DIGEST, IMAGE_FIELDS
 from pipeline.core.slices import pack, unpack
 from pipeline.execution.dedupe import with_digests
@@ -68,7 +70,8 @@ class Preprocessing:
         if self.digests and DIGEST not in rows.column_names:
             rows = with_digests(rows, self.fields)
         limits = Limits(self.max_image_bytes, self.max_image_px)
-        return self.input.prepare(rows, counters, limits, self.num_threads)
+        with errors_told(INPUTS, self.input.name):
+            return self.input.prepare(rows, counters, limits, self.num_threads)
 
     def step(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Do the same, as a child does it."""

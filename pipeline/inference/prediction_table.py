@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, failure_columns, failures_of, without_failure
+from pipeline.core.own_code import ContractError, errors_told
+from pipeline.core.registry import TASKS
 from pipeline.core.schema import ROW_ID, URI, staged_schema
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
@@ -32,6 +34,18 @@ def to_table(
         published: Further columns to copy, null if rows were never prepared:
             `Input.published_fields`.
     """
+    with errors_told(TASKS, task.spec.kind):
+        return _to_table(task, pass_through, rows, results, failures, published)
+
+
+def _to_table(
+    task: Task,
+    pass_through: pa.Schema,
+    rows: pa.Table,
+    results: Arrays,
+    failures: Sequence[Failure | None],
+    published: Sequence[pa.Field],
+) -> pa.Table:
     ok = without_failure(failures)
     fields = task.fields()
     columns = {name: rows.column(name) for name in (ROW_ID, URI, *pass_through.names)}
@@ -47,6 +61,8 @@ def to_table(
         else {field.name: pa.nulls(rows.num_rows, field.type) for field in fields}
     )
     columns |= failure_columns(failures)
+    if missing := [field.name for field in fields if field.name not in columns]:
+        raise ContractError(f"columns() gives no {', '.join(missing)}, which fields() declares")
     schema = staged_schema(list(pass_through), [*fields, *published])
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 

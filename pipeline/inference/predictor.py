@@ -20,6 +20,8 @@ import torch
 from pipeline.core.counters import REFERENCE_CHECK, TOKENS, Counters, StageCounters, add
 from pipeline.core.failures import Failure, Reason, failures_of, without_failure
 from pipeline.core.node_cache import claim
+from pipeline.core.own_code import errors_told, module_of
+from pipeline.core.registry import INPUTS, TASKS
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_errors import whereabouts
 from pipeline.core.watchdog import pause, tick
@@ -86,7 +88,8 @@ class Predictor:
         """
         if self._first is not None:
             self._first.begin(rows.column(ROW_ID))
-        inputs = self._config.spec.input.arrays(rows)
+        with errors_told(INPUTS, self._config.spec.input.name):
+            inputs = self._config.spec.input.arrays(rows)
         failures = failures_of(rows)
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
         results: Arrays = {}
@@ -249,7 +252,7 @@ class Predictor:
         try:
             self._start(buffer, inputs, batch)
         except Exception as error:  # noqa: BLE001  # any error of a user's model fails its row
-            return _failure_of(error, self._config.spec.name)
+            return self._failure_of(error)
         return None
 
     def _try_finish(
@@ -259,12 +262,22 @@ class Predictor:
         try:
             self._keep(buffer, inputs, batch, results)
         except Exception as error:  # noqa: BLE001  # a GPU raises errors of the model here
-            return _failure_of(error, self._config.spec.name)
+            return self._failure_of(error)
         timer.add(*buffer.busy_s)
         self._count_tokens(buffer, inputs, batch, timer)
         tick()
         count(len(batch))
         return None
+
+    def _failure_of(self, error: Exception) -> Failure:
+        """Return why a batch failed, and where in the user's model or task."""
+        if isinstance(error, OutputError):
+            return Raised(Reason.MODEL_ERROR, STAGE, str(error), is_of_outputs=True)
+        reason = Reason.OUT_OF_MEMORY if _is_out_of_memory(error) else Reason.MODEL_ERROR
+        spec = self._config.spec
+        modules = (spec.name.partition(":")[0], module_of(TASKS, spec.task.kind))
+        where = next(filter(None, (whereabouts(error, module) for module in modules)), "")
+        return Raised(reason, STAGE, f"{type(error).__name__}: {error}", where=where)
 
     def _keep(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, results: Arrays) -> None:
         """Wait for a batch, and write what it gave to its rows' places."""
@@ -299,14 +312,6 @@ class Predictor:
 def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:
     for row in batch[~_are_finite(results, batch)]:
         yield int(row), Failure(Reason.NON_FINITE, STAGE, "output is not finite")
-
-
-def _failure_of(error: Exception, model: str) -> Failure:
-    if isinstance(error, OutputError):
-        return Raised(Reason.MODEL_ERROR, STAGE, str(error), is_of_outputs=True)
-    reason = Reason.OUT_OF_MEMORY if _is_out_of_memory(error) else Reason.MODEL_ERROR
-    where = whereabouts(error, model.partition(":")[0])
-    return Raised(reason, STAGE, f"{type(error).__name__}: {error}", where=where)
 
 
 def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:

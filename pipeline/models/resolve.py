@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
+from pipeline.core.own_code import errors_told
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.job.text import Text
@@ -188,7 +189,8 @@ def _choose_input(
         seen = taken_by(card.facts) if card.facts else Taken(card.num_channels)
         require_taken(card.name, seen, merged)
     chosen = _text(card, model, text) if "text" in taken else None
-    return kind.of(InputSettings(merged, chosen, parts))
+    with errors_told(INPUTS, name):
+        return kind.of(InputSettings(merged, chosen, parts))
 
 
 def _text(card: Card, model: Model, wanted: Text) -> TextSettings:

@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from pipeline.core.allowed_imports import import_callable
 from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.own_code import errors_told
+from pipeline.core.registry import INPUTS, TASKS
 from pipeline.core.user_errors import SHOW_ALL, tell
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.opening import directory_module
@@ -118,11 +120,14 @@ class ModelSpec:
 
     def fitted(self, fields: pa.Schema) -> ModelSpec:
         """Return the spec completed from the shards' input columns; see `Input.fitted`."""
-        return replace(self, input=self.input.fitted(fields))
+        with errors_told(INPUTS, self.input.name):
+            return replace(self, input=self.input.fitted(fields))
 
     def output_fields(self) -> list[pa.Field]:
         """Return the columns that the task and the input add to the predictions."""
-        return [*make_task(self.task).fields(), *self.input.published_fields()]
+        with errors_told(TASKS, self.task.kind):
+            fields = make_task(self.task).fields()
+        return [*fields, *self.input.published_fields()]
 
     def as_reference(self) -> ModelSpec:
         """Return the reference of this spec: eager fp32 over exactly prepared rows."""

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.allowed_imports import require_allowed, source_digest
 from pipeline.core.errors import JobError
+from pipeline.core.own_code import errors_told
+from pipeline.core.registry import TASKS
 from pipeline.job.model import HEADS
 from pipeline.models.cards import Card
+from pipeline.models.directories.build import require_served
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import OutputSpec, TaskSpec
 from pipeline.storage.single_file import read_file
@@ -39,12 +42,10 @@ def choose_task(model: Model, card: Card, allow_import: Sequence[str]) -> TaskSp
         parts = {head: choose_task(model.of_head(head), card, allow_import) for head in model.heads}
         return TaskSpec(HEADS, heads=tuple(parts.items()))
     kind = task_class(name)
-    if facts is not None and name not in facts.tasks:
-        raise JobError(
-            f"model.task = {name!r}: {facts.architecture} of model.path serves "
-            f"{', '.join(facts.tasks)}"
-        )
-    labels = kind.own_labels(model)
+    if facts is not None:
+        require_served(name, facts)
+    with errors_told(TASKS, name):
+        labels = kind.own_labels(model)
     if kind.needs_labels:
         found = card.labels if model.labels is None else _read_labels(model, model.labels)
         if not found:

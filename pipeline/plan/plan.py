@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
+from pipeline.core.own_code import code_digest, kind_of
+from pipeline.core.registry import INPUTS, RUNTIMES, SOURCES, TASKS
 from pipeline.core.schema import (
     CLASSIFY_FIELDS,
     OUTPUT_SCHEMA_VERSION,
@@ -24,6 +26,7 @@ from pipeline.core.semantics import semantics_of
 from pipeline.core.skipped import Skipped
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
+from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.slicing import units_of
 from pipeline.sources.inputs import Inputs
@@ -67,7 +70,8 @@ class Plan:
     """Digest of the settings of the job and its model, without inputs and code."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
     """The parts of the fingerprint, so that a later plan can say what changed: digests `inputs`,
-    `model` and `settings`, and `semantics`, area -> version."""
+    `model` and `settings`, `semantics`, area -> version, and `extensions`, what an installed
+    distribution brings -> digest of its code, if there is any."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files below the source that were not inputs when it was listed; not stored with the plan."""
 
@@ -194,6 +198,7 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
         "model": _digest(model.to_dict()),
         "settings": _digest(settings),
         "semantics": job_semantics(job, model),
+        **({"extensions": own} if (own := job_extensions(job, model)) else {}),
     }
 
 
@@ -201,6 +206,18 @@ def job_semantics(job: Job, model: ModelSpec) -> dict[str, int]:
     """Return area -> version of the code that decides the predictions of a job."""
     own = {job.source.format: format_of(job.source).semantics, **model.input.semantics}
     return semantics_of(own, has_uris=job.source.has_uris)
+
+
+def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
+    """Return what installed distributions bring for a job -> the digest of its code."""
+    named = [
+        (SOURCES, job.source.format),
+        *((INPUTS, name) for name in (model.input.name, *job.source.input_parts.values())),
+        *((TASKS, task.kind) for task in (model.task, *dict(model.task.heads).values())),
+        *([(RUNTIMES, model.runtime)] if model.runtime != AUTO else []),
+    ]
+    digests = {f"{kind_of(group)} {name}": code_digest(group, name) for group, name in named}
+    return {which: digest for which, digest in digests.items() if digest}
 
 
 def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -213,6 +230,10 @@ def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         f"how this version of the package computes ({area})"
         for area in sorted({*then, *areas})
         if then.get(area) != areas.get(area)
+    ]
+    old, new = before.get("extensions", {}), now.get("extensions", {})
+    changed += [
+        f"the code of {which}" for which in sorted({*old, *new}) if old.get(which) != new.get(which)
     ]
     return ", ".join(changed)
 

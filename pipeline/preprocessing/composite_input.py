@@ -20,6 +20,7 @@ from pipeline.core.counters import Counters, StageCounters, add
 from pipeline.core.current_input import begin_input
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns, failures_of, of_part
+from pipeline.core.own_code import errors_told
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import ROW_ID, URI, columns_of_part, part_column
 from pipeline.preprocessing.model_input import (
@@ -152,7 +153,8 @@ class CompositeInput:
             }
             did = Counters()
             table = pa.table({**columns, **failure_columns(failures)})
-            made = part.prepare(table, did, limits, num_threads)
+            with errors_told(INPUTS, part.name):
+                made = part.prepare(table, did, limits, num_threads)
             _count(counted, did, self.stage_names)
             for row, failure in enumerate(failures_of(made)):
                 if failures[row] is None and failure is not None:

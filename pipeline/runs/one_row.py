@@ -181,6 +181,9 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
     unread = failed = ""
     num_exits = 0
     for row in _rows(child, num_units):
+        if isinstance(row, str):
+            unread = unread or row
+            continue
         row_id = clean_message(row.column(ROW_ID)[0].as_py())
         prepares = model.input.stage_names[:1]
         decoded = _step(child, prepares[0], row) if prepares else row
@@ -207,11 +210,13 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
     return Tried("unknown", f"no row could be read{unread and f' ({unread})'}; the model was built")
 
 
-def _rows(child: Child, num_units: int) -> Iterator[pa.Table]:
-    """Yield rows one by one; a unit that ends its reader, or breaks it, has none."""
+def _rows(child: Child, num_units: int) -> Iterator[pa.Table | str]:
+    """Yield rows one by one; of a unit that ends its reader, or breaks it, why it has none."""
     for index in range(num_units):
         rows = _step(child, _READ, pa.table({"unit": [index]}))
-        if not isinstance(rows, str):
+        if isinstance(rows, str):
+            yield rows
+        else:
             yield from (rows.slice(position, 1) for position in range(rows.num_rows))
 
 

@@ -12,6 +12,8 @@ import pyarrow as pa
 from pipeline.core.backoff import BadBlockError, is_bad_block
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.globs import compiled, is_glob, reaches_below, split_glob
+from pipeline.core.own_code import errors_told
+from pipeline.core.registry import SOURCES
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.core.skipped import Skip, Skipped, SkipTally, is_utf8, reason_of_name
 from pipeline.job.source import Source
@@ -85,7 +87,8 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     )
     store = Store(root, source.storage_options)
     _require_readable(store, shards)
-    found = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
+    with errors_told(SOURCES, source.format):
+        found = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
     return Inputs(root, shards, found.extents, found.pass_through, skipped, found.fields)
 
 

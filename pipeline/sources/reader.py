@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.counters import Counters, Measurement, measure
+from pipeline.core.own_code import errors_told
+from pipeline.core.registry import SOURCES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
 from pipeline.sources.columns.base import STAGE
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import Extent
 from pipeline.sources.rows import Reader, changed
 from pipeline.sources.source_format import RowStream
 from pipeline.sources.units import Unit
@@ -40,18 +42,9 @@ def read_slices(
     Raises:
         InfraError: The store failed, or an input changed since it was planned.
     """
-    if unit.cut is not None:
-        yield from _read_and_cut(reader, unit, unit.cut)
-        return
-    stream = reader.format.open(reader, unit.extents)
-    with contextlib.closing(stream):
-        for key in unit.slices():
-            if key.start not in wanted_starts:
-                stream.skip(key.num_rows)
-                continue
-            counters, table = _take(reader, stream, key.num_rows)
-            yield key, counters, table
-            del table  # not kept while the next one is read
+    with errors_told(SOURCES, reader.source.format):
+        slices = _read_and_cut if unit.cut is not None else _read_counted
+        yield from slices(reader, unit, wanted_starts)
 
 
 def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
@@ -63,8 +56,25 @@ def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
     Raises:
         InfraError: The store failed, or the shard changed since it was planned.
     """
-    with contextlib.closing(reader.format.open(reader, [extent])) as stream:
+    with (
+        errors_told(SOURCES, reader.source.format),
+        contextlib.closing(reader.format.open(reader, [extent])) as stream,
+    ):
         return _take(reader, stream, extent.num_rows)
+
+
+def _read_counted(
+    reader: Reader, unit: Unit, wanted_starts: Set[int]
+) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
+    """Yield the wanted slices of a unit whose rows are counted."""
+    with contextlib.closing(reader.format.open(reader, unit.extents)) as stream:
+        for key in unit.slices():
+            if key.start not in wanted_starts:
+                stream.skip(key.num_rows)
+                continue
+            counters, table = _take(reader, stream, key.num_rows)
+            yield key, counters, table
+            del table  # not kept while the next one is read
 
 
 def _take(reader: Reader, stream: RowStream, num_rows: int) -> tuple[Counters, pa.Table]:
@@ -76,9 +86,11 @@ def _take(reader: Reader, stream: RowStream, num_rows: int) -> tuple[Counters, p
 
 
 def _read_and_cut(
-    reader: Reader, unit: Unit, cut: SliceCut
+    reader: Reader, unit: Unit, wanted_starts: Set[int]
 ) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
     """Yield the slices of an uncounted unit that are not staged."""
+    cut = unit.cut
+    assert cut is not None, "the unit is uncounted"
     done_at = {key.start: key for key in cut.done}
     until = cut.read_until()
     position = 0

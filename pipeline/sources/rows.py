@@ -11,7 +11,8 @@ import pyarrow as pa
 from pipeline.core.arrays import empty_column
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.schema import IMAGE_FIELDS, ROW_ID, URI, source_schema
+from pipeline.core.own_code import ContractError
+from pipeline.core.schema import IMAGE, IMAGE_FIELDS, ROW_ID, URI, source_schema
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.source_format import SourceFormat, format_of, planned_ids
@@ -60,6 +61,7 @@ def make_rows(
         pass_through: The columns of `reader.pass_through`, each (N,); None: all null.
     """
     columns = {ROW_ID: _texts(row_ids), URI: _texts(uris)}
+    _require_contract(reader.fields, inputs, len(columns[ROW_ID]))
     for field in reader.pass_through:
         columns[field.name] = (
             pa.nulls(len(uris), field.type) if pass_through is None else pass_through[field.name]
@@ -68,6 +70,31 @@ def make_rows(
         columns[name] = values if isinstance(values, pa.Array) else binary_array(values)
     columns.update(failure_columns(failures))
     return pa.table(columns, schema=reader.schema)
+
+
+def _require_contract(
+    fields: pa.Schema, inputs: Mapping[str, Sequence[bytes | None] | pa.Array], num_rows: int
+) -> None:
+    """Check what a format gives as the input of its rows, which one of another package may mistake.
+
+    Raises:
+        ContractError: Says what was expected.
+    """
+    for field in fields:
+        if field.name not in inputs:
+            named = ", ".join(sorted(inputs)) or "none"
+            raise ContractError(f"column {field.name!r} is missing, there are {named}")
+        values = inputs[field.name]
+        if len(values) != num_rows:
+            raise ContractError(f"{field.name} has {len(values)} values for {num_rows} row ids")
+        if isinstance(values, pa.Array):
+            continue
+        if not (pa.types.is_large_binary(field.type) or pa.types.is_large_string(field.type)):
+            raise ContractError(f"{field.name} must be a pyarrow array of {field.type}")
+        wrong = next((v for v in values if not isinstance(v, bytes | None)), None)
+        if wrong is not None:
+            what = "images must be bytes" if field.name == IMAGE else "texts must be bytes (UTF-8)"
+            raise ContractError(f"{what}, {field.name} has a {type(wrong).__name__}")
 
 
 def _texts(values: Sequence[str] | pa.Array) -> pa.Array:

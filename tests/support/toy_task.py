@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ class Spread(Task):
     """One float32 per row: the largest output less the smallest."""
 
     spec: TaskSpec
+    reduces: ClassVar[tuple[str, ...]] = ("classify", "multilabel", "regress")
 
     def fields(self) -> list[pa.Field]:
         return [pa.field(NAME, pa.float32())]

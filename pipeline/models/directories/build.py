@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
+from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.described import DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import read_object
 from pipeline.models.directories.onnx_choice import onnx_file_of
 from pipeline.models.directories.tensors import read_headers, read_tensors
+from pipeline.models.tasks import served_as, task_class
 from pipeline.models.tasks.base import TaskSpec
 
 if TYPE_CHECKING:
@@ -40,16 +42,12 @@ def build_module(
     """
     if args:
         raise JobError(f"model.args: a model directory takes none, got {', '.join(sorted(args))}")
-    if task.kind not in facts.tasks:
-        raise JobError(
-            f"model.task = {task.kind!r}: {facts.architecture} of model.path serves "
-            f"{', '.join(facts.tasks)}"
-        )
+    served = require_served(task.kind, facts)
     if (file := onnx_file_of(path)) is not None:
         from pipeline.models.onnx_module import OnnxModule
 
-        return OnnxModule.for_task(file, facts.settings, task.kind).eval()
-    module = _module(path, facts, task)
+        return OnnxModule.for_task(file, facts.settings, served).eval()
+    module = _module(path, facts, task, served)
     if task.prompts and facts.text is not None:
         from pipeline.models.directories.prompts import with_prompts
 
@@ -57,11 +55,31 @@ def build_module(
     return module.eval().requires_grad_(False)
 
 
-def _module(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module:
+def require_served(task: str, facts: DirectoryFacts) -> str:
+    """Return the task whose outputs a directory gives for a task; see `served_as`.
+
+    Raises:
+        JobError: It does not serve the task.
+    """
+    found = served_as(task, facts.tasks)
+    if found is None:
+        hint = "" if task in built_in(TASKS) else f", and the task reduces {_reduced(task)}"
+        raise JobError(
+            f"model.task = {task!r}: {facts.architecture} of model.path serves "
+            f"{', '.join(facts.tasks)}{hint}"
+        )
+    return found
+
+
+def _reduced(task: str) -> str:
+    return ", ".join(task_class(task).reduces) or "none (`reduces` of its class)"
+
+
+def _module(path: Path, facts: DirectoryFacts, task: TaskSpec, served: str) -> torch.nn.Module:
     if facts.kind == "timm":
         from pipeline.models.directories.timm_models import timm_module
 
-        return timm_module(path, facts.settings, embeds=task.kind == "embed")
+        return timm_module(path, facts.settings, embeds=served == "embed")
     if "tower" in facts.settings:
         return _tower(path, facts, task)
     return _text_module(path, facts) if facts.input == "text" else _image_module(path, facts)

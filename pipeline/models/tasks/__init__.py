@@ -7,6 +7,8 @@ group `pipeline.tasks`. Other code reads properties of the task, never its name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.core.registry import TASKS, get
 from pipeline.models.tasks.base import Task, TaskSpec
 
@@ -33,6 +35,19 @@ def task_class(name: str) -> type[Task]:
     """
     found: type[Task] = get(TASKS, name)
     return found
+
+
+def served_as(name: str, served: Sequence[str]) -> str | None:
+    """Return the task whose outputs a model gives for a task: itself, or the first it reduces.
+
+    Args:
+        name: Of the task.
+        served: The tasks that the model serves by itself.
+
+    Returns:
+        One of `served`; None: the model does not serve the task.
+    """
+    return next((each for each in (name, *task_class(name).reduces) if each in served), None)
 
 
 def make_task(spec: TaskSpec) -> Task:

@@ -116,6 +116,9 @@ class Task(Protocol):
     """Whether rows must be images of which is known how they were resized and cropped."""
     serves: ClassVar[tuple[str, ...]] = ()
     """Families of torchvision, besides classifiers, whose outputs the task takes."""
+    reduces: ClassVar[tuple[str, ...]] = ()
+    """Built-in tasks whose outputs it takes, the best first: a model directory that serves one of
+    them serves this one, with the same outputs. Not needed by a task that directories name."""
     takes_all_outputs: ClassVar[bool] = False
     """Whether the task takes all outputs of an .onnx file as they are, not the first one alone."""
     is_per_token: ClassVar[bool] = False

@@ -23,6 +23,8 @@ from pipeline.commit.plan_store import plan_to_json
 from pipeline.commit.row_positions import MAX_MINOR, minor_of
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Reason
+from pipeline.core.own_code import errors_told
+from pipeline.core.registry import SOURCES
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import Plan, job_semantics
@@ -194,7 +196,8 @@ def _measure(
         return {}
     rows_max = SliceSizes.of(job, plan.batch_size).most
     form = format_of(source)
-    return form.remeasure(inputs, shards, source, plan.pass_through, max_extent_rows=rows_max)
+    with errors_told(SOURCES, source.format):
+        return form.remeasure(inputs, shards, source, plan.pass_through, max_extent_rows=rows_max)
 
 
 def _is_open(piece: _Piece, job: Job, fresh: Mapping[str, tuple[Extent, ...]]) -> bool:

@@ -1,0 +1,127 @@
+"""A source of your own: texts in CSV files, one for each line below the header.
+
+`pip install ./examples/text_source` makes it known by the entry point in pyproject.toml; a job then
+says `source.format: csv_texts` and names the column in `source.text_column`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+import pyarrow as pa
+
+from pipeline.core.counters import Counters
+from pipeline.core.failures import Failure, Reason
+from pipeline.core.schema import text_fields
+from pipeline.job.source import Source
+from pipeline.sources.columns.base import STAGE, Place
+from pipeline.sources.columns.choice import columns_of
+from pipeline.sources.extents import Extent
+from pipeline.sources.rows import Reader, changed, failed_rows, make_rows, require_unchanged
+from pipeline.sources.source_format import CountedBeforeReading, CountsRows, Measured, RowIds
+from pipeline.storage.store import Store, StoredFile
+
+
+class CsvTexts(CountedBeforeReading):
+    """CSV in UTF-8 with a header; files are small enough to be read whole."""
+
+    name = "csv_texts"
+    suffixes = (".csv",)
+    counts_rows: CountsRows = "footer"  # the rows are counted when the files are listed
+    semantics = 1  # raise it if the same file gives other rows
+    fields = frozenset(["text_column", "max_text_bytes"])
+
+    def check(self, source: Source) -> None:
+        """Refuse a job that names no column; the line of the job file is told with it."""
+        if source.text_column is None:
+            raise ValueError("format 'csv_texts' needs text_column")
+
+    def row_ids(self, source: Source) -> RowIds:
+        return "path#row"
+
+    def measure(
+        self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
+    ) -> Measured:
+        extents = [e for s in shards for e in _extents(store, s, source, max_extent_rows)]
+        return Measured(tuple(extents), fields=text_fields(has_pair=False))
+
+    def remeasure(
+        self,
+        store: Store,
+        shards: Sequence[StoredFile],
+        source: Source,
+        declared: pa.Schema,
+        *,
+        max_extent_rows: int,
+    ) -> Mapping[str, tuple[Extent, ...]]:
+        return {s.path: tuple(_extents(store, s, source, max_extent_rows)) for s in shards}
+
+    def open(self, reader: Reader, extents: Sequence[Extent]) -> CsvRows:
+        return CsvRows(reader, extents)
+
+
+FORMAT = CsvTexts()
+
+
+def _extents(store: Store, shard: StoredFile, source: Source, most: int) -> Iterator[Extent]:
+    """Cut a file into extents of at most so many rows; one that cannot be read has a reason."""
+    file = (shard.path, shard.size_bytes, shard.version)
+    try:
+        num_rows = len(_texts(store.read_bytes(shard.path), str(source.text_column)))
+    except (ValueError, csv.Error) as error:
+        yield Extent(*file, 0, 1, 0.0, Reason.UNREADABLE_SHARD, str(error))
+        return
+    row_bytes = shard.size_bytes / max(1, num_rows)
+    for first in range(0, num_rows, most):
+        yield Extent(*file, first, min(most, num_rows - first), row_bytes)
+
+
+def _texts(data: bytes, column: str) -> list[str | None]:
+    lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    if column not in (lines.fieldnames or ()):
+        raise ValueError(f"no column {column!r}, there are {', '.join(lines.fieldnames or ())}")
+    return [line[column] for line in lines]
+
+
+class CsvRows:
+    """The rows of extents in order; each `take` returns just as many as it is asked for."""
+
+    def __init__(self, reader: Reader, extents: Sequence[Extent]) -> None:
+        self.counted: Counters = {}  # of stages of its own, beside `read`: none
+        self._reader, self._column = reader, str(reader.source.text_column)
+        self._left = [
+            (extent, position) for extent in extents for position in range(extent.num_rows)
+        ]
+        self._path, self._texts = "", list[str | None]()
+
+    def skip(self, num_rows: int) -> None:
+        del self._left[:num_rows]
+
+    def take(self, num_rows: int) -> pa.Table:
+        wanted, self._left = self._left[:num_rows], self._left[num_rows:]
+        pieces = groupby(wanted, key=lambda each: each[0])
+        return pa.concat_tables([self._rows(e, [p for _, p in rows]) for e, rows in pieces])
+
+    def close(self) -> None:
+        self._texts = []
+
+    def _rows(self, extent: Extent, positions: list[int]) -> pa.Table:
+        reader, store = self._reader, self._reader.store
+        if extent.reason is not None:  # found when the file was listed; it stands for one row
+            return failed_rows(reader, extent, 0, Failure(extent.reason, STAGE, extent.message))
+        if self._path != extent.path:
+            require_unchanged(store, extent)
+            self._texts = _texts(store.read_bytes(extent.path), self._column)
+            self._path = extent.path
+        lines = [extent.numbers()[position] for position in positions]
+        if lines[-1] >= len(self._texts):
+            raise changed(store, extent)
+        # A text that is missing or too long becomes a failure of its row, as in other formats.
+        failures: list[Failure | None] = [None] * len(lines)
+        table = pa.table({self._column: pa.array([self._texts[line] for line in lines])})
+        found = columns_of(reader.source).read(table, failures, Place(store.uri, extent.path))
+        ids = [f"{extent.path}#{line}" for line in lines]
+        return make_rows(reader, ids, [store.url(extent.path)] * len(ids), found.columns, failures)

@@ -1,0 +1,85 @@
+"""Code of installed distributions that a registry brings: its errors in one line, and its digest.
+
+Built-in code passes through unchanged: what it raises unexpectedly is a fault of this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.registry import INPUTS, RUNTIMES, SOURCES, TASKS, get, target_of
+from pipeline.core.user_errors import blame
+
+_KINDS = {SOURCES: "source", INPUTS: "input", TASKS: "task", RUNTIMES: "runtime"}
+_PASS = (PipelineError, OSError, MemoryError)
+"""Errors that say what they mean: ours, those of stores, which may be tried again, and memory."""
+
+
+class ContractError(TypeError):
+    """What an extension gives is not what its protocol says; the message says what would be."""
+
+
+@contextlib.contextmanager
+def errors_told(group: str, name: str, *passing: type[Exception]) -> Iterator[None]:
+    """Turn what the body raises into one line, if it calls the code of another distribution.
+
+    Args:
+        group: Of the registry.
+        name: Of the entry; nothing happens for a built-in one.
+        passing: Errors by which the code says something, as its protocol allows.
+
+    Raises:
+        JobError: `source 'csv' (csvkit.py line 41): KeyError: 'body'`, and how to see all.
+    """
+    known: tuple[type[Exception], ...] = (*_PASS, *passing)
+    try:
+        yield
+    except known:
+        raise
+    except Exception as error:
+        module = module_of(group, name)
+        if not module:
+            raise
+        kind = "" if isinstance(error, ContractError) else type(error).__name__
+        raise JobError(blame(f"{kind_of(group)} {name!r}", error, module, kind)) from error
+
+
+def kind_of(group: str) -> str:
+    """Return what a group of the registry has, in a word."""
+    return _KINDS[group]
+
+
+def module_of(group: str, name: str) -> str:
+    """Return the module that another distribution brings for a name; '' for one of this one's."""
+    module = target_of(group, name).partition(":")[0]
+    return "" if module.partition(".")[0] == __package__.partition(".")[0] else module
+
+
+@functools.cache
+def code_digest(group: str, name: str) -> str:
+    """Digest the source of what another distribution brings; '' for a name of this one's.
+
+    These are the file of the module that the entry point names, and that of the object's class;
+    what they import is not looked at, as with factories.
+    """
+    module = module_of(group, name)
+    if not module:
+        return ""
+    found = get(group, name)
+    owner = found if isinstance(found, type) else type(found)
+    files = [_file_of(each) for each in dict.fromkeys((module, owner.__module__))]
+    digest = hashlib.sha256()
+    for file in filter(None, files):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _file_of(module: str) -> Path | None:
+    name = getattr(sys.modules.get(module), "__file__", None)
+    return Path(name) if name and Path(name).is_file() else None

@@ -1,0 +1,178 @@
+"""Code of another distribution: its errors are one line with file and line, and its text counts.
+
+The distribution is real: a module on the path, and metadata with entry points beside it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import toy_package
+import yaml
+from checkout import ROOT
+from tiny_tokenizer import make_tokenizer
+
+from pipeline.commands.plan import describe_plan
+from pipeline.core import own_code, registry
+from pipeline.core.errors import JobError
+from pipeline.core.own_code import errors_told, module_of
+from pipeline.core.registry import RUNTIMES, SOURCES
+from pipeline.job.job import Job
+from pipeline.job.loader import parse_job
+from pipeline.plan.plan import what_changed
+from pipeline.runs.builders import make_reader
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.prepare import prepare
+from pipeline.sources.reader import read_slices
+
+EXAMPLE = (ROOT / "examples" / "text_source" / "csv_texts.py").read_text()
+OPTIONS = RunOptions(allow_import=("models",))
+
+
+def forget() -> None:
+    """Forget `csvkit` as it was installed before, as another process has not seen it."""
+    sys.modules.pop("csvkit", None)
+    registry.load.cache_clear()
+    own_code.code_digest.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _each_installs_it_anew() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
+def csv_job(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, str]) -> Job:
+    """A job over two texts in CSV, read by the example's source with some changes."""
+    code = EXAMPLE
+    for old, new in changes:
+        assert old in code
+        code = code.replace(old, new)
+    site = folder / "site-packages"
+    if not site.exists():
+        toy_package.install(site, {SOURCES: {"csv_texts": "csvkit:FORMAT"}}, "csvkit")
+        monkeypatch.syspath_prepend(str(site))
+    (site / "csvkit.py").write_text(code)
+    if not (folder / "in").exists():
+        (folder / "in").mkdir()
+        (folder / "in" / "a.csv").write_text("id,body\n1,the red cat\n2,\n")
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    document = {
+        "source": {"uri": str(folder / "in"), "format": "csv_texts", "text_column": "body"},
+        "model": {"factory": "models:mentions", "labels": models.LABELS},
+        "text": {"tokenizer": str(folder / "tokenizer.json"), "max_tokens": 16},
+        "sink": {"uri": str(folder / "out")},
+    }
+    return parse_job(document, date=dt.date(2026, 11, 24), origin="csv.yaml")
+
+
+def line_of(folder: Path, words: str) -> int:
+    lines = (folder / "site-packages" / "csvkit.py").read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if words in line)
+
+
+def read_all(job: Job) -> list[dict[str, Any]]:
+    plan, _ = prepare(RunContext.of(job, OPTIONS))
+    reader = make_reader(job, plan)
+    starts = frozenset(key.start for unit in plan.units for key in unit.slices())
+    slices = (each for unit in plan.units for each in read_slices(reader, unit, starts))
+    return [row for _, _, table in slices for row in table.to_pylist()]
+
+
+def test_the_example_reads_texts_and_fails_a_row_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = read_all(csv_job(tmp_path, monkeypatch))
+    told = [(row["row_id"], row["_text"], row["error"]) for row in rows]
+    assert told == [("a.csv#0", "the red cat", None), ("a.csv#1", "", None)]
+
+
+MADE = "return make_rows(reader, ids"
+BROKEN = [
+    (
+        "found.columns",
+        '{"_text": ["x"] * len(ids)}',
+        MADE,
+        "texts must be bytes (UTF-8), _text has",
+    ),
+    ("found.columns", "{}", MADE, "column '_text' is missing, there are none"),
+    ("found.columns", '{"_text": [b"x"]}', MADE, "_text has 1 values for 2 row ids"),
+    ("extent.numbers()[pos", "{}['body'][pos", "lines = [{}", "KeyError: 'body'"),
+]
+"""What of the example is changed, the line at fault, and what is said of it."""
+
+
+@pytest.mark.parametrize(("old", "new", "at", "words"), BROKEN, ids=range(len(BROKEN)))
+def test_an_error_of_an_own_source_is_one_line_with_file_and_line(
+    old: str, new: str, at: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = csv_job(tmp_path, monkeypatch, (old, new))
+    with pytest.raises(JobError) as caught:
+        read_all(job)
+    where = f"source 'csv_texts' (csvkit.py line {line_of(tmp_path, at)}): "
+    assert str(caught.value).startswith(where + words)
+    assert str(caught.value).endswith("; --debug shows all")
+
+
+def test_an_error_while_shards_are_measured_is_told_likewise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = csv_job(tmp_path, monkeypatch, ("return Measured(tuple", "return Measured(1 + tuple"))
+    with pytest.raises(
+        JobError, match=r"^source 'csv_texts' \(csvkit.py line \d+\): TypeError: uns"
+    ):
+        describe_plan(job, OPTIONS)
+
+
+def test_plan_ends_with_the_error_of_an_own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It reads the first row in a process of its own."""
+    job = csv_job(tmp_path, monkeypatch, ("found.columns", '{"_text": ["x"] * len(ids)}'))
+    with pytest.raises(
+        JobError, match=r"^source 'csv_texts' \(csvkit.py line \d+\): texts must be"
+    ):
+        describe_plan(job, OPTIONS, tries=True)
+
+
+def test_changed_code_of_an_own_source_is_another_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = csv_job(tmp_path, monkeypatch)
+    before, _ = prepare(RunContext.of(job, OPTIONS))
+    again, _ = prepare(RunContext.of(job, OPTIONS))
+    assert again.fingerprint == before.fingerprint
+    forget()
+    job = csv_job(tmp_path, monkeypatch, ("self._texts = []", "self._texts.clear()"))
+    after, _ = prepare(RunContext.of(job, OPTIONS))
+    assert after.fingerprint != before.fingerprint
+    told = what_changed(before.fingerprint_parts, after.fingerprint_parts)
+    assert told == "the code of source csv_texts"
+
+
+def test_what_this_distribution_brings_has_no_digest_of_code():
+    """Numbers of semantics say what changed of it; `mnn` comes by an entry point, too."""
+    assert own_code.code_digest(SOURCES, "parquet") == ""
+    assert own_code.code_digest(RUNTIMES, "mnn") == ""
+    assert module_of(RUNTIMES, "mnn") == ""
+
+
+def test_errors_of_built_in_code_and_of_stores_stay_what_they_are():
+    with pytest.raises(KeyError), errors_told(SOURCES, "parquet"):
+        raise KeyError("x")
+    with pytest.raises(OSError, match="down"), errors_told(SOURCES, "csv_texts"):
+        raise OSError("down")
+
+
+def test_the_job_of_the_example_is_short_and_names_what_is_there():
+    job = yaml.safe_load((ROOT / "examples" / "text_source" / "job.yaml").read_text())
+    assert (ROOT / job["source"]["uri"]).is_file()
+    assert (
+        f'{job["source"]["format"]} = "csv_texts:FORMAT"'
+        in (ROOT / "examples" / "text_source" / "pyproject.toml").read_text()
+    )

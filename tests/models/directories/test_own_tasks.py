@@ -1,0 +1,76 @@
+"""A task of another distribution takes the outputs of a model directory that it says it reduces."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+import torch
+import toy_package
+from snapshots import make_snapshot
+from toy_task import NAME, Spread
+
+from pipeline.core import registry
+from pipeline.core.errors import JobError
+from pipeline.core.registry import TASKS
+from pipeline.job.loader import parse_job
+from pipeline.models.directories.build import build_module
+from pipeline.models.directories.facts import read_facts
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import load_module
+from pipeline.models.tasks import make_task, served_as
+from pipeline.models.tasks.base import TaskSpec
+
+
+@pytest.fixture(autouse=True)
+def _spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.load.cache_clear()
+    points = {TASKS: {NAME: "toy_task:Spread"}}
+    monkeypatch.syspath_prepend(str(toy_package.install(tmp_path / "site", points)))
+
+
+def test_its_module_gives_the_outputs_of_the_first_task_that_it_reduces(tmp_path: Path):
+    folder = make_snapshot(tmp_path / "m", "vit", head="image", num_labels=4)
+    facts = read_facts(folder)
+    assert served_as(NAME, facts.tasks) == "classify"
+    own, plain = (build_module(folder, facts, TaskSpec(kind)) for kind in (NAME, "classify"))
+    pixels = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(own(pixels), plain(pixels))
+    found = make_task(TaskSpec(NAME)).reduce(own(pixels), 2)[NAME]
+    assert found.shape == (2,)
+
+
+def test_a_job_may_name_it_with_model_path(tmp_path: Path):
+    folder = make_snapshot(tmp_path / "m", "bert", head="sequence", num_labels=3)
+    job = parse_job(
+        {
+            "source": {"uri": "in", "format": "jsonl", "text_column": "body"},
+            "model": {"path": str(folder), "task": NAME},
+            "sink": {"uri": "out"},
+        },
+        date=dt.date(2026, 11, 24),
+        origin="test",
+    )
+    spec = resolve_model(job.model, job.transform, job.text, input_name="text")
+    assert spec.task.kind == NAME
+    assert spec.output_fields()[0].name == NAME
+    assert isinstance(load_module(spec), torch.nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("reduces", "words"),
+    [
+        ((), "serves tokens, and the task reduces none (`reduces` of its class)"),
+        (("classify", "embed"), "serves tokens, and the task reduces classify, embed"),
+    ],
+)
+def test_outputs_that_it_does_not_reduce_are_refused_with_what_it_does(
+    reduces: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = make_snapshot(tmp_path / "m", "bert", head="token", num_labels=3)
+    monkeypatch.setattr(Spread, "reduces", reduces)
+    with pytest.raises(JobError) as caught:
+        build_module(folder, read_facts(folder), TaskSpec(NAME))
+    assert words in str(caught.value)
