@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+from pipeline.models.directories.refused_files import explain_file
 from pipeline.storage.backends import object_store
 from pipeline.storage.errors import secret_values, storage_errors
 from pipeline.storage.store import Store
@@ -73,7 +74,7 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
     names = _names(store, at)
     where = f"model.path = {store.url(at)}"
     if not names and store.stat(at) is not None:
-        return JobError(f"{where}: is a file, expected the directory of a model")
+        return explain_file(store, at)
     if not names:
         return JobError(f"{where}: no such directory, or there is no file in it")
     if has_weights:

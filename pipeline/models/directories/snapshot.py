@@ -20,6 +20,7 @@ from pipeline.core.heartbeat import beat
 from pipeline.core.node_cache import kept, key_of
 from pipeline.models.directories.contents import choose_files
 from pipeline.models.directories.onnx_choice import SUFFIX, choose_onnx
+from pipeline.models.directories.refused_files import require_local_model
 from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
 from pipeline.storage.uris import normalise
@@ -95,6 +96,7 @@ def local(directory: ModelDirectory) -> Path:
 
 def _chosen(uri: str, options: Mapping[str, Any]) -> tuple[Store, list[StoredFile]]:
     """Return the folder of a model, and the files of it that are used."""
+    require_local_model(uri)
     whole = normalise(uri)
     if not whole.endswith(SUFFIX):
         store = Store(whole, options)

@@ -1,0 +1,105 @@
+"""What ONNX graphs of table libraries say of their classes, and their probabilities as a tensor.
+
+Exporters of scikit-learn and LightGBM put a ZipMap behind the probabilities: a sequence of maps,
+class -> probability, a map per row. What enters it is the tensor (B, K), and the operator has the
+class names, so the graph is run without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+_ML = "ai.onnx.ml"
+_STANDARD = ("", "ai.onnx")
+_LABELS = ("classlabels_int64s", "classlabels_ints", "classlabels_strings")
+_CLASSIFIERS = ("TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier")
+_KEEP_LABELS = ("Identity", "Cast", "Reshape", "Squeeze")
+_KEEP_CLASSES = ("Identity", "Cast", "Normalizer", "Softmax", "Mul")
+"""Operators whose first input has the same classes, in the same order, as their output."""
+_OPSET = 13
+"""Of `Identity`, if the graph has only operators of ai.onnx.ml."""
+
+
+def unzip(model: onnx.ModelProto) -> dict[str, tuple[str, ...] | None]:
+    """Replace each ZipMap behind an output by what enters it: the output becomes a float32 tensor.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        Name of the output -> class names of its columns; None: they are not text.
+    """
+    from onnx import TensorProto, helper
+
+    makers = _makers(model)
+    found: dict[str, tuple[str, ...] | None] = {}
+    for output in model.graph.output:
+        node = makers.get(output.name)
+        if output.type.WhichOneof("value") != "sequence_type" or not _is(node, _ML, ("ZipMap",)):
+            continue
+        assert node is not None, "it is a ZipMap"
+        found[output.name] = labels = _labels_of(node)
+        width = None if labels is None else len(labels)
+        node.CopyFrom(helper.make_node("Identity", [node.input[0]], [output.name]))
+        output.CopyFrom(
+            helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [None, width])
+        )
+    if found and not any(each.domain in _STANDARD for each in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("", _OPSET))
+    return found
+
+
+def classes_of(model: onnx.ModelProto, output: str) -> tuple[str, ...] | None:
+    """Return the class names of an output's columns, as the classifier that makes it has them.
+
+    Only those that another output gives as its labels: an ensemble's classifiers may have numbers
+    of their own, which are no names.
+
+    Args:
+        model: The graph.
+        output: A tensor (B, K).
+    """
+    makers = _makers(model)
+    node = _maker(makers, output, _KEEP_CLASSES)
+    if not _is(node, _ML, _CLASSIFIERS):
+        return None
+    assert node is not None, "it is a classifier"
+    labels = (_maker(makers, each.name, _KEEP_LABELS) for each in model.graph.output
+              if each.name != output)  # fmt: skip
+    return _labels_of(node) if any(maker is node for maker in labels) else None
+
+
+def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in model.graph.node for name in node.output if name}
+
+
+def _maker(
+    makers: dict[str, onnx.NodeProto], name: str, passing: tuple[str, ...]
+) -> onnx.NodeProto | None:
+    """Return the node that makes a tensor, behind those operators that only pass it on."""
+    for _ in range(len(makers) + 1):  # a damaged graph may have a circle
+        node = makers.get(name)
+        if node is None or node.op_type not in passing or not node.input:
+            return node
+        name = node.input[0]
+    return None
+
+
+def _is(node: onnx.NodeProto | None, domain: str, names: tuple[str, ...]) -> bool:
+    return node is not None and node.domain == domain and node.op_type in names
+
+
+def _labels_of(node: onnx.NodeProto) -> tuple[str, ...] | None:
+    """Return the class names of an operator; None if it has none, or they are not UTF-8."""
+    for attribute in node.attribute:
+        if attribute.name in _LABELS and attribute.ints:
+            return tuple(str(number) for number in attribute.ints)
+        if attribute.name in _LABELS and attribute.strings:
+            try:
+                return tuple(text.decode() for text in attribute.strings)
+            except UnicodeDecodeError:
+                return None
+    return None

@@ -1,0 +1,94 @@
+"""Walk an ONNX model: its graph, its functions, and the graphs inside their operators. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx
+
+_RANDOM = {
+    "": (
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        *("Bernoulli", "Multinomial"),
+    ),
+    "com.microsoft": ("Sampling",),
+}
+_RANDOM["ai.onnx"] = _RANDOM[""]
+_DROPOUTS = {
+    "": ("Dropout",),
+    "ai.onnx": ("Dropout",),
+    "com.microsoft": ("BiasDropout", "BitmaskDropout", "BitmaskBiasDropout"),
+}
+"""They do nothing, unless their last input says that the model is in training."""
+_TRAINING_INPUT = {"Dropout": 2, "BitmaskDropout": 2, "BiasDropout": 4, "BitmaskBiasDropout": 4}
+
+
+def bodies(*outer: Any) -> Iterator[Any]:
+    """Walk graphs or functions, and the graphs inside them."""
+    waiting = [*outer]
+    while waiting:
+        body = waiting.pop()
+        yield body
+        for attribute in (a for node in body.node for a in node.attribute):
+            waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Walk all tensors: of the graph, of functions, of the graphs inside both, and sparse ones."""
+    for body in bodies(model.graph, *model.functions):
+        yield from getattr(body, "initializer", ())  # functions have none
+        sparse = [*getattr(body, "sparse_initializer", ())]
+        for attribute in (a for node in body.node for a in node.attribute):
+            yield from (attribute.t, *attribute.tensors)
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        for tensor in sparse:
+            yield from (tensor.values, tensor.indices)
+
+
+def random_operator(model: onnx.ModelProto) -> onnx.NodeProto | None:
+    """Return an operator that draws random numbers; None: all outputs follow from the inputs.
+
+    A seed does not help: it is set once for a session, whose batches then draw one after the other.
+    """
+    off: set[str] | None = None
+    for body in bodies(model.graph, *model.functions):
+        node: onnx.NodeProto
+        for node in body.node:
+            if node.op_type in _RANDOM.get(node.domain, ()):
+                return node
+            if node.op_type not in _DROPOUTS.get(node.domain, ()):
+                continue
+            at = _TRAINING_INPUT[node.op_type]
+            switch = node.input[at] if at < len(node.input) else ""
+            if off is None:
+                off = _always_false(model)
+            if switch and switch not in off:
+                return node
+    return None
+
+
+def _always_false(model: onnx.ModelProto) -> set[str]:
+    """Return the names that are a constant of value false wherever they are used."""
+    found, others = set[str](), set[str]()
+    for body in bodies(model.graph, *model.functions):
+        constants = {each.name: each for each in getattr(body, "initializer", ())}
+        for node in body.node:
+            values = [a.t for a in node.attribute if a.name == "value"]
+            if node.op_type == "Constant" and len(values) == len(node.output) == 1:
+                constants[node.output[0]] = values[0]
+            others |= {*node.output} - constants.keys()
+        inputs = {getattr(each, "name", each) for each in body.input}  # of functions, names
+        others |= inputs - constants.keys()
+        for name, tensor in constants.items():
+            (found if _is_false(tensor) else others).add(name)
+    return found - others
+
+
+def _is_false(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_type != tensor.BOOL or tensor.external_data:
+        return False
+    return bool(tensor.raw_data or tensor.int32_data) and not (
+        any(tensor.raw_data) or any(tensor.int32_data)
+    )

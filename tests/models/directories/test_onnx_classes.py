@@ -1,0 +1,104 @@
+"""Classifiers of tables: probabilities in front of a ZipMap, and the names of their columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_files
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from onnx_files import FLOAT, classifier, make_model, save, value
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories.onnx_file import read_onnx_facts
+from pipeline.models.onnx_module import OnnxModule
+
+ROWS = np.random.default_rng(1).normal(size=(7, onnx_files.NUM_FEATURES)).astype(np.float32)
+
+
+def labels_of(model: onnx.ModelProto, folder: Path) -> tuple[str, ...] | None:
+    return read_onnx_facts(save(model, folder / "m.onnx")).labels
+
+
+@pytest.mark.parametrize("names", [("no", "yes"), (0, 1), (7, -2, 5)])
+def test_probabilities_in_front_of_a_zipmap_are_those_in_its_maps(tmp_path: Path, names: Any):
+    import onnxruntime
+
+    path = save(classifier(names, zipped=names), tmp_path / "m.onnx")
+    [maps] = onnxruntime.InferenceSession(path).run(["output_probability"], {"x": ROWS})
+    expected = np.array([[each[name] for name in names] for each in maps])
+    found = OnnxModule.of(path, ["output_probability"])(torch.from_numpy(ROWS))
+    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
+    facts = read_onnx_facts(path)
+    assert facts.labels == tuple(map(str, names))
+    assert facts.settings["output"] == "output_probability"
+    assert "m.onnx: 'output_probability' is read without its ZipMap" in facts.said
+
+
+def test_outputs_that_are_no_numbers_are_listed(tmp_path: Path):
+    said = read_onnx_facts(save(classifier(), tmp_path / "m.onnx")).said
+    assert "m.onnx: its output 'label' is text, and is not read" in said
+
+
+def test_the_file_itself_stays_as_it_is(tmp_path: Path):
+    path = save(classifier(), tmp_path / "m.onnx")
+    before = path.read_bytes()
+    OnnxModule.of(path)(torch.from_numpy(ROWS))
+    assert path.read_bytes() == before
+
+
+def test_without_a_zipmap_the_classifier_names_the_classes(tmp_path: Path):
+    assert labels_of(classifier(zipped=None), tmp_path) == ("no", "yes")
+    assert labels_of(classifier((3, 4), zipped=None), tmp_path) == ("3", "4")
+    one = numpy_helper.from_array(np.ones(1, np.float32), "one")
+    scaled = classifier(
+        zipped=None, behind=[helper.make_node("Mul", ["raw", "one"], ["probabilities"])]
+    )
+    scaled.graph.initializer.append(one)
+    assert labels_of(scaled, tmp_path) == ("no", "yes")
+
+
+def test_numbers_of_classes_inside_an_ensemble_are_no_names(tmp_path: Path):
+    """There the label of the file comes from elsewhere: 0 may mean `no`."""
+    assert labels_of(classifier(zipped=None, labelled=False), tmp_path) is None
+    mixed = [helper.make_node("MatMul", ["raw", "turn"], ["probabilities"])]
+    model = classifier(zipped=None, behind=mixed)
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(2, dtype=np.float32), "turn"))
+    assert labels_of(model, tmp_path) is None
+
+
+def test_names_that_do_not_fit_the_columns_are_none(tmp_path: Path):
+    model = classifier(zipped=None)
+    model.graph.output[1].CopyFrom(value("probabilities", FLOAT, [None, 3]))
+    assert labels_of(model, tmp_path) is None
+    broken = classifier()
+    broken.graph.node[-1].attribute[0].strings[:] = [b"\xff", b"yes"]
+    assert labels_of(broken, tmp_path) is None
+
+
+def test_a_zipmap_that_cannot_be_left_out_names_the_exporters_option(tmp_path: Path):
+    model = classifier()
+    # The maps go through another operator.
+    model.graph.node[-1].output[0] = "maps"
+    model.graph.node.append(helper.make_node("Identity", ["maps"], ["output_probability"]))
+    with pytest.raises(JobError) as caught:
+        read_onnx_facts(save(model, tmp_path / "m.onnx"))
+    assert str(caught.value) == (
+        "model.path = m.onnx: output 'output_probability' is a sequence of maps (ZipMap), not a "
+        'tensor: export with options={id(model): {"zipmap": False}}'
+    )
+
+
+def test_a_vector_of_one_number_is_a_regression_first(tmp_path: Path):
+    node = helper.make_node("ReduceSum", ["x"], ["variable"], axes=[1])
+    model = make_model(
+        [node],
+        [value("x", FLOAT, [None, 6])],
+        [value("variable", FLOAT, [None, 1])],
+        opsets=[("", 11)],
+    )
+    assert read_onnx_facts(save(model, tmp_path / "m.onnx")).tasks[0] == "regress"
