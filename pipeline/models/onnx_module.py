@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.models.directories.onnx_file import read_onnx_facts
+from pipeline.models.directories.onnx_file import read_onnx_facts, runnable
 from pipeline.models.directories.onnx_graph import external_files, parse_onnx
 from pipeline.models.tasks import task_class
 
@@ -85,6 +85,10 @@ class OnnxModule(torch.nn.Module):
         undo = undone if settings["ends_in"] == undone else None
         return cls(path, settings, outputs=[settings["output"]], undo=undo)
 
+    def source(self) -> str | bytes:
+        """Return what a library opens: the path of the file, or its bytes without a ZipMap."""
+        return runnable(self.path) if self._settings["zipped"] else str(self.path)
+
     def fixed_shapes(self, batch: Sequence[int]) -> dict[str, list[int]] | None:
         """Return the shapes that the file's inputs have in every batch; None if they differ.
 
@@ -116,7 +120,7 @@ class OnnxModule(torch.nn.Module):
         Raises:
             Exception: Of the library, as it is.
         """
-        self._engine = engine or _reference(self.path, self.output_names)
+        self._engine = engine or _reference(self.source(), self.output_names)
 
     def feeds(self, tensors: Mapping[str, torch.Tensor]) -> Feeds:
         """Return tensors as the file takes them: dtype, order of axes, length of padded texts."""
@@ -185,7 +189,7 @@ class OnnxModule(torch.nn.Module):
         return {**self.__dict__, "_engine": None}
 
 
-def _reference(path: Path, outputs: Sequence[str]) -> Engine:
+def _reference(source: str | bytes, outputs: Sequence[str]) -> Engine:
     """Return the engine of the reference: onnxruntime, float32, the graph as it is in the file."""
     import onnxruntime
 
@@ -193,7 +197,7 @@ def _reference(path: Path, outputs: Sequence[str]) -> Engine:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def run(feeds: Feeds) -> Sequence[npt.NDArray[Any]]:
         found: Sequence[npt.NDArray[Any]] = session.run(list(outputs), feeds)

@@ -148,3 +148,50 @@ def place_apart(model: onnx.ModelProto, **where: str) -> onnx.ModelProto:
     for key, text in where.items():
         tensor.external_data.add(key=key, value=text)
     return model
+
+
+def classifier(
+    classes: Sequence[str] | Sequence[int] = ("no", "yes"),
+    *,
+    zipped: Sequence[str] | Sequence[int] | None = ("no", "yes"),
+    behind: Sequence[Any] = (),
+    labelled: bool = True,
+) -> onnx.ModelProto:
+    """As exporters of scikit-learn write them: (B, 6) -> a label, and probabilities by class.
+
+    Args:
+        classes: What the classifier calls its classes.
+        zipped: What a ZipMap behind it calls them; None: there is none.
+        behind: Operators between `raw`, the classifier's output, and `probabilities`.
+        labelled: The label is an output.
+    """
+    is_text = isinstance(classes[0], str)
+    numbers = np.random.default_rng(0).normal(size=(len(classes), NUM_FEATURES)).reshape(-1)
+    last = "raw" if behind else "probabilities"
+    nodes = [
+        helper.make_node(
+            "LinearClassifier",
+            ["x"],
+            ["label", last],
+            domain="ai.onnx.ml",
+            coefficients=numbers.astype(np.float32).tolist(),
+            intercepts=[0.0] * len(classes),
+            post_transform="SOFTMAX",
+            **{"classlabels_strings" if is_text else "classlabels_ints": list(classes)},
+        ),
+        *behind,
+    ]
+    outputs = [value("label", TensorProto.STRING if is_text else INT64, [None])] * labelled
+    if zipped is None:
+        outputs.append(value("probabilities", FLOAT, [None, len(classes)]))
+    else:
+        is_of_text = isinstance(zipped[0], str)
+        named = {"classlabels_strings" if is_of_text else "classlabels_int64s": list(zipped)}
+        inputs, made = ["probabilities"], ["output_probability"]
+        nodes.append(helper.make_node("ZipMap", inputs, made, domain="ai.onnx.ml", **named))
+        entry = helper.make_tensor_type_proto(FLOAT, None)
+        key = TensorProto.STRING if is_of_text else INT64
+        kind = helper.make_sequence_type_proto(helper.make_map_type_proto(key, entry))
+        outputs.append(helper.make_value_info("output_probability", kind))
+    ends = [value("x", FLOAT, [None, NUM_FEATURES])], outputs
+    return make_model(nodes, *ends, opsets=[("", OPSET), ("ai.onnx.ml", 1)])

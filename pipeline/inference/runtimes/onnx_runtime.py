@@ -53,12 +53,12 @@ class OnnxRuntime(Runtime):
     def open_file(
         self, file: OnnxModule, exporter: Exporter, precision: str, num_threads: int
     ) -> bool:
-        session = _session(file.path, num_threads, is_on_gpu=exporter.is_on_gpu)
+        session = _session(file.source(), num_threads, is_on_gpu=exporter.is_on_gpu)
         file.open(lambda feeds: session.run(list(file.output_names), feeds))
         return False
 
 
-def _session(model: Path | bytes, num_threads: int, *, is_on_gpu: bool) -> Any:
+def _session(model: Path | str | bytes, num_threads: int, *, is_on_gpu: bool) -> Any:
     """Return a session with all optimisations of the graph, which are the default."""
     import onnxruntime
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 from pipeline.inference.runtimes.base import CPU, Device, Runner, Runtime
 from pipeline.inference.runtimes.int8 import INT8
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 _DIMS_OF_IMAGES = 4
 """(B, H, W, C)"""
+_NO_OPERATORS = re.compile(r"No conversion rule found for operations: ([^\n]*)")
+_MAX_CHARS = 200
 _HINTS = {"fp32": "f32", "bf16": "bf16", INT8: "f32"}
 
 
@@ -89,7 +94,15 @@ class OpenVino(Runtime):
         import openvino
 
         core = openvino.Core()
-        model = core.read_model(file.path)
+        try:
+            model = core.read_model(file.source())
+        except RuntimeError as error:
+            if (found := _NO_OPERATORS.search(str(error))) is None:
+                raise
+            raise JobError(
+                f"model.runtime {self.name!r}: lacks operators of {file.path.name}: "
+                f"{clean_message(found[1], _MAX_CHARS)}; onnxruntime has them"
+            ) from error
         batch = exporter.tensors()[0].shape
         has_own_sizes = exporter.is_varying and len(batch) == _DIMS_OF_IMAGES
         shapes = None if has_own_sizes else file.fixed_shapes(batch)

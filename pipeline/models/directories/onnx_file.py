@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.directories.described import DirectoryFacts, InputKind
-from pipeline.models.directories.onnx_graph import name_of, parse_onnx, refusal
+from pipeline.models.directories.onnx_classes import classes_of, unzip
+from pipeline.models.directories.onnx_graph import external_files, name_of, parse_onnx, refusal
 
 if TYPE_CHECKING:
     import onnx
@@ -72,15 +73,18 @@ def read_onnx_facts(path: Path) -> DirectoryFacts:
         JobError: It is not an ONNX model, or one that is refused, or no input of ours fits it.
     """
     model = parse_onnx(path)
+    is_apart = bool(external_files(model))
+    zipped = {} if is_apart else unzip(model)
     inputs, outputs = _inputs(path, model), _outputs(path, model)
     kind, layout = _kind(path, inputs)
     batch_size = _batch_size(path, inputs)
     main = next((each for each in outputs if each.is_float), outputs[0])
-    labels = _labels(model)
+    labels = _labels(model) or _classes(model, main, zipped)
     settings = {
         "inputs": [asdict(each) for each in inputs],
         "outputs": [asdict(each) for each in outputs],
         "output": main.name,
+        "zipped": [*zipped],
         "ends_in": _activation(model, main.name),
         "layout": layout,
         "batch_size": batch_size,
@@ -100,8 +104,30 @@ def read_onnx_facts(path: Path) -> DirectoryFacts:
         text=None,
         embedding_dim=last if isinstance(last, int) and len(main.shape or ()) > 1 else None,
         settings=json.loads(json.dumps(settings)),
-        said=_said(path, inputs, outputs, settings, labels),
+        said=_said(path, inputs, outputs, settings, labels)
+        + _said_of_dropped(path, model, outputs, zipped),
     )
+
+
+def runnable(path: Path) -> bytes:
+    """Return a file whose outputs are tensors, as `read_onnx_facts` described them.
+
+    Raises:
+        JobError: The file is refused; see `read_onnx_facts`.
+    """
+    model = parse_onnx(path)
+    unzip(model)
+    return bytes(model.SerializeToString())
+
+
+def _classes(
+    model: onnx.ModelProto, main: TensorFacts, zipped: Mapping[str, tuple[str, ...] | None]
+) -> tuple[str, ...] | None:
+    """Return the class names in the graph; None: there are none that fit the output."""
+    found = zipped[main.name] if main.name in zipped else classes_of(model, main.name)
+    last = main.shape[-1] if main.shape else None
+    is_other = isinstance(last, int) and found is not None and last != len(found)
+    return None if is_other else found
 
 
 def _inputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
@@ -119,14 +145,27 @@ def _inputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
 
 
 def _outputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
-    found = [_tensor(each) for each in model.graph.output[: _MAX_ENDS + 1]]
-    numbers = [tensor for tensor in found if tensor is not None]
+    outputs = model.graph.output[: _MAX_ENDS + 1]
+    maps = [each for each in outputs if _is_of_maps(each)]
+    if maps:
+        raise refusal(
+            path,
+            f"output {name_of(maps[0].name)} is a sequence of maps (ZipMap), not a tensor: export "
+            'with options={id(model): {"zipmap": False}}',
+        )
+    numbers = [tensor for each in outputs if (tensor := _tensor(each)) is not None]
     if not numbers:
-        hint = " (of scikit-learn: convert it with zipmap=False)" if found else ""
-        raise refusal(path, f"has no output that is a tensor of numbers{hint}")
-    if len(found) > _MAX_ENDS:
+        raise refusal(path, "has no output that is a tensor of numbers")
+    if len(outputs) > _MAX_ENDS:
         raise refusal(path, f"has more than {_MAX_ENDS} outputs")
     return numbers
+
+
+def _is_of_maps(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type
+    if kind.WhichOneof("value") == "sequence_type":
+        kind = kind.sequence_type.elem_type
+    return bool(kind.WhichOneof("value") == "map_type")
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorFacts | None:
@@ -203,6 +242,8 @@ def _tasks(kind: InputKind, output: TensorFacts, names: set[str]) -> tuple[str, 
         is_vector = "embed" in output.name.lower() or "pool" in output.name.lower()
         pairs = ("score",) if kind == "text" else ()
         first = ("embed", "classify") if is_vector else ("classify", "embed")
+        if kind == "features" and output.shape and output.shape[-1] == 1:
+            return ("regress", *first, "multilabel", "raw")
         return (*first, "multilabel", "regress", *pairs, "raw")
     if output.rank == 1:
         return ("regress", "raw")
@@ -268,3 +309,29 @@ def _said(
     if labels is not None:
         lines.append(f"{path.name}: has {len(labels)} class names")
     return tuple(lines)
+
+
+def _said_of_dropped(
+    path: Path,
+    model: onnx.ModelProto,
+    outputs: Sequence[TensorFacts],
+    zipped: Mapping[str, tuple[str, ...] | None],
+) -> tuple[str, ...]:
+    """Say which outputs are read without their ZipMap, and which are not read."""
+    lines = [f"{path.name}: {name_of(name)} is read without its ZipMap" for name in zipped]
+    read = {each.name for each in outputs}
+    lines += [
+        f"{path.name}: its output {name_of(each.name)} is {_kind_of(each)}, and is not read"
+        for each in model.graph.output
+        if each.name not in read
+    ]
+    return tuple(lines)
+
+
+def _kind_of(value: onnx.ValueInfoProto) -> str:
+    from onnx import TensorProto
+
+    kind = value.type.WhichOneof("value") or "of unknown type"
+    if kind == "tensor_type" and value.type.tensor_type.elem_type == TensorProto.STRING:
+        return "text"
+    return kind.replace("_type", "").replace("_", " ")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.onnx_head import HEAD_BYTES, can_be_onnx
+from pipeline.models.directories.onnx_walk import bodies, random_operator, tensors
 from pipeline.models.weights_file import GIT_LFS
 
 if TYPE_CHECKING:
@@ -31,8 +32,13 @@ _NAME_CHARS = 80
 
 
 def refusal(path: Path | str, found: str) -> JobError:
-    """Return the error that says what is wrong with a file."""
-    return JobError(f"model.path = {path}: {clean_message(found)}")
+    """Return the error that says what is wrong with a file.
+
+    A local copy lies in the node cache, whose folders mean nothing to people: its name alone is
+    told.
+    """
+    shown = path.name if isinstance(path, Path) else path
+    return JobError(f"model.path = {shown}: {clean_message(found)}")
 
 
 def name_of(text: str) -> str:
@@ -63,7 +69,7 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
     try:
         import onnx
     except ImportError:
-        raise JobError(f"model.path = {path}: onnx {_EXTRA}") from None
+        raise refusal(path, f"onnx {_EXTRA}") from None
 
     size_bytes = path.stat().st_size
     if size_bytes > MAX_FILE_BYTES:
@@ -89,28 +95,6 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
 def external_files(model: onnx.ModelProto) -> list[str]:
     """Return the names of the files with external data as the model has them, sorted."""
     return sorted({_locations(tensor).get("location", "") for tensor in _external(model)})
-
-
-def bodies(*outer: Any) -> Iterator[Any]:
-    """Walk graphs or functions, and the graphs inside them."""
-    waiting = [*outer]
-    while waiting:
-        body = waiting.pop()
-        yield body
-        for attribute in (a for node in body.node for a in node.attribute):
-            waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-
-
-def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Walk all tensors: of the graph, of functions, of the graphs inside both, and sparse ones."""
-    for body in bodies(model.graph, *model.functions):
-        yield from getattr(body, "initializer", ())  # functions have none
-        sparse = [*getattr(body, "sparse_initializer", ())]
-        for attribute in (a for node in body.node for a in node.attribute):
-            yield from (attribute.t, *attribute.tensors)
-            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
-        for tensor in sparse:
-            yield from (tensor.values, tensor.indices)
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
@@ -141,6 +125,13 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
                     f"of {', '.join(DOMAINS[1:])} are run",
                 )
     _check_calls(path, functions)
+    if (node := random_operator(model)) is not None:
+        raise refusal(
+            path,
+            f"has the random operator {node.op_type} (node {name_of(node.name or node.output[0])}"
+            "), so the same row would get another prediction each time, whatever its seed: export "
+            "the model for inference (torch: model.eval() first), or without the operator",
+        )
 
 
 def _check_calls(path: Path, functions: dict[tuple[str, str], Any]) -> None:
@@ -212,7 +203,7 @@ def _check_versions(path: Path, model: onnx.ModelProto) -> None:
     try:
         import onnxruntime
     except ImportError:
-        raise JobError(f"model.path = {path}: onnxruntime {_EXTRA}") from None
+        raise refusal(path, f"onnxruntime {_EXTRA}") from None
     from onnx import TensorProto, helper
 
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]

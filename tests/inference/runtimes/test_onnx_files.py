@@ -132,3 +132,21 @@ def test_other_precisions_are_refused(tmp_path: Path):
     words = "precision 'bf16': the model is an .onnx file, which this runtime runs .*: fp32"
     with pytest.raises(JobError, match=words):
         runner_of(path, FeatureInput(onnx_files.NUM_FEATURES), "eager", "bf16")
+
+
+def test_probabilities_in_front_of_a_zipmap_come_from_the_optimised_graph_as_well(tmp_path: Path):
+    path = onnx_files.save(onnx_files.classifier(), tmp_path / "m.onnx")
+    seen = FeatureInput(onnx_files.NUM_FEATURES)
+    batch = {"features": torch.rand((BATCH, onnx_files.NUM_FEATURES), generator=SEEDED)}
+    expected = runner_of(path, seen, "eager").run(batch)
+    found = runner_of(path, seen, "onnxruntime").run(batch)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(BATCH))
+
+
+def test_a_runtime_without_the_operators_of_a_file_names_them(tmp_path: Path):
+    path = onnx_files.save(onnx_files.classifier(), tmp_path / "m.onnx")
+    told = r"lacks operators of m\.onnx: ai\.onnx\.ml\.LinearClassifier.*; onnxruntime has them"
+    with pytest.raises(JobError, match=told) as caught:
+        runner_of(path, FeatureInput(onnx_files.NUM_FEATURES), "openvino")
+    assert "\n" not in str(caught.value)
