@@ -217,6 +217,32 @@ def test_a_gate_says_no_worse_than_its_mode(mode: str, status: str):
     assert (agreement.status, agreement.value) == (status, 62.5)
 
 
+@pytest.mark.parametrize(
+    ("compared", "agreed", "limit", "status"),
+    [
+        (16, 16, 98.0, "pass"),
+        (16, 15, 98.0, "pass"),
+        (16, 14, 98.0, "fail"),
+        (16, 13, 98.0, "fail"),
+        (2, 1, 98.0, "pass"),
+        (2, 0, 98.0, "fail"),
+        (1, 1, 98.0, "pass"),
+        (1, 0, 98.0, "fail"),
+        (100, 98, 98.0, "pass"),
+        (100, 97, 98.0, "fail"),
+        (100, 97, 97.0, "pass"),
+        (0, 0, 98.0, "off"),
+    ],
+)
+def test_of_several_rows_that_were_compared_one_may_differ_and_no_more_below_the_limit(
+    compared: int, agreed: int, limit: float, status: str
+):
+    facts: dict[str, object] = {"num_compared": compared, "num_agreed": agreed}
+    found = results_of(0, 1000, facts=facts, min_agreement_pct=limit)["min_agreement_pct"]
+    assert found.status == status
+    assert found.value == (100 * agreed / compared if compared else None)
+
+
 def earlier(*rows: int) -> Past:
     return Past(rows=rows)
 
@@ -261,6 +287,24 @@ def test_rows_are_not_judged_where_there_is_nothing_to_compare(
     assert results_of(0, rows, past=past, facts=facts)["volume"].status == "off"
 
 
+@pytest.mark.parametrize(
+    ("past", "rows", "status"),
+    [
+        (earlier(1000), 3, "fail"),
+        (earlier(3), 1000, "fail"),
+        (earlier(1000), 0, "fail"),
+        (earlier(100), 3, "fail"),
+        (earlier(3), 100, "fail"),
+        (earlier(99), 3, "off"),
+        (earlier(3), 99, "off"),
+    ],
+)
+def test_a_collapse_to_a_few_rows_is_judged_and_a_few_beside_a_few_are_not(
+    past: Past, rows: int, status: str
+):
+    assert results_of(0, rows, past=past, min_rows=100)["volume"].status == status
+
+
 def scores(low: float, high: float, **labels: int) -> dict[str, object]:
     numbers = {"score": Numbers(low, high, {19: sum(labels.values())})}
     return {"distribution": Distribution(labels=labels, numbers=numbers)}
@@ -289,6 +333,14 @@ def test_predictions_that_are_all_alike_are_refused(facts: dict[str, object], st
         )
 
 
+@pytest.mark.parametrize("min_rows", [0, 1, 2])
+@pytest.mark.parametrize(("predicted", "status"), [(1, "off"), (2, "fail")])
+def test_one_prediction_is_like_no_other(min_rows: int, predicted: int, status: str):
+    facts = scores(0.9, 0.9, cat=predicted)
+    found = results_of(0, predicted, facts=facts, min_rows=min_rows)["constant"]
+    assert found.status == status
+
+
 def split(cats: int, dogs: int) -> Distribution:
     numbers = {"score": Numbers(0.0, 1.0, {3: cats, 17: dogs})}
     return Distribution({"cat": cats, "dog": dogs}, numbers=numbers)
@@ -314,6 +366,19 @@ def test_another_distribution_than_before_is_drift(gate: str, cats: int, status:
     assert softened[gate].status == ("warn" if status == "fail" else status)
     few = {**rule, "min_rows": 10_001}
     assert results_of(0, 10_000, past=past, facts=facts, **{gate: few})[gate].status == "off"
+
+
+@pytest.mark.parametrize("gate", ["label_drift", "score_drift"])
+@pytest.mark.parametrize(("before", "now"), [(20, 10_000), (10_000, 20)])
+def test_drift_is_not_judged_where_either_side_has_few_rows(gate: str, before: int, now: int):
+    past = Past((1,), split(0, before), "date=2026-11-23")
+    facts: dict[str, object] = {"distribution": split(now, 0)}
+
+    def status(min_rows: int) -> str:
+        rule = {"mode": "fail", "min_rows": min_rows}
+        return results_of(0, now, past=past, facts=facts, **{gate: rule})[gate].status
+
+    assert (status(21), status(20)) == ("off", "fail")
 
 
 def test_the_label_that_moved_most_is_named():
