@@ -188,6 +188,94 @@ def test_of_two_different_versions_the_first_in_the_log_wins_untouched(every_sto
     assert_whole(every_store, winner)
 
 
+def test_parts_of_a_copy_that_failed_are_gone_at_once(usual_store: Store):
+    first = publish_rows(usual_store, rows=Rows(1))
+    manifest, folder = prepare_version(usual_store, LAYOUT, Rows(2), 2, "ours")
+    usual_store.delete([f"{folder}/{manifest.parts[-1].path}"])
+    with pytest.raises(FileNotFoundError, match=r"part-\d+-000002-"):
+        commit(usual_store, LAYOUT, manifest, folder)
+    assert len(manifest.parts) > 1, "at least one was copied"
+    assert_whole(usual_store, first)
+
+
+def test_settling_leaves_what_a_suspended_run_is_about_to_commit(
+    usual_store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    first = publish_rows(usual_store, rows=Rows(1))
+    manifest, folder = prepare_version(usual_store, LAYOUT, Rows(2), 2, "suspended")
+    with monkeypatch.context() as patch:
+        crash_at(patch, "before_log")
+        with pytest.raises(RuntimeError, match="before_log"):
+            commit(usual_store, LAYOUT, manifest, folder)
+    placed = files_of(usual_store) - named_by(first)
+    assert len(placed) == len(manifest.all_parts)
+    settle(usual_store, LAYOUT, first, 2)
+    assert files_of(usual_store) == named_by(first) | placed
+    # A run that goes on now finds what its entry names.
+    resumed = commit(usual_store, LAYOUT, manifest, folder)
+    assert named_by(resumed) == placed
+    settle(usual_store, LAYOUT, resumed, 2)
+    assert_whole(usual_store, resumed)
+
+
+def test_a_late_run_never_announces_a_version_that_is_replaced(
+    usual_store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    first = publish_rows(usual_store, rows=Rows(1))
+    usual_store.delete([LAYOUT.success])
+    announced: list[int] = []
+    put = Store.put
+
+    def watched(store: Store, path: str, data: bytes) -> None:
+        if path == LAYOUT.success:
+            announced.append(Manifest.from_json(data, path).number)
+        put(store, path, data)
+
+    def publish_meanwhile(name: str) -> None:
+        if name == "before_success" and not announced:
+            monkeypatch.setattr("pipeline.commit.publish.reach", lambda _: None)
+            publish_rows(usual_store, rows=Rows(2))
+
+    monkeypatch.setattr(Store, "put", watched)
+    monkeypatch.setattr("pipeline.commit.publish.reach", publish_meanwhile)
+    settle(usual_store, LAYOUT, first, 2)
+    # Version 2 was published by a run that repaired version 1 first.
+    assert announced == [1, 2]
+    current = current_manifest(usual_store, LAYOUT)
+    assert current is not None
+    assert_whole(usual_store, current)
+
+
+def test_a_late_announcement_is_put_right_by_the_run_that_made_it(
+    usual_store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    first = publish_rows(usual_store, rows=Rows(1))
+    usual_store.delete([LAYOUT.success])
+    put = Store.put
+
+    def put_late(store: Store, path: str, data: bytes) -> None:
+        if path == LAYOUT.success:
+            monkeypatch.setattr(Store, "put", put)
+            publish_rows(usual_store, rows=Rows(2))
+        put(store, path, data)
+
+    monkeypatch.setattr(Store, "put", put_late)
+    settle(usual_store, LAYOUT, first, 2)
+    current = current_manifest(usual_store, LAYOUT)
+    assert current is not None
+    assert current.number == 2
+    assert_whole(usual_store, current)
+
+
+@pytest.mark.parametrize("kind", ["parts", "quarantine_parts"])
+def test_a_published_part_that_is_lost_is_said_by_the_next_run(usual_store: Store, kind: str):
+    manifest = publish_rows(usual_store)
+    lost = getattr(manifest, kind)[-1].path
+    usual_store.delete([lost])
+    with pytest.raises(InfraError, match=f"{lost}: named by the current manifest but missing"):
+        repair(usual_store, LAYOUT, 2)
+
+
 def test_of_two_equal_versions_the_loser_adopts_the_winner(usual_store: Store):
     ours, our_folder = prepare_version(usual_store, LAYOUT, Rows(1), 1, "ours")
     theirs, their_folder = prepare_version(usual_store, LAYOUT, Rows(1), 1, "theirs")

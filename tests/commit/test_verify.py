@@ -21,13 +21,15 @@ from published import (
     read_part_table,
 )
 
+from pipeline.commit import verify as verify_module
 from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit, settle
+from pipeline.commit.receipt import Check
 from pipeline.commit.row_ids import hash_ids, sum_hashes
 from pipeline.commit.verify import verify_output
-from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.schema import prediction_schema
 from pipeline.plan.plan import Plan
 from pipeline.sources.extents import Extent
@@ -92,6 +94,35 @@ def test_a_replaced_version_is_proved_too(store: Store):
     for edition in (1, 2, 3):
         publish_rows(store, rows=Rows(edition))
     assert verify(store)["parts"] == "pass"
+
+
+def test_a_gap_in_the_log_is_found(store: Store):
+    for edition in (1, 2):
+        publish_rows(store, rows=Rows(edition))
+    store.delete([LAYOUT.log_entry(1)])
+    names, message = failures(store)
+    assert names == ["log"]
+    assert "the entries are not 1 to 1" in message
+
+
+def test_a_version_that_is_replaced_while_it_is_read_proves_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    publish_rows(store, rows=Rows(1))
+    read = verify_module._check_version
+
+    def replace_meanwhile(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
+        checks = read(store, layout, manifest)
+        if manifest.number < num_versions:
+            publish_rows(store, rows=Rows(manifest.number + 1))
+        return checks
+
+    monkeypatch.setattr(verify_module, "_check_version", replace_meanwhile)
+    num_versions = 2
+    assert verify_output(store.uri, DAY, {})["version"] == 2
+    num_versions = 99
+    with pytest.raises(InfraError, match="replaced 3 times while it was read"):
+        verify_output(store.uri, DAY, {})
 
 
 def flip_a_byte(store: Store, manifest: Manifest) -> None:
@@ -177,6 +208,11 @@ def edit_gates(store: Store, manifest: Manifest) -> None:
     edit(store, manifest, gates=({**manifest.gates[0], "status": "warn"},))
 
 
+def edit_counts(store: Store, manifest: Manifest) -> None:
+    more = {"num_predicted": manifest.num_predicted + 1}
+    edit(store, manifest, **more, num_quarantined=manifest.num_quarantined - 1)
+
+
 def add_to_the_log(store: Store, manifest: Manifest) -> None:
     store.put(f"{LAYOUT.log}/abc.json", manifest.to_json())
 
@@ -219,6 +255,7 @@ def delete_the_plan(store: Store, manifest: Manifest) -> None:
         (edit_number, ["log"], "0000000001.json says that it is 7"),
         (edit_partition, ["log"], "says partition date=2020-01-01"),
         (edit_unreadable, ["receipt"], "0 unreadable shards are in quarantine"),
+        (edit_counts, ["counts"], "the manifest says 21 + 3 = 24 rows"),
         (edit_gates, ["receipt"], "the gates of the manifest are not those of"),
         (add_to_the_log, ["log"], "abc.json is no log entry"),
         (delete_success, ["success"], "_SUCCESS is missing"),
