@@ -109,6 +109,24 @@ def test_rows_of_two_texts_are_copies_only_if_both_are_equal():
     assert unique.result_of.tolist() == [0, 0, 1, 2, 3]
 
 
+def test_a_row_that_failed_before_stands_for_no_other_of_the_same_bytes():
+    """As a row with a bad pass-through value does, whose image is as good as that of its copy."""
+    rows = rows_of([b"aa", b"aa", b"aa", b"cccc"])
+    failures = [Failure(Reason.BAD_SCHEMA, "read", "n is text"), None, None, None]
+    rows = rows.drop_columns([*failure_columns([])])
+    rows = pa.table({**{n: rows[n] for n in rows.column_names}, **failure_columns(failures)})
+    index, model = ResultIndex(), Model()
+    unique = deduplicate(rows, index)
+    assert unique.compute.tolist() == [0, 1, 3]
+    computed = model(unique.to_compute())
+    found = unique.scatter(computed)
+    assert found["value"].to_pylist() == [None, 2.0, 2.0, 4.0]
+    assert found["error"].to_pylist() == ["bad_schema", None, None, None]
+    remember(unique, computed, index)
+    again = deduplicate(rows_of([b"aa"], first=9), index)
+    assert again.scatter(model(again.to_compute()))["value"].to_pylist() == [2.0]
+
+
 @pytest.mark.slow
 def test_a_run_computes_copies_once_wherever_it_decodes(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 30, seed=3, num_bad=3)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from predicting import (
     BAD,
     BLACK,
+    OUTPUTS,
     SIZE_PX,
     WHITE,
     Convolved,
@@ -130,6 +131,32 @@ def _stream(table: pa.Table) -> pa.Buffer:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue()
+
+
+NUMBERS = [{"name": "a", "shape": []}, {"name": "b", "shape": []}]
+
+
+@pytest.mark.parametrize(
+    ("factory", "model"),
+    [
+        ("predicting:vectors", {"task": "embed", "embedding_dim": 2, "l2_norm": False}),
+        ("predicting:numbers", {"task": "raw", "outputs": NUMBERS}),
+    ],
+    ids=["one vector", "two outputs"],
+)
+@pytest.mark.parametrize("batch_size", [3, 32])
+def test_one_number_that_is_not_finite_costs_its_row_and_no_other(
+    factory: str, model: dict[str, Any], batch_size: int
+):
+    pixels = np.zeros((len(OUTPUTS), SIZE_PX, SIZE_PX, 3), np.uint8)
+    pixels += np.arange(len(OUTPUTS), dtype=np.uint8)[:, None, None, None]
+    whole = predictor(factory, batch_size, labels=None, top_k=None, **model)
+    found = whole.predict(rows_of(pixels), {})
+    is_finite = OUTPUTS.isfinite().all(dim=1).tolist()
+    assert found["error"].to_pylist() == [None if ok else "non_finite" for ok in is_finite]
+    for row, ok in zip(found.to_pylist(), is_finite, strict=True):
+        values = row["embedding"] if "embedding" in row else [row["a"], row["b"]]
+        assert (values == OUTPUTS[int(row["n"])].tolist()) if ok else values in (None, [None] * 2)
 
 
 def test_rows_in_several_chunks_and_with_an_offset_are_the_same_rows():

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import JobError, JobErrors
+from pipeline.job import yaml_reader
 from pipeline.job.job import Job
 from pipeline.job.loader import load_job, parse_job
 from pipeline.job.paths import PATH_FIELDS
@@ -262,6 +263,24 @@ gates:
         "line 6: gates.label_drift.mode",
         "line 6: gates.score_drift.mode",
     ]
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_a_key_that_is_written_out_wins_over_a_merged_one(tmp_path: Path, place: str):
+    lines = ["<<: [*near, *far]", "warn_psi: 0.3"][:: 1 if place == "before" else -1]
+    text = f"""\
+source: {{uri: in, format: images}}
+model: {{name: tiny}}
+sink: {{uri: out}}
+gates:
+  label_drift: &near {{warn_psi: 0.1, fail_psi: 0.4}}
+  volume: &far {{mode: warn, fail_psi: 0.9}}
+  score_drift:
+    {lines[0]}
+    {lines[1]}
+"""
+    found = yaml_reader.parse(text).value["gates"]["score_drift"]
+    assert found == {"warn_psi": 0.3, "fail_psi": 0.4, "mode": "warn"}
 
 
 def test_more_errors_than_anyone_reads_are_counted(tmp_path: Path):

@@ -57,3 +57,21 @@ def test_no_rows_agree_entirely():
     empty = classified([], [])
     empty = {name: values.reshape(0, 2) for name, values in empty.items()}
     assert compare("classify", empty, empty).pct == 100.0
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_probabilities_that_are_not_numbers_agree_with_none(side: int):
+    sides = [{"score": np.full((3, 2), 0.2)} for _ in range(2)]
+    sides[side]["score"][1, 0] = np.nan
+    sides[side]["score"][2] = np.nan
+    task = make_task(TaskSpec("multilabel", labels=("a", "b"), min_score=0.5))
+    assert task.compare(*sides, LIMITS).agrees.tolist() == [True, False, False]
+
+
+def test_of_probabilities_only_those_that_either_side_keeps_must_agree():
+    reference = {"score": np.array([[0.6, 0.1], [0.6, 0.1], [0.49, 0.1], [0.3, 0.1]])}
+    candidate = {"score": np.array([[0.64, 0.4], [0.7, 0.1], [0.51, 0.1], [0.4, 0.4]])}
+    task = make_task(TaskSpec("multilabel", labels=("a", "b"), min_score=0.5))
+    found = task.compare(reference, candidate, LIMITS)
+    assert found.agrees.tolist() == [True, False, True, True]
+    assert found.worst == pytest.approx(0.1)

@@ -144,3 +144,19 @@ def test_of_a_full_list_the_last_one_may_be_another():
     full = some((0, 0.9, "a"), (30, 0.7, "a"))._replace(least=0.7)
     other = some((0, 0.9, "a"), (60, 0.705, "a"))._replace(least=0.705)
     assert compare(full, other, LIMITS)[0]
+
+
+@pytest.mark.parametrize("label_id", [-1, 0, 2, 3, 4])
+def test_a_label_id_of_the_model_itself_is_one_that_the_labels_have(label_id: int):
+    task = make_task(TaskSpec("detect", labels=("a", "b", "c"), min_score=0.1))
+    image = {
+        "boxes": torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 3.0, 3.0]]),
+        "scores": torch.tensor([0.9, 0.8]),
+        "labels": torch.tensor([1, label_id]),
+    }
+    if 0 <= label_id < 3:
+        found = task.reduce([image], 1)
+        assert found["label_id"][0, :2].tolist() == [1, label_id]
+        return
+    with pytest.raises(OutputError, match=f"label {label_id}, and model.labels has 3, 0 to 2"):
+        task.reduce([image], 1)

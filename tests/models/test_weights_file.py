@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from pipeline.core.errors import JobError
-from pipeline.models.weights import weights_digest
+from pipeline.models.weights import read_weights, weights_digest
 from pipeline.models.weights_file import check_weights
 from pipeline.storage.store import Store
 
@@ -209,6 +210,29 @@ def test_a_checkpoint_with_objects_of_the_training_script_is_refused_by_their_na
     said = refusal(tmp_path / "w.pth", saved({"model": STATE, "args": Settings()}))
     assert f"holds more than tensors ({__name__}.Settings)" in said
     assert 'torch.save(checkpoint["model"], "w.pth")' in said
+
+
+class Runs:
+    """Runs code when it is unpickled: a call of a function of `builtins`."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (self.code,)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_code_in_a_pickle_is_not_run(protocol: int, is_zip: bool, tmp_path: Path) -> None:
+    """The header check leaves `builtins` to torch, of which `weights_only` alone refuses it."""
+    marker, path = tmp_path / "marker", tmp_path / "w.pth"
+    state = {**STATE, "more": Runs(f"open({str(marker)!r}, 'w')")}
+    data = saved(state, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
+    path.write_bytes(data)
+    with pytest.raises(JobError, match=r"it holds more than tensors|Unsupported"):
+        read_weights(str(path), hashlib.sha256(data).hexdigest(), {})
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(

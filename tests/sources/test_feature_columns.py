@@ -118,6 +118,35 @@ def test_null_features_name_their_columns(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("policy", "value", "costs"), [("quarantine", None, True), ("zero", 0.0, False)]
+)
+def test_nulls_of_float32_columns_alone_are_what_the_job_says(
+    policy: str, value: float | None, costs: bool
+):
+    columns = {"a": [1.0, None, 3.0], "b": [4.0, 5.0, 6.0]}
+    table = pa.table({name: pa.array(each, pa.float32()) for name, each in columns.items()})
+    source = Source(uri="in", format="parquet", features=("a", "b"), null_features=policy)
+    found = feature_rows(source, table)
+    assert found.is_bad().tolist() == [False, costs, False]
+    assert [*found.nulls] == (["a"] if costs else [])
+    assert found.values[[0, 2]].tolist() == [[1.0, 4.0], [3.0, 6.0]]
+    assert costs or found.values[1].tolist() == [value, 5.0]
+
+
+@pytest.mark.parametrize("has_nulls", [False, True])
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.int32(), 2), pa.list_(pa.float32(), 2), pa.list_(pa.float64(), 2)], ids=str
+)
+def test_rows_within_a_shard_have_their_own_lists(kind: pa.DataType, has_nulls: bool):
+    lists = [[2 * row, 2 * row + 1] for row in range(9)]
+    column = [None if has_nulls and row == 4 else each for row, each in enumerate(lists)]
+    table = pa.table({"a": pa.array(column, kind), "b": pa.array(range(9), pa.int64())})
+    source = Source(uri="in", format="parquet", features=("b", "a"), null_features="zero")
+    found = feature_rows(source, table.slice(3, 4)).values.tolist()
+    assert found == [[row, *(column[row] or [0, 0])] for row in range(3, 7)]
+
+
+@pytest.mark.parametrize(
     ("name", "words"),
     [
         ("plan", "'plan' is dictionary.*expected numbers: text and categories become features"),

@@ -1,0 +1,31 @@
+"""What stands still is ended also after a pause."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PAUSED = """
+import time
+from pipeline.core.watchdog import pause, tick, watch
+with watch(0.3):
+    with pause():
+        tick()
+        time.sleep(0.6)
+    print("after the pause", flush=True)
+    time.sleep(60)
+"""
+RAISES = PAUSED.replace("        time.sleep(0.6)", "        raise KeyError").replace(
+    "    with pause():", "    import contextlib\n    with contextlib.suppress(KeyError), pause():"
+)
+
+
+@pytest.mark.parametrize("code", [PAUSED, RAISES], ids=["ends", "raises"])
+def test_what_stands_still_after_a_pause_is_ended(code: str):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "after the pause\n"), done.stderr
+    assert "Timeout (0:00:00.3" in done.stderr

@@ -1,0 +1,38 @@
+"""Values of the environment are in no message, as they are or as Python quotes them."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from pipeline.job.substitution import Secrets, Substitution
+
+DAY = dt.date(2026, 11, 24)
+
+
+@pytest.mark.parametrize("value", ["plain-token", 'it\'s "quoted"', "two\nlines", "back\\slash"])
+def test_a_secret_is_hidden_however_it_is_shown(value: str):
+    secrets = Secrets(values={"TOKEN": value})
+    for shown in (value, repr(value), f"{{'key': {value!r}}}"):
+        hidden = secrets.hide(f"bad value {shown}, expected a number")
+        assert "${env:TOKEN}" in hidden
+        assert value not in hidden
+        assert repr(value)[1:-1] not in hidden
+
+
+def test_the_longer_of_two_secrets_is_hidden_whole_and_short_values_are_none():
+    secrets = Secrets(values={"A": "token", "B": "token-and-more", "C": "abc"})
+    assert secrets.hide("token-and-more, token, abc") == "${env:B}, ${env:A}, abc"
+    assert Secrets(values={"D": "four"}).hide("four") == "${env:D}"
+
+
+def test_what_was_substituted_is_remembered_with_its_place():
+    filled = Substitution(DAY, {"TOKEN": "s3cr3t"})
+    document = {"a": ["x", {"b": "${env:TOKEN}/${date}"}], "c": "${env:GONE}"}
+    assert filled.apply(document)["a"] == ["x", {"b": "s3cr3t/2026-11-24"}]
+    assert filled.secrets.paths == {("a", 1, "b")}
+    assert filled.secrets.values == {"TOKEN": "s3cr3t"}
+    assert filled.secrets.unknown == {("c",)}
+    (problem,) = filled.problems
+    assert problem.text == "c: ${env:GONE}: environment variable GONE is not set"
