@@ -18,6 +18,7 @@ from published import (
 )
 from selection import quick_cases
 
+from pipeline.commit import publish
 from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest, list_partitions, log_numbers
@@ -222,24 +223,24 @@ def test_a_late_run_never_announces_a_version_that_is_replaced(
     usual_store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     first = publish_rows(usual_store, rows=Rows(1))
-    usual_store.delete([LAYOUT.success])
+    usual_store.delete([LAYOUT.current])
     announced: list[int] = []
-    put = Store.put
+    put, announce = Store.put, publish._announce
 
     def watched(store: Store, path: str, data: bytes) -> None:
-        if path == LAYOUT.success:
+        if path == LAYOUT.current:
             announced.append(Manifest.from_json(data, path).number)
         put(store, path, data)
 
-    def publish_meanwhile(name: str) -> None:
-        if name == "before_success" and not announced:
-            monkeypatch.setattr("pipeline.commit.publish.reach", lambda _: None)
-            publish_rows(usual_store, rows=Rows(2))
+    def announce_late(store: Store, layout: Layout, manifest: Manifest) -> None:
+        monkeypatch.setattr(publish, "_announce", announce)
+        publish_rows(store, rows=Rows(2))  # it repairs version 1 first
+        assert announced == [1, 2]
+        announce(store, layout, manifest)
 
     monkeypatch.setattr(Store, "put", watched)
-    monkeypatch.setattr("pipeline.commit.publish.reach", publish_meanwhile)
+    monkeypatch.setattr(publish, "_announce", announce_late)
     settle(usual_store, LAYOUT, first, 2)
-    # Version 2 was published by a run that repaired version 1 first.
     assert announced == [1, 2]
     current = current_manifest(usual_store, LAYOUT)
     assert current is not None
@@ -250,11 +251,11 @@ def test_a_late_announcement_is_put_right_by_the_run_that_made_it(
     usual_store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     first = publish_rows(usual_store, rows=Rows(1))
-    usual_store.delete([LAYOUT.success])
+    usual_store.delete([LAYOUT.current])
     put = Store.put
 
     def put_late(store: Store, path: str, data: bytes) -> None:
-        if path == LAYOUT.success:
+        if path == LAYOUT.current:
             monkeypatch.setattr(Store, "put", put)
             publish_rows(usual_store, rows=Rows(2))
         put(store, path, data)

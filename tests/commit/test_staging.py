@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
@@ -37,3 +38,19 @@ def test_a_staged_slice_is_found_by_its_key_and_says_what_it_holds(tmp_path: Pat
     assert [*found] == [key]
     footer = read_footer(store, found[key].path)
     assert (footer.name, footer.num_rows, footer.run_id) == (staged.name, 4, "r")
+
+
+def test_of_two_attempts_at_a_slice_the_first_by_name_counts(tmp_path: Path):
+    store, key = Store(str(tmp_path)), SliceKey(0, 0, 4, is_last=True)
+    writer = StagingWriter(store, "staging", "r", "zstd", {})
+    names = sorted(writer.write(key, {}, rows_of(4)).name for _ in range(3))
+    store.put("staging/notes.txt", b"")
+    found = list_staged(store, "staging")
+    assert {each: file.path for each, file in found.items()} == {key: f"staging/{names[0]}"}
+
+
+def test_a_part_that_is_not_staged_by_this_pipeline_is_refused(tmp_path: Path):
+    store = Store(str(tmp_path))
+    pq.write_table(rows_of(4), tmp_path / "x.parquet")
+    with pytest.raises(InfraError, match=r"x\.parquet: is not a staged part of this pipeline"):
+        read_footer(store, "x.parquet")

@@ -425,10 +425,11 @@ def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
         "id_column": "id",
         "pass_through": ["camera"],
     }
-    gates = {"max_error_pct": 20.0}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), gates=gates)
+    sections = {"gates": {"max_error_pct": 20.0}, "run": {"slice_rows": 5}}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), **sections)
     result = pipeline("run", job, "--date", DATE, "--json")
     assert result.code == 0, result.stderr
+    assert result.json["reasons"] == {"duplicate_id": 3}
     predictions = read_predictions(str(tmp_path / "out"), PARTITION)
     assert predictions["row_id"].to_pylist() == table["id"].to_pylist()
     quarantine = quarantine_of(Store(str(tmp_path / "out")))

@@ -74,6 +74,10 @@ def with_slice_bytes(plan: Plan, slice_bytes: int) -> Plan:
     return replace(plan, units=tuple(units))
 
 
+def key(start: int, end: int) -> SliceKey:
+    return SliceKey(0, start, end, is_last=False)
+
+
 def staged(keys: Iterable[SliceKey]) -> dict[SliceKey, StoredFile]:
     return {key: StoredFile(f"{key}", 1, "v", None) for key in keys}
 
@@ -207,52 +211,6 @@ def test_tars_in_an_object_store_read_like_local_ones(tars: Path, any_store: Sto
     assert rows(found)[0]["uri"] == any_store.url("t0.tar#k000.jpg")
     done = list(found)[1::2]
     assert set(read(reader, plan, done)) == set(found) - set(done)
-
-
-# ---------------------------------------------------------------------------- tiling
-
-
-def key(start: int, end: int, last: str = "") -> SliceKey:
-    return SliceKey(0, start, end, is_last=bool(last))
-
-
-@pytest.mark.parametrize(
-    ("keys", "gap"),
-    [
-        ([], 0),
-        ([key(0, 4)], 4),
-        ([key(0, 4), key(4, 8)], 8),
-        ([key(0, 4), key(8, 9, "z")], 4),
-        ([key(4, 8, "z")], 0),
-    ],
-)
-def test_a_unit_without_all_slices_up_to_its_last_is_not_done(
-    keys: list[SliceKey], gap: int, tmp_path: Path
-):
-    write_tars(tmp_path, [9])
-    _, plan = plan_job(tmp_path, 4)
-    assert list(missing_units(plan, staged(keys)).values()) == [[]]
-    with pytest.raises(InfraError, match=rf"first: unit 0, from row {gap} on"):
-        require_tiling(plan, staged(keys))
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        [key(0, 4), key(0, 5)],
-        [key(0, 4), key(3, 6, "z")],
-        [key(0, 4, "z"), key(4, 6, "z")],
-        [key(0, 0, "z"), key(0, 4)],
-    ],
-)
-def test_staged_slices_that_contradict_each_other_are_never_published(
-    keys: list[SliceKey], tmp_path: Path
-):
-    write_tars(tmp_path, [9])
-    _, plan = plan_job(tmp_path, 4)
-    for function in (done_slices, missing_units, require_tiling):
-        with pytest.raises(InfraError, match=r"contradict each other, so t0\.tar changed"):
-            function(plan, staged(keys))
 
 
 def test_a_plan_survives_storing_and_knows_no_rows(tars: Path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pipeline.commit.layout import staged_name
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.failures import Reason
+from pipeline.core.slices import SliceKey
 from pipeline.report.slice_totals import SliceTotals
 
 
@@ -25,3 +27,15 @@ def test_a_row_without_a_label_that_loses_its_prediction_is_counted_all_the_same
     assert totals.reasons == {Reason.DUPLICATE_ID.value: 4}
     assert totals.num_quarantined == 4
     assert not totals.distribution.labels
+
+
+def test_footers_are_of_the_attempts_that_were_counted_or_of_slices_that_were_not():
+    totals = SliceTotals()
+    counted, other = SliceKey(0, 0, 4, is_last=False), SliceKey(0, 4, 8, is_last=True)
+    totals.count(StagedSlice("r", 4, name=staged_name(counted, "a1")))
+
+    def are_of(*attempts: tuple[SliceKey, str]) -> bool:
+        return totals.are_of([(key, f"staging/{staged_name(key, a)}") for key, a in attempts])
+
+    assert are_of((counted, "a1"), (other, "b2"))
+    assert not are_of((other, "b2"), (counted, "a2"))

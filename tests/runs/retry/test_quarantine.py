@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from retry_runs import (
 )
 from selection import quick_cases
 
+from pipeline.commit.compaction import Compacted
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import log_numbers
 from pipeline.commit.publish import commit
@@ -40,6 +42,7 @@ from pipeline.models.resolve import resolve_model
 from pipeline.preprocessing.image_input import ImageInput
 from pipeline.runs.retry.plan import replan
 from pipeline.runs.retry.quarantine import read_base, read_reasons, select_entries
+from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import format_of
@@ -322,6 +325,41 @@ def test_rows_that_fail_again_say_why_now_and_no_change_publishes_nothing(tmp_pa
     partition.broken.clear()
     assert partition.retry() == "published"
     assert partition.failed() == {}
+
+
+def test_rows_that_all_fail_for_another_reason_are_a_new_version(tmp_path: Path):
+    partition = make_partition(tmp_path, write_links)
+    gone = Path(partition.inputs) / "photos" / "4.jpg"
+    gone.unlink()
+    partition.run()
+    assert partition.failed() == {"s0.parquet#4": "missing"}
+    gone.write_bytes(image(4))
+    partition.broken = {"s0.parquet#4"}
+    assert partition.retry() == "published"
+    assert partition.failed() == {"s0.parquet#4": "decode_error"}
+    assert partition.current().number == 2
+    verify(partition)
+
+
+@pytest.mark.parametrize("lost", ["predictions", "quarantine"])
+def test_a_merge_that_loses_rows_publishes_nothing(
+    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    partition = make_partition(tmp_path, write_images)
+    partition.broken = {"004.jpg", "014.jpg"}
+    partition.run()
+    before = partition.content()
+    compact = RetryMerge.compact
+
+    def lose_a_part(*arguments: Any) -> Compacted:
+        done = compact(*arguments)
+        return replace(done, **{lost: getattr(done, lost)[:-1]})
+
+    monkeypatch.setattr(RetryMerge, "compact", lose_a_part)
+    partition.broken = {"014.jpg"}
+    with pytest.raises(InfraError, match=r"merged \d+ predictions and \d+ quarantined rows, exp"):
+        partition.retry()
+    assert (partition.content(), log_numbers(partition.out, LAYOUT)) == (before, [1])
 
 
 def test_gates_judge_the_merged_partition(tmp_path: Path):

@@ -1,0 +1,66 @@
+"""The categories of a feature, from the job or from a file, are part of the fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from plan_examples import SPEC
+
+from pipeline.job.loader import parse_job
+from pipeline.plan.plan import Plan, make_plan, what_changed
+from pipeline.sources.inputs import list_inputs
+
+FEATURE = {"column": "kind", "unknown": "own"}
+CHANGES: dict[str, tuple[str, ...]] = {
+    "one more": ("cat", "dog", "fox"),
+    "one less": ("cat",),
+    "another one": ("cat", "fox"),
+    "another order": ("dog", "cat"),
+}
+
+
+def of_list(folder: Path, values: tuple[str, ...]) -> dict[str, Any]:
+    return {**FEATURE, "categories": [*values]}
+
+
+def of_file(folder: Path, values: tuple[str, ...]) -> dict[str, Any]:
+    (folder / "kinds.txt").write_text("\n".join(values) + "\n")
+    return {**FEATURE, "categories": str(folder / "kinds.txt")}
+
+
+def plan_of(folder: Path, feature: dict[str, Any]) -> Plan:
+    document = {
+        "source": {"uri": str(folder / "in"), "format": "parquet", "features": [feature]},
+        "model": {"factory": "models:sums", "task": "regress", "targets": ["total", "largest"]},
+        "sink": {"uri": "out"},
+    }
+    job = parse_job(document, date=None, origin="test")
+    return make_plan(job, list_inputs(job.source, max_extent_rows=9), SPEC, batch_size=4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"kind": ["cat", "dog", "cat"]}), tmp_path / "in" / "a.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("write", "part"), [(of_list, "settings"), (of_file, "inputs")], ids=["list", "file"]
+)
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_categories_are_another_fingerprint(
+    folder: Path, change: str, write: Callable[..., dict[str, Any]], part: str
+):
+    before = plan_of(folder, write(folder, ("cat", "dog")))
+    again = plan_of(folder, write(folder, ("cat", "dog")))
+    after = plan_of(folder, write(folder, CHANGES[change]))
+    assert again.fingerprint == before.fingerprint != after.fingerprint
+    was, now = before.fingerprint_parts, after.fingerprint_parts
+    assert {name for name in was if was[name] != now[name]} == {part}
+    assert what_changed(was, now)
