@@ -53,6 +53,45 @@ def native_errors_to(path: Path) -> Iterator[None]:
         os.close(target)
 
 
+@contextlib.contextmanager
+def native_errors_dropped() -> Iterator[None]:
+    """Keep what native code writes to file descriptor 2 away, where its error says it, too.
+
+    The descriptor is that of all threads: the first one in the body diverts it, the last restores
+    it.
+    """
+    _DROPPING.enter()
+    try:
+        yield
+    finally:
+        _DROPPING.leave()
+
+
+class _Dropping:
+    """Counts the threads during which descriptor 2 leads nowhere."""
+
+    def __init__(self) -> None:
+        self._lock, self._num_inside, self._saved = threading.Lock(), 0, -1
+
+    def enter(self) -> None:
+        with self._lock:
+            self._num_inside += 1
+            if self._num_inside == 1:
+                self._saved = os.dup(2)
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), 2)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                os.dup2(self._saved, 2)
+                os.close(self._saved)
+
+
+_DROPPING = _Dropping()
+
+
 def _new_file(path: Path) -> int:
     """Make a file where others may have put links: none is followed, nothing there is opened."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC

@@ -11,7 +11,12 @@ from pipeline.job.text import Text
 from pipeline.models.directories.described import TextFacts
 from pipeline.models.hypotheses import hypotheses, reserved_tokens
 from pipeline.preprocessing.text_settings import TextSettings
-from pipeline.preprocessing.tokenizer import pad_id_of, parse_tokenizer, read_tokenizer_bytes
+from pipeline.preprocessing.tokenizer import (
+    pad_id_of,
+    parse_tokenizer,
+    read_tokenizer_bytes,
+    tokenizer_errors,
+)
 
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -47,7 +52,8 @@ def choose_text(
         )
     data = read_tokenizer_bytes(uri, storage_options)
     tokenizer = parse_tokenizer(f"text.tokenizer = {uri}", data)
-    reserved = reserved_tokens(hypotheses(tokenizer, hypotheses_of))
+    with tokenizer_errors(f"text.tokenizer = {uri}: fails over texts"):
+        reserved = reserved_tokens(hypotheses(tokenizer, hypotheses_of))
     return TextSettings(
         tokenizer_uri=uri,
         tokenizer_sha256=hashlib.sha256(data).hexdigest(),
@@ -70,7 +76,8 @@ def _max_tokens(
         raise JobError(
             f"text.max_tokens = {most}: {name} takes {own.max_tokens - reserved} at most"
         )
-    least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
+    with tokenizer_errors("text.tokenizer: cannot count its special tokens"):
+        least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
     if most < least:
         raise JobError(
             f"text.max_tokens = {most}: leaves no room beside special tokens; give {least} or more"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.errors import JobError
+from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason, RowError
 from pipeline.core.node_cache import kept
 from pipeline.core.printable import clean_message
+from pipeline.core.terminal import native_errors_dropped
 from pipeline.preprocessing.text_settings import TextSettings
 from pipeline.preprocessing.word_ids import NO_WORD, WordRule
 from pipeline.storage.single_file import read_file
@@ -129,7 +131,8 @@ def _word_ids(
 
 @functools.lru_cache(maxsize=4)
 def _rule(path: str) -> WordRule:
-    return WordRule.of(_read(path))
+    with tokenizer_errors(f"text.tokenizer = {path}: its words cannot be told"):
+        return WordRule.of(_read(path))
 
 
 @functools.lru_cache(maxsize=4)
@@ -138,8 +141,9 @@ def _opened(path: str, max_tokens: int) -> Tokenizer:
     # Cores belong to actors: its own threads would take those of others.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokenizer = _read(path)
-    tokenizer.enable_truncation(max_tokens, strategy="longest_first")
-    tokenizer.no_padding()
+    with tokenizer_errors(f"text.tokenizer = {path}: cannot cut texts to {max_tokens} tokens"):
+        tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+        tokenizer.no_padding()
     return tokenizer
 
 
@@ -161,13 +165,31 @@ def parse_tokenizer(where: str, data: bytes) -> Tokenizer:
         from tokenizers import Tokenizer
     except ImportError:
         raise JobError(_EXTRA) from None
-    try:
+    with tokenizer_errors(f"{where} is no tokenizer"):
         return Tokenizer.from_str(data.decode("utf-8"))
+
+
+@contextlib.contextmanager
+def tokenizer_errors(told: str) -> Iterator[None]:
+    """Turn what the library raises in the body, panics of its Rust code included, into one line.
+
+    Not for the rows of a run, each of which fails by itself (`tokenise`).
+
+    Args:
+        told: Begins the message: which file, and what it fails at.
+
+    Raises:
+        JobError: The library raised something.
+    """
+    try:
+        with native_errors_dropped():  # a panic writes a backtrace there
+            yield
+    except PipelineError:
+        raise
     except BaseException as error:
         if not _is_of_library(error):
             raise
-        reason = clean_message(f"{error}", 200)
-        raise JobError(f"{where} is no tokenizer: {reason}") from None
+        raise JobError(f"{told}: {clean_message(f'{error}', 200)}") from None
 
 
 def pad_id_of(tokenizer: Tokenizer) -> int:

@@ -68,4 +68,8 @@ def check_hardware(job: Job, address: str | None) -> str:
         from pipeline.inference.device import require_cuda
 
         require_cuda(job.resources.num_gpus, "the")
+    if job.transform.jpeg_decoder == "gpu":
+        from pipeline.preprocessing.nvjpeg import gpu_decoder
+
+        gpu_decoder()
     return f"{found.max_actors} actors of {found.actor_threads} threads fit this machine"

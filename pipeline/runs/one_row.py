@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.core.failures import OWN_TRANSFORM
+from pipeline.core.failures import OWN_TRANSFORM, Failure
 from pipeline.core.node_cache import tensors_digest
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, MESSAGE, NUM_TOKENS, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork
+from pipeline.inference.first_rows import FirstRows, Raised
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task
@@ -69,10 +70,18 @@ class _RowWork:
 
     def open(self) -> Mapping[str, Step]:
         """Load the model."""
+        from pipeline.inference.predictor import Predictor
+
         os.dup2(2, 1)  # what a user's code prints is no result of the command
-        steps = SliceWork(self.preprocessing, self.config).open()
+        steps = SliceWork(self.preprocessing, None).open()
+        places = _Places()
+        predictor = Predictor(self.config, places)
         own = {_READ: self._read, _BUILD: self._build, _TRANSFORM: self._transform}
-        return {**own, **steps}
+        return {
+            **own,
+            **steps,
+            PREDICT: lambda rows, counters: places.told(predictor.predict(rows, counters)),
+        }
 
     def _read(self, wanted: pa.Table, counters: Counters) -> pa.Table:
         """Read the first rows of a unit."""
@@ -98,6 +107,31 @@ class _RowWork:
         is_random = first != other
         is_same = not is_random or tensors_digest(load_module(spec)) == first
         return pa.table({"is_random": [is_random], "is_same": [is_same]})
+
+
+class _Places(FirstRows):
+    """Notes where in the user's code the last row failed; watches nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self._where = ""
+
+    def predicted(self) -> None:
+        self._where = ""
+
+    def failed(self, row: int, failure: Failure) -> None:
+        self._where = failure.where if isinstance(failure, Raised) else ""
+
+    def check(self) -> None:
+        """Let every failure be its row's."""
+
+    def told(self, rows: pa.Table) -> pa.Table:
+        """Return one row with that place behind its message."""
+        message = rows.column(MESSAGE)[0].as_py()
+        if not self._where or message is None:
+            return rows
+        told = pa.array([f"{message} ({self._where})"], pa.string())
+        return rows.set_column(rows.column_names.index(MESSAGE), MESSAGE, told)
 
 
 def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:

@@ -130,6 +130,12 @@ def test_a_crash_or_a_hang_in_native_code_is_a_finding_and_no_end_of_the_command
         attempt(make_job(tmp_path, [colour], model=model(factory), run={"row_timeout_s": 3}))
 
 
+def test_an_exception_of_the_users_model_is_told_with_file_and_line(tmp_path: Path) -> None:
+    told = r"model_error: ValueError: too dark to look at \(models.py line \d+\)$"
+    with pytest.raises(JobError, match=told):
+        attempt(make_job(tmp_path, [(0, 0, 0)], model=model("fussy")))
+
+
 def test_if_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path) -> None:
     found = attempt(make_job(tmp_path, [b"no image"] * 3, model=model("untrained")))
     assert found.status == "unknown"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import socket
-from collections.abc import Iterator
 
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.terminal import native_errors_dropped
 from pipeline.execution.auth_token import refused_token
 from pipeline.execution.environment import set_remote
 from pipeline.execution.private_names import read
@@ -69,7 +67,7 @@ def is_let_in(address: str) -> bool:
     if client is None:
         return False
     try:
-        with _quiet_core():
+        with native_errors_dropped():
             client(address=address).check_alive([], timeout=_REACH_S)
     except (AttributeError, TypeError) as error:
         log.debug("this Ray's head is asked another way: %s", error)
@@ -77,16 +75,3 @@ def is_let_in(address: str) -> bool:
     except refused_errors():
         raise JobError(refused_token(f"Ray at {address}")) from None
     return True
-
-
-@contextlib.contextmanager
-def _quiet_core() -> Iterator[None]:
-    """Keep what Ray's C++ core writes to descriptor 2 away: the error says it, too."""
-    saved = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

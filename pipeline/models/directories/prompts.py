@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.models.directories.described import DirectoryFacts, TextFacts
 from pipeline.models.directories.text_facts import load_tokenizer
 from pipeline.models.hypotheses import entailment_id, hypotheses
+from pipeline.preprocessing.tokenizer import tokenizer_errors
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,9 @@ def with_prompts(
     tokenizer = load_tokenizer(path / facts.text.tokenizer)
     pad_id = facts.text.pad_id
     if facts.labels is not None:
-        found, entails = hypotheses(tokenizer, prompts), entailment_id(facts.labels)
+        with tokenizer_errors(f"model.path: {facts.text.tokenizer}: fails over texts"):
+            found = hypotheses(tokenizer, prompts)
+        entails = entailment_id(facts.labels)
         has_types = "token_type_ids" in facts.text.tensor_names
         return EntailmentZeroShot(module, found, entails, pad_id, has_types=has_types)
     return EncoderZeroShot(module, _token_ids(path, facts.text, prompts), pad_id)
@@ -61,6 +64,7 @@ def with_prompts_of_images(
 
 def _token_ids(path: Path, text: TextFacts, prompts: Sequence[str]) -> list[list[int]]:
     tokenizer = load_tokenizer(path / text.tokenizer)
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(text.max_tokens)
-    return [tokenizer.encode(text.prefix + prompt).ids for prompt in prompts]
+    with tokenizer_errors(f"model.path: {text.tokenizer}: fails over texts"):
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(text.max_tokens)
+        return [tokenizer.encode(text.prefix + prompt).ids for prompt in prompts]

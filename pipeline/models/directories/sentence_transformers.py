@@ -73,7 +73,7 @@ def _module(entry: Any) -> tuple[str, str]:
     if not isinstance(entry, dict):
         raise JobError(f"model.path: {MODULES} lists {kind_of(entry)}, expected an object")
     name = entry.get("type")
-    if name not in _TYPES:
+    if not isinstance(name, str) or name not in _TYPES:
         raise JobError(
             f"model.path: {MODULES} names the class {shown(name)}, which is not read; expected "
             f"{', '.join(_KINDS)} of sentence_transformers"

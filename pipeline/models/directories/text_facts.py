@@ -14,7 +14,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.described import TextFacts
 from pipeline.models.directories.json_files import check_size, read_object, whole
-from pipeline.preprocessing.tokenizer import parse_tokenizer
+from pipeline.preprocessing.tokenizer import parse_tokenizer, tokenizer_errors
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,9 @@ def text_facts(
     """
     settings = read_object(folder, at + CONFIG, optional=True)
     tokenizer = load_tokenizer(folder / (at + TOKENIZER))
-    if lowercase and _keeps_case(tokenizer):
+    with tokenizer_errors(f"model.path: {at}{TOKENIZER}: its normaliser fails"):
+        keeps_case = lowercase and _keeps_case(tokenizer)
+    if keeps_case:
         raise JobError(
             "model.path: sentence_bert_config.json says do_lower_case, and tokenizer.json keeps "
             "capitals; put the normalizer Lowercase into it with the tokenizers library"

@@ -180,7 +180,7 @@ def _problem(data: Mapping[str, Any], in_chans: int) -> str | None:
     """Return what in the data configuration the transform cannot do."""
     if data.get("crop_mode") not in (None, "", *_RESIZES):
         return f"crop_mode is {shown(data['crop_mode'])}, expected {', '.join(_RESIZES)}"
-    if (data.get("interpolation") or "bicubic") not in _FILTERS:
+    if (data.get("interpolation") or "bicubic") not in tuple(_FILTERS):  # it may be a list
         return f"interpolation is {shown(data['interpolation'])}, expected {', '.join(_FILTERS)}"
     size = data.get("input_size")
     if isinstance(size, list) and len(size) == 3 and size[0] != in_chans:
@@ -215,7 +215,7 @@ def _transform(data: Mapping[str, Any], in_chans: int) -> TransformSpec:
         resize_px=None if resize != "shortest" and aim == model_px else aim,
         resize=resize,
         pad_value=tuple(round(255 * value) for value in mean) if resize == "pad" else 0,
-        interpolation=_FILTERS[data.get("interpolation", "bicubic")],
+        interpolation=_FILTERS[data.get("interpolation") or "bicubic"],
         channels="gray" if in_chans == 1 else "rgb",
         mean=mean,
         std=channels(data, "std", CONFIG, in_chans),
