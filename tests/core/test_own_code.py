@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import models
+import numpy as np
+import pyarrow as pa
 import pytest
+import toy_input
 import toy_package
+import toy_task
 import yaml
 from checkout import ROOT
 from tiny_tokenizer import make_tokenizer
@@ -21,10 +25,15 @@ from tiny_tokenizer import make_tokenizer
 from pipeline.commands.plan import describe_plan
 from pipeline.core import own_code, registry
 from pipeline.core.errors import JobError
+from pipeline.core.failures import failure_columns
 from pipeline.core.own_code import errors_told, module_of
-from pipeline.core.registry import RUNTIMES, SOURCES
+from pipeline.core.registry import RUNTIMES, SOURCES, TASKS
+from pipeline.core.schema import IMAGE, ROW_ID, URI
+from pipeline.execution.stages import Preprocessing
+from pipeline.inference.prediction_table import to_table
 from pipeline.job.job import Job
 from pipeline.job.loader import parse_job
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.plan.plan import what_changed
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext, RunOptions
@@ -62,7 +71,7 @@ def csv_job(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, 
     (site / "csvkit.py").write_text(code)
     if not (folder / "in").exists():
         (folder / "in").mkdir()
-        (folder / "in" / "a.csv").write_text("id,body\n1,the red cat\n2,\n")
+        (folder / "in" / "a.csv").write_text("id,body\n1,the red cat\n2\n")
     make_tokenizer().save(str(folder / "tokenizer.json"))
     document = {
         "source": {"uri": str(folder / "in"), "format": "csv_texts", "text_column": "body"},
@@ -91,7 +100,7 @@ def test_the_example_reads_texts_and_fails_a_row_without_one(
 ):
     rows = read_all(csv_job(tmp_path, monkeypatch))
     told = [(row["row_id"], row["_text"], row["error"]) for row in rows]
-    assert told == [("a.csv#0", "the red cat", None), ("a.csv#1", "", None)]
+    assert told == [("a.csv#0", "the red cat", None), ("a.csv#1", None, "null_input")]
 
 
 MADE = "return make_rows(reader, ids"
@@ -153,6 +162,38 @@ def test_changed_code_of_an_own_source_is_another_plan(
     assert after.fingerprint != before.fingerprint
     told = what_changed(before.fingerprint_parts, after.fingerprint_parts)
     assert told == "the code of source csv_texts"
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({}, r"columns\(\) gives no spread, which fields\(\) declares"),
+        ({"spread": pa.array(["x"])}, "ArrowInvalid: Failed to parse"),
+    ],
+)
+def test_columns_that_an_own_task_does_not_declare_are_told(
+    columns: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    points = {TASKS: {toy_task.NAME: "toy_task:Spread"}}
+    monkeypatch.syspath_prepend(str(toy_package.install(tmp_path / "site", points)))
+    monkeypatch.setattr(toy_task.Spread, "columns", lambda *_: columns)
+    task = toy_task.Spread(TaskSpec(toy_task.NAME))
+    rows = pa.table({ROW_ID: ["a"], URI: ["a"]})
+    with pytest.raises(JobError, match=f"^task 'spread'.*: {words}"):
+        to_table(task, pa.schema([]), rows, {"spread": np.zeros(1)}, [None])
+
+
+def test_an_error_of_an_own_input_is_one_line_with_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    site = toy_package.install(tmp_path / "site", toy_input.POINTS)
+    monkeypatch.syspath_prepend(str(site))
+    rows = pa.table(
+        {ROW_ID: ["a"], IMAGE: pa.array([None], pa.binary()), **failure_columns([None])}
+    )
+    prepare = Preprocessing(toy_input.ToyInput(), 1 << 20, 1 << 20)
+    with pytest.raises(JobError, match=r"^input 'toy' \(toy_input.py line \d+\): TypeError: "):
+        prepare({}, rows)
 
 
 def test_what_this_distribution_brings_has_no_digest_of_code():

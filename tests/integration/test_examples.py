@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import toy_package
 import yaml
 from checkout import PYTHONPATH, ROOT
 from cli import Result, pipeline
@@ -139,6 +140,25 @@ def test_the_job_with_a_transform_of_its_own_runs(tmp_path: Path) -> None:
     rows = zip(table["row_id"].to_pylist(), table["label"].to_pylist(), strict=True)
     found = {row_id.split("/")[1].split("-")[0]: label for row_id, label in rows}
     assert found["chelsea"] in {"Egyptian Mau", "tabby", "tiger cat"}
+
+
+@pytest.mark.slow
+def test_a_source_of_its_own_reads_texts_from_csv(tmp_path: Path) -> None:
+    folder = EXAMPLES / "text_source"
+    points = {"pipeline.sources": {"csv_texts": "csv_texts:FORMAT"}}
+    site = toy_package.install(tmp_path / "site", points, "csv_texts")
+    make_snapshot(tmp_path / "model", "bert", pooling="mean", normalize=True)
+    places = {"source.uri": folder / "reviews.csv", "model.path": tmp_path / "model"}
+    settings = [f"{name}={place}" for name, place in places.items()]
+    done = pipeline(
+        *("run", str(folder / "job.yaml"), "--json", "--set", f"sink.uri={tmp_path / 'out'}"),
+        *(word for setting in settings for word in ("--set", setting)),
+        env={"PYTHONPATH": os.pathsep.join([PYTHONPATH, str(folder), str(site)])},
+    )
+    assert done.code == 0, done.stderr
+    assert done.json["rows"] == {**done.json["rows"], "predicted": 4, "quarantined": 1}
+    ids = read_predictions(str(tmp_path / "out"), columns=["row_id"])["row_id"].to_pylist()
+    assert ids == [f"reviews.csv#{line}" for line in range(4)]
 
 
 def test_a_factory_that_was_not_allowed_is_refused() -> None:
