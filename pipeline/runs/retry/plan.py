@@ -27,7 +27,7 @@ from pipeline.core.own_code import errors_told
 from pipeline.core.registry import SOURCES
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.plan import Plan, job_semantics
+from pipeline.plan.plan import Plan, job_extensions, job_semantics
 from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes, make_units
 from pipeline.runs.retry.quarantine import Base, Chosen
 from pipeline.runs.retry.shards import as_found, look_up
@@ -93,7 +93,8 @@ def replan(base: Base, chosen: Chosen, job: Job, model: ModelSpec, inputs: Store
     make = _replan_uncounted if base.plan.counts_by_reading else _replan_extents
     found = make(base, chosen, job, inputs)
     # The same rows predicted by other code are staged elsewhere.
-    versions = json.dumps(job_semantics(job, model), sort_keys=True)
+    code = {**job_semantics(job, model), **job_extensions(job, model)}
+    versions = json.dumps(code, sort_keys=True)
     salt = f"{base.manifest.number} {base.manifest.token} {versions}"
     return replace(found, plan=_sealed(found.plan, salt))
 
