@@ -11,7 +11,7 @@ RAY ?= 2.51.2
 ANY_RAY ?= any_ray
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu bench-detect bench-text bench-text-rows bench-tables memory soak chaos clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu bench-detect bench-text bench-text-rows bench-tables memory soak chaos mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -91,6 +91,9 @@ soak: venv ## Let one run go on for half an hour: memory and open files must not
 
 chaos: venv ## Kill workers, nodes and drivers under ten runs: no row may be lost (half an hour)
 	$(BIN)/python tests/bench/chaos.py --seeds 10
+
+mutants: venv ## Put small faults into pure parts, count what tests notice: make mutants MUTANTS=gates (hours for all)
+	$(BIN)/python tests/support/mutants.py $(MUTANTS)
 
 clean: ## Remove .venv, the demo's output and caches
 	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
