@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,9 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories.json_files import shown
 
 _MAX_PX = 1 << 16
+_MAX_NUMBER = 1e12
+"""Of means, deviations and factors, which are multiplied with each other: none becomes infinite."""
+_LEAST_RATIO = 0.01
 _WORDS = {1: "one number", 3: "three numbers"}
 
 
@@ -40,9 +42,24 @@ def number(value: Any, key: str, where: str, least: float | None = 0.0) -> float
         JobError: It is something else.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or (least is not None and value <= least):
+    if not is_number or not abs(value) <= _MAX_NUMBER or (least is not None and value <= least):
         raise JobError(f"model.path: {where}: {key} is {shown(value)}, expected a number above 0")
     return float(value)
+
+
+def crop_ratio(value: Any, where: str) -> float:
+    """Return the share of an image's side that a crop keeps, `crop_pct`.
+
+    Raises:
+        JobError: It is no number, or one that makes a size without bounds.
+    """
+    found = number(value, "crop_pct", where)
+    if not _LEAST_RATIO <= found <= 1 / _LEAST_RATIO:
+        raise JobError(
+            f"model.path: {where}: crop_pct is {shown(value)}, expected {_LEAST_RATIO} to "
+            f"{1 / _LEAST_RATIO:g}"
+        )
+    return found
 
 
 def whole_px(value: Any, key: str, where: str) -> int:

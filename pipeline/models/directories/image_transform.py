@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.image_numbers import channels, number, pair, scaled, whole_px
+from pipeline.models.directories.image_numbers import (
+    channels,
+    crop_ratio,
+    number,
+    pair,
+    scaled,
+    whole_px,
+)
 from pipeline.models.directories.json_files import flag, read_object, shown
 from pipeline.preprocessing.transform import TransformSpec, sides
 
@@ -186,7 +193,7 @@ def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dic
     if shortest is not None and kind.startswith(("ConvNext", "ConvNeXt")):
         if shortest >= _WARPED_FROM_PX:
             return {"size_px": shortest, "resize_px": None, "resize": "stretch"}
-        ratio = number(values.get("crop_pct", 224 / 256), "crop_pct", where)
+        ratio = crop_ratio(values.get("crop_pct", 224 / 256), where)
         return {"size_px": shortest, "resize_px": int(shortest / ratio), "resize": "shortest"}
     target = pair(size)
     shortest = _of_its_kind(values, kind, where, shortest, target)
@@ -234,7 +241,7 @@ def _of_its_kind(
     if kind.startswith("Levit") and shortest is not None:
         return int(_LEVIT_RATIO * shortest)
     if kind.startswith("PoolFormer") and values.get("crop_pct", 0.9) is not None:
-        ratio = number(values.get("crop_pct", 0.9), "crop_pct", where)
+        ratio = crop_ratio(values.get("crop_pct", 0.9), where)
         if target is not None and target[0] == target[1]:
             shortest = target[0]
         return None if shortest is None else int(shortest / ratio)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.described import DirectoryFacts
-from pipeline.models.directories.image_numbers import channels, pair
+from pipeline.models.directories.image_numbers import channels, crop_ratio, pair
 from pipeline.models.directories.image_transform import make_spec, told
 from pipeline.models.directories.json_files import shown, text, whole
 from pipeline.models.directories.library import check_numbers, require
@@ -195,14 +195,10 @@ def _problem(data: Mapping[str, Any], in_chans: int) -> str | None:
 def _transform(data: Mapping[str, Any], in_chans: int) -> TransformSpec:
     """Return the transform of timm's `create_transform` for inference."""
     size = data.get("input_size") or [in_chans, 224, 224]
-    ratio = data.get("crop_pct") or 0.875
-    is_ratio = isinstance(ratio, int | float) and not isinstance(ratio, bool) and ratio > 0
+    ratio = crop_ratio(data.get("crop_pct") or 0.875, CONFIG)
     model_px = pair(size[1:]) if isinstance(size, list) else None
-    if model_px is None or not is_ratio:
-        raise JobError(
-            f"model.path: {CONFIG}: input_size and crop_pct are {shown(size)} and {shown(ratio)}, "
-            "expected numbers"
-        )
+    if model_px is None:
+        raise JobError(f"model.path: {CONFIG}: input_size is {shown(size)}, expected three numbers")
     resize = _RESIZES[data.get("crop_mode") or "center"]
     # A square of `center` becomes one number: the shorter side, rounded as torchvision does.
     aim = tuple(math.floor(side / ratio) for side in model_px)

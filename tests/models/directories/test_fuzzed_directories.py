@@ -38,6 +38,8 @@ VALUES: tuple[Any, ...] = (
     *("", "x", "../up", "torch.nn.Linear", "\x1b[31m", "é" * 40, [], [1], [[]], ["x", 2]),
     *({}, {"a": 1}, {"type": "x"}, [{}], [None]),
 )
+CONTAINERS = tuple(value for value in VALUES if isinstance(value, list | dict))
+"""Where names belong they are most often mistaken for what they are not."""
 
 
 class Kind(NamedTuple):
@@ -86,7 +88,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def changed(document: Any, rng: random.Random) -> Any:
     """Return a document with one value replaced, or left out."""
     at = rng.choice([*places(document)])
-    new = rng.choice(VALUES)
+    new = rng.choice(VALUES if rng.random() < 0.5 else CONTAINERS)
     if not at:
         return new
     document = json.loads(json.dumps(document))
@@ -168,6 +170,8 @@ FOUND = [
     ("sentences", "modules.json", (1, "type"), {"a": 1}, "modules.json names the class {"),
     ("sentences", "modules.json", (0, "path"), [""], 'path [""] is no folder'),
     ("timm", "config.json", ("pretrained_cfg", "interpolation"), [1], "interpolation is [1]"),
+    ("timm", "config.json", ("pretrained_cfg", "crop_pct"), 1e-310, "crop_pct is 1e-310, expected"),
+    ("timm", "config.json", ("pretrained_cfg", "mean"), [1e308] * 3, "mean is 1e+308, expected"),
     ("nli", "tokenizer.json", ("post_processor", "special_tokens"), {}, "tokenizer.json"),
     ("towers", "tokenizer.json", ("post_processor", "special_tokens"), {}, "tokenizer.json"),
 ]
