@@ -1,10 +1,10 @@
 """Hold the speed of this checkout to an older commit: `python tests/bench/commits.py OLD`.
 
-Both run the same jobs over the same photos, in turn, each in its own worktree with the installed
-packages: `default`, a job that says nothing of how (eager fp32), `auto`, with what `pipeline tune`
-of that commit chose, and `onnxruntime`, one such choice held fixed. `whole` is rows/s of the whole
-process, `streaming` the report's. Prints a line per run, then medians, the least and the most, and
-the ratio of the medians.
+Both run the same jobs over the same photos, texts or rows of a table (`--inputs`), in turn, each in
+its own worktree with the installed packages: `default`, a job that says nothing of how, `auto`,
+with what `pipeline tune` of that commit chose, and `onnxruntime`, one such choice held fixed.
+`whole` is rows/s of the whole process, `streaming` the report's. Prints a line per run, then
+medians, the least and the most, and the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from machine import machine, today
-from systems import OURS, ROOT, write_weights
+from systems import OURS, ROOT, Case, write_weights
+from tables import table_case
+from text_batches import text_case
 
 from pipeline.commands.demo_photos import build_images
 
+BENCH = Path(__file__).parent
 KINDS = ("default", "auto", "onnxruntime")
 _ASKED = {
     "default": OURS["exact"],
@@ -37,23 +39,41 @@ _ASKED = {
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("old", help="a commit")
-    parser.add_argument("--model", default="mobilenet_v3_large")
-    parser.add_argument("--photos", type=int, default=2000)
+    parser.add_argument("--inputs", nargs="*", choices=INPUTS, default=("photos",))
+    parser.add_argument("--model", default="mobilenet_v3_large", help="of photos")
+    parser.add_argument("--rows", type=int, help="instead of the usual number")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     wanted = parser.parse_args()
     rates: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build_images(folder / "images", wanted.photos, seed=1, num_bad=0)
-        model = write_weights(folder, wanted.model)
         checkouts = {"old": check_out(folder / "old", wanted.old), "new": ROOT}
         try:
-            for kind in wanted.kinds:
-                rates |= compare(folder, checkouts, kind, model, wanted.runs)
+            for inputs in wanted.inputs:
+                (folder / inputs).mkdir()
+                case = INPUTS[inputs](folder / inputs, wanted.rows, wanted.model)
+                for kind in wanted.kinds:
+                    rates |= compare(case, checkouts, f"{inputs} {kind}", wanted.runs)
         finally:
             git("worktree", "remove", "--force", str(folder / "old"))
     print(json.dumps({"date": today(), "machine": machine(), "old": wanted.old} | summary(rates)))
+
+
+def photos(folder: Path, num_rows: int | None, model: str) -> Case:
+    build_images(folder / "images", num_rows or 2000, seed=1, num_bad=0)
+    return Case(folder, folder / "images", num_rows or 2000, write_weights(folder, model))
+
+
+def texts(folder: Path, num_rows: int | None, _: str) -> Case:
+    return text_case(folder, num_rows or 4000)
+
+
+def tables(folder: Path, num_rows: int | None, _: str) -> Case:
+    return table_case(folder, 100, num_rows or 2_000_000)
+
+
+INPUTS = {"photos": photos, "texts": texts, "tables": tables}
 
 
 def check_out(folder: Path, commit: str) -> Path:
@@ -66,36 +86,30 @@ def git(*arguments: str) -> None:
 
 
 def compare(
-    folder: Path, checkouts: dict[str, Path], kind: str, model: dict[str, Any], runs: int
+    case: Case, checkouts: dict[str, Path], name: str, runs: int
 ) -> dict[str, list[dict[str, float]]]:
     """Run one kind of job in each checkout in turn; `auto` starts with a profile in its sink."""
-    found: dict[str, list[dict[str, float]]] = {f"{kind} {name}": [] for name in checkouts}
-    jobs = {name: write_job(folder, name, kind, model) for name in checkouts}
+    found: dict[str, list[dict[str, float]]] = {f"{name} {age}": [] for age in checkouts}
+    kind = name.split()[1]
+    jobs = {age: write_job(case, age, kind) for age in checkouts}
     if kind == "auto":
-        for name, checkout in checkouts.items():
-            chosen = command(checkout, "tune", jobs[name])[0]
-            print(f"auto {name} chosen: {chosen['chosen']} {chosen['batch_size']}", flush=True)
+        for age, checkout in checkouts.items():
+            chosen = command(checkout, "tune", jobs[age])[0]
+            print(f"{name} {age} chosen: {chosen['chosen']} {chosen['batch_size']}", flush=True)
     for index in range(runs):
-        for name, checkout in checkouts.items():
+        for age, checkout in checkouts.items():
             partition = f"sink.partition=run={index}"
-            report, wall_s = command(checkout, "run", jobs[name], "--quiet", "--set", partition)
+            report, wall_s = command(checkout, "run", jobs[age], "--quiet", "--set", partition)
             rows = report["rows"]["computed"]
             line = {"whole": rows / wall_s, "streaming": report["rows_per_s"]}
-            found[f"{kind} {name}"].append(line)
-            print(f"{kind} {name} {json.dumps(rounded(line))}", flush=True)
+            found[f"{name} {age}"].append(line)
+            print(f"{name} {age} {json.dumps(rounded(line))}", flush=True)
     return found
 
 
-def write_job(folder: Path, name: str, kind: str, model: dict[str, Any]) -> str:
-    document = {
-        "source": {"uri": str(folder / "images"), "format": "images"},
-        "model": model | _ASKED[kind],
-        "sink": {"uri": str(folder / f"out-{name}-{kind}")},
-        "gates": {"constant": {"mode": "off"}},  # random weights see one class everywhere
-    }
-    path = folder / f"{name}-{kind}.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return str(path)
+def write_job(case: Case, age: str, kind: str) -> str:
+    out = case.folder / f"out-{age}-{kind}"
+    return case.job(f"{age}-{kind}", out, model=case.model | _ASKED[kind])
 
 
 def command(checkout: Path, *arguments: str) -> tuple[dict[str, Any], float]:
@@ -103,9 +117,9 @@ def command(checkout: Path, *arguments: str) -> tuple[dict[str, Any], float]:
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments, "--json"],
+        [sys.executable, "-m", "pipeline", *arguments, "--json", "--allow-import", "tables_model"],
         cwd=checkout,
-        env={**environment, "PYTHONPATH": str(checkout)},
+        env={**environment, "PYTHONPATH": f"{checkout}:{BENCH}"},
         capture_output=True,
         text=True,
         check=False,
@@ -124,11 +138,10 @@ def summary(rates: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
             spread = {"median": statistics.median(values), "min": values[0], "max": values[-1]}
             found[f"{name} {figure}"] = rounded(spread)
             print(f"{name} {figure}: {json.dumps(rounded(spread))}", flush=True)
-    for kind in KINDS:
+    for name in sorted({age.rpartition(" ")[0] for age in rates}):
         for figure in ("whole", "streaming"):
-            old, new = (found.get(f"{kind} {name} {figure}") for name in ("old", "new"))
-            if old and new:
-                found[f"{kind} {figure} new/old"] = round(new["median"] / old["median"], 3)
+            old, new = (found[f"{name} {age} {figure}"]["median"] for age in ("old", "new"))
+            found[f"{name} {figure} new/old"] = round(new / old, 3)
     return found
 
 
