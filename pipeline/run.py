@@ -49,9 +49,7 @@ from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.runs.sink_below_source import require_apart
 from pipeline.runs.supervisor import stoppable, supervise
 from pipeline.runs.tuning.auto import is_open, resolve_auto
-from pipeline.sources.columns.choice import fields_of_part
 from pipeline.sources.units import Unit
-from pipeline.sources.vocabularies import keep_vocabularies
 from pipeline.storage.store import StoredFile
 
 Execute = Callable[[RunContext, Progress], RunStatus]
@@ -87,7 +85,7 @@ def _run_job(run: RunContext, progress: Progress, execute: Execute) -> dict[str,
     with supervise(run, lambda error: save_trouble(run, error)):
         try:
             with stoppable(run):
-                status = execute(run, progress)
+                status = execute(run.with_categories(), progress)
         except BaseException as error:
             if isinstance(error, GoldenRefused):
                 run.record.judged([error.result()])
@@ -113,9 +111,6 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
             return "nothing_to_do"
         if base and (changed := what_changed(base.fingerprint_parts, plan.fingerprint_parts)):
             progress.phase(f"version {base.number} is of before a change: {changed}")
-        for name, part in job.source.parts.items():
-            fields = fields_of_part(name, job.source, plan.fields)
-            keep_vocabularies(part.features, part.storage_options, fields)
         plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
         manifest = predict_and_publish(run, plan, model, base, lease, progress)
     run.record.published(manifest, store.url(layout.predictions))

@@ -1,5 +1,7 @@
-"""Write the customers of this example, a hive dataset, and the weights of its network.
+"""Write the customers of this example, a hive dataset, and train its network.
 
+The list of countries is kept beside the weights, for the job to read: the network knows a country
+by its place in it.
 `python examples/tabular/make_customers.py [FOLDER]`; without one it is `demo-output/tabular`. A
 twentieth of the customers have an age or a plan that is not known.
 """
@@ -7,6 +9,7 @@ twentieth of the customers have an age or a plan that is not known.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -90,6 +93,7 @@ def train(folder: Path) -> None:
         torch.nn.functional.cross_entropy(model(inputs), wanted).backward()
         optimizer.step()
     save_file(model.state_dict(), folder / "churn.safetensors")
+    (folder / "countries.json").write_text(json.dumps(COUNTRIES))
 
 
 def main() -> None:

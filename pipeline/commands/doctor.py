@@ -26,6 +26,7 @@ from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import job_model, prepare
 from pipeline.runs.sink_below_source import require_apart
 from pipeline.runs.tuning.auto import is_open
+from pipeline.sources.category_files import with_categories
 from pipeline.sources.inputs import describe_no_input, list_inputs
 from pipeline.storage.store import Store
 
@@ -98,7 +99,8 @@ def _clock(job: Job) -> Finding:
 
 def _source(job: Job) -> str:
     require_apart(job.source, Store(job.sink.uri, job.sink.storage_options))
-    inputs = list_inputs(job.source, max_extent_rows=_MANY_ROWS, may_be_empty=job.gates.allow_empty)
+    source, may_be_empty = with_categories(job.source), job.gates.allow_empty
+    inputs = list_inputs(source, max_extent_rows=_MANY_ROWS, may_be_empty=may_be_empty)
     if not inputs.shards:
         raise JobError(f"source.uri: {describe_no_input(job.source, inputs.skipped)}")
     found = f"{job.source.uri}: {len(inputs.shards)} shards, {inputs.num_bytes} bytes"
@@ -115,12 +117,12 @@ def _model(job: Job, options: RunOptions, found: list[ModelSpec]) -> str:
 
 def _of_plan(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
     """Look at what a run checks of its plan before it starts Ray, and try one row."""
-    run = RunContext.of(job, options)
+    run = RunContext.of(job, options).with_categories()
     planned = functools.cache(lambda: prepare(run))
     if job.gates.golden is not None:
         yield guarded("golden rows", lambda: _golden(run, *planned()))
     if tries:
-        yield _one_row(job, planned)
+        yield _one_row(run.job, planned)
 
 
 def _golden(run: RunContext, plan: Plan, model: ModelSpec) -> str:

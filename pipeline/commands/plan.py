@@ -41,8 +41,8 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
     Raises:
         PipelineError: As the run itself would, before its first row.
     """
-    run = RunContext.of(job, options)
-    store, layout = run.store, run.layout
+    run = RunContext.of(job, options).with_categories()
+    job, store, layout = run.job, run.store, run.layout
     plan, model = prepare(run)
     if store.stat(layout.plan(plan.fingerprint)):
         plan = adopt_plan(store, layout, plan)

@@ -25,7 +25,8 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     Raises:
         JobError: The job is wrong, or nothing that was tried can be used.
     """
-    run = RunContext.of(job, options)
+    run = RunContext.of(job, options).with_categories()
+    job = run.job
     run.store.probe(single_writer=job.run.single_writer)
     plan, model = prepare(run)
     if not is_open(model):

@@ -94,7 +94,7 @@ def _with_vectors(found: pa.Table, reader: Reader, uri: str) -> pa.Table:
             kind = found.schema.field(name).type
             raise JobError(f"{_FIELD} = {uri}: column {name!r} is {kind}, {trouble}")
     failures: list[Failure | None] = [None] * found.num_rows
-    own = columns.read(found, failures, Place("", uri, fields=reader.fields))
+    own = columns.read(found, failures, Place("", uri))
     for row, failure in enumerate(failures):
         if failure is not None:
             raise JobError(f"{_FIELD} = {uri}: row {row}: {failure.message}")

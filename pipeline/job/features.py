@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from pipeline.job.section import PositiveInt, Section
+from pipeline.job.section import Section
 
 Part = Literal["seconds", "days", "year", "month", "day", "weekday", "hour"]
 _FIELDS_OF_CATEGORIES = ("unknown", "encoding")
@@ -52,13 +52,9 @@ class FeatureColumn(Section):
     column: str = Field(min_length=1)
     """The column; of a shard, or of the names of its folders (`year=2026/`)."""
     categories: Categories | None = Field(default=None, exclude_if=lambda value: value is None)
-    """The values that there are, in this order: a list, or the URI of a file with one a line or a
-    JSON list. For columns of text, whole numbers, or true and false; compared as text."""
-    vocabulary: str | None = Field(default=None, exclude_if=lambda value: value is None)
-    """Instead of `categories`: the URI of such a file. If it is not there, its values are those of
-    the column in this input, sorted, and a run writes it, once; later runs read it."""
-    max_categories: PositiveInt = Field(default=1000, exclude_if=lambda value: value == 1000)
-    """Most values of a column from which `vocabulary` is made; more end the run."""
+    """The values that there are, in the order that the model was trained with: a list, or the URI
+    of a file with one a line or a JSON list. For columns of text, whole numbers, or true and false;
+    compared as text. An empty text is a value like others, a null is none."""
     unknown: Literal["quarantine", "own", "zero"] = Field(
         default="quarantine", exclude_if=lambda value: value == "quarantine"
     )
@@ -83,7 +79,7 @@ class FeatureColumn(Section):
     @property
     def is_category(self) -> bool:
         """Tell whether values are categories."""
-        return self.categories is not None or self.vocabulary is not None
+        return self.categories is not None
 
     @property
     def origin_at(self) -> dt.datetime:
@@ -94,15 +90,11 @@ class FeatureColumn(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureColumn:
         """Refuse fields that have no effect, or contradict each other."""
-        if self.categories is not None and self.vocabulary is not None:
-            raise ValueError("give one of categories and vocabulary")
         if self.read_as is not None and self.is_category:
-            raise ValueError("read_as makes numbers: leave it out, or categories and vocabulary")
+            raise ValueError("read_as makes numbers: leave it out, or categories")
         for name in _FIELDS_OF_CATEGORIES:
             if name in self.model_fields_set and not self.is_category:
-                raise ValueError(f"{name} has no effect without categories or vocabulary")
-        if "max_categories" in self.model_fields_set and self.vocabulary is None:
-            raise ValueError("max_categories has no effect without vocabulary")
+                raise ValueError(f"{name} has no effect without categories")
         self._check_categories()
         self._check_times()
         self._check_null()
@@ -131,7 +123,7 @@ class FeatureColumn(Section):
 
     def _check_null(self) -> None:
         if self.null == "unknown" and not self.is_category:
-            raise ValueError("null: unknown has no effect without categories or vocabulary")
+            raise ValueError("null: unknown has no effect without categories")
         if isinstance(self.null, float):
             if self.is_category:
                 raise ValueError("null is a number, and the column has categories: give unknown")

@@ -38,9 +38,8 @@ def relative_paths(job: Job) -> Iterator[Problem]:
 
 def _named(job: Job) -> Iterator[tuple[Path, str]]:
     for index, entry in enumerate(job.source.features):
-        for part in ("categories", "vocabulary"):
-            if isinstance(text := getattr(entry, part, None), str):
-                yield ("source", "features", index, part), text
+        if isinstance(text := getattr(entry, "categories", None), str):
+            yield ("source", "features", index, "categories"), text
     for field in PATH_FIELDS:
         value: Any = job
         for name in field:

@@ -42,6 +42,15 @@ _HINTS: Mapping[Path, str] = {
     **dict.fromkeys([("transform", name) for name in ("grey", "gray", "grayscale")], _GRAY),
 }
 """Settings that have no field -> what to use instead."""
+_GONE: Mapping[Path, str] = {
+    ("source", "features", "vocabulary"): (
+        "is gone, since a model must see the categories that it was trained with: save their list "
+        "in the training code, as in json.dump(values, open('plans.json', 'w')), and give "
+        "categories: plans.json, or the list itself"
+    ),
+    ("source", "features", "max_categories"): "is gone with vocabulary; leave it out",
+}
+"""Fields that there were -> what to do instead."""
 _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
     (("transform", "channels"), "grey"): "did you mean gray?",
     **dict.fromkeys([(("transform", "resize"), each) for each in ("letterbox", "fit")], _PAD),
@@ -162,7 +171,8 @@ def _untagged(details: Mapping[str, Any], job: Any) -> tuple[Path, Path | None, 
 def _text(path: Path, details: Mapping[str, Any], *, is_secret: bool) -> str:
     field, value, kind = ".".join(map(str, path)) or "job", details["input"], details["type"]
     if kind == "extra_forbidden":
-        return f"{field}: unknown key{_instead(path)}"
+        gone = _GONE.get(_declared(path))
+        return f"{field}: {gone or f'unknown key{_instead(path)}'}"
     if kind == "missing":
         return f"{field}: required but missing"
     if kind == "model_type":
@@ -204,6 +214,12 @@ def _instead(path: Path) -> str:
     return f"{text} are {', '.join(allowed)}"
 
 
+def _declared(path: Path) -> Path:
+    """Return the path of a field without places in lists, and as if there were one input."""
+    names = tuple(part for part in path if not isinstance(part, int))
+    return (names[0], *names[3:]) if names[:2] == ("source", "inputs") else names
+
+
 def _did_you_mean(name: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(name[:_MAX_CHARS], list(allowed), n=1)
     return f", did you mean {near[0]}?" if near else ""
@@ -231,9 +247,7 @@ def _section_of(path: Path) -> tuple[str, list[str]]:
         field = model.model_fields.get(name)
         kinds = _flat(field.annotation) if field else ()
         sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if not sections:
-            break
-        model = sections[0]
+        model = sections[0] if sections else model  # a name that the job gives, of an input
     return ".".join(names), list(model.model_fields)
 
 

@@ -32,12 +32,11 @@ from pipeline.plan.slicing import units_of
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
 from pipeline.sources.units import Unit
-from pipeline.sources.vocabularies import vocabularies_digest
 from pipeline.storage.store import Store
 
 _USUAL_UNITS = 1_000
 _PARTS = {
-    "inputs": "the input (a name, size or time of a shard, or a vocabulary)",
+    "inputs": "the input (a name, size or time of a shard)",
     "model": "the model or what decides its predictions",
     "settings": "the job's source or row limit",
 }
@@ -184,7 +183,6 @@ def _require_free(names: Sequence[str], partition: str | None) -> None:
 def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, Any]:
     """Return digests and versions that decide the predictions; see `Plan.fingerprint_parts`."""
     shards = [[shard.path, shard.size_bytes, shard.version] for shard in inputs.shards]
-    vocabularies = vocabularies_digest(inputs.fields)
     pass_through = schema_to_text(inputs.pass_through)
     settings = {
         "output_schema_version": OUTPUT_SCHEMA_VERSION,
@@ -192,9 +190,7 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
         "limit_rows": job.run.limit_rows,
     }
     return {
-        "inputs": _digest(
-            [Store(inputs.root).url(""), pass_through, shards, *filter(None, [vocabularies])]
-        ),
+        "inputs": _digest([Store(inputs.root).url(""), pass_through, shards]),
         "model": _digest(model.to_dict()),
         "settings": _digest(settings),
         "semantics": job_semantics(job, model),

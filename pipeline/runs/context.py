@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from pipeline.commit.layout import Layout, new_run_id
@@ -12,6 +12,7 @@ from pipeline.commit.tables import table_of
 from pipeline.commit.tables.base import TableFormat
 from pipeline.job.job import Job
 from pipeline.report.recorder import RunRecorder
+from pipeline.sources.category_files import with_categories
 from pipeline.storage.store import Store
 
 
@@ -46,6 +47,15 @@ class RunContext:
         record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
         store = Store(job.sink.uri, job.sink.storage_options)
         return cls(job, options, store, layout, record)
+
+    def with_categories(self) -> RunContext:
+        """Return the same run with the categories that files list in its job.
+
+        Raises:
+            JobError: A file is not there, or holds no list of values.
+        """
+        source = with_categories(self.job.source)
+        return replace(self, job=self.job.model_copy(update={"source": source}))
 
     @cached_property
     def table(self) -> TableFormat | None:

@@ -93,30 +93,6 @@ def as_texts(column: pa.Array) -> pa.Array:
     return column if is_text(column.type) else column.cast(pa.string())
 
 
-def distinct(column: pa.Array) -> set[str | None]:
-    """Return the different values of a column, as text; those that are no UTF-8 are left out."""
-    if pa.types.is_dictionary(column.type):
-        used = pc.unique(column.indices).drop_null()
-        column = as_array(column.dictionary).take(used)
-    if pa.types.is_null(column.type):
-        return set()
-    texts = as_texts(pc.unique(column) if _has_unique(column.type) else column)
-    values = texts.cast(pa.large_binary()).to_pylist()
-    found = (_decoded(value) for value in values if value is not None)
-    return {value for value in found if value is not None}
-
-
-def _has_unique(kind: pa.DataType) -> bool:
-    return not pa.types.is_string_view(kind)
-
-
-def _decoded(value: bytes) -> str | None:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-
-
 def _nulls(column: pa.Array) -> npt.NDArray[np.bool_] | None:
     if not column.null_count:
         return None

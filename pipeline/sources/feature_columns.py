@@ -23,7 +23,6 @@ from pipeline.job.source import Source
 from pipeline.sources.feature_categories import find_categories
 from pipeline.sources.feature_limits import FeatureRows, Piece, Values, judged
 from pipeline.sources.feature_times import read_times
-from pipeline.sources.vocabularies import Categories, categories_of
 
 
 def count_features(source: Source, schema: pa.Schema) -> int:
@@ -31,38 +30,32 @@ def count_features(source: Source, schema: pa.Schema) -> int:
 
     Args:
         source: Names the columns.
-        schema: Of a shard, with the metadata of `find_vocabularies`.
+        schema: Of a shard.
     """
-    known = categories_of(source.features, schema)
-    return sum(
-        _width(each, categories, schema)
-        for each, categories in zip(source.features, known, strict=True)
-    )
+    return sum(_width(each, schema) for each in source.features)
 
 
 def has_lists(source: Source, fields: pa.Schema) -> bool:
     """Tell whether a feature is a list; `fields` are the columns of the input."""
-    vector = fields.field(FEATURES)
-    known = pa.schema([], vector.metadata)
-    return bool(vector.type.list_size > count_features(source, known))
+    return bool(fields.field(FEATURES).type.list_size > count_features(source, pa.schema([])))
 
 
-def _width(entry: FeatureEntry, categories: Categories | None, schema: pa.Schema) -> int:
+def _width(entry: FeatureEntry, schema: pa.Schema) -> int:
     if isinstance(entry, FeatureColumn) and entry.is_category:
         own = entry.unknown == "own"
-        return 1 if entry.encoding == "index" else len(categories or ()) + own
+        return 1 if entry.encoding == "index" else len(_categories(entry)) + own
     index = schema.get_field_index(column_of(entry))
     kind = schema.field(index).type if index >= 0 else pa.null()
     return kind.list_size if pa.types.is_fixed_size_list(kind) else 1
 
 
+def _categories(entry: FeatureColumn) -> tuple[str, ...]:
+    assert isinstance(entry.categories, tuple), "`with_categories` has read the file"
+    return entry.categories
+
+
 def feature_rows(
-    source: Source,
-    table: pa.Table,
-    *,
-    has_integers: bool = True,
-    path: str = "",
-    fields: pa.Schema | None = None,
+    source: Source, table: pa.Table, *, has_integers: bool = True, path: str = ""
 ) -> FeatureRows:
     """Join the feature columns to float32 (N, F).
 
@@ -72,18 +65,16 @@ def feature_rows(
         has_integers: Whether the types of columns tell whole numbers from fractions; if not, a
             number is whole if its value is.
         path: Of the shard, whose folders may name a column.
-        fields: The columns of the input, with the vocabularies; None: there are none.
     """
     if (joined := _joined_at_once(source, table)) is not None:
         return FeatureRows(joined, is_rounded=np.zeros(table.num_rows, np.bool_))
-    known = categories_of(source.features, fields if fields is not None else pa.schema([]))
     null_features = source.null_features
     batches = table.to_batches()
     arrays = batches[0].columns if len(batches) == 1 else table.columns
     columns = dict(zip(table.column_names, arrays, strict=True))
     pieces = [
-        _piece(entry, _column(entry, columns, table.num_rows, path), categories, null_features)
-        for entry, categories in zip(source.features, known, strict=True)
+        _piece(entry, _column(entry, columns, table.num_rows, path), null_features)
+        for entry in source.features
     ]
     values = np.empty((table.num_rows, sum(p.values.shape[1] for p in pieces)), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -144,13 +135,11 @@ def number_of(text: str) -> int | float | None:
     return int(text) if is_whole else number
 
 
-def _piece(
-    entry: FeatureEntry, column: pa.Array, categories: Categories | None, null_features: str
-) -> Piece:
+def _piece(entry: FeatureEntry, column: pa.Array, null_features: str) -> Piece:
     policy = getattr(entry, "null", None)
     means = _null_means(null_features if policy is None else policy)
     if isinstance(entry, FeatureColumn) and entry.is_category:
-        return _category_piece(entry, column, categories or (), means)
+        return _category_piece(entry, column, means)
     if isinstance(entry, FeatureColumn) and entry.read_as:
         numbers, is_bad = read_times(column, entry)
         piece = _numbers(entry.column, numbers, means)
@@ -201,9 +190,8 @@ def _view(column: pa.Array) -> Values:
     return np.frombuffer(data, kind, len(column), column.offset * kind.itemsize)
 
 
-def _category_piece(
-    entry: FeatureColumn, column: pa.Array, categories: Categories, means: float | None
-) -> Piece:
+def _category_piece(entry: FeatureColumn, column: pa.Array, means: float | None) -> Piece:
+    categories = _categories(entry)
     found = find_categories(column, categories)
     codes, is_null = found.codes, found.is_null
     is_unknown = codes < 0

@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import FEATURES
@@ -21,11 +19,10 @@ from pipeline.sources.column_path import value_at
 from pipeline.sources.columns.choice import columns_of, fields_of_parts
 from pipeline.sources.extents import Extent
 from pipeline.sources.jsonl import max_line_bytes
-from pipeline.sources.jsonl_columns import KINDS, WIDTHS, Column, described, role_of
+from pipeline.sources.jsonl_columns import KINDS, WIDTHS, described, role_of
 from pipeline.sources.jsonl_lines import read_blocks
-from pipeline.sources.jsonl_parse import Parser, parse_line
+from pipeline.sources.jsonl_parse import parse_line
 from pipeline.sources.parquet_columns import check_names
-from pipeline.sources.vocabularies import Learn, find_vocabularies
 from pipeline.sources.whole_file import open_whole
 from pipeline.storage.store import Store, StoredFile
 
@@ -50,8 +47,7 @@ def declare_jsonl(
     for shard in shards[:_SAMPLE_SHARDS]:
         if objects := _first_objects(store, shard, source):
             sample = _Sample(source, shard.path, objects)
-            passed = sample.pass_through()
-            return passed, sample.fields(partial(_values, store, source, shards))
+            return sample.pass_through(), sample.fields()
     return pa.schema([]), columns_of(source).fields(None)
 
 
@@ -77,23 +73,6 @@ def _first_objects(store: Store, shard: StoredFile, source: Source) -> Objects:
     return objects
 
 
-def _values(
-    store: Store, source: Source, shards: Sequence[StoredFile], name: str
-) -> Iterator[pa.Array]:
-    """Yield the values of a column of categories in all shards; lines without are passed over."""
-    max_bytes = max_line_bytes(source)
-    parser = Parser([Column(name, "category", pa.large_string())], max_bytes)
-    for shard in shards:
-        if (hive := hive_values(shard.path)).get(name) is not None:
-            yield pa.array([hive[name]], pa.string())
-            continue
-        with open_whole(store, Extent(shard.path, shard.size_bytes, shard.version, 0, 0, 0.0)) as h:
-            for block in read_blocks(h, max_bytes):
-                if not block.broken:
-                    table, _ = parser.parse(block)
-                    yield as_array(table.column(0))
-
-
 def _parsed(line: bytes) -> Any:
     try:
         return parse_line(line)
@@ -108,28 +87,25 @@ class _Sample:
         self._source, self._path, self._objects = source, path, objects
         self._names = sorted({name for each in objects for name in each})
 
-    def fields(self, learn: Learn) -> pa.Schema:
+    def fields(self) -> pa.Schema:
         """Return the columns of the input; of features with what was found of them.
-
-        Args:
-            learn: Reads all values of a column.
 
         Raises:
             JobError: A column is not there, or holds something else.
         """
         if self._source.id_column:
             self._values(self._source.id_column)
-        return fields_of_parts(self._source, lambda part: self._fields_of(part, learn))
+        return fields_of_parts(self._source, self._fields_of)
 
-    def _fields_of(self, part: Source, learn: Learn) -> pa.Schema:
+    def _fields_of(self, part: Source) -> pa.Schema:
         kind, names = part.input_columns
         if kind != "features":
             for name in names:
                 self._require_text(name)
             return columns_of(part).fields(pa.schema([]))
-        return self._features(part, learn)
+        return self._features(part)
 
-    def _features(self, part: Source, learn: Learn) -> pa.Schema:
+    def _features(self, part: Source) -> pa.Schema:
         features, columns = part.features, columns_of(part)
         self._require_one_role(part)
         hive = hive_values(self._path)
@@ -145,9 +121,8 @@ class _Sample:
             widths.append(width)
             kinds.append(self._kind(name) if is_here and role == "category" else None)
             types[name] = pa.list_(pa.float64(), width) if width else pa.float64()
-        told = find_vocabularies(features, self._source.storage_options, learn)
-        fields = columns.fields(pa.schema([*types.items()], told))
-        told |= {WIDTHS: json.dumps(widths).encode()} if any(widths) else {}
+        fields = columns.fields(pa.schema([*types.items()]))
+        told = {WIDTHS: json.dumps(widths).encode()} if any(widths) else {}
         told |= {KINDS: json.dumps(kinds).encode()} if any(kinds) else {}
         return pa.schema([fields.field(FEATURES).with_metadata(told)]) if told else fields
 

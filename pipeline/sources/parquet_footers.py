@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -16,16 +15,14 @@ import pyarrow.parquet as pq
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason
-from pipeline.core.hive_paths import hive_values
 from pipeline.job.source import Source
-from pipeline.sources.column_path import extract, find, leaf_paths, paths_of, with_paths
-from pipeline.sources.columns.choice import columns_of, fields_of_parts
+from pipeline.sources.column_path import leaf_paths, paths_of, with_paths
+from pipeline.sources.columns.choice import columns_of
 from pipeline.sources.extents import Extent
 from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.int96 import UNIT
 from pipeline.sources.parquet_columns import check_names, named_columns, schema_problem
 from pipeline.sources.pass_through import declare, type_problem
-from pipeline.sources.vocabularies import Learn, find_vocabularies
 from pipeline.storage.store import Store, StoredFile
 
 _FOOTER_THREADS = 16
@@ -236,45 +233,11 @@ def _declare(
         problem = schema_problem(source, schema, shard.path)
         if not problem:
             known = with_paths(schema, named_columns(source))
-            learn = partial(_values, store, source, [s for s, _ in readable])
-
-            fields = fields_of_parts(source, partial(_fields_of, known, learn))
-            return declare(source, known, shard.path), fields
+            return declare(source, known, shard.path), columns.fields(known)
         first_problem = first_problem or f"{shard.path}: {problem}"
     if readable:
         raise JobError(f"source: no shard fits the job; {first_problem}")
     return pa.schema([]), columns.fields(None)
-
-
-def _fields_of(known: pa.Schema, learn: Learn, part: Source) -> pa.Schema:
-    """Return the columns of an input, with the vocabularies of its features."""
-    told = find_vocabularies(part.features, part.storage_options, learn)
-    return columns_of(part).fields(known.with_metadata(told))
-
-
-def _values(
-    store: Store, source: Source, shards: Sequence[StoredFile], name: str
-) -> Iterator[pa.Array]:
-    """Yield the values of a column in all shards that fit the job and can be read."""
-    for shard in shards:
-        with contextlib.suppress(FileNotFoundError), store.open(shard.path) as handle:
-            try:
-                parquet = open_parquet(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-                if schema_problem(source, parquet.schema_arrow, shard.path):
-                    continue
-                hive = hive_values(shard.path)
-                if name in hive and name not in parquet.schema_arrow.names:
-                    yield pa.array([hive[name]], pa.string())
-                    continue
-                path = find(name, parquet.schema_arrow)
-                columns = [path.column]
-                with arrow_errors():
-                    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                        yield extract(batch.column(0), path.steps)
-            except (pa.ArrowException, OSError) as error:
-                if not is_unreadable(error):
-                    raise
-                # Its rows are quarantined where they are read.
 
 
 def _parquet_extents(

@@ -55,7 +55,7 @@ def to_rows(
     passed, found = pass_through(reader.pass_through, reader.folders, table, path)
     for row, message in {**found, **problems}.items():
         fail(failures, [row], Reason.BAD_SCHEMA, message)
-    place = Place(reader.store.uri, path, has_integers, reader.fields)
+    place = Place(reader.store.uri, path, has_integers)
     own = columns_of(source).read(table, failures, place)
     url = reader.store.url(path)
     uris = pa.repeat(pa.scalar(url, pa.string()), table.num_rows)

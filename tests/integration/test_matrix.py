@@ -153,11 +153,12 @@ def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any
 
 
 def table_features(store: Store) -> list[Any]:
-    """A number, declared and learnt categories, and a part of a date."""
+    """A number, categories of the job and of a file, and a part of a date."""
+    store.put("kept/tier.json", b"[0, 1, 2]")
     return [
         "size",
         {"column": "plan", "categories": LABELS},
-        {"column": "tier", "vocabulary": store.url("kept/tier.json")},
+        {"column": "tier", "categories": store.url("kept/tier.json")},
         {"column": "day", "read_as": "weekday"},
     ]
 

@@ -132,16 +132,19 @@ def test_equal_rows_are_computed_once_and_approximate_pixels_are_checked(tmp_pat
 
 @pytest.mark.one_ray
 @pytest.mark.slow
-def test_a_vocabulary_is_learnt_beside_photos_that_keep_their_sizes(tmp_path: Path) -> None:
+def test_categories_of_a_file_go_with_photos_that_keep_their_sizes(tmp_path: Path) -> None:
     columns = several_rows.rows_of(NUM_ROWS)
     columns["plan"] = [("pro", "basic", "gold")[row % 3] for row in range(NUM_ROWS)]
     columns["link"] = [*columns["name"]]
-    photos, kept = tmp_path / "photos", tmp_path / "kept" / "plans.json"
+    photos, plans = tmp_path / "photos", ["basic", "gold", "pro"]
     photos.mkdir()
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
     for row, name in enumerate(columns["name"]):
         (photos / name).write_bytes(several_rows.photo(row, 20 + 9 * (row % 3), 40))
     (photos / "r005").rename(tmp_path / "r005")
-    numbers = {"features": ["weight", {"column": "plan", "vocabulary": str(kept)}]}
+    numbers = {
+        "features": ["weight", {"column": "plan", "categories": str(tmp_path / "plans.json")}]
+    }
     inputs = {"photo": {"uri_column": "link"}, "numbers": numbers}
     unset = {"size_px": None, "resize_px": None, "interpolation": None}
     job = write_job(
@@ -153,8 +156,6 @@ def test_a_vocabulary_is_learnt_beside_photos_that_keep_their_sizes(tmp_path: Pa
     leave_out_text(job)
     done = pipeline("run", job, *DATE, "--json")
     assert done.code == 0, done.stderr
-    plans = json.loads(kept.read_text())
-    assert plans == ["basic", "gold", "pro"]
     [(name, (reason, message))] = quarantine(tmp_path).items()
     assert (name, reason) == ("r005", "missing")
     assert message.startswith("input 'photo': ")
@@ -162,10 +163,8 @@ def test_a_vocabulary_is_learnt_beside_photos_that_keep_their_sizes(tmp_path: Pa
     assert (again.code, again.json["status"]) == (0, "nothing_to_do")
 
     (tmp_path / "r005").rename(photos / "r005")
-    kept.unlink()  # the version knows what it was planned with
     retried = pipeline("retry", job, *DATE, "--json")
     assert retried.code == 0, retried.stderr
-    assert not kept.exists()
     table = read_predictions(str(tmp_path / "out"), PARTITION).sort_by("row_id")
     assert table["row_id"].to_pylist() == columns["name"]
     for row, found in enumerate(table["embedding"].to_pylist()):

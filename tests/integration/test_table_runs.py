@@ -1,4 +1,4 @@
-"""Whole runs over tables: a retry sees the vocabulary of its version, a rerun computes nothing."""
+"""Whole runs over tables: categories from a file mean the same in every run, kill and retry."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ AT = ("--date", DATE, "--json")
 
 def write(path: Path, *plans: str) -> None:
     numbers = [float(row) for row in range(NUM_ROWS)]
+    path.parent.mkdir(exist_ok=True)
     pq.write_table(pa.table({"n": numbers, "plan": (plans * NUM_ROWS)[:NUM_ROWS]}), path)
 
 
 def job_of(folder: Path, *, factory: str = "models:sums", **features: Any) -> str:
-    plan = {"column": "plan", "vocabulary": str(folder / "plans.json"), "unknown": "own"}
+    plan = {"column": "plan", "categories": str(folder / "plans.json"), "encoding": "index"}
     source = {
         "uri": str(folder / "in"),
         "format": "parquet",
@@ -35,61 +36,76 @@ def job_of(folder: Path, *, factory: str = "models:sums", **features: Any) -> st
     model = {"factory": factory, "task": "regress", "targets": ["total", "largest"]}
     return write_job(
         folder / "job.yaml", source, str(folder / "out"), model=model, transform=None,
-        run={"slice_rows": 4}, gates={"max_error_pct": 50},
+        run={"slice_rows": 2}, gates={"max_error_pct": 50},
     )  # fmt: skip
 
 
-def totals(folder: Path) -> dict[str, float]:
-    table = read_predictions(str(folder / "out"), f"date={DATE}")
+def totals(folder: Path, date: str = DATE) -> dict[str, float]:
+    table = read_predictions(str(folder / "out"), f"date={date}")
     return dict(zip(table["row_id"].to_pylist(), table["total"].to_pylist(), strict=True))
 
 
-def test_a_retry_and_a_rerun_go_by_the_vocabulary_that_was_kept(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    write(tmp_path / "in" / "a.parquet", "pro", "basic")
-    (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1 no footer")
+def expected(*plans: str, known: list[str]) -> dict[str, float]:
+    row_plans = (plans * NUM_ROWS)[:NUM_ROWS]
+    return {f"a.parquet#{row}": float(row + known.index(p)) for row, p in enumerate(row_plans)}
+
+
+def test_an_empty_text_keeps_its_index_in_every_run_and_after_a_kill(tmp_path: Path) -> None:
+    plans, known = ("b", "", "a"), ["", "a", "b"]
+    write(tmp_path / "in" / "a.parquet", *plans)
+    (tmp_path / "plans.json").write_text(json.dumps(known))
     job = job_of(tmp_path)
-    first = pipeline("run", job, *AT)
-    assert first.code == 0, first.stderr
-    assert first.json["rows"] | {"predicted": NUM_ROWS, "quarantined": 1} == first.json["rows"]
-    assert json.loads((tmp_path / "plans.json").read_text()) == ["basic", "pro"]
+    killed = pipeline("run", job, *AT, env={"PIPELINE_FAILPOINT": "slice_done:kill:1"})
+    assert killed.code not in (0, 2), killed.stderr
+    resumed = pipeline("run", job, *AT)
+    assert resumed.code == 0, resumed.stderr
+    assert resumed.json["rows"]["resumed"] > 0
+    assert totals(tmp_path) == expected(*plans, known=known)
     again = pipeline("run", job, *AT)
     assert (again.code, again.json["status"]) == (0, "nothing_to_do")
-
-    write(tmp_path / "in" / "b.parquet", "gold", "pro")
-    done = pipeline("run", job, *AT)  # another input: a new plan, the same vocabulary
-    assert done.code == 0, done.stderr
-    assert json.loads((tmp_path / "plans.json").read_text()) == ["basic", "pro"]
+    next_day = pipeline("run", job, "--date", "2026-11-25", "--json")
+    assert next_day.code == 0, next_day.stderr
+    assert totals(tmp_path, "2026-11-25") == totals(tmp_path)
     assert verify_output(str(tmp_path / "out"), f"date={DATE}", {})["status"] == "ok"
-    names = ("a", "b")
-    expected = {f"{n}.parquet#{row}": row + 1.0 for n in names for row in range(NUM_ROWS)}
-    assert totals(tmp_path) == expected
+
+    same = job_of(tmp_path, categories=known)  # the list itself is what the file holds
+    assert pipeline("run", same, *AT).json["status"] == "nothing_to_do"
 
 
-def test_another_vocabulary_is_another_version(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
+def test_another_list_is_another_version_and_no_retry(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", "pro", "gold")
     (tmp_path / "plans.json").write_text('["pro"]')
-    job = job_of(tmp_path, unknown="quarantine")
+    job = job_of(tmp_path)
     first = pipeline("run", job, *AT)
     assert (first.code, first.json["rows"]["quarantined"]) == (0, NUM_ROWS // 2)
     (tmp_path / "plans.json").write_text('["pro", "gold"]')
     told = pipeline("plan", job, *AT).json
-    assert told["changed"] == "the input (a name, size or time of a shard, or a vocabulary)"
+    assert told["changed"] == "the job's source or row limit"
+    refused = pipeline("retry", job, *AT)
+    assert refused.code == 2
+    assert "was published with other settings than the job's" in refused.stderr
     second = pipeline("run", job, *AT)
     assert (second.code, second.json["rows"]["quarantined"]) == (0, 0)
-    assert len(totals(tmp_path)) == NUM_ROWS
+    assert totals(tmp_path) == expected("pro", "gold", known=["pro", "gold"])
 
 
-def test_a_retried_row_sees_the_vocabulary_of_its_version(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
+def test_a_retried_row_has_the_categories_of_its_version(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", "pro", "basic")
+    (tmp_path / "plans.json").write_text("basic\npro\n")
     job = job_of(tmp_path, factory="models:moody_sums")
     first = pipeline("run", job, *AT, env={"TEST_MOODY": "1"})
     assert first.code == 0, first.stderr
     assert first.json["rows"]["quarantined"] == 1
-    (tmp_path / "plans.json").unlink()
     done = pipeline("retry", job, *AT)
     assert done.code == 0, done.stderr
-    assert totals(tmp_path) == {f"a.parquet#{row}": row + 1.0 for row in range(NUM_ROWS)}
-    assert not (tmp_path / "plans.json").exists()
+    assert totals(tmp_path) == expected("pro", "basic", known=["basic", "pro"])
+
+
+def test_a_bad_list_ends_the_run_in_one_line_with_a_report(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", "pro")
+    (tmp_path / "plans.json").write_text('["pro", null]')
+    ended = pipeline("run", job_of(tmp_path), *AT)
+    assert ended.code == 2
+    words = "null is neither text nor a whole number"
+    assert words in ended.json["error"]
+    assert list((tmp_path / "out" / "reports").rglob("report.json"))

@@ -47,11 +47,14 @@ def test_a_mapping_dumps_what_was_said_of_it_and_categories_as_text():
         ({"column": "p", "categories": [1.5]}, r"0\.categories\.0 = 1.5: .* valid string; in quot"),
         ({"column": "p", "categories": ["a", "a"]}, "name each of categories once"),
         ({"column": "p", "categories": []}, "categories must name at least one value"),
-        ({"column": "p", "categories": ["a"], "vocabulary": "/v"}, "give one of categories and"),
+        (
+            {"column": "p", "vocabulary": "/v"},
+            r"source\.features\.0\.vocabulary: is gone, .* in the training code, .* categories: .*",
+        ),
         ({"column": "p", "categories": ["a"], "read_as": "days"}, "read_as makes numbers"),
         ({"column": "p", "unknown": "own"}, "unknown has no effect without categories"),
         ({"column": "p", "encoding": "index"}, "encoding has no effect without categories"),
-        ({"column": "p", "categories": ["a"], "max_categories": 3}, "no effect without vocabulary"),
+        ({"column": "p", "categories": ["a"], "max_categories": 3}, "gone with vocabulary; leave"),
         (
             {"column": "p", "categories": ["a"], "encoding": "index", "unknown": "zero"},
             "unknown: zero is the index of the first category; give own",
@@ -75,6 +78,17 @@ def test_what_is_wrong_is_one_line(entry: Any, words: str):
     assert "\n" not in str(caught.value)
 
 
+def test_a_field_that_is_gone_is_told_of_one_of_several_inputs():
+    inputs = {"x": {"features": [{"column": "p", "vocabulary": "/v"}]}, "y": {"text_column": "t"}}
+    document = {
+        "source": {"uri": "/in", "format": "parquet", "inputs": inputs},
+        "model": {"factory": "a:b", "task": "regress"},
+        "sink": {"uri": "/out"},
+    }
+    with pytest.raises(JobError, match=r"inputs\.x\.features\.0\.vocabulary: is gone, since"):
+        parse_job(document, date=dt.date(2026, 11, 24), origin="job")
+
+
 def test_a_zero_for_nulls_must_not_be_the_first_category():
     entry = {"column": "plan", "categories": ["a"], "encoding": "index"}
     with pytest.raises(JobError, match="null_features: zero is the first category of plan"):
@@ -88,7 +102,7 @@ def test_relative_files_of_categories_are_refused_for_another_machine():
             "uri": "/in",
             "format": "parquet",
             "features": [
-                {"column": "p", "vocabulary": "v.json"},
+                {"column": "p", "categories": ["a"]},
                 {"column": "q", "categories": "c"},
             ],
         },
@@ -97,6 +111,5 @@ def test_relative_files_of_categories_are_refused_for_another_machine():
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="job")
     assert [problem.path for problem in relative_paths(job)] == [
-        ("source", "features", 0, "vocabulary"),
         ("source", "features", 1, "categories"),
     ]

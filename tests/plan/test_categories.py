@@ -13,6 +13,7 @@ from plan_examples import SPEC
 
 from pipeline.job.loader import parse_job
 from pipeline.plan.plan import Plan, make_plan, what_changed
+from pipeline.sources.category_files import with_categories
 from pipeline.sources.inputs import list_inputs
 
 FEATURE = {"column": "kind", "unknown": "own"}
@@ -40,6 +41,7 @@ def plan_of(folder: Path, feature: dict[str, Any]) -> Plan:
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=None, origin="test")
+    job = job.model_copy(update={"source": with_categories(job.source)})
     return make_plan(job, list_inputs(job.source, max_extent_rows=9), SPEC, batch_size=4)
 
 
@@ -50,17 +52,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("write", "part"), [(of_list, "settings"), (of_file, "inputs")], ids=["list", "file"]
-)
+@pytest.mark.parametrize("write", [of_list, of_file])
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_categories_are_another_fingerprint(
-    folder: Path, change: str, write: Callable[..., dict[str, Any]], part: str
+    folder: Path, change: str, write: Callable[..., dict[str, Any]]
 ):
     before = plan_of(folder, write(folder, ("cat", "dog")))
     again = plan_of(folder, write(folder, ("cat", "dog")))
     after = plan_of(folder, write(folder, CHANGES[change]))
     assert again.fingerprint == before.fingerprint != after.fingerprint
     was, now = before.fingerprint_parts, after.fingerprint_parts
-    assert {name for name in was if was[name] != now[name]} == {part}
+    assert {name for name in was if was[name] != now[name]} == {"settings"}
     assert what_changed(was, now)
+
+
+def test_a_file_is_the_list_that_it_holds(folder: Path):
+    values = ("cat", "dog")
+    given = plan_of(folder, of_list(folder, values))
+    assert plan_of(folder, of_file(folder, values)).fingerprint == given.fingerprint

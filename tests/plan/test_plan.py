@@ -341,7 +341,7 @@ def test_what_changed_is_named_by_its_part():
     now = fingerprint_parts(job(run__limit_rows=3), touched, replace(SPEC, code_sha256="d" * 64))
     assert what_changed(then, then) == what_changed({}, now) == ""
     assert what_changed(then, now) == (
-        "the input (a name, size or time of a shard, or a vocabulary), the model or what decides "
+        "the input (a name, size or time of a shard), the model or what decides "
         "its predictions, the job's source or row limit"
     )
     newer = {**then, "semantics": {**then["semantics"], "decode": 99}}

@@ -16,7 +16,7 @@ from jsonl_shards import source_of as lines_of
 from shard_columns import features_of, read_all, source_of
 
 from pipeline.core.errors import JobError
-from pipeline.sources.feature_categories import NONE, distinct, find_categories
+from pipeline.sources.feature_categories import NONE, find_categories
 from pipeline.sources.inputs import list_inputs
 
 PLANS = ("basic", "pro", "1")
@@ -51,7 +51,6 @@ def test_text_is_found_however_it_is_stored(column: pa.Array):
     assert found.codes.tolist() == [1, NONE, NONE, 2]
     assert found.is_null is not None
     assert found.is_null.tolist() == [False, True, False, False]
-    assert distinct(column) - {"?"} == {"pro", "x", "1"}
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint8(), pa.uint64()], ids=str)
@@ -59,13 +58,11 @@ def test_whole_numbers_are_their_text(kind: pa.DataType):
     column = pa.array([1, 7, None, 100], kind)
     found = find_categories(column, ("x", "100", "01", "-5", "1", "99999999999999999999999"))
     assert found.codes.tolist() == [4, NONE, NONE, 1]
-    assert distinct(column) == {"1", "7", "100"}
 
 
 def test_booleans_are_true_and_false():
     column = pa.array([True, None, False])
     assert find_categories(column, ("false", "true")).codes.tolist() == [1, NONE, 0]
-    assert distinct(column) == {"true", "false"}
 
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from(["a", "b", "c", ""]))))
@@ -161,7 +158,7 @@ def test_json_lines_give_what_parquet_gives(tmp_path: Path):
     features = (
         {"column": "plan", "categories": ["basic", "pro"], "null": "zero"},
         {"column": "n", "categories": [3], "unknown": "zero"},
-        {"column": "ok", "vocabulary": str(tmp_path / "ok.json")},
+        {"column": "ok", "categories": [False, True]},
         *({"column": "t", "read_as": "weekday"}, {"column": "t", "read_as": "hour"}),
         "x",
     )

@@ -28,8 +28,6 @@ class Place:
     """Of the shard."""
     has_integers: bool = True
     """Whether the shard tells whole numbers from fractions; if not, their values do."""
-    fields: pa.Schema | None = None
-    """The columns of the input, as `InputReader.fields` gave them when the shards were listed."""
 
 
 class InputRows(NamedTuple):

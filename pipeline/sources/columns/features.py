@@ -26,11 +26,10 @@ from pipeline.sources.feature_columns import (
 )
 from pipeline.sources.feature_limits import FeatureRows
 from pipeline.sources.feature_times import time_trouble
-from pipeline.sources.vocabularies import VOCABULARIES
 
 _NUMBERS = (
-    "expected numbers: text and categories become features as {{column: {0}, categories: [...]}}, "
-    "or with vocabulary; several numbers are a fixed-size list"
+    "expected numbers: text and categories become features as {{column: {0}, categories: [...]}}; "
+    "several numbers are a fixed-size list"
 )
 _DATES = "expected numbers: dates and times become features as {{column: {0}, read_as: days}}"
 
@@ -54,18 +53,14 @@ class FeatureColumns:
         for entry in self._entries(name):
             is_plain = isinstance(entry, str) or not (entry.is_category or entry.read_as)
             if is_plain and value is not None and number_of(value) is None:
-                how = f"{{column: {name}, vocabulary: ...}} makes categories of it"
+                how = f"{{column: {name}, categories: [...]}} makes categories of it"
                 return f"is {value!r} in the names of the folders, expected a number; {how}"
         return ""
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
         if schema is None:
             return IMAGE_FIELDS
-        fields = feature_fields(count_features(self.source, schema))
-        told = (schema.metadata or {}).get(VOCABULARIES)
-        if told is None:
-            return fields
-        return pa.schema([fields.field(FEATURES).with_metadata({VOCABULARIES: told})])
+        return feature_fields(count_features(self.source, schema))
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
         found = self._features(table, failures, place)
@@ -89,13 +84,7 @@ class FeatureColumns:
         Raises:
             JobError: Integers would be rounded, and the job does not allow it.
         """
-        found = feature_rows(
-            self.source,
-            table,
-            has_integers=place.has_integers,
-            path=place.path,
-            fields=place.fields,
-        )
+        found = feature_rows(self.source, table, has_integers=place.has_integers, path=place.path)
         if found.inexact and not self.source.lossy_features:
             name, number = next(iter(found.inexact.items()))
             raise JobError(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import of_part
-from pipeline.core.schema import columns_of_part, part_column
+from pipeline.core.schema import part_column
 from pipeline.sources.columns.base import Failures, InputReader, InputRows, Place, without_failed
 
 
@@ -58,7 +58,7 @@ class SeveralColumns:
         for name, part in self.parts.items():
             own = list(failures)
             try:
-                found[name] = part.read(table, own, self._place(name, place))
+                found[name] = part.read(table, own, place)
             except JobError as error:
                 raise JobError(f"input {name!r}: {error}") from None
             for row, failure in enumerate(own):
@@ -75,14 +75,6 @@ class SeveralColumns:
         for other in rounded[1:]:
             is_rounded = pc.or_(is_rounded, other)
         return InputRows(columns, uris, is_rounded)
-
-    def _place(self, part: str, place: Place) -> Place:
-        """Return the place with the columns of one input alone, under their own names."""
-        if place.fields is None:
-            return place
-        own = columns_of_part(part, self.parts, place.fields.names)
-        fields = [place.fields.field(name).with_name(column) for name, column in own.items()]
-        return replace(place, fields=pa.schema(fields))
 
 
 def _without_failed(column: pa.Array, failures: Failures) -> pa.Array:
