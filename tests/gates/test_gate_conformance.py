@@ -14,7 +14,7 @@ import toy_package
 from pipeline.core.errors import GateRefused, JobError
 from pipeline.core.histograms import Distribution, Numbers
 from pipeline.core.registry import GATES, load, names
-from pipeline.gates.gate import Figures
+from pipeline.gates.gate import Figures, Gate
 from pipeline.gates.history import Past
 from pipeline.gates.judging import certain_failures, gates_of, judge, needs_of
 from pipeline.gates.results import CONSERVATION, GateResult, parse_accepted, require_pass
@@ -109,16 +109,22 @@ def test_it_passes_what_is_good_and_refuses_what_is_bad(name: str):
 def test_it_says_no_worse_than_its_mode(name: str):
     case = CASES[name]
     if case.off is not None:
-        result = results_of(replace(GOOD, **case.bad), section_of(**case.off))[name]
-        assert result.status == "off"
+        for figures in (GOOD, replace(GOOD, **case.bad)):
+            result = results_of(figures, section_of(**case.off))[name]
+            assert result.status == "off"
+            assert result.message
 
 
 @ALL
 def test_what_it_needs_is_done_only_while_it_is_on(name: str):
     gate, off = load(GATES, name), CASES[name].off
     assert gate.needs <= needs_of(section_of())
-    if gate.needs and off is not None:
+    assert gate.is_on(section_of())
+    if off is not None and type(gate).is_on is not Gate.is_on:
         assert not gate.is_on(section_of(**off))
+    golden = {"uri": "golden.parquet", "mode": "off"}
+    assert "golden" not in needs_of(section_of(golden=golden))
+    assert results_of(GOOD, section_of(golden=golden))["golden"].status == "off"
     every = ("volume", "label_drift", "score_drift")
     assert needs_of(Gates.model_validate({key: {"mode": "off"} for key in every})) == {
         "reference_check"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from pipeline.core.registry import GATES, built_in
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past
 from pipeline.gates.judging import certain_failures, early_refusal, judge
-from pipeline.gates.results import GateResult, accept, parse_accepted, require_pass
+from pipeline.gates.results import GateResult, accept, how_to_accept, parse_accepted, require_pass
 from pipeline.job.gates import Gates
 
 
@@ -41,6 +42,10 @@ def results_of(
         **(facts or {}),
     )
     found = judge(gates_of(limits), figures, past or Past())
+    for result in found:
+        assert result.message
+        assert "\n" not in result.message
+        assert "None" not in result.message
     return {result.name: result for result in found}
 
 
@@ -85,6 +90,7 @@ def test_the_share_of_errors_passes_up_to_its_limit(
 def test_few_rows_are_judged_only_where_all_failed(quarantined: int, planned: int, status: str):
     found = results_of(quarantined, planned, max_error_pct=5.0, min_rows=100)
     assert found["max_error_pct"].status == status
+    assert found["max_error_pct"].value == pytest.approx(100 * quarantined / planned)
     assert passes(found) == (status == "off")
 
 
@@ -360,6 +366,9 @@ def test_another_distribution_than_before_is_drift(gate: str, cats: int, status:
     assert found.status == status, found.message
     assert "10000 predictions beside 10000 of date=2026-11-23" in found.message
     value = found.value
+    assert value == round(value or 0.0, 6)
+    assert found.limit == rule["fail_psi"]
+    assert ("most: " in found.message) == (gate == "label_drift" and cats != 5000)
     at_limit = {"mode": "fail", "warn_psi": value, "fail_psi": value}
     assert results_of(0, 10_000, past=past, facts=facts, **{gate: at_limit})[gate].status == "pass"
     softened = results_of(0, 10_000, past=past, facts=facts, **{gate: {**rule, "mode": "warn"}})
@@ -511,6 +520,29 @@ def test_a_refusal_says_why_rows_are_in_quarantine_and_how_to_accept_it():
     (failed,) = [v for v in results_of(20, 120, facts=facts, **caps).values() if v.status == "fail"]
     assert failed.name == "max_reason_pct"
     assert failed.message.endswith(words)
+
+
+def test_a_refusal_says_what_is_in_quarantine_once_and_only_if_there_is_something():
+    why = "3 empty, e.g. a.jpg: the image has 0 bytes"
+    failed = GateResult("max_error_pct", "fail", 9.0, 5.0, f"9 of 100 rows ({why})")
+    with pytest.raises(GateRefused) as refused:
+        require_pass([failed], why)
+    assert str(refused.value).count(why) == 1
+    drift = GateResult("label_drift", "fail", 0.5, 0.1, "labels drifted")
+    with pytest.raises(GateRefused) as refused:
+        require_pass([drift])
+    assert "quarantined" not in str(refused.value)
+    require_pass([replace(drift, status="warn")], why)
+
+
+def test_the_way_to_accept_names_each_gate_that_failed_and_is_empty_where_there_is_none():
+    failed = [GateResult(name, "fail", 0.5, 0.1, "m") for name in ("volume", "label_drift")]
+    passed = GateResult("constant", "pass", None, None, "m")
+    way = "; if that is right: --accept volume=REASON --accept label_drift=REASON"
+    assert how_to_accept([*failed, passed]) == way
+    assert how_to_accept([passed]) == ""
+    lost = GateResult("conservation", "fail", 1.0, 2.0, "m")
+    assert how_to_accept([*failed, lost]) == ""
 
 
 def test_a_refusal_for_something_else_says_what_is_in_quarantine_too():
