@@ -1,0 +1,35 @@
+"""What is published is what was planned: a slice that is lost before the end publishes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from protocol import LAYOUT, compute, new_run, run_once
+from published import Rows, make_plan, run_here, slice_table
+
+from pipeline.commit.lease import hold_lease
+from pipeline.commit.manifest import current_manifest, log_numbers
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.staging import list_staged
+from pipeline.core.errors import InfraError
+from pipeline.runs.finish import finish
+from pipeline.storage.store import Store
+
+
+@pytest.mark.parametrize("lost", [0, 2, 3])
+def test_a_slice_that_was_deleted_before_the_end_publishes_nothing(lost: int, tmp_path: Path):
+    store, rows = Store(str(tmp_path)), Rows()
+    plan, run = adopt_plan(store, LAYOUT, make_plan(rows)), new_run(store)
+    folder = LAYOUT.staging(plan.fingerprint)
+    with hold_lease(store, LAYOUT, run.record.run_id, 60.0) as lease:
+        compute(run, plan, rows, slice_table, {})
+        store.delete([store.list_files(folder)[lost].path])
+        staged = list_staged(store, folder)
+        with pytest.raises(InfraError, match="1 slices have no staged part"):
+            finish(run, plan, staged, None, lease, run_here)
+    assert current_manifest(store, LAYOUT) is None
+    assert store.list_files(LAYOUT.predictions) == []
+    # Run again, it computes that slice alone.
+    done = run_once(store, rows)
+    assert (done.num_computed, log_numbers(store, LAYOUT)) == (rows.rows_per_slice, [1])
