@@ -20,7 +20,8 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.schema import IMAGE_FIELDS, feature_fields, text_fields
 from pipeline.execution.stages import Preprocessing
 from pipeline.gates.golden import GoldenRefused, GoldenRows
-from pipeline.gates.golden_files import MAX_BYTES, read_golden
+from pipeline.gates.golden_files import MAX_BYTES, MAX_ROWS, read_golden
+from pipeline.gates.results import GateResult
 from pipeline.inference.predictor import Predictor
 from pipeline.job.job import Job
 from pipeline.job.loader import parse_job
@@ -126,7 +127,7 @@ def test_another_model_is_refused_with_what_was_expected_and_found(folder: Path)
     assert "blue/40.png: expected 'blue', found 'green' 0.9" in message
     assert "and 3 more" in message
     assert caught.value.exit_code == 3
-    assert caught.value.result().status == "fail"
+    assert caught.value.result() == GateResult("golden", "fail", None, 100.0, message)
 
 
 def test_another_transform_shows_in_the_score(tmp_path: Path):
@@ -362,6 +363,36 @@ def test_a_place_that_will_not_do_is_the_users_error(tmp_path: Path):
     raw = {"factory": "models:channels", "task": "raw", "outputs": [{"name": "grey", "shape": []}]}
     with pytest.raises(PipelineError, match=r"gates\.golden has no effect with task 'raw'"):
         job_with({"uri": "x"}, model=raw)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "is_fine"), [(1, True), (MAX_ROWS, True), (MAX_ROWS + 1, False)]
+)
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_golden_rows_are_one_to_1024(num_rows: int, is_fine: bool, is_folder: bool, tmp_path: Path):
+    uri = str(tmp_path / "g") if is_folder else str(tmp_path / "g.parquet")
+    if is_folder:
+        (tmp_path / "g" / "red").mkdir(parents=True)
+        for row in range(num_rows):
+            (tmp_path / "g" / "red" / f"{row}.png").write_bytes(b"png")
+        (tmp_path / "g" / "red" / ".hidden").write_bytes(b"no image")
+    else:
+        table = {"image": [b"png"] * num_rows, "label": ["red"] * num_rows}
+        pq.write_table(pa.table(table), uri)
+    job = job_with({"uri": uri})
+    if not is_fine:
+        with pytest.raises(JobError, match=rf"{num_rows}.* 1 to {MAX_ROWS}"):
+            load_rows(job)
+        return
+    rows = load_rows(job)
+    assert (rows.rows.num_rows, rows.expected.num_rows) == (num_rows, num_rows)
+    assert {*rows.expected["label"].to_pylist()} == {"red"}
+
+
+def test_only_labels_can_be_the_names_of_folders(folder: Path):
+    model = {"factory": "models:channels", "task": "embed", "embedding_dim": 3}
+    with pytest.raises(JobError, match=r"task 'embed' needs a \.parquet file"):
+        load_rows(job_with({"uri": str(folder)}, model=model))
 
 
 def test_no_golden_rows_are_read_where_none_are_wanted():

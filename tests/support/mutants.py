@@ -99,6 +99,7 @@ def prepare(part: str, scope: dict[str, Any], only_file: str) -> Path:
     settings = {
         "source_paths": ["pipeline"],
         "only_mutate": chosen if only_file else scope["mutate"],
+        "do_not_mutate": scope.get("skip", []),
         "do_not_mutate_patterns": [MESSAGE],
         "also_copy": [name for name in COPIED if name not in ("pipeline", "tests")],
         "pytest_add_cli_args_test_selection": scope["tests"],
