@@ -129,7 +129,8 @@ class Source(Section):
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
     """An encoded image of more bytes is quarantined as `too_large` without being decoded."""
     max_image_px: PositiveInt = 100_000_000
-    """An image of more pixels (width x height) is quarantined as `too_large` from its header."""
+    """An image of more pixels (width x height) is quarantined as `too_large` from its header; so is
+    one that the transform would make larger, if that is more than 16,777,216 pixels, too."""
     max_text_bytes: PositiveInt = Field(default=2**20, exclude_if=lambda value: value == 2**20)
     """A text of more bytes in UTF-8 is quarantined as `too_large`."""
     options: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)

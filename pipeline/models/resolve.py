@@ -7,6 +7,7 @@ cached.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
@@ -27,6 +28,7 @@ from pipeline.models.weights_file import WEIGHT_SUFFIXES, check_suffix
 from pipeline.preprocessing.image_input import ImageInput
 from pipeline.preprocessing.model_input import Input, InputSettings
 from pipeline.preprocessing.text_settings import TextSettings
+from pipeline.preprocessing.transform import TransformSpec
 
 if TYPE_CHECKING:
     from pipeline.job.model import Model
@@ -42,6 +44,7 @@ def resolve_model(
     input_name: str = "image",
     has_pairs: bool = False,
     parts: Mapping[str, str] | None = None,
+    max_image_px: int | None = None,
 ) -> ModelSpec:
     """Find the model, its transform, labels and weights digest, without building it.
 
@@ -54,6 +57,7 @@ def resolve_model(
         input_name: The registered name of the input.
         has_pairs: Whether rows are pairs of texts.
         parts: Several inputs: the name of each -> its registered name.
+        max_image_px: How many pixels an image may decode to; None: any number.
 
     Raises:
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
@@ -62,10 +66,11 @@ def resolve_model(
     if parts:
         _require_several(model)
     card = find_card(model, allow_import, input_name, has_pairs=has_pairs)
+    choose = partial(choose_transform, allow_import=allow_import, max_image_px=max_image_px)
     weights_uri, chosen, task = _all_of(
         lambda: _weights_uri(card, model),
         lambda: _choose_input(
-            card, model, transform, text or Text(), input_name, parts or {}, allow_import
+            card, model, text or Text(), input_name, parts or {}, transform, choose
         ),
         lambda: choose_task(model, card, allow_import),
     )
@@ -169,11 +174,11 @@ def _warn_of_weights(uri: str, storage_options: Mapping[str, Any], chosen: Input
 def _choose_input(
     card: Card,
     model: Model,
-    transform: Transform,
     text: Text,
     name: str,
     parts: Mapping[str, str],
-    allow_import: Sequence[str],
+    transform: Transform,
+    choose: Callable[..., TransformSpec],
 ) -> Input:
     kind: type[Input] = get(INPUTS, name)
     taken = {get(INPUTS, part).takes for part in parts.values()} if parts else {kind.takes}
@@ -185,7 +190,7 @@ def _choose_input(
     merged = None
     if "transform" in taken:
         problem = str(card.facts.settings.get("transform_problem", "")) if card.facts else ""
-        merged = choose_transform(card.name, card.transform, transform, problem, allow_import)
+        merged = choose(card.name, card.transform, transform, problem)
         seen = taken_by(card.facts) if card.facts else Taken(card.num_channels)
         require_taken(card.name, seen, merged)
     chosen = _text(card, model, text) if "text" in taken else None

@@ -9,6 +9,7 @@ from pipeline.core.allowed_imports import require_allowed, source_digest
 from pipeline.core.errors import JobError
 from pipeline.core.failures import OWN_TRANSFORM
 from pipeline.core.transform_words import CHANNELS, ONLY_WITH
+from pipeline.preprocessing.geometry import least_made_px, most_made_px
 from pipeline.preprocessing.own_transform import check_factory
 from pipeline.preprocessing.transform import TransformSpec, sides
 
@@ -26,6 +27,7 @@ def choose_transform(
     wanted: Transform,
     problem: str = "",
     allow_import: Sequence[str] = (),
+    max_image_px: int | None = None,
 ) -> TransformSpec:
     """Return the transform of a job.
 
@@ -35,11 +37,29 @@ def choose_transform(
         wanted: The job's section; its fields win.
         problem: Why the model says nothing.
         allow_import: Prefixes of modules that `factory` may name.
+        max_image_px: How many pixels an image may decode to; None: any number.
 
     Raises:
         JobError: Fields are missing, have no effect, or do not fit together; the factory is not
-            allowed, or cannot be called.
+            allowed, or cannot be called; every image would be made larger than one may be.
     """
+    spec = _chosen(name, default, wanted, problem, allow_import)
+    if max_image_px is not None and least_made_px(spec) > (most := most_made_px(max_image_px)):
+        raise JobError(
+            f"transform: {name} would get images of {least_made_px(spec)} px at least (size_px "
+            f"{_shown(spec.size_px)}, resize_px {_shown(spec.resize_px)}), allowed are {most} "
+            "(source.max_image_px)"
+        )
+    return spec
+
+
+def _chosen(
+    name: str,
+    default: TransformSpec | None,
+    wanted: Transform,
+    problem: str,
+    allow_import: Sequence[str],
+) -> TransformSpec:
     given = {key: value for key, value in wanted.model_dump().items() if value is not None}
     base = default.to_dict() if default else {}
     if wanted.factory is not None:
@@ -117,6 +137,10 @@ def _in_ratio(size: Any, old_size: Any, old_resize: Any) -> Any:
         return round(max(_pair(size)) * old_resize / max(_pair(old_size)))
     ratios = zip(_pair(size), _pair(old_size), _pair(old_resize), strict=True)
     return [round(side * resize / old) for side, old, resize in ratios]
+
+
+def _shown(size: Any) -> str:
+    return "none" if size is None else " x ".join(map(str, _pair(size)))
 
 
 def _pair(size: Any) -> tuple[int, int]:

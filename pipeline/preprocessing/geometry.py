@@ -13,12 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, WIDTH_PX
-from pipeline.preprocessing.transform import TransformSpec, sides
+from pipeline.preprocessing.transform import MAX_ASPECT_RATIO, TransformSpec, sides
 
 GEOMETRY_TYPE = pa.list_(pa.float32(), 4)
 _SHRINK_TO = 2
 """The decoder shrinks to no less than this multiple of the resized side, so that the filter of the
 resize still decides the pixels; Pillow's `thumbnail` uses the same multiple."""
+_LEAST_MADE_PX = 1 << 24
+"""A job may lower the largest image that is decoded without refusing what models usually take."""
 
 
 class Placement(NamedTuple):
@@ -48,6 +50,29 @@ def placement(spec: TransformSpec, width_px: int, height_px: int) -> Placement:
         return Placement(height, width, 0, 0)
     top = _centred(height, spec.height_px, spec.crop_start)
     return Placement(height, width, top, _centred(width, spec.width_px, spec.crop_start))
+
+
+def made_px(spec: TransformSpec, width_px: int, height_px: int) -> int:
+    """Return the pixels of the larger of two: the resized image, and the model input."""
+    at = placement(spec, width_px, height_px)
+    input_px = 0 if spec.size_px is None else spec.height_px * spec.width_px
+    return max(at.height_px * at.width_px, input_px)
+
+
+def least_made_px(spec: TransformSpec) -> int:
+    """Return the least that `made_px` gives for images of any shape; 1 for sizes of their own."""
+    if spec.factory is not None or spec.resize == "none":
+        return 1 if spec.size_px is None else spec.height_px * spec.width_px
+    wanted = spec.size_px if spec.resize_px is None else spec.resize_px
+    height_px, width_px = sides(wanted or 1)
+    # Between its own shape and the longest ones an image of a shape has more.
+    shapes = [(width_px, height_px), (1, 1), (MAX_ASPECT_RATIO, 1), (1, MAX_ASPECT_RATIO)]
+    return min(made_px(spec, width, height) for width, height in shapes)
+
+
+def most_made_px(max_image_px: int) -> int:
+    """Return how many pixels `made_px` may give, from those that an image may decode to."""
+    return max(max_image_px, _LEAST_MADE_PX)
 
 
 def geometry(spec: TransformSpec, width_px: int, height_px: int) -> Geometry:

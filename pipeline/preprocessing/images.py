@@ -20,7 +20,7 @@ from pipeline.core.failures import Failure, RowError, failure_columns, failures_
 from pipeline.core.schema import IMAGE
 from pipeline.core.watchdog import tick
 from pipeline.preprocessing.decode import Decoded, DecodeLimits, decode_sized
-from pipeline.preprocessing.geometry import Sizes, shrink_factor
+from pipeline.preprocessing.geometry import Sizes, most_made_px, shrink_factor
 from pipeline.preprocessing.nvjpeg import Decode, JpegGroups, gpu_decoder
 from pipeline.preprocessing.own_transform import step_of, transform_by
 from pipeline.preprocessing.pixels import OneSize, Pixels, pixels_of
@@ -84,7 +84,7 @@ def _maker(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what makes model input, uint8 (C, H, W), of an image: ours, or the user's own."""
     if spec.factory is None:
-        return partial(resize_and_crop, spec=spec)
+        return partial(resize_and_crop, spec=spec, max_px=most_made_px(limits.max_image_px))
     step = step_of(spec, thread)
     return partial(transform_by, step, spec=spec, max_px=limits.max_image_px)
 

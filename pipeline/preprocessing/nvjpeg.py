@@ -32,7 +32,7 @@ from pipeline.preprocessing.decode import (
     load_image_ops,
     plain_jpeg_px,
 )
-from pipeline.preprocessing.geometry import Sizes
+from pipeline.preprocessing.geometry import Sizes, most_made_px
 from pipeline.preprocessing.resizing import resize_and_crop
 from pipeline.preprocessing.transform import TransformSpec
 
@@ -124,7 +124,8 @@ class JpegGroups:
     def _transform(self, row: int, image: torch.Tensor) -> bool:
         started, is_done, place = perf_counter(), True, self.images[row]
         try:
-            crop = resize_and_crop(image, self.spec).permute(1, 2, 0)
+            most_px = most_made_px(self.limits.max_image_px)
+            crop = resize_and_crop(image, self.spec, most_px).permute(1, 2, 0)
             np.copyto(place, crop.cpu().numpy())
         except (RowError, RuntimeError):  # also if only the GPU is out of memory
             is_done = False

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.geometry import Placement, placement
+from pipeline.preprocessing.geometry import Placement, made_px, placement
 from pipeline.preprocessing.transform import MAX_ASPECT_RATIO, TransformSpec, Untransformable
 
 if TYPE_CHECKING:
@@ -25,19 +25,22 @@ _GRAY = (19595, 38470, 7471)
 """What Pillow's mode L takes of red, green and blue, in 65,536ths (ITU-R 601)."""
 
 
-def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
+def resize_and_crop(
+    image: torch.Tensor, spec: TransformSpec, max_px: int | None = None
+) -> torch.Tensor:
     """Make an image the model's size: resize it, then crop the centre or fill up around it.
 
     Args:
         image: RGB uint8 (3, H, W), on any device.
         spec: Sizes, filter and channels.
+        max_px: The most pixels of the resized image, and of the result; None: any number.
 
     Returns:
         uint8 (C, H, W) on the same device; if nothing is filled up, a view of the resized image.
 
     Raises:
-        Untransformable: One side is more than MAX_ASPECT_RATIO times the other, memory ran out, or
-            torch refused this shape.
+        Untransformable: One side is more than MAX_ASPECT_RATIO times the other, too many pixels
+            would come out, memory ran out, or torch refused this shape.
     """
     height_px, width_px = int(image.shape[-2]), int(image.shape[-1])
     if max(height_px, width_px) > MAX_ASPECT_RATIO * min(height_px, width_px):
@@ -45,6 +48,12 @@ def resize_and_crop(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
             Reason.TOO_LARGE,
             f"the image of {width_px} x {height_px} px is too long to resize, one side may be at "
             f"most {MAX_ASPECT_RATIO} times the other",
+        )
+    if max_px is not None and (num_px := made_px(spec, width_px, height_px)) > max_px:
+        raise Untransformable(
+            Reason.TOO_LARGE,
+            f"the image of {width_px} x {height_px} px would be resized to {num_px} px, allowed "
+            f"are {max_px} (source.max_image_px)",
         )
     try:
         place = placement(spec, width_px, height_px)

@@ -80,6 +80,21 @@ def test_what_does_not_fit_is_refused_in_one_line(default, fields: dict, words: 
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"size_px": 32, "resize_px": 40_000},
+        {"size_px": 40_000, "resize": "none"},
+        {"size_px": 224, "resize": "stretch", "resize_px": [50_000, 20_000]},
+        {"size_px": 40_000, "resize": "pad", "resize_px": 224},
+    ],
+)
+def test_sizes_that_no_image_may_decode_to_are_refused(fields: dict):
+    with pytest.raises(JobError, match=r"at least .* allowed are 100000000 \(source.max_image_px"):
+        choose_transform("m", OWN, Transform(**fields), max_image_px=100_000_000)
+    assert choose_transform("m", OWN, Transform(), max_image_px=10) == OWN
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"resize": "none", "interpolation": "bilinear"}, "interpolation has no effect"),

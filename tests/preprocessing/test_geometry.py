@@ -11,7 +11,13 @@ from PIL import Image
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, WIDTH_PX
 from pipeline.preprocessing.decode import DecodeLimits
-from pipeline.preprocessing.geometry import Geometry, geometry, shrink_factor
+from pipeline.preprocessing.geometry import (
+    Geometry,
+    geometry,
+    least_made_px,
+    made_px,
+    shrink_factor,
+)
 from pipeline.preprocessing.images import preprocess
 from pipeline.preprocessing.transform import TransformSpec
 
@@ -50,6 +56,24 @@ def photo(width_px: int, height_px: int, orientation: int = 1, kind: str = "JPEG
 )
 def test_geometry_of_each_kind(spec: TransformSpec, expected: Geometry):
     assert geometry(spec, 400, 200) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "least"),
+    [
+        (SPEC, 28 * 28),
+        (TransformSpec(20, (40, 100), "bilinear", **HALF), 40 * 100),
+        (TransformSpec(None, (50, 200), "bilinear", **HALF), 200 * 4),
+        (STRETCH, 100 * 200),
+        (PAD, 100 * 100),
+        (NONE, 100 * 100),
+        (TransformSpec(None, None, None, **HALF, resize="none"), 1),
+    ],
+)
+def test_no_shape_of_an_image_is_made_smaller_than_the_least(spec: TransformSpec, least: int):
+    assert least_made_px(spec) == least
+    shapes = [(width, height) for width in (8, 20, 57, 400) for height in (8, 23, 60, 400)]
+    assert all(made_px(spec, *shape) >= least for shape in shapes)
 
 
 def test_sizes_are_those_of_the_upright_image_and_null_if_it_cannot_be_decoded():

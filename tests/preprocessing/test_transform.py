@@ -89,6 +89,17 @@ def test_the_longest_allowed_strips_pass(height_px: int, width_px: int) -> None:
     assert result.shape == (3, 224, 224)
 
 
+def test_an_image_is_made_no_larger_than_one_may_be() -> None:
+    spec, image = make_spec(32, 300), make_image(20, 40)  # 300 x 600 px before the crop
+    assert resize_and_crop(image, spec, 300 * 600).shape == (3, 32, 32)
+    with pytest.raises(Untransformable, match="40 x 20 px would be resized to 180000 px") as caught:
+        resize_and_crop(image, spec, 300 * 600 - 1)
+    assert caught.value.reason == Reason.TOO_LARGE
+    padded = TransformSpec(500, 30, "bilinear", MEAN, STD, resize="pad")
+    with pytest.raises(Untransformable, match="to 250000 px, allowed are 249999"):
+        resize_and_crop(image, padded, 249_999)
+
+
 def test_what_torch_refuses_costs_the_row_and_not_the_run() -> None:
     image = make_image(2, 2).contiguous()
     try:
