@@ -71,6 +71,9 @@ class TransformSpec:
     torchvision, or `floor`, as transformers. Jobs do not set it."""
     antialias: bool = True
     """Whether the filters bilinear and bicubic smooth what they shrink. Jobs do not set it."""
+    multiple_px: int = 1
+    """Both sides become the next lower multiples of it, where resize_px is the shorter side and the
+    most of the longer one, as for YOLOS. Jobs do not set it."""
     factory: str | None = None
     """`package.module:callable` of the user's own transform, which replaces all this but size_px,
     mean and std; None: there is none."""
@@ -150,6 +153,7 @@ class TransformSpec:
             "channels": (self.channels, "rgb"),
             "crop_start": (self.crop_start, "round"),
             "antialias": (self.antialias, True),
+            "multiple_px": (self.multiple_px, 1),
             "factory": (self.factory, None),
             "args": (dict(self.args), {}),
             "code_sha256": (self.code_sha256, ""),
@@ -235,6 +239,8 @@ def _size_problems(spec: TransformSpec) -> Iterator[str]:
     for name, kinds in ONLY_WITH.items():
         if spec.resize not in kinds and getattr(spec, name):
             yield f"{name} has no effect with resize {spec.resize!r}"
+    if spec.multiple_px < 1 or (spec.multiple_px > 1 and not spec.keeps_shape):
+        yield f"multiple_px is {spec.multiple_px}; it needs images that keep their shape"
     if spec.resize == "none" or spec.factory is not None:
         return
     if spec.interpolation is None or (spec.size_px is None and not spec.keeps_shape):

@@ -37,9 +37,11 @@ _SHORTEST_KINDS = (
     *("MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "Siglip", "VideoMAE", "Vilt"),
 )
 """Processors of which a single number as size means the shorter side."""
-_OF_DETECTORS = ("ConditionalDetr", "DeformableDetr", "Detr")
+_OF_DETECTORS = ("ConditionalDetr", "DeformableDetr", "Detr", "RTDetr", "RfDetr", "Yolos")
 """Processors that resize the shorter side, if the longer one is not too long then, and crop
-nothing. YOLOS rounds both sides to multiples of 16 besides."""
+nothing."""
+_MULTIPLES_PX = {"Yolos": 16}
+"""Of those, the ones that round both sides down besides, to multiples of so many pixels."""
 _LONGEST_PX = 1333
 """Of the longer side, in configs from before there was `longest_edge`."""
 _NOT_SMOOTHED = ("RfDetr",)
@@ -188,7 +190,8 @@ def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dic
         return {"size_px": crop, "resize_px": None, "resize": "none"}
     within = _within(values, kind, where) if crop is None else None
     if within is not None:
-        return {"size_px": None, "resize_px": within, "resize": "shortest"}
+        of = next((n for name, n in _MULTIPLES_PX.items() if kind.startswith(name)), 1)
+        return {"size_px": None, "resize_px": within, "resize": "shortest", "multiple_px": of}
     shortest = _shortest(size, kind, where, give)
     if shortest is not None and kind.startswith(("ConvNext", "ConvNeXt")):
         if shortest >= _WARPED_FROM_PX:
@@ -318,6 +321,8 @@ def told(spec: TransformSpec) -> str:
             f"shorter side resized to {shorter} px, the longer to {longest} px at most "
             f"({spec.interpolation})"
         )
+        if spec.multiple_px > 1:
+            steps += f", both cut to multiples of {spec.multiple_px} px"
     elif spec.resize == "pad":
         steps += f", padded to {size}"
     elif spec.resize_px is not None or spec.resize == "none":

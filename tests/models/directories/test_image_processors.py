@@ -62,6 +62,11 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "efficientnet": ("EfficientNet", stretched(include_top=True, rescale_offset=True)),
     "d_fine": ("RTDetr", stretched(64, 48, resample=2, do_normalize=False, do_convert_rgb=None)),
     "rf_detr": ("RfDetr", stretched(64, 48, resample=2, do_pad=True)),
+    **{
+        f"{kind}, edges": (kind, {"size": edges, "resample": 2, **_NO_CROP})
+        for kind in ("Detr", "ConditionalDetr", "DeformableDetr", "RTDetr", "RfDetr", "Yolos")
+        for edges in [{"shortest_edge": 90, "longest_edge": 133}]
+    },
 }
 
 
