@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.counters import DEDUPE, Counters, StageCounters, add
 from pipeline.core.errors import InfraError, PipelineError
+from pipeline.core.memory import node_bytes
 from pipeline.core.schema import DIGEST, ERROR, IMAGE_FIELDS
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.core.watchdog import pause
@@ -33,11 +34,28 @@ if TYPE_CHECKING:
     from pipeline.gates.golden import GoldenRows
     from pipeline.inference.predictor import Predictor
 
+_OF_ACTORS = 0.9
+"""What the actors of a node may take of its memory, all of them together."""
 _MAX_LOADS = 6
 _NOT_LOADED = (
     "model {}: loading it ended its process {} times; the worker's log in Ray's session folder "
     "says where. If that was lack of memory, run fewer actors (resources.max_actors)"
 )
+
+
+@dataclass(frozen=True)
+class MemoryShare:
+    """How much of its node's memory an actor may take."""
+
+    least_bytes: int
+    """So much in any case."""
+    num_actors: int
+    """Of its node."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Return the share of this node."""
+        return max(self.least_bytes, int(_OF_ACTORS * node_bytes() / self.num_actors))
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,8 @@ class ActorConfig:
     """What the Predictor is made from."""
     row_timeout_s: float
     """How long a batch, or the decoding of a row, may take."""
+    memory: MemoryShare
+    """How much memory it may take."""
     fields: pa.Schema = IMAGE_FIELDS
     """The columns of the source that hold the input."""
     preprocessing: Preprocessing | None = None
@@ -204,7 +224,15 @@ def _guard(config: ActorConfig, model: _Model, attempts: Attempts) -> Guard:
     if preprocessing is not None:
         plans.insert(0, replace(preprocessing.plan, here=model.preprocess))
     work = SliceWork(preprocessing, predictor)
-    return Guard(work, plans, attempts, config.row_timeout_s, model.make_room, fields=config.fields)
+    return Guard(
+        work,
+        plans,
+        attempts,
+        config.row_timeout_s,
+        model.make_room,
+        fields=config.fields,
+        max_bytes=config.memory.max_bytes,
+    )
 
 
 def _actor_id() -> str:

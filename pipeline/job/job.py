@@ -118,6 +118,11 @@ class Run(Section):
     """A worker that so long neither decodes a row nor finishes a batch hangs, and is ended; the row
     it hung on is then found in child processes, which takes this long twice more, and quarantined
     as `timeout`. Loading and compiling a model do not count."""
+    trial_mib: PositiveInt = 4096
+    """Memory in MiB that the process which tries a row in `plan` and `doctor` may take, beside four
+    times the model's files; beyond, the command ends with exit 2. An actor of a run may take as
+    much, or its share of nine tenths of its node's memory if that is more; rows that need more are
+    quarantined as `out_of_memory`."""
     single_writer: bool = False
     """Accept a store without create-once: you promise that no other run writes this partition."""
     dedupe: bool = False

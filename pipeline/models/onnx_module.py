@@ -23,6 +23,9 @@ Feeds = dict[str, npt.NDArray[Any]]
 """Name of an input of the file -> C-contiguous (B, ...), of its dtype."""
 Engine = Callable[[Feeds], Sequence[npt.NDArray[Any]]]
 """Runs the file: arrays by name -> the outputs that `output_names` has, in that order."""
+ONNX_LOG_LEVEL = 4
+"""Only what ends the process: the library's log has names of nodes as they are in the file, and
+what goes wrong is raised besides."""
 _DIGEST = "sha256"
 _READ_BYTES = 1 << 20
 
@@ -196,7 +199,7 @@ def _reference(source: str | bytes, outputs: Sequence[str]) -> Engine:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.log_severity_level = 3
+    options.log_severity_level = ONNX_LOG_LEVEL
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def run(feeds: Feeds) -> Sequence[npt.NDArray[Any]]:

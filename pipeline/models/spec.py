@@ -21,13 +21,13 @@ from pipeline.core.registry import INPUTS, TASKS
 from pipeline.core.user_errors import SHOW_ALL, tell
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.opening import directory_module
-from pipeline.models.directories.snapshot import ModelDirectory
+from pipeline.models.directories.snapshot import ModelDirectory, local_bytes
 from pipeline.models.factory_tensors import pin, seeded
 from pipeline.models.state_dict import load_state
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.torchvision_catalog import torchvision_module
-from pipeline.models.weights import read_weights
+from pipeline.models.weights import read_weights, weights_bytes
 from pipeline.preprocessing.model_input import BatchLimits, Input
 from pipeline.preprocessing.transform import TransformSpec
 from pipeline.storage.store import Store
@@ -128,6 +128,16 @@ class ModelSpec:
         with errors_told(TASKS, self.task.kind):
             fields = make_task(self.task).fields()
         return [*fields, *self.input.published_fields()]
+
+    def file_bytes(self) -> int:
+        """Return the size in bytes of the files that it is loaded from; 0 if there are none.
+
+        Raises:
+            PipelineError: They cannot be found.
+        """
+        if self.directory is not None:
+            return local_bytes(self.directory)
+        return weights_bytes(self.weights_uri, self.storage_options) if self.weights_uri else 0
 
     def as_reference(self) -> ModelSpec:
         """Return the reference of this spec: eager fp32 over exactly prepared rows."""

@@ -88,6 +88,15 @@ def open_weights(uri: str, storage_options: Mapping[str, Any]) -> Iterator[Binar
         yield file
 
 
+def weights_bytes(uri: str, storage_options: Mapping[str, Any]) -> int:
+    """Return the size of a weights file.
+
+    Raises:
+        JobError: There is none.
+    """
+    return _require_file(uri, storage_options)[2]
+
+
 def _reason(error: Exception) -> str:
     reason = f"{type(error).__name__}: {error}"
     if "weights_only" in reason:  # the rest of torch's message explains how to load it unsafely

@@ -64,6 +64,12 @@ class Allocation:
     """0: the actors decode."""
     num_writers: int
     """0: the actors write."""
+    num_nodes: int = 1
+
+    @property
+    def actors_per_node(self) -> int:
+        """Return how many actors a node has at most, if they are spread evenly."""
+        return -(-self.max_actors // self.num_nodes)
 
     @property
     def decodes_in_actors(self) -> bool:
@@ -192,6 +198,7 @@ def allocate(resources: Resources, hardware: Hardware, *, is_table: bool = False
         num_readers=num_readers,
         num_decoders=num_decoders,
         num_writers=num_writers,
+        num_nodes=hardware.num_nodes,
     )
 
 

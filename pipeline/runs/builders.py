@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from pipeline.commit.provenance import file_metadata
 from pipeline.commit.staging import StagingWriter
+from pipeline.core.memory import MIB
 from pipeline.execution.dedupe_actor import start_index
-from pipeline.execution.predictor_actor import ActorConfig
+from pipeline.execution.predictor_actor import ActorConfig, MemoryShare
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.gates.golden import GoldenRows
 from pipeline.gates.judging import needs_of
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from pipeline.execution.datasource import ShardSource
 
 
+_COPIES = 4
+"""How many times the bytes of its files a model may take while it is loaded: they are read, and
+make tensors, of twice the width if they are float16, and perhaps once more for the module."""
 _COMPARED_EACH = 2
 """Slices per actor that carry reference pixels if tasks decode; Ray decides which actor gets
 which slice."""
@@ -93,6 +97,7 @@ def make_stream(
         ActorConfig(
             predictor,
             row_timeout_s=run.job.run.row_timeout_s,
+            memory=MemoryShare(trial_bytes(run.job, model), allocation.actors_per_node),
             fields=plan.fields,
             preprocessing=in_actor,
             index=start_index() if dedupe else None,
@@ -136,6 +141,11 @@ def plain_predictor_config(
         num_threads=num_threads,
         pass_through=plan.pass_through,
     )
+
+
+def trial_bytes(job: Job, model: ModelSpec) -> int:
+    """Return how much memory a process may take that tries the model over a row."""
+    return job.run.trial_mib * MIB + _COPIES * model.file_bytes()
 
 
 def _reference_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | None:

@@ -27,7 +27,7 @@ from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task
 from pipeline.plan.plan import Plan
 from pipeline.preprocessing.own_transform import own_transform, try_step
-from pipeline.runs.builders import make_reader, plain_predictor_config
+from pipeline.runs.builders import make_reader, plain_predictor_config, trial_bytes
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit, only_rows
@@ -150,11 +150,13 @@ def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:
         _work(job, plan, model, units),
         job.run.row_timeout_s,
         min(_MAX_START_S, _START_LIMITS * job.run.row_timeout_s),
+        max_bytes=trial_bytes(job, model),
+        is_silent=True,
     )
     with contextlib.closing(child):
         ended = child.start()
         if ended is not None:
-            raise JobError(f"model {model.name}: cannot be loaded: {ended.message}")
+            raise JobError(f"model {model.name}: cannot be loaded: {_why(ended)}")
         transform = _try_transform(child, model)
         is_random = not model.has_weights and _is_random(child, model)
         found = replace(_first_good(child, model, len(units)), transform=transform)
@@ -184,7 +186,7 @@ def _try_transform(child: Child, model: ModelSpec) -> str | None:
         return None
     found = child.call(_TRANSFORM, pa.table({"unit": [0]}))
     if isinstance(found, ChildExit):
-        return f"warn: of a generated image: {found.message}"
+        return f"warn: of a generated image: {_why(found)}"
     return str(found.rows.column("found")[0])
 
 
@@ -196,7 +198,7 @@ def _is_random(child: Child, model: ModelSpec) -> bool:
     """
     found = child.call(_BUILD, pa.table({"unit": [0]}))
     if isinstance(found, ChildExit):
-        raise JobError(f"model {model.name}: cannot be loaded again: {found.message}")
+        raise JobError(f"model {model.name}: cannot be loaded again: {_why(found)}")
     if not found.rows.column("is_same")[0].as_py():
         raise JobError(
             f"model {model.name}: its tensors are other ones each time that it is built, so "
@@ -262,7 +264,12 @@ def _step(child: Child, stage: str, rows: pa.Table) -> pa.Table | str:
         if type(error) is not PipelineError:
             raise
         return str(error)  # what a library or the user's own code raised
-    return done.rows if isinstance(done, ChildResult) else done.message
+    return done.rows if isinstance(done, ChildResult) else _why(done)
+
+
+def _why(ended: ChildExit) -> str:
+    """Say how a child ended; of one that took too much memory also what allows it more."""
+    return f"{ended.message}{' (run.trial_mib)' if ended.max_bytes else ''}"
 
 
 def _problem(rows: pa.Table) -> str:

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import models
+import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli import pipeline, write_job
+from onnx import helper, numpy_helper
+from onnx_files import FLOAT, make_model, value
 from PIL import Image
 from tiny_tokenizer import make_tokenizer
 
@@ -112,6 +116,53 @@ def test_what_no_row_survives_is_an_error_of_the_job_that_names_the_cause(
         attempt(make_job(tmp_path, [RED], model=fields))
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+
+
+def onnx_job(folder: Path, nodes: list[Any], *initializers: Any, **sections: Any) -> Job:
+    """A job over a row of features and an .onnx file of these nodes, from `x` to `y`."""
+    (folder / "in").mkdir()
+    pq.write_table(pa.table({"a": [1.0], "b": [2.0]}), folder / "in" / "a.parquet")
+    outputs = [value("y", FLOAT, ["batch", 2])]
+    made = make_model(nodes, [value("x", FLOAT, ["batch", 2])], outputs, initializers)
+    onnx.save(made, folder / "m.onnx")
+    source = {"uri": str(folder / "in"), "format": "parquet", "features": ["a", "b"]}
+    fields = {"path": str(folder / "m.onnx"), "task": "embed"}
+    path = write_job(
+        folder / "job.yaml",
+        source,
+        str(folder / "out"),
+        model=fields,
+        transform=None,
+        **sections,
+    )
+    return load_job(path, date=dt.date(2026, 11, 24))
+
+
+def test_a_graph_that_takes_more_memory_than_a_trial_may_is_an_error_of_the_job(tmp_path: Path):
+    wide = numpy_helper.from_array(np.array([200_000_000, 1, 2]), "wide")  # 3 GiB
+    nodes = [
+        helper.make_node("Expand", ["x", "wide"], ["many"]),
+        helper.make_node("ReduceMax", ["many"], ["y"], axes=[0], keepdims=0),
+    ]
+    job = onnx_job(tmp_path, nodes, wide, run={"trial_mib": 700})
+    with pytest.raises(JobError, match=r"took more than 700 MiB \(run.trial_mib\)") as caught:
+        attempt(job)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_in_a_model_file_do_not_reach_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    name = "\x1b]0;T\x07\n2026-01-01 00:00:00,000 ERROR forged line"
+    seven = numpy_helper.from_array(np.array([7, 2]), "seven")
+    nodes = [
+        helper.make_node("Reshape", ["x", "seven"], ["bad"], name=name),
+        helper.make_node("Identity", ["bad"], ["y"]),
+    ]
+    with pytest.raises(JobError, match="Reshape") as caught:
+        attempt(onnx_job(tmp_path, nodes, seven))
+    assert str(caught.value).isprintable()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

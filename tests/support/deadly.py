@@ -32,13 +32,26 @@ STAGE = "predict"
 FIELDS = pa.schema([pa.field("value", pa.int64())])
 """What `rows_of` takes for the input of a row."""
 CRASH = b"crash"
-SEGFAULT, EXIT, HANG, KILL, RAISE, ABORT, KILL_FIRST = -1, -2, -3, -4, -5, -6, -7
+SEGFAULT, EXIT, HANG, KILL, RAISE, ABORT, KILL_FIRST, GROW = -1, -2, -3, -4, -5, -6, -7, -8
+MAX_BYTES = 400 << 20
+"""More than any work here takes, but for GROW."""
+
+
+def grow() -> None:
+    """Take up to 2 GiB, at most 4 GiB/s."""
+    held = []
+    for _ in range(512):
+        held.append(b"x" * (4 << 20))
+        time.sleep(0.001)
+
+
 DEADLY: dict[int, Callable[[], object]] = {
     SEGFAULT: lambda: ctypes.string_at(0),
     EXIT: lambda: os._exit(3),
     HANG: lambda: ctypes.PyDLL(None).sleep(10**6),  # keeps Python's lock
     KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
     ABORT: os.abort,
+    GROW: grow,
 }
 
 
@@ -105,6 +118,18 @@ def double_both(rows: pa.Table, counters: Counters) -> pa.Table:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """Writes to file descriptor 2, as libraries of C do, what a terminal would obey."""
+
+    def open(self) -> Mapping[str, Step]:
+        return {STAGE: self._write}
+
+    def _write(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        os.write(2, b"\x1b]0;T\x07\n2026-01-01 00:00:00,000 ERROR forged \xff line\n")
+        return rows
+
+
+@dataclass(frozen=True)
 class Sizing:
     """Says of each row how many were worked on with it."""
 
@@ -144,13 +169,20 @@ def die_over(attempts: Attempts, name: str, *notes: tuple[str, str | None]) -> N
 
 def wait_for_end(pid: int, timeout_s: float = 30.0) -> bool:
     """Wait until a process is gone, or a zombie that its new parent has not collected yet."""
+    return wait_until(lambda: _is_gone(pid), timeout_s)
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+    """Wait until something is so; return whether it is."""
     until_s = time.monotonic() + timeout_s
-    while time.monotonic() < until_s:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state == "Z":
-            return True
+    while not (found := is_so()) and time.monotonic() < until_s:
         time.sleep(0.02)
-    return False
+    return found
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"

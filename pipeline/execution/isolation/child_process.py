@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from time import monotonic
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
@@ -26,8 +28,12 @@ from pipeline.core.counters import Counters
 from pipeline.core.current_input import tell_inputs_to
 from pipeline.core.errors import PipelineError
 from pipeline.core.failures import Reason
+from pipeline.core.memory import LOOK_S, taken_bytes, told
 from pipeline.core.parent_death import die_with
+from pipeline.core.printable import clean_message
 from pipeline.core.user_errors import tell
+
+log = logging.getLogger(__name__)
 
 Step = Callable[[pa.Table, Counters], pa.Table]
 """Rows in, rows out; counts what it did."""
@@ -38,6 +44,7 @@ _CHILD = (
     "serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
 _LOOK_S = 1.0
+_LINE_BYTES = 4096
 _END_S = 10.0
 _LEAST_START_S = 60.0
 
@@ -68,6 +75,8 @@ class ChildExit:
     """False: it ended while it started, so no row is the cause."""
     input_name: str = ""
     """Which of several inputs it worked on; '' if it worked on the only one, or on none."""
+    max_bytes: int = 0
+    """The limit of its memory, if it was ended for that; otherwise 0."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +89,27 @@ class _Begun:
 class Child:
     """Starts a process when it has to, and again after each end; has one at a time."""
 
-    def __init__(self, work: Work, call_s: float, start_s: float) -> None:
+    def __init__(
+        self,
+        work: Work,
+        call_s: float,
+        start_s: float,
+        *,
+        max_bytes: int | None = None,
+        is_silent: bool = False,
+    ) -> None:
         """Take the work.
 
         Args:
             work: What to do.
             call_s: How long one call may take.
             start_s: How long a start may take, importing and loading the model; a minute at least.
+            max_bytes: How much memory of its own it may take; None: any number.
+            is_silent: What it writes, and libraries in it, goes to the debug log, escaped, and not
+                to this process's standard error.
         """
         self._work, self._call_s, self._start_s = work, call_s, max(start_s, _LEAST_START_S)
+        self._max_bytes, self._is_silent = max_bytes, is_silent
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -128,14 +149,17 @@ class Child:
             self._process = subprocess.Popen(  # noqa: S603  # this very Python
                 [sys.executable, "-X", "faulthandler", "-c", _CHILD, *arguments],
                 stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE if self._is_silent else None,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        if self._is_silent:
+            threading.Thread(target=_log, args=(self._process.stderr,), daemon=True).start()
         answer = self._ask(self._work, self._start_s)
         if not isinstance(answer, ChildExit):
             return None
         message = f"while it was started, {answer.message}"
-        return ChildExit(answer.reason, message, had_started=False)
+        return replace(answer, message=message, had_started=False)
 
     def _ask(self, request: Any, limit_s: float) -> Any:
         """Return the answer, or how the child ended; what it raised is raised."""
@@ -157,9 +181,13 @@ class Child:
     def _receive(
         self, process: subprocess.Popen[bytes], pipe: Connection, until_s: float, limit_s: float
     ) -> Any:
-        while not pipe.poll(max(0.0, min(_LOOK_S, until_s - monotonic()))):
+        look_s, most = (_LOOK_S, None) if self._max_bytes is None else (LOOK_S, self._max_bytes)
+        while not pipe.poll(max(0.0, min(look_s, until_s - monotonic()))):
             if process.poll() is not None:  # another process may hold its end of the pipe
                 return self._reap(process)
+            if most is not None and taken_bytes(process.pid) > most:
+                self.close()
+                return ChildExit(Reason.OUT_OF_MEMORY, told(most), max_bytes=most)
             if monotonic() >= until_s:
                 self.close()
                 return ChildExit(Reason.TIMEOUT, f"no result after {limit_s:g} s")
@@ -173,6 +201,13 @@ class Child:
         if code is None:
             return ChildExit(Reason.NATIVE_CRASH, "its process stopped answering")
         return describe_exit(code)
+
+
+def _log(stream: IO[bytes]) -> None:
+    """Log what a child writes until it ends: names in a model file may hold any bytes."""
+    with stream:
+        while line := stream.readline(_LINE_BYTES):
+            log.debug("a child says: %s", clean_message(line.decode(errors="backslashreplace")))
 
 
 def describe_exit(code: int) -> ChildExit:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.core.counters import ISOLATED, Counters, StageCounters, add
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.memory import at_most
 from pipeline.core.schema import ERROR, IMAGE_FIELDS, ROW_ID
 from pipeline.core.watchdog import watch
 from pipeline.execution.isolation.attempts import Attempts, Earlier
@@ -40,6 +41,7 @@ class Guard:
         release: Callable[[], None] = lambda: None,
         *,
         fields: pa.Schema = IMAGE_FIELDS,
+        max_bytes: int | None = None,
     ) -> None:
         """Take what is to be done.
 
@@ -50,11 +52,12 @@ class Guard:
             row_timeout_s: How long one batch, or the decoding of a row, may take.
             release: Called before a child works: makes room for its model.
             fields: The columns of the source that hold a row's input.
+            max_bytes: How much memory this process, and a child, may take; None: any number.
         """
-        self._fields = fields
+        self._fields, self._max_bytes = fields, max_bytes
         self._plans, self._attempts, self._release = plans, attempts, release
         self._limit_s = row_timeout_s
-        self._child = Child(work, row_timeout_s, _START_LIMITS * row_timeout_s)
+        self._child = Child(work, row_timeout_s, _START_LIMITS * row_timeout_s, max_bytes=max_bytes)
 
     def run(self, name: str, rows: pa.Table, counters: Counters) -> pa.Table:
         """Do all stages with the rows of a slice; what cannot be done is failed rows.
@@ -64,7 +67,7 @@ class Guard:
             rows: The slice.
             counters: Gets what the stages did, and `isolated` if there was need.
         """
-        with self._attempts.attempt(name) as earlier:
+        with self._attempts.attempt(name) as earlier, at_most(self._max_bytes):
             if not earlier.exits and not self._attempts.are_unsafe:
                 with watch(self._limit_s):
                     for plan in self._plans:

@@ -129,7 +129,8 @@ class Isolated:
                 return done
             self.num_exits += 1
             self._left -= _A_HANG_COUNTS if done.reason is Reason.TIMEOUT else 1
-            is_doubtful = done.reason is Reason.OUT_OF_MEMORY and done.had_started
+            was_ours = done.max_bytes > 0  # its own memory is what ended it, and would again
+            is_doubtful = done.reason is Reason.OUT_OF_MEMORY and done.had_started and not was_ours
             if is_doubtful and not was_killed:
                 was_killed = True
                 continue

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.inference.runtimes.base import BOTH, CPU, Device, Runner, Runtime
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.models.onnx_module import ONNX_LOG_LEVEL
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
@@ -64,7 +65,7 @@ def _session(model: Path | str | bytes, num_threads: int, *, is_on_gpu: bool) ->
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
-    options.log_severity_level = 3
+    options.log_severity_level = ONNX_LOG_LEVEL
     # Threads that spin while they wait would take the cores of the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(

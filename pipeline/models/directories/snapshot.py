@@ -94,6 +94,11 @@ def local(directory: ModelDirectory) -> Path:
     return kept(_key(directory.sha256), write) / _FILES
 
 
+def local_bytes(directory: ModelDirectory) -> int:
+    """Return the size in bytes of this node's copy, which is made as by `local`."""
+    return sum(path.stat().st_size for path in local(directory).rglob("*") if path.is_file())
+
+
 def _chosen(uri: str, options: Mapping[str, Any]) -> tuple[Store, list[StoredFile]]:
     """Return the folder of a model, and the files of it that are used."""
     require_local_model(uri)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from badfiles import base_image, encode
+from checkout import PYTHONPATH
 from deadly import (
     CRASH,
     KILL,
@@ -124,6 +125,39 @@ def test_workers_that_die_over_batches_twice_have_their_rows_taken_one_by_one(
             found = guard.run(NAME, rows_of([1, 2]), {})
         assert found.column("error").to_pylist() == [None, None]
         assert len(work.pids) == starts
+
+
+GUARDED = """
+import sys
+from pathlib import Path
+from deadly import GROW, MAX_BYTES, STAGE, Doubling, double, rows_of
+from pipeline.execution.isolation.attempts import Attempts
+from pipeline.execution.isolation.crash_guard import Guard
+from pipeline.execution.isolation.row_isolation import StagePlan
+guard = Guard(Doubling(sys.argv[2]), [StagePlan(STAGE, 2, double)], Attempts(Path(sys.argv[1])),
+              60.0, max_bytes=MAX_BYTES)
+print(guard.run("predict-0-0", rows_of([1, GROW, 3]), {}).column("error").to_pylist())
+guard.close()
+"""
+
+
+def test_a_worker_that_takes_too_much_memory_ends_and_its_row_is_found(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", GUARDED, str(tmp_path / "marks"), str(tmp_path / "starts")]
+    path = os.pathsep.join([PYTHONPATH, *sys.path])
+    first, second = (
+        subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        for _ in range(2)
+    )
+    assert (first.returncode, first.stdout) == (1, "")
+    assert first.stderr == "its process took more than 400 MiB: it ends\n"
+    assert (second.returncode, second.stdout) == (0, "[None, 'out_of_memory', None]\n")
 
 
 def test_attempts_of_two_processes_at_one_slice_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -18,27 +18,31 @@ from deadly import (
     ABORT,
     EXIT,
     FIELDS,
+    GROW,
     HANG,
     KILL,
     KILL_FIRST,
+    MAX_BYTES,
     RAISE,
     SEGFAULT,
     STAGE,
     Doubling,
     Sizing,
     TwoInputs,
+    Writing,
     double,
     double_both,
     rows_of,
     size,
     wait_for_end,
+    wait_until,
 )
 
 from pipeline.core.counters import Counters
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failures_of
 from pipeline.core.schema import ERROR
-from pipeline.execution.isolation.child_process import Child
+from pipeline.execution.isolation.child_process import Child, ChildResult
 from pipeline.execution.isolation.row_isolation import (
     MAX_EXITS_IN_A_ROW,
     MAX_STARTS,
@@ -93,6 +97,36 @@ def test_rows_that_end_processes_are_failed_with_their_reasons_and_the_others_ar
     assert len(work.pids) == isolated.num_exits + 1
     assert isolated.num_poison == 5
     assert all(wait_for_end(pid) for pid in work.pids)
+
+
+def test_a_row_that_takes_too_much_memory_is_ended_once_and_says_the_limit(tmp_path: Path) -> None:
+    work = Doubling(str(tmp_path / "starts"))
+    with closing(Child(work, 60.0, START_S, max_bytes=MAX_BYTES)) as child:
+        isolated = Isolated(child, lambda stage, row: None, FIELDS)
+        found = isolated.run(plan(3), rows_of([1, GROW, 3]), {}, one_by_one=True)
+    failures = failures_of(found)
+    assert [failure and failure.reason for failure in failures] == [
+        None,
+        Reason.OUT_OF_MEMORY,
+        None,
+    ]
+    assert failures[1] is not None
+    assert failures[1].message == "its process took more than 400 MiB"
+    assert (isolated.num_exits, len(work.pids)) == (1, 2)
+
+
+def test_what_a_silent_child_writes_is_one_printable_line_of_the_debug_log(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "pipeline")
+    rows = rows_of([0])
+    with closing(Child(Writing(), CALL_S, START_S, is_silent=True)) as child:
+        assert isinstance(child.call(STAGE, rows), ChildResult)
+    assert wait_until(lambda: len(caplog.records) >= 2)
+    said = [record.getMessage() for record in caplog.records]
+    assert "a child says: \\x1b]0;T\\x07" in said
+    assert all(message.isprintable() for message in said)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_row_that_ends_its_process_says_over_which_input() -> None:

@@ -1,0 +1,81 @@
+"""How much memory a process takes of its own, and the end of one that takes too much.
+
+A limit of the kernel is none here: address space (RLIMIT_AS, RLIMIT_DATA) counts the arenas and
+thread stacks that torch and Arrow only reserve. So what is really there is looked at, often enough
+for an allocation that is filled as fast as memory is: half a GiB more at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+MIB = 1 << 20
+LOOK_S = 0.05
+"""How often to look at what a process takes."""
+_OWN = ("RssAnon:", "VmSwap:")
+_CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def taken_bytes(pid: int) -> int:
+    """Return the memory of a process in bytes, without files that it maps; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return sum(1024 * int(line.split()[1]) for line in status if line.startswith(_OWN))
+    except (OSError, ValueError):
+        return _resident_bytes(pid)
+
+
+def _resident_bytes(pid: int) -> int:
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def node_bytes() -> int:
+    """Return the memory of this machine, or of the container that this process is in."""
+    import psutil
+
+    found = int(psutil.virtual_memory().total)
+    for path in _CGROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            found = min(found, int(Path(path).read_text()))
+    return found
+
+
+def told(max_bytes: int) -> str:
+    """Say that a process took more than a limit."""
+    return f"its process took more than {max_bytes // MIB:,} MiB"
+
+
+@contextlib.contextmanager
+def at_most(max_bytes: int | None) -> Iterator[None]:
+    """End this process, exit code 1, when it takes more during the body; None: any number.
+
+    A thread looks, so code that keeps Python's lock while it allocates is not seen in time.
+    """
+    if max_bytes is None:
+        yield
+        return
+    done = threading.Event()
+    watching = threading.Thread(target=_watch, args=(max_bytes, done), daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watching.join()
+
+
+def _watch(max_bytes: int, done: threading.Event) -> None:
+    while not done.wait(LOOK_S):
+        if taken_bytes(os.getpid()) > max_bytes:
+            (sys.__stderr__ or sys.stderr).write(f"{told(max_bytes)}: it ends\n")
+            os._exit(1)
