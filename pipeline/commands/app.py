@@ -46,6 +46,9 @@ def pull(
     uri: Annotated[str, typer.Argument(metavar="hf://ORG/NAME[@REVISION]", help="What to copy.")],
     destination: Annotated[str, typer.Argument(metavar="DEST", help="A folder, on any store.")],
     include: IncludeOption = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Take files of which the hub says no digest.")
+    ] = False,
     storage_options: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,7 +56,8 @@ def pull(
     from pipeline.commands.pull import pull as pull_files
 
     options = as_storage_options(storage_options)
-    show(pull_files(uri, destination, include or [], options), as_json=as_json)
+    found = pull_files(uri, destination, include or [], options, unverified=unverified)
+    show(found, as_json=as_json)
 
 
 def schema(

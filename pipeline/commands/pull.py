@@ -39,7 +39,12 @@ _SHOWN = 5
 
 
 def pull(
-    uri: str, destination: str, include: Sequence[str], storage_options: Mapping[str, Any]
+    uri: str,
+    destination: str,
+    include: Sequence[str],
+    storage_options: Mapping[str, Any],
+    *,
+    unverified: bool = False,
 ) -> dict[str, Any]:
     """Copy the allowed files of a repository, and return what is there then.
 
@@ -49,10 +54,11 @@ def pull(
         include: Patterns of files to take; empty: all that are allowed, without ONNX files if there
             are safetensors.
         storage_options: fsspec options of the destination.
+        unverified: Take files of which the hub says no size or no digest.
 
     Raises:
         JobError: There is no such repository, revision or file; a file is not allowed, or has
-            another digest than the hub says; the folder holds another commit.
+            another digest than the hub says, or the hub says none; the folder holds another commit.
         InfraError: The hub or the store fails.
     """
     repo, store = read_repo(uri), Store(destination, storage_options)
@@ -60,6 +66,12 @@ def pull(
     chosen, left_out = choose_files(repo, include)
     held = _held(store, repo)
     missing = [file for file in chosen if not _is_held(store, file, held)]
+    unknown = [file.name for file in missing if not file.is_checkable]
+    if unknown and not unverified:
+        raise JobError(
+            f"{uri}: the hub says no size or no digest of {_listed(unknown)}, so that none can be "
+            "checked; --unverified takes them as they come"
+        )
     copied = _copy(repo, missing, store)
     if missing:
         held = {**held, **copied}

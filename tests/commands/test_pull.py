@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli import Result, pipeline
 from hubserver import COMMIT, OTHER_COMMIT, TOKEN, HubServer
 from s3server import S3Server
 
+from pipeline.commands import hub as hub_files
 from pipeline.commands.hub import read_repo
+from pipeline.commands.hub_request import require_outside
 from pipeline.commands.pull import pull
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError
@@ -287,6 +292,97 @@ def test_it_writes_to_an_object_store(hub: HubServer, s3: S3Server):
 
 def command(hub: HubServer, *arguments: str, **env: str) -> Result:
     return pipeline("pull", *arguments, env={"HF_ENDPOINT": hub.url, **env})
+
+
+def described(*siblings: Any, **more: Any) -> bytes:
+    return json.dumps({"sha": COMMIT, "siblings": siblings, **more}).encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"[]",
+        b"7",
+        b"\xff",
+        b'{"sha": "0123", "siblings": []}',
+        b'{"siblings": []}',
+        b"[" * 100_000,
+        b'{"sha": "'
+        + COMMIT.encode()
+        + b'", "siblings": '
+        + b"[" * 100_000
+        + b"]" * 100_000
+        + b"}",
+        described(sha=7),
+        described(siblings=7),
+        described(1, 2),
+        described({"size": 3}),
+        described({"rfilename": 3, "size": 3}),
+        *(described({"rfilename": LARGE, "size": size}) for size in ("3", -1, True, 1.5, [1])),
+        *(described({"rfilename": LARGE, "lfs": lfs}) for lfs in ({}, {"sha256": 3}, [], 5)),
+        described({"rfilename": LARGE, "lfs": {"sha256": "../../x"}}),
+        described({"rfilename": LARGE, "blobId": 3}),
+    ],
+    ids=lambda answer: answer[:80].decode(errors="replace"),
+)
+def test_an_answer_that_describes_no_repository_is_said(
+    hub: HubServer, tmp_path: Path, answer: bytes
+):
+    hub.describes = answer
+    assert "answer describes no repository" in refusal(URI, tmp_path, kind=InfraError)
+
+
+@pytest.mark.parametrize("kind", ["", "gzip"])
+def test_a_description_without_an_end_is_given_up(
+    hub: HubServer, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(hub_files, "_MAX_ANSWER_BYTES", 1 << 20)
+    hub.unending = {"description", kind}
+    assert "longer than 1048576 bytes" in refusal(URI, tmp_path, kind=InfraError)
+
+
+@pytest.mark.parametrize("what", ["description", "config.json"])
+def test_an_answer_that_drips_is_given_up(
+    hub: HubServer, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(hub_files, "_ANSWER_S", 0.3)
+    hub.repos[REPO]["config.json"] = b" " * 2000
+    hub.unending = {what, "slow"}
+    assert "answer was not whole after 0." in refusal(URI, tmp_path, kind=InfraError)
+
+
+@pytest.mark.parametrize("key", ["size", "blobId"])
+def test_a_file_that_the_hub_does_not_describe_is_taken_only_if_asked_for(
+    hub: HubServer, tmp_path: Path, key: str
+):
+    hub.without = (key,)
+    assert "--unverified takes them" in refusal(URI, tmp_path / "m")
+    pull(URI, str(tmp_path / "m"), [], {}, unverified=True)
+    assert files(tmp_path / "m").items() >= DATA.items()
+
+
+def test_what_does_not_fit_the_disk_is_refused_or_cut(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hub.describes = described({"rfilename": LARGE, "size": 10**15, "lfs": {"sha256": "0" * 64}})
+    assert "has 1000000000000000 bytes, and" in refusal(URI, tmp_path, kind=InfraError)
+    assert not hub.downloads
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    monkeypatch.setattr(hub_files, "_SPARE_BYTES", free - (1 << 20))
+    hub.describes, hub.without, hub.unending = None, ("size",), {"config.json"}
+    with pytest.raises(InfraError, match=r"longer than the \d+ bytes that the disk holds"):
+        pull(URI, str(tmp_path), ["config.json"], {}, unverified=True)
+
+
+@pytest.mark.parametrize(
+    "host", ["169.254.169.254", "127.0.0.1", "10.1.2.3", "[::1]", "[fd00:ec2::254]", "0.0.0.0"]
+)
+def test_a_public_hub_leads_to_no_address_inside(host: str):
+    with pytest.raises(InfraError, match="which is no public address"):
+        require_outside("m", "https://8.8.8.8", f"http://{host}:80/latest/meta-data")
+    require_outside("m", "https://8.8.8.8", "https://1.1.1.1/file")
+    require_outside("m", "http://10.0.0.1:8080", f"http://{host}/file")
 
 
 def test_the_command_prints_commit_and_digest(hub: HubServer, tmp_path: Path):

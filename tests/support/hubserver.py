@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -36,6 +37,13 @@ class HubServer:
         self.cuts: dict[str, list[int]] = {}
         """File -> after how many bytes each answer is cut off, one after the other."""
         self.ignores_range = False
+        self.describes: bytes | None = None
+        """What it says of every repository instead; None: the truth."""
+        self.without: tuple[str, ...] = ()
+        """Keys that it leaves out of the description of each file."""
+        self.unending: set[str] = set()
+        """Files, and `description`, that never end; as gzip if `gzip` is there, too, and a byte at
+        a time if `slow` is."""
         self.statuses: dict[str, list[int]] = {}
         """Path -> statuses of its first answers."""
         self.requests: list[tuple[str, str, dict[str, str]]] = []
@@ -43,7 +51,7 @@ class HubServer:
         self._servers = [_Threads(self, is_cdn=False), _Threads(self, is_cdn=True)]
         self._threads = [threading.Thread(target=s.serve_forever, args=(0.01,))
                          for s in self._servers]  # fmt: skip
-        self.lock = threading.Lock()
+        self.lock, self.closed = threading.Lock(), threading.Event()
 
     @property
     def url(self) -> str:
@@ -67,6 +75,7 @@ class HubServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed.set()
         for server, thread in zip(self._servers, self._threads, strict=True):
             server.shutdown()
             thread.join()
@@ -110,7 +119,16 @@ class _Handler(BaseHTTPRequestHandler):
         if revision and revision not in hub.revisions | {hub.commit}:
             self._answer(404, code="RevisionNotFound")
             return
+        if "description" in hub.unending:
+            self._never_end(hub)
+            return
+        if hub.describes is not None:
+            self._answer(200, hub.describes)
+            return
         siblings = [_sibling(hub, name, data) for name, data in hub.repos[repo].items()]
+        for sibling in siblings:
+            for key in hub.without:
+                sibling.pop(key, None)
         body = {"id": repo, "modelId": repo, "sha": hub.commit, "siblings": siblings}
         self._answer(200, json.dumps(body).encode())
 
@@ -143,6 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, hub: HubServer, path: str) -> None:
         repo = next(name for name in hub.repos if path.startswith(f"{name}/"))
         name = path.removeprefix(f"{repo}/")
+        if name in hub.unending:
+            self._never_end(hub)
+            return
         data, start = hub.sent_instead.get(name, hub.repos[repo][name]), 0
         wanted = self.headers.get("Range", "")
         if wanted and not hub.ignores_range:
@@ -159,6 +180,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(body)
+
+    def _never_end(self, hub: HubServer) -> None:
+        is_zipped, is_slow = (
+            {"gzip", "slow"} & hub.unending == {kind} for kind in ("gzip", "slow")
+        )
+        self.send_response(200)
+        if is_zipped:
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        packer = zlib.compressobj(wbits=31) if is_zipped else None
+        piece = b" " if is_slow else b" " * (1 << 16)
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while not hub.closed.wait(0.02 if is_slow else 0):
+                self.wfile.write(packer.compress(piece) if packer else piece)
 
     def _answer(self, status: int, body: bytes = b"", code: str = "", **headers: str) -> None:
         self.send_response(status)
