@@ -1,8 +1,8 @@
 """Named points at which a test may end the process, so that every crash window can be entered.
 
-`PIPELINE_FAILPOINT=name:kill` kills the process with SIGKILL there, `name:term` and `name:int` send
-it a signal to stop, `name:raise` raises, and `name:kill:3` does so the third time. Unset, the cost
-is one dictionary look-up.
+`PIPELINE_FAILPOINT=name:kill` kills the process with SIGKILL there, `name:term`, `name:int`,
+`name:hup` and `name:quit` send it a signal to stop, `name:raise` raises, and `name:kill:3` does so
+the third time. Unset, the cost is one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from collections import Counter
 from pipeline.core.heartbeat import beat
 
 VARIABLE = "PIPELINE_FAILPOINT"
-_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+_SIGNALS = {
+    **{"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT},
+    **{"hup": signal.SIGHUP, "quit": signal.SIGQUIT},
+}
 _reached: Counter[str] = Counter()
 
 

@@ -16,6 +16,8 @@ from types import FrameType
 from pipeline.core.errors import PipelineError, Stopped
 from pipeline.core.native_exit import have_last_word
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""The signals that stop what runs."""
 _WAKE = signal.SIGALRM
 _lock = threading.Lock()
 _reasons: list[PipelineError] = []
@@ -25,14 +27,21 @@ _threads: list[int] = []
 
 
 def handle_signals() -> None:
-    """Let the first SIGTERM or SIGINT stop what runs, and a second one end the process at once."""
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGINT, _on_signal)
+    """Let the first signal of STOPS stop what runs, and a second one end the process at once.
+
+    `nohup` and shells ignore some of them for a process that is to outlive its terminal.
+    """
+    for number in STOPS:
+        if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _on_signal)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for each in STOPS:
+        if signal.getsignal(each) is _on_signal:
+            # A terminal that closes sends SIGHUP twice: the kernel does, and the shell.
+            is_doubled = each == signal.SIGHUP
+            signal.signal(each, signal.SIG_IGN if is_doubled else signal.SIG_DFL)
     if not _reasons:  # otherwise it is stopping already, and must not be disturbed at that
         _reasons.append(Stopped(f"{signal.Signals(number).name} received"))
         if not _waiting:
@@ -43,7 +52,7 @@ def ignore_stops() -> None:
     """Ignore signals from now on: the work is done and only has to be shown."""
     have_last_word()
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             if signal.getsignal(number) is _on_signal:
                 signal.signal(number, signal.SIG_IGN)
 

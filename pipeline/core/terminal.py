@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.core.errors import JobErrors, PipelineError
+from pipeline.core.interrupts import STOPS
 from pipeline.core.printable import clean_message, printable
 from pipeline.core.screen import clear_status
 
@@ -26,7 +27,7 @@ def own_signal_handlers() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in STOPS}
     try:
         yield
     finally:

@@ -15,9 +15,10 @@ from types import FrameType
 from typing import Any
 
 from pipeline.core.errors import JobError
+from pipeline.core.interrupts import STOPS
 
 _running = threading.Lock()
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+_SIGNALS = (*STOPS, signal.SIGALRM)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from pipeline.commit.lease import release_all
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.core.heartbeat import last_beat
-from pipeline.core.interrupts import forget, interrupt, interruptible, reason, undisturbed
+from pipeline.core.interrupts import STOPS, forget, interrupt, interruptible, reason, undisturbed
 from pipeline.core.native_exit import handled_by
 from pipeline.core.terminal import show_error
 from pipeline.execution.cluster import health, in_flight
@@ -198,7 +198,7 @@ class _Signals:
         """Return those so far that are to stop us."""
         with contextlib.suppress(BlockingIOError):
             numbers = os.read(self._reader, 512)
-            self._seen += [n for n in numbers if n in (signal.SIGTERM, signal.SIGINT)]
+            self._seen += [n for n in numbers if n in STOPS]
         return self._seen
 
 

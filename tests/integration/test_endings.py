@@ -40,12 +40,12 @@ def test_a_signal_ends_every_command_with_6_one_line_and_a_document() -> None:
     endings = [
         Ending([name, "--json"], f"command:{signal}")
         for name in COMMANDS
-        for signal in ("term", "int")
+        for signal in ("term", "int", "hup", "quit")
     ]
     for ending, done in zip(
         endings, run_all(endings, "pipeline.commands.app pyarrow"), strict=True
     ):
-        name = "SIGTERM" if ending.failpoint.endswith("term") else "SIGINT"
+        name = f"SIG{ending.failpoint.rpartition(':')[2].upper()}"
         line = f"{name} received; run again to go on"
         assert (done.code, done.stderr) == (6, f"error: {line}\n"), ending
         told = {"status": "error", "exit_code": 6, "error": line, "report": None}
@@ -89,6 +89,7 @@ def test_a_run_that_is_stopped_or_fails_before_ray_starts_leaves_a_report_and_no
 ) -> None:
     ways = {
         "leased:term": (6, "stopped", "SIGTERM received"),
+        "leased:hup": (6, "stopped", "SIGHUP received"),
         "leased:int": (6, "stopped", "SIGINT received"),
         "leased:raise": (1, "failed", "RuntimeError: failpoint leased"),
     }

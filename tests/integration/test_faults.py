@@ -13,7 +13,7 @@ from package_source import imported, trees
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.connect import connect
 
-LINES = [f"F{number:02d}" for number in range(1, 55)] + [f"S{number}" for number in range(1, 24)]
+LINES = [f"F{number:02d}" for number in range(1, 57)] + [f"S{number}" for number in range(1, 24)]
 _ROW = re.compile(r"^\| ([FS]\d+) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 _TEST = re.compile(r"`(\w+)::(\w+)`")
 _BENCH = re.compile(r"`(bench/\w+\.py)`")

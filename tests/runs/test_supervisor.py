@@ -26,7 +26,7 @@ from rayhead import RayHead
 from pipeline.commands.demo_photos import build_images
 from pipeline.commit.read import read_predictions
 from pipeline.core.errors import InfraError, PipelineError, Stopped
-from pipeline.core.interrupts import forget, interrupt, interruptible, reason
+from pipeline.core.interrupts import STOPS, forget, interrupt, interruptible, reason
 from pipeline.execution.cluster.health import HeadAnswers, ProcessesLive
 from pipeline.runs.supervisor import Stall
 from pipeline.storage.store import Store
@@ -414,7 +414,7 @@ def named(driver: int, name: str) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPS)
 def test_a_stopped_run_says_one_line_and_nothing_of_rays(tmp_path: Path, number: signal.Signals):
     case = Case(tmp_path, "stuck:slow")
     case.env["RAY_TMPDIR"] = str(tmp_path / "ray")
