@@ -45,6 +45,7 @@ _PARTS_PER_GROUP = 4.5
 three and a half of them make three or four."""
 _READ_FILES, _READ_BYTES = 32, 16 * 2**20
 _SAMPLE_FILES, _SAMPLE_BYTES = 64, 16 * 2**20
+_SAMPLE_MEMORY_BYTES = 256 * 2**20
 _NAMES_PER_GROUP = 100_000
 
 DuplicateRows = Mapping[SliceKey, tuple[int, ...]]
@@ -240,11 +241,16 @@ def _shrinkage(compactor: Compactor, slices: Sequence[SizedSlice]) -> float:
     mean_bytes = max(1.0, sum(size for _, _, size in slices) / len(slices))
     num_sampled = max(1, min(_SAMPLE_FILES, int(_SAMPLE_BYTES / mean_bytes)))
     sample = slices[:: -(-len(slices) // num_sampled)]
-    rows = [rows.good for rows in compactor.read(Group(0, tuple(sample)))]
+    rows: list[pa.Table] = []
+    staged_bytes = num_bytes = 0.0
+    for each in compactor.read(Group(0, tuple(sample))):
+        rows.append(each.good)
+        staged_bytes, num_bytes = staged_bytes + each.size_bytes, num_bytes + each.good.nbytes
+        if num_bytes > _SAMPLE_MEMORY_BYTES:
+            break
     how = PartFormat(
         compactor.schema, compactor.compression, compactor.metadata, compactor.target_bytes
     )
-    staged_bytes = sum(size for _, _, size in sample)
     return max(0.01, how.measure(pa.concat_tables(rows)) / max(1.0, staged_bytes))
 
 

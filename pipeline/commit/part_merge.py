@@ -19,10 +19,10 @@ from pipeline.commit.manifest import Part
 from pipeline.commit.part_reader import open_part, read_batches
 from pipeline.commit.partition_columns import (
     SORT_BYTES,
+    Keyed,
     Regrouper,
     RowGroupRef,
     read_piece,
-    with_keys,
 )
 from pipeline.commit.row_ids import hash_ids
 from pipeline.commit.row_positions import Positions, read_keys
@@ -32,9 +32,6 @@ from pipeline.core.schema import QUARANTINE_SCHEMA, ROW_ID
 
 _BATCH_ROWS = 4096
 _COPIES_PER_TASK = 16
-
-Keyed = Iterator[tuple[pa.Table, Numbers]]
-"""Tables and the keys of their rows, which ascend."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,7 @@ class Merger:
     def sort(self, index: int, inserts: tuple[Insert, ...]) -> tuple[RowGroupRef, ...]:
         """Sort new rows by value, for `into_folder`."""
         regrouper = Regrouper(self.compactor, self.columns)
-        rows = [with_keys(*keyed) for keyed in self._good(inserts)]
-        return regrouper.write_sorted(pa.concat_tables(rows), index) if rows else ()
+        return regrouper.write_sorted(self._good(inserts), index)
 
     def copy(self, copies: tuple[tuple[str, str], ...]) -> None:
         """Copy parts as they are."""

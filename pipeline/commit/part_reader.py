@@ -30,6 +30,12 @@ def read_columns(store: Store, path: str, columns: Sequence[str] | None = None) 
 def read_batches(
     store: Store, path: str, columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Read columns of a part, those that it has, at most `batch_rows` rows at a time."""
+    """Read columns of a part, those that it has, at most `batch_rows` rows at a time.
+
+    Row groups one by one: each fits into memory, whatever its rows are.
+    """
     with open_part(store, path) as part:
-        yield from part.iter_batches(batch_size=batch_rows, columns=list(columns))
+        for group in range(part.num_row_groups):
+            yield from part.iter_batches(
+                batch_size=batch_rows, row_groups=[group], columns=list(columns)
+            )

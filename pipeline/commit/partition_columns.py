@@ -37,11 +37,14 @@ from pipeline.core.schema import KEY_COLUMN, QUARANTINE_SCHEMA
 from pipeline.storage.store import Store
 
 SORT_BYTES = 16 * 2**20
-"""Staged bytes that are sorted in memory at once."""
+"""Staged bytes that are sorted by one task."""
+_SORT_MEMORY_BYTES = 512 * 2**20
+"""Bytes in memory from which on rows are sorted; those that follow go into another file."""
 _READ_AHEAD = 4
 _FOLDERS_PER_TASK = 64
-NO_KEYS = np.zeros(0, np.int64)
 
+Keyed = Iterator[tuple[pa.Table, Numbers]]
+"""Tables and the keys of their rows, which ascend."""
 T = TypeVar("T")
 
 
@@ -80,33 +83,52 @@ class Regrouper:
     columns: tuple[str, ...]
 
     def sort(self, group: Group) -> SortedGroup:
-        """Sort the rows of one group by value into one file.
+        """Sort the rows of one group by value into a file, or into several if they are large.
 
         Raises:
             GateRefused: There are too many values.
         """
         quarantine = self.compactor.stream("quarantine", group.index, QUARANTINE_SCHEMA)
-        tables, row_id_hash = [with_keys(self.compactor.schema.empty_table(), NO_KEYS)], 0
-        for rows in self.compactor.read(group):
-            tables.append(with_keys(rows.good, rows.positions.keys[rows.is_good]))
-            quarantine.write(
-                rows.quarantined, numbers=rows.positions.take(~rows.is_good).to_matrix()
-            )
-            row_id_hash += rows.row_id_hash
-        pieces = self.write_sorted(pa.concat_tables(tables), group.index)
+        row_id_hash = 0
+
+        def good() -> Keyed:
+            nonlocal row_id_hash
+            for rows in self.compactor.read(group):
+                quarantine.write(
+                    rows.quarantined, numbers=rows.positions.take(~rows.is_good).to_matrix()
+                )
+                row_id_hash += rows.row_id_hash
+                yield rows.good, rows.positions.keys[rows.is_good]
+
+        pieces = self.write_sorted(good(), group.index)
         return SortedGroup(pieces, quarantine.close(), row_id_hash)
 
-    def write_sorted(self, rows: pa.Table, index: int) -> tuple[RowGroupRef, ...]:
-        """Write rows with their keys into one file, sorted by value, one row group per value.
+    def write_sorted(self, keyed: Keyed, index: int) -> tuple[RowGroupRef, ...]:
+        """Write rows sorted by value, one row group per value and file.
 
         Raises:
             GateRefused: There are too many values.
         """
+        pieces: list[RowGroupRef] = []
+        held: list[pa.Table] = []
+        num_files = num_bytes = 0
+        for rows, keys in keyed:
+            held.append(with_keys(rows, keys))
+            num_bytes += rows.nbytes
+            if num_bytes > _SORT_MEMORY_BYTES:
+                pieces += self._write_file(pa.concat_tables(held), index, num_files)
+                held, num_bytes, num_files = [], 0, num_files + 1
+        if held:
+            pieces += self._write_file(pa.concat_tables(held), index, num_files)
+        return tuple(pieces)
+
+    def _write_file(self, rows: pa.Table, index: int, nth: int) -> list[RowGroupRef]:
         folders, codes = _folders_of(rows, self.columns)
         order = np.argsort(codes, kind="stable")
         bounds = np.searchsorted(codes[order], np.arange(len(folders) + 1)).tolist()
         rows = rows.take(pa.array(order))
-        path, buffer, pieces = f"sorted/{index:06d}.parquet", io.BytesIO(), []
+        path, buffer = f"sorted/{index:06d}-{nth:03d}.parquet", io.BytesIO()
+        pieces: list[RowGroupRef] = []
         with pq.ParquetWriter(buffer, rows.schema, compression="zstd") as writer:
             for number, folder in enumerate(folders):
                 value = rows.slice(bounds[number], bounds[number + 1] - bounds[number])
@@ -115,7 +137,7 @@ class Regrouper:
                 pieces.append(RowGroupRef(folder, path, number, buffer.tell() - started))
         if pieces:
             self.compactor.store.put(f"{self.compactor.folder}/{path}", buffer.getvalue())
-        return tuple(pieces)
+        return pieces
 
     def write_folders(self, group: FolderGroup) -> tuple[Part, ...]:
         """Write the parts of some values."""

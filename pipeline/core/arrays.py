@@ -36,6 +36,16 @@ def as_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
+def with_nulls(column: pa.Array, is_null: npt.NDArray[np.bool_]) -> pa.Array:
+    """Return a column with more nulls; `if_else` would keep room for the values that go.
+
+    Args:
+        column: (N,).
+        is_null: (N,).
+    """
+    return column.take(pa.array(np.arange(len(column)), mask=is_null))
+
+
 def images_from_arrow(
     column: pa.ChunkedArray | pa.Array, shape: tuple[int, int, int]
 ) -> npt.NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 SEMANTICS: Mapping[str, int] = {
     "images": 1,
-    "parquet": 1,
+    "parquet": 2,
     "jsonl": 1,
     "webdataset": 1,
     "fetch": 1,

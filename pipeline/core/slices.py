@@ -1,4 +1,4 @@
-"""Slices: their keys, and how a slice travels through Ray as ONE row of a block.
+"""Slices: their keys and pieces, and how a slice travels through Ray as ONE row of a block.
 
 Ray cuts and merges blocks between rows: a slice that is a row cannot be cut or merged. Wrapping
 copies nothing: the rows of the slice are the single value of a list<struct> column.
@@ -27,6 +27,27 @@ class SliceKey:
     def num_rows(self) -> int:
         """Rows of the slice."""
         return self.end - self.start
+
+    def halves(self) -> tuple[SliceKey, SliceKey]:
+        """Return the two pieces of which a slice is made that is too large for memory.
+
+        Pieces are halves, halves of halves, and so on. So those of two attempts, which may have cut
+        it otherwise, never overlap but one is inside the other.
+        """
+        middle = (self.start + self.end + 1) // 2
+        first = SliceKey(self.unit, self.start, middle, is_last=False)
+        return first, SliceKey(self.unit, middle, self.end, self.is_last)
+
+    def pieces_from(self, row: int) -> list[SliceKey]:
+        """Return all pieces of the slice that begin with a row, itself included, largest first."""
+        piece, found = self, list[SliceKey]()
+        while True:
+            if piece.start == row:
+                found.append(piece)
+            if piece.num_rows == 1:
+                return found
+            first, second = piece.halves()
+            piece = first if row < second.start else second
 
 
 def pack(key: SliceKey, counters: dict[str, dict[str, float]], rows: pa.Table) -> pa.Table:

@@ -113,7 +113,8 @@ class Source(Section):
     pass_through: tuple[str, ...] = ()
     """Parquet: columns copied unchanged beside the predictions, also those that the shards' folders
     name (`year=2026/`; text, unless `casts` says otherwise). INT96 becomes `timestamp[us]`, views
-    plain text and binary. Jsonl: the same by name; a folder's value comes before that of a line.
+    plain text and binary. Jsonl: the same by name; a folder's value comes before that of a line. A
+    value of more than 16 MiB is quarantined with its row, as `too_large`.
     Webdataset: extensions of members whose content becomes a column of that name: `cls` a whole
     number (int64), any other text."""
     image_extensions: tuple[Extension, ...] = (

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pipeline.core.registry import INPUTS, get
 from pipeline.job.job import Job
 from pipeline.preprocessing.model_input import Input
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, SliceCut
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
 
-MAX_SLICE_BYTES = 256 * 1024 * 1024
 _MIB = 1024 * 1024
 _ROWS_NEAR = 256
 _SMALL_ROWS_NEAR, _SMALL_ROW_BYTES = 512, 16 * 1024

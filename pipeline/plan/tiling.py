@@ -1,5 +1,6 @@
 """Which slices of a plan are staged, which are missing, and whether they tile every unit.
 
+A slice that was too large for memory is staged in pieces; it is done when they are all there.
 The plan does not know the slices of uncounted units: there the names of the staged parts give the
 slices, and the name that marks a last slice gives the end of the unit.
 """
@@ -7,7 +8,7 @@ slices, and the name that marks a last slice gives the end of the unit.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import islice, pairwise
 
@@ -41,9 +42,7 @@ def missing_units(plan: Plan, staged: Staged) -> dict[Unit, list[int]]:
     missing: dict[Unit, list[int]] = {}
     for unit, keys in _by_unit(plan, staged):
         if unit.cut is None:
-            done = set(keys)
-            starts = [key.start for key in unit.slices() if key not in done]
-            if starts:
+            if starts := _missing_starts(unit, keys):
                 missing[unit] = starts
         elif _first_gap(keys) is not None:
             missing[replace(unit, cut=replace(unit.cut, done=tuple(keys)))] = []
@@ -70,8 +69,7 @@ def require_tiling(plan: Plan, staged: Staged) -> Slices:
     lost: list[tuple[Unit, int]] = []
     for unit, keys in _by_unit(plan, staged):
         if unit.cut is None:
-            done = set(keys)
-            lost += [(unit, key.start) for key in unit.slices() if key not in done]
+            lost += [(unit, start) for start in _missing_starts(unit, keys)]
         elif (gap := _first_gap(keys)) is not None:
             lost.append((unit, gap))
         slices += [(key, staged[key]) for key in keys]
@@ -85,13 +83,13 @@ def require_tiling(plan: Plan, staged: Staged) -> Slices:
 
 
 def _by_unit(plan: Plan, staged: Staged) -> Iterator[tuple[Unit, list[SliceKey]]]:
-    """Yield every unit with its staged slices in order."""
+    """Yield every unit with its staged slices in order, of slices in pieces all or none."""
     found: defaultdict[int, list[SliceKey]] = defaultdict(list)
     for key in staged:
         found[key.unit].append(key)
     for unit in plan.units:
         if unit.cut is None:
-            yield unit, [key for key in unit.slices() if key in staged]
+            yield unit, [piece for key in unit.slices() for piece in _pieces(key, staged, found)]
             continue
         keys = sorted(found[unit.index], key=lambda key: (key.start, key.end))
         for one, other in pairwise(keys):
@@ -102,6 +100,37 @@ def _by_unit(plan: Plan, staged: Staged) -> Iterator[tuple[Unit, list[SliceKey]]
                     "changed without a new time or size: write it anew, then run again"
                 )
         yield unit, keys
+
+
+def _pieces(
+    key: SliceKey, staged: Staged, by_unit: Mapping[int, Sequence[SliceKey]]
+) -> list[SliceKey]:
+    """Return the staged pieces that make up a slice, mostly itself; [] if one is missing."""
+    if key in staged:
+        return [key]
+    inside = {k for k in by_unit[key.unit] if key.start <= k.start and k.end <= key.end}
+    return _tiled(key, inside) or []
+
+
+def _tiled(key: SliceKey, inside: Set[SliceKey]) -> list[SliceKey] | None:
+    if key in inside:
+        return [key]
+    if key.num_rows == 1 or not inside:
+        return None
+    found: list[SliceKey] = []
+    for half in key.halves():
+        own = {k for k in inside if half.start <= k.start and k.end <= half.end}
+        pieces = _tiled(half, own)
+        if pieces is None:
+            return None
+        found += pieces
+    return found
+
+
+def _missing_starts(unit: Unit, done: Sequence[SliceKey]) -> list[int]:
+    """Return the first rows of the slices of a counted unit that are not done."""
+    starts = {key.start for key in done}
+    return [key.start for key in unit.slices() if key.start not in starts]
 
 
 def _first_gap(keys: Sequence[SliceKey]) -> int | None:

@@ -50,17 +50,25 @@ class SliceCount:
         """Describe in a few words what is done and what is left."""
         if not self.is_begun:
             return "nothing was computed yet"
-        done, slices = self.num_done, self._slices["computed"] + self._slices["resumed"]
-        if self.total_rows is None or self._total_slices is None:
+        done, slices = self.num_done, self._slices.total()
+        total = self._most_slices()
+        if self.total_rows is None or total is None:
             return (
                 f"{done} rows in {slices} slices are done, the number of remaining rows is unknown"
             )
-        if slices == self._total_slices:
+        if slices == total:
             return f"all {done} rows are computed, but not published"
         return (
             f"{done} of {self.total_rows} rows are done, {self.total_rows - done} rows in "
-            f"{self._total_slices - slices} slices are left"
+            f"{total - slices} slices are left"
         )
+
+    def _most_slices(self) -> int | None:
+        """Return how many slices there are in all; more than planned if some came in pieces."""
+        if self._total_slices is None:
+            return None
+        are_left = self.total_rows is not None and self.num_done < self.total_rows
+        return max(self._total_slices, self._slices.total() + are_left)
 
     def rows_section(self, num_kept: int) -> dict[str, int]:
         """Return the fields of `report.Rows` that are known; kept rows count as resumed."""
@@ -78,8 +86,8 @@ class SliceCount:
         """Return the fields of `report.Slices` that are known."""
         computed, resumed = self._slices["computed"], self._slices["resumed"]
         slices = {"computed": computed, "resumed": resumed}
-        if self._total_slices is not None:
-            slices["total"] = self._total_slices
+        if (total := self._most_slices()) is not None:
+            slices["total"] = total
             if self.is_begun and self.total_rows is not None:
-                slices["left"] = self._total_slices - computed - resumed
+                slices["left"] = total - computed - resumed
         return slices

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
 
+MAX_SLICE_BYTES = 256 * 1024 * 1024
+"""Bytes of a slice, about: one that turns out to have more is cut while it is read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:

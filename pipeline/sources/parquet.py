@@ -16,18 +16,22 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.sources.column_path import take_paths
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.columns.choice import columns_of
-from pipeline.sources.extents import Extent
+from pipeline.sources.extents import MAX_SLICE_BYTES, Extent
 from pipeline.sources.int96 import Int96Reader, Moments, int96_columns
 from pipeline.sources.parquet_columns import Needed, needed_columns
 from pipeline.sources.parquet_footers import is_unreadable
 from pipeline.sources.parquet_groups import Batching
 from pipeline.sources.parquet_shard import Shard, open_shard
+from pipeline.sources.parquet_sizes import MAX_BATCH_BYTES
 from pipeline.sources.rows import Reader, changed, failed_rows, require_unchanged
 from pipeline.sources.table_rows import joined, to_rows
+from pipeline.sources.value_sizes import bounded
 
 _BATCH_BYTES = 16 << 20
 _TABLE_BATCH_BYTES = 64 << 20
 """Of tables, whose columns each cost something per batch."""
+_FEW_ROWS, _FEW_TABLE_ROWS = 16, 4096
+"""Rows that are read at once where large ones may be neighbours."""
 
 
 class ParquetStream:
@@ -55,8 +59,9 @@ class ParquetStream:
             self._skip = 0
 
     def take(self, num_rows: int) -> pa.Table:
-        pieces = []
-        while num_rows:
+        pieces: list[pa.Table] = []
+        num_bytes = 0
+        while num_rows and num_bytes < MAX_SLICE_BYTES:
             if not self._fill():
                 extent = self._extents.popleft()
                 self._tables = self._read(extent, self._skip)
@@ -64,6 +69,7 @@ class ParquetStream:
                 continue
             pieces.append(self._cut(num_rows))
             num_rows -= pieces[-1].num_rows
+            num_bytes += pieces[-1].nbytes
         rows, self.counted = joined(pieces)
         return rows
 
@@ -94,8 +100,9 @@ class ParquetStream:
         for attempt in itertools.count(1):
             try:
                 for table in self._read_batches(extent, skip):
-                    yield table
                     skip += table.num_rows
+                    yield table
+                    del table
             except FileNotFoundError:
                 failure = Failure(Reason.MISSING, STAGE, "vanished since it was planned")
             except (pa.ArrowException, OSError, BadBlockError) as error:
@@ -144,7 +151,9 @@ class ParquetStream:
                         yield to_rows(
                             self._reader, extent.path, own, rows, [None] * len(own), failed
                         )
+                        del rows  # not kept while the next ones are read
                     position += batch.num_rows
+                    del batch
 
     def _batches(
         self, shard: Shard, extent: Extent, groups: Sequence[int], needed: Needed
@@ -152,6 +161,10 @@ class ParquetStream:
         """Yield the batches of row groups, each with its rows of invalid timestamps -> message."""
         reader = self._reader
         how = _batching(reader, extent, shard.num_rows(groups))
+        few_rows = _FEW_TABLE_ROWS if reader.source.is_table else _FEW_ROWS
+        safe_rows = shard.rows_within(groups, [*needed.read], how.num_rows, few_rows)
+        if safe_rows < how.num_rows:
+            how = how._replace(rows_at_once=safe_rows, whole_groups=False)
         times: Int96Reader | None = None
         if only := int96_columns(shard.parquet, [*needed.read]):
             as_ns = [f.name for f in reader.pass_through if str(f.type).startswith("timestamp[ns")]
@@ -163,10 +176,13 @@ class ParquetStream:
                 lambda unit: shard.again(unit, groups, only, how),
             )
         for batch in shard.batches(groups, [*needed.read], how):
-            checked = times.check(batch) if times else Moments(batch, {})
-            if not reader.store.is_object_store:  # an object cannot change under an open file
-                self._require_unchanged(extent)
-            yield checked.rows, checked.problems
+            for piece in bounded(batch, MAX_BATCH_BYTES):
+                checked = times.check(piece) if times else Moments(piece, {})
+                if not reader.store.is_object_store:  # an object cannot change under an open file
+                    self._require_unchanged(extent)
+                yield checked.rows, checked.problems
+                del piece, checked  # not kept while the next one is read
+            del batch
 
 
 def _batching(reader: Reader, extent: Extent, group_rows: int) -> Batching:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 _COLUMNS_AT_ONCE = 100
 _SMALL_BYTES = 32 << 20
 """Smaller row groups are read with all columns at once, by few requests to an object store."""
+_JOINED_BYTES = 16 << 20
 _WHOLE_BYTES = 512 << 20
 """Row groups of more bytes are streamed."""
 
@@ -31,6 +32,8 @@ class Batching(NamedTuple):
     """Bytes of a row in memory, about."""
     whole_groups: bool
     """Read row groups that fit into memory before the first batch of them is cut."""
+    rows_at_once: int | None = None
+    """Rows that Arrow reads at once, if these may be large; joined to batches as bytes allow."""
 
 
 def group_batches(
@@ -54,7 +57,10 @@ def group_batches(
     """
     # A dot may also be in a name, which Arrow then finds twice.
     if not how.whole_groups or any("." in name for name in columns):
-        yield from _stream(parquet, groups, columns, how.num_rows)
+        if how.rows_at_once is None:
+            yield from _stream(parquet, groups, columns, how.num_rows)
+        else:
+            yield from _joined(_stream(parquet, groups, columns, how.rows_at_once), how.num_rows)
         return
     for run, num_rows in _runs(parquet.metadata, groups, how.num_rows):
         num_bytes = num_rows * how.row_bytes
@@ -76,6 +82,31 @@ def _stream(
         batch_size=num_rows, row_groups=[*groups], columns=[*columns], use_threads=False
     )
     return batches
+
+
+def _joined(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """Join neighbouring batches while they are few rows and few bytes."""
+    pending: list[pa.RecordBatch] = []
+    left_rows, left_bytes = num_rows, _JOINED_BYTES
+    for batch in batches:
+        if pending and (batch.num_rows > left_rows or batch.nbytes > left_bytes):
+            yield from _one(pending)
+            pending, left_rows, left_bytes = [], num_rows, _JOINED_BYTES
+        pending.append(batch)
+        left_rows, left_bytes = left_rows - batch.num_rows, left_bytes - batch.nbytes
+        del batch
+        if left_rows <= 0 or left_bytes <= 0:  # not kept while the next one is read
+            yield from _one(pending)
+            pending, left_rows, left_bytes = [], num_rows, _JOINED_BYTES
+    yield from _one(pending)
+
+
+def _one(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Take batches out of a list, joined."""
+    if len(batches) > 1:
+        batches[:] = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    while batches:
+        yield batches.pop(0)
 
 
 def _runs(

@@ -17,6 +17,7 @@ from pipeline.sources.extents import Extent
 from pipeline.sources.int96 import UNIT
 from pipeline.sources.parquet_footers import arrow_errors, open_parquet
 from pipeline.sources.parquet_groups import Batching, group_batches
+from pipeline.sources.parquet_sizes import rows_within
 from pipeline.sources.rows import require_unchanged
 from pipeline.storage.store import Store
 
@@ -44,6 +45,7 @@ class Shard:
 
     store: Store
     path: str
+    handle: BinaryIO
     parquet: pq.ParquetFile
     for_whole_groups: pq.ParquetFile
     """The same; of an object store it reads many columns with one request."""
@@ -85,6 +87,20 @@ class Shard:
         with arrow_errors():
             yield from group_batches(self.parquet, self.for_whole_groups, groups, columns, how)
 
+    def rows_within(
+        self, groups: Sequence[int], columns: Sequence[str], num_rows: int, few_rows: int
+    ) -> int:
+        """Return how many rows of some row groups may be in memory at once; see parquet_sizes."""
+
+        def as_dictionaries(leaves: Sequence[str]) -> pq.ParquetFile:
+            handle = self.opened.enter_context(self.store.open(self.path))
+            return _open(self.store, handle, self.parquet.metadata, read_dictionary=[*leaves])
+
+        with arrow_errors():
+            return rows_within(
+                self.parquet, self.handle, as_dictionaries, groups, columns, num_rows, few_rows
+            )
+
     def again(
         self, int96_unit: str, groups: Sequence[int], columns: Sequence[str], how: Batching
     ) -> Iterator[pa.RecordBatch]:
@@ -119,17 +135,22 @@ def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
             _last_footer.clear()
             _last_footer[key] = known
         for_whole_groups = _open_for_whole_groups(store, handle, parquet)
-        yield Shard(store, extent.path, parquet, for_whole_groups, known.group_ends, opened)
+        yield Shard(store, extent.path, handle, parquet, for_whole_groups, known.group_ends, opened)
 
 
 def _open(
-    store: Store, handle: BinaryIO, metadata: pq.FileMetaData | None, int96_unit: str = UNIT
+    store: Store,
+    handle: BinaryIO,
+    metadata: pq.FileMetaData | None,
+    int96_unit: str = UNIT,
+    read_dictionary: Sequence[str] | None = None,
 ) -> pq.ParquetFile:
     # No pre_buffer: it would hold whole column chunks, 2 GB for a huge row group.
     return open_parquet(
         handle,
         metadata=metadata,
         int96_unit=int96_unit,
+        read_dictionary=read_dictionary,
         buffer_size=_REMOTE_BUFFER_BYTES if store.is_object_store else _LOCAL_BUFFER_BYTES,
         pre_buffer=False,
     )

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.counters import Counters, Measurement, measure
+from pipeline.core.errors import InfraError
 from pipeline.core.own_code import errors_told
 from pipeline.core.registry import SOURCES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
 from pipeline.sources.columns.base import STAGE
-from pipeline.sources.extents import Extent
+from pipeline.sources.extents import MAX_SLICE_BYTES, Extent
 from pipeline.sources.rows import Reader, changed
 from pipeline.sources.source_format import RowStream
 from pipeline.sources.units import Unit
@@ -28,7 +29,7 @@ from pipeline.sources.units import Unit
 def read_slices(
     reader: Reader, unit: Unit, wanted_starts: Set[int]
 ) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
-    """Yield the wanted slices of a unit, in order.
+    """Yield the wanted slices of a unit, in order; one that is too large in pieces.
 
     Args:
         reader: How to read.
@@ -48,7 +49,7 @@ def read_slices(
 
 
 def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
-    """Read all rows of one counted extent.
+    """Read the rows of one counted extent, from the first one on, as far as memory allows.
 
     Returns:
         The counters (stage `read`), and the rows in `source_schema`.
@@ -60,7 +61,11 @@ def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
         errors_told(SOURCES, reader.source.format),
         contextlib.closing(reader.format.open(reader, [extent])) as stream,
     ):
-        return _take(reader, stream, extent.num_rows)
+        counters: Counters = {}
+        with measure(counters, STAGE) as done:
+            table = stream.take(extent.num_rows)
+            _count(reader, table, done)
+        return counters | stream.counted, table
 
 
 def _read_counted(
@@ -72,17 +77,44 @@ def _read_counted(
             if key.start not in wanted_starts:
                 stream.skip(key.num_rows)
                 continue
-            counters, table = _take(reader, stream, key.num_rows)
-            yield key, counters, table
-            del table  # not kept while the next one is read
+            yield from _read_pieces(reader, stream, key)
 
 
-def _take(reader: Reader, stream: RowStream, num_rows: int) -> tuple[Counters, pa.Table]:
-    counters: Counters = {}
-    with measure(counters, STAGE) as done:
-        table = stream.take(num_rows)
-        _count(reader, table, done)
-    return counters | stream.counted, table
+def _read_pieces(
+    reader: Reader, stream: RowStream, key: SliceKey
+) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
+    """Yield a slice whole, or, if the stream gives fewer rows at once, piece by piece."""
+    position = key.start
+    held: pa.Table | None = None
+    while position < key.end:
+        counters: Counters = {}
+        with measure(counters, STAGE) as done:
+            pieces, counted = key.pieces_from(position), Counters()
+            missing = pieces[0].num_rows - (0 if held is None else held.num_rows)
+            if missing:
+                taken, counted = stream.take(missing), stream.counted
+                if not 0 < taken.num_rows <= missing:
+                    raise InfraError(
+                        f"slice {key.unit}-{key.start}-{key.end}: {taken.num_rows} rows were read, "
+                        f"expected {missing}; nothing was written, run again"
+                    )
+                held = taken if held is None else pa.concat_tables([held, taken])
+                del taken
+            assert held is not None, "a slice has rows"
+            piece = next(each for each in pieces if _is_in(each, held))
+            table = held.slice(0, piece.num_rows)
+            held = held.slice(piece.num_rows) if piece.num_rows < held.num_rows else None
+            _count(reader, table, done)
+        yield piece, counters | counted, table
+        position = piece.end
+        del table  # not kept while the next one is read
+
+
+def _is_in(piece: SliceKey, rows: pa.Table) -> bool:
+    """Tell whether there are the rows of a piece, and not too many bytes of them."""
+    if piece.num_rows > rows.num_rows:
+        return False
+    return piece.num_rows == 1 or rows.slice(0, piece.num_rows).nbytes <= 2 * MAX_SLICE_BYTES
 
 
 def _read_and_cut(

@@ -47,7 +47,9 @@ class RowStream(Protocol):
         ...
 
     def take(self, num_rows: int) -> pa.Table:
-        """Return exactly the next `num_rows` rows; an unreadable row has an error.
+        """Return the next `num_rows` rows; an unreadable row has an error.
+
+        Fewer rows, but at least one, if these are many bytes already (`MAX_SLICE_BYTES`).
 
         Raises:
             InfraError: The store failed, or a shard changed since it was planned.

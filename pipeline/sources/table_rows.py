@@ -18,6 +18,7 @@ from pipeline.sources.fetch_policy import published_uri
 from pipeline.sources.parquet_columns import text_ids
 from pipeline.sources.pass_through import pass_through
 from pipeline.sources.rows import Reader, make_rows
+from pipeline.sources.value_sizes import with_compact_dictionaries, without_large
 
 
 def to_rows(
@@ -46,6 +47,9 @@ def to_rows(
     """
     source = reader.source
     ids = _numbered(path, numbers)
+    table = with_compact_dictionaries(table)
+    copied = [*reader.pass_through.names, *([source.id_column] if source.id_column else [])]
+    table = without_large(table, copied, failures)
     if source.id_column:
         ids, nulls, broken = text_ids(table.column(source.id_column), ids)
         fail(failures, nulls, Reason.NULL_INPUT, f"{source.id_column} is null")

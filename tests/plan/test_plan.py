@@ -26,9 +26,9 @@ from pipeline.core.failures import Reason
 from pipeline.core.skipped import Skip, Skipped
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import fingerprint_parts, make_plan, what_changed
-from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes
+from pipeline.plan.slicing import SliceSizes
 from pipeline.plan.tiling import first_slices, missing_units
-from pipeline.sources.extents import Extent, RowFilter, SliceCut
+from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, SliceCut
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store, StoredFile

@@ -87,7 +87,7 @@ def read_guarded(
             extents = _ExtentReader(reader, unit)
             for index, key in enumerate(key for key in unit.slices() if key.start in starts):
                 num_earlier = 0 if index else earlier.exits
-                yield _read_by_extent(extents, key, isolated, earlier, num_earlier)
+                yield from _read_by_extent(extents, key, isolated, earlier, num_earlier)
 
 
 def _packed(reader: Reader, unit: Unit, starts: Set[int]) -> Iterator[pa.Table]:
@@ -132,8 +132,14 @@ class _ExtentReader:
         return table
 
     def read(self, piece: pa.Table, counters: Counters) -> pa.Table:
-        """Read one piece; return its rows in the schema of the reader."""
-        counted, rows = read_extent(self.reader, self._extent(piece))
+        """Read one piece; return its rows in the schema of the reader, none if they are too large.
+
+        Those of the pieces of a smaller slice are not.
+        """
+        extent = self._extent(piece)
+        counted, rows = read_extent(self.reader, extent)
+        if rows.num_rows < extent.num_rows:
+            return rows.slice(0, 0)
         counters.update(merge(counters, counted))
         return rows
 
@@ -155,8 +161,8 @@ class _ExtentReader:
 
 def _read_by_extent(
     extents: _ExtentReader, key: SliceKey, isolated: Isolated, earlier: Earlier, num_earlier: int
-) -> pa.Table:
-    """Read a slice piece by piece; return it packed.
+) -> Iterator[pa.Table]:
+    """Read a slice extent by extent; yield it packed, in halves if it is too large for memory.
 
     Args:
         extents: Reads the unit of the slice.
@@ -171,8 +177,13 @@ def _read_by_extent(
     plan = StagePlan(_EXTENT, rows_at_once=1, here=extents.fail)
     rows = isolated.run(plan, pieces, counters, one_by_one=True)
     num_exits = num_earlier + isolated.num_exits - before
+    if rows.num_rows < key.num_rows:
+        first, second = key.halves()
+        yield from _read_by_extent(extents, first, isolated, earlier, num_exits)
+        yield from _read_by_extent(extents, second, isolated, earlier, 0)
+        return
     add(counters, ISOLATED, StageCounters(retries=num_exits))
-    return pack(key, counters, rows)
+    yield pack(key, counters, rows)
 
 
 def _read_next_slices(

@@ -28,11 +28,11 @@ from pipeline.core.registry import SOURCES
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.plan import Plan, job_extensions, job_semantics
-from pipeline.plan.slicing import MAX_SLICE_BYTES, SliceSizes, make_units
+from pipeline.plan.slicing import SliceSizes, make_units
 from pipeline.runs.retry.quarantine import Base, Chosen
 from pipeline.runs.retry.shards import as_found, look_up
 from pipeline.sources.columns.choice import are_measured
-from pipeline.sources.extents import Extent, RowFilter, SliceCut
+from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, SliceCut
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store, StoredFile

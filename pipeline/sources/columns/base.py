@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from pipeline.core.arrays import with_nulls
 from pipeline.core.failures import Failure, Reason
 
 STAGE = "read"
@@ -106,4 +107,4 @@ def without_failed(column: pa.Array, failures: Failures) -> pa.Array:
     """Return a column that is null where a row has failed."""
     if not any(failures):
         return column
-    return pc.if_else(pa.array([failure is None for failure in failures]), column, None)
+    return with_nulls(column, np.array([failure is not None for failure in failures]))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.arrays import as_array
+from pipeline.core.arrays import as_array, with_nulls
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.schema import text_fields
 from pipeline.sources.arrow_types import is_binary, is_text, plain_type
@@ -111,9 +111,9 @@ def _without(data: pa.Array, failures: Mapping[int, Failure]) -> pa.Array:
     """Return a column with nulls at the rows that failed."""
     if not failures:
         return data
-    is_good = np.ones(len(data), np.bool_)
-    is_good[list(failures)] = False
-    return pc.if_else(pa.array(is_good), data, None)
+    has_failed = np.zeros(len(data), np.bool_)
+    has_failed[list(failures)] = True
+    return with_nulls(data, has_failed)
 
 
 def _not_utf8(data: pa.Array, name: str) -> dict[int, Failure]:

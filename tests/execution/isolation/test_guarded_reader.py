@@ -105,6 +105,23 @@ def test_a_reader_that_was_killed_costs_nothing_but_a_child(kind: str, tmp_path:
     }  # fmt: skip
 
 
+@pytest.mark.slow
+def test_a_child_reads_what_is_too_large_for_memory_in_pieces(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    large = pa.DictionaryArray.from_arrays([0] * 40, pa.array([b"i" * (20 << 20)]))
+    shard = tmp_path / "in" / "a.parquet"
+    pq.write_table(pa.table({"image": large}), shard, compression="zstd")
+    reader, plan = plan_job(tmp_path / "in", 40)
+    case = Case(tmp_path, reader, plan.units[0])
+    case.die()
+    found = case.read()
+    assert len(found) > 1
+    assert sum(key.num_rows for key in found) == 40
+    assert all(rows.column("error").null_count == rows.num_rows for rows in found.values())
+    assert case.counters["read"]["rows_out"] == 40
+    assert case.counters[ISOLATED]["retries"] == 1
+
+
 def test_a_shard_that_stops_its_reader_costs_its_rows(s3: S3Server, tmp_path: Path) -> None:
     with stalled(s3, tmp_path, "parquet", "b.parquet") as case:
         case.die()

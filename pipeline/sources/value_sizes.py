@@ -1,0 +1,139 @@
+"""The bytes of single values, and what becomes of those that are too large to be passed through.
+
+A dictionary stores a value once and refers to it from any number of rows; a row's size is that of
+the value it refers to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.arrays import Numbers, as_array, with_nulls
+from pipeline.core.failures import Failure, Reason
+from pipeline.sources.arrow_types import is_binary, is_text
+from pipeline.sources.columns.base import STAGE, Failures
+
+MAX_VALUE_BYTES = 16 << 20
+"""Size limit of a value that is passed through, or is an id; a larger one fails its row."""
+_SMALL_DICTIONARY_BYTES = 1 << 20
+
+
+def value_bytes(column: pa.Array) -> Numbers:
+    """Return the bytes of each value of a column, int64 (N,); 0 for nulls of any length."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return value_bytes(column.storage)
+    sizes: Numbers
+    if pa.types.is_dictionary(kind):
+        indices = pc.fill_null(column.indices.cast(pa.int64()), -1).to_numpy()
+        sizes = np.append(value_bytes(column.dictionary), 0)[indices]
+    elif pa.types.is_struct(kind):
+        fields = [value_bytes(field) for field in column.flatten()]
+        sizes = np.sum([np.zeros(len(column), np.int64), *fields], axis=0)
+    elif pa.types.is_fixed_size_list(kind):
+        items = column.values.slice(column.offset * kind.list_size, len(column) * kind.list_size)
+        sizes = value_bytes(items).reshape(len(column), kind.list_size).sum(axis=1)
+    elif isinstance(column, pa.ListArray | pa.LargeListArray | pa.MapArray):
+        ends = np.asarray(column.offsets).astype(np.int64)
+        before = np.append(0, np.cumsum(value_bytes(_items(column, ends))))
+        sizes = before[ends[1:] - ends[0]] - before[ends[:-1] - ends[0]]
+    elif is_text(kind) or is_binary(kind):
+        lengths = pc.binary_length(_plain(column))
+        sizes = pc.fill_null(lengths, 0).cast(pa.int64()).to_numpy()
+    else:  # lists as views are rare: each has the same share
+        sizes = np.full(len(column), -(-column.nbytes // max(1, len(column))), np.int64)
+    return sizes
+
+
+def _items(column: pa.Array, ends: Numbers) -> pa.Array:
+    if not pa.types.is_map(column.type):
+        return column.values.slice(ends[0], ends[-1] - ends[0])
+    keys, items = (a.slice(ends[0], ends[-1] - ends[0]) for a in (column.keys, column.items))
+    return pa.StructArray.from_arrays([keys, items], ["key", "value"])
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Return text or bytes as a type whose lengths Arrow knows: not those of views."""
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.large_string())
+    if pa.types.is_binary_view(column.type) or pa.types.is_fixed_size_binary(column.type):
+        return column.cast(pa.large_binary())
+    return column
+
+
+def without_large(table: pa.Table, names: Sequence[str], failures: Failures) -> pa.Table:
+    """Fail rows with a value that is too large to be passed through; it becomes null.
+
+    Args:
+        table: N rows of a shard.
+        names: The columns to look at; some may not be there.
+        failures: (N,): grows.
+    """
+    for name in names:
+        index = table.schema.get_field_index(name)
+        if index < 0 or table.column(index).nbytes <= MAX_VALUE_BYTES:
+            continue
+        column = as_array(table.column(index))
+        sizes = value_bytes(column)
+        too_large = sizes > MAX_VALUE_BYTES
+        for row in np.flatnonzero(too_large).tolist():
+            message = f"{name} has {sizes[row]} bytes, the limit is {MAX_VALUE_BYTES}"
+            failures[row] = failures[row] or Failure(
+                Reason.TOO_LARGE, STAGE, message, num_bytes=int(sizes[row])
+            )
+        if too_large.any():
+            kept = _without(column, too_large)
+            table = table.set_column(index, table.schema.field(index).with_nullable(True), kept)
+    return table
+
+
+def _without(column: pa.Array, rows: npt.NDArray[np.bool_]) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        indices = pc.if_else(pa.array(rows), None, column.indices)
+        return _compact(pa.DictionaryArray.from_arrays(
+            indices, column.dictionary, ordered=column.type.ordered
+        ))  # fmt: skip
+    return with_nulls(_plain(column), rows)
+
+
+def with_compact_dictionaries(table: pa.Table) -> pa.Table:
+    """Let large dictionaries have no more values than the rows refer to: each slice carries one."""
+    for index, field in enumerate(table.schema):
+        if not pa.types.is_dictionary(field.type):
+            continue
+        column = as_array(table.column(index))
+        if column.dictionary.nbytes > _SMALL_DICTIONARY_BYTES:
+            table = table.set_column(index, field, _compact(column))
+    return table
+
+
+def bounded(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Cut rows whose values are more bytes than a bound, once taken out of their dictionaries."""
+    sizes = np.zeros(batch.num_rows, np.int64)
+    for column in batch.columns:
+        is_encoded = pa.types.is_dictionary(column.type)
+        if is_encoded and column.dictionary.nbytes * batch.num_rows > max_bytes:
+            sizes += value_bytes(column)
+    before = np.append(0, np.cumsum(sizes))
+    start = 0
+    while start < batch.num_rows:
+        fit = int(np.searchsorted(before, before[start] + max_bytes, "right")) - 1
+        end = max(start + 1, fit)
+        yield batch.slice(start, end - start)
+        start = end
+
+
+def _compact(column: pa.DictionaryArray) -> pa.Array:
+    used = np.unique(column.indices.drop_null().to_numpy())
+    if len(used) == len(column.dictionary):
+        return column
+    places = np.zeros(len(column.dictionary), np.int64)
+    places[used] = np.arange(len(used))
+    indices = pa.array(places).take(column.indices).cast(column.type.index_type)
+    dictionary = column.dictionary.take(pa.array(used))
+    return pa.DictionaryArray.from_arrays(indices, dictionary, ordered=column.type.ordered)
