@@ -13,7 +13,7 @@ from collections.abc import Mapping
 SEMANTICS: Mapping[str, int] = {
     "images": 1,
     "parquet": 2,
-    "jsonl": 1,
+    "jsonl": 2,
     "webdataset": 1,
     "fetch": 1,
     "decode": 1,

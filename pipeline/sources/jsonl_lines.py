@@ -6,23 +6,19 @@ read further is a last block that stands for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.core.arrays import Numbers
-from pipeline.core.errors import PipelineError
+from pipeline.sources.inflated import BrokenBehind, opened
 from pipeline.sources.whole_file import Broken
 
 _CHUNK_BYTES = 2**18
 _BLOCK_BYTES = 2**20
-_STEP_BYTES = 1024
-"""What Arrow inflates at once, of which damage takes all."""
 _BOM = b"\xef\xbb\xbf"
-_CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 BLANK = b" \t\r\n"
 """What JSON takes for whitespace."""
 
@@ -66,7 +62,7 @@ def read_blocks(handle: BinaryIO, max_line_bytes: int) -> Iterator[Block]:
     """
     lines = _Lines(max_line_bytes)
     try:
-        read = _opened(handle)
+        read = opened(handle)
         head = read(_CHUNK_BYTES)
         if 0 in head[:4]:  # how JSON in UTF-16 or UTF-32 begins, and no JSON in UTF-8
             raise Broken("not JSON lines in UTF-8: a byte 0 among the first four")
@@ -75,61 +71,11 @@ def read_blocks(handle: BinaryIO, max_line_bytes: int) -> Iterator[Block]:
             yield from lines.add(chunk)
             chunk = read(_CHUNK_BYTES)
     except Broken as error:
-        yield from lines.whole()
+        yield from lines.last() if isinstance(error, BrokenBehind) else lines.whole()
         one = np.zeros(1, np.int64)
         yield Block(b"", one, one, one, one + lines.number, str(error))
         return
     yield from lines.last()
-
-
-def _opened(handle: BinaryIO) -> Callable[[int], bytes]:
-    """Return a function that reads up to so many bytes, b'' at the end.
-
-    Raises:
-        Broken: Compressed data are damaged.
-    """
-    head = handle.read(4)
-    handle.seek(0)
-    codec = next((name for magic, name in _CODECS.items() if head.startswith(magic)), "")
-    if not codec:
-        return handle.read
-    return _Inflated(handle, codec).read
-
-
-class _Inflated:
-    """The content of a compressed shard."""
-
-    def __init__(self, handle: BinaryIO, codec: str) -> None:
-        self._stream = pa.CompressedInputStream(pa.PythonFile(handle, mode="r"), codec)
-        self._codec = codec
-        self._damage = ""
-
-    def read(self, num_bytes: int) -> bytes:
-        """Return up to so many bytes, and all of them that are before damage; b'' at the end.
-
-        Raises:
-            Broken: The next byte is damaged.
-        """
-        pieces: list[bytes] = []
-        while not self._damage and len(pieces) * _STEP_BYTES < num_bytes:
-            if not (piece := self._step()):
-                break
-            pieces.append(piece)
-        if self._damage and not pieces:
-            raise Broken(f"damaged {self._codec}: {self._damage}")
-        return b"".join(pieces)
-
-    def _step(self) -> bytes:
-        try:
-            data: bytes = self._stream.read(_STEP_BYTES)
-        except (PipelineError, Broken):
-            raise
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            self._damage = str(error)
-            return b""
-        return data
 
 
 class _Lines:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 
 from pipeline.core.arrays import as_array
@@ -90,7 +91,8 @@ class Parser:
                 self._schemas.reverse()
             if table.num_rows != len(block):
                 return None
-            return take_paths(table, paths_of(nested, table.schema))
+            table = take_paths(table, paths_of(nested, table.schema))
+            return None if _has_infinity(table) else table
         return None
 
     def _is_plain(self, block: Block, data: bytes) -> bool:
@@ -137,6 +139,16 @@ class Parser:
             message = f"line {number} is {described(value)}, expected an object"
         failures[row] = Failure(Reason.DECODE_ERROR, STAGE, message, num_bytes=size_bytes)
         return {}
+
+
+def _has_infinity(table: pa.Table) -> bool:
+    """Tell whether a number was rounded to infinity: JSON has none."""
+    for column in table.columns:
+        kind = column.type
+        values = pc.list_flatten(column) if pa.types.is_list(kind) else column
+        if pa.types.is_floating(values.type) and pc.any(pc.is_inf(values)).as_py():
+            return True
+    return False
 
 
 def _from_objects(column: Column, objects: Sequence[dict[str, Any]]) -> tuple[pa.Array, Problems]:

@@ -59,7 +59,7 @@ LIMITS = DecodeLimits(max_image_bytes=1_000_000, max_image_px=1_000_000)
 EXPECTED: dict[str, tuple[int, str]] = {
     "images": (1, "530da80b09233517"),
     "parquet": (2, "2a4906d6207b53b2"),
-    "jsonl": (1, "d24f3031f83b469e"),
+    "jsonl": (2, "d24f3031f83b469e"),
     "webdataset": (1, "fd3ae8a88977ed57"),
     "fetch": (1, "c8997aac9c610b11"),
     "decode": (1, "b5b8c918f8b1e477"),

@@ -1,0 +1,106 @@
+"""Compressed shards: all bytes before damage are there, whatever is asked for at once."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import random
+import struct
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonl_shards import CODECS, zstd
+
+from pipeline.sources.inflated import BrokenBehind, opened
+from pipeline.sources.whole_file import Broken
+
+DICE = random.Random(5)
+CONTENT = b"".join(b'{"t": "%s"}\n' % DICE.randbytes(40).hex().encode() for _ in range(4000))
+"""360 kB: several blocks of zstd, several pieces of what is read at once."""
+PACKED = {codec: CODECS[f".jsonl.{codec}"](CONTENT) for codec in ("gz", "zst")}
+
+
+def inflated(data: bytes, num_bytes: int = 2**18) -> tuple[bytes, str]:
+    """The content before damage, and what is damaged."""
+    read, found = opened(io.BytesIO(data)), []
+    try:
+        while piece := read(num_bytes):
+            assert len(piece) <= num_bytes
+            found.append(piece)
+    except Broken as error:
+        return b"".join(found), str(error)
+    return b"".join(found), ""
+
+
+def one_by_one(data: bytes) -> bytes:
+    """What zlib makes of the bytes of a gzip if it is given one after the other."""
+    member, found = zlib.decompressobj(31), b""
+    with contextlib.suppress(zlib.error):
+        for place in range(len(data)):
+            found += member.decompress(data[place : place + 1])
+    return found
+
+
+@pytest.mark.parametrize("codec", ["gz", "zst"])
+@pytest.mark.parametrize("num_bytes", [1000, 2**18, 2**22])
+def test_members_and_frames_are_read_one_after_the_other(codec: str, num_bytes: int):
+    assert inflated(PACKED[codec], num_bytes) == (CONTENT, "")
+    assert inflated(PACKED[codec] * 3, num_bytes) == (CONTENT * 3, "")
+    assert inflated(CODECS[f".jsonl.{codec}"](b""), num_bytes) == (b"", "")
+
+
+@pytest.mark.parametrize("num_zeros", [1, 512, 200_000])
+def test_zeros_behind_a_gzip_are_no_damage(num_zeros: int):
+    padded = PACKED["gz"] + bytes(num_zeros)
+    assert inflated(padded) == (CONTENT, "")
+    assert inflated(padded + gzip.compress(b"more")) == (CONTENT + b"more", "")
+
+
+@pytest.mark.parametrize("rest", [b"x", b"\x1f", b"\0\0garbage", b"garbage" * 9999])
+def test_other_bytes_behind_a_gzip_are_damage_behind_all_of_its_content(rest: bytes):
+    assert inflated(PACKED["gz"] + rest) == (
+        CONTENT,
+        "damaged gzip: other bytes are behind its end",
+    )
+    with pytest.raises(BrokenBehind):
+        opened(io.BytesIO(gzip.compress(b"") + rest))(9)
+
+
+@pytest.mark.parametrize("place", [-1, -5], ids=["length", "checksum"])
+def test_content_whose_checksum_is_wrong_is_read(place: int):
+    data = bytearray(PACKED["gz"])
+    data[place] ^= 1
+    content, why = inflated(bytes(data))
+    assert content == CONTENT
+    assert "incorrect" in why
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("codec", ["gz", "zst"])
+def test_all_that_is_before_damage_is_read_at_any_pace(codec: str, data: st.DataObject):
+    packed = bytearray(PACKED[codec])
+    place = data.draw(st.integers(20, len(packed) - 1))
+    if data.draw(st.booleans()):
+        del packed[place:]
+    else:
+        packed[place : place + 8] = b"\xff" * len(packed[place : place + 8])
+    content, why = inflated(bytes(packed))
+    if len(packed) < len(PACKED[codec]):
+        assert CONTENT.startswith(content)
+        assert why
+    assert inflated(bytes(packed), data.draw(st.sampled_from([1000, 70_001]))) == (content, why)
+    if codec == "gz":
+        assert content == one_by_one(bytes(packed))
+    elif place > len(PACKED[codec]) // 2:  # a block has 128 KiB
+        assert len(content) >= 2**17
+
+
+@pytest.mark.parametrize("kind", range(16))
+def test_a_zstd_may_begin_with_a_frame_without_content(kind: int):
+    frame = struct.pack("<II", 0x184D2A50 + kind, 5) + b"about"
+    assert inflated(frame + zstd(b"content")) == (b"content", "")
+    assert inflated(frame * 2 + zstd(b"a") + frame + zstd(b"b") + frame) == (b"ab", "")
