@@ -13,7 +13,8 @@ from package_source import imported, trees
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.connect import connect
 
-LINES = [f"F{number:02d}" for number in range(1, 57)] + [f"S{number}" for number in range(1, 24)]
+NUM_LINES = {"F": 58, "S": 23}
+"""At least so many of each kind."""
 _ROW = re.compile(r"^\| ([FS]\d+) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 _TEST = re.compile(r"`(\w+)::(\w+)`")
 _BENCH = re.compile(r"`(bench/\w+\.py)`")
@@ -32,7 +33,10 @@ def named_in(file: str) -> set[str]:
 
 
 def test_every_fault_has_its_line():
-    assert [line for line, _, _ in table()] == LINES
+    lines = [line for line, _, _ in table()]
+    for kind, num_lines in NUM_LINES.items():
+        numbers = sorted(int(line[1:]) for line in lines if line[0] == kind)
+        assert numbers == [*range(1, max(num_lines, len(numbers)) + 1)]
 
 
 def test_every_test_in_the_table_exists():
