@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.core.backoff import BadBlockError, is_bad_block
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.globs import compiled, is_glob, reaches_below, split_glob
 from pipeline.core.own_code import errors_told
@@ -18,6 +17,7 @@ from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.core.skipped import Skip, Skipped, SkipTally, is_utf8, reason_of_name
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
+from pipeline.sources.first_bytes import require_kind
 from pipeline.sources.source_format import format_of
 from pipeline.storage.single_file import read_lines
 from pipeline.storage.store import Store, StoredFile
@@ -86,23 +86,11 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
         else (store.uri, _named_shards(store, pattern, source), Skipped())
     )
     store = Store(root, source.storage_options)
-    _require_readable(store, shards)
+    is_one = len(shards) == 1 and source.uri.endswith(shards[0].path)
+    require_kind(store, shards, form, are_named=is_one or source.files is not None)
     with errors_told(SOURCES, source.format):
         found = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
     return Inputs(root, shards, found.extents, found.pass_through, skipped, found.fields)
-
-
-def _require_readable(store: Store, shards: Sequence[StoredFile]) -> None:
-    """Read one byte: credentials that may list need not be allowed to read; fail now if so."""
-    for shard in shards[:1]:
-        try:
-            with store.open(shard.path) as handle:
-                handle.read(1)
-        except (FileNotFoundError, BadBlockError):
-            pass  # a vanished file or a bad block fails its rows later
-        except OSError as error:
-            if not is_bad_block(error):
-                raise
 
 
 def _list_shards(

@@ -127,6 +127,12 @@ class SourceFormat(Protocol):
         ...
 
     @property
+    def kinds(self) -> frozenset[str]:
+        """Return the names of the kinds of `first_bytes.KINDS` that its shards are, with those of
+        compressed ones; empty: first bytes tell nothing of them."""
+        ...
+
+    @property
     def options(self) -> type[Section] | None:
         """Return the section that `source.options` is parsed as; None if there are no options."""
         ...
@@ -203,6 +209,7 @@ class CountedBeforeReading:
     """Base of formats whose rows a listing or a footer counts."""
 
     options: type[Section] | None = None
+    kinds = frozenset[str]()
 
     def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> SliceStream:
         """Raise TypeError: the plan cuts counted rows into slices."""
@@ -217,6 +224,7 @@ class CountedByReading(MeasuredOnce):
 
     counts_rows: CountsRows = "reading"
     options: type[Section] | None = None
+    kinds = frozenset[str]()
 
     def open(self, reader: Reader, extents: Sequence[Extent]) -> RowStream:
         """Raise TypeError: the bounds of uncounted slices are found by reading."""

@@ -37,6 +37,7 @@ class ImageFiles(MeasuredOnce, CountedBeforeReading):
     )
     counts_rows: CountsRows = "listing"
     semantics = SEMANTICS["images"]
+    kinds = frozenset(["a JPEG", "a PNG"])
     # Accepted without effect, so that one job file serves files and Parquet.
     fields = frozenset(["image_column", "id_column", "casts", "pass_through"])
 

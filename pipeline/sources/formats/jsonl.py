@@ -24,6 +24,7 @@ class Jsonl(CountedByReading):
         *(".ndjson", ".ndjson.gz", ".ndjson.zst"),
     )
     semantics = SEMANTICS["jsonl"]
+    kinds = frozenset(["JSON lines", "gzip", "zstd"])
     fields = frozenset(
         [
             *("image_column", "image_encoding", "id_column", "casts", "pass_through"),

@@ -23,6 +23,7 @@ class Parquet(CountedBeforeReading):
     suffixes = (".parquet", ".pq")
     counts_rows: CountsRows = "footer"
     semantics = SEMANTICS["parquet"]
+    kinds = frozenset(["Parquet"])
     fields = frozenset(
         [
             *("image_column", "id_column", "casts", "pass_through"),

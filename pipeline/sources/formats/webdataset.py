@@ -28,6 +28,8 @@ class WebDataset(CountedByReading):
         *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
     )
     semantics = SEMANTICS["webdataset"]
+    # Those that are not read cost their rows, with what to do about it.
+    kinds = frozenset(["a tar", "gzip", "bzip2", "xz", "zstd"])
     fields = frozenset(["image_extensions", "pass_through"])
 
     def row_ids(self, source: Source) -> RowIds:

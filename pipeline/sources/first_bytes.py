@@ -1,0 +1,223 @@
+"""What a shard certainly is by its first bytes, where that is not what its format reads.
+
+A damaged shard, or one of another kind among others, costs its rows as always. Only if the first
+shards all are of a kind that the format does not read is the job taken for wrong.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.core.backoff import BadBlockError, is_bad_block
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.core.registry import SOURCES, usable
+from pipeline.sources.source_format import SourceFormat
+from pipeline.storage.store import Store, StoredFile
+
+log = logging.getLogger(__name__)
+
+_HEAD_BYTES = 64 * 2**10
+_SHARDS = 3
+"""How many shards must begin wrongly; all, if there are fewer."""
+_TAR_BLOCK = 512
+_BOM = b"\xef\xbb\xbf"
+_MIN_LINES = 2
+_LIST_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
+_INFLATED = ("gzip", "zstd")
+"""Kinds, and Arrow's names, of what is looked into."""
+_TO_ROWS, _DECOMPRESS = "write its rows as Parquet or JSON lines", "decompress it"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that its first bytes tell."""
+
+    name: str
+    """As `SourceFormat.kinds` has it."""
+    begins: str
+    """What it begins with, for messages."""
+    fits: Callable[[bytes], bool]
+    """Of the first bytes of a file: whether it certainly is one."""
+    advice: str = _TO_ROWS
+    """What to do with one if no format reads it."""
+    is_text: bool = False
+
+
+def _magic(*magics: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(magics)
+
+
+def _is_tar(head: bytes) -> bool:
+    """Tell whether the first block is a header whose checksum is right."""
+    try:
+        tarfile.TarInfo.frombuf(head[:_TAR_BLOCK], "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
+
+
+def _lines(head: bytes) -> list[bytes]:
+    """Return the lines of a text that are not blank; a last one that was cut off is left out."""
+    lines = head.removeprefix(_BOM).split(b"\n")
+    whole = lines[:-1] if len(head) >= _HEAD_BYTES else lines
+    return [line for line in whole if line.strip()]
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_json_lines(head: bytes) -> bool:
+    lines = _lines(head)
+    return bool(lines) and all(isinstance(_parsed(line), dict) for line in lines[:_MIN_LINES])
+
+
+def _is_json_document(head: bytes) -> bool:
+    """Tell whether a text is one object or list of objects: no line is an object by itself."""
+    lines = _lines(head)
+    if any(isinstance(_parsed(line), dict) for line in lines):
+        return False
+    if len(lines) >= _MIN_LINES and lines[0].removeprefix(_BOM).strip() in (b"{", b"["):
+        return True
+    is_list = _LIST_OF_OBJECTS.match(head.removeprefix(_BOM)) is not None
+    return is_list and (len(lines) < _MIN_LINES or _parsed(lines[0]) is None)
+
+
+def _is_csv(head: bytes) -> bool:
+    """Tell whether all lines have the same number of fields, two or more, and none is JSON."""
+    lines = _lines(head)
+    if len(lines) < _MIN_LINES or b"\0" in head:
+        return False
+    if any(line.lstrip().startswith((b"{", b"[", b"<")) for line in lines):
+        return False
+    try:
+        texts = [line.decode("utf-8").rstrip("\r") for line in lines]
+        counts = [{len(row) for row in csv.reader(texts, delimiter=each)} for each in ",;\t"]
+    except (UnicodeDecodeError, csv.Error):
+        return False
+    return any(len(found) == 1 and min(found) > 1 for found in counts)
+
+
+KINDS = (
+    Kind("Parquet", "PAR1", _magic(b"PAR1", b"PARE")),
+    Kind("a tar", "the header of a tar", _is_tar),
+    Kind("gzip", "1f 8b", _magic(b"\x1f\x8b\x08"), _DECOMPRESS),
+    Kind("zstd", "28 b5 2f fd", _magic(b"\x28\xb5\x2f\xfd"), _DECOMPRESS),
+    Kind("bzip2", "BZh", _magic(b"BZh"), _DECOMPRESS),
+    Kind("xz", "fd 37 7a 58 5a", _magic(b"\xfd7zXZ\0"), _DECOMPRESS),
+    Kind("a zip", "PK", _magic(b"PK\x03\x04"), "unpack it"),
+    Kind("Arrow", "ARROW1", _magic(b"ARROW1\0\0")),
+    Kind("ORC", "ORC", _magic(b"ORC")),
+    Kind("Avro", "Obj", _magic(b"Obj\x01")),
+    Kind("a JPEG", "ff d8 ff", _magic(b"\xff\xd8\xff")),
+    Kind("a PNG", "89 50 4e 47", _magic(b"\x89PNG\r\n\x1a\n")),
+    Kind("JSON lines", "{", _is_json_lines, is_text=True),
+    Kind("one JSON document", "JSON", _is_json_document, "write one object a line", is_text=True),
+    Kind("CSV", "fields and lines of text", _is_csv, is_text=True),
+)
+"""The first that fits is what a file is."""
+
+
+def kind_of(head: bytes) -> Kind | None:
+    """Return what a file certainly is, by its first 64 KiB or all of it; None: that is not told."""
+    return next((kind for kind in KINDS if kind.fits(head)), None)
+
+
+def require_kind(
+    store: Store, shards: Sequence[StoredFile], form: SourceFormat, *, are_named: bool
+) -> None:
+    """Read the beginning of the first shard, and of the next ones if it is not of the format.
+
+    A store that may list need not be allowed to read: that fails here, before anything is started.
+
+    Args:
+        store: The source.
+        shards: In input order.
+        form: The format of the job.
+        are_named: The job names the shards, whose suffixes then say nothing.
+
+    Raises:
+        JobError: The first shards all are certainly of other kinds.
+        OSError: The store cannot be read.
+    """
+    first = ""
+    for shard in shards[:_SHARDS]:
+        wrong = _wrong_kind(_head(store, shard), form)
+        if not wrong:
+            if first:
+                log.warning("%s; its rows will be quarantined", first)
+            return
+        first = first or _told(shard, wrong, are_named=are_named)
+    if first:
+        raise JobError(f"source: {first}")
+
+
+def _head(store: Store, shard: StoredFile) -> bytes:
+    try:
+        with store.open(shard.path) as handle:
+            return bytes(handle.read(_HEAD_BYTES))
+    except (FileNotFoundError, BadBlockError):
+        return b""  # a vanished file or a bad block fails its rows later
+    except OSError as error:
+        if not is_bad_block(error):
+            raise
+        return b""
+
+
+def _wrong_kind(head: bytes, form: SourceFormat) -> tuple[Kind, ...]:
+    """Return what a shard is, and what is inside if it is compressed; () if the format reads it."""
+    kind = kind_of(head)
+    if kind is None or not form.kinds:
+        return ()
+    inside = kind_of(_inflated(head, kind))
+    kinds = (kind,) if inside is None else (kind, inside)
+    if {each.name for each in kinds} <= form.kinds:
+        return ()
+    # Of files that are a row each, the pages of a failed download cost their rows: not so tables.
+    is_row = form.counts_rows == "listing"
+    return () if is_row and (kind.is_text or not _readers(kinds)) else kinds
+
+
+def _inflated(head: bytes, kind: Kind) -> bytes:
+    """Return the beginning of what is compressed; b'' if nothing is, or it is damaged."""
+    if kind.name not in _INFLATED:
+        return b""
+    try:
+        with pa.input_stream(pa.BufferReader(head), compression=kind.name) as stream:
+            return bytes(stream.read(_HEAD_BYTES))
+    except (pa.ArrowException, OSError):
+        return b""
+
+
+def _readers(kinds: Sequence[Kind]) -> list[SourceFormat]:
+    """Return the formats that read a file; none if only its compression is known."""
+    if kinds[-1].advice == _DECOMPRESS:
+        return []
+    known = {kind.name for kind in kinds}
+    return [form for _, form in usable(SOURCES) if known <= form.kinds]
+
+
+def _told(shard: StoredFile, kinds: Sequence[Kind], *, are_named: bool) -> str:
+    kind, is_inside = kinds[-1], len(kinds) > 1
+    inflated = f", once its {kinds[0].name} is inflated," if is_inside else ""
+    what = f"{clean_message(shard.path)} begins{inflated} with {kind.begins}: it is {kind.name}"
+    if not (readers := _readers(kinds)):
+        return f"{what}; {kind.advice}"
+    form = readers[0]
+    renamed = ""
+    if not are_named and not shard.path.lower().endswith(form.suffixes):
+        renamed = f"name the shards *{form.suffixes[0]} and "
+    return f"{what}; {renamed}set source.format: {form.name}"
