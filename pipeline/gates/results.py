@@ -47,9 +47,9 @@ def apply_mode(
     return GateResult(name, "warn" if is_softened else level, value, limit, message)
 
 
-def skipped(name: str, why: str, value: float | None = None) -> GateResult:
+def skipped(name: str, why: str) -> GateResult:
     """Say that there is nothing to judge, and why."""
-    return GateResult(name, "off", value, None, why)
+    return GateResult(name, "off", None, None, why)
 
 
 def parse_accepted(texts: Sequence[str]) -> dict[str, str]:

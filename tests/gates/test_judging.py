@@ -121,7 +121,10 @@ def test_nothing_is_refused_unless_allowed():
     assert found["not_empty"].status == "fail"
     with pytest.raises(GateRefused, match=r"0 shards with 0 rows.*gates\.allow_empty"):
         require_pass(list(found.values()))
-    assert passes(results_of(0, 0, shards=0, allow_empty=True))
+    allowed = results_of(0, 0, shards=0, allow_empty=True)
+    assert passes(allowed)
+    for result in (found["not_empty"], allowed["not_empty"]):
+        assert (result.value, result.limit) == (0.0, 1.0)
     assert found["max_error_pct"].status == "off"
     assert found["max_error_pct"].value is None
 
@@ -151,6 +154,8 @@ def test_files_that_are_not_read_warn_or_refuse_from_their_share_on(
 ):
     found = results_of(0, 1000, shards=shards, facts={"num_skipped": skipped}, **limits)
     assert found["max_skipped_pct"].status == status
+    share = 100 * skipped / (shards + skipped) if shards + skipped else None
+    assert found["max_skipped_pct"].value == pytest.approx(share)
     assert passes(found) == (status != "fail")
 
 
@@ -392,6 +397,15 @@ def test_drift_is_not_judged_where_either_side_has_few_rows(gate: str, before: i
     assert (status(21), status(20)) == ("off", "fail")
 
 
+@pytest.mark.parametrize("gate", ["volume", "constant", "label_drift", "score_drift"])
+def test_a_gate_that_is_off_compares_nothing(gate: str):
+    past = Past((10,), split(5000, 5000), "date=2026-11-23")
+    facts: dict[str, object] = {"distribution": split(9000, 1000)}
+    found = results_of(0, 10_000, past=past, facts=facts, **{gate: {"mode": "off"}})[gate]
+    assert (found.status, found.value) == ("off", None)
+    assert found.message == f"gates.{gate}.mode is off"
+
+
 def test_the_label_that_moved_most_is_named():
     past = Past((1,), split(5000, 5000), "version 3")
     facts: dict[str, object] = {"distribution": split(9000, 1000)}
@@ -431,6 +445,7 @@ def test_all_golden_rows_agree(mode: str, compared: int, agreed: int, status: st
     assert found.status == status
     if compared and mode != "off":
         assert found.message == f"{agreed} of {compared} golden rows agree, on 2 actors"
+        assert (found.value, found.limit) == (100 * agreed / compared, 100.0)
     assert results_of(0, 100, facts=facts)["golden"].status == "off"
 
 
@@ -522,6 +537,14 @@ def test_a_refusal_says_why_rows_are_in_quarantine_and_how_to_accept_it():
     (failed,) = [v for v in results_of(20, 120, facts=facts, **caps).values() if v.status == "fail"]
     assert failed.name == "max_reason_pct"
     assert failed.message.endswith(words)
+
+
+def test_rows_of_a_reason_whose_cause_is_not_known_are_others():
+    facts = {"reasons": {"empty": 23, "truncated": 9}, "causes": [EMPTY]}
+    caps = {"max_error_pct": 50.0, "max_reason_pct": {"empty": 1.0, "truncated": 20.0}}
+    found = results_of(32, 120, facts=facts, **caps)["max_reason_pct"]
+    assert found.message.endswith("(20 empty, e.g. 0000.jpg: the image has 0 bytes; 3 others)")
+    assert "truncated" not in found.message
 
 
 def test_a_refusal_says_what_is_in_quarantine_once_and_only_if_there_is_something():
