@@ -29,6 +29,8 @@ _OF_DETECTORS = (frozenset(["boxes", "scores"]), frozenset(["logits", "pred_boxe
 """Names of outputs that task `detect` takes as they are."""
 _CHANNELS = (3, 1)
 _MAX_ENDS = 64
+_MAX_AXIS = 2**31 - 1
+"""Of a list in Arrow; a longer axis is none that a row could have."""
 _MAX_LABELS_CHARS = 1 << 20
 _LABEL_KEYS = ("labels", "names", "classes", "class_names", "id2label")
 """Where exporters leave class names in the file's metadata."""
@@ -186,7 +188,7 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorFacts | None:
 
 
 def _axis(dim: Any) -> Axis:
-    if dim.WhichOneof("value") == "dim_value" and dim.dim_value > 0:
+    if dim.WhichOneof("value") == "dim_value" and 0 < dim.dim_value <= _MAX_AXIS:
         return int(dim.dim_value)
     return str(dim.dim_param) or None
 

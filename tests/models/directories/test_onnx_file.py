@@ -261,6 +261,15 @@ def test_other_inputs_are_refused_with_what_would_be_right(
     assert words in refusal(passed_on(inputs), tmp_path)
 
 
+@pytest.mark.parametrize("length", [2**31, 2**40, -1, 0])
+def test_an_axis_that_no_row_could_have_is_unknown(tmp_path: Path, length: int):
+    """Arrow's lists have at most 2**31 - 1 values."""
+    model = passed_on([value("x", FLOAT, ["batch", 6])])
+    model.graph.output[0].type.tensor_type.shape.dim.add(dim_param="batch")
+    model.graph.output[0].type.tensor_type.shape.dim.add(dim_value=length)
+    assert read(model, tmp_path).embedding_dim is None
+
+
 def test_outputs_that_are_no_numbers_are_left_out_or_refused(tmp_path: Path):
     model = onnx_files.features_model()
     names = helper.make_tensor_value_info("names", onnx.TensorProto.STRING, ["batch"])
