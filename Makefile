@@ -11,7 +11,7 @@ RAY ?= 2.51.2
 ANY_RAY ?= any_ray
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu bench-detect bench-text bench-text-rows bench-tables memory soak chaos mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu bench-detect bench-silent bench-text bench-text-rows bench-tables memory soak chaos mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ bench-gpu: venv ## Measure the share of a GPU's own speed that the pipeline reac
 
 bench-text: venv build/peers/.installed ## Measure rows/s of MiniLM over passages beside peers and the limit
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/text.py --out build/bench-text.json
+
+bench-silent: venv ## Measure a job that says nothing of how: its first three runs, and after `pipeline tune`
+	$(BIN)/python tests/bench/silent.py --out build/bench-silent.json
 
 bench-detect: venv ## Measure rows/s of a detector beside peers
 	$(BIN)/python tests/bench/detect.py --out build/bench-detect.json

@@ -31,7 +31,7 @@ from pipeline.storage.store import Store
 BENCH = Path(__file__).parent
 ROOT = BENCH.parent.parent
 OURS = {
-    "exact": {},  # eager fp32, what a job that says nothing gets
+    "exact": {"runtime": "eager", "precision": "fp32"},
     "fp32": {"runtime": "auto", "precision": "fp32"},
     "auto": {"runtime": "auto", "precision": "auto"},
     "auto-shrink": {"runtime": "auto", "precision": "auto"},
@@ -107,7 +107,7 @@ def tune(case: Case, system: str) -> dict[str, Any]:
     """
     out = case.folder / f"tuned-{time.time_ns()}"
     job = case.job("tune", out, **sections_of(case, system))
-    found = _pipeline("tune", job)
+    found = run_pipeline("tune", job)
     profiles = case.folder / "profiles"
     profiles.mkdir(exist_ok=True)
     for path in (out / "_control" / "profiles").iterdir():
@@ -149,13 +149,21 @@ def sections_of(case: Case, system: str) -> dict[str, Any]:
     }
 
 
-def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
+def run_job(
+    case: Case, name: str, sections: dict[str, Any], env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run `pipeline run` once.
+
+    Args:
+        case: Over what.
+        name: Of the job.
+        sections: Of the job file, beside the usual ones.
+        env: Further variables of the environment.
 
     Returns:
         What `run` returns, and `first_slice_s`: to the first commit; `slices`: their number;
-        `batch_size` and `batch_tokens`; `out`: the output; for texts `padding_pct`: which share of
-        the model's tokens was padding.
+        `batch_size` and `batch_tokens`; `choice` and `tried_beside`: the report's sentences; `out`:
+        the output; for texts `padding_pct`: which share of the model's tokens was padding.
     """
     out = case.folder / f"out-{name}-{time.time_ns()}"
     (out / "_control").mkdir(parents=True)
@@ -165,7 +173,7 @@ def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
         (out / "_control" / "models").symlink_to(case.folder / "models")
     job = case.job(name, out, **sections)
     began, started = time.time(), time.perf_counter()
-    report = _pipeline("run", job, "--quiet")
+    report = run_pipeline("run", job, "--quiet", env=env)
     whole_s = time.perf_counter() - started
     rows = report["rows"]["computed"]
     _check_rows(name, rows, case)
@@ -176,6 +184,8 @@ def run_job(case: Case, name: str, sections: dict[str, Any]) -> dict[str, Any]:
         "slices": len(staged),
         "batch_size": report["model"]["batch_size"],
         "batch_tokens": report["model"].get("batch_tokens"),
+        "choice": (report["model"].get("choice") or {}).get("text"),
+        "tried_beside": report["model"].get("tried_beside"),
         "out": str(out),
         **_padding(staged.values()),
         "startup": {entry["part"]: entry["wall_s"] or 0.0 for entry in report["startup"]},
@@ -245,10 +255,15 @@ def missing(system: str) -> str:
     return (done.stdout.strip() or _last_line(done.stderr)) if done.returncode else ""
 
 
-def _pipeline(*arguments: str) -> dict[str, Any]:
+def run_pipeline(*arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run a command of ours, and return its document.
+
+    Raises:
+        Unusable: It failed.
+    """
     done = subprocess.run(
         command(*arguments, "--json"),
-        env=environment(CHECKOUT),
+        env=environment({**CHECKOUT, **(env or {})}),
         capture_output=True,
         check=False,
         text=True,

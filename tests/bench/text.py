@@ -3,7 +3,7 @@
 MiniLM over docstrings of the standard library, 3 to 500 words; the systems take turns, so that a
 slow minute meets all of them. What is compared:
 
-- `exact`: `pipeline run` as a job has it that says nothing, in eager fp32.
+- `exact`: `pipeline run` in eager fp32.
 - `fp32`, `auto`: with what `pipeline tune` chose in fp32, and in any precision.
 - `st-1`, `st`: sentence-transformers in one process, with one thread and with one a core.
 - `st-pool`: its pool of processes, one a core.

@@ -3,7 +3,7 @@
 Same photos, same weights; the systems take turns, so that a slow minute meets all of them. What is
 compared:
 
-- `exact`: `pipeline run` as a job has it that says nothing, in eager fp32.
+- `exact`: `pipeline run` in eager fp32.
 - `fp32`, `auto`: with what `pipeline tune` chose in fp32, and in any precision.
 - `auto-shrink`: `auto` with transform.shrink_on_load, for large photos.
 - `loader`, `ray`, `daft`, `spark`: peers, eager fp32, as their documentation has it.
