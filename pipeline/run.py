@@ -48,7 +48,8 @@ from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.runs.sink_below_source import require_apart
 from pipeline.runs.supervisor import stoppable, supervise
-from pipeline.runs.tuning.auto import is_open, resolve_auto
+from pipeline.runs.tuning.auto import resolve_runtime
+from pipeline.runs.tuning.beside import Beside
 from pipeline.sources.units import Unit
 from pipeline.storage.store import StoredFile
 
@@ -135,10 +136,13 @@ def predict_and_publish(
     progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
     with connect(address) as (hardware, ray_start_s, on_cluster):
         allocation = allocate(job.shares, hardware, is_table=job.source.is_table)
-        if is_open(model):
-            progress.phase("choosing how to run the model")
         named = retry.named(plan) if retry else plan
-        chosen = resolve_auto(run, named, model, hardware, allocation)
+        chosen = resolve_runtime(
+            *(run, named, model, hardware, allocation),
+            on_cluster=on_cluster,
+            published=retry.base.model if retry else None,
+            say=progress.phase,
+        )
         plan = replace(chosen.plan, fingerprint=plan.fingerprint)
         model, allocation = chosen.model, chosen.allocation
         if not run.store.is_object_store:  # after `resolve_auto`, which may divide the cluster anew
@@ -148,12 +152,16 @@ def predict_and_publish(
         run.record.connected(hardware, allocation, ray_start_s, on_cluster=on_cluster)
         run.record.planned(plan, model, job.resources.num_gpus)
         try:
-            staged = _predict_missing(run, plan, model, allocation, golden, progress)
+            staged = _predict_missing(run, plan, model, allocation, golden, progress, chosen.beside)
         except AlikeError as error:
             run.record.failed_alike(error.failed)
             raise
         progress.phase("checking and publishing")
-        return finish(run, plan, staged, base, lease, retry=retry)
+        manifest = finish(run, plan, staged, base, lease, retry=retry)
+        if chosen.beside:
+            chosen.beside.end()
+            run.record.tried_beside(chosen.beside.text)
+        return manifest
 
 
 def _predict_missing(
@@ -163,6 +171,7 @@ def _predict_missing(
     allocation: Allocation,
     golden: GoldenRows | None,
     progress: Progress,
+    beside: Beside | None,
 ) -> Mapping[SliceKey, StoredFile]:
     """Compute the slices that have no staged part yet; return the staged part of every slice.
 
@@ -190,6 +199,8 @@ def _predict_missing(
             where = (key.unit, key.start) if key else (-1, -1)
             progress.advance(where, committed.num_rows, committed.num_quarantined)
             reach("slice_done")
+            if beside:
+                beside.advance(committed, run.record.elapsed_s, run.record.num_left)
             fail_fast_on_certain_refusal(run, plan)
     require_some_row(run)
     return list_staged(run.store, run.layout.staging(plan.fingerprint))

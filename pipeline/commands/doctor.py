@@ -18,14 +18,14 @@ from pipeline.execution.cluster.login import log_in
 from pipeline.execution.embedded.patches import describe
 from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job
-from pipeline.models.spec import ModelSpec
+from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.plan.plan import Plan
 from pipeline.runs.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import job_model, prepare
 from pipeline.runs.sink_below_source import require_apart
-from pipeline.runs.tuning.auto import is_open
+from pipeline.runs.tuning.auto import is_open, opened
 from pipeline.sources.category_files import with_categories
 from pipeline.sources.inputs import describe_no_input, list_inputs
 from pipeline.storage.store import Store
@@ -145,5 +145,7 @@ def _one_row(job: Job, planned: Callable[[], tuple[Plan, ModelSpec]]) -> Finding
 def _runtime(job: Job, model: ModelSpec, address: str | None) -> str:
     check_runtime(job, model, address)
     is_on_gpu = bool(job.resources.num_gpus)
-    usable = ", ".join(usable_ways(model, is_on_gpu=is_on_gpu, is_here=address is None))
+    usable = ", ".join(usable_ways(opened(model), is_on_gpu=is_on_gpu, is_here=address is None))
+    if model.takes_fastest:
+        return f"{EAGER} {FP32}, or what is known to be the fastest of {usable}"
     return f"to be measured: {usable}" if is_open(model) else usable

@@ -81,8 +81,11 @@ def tune(
 ) -> None:
     """Measure every way to run the job's model on a sample of its rows, and keep the figures."""
     from pipeline.commands.tune import tune_job
+    from pipeline.report.progress import Progress
 
-    found = tune_job(load(job, date, set_), as_options(address, allow_import))
+    with Progress(quiet=quiet) as progress:
+        progress.phase(f"tuning {job}")
+        found = tune_job(load(job, date, set_), as_options(address, allow_import), progress)
     show(found, as_json=as_json, quiet=quiet)
 
 

@@ -6,7 +6,7 @@ Out: a plain nested dict, for `--json` and for render.render_document.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.commit.describe import DIGEST_CHARS, version_facts
@@ -24,7 +24,10 @@ from pipeline.runs.checks import check_before_ray, check_hardware
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
-from pipeline.runs.tuning.auto import is_open
+from pipeline.runs.resume import is_published
+from pipeline.runs.tuning.auto import foresee, is_open
+from pipeline.runs.tuning.choice import Choice
+from pipeline.runs.tuning.selection import as_tried
 from pipeline.storage.store import Store
 
 _NOTHING = "nothing: this is published already"
@@ -45,20 +48,21 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
     job, store, layout = run.job, run.store, run.layout
     plan, model = prepare(run)
     if store.stat(layout.plan(plan.fingerprint)):
-        plan = adopt_plan(store, layout, plan)
+        plan = replace(adopt_plan(store, layout, plan), twin=plan.twin)
     current = current_manifest(store, layout)
     step = _next_step(plan, store, layout, current, job.sink.partition_columns)
     is_needed = step["a_run_would"] != _NOTHING
     cluster = _check(run, plan, model) if is_needed else None
     tried = try_row(job, plan, model) if tries and is_needed else None
+    choice = foresee(run, plan, model)
     return {
         "partition": layout.name,
         "fingerprint": plan.fingerprint[:DIGEST_CHARS],
         **step,
-        "estimate": _estimate(job, store, plan, model, step),
+        "estimate": _estimate(job, store, plan, model, choice, step),
         "input": _input(plan, run.record.num_unreadable_shards),
         "skipped": plan.skipped.to_dict(),
-        "model": _model(job, model, plan, tried),
+        "model": _model(job, as_tried(model, choice.way), plan, tried, choice),
         "published_now": version_facts(current),
         **({"cluster": cluster} if cluster else {}),
     }
@@ -83,12 +87,12 @@ def _next_step(
     partition_columns: Sequence[str],
 ) -> dict[str, Any]:
     """Say what a run would do now, and how much of it is staged."""
-    is_published = current is not None and current.is_of(plan.fingerprint, partition_columns)
+    is_done = is_published(current, plan, partition_columns)
     staged = list_staged(store, layout.staging(plan.fingerprint))
     done = done_slices(plan, staged)
     action = "publish the first version" if current is None else f"replace version {current.number}"
     changed = what_changed(current.fingerprint_parts if current else {}, plan.fingerprint_parts)
-    if is_published:
+    if is_done:
         action = _NOTHING
     elif done:
         action = f"resume, then {action}"
@@ -96,19 +100,20 @@ def _next_step(
     rows_left = None if num_rows is None else num_rows - sum(key.num_rows for key in done)
     return {
         "a_run_would": action,
-        **({"changed": changed} if changed and not is_published else {}),
+        **({"changed": changed} if changed and not is_done else {}),
         "units": len(plan.units),
         "slices": None if num_rows is None else sum(1 for _ in plan.slices()),
         "slices_staged": len(done),
-        "rows_left": 0 if is_published else rows_left,
+        "rows_left": 0 if is_done else rows_left,
     }
 
 
 def _estimate(
-    job: Job, store: Store, plan: Plan, model: ModelSpec, step: dict[str, Any]
+    job: Job, store: Store, plan: Plan, model: ModelSpec, choice: Choice, step: dict[str, Any]
 ) -> dict[str, Any]:
-    # `auto` chooses what the job leaves out.
-    asked = job.model if is_open(model) else plan
+    model, way = as_tried(model, choice.way), choice.way
+    # `auto` and `pipeline tune` choose what the job leaves out.
+    asked = job.model if is_open(model) or way.batch_size or way.batch_tokens else plan
     wanted = Recipe(
         name=model.name,
         weights_sha256=model.weights_sha256,
@@ -135,7 +140,9 @@ def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
     }
 
 
-def _model(job: Job, model: ModelSpec, plan: Plan, tried: Tried | None) -> dict[str, Any]:
+def _model(
+    job: Job, model: ModelSpec, plan: Plan, tried: Tried | None, choice: Choice
+) -> dict[str, Any]:
     experimental = {"jpeg_decoder": "gpu: experimental, it has never run on a real GPU"}
     task, settings = model.task, model.input.settings() or {}
     return {
@@ -147,6 +154,7 @@ def _model(job: Job, model: ModelSpec, plan: Plan, tried: Tried | None) -> dict[
         "max_tokens": settings["max_tokens"] if model.input.counts_tokens else None,
         "runtime": model.runtime,
         "precision": model.precision,
+        "choice": choice.text,
         "weights_sha256": (model.weights_sha256 or "")[:DIGEST_CHARS] or None,
         "batch_size": plan.batch_size,
         "batch_tokens": plan.batch_tokens or None,

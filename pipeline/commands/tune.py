@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from pipeline.execution.cluster.connect import connect
 from pipeline.job.job import Job
 from pipeline.job.model import AUTO
+from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import allocate
+from pipeline.report.progress import Progress
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
 from pipeline.runs.tuning.auto import is_open, tune
@@ -17,10 +18,10 @@ from pipeline.runs.tuning.selection import useful_share
 from pipeline.runs.tuning.trial import Trial
 
 
-def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
-    """Measure anew and keep the figures, which runs with `auto` then go by; publishes nothing.
+def tune_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]:
+    """Measure anew and keep the figures, which runs of the model then go by; publishes nothing.
 
-    What the job leaves open is tried; if it leaves nothing open, everything.
+    What the job leaves open to `auto` is tried; if it leaves nothing open, everything.
 
     Raises:
         JobError: The job is wrong, or nothing that was tried can be used.
@@ -29,11 +30,11 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
     job = run.job
     run.store.probe(single_writer=job.run.single_writer)
     plan, model = prepare(run)
-    if not is_open(model):
-        model = replace(model, runtime=AUTO, precision=AUTO)
-    with connect(options.address) as (hardware, _, _):
+    with connect(options.address) as (hardware, _, on_cluster):
         allocation = allocate(job.shares, hardware, is_table=job.source.is_table)
-        profile, chosen = tune(run, plan, model, hardware, allocation)
+        profile, chosen = tune(
+            *(run, plan, model, hardware, allocation), on_cluster=on_cluster, say=progress.phase
+        )
     slice_rows = plan.usual_slice_rows()
     on_gpu = bool(job.resources.num_gpus)
     rates = [trial.rows_per_s for trial in profile.layouts if _is_same(trial, chosen)]
@@ -45,6 +46,7 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
         "batch_sizes": [_batch_shown(trial, slice_rows) for trial in profile.batches],
         "layouts": [_shown(trial, _LAYOUT) for trial in profile.layouts],
         "chosen": f"{chosen.runtime} {chosen.precision}",
+        "gain": profile.gain(chosen),
         "batch_size": chosen.batch_size or plan.batch_size,
         "batch_tokens": chosen.batch_tokens or plan.batch_tokens or None,
         "actors_a_node": chosen.actors if chosen.threads and not on_gpu else None,
@@ -52,9 +54,16 @@ def tune_job(job: Job, options: RunOptions) -> dict[str, Any]:
         "threads_per_actor": chosen.threads or allocation.actor_threads,
         "decode_in": chosen.decode_in or None,
         f"rows_per_s_a_{'gpu' if on_gpu else 'node'}": rates[0] if rates else None,
-        "used_by": f"runs whose job says model.runtime: {model.runtime} and "
-        f"model.precision: {model.precision}",
+        "used_by": _used_by(model),
     }
+
+
+def _used_by(model: ModelSpec) -> str:
+    """Say whose runs take what was chosen, on machines like this and whatever their output is."""
+    if model.takes_fastest:
+        return "runs of this model whose job says neither model.runtime nor model.precision"
+    runtime, precision = (model.runtime, model.precision) if is_open(model) else (AUTO, AUTO)
+    return f"runs of this model with model.runtime: {runtime} and model.precision: {precision}"
 
 
 _WAY = ("runtime", "precision", "rows_per_s", "load_s", "agreement_pct", "worst", "problem")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.core.private_files import first_of
 
-CLAIMS, USERS = "claims", "users"
+CLAIMS, PROFILES, USERS = "claims", "profiles", "users"
 """Folders in it that hold no artefacts."""
 
 

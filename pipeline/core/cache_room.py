@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.cache_folder import CLAIMS, USERS, cache_folder, one_at_a_time
+from pipeline.core.cache_folder import CLAIMS, PROFILES, USERS, cache_folder, one_at_a_time
 from pipeline.core.private_files import first_of
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,8 @@ def _listed(folder: Path) -> set[str]:
 
 def _artefacts() -> Iterator[_Artefact]:
     for folder in cache_folder().iterdir():
-        if folder.name.startswith(".") or folder.name in (CLAIMS, USERS) or not folder.is_dir():
+        is_other = folder.name.startswith(".") or folder.name in (CLAIMS, PROFILES, USERS)
+        if is_other or not folder.is_dir():
             continue
         with contextlib.suppress(FileNotFoundError):  # another process removes it
             yield _Artefact(folder, folder.stat().st_mtime, num_bytes_of(folder))

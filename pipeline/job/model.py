@@ -128,10 +128,12 @@ class Model(Section):
     `detect`: its result turns outputs into boxes, scores and label ids."""
     postprocess_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of `postprocess`, by name, as those of `factory`."""
-    runtime: str = "eager"
-    """What runs the model: torch as it is, torch.compile, or the library of that name (its extra
-    must be installed): `onnxruntime`, `openvino`, `mnn`, or what an installed package adds (entry
-    points `pipeline.runtimes`). `auto` measures what is there and takes the fastest that agrees."""
+    runtime: str | None = None
+    """What runs the model: torch as it is (`eager`), torch.compile (`compile`), or the library of
+    that name (its extra must be installed): `onnxruntime`, `openvino`, `mnn`, or what an installed
+    package adds (entry points `pipeline.runtimes`). `auto` measures what is there and takes the
+    fastest that agrees. Left out: `eager`; if `precision` is left out, too, the fastest at fp32
+    that is known to agree on this machine, and `eager` while none is."""
     pooling: str | None = None
     """A model directory that embeds: what becomes of the vectors of a row's tokens or patches:
     `mean`, `cls`, `max`, `lasttoken`, `weightedmean`, `mean_sqrt_len_tokens`, of images also
@@ -171,10 +173,16 @@ class Model(Section):
         given = {field: getattr(head, field) for field in head.model_fields_set}
         return self.model_copy(update={"heads": {}, **given})
 
+    @property
+    def is_pinned(self) -> bool:
+        """Tell whether the job says a runtime or a precision."""
+        return self.runtime is not None or "precision" in self.model_fields_set
+
     @field_validator("runtime")
     @classmethod
-    def _known_runtime(cls, name: str) -> str:
-        registered(registry.RUNTIMES, name, (AUTO,))
+    def _known_runtime(cls, name: str | None) -> str | None:
+        if name is not None:
+            registered(registry.RUNTIMES, name, (AUTO,))
         return name
 
     @model_validator(mode="after")
@@ -190,7 +198,7 @@ class Model(Section):
             for field, other in _NEEDS.items()
             if getattr(self, field) and getattr(self, other) is None
         ]
-        runtime = registered(registry.RUNTIMES, self.runtime, (AUTO,))
+        runtime = registered(registry.RUNTIMES, self.runtime or "eager", (AUTO,))
         if self.precision == "int8" and runtime and "int8" not in runtime.precisions:
             able = [name for name in registry.built_in(registry.RUNTIMES)
                     if "int8" in registry.load(registry.RUNTIMES, name).precisions]  # fmt: skip

@@ -16,7 +16,7 @@ from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.job.text import Text
 from pipeline.models.cards import Card, find_card
-from pipeline.models.spec import ModelSpec
+from pipeline.models.spec import EAGER, ModelSpec
 from pipeline.models.taken_images import Taken, require_taken, taken_by, warn_of_convolutions
 from pipeline.models.task_choice import choose_task, prompt_texts, task_name
 from pipeline.models.tasks import task_class
@@ -91,7 +91,8 @@ def resolve_model(
         input=chosen,
         task=task,
         precision=model.precision,
-        runtime=model.runtime,
+        runtime=model.runtime or EAGER,
+        is_pinned=model.is_pinned,
         layer=model.layer,
         storage_options=model.storage_options,
         weights_key=model.weights_key,

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import torch
 
 ENTRY_POINT_GROUP = "pipeline.models"
+EAGER, FP32 = "eager", "fp32"
+"""The runtime and precision that all others are compared with."""
 
 _PX_PER_ROW = 512 * 512
 """Images that keep their size: pixels that a batch may have for each row that it may have."""
@@ -87,6 +89,8 @@ class ModelSpec:
     """The job's pooling of a directory's encoder; None: the directory's."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of a factory, by name: JSON values."""
+    is_pinned: bool = False
+    """The job itself says a runtime or a precision."""
     said: tuple[str, ...] = field(default=(), compare=False)
     """What was read from the directory, `<file>: <what it says>` each; decides nothing."""
 
@@ -98,7 +102,12 @@ class ModelSpec:
     @property
     def is_reference(self) -> bool:
         """Tell whether this is eager fp32, which all other variants are compared with."""
-        return (self.runtime, self.precision) == ("eager", "fp32")
+        return (self.runtime, self.precision) == (EAGER, FP32)
+
+    @property
+    def takes_fastest(self) -> bool:
+        """Tell whether a run may take the fastest runtime at fp32 that is known to agree."""
+        return self.is_reference and not self.is_pinned and not self.input.is_approximate
 
     @property
     def identity(self) -> str | None:
@@ -143,8 +152,8 @@ class ModelSpec:
         """Return the reference of this spec: eager fp32 over exactly prepared rows."""
         return replace(
             self,
-            runtime="eager",
-            precision="fp32",
+            runtime=EAGER,
+            precision=FP32,
             input=self.input.exact(),
             artefact_sha256=None,
         )

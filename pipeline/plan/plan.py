@@ -7,7 +7,7 @@ import datetime as dt
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -71,6 +71,9 @@ class Plan:
     """The parts of the fingerprint, so that a later plan can say what changed: digests `inputs`,
     `model` and `settings`, `semantics`, area -> version, and `extensions`, what an installed
     distribution brings -> digest of its code, if there is any."""
+    twin: str = field(default="", compare=False)
+    """Fingerprint of a job that differs only in whether it pins eager fp32; '' if this one does
+    neither. What it published in eager fp32 is what this plan would give; not stored with it."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files below the source that were not inputs when it was listed; not stored with the plan."""
 
@@ -136,6 +139,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         settings=settings_digest(job, model),
         fingerprint_parts=parts,
+        twin=_twin(parts, model),
         skipped=inputs.skipped,
     )
 
@@ -191,11 +195,30 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
     }
     return {
         "inputs": _digest([Store(inputs.root).url(""), pass_through, shards]),
-        "model": _digest(model.to_dict()),
+        "model": model_digest(model),
         "settings": _digest(settings),
         "semantics": job_semantics(job, model),
         **({"extensions": own} if (own := job_extensions(job, model)) else {}),
     }
+
+
+def model_digest(model: ModelSpec) -> str:
+    """Digest what decides the predictions.
+
+    A job that leaves the runtime open is another than one that pins eager fp32: what is staged for
+    it may be of any runtime at fp32, as its choice says.
+    """
+    pinned = {"pinned": True} if model.is_reference and model.is_pinned else {}
+    return _digest({**model.to_dict(), **pinned})
+
+
+def _twin(parts: Mapping[str, Any], model: ModelSpec) -> str:
+    """Return the fingerprint of the job that pins eager fp32 if this one leaves it open, and vice
+    versa; '' if it does neither."""
+    if not model.is_reference:
+        return ""
+    other = replace(model, is_pinned=not model.is_pinned)
+    return _digest({**parts, "model": model_digest(other)})
 
 
 def job_semantics(job: Job, model: ModelSpec) -> dict[str, int]:

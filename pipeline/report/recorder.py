@@ -82,6 +82,7 @@ class RunRecorder(RowAccounts):
             "agreement_pct": plan.model.get("agreement_pct"),
             "agreement_worst": plan.model.get("agreement_worst"),
             "artefact_sha256": plan.model.get("artefact_sha256"),
+            "choice": plan.model.get("choice"),
             "device": "cuda" if num_gpus else "cpu",
             "batch_size": plan.batch_size,
             **({"batch_tokens": plan.batch_tokens} if plan.batch_tokens else {}),
@@ -102,6 +103,20 @@ class RunRecorder(RowAccounts):
     def on_cluster(self) -> bool:
         """Tell whether the Ray in use is another one than this process has started."""
         return self._placement is not None and self._placement.on_cluster
+
+    @property
+    def elapsed_s(self) -> float:
+        """Return the seconds since the run began."""
+        return perf_counter() - self._started
+
+    @property
+    def num_left(self) -> int | None:
+        """Return the rows that are not committed; None if their number is unknown."""
+        return None if self._count.total_rows is None else self._count.total_rows - self.num_done
+
+    def tried_beside(self, text: str) -> None:
+        """Note what became of the runtime that the run tried beside its work."""
+        self._model["tried_beside"] = text or None
 
     def tuned(self, batch_rates: dict[int, float]) -> None:
         """Note the rows/s of one actor by batch size, as `pipeline tune` measured them."""
@@ -171,6 +186,8 @@ class RunRecorder(RowAccounts):
         """Note that all is done: an earlier run published exactly this."""
         self._count.rows.update(resumed=manifest.num_rows)
         self._totals.num_quarantined = manifest.num_quarantined
+        told = ("runtime", "precision", "choice")
+        self._model |= {name: manifest.model[name] for name in told if name in manifest.model}
         self._count.total_rows, self._published = manifest.num_rows, manifest
         self.published(manifest, uri)
 

@@ -85,6 +85,24 @@ class Hardware(Section):
     gpu_name: str | None = None
 
 
+class Choice(Section):
+    """What runs the model, and why."""
+
+    reason: Literal["job", "measured", "known", "unknown", "begun"]
+    """`job`: the job says it; `measured`: this run did so before it started; `known`: an earlier
+    run did, or `pipeline tune`; `unknown`: nothing did; `begun`: the work was begun so."""
+    text: str
+    """The choice and its reason in one line."""
+    gain: float | None = None
+    """Rows/s beside those of eager fp32, of one actor and the model alone."""
+    num_compared: int | None = None
+    """Rows of which `agreement_pct` is a share."""
+    measured_by: str | None = None
+    """The run that measured, or `tune`."""
+    measured_at: str | None = None
+    """The date, UTC."""
+
+
 class ModelSection(Section):
     """What predicted."""
 
@@ -98,6 +116,10 @@ class ModelSection(Section):
     """Largest difference of scores, smallest cosine, or largest relative error of that sample."""
     artefact_sha256: str | None = None
     """Precision int8: digest of the calibrated model that ran."""
+    choice: Choice | None = None
+    """Null until it is known what runs the model."""
+    tried_beside: str | None = None
+    """The runtime that this run tried beside its work, and what it gave, for later runs."""
     device: str | None = None
     batch_size: int | None = None
     """The most rows of one model call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -14,6 +14,7 @@ from pipeline.core.errors import PartitionBusy
 from pipeline.core.failures import Reason
 from pipeline.core.heartbeat import beat
 from pipeline.core.slices import SliceKey
+from pipeline.models.spec import EAGER, FP32
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices
 from pipeline.runs.context import RunContext
@@ -47,9 +48,19 @@ def take_over(run: RunContext, plan: Plan) -> Mapping[SliceKey, StoredFile]:
         run.store.delete(failed)  # another attempt at the same slice may come forth now
 
 
+def is_published(manifest: Manifest | None, plan: Plan, partition_columns: Sequence[str]) -> bool:
+    """Tell whether a version holds just what the plan would give."""
+    if manifest is None:
+        return False
+    if manifest.is_of(plan.fingerprint, partition_columns):
+        return True
+    is_exact = (manifest.model.get("runtime"), manifest.model.get("precision")) == (EAGER, FP32)
+    return is_exact and bool(plan.twin) and manifest.is_of(plan.twin, partition_columns)
+
+
 def note_if_published(run: RunContext, manifest: Manifest | None, plan: Plan) -> bool:
     """Tell whether a version holds just what the plan would give; note it if so."""
-    if manifest is None or not manifest.is_of(plan.fingerprint, run.job.sink.partition_columns):
+    if manifest is None or not is_published(manifest, plan, run.job.sink.partition_columns):
         return False
     run.record.found_published(manifest, run.store.url(run.layout.predictions))
     return True

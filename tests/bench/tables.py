@@ -4,7 +4,7 @@ A network of two hidden layers of 256 over a wide table (1,000 features, 500,000
 one (10 features, 10,000,000 rows), float32, in Parquet files as pyarrow writes them. The systems
 take turns, so that a slow minute meets all of them. What is compared:
 
-- `exact`: `pipeline run` as a job has it that says nothing of the model, in eager fp32.
+- `exact`: `pipeline run` in eager fp32.
 - `fp32`, `auto`: with what `pipeline tune` chose in fp32, and in any precision.
 - `plain-fp32`, `plain-auto`: plain pyarrow batches into what `fp32` and `auto` chose, in as many
   processes, written as Parquet, and nothing around it.

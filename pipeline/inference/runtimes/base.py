@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pipeline.inference.runtimes.int8 as int8
+from pipeline.core.cpu import instruction_sets
 from pipeline.core.errors import JobError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ Device = Literal["cpu", "gpu"]
 CPU: tuple[Device, ...] = ("cpu",)
 GPU: tuple[Device, ...] = ("gpu",)
 BOTH: tuple[Device, ...] = ("cpu", "gpu")
+_BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
 
 
 @dataclass(frozen=True)
@@ -147,3 +149,13 @@ def file_reason(runtime: Runtime, precision: str) -> str:
     return (
         f"the model is an .onnx file, which this runtime runs as it is in these precisions: {able}"
     )
+
+
+def emulated_reason(precision: str, *, is_on_gpu: bool) -> str:
+    """Return why a precision is not faster here, or ''."""
+    if precision != "bf16" or is_on_gpu:
+        return ""
+    flags = instruction_sets()
+    if not flags or flags & _BF16_FLAGS:
+        return ""
+    return "this CPU has no bf16 arithmetic, it would be emulated"

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline.core.cpu import instruction_sets
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference.runtimes import runtime_of
@@ -32,23 +31,12 @@ _DTYPES = {
     "fp16": torch.float16,
     INT8: torch.float32,  # calibration takes the float32 model
 }
-_BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
 _MAX_CHARS = 300
 
 
 def dtype_of(runtime: str, precision: str) -> torch.dtype:
     """Return the dtype that a module must have for a runtime."""
     return torch.float32 if runtime_of(runtime).converts_types else _DTYPES[precision]
-
-
-def emulated_reason(precision: str, *, is_on_gpu: bool) -> str:
-    """Return why a precision is not faster here, or ''."""
-    if precision != "bf16" or is_on_gpu:
-        return ""
-    flags = instruction_sets()
-    if not flags or flags & _BF16_FLAGS:
-        return ""
-    return "this CPU has no bf16 arithmetic, it would be emulated"
 
 
 def make_runner(

@@ -1,42 +1,46 @@
-"""`auto`: choose runtime, precision, batch size and layout by measurement on the job's own rows.
+"""What runs the model of a plan: as the job says, as is known of the model here, or as measured.
 
-What was measured is kept under `_control/profiles`, by model, transform, hardware and versions.
-What was chosen is kept beside the plan and adopted by every rerun, so that measuring again never
-changes work that has begun.
+With `auto` a run measures what is unknown on the job's own rows, before it starts, for a tenth of
+its time. A job that says neither runtime nor precision gets the fastest runtime at fp32 that is
+known, and measures beside its work (beside.py) while none is. What was chosen is kept beside the
+plan and adopted by every rerun, so that what is known later never changes work that has begun.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
+import logging
 import uuid
-from dataclasses import asdict, replace
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from pipeline.commit.provenance import package_versions
-from pipeline.core.cpu import describe_processor
-from pipeline.core.documents import known_fields
-from pipeline.core.errors import InfraError, JobError
-from pipeline.inference.model_store import model_path
-from pipeline.inference.runtimes import runtime_versions
+from pipeline.core.errors import InfraError
+from pipeline.execution.cluster.hardware import embedded_hardware
+from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.model import AUTO
-from pipeline.models.agreement import AgreementLimits
-from pipeline.models.spec import ModelSpec
+from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.plan.allocation import Allocation, Hardware, allocate
 from pipeline.plan.plan import Plan
 from pipeline.runs.context import RunContext
+from pipeline.runs.tuning import choice as choices
+from pipeline.runs.tuning.beside import Beside
+from pipeline.runs.tuning.budget import Budget
+from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.confirmation import choose_confirmed
 from pipeline.runs.tuning.context import Sample, TuningContext, tuning_context
 from pipeline.runs.tuning.layout_trials import finish_profile, pick
-from pipeline.runs.tuning.runtime_trials import Profile, try_ways
-from pipeline.runs.tuning.selection import as_tried, choose, search_budget_s
+from pipeline.runs.tuning.machines import machines_of
+from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile
+from pipeline.runs.tuning.runtime_trials import try_ways
+from pipeline.runs.tuning.selection import as_tried, candidates
 from pipeline.runs.tuning.trial import Trial
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 
-_PROFILE_VERSION = 4
+log = logging.getLogger(__name__)
+TUNE = "tune"
 
 
 class Resolved(NamedTuple):
@@ -47,48 +51,68 @@ class Resolved(NamedTuple):
     model: ModelSpec
     """With the runtime and precision that were chosen."""
     allocation: Allocation
+    beside: Beside | None = None
+    """What tries other runtimes while the run goes on."""
 
 
-def resolve_auto(
-    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
+def resolve_runtime(
+    run: RunContext,
+    plan: Plan,
+    model: ModelSpec,
+    hardware: Hardware,
+    allocation: Allocation,
+    *,
+    on_cluster: bool = False,
+    published: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = log.info,
 ) -> Resolved:
-    """Say what `auto` means for this plan; without `auto` nothing happens.
+    """Say what runs the model of this plan, and how the cluster is divided for it.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        model: As the job has it.
+        hardware: What the Ray in use has.
+        allocation: The usual division.
+        on_cluster: That Ray is not one on this machine that this process has started.
+        published: `model` of the version that a retry merges its rows into.
+        say: Shows what is being tried.
 
     Raises:
         JobError: No way to run the model is left.
     """
-    if not is_open(model) and not model.input.is_approximate:
-        return Resolved(plan, model, allocation)
-    tuning = tuning_context(run, plan, model, hardware, allocation)
-    profile = load_profile(run, tuning)
-    path = f"{run.layout.control}/choice/{plan.fingerprint}.json"
+    if not (is_open(model) or model.takes_fastest or model.input.is_approximate):
+        return Resolved(_with(plan, choices.by_job(model)), model, allocation)
+    machines = machines_of(on_cluster=on_cluster)
+    tuning = tuning_context(
+        *(run, plan, opened(model), hardware, allocation),
+        machines=machines,
+        on_cluster=on_cluster,
+        say=say,
+    )
+    profile, path = load_profile(tuning), _choice_path(run, plan)
     try:
         chosen = _read_choice(run.store, path)
     except FileNotFoundError:
-        chosen = _choose_anew(run, tuning, profile)
+        chosen, profile = _choose(run, tuning, profile, model, published)
         token = uuid.uuid4().hex
         data = json.dumps({"token": token, **chosen.to_dict()}).encode()
         if run.store.create_once(path, data, token) is CreateOutcome.OTHER:
             chosen = _read_choice(run.store, path)
-    if profile is not None:
-        batches = [t for t in profile.batches if not t.problem and t.is_like(chosen)]
-        run.record.tuned({t.batch_tokens or t.batch_size: t.rows_per_s for t in batches})
-    settled = as_tried(model, chosen)
-    figures = {
-        "runtime": chosen.runtime,
-        "precision": chosen.precision,
-        "agreement_pct": chosen.agreement_pct,
-        "agreement_worst": chosen.worst,
-        **({"artefact_sha256": chosen.artefact_sha256} if chosen.artefact_sha256 else {}),
-    }
-    wanted = run.job.model
+        if chosen.reason in ("measured", "known"):
+            log.info("%s", chosen.text)
+    way = chosen.way
+    batches = [t for t in profile.batches if not t.problem and t.is_like(way)]
+    run.record.tuned({t.batch_tokens or t.batch_size: t.rows_per_s for t in batches})
+    wanted, settled = run.job.model, as_tried(model, way)
     plan = replace(
-        plan,
-        model={**plan.model, **figures},
-        batch_size=wanted.batch_size or chosen.batch_size or plan.batch_size,
-        batch_tokens=wanted.batch_tokens or chosen.batch_tokens or plan.batch_tokens,
+        _with(plan, chosen),
+        batch_size=wanted.batch_size or way.batch_size or plan.batch_size,
+        batch_tokens=wanted.batch_tokens or way.batch_tokens or plan.batch_tokens,
     )
-    return Resolved(plan, settled, _divide(run, hardware, allocation, chosen))
+    can_measure = settled.takes_fastest and not on_cluster and not allocation.actor_gpus
+    beside = Beside(tuning, profile) if can_measure and published is None else None
+    return Resolved(plan, settled, _divide(run, hardware, allocation, chosen), beside)
 
 
 def is_open(model: ModelSpec) -> bool:
@@ -96,100 +120,156 @@ def is_open(model: ModelSpec) -> bool:
     return AUTO in (model.runtime, model.precision) or model.precision == INT8
 
 
+def opened(model: ModelSpec) -> ModelSpec:
+    """Return a model with `auto` for what its job leaves open by saying nothing."""
+    return replace(model, runtime=AUTO) if model.takes_fastest else model
+
+
+def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
+    """Say what a run on this machine would choose, as far as that is known; needs no Ray."""
+    try:
+        return _read_choice(run.store, _choice_path(run, plan))
+    except FileNotFoundError:
+        if is_open(model) or model.input.is_approximate:
+            text = "a run takes what is known, and measures the rest for a tenth of its time"
+            name = f"{model.runtime} {model.precision}"
+            return replace(choices.by_job(model), reason="measured", text=f"{name}: {text}")
+    if not model.takes_fastest:
+        return choices.by_job(model)
+    if run.job.resources.num_gpus or run.options.address is not None:
+        where = "the cluster" if run.options.address is not None else "the GPU that the run finds"
+        text = f"{EAGER} {FP32}, or what is known to be faster on {where}"
+        return replace(choices.by_job(model), reason="unknown", text=text)
+    if any(run.store.list_files(run.layout.staging(plan.fingerprint))):
+        return choices.begun(EAGER, FP32)
+    hardware = embedded_hardware()
+    tuning = tuning_context(
+        *(run, plan, opened(model), hardware),
+        allocate(run.job.shares, hardware, is_table=run.job.source.is_table),
+        machines=machines_of(on_cluster=False),
+    )
+    return _settle(tuning, load_profile(tuning))
+
+
+def _choice_path(run: RunContext, plan: Plan) -> str:
+    return f"{run.layout.control}/choice/{plan.fingerprint}.json"
+
+
+def _with(plan: Plan, chosen: Choice) -> Plan:
+    """Return a plan whose model says how it is run."""
+    way = chosen.way
+    figures: dict[str, Any] = {
+        "runtime": way.runtime,
+        "precision": way.precision,
+        "choice": chosen.facts(),
+    }
+    if way.num_compared:
+        figures |= {"agreement_pct": way.agreement_pct, "agreement_worst": way.worst}
+    if way.artefact_sha256:
+        figures["artefact_sha256"] = way.artefact_sha256
+    return replace(plan, model={**plan.model, **figures})
+
+
 def _divide(
-    run: RunContext, hardware: Hardware, allocation: Allocation, chosen: Trial
+    run: RunContext, hardware: Hardware, allocation: Allocation, chosen: Choice
 ) -> Allocation:
     """Divide the cluster as it was found best; what the job says itself stays."""
-    if not chosen.threads:
+    way = chosen.way
+    if not way.threads:
         return allocation
     resources, is_table = run.job.shares, run.job.source.is_table
     if run.job.resources.num_gpus:
-        share = {"actors_per_gpu": chosen.actors}
+        share = {"actors_per_gpu": way.actors}
         return allocate(resources.model_copy(update=share), hardware, is_table=is_table)
-    found = {"num_cpus": float(chosen.threads), "decode_in": chosen.decode_in}
+    found = {"num_cpus": float(way.threads), "decode_in": way.decode_in}
     left_out = {"num_cpus": resources.num_cpus is None, "decode_in": resources.decode_in == AUTO}
     changes = {name: value for name, value in found.items() if left_out[name]}
     return allocate(resources.model_copy(update=changes), hardware, is_table=is_table)
 
 
-def _choose_anew(run: RunContext, tuning: TuningContext, profile: Profile | None) -> Trial:
-    num_rows = tuning.plan.num_rows
-    if profile is None or not profile.is_enough(_budget_left_s(tuning, profile)):
-        before = profile or Profile(())
-        found = try_ways(tuning, Sample(tuning), num_rows, before.ways)
-        profile = replace(found, batches=before.batches, layouts=before.layouts)
-        keep_profile(run, tuning, profile)  # also if nothing of it can be used
-    ways, way = choose_confirmed(tuning, profile.ways, num_rows)
-    if ways != profile.ways:
-        profile = replace(profile, ways=ways)
-        keep_profile(run, tuning, profile)
-    return pick(profile, way, tuning)
+def _choose(
+    run: RunContext,
+    tuning: TuningContext,
+    profile: Profile,
+    model: ModelSpec,
+    published: Mapping[str, Any] | None,
+) -> tuple[Choice, Profile]:
+    """Choose for a plan that nothing was chosen for; return what is known then, too."""
+    if published is not None:
+        named = ("runtime", "precision", "artefact_sha256")
+        return choices.begun(*(published.get(name) or "" for name in named)), profile
+    if not model.takes_fastest:
+        return _measure(tuning, profile)
+    if any(run.store.list_files(run.layout.staging(tuning.plan.fingerprint))):
+        return choices.begun(EAGER, FP32), profile  # by a version that kept no choice
+    return _settle(tuning, profile), profile
 
 
-def _budget_left_s(tuning: TuningContext, profile: Profile) -> float:
-    """Return how long this run would look for more than the profile has."""
-    least_pct, num_rows = tuning.job.gates.min_agreement_pct, tuning.plan.num_rows
-    try:
-        best = choose(profile.ways, least_pct, num_rows, tuning.allocation)
-    except JobError:  # nothing of it can be used
-        return math.inf
-    return search_budget_s(best, num_rows, tuning.allocation)
+def _settle(tuning: TuningContext, profile: Profile) -> Choice:
+    """Choose for a job that says neither runtime nor precision, by what is known."""
+    is_on_gpu = bool(tuning.allocation.actor_gpus)
+    usable = {*usable_ways(tuning.model, is_on_gpu=is_on_gpu, is_here=not tuning.on_cluster)}
+    others = [
+        runtime
+        for runtime, precision in candidates(tuning.model, is_on_gpu=is_on_gpu)
+        if runtime != EAGER and f"{runtime} {precision}" in usable
+    ]
+    least_pct = tuning.job.gates.min_agreement_pct
+    chosen = choices.settled(profile, least_pct, tuning.plan.num_rows, tuning.allocation, others)
+    return replace(chosen, way=pick(profile, chosen.way, tuning))
+
+
+def _measure(tuning: TuningContext, profile: Profile) -> tuple[Choice, Profile]:
+    """Choose for a job with `auto`; what is unknown is measured."""
+    budget, before = Budget(), profile
+    wanted = candidates(tuning.model, is_on_gpu=bool(tuning.allocation.actor_gpus))
+    profile = try_ways(tuning, budget, profile)
+    if profile != before:
+        keep_profile(tuning, profile)  # also if nothing of it can be used
+    tried = profile
+    profile, way = choose_confirmed(tuning, tried, wanted, budget)
+    if profile != tried:
+        keep_profile(tuning, profile)
+    return choices.measured(profile, pick(profile, way, tuning)), profile
 
 
 def tune(
-    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
+    run: RunContext,
+    plan: Plan,
+    model: ModelSpec,
+    hardware: Hardware,
+    allocation: Allocation,
+    *,
+    on_cluster: bool,
+    say: Callable[[str], None],
 ) -> tuple[Profile, Trial]:
-    """Measure everything again, store it, and return what a run of this plan would choose."""
-    tuning = tuning_context(run, plan, model, hardware, allocation)
-    sample = Sample(tuning)
-    ways, way = choose_confirmed(tuning, try_ways(tuning, sample, None).ways, plan.num_rows)
-    profile = replace(finish_profile(tuning, sample, way), ways=ways)
-    keep_profile(run, tuning, profile)
+    """Measure everything again, store it, and return it with what a run of this plan chooses.
+
+    A job that says neither runtime nor precision chooses among what computes in fp32; the rest is
+    measured for jobs with `auto`.
+    """
+    all_open = model if is_open(model) else replace(model, runtime=AUTO, precision=AUTO)
+    tuning = tuning_context(
+        *(run, plan, all_open, hardware, allocation),
+        machines=machines_of(on_cluster=on_cluster),
+        on_cluster=on_cluster,
+        measured_by=TUNE,
+        say=say,
+    )
+    is_on_gpu, budget = bool(allocation.actor_gpus), Budget(is_bounded=False)
+    wanted = candidates(opened(model) if model.takes_fastest else all_open, is_on_gpu=is_on_gpu)
+    profile, way = choose_confirmed(tuning, try_ways(tuning, budget, Profile()), wanted, budget)
+    say(f"trying batches and divisions of the cores with {way.runtime} {way.precision}")
+    divided = finish_profile(tuning, Sample(tuning), way)
+    profile = load_profile(tuning).with_ways(profile.ways).with_divisions(divided)
+    keep_profile(tuning, profile)
     return profile, pick(profile, way, tuning)
 
 
-def _read_choice(store: Store, path: str) -> Trial:
+def _read_choice(store: Store, path: str) -> Choice:
     document = json.loads(store.read_bytes(path))
     try:
         document.pop("token")
-        return Trial(**known_fields(Trial, document))
+        return Choice.from_dict(document)
     except (KeyError, TypeError) as error:
         raise InfraError(f"{store.url(path)}: damaged: {error}") from None
-
-
-def load_profile(run: RunContext, tuning: TuningContext) -> Profile | None:
-    """Return what was measured for this model on such hardware, if anything was."""
-    try:
-        document = json.loads(run.store.read_bytes(_profile_path(tuning)))
-        if document["version"] != _PROFILE_VERSION:
-            return None
-        profile = Profile.from_dict(document)
-        models = {model_path(way.artefact_sha256) for way in profile.ways if way.artefact_sha256}
-        return profile if all(map(run.store.exists, models)) else None
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return None  # measured anew
-
-
-def keep_profile(run: RunContext, tuning: TuningContext, profile: Profile) -> None:
-    """Store what was measured, for other runs."""
-    document = {"version": _PROFILE_VERSION, **profile.to_dict()}
-    run.store.put(_profile_path(tuning), json.dumps(document).encode())
-
-
-def _profile_path(tuning: TuningContext) -> str:
-    """Name a profile by all that its figures depend on."""
-    allocation = tuning.allocation
-    facts = {
-        "model": tuning.model.to_dict(),
-        "batch_size": tuning.config.batch_size,
-        **({"batch_tokens": tuning.config.batch_tokens} if tuning.config.batch_tokens else {}),
-        "cpu": describe_processor(),
-        "gpu": tuning.hardware.gpu_name,
-        "node_cpus": tuning.node_cpus,
-        "threads": allocation.actor_threads,
-        "gpus": allocation.actor_gpus,
-        "limits": asdict(AgreementLimits.of(tuning.job.gates)),
-        "versions": {**package_versions(), **runtime_versions()},
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    return f"_control/profiles/{key}.json"

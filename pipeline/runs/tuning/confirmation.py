@@ -12,49 +12,67 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.execution.tasks import ray_errors
+from pipeline.models.spec import FP32
 from pipeline.plan.allocation import Allocation
+from pipeline.runs.tuning.budget import Budget
 from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
-from pipeline.runs.tuning.selection import as_tried, choose
+from pipeline.runs.tuning.profile import Profile
+from pipeline.runs.tuning.selection import as_tried, choose, is_usable
 from pipeline.runs.tuning.trial import Trial
 
 CONFIRM_ROWS = 512
 SLACK_PCT = 2.0
-_EXACT = "fp32"
 
 
 def choose_confirmed(
-    tuning: TuningContext, ways: Sequence[Trial], num_rows: int | None
-) -> tuple[tuple[Trial, ...], Trial]:
+    tuning: TuningContext, profile: Profile, wanted: Sequence[tuple[str, str]], budget: Budget
+) -> tuple[Profile, Trial]:
     """Choose from what was tried; a variant that proves to agree less is not chosen again.
+
+    One that there is no time to compare is not chosen by this run, unless nothing else is left.
 
     Args:
         tuning: Where.
-        ways: Each runtime and precision that was tried.
-        num_rows: As for `choose`.
+        profile: What was tried.
+        wanted: Runtimes and precisions that the job leaves open.
+        budget: What the run that waits for the answer may spend.
 
     Returns:
-        The ways, with what was found out now, and the one to take.
+        The profile, with what was found out now, and the one to take.
 
     Raises:
         JobError: Nothing that was tried can be used.
     """
-    tried, larger = list(ways), None
+    larger, too_late = None, set[tuple[str, str]]()
     least_pct, allocation = tuning.job.gates.min_agreement_pct, tuning.allocation
 
     def in_doubt(way: Trial) -> bool:
         # Other pixels, or fewer bits: there rows differ that no sample of a few shows.
-        may_differ = way.precision != _EXACT or tuning.model.input.is_approximate
+        may_differ = way.precision != FP32 or tuning.model.input.is_approximate
         return may_differ and not way.is_confirmed
 
     def slack_pct(way: Trial) -> float:
         return SLACK_PCT if in_doubt(way) else 0.0
 
     while True:
-        way = choose(tried, least_pct, num_rows, allocation, slack_pct)
+        tried = profile.those([way for way in wanted if way not in too_late])
+        way = choose(tried, least_pct, tuning.plan.num_rows, allocation, slack_pct)
         if not in_doubt(way):
-            return tuple(tried), way
+            return profile, way
+        others = [t for t in tried if not in_doubt(t) and is_usable(t, least_pct)]
+        if others and confirm_s(profile, way, _num_parts(allocation)) > budget.left_s:
+            too_late.add((way.runtime, way.precision))
+            continue
+        tuning.say(f"comparing {way.runtime} {way.precision} on {CONFIRM_ROWS} rows")
         larger = larger or _Larger(tuning)
-        tried[tried.index(way)] = larger.compare(way)
+        profile = profile.with_ways([larger.compare(way)])
+
+
+def confirm_s(profile: Profile, way: Trial, num_parts: int) -> float:
+    """Return how long the comparison takes, by what was measured: eager in so many processes."""
+    eager = profile.eager or way
+    exact_s = eager.load_s + CONFIRM_ROWS / num_parts / (eager.rows_per_s or 1.0)
+    return exact_s + way.load_s + CONFIRM_ROWS / (way.rows_per_s or 1.0)
 
 
 class _Larger:
@@ -88,7 +106,10 @@ class _Larger:
             found: Any = ray.get(task.remote(config, self._inputs, limits, *self._reference))
         except RayError as error:
             return replace(way, problem=f"crashed on more rows: {type(error).__name__}")
-        return replace(way, agreement_pct=found[0], worst=found[1], is_confirmed=True)
+        pct, worst = found
+        return replace(
+            way, agreement_pct=pct, worst=worst, num_compared=CONFIRM_ROWS, is_confirmed=True
+        )
 
 
 def _num_parts(allocation: Allocation) -> int:

@@ -22,6 +22,10 @@ from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
 
 
+def _silent(_: str) -> None:
+    return
+
+
 @dataclass(frozen=True)
 class TuningContext:
     """The facts of the run that is measured for."""
@@ -34,6 +38,14 @@ class TuningContext:
     reader: Reader
     hardware: Hardware
     allocation: Allocation
+    machines: tuple[str, ...] = ()
+    """Their kinds (`machines_of`); empty if they are unknown."""
+    on_cluster: bool = False
+    """The Ray in use is not one on this machine that this process has started."""
+    measured_by: str = ""
+    """The run that measures, or `tune`."""
+    say: Callable[[str], None] = _silent
+    """Shows what is being tried."""
 
     @property
     def limits(self) -> AgreementLimits:
@@ -65,11 +77,17 @@ class TuningContext:
 
 
 def tuning_context(
-    run: RunContext, plan: Plan, model: ModelSpec, hardware: Hardware, allocation: Allocation
+    run: RunContext,
+    plan: Plan,
+    model: ModelSpec,
+    hardware: Hardware,
+    allocation: Allocation,
+    **others: Any,
 ) -> TuningContext:
-    """Return the context of a plan."""
+    """Return the context of a plan; `others` are further fields of it."""
     reader = make_reader(run.job, plan)
-    return TuningContext(run.job, run.store, plan, model, reader, hardware, allocation)
+    others = {"measured_by": run.record.run_id, **others}
+    return TuningContext(run.job, run.store, plan, model, reader, hardware, allocation, **others)
 
 
 class Sample:
@@ -87,6 +105,17 @@ class Sample:
         read = plain_task(tuning, sample_rows)
         self.rows = read.remote(tuning.reader, units, num_rows, seed)
         ray.wait([self.rows])
+
+    def rows_of_all(self) -> int | None:
+        """Return how many rows the input has, by the bytes of these; None if there are none.
+
+        Columns that are not read, and compression, make it a guess.
+        """
+        import ray
+
+        rows = ray.get(self.rows)
+        num_bytes = self._tuning.plan.input_bytes
+        return round(num_bytes * rows.num_rows / rows.nbytes) if rows.nbytes else None
 
     def inputs(self, model: ModelSpec) -> Any:
         """Return the sample as a model's decoder and transform leave it."""

@@ -15,7 +15,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import TASK_CPUS, gpu_share
 from pipeline.preprocessing.model_input import BatchLimits, is_varying
 from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
-from pipeline.runs.tuning.runtime_trials import Profile
+from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import as_tried, choose_batch, choose_layout, layouts
 from pipeline.runs.tuning.trial import Trial
 

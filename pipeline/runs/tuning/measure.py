@@ -7,7 +7,7 @@ trial. The driver names these functions, too, so torch is imported only inside t
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from time import perf_counter, sleep
@@ -23,6 +23,7 @@ from pipeline.core.user_errors import tell
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes import runtime_of
+from pipeline.inference.runtimes.base import emulated_reason
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 MEASURE_S = 2.0
 MIN_CALLS = 3
+TURN_S = 0.1
 ENOUGH_S = 1.0
 HOPELESS = 0.25
 """A way that makes less than this share of the best rate so far is not measured further."""
@@ -61,6 +63,7 @@ def try_out(
     reference: Arrays | None,
     limits: AgreementLimits,
     best_rows_per_s: float = 0.0,
+    for_s: float = MEASURE_S,
 ) -> tuple[Trial, Arrays]:
     """Run the sample one way; what it keeps of each row becomes the next ones' reference.
 
@@ -70,10 +73,11 @@ def try_out(
         reference: What eager fp32 keeps of the sample; None if this is eager fp32.
         limits: How far a row may be from the reference.
         best_rows_per_s: The best rate so far.
+        for_s: For how long the rate is measured, at least.
     """
     from pipeline.inference.predictor import Predictor
-    from pipeline.inference.runtimes.opening import emulated_reason
 
+    began = perf_counter()
     trial = Trial(config.spec.runtime, config.spec.precision)
     emulated = emulated_reason(config.spec.precision, is_on_gpu=config.num_gpus > 0)
     if emulated:
@@ -86,11 +90,12 @@ def try_out(
         predictor = Predictor(config)
         work.warm_up(predictor)
         load_s = perf_counter() - started
-        rate = work.measure_rate(predictor, HOPELESS * best_rows_per_s)
+        rate = work.measure_rate(predictor, HOPELESS * best_rows_per_s, for_s)
         if rate < HOPELESS * best_rows_per_s:
             problem = f"{rate:.1f} rows/s, less than a quarter of what another way gives"
             return replace(trial, rows_per_s=round(rate, 1), problem=problem), {}
-        found = predictor.reduce(take_rows(sample, compared_rows(num_rows(sample))))
+        compared = take_rows(sample, compared_rows(num_rows(sample)))
+        found = predictor.reduce(compared)
     except Exception as error:  # noqa: BLE001  # a user's model may raise anything
         return replace(trial, problem=_failure_texts(error)), {}
     task = make_task(config.spec.task)
@@ -101,6 +106,8 @@ def try_out(
         load_s=round(load_s, 2),
         agreement_pct=agreement.pct,
         worst=agreement.worst,
+        num_compared=num_rows(compared),
+        took_s=round(perf_counter() - began, 2),
         peak_mib=peak_mib(config),
         artefact_sha256=config.spec.artefact_sha256 or "",
     ), found
@@ -177,16 +184,19 @@ class Workload:
         """Run a batch, which is not timed."""
         predictor.reduce(take_rows(self._sample, self._batches[0].rows))
 
-    def measure_rate(self, predictor: Predictor, least_rows_per_s: float) -> float:
+    def measure_rate(
+        self, predictor: Predictor, least_rows_per_s: float, for_s: float = MEASURE_S
+    ) -> float:
         """Return rows/s by the median call of each batch, which other work disturbs least.
 
         Args:
             predictor: What runs them.
             least_rows_per_s: A lower rate is not measured longer.
+            for_s: For how long at least.
         """
         calls: list[list[float]] = [[] for _ in self._batches]
         number, spent_s = 0, 0.0
-        while number < MIN_CALLS or spent_s < MEASURE_S:
+        while number < MIN_CALLS or spent_s < for_s:
             place = number % len(calls)
             batch = take_rows(self._sample, self._batches[place].rows)
             started = perf_counter()
@@ -197,6 +207,31 @@ class Workload:
             if is_slow and spent_s >= ENOUGH_S:  # one call may be slow by chance
                 break
         return rate_of(self._batches, calls)
+
+    def measure_both(
+        self, predictors: Sequence[Predictor], clock: Callable[[], float], for_s: float
+    ) -> list[float]:
+        """Return rows/s of predictors that take turns with the same batches: what disturbs one
+        disturbs the other.
+
+        Args:
+            predictors: What runs them.
+            clock: Gives seconds, of which single calls may take too few to be counted.
+            for_s: For how long at least.
+        """
+        spent, worth = [0.0 for _ in predictors], 0.0
+        first, size, began = 0, 1, clock()
+        while first < MIN_CALLS * size or clock() - began < for_s:
+            chosen = [self._batches[n % len(self._batches)] for n in range(first, first + size)]
+            for index, predictor in enumerate(predictors):
+                started = clock()
+                for batch in chosen:
+                    predictor.reduce(take_rows(self._sample, batch.rows))
+                spent[index] += clock() - started
+            first, worth = first + size, worth + sum(batch.worth for batch in chosen)
+            if min(spent) < TURN_S:  # too short to be told: longer turns from now on
+                spent, worth, first, size = [0.0 for _ in predictors], 0.0, 0, 2 * size
+        return [worth / seconds for seconds in spent]
 
 
 def rate_of(batches: Sequence[RunBatch], calls: Sequence[Sequence[float]]) -> float:

@@ -5,134 +5,149 @@ Here are the runtimes and precisions, one after the other; layout_trials.py goes
 
 from __future__ import annotations
 
+import datetime as dt
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-from pipeline.core.documents import known_fields
 from pipeline.core.errors import JobError
 from pipeline.execution.tasks import ray_errors
+from pipeline.inference.runtimes import runtime_of
+from pipeline.inference.runtimes.base import emulated_reason, missing_reason
 from pipeline.inference.runtimes.int8 import INT8
-from pipeline.models.spec import ModelSpec
+from pipeline.models.spec import EAGER, FP32, ModelSpec
+from pipeline.runs.tuning.budget import Budget
 from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
-from pipeline.runs.tuning.selection import candidates, is_usable, search_budget_s, time_left_s
+from pipeline.runs.tuning.profile import Profile
+from pipeline.runs.tuning.selection import (
+    candidates,
+    expected_s,
+    is_usable,
+    is_worth_trying,
+    time_left_s,
+    usual_s,
+)
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
 _TRIAL_S = 120.0
-_LEAST_TRIAL_S = 15.0
-_MUCH_LONGER = 1.5
-_TOO_LATE = "others would have ended by then"
+_RUN_MEASURES_S = 1.0
 
 
-@dataclass(frozen=True)
-class Profile:
-    """All that was measured, in the order in which it was chosen."""
-
-    ways: tuple[Trial, ...]
-    """Each runtime and precision: one actor alone, the model only."""
-    batches: tuple[Trial, ...] = ()
-    layouts: tuple[Trial, ...] = ()
-    search_budget_s: float = math.inf
-    """Seconds that the search had; ways for which no time was left were given up."""
-
-    def is_enough(self, wanted_s: float) -> bool:
-        """Tell whether a run that would look so long would hardly find more."""
-        is_whole = not any(way.was_given_up for way in self.ways)
-        return is_whole or wanted_s <= _MUCH_LONGER * self.search_budget_s
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the form that is stored."""
-        lists = {
-            name: [trial.to_dict() for trial in getattr(self, name)]
-            for name in ("ways", "batches", "layouts")
-        }
-        budget_s = self.search_budget_s if math.isfinite(self.search_budget_s) else None
-        return {**lists, "patience_s": budget_s}  # its name in profiles that are stored
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Profile:
-        """Undo `to_dict`.
-
-        Raises:
-            KeyError, TypeError: It is something else.
-        """
-        found = {
-            name: tuple(Trial(**known_fields(Trial, trial)) for trial in document[name])
-            for name in ("ways", "batches", "layouts")
-        }
-        budget_s = document["patience_s"]
-        return cls(**found, search_budget_s=math.inf if budget_s is None else float(budget_s))
-
-
-def try_ways(
-    tuning: TuningContext, sample: Sample, num_rows: int | None, known: Sequence[Trial] = ()
-) -> Profile:
-    """Try every runtime and precision that the job leaves open.
+def try_ways(tuning: TuningContext, budget: Budget, known: Profile) -> Profile:
+    """Try every runtime and precision that the job leaves open, as far as the time allows.
 
     Args:
         tuning: Where.
-        sample: On what.
-        num_rows: Rows of the run that waits for the answer: once it would have ended with the best
-            way so far, the others are given up. None if no run waits.
-        known: What was tried before; only what was given up is tried again.
+        budget: What the run that waits for the answer may spend.
+        known: What was tried before, which is tried again only if it was given up.
+
+    Returns:
+        What is known now.
 
     Raises:
         JobError: Eager fp32 cannot predict the sample.
     """
-    started, tries = perf_counter(), _Tries(tuning, sample)
-    tried = {(trial.runtime, trial.precision): trial for trial in known if not trial.was_given_up}
-    ways, best = list[Trial](), tries.first
-    budget = search_budget_s(best, num_rows, tuning.allocation)
-    least_pct = tuning.job.gates.min_agreement_pct
-    for way in candidates(tuning.model, is_on_gpu=bool(tuning.allocation.actor_gpus)):
-        left_s = time_left_s(ways, least_pct, budget, perf_counter() - started)
-        trial = tried.get(way) or tries.one(way, best.rows_per_s, left_s)
-        ways.append(trial)
-        if is_usable(trial, least_pct) and trial.rows_per_s > best.rows_per_s:
-            best, budget = trial, search_budget_s(trial, num_rows, tuning.allocation)
-    return Profile(tuple(ways), search_budget_s=budget)
+    wanted = candidates(tuning.model, is_on_gpu=bool(tuning.allocation.actor_gpus))
+    least_pct, num_rows = tuning.job.gates.min_agreement_pct, tuning.plan.num_rows
+
+    def left_s() -> float:
+        return time_left_s(known.those(wanted), least_pct, budget.left_s)
+
+    def is_open(way: tuple[str, str]) -> bool:
+        return is_worth_trying(known.of(*way), left_s(), usual_s(known.ways))
+
+    if known.eager is not None and num_rows is not None:
+        budget.expect(expected_s(known.eager, num_rows, tuning.allocation))
+        if not any(map(is_open, wanted)):
+            return known
+    sample = Sample(tuning)
+    tries = _Tries(tuning, sample, budget)
+    num_rows = num_rows or sample.rows_of_all()
+    budget.expect(expected_s(tries.first, num_rows, tuning.allocation))
+    if not tuning.model.input.is_approximate:
+        known = known.with_ways([tries.first])
+    best = tries.first
+    for way in wanted:
+        if is_open(way):
+            trial = tries.one(way, best.rows_per_s, known.of(*way), left_s())
+            known = known.with_ways([trial])
+        found = known.of(*way)
+        if found and is_usable(found, least_pct) and found.rows_per_s > best.rows_per_s:
+            best = found
+    return known
 
 
 class _Tries:
     """Tries ways to run the model on one sample, each beside what eager fp32 made of it."""
 
-    def __init__(self, tuning: TuningContext, sample: Sample) -> None:
+    def __init__(self, tuning: TuningContext, sample: Sample, budget: Budget) -> None:
         import ray
 
-        from pipeline.runs.tuning.measure import try_out
+        from pipeline.runs.tuning.measure import MEASURE_S, try_out
 
         self._tuning, self._plain = tuning, tuning.model.as_reference()
+        self._for_s = _RUN_MEASURES_S if budget.is_bounded else MEASURE_S
         self._int8: tuple[str, str] | None = None
         self.first: Trial
         config = replace(tuning.config, spec=self._plain)
+        tuning.say(f"trying {EAGER} {FP32}, with which others are compared")
         with ray_errors():
             self._inputs = sample.inputs(self._plain)
             task = lone_task(tuning, try_out)
-            self.first, found = ray.get(task.remote(config, self._inputs, None, tuning.limits))
-            if self.first.problem:
-                raise JobError(f"model: eager fp32 cannot predict the sample: {self.first.problem}")
+            asked = task.remote(config, self._inputs, None, tuning.limits, for_s=self._for_s)
+            first, found = ray.get(asked)
+            if first.problem:
+                raise JobError(f"model: eager fp32 cannot predict the sample: {first.problem}")
+            self.first = self._signed(first)
             self._reference = ray.put(found)
             if tuning.model.input.is_approximate:
                 self._inputs = sample.inputs(tuning.model)
                 ray.get(self._inputs)  # a decoder that is not there is no fault of any way
 
-    def one(self, way: tuple[str, str], best_rows_per_s: float, left_s: float) -> Trial:
-        """Try a runtime and precision, if there is time left."""
+    def one(
+        self, way: tuple[str, str], best_rows_per_s: float, before: Trial | None, left_s: float
+    ) -> Trial:
+        """Try a runtime and precision.
+
+        Args:
+            way: Which.
+            best_rows_per_s: The best rate so far.
+            before: What trying it gave before.
+            left_s: For how long; infinite: without limit.
+        """
         runtime, precision = way
         spec = replace(self._tuning.model, runtime=runtime, precision=precision)
         if spec == self._plain:
             return self.first
-        if left_s <= 0:
-            return Trial(runtime, precision, problem=f"{GIVEN_UP} untried: {_TOO_LATE}")
+        problem = self._cannot_run(runtime, precision)
+        if problem:
+            return self._signed(Trial(runtime, precision, problem=problem))
+        limit_s = left_s if math.isfinite(left_s) else _TRIAL_S
+        self._tuning.say(f"trying {runtime} {precision}, for at most {limit_s:.0f} s")
+        began = perf_counter()
         if precision == INT8:
             self._int8 = self._int8 or self._calibrated()
             sha256, problem = self._int8
             if problem:
-                return Trial(runtime, precision, problem=problem)
+                return self._signed(Trial(runtime, precision, problem=problem))
             spec = replace(spec, artefact_sha256=sha256)
-        return self._attempt(spec, best_rows_per_s, left_s)
+        trial = self._attempt(spec, best_rows_per_s, limit_s)
+        attempts = trial.was_given_up + (before.attempts if before else 0)
+        return self._signed(
+            replace(trial, took_s=round(perf_counter() - began, 2), attempts=attempts)
+        )
+
+    def _cannot_run(self, runtime: str, precision: str) -> str:
+        """Return why a way cannot run on this machine, which spares it a process; '' elsewhere."""
+        if len(self._tuning.machines) != 1 or self._tuning.on_cluster:
+            return ""
+        is_on_gpu = bool(self._tuning.allocation.actor_gpus)
+        reason = emulated_reason(precision, is_on_gpu=is_on_gpu)
+        return reason or missing_reason(runtime_of(runtime), precision, is_on_gpu=is_on_gpu)
+
+    def _signed(self, trial: Trial) -> Trial:
+        return signed(trial, self._tuning.measured_by)
 
     def _calibrated(self) -> tuple[str, str]:
         import ray
@@ -147,23 +162,27 @@ class _Tries:
             return "", f"calibration crashed: {type(error).__name__}"
         return made
 
-    def _attempt(self, spec: ModelSpec, best_rows_per_s: float, left_s: float) -> Trial:
+    def _attempt(self, spec: ModelSpec, best_rows_per_s: float, limit_s: float) -> Trial:
         import ray
         from ray.exceptions import RayError
 
         from pipeline.runs.tuning.measure import try_out
 
-        limit_s = max(_LEAST_TRIAL_S, left_s) if math.isfinite(left_s) else _TRIAL_S
         config, limits = replace(self._tuning.config, spec=spec), self._tuning.limits
-        task = lone_task(self._tuning, try_out)
-        reference = task.remote(config, self._inputs, self._reference, limits, best_rows_per_s)
+        arguments: list[Any] = [self._inputs, self._reference, limits, best_rows_per_s, self._for_s]
+        reference = lone_task(self._tuning, try_out).remote(config, *arguments)
         done, _ = ray.wait([reference], timeout=limit_s)
         if not done:
             ray.cancel(reference, force=True)
-            problem = f"{GIVEN_UP} after {limit_s:.0f} s: {_TOO_LATE}"
-            return Trial(spec.runtime, spec.precision, problem=problem)
+            return Trial(spec.runtime, spec.precision, problem=f"{GIVEN_UP} after {limit_s:.0f} s")
         try:
             trial: Trial = ray.get(reference)[0]
         except RayError as error:
             return Trial(spec.runtime, spec.precision, problem=f"crashed: {type(error).__name__}")
         return trial
+
+
+def signed(trial: Trial, measured_by: str) -> Trial:
+    """Note who measured, and when."""
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    return replace(trial, measured_by=measured_by, measured_at=today)

@@ -11,7 +11,7 @@ from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.base import Device
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.model import AUTO
-from pipeline.models.spec import ModelSpec
+from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.plan.allocation import Allocation
 from pipeline.preprocessing.model_input import is_varying
 from pipeline.runs.tuning.trial import Trial
@@ -22,13 +22,17 @@ THREADS_PCT = 10.0
 """What actors of several threads must be faster by than actors of one: runs of MiniLM had 181 to
 241 rows/s with 1 x 2 and 247 to 258 with 2 x 1, which trials had as 267 and 282."""
 
-MIN_SEARCH_BUDGET_S = 30.0
+SHARE = 0.1
+"""Of the expected run, for measuring."""
+LEAST_BUDGET_S = 5.0
+MAX_ATTEMPTS, MUCH_MORE = 3, 1.5
+LEAST_GAIN_PCT = 10.0
 
 
 def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
-    """List the runtimes and precisions that the job leaves open, in the order to try them.
-
-    int8 is not for .onnx files, which run as they are.
+    """List the runtimes and precisions that the job leaves open, those first that promise most for
+    the time that they take: int8 is last, as it is calibrated, and not for .onnx files, which run
+    as they are.
     """
     is_file = model.directory is not None and model.directory.is_file
     varies = is_varying(model.input)
@@ -38,7 +42,7 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
         runtimes = [
             each for each in runtimes if each.takes_varying and device in each.tries_varying
         ]
-    return [
+    found = [
         (runtime.name, precision)
         for runtime in runtimes
         for precision, devices in runtime.precisions.items()
@@ -46,6 +50,7 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
         and device in devices
         and (precision != INT8 or not is_file)
     ]
+    return sorted(found, key=lambda way: way[1] == INT8)
 
 
 def as_tried(model: ModelSpec, trial: Trial) -> ModelSpec:
@@ -103,23 +108,67 @@ def seconds(trial: Trial, num_rows: int | None, allocation: Allocation) -> float
     return trial.load_s + num_rows / allocation.max_actors / trial.rows_per_s
 
 
-def search_budget_s(best: Trial, num_rows: int | None, allocation: Allocation) -> float:
-    """Return how long a run may look for a better way than the best so far: as long as it would
-    take with that one, so that looking never makes it much more than twice as long.
+def expected_s(eager: Trial, num_rows: int | None, allocation: Allocation) -> float:
+    """Return how long a run is expected to take in eager fp32; 0 if nobody knows its rows."""
+    if num_rows is None or not eager.rows_per_s:
+        return 0.0
+    return seconds(eager, num_rows, allocation)
+
+
+def budget_s(run_s: float) -> float:
+    """Return how long a run that is expected to take so long may measure."""
+    return max(LEAST_BUDGET_S, SHARE * run_s)
+
+
+def is_worth_trying(known: Trial | None, left_s: float, usual_s: float) -> bool:
+    """Tell whether to try a way in the time that is left.
+
+    What was given up is kept as far as it went (a converted model lies in the node cache), so the
+    same time may do it at the next attempt; after some, only more time may.
 
     Args:
-        best: The best way so far.
-        num_rows: Rows of the run; None if unknown, or if no run waits: no limit.
-        allocation: How many actors share the rows.
+        known: What trying it gave before; None: it was never tried.
+        left_s: The time that is left.
+        usual_s: What trying another way took; 0 if unknown.
     """
+    if known is None:
+        return left_s > 0 and left_s >= usual_s
+    if not known.was_given_up:
+        return False
+    return left_s > 0 and (known.attempts < MAX_ATTEMPTS or left_s >= MUCH_MORE * known.took_s)
+
+
+def usual_s(ways: Sequence[Trial]) -> float:
+    """Return the least that trying a way took; 0 if none but eager fp32 has been tried."""
+    others = [w for w in ways if not w.problem and (w.runtime, w.precision) != (EAGER, FP32)]
+    return min((way.took_s for way in others), default=0.0)
+
+
+def fastest_known(
+    ways: Sequence[Trial], min_agreement_pct: float, num_rows: int | None, allocation: Allocation
+) -> Trial | None:
+    """Return the way at fp32 that a job gets which leaves it open.
+
+    Eager, unless another one ends earlier by `LEAST_GAIN_PCT`: numbers that differ in their last
+    digits from those of last night are worth nothing less.
+
+    Returns:
+        None if eager fp32 was never measured here.
+    """
+    exact = [way for way in ways if way.precision == FP32]
+    eager = next((way for way in exact if way.runtime == EAGER), None)
+    if eager is None or not is_usable(eager, min_agreement_pct):
+        return None
+    best = choose(exact, min_agreement_pct, num_rows, allocation)
     if num_rows is None:
-        return math.inf
-    return max(MIN_SEARCH_BUDGET_S, seconds(best, num_rows, allocation))
+        is_faster = best.rows_per_s >= eager.rows_per_s * (1 + LEAST_GAIN_PCT / 100)
+    else:
+        best_s, eager_s = (seconds(way, num_rows, allocation) for way in (best, eager))
+        is_faster = best_s * (1 + LEAST_GAIN_PCT / 100) <= eager_s
+    return best if is_faster else eager
 
 
-def time_left_s(
-    ways: Sequence[Trial], min_agreement_pct: float, budget_s: float, spent_s: float
-) -> float:
+def time_left_s(ways: Sequence[Trial], min_agreement_pct: float, left_s: float) -> float:
     """Return how long a run may still look for a better way.
 
     No limit while nothing that was tried can be used: without any way the run would fail. A job may
@@ -127,7 +176,7 @@ def time_left_s(
     """
     if not any(is_usable(way, min_agreement_pct) for way in ways):
         return math.inf
-    return budget_s - spent_s
+    return left_s
 
 
 def is_usable(way: Trial, min_agreement_pct: float) -> bool:

@@ -27,8 +27,18 @@ class Trial:
     """Largest difference of scores, smallest cosine, or largest relative error."""
     artefact_sha256: str = ""
     """Precision int8: the calibrated model that was tried."""
+    num_compared: int = 0
+    """Rows of that sample."""
     problem: str = ""
     """Why it cannot be used; '' if it can."""
+    took_s: float = 0.0
+    """What trying it took; what it had if it was given up."""
+    attempts: int = 0
+    """How often it was given up."""
+    measured_by: str = ""
+    """The run that measured it, or `tune`."""
+    measured_at: str = ""
+    """The date, UTC."""
     batch_size: int = 0
     """The most rows of one model call; 0 if the plan's was used."""
     batch_tokens: int = 0

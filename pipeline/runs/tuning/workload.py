@@ -43,9 +43,14 @@ def rows_to_sample(seen: Input, slice_rows: Sequence[int]) -> int:
     return min(MAX_SAMPLE_ROWS, max([SAMPLE_ROWS, *slice_rows]))
 
 
-def compared_rows(size: int) -> slice:
-    """Return which of so many sampled rows are compared with eager fp32: some, evenly spread."""
-    return slice(None, None, max(1, -(-size // SAMPLE_ROWS)))
+def compared_rows(size: int, most: int = SAMPLE_ROWS) -> slice:
+    """Return which of so many sampled rows are compared with eager fp32: some, evenly spread.
+
+    Args:
+        size: How many there are.
+        most: How many are compared at most.
+    """
+    return slice(None, None, max(1, -(-size // most)))
 
 
 def calibrated_rows(size: int) -> slice:

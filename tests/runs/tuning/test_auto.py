@@ -7,6 +7,7 @@ import math
 import platform
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli import pipeline, write_job
@@ -16,6 +17,7 @@ from models import LABELS
 
 from pipeline.commands.demo_photos import build_images
 from pipeline.commit.read import read_predictions
+from pipeline.core.cache_folder import PROFILES, cache_folder
 from pipeline.core.cpu import describe_processor, instruction_sets
 from pipeline.core.errors import JobError
 from pipeline.models.spec import ModelSpec
@@ -23,16 +25,14 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.plan.allocation import Allocation
 from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.runs.tuning.layout_trials import CPU_BATCHES
-from pipeline.runs.tuning.runtime_trials import Profile
 from pipeline.runs.tuning.selection import (
-    MIN_SEARCH_BUDGET_S,
+    MAX_ATTEMPTS,
     candidates,
     choose,
     choose_batch,
     choose_layout,
     filled_share,
     layouts,
-    search_budget_s,
     time_left_s,
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
@@ -150,32 +150,12 @@ def test_layouts_take_all_cores_once(cpus: int):
     assert all(actors * threads == cpus for actors, threads in found)
 
 
-@pytest.mark.parametrize("looked_s", [42.5, math.inf])
-def test_what_was_measured_survives_the_store(looked_s: float):
-    divisions = (replace(EAGER, threads=2),)
-    profile = Profile((EAGER, DEAD), (batch(8, 10.0),), divisions, looked_s)
-    assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
-
-
-def test_a_run_looks_for_as_long_as_it_would_take_and_longer_ones_look_on():
-    assert search_budget_s(EAGER, None, ALLOCATION) == math.inf
-    few = search_budget_s(EAGER, 10, ALLOCATION)
-    many = search_budget_s(EAGER, 1_000_000, ALLOCATION)
-    assert few == MIN_SEARCH_BUDGET_S < many
-    assert many == pytest.approx(EAGER.load_s + 500_000 / EAGER.rows_per_s)
-    late = Trial("compile", "fp32", problem=f"{GIVEN_UP} untried: others would have ended by then")
-    assert Profile((EAGER, late), search_budget_s=few).is_enough(few)
-    assert not Profile((EAGER, late), search_budget_s=few).is_enough(many)
-    assert Profile((EAGER, late), search_budget_s=math.inf).is_enough(math.inf)
-    assert Profile((EAGER, DEAD), search_budget_s=few).is_enough(math.inf), "all was tried"
-
-
 def test_a_run_looks_on_while_nothing_that_was_tried_can_be_used():
     late = Trial("onnxruntime", "int8", problem=f"{GIVEN_UP} after 15 s")
     for ways in ([], [DEAD], [WRONG], [DEAD, late]):
-        assert time_left_s(ways, 99.0, budget_s=30.0, spent_s=50.0) == math.inf
-    assert time_left_s([DEAD, EAGER], 99.0, budget_s=30.0, spent_s=50.0) == -20.0
-    assert time_left_s([WRONG], 98.0, budget_s=30.0, spent_s=10.0) == 20.0
+        assert time_left_s(ways, 99.0, -20.0) == math.inf
+    assert time_left_s([DEAD, EAGER], 99.0, -20.0) == -20.0
+    assert time_left_s([WRONG], 98.0, 20.0) == 20.0
 
 
 def spec(runtime: str, precision: str) -> ModelSpec:
@@ -227,13 +207,13 @@ def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_agreed_on_few_rows_is_compared_on_more_before_it_is_used(tmp_path: Path) -> None:
-    job, profile = _first_run_of_coarse(tmp_path)
+    job, profile = _tuned_coarse(tmp_path)
     measured = json.loads(profile.read_text())
     exact, coarse = measured["ways"]
     assert (exact["precision"], coarse["precision"], coarse["agreement_pct"]) == ("fp32", "bf16", 0)
-    # As if the few rows of the first run had all come out alike.
+    # As if the few rows that were compared had all come out alike.
     coarse |= {"agreement_pct": 100.0, "rows_per_s": 1e6, "load_s": 0.0, "problem": ""}
-    profile.write_text(json.dumps(measured))
+    _rewrite(profile, measured)
     done = pipeline("run", job, "--json", "--date", "2026-11-25")
     assert (done.code, done.json["model"]["precision"]) == (0, "fp32")
     measured = json.loads(profile.read_text())
@@ -243,29 +223,35 @@ def test_what_agreed_on_few_rows_is_compared_on_more_before_it_is_used(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_longer_run_tries_what_the_first_one_had_no_time_for(tmp_path: Path) -> None:
-    job, profile = _first_run_of_coarse(tmp_path)
+def test_a_run_measures_nothing_again_that_is_known_or_was_given_up_too_often(
+    tmp_path: Path,
+) -> None:
+    job, profile = _tuned_coarse(tmp_path)
     measured = json.loads(profile.read_text())
-    exact, _ = measured["ways"]
-    # As if the first run had been too short to try all: this one looks on.
-    late = Trial("eager", "bf16", problem=GIVEN_UP).to_dict()
-    measured |= {"ways": [{**exact, "rows_per_s": 1.5}, late], "search_budget_s": 1.0}
-    profile.write_text(json.dumps(measured))
+    exact, coarse = measured["ways"]
+    # As if runs of a few seconds had given it up so often that they do not try again.
+    tired = {"problem": GIVEN_UP, "attempts": MAX_ATTEMPTS, "took_s": 20.0}
+    measured["ways"] = [exact, {**coarse, **tired}]
+    _rewrite(profile, measured)
     assert pipeline("run", job, "--date", "2026-11-25").code == 0
-    exact, again = json.loads(profile.read_text())["ways"]
-    assert exact["rows_per_s"] == 1.5, "what had been tried was tried again"
-    assert (again["problem"], again["is_confirmed"]) == ("", False)
+    assert json.loads(profile.read_text()) == measured
 
 
-def _first_run_of_coarse(folder: Path) -> tuple[str, Path]:
-    """Run a job whose bf16 rounds all labels away; return it, and the profile that it kept."""
+def _tuned_coarse(folder: Path) -> tuple[str, Path]:
+    """Tune a job whose bf16 rounds all labels away; return it, and the profile that was kept."""
     build_images(folder / "images", 40, seed=12, num_bad=2)
     source, out = {"uri": str(folder / "images"), "format": "images"}, folder / "out"
     model = {"factory": "models:coarse", "labels": LABELS, "precision": "auto"}
     job = write_job(folder / "job.yaml", source, str(out), model=model)
-    assert pipeline("run", job, "--date", "2026-11-24").code == 0
+    assert pipeline("tune", job, "--date", "2026-11-24", timeout_s=TUNE_S).code == 0
     (profile,) = (out / "_control" / "profiles").iterdir()
     return job, profile
+
+
+def _rewrite(profile: Path, measured: dict[str, Any]) -> None:
+    """Write a profile to both of its places."""
+    for path in (profile, cache_folder() / PROFILES / profile.name):
+        path.write_text(json.dumps(measured))
 
 
 @pytest.mark.slow
@@ -330,7 +316,10 @@ def test_images_that_keep_their_sizes_come_out_as_eager_has_them(tmp_path: Path)
             run={"slice_rows": 16},
             gates={"max_error_pct": 20},
         )
-        done = pipeline("run", job, "--json", "--date", DATE, "--allow-import", "predicting")
+        given = (job, "--json", "--date", DATE, "--allow-import", "predicting")
+        if name == "auto":
+            assert pipeline("tune", *given, timeout_s=TUNE_S).code == 0
+        done = pipeline("run", *given)
         assert done.code == 0, done.stderr
         assert done.json["rows"]["predicted"] == 38
         found[name] = read_predictions(str(tmp_path / name), f"date={DATE}").to_pylist()
@@ -356,7 +345,8 @@ def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
     model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "auto"}
     out = str(tmp_path / "out")
     job = write_job(tmp_path / "job.yaml", source, out, model=model, resources=None)
-    tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S)
+    own = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S, env=own)
     assert tuned.code == 0, tuned.stderr
     tried = {(trial["runtime"], trial["precision"]) for trial in tuned.json["runtimes"]}
     assert tried == set(candidates(spec("auto", "auto"), is_on_gpu=False))
@@ -368,7 +358,7 @@ def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
         assert trial["problem"] == ""
         assert trial["rows_per_s"] > 0
     assert not (tmp_path / "out" / "predictions").exists()
-    done = pipeline("run", job, "--json")
+    done = pipeline("run", job, "--json", env=own)
     assert done.code == 0, done.stderr
     found = done.json["model"]
     assert f"{found['runtime']} {found['precision']}" == tuned.json["chosen"]
@@ -384,11 +374,12 @@ def test_tune_keeps_to_what_the_job_says_and_a_run_finds_what_it_kept(tmp_path: 
     model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "fp32"}
     out = str(tmp_path / "out")
     job = write_job(tmp_path / "job.yaml", source, out, model=model, resources=None)
-    tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S)
+    own = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S, env=own)
     assert tuned.code == 0, tuned.stderr
     assert {trial["precision"] for trial in tuned.json["runtimes"]} == {"fp32"}
     (profile,) = (tmp_path / "out" / "_control" / "profiles").iterdir()
-    done = pipeline("run", job, "--json")
+    done = pipeline("run", job, "--json", env=own)
     assert f"{done.json['model']['runtime']} fp32" == tuned.json["chosen"]
     assert list(profile.parent.iterdir()) == [profile]
 

@@ -4,6 +4,7 @@ unless the node cache keeps what was made."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy_package
@@ -23,14 +24,35 @@ def test_a_model_is_opened_before_the_timed_load_only_if_the_node_cache_keeps_it
 ):
     points = {"pipeline.runtimes": {NAME: "toy_runtime:RUNTIME"}}
     monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", points))
-    monkeypatch.setattr(measure, "MEASURE_S", 0.0)
     config = predictor("predicting:convolved", runtime=NAME)._config
     sample = config.spec.input.arrays(rows_of(images(8)))
     monkeypatch.setattr(RUNTIME, "exports", exports)
     before = RUNTIME.num_opened
-    trial, _ = measure.try_out(config, sample, None, LIMITS)
+    trial, _ = measure.try_out(config, sample, None, LIMITS, for_s=0.0)
     assert (trial.problem, trial.agreement_pct) == ("", 100.0)
     assert RUNTIME.num_opened - before == num_opened
+
+
+def test_two_that_take_turns_are_told_apart_by_a_clock_of_coarse_ticks():
+    config = predictor("predicting:convolved")._config
+    sample = config.spec.input.arrays(rows_of(images(8)))
+    now = [0.0]
+
+    class Fake:
+        """Takes so many seconds a call."""
+
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def reduce(self, inputs: object) -> None:
+            now[0] += self.seconds
+
+    fakes: Any = [Fake(0.004), Fake(0.001)]
+    work = measure.Workload(config, sample)
+    slow, fast = work.measure_both(fakes, lambda: now[0] - now[0] % 0.01, 1.5)
+    rows = config.batch_size
+    assert slow == pytest.approx(rows / 0.004, rel=0.05)
+    assert fast == pytest.approx(rows / 0.001, rel=0.1)
 
 
 def test_compiled_models_are_not_in_the_node_cache():

@@ -1,0 +1,56 @@
+"""The machines that a run may use, as far as the speed of a model depends on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.commit.provenance import package_versions
+from pipeline.core.cpu import describe_processor
+from pipeline.inference.runtimes import runtime_versions
+from pipeline.plan.allocation import Hardware
+
+_ANSWER_S = 60.0
+
+
+def describe_machine() -> str:
+    """Return the processor of this machine, and the versions of what runs models on it, as JSON."""
+    versions = {**package_versions(), **runtime_versions()}
+    return json.dumps({"cpu": describe_processor(), "versions": versions}, sort_keys=True)
+
+
+def machines_of(*, on_cluster: bool) -> tuple[str, ...]:
+    """Return the kinds of machines of the Ray in use; none if one of them does not say its kind.
+
+    Args:
+        on_cluster: It is not a Ray on this machine that this process has started.
+    """
+    if not on_cluster:
+        return (describe_machine(),)
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask: Any = ray.remote(num_cpus=0, max_retries=0)(describe_machine)
+    asked = [
+        ask.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in ray.nodes()
+        if node["Alive"] and _is_worker(node["Resources"])
+    ]
+    done, late = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+    try:
+        return () if late else tuple(sorted(set(ray.get(done))))
+    except RayError:  # a node is gone, or has other versions
+        return ()
+
+
+def _is_worker(resources: dict[str, float]) -> bool:
+    return any(resources.get(name) for name in ("CPU", "GPU"))
+
+
+def sizes_of(hardware: Hardware) -> Sequence[float]:
+    """Return how many CPUs the nodes have, each number once."""
+    return sorted({cpus for cpus in hardware.node_cpus if cpus})

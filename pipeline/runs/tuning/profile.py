@@ -1,0 +1,167 @@
+"""What was measured of a model: kept on this machine and with the output, for later runs.
+
+It is found again by all that the figures depend on: the model and what it sees of a row, batches,
+limits of agreement, machine and versions. So the next run of the model finds it whatever its sink.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.cache_folder import PROFILES, cache_folder
+from pipeline.core.documents import known_fields
+from pipeline.core.errors import InfraError
+from pipeline.core.private_files import first_of
+from pipeline.inference.model_store import model_path
+from pipeline.models.spec import EAGER, FP32
+from pipeline.runs.tuning.context import TuningContext
+from pipeline.runs.tuning.machines import sizes_of
+from pipeline.runs.tuning.trial import Trial
+
+log = logging.getLogger(__name__)
+
+_VERSION = 5
+_LISTS = ("ways", "batches", "layouts")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All that was measured, in the order in which it was tried."""
+
+    ways: tuple[Trial, ...] = ()
+    """Each runtime and precision: one actor alone, the model only."""
+    batches: tuple[Trial, ...] = ()
+    layouts: tuple[Trial, ...] = ()
+
+    def of(self, runtime: str, precision: str) -> Trial | None:
+        """Return what a runtime and precision gave; None if they were never tried."""
+        found = (w for w in self.ways if (w.runtime, w.precision) == (runtime, precision))
+        return next(found, None)
+
+    def those(self, wanted: Sequence[tuple[str, str]]) -> list[Trial]:
+        """Return what is known of some runtimes and precisions, in their order."""
+        return [found for way in wanted if (found := self.of(*way))]
+
+    @property
+    def eager(self) -> Trial | None:
+        """Return what eager fp32 gave."""
+        return self.of(EAGER, FP32)
+
+    def gain(self, way: Trial) -> float | None:
+        """Return how many times the rows/s of eager fp32 a way makes; None if that is unknown."""
+        eager = self.eager
+        if eager is None or not eager.rows_per_s or not way.rows_per_s:
+            return None
+        return round(way.rows_per_s / eager.rows_per_s, 2)
+
+    def with_ways(self, ways: Sequence[Trial]) -> Profile:
+        """Return the profile with what was found now in place of what was known of these ways."""
+        kept = [old for old in self.ways if not any(old.is_like(new) for new in ways)]
+        return replace(self, ways=(*kept, *ways))
+
+    def with_divisions(self, other: Profile) -> Profile:
+        """Return the profile with the batches and layouts of another, for the ways that it has."""
+        new = (*other.batches, *other.layouts)
+
+        def kept(trials: Sequence[Trial]) -> list[Trial]:
+            return [old for old in trials if not any(old.is_like(each) for each in new)]
+
+        return replace(
+            self,
+            batches=(*kept(self.batches), *other.batches),
+            layouts=(*kept(self.layouts), *other.layouts),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form that is stored."""
+        lists = {name: [trial.to_dict() for trial in getattr(self, name)] for name in _LISTS}
+        return {"version": _VERSION, **lists}
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Profile:
+        """Undo `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is something else.
+        """
+        if document["version"] != _VERSION:
+            raise ValueError("another version wrote it")
+        found = {
+            name: tuple(Trial(**known_fields(Trial, trial)) for trial in document[name])
+            for name in _LISTS
+        }
+        return cls(**found)
+
+
+def load_profile(tuning: TuningContext) -> Profile:
+    """Return what is known of this model on these machines; empty if nothing is."""
+    key = _key(tuning)
+    for read in (_read_here, _read_stored) if key else ():
+        try:
+            profile = Profile.from_dict(json.loads(read(tuning, key)))
+        except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError):
+            continue  # measured anew
+        return replace(profile, ways=tuple(w for w in profile.ways if _is_there(tuning, w)))
+    return Profile()
+
+
+def keep_profile(tuning: TuningContext, profile: Profile) -> None:
+    """Keep what was measured, for other runs."""
+    key = _key(tuning)
+    if not key:
+        return
+    data = json.dumps(profile.to_dict()).encode()
+    try:
+        folder = first_of([cache_folder() / PROFILES])
+        unfinished = folder / f".{uuid.uuid4().hex}"
+        unfinished.write_bytes(data)
+        unfinished.rename(folder / f"{key}.json")
+    except (OSError, InfraError) as error:  # the output has it all the same
+        log.debug("not kept on this machine: %s", error)
+    tuning.store.put(_stored_path(key), data)
+
+
+def _read_here(_: TuningContext, key: str) -> bytes:
+    try:
+        return Path(first_of([cache_folder() / PROFILES]), f"{key}.json").read_bytes()
+    except (OSError, InfraError):  # there is no folder that only this user can write to
+        raise FileNotFoundError(key) from None
+
+
+def _read_stored(tuning: TuningContext, key: str) -> bytes:
+    return tuning.store.read_bytes(_stored_path(key))
+
+
+def _stored_path(key: str) -> str:
+    return f"_control/profiles/{key}.json"
+
+
+def _is_there(tuning: TuningContext, way: Trial) -> bool:
+    """Tell whether this output has the calibrated model of a way, if it has one."""
+    return not way.artefact_sha256 or tuning.store.exists(model_path(way.artefact_sha256))
+
+
+def _key(tuning: TuningContext) -> str:
+    """Name a profile by all that its figures depend on; '' if the machines are unknown."""
+    if not tuning.machines:
+        return ""
+    allocation, model = tuning.allocation, tuning.model.to_dict()
+    facts = {
+        "model": {name: model[name] for name in model if name not in ("runtime", "precision")},
+        "batch_size": tuning.config.batch_size,
+        "batch_tokens": tuning.config.batch_tokens,
+        "machines": tuning.machines,
+        "node_cpus": sizes_of(tuning.hardware),
+        "gpu": tuning.hardware.gpu_name if allocation.actor_gpus else None,
+        "threads": allocation.actor_threads,
+        "gpus": allocation.actor_gpus,
+        "limits": asdict(tuning.limits),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,193 @@
+"""What runs a model that the job leaves open: a pure choice among what is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.commit.staging import StagedSlice
+from pipeline.job.model import Model
+from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks.base import TaskSpec
+from pipeline.plan.allocation import Allocation
+from pipeline.plan.plan import model_digest
+from pipeline.preprocessing.feature_input import FeatureInput
+from pipeline.runs.tuning.beside import expected_left_s
+from pipeline.runs.tuning.budget import Budget
+from pipeline.runs.tuning.choice import Choice, measured, settled
+from pipeline.runs.tuning.profile import Profile
+from pipeline.runs.tuning.selection import (
+    LEAST_BUDGET_S,
+    MAX_ATTEMPTS,
+    SHARE,
+    budget_s,
+    expected_s,
+    fastest_known,
+    is_worth_trying,
+    usual_s,
+)
+from pipeline.runs.tuning.trial import GIVEN_UP, Trial
+
+TWO = Allocation(2, 2, 0.9, 0.0, 1, 1, 0, 0)
+EAGER = Trial("eager", "fp32", rows_per_s=100, load_s=1, agreement_pct=100)
+FAST = Trial(
+    *("openvino", "fp32", 200, 1, 100),
+    num_compared=64,
+    took_s=6,
+    measured_by="20261127T000000Z-1",
+    measured_at="2026-11-27",
+)
+LATE = Trial("onnxruntime", "fp32", problem=f"{GIVEN_UP} after 4 s", took_s=4, attempts=1)
+OTHERS = ("openvino", "onnxruntime")
+MANY = 100_000
+
+
+def said(*ways: Trial, num_rows: int | None = MANY, others: tuple[str, ...] = OTHERS) -> Choice:
+    return settled(Profile(ways), 99.0, num_rows, TWO, others)
+
+
+def test_what_is_known_to_be_faster_is_taken_and_said():
+    found = said(EAGER, FAST)
+    assert (found.way, found.reason, found.gain) == (FAST, "known", 2.0)
+    assert found.text == (
+        "openvino fp32, as measured on 2026-11-27 by run 20261127T000000Z-1: 2 times eager fp32, "
+        "agreement 100% of 64 rows"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ways", "others", "reason", "says"),
+    [
+        ((), OTHERS, "unknown", "nothing else is known"),
+        ((EAGER,), OTHERS, "unknown", "pipeline tune"),
+        ((EAGER, LATE), OTHERS, "unknown", "nothing else is known"),
+        ((FAST,), OTHERS, "unknown", "nothing else is known"),
+        ((EAGER, FAST), (), "unknown", "no other runtime that could run it is installed"),
+        ((EAGER, FAST), ("onnxruntime",), "unknown", "nothing else is known"),
+        ((EAGER, replace(FAST, agreement_pct=98.9)), OTHERS, "known", "agrees on 98.9%"),
+        ((EAGER, replace(FAST, problem="crashed")), OTHERS, "known", "cannot be used: crashed"),
+        ((EAGER, replace(FAST, rows_per_s=105)), OTHERS, "known", "1.1 times eager fp32"),
+    ],
+)
+def test_it_stays_eager_and_says_why(
+    ways: tuple[Trial, ...], others: tuple[str, ...], reason: str, says: str
+):
+    found = said(*ways, others=others)
+    assert (found.way.runtime, found.way.precision, found.reason) == ("eager", "fp32", reason)
+    assert says in found.text
+
+
+def test_fewer_bits_are_never_taken_unasked():
+    coarse = replace(FAST, precision="bf16", rows_per_s=1_000)
+    assert fastest_known([EAGER, coarse], 99.0, MANY, TWO) == EAGER
+
+
+def test_a_run_that_is_over_before_the_start_has_paid_stays_eager():
+    slow_start = replace(FAST, load_s=5.0)
+    assert fastest_known([EAGER, slow_start], 99.0, 200, TWO) == EAGER
+    assert fastest_known([EAGER, slow_start], 99.0, MANY, TWO) == slow_start
+    assert fastest_known([EAGER, slow_start], 99.0, None, TWO) == slow_start
+
+
+def test_a_choice_survives_the_store_and_older_ones_are_read():
+    found = measured(Profile((EAGER, FAST)), FAST)
+    assert found.text == "auto chose openvino fp32: 2 times eager fp32, agreement 100% of 64 rows"
+    assert Choice.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert Choice.from_dict(FAST.to_dict()).way == FAST
+
+
+@given(st.floats(0, 1e6))
+def test_a_run_measures_for_a_tenth_of_its_time_or_some_seconds(run_s: float):
+    assert LEAST_BUDGET_S <= 10
+    assert budget_s(run_s) == max(LEAST_BUDGET_S, SHARE * run_s)
+    assert SHARE <= 0.1
+
+
+def test_the_budget_counts_from_the_beginning_on():
+    now = [100.0]
+    budget = Budget(clock=lambda: now[0])
+    now[0] += 2
+    assert budget.left_s == LEAST_BUDGET_S - 2
+    budget.expect(1_000)
+    assert budget.left_s == 98
+    now[0] += 100
+    assert budget.left_s < 0
+    assert Budget(is_bounded=False, clock=lambda: now[0]).left_s == math.inf
+
+
+def test_how_long_a_run_takes_follows_from_its_rows_and_the_rate_of_eager():
+    assert expected_s(EAGER, 20_000, TWO) == 101
+    assert expected_s(EAGER, None, TWO) == 0
+
+
+def test_what_was_given_up_is_tried_a_few_times_and_then_with_more_time_only():
+    assert is_worth_trying(None, 4.0, 0.0)
+    assert not is_worth_trying(None, 4.0, usual_s([EAGER, FAST]))
+    assert not is_worth_trying(FAST, math.inf, 0.0)
+    assert is_worth_trying(LATE, 4.0, 0.0)
+    tired = replace(LATE, attempts=MAX_ATTEMPTS)
+    assert not is_worth_trying(tired, 5.9, 0.0)
+    assert is_worth_trying(tired, 6.0, 0.0)
+    assert not is_worth_trying(LATE, 0.0, 0.0)
+
+
+def slice_of(num_rows: int, busy_s: float, **others: dict[str, float]) -> StagedSlice:
+    counters = {"predict": {"busy_s": busy_s}, "write": {"busy_s": 99.0}, **others}
+    return StagedSlice("run", num_rows, counters=counters)
+
+
+@pytest.mark.parametrize(
+    ("rows_left", "input_bytes", "left_s"),
+    [(1_100, 0, 5.0), (100, 0, 0.0), (0, 0, 0.0), (None, 12_000, 5.0), (None, 0, 0.0)],
+)
+def test_what_is_left_of_a_run_follows_from_the_first_slice(
+    rows_left: int | None, input_bytes: int, left_s: float
+):
+    # 0.01 s a row for each of two actors; the slice of the other one is under way.
+    first = slice_of(100, 1.0, read={"bytes_in": 1_000})
+    assert expected_left_s(first, rows_left, input_bytes, TWO, ()) == left_s
+    decoding = slice_of(100, 0.4, decode={"busy_s": 0.6}, read={"bytes_in": 1_000})
+    assert expected_left_s(decoding, rows_left, input_bytes, TWO, ("decode",)) == left_s
+
+
+def test_a_profile_keeps_what_was_known_of_other_ways():
+    known = Profile((EAGER, FAST), (replace(FAST, batch_size=64),), (replace(FAST, threads=2),))
+    newer = replace(FAST, rows_per_s=300)
+    found = known.with_ways([newer])
+    assert (found.of("openvino", "fp32"), found.eager) == (newer, EAGER)
+    assert found.gain(newer) == 3.0
+    other = Profile((), (replace(EAGER, batch_size=8),), ())
+    assert len(known.with_divisions(other).batches) == 2
+    assert known.with_divisions(replace(known, ways=())) == known
+    assert Profile.from_dict(json.loads(json.dumps(known.to_dict()))) == known
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_pinned"),
+    [
+        ({}, False),
+        ({"runtime": None}, False),
+        ({"runtime": "eager"}, True),
+        ({"precision": "fp32"}, True),
+        ({"runtime": "auto"}, True),
+    ],
+)
+def test_only_a_job_that_says_neither_leaves_the_runtime_open(
+    fields: dict[str, str | None], is_pinned: bool
+):
+    assert Model(name="resnet18", **fields).is_pinned == is_pinned
+
+
+def test_a_job_that_pins_eager_is_another_than_one_that_leaves_it_open():
+    task = TaskSpec("classify", labels=("a",))
+    free = ModelSpec("m", "factory", "", None, None, FeatureInput(), task, "fp32")
+    pinned = replace(free, is_pinned=True)
+    assert (free.takes_fastest, pinned.takes_fastest) == (True, False)
+    assert model_digest(free) != model_digest(pinned)
+    fast, other = replace(free, runtime="openvino"), replace(pinned, runtime="openvino")
+    assert model_digest(fast) == model_digest(other)
