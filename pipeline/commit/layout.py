@@ -92,6 +92,10 @@ class Layout:
         """Folder of the leases."""
         return f"{self.control}/lease"
 
+    def ctimes(self, fingerprint: str, run_id: str) -> str:
+        """Path of what a run has seen of local shards before it staged a slice."""
+        return f"{self.staging(fingerprint)}/ctimes-{run_id}.json"
+
     def lease(self, epoch: int) -> str:
         """Path of a lease, which is created once."""
         return f"{self.leases}/{epoch:010d}.json"

@@ -17,7 +17,7 @@ from pipeline.core.failures import Reason
 from pipeline.core.schema import FEATURES, IMAGE_FIELDS, feature_fields
 from pipeline.plan.plan import Plan, schema_to_text
 from pipeline.sources.extents import Extent, RowFilter, SliceCut
-from pipeline.sources.units import Unit
+from pipeline.sources.units import Unit, ctimes_of, with_ctimes
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 
@@ -27,19 +27,24 @@ PLAN_VERSION = 1
 def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
     """Store the plan if its fingerprint is new, otherwise return the stored one (same units).
 
-    What was skipped is that of now: plans of the same shards may come of other folders or globs.
+    What was skipped is that of now: plans of the same shards may come of other folders or globs. So
+    are the ctimes of local shards.
     """
     path = layout.plan(plan.fingerprint)
     try:
-        stored = plan_from_json(store.read_bytes(path), plan.fingerprint)
-        return replace(stored, skipped=plan.skipped)
+        return _adopted(store.read_bytes(path), plan)
     except FileNotFoundError:
         token = uuid.uuid4().hex
     if store.create_once(path, plan_to_json(plan, token), token) is CreateOutcome.OTHER:
-        stored = plan_from_json(store.read_bytes(path), plan.fingerprint)
-        return replace(stored, skipped=plan.skipped)
+        return _adopted(store.read_bytes(path), plan)
     reach("planned")
     return plan
+
+
+def _adopted(data: bytes, plan: Plan) -> Plan:
+    stored = plan_from_json(data, plan.fingerprint)
+    units = with_ctimes(stored.units, ctimes_of(plan.units))
+    return replace(stored, units=units, skipped=plan.skipped)
 
 
 def plan_to_json(plan: Plan, token: str) -> bytes:

@@ -31,7 +31,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.plan.slicing import units_of
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
-from pipeline.sources.units import Unit
+from pipeline.sources.units import Unit, with_ctimes
 from pipeline.storage.store import Store
 
 _USUAL_UNITS = 1_000
@@ -127,7 +127,9 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
     return Plan(
         fingerprint=_digest(parts),
         source_root=inputs.root,
-        units=tuple(units_of(job, inputs, batch_size)),
+        units=with_ctimes(
+            units_of(job, inputs, batch_size), {s.path: s.ctime_ns for s in inputs.shards}
+        ),
         pass_through=inputs.pass_through,
         task_fields=task_fields,
         row_ids=form.row_ids(job.source),

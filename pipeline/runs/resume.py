@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ from pipeline.models.spec import EAGER, FP32
 from pipeline.plan.plan import Plan
 from pipeline.plan.tiling import done_slices
 from pipeline.runs.context import RunContext
+from pipeline.sources.units import ctimes_of
 from pipeline.storage.store import StoredFile
 
 _FOOTER_THREADS = 16
@@ -27,9 +29,12 @@ def take_over(run: RunContext, plan: Plan) -> Mapping[SliceKey, StoredFile]:
     """Count the slices that are staged already; return the staged part of each.
 
     Slices in which the model failed over every row are deleted: the cause may be mended since, in
-    code of the user's that no fingerprint knows.
+    code of the user's that no fingerprint knows. So are slices of local shards that were changed in
+    some way since they were read, although size and mtime are the same: perhaps only by a chmod,
+    but nothing tells it from new content.
     """
     counted: set[SliceKey] = set()
+    seen = _Seen(run, plan)
     while True:
         staged = list_staged(run.store, run.layout.staging(plan.fingerprint))
         done = [key for key in done_slices(plan, staged) if key not in counted]
@@ -38,14 +43,50 @@ def take_over(run: RunContext, plan: Plan) -> Mapping[SliceKey, StoredFile]:
             footers = pool.map(partial(read_footer, run.store), paths)
             for key, path, footer in zip(done, paths, footers, strict=True):
                 beat("read the footer of a finished slice")
-                if footer.is_without_predictions_by(Reason.MODEL_ERROR):
+                is_stale = seen.have_changed(key.unit, footer.run_id)
+                if is_stale or footer.is_without_predictions_by(Reason.MODEL_ERROR):
                     failed.append(path)
                 else:
                     run.record.resumed(footer)
                     counted.add(key)
         if not failed:
+            seen.note()
             return staged
         run.store.delete(failed)  # another attempt at the same slice may come forth now
+
+
+class _Seen:
+    """When local shards were changed, as this run and earlier ones found them."""
+
+    def __init__(self, run: RunContext, plan: Plan) -> None:
+        self._run, self._plan = run, plan
+        self._now = ctimes_of(plan.units)
+        self._of_runs: dict[str, Mapping[str, int]] = {}
+        """By run id."""
+
+    def note(self) -> None:
+        """Write down what this run has found, before it stages slices."""
+        if self._now:
+            data = json.dumps(self._now).encode()
+            self._run.store.put(self._path(self._run.record.run_id), data)
+
+    def have_changed(self, unit: int, run_id: str) -> bool:
+        """Tell whether a shard of a unit is another one than a run has read, as far as known."""
+        if not self._now:
+            return False
+        if run_id not in self._of_runs:
+            try:
+                self._of_runs[run_id] = json.loads(self._run.store.read_bytes(self._path(run_id)))
+            except FileNotFoundError:  # a version of the package that did not look at it
+                self._of_runs[run_id] = {}
+        then = self._of_runs[run_id]
+        return any(
+            then.get(extent.path, extent.ctime_ns) != extent.ctime_ns
+            for extent in self._plan.units[unit].extents
+        )
+
+    def _path(self, run_id: str) -> str:
+        return self._run.layout.ctimes(self._plan.fingerprint, run_id)
 
 
 def is_published(manifest: Manifest | None, plan: Plan, partition_columns: Sequence[str]) -> bool:

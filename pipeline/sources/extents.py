@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
@@ -34,6 +34,8 @@ class Extent:
     message: str = ""
     only: tuple[int, ...] | None = None
     """If set, the extent has only these rows of the shard, ascending; `first_row` is only[0]."""
+    ctime_ns: int = field(default=0, compare=False)
+    """Of a local shard, as this run has listed it; 0: unknown, not compared, and never stored."""
 
     def numbers(self, skip: int = 0) -> Sequence[int]:
         """Return the row numbers in the shard, ascending, without the first `skip` of them."""
@@ -54,6 +56,11 @@ class Extent:
             only: Their numbers in the shard, ascending; at least one.
         """
         return replace(self, first_row=only[0], num_rows=len(only), only=tuple(only))
+
+    @property
+    def exact_version(self) -> str:
+        """The version with all that is known, as `Store.read_many` takes it."""
+        return f"{self.version}/{self.ctime_ns}" if self.ctime_ns else self.version
 
     @property
     def is_whole_shard(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.core.slices import SliceKey
 from pipeline.sources.extents import Extent, SliceCut
@@ -38,6 +38,27 @@ class Unit:
             SliceKey(self.index, self.bounds[i], self.bounds[i + 1], is_last=i == last)
             for i in range(last + 1)
         ]
+
+
+def with_ctimes(units: Iterable[Unit], ctimes_ns: Mapping[str, int]) -> tuple[Unit, ...]:
+    """Note when local shards were changed, by path; all other units stay as they are."""
+    if not any(ctimes_ns.values()):
+        return tuple(units)
+    return tuple(
+        replace(
+            unit,
+            extents=tuple(
+                replace(extent, ctime_ns=ctimes_ns.get(extent.path, 0)) for extent in unit.extents
+            ),
+        )
+        for unit in units
+    )
+
+
+def ctimes_of(units: Iterable[Unit]) -> dict[str, int]:
+    """Return when local shards were changed, by path, as far as that is known."""
+    found = ((extent.path, extent.ctime_ns) for unit in units for extent in unit.extents)
+    return {path: ctime_ns for path, ctime_ns in found if ctime_ns}
 
 
 def only_rows(unit: Unit, rows: Sequence[int]) -> Unit:

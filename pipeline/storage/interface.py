@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 from pipeline.core.skipped import Skip
@@ -25,6 +25,10 @@ class StoredFile:
     local file."""
     modified: dt.datetime | None
     """By the clock of the store, in UTC."""
+    ctime_ns: int = field(default=0, compare=False)
+    """When a local file was changed in any way, as its file system says; 0 of objects. It cannot be
+    put back as the mtime can, but a chmod or another link changes it, too: so it is compared within
+    a run, and is no part of the version."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class Backend(Protocol):
     ) -> Sequence[bytes | Exception]:
         """Return many files, or why one could not be read, in the order of `paths`.
 
-        With `versions`, FileExpired stands for a file of another version.
+        With `versions`, FileExpired stands for a file of another version. One of local disk may be
+        `<version>/<ctime in ns>`.
         """
         ...
 

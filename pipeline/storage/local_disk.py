@@ -157,7 +157,9 @@ def _bad_blocks(path: str) -> Iterator[None]:
 def _read_version(path: str, version: str | None) -> bytes:
     with _bad_blocks(path), open(path, "rb", opener=_open_regular) as file:
         data = file.read()
-        if version not in (None, str(os.fstat(file.fileno()).st_mtime_ns)):
+        found = os.fstat(file.fileno())
+        mtime = str(found.st_mtime_ns)
+        if version not in (None, mtime, f"{mtime}/{found.st_ctime_ns}"):
             raise FileExpired(errno.ESTALE, "replaced or written to", path)
     return data
 
@@ -196,7 +198,7 @@ def _special(entry: os.DirEntry[str], *, follow_links: bool) -> StoredFile | Ski
 
 def _local_file(path: str, status: os.stat_result) -> StoredFile:
     modified = dt.datetime.fromtimestamp(status.st_mtime, dt.UTC)
-    return StoredFile(path, status.st_size, str(status.st_mtime_ns), modified)
+    return StoredFile(path, status.st_size, str(status.st_mtime_ns), modified, status.st_ctime_ns)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import datetime as dt
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -94,7 +94,7 @@ class Store:
     def stat(self, path: str) -> StoredFile | None:
         """Describe a file; None if there is no file (a folder is none)."""
         found = self._call("look at", path, lambda at: at.stat(self._full(path)))
-        return StoredFile(path, found.size_bytes, found.version, found.modified) if found else None
+        return replace(found, path=path) if found else None
 
     def exists(self, path: str) -> bool:
         """Tell whether there is a file, or a folder (in an object store: one with objects)."""
@@ -115,7 +115,8 @@ class Store:
 
         Args:
             paths: Which files.
-            versions: The version that each must have, as listed; another one is an InfraError.
+            versions: The version that each must have, as listed; another one is an InfraError. Of
+                local disk it may be followed by `/` and the ctime.
         """
         found: dict[str, bytes | Exception] = {}
 
@@ -306,7 +307,10 @@ class Store:
 
     def _relative(self, page: Sequence[StoredFile]) -> list[StoredFile]:
         skipped = len(self._full("").rstrip("/")) + 1
-        return [StoredFile(f.path[skipped:], f.size_bytes, f.version, f.modified) for f in page]
+        return [
+            StoredFile(f.path[skipped:], f.size_bytes, f.version, f.modified, f.ctime_ns)
+            for f in page
+        ]
 
     def _backend(self) -> Backend:
         if self.is_object_store:

@@ -1,12 +1,18 @@
-"""What a run takes over of earlier ones: all that is staged, but for slices that a model failed."""
+"""What a run takes over of earlier ones: all that is staged, but for slices that a model failed.
+
+And but for slices of files that changed since.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from earlier_partitions import LAYOUT, EarlierPartition, predict_rows
-from retry_runs import NUM_ROWS, make_partition, write_images
+from retry_runs import NUM_ROWS, make_partition, write_images, write_parquet
 
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.provenance import file_metadata
@@ -37,11 +43,12 @@ def stage(
     failed: set[int],
     message: str = "RuntimeError: boom",
     reason: Reason = Reason.MODEL_ERROR,
+    run_id: str = "r",
 ) -> list[StagedSlice]:
     """Stage all slices; in some of them, by number, the model fails over every row."""
     run, plan = planned(partition)
     folder = LAYOUT.staging(plan.fingerprint)
-    writer = StagingWriter(partition.out, folder, "r", "zstd", file_metadata(plan, "r"))
+    writer = StagingWriter(partition.out, folder, run_id, "zstd", file_metadata(plan, run_id))
     reader = make_reader(run.job, plan)
     staged, number = [], 0
     for unit, starts in missing_units(plan, {}).items():
@@ -69,6 +76,34 @@ def test_slices_over_which_the_model_failed_go_again_whichever_attempt_wins(tmp_
     left = {key for unit in missing_units(plan, found).items() for key in unit[1]}
     assert len(left) == 1
     assert found == list_staged(partition.out, LAYOUT.staging(plan.fingerprint))
+
+
+@pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "of an older version"])
+@pytest.mark.parametrize("write", [write_images, write_parquet])
+def test_slices_of_files_that_changed_unseen_go_again(
+    write: Callable[[Path], dict[str, Any]], is_noted: bool, tmp_path: Path
+):
+    partition = make_partition(tmp_path, write)
+    run, plan = planned(partition)
+    if is_noted:
+        take_over(run, plan)
+    stage(partition, failed=set(), run_id=run.record.run_id)
+    path = sorted((tmp_path / "in").iterdir())[0]
+    before = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    again, same = planned(partition)
+    assert same.fingerprint == plan.fingerprint
+    found = take_over(again, same)
+    left = missing_units(same, found)
+    changed = {u.index for u in same.units if path.name in {e.path for e in u.extents}}
+    assert {unit.index for unit in left} == (changed if is_noted else set())
+    assert again.record.num_done == NUM_ROWS - sum(unit.num_rows or 0 for unit in left)
+    # What is computed now is of the file as it is now.
+    stage(partition, failed=set(), run_id=again.record.run_id)
+    third, plan = planned(partition)
+    assert missing_units(plan, take_over(third, plan)) == {}
 
 
 @pytest.mark.parametrize("reason", [Reason.NON_FINITE, Reason.NATIVE_CRASH, Reason.OUT_OF_MEMORY])

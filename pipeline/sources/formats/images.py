@@ -87,7 +87,7 @@ class ImageStream:
 
     def _read(self, extents: Sequence[Extent]) -> pa.Table:
         limit = self._reader.source.max_image_bytes
-        small = {e.path: e.version for e in extents if e.size_bytes <= limit}
+        small = {e.path: e.exact_version for e in extents if e.size_bytes <= limit}
         found = self._reader.store.read_many(list(small), small)
         images: list[bytes | None] = []
         failures: list[Failure | None] = []
