@@ -187,7 +187,7 @@ def _predict_missing(
     channel = progress.open_channel(
         run.record.run_id, allocation.max_actors, is_local=not run.record.on_cluster
     )
-    slices = stream(run, plan, model, allocation, units, golden, channel)
+    slices, told = stream(run, plan, model, allocation, units, golden, channel), None
     with (
         progress.rows(plan.num_rows, done=run.record.num_done),
         run.record.streaming(),
@@ -198,6 +198,8 @@ def _predict_missing(
             key = parse_staged_name(committed.name)
             where = (key.unit, key.start) if key else (-1, -1)
             progress.advance(where, committed.num_rows, committed.num_quarantined)
+            if told is None and (told := run.record.scores):
+                progress.phase(told)
             reach("slice_done")
             if beside:
                 beside.advance(committed, run.record.elapsed_s, run.record.num_left)

@@ -16,6 +16,7 @@ from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.staging import list_staged
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks.scores import scores_told
 from pipeline.plan.plan import Plan, what_changed
 from pipeline.plan.tiling import done_slices
 from pipeline.report.estimate import estimate
@@ -159,6 +160,7 @@ def _model(
         "batch_size": plan.batch_size,
         "batch_tokens": plan.batch_tokens or None,
         **(experimental if job.transform.jpeg_decoder == "gpu" else {}),
+        "scores": tried.scores if tried else scores_told(task, model.shown_name),
         "transform": None if tried is None else tried.transform,
         "tried": None if tried is None else str(tried),
         "read_from_directory": [_read_from(line) for line in model.said],

@@ -40,6 +40,8 @@ TRUNCATED_ROWS = "truncated"
 """Rows that were tokenised; rows_out are those that were cut to the most tokens."""
 TOKENS = "tokens"
 """rows_in are the tokens of predicted rows; rows_out those that the model got, with padding."""
+PROBABILITIES = "probabilities"
+"""Rows whose outputs were taken for probabilities; of a head, with `.` and its name behind it."""
 GPU_DECODE = "gpu_decode"
 """Rows of runs that decode on a GPU; rows_out are those that it decoded, the CPU did the others."""
 ISOLATED = "isolated"
@@ -125,6 +127,12 @@ def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
 def add(counters: Counters, stage: str, more: StageCounters) -> None:
     """Add what a stage did into counters, in place."""
     counters[stage] = (StageCounters.from_dict(counters.get(stage, {})) + more).to_dict()
+
+
+def probable_heads(counters: Counters) -> set[str]:
+    """Return the heads whose outputs were taken for probabilities; '' of a task without heads."""
+    names = (name.partition(".") for name in counters)
+    return {head for name, _, head in names if name == PROBABILITIES}
 
 
 def merge(a: Counters, b: Counters) -> Counters:

@@ -20,7 +20,7 @@ SEMANTICS: Mapping[str, int] = {
     "transform": 2,
     "features": 1,
     "tokenize": 1,
-    "predict": 1,
+    "predict": 2,
 }
 """Area -> version. `images`, `parquet`, `jsonl`, `webdataset`: rows, ids and values that a source
 yields; `fetch`: what a URI column may name; `predict`: normalisation, export, weights, tasks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -34,11 +34,13 @@ from pipeline.inference.prediction_table import to_table
 from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes.inference_module import Tensors
 from pipeline.inference.runtimes.opening import allow_tf32
+from pipeline.inference.settled_scores import SettledScores
 from pipeline.inference.ticks import count
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
+from pipeline.models.tasks.scores import without_outputs
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows, bytes_of, num_rows
 from pipeline.preprocessing.reference_pixels import choose_reference_rows
@@ -64,7 +66,9 @@ class Predictor:
         self._batch = config.limits_of_batch
         self._device = device_of(config)
         torch.set_num_threads(config.num_threads)
+        self._scores = SettledScores(config)
         self._task = make_task(config.spec.task)
+        self._row_ids: Sequence[str] = ()
         self._limits = config.limits
         self._buffers = make_device_buffers(
             functools.partial(make_buffer, config, self._device),
@@ -85,9 +89,11 @@ class Predictor:
 
         Raises:
             AlikeError: All rows of the first batches failed for one cause.
+            JobError: Rows contradict what the outputs were settled to be.
         """
         if self._first is not None:
             self._first.begin(rows.column(ROW_ID))
+        self._row_ids = rows.column(ROW_ID)
         with errors_told(INPUTS, self._config.spec.input.name):
             inputs = self._config.spec.input.arrays(rows)
         failures = failures_of(rows)
@@ -110,6 +116,8 @@ class Predictor:
         add(counters, STAGE, predicted)
         if timer.num_tokens:
             add(counters, TOKENS, StageCounters(timer.num_tokens, timer.num_padded))
+        self._row_ids = ()
+        self._scores.count(counters)
         published = self._config.spec.input.published_fields()
         pass_through = self._config.pass_through
         return to_table(self._task, pass_through, rows, results, failures, published)
@@ -159,7 +167,7 @@ class Predictor:
             counters: Gets the entry `canary`.
         """
         started = perf_counter()
-        spec = self._config.spec.as_reference()
+        spec = replace(self._config.spec.as_reference(), task=self._task.spec)
         config = replace(self._config, spec=spec, batch_size=len(rows), limits=None)
         reference = Predictor(config).reduce(inputs)
         found = {name: values[rows] for name, values in results.items()}
@@ -178,6 +186,7 @@ class Predictor:
             Name -> (N, ...), as `Task.reduce` names them.
 
         Raises:
+            JobError: Rows contradict what the outputs were settled to be.
             Exception: Any error of the model or the device.
         """
         buffer, results = self._buffers[0], Arrays()
@@ -185,7 +194,14 @@ class Predictor:
         for batch in self._config.spec.input.batches(inputs, rows, self._batch):
             self._start(buffer, inputs, batch)
             self._keep(buffer, inputs, batch, results)
-        return results
+            self._settle(results, batch)
+        return without_outputs(results)
+
+    def _settle(self, results: Arrays, batch: Rows, row_ids: Sequence[str] = ()) -> None:
+        """Settle by a finished batch what the outputs are, or hold the batch to it."""
+        self._scores.keep(results, batch, row_ids)
+        if self._scores.task is not self._task.spec:
+            self._task = make_task(self._scores.task)
 
     def _run_all(
         self, inputs: Inputs, todo: Rows, results: Arrays, timer: Timer
@@ -219,6 +235,7 @@ class Predictor:
         """Yield the rows of a finished batch whose results are not finite."""
         if self._first is not None:
             self._first.predicted()
+        self._settle(results, batch, self._row_ids)
         yield from _not_finite(results, batch)
 
     def _split(

@@ -29,6 +29,9 @@ _NEEDS = {
 """Field -> the field without which it has no effect."""
 
 
+Scores = Literal["logits", "probabilities", "softmax", "sigmoid"] | None
+
+
 class Output(Section):
     """One output of a model for task `raw`."""
 
@@ -57,6 +60,8 @@ class Head(Section):
     """As `model.l2_norm`."""
     targets: tuple[str, ...] = ()
     """As `model.targets`."""
+    scores: Scores = Field(default=None, exclude_if=lambda value: value is None)
+    """As `model.scores`."""
 
 
 class Model(Section):
@@ -100,6 +105,11 @@ class Model(Section):
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Task `multilabel`: labels of at least this probability are written. Task `detect`:
     detections of at least this score."""
+    scores: Scores = Field(default=None, exclude_if=lambda value: value is None)
+    """Tasks `classify`, `multilabel`, `zero_shot`: what the outputs are, and what makes scores of
+    them. `logits`: the usual function of the task and the model, softmax or sigmoid;
+    `probabilities`: they are scores already; `softmax`, `sigmoid`: this function. Left out: what
+    the library or the `.onnx` file says, otherwise what the first rows show."""
     max_detections: PositiveInt = Field(default=100, exclude_if=lambda value: value == 100)
     """Task `detect`: the most detections of an image, the best first."""
     nms_iou: Annotated[float, Field(gt=0, le=1)] | None = Field(

@@ -45,7 +45,6 @@ class OnnxModule(torch.nn.Module):
         settings: Mapping[str, Any],
         *,
         outputs: Sequence[str] | None = None,
-        undo: str | None = None,
     ) -> None:
         """Wrap a file; nothing is opened yet.
 
@@ -53,7 +52,6 @@ class OnnxModule(torch.nn.Module):
             path: The file, as `read_onnx_facts` has accepted it.
             settings: `settings` of `read_onnx_facts` of the file.
             outputs: The outputs to return, by their names; None: all of them.
-            undo: `softmax` or `sigmoid`: the file applies it at its end, and logits are wanted.
         """
         super().__init__()
         self.path = path
@@ -62,7 +60,7 @@ class OnnxModule(torch.nn.Module):
         self.output_names = tuple(every if outputs is None else outputs)
         self.is_fixed = settings["batch_size"] is not None
         """Whether the file takes one number of rows only."""
-        self._settings, self._undo = dict(settings), undo
+        self._settings = dict(settings)
         self._dtypes = {each["name"]: np.dtype(each["dtype"]) for each in settings["inputs"]}
         self._engine: Engine | None = None
 
@@ -81,12 +79,10 @@ class OnnxModule(torch.nn.Module):
 
     @classmethod
     def for_task(cls, path: Path, settings: Mapping[str, Any], task: str) -> Self:
-        """Wrap a file for a task: some take all outputs, the others the logits or the vector."""
+        """Wrap a file for a task: some take all outputs, the others the scores or the vector."""
         if task_class(task).takes_all_outputs:
             return cls(path, settings)
-        undone = {"classify": "softmax", "multilabel": "sigmoid"}.get(task)
-        undo = undone if settings["ends_in"] == undone else None
-        return cls(path, settings, outputs=[settings["output"]], undo=undo)
+        return cls(path, settings, outputs=[settings["output"]])
 
     def source(self) -> str | bytes:
         """Return what a library opens: the path of the file, or its bytes without a ZipMap."""
@@ -154,10 +150,6 @@ class OnnxModule(torch.nn.Module):
         if self._settings["max_tokens"] is not None:
             arrays = [self._cut(array, first.shape[1]) for array in arrays]
         outputs = [torch.from_numpy(array).to(first.device) for array in arrays]
-        if self._undo == "softmax":
-            outputs = [torch.log(out.clamp_min(torch.finfo(out.dtype).tiny)) for out in outputs]
-        elif self._undo == "sigmoid":
-            outputs = [torch.logit(out, eps=torch.finfo(out.dtype).eps) for out in outputs]
         if len(outputs) == 1:
             return outputs[0]
         return dict(zip(self.output_names, outputs, strict=True))

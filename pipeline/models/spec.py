@@ -95,6 +95,12 @@ class ModelSpec:
     """What was read from the directory, `<file>: <what it says>` each; decides nothing."""
 
     @property
+    def shown_name(self) -> str:
+        """Return the name for people: of an .onnx file that of the file."""
+        is_file = self.directory is not None and self.directory.is_file
+        return self.directory.uri.rpartition("/")[2] if is_file and self.directory else self.name
+
+    @property
     def has_weights(self) -> bool:
         """Tell whether the tensors come from files, not from the code that builds the module."""
         return self.weights_uri is not None or self.directory is not None
@@ -197,6 +203,9 @@ class PredictorConfig:
     """The output, which holds calibrated models and pinned digests."""
     pin: str | None = None
     """Path in the output of the pinned digest of tensors; None: nothing is pinned."""
+    scores_path: str | None = None
+    """Folder in the output of what the outputs of the model are, settled by the first rows; None:
+    it is known, or judged for these rows alone."""
     batch_tokens: int = 0
     """The most tokens per model call, padding included, for inputs with `counts_tokens`; 0: only
     rows count."""

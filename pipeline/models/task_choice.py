@@ -15,6 +15,7 @@ from pipeline.models.cards import Card
 from pipeline.models.directories.build import require_served
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import OutputSpec, TaskSpec
+from pipeline.models.tasks.scores import choose_scores
 from pipeline.storage.single_file import read_file
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def choose_task(model: Model, card: Card, allow_import: Sequence[str]) -> TaskSp
         postprocess_args=model.postprocess_args,
         max_detections=model.max_detections,
         nms_iou=model.nms_iou,
+        scores=choose_scores(model, card, kind),
     )
 
 

@@ -24,6 +24,7 @@ from pipeline.core.counters import (
 from pipeline.core.slices import SliceKey
 from pipeline.gates.results import GateResult
 from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks.scores import scores_told
 from pipeline.plan.allocation import Allocation, Hardware
 from pipeline.plan.plan import Plan
 from pipeline.report.accounts import RowAccounts
@@ -46,6 +47,7 @@ class RunRecorder(RowAccounts):
         self._started = perf_counter()
         self._prepared: tuple[str, ...] = PREPARED
         self._model: dict[str, object] = {}
+        self._spec: ModelSpec | None = None
         self._output: dict[str, object] = {}
         self._placement: Placement | None = None
         self._gate_results: list[GateResult] = []
@@ -72,7 +74,7 @@ class RunRecorder(RowAccounts):
 
     def planned(self, plan: Plan, model: ModelSpec, num_gpus: float) -> None:
         """Note the plan and the model."""
-        self._plan, self._prepared = plan, model.input.stage_names
+        self._plan, self._prepared, self._spec = plan, model.input.stage_names, model
         self._count.planned(plan.num_rows, plan.slices() if plan.num_rows is not None else ())
         self._model = {
             "name": model.name,
@@ -87,6 +89,14 @@ class RunRecorder(RowAccounts):
             "batch_size": plan.batch_size,
             **({"batch_tokens": plan.batch_tokens} if plan.batch_tokens else {}),
         }
+
+    @property
+    def scores(self) -> str | None:
+        """Say what the model's outputs are, as far as it is known and not plainly logits."""
+        if self._spec is None:
+            return None
+        found = self._totals.probable_heads
+        return scores_told(self._spec.task, self._spec.shown_name, found)
 
     def connected(
         self,
@@ -256,7 +266,7 @@ class RunRecorder(RowAccounts):
             in_actors=placement.allocation.in_actors if placement else frozenset(),
             batch_rates=self._batch_rates,
             hardware=placement.hardware_section() if placement else {},
-            model=self._model,
+            model={**self._model, "scores": self.scores},
             output=self._output,
             gates=[result.to_dict() for result in self._gate_results],
             price_per_node_hour=price_per_node_hour,

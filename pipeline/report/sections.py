@@ -114,6 +114,8 @@ class ModelSection(Section):
     """Share of sampled rows that agreed with eager fp32 when `auto` chose."""
     agreement_worst: float | None = None
     """Largest difference of scores, smallest cosine, or largest relative error of that sample."""
+    scores: str | None = None
+    """What the outputs are, in a sentence, if they are not plainly logits."""
     artefact_sha256: str | None = None
     """Precision int8: digest of the calibrated model that ran."""
     choice: Choice | None = None

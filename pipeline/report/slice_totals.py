@@ -9,7 +9,13 @@ from dataclasses import dataclass, field, replace
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause, Causes
-from pipeline.core.counters import GOLDEN, REFERENCE_CHECK, TRUNCATED_ROWS, StageCounters
+from pipeline.core.counters import (
+    GOLDEN,
+    REFERENCE_CHECK,
+    TRUNCATED_ROWS,
+    StageCounters,
+    probable_heads,
+)
 from pipeline.core.failures import Reason
 from pipeline.core.histograms import Distribution, Numbers, sum_numbers
 from pipeline.core.skipped import Skipped
@@ -45,6 +51,8 @@ class SliceTotals:
         self.golden_actors = 0
         self.truncation = StageCounters()
         """Texts that were turned into tokens; out: those that were cut."""
+        self.probable_heads: set[str] = set()
+        """Heads whose outputs were taken for probabilities; '' of a task without heads."""
         self.causes = Causes()
         """Why rows failed, as far as the footers say."""
         self._labels: Counter[str] = Counter()
@@ -66,6 +74,7 @@ class SliceTotals:
         self.golden += StageCounters.from_dict(staged.counters.get(GOLDEN, {}))
         self.golden_actors += GOLDEN in staged.counters
         self.truncation += StageCounters.from_dict(staged.counters.get(TRUNCATED_ROWS, {}))
+        self.probable_heads |= probable_heads(staged.counters)
         found = {name: Numbers.from_dict(values) for name, values in staged.numbers.items()}
         self._numbers = sum_numbers(self._numbers, found)
         self._labels.update(staged.labels)

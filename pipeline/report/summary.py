@@ -61,6 +61,12 @@ def skipped_lines(report: dict[str, Any]) -> list[str]:
     return [f"skipped {format_count(skipped['files'])} files: {said}"]
 
 
+def scores_lines(report: dict[str, Any]) -> list[str]:
+    """Say in one line what the model's outputs are, if they are not plainly logits."""
+    said = report["model"].get("scores")  # not in reports of older versions
+    return [said] if said else []
+
+
 def gate_lines(report: dict[str, Any]) -> list[str]:
     """Say what the gates found but did not refuse; what they refused is the error."""
     said = {"warn": "warns: ", "accepted": "failed: "}

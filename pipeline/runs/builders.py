@@ -21,6 +21,7 @@ from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_st
 from pipeline.gates.golden import GoldenRows
 from pipeline.gates.judging import needs_of
 from pipeline.inference.first_rows import FirstRows
+from pipeline.inference.settled_scores import scores_path
 from pipeline.inference.ticks import Channel
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
@@ -126,6 +127,7 @@ def predictor_config(
         run_id=run.record.run_id,
         models=run.store,
         pin=None if model.has_weights else run.layout.tensors(plan.fingerprint),
+        scores_path=scores_path(model),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.core.counters import Counters
+from pipeline.core.counters import Counters, probable_heads
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import OWN_TRANSFORM, Failure
 from pipeline.core.node_cache import tensors_digest
@@ -25,6 +25,7 @@ from pipeline.inference.first_rows import FirstRows, Raised
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task
+from pipeline.models.tasks.scores import scores_told
 from pipeline.plan.plan import Plan
 from pipeline.preprocessing.own_transform import own_transform, try_step
 from pipeline.runs.builders import make_reader, plain_predictor_config, trial_bytes
@@ -54,6 +55,8 @@ class Tried:
     found: str
     transform: str | None = None
     """What the user's own transform makes of a generated image; None: there is none."""
+    scores: str | None = None
+    """What the model's outputs are, if they are not plainly logits."""
 
     def __str__(self) -> str:
         return f"{self.status}: {self.found}"
@@ -230,11 +233,15 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
             unread = unread or f"{row_id}: {problem}"
             continue
         assert not isinstance(decoded, str), "has no problem"
-        predicted = _step(child, PREDICT, decoded)
+        counters: Counters = {}
+        predicted = _step(child, PREDICT, decoded, counters)
         problem = predicted if isinstance(predicted, str) else _problem(predicted)
         if not problem:
             assert not isinstance(predicted, str), "has no problem"
-            return Tried("ok", f"1 row ({row_id}) -> {_describe(predicted, model)}")
+            told = scores_told(model.task, model.shown_name, found := probable_heads(counters))
+            if found and told != scores_told(model.task, model.shown_name):
+                told = f"{told}, if the first rows of a run are as this row (model.scores says it)"
+            return Tried("ok", f"1 row ({row_id}) -> {_describe(predicted, model)}", scores=told)
         failed = failed or f"row {row_id}: {problem}"
         num_exits += isinstance(predicted, str)
         if num_exits == _MAX_DEATHS:
@@ -256,15 +263,21 @@ def _rows(child: Child, num_units: int) -> Iterator[pa.Table | str]:
             yield from (rows.slice(position, 1) for position in range(rows.num_rows))
 
 
-def _step(child: Child, stage: str, rows: pa.Table) -> pa.Table | str:
-    """Return what a stage makes of rows, or why it makes nothing."""
+def _step(
+    child: Child, stage: str, rows: pa.Table, counters: Counters | None = None
+) -> pa.Table | str:
+    """Return what a stage makes of rows, or why it makes nothing; `counters` get what it counts."""
     try:
         done = child.call(stage, rows)
     except PipelineError as error:
         if type(error) is not PipelineError:
             raise
         return str(error)  # what a library or the user's own code raised
-    return done.rows if isinstance(done, ChildResult) else _why(done)
+    if not isinstance(done, ChildResult):
+        return _why(done)
+    if counters is not None:
+        counters |= done.counters
+    return done.rows
 
 
 def _why(ended: ChildExit) -> str:

@@ -128,6 +128,15 @@ def test_terminal_and_page_say_what_a_row_weighs_and_what_a_change_would_bring()
     assert "predict, and write, share the slots of the actors" in Page(to_html(fused)).text
 
 
+def test_terminal_and_page_say_what_the_outputs_of_a_model_are():
+    said = "rf.onnx gives probabilities (every row adds up to 1): taken as they are"
+    report = build_report(dataclasses.replace(FULL, model=FULL.model | {"scores": said}))
+    assert said in text_of(report)
+    assert said in Page(to_html(report)).text
+    plain = build_report(FULL)
+    assert "taken as they are" not in text_of(plain) + Page(to_html(plain)).text
+
+
 def test_a_stage_that_became_slower_is_named():
     slower = [
         {

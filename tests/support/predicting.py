@@ -179,3 +179,42 @@ def is_predicted(row: dict[str, Any]) -> bool:
     assert row["error_stage"]
     assert row["message"]
     return False
+
+
+class Likely(nn.Module):
+    """Probabilities, by softmax or sigmoid, of the small net's logits.
+
+    Of images that are brighter than `from_level` on average it gives the logits themselves, and of
+    nearly white ones nothing finite.
+    """
+
+    def __init__(self, function: str = "softmax", from_level: float = 1e9) -> None:
+        super().__init__()
+        self.net, self.function, self.from_level = Convolved(), function, from_level
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.net(x)
+        found = torch.softmax(logits, 1) if self.function == "softmax" else torch.sigmoid(logits)
+        level = x.mean((1, 2, 3))[:, None]
+        found = torch.where(level > self.from_level, logits, found)
+        return torch.where(level > 0.98, torch.nan, found)
+
+
+def likely(function: str = "softmax", from_level: float = 1e9) -> nn.Module:
+    return Likely(function, from_level)
+
+
+class Two(nn.Module):
+    """Logits by the name `plain` and their softmax by the name `likely`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Convolved()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.net(x)
+        return {"plain": logits, "likely": torch.softmax(logits, 1)}
+
+
+def two() -> nn.Module:
+    return Two()

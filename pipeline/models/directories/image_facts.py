@@ -22,6 +22,9 @@ from pipeline.models.directories.loading import has_class_token
 from pipeline.models.directories.text_facts import TOKENIZER
 from pipeline.preprocessing.transform import TransformSpec
 
+_SIGMOID = "siglip"
+"""In the type of a model whose library gives each prompt a sigmoid of its own: SigLIP, SigLIP 2."""
+
 
 def image_facts(folder: Path, chosen: Chosen) -> DirectoryFacts:
     """Read the facts of a class that takes images.
@@ -75,6 +78,9 @@ def tower_facts(folder: Path, chosen: Chosen, wanted: InputKind) -> DirectoryFac
         "hidden_size",
     )
     settings: dict[str, Any] = {**chosen.settings(), "tower": wanted}
+    is_sigmoid = wanted == "image" and _SIGMOID in config.model_type
+    if is_sigmoid:
+        settings["scores"] = "sigmoid"
     transform, text = None, None
     if wanted == "image":
         transform, line = _transform(folder, chosen, settings)
@@ -95,7 +101,11 @@ def tower_facts(folder: Path, chosen: Chosen, wanted: InputKind) -> DirectoryFac
         text=text,
         embedding_dim=dim,
         settings=settings,
-        said=(f"{CONFIG}: {chosen.named.__name__}, {dim} numbers per {wanted}", *said),
+        said=(
+            f"{CONFIG}: {chosen.named.__name__}, {dim} numbers per {wanted}"
+            + ("; scores of prompts are sigmoids" if is_sigmoid else ""),
+            *said,
+        ),
     )
 
 

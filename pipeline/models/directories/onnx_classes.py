@@ -19,6 +19,8 @@ _CLASSIFIERS = ("TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier")
 _KEEP_LABELS = ("Identity", "Cast", "Reshape", "Squeeze")
 _KEEP_CLASSES = ("Identity", "Cast", "Normalizer", "Softmax", "Mul")
 """Operators whose first input has the same classes, in the same order, as their output."""
+_KEEP_VALUES = ("Identity", "Cast")
+_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 _OPSET = 13
 """Of `Identity`, if the graph has only operators of ai.onnx.ml."""
 
@@ -70,6 +72,25 @@ def classes_of(model: onnx.ModelProto, output: str) -> tuple[str, ...] | None:
     labels = (_maker(makers, each.name, _KEEP_LABELS) for each in model.graph.output
               if each.name != output)  # fmt: skip
     return _labels_of(node) if any(maker is node for maker in labels) else None
+
+
+def activation_of(model: onnx.ModelProto, output: str) -> str | None:
+    """Return `softmax` if rows of an output add up to 1, `sigmoid` if they lie within [0, 1].
+
+    By the operator that computes it; None: that says nothing, and the first rows show it
+    (`pipeline.models.tasks.scores`).
+    """
+    node = _maker(_makers(model), output, _KEEP_VALUES)
+    if node is None:
+        return None
+    if _is(node, _ML, ("Normalizer",)):
+        is_sum = any(each.name == "norm" and each.s == b"L1" for each in node.attribute)
+        return "softmax" if is_sum else None
+    if _is(node, _ML, _CLASSIFIERS):
+        # LOGISTIC gives two columns that add up to 1, or one of each class that do not.
+        last = {each.s for each in node.attribute if each.name == "post_transform"}
+        return "softmax" if last == {b"SOFTMAX"} else None
+    return _ACTIVATIONS.get(node.op_type) if node.domain in _STANDARD else None
 
 
 def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.directories.described import DirectoryFacts, InputKind
-from pipeline.models.directories.onnx_classes import classes_of, unzip
+from pipeline.models.directories.onnx_classes import activation_of, classes_of, unzip
 from pipeline.models.directories.onnx_graph import external_files, name_of, parse_onnx, refusal
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def read_onnx_facts(path: Path) -> DirectoryFacts:
         "outputs": [asdict(each) for each in outputs],
         "output": main.name,
         "zipped": [*zipped],
-        "ends_in": _activation(model, main.name),
+        "ends_in": activation_of(model, main.name),
         "layout": layout,
         "batch_size": batch_size,
         "image_px": _image_px(inputs[0], layout) if layout else None,
@@ -252,12 +252,6 @@ def _tasks(kind: InputKind, output: TensorFacts, names: set[str]) -> tuple[str, 
     if output.rank != 3:
         return ("raw",)
     return {"text": ("embed", "tokens", "raw"), "image": ("raw", "detect")}.get(kind, ("raw",))
-
-
-def _activation(model: onnx.ModelProto, output: str) -> str | None:
-    """Return what the last operator makes of an output: tasks take logits, not probabilities."""
-    maker = next((node for node in model.graph.node if output in node.output), None)
-    return {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(maker.op_type) if maker else None
 
 
 def _labels(model: onnx.ModelProto) -> tuple[str, ...] | None:

@@ -33,7 +33,7 @@ Mask = npt.NDArray[np.bool_]
 
 _ADDED = (
     *("min_score", "embedding_type", "activation", "aggregation", "prompts"),
-    *("max_detections", "nms_iou"),
+    *("max_detections", "nms_iou", "scores"),
 )
 """Fields of `TaskSpec` that its JSON form leaves out if they have their default value."""
 
@@ -84,6 +84,8 @@ class TaskSpec:
     are."""
     heads: tuple[tuple[str, TaskSpec], ...] = ()
     """Task `heads`: name -> what the head does, in the order of the job."""
+    scores: str = "logits"
+    """Tasks `classify`, `multilabel`, `zero_shot`: what the outputs are: see `tasks.scores`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for fingerprints and manifests; labels as a digest."""
@@ -95,9 +97,11 @@ class TaskSpec:
             del values["postprocess_args"]  # plans and manifests made before it look the same
         values["num_labels"] = len(labels)
         values["labels_sha256"] = hashlib.sha256("\n".join(labels).encode()).hexdigest()
+        if values["scores"] == "open":
+            del values["scores"]  # what the rows decide is no setting
         # Only if set, so that jobs from before these fields keep their fingerprints.
         for each in fields(self):
-            if each.name in _ADDED and values[each.name] == each.default:
+            if each.name in _ADDED and values.get(each.name) == each.default:
                 del values[each.name]
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
@@ -112,6 +116,8 @@ class Task(Protocol):
     """Fields of the job's section `model` that belong to the task; others have no effect."""
     needs_labels: ClassVar[bool] = False
     """Whether the task needs class names, from the job or the model."""
+    scores_of_logits: ClassVar[str] = ""
+    """`softmax` or `sigmoid`, which makes scores of a model's logits; '': outputs are no logits."""
     needs_geometry: ClassVar[bool] = False
     """Whether rows must be images of which is known how they were resized and cropped."""
     serves: ClassVar[tuple[str, ...]] = ()

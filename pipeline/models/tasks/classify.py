@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import CLASSIFY_FIELDS, LABEL, LABEL_ID, SCORE, TOP_K
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_labels
+from pipeline.models.tasks import scores
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, require
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class Classify(Task):
     """The best labels with their probabilities."""
 
     spec: TaskSpec
-    job_fields: ClassVar[tuple[str, ...]] = ("top_k", "labels")
+    job_fields: ClassVar[tuple[str, ...]] = ("top_k", "labels", "scores")
+    scores_of_logits: ClassVar[str] = scores.SOFTMAX
     needs_labels: ClassVar[bool] = True
     has_golden_folders: ClassVar[bool] = True
     labels_field: ClassVar[str] = "model.labels"
@@ -39,9 +41,12 @@ class Classify(Task):
         import torch
 
         shape, declared = (num_rows, len(self.spec.labels)), f"{self.labels_field} {{}}"
-        logits = require(outputs, shape, declared, "logits, one per label")
-        top = torch.softmax(logits.float(), dim=1).topk(self.spec.top_k, dim=1)
-        return {SCORE: top.values, LABEL_ID: top.indices.to(torch.int32)}
+        values = require(outputs, shape, declared, "one output per label").float()
+        found, beside = scores.of_outputs(values, self.spec.scores, self.scores_of_logits)
+        top = found.topk(self.spec.top_k, dim=1)
+        if scores.OUTPUT in beside:
+            beside[scores.OUTPUT] = values.gather(1, top.indices)
+        return {SCORE: top.values, LABEL_ID: top.indices.to(torch.int32), **beside}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         names = pa.array(self.spec.labels, pa.string())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,10 +12,13 @@ import pyarrow as pa
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL, LABEL_ID, LABELS, LABELS_FIELD, SCORE
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_kept
+from pipeline.models.tasks import scores
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, require
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.job.model import Model
 
 _DESCRIBED = 3
 
@@ -25,31 +28,35 @@ class Multilabel(Task):
     """The labels that a row has, each with its probability, best first."""
 
     spec: TaskSpec
-    job_fields: ClassVar[tuple[str, ...]] = ("labels", "min_score")
+    job_fields: ClassVar[tuple[str, ...]] = ("labels", "min_score", "scores")
+    scores_of_logits: ClassVar[str] = scores.SIGMOID
     needs_labels: ClassVar[bool] = True
+
+    @classmethod
+    def problems(cls, model: Model) -> Iterator[str]:
+        if model.scores == scores.SOFTMAX:
+            yield (
+                "scores: 'softmax' weighs labels against each other, and those of task "
+                "'multilabel' are independent; write 'sigmoid', or task 'classify'"
+            )
 
     def fields(self) -> list[pa.Field]:
         return [LABELS_FIELD]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
-        import torch
-
         shape = (num_rows, len(self.spec.labels))
-        logits = require(outputs, shape, "model.labels {}", "logits, one per label").float()
-        # The sigmoid of infinity would be 1, and the row would pass for a good one.
-        scores = torch.where(logits.isfinite(), torch.sigmoid(logits), torch.nan)
-        return {SCORE: scores}
+        values = require(outputs, shape, "model.labels {}", "one output per label").float()
+        found, beside = scores.of_outputs(values, self.spec.scores, self.scores_of_logits)
+        return {SCORE: found, **beside}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
-        scores = arrays[SCORE]
-        places, ids = np.nonzero((scores >= self._least(scores)) & ok[:, None])
-        best_first = np.lexsort((ids, -scores[places, ids], places))
+        found = arrays[SCORE]
+        places, ids = np.nonzero((found >= self._least(found)) & ok[:, None])
+        best_first = np.lexsort((ids, -found[places, ids], places))
         places, ids = places[best_first], ids[best_first].astype(np.int32)
         names = pa.array(self.spec.labels, pa.string()).take(pa.array(ids))
-        found = pa.array(np.ascontiguousarray(scores[places, ids]))
-        entries = pa.StructArray.from_arrays(
-            [names, pa.array(ids), found], [LABEL, LABEL_ID, SCORE]
-        )
+        best = pa.array(np.ascontiguousarray(found[places, ids]))
+        entries = pa.StructArray.from_arrays([names, pa.array(ids), best], [LABEL, LABEL_ID, SCORE])
         ends = np.cumsum(np.bincount(places, minlength=len(ok)))
         offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
         return {LABELS: pa.ListArray.from_arrays(offsets, entries, mask=pa.array(~ok))}
@@ -94,20 +101,20 @@ class Multilabel(Task):
         max_score_diff: float,
     ) -> list[str]:
         return [
-            self._difference(_scores(wanted), scores, max_score_diff)
-            for wanted, scores in zip(
+            self._difference(_scores(wanted), of_row, max_score_diff)
+            for wanted, of_row in zip(
                 expected.column(LABELS).to_pylist(), found[SCORE].tolist(), strict=True
             )
         ]
 
     def _difference(
-        self, wanted: Mapping[str, float | None], scores: list[float], tolerance: float
+        self, wanted: Mapping[str, float | None], of_row: list[float], tolerance: float
     ) -> str:
         """Say how the scores of a row, (K,), differ from the wanted labels; '' if they agree."""
         least = self.spec.min_score
         unknown = [label for label in wanted if label not in self.spec.labels]
         differences = [f"expected {label!r}, which is no label of the model" for label in unknown]
-        for label, score in zip(self.spec.labels, scores, strict=True):
+        for label, score in zip(self.spec.labels, of_row, strict=True):
             limit = wanted.get(label, least)
             is_near = (
                 score >= least - tolerance  # wanted, whatever its score
@@ -128,9 +135,9 @@ class Multilabel(Task):
         more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
         return f"labels {', '.join(shown)}{more}, {count} outputs, {count} labels"
 
-    def _least(self, scores: Any) -> Any:
+    def _least(self, found: Any) -> Any:
         """Return `min_score` in the type of the scores, so that 0.1 is reached by float32 0.1."""
-        return scores.dtype.type(self.spec.min_score)
+        return found.dtype.type(self.spec.min_score)
 
 
 def _scores(entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ZeroShot(Classify):
     """The best prompts with their probabilities."""
 
-    job_fields: ClassVar[tuple[str, ...]] = ("prompts", "top_k")
+    job_fields: ClassVar[tuple[str, ...]] = ("prompts", "top_k", "scores")
     needs_labels: ClassVar[bool] = False
     labels_field: ClassVar[str] = "model.prompts"
 

@@ -1,0 +1,191 @@
+"""Scores of labels: what the outputs of a model are, and what becomes of them.
+
+Outputs are logits, of which softmax or sigmoid make scores, or they are probabilities already and
+stay what they are. The job, the library or the graph of a file says which (`TaskSpec.scores`).
+Where none of them does (`OPEN`), the first rows decide for all rows; `inference.settled_scores`
+keeps what they decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import SCORE
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.job.model import Model
+    from pipeline.models.cards import Card
+    from pipeline.models.tasks.base import Arrays, Task, TaskSpec
+
+OPEN, LOGITS, PROBABILITIES, SOFTMAX, SIGMOID = (
+    *("open", "logits", "probabilities"),
+    *("softmax", "sigmoid"),
+)
+OUTPUT, OFF = "output", "off"
+"""Results beside the scores: the outputs themselves, and by how much a row's outputs miss being
+probabilities: how far one lies beyond [0, 1] or, where they must add up to 1, their sum off 1."""
+
+TOLERANCE, INT8_TOLERANCE = 5e-3, 5e-2
+"""How far probabilities may be off: those of bfloat16 have 8 bits, those of int8 8 bits in all."""
+_EXACT = 1e-4
+ENOUGH_ROWS, _ENOUGH_VALUES = 4, 24
+"""So many logits are not probabilities by chance: rows that add up to 1, values within [0, 1]."""
+_FAR = 1e9
+
+
+def choose_scores(model: Model, card: Card, task: type[Task]) -> str:
+    """Return `TaskSpec.scores` of a job's model.
+
+    Args:
+        model: The job's model section.
+        card: The model.
+        task: The class of the task.
+
+    Raises:
+        JobError: What the job says has no meaning for the model.
+    """
+    if not task.scores_of_logits:
+        return LOGITS
+    said = card.facts.settings if card.facts else {}
+    usual = str(said.get("scores") or task.scores_of_logits)
+    is_library = card.kind == "torchvision" or (card.facts and card.facts.kind != "onnx")
+    gives_logits = is_library and model.layer is None
+    if model.scores == PROBABILITIES and gives_logits:
+        raise JobError(f"model.scores = {model.scores!r}: {card.name} gives logits; leave it out")
+    if model.scores == SIGMOID and model.prompts and card.facts and card.facts.input == "text":
+        raise JobError(
+            f"model.scores = {model.scores!r}: a text's scores weigh the prompts against each "
+            "other: softmax; leave it out"
+        )
+    if model.scores is not None:
+        return usual if model.scores == LOGITS else model.scores
+    if gives_logits:
+        return LOGITS if usual == task.scores_of_logits else usual
+    if model.layer is None and said.get("ends_in") in (SOFTMAX, task.scores_of_logits):
+        return PROBABILITIES
+    return OPEN
+
+
+def of_outputs(
+    outputs: torch.Tensor, are: str, usual: str
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the scores of a batch, and the results beside them that say what the outputs are.
+
+    Args:
+        outputs: float32 (B, K).
+        are: `TaskSpec.scores`; `OPEN` makes the scores of logits, and keeps the outputs.
+        usual: `Task.scores_of_logits`.
+
+    Returns:
+        float32 (B, K), not finite in rows whose outputs are not; `OUTPUT`, (B, K), and `OFF`, (B,),
+        unless the outputs are known to be logits.
+    """
+    import torch
+
+    beside = {}
+    if are in (OPEN, PROBABILITIES):
+        beside = {OUTPUT: outputs, OFF: _off_by(outputs, adds_up=usual == SOFTMAX)}
+    if are == PROBABILITIES:
+        is_finite = outputs.isfinite().all(dim=1, keepdim=True)
+        return torch.where(is_finite, outputs, torch.nan), beside
+    if (are if are in (SOFTMAX, SIGMOID) else usual) == SOFTMAX:
+        return torch.softmax(outputs, dim=1), beside
+    # The sigmoid of infinity would be 1, and the row would pass for a good one.
+    return torch.where(outputs.isfinite(), torch.sigmoid(outputs), torch.nan), beside
+
+
+def _off_by(outputs: torch.Tensor, *, adds_up: bool) -> torch.Tensor:
+    """Return by how much each row of outputs (B, K) misses being probabilities: float32 (B,)."""
+    import torch
+
+    beyond = torch.maximum(-outputs.amin(dim=1), outputs.amax(dim=1) - 1).clamp_min(0)
+    found = torch.maximum(beyond, (outputs.sum(dim=1) - 1).abs()) if adds_up else beyond
+    return found.nan_to_num(nan=_FAR, posinf=_FAR)
+
+
+def look_alike(off: Any, num_labels: int, *, adds_up: bool) -> bool | None:
+    """Tell whether outputs of some rows are probabilities; None: too few rows to tell.
+
+    Args:
+        off: float (N,), the rows' results `OFF`, N at least 1.
+        num_labels: K.
+        adds_up: Whether a row of probabilities adds up to 1.
+    """
+    if (off > TOLERANCE).any():
+        return False
+    if adds_up:
+        is_enough = len(off) >= ENOUGH_ROWS or bool((off <= _EXACT).all())
+    else:
+        is_enough = len(off) * num_labels >= _ENOUGH_VALUES
+    return True if is_enough else None
+
+
+def scored_parts(spec: TaskSpec) -> Iterator[tuple[str, TaskSpec]]:
+    """Yield the parts of a task whose outputs the first rows judge, or that must be probabilities.
+
+    Yields:
+        The prefix of the names of its results, '' of a task without heads, and its spec.
+    """
+    for prefix, part in [(f"{name}.", head) for name, head in spec.heads] or [("", spec)]:
+        if part.scores in (OPEN, PROBABILITIES):
+            yield prefix, part
+
+
+def scores_told(spec: TaskSpec, name: str, taken: Collection[str] = ()) -> str | None:
+    """Say in one line what the outputs of a model are, if they are not plainly logits.
+
+    Args:
+        spec: The task.
+        name: Of the model.
+        taken: Heads, '' of a task without, whose outputs the first rows showed to be probabilities.
+    """
+    from pipeline.models.tasks import task_class
+
+    told = []
+    for head, part in spec.heads or [("", spec)]:
+        of_head = f" in head {head}" if head else ""
+        if part.scores == PROBABILITIES or (part.scores == OPEN and head in taken):
+            adds_up = task_class(part.kind).scores_of_logits == SOFTMAX
+            how = "every row adds up to 1" if adds_up else "all lie within [0, 1]"
+            told.append(f"gives probabilities{of_head} ({how}): taken as they are")
+        elif part.scores == SIGMOID:
+            told.append(f"gives logits{of_head}: scores are their sigmoids")
+    return f"{clean_message(name)} {', '.join(told)}" if told else None
+
+
+def with_scores(spec: TaskSpec, prefix: str, scores: str) -> TaskSpec:
+    """Return a task whose part of this prefix has its scores settled."""
+    if not spec.heads:
+        return replace(spec, scores=scores)
+    heads = [
+        (name, replace(head, scores=scores) if f"{name}." == prefix else head)
+        for name, head in spec.heads
+    ]
+    return replace(spec, heads=tuple(heads))
+
+
+def take_outputs(results: Arrays, prefix: str, rows: Any) -> None:
+    """Make the outputs of rows of a slice their scores, in place."""
+    results[prefix + SCORE][rows] = results[prefix + OUTPUT][rows]
+
+
+def without_outputs(results: Arrays) -> Arrays:
+    """Return results without what only settling needs."""
+    return {
+        name: values
+        for name, values in results.items()
+        if name.rpartition(".")[2] not in (OUTPUT, OFF)
+    }
+
+
+def are_finite(scores: Any) -> Any:
+    """Return which rows of scores (N, ...) are finite: bool (N,)."""
+    return np.isfinite(scores.reshape(len(scores), -1)).all(axis=1)

@@ -1,0 +1,138 @@
+"""What the outputs of a model are: said by the job, the library or the file, or shown by rows."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_files
+import pytest
+from snapshots import make_snapshot, make_timm
+
+from pipeline.core.errors import JobError
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks.base import TaskSpec
+from pipeline.models.tasks.scores import look_alike, scores_told
+
+FIVE = ["a", "b", "c", "d", "e"]
+PROMPTS = {"task": "zero_shot", "prompts": ["a cat", "a dog"]}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def resolve(source: dict[str, Any] | None = None, **model: Any) -> ModelSpec:
+    source = {"uri": "in", "format": "images", **(source or {})}
+    document = {"source": source, "model": model, "sink": {"uri": "out"}}
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    return resolve_model(job.model, job.transform, job.text, input_name=job.source.input_name)
+
+
+def of_file(path: Path, **model: Any) -> ModelSpec:
+    source = {"format": "parquet", "features": ["x"]}
+    return resolve(source, path=str(path), **{"labels": FIVE, **model})
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "scores"),
+    [
+        ("vit", {}, "logits"),
+        ("vit", {"task": "multilabel"}, "logits"),
+        ("vit", {"scores": "sigmoid"}, "sigmoid"),
+        ("vit", {"layer": "model.classifier"}, "open"),
+        ("clip", PROMPTS, "logits"),
+        ("siglip", PROMPTS, "sigmoid"),
+        ("siglip", {**PROMPTS, "scores": "softmax"}, "softmax"),
+        ("siglip", {**PROMPTS, "scores": "logits"}, "sigmoid"),
+        ("siglip", {"task": "embed"}, "logits"),
+    ],
+)
+def test_of_a_class_of_the_library_it_is_known(
+    family: str, model: dict[str, Any], scores: str, tmp_path: Path
+):
+    head = "image" if family == "vit" else "none"
+    path = make_snapshot(tmp_path / "m", family, head)
+    assert resolve(path=str(path), **model).task.scores == scores
+
+
+@pytest.mark.parametrize(
+    ("softmax", "model", "scores"),
+    [
+        (True, {}, "probabilities"),
+        (True, {"task": "multilabel"}, "probabilities"),
+        (True, {"scores": "logits"}, "softmax"),
+        (False, {}, "open"),
+        (False, {"scores": "probabilities"}, "probabilities"),
+        (False, {"task": "multilabel", "scores": "logits"}, "sigmoid"),
+        (True, {"task": "regress", "labels": None}, "logits"),
+    ],
+)
+def test_of_a_file_its_end_says_it_or_the_rows_do(
+    softmax: bool, model: dict[str, Any], scores: str, tmp_path: Path
+):
+    path = onnx_files.save(onnx_files.features_model(softmax=softmax), tmp_path / "m.onnx")
+    assert of_file(path, **model).task.scores == scores
+
+
+def test_what_has_no_meaning_is_refused_in_one_line(tmp_path: Path):
+    images = str(make_timm(tmp_path / "timm", "vit_tiny_patch16_224", 2, img_size=32))
+    texts = str(make_snapshot(tmp_path / "bert", "bert", pooling="mean"))
+    as_texts = {"format": "jsonl", "text_column": "text"}
+    for found, source, model in (
+        ("gives logits", {}, {"path": images, "scores": "probabilities"}),
+        ("independent", {}, {"path": images, "task": "multilabel", "scores": "softmax"}),
+        ("no effect with task 'embed'", {}, {"path": images, "task": "embed", "scores": "softmax"}),
+        ("against each other", as_texts, {"path": texts, **PROMPTS, "scores": "sigmoid"}),
+    ):
+        with pytest.raises(JobError) as caught:
+            resolve(source, **model)
+        assert found in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert "scores" in str(caught.value)
+
+
+def test_the_rows_that_decide_are_no_setting_and_the_job_s_word_is():
+    plain, told = TaskSpec("classify"), TaskSpec("classify", scores="softmax")
+    assert TaskSpec("classify", scores="open").to_dict() == plain.to_dict()
+    assert told.to_dict() == {**plain.to_dict(), "scores": "softmax"}
+
+
+@pytest.mark.parametrize(
+    ("off", "num_labels", "adds_up", "found"),
+    [
+        ([0.0], 2, True, True),
+        ([0.003], 2, True, None),
+        ([0.003] * 3, 2, True, None),
+        ([0.003] * 4, 2, True, True),
+        ([0.0] * 99 + [0.006], 2, True, False),
+        ([0.0] * 11, 2, False, None),
+        ([0.0] * 12, 2, False, True),
+        ([0.0], 24, False, True),
+        ([0.5], 24, False, False),
+    ],
+)
+def test_rows_are_enough_if_logits_are_not_so_by_chance(
+    off: list[float], num_labels: int, adds_up: bool, found: bool | None
+):
+    assert look_alike(np.array(off, np.float32), num_labels, adds_up=adds_up) is found
+
+
+def test_a_line_says_what_outputs_are():
+    one = TaskSpec("classify", labels=("a", "b"), scores="open")
+    assert scores_told(one, "m") is None
+    assert scores_told(one, "m", {""}) == (
+        "m gives probabilities (every row adds up to 1): taken as they are"
+    )
+    both = TaskSpec(
+        "heads",
+        heads=(("x", one), ("y", TaskSpec("multilabel", labels=("a",), scores="probabilities"))),
+    )
+    assert scores_told(both, "m") == (
+        "m gives probabilities in head y (all lie within [0, 1]): taken as they are"
+    )
