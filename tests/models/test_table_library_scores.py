@@ -1,0 +1,187 @@
+"""Scores of models over tables are those of the library that fitted them.
+
+Each row of `CASES` is a model of scikit-learn, XGBoost or LightGBM, fitted on few rows, exported to
+ONNX as its library does it with `zipmap=False`, and predicted by the pipeline. Tolerances are
+absolute: trees and linear models compute float32 where their library computes float64.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+
+from pipeline.core.counters import probable_heads
+from pipeline.core.failures import failure_columns
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.settled_scores import scores_path
+from pipeline.job.loader import parse_job
+from pipeline.models.resolve import resolve_model
+from pipeline.models.spec import PredictorConfig
+from pipeline.storage.store import Store
+
+NUM_FEATURES, NUM_ROWS = 4, 96
+_RNG = np.random.default_rng(0)
+X = _RNG.normal(size=(NUM_ROWS, NUM_FEATURES)).astype(np.float32)
+_SUM = X @ np.array([1.0, 0.5, -0.7, 0.2])
+TARGETS = {
+    "two": (_SUM > 0).astype(int),
+    "three": np.digitize(_SUM, [-0.6, 0.6]),
+    "numbers": _SUM,
+}
+
+
+def fitted(name: str, **options: Any) -> Callable[[], Any]:
+    """Return what makes a model: `package:Class`."""
+
+    def make() -> Any:
+        package, _, cls = name.partition(":")
+        return getattr(__import__(package, fromlist=[cls]), cls)(**options)
+
+    return make
+
+
+class Case(NamedTuple):
+    """A model, and how near its scores come."""
+
+    make: Callable[[], Any]
+    targets: tuple[str, ...] = ("two", "three")
+    tolerance: float = 1e-5
+
+
+_TREES = {"n_estimators": 4, "max_depth": 3, "random_state": 0}
+_NUMBERS = ("numbers",)
+CASES = {
+    "sklearn forest": Case(fitted("sklearn.ensemble:RandomForestClassifier", **_TREES)),
+    "sklearn extra trees": Case(fitted("sklearn.ensemble:ExtraTreesClassifier", **_TREES)),
+    "sklearn boosting": Case(fitted("sklearn.ensemble:GradientBoostingClassifier", **_TREES)),
+    "sklearn tree": Case(fitted("sklearn.tree:DecisionTreeClassifier", max_depth=3)),
+    "sklearn logistic": Case(fitted("sklearn.linear_model:LogisticRegression")),
+    "sklearn neighbours": Case(fitted("sklearn.neighbors:KNeighborsClassifier", n_neighbors=3)),
+    "sklearn bayes": Case(fitted("sklearn.naive_bayes:GaussianNB")),
+    "sklearn network": Case(
+        fitted("sklearn.neural_network:MLPClassifier", hidden_layer_sizes=(4,), max_iter=30)
+    ),
+    "xgboost": Case(fitted("xgboost:XGBClassifier", **_TREES)),
+    "lightgbm": Case(fitted("lightgbm:LGBMClassifier", **_TREES, verbose=-1)),
+    "sklearn linear numbers": Case(fitted("sklearn.linear_model:LinearRegression"), _NUMBERS),
+    "sklearn forest numbers": Case(
+        fitted("sklearn.ensemble:RandomForestRegressor", **_TREES), _NUMBERS
+    ),
+    "xgboost numbers": Case(fitted("xgboost:XGBRegressor", **_TREES), _NUMBERS),
+    "lightgbm numbers": Case(fitted("lightgbm:LGBMRegressor", **_TREES, verbose=-1), _NUMBERS),
+}
+EACH = [(name, target) for name, case in CASES.items() for target in case.targets]
+
+
+def exported(model: Any, *, has_zipmap: bool | None = None) -> onnx.ModelProto:
+    """Return a fitted model as ONNX, with plain tensors as outputs."""
+    from onnxmltools import convert_lightgbm, convert_xgboost
+    from onnxmltools.convert.common.data_types import FloatTensorType
+    from skl2onnx import to_onnx
+
+    of = type(model).__module__.partition(".")[0]
+    types = [("features", FloatTensorType([None, NUM_FEATURES]))]
+    if of == "xgboost":
+        return convert_xgboost(model, initial_types=types, target_opset=15)
+    if of == "lightgbm":
+        return convert_lightgbm(model, initial_types=types, target_opset=15, zipmap=False)
+    has_zipmap = hasattr(model, "predict_proba") if has_zipmap is None else has_zipmap
+    options = {id(model): {"zipmap": False}} if has_zipmap else None
+    return to_onnx(model, X[:1], options=options)
+
+
+def predictor(path: Path, store: Store | None = None, **model: Any) -> Predictor:
+    """A predictor of an .onnx file over features; with an output, that of a run."""
+    document = {
+        "source": {"uri": "in", "format": "parquet", "features": ["a", "b", "c", "d"]},
+        "model": {"path": str(path), **model},
+        "sink": {"uri": "out"},
+    }
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    fields = pa.schema([pa.field("features", pa.list_(pa.float32(), NUM_FEATURES))])
+    spec = resolve_model(job.model, job.transform, input_name="features").fitted(fields)
+    path_of = scores_path(spec) if store else None
+    return Predictor(
+        PredictorConfig(spec, 32, 0, 1, pa.schema([]), models=store, scores_path=path_of)
+    )
+
+
+def predictions(found: Predictor, features: np.ndarray) -> tuple[list[dict[str, Any]], set[str]]:
+    """Return the rows, and the heads whose outputs were taken for probabilities."""
+    counters: dict[str, dict[str, float]] = {}
+    rows = pa.table(
+        {
+            "row_id": [str(row) for row in range(len(features))],
+            "uri": [""] * len(features),
+            "features": pa.FixedSizeListArray.from_arrays(features.reshape(-1), NUM_FEATURES),
+            **failure_columns([None] * len(features)),
+        }
+    )
+    table = found.predict(rows, counters)
+    assert table.column("error").null_count == len(features), table.column("message")
+    return table.to_pylist(), probable_heads(counters)
+
+
+def by_label(rows: list[dict[str, Any]]) -> np.ndarray:
+    """Return the scores of each row in the order of the labels: (N, K)."""
+    found = np.zeros((len(rows), len(rows[0]["top_k"])))
+    for row, each in enumerate(rows):
+        for entry in each["top_k"]:
+            found[row, entry["label_id"]] = entry["score"]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries about names of features and convergence
+        yield
+
+
+@pytest.mark.parametrize(("name", "target"), EACH)
+def test_scores_are_those_of_the_library(name: str, target: str, tmp_path: Path):
+    case, path = CASES[name], tmp_path / "m.onnx"
+    model = case.make().fit(X, TARGETS[target])
+    onnx.save(exported(model), path)
+    store = Store(str(tmp_path / "out"))
+    if target == "numbers":
+        rows, _ = predictions(predictor(path, store, task="regress"), X)
+        expected = model.predict(X)
+        np.testing.assert_allclose([row["value"] for row in rows], expected, atol=case.tolerance)
+        return
+    expected = model.predict_proba(X)
+    labels = [f"class {label}" for label in model.classes_]
+    rows, heads = predictions(predictor(path, store, task="classify", labels=labels), X)
+    np.testing.assert_allclose(by_label(rows), expected, atol=case.tolerance)
+    assert heads == {""}
+    [best] = np.asarray(expected).argmax(axis=1)[None]
+    assert np.mean([row["label"] == labels[i] for row, i in zip(rows, best, strict=True)]) > 0.98
+
+
+def test_decision_values_are_logits(tmp_path: Path):
+    from sklearn.svm import SVC
+
+    model = SVC().fit(X, TARGETS["three"])
+    onnx.save(exported(model, has_zipmap=True), tmp_path / "m.onnx")
+    found = predictor(tmp_path / "m.onnx", task="classify", labels=["a", "b", "c"])
+    rows, heads = predictions(found, X)
+    values = model.decision_function(X)
+    expected = np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(by_label(rows), expected, atol=1e-4)
+    assert heads == set()
+
+
+def test_one_row_is_enough(tmp_path: Path):
+    model = CASES["sklearn forest"].make().fit(X, TARGETS["two"])
+    onnx.save(exported(model), tmp_path / "m.onnx")
+    found = predictor(tmp_path / "m.onnx", Store(str(tmp_path / "out")), labels=["no", "yes"])
+    rows, _ = predictions(found, X[:1])
+    np.testing.assert_allclose(by_label(rows), model.predict_proba(X[:1]), atol=1e-6)
