@@ -66,7 +66,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "transform": (2, "c2e105ba690c3d38"),
     "features": (1, "cdbf2bc807461cc4"),
     "tokenize": (1, "651f78b1514241b8"),
-    "predict": (1, "659da7ac7fcb7804"),
+    "predict": (2, "f2b55628300c39bc"),
 }
 """Area -> its version, and the digest of what that version makes of the corpus."""
 
@@ -199,6 +199,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "factory": "models:colours", "task": "multilabel", "labels": models.LABELS,
         "min_score": 0.3,
     },
+    "probabilities": {"factory": "predicting:likely", "labels": models.LABELS},
     "score": {"factory": "models:redness", "task": "score"},
     "zero_shot": {
         "factory": "models:colours", "task": "zero_shot", "prompts": models.LABELS, "top_k": 2,
@@ -228,7 +229,7 @@ def predicted() -> list[Any]:
             "sink": {"uri": "out"},
         }
         job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-        spec = resolve_model(job.model, job.transform, allow_import=["models"])
+        spec = resolve_model(job.model, job.transform, allow_import=["models", "predicting"])
         predictor = Predictor(PredictorConfig(spec, 4, 0, 1, pa.schema([])))
         rows = predictor.predict(model_input(10), {})
         # What the input publishes is of area `transform`.
