@@ -115,7 +115,7 @@ def make_snapshot(
 
     sentence = {key: options.pop(key) for key in _SENTENCE if key in options}
     if family in ("clip", "siglip"):
-        return _two_towers(folder, family, head)
+        return _two_towers(folder, family, head, options.pop("max_tokens", 16))
     if family in VISION_FAMILIES:
         prefix, values = VISION_FAMILIES[family]
         config = getattr(transformers, f"{prefix}Config")(**values, **options)
@@ -276,13 +276,13 @@ def _write_dense(folder: Path, num_in: int, num_out: int) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def _two_towers(folder: Path, family: str, head: str) -> Path:
+def _two_towers(folder: Path, family: str, head: str, max_tokens: int) -> Path:
     """Write CLIP or SigLIP: both towers, or the one that `head` names (`vision`, `text`)."""
     import transformers
 
     prefix = {"clip": "CLIP", "siglip": "Siglip"}[family]
-    size = write_tokenizer(folder, "roberta", 16)
-    text = {**_SIZES, "vocab_size": size, "max_position_embeddings": 16}
+    size = write_tokenizer(folder, "roberta", max_tokens)
+    text = {**_SIZES, "vocab_size": size, "max_position_embeddings": max_tokens}
     text |= {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     if family == "clip":
         text["projection_dim"] = 24
