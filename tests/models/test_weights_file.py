@@ -222,6 +222,7 @@ class Runs:
         return exec, (self.code,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_code_in_a_pickle_is_not_run(protocol: int, is_zip: bool, tmp_path: Path) -> None:
