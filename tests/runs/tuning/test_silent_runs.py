@@ -34,7 +34,7 @@ STOP = {"PIPELINE_FAILPOINT": "slice_done:term"}
 def silent_job(folder: Path) -> str:
     build_images(folder / "images", 40, seed=12, num_bad=0)
     source = {"uri": str(folder / "images"), "format": "images"}
-    model = {"factory": "models:colours", "labels": LABELS}
+    model = {"factory": "models:colours", "labels": LABELS, "runtime": None}
     return write_job(
         *(folder / "job.yaml", source, str(folder / "out")), model=model, run={"slice_rows": 16}
     )
