@@ -41,6 +41,7 @@ from pipeline.report.progress import Progress
 from pipeline.runs.builders import make_stream
 from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.features_told import features_told
 from pipeline.runs.finish import fail_fast_on_certain_refusal, finish, require_some_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
@@ -134,7 +135,8 @@ def predict_and_publish(
     golden = check_before_ray(run, plan, model)
     address = run.options.address
     progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
-    with connect(address) as (hardware, ray_start_s, on_cluster):
+    connected, told = connect(address), features_told(job.source, plan.fields)
+    with told, connected as (hardware, ray_start_s, on_cluster):
         allocation = allocate(job.shares, hardware, is_table=job.source.is_table)
         named = retry.named(plan) if retry else plan
         chosen = resolve_runtime(

@@ -63,11 +63,11 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Show what a run would do, and try the model on one row. Writes nothing."""
-    from pipeline.commands.plan import describe_plan
+    from pipeline.commands.plan import describe_plan, shortened
 
     options = as_options(address, allow_import)
     found = describe_plan(load(job, date, set_), options, tries=not no_try)
-    show(found, as_json=as_json, quiet=quiet)
+    show(found if as_json else shortened(found), as_json=as_json, quiet=quiet)
 
 
 def tune(

@@ -5,7 +5,7 @@ Out: a plain nested dict, for `--json` and for render.render_document.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from pipeline.runs.resume import is_published
 from pipeline.runs.tuning.auto import foresee, is_open
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.selection import as_tried
+from pipeline.sources.feature_names import Vector, vectors_of
 from pipeline.storage.store import Store
 
 _NOTHING = "nothing: this is published already"
@@ -61,7 +62,10 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
         "fingerprint": plan.fingerprint[:DIGEST_CHARS],
         **step,
         "estimate": _estimate(job, store, plan, model, choice, step),
-        "input": _input(plan, run.record.num_unreadable_shards),
+        "input": {
+            **_input(plan, run.record.num_unreadable_shards),
+            **_features(vectors_of(job.source, plan.fields)),
+        },
         "skipped": plan.skipped.to_dict(),
         "model": _model(job, as_tried(model, choice.way), plan, tried, choice),
         "published_now": version_facts(current),
@@ -139,6 +143,25 @@ def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
         **({} if plan.num_rows is not None else {"rows_are": "unknown until read"}),
         "bytes": plan.input_bytes,
     }
+
+
+def _features(vectors: Mapping[str, Vector]) -> dict[str, Any]:
+    """Say which column makes which number of the vectors; {} if nothing is a feature."""
+    if not vectors:
+        return {}
+    names = [f"{of}: {name}" if of else name for of, v in vectors.items() for name in v.names]
+    return {"num_features": sum(each.size for each in vectors.values()), "features": names}
+
+
+def shortened(document: dict[str, Any]) -> dict[str, Any]:
+    """Return what `describe_plan` has found for a terminal: the first features of long vectors."""
+    facts = document["input"]
+    if "features" not in facts:
+        return document
+    size = facts["num_features"]
+    told = f"{size:,}: {Vector(size, tuple(facts['features'])).first_names()}"
+    facts = {name: value for name, value in facts.items() if name != "num_features"}
+    return {**document, "input": {**facts, "features": told}}
 
 
 def _model(

@@ -67,6 +67,12 @@ class AlikeError(JobError):
         error.failed = failed
         return error
 
+    def with_message(self, message: str) -> AlikeError:
+        """Return the same error in other words."""
+        error = AlikeError(message)
+        error.failed = self.failed
+        return error
+
 
 def key_of(message: str, *own: str) -> str:
     """Return what messages of one cause have in common.

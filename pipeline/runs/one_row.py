@@ -29,6 +29,7 @@ from pipeline.models.tasks.scores import scores_told
 from pipeline.plan.plan import Plan
 from pipeline.preprocessing.own_transform import own_transform, try_step
 from pipeline.runs.builders import make_reader, plain_predictor_config, trial_bytes
+from pipeline.runs.features_told import features_told
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit, only_rows
@@ -156,7 +157,7 @@ def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:
         max_bytes=trial_bytes(job, model),
         is_silent=True,
     )
-    with contextlib.closing(child):
+    with contextlib.closing(child), features_told(job.source, plan.fields):
         ended = child.start()
         if ended is not None:
             raise JobError(f"model {model.name}: cannot be loaded: {_why(ended)}")

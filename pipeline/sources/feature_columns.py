@@ -24,6 +24,10 @@ from pipeline.sources.feature_categories import find_categories
 from pipeline.sources.feature_limits import FeatureRows, Piece, Values, judged
 from pipeline.sources.feature_times import read_times
 
+WIDTHS = b"widths"
+"""Key in the metadata of the field `FEATURES`: a JSON list with the length of each feature that is
+a list, 0 for others; not there if none is."""
+
 
 def count_features(source: Source, schema: pa.Schema) -> int:
     """Return F, the length of the feature vector: lists count all their items.
@@ -32,7 +36,18 @@ def count_features(source: Source, schema: pa.Schema) -> int:
         source: Names the columns.
         schema: Of a shard.
     """
-    return sum(_width(each, schema) for each in source.features)
+    widths = list_widths(source, schema)
+    return sum(map(_width, source.features, widths))
+
+
+def list_widths(source: Source, schema: pa.Schema) -> list[int]:
+    """Return the length of each feature that is a list of numbers in a shard, 0 for others."""
+    found = []
+    for entry in source.features:
+        index = schema.get_field_index(column_of(entry))
+        kind = schema.field(index).type if index >= 0 else pa.null()
+        found.append(kind.list_size if pa.types.is_fixed_size_list(kind) else 0)
+    return found
 
 
 def has_lists(source: Source, fields: pa.Schema) -> bool:
@@ -40,16 +55,15 @@ def has_lists(source: Source, fields: pa.Schema) -> bool:
     return bool(fields.field(FEATURES).type.list_size > count_features(source, pa.schema([])))
 
 
-def _width(entry: FeatureEntry, schema: pa.Schema) -> int:
+def _width(entry: FeatureEntry, list_width: int) -> int:
     if isinstance(entry, FeatureColumn) and entry.is_category:
         own = entry.unknown == "own"
-        return 1 if entry.encoding == "index" else len(_categories(entry)) + own
-    index = schema.get_field_index(column_of(entry))
-    kind = schema.field(index).type if index >= 0 else pa.null()
-    return kind.list_size if pa.types.is_fixed_size_list(kind) else 1
+        return 1 if entry.encoding == "index" else len(categories_of(entry)) + own
+    return list_width or 1
 
 
-def _categories(entry: FeatureColumn) -> tuple[str, ...]:
+def categories_of(entry: FeatureColumn) -> tuple[str, ...]:
+    """Return the categories of a column that has some, in order."""
     assert isinstance(entry.categories, tuple), "`with_categories` has read the file"
     return entry.categories
 
@@ -191,7 +205,7 @@ def _view(column: pa.Array) -> Values:
 
 
 def _category_piece(entry: FeatureColumn, column: pa.Array, means: float | None) -> Piece:
-    categories = _categories(entry)
+    categories = categories_of(entry)
     found = find_categories(column, categories)
     codes, is_null = found.codes, found.is_null
     is_unknown = codes < 0

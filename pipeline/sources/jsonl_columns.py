@@ -20,12 +20,13 @@ from pipeline.core.schema import FEATURES
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.sources.arrow_types import is_text
 from pipeline.sources.columns.choice import fields_of_part
+from pipeline.sources.feature_columns import WIDTHS
 from pipeline.sources.pass_through import Problems, cast_column
 from pipeline.sources.rows import Reader, binary_array
 
-WIDTHS, KINDS = b"widths", b"kinds"
-"""Keys in the metadata of the field `FEATURES`: the lengths of the features that are lists, and of
-those that are categories what JSON has for them, each a JSON list with an entry per feature."""
+KINDS = b"kinds"
+"""Key in the metadata of the field `FEATURES`: a JSON list with what JSON has for each feature that
+is a category, null for others."""
 Role = Literal["text", "number", "id", "pass", "category"]
 Values = Sequence[Any]
 """What JSON has for a column, one per row; None if it is null or missing."""

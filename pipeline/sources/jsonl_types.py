@@ -19,7 +19,7 @@ from pipeline.sources.column_path import value_at
 from pipeline.sources.columns.choice import columns_of, fields_of_parts
 from pipeline.sources.extents import Extent
 from pipeline.sources.jsonl import max_line_bytes
-from pipeline.sources.jsonl_columns import KINDS, WIDTHS, described, role_of
+from pipeline.sources.jsonl_columns import KINDS, described, role_of
 from pipeline.sources.jsonl_lines import read_blocks
 from pipeline.sources.jsonl_parse import parse_line
 from pipeline.sources.parquet_columns import check_names
@@ -109,7 +109,7 @@ class _Sample:
         features, columns = part.features, columns_of(part)
         self._require_one_role(part)
         hive = hive_values(self._path)
-        widths, kinds, types = [], [], {}
+        kinds, types = [], {}
         for entry in features:
             name, role = column_of(entry), role_of(entry)
             is_here = name not in hive
@@ -118,13 +118,14 @@ class _Sample:
             if is_here and role == "text":
                 self._require_text(name)
             width = self._width(name) if is_here and role == "number" else 0
-            widths.append(width)
             kinds.append(self._kind(name) if is_here and role == "category" else None)
             types[name] = pa.list_(pa.float64(), width) if width else pa.float64()
         fields = columns.fields(pa.schema([*types.items()]))
-        told = {WIDTHS: json.dumps(widths).encode()} if any(widths) else {}
-        told |= {KINDS: json.dumps(kinds).encode()} if any(kinds) else {}
-        return pa.schema([fields.field(FEATURES).with_metadata(told)]) if told else fields
+        if not any(kinds):
+            return fields
+        vector = fields.field(FEATURES)
+        told = (vector.metadata or {}) | {KINDS: json.dumps(kinds).encode()}
+        return pa.schema([vector.with_metadata(told)])
 
     def _require_one_role(self, part: Source) -> None:
         roles: dict[str, str] = {}

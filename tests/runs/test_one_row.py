@@ -206,6 +206,25 @@ def test_features_go_the_whole_way_too(tmp_path: Path) -> None:
     assert str(found) == "ok: 1 row (a.parquet#1) -> total 5, largest 3"
 
 
+def test_a_vector_that_does_not_fit_is_told_with_both_lengths_and_its_names(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"a": [1.0, 2.0], "b": ["x", "y"]}), tmp_path / "in" / "a.parquet")
+    features = ["a", {"column": "b", "categories": ["x", "y", ""]}]
+    source = {"uri": str(tmp_path / "in"), "format": "parquet", "features": features}
+    fields = model("sums_of_two", labels=None, task="regress", targets=["total", "largest"])
+    path = write_job(
+        tmp_path / "job.yaml", source, str(tmp_path / "out"), model=fields, transform=None
+    )
+    with pytest.raises(
+        JobError, match=r"^the row has 4 features \(a, b=x, b=y, b=''\), the model takes 2: model "
+    ):
+        attempt(load_job(path, date=dt.date(2026, 11, 24)))
+    told = pipeline("plan", path, "--no-try", "--json").json["input"]
+    assert (told["num_features"], told["features"]) == (4, ["a", "b=x", "b=y", "b=''"])
+    shown = pipeline("plan", path, "--no-try").stdout
+    assert "4: a, b=x, b=y, b=''" in shown
+
+
 def test_plan_tries_a_row_unless_it_is_told_not_to(tmp_path: Path) -> None:
     make_job(tmp_path, [RED], model=model("wide"))
     told = pipeline("plan", str(tmp_path / "job.yaml"), "--json", "--no-try")

@@ -282,6 +282,11 @@ def sums() -> nn.Module:
     return Sums()
 
 
+def sums_of_two() -> nn.Module:
+    """For vectors of two features, and no others."""
+    return nn.Linear(2, 2)
+
+
 def moody_sums() -> nn.Module:
     return MoodySums()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +20,11 @@ from pipeline.sources.arrow_types import is_number
 from pipeline.sources.columns.base import Failures, InputRows, Place, fail
 from pipeline.sources.feature_categories import category_trouble
 from pipeline.sources.feature_columns import (
+    WIDTHS,
     count_features,
     feature_rows,
     features_to_arrow,
+    list_widths,
     number_of,
 )
 from pipeline.sources.feature_limits import FeatureRows
@@ -60,7 +63,11 @@ class FeatureColumns:
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
         if schema is None:
             return IMAGE_FIELDS
-        return feature_fields(count_features(self.source, schema))
+        fields = feature_fields(count_features(self.source, schema))
+        if not any(widths := list_widths(self.source, schema)):
+            return fields
+        told = {WIDTHS: json.dumps(widths).encode()}
+        return pa.schema([fields.field(FEATURES).with_metadata(told)])
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
         found = self._features(table, failures, place)

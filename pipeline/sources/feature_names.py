@@ -1,0 +1,110 @@
+"""Which column makes which number of a feature vector, in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import FEATURES
+from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
+from pipeline.job.source import Source
+from pipeline.sources.columns.choice import fields_of_part
+from pipeline.sources.feature_columns import WIDTHS, categories_of
+
+_SHOWN, _MAX_CHARS = 8, 40
+_MISMATCHES = (
+    r"mat1 and mat2 shapes cannot be multiplied \(\d+x(?P<has>\d+) and (?P<takes>\d+)x\d+\)",
+    r"running_mean should contain (?P<has>\d+) elements not (?P<takes>\d+)",
+    r"normalized_shape=\[(?P<takes>\d+)\].*?size\[\d+, (?P<has>\d+)\]",
+    r"size mismatch, got input \(\d+\), mat \(\d+x(?P<has>\d+)\), vec \((?P<takes>\d+)\)",
+    r"size of tensor a \((?P<has>\d+)\) must match the size of tensor b \((?P<takes>\d+)\)",
+    r"index: 1 Got: (?P<has>\d+) Expected: (?P<takes>\d+)",
+)
+"""How torch and ONNX Runtime say that the width of an input does not fit."""
+
+
+class Vector(NamedTuple):
+    """The feature vector of a row, or of one of several inputs."""
+
+    size: int
+    """F."""
+    names: tuple[str, ...]
+    """In order, `age`, `plan=basic`, `seen (weekday)`; a list of numbers is one, `vec[0..7]`."""
+
+    def describe(self) -> str:
+        """Return `12 features (age, income, plan=basic, ...)`, made short."""
+        size = "1 feature" if self.size == 1 else f"{self.size:,} features"
+        return f"{size} ({self.first_names()})"
+
+    def first_names(self) -> str:
+        """Return the first names, `age, income, plan=basic, ...`."""
+        names = [clean_message(name)[:_MAX_CHARS] for name in self.names[:_SHOWN]]
+        return ", ".join([*names, *(["..."] if len(self.names) > _SHOWN else [])])
+
+
+def vectors_of(source: Source, fields: pa.Schema) -> Mapping[str, Vector]:
+    """Return the feature vectors by the name of the input, '' of the only one.
+
+    Args:
+        source: The job's section, with its categories.
+        fields: The columns of all inputs, as a plan has them; {} if no shard could be read.
+    """
+    found = {
+        name: _vector(part.features, fields_of_part(name, source, fields))
+        for name, part in source.parts.items()
+        if part.features
+    }
+    return {name: vector for name, vector in found.items() if vector is not None}
+
+
+def say_which_features(message: str, vectors: Mapping[str, Vector]) -> str:
+    """Name the numbers of a row in the message of a model that takes another number of them."""
+    for pattern in _MISMATCHES:
+        if not (found := re.search(pattern, message)):
+            continue
+        for name, vector in vectors.items():
+            if int(found["has"]) == vector.size:
+                of = f" of input {name!r}" if name else ""
+                told = f"the row has {vector.describe()}{of}, the model takes {found['takes']}"
+                return f"{told}: {message}"
+    return message
+
+
+def _vector(features: Sequence[FeatureEntry], fields: pa.Schema) -> Vector | None:
+    if FEATURES not in fields.names:
+        return None
+    field = fields.field(FEATURES)
+    told = (field.metadata or {}).get(WIDTHS)
+    widths = json.loads(told) if told else [0] * len(features)
+    if len(widths) != len(features):
+        return None
+    size, names = 0, []
+    for entry, width in zip(features, widths, strict=True):
+        for name, num in _names(entry, width):
+            names.append(name)
+            size += num
+    # Plans of before do not tell the lengths of lists.
+    return Vector(size, tuple(names)) if size == field.type.list_size else None
+
+
+def _names(entry: FeatureEntry, width: int) -> Iterator[tuple[str, int]]:
+    """Yield what the numbers of an entry are called, and how many have that name."""
+    name = column_of(entry)
+    if isinstance(entry, FeatureColumn) and entry.is_category:
+        if entry.encoding == "index":
+            yield f"{name} (index)", 1
+            return
+        yield from ((f"{name}={value or repr(value)}", 1) for value in categories_of(entry))
+        if entry.unknown == "own":
+            yield f"{name} (other)", 1
+    elif isinstance(entry, FeatureColumn) and entry.read_as:
+        yield f"{name} ({entry.read_as})", 1
+    elif width:
+        yield f"{name}[0..{width - 1}]", width
+    else:
+        yield name, 1
