@@ -29,7 +29,7 @@ _FAILURE_FIELDS = [
 # preprocessing/reference_pixels, preprocessing/geometry, sources/parquet and sources/columns/texts.
 # Those of texts are no plain `text`, for jobs pass a column of that name through, also beside a
 # model of texts.
-KEY_COLUMN, DIGEST, EXACT, IS_ROUNDED = "_key", "_digest", "_exact_image", "_is_rounded"
+KEY_COLUMN, DIGEST, EXACT = "_key", "_digest", "_exact_image"
 TEXT, TEXT_PAIR = "_text", "_text_pair"
 TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
 OFFSETS, WORD_IDS = "_offsets", "_word_ids"
@@ -79,7 +79,6 @@ RESERVED_COLUMNS = frozenset(
         KEY_COLUMN,
         DIGEST,
         EXACT,
-        IS_ROUNDED,
         GEOMETRY,
         IMAGE_HEIGHT_PX,
         IMAGE_WIDTH_PX,

@@ -106,7 +106,8 @@ class Source(Section):
     quarantined as `null_input`, or 0 or NaN stands in its place."""
     lossy_features: bool = False
     """Accept whole numbers that float32 cannot hold (beyond 16,777,216, unless they are multiples):
-    they are rounded. Without, such a number ends the run. Rounded fractions are counted only."""
+    they are rounded. Without, such a number ends the run, also of decimals without places and in
+    the names of folders. Fractions are always rounded, to 7 digits."""
     id_column: str | None = None
     """Parquet, jsonl: the column that becomes `row_id`, which is text: numbers are written out.
     Left out, the id is `<shard path>#<row>`."""

@@ -15,7 +15,6 @@ from pipeline.core.causes import Cause
 from pipeline.core.counters import (
     DEDUPE,
     PREPARED,
-    ROUNDED,
     Counters,
     Measurement,
     measure,
@@ -218,11 +217,6 @@ class RunRecorder(RowAccounts):
         """Tell whether rows of a quarantine are retried."""
         return self._kept is not None or bool(self._retry)
 
-    @property
-    def num_rounded(self) -> int:
-        """Return how many rows have features that float32 cannot hold exactly."""
-        return int(self._counters.get(ROUNDED, {}).get("rows_out", 0))
-
     def facts(
         self,
         status: RunStatus,
@@ -236,8 +230,6 @@ class RunRecorder(RowAccounts):
         rows |= {"quarantined": self.num_quarantined, "predicted": self.num_predicted}
         if DEDUPE in self._counters:
             rows["deduplicated"] = int(self._counters[DEDUPE]["rows_out"])
-        if self.num_rounded:
-            rows["rounded"] = self.num_rounded
         placement = self._placement
         slots = {"list": 1.0, "publish": 1.0} | (
             placement.slots(self._prepared) if placement else {}

@@ -34,9 +34,6 @@ class Rows(Section):
     deduplicated: int | None = None
     """Of those computed, rows that got the result of another row of the same bytes; null if the
     job did not ask for it. The stages do not count them."""
-    rounded: int | None = None
-    """Of those computed, rows with features that float32 cannot hold exactly; null if there are
-    none."""
     left: int | None = None
     """Not computed yet when the run ended; null if unknown."""
 

@@ -19,11 +19,6 @@ log = logging.getLogger(__name__)
 def save_report(run: RunContext, status: RunStatus, error: PipelineError | None) -> dict[str, Any]:
     """Build the report and store it as report.json and report.html."""
     code = error.exit_code if error else 0
-    if run.record.num_rounded and not run.job.source.lossy_features:
-        log.warning(
-            "source.features: %d rows have numbers that float32 rounds; 7 digits are kept",
-            run.record.num_rounded,
-        )
     price = run.job.run.price_per_node_hour
     report = compare_with_before(
         run.store,

@@ -1,7 +1,7 @@
 """Feature columns: the columns of a shard become one float32 vector per row.
 
 Pure over Arrow. An integer that float32 cannot hold would become another integer, perhaps another
-key: it is refused unless the job allows it. Fractions are rounded to seven digits and counted.
+key: it is refused unless the job allows it. Fractions are rounded to seven digits.
 Columns stay where Arrow has them until all are joined at once: 1,000 columns of float32 are joined
 at the speed of memory.
 """
@@ -21,7 +21,7 @@ from pipeline.core.schema import FEATURES
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
 from pipeline.sources.feature_categories import find_categories
-from pipeline.sources.feature_limits import FeatureRows, Piece, Values, judged
+from pipeline.sources.feature_limits import FeatureRows, Piece, Values, is_whole_decimal, judged
 from pipeline.sources.feature_times import read_times
 
 WIDTHS = b"widths"
@@ -81,7 +81,7 @@ def feature_rows(
         path: Of the shard, whose folders may name a column.
     """
     if (joined := _joined_at_once(source, table)) is not None:
-        return FeatureRows(joined, is_rounded=np.zeros(table.num_rows, np.bool_))
+        return FeatureRows(joined)
     null_features = source.null_features
     batches = table.to_batches()
     arrays = batches[0].columns if len(batches) == 1 else table.columns
@@ -117,7 +117,7 @@ def _joined_at_once(source: Source, table: pa.Table) -> npt.NDArray[np.float32] 
     return np.asarray(tensor.to_numpy(), np.float32)
 
 
-_FLOAT32 = pa.float32()
+_FLOAT32, _MAX_DIGITS = pa.float32(), 76
 
 
 def _column(
@@ -133,20 +133,26 @@ def _column(
         return pa.repeat(pa.scalar(value, pa.string()), num_rows)
     number = None if value is None else number_of(value)
     assert value is None or number is not None, "refused when the shards were listed"
-    kind = pa.int64() if isinstance(number, int) else pa.float64()
-    return pa.repeat(pa.scalar(number, kind), num_rows)
+    return pa.repeat(pa.scalar(number, _kind_of(number)), num_rows)
 
 
 def number_of(text: str) -> int | float | None:
-    """Return the number that a folder's name spells, None if it is none of 64 bits."""
+    """Return the number that a folder's name spells, None if it is no finite one."""
     try:
         number = float(text)
     except ValueError:
         return None
     if "_" in text or not np.isfinite(number):
         return None
-    is_whole = text.lstrip("+-").isdecimal() and abs(int(text)) < 2**63
+    digits = text.lstrip("+-")
+    is_whole = digits.isdecimal() and len(digits.lstrip("0")) <= _MAX_DIGITS
     return int(text) if is_whole else number
+
+
+def _kind_of(number: int | float | None) -> pa.DataType:
+    if not isinstance(number, int):
+        return pa.float64()
+    return pa.int64() if -(2**63) <= number < 2**63 else pa.decimal256(_MAX_DIGITS, 0)
 
 
 def _piece(entry: FeatureEntry, column: pa.Array, null_features: str) -> Piece:
@@ -180,16 +186,18 @@ def _numbers(name: str, column: pa.Array, means: float | None) -> Piece:
     nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
     if outer is not None:
         nulls = outer if nulls is None else nulls | outer
-    kind = column.type
+    kind, judged_column = column.type, column
     if pa.types.is_boolean(kind):
         column = column.cast(pa.uint8())
     elif pa.types.is_decimal(kind) or pa.types.is_null(kind):
         column = column.cast(pa.float64(), safe=False)
     is_exact = column.type.bit_width <= 16 or pa.types.is_float32(column.type)
+    if not is_whole_decimal(judged_column):
+        judged_column = column
     return Piece(
         name,
         _view(column).reshape(-1, width),
-        None if is_exact else column,
+        None if is_exact else judged_column,
         None if nulls is None else nulls.reshape(-1, width),
         means,
     )

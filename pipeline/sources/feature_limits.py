@@ -1,4 +1,4 @@
-"""What float32 cannot hold of the numbers that become features: integers, sizes and digits.
+"""What float32 cannot hold of the numbers that become features: integers and sizes.
 
 Pure over Arrow and numpy. The columns of a table become `Piece`s; these, once joined, are judged.
 """
@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_EXACT = 2**24
-"""float32 holds every integer up to this one."""
+_EXACT, _EXACT_IN_FLOAT64 = 2**24, 2**53
+"""float32 and float64 hold every integer up to these."""
 
 Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[Any]
@@ -35,8 +35,6 @@ class FeatureRows:
     """Column with finite numbers beyond float32 -> bool (N,): rows that have one."""
     inexact: dict[str, int] = field(default_factory=dict)
     """Column with integers that float32 cannot hold -> one of these integers."""
-    is_rounded: Mask = field(default_factory=lambda: np.zeros(0, bool))
-    """bool (N,): rows with a value that float32 rounds."""
 
     def is_bad(self) -> Mask:
         """Return bool (N,): rows that have no vector."""
@@ -66,7 +64,7 @@ def judged(
     pieces: Sequence[Piece], values: npt.NDArray[np.float32], *, has_integers: bool
 ) -> FeatureRows:
     """Put what stands for nulls into the vectors, and find what float32 cannot hold."""
-    found = FeatureRows(values, is_rounded=np.zeros(len(values), np.bool_))
+    found = FeatureRows(values)
     is_finite = bool(np.isfinite(values).all())
     start = 0
     for piece in pieces:
@@ -99,7 +97,6 @@ def _judge_whole(piece: Piece, own: npt.NDArray[np.float32], found: FeatureRows)
     if rounded.any():
         place = int(np.flatnonzero(rounded.reshape(-1))[0])
         found.inexact.setdefault(piece.name, piece.column[place].as_py())
-        found.is_rounded[:] |= _rows(rounded)
 
 
 def _judge_fractions(
@@ -110,10 +107,10 @@ def _judge_fractions(
     has_integers: bool,
     is_finite: bool,
 ) -> None:
-    """Find fractions that float32 rounds, and numbers that are too large for it.
+    """Find numbers that are too large for float32, and whole ones that it rounds.
 
     Args:
-        piece: Of float64.
+        piece: Of float64, or of decimals, whose `values` are float64.
         own: float32 (N, W): what became of them.
         found: Gets what is found.
         has_integers: As in `feature_rows`.
@@ -125,16 +122,32 @@ def _judge_fractions(
         overflow = np.isinf(own) & np.isfinite(exact) & is_there
         if overflow.any():
             _note(found.overflows, piece.name, _rows(overflow))
-    if has_integers and found.is_rounded.all():
+    if has_integers and not is_whole_decimal(piece.column):
         return
     with np.errstate(invalid="ignore"):
-        rounded = (own != exact) & (exact == exact) & is_there
-    if not has_integers and rounded.any():
-        whole = rounded & np.isfinite(own) & (exact == np.floor(exact))
-        if whole.any():
-            number = int(exact.reshape(-1)[np.flatnonzero(whole.reshape(-1))[0]])
-            found.inexact.setdefault(piece.name, number)
-    found.is_rounded[:] |= _rows(rounded)
+        whole = np.isfinite(own) & (exact == np.floor(exact)) & is_there
+        rounded = (own != exact) & whole
+        # Beyond 2^53 float64 has rounded, too: few columns have such numbers.
+        large = (np.abs(exact) >= _EXACT_IN_FLOAT64) & whole & ~rounded
+    if rounded.any():
+        place = int(np.flatnonzero(rounded.reshape(-1))[0])
+        found.inexact.setdefault(piece.name, _number_at(piece, place))
+    elif is_whole_decimal(piece.column):
+        for place in np.flatnonzero(large.reshape(-1)).tolist():
+            number = _number_at(piece, place)
+            if number != int(own.reshape(-1)[place]):
+                found.inexact.setdefault(piece.name, number)
+                break
+
+
+def _number_at(piece: Piece, place: int) -> int:
+    assert piece.column is not None, "it is judged"
+    return int(piece.column[place].as_py())
+
+
+def is_whole_decimal(column: pa.Array | None) -> bool:
+    """Tell whether a column is of decimals without places, whose numbers all are whole."""
+    return column is not None and pa.types.is_decimal(column.type) and column.type.scale <= 0
 
 
 def _rows(where: Mask) -> Mask:

@@ -19,7 +19,7 @@ from pipeline.sources.jsonl_columns import columns_for
 from pipeline.sources.jsonl_lines import Block, read_blocks
 from pipeline.sources.jsonl_parse import Parser
 from pipeline.sources.rows import Reader, changed, failed_shard, require_unchanged
-from pipeline.sources.table_rows import joined, to_rows
+from pipeline.sources.table_rows import to_rows
 from pipeline.sources.whole_file import open_whole
 
 _MIB = 2**20
@@ -75,8 +75,8 @@ class JsonlStream:
         if not self._reader.store.is_object_store:  # an object cannot change under an open file
             for extent in {lines.extent.path: lines.extent for lines in taken}.values():
                 self._check_unchanged(extent)
-        rows, self.counted = joined([self._to_rows(lines) for lines in taken] or [self._no_rows()])
-        return rows
+        pieces = [self._to_rows(lines) for lines in taken] or [self._no_rows()]
+        return pa.concat_tables(pieces)
 
     def skip(self, num_rows: int) -> None:
         """Skip rows that are staged.

@@ -24,7 +24,7 @@ from pipeline.sources.parquet_groups import Batching
 from pipeline.sources.parquet_shard import Shard, open_shard
 from pipeline.sources.parquet_sizes import MAX_BATCH_BYTES
 from pipeline.sources.rows import Reader, changed, failed_rows, require_unchanged
-from pipeline.sources.table_rows import joined, to_rows
+from pipeline.sources.table_rows import to_rows
 from pipeline.sources.value_sizes import bounded
 
 _BATCH_BYTES = 16 << 20
@@ -70,8 +70,7 @@ class ParquetStream:
             pieces.append(self._cut(num_rows))
             num_rows -= pieces[-1].num_rows
             num_bytes += pieces[-1].nbytes
-        rows, self.counted = joined(pieces)
-        return rows
+        return pa.concat_tables(pieces)
 
     def close(self) -> None:
         """Close the open shard, which a reference cycle would keep open."""

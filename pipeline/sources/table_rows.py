@@ -8,10 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.counters import ROUNDED, Counters, StageCounters, add
 from pipeline.core.failures import Reason
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import IS_ROUNDED
 from pipeline.sources.columns.base import Failures, Place, fail
 from pipeline.sources.columns.choice import columns_of
 from pipeline.sources.fetch_policy import published_uri
@@ -31,7 +29,7 @@ def to_rows(
     *,
     has_integers: bool = True,
 ) -> pa.Table:
-    """Turn rows of a shard into `reader.schema`, for features with the column `IS_ROUNDED`.
+    """Turn rows of a shard into `reader.schema`.
 
     Args:
         reader: The reader of the job.
@@ -66,8 +64,7 @@ def to_rows(
     if own.uris is not None:
         given = [clean_message(published_uri(uri)) if uri else url for uri in own.uris]
         uris = pa.array(given, pa.string())
-    rows = make_rows(reader, ids, uris, own.columns, failures, passed)
-    return rows if own.is_rounded is None else rows.append_column(IS_ROUNDED, own.is_rounded)
+    return make_rows(reader, ids, uris, own.columns, failures, passed)
 
 
 def _numbered(path: str, numbers: Sequence[int]) -> pa.Array:
@@ -78,15 +75,3 @@ def _numbered(path: str, numbers: Sequence[int]) -> pa.Array:
         values = np.asarray(numbers, np.int64)
     texts = pa.array(values).cast(pa.string())
     return pc.binary_join_element_wise(pa.scalar(f"{path}#"), texts, "")
-
-
-def joined(pieces: Sequence[pa.Table]) -> tuple[pa.Table, Counters]:
-    """Join tables of `to_rows`; return the rows without `IS_ROUNDED`, and what it counts."""
-    rows = pa.concat_tables(pieces, promote_options="default")
-    counted: Counters = {}
-    if IS_ROUNDED in rows.column_names:
-        # Rows whose features float32 cannot hold exactly.
-        if num_rounded := pc.sum(rows.column(IS_ROUNDED)).as_py():
-            add(counted, ROUNDED, StageCounters(rows_out=num_rounded))
-        rows = rows.drop_columns(IS_ROUNDED)
-    return rows, counted

@@ -423,8 +423,7 @@ def test_a_tabular_job_runs_from_features_to_published_columns(tmp_path: Path):
     assert found["total"].to_pylist() == [float(i) for i in kept]
     assert found["largest"].to_pylist() == [float(i) for i in kept]
     assert result.json["reasons"] == {"null_input": 1}
-    assert result.json["rows"]["rounded"] == 1
-    assert "1 rows have numbers that float32 rounds" in result.stderr
+    assert "float32" not in result.stderr, "rounded fractions are no news"
     verified = pipeline("verify", str(tmp_path / "out"))
     assert verified.code == 0, verified.stderr
     shown = pipeline("inspect", str(tmp_path / "out"), "--json")

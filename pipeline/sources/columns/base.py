@@ -38,8 +38,6 @@ class InputRows(NamedTuple):
     """Each (N,), with the types of `InputReader.fields`; empty values where a row has failed."""
     uris: list[str | None] | None = None
     """(N,): what the rows name as their URIs; None if they name none."""
-    is_rounded: pa.Array | None = None
-    """bool (N,): rows with features that float32 cannot hold exactly."""
 
 
 class InputReader(Protocol):

@@ -71,9 +71,7 @@ class FeatureColumns:
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
         found = self._features(table, failures, place)
-        return InputRows(
-            {FEATURES: features_to_arrow(found.values)}, is_rounded=pa.array(found.is_rounded)
-        )
+        return InputRows({FEATURES: features_to_arrow(found.values)})
 
     def _entries(self, name: str) -> list[FeatureEntry]:
         return self._by_name[name]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import of_part
@@ -70,11 +69,7 @@ class SeveralColumns:
             for column, values in rows.columns.items()
         }
         uris = next((rows.uris for rows in found.values() if rows.uris is not None), None)
-        rounded = [rows.is_rounded for rows in found.values() if rows.is_rounded is not None]
-        is_rounded = rounded[0] if rounded else None
-        for other in rounded[1:]:
-            is_rounded = pc.or_(is_rounded, other)
-        return InputRows(columns, uris, is_rounded)
+        return InputRows(columns, uris)
 
 
 def _without_failed(column: pa.Array, failures: Failures) -> pa.Array:
