@@ -52,6 +52,7 @@ from pipeline.runs.supervisor import stoppable, supervise
 from pipeline.runs.tuning.auto import resolve_runtime
 from pipeline.runs.tuning.beside import Beside
 from pipeline.sources.units import Unit
+from pipeline.storage.errors import options_named
 from pipeline.storage.store import StoredFile
 
 Execute = Callable[[RunContext, Progress], RunStatus]
@@ -83,7 +84,8 @@ def run_job(
 def _run_job(run: RunContext, progress: Progress, execute: Execute) -> dict[str, Any]:
     job = run.job
     require_apart(job.source, run.store)  # before a file is written below it
-    run.store.probe(single_writer=job.run.single_writer)
+    with options_named("sink.storage_options"):
+        run.store.probe(single_writer=job.run.single_writer)
     with supervise(run, lambda error: save_trouble(run, error)):
         try:
             with stoppable(run):

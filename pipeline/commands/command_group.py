@@ -9,6 +9,16 @@ from typer.core import TyperGroup
 
 from pipeline.core.errors import JobError
 
+_MEANT = {
+    **dict.fromkeys(["predict", "infer", "exec", "execute", "start", "apply"], "run"),
+    **dict.fromkeys(["dry-run", "check", "validate", "explain"], "plan"),
+    **dict.fromkeys(["show", "list", "ls", "status", "info"], "inspect"),
+    **dict.fromkeys(["clean", "cleanup", "prune"], "gc"),
+    **dict.fromkeys(["download", "fetch"], "pull"),
+}
+"""What people type -> the command that does it."""
+_DRY_RUN = ("--dry-run", "--dryrun", "--check", "--plan")
+
 
 class CommandGroup(TyperGroup):
     """Lists commands with their whole description; refuses what would silently win over itself."""
@@ -25,8 +35,11 @@ class CommandGroup(TyperGroup):
         """Return the command that the arguments name.
 
         Raises:
-            JobError: An option that has one value is given twice.
+            JobError: It is another name for a command, or an option that has one value is given
+                twice.
         """
+        if args and args[0] not in self.commands and (meant := _MEANT.get(args[0])):
+            raise JobError(f"No such command {args[0]!r}. Did you mean {meant!r}?")
         found = super().resolve_command(ctx, args)
         name, command, rest = found
         if command is not None:
@@ -34,6 +47,12 @@ class CommandGroup(TyperGroup):
             trial = type(ctx)(command, info_name=name, parent=ctx, resilient_parsing=True)
             _refuse_repeated(command.make_parser(trial).parse_args(list(rest))[2])
         return found
+
+
+def hint_of(error: BaseException) -> str:
+    """Return what to add to an error of the parser; '' if it says all."""
+    is_dry = getattr(error, "option_name", "") in _DRY_RUN
+    return "; pipeline plan JOB shows what a run would do" if is_dry else ""
 
 
 def _refuse_repeated(order: list[Any]) -> None:

@@ -28,6 +28,7 @@ from pipeline.runs.sink_below_source import require_apart
 from pipeline.runs.tuning.auto import is_open, opened
 from pipeline.sources.category_files import with_categories
 from pipeline.sources.inputs import describe_no_input, list_inputs
+from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
 
 _MANY_ROWS = 2**30
@@ -83,7 +84,8 @@ def _job(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
 
 def _sink(job: Job) -> str:
     store = Store(job.sink.uri, job.sink.storage_options)
-    store.probe(single_writer=job.run.single_writer)
+    with options_named("sink.storage_options"):
+        store.probe(single_writer=job.run.single_writer)
     return f"{store.url('')}: can be written, and creates an object once"
 
 

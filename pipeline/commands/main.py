@@ -84,7 +84,10 @@ def _say(error: BaseException) -> int:
         stopped.report = getattr(error, "report", None)
         return show_error(stopped, why.exit_code)
     if hasattr(error, "format_message"):  # the parser's own errors know how to show themselves
-        return show_error(JobError(error.format_message()), JobError.exit_code)
+        from pipeline.commands.command_group import hint_of
+
+        message = error.format_message() + hint_of(error)
+        return show_error(JobError(message), JobError.exit_code)
     return show_error(error, PipelineError.exit_code)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import os
 import platform
 from importlib import metadata
 from typing import Annotated, Any
@@ -12,10 +13,33 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file (YAML).")]
+
+
+def _refuse_job_file(ctx: typer.Context, uri: str) -> str:
+    """Refuse a job file where the output belongs, and say where its output is."""
+    if not uri.endswith((".yaml", ".yml")) or not os.path.isfile(uri):
+        return uri
+    from pipeline.job.yaml_reader import read_yaml
+
+    sink = read_yaml(uri).value.get("sink")
+    output = sink.get("uri") if isinstance(sink, dict) else None
+    where = "give its sink.uri"
+    if isinstance(output, str):
+        shown = clean_message(output)
+        where = f"its output is {shown}: pipeline {ctx.info_name} {shown}"
+    raise JobError(f"{uri} is a job file; {where}")
+
+
 OutputUri = Annotated[
-    str, typer.Argument(metavar="URI", help="The sink's root, or a partition's folder.")
+    str,
+    typer.Argument(
+        metavar="URI",
+        help="The sink's root, or a partition's folder.",
+        callback=_refuse_job_file,
+    ),
 ]
 DateOption = Annotated[
     str | None,

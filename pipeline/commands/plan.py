@@ -30,6 +30,7 @@ from pipeline.runs.tuning.auto import foresee, is_open
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.selection import as_tried
 from pipeline.sources.feature_names import Vector, vectors_of
+from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
 
 _NOTHING = "nothing: this is published already"
@@ -49,7 +50,9 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
     run = RunContext.of(job, options).with_categories()
     job, store, layout = run.job, run.store, run.layout
     plan, model = prepare(run)
-    if store.stat(layout.plan(plan.fingerprint)):
+    with options_named("sink.storage_options"):
+        is_known = store.stat(layout.plan(plan.fingerprint)) is not None
+    if is_known:
         plan = replace(adopt_plan(store, layout, plan), twin=plan.twin)
     current = current_manifest(store, layout)
     step = _next_step(plan, store, layout, current, job.sink.partition_columns)

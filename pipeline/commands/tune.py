@@ -16,6 +16,7 @@ from pipeline.runs.prepare import prepare
 from pipeline.runs.tuning.auto import is_open, tune
 from pipeline.runs.tuning.selection import useful_share
 from pipeline.runs.tuning.trial import Trial
+from pipeline.storage.errors import options_named
 
 
 def tune_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]:
@@ -28,7 +29,8 @@ def tune_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any
     """
     run = RunContext.of(job, options).with_categories()
     job = run.job
-    run.store.probe(single_writer=job.run.single_writer)
+    with options_named("sink.storage_options"):
+        run.store.probe(single_writer=job.run.single_writer)
     plan, model = prepare(run)
     with connect(options.address) as (hardware, _, on_cluster):
         allocation = allocate(job.shares, hardware, is_table=job.source.is_table)

@@ -61,7 +61,7 @@ class AlikeError(JobError):
         """Say how many rows failed, of what; `where` is the place in the user's code."""
         told = f'{failed.reason} "{failed.message}"' + (f" ({where})" if where else "")
         error = cls(
-            f"all {failed.num_rows} rows of the first batches failed alike: {told}; "
+            f"{_all(failed.num_rows)} of the first batches failed alike: {told}; "
             "nothing was published"
         )
         error.failed = failed
@@ -72,6 +72,10 @@ class AlikeError(JobError):
         error = AlikeError(message)
         error.failed = self.failed
         return error
+
+
+def _all(num_rows: int) -> str:
+    return "the only row" if num_rows == 1 else f"all {num_rows} rows"
 
 
 def key_of(message: str, *own: str) -> str:

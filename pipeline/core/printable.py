@@ -29,5 +29,10 @@ def clean_message(text: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
     return joined(text)[:max_chars]
 
 
+def num_of(count: int, noun: str) -> str:
+    """Return a number with its noun: `1 row`, `12,345 rows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")

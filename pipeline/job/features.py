@@ -66,9 +66,11 @@ class FeatureColumn(Section):
     """A category becomes a feature for each that there is, 1 for its own and 0 for the others; or
     one feature, its place in the list from 0 on."""
     read_as: Part | None = Field(default=None, exclude_if=lambda value: value is None)
-    """What becomes of a date or time (in jsonl, and in columns of text, as ISO 8601 writes it):
-    whole `seconds` or `days` since `origin`, or a part of it; `weekday` is 0 on Monday. Of a column
-    with a time zone the parts are local, others in UTC. Times of day have `seconds` and `hour`."""
+    """What becomes of a date or time: whole `seconds` or `days` since `origin`, or a part of it;
+    `weekday` is 0 on Monday. Of a column with a time zone the parts are local, others in UTC. Times
+    of day have `seconds` and `hour`. In jsonl, and in columns of text, a date is `2026-01-31`, a
+    time `2026-01-31T12:00:30` with up to 6 digits of a second and `Z`, `+01:00` or no zone; other
+    forms of ISO 8601, such as `20260131`, are none."""
     origin: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """A date or time in UTC, left out 1970-01-01. Seconds beyond 16,777,216 (194 days) are refused
     as other whole numbers are, see `lossy_features`: choose one near the data."""

@@ -84,7 +84,7 @@ def _apply_override(document: dict[str, Any], override: str) -> str:
     name, separator, text = override.partition("=")
     path = name.strip().split(".")
     if not separator or len(path) < 2 or not all(path):
-        raise JobError(f"--set {name}: write section.field=value, as in model.batch_size=64")
+        raise JobError(f"--set {name}: {_one_field_each(path[0], text)}")
     target: Any = document
     for key in path[:-1]:
         target = target.setdefault(key, {})
@@ -95,3 +95,15 @@ def _apply_override(document: dict[str, Any], override: str) -> str:
     except ValueError as error:
         raise JobError(f"--set {name}: the value is not valid YAML: {error}") from None
     return name.strip()
+
+
+def _one_field_each(section: str, text: str) -> str:
+    """Say how to write an override, also of a value that is a whole section."""
+    try:
+        value = parse_value(text)
+    except ValueError:
+        value = None
+    if section not in Job.model_fields or not isinstance(value, dict) or not value:
+        return "write section.field=value, as in model.batch_size=64"
+    fields = " ".join(f"--set {section}.{field}=..." for field in value)
+    return f"a section is given one field each: {fields}"

@@ -51,6 +51,12 @@ _GONE: Mapping[Path, str] = {
     ("source", "features", "max_categories"): "is gone with vocabulary; leave it out",
 }
 """Fields that there were -> what to do instead."""
+_PATTERN_HINTS: Mapping[Path, str] = {
+    ("sink", "partition"): (
+        "write key=value, as in date=2026-11-24, of letters, digits and _, in the value also . : -"
+    ),
+}
+"""Fields whose values must match a pattern -> what to write."""
 _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
     (("transform", "channels"), "grey"): "did you mean gray?",
     **dict.fromkeys([(("transform", "resize"), each) for each in ("letterbox", "fit")], _PAD),
@@ -178,6 +184,8 @@ def _text(path: Path, details: Mapping[str, Any], *, is_secret: bool) -> str:
     if kind == "model_type":
         return f"{field}{_shown(path, value, is_secret)}: {_as_section(path)}"
     message = details["msg"].removeprefix("Value error, ")
+    if kind == "string_pattern_mismatch":
+        message = _PATTERN_HINTS.get(path, message)
     if kind == "literal_error":
         message += _choice(path, value, _CHOICE.findall(details["ctx"]["expected"]))
     if kind == "string_type" and isinstance(value, bool | int | float) and not is_secret:

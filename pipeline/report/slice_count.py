@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
+from pipeline.core.printable import num_of
 from pipeline.core.slices import SliceKey
 
 Origin = Literal["computed", "resumed"]
@@ -53,14 +54,16 @@ class SliceCount:
         done, slices = self.num_done, self._slices.total()
         total = self._most_slices()
         if self.total_rows is None or total is None:
+            verb = "is" if done == 1 else "are"
             return (
-                f"{done} rows in {slices} slices are done, the number of remaining rows is unknown"
+                f"{num_of(done, 'row')} in {num_of(slices, 'slice')} {verb} done, the number of "
+                "remaining rows is unknown"
             )
         if slices == total:
             return f"all {done} rows are computed, but not published"
         return (
-            f"{done} of {self.total_rows} rows are done, {self.total_rows - done} rows in "
-            f"{total - slices} slices are left"
+            f"{done:,} of {self.total_rows:,} rows are done, "
+            f"{num_of(self.total_rows - done, 'row')} in {num_of(total - slices, 'slice')} to go"
         )
 
     def _most_slices(self) -> int | None:

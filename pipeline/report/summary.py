@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.core.printable import num_of
 from pipeline.core.skipped import Skipped
 from pipeline.report.number_format import format_count, format_duration, format_rate, format_size
 
@@ -43,7 +44,7 @@ def slower_lines(report: dict[str, Any]) -> list[str]:
 def failure_lines(report: dict[str, Any]) -> list[str]:
     """Say in one line per cause why rows failed, with one of the rows."""
     return [
-        f"{'at least ' if found['at_least'] else ''}{format_count(found['num_rows'])} rows "
+        f"{'at least ' if found['at_least'] else ''}{num_of(found['num_rows'], 'row')} "
         f"{found['reason']}"
         + (f" at {found['stage']}" if found["stage"] else "")
         + (f": {found['message']}" if found["message"] else "")
@@ -58,7 +59,7 @@ def skipped_lines(report: dict[str, Any]) -> list[str]:
     if not skipped or not skipped["files"]:
         return []
     said = Skipped.from_dict(skipped).describe()
-    return [f"skipped {format_count(skipped['files'])} files: {said}"]
+    return [f"skipped {num_of(skipped['files'], 'file')}: {said}"]
 
 
 def scores_lines(report: dict[str, Any]) -> list[str]:
@@ -89,8 +90,8 @@ def totals_line(report: dict[str, Any]) -> str:
     isolation = report.get("isolation") or {}
     if isolation.get("dead_processes"):
         parts.append(
-            f"{format_count(isolation['dead_processes'])} processes crashed, "
-            f"{format_count(isolation['rows'])} rows isolated"
+            f"{_processes(isolation['dead_processes'])} crashed, "
+            f"{num_of(isolation['rows'], 'row')} isolated"
         )
     gpu_decode = report.get("gpu_decode")
     if gpu_decode:
@@ -135,6 +136,10 @@ def retry_lines(report: dict[str, Any]) -> list[str]:
     return [f"retried: {', '.join(parts)}"]
 
 
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count:,} processes"
+
+
 def _row_totals(status: str, rows: dict[str, int | None]) -> list[str]:
     total, predicted, quarantined = (rows[name] for name in ("total", "predicted", "quarantined"))
     if total is None:
@@ -143,11 +148,7 @@ def _row_totals(status: str, rows: dict[str, int | None]) -> list[str]:
     is_whole = (predicted or 0) + (quarantined or 0) == total
     if status == "nothing_to_do":
         # This run predicted nothing; its own figures say nothing of what is published.
-        return [
-            f"already published: {format_count(total)} rows" + (f" = {split}" if is_whole else "")
-        ]
+        return [f"already published: {num_of(total, 'row')}" + (f" = {split}" if is_whole else "")]
     return [
-        f"{format_count(total)} rows = {split}"
-        if is_whole
-        else f"{split} of {format_count(total)} rows"
+        f"{num_of(total, 'row')} = {split}" if is_whole else f"{split} of {num_of(total, 'row')}"
     ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.core.counters import TOKENS, TRUNCATED_ROWS, StageCounters
+from pipeline.core.printable import num_of
 from pipeline.report.limits import Load
-from pipeline.report.number_format import format_count, format_rate
+from pipeline.report.number_format import format_rate
 from pipeline.report.performance import ratio
 from pipeline.report.sections import Section
 
@@ -55,5 +56,5 @@ def text_lines(report: dict[str, Any]) -> list[str]:
         parts.append(f"{texts['padding_pct']:.1f}% of what the model computed was padding")
     if texts["truncated_rows"]:
         cut_pct = texts["truncated_pct"]
-        parts.append(f"{format_count(texts['truncated_rows'])} rows cut ({cut_pct:.2g}%)")
+        parts.append(f"{num_of(texts['truncated_rows'], 'row')} cut ({cut_pct:.2g}%)")
     return [f"texts: a row has {', '.join(parts)}"]

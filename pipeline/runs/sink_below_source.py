@@ -1,4 +1,4 @@
-"""Refuse a sink whose files the source would list: the next run would read this run's output."""
+"""Refuse a sink that is a file, or whose files the source would list, as the next run would."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def require_apart(source: Source, sink: Store) -> None:
     A sink beside the source or above it is fine, as long as its own folders are.
 
     Raises:
-        JobError: It is not so.
+        JobError: It is not so, or the sink is a file.
     """
+    if not sink.is_object_store and os.path.isfile(root_path(sink.uri)):
+        raise JobError(f"sink.uri = {sink.uri} is a file; give a folder")
     root, pattern = open_source(source)
     if not _are_alike(root, sink):
         return

@@ -19,6 +19,7 @@ from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.first_bytes import require_kind
 from pipeline.sources.source_format import format_of
+from pipeline.storage.errors import options_named
 from pipeline.storage.single_file import read_lines
 from pipeline.storage.store import Store, StoredFile
 
@@ -65,6 +66,7 @@ def _is_there(store: Store, name: str) -> bool:
     return ("*" not in name or not store.is_object_store) and store.exists(name)
 
 
+@options_named("source.storage_options")
 def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = False) -> Inputs:
     """List the shards under `source.uri` and measure them.
 

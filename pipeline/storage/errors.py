@@ -18,12 +18,13 @@ from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
 
 _ACCESS = "access denied: allow list, read, write and delete there"
+_SEE_OPTIONS = "see storage_options"
 _CREDENTIALS = (
-    "the credentials are wrong, expired or missing: see storage_options or the variables and files "
+    f"the credentials are wrong, expired or missing: {_SEE_OPTIONS} or the variables and files "
     "that the store's own tools read (AWS_*, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_*)"
 )
 _REFUSED = f"{_ACCESS}, or {_CREDENTIALS}"
-_REGION = "wrong region or endpoint: see storage_options"
+_REGION = f"wrong region or endpoint: {_SEE_OPTIONS}"
 _NAME = "not a valid name there: correct the URI"
 _BUCKET = "no such bucket: create it or correct the URI"
 _ARCHIVED = "archived: restore it from the archive first"
@@ -141,6 +142,18 @@ def storage_errors(
         if translated is error:
             raise
         raise translated from error
+
+
+@contextlib.contextmanager
+def options_named(field: str) -> Iterator[None]:
+    """Call the storage options by their field, `sink.storage_options`, in errors about them."""
+    try:
+        yield
+    except JobError as error:
+        told = str(error).replace(_SEE_OPTIONS, f"see {field}")
+        if type(error) is not JobError or told == str(error):
+            raise
+        raise JobError(told) from error
 
 
 @contextlib.contextmanager

@@ -131,6 +131,35 @@ def test_an_option_of_one_value_is_not_given_twice(
     assert refusal(*arguments) == f"error: {option} is given 2 times: once is right"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["predict", "j.yaml"], "No such command 'predict'. Did you mean 'run'?"),
+        (["dry-run", "j.yaml"], "No such command 'dry-run'. Did you mean 'plan'?"),
+        (["inspekt", "out"], "No such command 'inspekt'. Did you mean 'inspect'?"),
+        (
+            ["run", "j.yaml", "--dry-run"],
+            "No such option: --dry-run; pipeline plan JOB shows what a run would do",
+        ),
+    ],
+)
+def test_what_people_type_leads_to_the_command(arguments: list[str], line: str, refusal: Refusal):
+    assert refusal(*arguments) == f"error: {line}"
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "report"])
+def test_a_job_file_where_an_output_belongs_says_where_its_output_is(
+    command: str, tmp_path: Path, refusal: Refusal
+):
+    job = tmp_path / "w.yaml"
+    job.write_text("sink: {uri: out/\u00e4}\n")
+    assert refusal(command, str(job)) == (
+        f"error: {job} is a job file; its output is out/\u00e4: pipeline {command} out/\u00e4"
+    )
+    job.write_text("sink: 3\n")
+    assert refusal(command, str(job)) == f"error: {job} is a job file; give its sink.uri"
+
+
 def test_flags_and_lists_may_be_given_twice(refusal: Refusal):
     arguments = ("run", "none.yaml", "--quiet", "--quiet", "--set", "a.b=1", "--set", "a.b=2")
     assert "none.yaml: cannot read" in refusal(*arguments, "--allow-import=a", "--allow-import=b")

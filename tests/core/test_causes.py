@@ -23,6 +23,7 @@ from pipeline.core.causes import (
 )
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.printable import num_of
 from pipeline.report.slice_totals import SliceTotals
 
 REASONS = [Reason.EMPTY, Reason.MODEL_ERROR, Reason.MISSING]
@@ -177,3 +178,15 @@ def test_the_error_of_rows_that_failed_alike_survives_pickling():
         'all 64 rows of the first batches failed alike: model_error "RuntimeError: boom" '
         "(net3.py line 27); nothing was published"
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (12345, "12,345 rows")]
+)
+def test_one_is_singular(count: int, text: str):
+    assert num_of(count, "row") == text
+
+
+def test_a_single_row_is_not_all_1_rows():
+    failed = Cause("model_error", "predict", "boom", 1)
+    assert str(AlikeError.of(failed)).startswith("the only row of the first batches failed")

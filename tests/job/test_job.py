@@ -93,12 +93,12 @@ def test_a_minimal_job_loads_with_defaults(tmp_path: Path):
         ("transform.interpolation", "cubic", "'bicubic' or 'lanczos'"),
         ("resources.num_gpus", -1, "greater than or equal to 0"),
         ("resources.num_cpus", 0, "greater than 0"),
-        ("sink.partition", "2026-11-24", "match pattern"),
-        ("sink.partition", "date=../x", "match pattern"),
-        ("sink.partition", "date=x/../../y", "match pattern"),
-        ("sink.partition", "date=x\n", "match pattern"),
-        ("sink.partition", "date=%00", "match pattern"),
-        ("sink.partition", "date=x\0", "match pattern"),
+        ("sink.partition", "2026-11-24", "write key=value, as in date=2026-11-24"),
+        ("sink.partition", "date=../x", "write key=value, as in date=2026-11-24"),
+        ("sink.partition", "date=x/../../y", "write key=value, as in date=2026-11-24"),
+        ("sink.partition", "date=x\n", "write key=value, as in date=2026-11-24"),
+        ("sink.partition", "date=%00", "write key=value, as in date=2026-11-24"),
+        ("sink.partition", "date=x\0", "write key=value, as in date=2026-11-24"),
         ("sink.compression", "lz5", "'zstd'"),
         ("sink.keep_versions", -1, "greater than or equal to 0"),
         ("gates.max_error_pct", 100.5, "less than or equal to 100"),
@@ -245,6 +245,24 @@ def test_an_error_of_an_override_names_it_and_not_a_line(tmp_path: Path):
         "--set: modle: unknown key, did you mean model?",
         "--set: sink.uri = 5: Input should be a valid string; in quotes it is text",
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "transform={size_px: 64, resize: pad}",
+            "a section is given one field each: --set transform.size_px=... --set transform.resize",
+        ),
+        ("transform=3", "write section.field=value, as in model.batch_size=64"),
+        ("nothing={a: 1}", "write section.field=value, as in model.batch_size=64"),
+        ("transform={", "write section.field=value, as in model.batch_size=64"),
+    ],
+)
+def test_a_section_is_not_overridden_at_once(override: str, words: str, tmp_path: Path):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(MINIMAL))
+    with pytest.raises(JobError, match=f"^--set [a-z]+: {re.escape(words)}"):
+        load_job(str(tmp_path / "job.yaml"), date=dt.date(2026, 11, 24), overrides=[override])
 
 
 def test_an_error_behind_an_alias_or_a_merge_has_the_line_where_it_is_written(tmp_path: Path):

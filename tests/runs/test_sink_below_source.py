@@ -112,3 +112,11 @@ def test_a_glob_reaches_below_a_folder_or_does_not(
     pattern: str, folder: str, reaches: bool
 ) -> None:
     assert reaches_below(pattern, folder.split("/")) == reaches
+
+
+def test_a_file_is_no_sink(tmp_path: Path):
+    (tmp_path / "f.json").write_text("{}")
+    sink = Store(str(tmp_path / "f.json"))
+    with pytest.raises(JobError, match=r"^sink.uri = .*f\.json is a file; give a folder$"):
+        require_apart(source_of(tmp_path / "in"), sink)
+    require_apart(source_of(tmp_path / "in"), Store(str(tmp_path / "none")))

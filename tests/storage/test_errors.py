@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.core.errors import PipelineError
-from pipeline.storage.errors import secret_values, storage_errors
+from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.storage.errors import classify, options_named, secret_values, storage_errors
 
 NESTED = {
     "anon": False,
@@ -41,3 +41,16 @@ def test_the_parts_of_a_connection_string_are_secrets_too():
     found = secret_values({"connection_string": text})
     assert {text, "a2V5MQ=="} <= {*found}
     assert "me" not in found
+
+
+def test_the_section_whose_options_are_wrong_is_named():
+    told = classify(type("NoCredentialsError", (Exception,), {})(), "cannot list s3://b")
+    with (
+        pytest.raises(JobError, match=r"missing: see sink\.storage_options or the variables"),
+        options_named("sink.storage_options"),
+    ):
+        raise told
+    for other in (InfraError("see storage_options"), JobError("no such bucket")):
+        with pytest.raises(type(other)) as caught, options_named("sink.storage_options"):
+            raise other
+        assert caught.value is other
