@@ -71,7 +71,7 @@ def test_a_footer_with_added_fields_is_read():
 
 
 def test_measurements_with_added_fields_are_read():
-    profile = Profile((Trial("eager", "fp32"),), (), (), 30.0)
+    profile = Profile((Trial("eager", "fp32"),))
     assert Profile.from_dict(grown(profile.to_dict())) == profile
 
 
