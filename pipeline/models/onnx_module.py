@@ -16,16 +16,13 @@ import numpy.typing as npt
 import torch
 
 from pipeline.models.directories.onnx_file import read_onnx_facts, runnable
-from pipeline.models.directories.onnx_graph import external_files, parse_onnx
+from pipeline.models.directories.onnx_graph import ONNX_LOG_LEVEL, external_files, parse_onnx
 from pipeline.models.tasks import task_class
 
 Feeds = dict[str, npt.NDArray[Any]]
 """Name of an input of the file -> C-contiguous (B, ...), of its dtype."""
 Engine = Callable[[Feeds], Sequence[npt.NDArray[Any]]]
 """Runs the file: arrays by name -> the outputs that `output_names` has, in that order."""
-ONNX_LOG_LEVEL = 4
-"""Only what ends the process: the library's log has names of nodes as they are in the file, and
-what goes wrong is raised besides."""
 _DIGEST = "sha256"
 _READ_BYTES = 1 << 20
 

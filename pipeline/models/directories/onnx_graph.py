@@ -29,6 +29,9 @@ DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _EXTRA = "is not installed: the extra `onnxruntime` brings it"
 _NO_MODEL = "is not an ONNX model, or damaged"
 _NAME_CHARS = 80
+ONNX_LOG_LEVEL = 4
+"""Of onnxruntime, only what ends the process: its log has names of nodes as they are in the file,
+and what goes wrong is raised besides."""
 
 
 def refusal(path: Path | str, found: str) -> JobError:
