@@ -89,7 +89,7 @@ def _run_job(run: RunContext, progress: Progress, execute: Execute) -> dict[str,
     with supervise(run, lambda error: save_trouble(run, error)):
         try:
             with stoppable(run):
-                status = execute(run.with_categories(), progress)
+                status = execute(run.with_settled_source(), progress)
         except BaseException as error:
             if isinstance(error, GoldenRefused):
                 run.record.judged([error.result()])

@@ -24,9 +24,9 @@ from pipeline.runs.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import job_model, prepare
+from pipeline.runs.settled_source import settled_source
 from pipeline.runs.sink_below_source import require_apart
 from pipeline.runs.tuning.auto import is_open, opened
-from pipeline.sources.category_files import with_categories
 from pipeline.sources.inputs import describe_no_input, list_inputs
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
@@ -101,7 +101,7 @@ def _clock(job: Job) -> Finding:
 
 def _source(job: Job) -> str:
     require_apart(job.source, Store(job.sink.uri, job.sink.storage_options))
-    source, may_be_empty = with_categories(job.source), job.gates.allow_empty
+    source, may_be_empty = settled_source(job), job.gates.allow_empty
     inputs = list_inputs(source, max_extent_rows=_MANY_ROWS, may_be_empty=may_be_empty)
     if not inputs.shards:
         raise JobError(f"source.uri: {describe_no_input(job.source, inputs.skipped)}")
@@ -119,7 +119,7 @@ def _model(job: Job, options: RunOptions, found: list[ModelSpec]) -> str:
 
 def _of_plan(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
     """Look at what a run checks of its plan before it starts Ray, and try one row."""
-    run = RunContext.of(job, options).with_categories()
+    run = RunContext.of(job, options).with_settled_source()
     planned = functools.cache(lambda: prepare(run))
     if job.gates.golden is not None:
         yield guarded("golden rows", lambda: _golden(run, *planned()))

@@ -51,7 +51,7 @@ def make_golden(job: Job, options: RunOptions, num_rows: int, uri: str) -> dict[
     folder, _, name = uri.rpartition("/")
     if not name.endswith(".parquet") or not 0 < num_rows <= MAX_ROWS:
         raise JobError(f"--out {uri}: write a .parquet file, of at most {MAX_ROWS} rows")
-    run = RunContext.of(job, options).with_categories()
+    run = RunContext.of(job, options).with_settled_source()
     job = run.job
     plan, model = prepare(run)
     if not task_class(model.task.kind).has_golden:

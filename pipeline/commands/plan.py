@@ -47,7 +47,7 @@ def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict
     Raises:
         PipelineError: As the run itself would, before its first row.
     """
-    run = RunContext.of(job, options).with_categories()
+    run = RunContext.of(job, options).with_settled_source()
     job, store, layout = run.job, run.store, run.layout
     plan, model = prepare(run)
     with options_named("sink.storage_options"):

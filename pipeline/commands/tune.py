@@ -27,7 +27,7 @@ def tune_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any
     Raises:
         JobError: The job is wrong, or nothing that was tried can be used.
     """
-    run = RunContext.of(job, options).with_categories()
+    run = RunContext.of(job, options).with_settled_source()
     job = run.job
     with options_named("sink.storage_options"):
         run.store.probe(single_writer=job.run.single_writer)

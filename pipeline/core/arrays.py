@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,9 +107,9 @@ def sized_from_arrow(
     return found
 
 
-def features_from_arrow(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float32]:
-    """View a fixed-size list column as float32 (N, F); read-only."""
+def features_from_arrow(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[Any]:
+    """View a fixed-size list column of numbers as (N, F); read-only."""
     array = as_array(column)
     width = array.type.list_size
     flat = array.values.slice(array.offset * width, len(array) * width)
-    return np.asarray(flat.to_numpy(zero_copy_only=False), np.float32).reshape(len(array), width)
+    return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(array), width)

@@ -33,6 +33,8 @@ KEY_COLUMN, DIGEST, EXACT = "_key", "_digest", "_exact_image"
 TEXT, TEXT_PAIR = "_text", "_text_pair"
 TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
 OFFSETS, WORD_IDS = "_offsets", "_word_ids"
+TEXT_FEATURE = "_feature_"
+"""How columns in transit of features that are texts begin; then comes the name of the column."""
 GEOMETRY = "_geometry"
 IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX = "_image_height_px", "_image_width_px"
 """Of the model input, if images keep sizes of their own."""
@@ -129,13 +131,30 @@ ENTITIES_FIELD = pa.field(
 )
 """What task `tokens` adds; places are in characters of the text."""
 
+_FLOAT32 = pa.float32()
 IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])
 """What sources of images yield: the encoded image, null if `error` is set."""
 
 
-def feature_fields(num_features: int) -> pa.Schema:
-    """Return what sources of features yield: a vector per row, zeros if `error` is set."""
-    return pa.schema([pa.field(FEATURES, pa.list_(pa.float32(), num_features))])
+def feature_fields(
+    num_features: int, texts: Iterable[str] = (), number: pa.DataType = _FLOAT32
+) -> pa.Schema:
+    """Return what sources of features yield: a vector per row, zeros if `error` is set.
+
+    Args:
+        num_features: Its length; of 0 there is none.
+        texts: Columns whose texts stay as they are, beside it, null if `error` is set.
+        number: The type of its numbers.
+    """
+    vector = [pa.field(FEATURES, pa.list_(number, num_features))] if num_features else []
+    return pa.schema(
+        [*vector, *(pa.field(TEXT_FEATURE + name, pa.large_string()) for name in texts)]
+    )
+
+
+def is_feature(column: str) -> bool:
+    """Tell whether a column in transit is the vector of features, or a feature that is a text."""
+    return column == FEATURES or column.startswith(TEXT_FEATURE)
 
 
 def text_fields(*, has_pair: bool) -> pa.Schema:

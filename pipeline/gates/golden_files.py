@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure
-from pipeline.core.schema import FEATURES, IMAGE, LABEL, ROW_ID, file_name_of
+from pipeline.core.schema import IMAGE, LABEL, ROW_ID, file_name_of, is_feature
 from pipeline.gates.golden import GoldenRows
 from pipeline.job.gates import Gates, Golden
 from pipeline.models.agreement import AgreementLimits
@@ -79,14 +79,15 @@ def read_golden(
 
 
 def _with_vectors(found: pa.Table, reader: Reader, uri: str) -> pa.Table:
-    """Add the vectors of features, if the rows have their columns instead.
+    """Add the vectors of features, and texts beside them, if the rows have their columns instead.
 
     Raises:
         JobError: A row has none.
     """
     names = reader.source.input_columns.names
-    has_columns = FEATURES in reader.fields.names and {*names} <= {*found.column_names}
-    if FEATURES in found.column_names or not has_columns:
+    wanted = {name: file_name_of(name) for name in reader.fields.names if is_feature(name)}
+    made = {name: own for name, own in wanted.items() if own not in found.column_names}
+    if not made or not {*names} <= {*found.column_names}:
         return found
     columns = columns_of(reader.source)
     for name in names:
@@ -98,7 +99,9 @@ def _with_vectors(found: pa.Table, reader: Reader, uri: str) -> pa.Table:
     for row, failure in enumerate(failures):
         if failure is not None:
             raise JobError(f"{_FIELD} = {uri}: row {row}: {failure.message}")
-    return found.append_column(FEATURES, own.columns[FEATURES])
+    for name, shown in made.items():
+        found = found.append_column(shown, own.columns[name])
+    return found
 
 
 def _as_rows(found: pa.Table, reader: Reader, uri: str) -> pa.Table:

@@ -86,7 +86,9 @@ class DeviceBuffer:
         """
         for name, values in inputs.items():
             if values.dtype == object:  # the sizes of its rows are known only now
-                self._reserve(name, sum(value.size for value in values[rows]))
+                # Rows of a batch have one shape, or are padded to that of the largest.
+                largest = max((value.size for value in values[rows]), default=0)
+                self._reserve(name, len(rows) * max(1, largest))
         # The only copy of the input: from Ray's read-only memory into the reused buffer.
         self.shapes = self._gather(inputs, rows, self._views)
         return _shaped(self._buffer, self.shapes)

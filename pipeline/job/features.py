@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pipeline.job.section import Section
 
 Part = Literal["seconds", "days", "year", "month", "day", "weekday", "hour"]
+ReadAs = Literal["seconds", "days", "year", "month", "day", "weekday", "hour", "float64", "text"]
 _FIELDS_OF_CATEGORIES = ("unknown", "encoding")
 _SINCE = ("seconds", "days")
 
@@ -65,12 +66,14 @@ class FeatureColumn(Section):
     )
     """A category becomes a feature for each that there is, 1 for its own and 0 for the others; or
     one feature, its place in the list from 0 on."""
-    read_as: Part | None = Field(default=None, exclude_if=lambda value: value is None)
+    read_as: ReadAs | None = Field(default=None, exclude_if=lambda value: value is None)
     """What becomes of a date or time: whole `seconds` or `days` since `origin`, or a part of it;
     `weekday` is 0 on Monday. Of a column with a time zone the parts are local, others in UTC. Times
     of day have `seconds` and `hour`. In jsonl, and in columns of text, a date is `2026-01-31`, a
     time `2026-01-31T12:00:30` with up to 6 digits of a second and `Z`, `+01:00` or no zone; other
-    forms of ISO 8601, such as `20260131`, are none."""
+    forms of ISO 8601, such as `20260131`, are none. `float64` and `text` are for an `.onnx` file
+    with an input per column, and said for it by what the file takes: a number as float64, which
+    holds whole numbers up to 9,007,199,254,740,992, or a text as it is."""
     origin: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """A date or time in UTC, left out 1970-01-01. Seconds beyond 16,777,216 (194 days) are refused
     as other whole numbers are, see `lossy_features`: choose one near the data."""
@@ -82,6 +85,16 @@ class FeatureColumn(Section):
     def is_category(self) -> bool:
         """Tell whether values are categories."""
         return self.categories is not None
+
+    @property
+    def part(self) -> Part | None:
+        """Return what of a date or time becomes the number; None: it is none."""
+        return None if self.read_as == "float64" or self.read_as == "text" else self.read_as
+
+    @property
+    def is_text(self) -> bool:
+        """Tell whether the values stay texts."""
+        return self.read_as == "text"
 
     @property
     def origin_at(self) -> dt.datetime:
@@ -124,6 +137,8 @@ class FeatureColumn(Section):
             ) from None
 
     def _check_null(self) -> None:
+        if self.is_text and self.null not in (None, "quarantine"):
+            raise ValueError("null: a text has no value in place of a null; leave it out")
         if self.null == "unknown" and not self.is_category:
             raise ValueError("null: unknown has no effect without categories")
         if isinstance(self.null, float):

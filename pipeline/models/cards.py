@@ -15,6 +15,7 @@ from pipeline.core.allowed_imports import (
     source_digest,
 )
 from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 from pipeline.core.registry import TASKS, built_in, load
 from pipeline.models.directories.described import DirectoryFacts
 from pipeline.models.directories.opening import library_digest, open_facts
@@ -95,7 +96,11 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
         others = tuple(name for name in facts.tasks if name != _OF_PAIRS)
         facts = replace(facts, tasks=(_OF_PAIRS, *others))
     if facts.input != input_name:
-        raise JobError(f"model.path = {path}: {_MISFITS[facts.input]}")
+        told = _MISFITS[facts.input]
+        if facts.columns:
+            names = clean_message(", ".join(each.name for each in facts.columns), 400)
+            told = f"takes columns by name: source.features: [{names}]"
+        raise JobError(f"model.path = {path}: {told}")
     if model.task is None:
         problems = [*model.problems_of(facts.tasks[0])]
         if problems:

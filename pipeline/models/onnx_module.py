@@ -18,6 +18,8 @@ import torch
 from pipeline.models.directories.onnx_file import read_onnx_facts, runnable
 from pipeline.models.directories.onnx_graph import ONNX_LOG_LEVEL, external_files, parse_onnx
 from pipeline.models.tasks import task_class
+from pipeline.preprocessing.column_input import texts_of
+from pipeline.preprocessing.model_input import TEXT
 
 Feeds = dict[str, npt.NDArray[Any]]
 """Name of an input of the file -> C-contiguous (B, ...), of its dtype."""
@@ -58,7 +60,8 @@ class OnnxModule(torch.nn.Module):
         self.is_fixed = settings["batch_size"] is not None
         """Whether the file takes one number of rows only."""
         self._settings = dict(settings)
-        self._dtypes = {each["name"]: np.dtype(each["dtype"]) for each in settings["inputs"]}
+        self._dtypes = {each["name"]: each["dtype"] for each in settings["inputs"]}
+        self._flat = {each["name"] for each in settings["inputs"] if len(each["shape"] or ()) == 1}
         self._engine: Engine | None = None
 
     @classmethod
@@ -125,9 +128,31 @@ class OnnxModule(torch.nn.Module):
             values = tensor.detach()
             if self._settings["layout"] == "NHWC":
                 values = values.permute(0, 2, 3, 1)
-            array = self._padded(values.cpu().numpy().astype(self._dtypes[name], copy=False))
+            array = values.cpu().numpy()
+            if self._settings["columns"]:
+                found[name] = self._column(name, array)
+                continue
+            array = self._padded(array.astype(self._dtypes[name], copy=False))
             found[name] = np.ascontiguousarray(array)
         return found
+
+    def _column(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a column as the file takes it, (B, 1) or (B), of its type.
+
+        Raises:
+            ValueError: A number is none of that type.
+        """
+        if self._dtypes[name] == TEXT:
+            found: npt.NDArray[Any] = texts_of(values)
+        else:
+            dtype = np.dtype(self._dtypes[name])
+            numbers = values.reshape(-1)
+            with np.errstate(invalid="ignore"):
+                found = numbers.astype(dtype)
+            others = numbers[found != numbers] if dtype.kind in "iub" else numbers[:0]
+            if len(others):
+                raise ValueError(f"input {name!r} takes {dtype}, and a row has {others[0]:g}")
+        return found if name in self._flat else found.reshape(-1, 1)
 
     def forward(self, *tensors: torch.Tensor, **named: torch.Tensor) -> Any:
         """Return the outputs of a batch.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.core.errors import JobError
 from pipeline.core.own_code import errors_told
@@ -25,6 +25,7 @@ from pipeline.models.text_choice import choose_text
 from pipeline.models.transform_choice import choose_transform
 from pipeline.models.weights import open_weights, weights_digest
 from pipeline.models.weights_file import WEIGHT_SUFFIXES, check_suffix
+from pipeline.preprocessing.column_input import ColumnInput
 from pipeline.preprocessing.image_input import ImageInput
 from pipeline.preprocessing.model_input import Input, InputSettings
 from pipeline.preprocessing.text_settings import TextSettings
@@ -121,8 +122,9 @@ def _require_several(model: Model) -> None:
     """Refuse what cannot have several inputs."""
     if model.path is not None:
         raise JobError(
-            f"model.path = {model.path}: a model directory has one input; source.inputs needs "
-            "model.factory, a function that returns a module which takes them by name"
+            f"model.path = {model.path}: a model directory has one input, and an .onnx file with "
+            "an input per column takes source.features; source.inputs needs model.factory, a "
+            "function that returns a module which takes them by name"
         )
     if model.known_task is not None and task_class(model.known_task).is_per_token:
         raise JobError(
@@ -196,7 +198,11 @@ def _choose_input(
         require_taken(card.name, seen, merged)
     chosen = _text(card, model, text) if "text" in taken else None
     with errors_told(INPUTS, name):
-        return kind.of(InputSettings(merged, chosen, parts))
+        columns = card.facts.columns if card.facts else ()
+    settings = InputSettings(merged, chosen, parts, columns)
+    if columns:
+        kind = cast(type[Input], ColumnInput)
+    return kind.of(settings)
 
 
 def _text(card: Card, model: Model, wanted: Text) -> TextSettings:

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from pipeline.core.arrays import features_from_arrow
 from pipeline.core.counters import Counters
-from pipeline.core.schema import FEATURES
+from pipeline.core.errors import JobError
+from pipeline.core.schema import FEATURES, TEXT_FEATURE
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.model_input import (
     Arrays,
@@ -54,8 +55,19 @@ class FeatureInput(FixedShape):
         return None
 
     def fitted(self, fields: pa.Schema) -> Self:
+        texts = [n.removeprefix(TEXT_FEATURE) for n in fields.names if n.startswith(TEXT_FEATURE)]
+        if texts:
+            raise JobError(
+                f"source.features: read_as: text, of {', '.join(texts)}, is for a model that takes "
+                "each column by its name, and this one takes a vector of numbers"
+            )
         if FEATURES not in fields.names:  # no shard could be read
             return self
+        if fields.field(FEATURES).type.value_type != pa.float32():
+            raise JobError(
+                "source.features: read_as: float64 is for a model that takes each column by its "
+                "name, and this one takes a vector of float32"
+            )
         return replace(self, num_features=fields.field(FEATURES).type.list_size)
 
     def fields(self) -> list[pa.Field]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Name -> (N, ...), for the same N rows, in the order in which the model takes them. If rows differ
 in shape, (N,) of dtype object: an array per row."""
+TEXT = "text"
+_WIDE = ("float64", "int64", "uint64", "int32", "uint32")
 Rows = npt.NDArray[np.intp]
 """(K,): row numbers in a slice."""
 
@@ -74,6 +76,26 @@ class InputSettings:
     text: TextSettings | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
     """Several inputs: the name of each -> its registered name."""
+    columns: tuple[TensorColumn, ...] = ()
+    """The columns that the model takes as a tensor each, by name; () if it takes one vector."""
+
+
+class TensorColumn(NamedTuple):
+    """A column that the model takes as a tensor (B, 1) of its name."""
+
+    name: str
+    dtype: str
+    """Of the model's tensor, as numpy names it; of texts `TEXT`."""
+
+    @property
+    def is_text(self) -> bool:
+        """Tell whether it is a text."""
+        return self.dtype == TEXT
+
+    @property
+    def is_wide(self) -> bool:
+        """Tell whether float32 cannot hold all of its numbers."""
+        return self.dtype in _WIDE
 
 
 class Input(Protocol):

@@ -47,6 +47,14 @@ class NormaliseSeveral(torch.nn.Module):
         return tuple(found)
 
 
+class Unchanged(torch.nn.Module):
+    """Tensors of any shape and dtype, as they are."""
+
+    def forward(self, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the tensors."""
+        return batch
+
+
 class Cast(torch.nn.Module):
     """Tensors of any shape -> the same in the model's dtype."""
 

@@ -12,7 +12,7 @@ from pipeline.commit.tables import table_of
 from pipeline.commit.tables.base import TableFormat
 from pipeline.job.job import Job
 from pipeline.report.recorder import RunRecorder
-from pipeline.sources.category_files import with_categories
+from pipeline.runs.settled_source import settled_source
 from pipeline.storage.store import Store
 
 
@@ -48,13 +48,13 @@ class RunContext:
         store = Store(job.sink.uri, job.sink.storage_options)
         return cls(job, options, store, layout, record)
 
-    def with_categories(self) -> RunContext:
-        """Return the same run with the categories that files list in its job.
+    def with_settled_source(self) -> RunContext:
+        """Return the same run with what files and the model say of its columns in its job.
 
         Raises:
-            JobError: A file is not there, or holds no list of values.
+            JobError: As `settled_source`.
         """
-        source = with_categories(self.job.source)
+        source = settled_source(self.job)
         return replace(self, job=self.job.model_copy(update={"source": source}))
 
     @cached_property

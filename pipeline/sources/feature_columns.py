@@ -1,4 +1,4 @@
-"""Feature columns: the columns of a shard become one float32 vector per row.
+"""Feature columns: the columns of a shard become one vector per row, of float32 or float64.
 
 Pure over Arrow. An integer that float32 cannot hold would become another integer, perhaps another
 key: it is refused unless the job allows it. Fractions are rounded to seven digits.
@@ -8,11 +8,10 @@ at the speed of memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array
@@ -29,6 +28,21 @@ WIDTHS = b"widths"
 a list, 0 for others; not there if none is."""
 
 
+def number_type(features: Sequence[FeatureEntry]) -> pa.DataType:
+    """Return the type of the vector's numbers: float64 if one of them is declared as such."""
+    is_wide = any(getattr(each, "read_as", None) == "float64" for each in features)
+    return pa.float64() if is_wide else pa.float32()
+
+
+def text_names(features: Sequence[FeatureEntry]) -> list[str]:
+    """Return the columns whose texts stay as they are, beside the vector."""
+    return [column_of(each) for each in features if _is_text(each)]
+
+
+def _is_text(entry: FeatureEntry) -> bool:
+    return isinstance(entry, FeatureColumn) and entry.is_text
+
+
 def count_features(source: Source, schema: pa.Schema) -> int:
     """Return F, the length of the feature vector: lists count all their items.
 
@@ -36,8 +50,8 @@ def count_features(source: Source, schema: pa.Schema) -> int:
         source: Names the columns.
         schema: Of a shard.
     """
-    widths = list_widths(source, schema)
-    return sum(map(_width, source.features, widths))
+    pairs = zip(source.features, list_widths(source, schema), strict=True)
+    return sum(_width(entry, width) for entry, width in pairs if not _is_text(entry))
 
 
 def list_widths(source: Source, schema: pa.Schema) -> list[int]:
@@ -71,7 +85,7 @@ def categories_of(entry: FeatureColumn) -> tuple[str, ...]:
 def feature_rows(
     source: Source, table: pa.Table, *, has_integers: bool = True, path: str = ""
 ) -> FeatureRows:
-    """Join the feature columns to float32 (N, F).
+    """Join the feature columns to (N, F), of `number_type`; those that stay texts are left out.
 
     Args:
         source: Names the columns, in the order of the vector.
@@ -80,7 +94,8 @@ def feature_rows(
             number is whole if its value is.
         path: Of the shard, whose folders may name a column.
     """
-    if (joined := _joined_at_once(source, table)) is not None:
+    kind = number_type(source.features)
+    if (joined := _joined_at_once(source, table, kind)) is not None:
         return FeatureRows(joined)
     null_features = source.null_features
     batches = table.to_batches()
@@ -89,15 +104,18 @@ def feature_rows(
     pieces = [
         _piece(entry, _column(entry, columns, table.num_rows, path), null_features)
         for entry in source.features
+        if not _is_text(entry)
     ]
-    values = np.empty((table.num_rows, sum(p.values.shape[1] for p in pieces)), np.float32)
+    shape = (table.num_rows, sum(piece.values.shape[1] for piece in pieces))
+    values: Values = np.empty(shape, kind.to_pandas_dtype())
     with np.errstate(over="ignore", invalid="ignore"):
-        np.concatenate([piece.values for piece in pieces], axis=1, out=values, casting="unsafe")
+        if pieces:
+            np.concatenate([piece.values for piece in pieces], axis=1, out=values, casting="unsafe")
     return judged(pieces, values, has_integers=has_integers)
 
 
-def _joined_at_once(source: Source, table: pa.Table) -> npt.NDArray[np.float32] | None:
-    """Return the vectors if all columns are float32 without nulls, as Arrow itself joins them.
+def _joined_at_once(source: Source, table: pa.Table, kind: pa.DataType) -> Values | None:
+    """Return the vectors if all columns are of their type without nulls, as Arrow joins them.
 
     Of 1,000 columns a look at each costs several times as much as joining them.
     """
@@ -105,7 +123,7 @@ def _joined_at_once(source: Source, table: pa.Table) -> npt.NDArray[np.float32] 
         [*source.features],
         dict(zip(table.column_names, table.schema.types, strict=True)),
     )
-    if not all(isinstance(name, str) and kinds.get(name) == _FLOAT32 for name in names):
+    if not all(isinstance(name, str) and kinds.get(name) == kind for name in names):
         return None
     batches = table.select(names).to_batches()
     if len(batches) != 1:
@@ -114,10 +132,10 @@ def _joined_at_once(source: Source, table: pa.Table) -> npt.NDArray[np.float32] 
         tensor = batches[0].to_tensor(null_to_nan=False, row_major=True)
     except pa.ArrowTypeError:  # there are nulls
         return None
-    return np.asarray(tensor.to_numpy(), np.float32)
+    return np.asarray(tensor.to_numpy())
 
 
-_FLOAT32, _MAX_DIGITS = pa.float32(), 76
+_MAX_DIGITS = 76
 
 
 def _column(
@@ -128,8 +146,7 @@ def _column(
     if name in columns:
         return as_array(columns[name])
     value = hive_values(path).get(name)
-    is_number = isinstance(entry, str) or not (entry.is_category or entry.read_as)
-    if not is_number:
+    if isinstance(entry, FeatureColumn) and (entry.is_category or entry.part):
         return pa.repeat(pa.scalar(value, pa.string()), num_rows)
     number = None if value is None else number_of(value)
     assert value is None or number is not None, "refused when the shards were listed"
@@ -160,7 +177,7 @@ def _piece(entry: FeatureEntry, column: pa.Array, null_features: str) -> Piece:
     means = _null_means(null_features if policy is None else policy)
     if isinstance(entry, FeatureColumn) and entry.is_category:
         return _category_piece(entry, column, means)
-    if isinstance(entry, FeatureColumn) and entry.read_as:
+    if isinstance(entry, FeatureColumn) and entry.part:
         numbers, is_bad = read_times(column, entry)
         piece = _numbers(entry.column, numbers, means)
         if not is_bad.any():
@@ -236,7 +253,7 @@ def _category_piece(entry: FeatureColumn, column: pa.Array, means: float | None)
     return Piece(entry.column, values, None, nulls, means, is_unknown if costs else None)
 
 
-def features_to_arrow(values: npt.NDArray[np.float32]) -> pa.Array:
-    """Turn float32 (N, F) into a fixed-size list column."""
+def features_to_arrow(values: Values) -> pa.Array:
+    """Turn vectors (N, F) into a fixed-size list column."""
     flat: Any = pa.array(np.ascontiguousarray(values).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

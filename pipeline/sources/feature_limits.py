@@ -1,4 +1,4 @@
-"""What float32 cannot hold of the numbers that become features: integers and sizes.
+"""What vectors cannot hold of the numbers that become features: integers and sizes.
 
 Pure over Arrow and numpy. The columns of a table become `Piece`s; these, once joined, are judged.
 """
@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_EXACT, _EXACT_IN_FLOAT64 = 2**24, 2**53
-"""float32 and float64 hold every integer up to these."""
+_EXACT = {"float32": 2**24, "float64": 2**53}
+"""Type of the vectors -> it holds every integer up to this one."""
 
 Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[Any]
@@ -25,8 +25,8 @@ Values = npt.NDArray[Any]
 class FeatureRows:
     """The feature vectors of N rows, and which values they cannot hold."""
 
-    values: npt.NDArray[np.float32]
-    """float32 (N, F); a null is what the job says, NaN where it costs the row."""
+    values: Values
+    """float32 or float64 (N, F); a null is what the job says, NaN where it costs the row."""
     nulls: dict[str, Mask] = field(default_factory=dict)
     """Column with nulls that cost their rows -> bool (N,)."""
     unknown: dict[str, Mask] = field(default_factory=dict)
@@ -60,10 +60,8 @@ class Piece:
     """bool (N,): rows that a value costs; None: none."""
 
 
-def judged(
-    pieces: Sequence[Piece], values: npt.NDArray[np.float32], *, has_integers: bool
-) -> FeatureRows:
-    """Put what stands for nulls into the vectors, and find what float32 cannot hold."""
+def judged(pieces: Sequence[Piece], values: Values, *, has_integers: bool) -> FeatureRows:
+    """Put what stands for nulls into the vectors, and find what their type cannot hold."""
     found = FeatureRows(values)
     is_finite = bool(np.isfinite(values).all())
     start = 0
@@ -87,9 +85,10 @@ def _note(masks: dict[str, Mask], name: str, mask: Mask) -> None:
     masks[name] = masks[name] | mask if name in masks else mask
 
 
-def _judge_whole(piece: Piece, own: npt.NDArray[np.float32], found: FeatureRows) -> None:
-    """Find integers that float32 cannot hold; `own` is what became of them, float32 (N, W)."""
-    if piece.column is None or (rounded := _no_float32(piece.column)) is None:
+def _judge_whole(piece: Piece, own: Values, found: FeatureRows) -> None:
+    """Find integers that the vectors cannot hold; `own` is what became of them, (N, W)."""
+    exact = _EXACT[own.dtype.name]
+    if piece.column is None or (rounded := _inexact(piece.column, exact)) is None:
         return
     rounded = rounded.reshape(own.shape)
     if piece.nulls is not None:
@@ -101,17 +100,17 @@ def _judge_whole(piece: Piece, own: npt.NDArray[np.float32], found: FeatureRows)
 
 def _judge_fractions(
     piece: Piece,
-    own: npt.NDArray[np.float32],
+    own: Values,
     found: FeatureRows,
     *,
     has_integers: bool,
     is_finite: bool,
 ) -> None:
-    """Find numbers that are too large for float32, and whole ones that it rounds.
+    """Find numbers that are too large for the vectors, and whole ones that they round.
 
     Args:
         piece: Of float64, or of decimals, whose `values` are float64.
-        own: float32 (N, W): what became of them.
+        own: (N, W): what became of them.
         found: Gets what is found.
         has_integers: As in `feature_rows`.
         is_finite: All vectors are finite, so no number was too large.
@@ -128,7 +127,7 @@ def _judge_fractions(
         whole = np.isfinite(own) & (exact == np.floor(exact)) & is_there
         rounded = (own != exact) & whole
         # Beyond 2^53 float64 has rounded, too: few columns have such numbers.
-        large = (np.abs(exact) >= _EXACT_IN_FLOAT64) & whole & ~rounded
+        large = (np.abs(exact) >= _EXACT["float64"]) & whole & ~rounded
     if rounded.any():
         place = int(np.flatnonzero(rounded.reshape(-1))[0])
         found.inexact.setdefault(piece.name, _number_at(piece, place))
@@ -138,6 +137,9 @@ def _judge_fractions(
             if number != int(own.reshape(-1)[place]):
                 found.inexact.setdefault(piece.name, number)
                 break
+    elif own.dtype == exact.dtype and large.any():  # of JSON: perhaps rounded when it was read
+        place = int(np.flatnonzero(large.reshape(-1))[0])
+        found.inexact.setdefault(piece.name, _number_at(piece, place))
 
 
 def _number_at(piece: Piece, place: int) -> int:
@@ -155,15 +157,15 @@ def _rows(where: Mask) -> Mask:
     return np.asarray(where.any(axis=1), np.bool_)
 
 
-def _no_float32(column: pa.Array) -> Mask | None:
-    """Return bool: integers with more than the 24 significant bits of float32; None: no one."""
+def _inexact(column: pa.Array, exact: int) -> Mask | None:
+    """Return bool: integers with more significant bits than `exact` has; None: no one."""
     bounds = pc.min_max(column).as_py()
     low, high = bounds["min"] or 0, bounds["max"] or 0
-    if low >= -_EXACT and high <= _EXACT:
+    if low >= -exact and high <= exact:
         return None
     numbers = column.fill_null(0).to_numpy(zero_copy_only=False)
     # The lowest 64-bit number has no positive counterpart, yet as uint64 it is right again.
     size = np.abs(numbers.astype(np.int64)) if numbers.dtype != np.uint64 else numbers
     bits = size.astype(np.uint64)
     lowest = np.maximum(bits & (~bits + np.uint64(1)), np.uint64(1))
-    return np.asarray(bits // lowest >= np.uint64(_EXACT))
+    return np.asarray(bits // lowest >= np.uint64(exact))

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import FEATURES
+from pipeline.core.schema import FEATURES, is_feature
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
 from pipeline.sources.columns.choice import fields_of_part
-from pipeline.sources.feature_columns import WIDTHS, categories_of
+from pipeline.sources.feature_columns import WIDTHS, categories_of, text_names
 
 _SHOWN, _MAX_CHARS = 8, 40
 _MISMATCHES = (
@@ -32,7 +32,7 @@ class Vector(NamedTuple):
     """The feature vector of a row, or of one of several inputs."""
 
     size: int
-    """F."""
+    """F, and the texts beside it."""
     names: tuple[str, ...]
     """In order, `age`, `plan=basic`, `seen (weekday)`; a list of numbers is one, `vec[0..7]`."""
 
@@ -76,10 +76,10 @@ def say_which_features(message: str, vectors: Mapping[str, Vector]) -> str:
 
 
 def _vector(features: Sequence[FeatureEntry], fields: pa.Schema) -> Vector | None:
-    if FEATURES not in fields.names:
+    if not any(map(is_feature, fields.names)):
         return None
-    field = fields.field(FEATURES)
-    told = (field.metadata or {}).get(WIDTHS)
+    vector = fields.field(FEATURES) if FEATURES in fields.names else None
+    told = (vector.metadata or {}).get(WIDTHS) if vector else None
     widths = json.loads(told) if told else [0] * len(features)
     if len(widths) != len(features):
         return None
@@ -89,7 +89,9 @@ def _vector(features: Sequence[FeatureEntry], fields: pa.Schema) -> Vector | Non
             names.append(name)
             size += num
     # Plans of before do not tell the lengths of lists.
-    return Vector(size, tuple(names)) if size == field.type.list_size else None
+    num_features = vector.type.list_size if vector else 0
+    is_told = size == num_features + len(text_names(features))
+    return Vector(size, tuple(names)) if is_told else None
 
 
 def _names(entry: FeatureEntry, width: int) -> Iterator[tuple[str, int]]:
@@ -102,7 +104,7 @@ def _names(entry: FeatureEntry, width: int) -> Iterator[tuple[str, int]]:
         yield from ((f"{name}={value or repr(value)}", 1) for value in categories_of(entry))
         if entry.unknown == "own":
             yield f"{name} (other)", 1
-    elif isinstance(entry, FeatureColumn) and entry.read_as:
+    elif isinstance(entry, FeatureColumn) and (entry.part or entry.is_text):
         yield f"{name} ({entry.read_as})", 1
     elif width:
         yield f"{name}[0..{width - 1}]", width

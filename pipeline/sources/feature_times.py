@@ -47,7 +47,7 @@ def read_times(column: pa.Array, entry: FeatureColumn) -> tuple[pa.Array, Mask]:
         column: (N,) dates, times or ISO 8601 texts.
         entry: Says what becomes of them.
     """
-    part = entry.read_as
+    part = entry.part
     assert part is not None, "declared as a date or time"
     is_bad = np.zeros(len(column), np.bool_)
     if is_text(column.type):

@@ -119,7 +119,8 @@ def role_of(entry: FeatureEntry) -> Role:
     """Return as what a feature is read."""
     if isinstance(entry, FeatureColumn) and entry.is_category:
         return "category"
-    return "text" if isinstance(entry, FeatureColumn) and entry.read_as else "number"
+    is_text = isinstance(entry, FeatureColumn) and (entry.part or entry.is_text)
+    return "text" if is_text else "number"
 
 
 def widths_of(fields: pa.Schema) -> tuple[int, ...]:

@@ -125,7 +125,8 @@ class _Sample:
             return fields
         vector = fields.field(FEATURES)
         told = (vector.metadata or {}) | {KINDS: json.dumps(kinds).encode()}
-        return pa.schema([vector.with_metadata(told)])
+        of_numbers = vector.with_metadata(told)
+        return pa.schema(of_numbers if field.name == FEATURES else field for field in fields)
 
     def _require_one_role(self, part: Source) -> None:
         roles: dict[str, str] = {}

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
-from pipeline.core.schema import PART, RESERVED_COLUMNS
+from pipeline.core.schema import PART, RESERVED_COLUMNS, TEXT_FEATURE
 from pipeline.job.source import Source
 from pipeline.sources.arrow_types import is_binary, is_text, parse_type
 from pipeline.sources.column_path import (
@@ -83,6 +83,7 @@ def check_names(source: Source) -> None:
     """
     clash = RESERVED_COLUMNS.intersection(source.pass_through)
     clash |= {name for name in source.pass_through if source.inputs and name.startswith(PART)}
+    clash |= {name for name in source.pass_through if name.startswith(TEXT_FEATURE)}
     if clash:
         raise JobError(f"source.pass_through: {sorted(clash)[0]} is a column that the output makes")
     for name, alias in source.casts.items():

@@ -213,6 +213,28 @@ def test_rows_of_a_table_may_have_its_columns(tmp_path: Path):
         load_rows(job, 3)
 
 
+def test_rows_of_a_table_may_have_its_texts(tmp_path: Path):
+    """Of a model with an input per column: by their columns, or as the command writes them."""
+    plan = {"column": "plan", "read_as": "text"}
+    source = {"uri": "in", "format": "parquet", "features": ["x", plan]}
+    model = {"factory": "models:sums", "task": "regress", "targets": ["sum", "most"]}
+    golden = {"uri": str(tmp_path / "g.parquet")}
+    job = job_with(golden, source=source, model=model, transform={})
+    fields = feature_fields(1, ["plan"])
+    reader = Reader(Store("in"), job.source, NO_COLUMNS, fields)
+    outputs = {"sum": [4.0, 6.0], "most": [3.0, 5.0]}
+    vectors = pa.array([[3.0], [5.0]], pa.list_(pa.float64()))
+    for columns in (
+        {"x": [3, 5], "plan": ["a", ""]},
+        {"features": vectors, "feature_plan": ["a", ""]},
+    ):
+        pq.write_table(pa.table({**columns, **outputs}), tmp_path / "g.parquet")
+        rows = read_golden(job.gates, spec_of(job).task, reader, is_accepted=False)
+        assert rows is not None
+        assert rows.rows["features"].to_pylist() == [[3], [5]]
+        assert rows.rows["_feature_plan"].to_pylist() == ["a", ""]
+
+
 def test_vectors_are_compared_by_their_cosine(tmp_path: Path):
     model = {"factory": "models:channels", "task": "embed", "layer": "pool", "embedding_dim": 3}
     vectors = [np.array(colour) / 255 for colour in COLOURS.values()]

@@ -81,8 +81,10 @@ CASES = {
 EACH = [(name, target) for name, case in CASES.items() for target in case.targets]
 
 
-def exported(model: Any, *, has_zipmap: bool | None = None) -> onnx.ModelProto:
-    """Return a fitted model as ONNX, with plain tensors as outputs."""
+def exported(
+    model: Any, *, has_zipmap: bool | None = None, zipped: bool = False
+) -> onnx.ModelProto:
+    """Return a fitted model as ONNX, with plain tensors as outputs unless they are zipped."""
     from onnxmltools import convert_lightgbm, convert_xgboost
     from onnxmltools.convert.common.data_types import FloatTensorType
     from skl2onnx import to_onnx
@@ -92,9 +94,9 @@ def exported(model: Any, *, has_zipmap: bool | None = None) -> onnx.ModelProto:
     if of == "xgboost":
         return convert_xgboost(model, initial_types=types, target_opset=15)
     if of == "lightgbm":
-        return convert_lightgbm(model, initial_types=types, target_opset=15, zipmap=False)
+        return convert_lightgbm(model, initial_types=types, target_opset=15, zipmap=zipped)
     has_zipmap = hasattr(model, "predict_proba") if has_zipmap is None else has_zipmap
-    options = {id(model): {"zipmap": False}} if has_zipmap else None
+    options = {id(model): {"zipmap": zipped}} if has_zipmap else None
     return to_onnx(model, X[:1], options=options)
 
 
@@ -164,6 +166,30 @@ def test_scores_are_those_of_the_library(name: str, target: str, tmp_path: Path)
     assert heads == {""}
     [best] = np.asarray(expected).argmax(axis=1)[None]
     assert np.mean([row["label"] == labels[i] for row, i in zip(rows, best, strict=True)]) > 0.98
+
+
+ZIPPED = [
+    name for name, case in CASES.items() if "numbers" not in case.targets and name != "xgboost"
+]
+
+
+@pytest.mark.parametrize("name", ZIPPED)
+def test_behind_a_zipmap_scores_are_the_same_and_the_file_has_the_labels(name: str, tmp_path: Path):
+    target = np.array(["low", "middle", "high"])[TARGETS["three"]]
+    target = TARGETS["three"] if name == "lightgbm" else target
+    model = CASES[name].make().fit(X, target)
+    file = exported(model, zipped=True)
+    assert "ZipMap" in {node.op_type for node in file.graph.node}
+    onnx.save(file, tmp_path / "m.onnx")
+    found = predictor(tmp_path / "m.onnx", Store(str(tmp_path / "out")))
+    rows, heads = predictions(found, X)
+    expected = model.predict_proba(X)
+    np.testing.assert_allclose(by_label(rows), expected, atol=CASES[name].tolerance)
+    assert heads == {""}
+    names = [str(label) for label in model.classes_]
+    assert {(row["label"], row["label_id"]) for row in rows} <= {*zip(names, range(3), strict=True)}
+    named = predictor(tmp_path / "m.onnx", Store(str(tmp_path / "out")), labels=["a", "b", "c"])
+    assert {row["label"] for row in predictions(named, X)[0]} <= {"a", "b", "c"}
 
 
 def test_decision_values_are_logits(tmp_path: Path):

@@ -51,6 +51,7 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.runs.prepare import job_model
+from pipeline.runs.settled_source import settled_source
 from pipeline.storage.fault_plan import Injected, ask_for_faults, read_injected
 from pipeline.storage.store import Store
 
@@ -113,7 +114,7 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
     """Run the sample undisturbed and disturbed, and compare what they published."""
     job, folder, layout = chaos.job, command.folder, Layout(chaos.job.sink.partition)
     log.info("copying about %d rows to %s", chaos.num_rows, folder)
-    sample = take_sample(job.source, chaos.num_rows, chaos.seed, folder / "input")
+    sample = take_sample(settled_source(job), chaos.num_rows, chaos.seed, folder / "input")
     changes = _changes(job, sample)
     plain, disturbed = folder / "undisturbed", folder / "disturbed"
     log.info("run 1, undisturbed: %d rows, %d spoilt", sample.num_rows, len(sample.spoilt))

@@ -35,7 +35,6 @@ from pipeline.commands.chaos.named_images import (
 )
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
-from pipeline.sources.category_files import with_categories
 from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.formats.images import ImageFiles
 from pipeline.sources.formats.jsonl import Jsonl
@@ -120,7 +119,6 @@ def take_sample(source: Source, num_rows: int, seed: int, folder: Path) -> Sampl
         JobError: There is nothing to copy.
         PipelineError: The source cannot be read.
     """
-    source = with_categories(source)
     inputs = list_inputs(source, max_extent_rows=_EXTENT_ROWS)
     sample = Sample(folder, {"uri": str(folder), "storage_options": {}})
     if source.files is not None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from pipeline.preprocessing.model_input import TensorColumn
 from pipeline.preprocessing.transform import TransformSpec
 
 DirectoryKind = Literal["transformers", "sentence_transformers", "timm", "onnx"]
@@ -57,6 +58,11 @@ class DirectoryFacts:
         """Return JSON-ready values."""
         values = asdict(replace(self, transform=None))
         return {**values, "transform": self.transform and self.transform.to_dict()}
+
+    @property
+    def columns(self) -> tuple[TensorColumn, ...]:
+        """Return the columns that an .onnx file takes by their names; () if it takes a vector."""
+        return tuple(TensorColumn(*each) for each in self.settings.get("columns", ()))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DirectoryFacts:

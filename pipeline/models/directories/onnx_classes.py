@@ -7,7 +7,9 @@ class names, so the graph is run without it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ast
+import json
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnx
@@ -22,7 +24,11 @@ _KEEP_CLASSES = ("Identity", "Cast", "Normalizer", "Softmax", "Mul")
 _KEEP_VALUES = ("Identity", "Cast")
 _ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 _OPSET = 13
-"""Of `Identity`, if the graph has only operators of ai.onnx.ml."""
+"""Of `Cast`, if the graph has only operators of ai.onnx.ml."""
+
+_MAX_LABELS_CHARS = 1 << 20
+_LABEL_KEYS = ("labels", "names", "classes", "class_names", "id2label")
+"""Where exporters leave class names in the file's metadata."""
 
 
 def unzip(model: onnx.ModelProto) -> dict[str, tuple[str, ...] | None]:
@@ -45,7 +51,9 @@ def unzip(model: onnx.ModelProto) -> dict[str, tuple[str, ...] | None]:
         assert node is not None, "it is a ZipMap"
         found[output.name] = labels = _labels_of(node)
         width = None if labels is None else len(labels)
-        node.CopyFrom(helper.make_node("Identity", [node.input[0]], [output.name]))
+        node.CopyFrom(
+            helper.make_node("Cast", [node.input[0]], [output.name], to=TensorProto.FLOAT)
+        )
         output.CopyFrom(
             helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [None, width])
         )
@@ -93,6 +101,16 @@ def activation_of(model: onnx.ModelProto, output: str) -> str | None:
     return _ACTIVATIONS.get(node.op_type) if node.domain in _STANDARD else None
 
 
+def labels_in_metadata(model: onnx.ModelProto) -> tuple[str, ...] | None:
+    """Return the class names in the metadata; None if there are none that can be read."""
+    found = {each.key: each.value for each in model.metadata_props}
+    for key in _LABEL_KEYS:
+        text = found.get(key, "")
+        if text and len(text) <= _MAX_LABELS_CHARS and (names := _names(text)):
+            return names
+    return None
+
+
 def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return {name: node for node in model.graph.node for name in node.output if name}
 
@@ -124,3 +142,20 @@ def _labels_of(node: onnx.NodeProto) -> tuple[str, ...] | None:
             except UnicodeDecodeError:
                 return None
     return None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Read a list of names, or a dict of number -> name, as JSON or as Python writes it."""
+    values: Any = None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            values = ast.literal_eval(text)  # literals only: nothing is run
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return ()
+    if isinstance(values, dict):
+        by_number = {str(key): name for key, name in values.items()}
+        values = [by_number.get(str(number)) for number in range(len(by_number))]
+    is_list = isinstance(values, list | tuple) and all(isinstance(v, str) for v in values)
+    return tuple(values) if is_list else ()

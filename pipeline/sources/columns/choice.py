@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
-from pipeline.core.schema import FEATURES, columns_of_part, part_column
+from pipeline.core.schema import columns_of_part, is_feature, part_column
 from pipeline.job.source import InputKind, Source
 from pipeline.sources.columns.base import InputReader
 from pipeline.sources.columns.features import FeatureColumns
@@ -62,6 +62,6 @@ def fields_of_part(part: str, source: Source, fields: pa.Schema) -> pa.Schema:
 def are_measured(source: Source, fields: pa.Schema) -> bool:
     """Tell whether the columns of the input are those of shards; not, if none could be read."""
     return all(
-        bool(part.features) == (FEATURES in fields_of_part(name, source, fields).names)
+        bool(part.features) == any(map(is_feature, fields_of_part(name, source, fields).names))
         for name, part in source.parts.items()
     )

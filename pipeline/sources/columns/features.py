@@ -1,4 +1,4 @@
-"""Columns of numbers, of categories and of dates, which become one vector per row."""
+"""Columns of numbers, of categories and of dates, which become one vector per row; and texts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
-from pipeline.core.schema import FEATURES, IMAGE_FIELDS, feature_fields
+from pipeline.core.hive_paths import hive_values
+from pipeline.core.schema import FEATURES, IMAGE_FIELDS, TEXT_FEATURE, feature_fields
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
-from pipeline.sources.arrow_types import is_number
+from pipeline.sources.arrow_types import is_number, is_text, plain_type
 from pipeline.sources.columns.base import Failures, InputRows, Place, fail
+from pipeline.sources.columns.texts import checked_texts
 from pipeline.sources.feature_categories import category_trouble
 from pipeline.sources.feature_columns import (
     WIDTHS,
@@ -26,6 +29,8 @@ from pipeline.sources.feature_columns import (
     features_to_arrow,
     list_widths,
     number_of,
+    number_type,
+    text_names,
 )
 from pipeline.sources.feature_limits import FeatureRows
 from pipeline.sources.feature_times import time_trouble
@@ -54,8 +59,10 @@ class FeatureColumns:
 
     def folder_trouble(self, name: str, value: str | None) -> str:
         for entry in self._entries(name):
-            is_plain = isinstance(entry, str) or not (entry.is_category or entry.read_as)
-            if is_plain and value is not None and number_of(value) is None:
+            is_number = isinstance(entry, str) or not (
+                entry.is_category or entry.part or entry.is_text
+            )
+            if is_number and value is not None and number_of(value) is None:
                 how = f"{{column: {name}, categories: [...]}} makes categories of it"
                 return f"is {value!r} in the names of the folders, expected a number; {how}"
         return ""
@@ -63,15 +70,34 @@ class FeatureColumns:
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
         if schema is None:
             return IMAGE_FIELDS
-        fields = feature_fields(count_features(self.source, schema))
+        features, count = self.source.features, count_features(self.source, schema)
+        fields = feature_fields(count, text_names(features), number_type(features))
         if not any(widths := list_widths(self.source, schema)):
             return fields
-        told = {WIDTHS: json.dumps(widths).encode()}
-        return pa.schema([fields.field(FEATURES).with_metadata(told)])
+        told = fields.field(FEATURES).with_metadata({WIDTHS: json.dumps(widths).encode()})
+        return pa.schema(told if field.name == FEATURES else field for field in fields)
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
         found = self._features(table, failures, place)
-        return InputRows({FEATURES: features_to_arrow(found.values)})
+        vector = {FEATURES: features_to_arrow(found.values)} if found.values.shape[1] else {}
+        texts = {
+            f"{TEXT_FEATURE}{name}": self._texts(name, table, failures, place)
+            for name in text_names(self.source.features)
+        }
+        return InputRows({**vector, **texts})
+
+    def _texts(self, name: str, table: pa.Table, failures: Failures, place: Place) -> pa.Array:
+        """Return texts, large_string (N,); a row without one fails and gets a null."""
+        if name in table.column_names:
+            column = as_array(table.column(name))
+        else:
+            column = pa.repeat(pa.scalar(hive_values(place.path).get(name)), table.num_rows)
+        if pa.types.is_null(column.type):
+            column = column.cast(pa.large_string())
+        texts, found = checked_texts(column, f"feature {name}", self.source.max_text_bytes)
+        for row, failure in found.items():
+            failures[row] = failures[row] or failure
+        return texts
 
     def _entries(self, name: str) -> list[FeatureEntry]:
         return self._by_name[name]
@@ -84,7 +110,7 @@ class FeatureColumns:
         return found
 
     def _features(self, table: pa.Table, failures: Failures, place: Place) -> FeatureRows:
-        """Return the feature vectors, float32 (N, F); a row without them fails and gets zeros.
+        """Return the feature vectors, (N, F); a row without them fails and gets zeros.
 
         Raises:
             JobError: Integers would be rounded, and the job does not allow it.
@@ -92,10 +118,14 @@ class FeatureColumns:
         found = feature_rows(self.source, table, has_integers=place.has_integers, path=place.path)
         if found.inexact and not self.source.lossy_features:
             name, number = next(iter(found.inexact.items()))
+            kind = found.values.dtype
+            rounded = int(kind.type(number))
+            # Numbers of JSON lines are read as float64, and may have been others.
+            why = f"which {kind} rounds to {rounded}" if rounded != number else f"beyond {kind}"
             raise JobError(
-                f"source.features: {name} holds {number} in {place.path}, which float32 rounds to "
-                f"{int(np.float32(number))}; {self._way_out(name)}, or accept rounded whole "
-                "numbers with source.lossy_features: true"
+                f"source.features: {name} holds {number} in {place.path}, {why}; "
+                f"{self._way_out(name)}, or accept rounded whole numbers with "
+                "source.lossy_features: true"
             )
         _fail_features(failures, Reason.NULL_INPUT, found.nulls, "null")
         self._fail_unknown(failures, found.unknown, table)
@@ -117,7 +147,7 @@ class FeatureColumns:
         table: pa.Table,
     ) -> None:
         for name, mask in unknown.items():
-            is_time = any(getattr(each, "read_as", None) for each in self._entries(name))
+            is_time = any(getattr(each, "part", None) for each in self._entries(name))
             what = "no date or time" if is_time else "no category of it"
             for row in np.flatnonzero(mask).tolist():
                 shown = ""
@@ -137,8 +167,11 @@ def _trouble(entry: FeatureEntry, kind: pa.DataType) -> str:
     name = column_of(entry)
     if isinstance(entry, FeatureColumn) and entry.is_category:
         return category_trouble(kind)
-    if isinstance(entry, FeatureColumn) and entry.read_as:
-        return time_trouble(kind, entry.read_as)
+    if isinstance(entry, FeatureColumn) and entry.is_text:
+        is_there = is_text(plain_type(kind)) or pa.types.is_null(kind)
+        return "" if is_there else "expected text, as which the model takes it"
+    if isinstance(entry, FeatureColumn) and entry.part:
+        return time_trouble(kind, entry.part)
     if pa.types.is_temporal(kind):
         return _DATES.format(name)
     is_list = pa.types.is_fixed_size_list(kind)
