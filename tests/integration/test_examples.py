@@ -36,7 +36,12 @@ NUM_ROWS, NUM_BAD = 24, 2
 
 def module_of(example: str) -> ModuleType:
     """An example's module, imported without touching sys.path."""
-    spec = importlib.util.spec_from_file_location(example, EXAMPLES / example / f"{example}.py")
+    return module_in(EXAMPLES / example, example)
+
+
+def module_in(folder: Path, name: str) -> ModuleType:
+    """A module of a folder, imported without touching sys.path."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -327,3 +332,31 @@ def test_the_index_names_every_example() -> None:
     text = (EXAMPLES / "README.md").read_text()
     for path in EXAMPLES.glob("[!.]*"):
         assert path.name == "README.md" or f"]({path.name}" in text, path.name
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_scikit_learn_predicts_its_columns_also_after_a_kill(tmp_path: Path) -> None:
+    folder, place = EXAMPLES / "sklearn_columns", tmp_path / "sklearn_columns"
+    job = (folder / "job.yaml").read_text()
+    assert len([line for line in job.splitlines() if line.strip() and line[0] != "#"]) <= 15
+    subprocess.run([sys.executable, folder / "train.py", place], check=True, timeout=120, cwd=ROOT)
+    (tmp_path / "job.yaml").write_text(job.replace("demo-output/sklearn_columns", str(place)))
+    command = (
+        *("run", str(tmp_path / "job.yaml"), "--json", "--set", "run.slice_rows=500"),
+        *("--set", f"sink.uri={tmp_path / 'out'}"),
+    )
+    killed = pipeline(*command, env={"PIPELINE_FAILPOINT": "slice_done:kill:1"})
+    assert killed.code not in (0, 2), killed.stderr
+    result = pipeline(*command)
+    assert result.code == 0, result.stderr
+    assert result.json["rows"]["resumed"] > 0
+    assert pipeline(*command).json["status"] == "nothing_to_do"
+    train = module_in(folder, "train")
+    customers = train.make_customers()
+    expected = dict(
+        zip(customers.customer_id, train.train(customers).predict(customers), strict=True)
+    )
+    table = read_predictions(str(tmp_path / "out"))
+    found = {row["customer_id"]: row["label"] for row in table.to_pylist()}
+    assert len(found) == len(expected)
+    assert np.mean([found[key] == label for key, label in expected.items()]) > 0.999
