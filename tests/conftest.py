@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,11 @@ settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("others", deadline=None)
 settings.load_profile("same")
 
+
+# What starts the tests (nohup, a job in the background) may have told them to ignore these, which
+# every process of theirs would inherit.
+for ignored in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(ignored, signal.SIG_DFL)
 
 LONGEST_FIRST = (
     *("test_submit", "test_matrix", "test_end_to_end", "test_auto", "test_crashes"),

@@ -58,7 +58,7 @@ def test_a_signal_is_heard_while_modules_are_imported(tmp_path: Path) -> None:
         Ending(["plan", job, "--json"], at_import="typer"),
         Ending(["plan", job, "--json"], at_import="pydantic"),
         Ending(["run", job, "--json"], at_import="pydantic.main"),
-        Ending(["inspect", job, "--json"], at_import="pyarrow"),
+        Ending(["inspect", str(tmp_path), "--json"], at_import="pyarrow"),
         Ending(["doctor", "--json"], at_import="psutil"),
     ]
     for ending, done in zip(endings, run_all(endings), strict=True):

@@ -334,7 +334,7 @@ def check(num_examples: int, num_steps: int) -> None:
 
 
 def test_no_order_of_events_breaks_a_promise():
-    check(num_examples=30, num_steps=50)
+    check(num_examples=40, num_steps=50)
     assert steps["steps"] >= 1000
     assert steps["lists"] >= 500
     assert steps["run: Done"] >= 40
