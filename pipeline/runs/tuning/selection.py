@@ -109,7 +109,7 @@ def seconds(trial: Trial, num_rows: int | None, allocation: Allocation) -> float
 
 
 def expected_s(eager: Trial, num_rows: int | None, allocation: Allocation) -> float:
-    """Return how long a run is expected to take in eager fp32; 0 if nobody knows its rows."""
+    """Return how long a run is expected to take in eager fp32; 0 if its rows are unknown."""
     if num_rows is None or not eager.rows_per_s:
         return 0.0
     return seconds(eager, num_rows, allocation)
