@@ -2,9 +2,9 @@
 
 For jobs that say neither runtime nor precision, on the CPUs of this machine. One process beside the
 actors does all of it: it converts the model, predicts a sample with eager fp32 and with the other
-runtime, and compares. It may use a tenth of the processor time that the run is expected to take and
-half of the memory that is free, both enforced by the kernel. What it converted stays in the node
-cache, so that the next run goes on from there if the time was too short.
+runtime, and compares. It may use 7% of the processor time that the run is expected to take and half
+of the memory that is free, both enforced by the kernel. What it converted stays in the node cache,
+so that the next run goes on from there if the time was too short.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import EAGER, FP32, PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.plan.allocation import Allocation
+from pipeline.preprocessing.model_input import is_varying
 from pipeline.preprocessing.model_input import num_rows as count_rows
-from pipeline.preprocessing.model_input import take_rows
 from pipeline.runs.tuning.choice import verdict
 from pipeline.runs.tuning.context import TuningContext
 from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile
 from pipeline.runs.tuning.runtime_trials import signed
-from pipeline.runs.tuning.selection import SHARE, candidates, is_worth_trying, usual_s
+from pipeline.runs.tuning.selection import candidates, is_worth_trying, usual_s
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 from pipeline.runs.tuning.workload import SAMPLE_ROWS, compared_rows, rows_to_sample
 from pipeline.sources.rows import Reader
@@ -42,7 +42,11 @@ from pipeline.sources.units import Unit
 log = logging.getLogger(__name__)
 
 LEAST_CPU_S = 3.0
-_NUM_COMPARED, _MEASURE_S = 64, 1.5
+_SHARE = 0.07
+"""Of the run's processor time; what the trial takes from the caches of the actors comes on top."""
+_NUM_COMPARED, _MEASURE_S = 32, 1.5
+_TOLD_AFTER_S = 0.3
+"""Comparing rows of one shape tells the rates, too, if each way took so long."""
 _SLOWER = 2.0
 """How much longer than its processor time a trial takes beside busy actors, at most."""
 _LEAST_FREE_BYTES = 2 << 30
@@ -77,7 +81,7 @@ class Beside:
         prepared = tuning.model.input.stage_names if allocation.decodes_in_actors else ()
         rest_s = expected_left_s(staged, rows_left, tuning.plan.input_bytes, allocation, prepared)
         if math.isinf(self._left_s):
-            self._left_s = SHARE * (elapsed_s + rest_s) * tuning.node_cpus
+            self._left_s = _SHARE * (elapsed_s + rest_s) * tuning.node_cpus
         given_s = min(self._left_s, rest_s / _SLOWER)
         way = next(iter(open_ways(tuning, self._profile, given_s)), None)
         self._is_over = way is None or given_s < LEAST_CPU_S  # what is left only becomes less
@@ -238,9 +242,15 @@ def try_beside(
             predictors.append(Predictor(replace(config, spec=each)))
             work.warm_up(predictors[-1])
             loads.append(cpu_s_since(then))
-        rates = work.measure_both(predictors, lambda: cpu_s_since(0.0), _MEASURE_S)
-        compared = take_rows(sample, compared_rows(count_rows(sample), _NUM_COMPARED))
-        reference, found = (each.reduce(compared) for each in predictors)
+        compared = compared_rows(count_rows(sample), _NUM_COMPARED)
+
+        def clock() -> float:
+            return cpu_s_since(0.0)
+
+        (reference, found), spent, size = work.compare_in_turns(predictors, compared, clock)
+        rates = [size / max(seconds, 1e-9) for seconds in spent]
+        if is_varying(spec.input) or min(spent) < _TOLD_AFTER_S:
+            rates = work.measure_both(predictors, clock, _MEASURE_S)
     except Exception as error:  # noqa: BLE001  # a runtime may raise anything
         problem = clean_message(f"{type(error).__name__}: {error}", _PROBLEM_MAX_CHARS)
         return [replace(trial, problem=problem, took_s=time.process_time() - began)]
@@ -253,7 +263,7 @@ def try_beside(
             load_s=round(loads[1], 2),
             agreement_pct=agreement.pct,
             worst=agreement.worst,
-            num_compared=count_rows(compared),
+            num_compared=len(range(count_rows(sample))[compared]),
             took_s=round(time.process_time() - began, 2),
         ),
     ]

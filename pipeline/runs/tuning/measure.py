@@ -178,7 +178,7 @@ class Workload:
         seen = config.spec.input
         batches = run_batches(seen, sample, config.limits_of_batch)
         self._batches = batches if is_varying(seen) else batches[:1]
-        self._sample = sample
+        self._config, self._sample = config, sample
 
     def warm_up(self, predictor: Predictor) -> None:
         """Run a batch, which is not timed."""
@@ -207,6 +207,31 @@ class Workload:
             if is_slow and spent_s >= ENOUGH_S:  # one call may be slow by chance
                 break
         return rate_of(self._batches, calls)
+
+    def compare_in_turns(
+        self, predictors: Sequence[Predictor], rows: slice, clock: Callable[[], float]
+    ) -> tuple[list[Arrays], list[float], int]:
+        """Predict rows of the sample with each predictor, batch by batch in turn.
+
+        Args:
+            predictors: What predicts them.
+            rows: Which rows.
+            clock: Gives seconds.
+
+        Returns:
+            What each keeps of the rows, the seconds that it took, and how many rows were predicted.
+        """
+        inputs = take_rows(self._sample, rows)
+        kept, spent = [Arrays() for _ in predictors], [0.0 for _ in predictors]
+        batches = run_batches(self._config.spec.input, inputs, self._config.limits_of_batch)
+        for batch in batches:
+            for index, predictor in enumerate(predictors):
+                started = clock()
+                found = predictor.reduce(take_rows(inputs, batch.rows))
+                spent[index] += clock() - started
+                for name, values in found.items():
+                    place(kept[index], name, num_rows(inputs), batch.rows, values)
+        return kept, spent, sum(len(batch.rows) for batch in batches)
 
     def measure_both(
         self, predictors: Sequence[Predictor], clock: Callable[[], float], for_s: float
