@@ -2,7 +2,7 @@
 
 For jobs that say neither runtime nor precision, on the CPUs of this machine. One process beside the
 actors does all of it: it converts the model, predicts a sample with eager fp32 and with the other
-runtime, and compares. It may use 7% of the processor time that the run is expected to take and half
+runtime, and compares. It may use 6% of the processor time that the run is expected to take and half
 of the memory that is free, both enforced by the kernel. What it converted stays in the node cache,
 so that the next run goes on from there if the time was too short.
 """
@@ -41,10 +41,10 @@ from pipeline.sources.units import Unit
 
 log = logging.getLogger(__name__)
 
-LEAST_CPU_S = 3.0
-_SHARE = 0.07
-"""Of the run's processor time; what the trial takes from the caches of the actors comes on top."""
-_NUM_COMPARED, _MEASURE_S = 32, 1.5
+LEAST_CPU_S = 4.0
+_SHARE = 0.06
+"""Of the run's processor time; its start, and what the actors lose of their caches, come on top."""
+_NUM_COMPARED, _MEASURE_S = 16, 1.5
 _TOLD_AFTER_S = 0.3
 """Comparing rows of one shape tells the rates, too, if each way took so long."""
 _SLOWER = 2.0
@@ -117,9 +117,7 @@ class Beside:
         config = replace(tuning.config, spec=spec)
         task: Any = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(try_beside)
         self._way, self._given_s = way, given_s
-        self._task = task.remote(
-            config, tuning.reader, units, size, seed, tuning.limits, math.ceil(given_s)
-        )
+        self._task = task.remote(config, tuning.reader, units, size, seed, tuning.limits, given_s)
         log.info("trying %s beside the run, for at most %.0f s of processor time", way, given_s)
 
     def _take_if_done(self) -> bool:
@@ -205,7 +203,7 @@ def try_beside(
     num_rows: int,
     seed: int,
     limits: AgreementLimits,
-    cpu_s: int,
+    cpu_s: float,
 ) -> list[Trial]:
     """Measure eager fp32 and another runtime by processor time, in a process of its own.
 
@@ -216,7 +214,8 @@ def try_beside(
         num_rows: Its rows.
         seed: Which rows these are.
         limits: How far a row may be from eager fp32.
-        cpu_s: Seconds of processor time after which the kernel ends this process.
+        cpu_s: Seconds of processor time after which the kernel ends this process; it counts whole
+            ones, so it may be up to one less.
 
     Returns:
         What eager fp32 gave, and what the other one did.
@@ -278,7 +277,7 @@ def _limit(cpu_s: float) -> None:
     """
     import psutil
 
-    seconds = math.ceil(cpu_s)
+    seconds = int(cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     Path("/proc/self/oom_score_adj").write_text("1000")
     free = psutil.virtual_memory().available
