@@ -11,6 +11,7 @@ from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
 from pipeline.plan.allocation import allocate
 from pipeline.report.progress import Progress
+from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
 from pipeline.runs.tuning.auto import is_open, tune
@@ -32,6 +33,7 @@ def tune_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any
     with options_named("sink.storage_options"):
         run.store.probe(single_writer=job.run.single_writer)
     plan, model = prepare(run)
+    check_before_ray(run, plan, model)
     with connect(options.address) as (hardware, _, on_cluster):
         allocation = allocate(job.shares, hardware, is_table=job.source.is_table)
         profile, chosen = tune(
