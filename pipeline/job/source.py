@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.core import registry
+from pipeline.core.own_code import errors_told
 from pipeline.job.extensions import registered
 from pipeline.job.features import FeatureEntry, column_of
 from pipeline.job.section import PositiveInt, Section
@@ -233,7 +234,8 @@ class Source(Section):
                 raise ValueError(f"options has no effect with format {self.format!r}")
         else:
             _check_options(form.options, self.options)
-        form.check(self)
+        with errors_told(registry.SOURCES, self.format, ValueError):
+            form.check(self)
         return self
 
     def _check_input_columns(self) -> None:

@@ -103,6 +103,15 @@ def test_the_example_reads_texts_and_fails_a_row_without_one(
     assert told == [("a.csv#0", "the red cat", None), ("a.csv#1", None, "null_input")]
 
 
+def test_an_error_while_an_own_source_checks_its_job_is_one_line_with_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(JobError) as caught:
+        csv_job(tmp_path, monkeypatch, ("source.text_column is None", "{}['text'] is None"))
+    at = line_of(tmp_path, "{}['text']")
+    assert str(caught.value).startswith(f"source 'csv_texts' (csvkit.py line {at}): KeyError: 'te")
+
+
 MADE = "return make_rows(reader, ids"
 BROKEN = [
     (
