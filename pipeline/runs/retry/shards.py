@@ -22,7 +22,8 @@ def look_up(
 
 
 def as_found(extent: Extent, file: StoredFile) -> Extent:
-    """Return the extent of a shard as it is now."""
+    """Return the extent of a shard as it is now; its ctime tells a change while it is read."""
+    extent = replace(extent, ctime_ns=file.ctime_ns)
     if _is_as_planned(extent, file):
         return extent
     row_bytes = file.size_bytes / extent.num_rows if extent.num_rows else extent.row_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -208,8 +209,13 @@ def test_an_image_that_changes_again_before_it_is_read_ends_the_retry(tmp_path: 
     base = read_base(partition.out, LAYOUT, first)
     model = resolve_model(job.model, job.transform, allow_import=("models",))
     work = replan(base, select_entries(base, read_reasons(())), job, model, inputs)
-    path.write_bytes(b"mended again")
     reader = Reader(inputs, job.source, work.plan.pass_through, work.plan.fields)
+    before = path.stat()
+    path.write_bytes(b"MENDED")  # of the same size, and at the same time by its mtime
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InfraError, match="changed"):
+        list(read_slices(reader, work.plan.units[0], frozenset([0])))
+    path.write_bytes(b"mended again")
     with pytest.raises(InfraError, match="changed"):
         list(read_slices(reader, work.plan.units[0], frozenset([0])))
 
