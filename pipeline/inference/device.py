@@ -12,12 +12,13 @@ import torch
 
 from pipeline.core.errors import JobError
 from pipeline.inference.model_store import fetch_model
+from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.export import Exporter, Varying
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.opening import dtype_of, make_runner
-from pipeline.models.spec import PredictorConfig, load_pinned
+from pipeline.models.spec import ModelSpec, PredictorConfig, load_pinned
 from pipeline.preprocessing.model_input import Slot
 
 _TRACED_ROWS, _TRACED_TOKENS = 2, 16
@@ -122,7 +123,9 @@ def export(config: PredictorConfig) -> Path:
 def _load(config: PredictorConfig, device: torch.device) -> InferenceModule:
     spec = config.spec
     kind = dtype_of(spec.runtime, spec.precision)
-    module = load_pinned(config).to(device, kind)
+    module = load_pinned(config)
+    choose_attention(module, spec, device)
+    module = module.to(device, kind)
     # torch's stubs of Module.to do not know memory_format.
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
@@ -136,6 +139,18 @@ def _load(config: PredictorConfig, device: torch.device) -> InferenceModule:
             f"at the top it has {', '.join(names) or 'none'}"
         ) from None
     return inner.to(device).eval()
+
+
+def choose_attention(module: torch.nn.Module, spec: ModelSpec, device: torch.device) -> None:
+    """Let encoders of a model directory take SDPA where torch itself runs them on a GPU.
+
+    Exporters keep the attention that all their runtimes can run, and the CPU what it always had.
+    """
+    if spec.directory is None or device.type != "cuda" or runtime_of(spec.runtime).exports:
+        return
+    from pipeline.models.directories.loading import use_sdpa
+
+    use_sdpa(module)
 
 
 def _calibrated(config: PredictorConfig) -> bytes | None:

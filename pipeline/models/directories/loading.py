@@ -110,17 +110,37 @@ def _require_fit(name: str, found: Mapping[str, Any], unexpected: set[str]) -> N
 
 
 def _attention(cls: Any, config: Any) -> str | None:
-    """Return which of the library's attentions runs: SDPA if the class has it.
+    """Return which of the library's attentions is loaded: SDPA if the class has it.
 
     None leaves it to the library: a backbone within the model may lack what the model has.
 
     In layers that see a window, padding behind it sees nothing at all; OpenVINO's SDPA makes NaN of
-    that, which spreads to the texts. The library's eager attention does not.
+    that, which spreads to the texts. The library's eager attention does not; see `use_sdpa`.
     """
     if getattr(config, "backbone_config", None) is not None:
         return None
-    has_windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    return "sdpa" if getattr(cls, "_supports_sdpa", False) and not has_windows else "eager"
+    return "sdpa" if getattr(cls, "_supports_sdpa", False) and not _has_windows(config) else "eager"
+
+
+def _has_windows(config: Any) -> bool:
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+
+def use_sdpa(module: torch.nn.Module) -> None:
+    """Let layers that see a window take torch's SDPA, where the library can change it.
+
+    Eager attention holds L x L scores per head: 8 texts of 8,192 tokens do not fit a GPU. torch's
+    own SDPA makes no NaN. It has no caps of scores, so models with these stay as they are.
+
+    Args:
+        module: Of a model directory; it is changed.
+    """
+    for part in module.modules():
+        config = getattr(part, "config", None)
+        is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+        if _has_windows(config) and getattr(part, "_supports_sdpa", False) and not is_capped:
+            with quiet():
+                part.set_attn_implementation("sdpa")  # type: ignore[operator]
 
 
 def _without_pooler(cls: Any, config: Any) -> dict[str, bool]:
