@@ -299,7 +299,9 @@ class Predictor:
     def _keep(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, results: Arrays) -> None:
         """Wait for a batch, and write what it gave to its rows' places."""
         lengths = self._config.spec.input.lengths(inputs, batch)
-        for name, values in buffer.finish().items():
+        found = buffer.finish()
+        self._task.check(found)
+        for name, values in found.items():
             kept = lengths if self._task.is_per_token else None
             place(results, name, num_rows(inputs), batch, values, kept)
 

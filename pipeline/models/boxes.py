@@ -2,6 +2,8 @@
 
 Plain torch, so that actors need no torchvision, whose import takes longer than a second. Boxes are
 corners: x_min, y_min, x_max, y_max. A post-processing step of one's own may use `corners`.
+
+Nothing here asks a GPU for a value, which would wait for all that is queued on it.
 """
 
 from __future__ import annotations
@@ -22,9 +24,6 @@ class Candidates(NamedTuple):
     """Integers (B, P)."""
     box_of: torch.Tensor | None = None
     """Integers (B, P): which of the Q boxes each has; None: P is Q, and they are in order."""
-    has_own_ids: bool = False
-    """Whether the model itself gave the label ids, so that they may be of no label. To look waits
-    for the device."""
 
 
 def corners(boxes: torch.Tensor) -> torch.Tensor:
@@ -64,11 +63,14 @@ def best(
     """
     scores = found.scores.float()
     # Least in the type of the scores, so that 0.1 is reached by float32 0.1.
-    counts = ~((scores < scores.new_tensor(min_score)) | (scores <= 0))
+    least = torch.full((), min_score, dtype=scores.dtype, device=scores.device)
+    counts = ~((scores < least) | (scores <= 0))
     order = torch.where(counts, scores, -torch.inf).sort(dim=1, descending=True, stable=True)
     num_ranked = most
     if nms_iou is not None:
-        num_ranked = int(counts.sum(1).amax()) if counts.shape[1] else 0
+        num_ranked = counts.shape[1]
+        if num_ranked and is_on_host(counts):
+            num_ranked = int(counts.sum(1).amax())
     ranked = order.indices[:, :num_ranked]
     counts, scores = counts.gather(1, ranked), scores.gather(1, ranked)
     label_ids = found.label_ids.gather(1, ranked)
@@ -86,6 +88,11 @@ def best(
         torch.nn.functional.pad(torch.where(counts, scores, 0), missing),
         torch.nn.functional.pad(torch.where(counts, label_ids, 0).to(torch.int32), missing),
     )
+
+
+def is_on_host(values: torch.Tensor) -> bool:
+    """Tell whether to look at values costs no wait, so that needless work can be left out."""
+    return values.device.type == "cpu"
 
 
 def _rows_of(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -112,11 +119,11 @@ def kept_by_nms(
     rows = torch.arange(len(counts), device=counts.device)
     for _ in range(min(most, counts.shape[1])):
         has = left.any(dim=1)
-        if not has.any():
+        if is_on_host(has) and not has.any():
             break
         first = left.to(torch.uint8).argmax(dim=1)
         kept[rows, first] |= has
         near = overlap(boxes[rows, first][:, None], boxes) > iou
         left &= ~(near & (label_ids == label_ids[rows, first][:, None]))
-        left[rows, first] = False
+        left.scatter_(1, first[:, None], value=False)
     return kept

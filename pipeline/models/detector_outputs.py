@@ -61,7 +61,7 @@ def _of_rows(outputs: Sequence[Mapping[str, Any]], num_rows: int) -> Candidates:
         for name, shape in (("boxes", (size, _BOX)), ("scores", (size,)), ("labels", (size,))):
             _require(each[name], shape, name)
     boxes, scores, labels = (padded([each[name] for each in outputs]) for name in _NAMES)
-    return Candidates(boxes, scores, labels, has_own_ids=True)
+    return Candidates(boxes, scores, labels)
 
 
 def padded(values: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -89,8 +89,9 @@ def _of_queries(
     _require(boxes, (num_rows, queries, _BOX), "pred_boxes")
     logits = logits.float()
     height, width = px
-    scale = torch.tensor([width, height, width, height], device=boxes.device)
-    in_px = corners(boxes.float()) * scale
+    in_px = corners(boxes.float())
+    in_px[..., 0::2].mul_(width)
+    in_px[..., 1::2].mul_(height)
     if has_nothing:
         scores, label_ids = torch.softmax(logits, dim=2)[..., :-1].max(dim=2)
         # Softmax keeps NaN, and makes it of infinity.
@@ -114,7 +115,7 @@ def _of_tensors(outputs: Mapping[str, Any], num_rows: int, num_labels: int) -> C
     if label_ids is None:
         raise OutputError(f"the outputs are {', '.join(map(str, outputs))}; {_SAYS}")
     _require(label_ids, (num_rows, size), "label_ids")
-    return Candidates(boxes, scores, label_ids.long(), has_own_ids=True)
+    return Candidates(boxes, scores, label_ids.long())
 
 
 def _is_tensor(value: Any, rank: int) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torchvision.ops import batched_nms, box_convert
 
+from pipeline.models import boxes as boxes_module
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.box_agreement import Detections, compare, match
 from pipeline.models.boxes import Candidates, best, corners
 from pipeline.models.detector_outputs import candidates
 from pipeline.models.tasks import make_task
-from pipeline.models.tasks.base import OutputError, TaskSpec
+from pipeline.models.tasks.base import OutputError, Task, TaskSpec
 
 LIMITS = AgreementLimits(max_score_diff=0.01, min_cosine=0.999, max_relative_error=0.01)
 SEEDED = torch.Generator().manual_seed(4)
@@ -31,6 +34,14 @@ def test_corners_are_those_of_torchvision():
     torch.testing.assert_close(corners(boxes), expected, atol=1e-6, rtol=0)
 
 
+@pytest.fixture(params=["on the host", "on a device"])
+def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the way of a device, which is not asked for values, with values on the host."""
+    if request.param == "on a device":
+        monkeypatch.setattr(boxes_module, "is_on_host", lambda values: False)
+
+
+@pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("iou", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("most", [4, 200])
 def test_suppression_keeps_what_torchvision_keeps(iou: float, most: int):
@@ -57,6 +68,7 @@ def test_without_suppression_the_best_stay_in_order_and_zeros_follow():
         assert not boxes[row][len(wanted) :].any()
 
 
+@pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("nms_iou", [None, 0.5])
 def test_a_score_that_is_no_number_stays_and_rows_without_boxes_are_empty(nms_iou: float | None):
     found = drawn(2, 5)
@@ -91,6 +103,10 @@ def test_other_outputs_are_refused_with_what_is_expected(name: str):
     assert words in str(caught.value)
 
 
+def reduced(task: Task, outputs: Any, num_rows: int) -> dict[str, np.ndarray]:
+    return {name: values.numpy() for name, values in task.reduce(outputs, num_rows).items()}
+
+
 def test_a_label_without_a_name_is_refused_if_it_would_be_written():
     task = make_task(TaskSpec("detect", labels=("a", "b"), min_score=0.5))
     outputs = {
@@ -98,9 +114,12 @@ def test_a_label_without_a_name_is_refused_if_it_would_be_written():
         "scores": torch.full((2, 3), 0.4),
         "label_ids": torch.full((2, 3), 7),
     }
-    assert not task.reduce(outputs, 2)["score"].any()
+    none = reduced(task, outputs, 2)
+    task.check(none)
+    assert not none["score"].any()
+    seen = reduced(task, {**outputs, "scores": torch.ones(2, 3)}, 2)
     with pytest.raises(OutputError, match=r"has label 7, and model\.labels has 2, 0 to 1"):
-        task.reduce({**outputs, "scores": torch.ones(2, 3)}, 2)
+        task.check(seen)
 
 
 def test_shares_of_an_image_need_its_size():
@@ -154,9 +173,10 @@ def test_a_label_id_of_the_model_itself_is_one_that_the_labels_have(label_id: in
         "scores": torch.tensor([0.9, 0.8]),
         "labels": torch.tensor([1, label_id]),
     }
+    found = reduced(task, [image], 1)
     if 0 <= label_id < 3:
-        found = task.reduce([image], 1)
+        task.check(found)
         assert found["label_id"][0, :2].tolist() == [1, label_id]
         return
     with pytest.raises(OutputError, match=f"label {label_id}, and model.labels has 3, 0 to 2"):
-        task.reduce([image], 1)
+        task.check(found)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 import toy_package
+from torch.overrides import TorchFunctionMode
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, load, names
@@ -56,8 +57,9 @@ class Case(NamedTuple):
 def boxes_of(drawn: torch.Tensor) -> list[dict[str, torch.Tensor]]:
     """Return two detections per row, as torchvision's detectors do; (B, 4)."""
     corners = [torch.stack([row[:2], row[:2] + row[2:].abs() + 1]).reshape(1, 4) for row in drawn]
+    labels = torch.arange(1, 3, device=drawn.device)
     return [
-        {"boxes": box.repeat(2, 1), "scores": row[:2].abs() + 0.01, "labels": torch.tensor([1, 2])}
+        {"boxes": box.repeat(2, 1), "scores": row[:2].abs() + 0.01, "labels": labels}
         for box, row in zip(corners, drawn, strict=True)
     ]
 
@@ -114,6 +116,49 @@ CASES = {
 ALL = pytest.mark.parametrize("name", CASES)
 
 
+def queries_of(drawn: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the outputs of a transformer with two queries per row; (B, 4)."""
+    boxes = drawn[:, None].repeat(1, 2, 1)
+    return {"pred_boxes": boxes, "logits": boxes}
+
+
+def _detect(**settings: Any) -> TaskSpec:
+    return TaskSpec("detect", min_score=0.1, max_detections=3, **settings)
+
+
+OTHERS = {
+    "embed at length 1": Case(TaskSpec("embed", embedding_dim=4, l2_norm=True), DRAWN),
+    "classify, scores open": Case(
+        TaskSpec("classify", labels=("a", "b", "c", "d"), scores="open"), DRAWN
+    ),
+    "detect with suppression": Case(
+        _detect(labels=("a", "b", "c"), nms_iou=0.5), DRAWN, IMAGES, boxes_of
+    ),
+    "detect, logits of labels": Case(
+        _detect(labels=("a", "b", "c", "d"), nms_iou=0.5), DRAWN, IMAGES, queries_of
+    ),
+    "detect, logits of nothing too": Case(
+        _detect(labels=("a", "b", "c")), DRAWN, IMAGES, queries_of
+    ),
+}
+"""Other ways through the same tasks."""
+
+
+class Waits(TorchFunctionMode):
+    """Notes what makes a tensor of numbers of the host: such a copy waits for the device."""
+
+    copies = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.copies:
+            self.found.append(func.__name__)
+        return func(*args, **kwargs or {})
+
+
 @pytest.fixture(autouse=True)
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = {"pipeline.tasks": {"spread": "toy_task:Spread", "broken": "toy_task:no_such_thing"}}
@@ -157,6 +202,18 @@ def test_rows_keep_their_order(name: str):
 def test_outputs_that_do_not_fit_are_no_rows_fault(name: str):
     with pytest.raises(OutputError):
         make_task(CASES[name].spec).reduce("no tensor", 3)
+
+
+@pytest.mark.parametrize("case", [*CASES, *OTHERS])
+def test_a_batch_is_reduced_without_waiting_for_the_device(case: str):
+    """Tensors of device `meta` have no values: to ask for one raises."""
+    spec, drawn, _, outputs_of = {**CASES, **OTHERS}[case]
+    batch = {"pixels": torch.zeros(3, 8, 8, 3, device="meta")}
+    outputs = outputs_of(drawn.to("meta"))
+    with Waits() as waits:
+        reduced = make_task(spec).reduce_batch(outputs, 3, batch)
+    assert not waits.found
+    assert {(values.device.type, len(values)) for values in reduced.values()} == {("meta", 3)}
 
 
 @ALL

@@ -149,7 +149,9 @@ class Task(Protocol):
         ...
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
-        """Check the outputs of a batch and reduce them to what is written.
+        """Check the shapes of a batch's outputs and reduce them to what is written.
+
+        It asks for no value of theirs: on a GPU that would wait for the model.
 
         Args:
             outputs: The outputs of the model, on the device, of any structure.
@@ -175,6 +177,13 @@ class Task(Protocol):
                 have more rows than B, of padding.
         """
         return self.reduce(outputs, num_rows)
+
+    def check(self, arrays: Arrays) -> None:
+        """Check the values of a batch, (B, ...) each, on the host: `reduce` must not wait for them.
+
+        Raises:
+            OutputError: They are not what the job declares.
+        """
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         """Make the task's columns for the N rows of a slice.

@@ -88,22 +88,20 @@ class Detect(Task):
         return load_step(self.spec.postprocess, self.spec.postprocess_args)
 
     def _best(self, found: Candidates) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return boxes (B, M, 4), scores and label ids (B, M) of what is written.
-
-        Raises:
-            OutputError: A label has no name.
-        """
+        """Return boxes (B, M, 4), scores and label ids (B, M) of what is written."""
         from pipeline.models.boxes import best
 
-        spec, count = self.spec, len(self.spec.labels)
-        boxes, scores, label_ids = best(found, spec.min_score, spec.max_detections, spec.nms_iou)
-        is_unknown = (label_ids < 0) | (label_ids >= count)
-        if found.has_own_ids and is_unknown.any():
+        spec = self.spec
+        return best(found, spec.min_score, spec.max_detections, spec.nms_iou)
+
+    def check(self, arrays: Arrays) -> None:
+        ids, count = arrays[LABEL_ID], len(self.spec.labels)
+        unknown = ids[(ids < 0) | (ids >= count)]
+        if len(unknown):
             raise OutputError(
-                f"a detection has label {int(label_ids[is_unknown][0])}, and model.labels has "
-                f"{count}, 0 to {count - 1}; label 0 of torchvision's detectors is the background"
+                f"a detection has label {unknown[0]}, and model.labels has {count}, "
+                f"0 to {count - 1}; label 0 of torchvision's detectors is the background"
             )
-        return boxes, scores, label_ids
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         places, at = np.nonzero((arrays[SCORE] > 0) & ok[:, None])

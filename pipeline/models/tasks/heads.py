@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,12 +49,15 @@ class Heads(Task):
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
         for name, output in self._by_name(outputs).items():
-            try:
+            with _told(name):
                 reduced = self.tasks[name].reduce(output, num_rows)
-            except OutputError as error:
-                raise OutputError(f"model.heads.{name}: {error}") from None
             found |= {f"{name}.{key}": values for key, values in reduced.items()}
         return found
+
+    def check(self, arrays: Arrays) -> None:
+        for name, task in self.tasks.items():
+            with _told(name):
+                task.check(_own(name, arrays))
 
     def _by_name(self, outputs: Any) -> dict[str, Any]:
         """Match outputs to heads: by key, by position, or the one output to all of them."""
@@ -137,6 +141,15 @@ class Heads(Task):
             f"{name}: " + task.describe({f.name: row[_column(name, f.name)] for f in task.fields()})
             for name, task in self.tasks.items()
         )
+
+
+@contextlib.contextmanager
+def _told(head: str) -> Iterator[None]:
+    """Name the head in errors of its outputs."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(f"model.heads.{head}: {error}") from None
 
 
 def _column(head: str, column: str) -> str:
