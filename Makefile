@@ -11,7 +11,7 @@ RAY ?= 2.51.2
 ANY_RAY ?= any_ray
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu bench-detect bench-silent bench-text bench-text-rows bench-tables memory soak chaos mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-tables memory soak chaos mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -67,8 +67,12 @@ bench-linear: venv ## Measure rows/s and memory at 1,000, 10,000 and 100,000 row
 bench-grid: venv ## Hold `pipeline tune` to an exhaustive grid (an hour)
 	$(BIN)/python tests/bench/grid.py
 
-bench-gpu: venv ## Measure the share of a GPU's own speed that the pipeline reaches
-	$(BIN)/python tests/bench/gpu.py
+bench-gpu: venv build/peers/.installed ## Measure the share of a GPU's own speed that the pipeline reaches, beside peers
+	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/gpu.py --peers ray daft \
+		--out build/bench-gpu.json --page build/bench-gpu.md
+
+gpu-hour: venv ## Check on a GPU what cannot be checked without one, a verdict per step (an hour)
+	$(BIN)/python tests/bench/gpu_hour.py
 
 bench-text: venv build/peers/.installed ## Measure rows/s of MiniLM over passages beside peers and the limit
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/text.py --out build/bench-text.json

@@ -1,13 +1,15 @@
 """What a GPU gives: `python tests/bench/gpu.py MODEL...`; with `--cpu` it runs without one.
 
 Over photos, or passages for `minilm`; `detector` is the YOLOS of detect.py for images of
-`--detector-px`. For every precision of `eager`, and of `compile` with `--compile`: rows/s of the
-model alone, its batches on the device already; rows/s of the pipeline in the second half of its
-rows; their ratio; and how busy the GPU was meanwhile, as nvidia-smi says. Texts are in the same
-batches either way, sorted by length within a slice. With `--decode` photos are measured twice, with
-JPEGs decoded on the CPU and by nvJPEG, after each decoder was measured alone; `--cpu --decode` has
-the CPU's half of that. Prints lines, then JSON, whose `skipped` says what failed, and why. The
-peers over photos on the same GPU: `PEERS_DEVICE=cuda make bench`.
+`--detector-px`. For every precision of `eager`, and of `compile` with `--compile`, one actor:
+rows/s of the model alone, its batches on the device already, and of one decoder alone; rows/s of
+the pipeline in the second half of its rows, and its share of what is possible: the model alone, or
+all decoders if that is less; for which share of that half the card had nothing to compute; the
+processor seconds of the whole machine; and how busy the card was, as nvidia-smi says. Texts are in
+the same batches either way, sorted by length within a slice. With `--decode` photos are measured
+twice, with JPEGs decoded on the CPU and by nvJPEG. With `--peers` Ray Data as its documentation has
+it and Daft run classifiers of photos on the same device in fp32 and bf16. Prints lines, then JSON,
+whose `skipped` says what failed, and why; `--page` writes a page of it, too.
 """
 
 from __future__ import annotations
@@ -15,157 +17,75 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
-import subprocess
+import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from detect import write_detector
+from gpu_alone import Watch, alone, decode_alone, idle_pct
+from gpu_page import page_lines
 from machine import machine, today
 from peer_detect import MIN_SCORE
-from systems import Case, Unusable, run_job, write_weights
-from text_batches import batches_on_device, text_case
+from safetensors.torch import load_file, save_file
+from systems import Case, Unusable, missing, run_job, run_peer, write_weights
+from text_batches import text_case
+from turns import tell
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from minilm import Unreachable
 
 from pipeline.commands.demo_photos import build_images
 
-BATCH = 128
-_MEASURE_S = 3.0
-_DECODED = 2 * BATCH
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MINILM, DETECTOR = "minilm", "detector"
 MODELS = ("resnet50", "vit_b_16", MINILM, DETECTOR)
 DETECTOR_PX = 640
-
-
-def alone(
-    case: Case, runtime: str, precision: str, num_gpus: float, found: dict[str, Any]
-) -> dict[str, float]:
-    """Measure the model over batches that lie on the device.
-
-    Args:
-        case: Model and rows.
-        runtime: Its runtime.
-        precision: Its precision.
-        num_gpus: 0: on the CPU.
-        found: What `run_job` returned of the same.
-
-    Returns:
-        `rows_per_s`, and for texts `tokens_per_row`, without padding.
-    """
-    import pyarrow as pa
-
-    from pipeline.inference.predictor import Predictor
-    from pipeline.job.model import Model
-    from pipeline.job.transform import Transform
-    from pipeline.models.resolve import resolve_model
-    from pipeline.models.spec import PredictorConfig
-
-    section = Model(**case.model, runtime=runtime, precision=precision)
-    takes = "text" if "text_column" in case.columns else "image"
-    spec = resolve_model(section, Transform(), input_name=takes)
-    limits = {"batch_size": found["batch_size"], "batch_tokens": found["batch_tokens"] or 0}
-    config = PredictorConfig(
-        spec, num_gpus=num_gpus, num_threads=1, pass_through=pa.schema([]), **limits
-    )
-    predictor = Predictor(config)
-    batches, facts = batches_on_device(case, config, found["slices"])
-    num_rows, started = 0, 0.0
-    with torch.inference_mode():
-        for warm_up in (True, False):
-            num_rows, started = 0, time.perf_counter()
-            while time.perf_counter() - started < (0.1 if warm_up else _MEASURE_S):
-                for batch in batches:
-                    predictor._runner.run(batch)
-                    num_rows += len(next(iter(batch.values())))
-                if num_gpus:
-                    torch.cuda.synchronize()
-    return {"rows_per_s": num_rows / (time.perf_counter() - started), **facts}
-
-
-def decode_alone(case: Case, jpeg_decoder: str) -> float:
-    """Rows/s of one process that decodes and transforms, with one thread beside the GPU."""
-    import pyarrow as pa
-
-    from pipeline.core.failures import failure_columns
-    from pipeline.execution.stages import Preprocessing
-    from pipeline.job.model import Model
-    from pipeline.job.source import Source
-    from pipeline.job.transform import Transform
-    from pipeline.models.resolve import resolve_model
-
-    spec = resolve_model(Model(**case.model), Transform(jpeg_decoder=jpeg_decoder)).input
-    source = Source(uri=str(case.inputs), format="images")
-    preprocessing = Preprocessing.of(source, spec, 1)
-    assert preprocessing is not None
-    paths = sorted(path for path in case.inputs.rglob("*") if path.is_file())[:_DECODED]
-    images = pa.array([path.read_bytes() for path in paths], pa.large_binary())
-    rows = pa.table({"image": images, **failure_columns([None] * len(paths))})
-    num_rows, started = 0, 0.0
-    for warm_up in (True, False):
-        num_rows, started = 0, time.perf_counter()
-        while time.perf_counter() - started < (0.1 if warm_up else _MEASURE_S):
-            preprocessing({}, rows)
-            num_rows += len(paths)
-    return num_rows / (time.perf_counter() - started)
-
-
-class Busy:
-    """Asks nvidia-smi every second how busy the GPU is."""
-
-    def __init__(self, *, is_gpu: bool) -> None:
-        query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-        self._asking = (
-            subprocess.Popen([*query, "--loop=1"], stdout=subprocess.PIPE, text=True)
-            if is_gpu
-            else None
-        )
-
-    def stop(self) -> float | None:
-        """Return the mean of the upper half: what it was once the pipeline ran."""
-        if self._asking is None:
-            return None
-        self._asking.terminate()
-        seen = sorted(int(line) for line in self._asking.communicate()[0].split() if line.isdigit())
-        return statistics.mean(seen[len(seen) // 2 :]) if seen else None
+PEERS = ("ray", "daft")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+"""Precisions of the peers, and what torch calls them."""
+_DECISION = 10.0
 
 
 def measure(
-    case: Case, runtime: str, precision: str, num_gpus: float, jpeg_decoder: str | None
+    case: Case, runtime: str, precision: str, num_gpus: float, jpeg_decoder: str
 ) -> dict[str, Any]:
-    """Run the pipeline once; with a decoder given, measure that by itself, too."""
-    decoded = None if jpeg_decoder is None else decode_alone(case, jpeg_decoder)
-    busy = Busy(is_gpu=num_gpus > 0)
+    """Run the pipeline once with one actor, and what it is held to by itself."""
+    has_photos = case.columns["format"] == "images"
+    decoded = decode_alone(case, jpeg_decoder) if has_photos else None
+    watch = Watch(is_gpu=num_gpus > 0)
     found = run_job(
         case,
-        f"{runtime}-{precision}-{jpeg_decoder or 'cpu'}",
+        f"{runtime}-{precision}-{jpeg_decoder}",
         {
             "model": {**case.model, "runtime": runtime, "precision": precision},
-            "resources": {"num_gpus": num_gpus},
-            "transform": {"jpeg_decoder": jpeg_decoder} if jpeg_decoder else {},
+            "resources": {"num_gpus": num_gpus, "max_actors": 1},
+            "transform": {"jpeg_decoder": jpeg_decoder} if jpeg_decoder != "cpu" else {},
         },
     )
-    busy_pct, steady = busy.stop(), found["steady"]
+    watched, steady = watch.stop(), found["steady"]
     model_alone = alone(case, runtime, precision, num_gpus, found)
     in_memory = model_alone.pop("rows_per_s")
+    # A decoder on the card is in the actor; those on the CPU have all cores but the actor's.
+    decoders = 1 if jpeg_decoder != "cpu" or not num_gpus else max(1, (os.cpu_count() or 1) - 1)
+    possible = in_memory if decoded is None else min(in_memory, decoders * decoded)
     line = {
         "model": case.folder.name,
+        "system": "ours",
         "runtime": runtime,
         "precision": precision,
-        "jpeg_decoder": jpeg_decoder or "cpu",
+        "jpeg_decoder": jpeg_decoder,
         "decoded_rows_per_s": decoded and round(decoded, 1),
         "in_memory_rows_per_s": round(in_memory, 1),
         "whole_rows_per_s": round(found["whole"], 1),
         "steady_rows_per_s": steady and round(steady, 1),
         "share_of_in_memory": steady and round(steady / in_memory, 3),
-        "gpu_busy_pct": busy_pct,
+        "share_of_possible": steady and round(steady / possible, 3),
+        "idle_pct": idle_pct(Path(found["out"])),
+        **watched,
         **(of_texts(found, in_memory, model_alone["tokens_per_row"]) if model_alone else {}),
         "startup": found["startup"],
     }
@@ -184,6 +104,21 @@ def of_texts(found: dict[str, Any], in_memory: float, tokens_per_row: float) -> 
     }
 
 
+def measure_peer(case: Case, system: str, precision: str) -> dict[str, Any]:
+    """Run a peer once, on the device that PEERS_DEVICE names."""
+    os.environ["PEERS_DTYPE"] = DTYPES[precision]
+    found = run_peer(system, case)
+    line = {
+        "model": case.folder.name,
+        "system": system,
+        "precision": precision,
+        "whole_rows_per_s": round(found["whole"], 1),
+        "steady_rows_per_s": found["steady"] and round(found["steady"], 1),
+    }
+    print(json.dumps(line), flush=True)
+    return line
+
+
 def make_case(folder: Path, name: str, num_rows: int, detector_px: int) -> Case:
     """Make the rows of a model, and those of all that take photos once.
 
@@ -198,7 +133,21 @@ def make_case(folder: Path, name: str, num_rows: int, detector_px: int) -> Case:
         build_images(images, num_rows, seed=1, num_bad=0)
     if name == DETECTOR:  # as many rows of its size would be 630 MB a slice
         return Case(own, images, num_rows, detector(own, detector_px))
-    return Case(own, images, num_rows, write_weights(own, name), 4 * BATCH)
+    return Case(own, images, num_rows, decided(write_weights(own, name)))
+
+
+def decided(model: dict[str, Any]) -> dict[str, Any]:
+    """Let one class of random weights lead, and return the model section.
+
+    The best of a thousand nearly equal classes is another one in half precision: the gate that
+    holds predictions to fp32 would refuse that.
+    """
+    path = model["weights"]
+    tensors = load_file(path)
+    last = [name for name in tensors if name.endswith("bias") and tensors[name].ndim == 1][-1]
+    tensors[last][0] += _DECISION
+    save_file(tensors, path)
+    return model
 
 
 def detector(folder: Path, size_px: int) -> dict[str, Any]:
@@ -212,6 +161,7 @@ def main() -> None:
     wanted = parse()
     if not (wanted.cpu or torch.cuda.is_available()):
         sys.exit("no CUDA device here: run this where there is one, or try it with --cpu")
+    os.environ["PEERS_DEVICE"] = "cpu" if wanted.cpu else "cuda"
     results, skipped = list[dict[str, Any]](), dict[str, str]()
     with tempfile.TemporaryDirectory() as folder:
         for model in wanted.models:
@@ -224,9 +174,16 @@ def main() -> None:
                 try:
                     found = measure(case, runtime, precision, 0.0 if wanted.cpu else 1.0, decoder)
                 except Unusable as error:
-                    skip(skipped, f"{model} {runtime} {precision} {decoder or ''}".strip(), error)
+                    skip(skipped, f"{model} {runtime} {precision} {decoder}", error)
                     continue
                 results.append(found)
+            for system, precision in peers(wanted, case):
+                try:
+                    if absent := missing(system):
+                        raise Unusable(absent)
+                    results.append(measure_peer(case, system, precision))
+                except Unusable as error:
+                    skip(skipped, f"{model} {system} {precision}", error)
     document = {
         "date": today(),
         "machine": machine(),
@@ -235,7 +192,10 @@ def main() -> None:
         "results": results,
         "skipped": skipped,
     }
-    print(json.dumps(document))
+    if wanted.page:
+        wanted.page.parent.mkdir(parents=True, exist_ok=True)
+        wanted.page.write_text("\n".join(page_lines(document)) + "\n")
+    tell(document, wanted.out)
 
 
 def parse() -> argparse.Namespace:
@@ -246,19 +206,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="try the script without a GPU")
     parser.add_argument("--decode", action="store_true", help="measure nvJPEG beside libjpeg")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[], help="measure these too")
+    parser.add_argument("--out", type=Path, help="also write the JSON line to this file")
+    parser.add_argument("--page", type=Path, help="also write a page of it to this file")
     return parser.parse_args()
 
 
-def ways(wanted: argparse.Namespace, case: Case) -> Iterator[tuple[str, str, str | None]]:
-    """Yield runtime, precision and decoder of JPEGs; None: it is not measured by itself."""
-    decoders: tuple[str | None, ...] = (None,)
-    if wanted.decode and case.columns["format"] == "images":
-        decoders = ("cpu",) if wanted.cpu else ("cpu", "gpu")
+def ways(wanted: argparse.Namespace, case: Case) -> Iterator[tuple[str, str, str]]:
+    """Yield runtime, precision and decoder of JPEGs."""
+    both = wanted.decode and not wanted.cpu and case.columns["format"] == "images"
     yield from itertools.product(
         ("eager", "compile") if wanted.compile else ("eager",),
         ("fp32",) if wanted.cpu else PRECISIONS,
-        decoders,
+        ("cpu", "gpu") if both else ("cpu",),
     )
+
+
+def peers(wanted: argparse.Namespace, case: Case) -> Iterator[tuple[str, str]]:
+    """Yield peer and precision; their programs are for classifiers of photos."""
+    if "weights" in case.model:
+        yield from itertools.product(wanted.peers, ("fp32",) if wanted.cpu else DTYPES)
 
 
 def skip(skipped: dict[str, str], what: str, error: Exception) -> None:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from gpu_alone import idle_pct, rows_per_s
 from gpu_hour import FAIL, PASS
-from gpu_models import POISON
+from gpu_hour_models import POISON
 from systems import BENCH, ROOT, Case, Unusable, run_job, run_pipeline, write_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
@@ -35,7 +35,7 @@ from pipeline.commands.demo_photos import build_images
 FIGURE, NOT_HERE = "figure", "not here"
 _SPIN_SHARE = 0.3
 """Of a core, for launching and gathering; a wait that spins takes all of one."""
-_OWN = {"PIPELINE_ALLOW_IMPORT": "gpu_models"}
+_OWN = {"PIPELINE_ALLOW_IMPORT": "gpu_hour_models"}
 Said = tuple[str, str]
 """Verdict, and what was found."""
 
@@ -79,7 +79,7 @@ def sticky(wanted: argparse.Namespace) -> Said:
         table = pa.table({"id": np.arange(rows), "x": first, "y": np.ones(rows, np.float32)})
         pq.write_table(table, folder / "in" / "0.parquet")
         columns = {"format": "parquet", "features": ["x", "y"], "pass_through": ["id"]}
-        model = {"factory": "gpu_models:poisoned", "task": "regress"}
+        model = {"factory": "gpu_hour_models:poisoned", "task": "regress"}
         job = Case(folder, folder / "in", rows, model, 64, columns).job(
             "sticky",
             folder / "out",
@@ -87,7 +87,7 @@ def sticky(wanted: argparse.Namespace) -> Said:
             gates={"constant": {"mode": "off"}},
         )
         report = run_pipeline("run", job, "--quiet", env=_OWN)
-    lost = {reason: count for reason, count in report["quarantine"].items() if count}
+    lost = {reason: count for reason, count in report["reasons"].items() if count}
     return PASS if sum(lost.values()) == 1 else FAIL, f"{rows} rows, quarantined: {lost}"
 
 
@@ -163,7 +163,7 @@ def _too_large(size_gib: float) -> str:
         pq.write_table(pa.table({"x": np.ones(8, np.float32)}), folder / "in" / "0.parquet")
         columns = {"format": "parquet", "features": ["x"]}
         args = {"size_gib": size_gib}
-        model = {"factory": "gpu_models:large", "task": "regress", "args": args}
+        model = {"factory": "gpu_hour_models:large", "task": "regress", "args": args}
         case = Case(folder, folder / "in", 8, model, columns=columns)
         try:
             run_pipeline("run", case.job("large", folder / "out", resources={"num_gpus": 1}))

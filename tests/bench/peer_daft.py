@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
-from peer_model import BATCH, CORES, best_class, build, steady_rate, torchvision_transform
+from peer_model import ACTORS, BATCH, GPUS, best_class, build, steady_rate, torchvision_transform
 
 
 def daft(images: str, name: str, weights: str, *_: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def daft(images: str, name: str, weights: str, *_: str) -> dict[str, Any]:
 def _classifier(daft_: Any) -> Any:
     kinds = {"label": daft_.DataType.int64(), "at": daft_.DataType.float64()}
 
-    @daft_.cls(max_concurrency=max(1, CORES - 1))
+    @daft_.cls(max_concurrency=ACTORS, gpus=GPUS)
     class Classifier:
         def __init__(self, name: str, weights: str) -> None:
             self.module, _ = build(name, weights)

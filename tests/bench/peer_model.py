@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
-BATCH = 32
 CORES = os.cpu_count() or 1
 DEVICE = os.environ.get("PEERS_DEVICE", "cpu")
 """Where the peers' models run."""
+DTYPE = os.environ.get("PEERS_DTYPE", "float32")
+"""What they compute in: `float32`, `bfloat16` or `float16`."""
+GPUS = float(DEVICE != "cpu")
+"""Cards of an actor; there is one actor with one, and otherwise one a core."""
+BATCH, ACTORS = (128, 1) if GPUS else (32, max(1, CORES - 1))
 
 
 def build(name: str, weights: str) -> tuple[Any, Any]:
@@ -60,9 +64,10 @@ def best_class(module: Any, batch: Any) -> Any:
     """The class and the score of each row."""
     import torch
 
+    kind = getattr(torch, DTYPE)
     with torch.inference_mode():
-        found = torch.softmax(module.to(DEVICE)(batch.to(DEVICE)), 1).cpu()
-        return found.max(1)
+        found = module.to(DEVICE, kind)(batch.to(DEVICE, kind))
+        return torch.softmax(found.float(), 1).cpu().max(1)
 
 
 def steady_rate(ends: Sequence[float] | np.ndarray) -> float | None:

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import numpy as np
-from peer_model import BATCH, CORES, best_class, build, steady_rate, torchvision_transform
+from peer_model import ACTORS, BATCH, GPUS, best_class, build, steady_rate, torchvision_transform
 
 # By default it passes WebP over.
 EXTENSIONS = ["jpg", "png", "webp"]
@@ -47,7 +47,7 @@ def ray(images: str, name: str, weights: str, *_: str) -> dict[str, Any]:
                 images, include_paths=True, mode="RGB", file_extensions=EXTENSIONS
             )
             .map(preprocess)
-            .map_batches(Classifier, batch_size=BATCH, concurrency=max(1, CORES - 1))
+            .map_batches(Classifier, batch_size=BATCH, concurrency=ACTORS, num_gpus=GPUS)
             .write_parquet(out)
         )
         ends = pq.read_table(out)["at"].to_pylist()
