@@ -42,6 +42,8 @@ PROBABILITIES = "probabilities"
 """Rows whose outputs were taken for probabilities; of a head, with `.` and its name behind it."""
 GPU_DECODE = "gpu_decode"
 """Rows of runs that decode on a GPU; rows_out are those that it decoded, the CPU did the others."""
+LAUNCH = "launch"
+"""Rows of batches that a GPU was given; busy seconds are the host's, which gathers and launches."""
 ISOLATED = "isolated"
 """Rows that were worked on in a child process after workers crashed on their slice; quarantined
 are those that ended processes, and retries counts these processes, workers and children."""

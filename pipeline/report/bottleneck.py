@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pipeline.report.forecast import Forecast, make_forecasts
 from pipeline.report.limits import (
     CORES,
+    LAUNCH_BOUND_PCT,
     LIMIT_BUSY_PCT,
     Limit,
     Load,
@@ -120,6 +121,16 @@ def _waiting(load: Load, top: Limit, startup_pct: float) -> Bottleneck:
 
 
 def _bound(load: Load, binding: Limit) -> Bottleneck:
+    if binding.group == "actor" and load.launch_pct >= LAUNCH_BOUND_PCT:
+        return Bottleneck(
+            binding.group,
+            f"{_what_binds(binding)}, but the host takes {load.launch_pct:.0f}% of the GPU's time "
+            "to launch its batches, so that the GPU waits for the host: a compiled model "
+            "(model.runtime compile-quick or compile) or larger batches would help more than "
+            "another GPU.",
+            stage=binding.top_stage,
+            utilisation_pct=binding.utilisation_pct,
+        )
     known = [forecast for forecast in make_forecasts(load) if forecast.gain_pct]
     # The list begins with what is easiest to do: of equals the first.
     known.sort(key=lambda forecast: -(forecast.rows_per_s or 0.0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.core.counters import PREPARED, TOKENS, Counters, StageCounters
+from pipeline.core.counters import LAUNCH, PREPARED, TOKENS, Counters, StageCounters
 
 # Stages of one group run one after the other in the same slot, so they are judged together.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -20,9 +20,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Of a run over images; `Load.own_groups` has those of any run."""
 CORES = "cores"
+_OVERLAPPING = ("transfer", "predict")
+"""Copies to a GPU and its computing: there the longer of the two counts."""
 
 CORES_BUSY_PCT = 90.0
 LIMIT_BUSY_PCT = 50.0
+LAUNCH_BOUND_PCT = 80.0
+"""A GPU waits for its host if this takes so large a share of the GPU's time to launch its work."""
 
 Slots = dict[str, float]
 """Stage -> how many of it could work at the same time."""
@@ -76,6 +80,12 @@ class Load:
         tokens = self.counters.get(TOKENS, {}).get("rows_in", 0)
         rows = self.counters.get("predict", {}).get("rows_out", 0)
         return tokens / rows if tokens and rows else None
+
+    @property
+    def launch_pct(self) -> float:
+        """Return the host's time to launch batches as a share of the GPU's; 0 if it is unknown."""
+        computed_s = self.busy_s("predict") if self.is_on_gpu else 0.0
+        return 100 * self.busy_s(LAUNCH) / computed_s if computed_s else 0.0
 
     @property
     def own_groups(self) -> dict[str, tuple[str, ...]]:
@@ -158,8 +168,16 @@ def core_stages(load: Load) -> tuple[str, ...]:
     return tuple(stage for stage in load.streaming if stage not in excluded)
 
 
-def _limit(load: Load, group: str, stages: tuple[str, ...], slots: float) -> Limit | None:
+def group_busy_s(load: Load, stages: Sequence[str]) -> float:
+    """Return how long stages that share slots kept these busy."""
     busy_s = sum(load.busy_s(stage) for stage in stages)
+    if load.is_on_gpu and set(_OVERLAPPING) <= set(stages):
+        busy_s -= min(load.busy_s(stage) for stage in _OVERLAPPING)
+    return busy_s
+
+
+def _limit(load: Load, group: str, stages: tuple[str, ...], slots: float) -> Limit | None:
+    busy_s = group_busy_s(load, stages)
     busy_pct = utilisation_pct(busy_s, slots, load.streaming_wall_s)
     if busy_pct is None or busy_s <= 0 or load.rows == 0:
         return None

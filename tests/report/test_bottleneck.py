@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stage_loads import counted, load_of
 
+from pipeline.core.counters import LAUNCH
 from pipeline.report.bottleneck import find_bottleneck
 from pipeline.report.limits import Load, find_limits, utilisation_pct
 
@@ -70,6 +71,30 @@ def test_actors_that_fill_the_gpus_need_a_gpu():
     slots = {"reader": 4, "decoder": 4, "actor": 1, "writer": 1}
     load = load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True)
     assert "one more GPU" in find_bottleneck(load).advice
+
+
+@pytest.mark.parametrize("transfer_s", [0.0, 3.0, 9.7])
+def test_copies_to_a_gpu_overlap_with_its_computing(transfer_s: float):
+    busy = {"transfer": transfer_s, "predict": 9.8}
+    slots = {"reader": 1, "decoder": 1, "actor": 1, "writer": 1}
+    limits = find_limits(load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True))
+    assert [limit.busy_s for limit in limits if limit.group == "actor"] == [pytest.approx(9.8)]
+    on_cpu = find_limits(load_of(busy, slots, cpus=16))
+    assert [each.busy_s for each in on_cpu if each.group == "actor"] == [
+        pytest.approx(9.8 + transfer_s)
+    ]
+
+
+@pytest.mark.parametrize(("launch_s", "is_launch_bound"), [(1.0, False), (7.7, False), (9.0, True)])
+def test_a_gpu_that_waits_for_its_host_needs_no_other_gpu(launch_s: float, is_launch_bound: bool):
+    busy = {"read": 1.0, "decode": 2.0, "predict": 9.8}
+    slots = {"reader": 4, "decoder": 4, "actor": 1, "writer": 1}
+    load = load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True)
+    load = replace(load, counters={**load.counters, LAUNCH: counted(1000, launch_s)})
+    advice = find_bottleneck(load).advice
+    assert ("compile-quick" in advice) is is_launch_bound
+    assert ("one more GPU" in advice) is not is_launch_bound
+    assert LAUNCH not in {limit.group for limit in find_limits(load)}
 
 
 def test_a_short_run_blames_start_up_and_says_its_share():
