@@ -139,11 +139,12 @@ class Model(Section):
     postprocess_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of `postprocess`, by name, as those of `factory`."""
     runtime: str | None = None
-    """What runs the model: torch as it is (`eager`), torch.compile (`compile`), or the library of
-    that name (its extra must be installed): `onnxruntime`, `openvino`, `mnn`, or what an installed
-    package adds (entry points `pipeline.runtimes`). `auto` measures what is there and takes the
-    fastest that agrees. Left out: `eager`; if `precision` is left out, too, the fastest at fp32
-    that is known to agree on this machine, and `eager` while none is."""
+    """What runs the model: torch as it is (`eager`), torch.compile (`compile`; on a GPU
+    `compile-quick` leaves out its autotuning, which takes minutes), or the library of that name
+    (its extra must be installed): `onnxruntime`, `openvino`, `mnn`, or what an installed package
+    adds (entry points `pipeline.runtimes`). `auto` measures what is there and takes the fastest
+    that agrees. Left out: `eager`; if `precision` is left out, too, the fastest at fp32 that is
+    known to agree on this machine, and `eager` while none is."""
     pooling: str | None = None
     """A model directory that embeds: what becomes of the vectors of a row's tokens or patches:
     `mean`, `cls`, `max`, `lasttoken`, `weightedmean`, `mean_sqrt_len_tokens`, of images also

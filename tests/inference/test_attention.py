@@ -37,7 +37,7 @@ def chosen(module: Any, runtime: str, device: str, directory: object = "one") ->
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("runtime", REGISTRY)
 def test_only_torch_on_a_gpu_attends_to_windows_by_sdpa(runtime, device, windowed):
-    is_torch_on_gpu = device == "cuda" and runtime in ("eager", "compile")
+    is_torch_on_gpu = device == "cuda" and runtime in ("eager", "compile", "compile-quick")
     assert chosen(load(windowed), runtime, device) == ("sdpa" if is_torch_on_gpu else "eager")
 
 

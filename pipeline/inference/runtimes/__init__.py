@@ -15,6 +15,7 @@ from pipeline.inference.runtimes.base import Runtime
 REGISTRY = {
     "eager": "pipeline.inference.runtimes.eager:RUNTIME",
     "compile": "pipeline.inference.runtimes.compile:RUNTIME",
+    "compile-quick": "pipeline.inference.runtimes.compile:QUICK",
     "onnxruntime": "pipeline.inference.runtimes.onnx_runtime:RUNTIME",
     "openvino": "pipeline.inference.runtimes.open_vino:RUNTIME",
 }

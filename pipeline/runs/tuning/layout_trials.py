@@ -93,7 +93,7 @@ def try_layouts(
     spec = as_tried(tuning.model, way)
     if resources.num_gpus:
         is_open = resources.num_gpus == 1 and resources.actors_per_gpu is None
-        return _try_sharing(tuning, sample, spec, batch) if is_open else []
+        return _try_sharing(tuning, sample, spec, batch, way.rows_per_s) if is_open else []
     splits = layouts(cpus) if resources.num_cpus is None else [_own_split(resources.num_cpus, cpus)]
     places = ["actors", "tasks"] if resources.decode_in == "auto" else [resources.decode_in]
     if not spec.input.stage_names or (spec.input.counts_tokens and len(places) > 1):
@@ -117,11 +117,19 @@ def try_layouts(
 
 
 def _try_sharing(
-    tuning: TuningContext, sample: Sample, spec: ModelSpec, batch: BatchLimits
+    tuning: TuningContext,
+    sample: Sample,
+    spec: ModelSpec,
+    batch: BatchLimits,
+    alone_rows_per_s: float,
 ) -> list[Trial]:
-    """Let more and more actors share a GPU, until one more gives nothing."""
+    """Let more and more actors share a GPU, until one more gives nothing.
+
+    Decoders beside them keep up with what the model alone, or the actors before, have made.
+    """
     trials: list[Trial] = []
     for actors in ACTORS_PER_GPU:
+        best = max([alone_rows_per_s, *(trial.rows_per_s for trial in trials)])
         wanted = Trial(
             spec.runtime,
             spec.precision,
@@ -131,7 +139,7 @@ def _try_sharing(
             threads=tuning.allocation.actor_threads,
             decode_in="actors" if tuning.job.shares.decode_in == "actors" else "tasks",
         )
-        trial = _try_layout(tuning, sample, spec, wanted, None)
+        trial = _try_layout(tuning, sample, spec, wanted, _AHEAD * best if best else None)
         trials.append(trial)
         if trial.problem or trial.rows_per_s < max(t.rows_per_s for t in trials):
             break
@@ -153,7 +161,7 @@ def _try_layout(
     import ray
     from ray.exceptions import RayError
 
-    from pipeline.runs.tuning.measure import LayoutWorker
+    from pipeline.runs.tuning.layout_worker import LayoutWorker
 
     beat("a layout to try")
     share = gpu_share(trial.actors) if tuning.allocation.actor_gpus else 0.0
@@ -166,16 +174,22 @@ def _try_layout(
         num_threads=trial.threads,
     )
     in_actors = trial.decode_in == "actors"
-    decoders = 0 if in_actors or share else max(1, tuning.node_cpus // 2)
-    kinds = ["both" if in_actors else "predict"] * trial.actors + ["decode"] * decoders
     preprocessing = Preprocessing.of(
         tuning.job.source, spec.input, trial.threads if in_actors else 1
     )
+    decoders = num_decoders(tuning.node_cpus, trial.actors, is_on_gpu=bool(share))
+    if in_actors or (share and preprocessing is None):
+        decoders = 0
+    kinds = ["both" if in_actors else "predict"] * trial.actors + ["decode"] * decoders
     paces = {"decode": pace and pace / decoders if decoders else None}
     inputs, started = sample.inputs(spec), perf_counter()
-    options = {"num_cpus": TASK_CPUS, "num_gpus": share or None, "max_restarts": 0}
-    worker = ray.remote(**options)(LayoutWorker)
-    workers = [worker.remote(kind, config, preprocessing) for kind in kinds]
+    options = {"num_cpus": TASK_CPUS, "max_restarts": 0}
+    workers = [
+        ray.remote(**options, num_gpus=None if kind == "decode" else share or None)(
+            LayoutWorker
+        ).remote(kind, config, preprocessing)
+        for kind in kinds
+    ]
     try:
         ray.get([each.load.remote(sample.rows, inputs) for each in workers])
         load_s = perf_counter() - started
@@ -192,15 +206,29 @@ def _try_layout(
         for each in workers:
             ray.kill(each)
     rates = {
-        kind: sum(rate for (rate, _), its in zip(found, kinds, strict=True) if its == kind)
+        kind: sum(did.rows_per_s for did, its in zip(found, kinds, strict=True) if its == kind)
         for kind in set(kinds)
     }
+    # On a GPU it is the card's memory that counts, of which decoders have none.
+    counted = found[: trial.actors] if share else found
     return replace(
         trial,
         rows_per_s=round(min(rates.values()), 1),
         load_s=round(load_s, 2),
-        peak_mib=max(peak for _, peak in found),
+        peak_mib=max(did.peak_mib for did in counted),
+        problem=next((did.problem for did in found if did.problem), ""),
     )
+
+
+def num_decoders(node_cpus: int, actors: int, *, is_on_gpu: bool) -> int:
+    """Return how many decoders work beside the actors of a node while they are tried out.
+
+    Args:
+        node_cpus: Cores of the node.
+        actors: How many there are.
+        is_on_gpu: They compute on a card: as in a run, all cores but theirs decode.
+    """
+    return max(1, node_cpus - actors if is_on_gpu else node_cpus // 2)
 
 
 def node_memory_mib(num_gpus: float) -> float:
@@ -225,7 +253,9 @@ def finish_profile(tuning: TuningContext, sample: Sample, way: Trial) -> Profile
     best, limits = _batch(batches, tuning), tuning.config.limits_of_batch
     if best is not None:
         limits = BatchLimits(best.batch_size, best.batch_tokens)
-    return Profile((), tuple(batches), tuple(try_layouts(tuning, sample, way, limits)))
+    rates = [way.rows_per_s, *(trial.rows_per_s for trial in batches)]
+    divided = try_layouts(tuning, sample, replace(way, rows_per_s=max(rates)), limits)
+    return Profile((), tuple(batches), tuple(divided))
 
 
 def pick(profile: Profile, way: Trial, tuning: TuningContext) -> Trial:

@@ -6,11 +6,10 @@ trial. The driver names these functions, too, so torch is imported only inside t
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,6 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR
 from pipeline.core.user_errors import tell
-from pipeline.execution.stages import Preprocessing
 from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import emulated_reason
@@ -30,6 +28,7 @@ from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Input, Limits, is_varying, num_rows, take_rows
+from pipeline.runs.tuning.memory import held_mib, lack_of_memory, peak_mib
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.workload import RunBatch, compared_rows, run_batches
 from pipeline.sources.rows import Reader
@@ -43,7 +42,8 @@ TURN_S = 0.1
 ENOUGH_S = 1.0
 HOPELESS = 0.25
 """A way that makes less than this share of the best rate so far is not measured further."""
-_MIB = 2**20
+_OVERLAPPED, _OVERLAPPED_ROWS = 4, 1024
+"""On a GPU one timed call has so many batches at least, and so many rows."""
 _PROBLEM_MAX_CHARS = 200
 
 
@@ -156,13 +156,19 @@ def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
     started = perf_counter()
     try:
         work, predictor = Workload(config, sample), Predictor(config)
+        loaded_mib = held_mib(config)
         work.warm_up(predictor)
         load_s = perf_counter() - started
         rate = work.measure_rate(predictor, 0.0)
+        problem = lack_of_memory(config, loaded_mib)
     except Exception as error:  # noqa: BLE001  # as above
         return replace(trial, problem=_failure_texts(error))
     return replace(
-        trial, rows_per_s=round(rate, 1), load_s=round(load_s, 2), peak_mib=peak_mib(config)
+        trial,
+        rows_per_s=round(rate, 1),
+        load_s=round(load_s, 2),
+        peak_mib=peak_mib(config),
+        problem=problem,
     )
 
 
@@ -177,7 +183,8 @@ class Workload:
     def __init__(self, config: PredictorConfig, sample: Inputs) -> None:
         seen = config.spec.input
         batches = run_batches(seen, sample, config.limits_of_batch)
-        self._batches = batches if is_varying(seen) else batches[:1]
+        batches = batches if is_varying(seen) else batches[:1]
+        self._batches = overlapping(batches) if config.num_gpus else batches
         self._config, self._sample = config, sample
 
     def warm_up(self, predictor: Predictor) -> None:
@@ -259,63 +266,19 @@ class Workload:
         return [worth / seconds for seconds in spent]
 
 
+def overlapping(batches: Sequence[RunBatch]) -> list[RunBatch]:
+    """Return all batches as one call, some of them several times, as a GPU has them in a run.
+
+    While one is computed, another is copied and a third gathered. One call a batch would add these
+    times up, and favour large batches and many actors.
+    """
+    num_rows_once = sum(len(batch.rows) for batch in batches)
+    times = max(-(-_OVERLAPPED // len(batches)), -(-_OVERLAPPED_ROWS // num_rows_once))
+    rows = np.concatenate([batch.rows for batch in batches] * times)
+    return [RunBatch(rows, times * sum(batch.worth for batch in batches))]
+
+
 def rate_of(batches: Sequence[RunBatch], calls: Sequence[Sequence[float]]) -> float:
     """Return rows/s of the batches that were run: what they stand for over their median calls."""
     timed = [(batch.worth, median(s)) for batch, s in zip(batches, calls, strict=True) if s]
     return sum(worth for worth, _ in timed) / sum(seconds for _, seconds in timed)
-
-
-def peak_mib(config: PredictorConfig) -> float:
-    """Return the most memory that this process, or on a GPU its tensors, had at once."""
-    if config.num_gpus:
-        import torch
-
-        return round(torch.cuda.max_memory_allocated() / _MIB, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-
-
-class LayoutWorker:
-    """One actor, or one decoder, of a division of the cores that is tried out."""
-
-    def __init__(
-        self, kind: str, config: PredictorConfig, preprocessing: Preprocessing | None
-    ) -> None:
-        """Say what it does: `predict`, `decode`, or `both` one after the other."""
-        self._kind, self._config, self._preprocessing = kind, config, preprocessing
-        self._predictor: Predictor | None = None
-
-    def load(self, rows: pa.Table, inputs: Inputs) -> None:
-        """Take a sample, encoded and decoded; load the model if there is need, and warm up."""
-        self._rows, self._inputs = rows, inputs
-        config = self._config
-        self._batches = run_batches(config.spec.input, inputs, config.limits_of_batch)
-        if self._kind != "decode":
-            from pipeline.inference.predictor import Predictor
-
-            self._predictor = Predictor(self._config)
-        self._one_batch(0)
-
-    def work(self, seconds: float, pace_rows_per_s: float | None) -> tuple[float, float]:
-        """Work for some seconds, whole batches; return rows/s and the peak memory in MiB.
-
-        Args:
-            seconds: For how long.
-            pace_rows_per_s: Work no faster, as a decoder whose rows are not taken faster.
-        """
-        done, number, started = 0.0, 0, perf_counter()
-        while perf_counter() - started < seconds:
-            done += self._one_batch(number)
-            number += 1
-            if pace_rows_per_s is not None:
-                ahead_s = done / pace_rows_per_s - (perf_counter() - started)
-                sleep(max(0.0, ahead_s))
-        return done / (perf_counter() - started), peak_mib(self._config)
-
-    def _one_batch(self, number: int) -> float:
-        """Work on a batch; return how many rows of a run it stands for."""
-        batch = self._batches[number % len(self._batches)]
-        if self._preprocessing is not None and self._kind != "predict":
-            self._preprocessing({}, self._rows.take(pa.array(batch.rows % self._rows.num_rows)))
-        if self._predictor is not None:
-            self._predictor.reduce(take_rows(self._inputs, batch.rows))
-        return batch.worth

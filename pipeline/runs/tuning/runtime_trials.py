@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.execution.tasks import ray_errors
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.base import emulated_reason, missing_reason
+from pipeline.inference.runtimes.base import Device, emulated_reason, missing_reason
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
+from pipeline.preprocessing.model_input import is_varying
 from pipeline.runs.tuning.budget import Budget
 from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
 from pipeline.runs.tuning.profile import Profile
@@ -54,8 +57,17 @@ def try_ways(tuning: TuningContext, budget: Budget, known: Profile) -> Profile:
     def left_s() -> float:
         return time_left_s(known.those(wanted), least_pct, budget.left_s)
 
+    search = Search(
+        tuning.model.runtime == AUTO,
+        is_on_gpu=bool(tuning.allocation.actor_gpus),
+        is_bounded=budget.is_bounded,
+        varies=is_varying(tuning.model.input),
+    )
+
     def is_open(way: tuple[str, str]) -> bool:
-        return is_worth_trying(known.of(*way), left_s(), usual_s(known.ways))
+        eager = [trial for trial in known.ways if is_usable(trial, least_pct)]
+        is_for_this = search.is_for(way, eager)
+        return is_for_this and is_worth_trying(known.of(*way), left_s(), usual_s(known.ways))
 
     if known.eager is not None and num_rows is not None:
         budget.expect(expected_s(known.eager, num_rows, tuning.allocation))
@@ -76,6 +88,37 @@ def try_ways(tuning: TuningContext, budget: Budget, known: Profile) -> Profile:
         if found and is_usable(found, least_pct) and found.rows_per_s > best.rows_per_s:
             best = found
     return known
+
+
+@dataclass(frozen=True)
+class Search:
+    """Who looks for a way, and for what."""
+
+    leaves_runtime_open: bool
+    """The job has `runtime: auto`."""
+    is_on_gpu: bool
+    is_bounded: bool
+    """A run waits for the answer; it is not `pipeline tune`."""
+    varies: bool
+    """Batches are of many shapes."""
+
+    def is_for(self, way: tuple[str, str], usable: Sequence[Trial]) -> bool:
+        """Tell whether a runtime and precision is to be tried at all.
+
+        Args:
+            way: Which.
+            usable: What was tried, ran and agreed.
+        """
+        runtime, precision = runtime_of(way[0]), way[1]
+        device: Device = "gpu" if self.is_on_gpu else "cpu"
+        if not self.leaves_runtime_open:
+            return True
+        if self.is_bounded and device in runtime.autotunes and not self.varies:
+            return False
+        eager = [trial for trial in usable if trial.runtime == EAGER]
+        if device not in runtime.follows_eager or not eager:
+            return True
+        return precision == max(eager, key=lambda trial: trial.rows_per_s).precision
 
 
 class _Tries:

@@ -29,7 +29,7 @@ from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.preprocessing.text_input import TextInput
 from pipeline.preprocessing.transform import TransformSpec
 
-NAMES = ("eager", "compile", "onnxruntime", "openvino", "mnn", "row-by-row")
+NAMES = ("eager", "compile", "compile-quick", "onnxruntime", "openvino", "mnn", "row-by-row")
 ALL = pytest.mark.parametrize("name", NAMES)
 SEEDED = torch.Generator().manual_seed(2)
 KNOWN = {"fp32", "tf32", "bf16", "fp16", "int8"}

@@ -1,0 +1,122 @@
+"""What is tried on a GPU, in which order, and how: no card is needed to decide it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.inference.runtimes import all_runtimes
+from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks.base import TaskSpec
+from pipeline.preprocessing.feature_input import FeatureInput
+from pipeline.runs.tuning.layout_trials import num_decoders
+from pipeline.runs.tuning.measure import overlapping
+from pipeline.runs.tuning.memory import CONTEXT_MIB, share_problem
+from pipeline.runs.tuning.runtime_trials import Search
+from pipeline.runs.tuning.selection import candidates
+from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.workload import RunBatch
+
+EAGER = [
+    Trial("eager", "fp32", rows_per_s=100),
+    Trial("eager", "tf32", rows_per_s=300),
+    Trial("eager", "bf16", rows_per_s=700),
+    Trial("compile-quick", "fp32", rows_per_s=900),
+]
+
+
+def spec(runtime: str) -> ModelSpec:
+    task = TaskSpec("classify", labels=("a",))
+    return ModelSpec("m", "factory", "", None, None, FeatureInput(), task, "auto", runtime)
+
+
+def tried(runtime: str = "auto", *, known: list[Trial] = EAGER, **search: bool) -> set[str]:
+    """The ways of torch that are tried once so many are known."""
+    settings = {"is_on_gpu": True, "is_bounded": True, "varies": False, **search}
+    wanted = candidates(spec(runtime), is_on_gpu=settings["is_on_gpu"])
+    found = [w for w in wanted if Search(runtime == "auto", **settings).is_for(w, known)]
+    return {" ".join(way) for way in found if way[0] in ("eager", "compile", "compile-quick")}
+
+
+ALL_OF_EAGER = {"eager fp32", "eager tf32", "eager bf16", "eager fp16"}
+
+
+def test_a_run_compiles_without_autotuning_and_only_in_the_precision_that_eager_found_best():
+    assert tried() == {*ALL_OF_EAGER, "compile-quick bf16"}
+
+
+def test_tune_tries_both_ways_to_compile_in_that_precision():
+    assert tried(is_bounded=False) == {*ALL_OF_EAGER, "compile-quick bf16", "compile bf16"}
+
+
+def test_of_many_shapes_nothing_is_autotuned_so_a_run_tries_it():
+    assert tried(varies=True) >= {*ALL_OF_EAGER, "compile bf16"}
+
+
+def test_a_job_that_names_what_compiles_gets_it_in_every_precision():
+    for runtime in ("compile", "compile-quick"):
+        assert len(tried(runtime)) == 4
+
+
+@pytest.mark.parametrize("is_bounded", [True, False])
+def test_on_the_cpu_nothing_is_left_out(is_bounded: bool):
+    wanted = candidates(spec("auto"), is_on_gpu=False)
+    search = Search(True, is_on_gpu=False, is_bounded=is_bounded, varies=False)
+    assert all(search.is_for(way, EAGER) for way in wanted)
+    assert "compile-quick" not in {runtime for runtime, _ in wanted}
+
+
+def test_eager_is_tried_in_all_precisions_before_anything_compiles():
+    order = [each.name for each in all_runtimes()]
+    assert order[0] == "eager"
+    assert order.index("compile-quick") < order.index("compile")
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=12))
+def test_on_a_gpu_a_call_has_enough_batches_to_overlap_and_each_row_as_often(sizes: list[int]):
+    ends = np.cumsum(sizes)
+    batches = [
+        RunBatch(np.arange(end - size, end), float(size))
+        for end, size in zip(ends, sizes, strict=True)
+    ]
+    [call] = overlapping(batches)
+    counts = np.bincount(call.rows)
+    assert len(set(counts.tolist())) == 1
+    assert counts[0] * len(batches) >= 4
+    assert len(call.rows) >= 1024
+    assert call.worth == pytest.approx(len(call.rows))
+
+
+@pytest.mark.parametrize(
+    ("reserved_mib", "reference_mib", "actors", "fits"),
+    [
+        (20_000, 30_000, 1, True),  # alone it can take its own model off meanwhile
+        (24_000, 0, 1, False),
+        (10_000, 0, 2, True),
+        (10_000, 2_000, 2, False),
+        (4_000, 1_000, 4, True),
+        (5_500, 0, 4, False),
+    ],
+)
+def test_all_that_an_actor_needs_counts_toward_its_share_of_the_card(
+    reserved_mib: float, reference_mib: float, actors: int, fits: bool
+):
+    told = share_problem(reserved_mib, reference_mib, 1 / actors, 24_000)
+    assert (not told) is fits
+    assert "\n" not in told
+
+
+@given(st.floats(0, 1e5), st.floats(0, 1e5), st.integers(1, 8), st.floats(1, 1e6))
+def test_actors_that_fit_their_shares_fit_the_card_together(
+    reserved_mib: float, reference_mib: float, actors: int, card_mib: float
+):
+    if not share_problem(reserved_mib, reference_mib, 1 / actors, card_mib):
+        assert actors * (reserved_mib + CONTEXT_MIB) <= card_mib * 1.0001
+
+
+def test_beside_a_card_all_cores_but_the_actors_decode():
+    assert [num_decoders(8, actors, is_on_gpu=True) for actors in (1, 2, 4)] == [7, 6, 4]
+    assert num_decoders(2, 4, is_on_gpu=True) == 1
+    assert [num_decoders(cpus, 1, is_on_gpu=False) for cpus in (1, 2, 8)] == [1, 1, 4]
