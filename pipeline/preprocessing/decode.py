@@ -28,6 +28,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ from pipeline.preprocessing.image_formats import (
     prepare_decoder,
     read_tiff,
 )
-from pipeline.preprocessing.jpeg_headers import is_plain
+from pipeline.preprocessing.jpeg_headers import plain_header
 from pipeline.preprocessing.transform import MAX_ASPECT_RATIO
 
 _EXIF_ORIENTATION = 0x0112
@@ -149,14 +150,19 @@ def plain_jpeg_px(data: bytes, limits: DecodeLimits) -> int | None:
     """
     if len(data) > limits.max_image_bytes or identify(data) != "JPEG":
         return None
+    header = plain_header(data)
+    if header is None:
+        return None
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            _check_px(*image.size, limits)
-            is_upright = image.mode == "RGB" and _orientation(image) == 1
-            num_px = image.width * image.height
+        _check_px(*header.size_px, limits)
+        if not header.is_bare:  # Pillow reads what may turn it, which takes as long again
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                if image.mode != "RGB" or _orientation(image) != 1:
+                    return None
     except Exception:  # noqa: BLE001  # whatever a malformed header raises
         return None
-    return num_px if is_upright and is_plain(data) else None
+    num_px = math.prod(header.size_px)
+    return num_px if num_px <= 2 * (Image.MAX_IMAGE_PIXELS or num_px) else None
 
 
 def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink: Shrink | None) -> Decoded:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 _SOF_BASELINE, _SOF_PROGRESSIVE = 0xC0, 0xC2
 _DHT, _EOI, _SOS, _DQT, _DRI, _ADOBE, _COM = 0xC4, 0xD9, 0xDA, 0xDB, 0xDD, 0xEE, 0xFE
-_APPLICATION = range(0xE0, 0xF0)
+_APPLICATION, _JFIF = range(0xE0, 0xF0), 0xE0
+_JFIF_BYTES = 14
 _LUMA_SAMPLINGS = (0x11, 0x21, 0x12, 0x22, 0x41)
 """Luma sampling of 4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1, with chroma 1 x 1."""
 _RGB_IDS = tuple(b"RGB")
@@ -22,17 +24,29 @@ _MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """Neither a stuffed zero nor a restart ends a scan."""
 
 
-def is_plain(data: bytes) -> bool:
-    """Tell whether a JPEG runs from its first marker to its end, in YCbCr, 8 bits, Huffman coded.
+class Plain(NamedTuple):
+    """The header of a plain JPEG."""
+
+    size_px: tuple[int, int]
+    """Width and height as stored."""
+    is_bare: bool
+    """Whether nothing in it can say that it is to be turned: it has no segments of applications but
+    the usual one of JFIF."""
+
+
+def plain_header(data: bytes) -> Plain | None:
+    """Return the header of a JPEG that runs from its first marker to its end, in YCbCr, 8 bits,
+    Huffman coded; None for any other.
 
     Args:
         data: Begins with the magic bytes of a JPEG.
     """
     skeleton = _Skeleton()
     try:
-        return _walk(data, skeleton) and skeleton.is_complete()
+        is_whole = _walk(data, skeleton) and skeleton.is_complete()
     except (IndexError, ValueError):  # it ends early or contradicts itself
-        return False
+        return None
+    return Plain(skeleton.size_px, skeleton.is_bare) if is_whole else None
 
 
 def _walk(data: bytes, skeleton: _Skeleton) -> bool:
@@ -63,6 +77,8 @@ def _walk(data: bytes, skeleton: _Skeleton) -> bool:
 class _Skeleton:
     """The content of the segments before a scan."""
 
+    size_px: tuple[int, int] = (0, 0)
+    is_bare: bool = True
     components: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Id -> sampling and quantisation table; empty before the frame."""
     is_progressive: bool = False
@@ -87,6 +103,9 @@ class _Skeleton:
             return self._takes_scan(body)
         if marker == _DRI:
             return len(body) == 2
+        if marker in _APPLICATION:
+            is_jfif = marker == _JFIF and body[:5] == b"JFIF\0" and len(body) == _JFIF_BYTES
+            self.is_bare &= is_jfif
         if marker == _ADOBE and body.startswith(b"Adobe"):
             return len(body) >= 12 and body[11] == 1  # YCbCr
         return marker in _APPLICATION or marker == _COM
@@ -95,6 +114,7 @@ class _Skeleton:
         if self.components or len(body) != 15 or body[0] != 8 or body[5] != 3:
             return False
         height_px, width_px = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
+        self.size_px = width_px, height_px
         parts = [body[first : first + 3] for first in (6, 9, 12)]
         self.components = {part[0]: (part[1], part[2]) for part in parts}
         luma, *chroma = [part[1] for part in parts]

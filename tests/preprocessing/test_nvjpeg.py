@@ -35,12 +35,14 @@ from pipeline.preprocessing.decode import (
     plain_jpeg_px,
 )
 from pipeline.preprocessing.geometry import Sizes
+from pipeline.preprocessing.gpu_trust import FIRST_ROWS, ONE_IN, Trust
 from pipeline.preprocessing.images import preprocess
-from pipeline.preprocessing.jpeg_headers import is_plain
+from pipeline.preprocessing.jpeg_headers import plain_header
 from pipeline.preprocessing.nvjpeg import (
     MAX_GROUP_PX,
     MAX_GROUP_ROWS,
     JpegGroups,
+    _Made,
     decode_group,
     gpu_decoder,
     group,
@@ -153,7 +155,7 @@ def test_damage_of_every_kind_that_passes_for_plain_decodes_on_the_cpu():
 
 @pytest.mark.parametrize("size", range(0, len(GOOD[0]), 97))
 def test_no_cut_jpeg_is_plain(size: int):
-    assert not is_plain(GOOD[0][:size])
+    assert plain_header(GOOD[0][:size]) is None
 
 
 # -------------------------------------------------------------------------------- grouping
@@ -229,6 +231,75 @@ def test_rows_are_handed_back_in_order_and_none_is_counted_twice():
     assert [row for row in range(6) if pixels[row].any()] == [0, 3]
 
 
+# ------------------------------------------------------------------ a decoder that is wrong
+
+
+class Wrong(Libjpeg):
+    """Decodes rightly for some rows; then adds to every level."""
+
+    def __init__(self, after: int, levels: int) -> None:
+        super().__init__()
+        self.after, self.levels, self.done = after, levels, 0
+
+    def __call__(self, encoded: list[torch.Tensor]) -> list[torch.Tensor]:
+        images = super().__call__(encoded)
+        self.done += len(images)
+        if self.done > self.after:
+            images = [(image.int() + self.levels).clamp(0, 255).byte() for image in images]
+        return images
+
+
+def decoded_by(decoder: Libjpeg, images: list[bytes]) -> tuple[pa.Table, float]:
+    counters: Counters = {}
+    found = preprocess(rows_of(images), counters, LIMITS, SPEC, 1, decoder)
+    return found, counters["gpu_decode"]["rows_out"]
+
+
+@pytest.mark.parametrize("after", [0, FIRST_ROWS, ONE_IN - 100])
+def test_a_decoder_that_is_wrong_is_found_and_the_cpu_decodes_instead(after: int, caplog):
+    decoder, images = Wrong(after, 60), GOOD * (ONE_IN // len(GOOD))
+    cpu = preprocess(rows_of(images), {}, LIMITS, SPEC)
+    found, on_gpu = decoded_by(decoder, images)
+    assert on_gpu == 0
+    assert found.equals(cpu), "rows of this slice that came out wrong are decoded again"
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "the GPU decoded an image otherwise than the CPU" in said
+    assert "\n" not in said
+    calls = len(decoder.sizes)
+    assert decoded_by(decoder, images)[0].equals(cpu)
+    assert len(decoder.sizes) == calls, "it is not asked again"
+    assert len(caplog.records) == 1
+
+
+def test_a_decoder_that_rounds_otherwise_is_trusted(caplog):
+    decoder = Wrong(0, 2)
+    assert decoded_by(decoder, GOOD)[1] == len(GOOD)
+    assert not caplog.records
+
+
+def test_a_part_of_an_image_that_is_wrong_is_found():
+    right = np.full((100, 100, 3), 100, np.uint8)
+    wrong = right.copy()
+    wrong[:3] = 200
+    assert not Trust().hold(wrong, right)
+    assert Trust().hold(right + 3, right)
+
+
+def test_the_first_rows_and_one_in_a_thousand_later_are_compared():
+    trust = Trust()
+    due = [row for row in range(1, 3 * ONE_IN + 1) if trust.is_due()]
+    assert due == [*range(1, FIRST_ROWS + 1), ONE_IN, 2 * ONE_IN, 3 * ONE_IN]
+
+
+def test_what_is_copied_to_the_host_is_contiguous_and_a_group_at_a_time():
+    """A copy that transposes on the host takes longer than decoding."""
+    made = _Made()
+    crop = torch.zeros(3, 24, 24, dtype=torch.uint8).permute(1, 2, 0)
+    made.send(torch.stack([crop, crop]))
+    assert made.wait().flags["C_CONTIGUOUS"]
+    assert made.wait().shape == (2, 24, 24, 3)
+
+
 # ------------------------------------------------------------------------------- on a GPU
 
 
@@ -248,6 +319,26 @@ def test_nvjpeg_is_near_libjpeg():
         assert image.device.type == "cuda"
         difference = image.cpu().float() - decode_image(data, LIMITS).float()
         assert difference.abs().mean() < 2
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_decoding_overwrites_no_memory_that_queued_work_still_reads():
+    """The decoder does not wait for work that is queued when it gets memory from torch."""
+    data = encode(base_image(1, 600, 800), "JPEG")
+    decoder = gpu_decoder()
+    slow = torch.rand(4096, 4096, device="cuda")
+    sums = []
+    for _ in range(100):
+        image = torch.ones(3, 600, 800, dtype=torch.uint8, device="cuda")
+        for _ in range(4):
+            slow = (slow @ slow).clamp(0, 1)  # what reads the image next waits for this
+        sums.append(image.sum(dtype=torch.int64))
+        del image
+        [decoded] = decoder([torch.frombuffer(bytearray(data), dtype=torch.uint8)])
+        del decoded
+    torch.cuda.synchronize()
+    assert {int(each) for each in sums} == {3 * 600 * 800}
 
 
 @pytest.mark.gpu
