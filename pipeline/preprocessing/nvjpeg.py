@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from pipeline.core.counters import StageCounters
+from pipeline.core.device_errors import require_context
 from pipeline.core.errors import JobError
 from pipeline.core.failures import RowError
 from pipeline.core.printable import clean_message
@@ -79,7 +80,8 @@ def decode_group(encoded: Sequence[bytes], decode: Decode) -> list[torch.Tensor 
     """
     try:
         return [*decode([as_tensor(data) for data in encoded])]
-    except Exception:  # noqa: BLE001  # any error of the decoder, out of memory included
+    except Exception as error:  # noqa: BLE001  # any of the decoder, out of memory included
+        require_context(error, _wait_for_all)
         if len(encoded) == 1:
             return [None]
     # Outside `except`: the frames of the exception hold the tensors of the group.
@@ -154,7 +156,8 @@ class JpegGroups:
             try:
                 if crops:
                     made.send(torch.stack(crops))
-            except RuntimeError:  # as above
+            except RuntimeError as error:  # as above
+                require_context(error, _wait_for_all)
                 made.rows = []
         self.decoded += StageCounters(busy_s=transforming - started)
         self.transformed += StageCounters(busy_s=perf_counter() - transforming)
@@ -165,7 +168,8 @@ class JpegGroups:
         try:
             most_px = most_made_px(self.limits.max_image_px)
             return resize_and_crop(image, self.spec, most_px).permute(1, 2, 0)
-        except (RowError, RuntimeError):  # also if only the GPU is out of memory
+        except (RowError, RuntimeError) as error:  # also if only the GPU is out of memory
+            require_context(error, _wait_for_all)
             return None
 
     def _put(self, made: _Made) -> Iterator[int]:
@@ -250,6 +254,11 @@ def gpu_decoder() -> Decode:
 def _streams() -> tuple[Any, Any]:
     """Return the streams of this process's decoder: of decoding alone, and of all behind it."""
     return torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+def _wait_for_all() -> None:
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
 
 
 def _decode_on_gpu(encoded: list[torch.Tensor]) -> list[torch.Tensor]:
