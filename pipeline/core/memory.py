@@ -8,6 +8,8 @@ for an allocation that is filled as fast as memory is: half a GiB more at most.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import sys
 import threading
@@ -53,6 +55,13 @@ def node_bytes() -> int:
 def told(max_bytes: int) -> str:
     """Say that a process took more than a limit."""
     return f"its process took more than {max_bytes // MIB:,} MiB"
+
+
+def give_back() -> None:
+    """Give memory that nothing holds back to the system, where the C library can (glibc)."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # macOS, musl: they do it on their own, or not
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

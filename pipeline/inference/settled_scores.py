@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.counters import PROBABILITIES as COUNTED
@@ -64,9 +64,14 @@ class SettledScores:
         """`task` changes when a part is settled."""
         self._open = {prefix for prefix, part in scored_parts(self.task) if part.scores == OPEN}
         self._tolerance = INT8_TOLERANCE if config.spec.precision == INT8 else TOLERANCE
-        self._counted: dict[str, int] = {}
 
-    def keep(self, results: Arrays, rows: Rows, row_ids: Sequence[str] = ()) -> None:
+    def keep(
+        self,
+        results: Arrays,
+        rows: Rows,
+        row_ids: Sequence[str] = (),
+        counted: dict[str, int] | None = None,
+    ) -> None:
         """Settle what is open by the results of a batch, and hold the batch to what is settled.
 
         Args:
@@ -74,6 +79,7 @@ class SettledScores:
                 the batch become those of what is settled.
             rows: (B,) the batch's rows.
             row_ids: (N,) of the slice; may be empty.
+            counted: Gets the rows per head whose outputs were taken for probabilities.
 
         Raises:
             JobError: Rows contradict what is settled, or are too few to settle it.
@@ -88,14 +94,8 @@ class SettledScores:
                 continue
             take_outputs(results, prefix, judged)  # batches in flight began while this was open
             self._hold(off, judged, row_ids, prefix, part)
-            self._counted[prefix] = self._counted.get(prefix, 0) + len(judged)
-
-    def count(self, counters: Counters) -> None:
-        """Count the rows whose outputs were taken for probabilities since the last call."""
-        for prefix, num_rows in self._counted.items():
-            name = ".".join(filter(None, [COUNTED, prefix.rstrip(".")]))
-            add(counters, name, StageCounters(num_rows, num_rows))
-        self._counted = {}
+            if counted is not None:
+                counted[prefix] = counted.get(prefix, 0) + len(judged)
 
     def _settle(self, off: Any, prefix: str, part: TaskSpec) -> str:
         """Return what the outputs are by the results `OFF` (N,) of some rows.
@@ -158,6 +158,13 @@ class SettledScores:
             f"{_field(prefix)}: the outputs of row {named} are no probabilities, as {says}: they "
             f"do not {must} (off by {float(off[row]):.3g}); write {LOGITS!r} if they are logits"
         )
+
+
+def count_probable(counted: Mapping[str, int], counters: Counters) -> None:
+    """Count the rows per head whose outputs were taken for probabilities."""
+    for prefix, num_rows in counted.items():
+        name = ".".join(filter(None, [COUNTED, prefix.rstrip(".")]))
+        add(counters, name, StageCounters(num_rows, num_rows))
 
 
 def _adds_up(part: TaskSpec) -> bool:

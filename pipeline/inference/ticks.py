@@ -80,11 +80,9 @@ def listen(name: str, num_actors: int, *, is_local: bool) -> Listener | None:
 # ---------------------------------------------------------------------------- in an actor
 
 
-@dataclass
-class _Now:
-    """The slice that this process predicts, and its progress."""
+class _Now(threading.local):
+    """The slice that this thread predicts, and its progress."""
 
-    send: Send | None = None
     key: Slice = (0, 0)
     num_rows: int = 0
     is_told: bool = True
@@ -92,22 +90,24 @@ class _Now:
 
 
 _now = _Now()
+_send: Send | None = None
 
 
 def tell(channel: Channel | None) -> None:
     """Send the counts of this process to a channel from now on; None: send nothing."""
-    _now.send = None if channel is None else channel.open()
+    global _send
+    _send = None if channel is None else channel.open()
 
 
 def begin(key: Slice) -> None:
-    """Begin a slice; send the unsent count of the one before."""
+    """Begin a slice in this thread; send the unsent count of the one before."""
     _flush()
     _now.key, _now.num_rows = key, 0
 
 
 def count(num_rows: int) -> None:
-    """Count rows that the model has finished."""
-    if _now.send is None:
+    """Count rows of this thread's slice that the model has finished."""
+    if _send is None:
         return
     _now.num_rows += num_rows
     _now.is_told = False
@@ -116,9 +116,9 @@ def count(num_rows: int) -> None:
 
 
 def _flush() -> None:
-    if _now.send is not None and not _now.is_told:
+    if _send is not None and not _now.is_told:
         _now.is_told, _now.told_at_s = True, monotonic()
-        _now.send(_now.key, _now.num_rows)
+        _send(_now.key, _now.num_rows)
 
 
 # ---------------------------------------------------------------------------- by a pipe

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cli import environment
@@ -73,7 +75,8 @@ def test_few_messages_are_sent_however_many_batches_there_are(
     now_s = [100.0]
     sent: list[tuple[tuple[int, int], int]] = []
     monkeypatch.setattr(ticks, "monotonic", lambda: now_s[0])
-    monkeypatch.setattr(ticks, "_now", ticks._Now(send=lambda key, n: sent.append((key, n))))
+    monkeypatch.setattr(ticks, "_now", ticks._Now())
+    monkeypatch.setattr(ticks, "_send", lambda key, n: sent.append((key, n)))
     begin((0, 0))
     for _ in range(1000):
         now_s[0] += 0.01
@@ -82,6 +85,23 @@ def test_few_messages_are_sent_however_many_batches_there_are(
     assert len(sent) <= 12
     assert sent[-1] == ((0, 0), 1000)
     assert [n for _, n in sent] == sorted({n for _, n in sent})
+
+
+def test_threads_count_each_for_its_own_slice(listener: PipeListener) -> None:
+    tell(listener.channel)
+    both = threading.Barrier(2)
+
+    def predict(unit: int) -> None:
+        begin((unit, 0))
+        for _ in range(100):
+            both.wait(20)
+            count(unit)
+        begin((unit, 100))
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(predict, unit) for unit in (1, 2)]:
+            done.result()
+    assert listener.read() == {(1, 0): 100, (2, 0): 200}
 
 
 def test_a_predictor_counts_its_batches_and_nothing_without_a_channel(

@@ -7,8 +7,10 @@ failed rows.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
 import pyarrow as pa
@@ -29,8 +31,45 @@ _START_LIMITS = 10
 """Loading a model may take so many times as long as a row."""
 
 
+class _Turns:
+    """Slices are worked on here side by side, and in a child alone: it needs the room of all."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_here = self._num_waiting = 0
+        self._is_alone = False
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """Wait until no slice is in a child, or is to be."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._is_alone or self._num_waiting))
+            self._num_here += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_here -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other slice is worked on."""
+        with self._changed:
+            self._num_waiting += 1
+            self._changed.wait_for(lambda: not (self._is_alone or self._num_here))
+            self._num_waiting -= 1
+            self._is_alone = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_alone = False
+                self._changed.notify_all()
+
+
 class Guard:
-    """Does the stages of slices, one slice at a time."""
+    """Does the stages of slices; several threads may call it at once."""
 
     def __init__(
         self,
@@ -56,7 +95,7 @@ class Guard:
         """
         self._fields, self._max_bytes = fields, max_bytes
         self._plans, self._attempts, self._release = plans, attempts, release
-        self._limit_s = row_timeout_s
+        self._limit_s, self._turns = row_timeout_s, _Turns()
         self._child = Child(work, row_timeout_s, _START_LIMITS * row_timeout_s, max_bytes=max_bytes)
 
     def run(self, name: str, rows: pa.Table, counters: Counters) -> pa.Table:
@@ -69,15 +108,16 @@ class Guard:
         """
         with self._attempts.attempt(name) as earlier, at_most(self._max_bytes):
             if not earlier.exits and not self._attempts.are_unsafe:
-                with watch(self._limit_s):
+                with self._turns.here(), watch(self._limit_s):
                     for plan in self._plans:
                         rows = plan.here(rows, counters)
                 return rows
-            try:
-                return self._isolate(name, earlier, rows, counters)
-            finally:
-                if not self._attempts.are_unsafe:  # the next slice will not need it
-                    self._child.close()
+            with self._turns.alone():
+                try:
+                    return self._isolate(name, earlier, rows, counters)
+                finally:
+                    if not self._attempts.are_unsafe:  # the next slice will not need it
+                        self._child.close()
 
     def close(self) -> None:
         """End the child, if there is one."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -70,6 +72,34 @@ def test_the_first_attempt_runs_here_and_leaves_nothing(case: Case) -> None:
     assert case.run([1, 2, 3]) == ([None] * 3, {STAGE: StageCounters(3, 3).to_dict()})
     assert (case.num_here, case.work.pids) == (1, [])
     assert list(case.attempts.folder.iterdir()) == []
+
+
+def test_a_slice_in_a_child_has_the_room_of_all_others(tmp_path: Path) -> None:
+    attempts, log = Attempts(tmp_path / "marks"), list[str]()
+    inside, may_end = threading.Semaphore(0), threading.Event()
+
+    def here(rows: pa.Table, counters: Counters) -> pa.Table:
+        log.append("begins")
+        inside.release()
+        assert may_end.wait(60)
+        log.append("ends")
+        return double(rows, counters)
+
+    release = functools.partial(log.append, "released")
+    work = Doubling(str(tmp_path / "starts"))
+    guard = Guard(work, [StagePlan(STAGE, 4, here)], attempts, 60.0, release)
+    die_over(attempts, "isolated")
+    with closing(guard), ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(guard.run, name, rows_of([1]), {}) for name in ("one", "two")]
+        for _ in runs:
+            assert inside.acquire(timeout=60)
+        runs += [pool.submit(guard.run, "isolated", rows_of([SEGFAULT, 1, 2]), {})]
+        runs += [pool.submit(guard.run, "late", rows_of([1, 2]), {})]
+        may_end.set()
+        found = [each.result().column("error").to_pylist() for each in runs]
+    assert found == [[None], [None], [Reason.NATIVE_CRASH, None, None], [None, None]]
+    at = log.index("released")
+    assert log[:at].count("begins") == log[:at].count("ends")
 
 
 def test_an_error_is_no_death(case: Case) -> None:
