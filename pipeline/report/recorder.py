@@ -22,6 +22,7 @@ from pipeline.core.counters import (
 )
 from pipeline.core.slices import SliceKey
 from pipeline.gates.results import GateResult
+from pipeline.inference.runtimes.base import math_of
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
 from pipeline.plan.allocation import Allocation, Hardware
@@ -80,6 +81,7 @@ class RunRecorder(RowAccounts):
             "weights_sha256": model.weights_sha256,
             "runtime": model.runtime,
             "precision": model.precision,
+            "float32_math": math_of(model.precision),
             "agreement_pct": plan.model.get("agreement_pct"),
             "agreement_worst": plan.model.get("agreement_worst"),
             "artefact_sha256": plan.model.get("artefact_sha256"),

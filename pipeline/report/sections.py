@@ -107,6 +107,8 @@ class ModelSection(Section):
     weights_sha256: str | None = None
     runtime: str | None = None
     precision: str | None = None
+    float32_math: str | None = None
+    """How float32 was multiplied: `ieee`, exactly, or `tf32`. All of torch's flags are set so."""
     agreement_pct: float | None = None
     """Share of sampled rows that agreed with eager fp32 when `auto` chose."""
     agreement_worst: float | None = None

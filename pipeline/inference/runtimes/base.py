@@ -20,6 +20,8 @@ Device = Literal["cpu", "gpu"]
 CPU: tuple[Device, ...] = ("cpu",)
 GPU: tuple[Device, ...] = ("gpu",)
 BOTH: tuple[Device, ...] = ("cpu", "gpu")
+EXACT, TF32 = "ieee", "tf32"
+"""How float32 is multiplied, as torch names it."""
 _BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
 
 
@@ -98,6 +100,11 @@ class Runtime(Protocol):
         """
         file.open()
         return False
+
+
+def math_of(precision: str) -> str:
+    """Return how a model of a precision multiplies float32: `ieee`, or `tf32`."""
+    return TF32 if precision == TF32 else EXACT
 
 
 def missing_reason(runtime: Runtime, precision: str, *, is_on_gpu: bool) -> str:

@@ -15,11 +15,13 @@ from pipeline.inference.runtimes.base import (
     Runner,
     Runtime,
     file_reason,
+    math_of,
     missing_reason,
     refuse,
     shapes_reason,
 )
 from pipeline.inference.runtimes.export import Exporter, Varying
+from pipeline.inference.runtimes.float32_math import set_math
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.models.onnx_module import OnnxModule
@@ -67,13 +69,13 @@ def make_runner(
     Raises:
         JobError: The runtime is not installed here or cannot run the module.
     """
-    allow_tf32(precision)
+    set_math(math_of(precision))
     chosen = runtime_of(runtime)
     is_on_gpu = any(tensor.is_cuda for tensor in example.values())
     refuse(chosen, precision, missing_reason(chosen, precision, is_on_gpu=is_on_gpu))
     if precision == INT8 and calibrated is None:
         raise JobError(f"model.precision {INT8!r}: there is no calibrated model to run")
-    load = functools.cache(load)
+    load = functools.cache(functools.partial(_then_set_math, load, precision))
     if not chosen.exports:
         load()  # its errors are not the runtime's
     exporter = Exporter(load, example, identity, chosen.packages, varying or {})
@@ -90,6 +92,13 @@ def make_runner(
         first = _first_cause(error)
         reason = clean_message(f"{type(first).__name__}: {first}", _MAX_CHARS)
         raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
+
+
+def _then_set_math(load: Callable[[], InferenceModule], precision: str) -> InferenceModule:
+    """Load a module, whose code may set torch's flags as it likes."""
+    module = load()
+    set_math(math_of(precision))
+    return module
 
 
 def _first_cause(error: BaseException) -> BaseException:
@@ -116,11 +125,3 @@ def _open_file(runtime: Runtime, exporter: Exporter, precision: str, num_threads
     assert isinstance(module.module, OnnxModule), "has_file says so"
     is_static = runtime.open_file(module.module, exporter, precision, num_threads)
     return Runner(module.run, is_static)
-
-
-def allow_tf32(precision: str) -> None:
-    """Allow TF32 in this process if the precision is tf32, otherwise forbid it."""
-    allowed = precision == "tf32"
-    # By default torch allows TF32 in convolutions: fp32 would not be fp32.
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
