@@ -37,6 +37,9 @@ _EMBEDDED_ENVIRONMENT = {
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
     "RAY_raylet_client_num_connect_attempts": "500",
 }
+# The newer and the older name; both may be read.
+_ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_ALLOCATOR = "expandable_segments:True"
 
 
 def set_embedded() -> None:
@@ -49,6 +52,15 @@ def set_remote() -> None:
     """Set what a driver needs to connect to a cluster, and send the cluster's token."""
     os.environ.update(_with_defaults(REMOTE_ENVIRONMENT))
     send_token()
+
+
+def set_gpu_allocator() -> None:
+    """Let torch's memory of a GPU grow in place, so that batches of many sizes leave no holes.
+
+    Called before CUDA starts in this process. What the environment says already stays.
+    """
+    if not any(name in os.environ for name in _ALLOCATOR_NAMES):
+        os.environ.update(dict.fromkeys(_ALLOCATOR_NAMES, _ALLOCATOR))
 
 
 def refuse_autoload() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import socket
+import threading
 from dataclasses import dataclass, replace
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.core.watchdog import pause
 from pipeline.execution.dedupe import deduplicate, remember, with_digests
 from pipeline.execution.dedupe_actor import RemoteIndex
+from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
@@ -96,6 +97,8 @@ class PredictorActor:
         A failure is kept and raised at the first call: what an actor's constructor raises
         reaches the driver only as text.
         """
+        if config.predictor.num_gpus:
+            set_gpu_allocator()
         startup: Counters = {}
         add(startup, "workers", StageCounters(busy_s=_waited_s(config.asked_at_s)))
         started = perf_counter()
@@ -104,7 +107,7 @@ class PredictorActor:
         attempts = attempts_of(config.predictor.run_id)
         if config.first_rows is not None:
             config.first_rows.share(attempts.folder)
-        self._startup = startup
+        self._startup, self._telling = startup, threading.Lock()
         self._model = _Model(config, startup)
         self._guard = _guard(config, self._model, attempts)
         self._fields = config.fields
@@ -131,9 +134,10 @@ class PredictorActor:
         """
         packed = []
         for key, counters, rows in unpack(block):
-            for part, entry in self._startup.items():
-                add(counters, part, StageCounters.from_dict(entry))
-            self._startup.clear()
+            with self._telling:
+                for part, entry in self._startup.items():
+                    add(counters, part, StageCounters.from_dict(entry))
+                self._startup.clear()
             packed.append(pack(key, counters, self._predict(key, counters, rows)))
         predicted = pa.concat_tables(packed)
         return predicted if self._commit is None else self._commit(predicted)
@@ -161,6 +165,7 @@ class _Model:
         """Take what to load, and the counters that get the seconds it takes."""
         self._config, self._startup = config, startup
         self._predictor: Predictor | None = None
+        self._loading = threading.Lock()
 
     def load(self, attempts: Attempts) -> None:
         """Load the model, and compare the golden rows.
@@ -169,14 +174,12 @@ class _Model:
             InfraError: Loading it has ended this actor's process several times.
             PipelineError: It cannot be loaded, or golden rows come out otherwise.
         """
-        from pipeline.inference.predictor import Predictor
-
         config, golden = self._config.predictor, self._config.golden
         with attempts.attempt(f"load-{_actor_id()}") as earlier:
             if earlier.exits >= _MAX_LOADS:
                 raise InfraError(_NOT_LOADED.format(config.spec.name, earlier.exits))
             started = perf_counter()
-            predictor = Predictor(config, self._config.first_rows)
+            predictor = self._loaded(config)
             seconds = StageCounters(busy_s=perf_counter() - started)
             add(self._startup, "model_load", seconds)
             if golden is not None:
@@ -200,21 +203,25 @@ class _Model:
             first.prepared(rows)
         if not rows.column(ERROR).null_count:
             return unpredicted(config, rows)
-        if self._predictor is None:
-            from pipeline.inference.predictor import Predictor
-
-            with pause():
-                self._predictor = Predictor(replace(config, limits=None), first)
-        return self._predictor.predict(rows, counters)
+        with self._loading:
+            if self._predictor is None:
+                with pause():
+                    self._predictor = self._loaded(replace(config, limits=None))
+            predictor = self._predictor
+        return predictor.predict(rows, counters)
 
     def make_room(self) -> None:
         """Take the model off the GPU: a child that needs the same memory is about to load it."""
-        if self._config.predictor.num_gpus:
-            import torch
-
+        if self._config.predictor.num_gpus and self._predictor is not None:
+            self._predictor.unload()
             self._predictor = None
-            gc.collect()
-            torch.cuda.empty_cache()
+
+    def _loaded(self, config: PredictorConfig) -> Predictor:
+        from pipeline.inference.device import patiently
+        from pipeline.inference.predictor import Predictor
+
+        first = self._config.first_rows
+        return patiently(config, lambda: Predictor(config, first, ends_process=True))
 
 
 def _guard(config: ActorConfig, model: _Model, attempts: Attempts) -> Guard:

@@ -105,9 +105,11 @@ class SliceWork:
         if self.preprocessing is not None:
             steps[self.preprocessing.plan.stage] = self.preprocessing.step
         if self.config is not None:
+            from pipeline.inference.device import patiently
             from pipeline.inference.predictor import Predictor
 
-            steps[PREDICT] = Predictor(replace(self.config, limits=None)).predict
+            config = replace(self.config, limits=None)
+            steps[PREDICT] = patiently(config, lambda: Predictor(config)).predict
         return steps
 
 

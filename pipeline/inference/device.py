@@ -5,12 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from pipeline.core.device_errors import OutOfDeviceMemory, TooLarge
 from pipeline.core.errors import JobError
+from pipeline.core.memory import give_back
+from pipeline.inference.accelerator import Gpu, the_gpu
 from pipeline.inference.model_store import fetch_model
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Runner
@@ -21,20 +26,34 @@ from pipeline.inference.runtimes.opening import dtype_of, make_runner
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_pinned
 from pipeline.preprocessing.model_input import Slot
 
+T = TypeVar("T")
+_CPU = torch.device("cpu")
+_GIB = 1 << 30
 _TRACED_ROWS, _TRACED_TOKENS = 2, 16
 """Sizes of axes that vary while a model is exported: not 0 or 1, which exporters take as fixed."""
 
 
-def device_of(config: PredictorConfig) -> torch.device:
-    """Return the device of a model.
+def gpu_of(num_gpus: float) -> Gpu | None:
+    """Return the GPU of this process; None if it is to use the CPU.
+
+    Args:
+        num_gpus: The process's share of GPUs; above 1 one of them is used.
 
     Raises:
-        JobError: The config asks for a GPU, and torch finds none.
+        JobError: It asks for a GPU, and torch finds none.
     """
-    if config.num_gpus == 0:
-        return torch.device("cpu")
-    require_cuda(config.num_gpus, "this worker's")
-    return torch.device("cuda")
+    if num_gpus == 0:
+        return None
+    require_cuda(num_gpus, "this worker's")
+    gpu = the_gpu()
+    gpu.call(gpu.take, num_gpus)
+    return gpu
+
+
+def patiently(config: PredictorConfig, load: Callable[[], T]) -> T:
+    """Load a model; while its GPU has no memory for it, wait and try some times."""
+    gpu = gpu_of(config.num_gpus)
+    return load() if gpu is None else gpu.patiently(load)
 
 
 def require_cuda(num_gpus: float, whose: str) -> None:
@@ -54,14 +73,11 @@ def require_cuda(num_gpus: float, whose: str) -> None:
         )
 
 
-def make_buffer(config: PredictorConfig, device: torch.device) -> Tensors:
+def make_buffer(config: PredictorConfig, gpu: Gpu | None = None) -> Tensors:
     """Make the reused buffers of a batch, each (V,) on the host, pinned for a GPU."""
+    make = torch.zeros if gpu is None else gpu.pinned
     return {
-        name: torch.zeros(
-            math.prod(slot.shape),
-            dtype=getattr(torch, slot.dtype),
-            pin_memory=device.type == "cuda",
-        )
+        name: make(math.prod(slot.shape), dtype=getattr(torch, slot.dtype))
         for name, slot in config.spec.input.slots(config.limits_of_batch).items()
     }
 
@@ -91,17 +107,26 @@ def _small(slot: Slot) -> tuple[int, ...]:
     return (min(rows, _TRACED_ROWS) if 0 in slot.varying else rows, *others)
 
 
-def load_runner(config: PredictorConfig, device: torch.device) -> Runner:
+def full_batch(slots: Mapping[str, Slot], rows: int, device: torch.device) -> Tensors:
+    """Return a batch of so many rows of the slots' shapes, of ones, each (B, ...)."""
+    return {
+        name: torch.ones((rows, *slot.shape[1:]), dtype=getattr(torch, slot.dtype), device=device)
+        for name, slot in slots.items()
+    }
+
+
+def load_runner(config: PredictorConfig, gpu: Gpu | None = None) -> Runner:
     """Load a model onto its device and open it with its runtime.
 
     Raises:
         JobError: The weights, the layer or the precision cannot be used.
+        OutOfDeviceMemory: The model does not fit into the memory of the GPU.
     """
-    example, varying = example_batch(config, device)
+    example, varying = example_batch(config, _CPU if gpu is None else gpu.device)
     return make_runner(
         config.spec.runtime,
         config.spec.precision,
-        functools.partial(_load, config, device),
+        functools.partial(_load, config, gpu),
         example,
         varying=varying,
         num_threads=config.num_threads,
@@ -113,19 +138,22 @@ def load_runner(config: PredictorConfig, device: torch.device) -> Runner:
 def export(config: PredictorConfig) -> Path:
     """Return the path of the model as float32 ONNX, for batches of the config's size on the CPU."""
     torch.set_num_threads(config.num_threads)
-    cpu = torch.device("cpu")
     spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
-    module = _load(replace(config, spec=spec), cpu)
-    example, varying = example_batch(config, cpu)
+    module = _load(replace(config, spec=spec), None)
+    example, varying = example_batch(config, _CPU)
     return Exporter(lambda: module, example, None, varying=varying).onnx()
 
 
-def _load(config: PredictorConfig, device: torch.device) -> InferenceModule:
+def _load(config: PredictorConfig, gpu: Gpu | None) -> InferenceModule:
     spec = config.spec
     kind = dtype_of(spec.runtime, spec.precision)
     module = load_pinned(config)
-    choose_attention(module, spec, device)
-    module = module.to(device, kind)
+    choose_attention(module, spec, _CPU if gpu is None else gpu.device)
+    if gpu is None:
+        module = module.to(kind)
+    else:
+        _move(module, spec, kind, gpu)
+        give_back()  # the same weights on the host
     # torch's stubs of Module.to do not know memory_format.
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
@@ -138,7 +166,29 @@ def _load(config: PredictorConfig, device: torch.device) -> InferenceModule:
             f"model.layer = {spec.layer!r}: {spec.name} has no such submodule; "
             f"at the top it has {', '.join(names) or 'none'}"
         ) from None
-    return inner.to(device).eval()
+    return (inner if gpu is None else inner.to(gpu.device)).eval()
+
+
+def _move(module: torch.nn.Module, spec: ModelSpec, kind: torch.dtype, gpu: Gpu) -> None:
+    tensors = [*module.parameters(), *module.buffers()]
+    needed_bytes = sum(
+        t.numel() * (kind.itemsize if t.is_floating_point() else t.itemsize) for t in tensors
+    )
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    free_bytes, total_bytes = gpu.memory_bytes()
+    try:
+        module.to(gpu.device, kind)
+        return
+    except Exception as error:
+        if not gpu.lacks_memory(error):
+            raise
+    # Outside `except`: the frames of the exception hold tensors.
+    raise (TooLarge if needed_bytes > total_bytes else OutOfDeviceMemory)(
+        f"model {spec.name}: its {num_parameters:,} parameters take {needed_bytes / _GIB:.1f} GiB "
+        f"in {spec.precision}, and of the {total_bytes / _GIB:.1f} GiB of {gpu.name} "
+        f"{free_bytes / _GIB:.1f} GiB were free; use a lower model.precision, fewer actors per GPU "
+        "or a larger card"
+    )
 
 
 def choose_attention(module: torch.nn.Module, spec: ModelSpec, device: torch.device) -> None:

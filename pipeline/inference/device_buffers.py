@@ -1,14 +1,19 @@
 """Take a batch into a host buffer, onto the device, through the model, and back.
 
-On a GPU all steps are asynchronous (double buffering): while one buffer's batch is computed,
-another is copied to the device, and the host gathers a third. On the CPU the same code runs the
+On a GPU all steps are asynchronous: while one buffer's batch is computed, another is copied to the
+device, and the host gathers a third. On the CPU the same code runs the
 steps one after the other.
 """
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import itertools
 import math
-from collections.abc import Callable, Mapping
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -16,9 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.core.watchdog import unwatched
+from pipeline.inference.accelerator import Gpu
 from pipeline.inference.runtimes.inference_module import Tensors
 from pipeline.preprocessing.model_input import Arrays as InputArrays
 
+_ON_GPU = 3
+"""One is computed, one is copied, and one is filled, by the slice in flight that is next."""
 Arrays = dict[str, npt.NDArray[Any]]
 Compute = Callable[[Tensors], dict[str, torch.Tensor]]
 """Tensors of a batch on the device, by the names of the input -> reduced results, each (B, ...)."""
@@ -30,27 +39,26 @@ class DeviceBuffer:
     """The memory of one batch on host and device, reused for every batch; grows for larger ones."""
 
     def __init__(
-        self, buffer: Tensors, gather: Gather, device: torch.device, copies: Any = None
+        self, buffer: Tensors, gather: Gather, gpu: Gpu | None = None, copies: Any = None
     ) -> None:
         """Take the host memory of a batch.
 
         Args:
-            buffer: Each (V,) on the host, the values of the largest batch, pinned if the device is
-                a GPU.
+            buffer: Each (V,) on the host, the values of the largest batch, pinned for a GPU.
             gather: Copies rows of the inputs into it.
-            device: The device of the model.
-            copies: The CUDA stream of copies to the device, which all buffers share; the model runs
-                on the current stream, one batch after the other, as CUDA graphs must.
+            gpu: Where the model is; None: on the CPU.
+            copies: The GPU's stream of copies to it, which all buffers share; the model runs on the
+                current stream, one batch after the other, as CUDA graphs must.
         """
-        self._buffer, self._gather, self._copies = dict(buffer), gather, copies
-        self._device = device
+        self._buffer, self._gather = dict(buffer), gather
+        self._gpu, self._copies = gpu, copies
         self._views = {name: tensor.numpy() for name, tensor in buffer.items()}
         self._on_device = (
             self._buffer
-            if copies is None
-            else {n: torch.empty_like(tensor, device=device) for n, tensor in buffer.items()}
+            if gpu is None
+            else {n: gpu.empty(tensor.numel(), tensor.dtype) for n, tensor in buffer.items()}
         )
-        self._kept: dict[str, torch.Tensor] = {}
+        self._kept: Mapping[str, Any] = {}
         self._times: Any = None
         self._transfer_s = self._predict_s = 0.0
         self.shapes: Mapping[str, tuple[int, ...]] = {}
@@ -65,9 +73,11 @@ class DeviceBuffer:
             compute: Runs the model and reduces its outputs; its errors are raised.
         """
         started = perf_counter()
+        if self._times is not None:  # an error left that batch in flight: it reads the memory
+            self._times[-1].synchronize()
         staging = self.fill(inputs, rows)
-        if self._copies is not None:
-            self._start_on_gpu(staging, _shaped(self._on_device, self.shapes), compute)
+        if self._gpu is not None:
+            self._start_on(self._gpu, staging, _shaped(self._on_device, self.shapes), compute)
             return
         gathered = perf_counter()
         with torch.inference_mode():
@@ -98,38 +108,33 @@ class DeviceBuffer:
         held = self._buffer[name]
         if num_values <= held.numel():
             return
-        is_on_gpu = self._copies is not None
-        larger = torch.empty(num_values, dtype=held.dtype, pin_memory=is_on_gpu)
-        self._buffer[name], self._views[name] = larger, larger.numpy()
-        if is_on_gpu:
+        gpu = self._gpu
+        make = torch.empty if gpu is None else gpu.pinned
+        larger = make(num_values, dtype=held.dtype)
+        if gpu is not None:
             # A kernel of a batch that failed may still read the old memory, and memory of the
             # stream of copies is never that of the batch which is computed meanwhile.
-            torch.cuda.synchronize(self._device)
-            with torch.cuda.stream(self._copies):
-                self._on_device[name] = torch.empty_like(larger, device=self._device)
+            gpu.synchronize()
+            with gpu.on(self._copies):
+                self._on_device[name] = gpu.empty(num_values, held.dtype)
+        self._buffer[name], self._views[name] = larger, larger.numpy()
 
-    def _start_on_gpu(self, staging: Tensors, on_device: Tensors, compute: Compute) -> None:
-        copying, copied, computing, computed = (
-            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            for _ in range(4)
-        )
-        with torch.cuda.stream(self._copies):
+    def _start_on(self, gpu: Gpu, staging: Tensors, on_device: Tensors, compute: Compute) -> None:
+        copying, copied, computing, computed = (gpu.event() for _ in range(4))
+        with gpu.on(self._copies):
             copying.record()
             for name, tensor in staging.items():
-                on_device[name].copy_(tensor, non_blocking=True)
+                gpu.copy(tensor, on_device[name])
             copied.record()
-        current = torch.cuda.current_stream()
-        current.wait_event(copied)
+        gpu.wait(copied)
         computing.record()
-        with torch.inference_mode():
-            kept = compute(on_device)
-            # Copied back on the model's stream: its next batch may reuse the memory of this one.
-            self._kept = {name: _to_pinned(values) for name, values in kept.items()}
+        self._kept = gpu.run(compute, on_device)
         computed.record()
         self._times = (copying, copied, computing, computed)
 
     def finish(self) -> Arrays:
         """Wait for the batch and return its results, name -> (B, ...); raises device errors."""
+        kept: Mapping[str, Any]
         kept, self._kept = self._kept, {}
         if self._times is not None:
             (copying, copied, computing, computed), self._times = self._times, None
@@ -152,16 +157,64 @@ def _shaped(buffer: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
     }
 
 
-def _to_pinned(values: torch.Tensor) -> torch.Tensor:
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return host.copy_(values, non_blocking=True)
+class FreeBuffers:
+    """The buffers of a model, which the slices in flight share: those of earlier slices come first.
+
+    So while the end of a slice is told and the one after the next fetched, all of the next is left.
+    """
+
+    def __init__(self, buffers: Iterable[DeviceBuffer]) -> None:
+        self._free = deque(buffers)
+        self._changed = threading.Condition()
+        self._tickets = itertools.count()
+        self._waiting: list[int] = []
+
+    def ticket(self) -> int:
+        """Return the place of a slice among those in flight."""
+        return next(self._tickets)
+
+    def take(self, ticket: int) -> DeviceBuffer:
+        """Return a free buffer; waits for one, and for slices before."""
+        with self._changed:
+            if (buffer := self._spare(ticket)) is not None:
+                return buffer
+            bisect.insort(self._waiting, ticket)
+            with unwatched():  # what it waits for is watched
+                self._changed.wait_for(lambda: self._free and self._waiting[0] == ticket)
+            self._waiting.remove(ticket)
+            self._changed.notify_all()
+            return self._free.popleft()
+
+    def take_spare(self, ticket: int) -> DeviceBuffer | None:
+        """Return a free buffer that no slice before waits for; None if there is none."""
+        with self._changed:
+            return self._spare(ticket)
+
+    def _spare(self, ticket: int) -> DeviceBuffer | None:
+        is_first = not self._waiting or ticket <= self._waiting[0]
+        return self._free.popleft() if self._free and is_first else None
+
+    def give(self, buffer: DeviceBuffer) -> None:
+        """Take a buffer back."""
+        with self._changed:
+            self._free.append(buffer)
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def one(self, ticket: int) -> Iterator[DeviceBuffer]:
+        """Have a buffer during the body."""
+        buffer = self.take(ticket)
+        try:
+            yield buffer
+        finally:
+            self.give(buffer)
 
 
 def make_device_buffers(
-    make_buffer: Callable[[], Tensors], gather: Gather, device: torch.device
-) -> list[DeviceBuffer]:
-    """Make two buffers for a GPU, one for the CPU."""
-    if device.type != "cuda":
-        return [DeviceBuffer(make_buffer(), gather, device)]
-    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return [DeviceBuffer(make_buffer(), gather, device, copies) for _ in range(2)]
+    make_buffer: Callable[[], Tensors], gather: Gather, gpu: Gpu | None
+) -> FreeBuffers:
+    """Make three buffers for a GPU, one for the CPU."""
+    if gpu is None:
+        return FreeBuffers([DeviceBuffer(make_buffer(), gather)])
+    copies = gpu.stream()
+    return FreeBuffers(DeviceBuffer(make_buffer(), gather, gpu, copies) for _ in range(_ON_GPU))

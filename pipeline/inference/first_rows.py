@@ -9,7 +9,7 @@ rows.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +23,9 @@ _ENOUGH_ROWS, _ENOUGH_OF_OUTPUTS = 64, 8
 """Rows for exceptions: an input may begin with bad rows. Wrong output shapes are rarely a row's
 fault."""
 _LEAST_ROWS = 2
-_DEVICE_WORDS = ("cuda error", "device-side assert", "cublas", "cudnn")
-"""A device that failed once fails every later row: the first one may be at fault."""
 MARK = "predicted"
+_lock = threading.RLock()
+"""Of all watches of this process: they go to actors by pickling, and locks cannot."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,10 @@ class FirstRows:
         self._is_over = False
         self._failed: Cause | None = None
         self._first: Raised | None = None
-        self._row_ids: Sequence[str] = ()
 
     def share(self, folder: Path) -> None:
         """Share the end of the watch with actors of this node, by a file in the run's folder."""
         self._mark = folder / MARK
-
-    def begin(self, row_ids: pa.ChunkedArray) -> None:
-        """Note the row ids of a slice; copied, as the column would keep the slice in memory."""
-        self._row_ids = [] if self._is_over else row_ids.to_pylist()
 
     def prepared(self, rows: pa.Table) -> None:
         """Note a slice as it comes to the model: rows may all have failed in the user's transform.
@@ -78,24 +73,27 @@ class FirstRows:
         ]
         if not own:
             return
-        self.begin(rows.column(ROW_ID))
+        row_ids = rows.column(ROW_ID)
         for row, failure in own:
-            self.failed(row, Raised(failure.reason, failure.stage, failure.message))
+            self.failed(str(row_ids[row]), Raised(failure.reason, failure.stage, failure.message))
         self.check()
 
     def predicted(self) -> None:
         """Note that rows have predictions, which ends the watch."""
         if not self._is_over:
-            self._is_over = True
+            with _lock:
+                self._is_over = True
             if self._mark is not None:
                 with contextlib.suppress(OSError):  # the other actors then watch on their own
                     self._mark.touch(mode=0o600)
 
-    def failed(self, row: int, failure: Failure) -> None:
-        """Note that a row of the slice failed, alone in its batch."""
-        if self._is_over:
-            return
-        cause = cause_of(failure, str(self._row_ids[row]))
+    def failed(self, row_id: str, failure: Failure) -> None:
+        """Note that a row failed, alone in its batch."""
+        with _lock:
+            if not self._is_over:
+                self._count(cause_of(failure, row_id), failure)
+
+    def _count(self, cause: Cause, failure: Failure) -> None:
         if not isinstance(failure, Raised) or not _is_users(failure):
             self._is_over = True
         elif self._failed is None or self._first is None:
@@ -111,6 +109,10 @@ class FirstRows:
         Raises:
             AlikeError: All rows failed for one cause, and there are enough of them.
         """
+        with _lock:
+            self._check()
+
+    def _check(self) -> None:
         if self._is_over or self._failed is None or self._first is None:
             return
         is_of_outputs = self._first.is_of_outputs
@@ -127,12 +129,8 @@ class FirstRows:
 
 
 def _is_users(failure: Failure) -> bool:
-    """Tell whether the user's own code raised, not a device that failed under it."""
-    if failure.is_of_own_transform:
-        return True
-    message = failure.message.lower()
-    is_of_device = any(word in message for word in _DEVICE_WORDS)
-    return failure.reason is Reason.MODEL_ERROR and not is_of_device
+    """Tell whether the user's own code raised."""
+    return failure.is_of_own_transform or failure.reason is Reason.MODEL_ERROR
 
 
 def _are_alike(one: Raised, one_key: str, other: Raised, other_key: str) -> bool:

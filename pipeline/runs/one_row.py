@@ -123,7 +123,7 @@ class _Places(FirstRows):
     def predicted(self) -> None:
         self._where = ""
 
-    def failed(self, row: int, failure: Failure) -> None:
+    def failed(self, row_id: str, failure: Failure) -> None:
         self._where = failure.where if isinstance(failure, Raised) else ""
 
     def check(self) -> None:

@@ -63,7 +63,7 @@ def alone(
     )
     predictor = Predictor(config)
     batches, facts = batches_on_device(case, config, found["slices"])
-    rate = rows_per_s(predictor._runner.run, batches, is_on_gpu=num_gpus > 0)
+    rate = rows_per_s(predictor._model.runner.run, batches, is_on_gpu=num_gpus > 0)
     del predictor, batches
     give_back()
     return {"rows_per_s": rate, **facts}

@@ -89,7 +89,6 @@ class _Embedder:
 
     def __init__(self, share: _Share) -> None:
         import pyarrow as pa
-        import torch
 
         from pipeline.inference.device import make_buffer
         from pipeline.job.model import Model
@@ -110,7 +109,7 @@ class _Embedder:
         )
         self._input, self._limits = spec.input, config.limits_of_batch
         self._task = make_task(spec.task)
-        self._buffers = make_buffer(config, torch.device("cpu"))
+        self._buffers = make_buffer(config)
         self._views = {name: tensor.numpy() for name, tensor in self._buffers.items()}
         self._runner = _open(config, share.calibrated)
 
@@ -142,7 +141,7 @@ def _open(config: Any, calibrated: str) -> Any:
     from pipeline.inference.runtimes.opening import make_runner
 
     if not calibrated:
-        return load_runner(config, torch.device("cpu"))
+        return load_runner(config)
     from pipeline.inference.runtimes.inference_module import InferenceModule
     from pipeline.models.spec import load_module
 

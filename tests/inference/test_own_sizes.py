@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from badfiles import base_image
+from fake_device import FakeGpu, installed
 from PIL import Image
 from predicting import PASS_THROUGH, Pooled, predict, predictor
 
@@ -30,7 +31,6 @@ SPEC = TransformSpec(None, None, None, (0.0,) * 3, (1.0,) * 3, resize="none")
 LIMITS = Limits(10**7, 10**7)
 SIZES = [(40, 30), (64, 64), (40, 30), (33, 97), (40, 30), (64, 64), (200, 150), (30, 40), (40, 30)]
 BAD = 3
-CPU = torch.device("cpu")
 
 
 def encoded(size: tuple[int, int], seed: int) -> bytes:
@@ -98,7 +98,7 @@ def test_a_buffer_grows_to_the_largest_batch_and_is_used_again():
     seen = ImageInput(SPEC)
     inputs, [slot] = seen.arrays(prepared()), seen.slots(BatchLimits(1)).values()
     memory = {"image": torch.zeros(math.prod(slot.shape), dtype=torch.uint8)}
-    buffer, shapes, places = DeviceBuffer(memory, seen.gather, CPU), [], []
+    buffer, shapes, places = DeviceBuffer(memory, seen.gather), [], []
 
     def compute(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         shapes.append(tuple(batch["image"].shape))
@@ -117,6 +117,12 @@ def test_a_buffer_grows_to_the_largest_batch_and_is_used_again():
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_predictions_equal_a_plain_loop_over_the_images(batch_size: int):
     rows, _ = predict(own_sizes(batch_size=batch_size), prepared())
+    require_equal_to_the_loop(rows)
+
+
+def test_buffers_that_grow_on_a_gpu_are_not_read_too_early():
+    with installed(FakeGpu(copy_s=0.01)):
+        rows, _ = predict(own_sizes(batch_size=2, num_gpus=1), prepared())
     require_equal_to_the_loop(rows)
 
 

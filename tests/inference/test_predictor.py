@@ -29,12 +29,11 @@ from predicting import (
 from torch import nn
 
 from pipeline.core.errors import JobError
-from pipeline.inference.device_buffers import DeviceBuffer
+from pipeline.inference.device_buffers import DeviceBuffer, FreeBuffers
 from pipeline.inference.predictor import Predictor
 from pipeline.preprocessing.model_input import FixedShape
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
-CPU = torch.device("cpu")
 NORMALISED = {"mean": MEAN, "std": STD}
 
 
@@ -43,7 +42,7 @@ def buffers(number: int, batch_size: int) -> list[DeviceBuffer]:
     shape = (batch_size, SIZE_PX, SIZE_PX, 3)
     return [
         DeviceBuffer(
-            {"image": torch.zeros(math.prod(shape), dtype=torch.uint8)}, FixedShape().gather, CPU
+            {"image": torch.zeros(math.prod(shape), dtype=torch.uint8)}, FixedShape().gather
         )
         for _ in range(number)
     ]
@@ -199,7 +198,7 @@ def test_a_row_that_the_model_cannot_take_costs_itself(
             pixels[row] = BLACK if kind == "dark" else WHITE
     failures = [BAD if kind == "bad" else None for kind in kinds]
     model = predictor("models:fussy", batch_size)
-    model._buffers = buffers(num_buffers, batch_size)
+    model._model.buffers = FreeBuffers(buffers(num_buffers, batch_size))
     rows, counters = predict(model, rows_of(pixels, failures))
     undisturbed, _ = predict(predictor("models:colours", batch_size), rows_of(pixels, failures))
     expected = {"dark": "model_error", "white": "non_finite", "bad": "truncated", "good": None}
@@ -259,7 +258,7 @@ def test_nothing_of_a_failed_batch_is_kept_while_its_halves_run():
             return self.inner(x)
 
     model = predictor("models:hungry", 16)
-    module = model._runner.run.__self__
+    module = model._model.runner.run.__self__
     module.module = Watch(module.module)
     predict(model, rows_of(images(16)))
     assert len(alive) > 4
@@ -296,7 +295,7 @@ def calls() -> Callable[[Predictor], list[int]]:
 
     def watch(model: Predictor) -> list[int]:
         seen: list[int] = []
-        model._runner.run.__self__.module.register_forward_pre_hook(
+        model._model.runner.run.__self__.module.register_forward_pre_hook(
             lambda _, args: seen.append(len(args[0]))
         )
         return seen

@@ -91,9 +91,9 @@ def test_a_factory_that_no_seed_holds_is_refused_by_the_second_actor_or_a_resume
     tmp_path: Path,
 ) -> None:
     store = Store(str(tmp_path))
-    load_runner(config(store, "models:unseeded"), torch.device("cpu"))
+    load_runner(config(store, "models:unseeded"))
     with pytest.raises(JobError, match="models:unseeded: has other tensors than before"):
-        load_runner(config(store, "models:unseeded"), torch.device("cpu"))
+        load_runner(config(store, "models:unseeded"))
 
 
 def test_a_retry_keeps_to_the_tensors_of_what_is_published(any_store: Store) -> None:

@@ -51,7 +51,7 @@ def batches_of(rows: pa.Table, num_rows: int) -> list[tuple[np.ndarray, dict[str
         name: torch.zeros(int(np.prod(slot.shape)), dtype=getattr(torch, slot.dtype))
         for name, slot in made.slots(limits).items()
     }
-    buffer = DeviceBuffer(memory, made.gather, torch.device("cpu"))
+    buffer = DeviceBuffer(memory, made.gather)
     found = []
     for batch in made.batches(inputs, np.arange(rows.num_rows), limits):
         tensors = buffer.fill(inputs, batch)

@@ -44,13 +44,6 @@ class Ragged(nn.Module):
         return torch.zeros(len(x), int(x.float().mean() * 255) % 7 + 9)
 
 
-class Sick(models.Colours):
-    """A device that does nothing any more."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("CUDA error: device-side assert triggered")
-
-
 class Starved(models.Colours):
     """Has never enough memory."""
 
@@ -76,10 +69,6 @@ def raising() -> nn.Module:
 
 def ragged() -> nn.Module:
     return Ragged()
-
-
-def sick() -> nn.Module:
-    return Sick()
 
 
 def starved() -> nn.Module:

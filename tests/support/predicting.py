@@ -100,14 +100,19 @@ def numbers() -> nn.Module:
     return Numbers()
 
 
-def predictor(
+def predictor(factory: str, batch_size: int = 32, **options: Any) -> Predictor:
+    """Of the same as `config_of`."""
+    return Predictor(config_of(factory, batch_size, **options))
+
+
+def config_of(
     factory: str,
     batch_size: int = 32,
     num_gpus: float = 0.0,
     transform: dict[str, Any] | None = None,
     limits: AgreementLimits | None = None,
     **model: Any,
-) -> Predictor:
+) -> PredictorConfig:
     """Of a model that classifies, unless `model` says another task and sets its fields to None."""
     fields = {"factory": factory, "labels": models.LABELS, "top_k": 3, **model}
     document = {
@@ -117,17 +122,15 @@ def predictor(
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    allowed = ["models", "predicting", "failing_models"]
-    return Predictor(
-        PredictorConfig(
-            spec=resolve_model(job.model, job.transform, allow_import=allowed),
-            batch_size=batch_size,
-            num_gpus=num_gpus,
-            num_threads=1,
-            pass_through=PASS_THROUGH,
-            limits=limits,
-            run_id=uuid.uuid4().hex,  # one process of a node compares for a run
-        )
+    allowed = ["models", "predicting", "failing_models", "gpu_models"]
+    return PredictorConfig(
+        spec=resolve_model(job.model, job.transform, allow_import=allowed),
+        batch_size=batch_size,
+        num_gpus=num_gpus,
+        num_threads=1,
+        pass_through=PASS_THROUGH,
+        limits=limits,
+        run_id=uuid.uuid4().hex,  # one process of a node compares for a run
     )
 
 

@@ -46,13 +46,11 @@ def _batches(config: PredictorConfig, sample: Arrays) -> Iterator[list[npt.NDArr
 
     The next batch overwrites them.
     """
-    import torch
-
     from pipeline.inference.device import make_buffer
     from pipeline.inference.device_buffers import DeviceBuffer
 
-    seen, limits, cpu = config.spec.input, config.limits_of_batch, torch.device("cpu")
-    buffer = DeviceBuffer(make_buffer(config, cpu), seen.gather, cpu)
+    seen, limits = config.spec.input, config.limits_of_batch
+    buffer = DeviceBuffer(make_buffer(config), seen.gather)
     for batch in run_batches(seen, sample, limits):
         for rows in seen.batches(sample, batch.rows, limits):  # several if images keep their sizes
             yield [tensor.numpy() for tensor in buffer.fill(sample, rows).values()]

@@ -1,0 +1,234 @@
+"""A model on its device with the buffers of its batches: starts batches, and keeps their results.
+
+On a GPU all of it is launched in the one thread of the GPU. A full batch runs when the model is
+loaded: what card, driver or libraries cannot do is then an error of the job, and no row's.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import torch
+
+from pipeline.core.device_errors import OutOfDeviceMemory
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.printable import clean_message
+from pipeline.inference import device
+from pipeline.inference import output_tree as pytree
+from pipeline.inference.accelerator import Gpu
+from pipeline.inference.device_buffers import DeviceBuffer, FreeBuffers, make_device_buffers
+from pipeline.inference.ragged_results import place
+from pipeline.inference.runtimes.base import Runner
+from pipeline.inference.runtimes.inference_module import Tensors
+from pipeline.inference.settled_scores import SettledScores
+from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import Arrays
+from pipeline.preprocessing.model_input import Arrays as Inputs
+from pipeline.preprocessing.model_input import Rows, num_rows
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_OF_THE_DEVICE = ("cuda", "cublas", "cudnn", "nvrtc", "shared object", "could not load library")
+_MAX_CHARS, _GIB = 300, 1 << 30
+
+
+class DeviceModel:
+    """One model on one device."""
+
+    def __init__(self, config: PredictorConfig) -> None:
+        """Load the model.
+
+        Raises:
+            JobError: The weights, the layer, the device or the precision cannot be used.
+            OutOfDeviceMemory: A GPU has no room for the model, or for a batch of it.
+            InfraError: The GPU has failed.
+        """
+        self.config = config
+        self.gpu = device.gpu_of(config.num_gpus)
+        self.limits = config.limits_of_batch
+        """Of later batches: smaller after lack of memory."""
+        torch.set_num_threads(config.num_threads)
+        self.scores = SettledScores(config)
+        self.task = make_task(config.spec.task)
+        self._runner: Runner | None = None
+        self._settling = threading.Lock()
+        self.buffers = self._told(self._make_buffers)
+        self.load()
+
+    @property
+    def runner(self) -> Runner:
+        assert self._runner is not None, "loaded again before anything runs"
+        return self._runner
+
+    def load(self) -> None:
+        """Load the model onto its device, and run a full batch there if that is a GPU."""
+        try:
+            self._told(self._load)
+        except BaseException:
+            self._runner = None
+            raise
+
+    def _told(self, function: Callable[[], T]) -> T:
+        """Call a function as `call` does; what a device raises is told as an error of the job."""
+        try:
+            return self.call(function)
+        except Exception as error:
+            if self.gpu is None:
+                raise
+            lacks_memory = self.gpu.lacks_memory(error)
+            if isinstance(error, PipelineError):
+                raise
+            told = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
+            raise (OutOfDeviceMemory if lacks_memory else JobError)(
+                f"model {self.config.spec.name}: cannot be loaded onto {self.gpu.name}: {told}"
+            ) from error
+
+    def unload(self) -> None:
+        """Take the model off its device."""
+        self._runner = None
+        if self.gpu is not None:
+            self.call(self.gpu.release)
+
+    def restored(self, function: Callable[[], T]) -> T:
+        """Call a function that may unload the model; it is on its device again after it."""
+        assert self.gpu is not None, "on a CPU there is room"
+        try:
+            return function()
+        finally:
+            self.gpu.release()
+            if self._runner is None:
+                self.gpu.patiently(self.load)
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in the thread of the GPU, or here if the model is on the CPU."""
+        if self.gpu is None:
+            return function(*args, **kwargs)
+        return self.gpu.call(function, *args, **kwargs)
+
+    def start(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows) -> None:
+        """Start a batch, without waiting for a GPU.
+
+        Args:
+            buffer: Is free.
+            inputs: The arrays of a slice, each (N, ...).
+            batch: (B,) row numbers in the slice.
+
+        Raises:
+            Exception: Any error of the model or the device.
+        """
+        size, whole = self.config.batch_size, batch
+        if self.runner.is_static and len(batch) < size:
+            # Padding repeats rows of this batch, so that no batch fails because of other rows.
+            whole = np.resize(batch, size)
+        compute = functools.partial(self._compute, len(batch))
+        self.call(buffer.start, inputs, whole, compute)
+
+    def keep(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, results: Arrays) -> None:
+        """Wait for a batch, and write what it gave to its rows' places in (N, ...)."""
+        lengths = self.config.spec.input.lengths(inputs, batch)
+        found = buffer.finish()
+        self.task.check(found)
+        for name, values in found.items():
+            kept = lengths if self.task.is_per_token else None
+            place(results, name, num_rows(inputs), batch, values, kept)
+
+    def each(self, inputs: Inputs, results: Arrays) -> Iterator[Rows]:
+        """Predict all rows, a batch in flight per free buffer; yield the batches that are kept."""
+        ticket, busy = self.buffers.ticket(), deque[tuple[DeviceBuffer, Rows]]()
+        rows = np.arange(num_rows(inputs))
+        left = deque(self.config.spec.input.batches(inputs, rows, self.limits))
+        try:
+            while left or busy:
+                take = self.buffers.take_spare if busy else self.buffers.take
+                if left and (spare := take(ticket)) is not None:
+                    busy.append((spare, left.popleft()))
+                    self.start(spare, inputs, busy[-1][1])
+                    continue
+                buffer, batch = busy[0]
+                self.keep(buffer, inputs, batch, results)
+                self.buffers.give(busy.popleft()[0])
+                yield batch
+        finally:
+            for buffer, _ in busy:
+                self.buffers.give(buffer)
+
+    def settle(
+        self,
+        results: Arrays,
+        batch: Rows,
+        row_ids: Sequence[str] = (),
+        counted: dict[str, int] | None = None,
+    ) -> None:
+        """Settle by a finished batch what the outputs are, or hold the batch to it."""
+        with self._settling:
+            self.scores.keep(results, batch, row_ids, counted)
+            if self.scores.task is not self.task.spec:
+                self.task = make_task(self.scores.task)
+
+    def _make_buffers(self) -> FreeBuffers:
+        make_buffer = functools.partial(device.make_buffer, self.config, self.gpu)
+        return make_device_buffers(make_buffer, self.config.spec.input.gather, self.gpu)
+
+    def _load(self) -> None:
+        config, gpu = self.config, self.gpu
+        torch.set_num_threads(config.num_threads)  # of this thread
+        self._runner = device.load_runner(config, gpu)
+        if gpu is not None:
+            self._run_full_batch(gpu)
+
+    def _run_full_batch(self, gpu: Gpu) -> None:
+        limits = self.limits
+        while True:
+            slots = self.config.spec.input.slots(limits)
+            rows = min(slot.shape[0] for slot in slots.values())
+            try:
+                batch = device.full_batch(slots, rows, gpu.device)
+                gpu.run(functools.partial(self._compute, rows), batch)
+                gpu.synchronize()
+                return
+            except Exception as error:  # noqa: BLE001  # any error of a user's model
+                if not gpu.lacks_memory(error):
+                    self._blame_device(gpu, error)
+                    return  # the values are the model's trouble: rows will tell
+            # Outside `except`: the frames of the exception hold the tensors of the batch.
+            batch = {}
+            gpu.empty_cache()
+            if rows == 1 or self.runner.is_static:
+                raise self.no_room(rows)
+            limits = limits.halved(rows // 2)  # as the batches of slices will be
+
+    def _blame_device(self, gpu: Gpu, error: Exception) -> None:
+        """Raise an error that is the device's."""
+        told = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
+        if any(word in told.lower() for word in _OF_THE_DEVICE):
+            kernels = f" ({gpu.kernels_told()})" if "no kernel image" in told else ""
+            name = self.config.spec.name
+            raise JobError(f"model {name}: {gpu.name} cannot run a batch: {told}{kernels}")
+
+    def no_room(self, num_rows: int) -> OutOfDeviceMemory:
+        """Return the error of a batch that cannot be smaller: one row, or of the one size."""
+        spec, gpu = self.config.spec, self.gpu
+        assert gpu is not None, "on the CPU nothing is loaded to try it"
+        free_bytes, total_bytes = self.call(gpu.memory_bytes)
+        where = f"{gpu.name} ({free_bytes / _GIB:.1f} of {total_bytes / _GIB:.1f} GiB are free)"
+        advice = "run fewer actors per GPU, or choose a lower model.precision or a larger card"
+        if num_rows > 1:
+            advice = (
+                f"batches of runtime {spec.runtime!r} have one size: give model.batch_size, "
+                f"{num_rows // 2} or less"
+            )
+        rows = "one row does" if num_rows == 1 else f"a batch of {num_rows} rows does"
+        return OutOfDeviceMemory(f"model {spec.name}: {rows} not fit into {where}; {advice}")
+
+    def _compute(self, size: int, on_device: Tensors) -> dict[str, torch.Tensor]:
+        """Return the reduced outputs of the first `size` rows of a batch, each (size, ...)."""
+        outputs = self.runner.run(on_device)
+        if self.runner.is_static and size < self.config.batch_size:
+            outputs = pytree.first_rows(outputs, size)
+        return self.task.reduce_batch(outputs, size, on_device)

@@ -1,0 +1,235 @@
+"""Run the rows of one slice through a model, batch by batch; find the rows that it cannot predict.
+
+A failing batch is split until the rows at fault are found; lack of memory makes later batches
+smaller as well. On a GPU some batches are in flight at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.device_errors import end_process, is_out_of_memory
+from pipeline.core.failures import Failure, Reason
+from pipeline.core.own_code import module_of
+from pipeline.core.registry import TASKS
+from pipeline.core.user_errors import whereabouts
+from pipeline.core.watchdog import pause, tick
+from pipeline.inference.accelerator import PAUSES_S, Gpu
+from pipeline.inference.device_buffers import DeviceBuffer
+from pipeline.inference.device_model import DeviceModel
+from pipeline.inference.first_rows import FirstRows, Raised
+from pipeline.inference.pending_batches import Batches, Timer
+from pipeline.inference.ticks import count
+from pipeline.models.tasks.base import Arrays, OutputError
+from pipeline.preprocessing.model_input import Arrays as Inputs
+from pipeline.preprocessing.model_input import Rows
+
+STAGE = "predict"
+InFlight = deque[tuple[DeviceBuffer, Rows]]
+"""Batches that have been started, the oldest first."""
+
+
+class SliceRun:
+    """The rows of one slice, on their way through a model."""
+
+    def __init__(
+        self,
+        model: DeviceModel,
+        inputs: Inputs,
+        row_ids: Sequence[str],
+        first: FirstRows | None,
+        *,
+        ends_process: bool,
+    ) -> None:
+        """Take a slice.
+
+        Args:
+            model: Is loaded.
+            inputs: What `Input.arrays` gives of the slice, each (N, ...).
+            row_ids: (N,).
+            first: Watches the first rows; None: a failure always counts as its row's fault.
+            ends_process: Whether a row that alone finds no memory on a GPU ends the process, so
+                that a child decides; otherwise the row has failed.
+        """
+        self._model, self._inputs, self._row_ids = model, inputs, row_ids
+        self._first, self._ends_process = first, ends_process
+        self.results: Arrays = {}
+        """What the task keeps of the rows, name -> (N, ...)."""
+        self.timer, self._ticket = Timer(), model.buffers.ticket()
+        self.counted: dict[str, int] = {}
+        """Rows per head whose outputs were taken for probabilities."""
+
+    def run(self, todo: Rows) -> Iterator[tuple[int, Failure]]:
+        """Predict rows `todo`, a batch in flight per buffer that is free; yield (row, failure).
+
+        Raises:
+            AlikeError: All rows of the first batches failed for one cause.
+            JobError: Rows contradict what the outputs were settled to be.
+            OutOfDeviceMemory: A batch of the runtime's one size does not fit into memory.
+            InfraError: The GPU has failed.
+        """
+        busy: InFlight = deque()
+        try:
+            yield from self._run(todo, busy)
+        finally:
+            for buffer, _ in busy:
+                self._model.buffers.give(buffer)
+
+    def _run(self, todo: Rows, busy: InFlight) -> Iterator[tuple[int, Failure]]:
+        failed: list[tuple[Rows, Failure]] = []
+        left = Batches(self._model.config.spec.input, self._inputs, todo, self._model.limits)
+        while left or busy:
+            begun = None if failed else self._begin_next(left, busy)
+            batch, failure = begun or self._end_oldest(busy)
+            if begun is None and failure is None:
+                yield from self._kept(batch)
+            if failure is not None:
+                failed.append((batch, failure))
+            if failed and not busy:  # splitting needs a buffer, so batches in flight finish first
+                for batch, failure in failed:
+                    yield from self._split(batch, failure)
+                    if self._first is not None:
+                        self._first.check()
+                failed = []
+
+    def _begin_next(self, left: Batches, busy: InFlight) -> tuple[Rows, Failure | None] | None:
+        """Start the next batch, and say why it failed if it did; None: no batch, or no buffer."""
+        buffers, model = self._model.buffers, self._model
+        take = buffers.take_spare if busy else buffers.take
+        spare = take(self._ticket) if left else None
+        if spare is None:
+            return None
+        busy.append((spare, left.take(model.limits)))
+        failure = self._try_start(*busy[-1])
+        if failure is None:
+            return busy[-1][1], None
+        buffer, batch = busy.pop()
+        buffers.give(buffer)
+        return batch, failure
+
+    def _end_oldest(self, busy: InFlight) -> tuple[Rows, Failure | None]:
+        """Finish the batch in flight that began first, and say why it failed if it did."""
+        failure = self._try_finish(*busy[0])
+        buffer, batch = busy.popleft()
+        self._model.buffers.give(buffer)
+        return batch, failure
+
+    def _kept(self, batch: Rows) -> Iterator[tuple[int, Failure]]:
+        """Yield the rows of a finished batch whose results are not finite."""
+        if self._first is not None:
+            self._first.predicted()
+        self._model.settle(self.results, batch, self._row_ids, self.counted)
+        yield from _not_finite(self.results, batch)
+
+    def _split(self, batch: Rows, failure: Failure) -> Iterator[tuple[int, Failure]]:
+        """Halve a failed batch until the rows at fault are found; yield them."""
+        model, gpu = self._model, self._model.gpu
+        is_memory = failure.reason is Reason.OUT_OF_MEMORY
+        if is_memory and gpu is not None and (len(batch) == 1 or model.runner.is_static):
+            later = self._try_later(gpu, batch, failure)
+            if later is None:
+                yield from self._kept(batch)
+                return
+            failure = later
+        if len(batch) == 1:
+            if self._first is not None:
+                self._first.failed(str(self._row_ids[int(batch[0])]), failure)
+            yield int(batch[0]), failure
+            return
+        half = len(batch) // 2
+        if failure.reason is Reason.OUT_OF_MEMORY:
+            model.limits = model.limits.halved(half)
+            if gpu is not None:
+                model.call(gpu.empty_cache)
+        for part in (batch[:half], batch[half:]):
+            again = self._try(part)
+            if again is None:
+                yield from self._kept(part)
+            else:
+                yield from self._split(part, again)
+
+    def _try_later(self, gpu: Gpu, batch: Rows, failure: Failure) -> Failure | None:
+        """Try a batch again that cannot be made smaller: what holds the memory may give it back.
+
+        Returns:
+            Why it failed in the end; None if it did not.
+
+        Raises:
+            OutOfDeviceMemory: Batches have one size, and there is no room for one.
+        """
+        model = self._model
+        for pause_s in PAUSES_S:
+            model.call(gpu.empty_cache)
+            again = self._try(batch)
+            if again is None or again.reason is not Reason.OUT_OF_MEMORY:
+                return again
+            with pause():
+                gpu.pause(pause_s)
+        if model.runner.is_static:
+            raise model.no_room(model.config.batch_size)
+        if self._ends_process:
+            row = self._row_ids[int(batch[0])]
+            end_process(f"{gpu.name}: no memory for row {row} alone")
+        return failure
+
+    def _try(self, batch: Rows) -> Failure | None:
+        with self._model.buffers.one(self._ticket) as buffer:
+            return self._try_start(buffer, batch) or self._try_finish(buffer, batch)
+
+    def _try_start(self, buffer: DeviceBuffer, batch: Rows) -> Failure | None:
+        """Start a batch; return the failure if that raises.
+
+        It does not retry here: the frames of the exception still hold the batch's tensors.
+        """
+        try:
+            self._model.start(buffer, self._inputs, batch)
+        except Exception as error:  # noqa: BLE001  # any error of a user's model fails its row
+            return self._failure_of(error)
+        return None
+
+    def _try_finish(self, buffer: DeviceBuffer, batch: Rows) -> Failure | None:
+        """Write the results of a batch into `results`; return the failure if that raises."""
+        try:
+            self._model.keep(buffer, self._inputs, batch, self.results)
+        except Exception as error:  # noqa: BLE001  # a GPU raises errors of the model here
+            return self._failure_of(error)
+        self.timer.add(*buffer.busy_s)
+        self._count_tokens(buffer, batch)
+        tick()
+        count(len(batch))
+        return None
+
+    def _failure_of(self, error: Exception) -> Failure:
+        """Return why a batch failed, and where in the user's model or task."""
+        gpu, spec = self._model.gpu, self._model.config.spec
+        if isinstance(error, OutputError):
+            return Raised(Reason.MODEL_ERROR, STAGE, str(error), is_of_outputs=True)
+        no_memory = is_out_of_memory(error) if gpu is None else gpu.lacks_memory(error)
+        reason = Reason.OUT_OF_MEMORY if no_memory else Reason.MODEL_ERROR
+        modules = (spec.name.partition(":")[0], module_of(TASKS, spec.task.kind))
+        where = next(filter(None, (whereabouts(error, module) for module in modules)), "")
+        return Raised(reason, STAGE, f"{type(error).__name__}: {error}", where=where)
+
+    def _count_tokens(self, buffer: DeviceBuffer, batch: Rows) -> None:
+        seen = self._model.config.spec.input
+        lengths = seen.lengths(self._inputs, batch)
+        if lengths is not None:
+            self.timer.num_tokens += int(lengths.sum())
+            self.timer.num_padded += seen.num_padded(buffer.shapes)
+
+
+def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:
+    for row in batch[~_are_finite(results, batch)]:
+        yield int(row), Failure(Reason.NON_FINITE, STAGE, "output is not finite")
+
+
+def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
+    ok = np.ones(len(batch), bool)
+    for values in results.values():
+        if np.issubdtype(values.dtype, np.floating):
+            ok &= np.isfinite(values[batch]).reshape(len(batch), -1).all(axis=1)
+    return ok

@@ -1,0 +1,252 @@
+"""The predictor on a stand-in for a GPU: no unready memory is read, and no error costs a good row.
+
+Memory is poisoned until what fills it has run (`fake_device`), so that a copy or a batch that is
+not waited for changes predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_device import FakeGpu, installed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from predicting import (
+    BAD,
+    BLACK,
+    WHITE,
+    images,
+    is_predicted,
+    predict,
+    predictor,
+    rows_of,
+)
+
+from pipeline.core.device_errors import OutOfDeviceMemory
+from pipeline.core.errors import InfraError, JobError
+from pipeline.inference import slice_run
+from pipeline.inference.accelerator import PAUSES_S
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.runtimes.base import Runner
+from pipeline.models.agreement import AgreementLimits
+
+KIB = 1 << 10
+LIMITS = AgreementLimits(0.1, 0.99, 0.1)
+
+
+@pytest.fixture
+def gpu() -> Iterator[FakeGpu]:
+    with installed(FakeGpu()) as made:
+        yield made
+
+
+def scores(row: dict[str, Any]) -> Any:
+    found = row["top_k"] and {entry["label"]: entry["score"] for entry in row["top_k"]}
+    return found and pytest.approx(found, abs=1e-5)
+
+
+def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Predicted alike, whatever the batches; and failed alike."""
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine["row_id"], mine["error"]) == (theirs["row_id"], theirs["error"])
+        assert is_predicted(mine) == is_predicted(theirs)
+        if mine["error"] is None:
+            assert {e["label"]: e["score"] for e in mine["top_k"]} == scores(theirs)
+
+
+# ---------------------------------------------------------------------------- streams and buffers
+
+
+@settings(max_examples=15)
+@given(
+    kinds=st.lists(
+        st.sampled_from(["good", "good", "good", "dark", "white", "bad"]), min_size=1, max_size=40
+    ),
+    batch_size=st.sampled_from([1, 4, 7]),
+)
+def test_no_buffer_is_read_before_what_fills_it_has_run(kinds: list[str], batch_size: int):
+    pixels = images(len(kinds))
+    for row, kind in enumerate(kinds):
+        if kind in ("dark", "white"):
+            pixels[row] = BLACK if kind == "dark" else WHITE
+    rows = rows_of(pixels, [BAD if kind == "bad" else None for kind in kinds])
+    expected, _ = predict(predictor("models:fussy", batch_size), rows)
+    with installed(FakeGpu(copy_s=0.001, rows_per_s=20_000)):
+        model = predictor("models:fussy", batch_size, num_gpus=1)
+        for _ in range(2):
+            found, _ = predict(model, rows)
+            same(found, expected)
+
+
+def test_each_value_crosses_to_the_device_once_as_a_byte(gpu: FakeGpu):
+    pixels = images(21)
+    predict(predictor("models:colours", 8, num_gpus=1), rows_of(pixels))
+    assert gpu.copied_bytes == pixels.nbytes
+
+
+def test_one_thread_loads_and_launches_also_for_other_callers(gpu: FakeGpu):
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = predictor("models:colours", 8, num_gpus=1)
+    with ThreadPoolExecutor(1, "caller") as other:
+        other.submit(predict, model, rows_of(images(20))).result()
+    model.unload()
+    predict(predictor("models:colours", 8, num_gpus=1), rows_of(images(20)))
+    assert gpu.thread_names == {"gpu_0"}
+
+
+# ---------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("room_rows", [1, 2, 5, 8, 9, 16, 100])
+def test_lack_of_memory_costs_no_row(gpu: FakeGpu, room_rows: int):
+    gpu._row_bytes, gpu.total_bytes = KIB, room_rows * KIB
+    rows = rows_of(images(40))
+    model = predictor("predicting:convolved", 8, num_gpus=1)
+    same(predict(model, rows)[0], predict(predictor("predicting:convolved", 8), rows)[0])
+    assert max(gpu.batches) <= room_rows
+
+
+def test_a_row_alone_waits_for_memory_that_another_holds(gpu: FakeGpu):
+    gpu._row_bytes = KIB
+    model = predictor("models:colours", 4, num_gpus=1)
+    gpu.hold(gpu.total_bytes)
+
+    def others_end() -> None:
+        if len(gpu.pauses_s) == 2:
+            gpu.give_back(gpu.total_bytes)
+
+    gpu.on_pause = others_end
+    rows, _ = predict(model, rows_of(images(6)))
+    assert all(is_predicted(row) for row in rows)
+    assert gpu.pauses_s == list(PAUSES_S[:2])
+
+
+def test_a_row_that_never_fits_ends_the_worker_and_has_failed_in_a_child(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+):
+    class Ended(BaseException):
+        pass
+
+    def end(why: str) -> None:
+        raise Ended(why)
+
+    monkeypatch.setattr(slice_run, "end_process", end)
+    gpu._row_bytes = KIB
+    model = predictor("models:colours", 4, num_gpus=1)
+    gpu.hold(gpu.total_bytes)
+    rows, _ = predict(model, rows_of(images(3)))
+    assert {row["error"] for row in rows} == {"out_of_memory"}
+    model._ends_process = True
+    with pytest.raises(Ended, match=r"^Fake L4: no memory for row r0 alone"):
+        predict(model, rows_of(images(3)))
+
+
+def static(model: Predictor) -> Predictor:
+    """Batches of one size, as of `compile`."""
+    model._model._runner = Runner(model._model.runner.run, is_static=True)
+    return model
+
+
+def test_batches_of_one_size_wait_for_memory_and_then_name_the_batch_size(gpu: FakeGpu):
+    gpu._row_bytes = KIB
+    rows = rows_of(images(20))
+    expected, _ = predict(predictor("models:colours", 8), rows)
+    model = static(predictor("models:colours", 8, num_gpus=1))
+    same(predict(model, rows)[0], expected)
+    held = gpu.total_bytes - 4 * KIB
+    gpu.hold(held)
+    gpu.on_pause = lambda: gpu.give_back(held)
+    same(predict(model, rows)[0], expected)
+    gpu.hold(held)
+    gpu.on_pause = lambda: None
+    with pytest.raises(OutOfDeviceMemory, match=r"a batch of 8 rows .* give model.batch_size, 4"):
+        predict(model, rows)
+
+
+def heavy(num_bytes: int, **options: Any) -> Predictor:
+    """A model of so many bytes in fp32, half as many in bf16."""
+    return predictor("gpu_models:heavy", 8, num_gpus=1, args={"num_bytes": num_bytes}, **options)
+
+
+def test_a_model_larger_than_the_card_is_named_with_both_sizes(gpu: FakeGpu):
+    gpu.total_bytes = 10
+    with pytest.raises(OutOfDeviceMemory, match=r"its 20 parameters take .* of Fake L4 .* free"):
+        heavy(11)
+
+
+def test_a_model_that_has_no_room_for_one_row_is_named_when_it_is_loaded(gpu: FakeGpu):
+    gpu._row_bytes, gpu.total_bytes = KIB, KIB - 1
+    with pytest.raises(
+        OutOfDeviceMemory, match=r"one row does not fit into Fake L4 \(.*; run fewer"
+    ):
+        predictor("models:colours", 8, num_gpus=1)
+
+
+def test_a_model_that_another_leaves_no_room_waits_for_it(gpu: FakeGpu):
+    gpu.total_bytes = 100 * KIB
+    gpu.hold(90 * KIB)
+    gpu.on_pause = lambda: gpu.give_back(90 * KIB)
+    model = gpu.patiently(lambda: heavy(50 * KIB))
+    assert len(gpu.pauses_s) == 1
+    assert all(is_predicted(row) for row in predict(model, rows_of(images(9)))[0])
+
+
+@pytest.mark.parametrize("room_kib", [151, 149, 99], ids=["beside", "instead", "on the CPU"])
+def test_the_reference_finds_a_place_and_the_model_is_back_after_it(gpu: FakeGpu, room_kib: int):
+    gpu.total_bytes = room_kib * KIB
+    model = heavy(100 * KIB, limits=LIMITS, precision="bf16")
+    rows, counters = predict(model, rows_of(images(20)))
+    assert all(is_predicted(row) for row in rows)
+    assert counters["canary"]["rows_in"] == counters["canary"]["rows_out"] > 0
+    assert gpu.held_bytes == 50 * KIB
+    assert not gpu.pauses_s
+    assert all(is_predicted(row) for row in predict(model, rows_of(images(20)))[0])
+
+
+# ---------------------------------------------------------------------------- errors
+
+
+def test_what_the_card_cannot_run_is_the_jobs_error(gpu: FakeGpu):
+    no_kernel = "CUDA error: no kernel image is available for execution on the device"
+
+    def refuses(*_: object) -> None:
+        raise RuntimeError(no_kernel)
+
+    gpu.run = refuses
+    with pytest.raises(JobError, match=r"Fake L4 cannot run .* \(the card is sm_70, torch has ker"):
+        predictor("models:colours", num_gpus=1)
+
+
+def test_values_that_a_model_does_not_take_do_not_fail_its_load(gpu: FakeGpu):
+    rows, _ = predict(predictor("models:fussy", 4, num_gpus=1), rows_of(images(9)))
+    assert all(is_predicted(row) for row in rows)
+
+
+def test_broken_hardware_fails_no_row_but_ends_the_run(gpu: FakeGpu):
+    model = predictor("models:colours", 4, num_gpus=1)
+    gpu.lost = RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    with pytest.raises(InfraError, match=r"^Fake L4 of .* has failed .*finished slices are kept"):
+        predict(model, rows_of(images(9)))
+
+
+def test_a_batch_that_fails_leaves_nothing_behind_that_the_next_one_reads(gpu: FakeGpu):
+    gpu._copy_s = 0.02
+    launched: list[int] = []
+    run = gpu.run
+
+    def fails_at_first(compute: Callable[..., Any], on_device: dict[str, torch.Tensor]) -> Any:
+        launched.append(1)
+        if len(launched) == 2:
+            raise ValueError("raised while the copy to the device is under way")
+        return run(compute, on_device)
+
+    model = predictor("predicting:convolved", 8, num_gpus=1)
+    gpu.run = fails_at_first
+    rows = rows_of(images(30, seed=3))
+    same(predict(model, rows)[0], predict(predictor("predicting:convolved", 8), rows)[0])
+    assert len(launched) > np.ceil(30 / 8)

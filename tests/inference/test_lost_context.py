@@ -1,0 +1,41 @@
+"""A lost CUDA context costs the row that loses it, and no other: workers that end, and children."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from checkout import PYTHONPATH
+from gpu_worker import BATCH_SIZE, slice_of
+from predicting import predictor, rows_of
+
+NUM_ROWS, WHITE_ROW = 3 * BATCH_SIZE - 2, BATCH_SIZE + 3
+MOST_WORKERS = 4
+
+
+def test_a_lost_context_costs_exactly_the_row_that_loses_it(tmp_path: Path):
+    arguments = ("gpu_models:poisoned", NUM_ROWS, WHITE_ROW, str(tmp_path))
+    command = [sys.executable, "-c", f"import gpu_worker; gpu_worker.main{arguments}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([PYTHONPATH, *sys.path])}
+    said: list[str] = []
+    for _ in range(MOST_WORKERS):  # as Ray starts an actor again
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=200, check=False
+        )
+        said.append(done.stderr)
+        if done.returncode == 0:
+            break
+        assert done.returncode == 1, done.stderr
+    assert len(said) == 2, said
+    assert "Fake L4 of " in said[0]
+    assert "its CUDA context is lost" in said[0]
+    found = pq.read_table(tmp_path / "found.parquet").to_pylist()
+    errors = {row["row_id"]: row["error"] for row in found if row["error"]}
+    assert errors == {f"r{WHITE_ROW}": "native_crash"}
+    on_cpu = predictor("models:colours", BATCH_SIZE)
+    expected = on_cpu.predict(rows_of(slice_of(NUM_ROWS, [WHITE_ROW])), {}).to_pylist()
+    for index, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert index == WHITE_ROW or mine["label"] == theirs["label"]

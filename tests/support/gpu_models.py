@@ -1,0 +1,48 @@
+"""Models that a stand-in for a GPU runs: they lose its context, or take its memory."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import fake_device
+import models
+import torch
+from torch import nn
+
+
+class Poisoned(models.Colours):
+    """Loses the context over a nearly white image, and fails over a nearly black one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        brightness = x.float().mean(dim=(1, 2, 3))
+        if (brightness > 0.98).any():
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        if ((brightness < 0.02) & (brightness > 0.005)).any():
+            raise ValueError("too dark to look at")
+        return super().forward(x)
+
+
+class Heavy(models.Colours):
+    """Takes memory of the stand-in, `num_bytes` in fp32, from when it is moved there to its end."""
+
+    def __init__(self, num_bytes: int) -> None:
+        super().__init__()
+        self.num_bytes, self.is_moved = num_bytes, False
+
+    def to(self, *where: Any, **options: Any) -> nn.Module:
+        gpu, is_there = fake_device.found, len(where) == 2  # a device and a dtype
+        if gpu is not None and is_there and not self.is_moved:
+            num_bytes = self.num_bytes * where[1].itemsize // 4
+            gpu.hold(num_bytes)
+            self.is_moved = True
+            weakref.finalize(self, gpu.give_back, num_bytes)
+        return super().to(*where, **options)
+
+
+def poisoned() -> nn.Module:
+    return Poisoned()
+
+
+def heavy(num_bytes: int) -> nn.Module:
+    return Heavy(num_bytes)

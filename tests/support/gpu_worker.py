@@ -1,0 +1,57 @@
+"""A worker on a stand-in for a GPU, which its model ends: predicts one slice as an actor does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from fake_device import FakeGpu, installed
+from predicting import WHITE, config_of, images, rows_of
+
+from pipeline.execution.isolation.attempts import Attempts
+from pipeline.execution.isolation.child_process import Step
+from pipeline.execution.isolation.crash_guard import Guard
+from pipeline.execution.isolation.row_isolation import StagePlan
+from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, _Model
+from pipeline.execution.stages import PREDICT, SliceWork
+
+BATCH_SIZE = 8
+_to_its_end = contextlib.ExitStack()
+"""Of a child."""
+
+
+@dataclass(frozen=True)
+class OnFakeGpu(SliceWork):
+    """The work of a child, on a stand-in of its own."""
+
+    def open(self) -> Mapping[str, Step]:
+        _to_its_end.enter_context(installed(FakeGpu()))
+        return super().open()
+
+
+def slice_of(num_rows: int, white: list[int]) -> np.ndarray:
+    pixels = images(num_rows)
+    pixels[white] = WHITE
+    return pixels
+
+
+def main(factory: str, num_rows: int, white_row: int, path: str) -> None:
+    """Leave the marks of attempts in a folder, and the predictions as `found.parquet`."""
+    folder = Path(path)
+    config = ActorConfig(config_of(factory, BATCH_SIZE, num_gpus=1), 60.0, MemoryShare(1 << 40, 1))
+    with installed(FakeGpu()):
+        model = _Model(config, {})
+        guard = Guard(
+            OnFakeGpu(None, config.predictor),
+            [StagePlan(PREDICT, BATCH_SIZE, model.predict)],
+            Attempts(folder / "marks"),
+            config.row_timeout_s,
+            model.make_room,
+        )
+        rows = rows_of(slice_of(num_rows, [white_row]))
+        pq.write_table(guard.run("predict-0-0", rows, {}), folder / "found.parquet")
+        guard.close()
