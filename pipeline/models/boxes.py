@@ -125,5 +125,5 @@ def kept_by_nms(
         kept[rows, first] |= has
         near = overlap(boxes[rows, first][:, None], boxes) > iou
         left &= ~(near & (label_ids == label_ids[rows, first][:, None]))
-        left.scatter_(1, first[:, None], value=False)
+        left[rows, first] = False
     return kept
