@@ -61,6 +61,8 @@ class DeviceBuffer:
         self._kept: Mapping[str, Any] = {}
         self._times: Any = None
         self._transfer_s = self._predict_s = 0.0
+        self.launch_s = 0.0
+        """What the host took to gather and launch the last batch; 0 on the CPU."""
         self.shapes: Mapping[str, tuple[int, ...]] = {}
         """Shape of each tensor in the last batch."""
 
@@ -78,6 +80,7 @@ class DeviceBuffer:
         staging = self.fill(inputs, rows)
         if self._gpu is not None:
             self._start_on(self._gpu, staging, _shaped(self._on_device, self.shapes), compute)
+            self.launch_s = perf_counter() - started
             return
         gathered = perf_counter()
         with torch.inference_mode():

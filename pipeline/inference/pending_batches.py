@@ -36,10 +36,13 @@ class Timer:
 
     transfer_s: float = 0.0
     predict_s: float = 0.0
+    launch_s: float = 0.0
+    """Of the host, beside a GPU."""
     num_tokens: int = 0
     """Tokens of the rows of finished batches, and those that the model got, with padding."""
     num_padded: int = 0
 
-    def add(self, transfer_s: float, predict_s: float) -> None:
+    def add(self, transfer_s: float, predict_s: float, launch_s: float) -> None:
         self.transfer_s += transfer_s
         self.predict_s += predict_s
+        self.launch_s += launch_s

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.cache_folder import one_at_a_time
-from pipeline.core.counters import REFERENCE_CHECK, TOKENS, Counters, StageCounters, add
+from pipeline.core.counters import LAUNCH, REFERENCE_CHECK, TOKENS, Counters, StageCounters, add
 from pipeline.core.failures import failures_of, without_failure
 from pipeline.core.node_cache import claim
 from pipeline.core.own_code import errors_told
@@ -102,6 +102,8 @@ class Predictor:
             count_in, count_in - failed, failed, num_bytes, 0, run.timer.predict_s
         )
         add(counters, STAGE, predicted)
+        if run.timer.launch_s:
+            add(counters, LAUNCH, StageCounters(count_in, count_in, busy_s=run.timer.launch_s))
         if run.timer.num_tokens:
             add(counters, TOKENS, StageCounters(run.timer.num_tokens, run.timer.num_padded))
         count_probable(run.counted, counters)

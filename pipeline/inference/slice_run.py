@@ -197,7 +197,7 @@ class SliceRun:
             self._model.keep(buffer, self._inputs, batch, self.results)
         except Exception as error:  # noqa: BLE001  # a GPU raises errors of the model here
             return self._failure_of(error)
-        self.timer.add(*buffer.busy_s)
+        self.timer.add(*buffer.busy_s, buffer.launch_s)
         self._count_tokens(buffer, batch)
         tick()
         count(len(batch))

@@ -99,6 +99,14 @@ def test_one_thread_loads_and_launches_also_for_other_callers(gpu: FakeGpu):
     assert gpu.thread_names == {"gpu_0"}
 
 
+def test_what_the_host_takes_to_launch_is_counted_beside_what_the_device_takes(gpu: FakeGpu):
+    rows = rows_of(images(20))
+    _, counters = predict(predictor("models:colours", 8, num_gpus=1), rows)
+    assert counters["launch"]["busy_s"] > 0
+    assert counters["launch"]["rows_in"] == 20
+    assert "launch" not in predict(predictor("models:colours", 8), rows)[1]
+
+
 # ---------------------------------------------------------------------------- memory
 
 

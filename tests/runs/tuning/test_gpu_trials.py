@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from fake_device import FakeGpu, installed
 from hypothesis import given
 from hypothesis import strategies as st
+from predicting import images, predictor, rows_of
 
+from pipeline.inference.device_buffers import DeviceBuffer
 from pipeline.inference.runtimes import all_runtimes
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.runs.tuning.layout_trials import num_decoders
-from pipeline.runs.tuning.measure import overlapping
+from pipeline.runs.tuning.measure import Workload, overlapping
 from pipeline.runs.tuning.memory import CONTEXT_MIB, share_problem
 from pipeline.runs.tuning.runtime_trials import Search
 from pipeline.runs.tuning.selection import candidates
@@ -87,6 +92,32 @@ def test_on_a_gpu_a_call_has_enough_batches_to_overlap_and_each_row_as_often(siz
     assert counts[0] * len(batches) >= 4
     assert len(call.rows) >= 1024
     assert call.worth == pytest.approx(len(call.rows))
+
+
+@pytest.mark.parametrize(("num_gpus", "at_once"), [(0, 1), (1, 2)])
+def test_what_is_timed_on_a_gpu_overlaps_as_in_a_run(
+    num_gpus: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    in_flight, most = [0], [0]
+    start, finish = DeviceBuffer.start, DeviceBuffer.finish
+
+    def started(self: DeviceBuffer, *batch: Any) -> None:
+        start(self, *batch)
+        in_flight[0] += 1
+        most[0] = max(most[0], in_flight[0])
+
+    def finished(self: DeviceBuffer) -> Any:
+        in_flight[0] -= 1
+        return finish(self)
+
+    with installed(FakeGpu()):
+        model = predictor("models:colours", 16, num_gpus=num_gpus)
+        sample = model._config.spec.input.arrays(rows_of(images(32)))
+        monkeypatch.setattr(DeviceBuffer, "start", started)
+        monkeypatch.setattr(DeviceBuffer, "finish", finished)
+        Workload(model._config, sample).measure_rate(model, 0.0, for_s=0.0)
+    assert most[0] >= at_once
+    assert num_gpus or most[0] == 1
 
 
 @pytest.mark.parametrize(
