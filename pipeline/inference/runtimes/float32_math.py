@@ -26,6 +26,7 @@ def set_math(math: str) -> None:
     # The older names, which raise when they are read after the newer ones alone were set.
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cudnn.fp32_precision = math
     for backend in _backends():
         backend.fp32_precision = math
 

@@ -61,6 +61,13 @@ def flags() -> list[object]:
     ]
 
 
+def saved_and_restored() -> None:
+    """As torch's exporters do it with all flags of a library."""
+    cudnn, mkldnn = backends.cudnn.set_flags(False), backends.mkldnn.set_flags(False)
+    backends.mkldnn.set_flags(*mkldnn)
+    backends.cudnn.set_flags(*cudnn)
+
+
 def wanted(math: str) -> list[object]:
     return [math] * 3 + [math == TF32] * 2
 
@@ -69,8 +76,12 @@ def wanted(math: str) -> list[object]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "tf32"])
 def test_a_precision_holds_whatever_was_set_before(way: str, precision: str):
     WAYS[way]()
-    set_math(math_of(precision))
-    assert flags() == wanted(TF32 if precision == "tf32" else EXACT)
+    for _ in range(2):
+        set_math(math_of(precision))
+        assert flags() == wanted(TF32 if precision == "tf32" else EXACT)
+        saved_and_restored()
+    if precision != "tf32":
+        assert flags() == wanted(EXACT)
 
 
 @pytest.mark.parametrize("way", WAYS)
