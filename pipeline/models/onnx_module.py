@@ -25,6 +25,8 @@ Feeds = dict[str, npt.NDArray[Any]]
 """Name of an input of the file -> C-contiguous (B, ...), of its dtype."""
 Engine = Callable[[Feeds], Sequence[npt.NDArray[Any]]]
 """Runs the file: arrays by name -> the outputs that `output_names` has, in that order."""
+DeviceEngine = Callable[[Mapping[str, torch.Tensor]], Sequence[torch.Tensor]]
+"""The same on a GPU, whose tensors it takes and gives."""
 _DIGEST = "sha256"
 _READ_BYTES = 1 << 20
 
@@ -63,6 +65,7 @@ class OnnxModule(torch.nn.Module):
         self._dtypes = {each["name"]: each["dtype"] for each in settings["inputs"]}
         self._flat = {each["name"] for each in settings["inputs"] if len(each["shape"] or ()) == 1}
         self._engine: Engine | None = None
+        self._device_engine: DeviceEngine | None = None
 
     @classmethod
     def of(cls, path: str | Path, outputs: Sequence[str] | None = None) -> Self:
@@ -83,6 +86,11 @@ class OnnxModule(torch.nn.Module):
         if task_class(task).takes_all_outputs:
             return cls(path, settings)
         return cls(path, settings, outputs=[settings["output"]])
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether it takes columns of a table, which may be strings: no device has those."""
+        return bool(self._settings["columns"])
 
     def source(self) -> str | bytes:
         """Return what a library opens: the path of the file, or its bytes without a ZipMap."""
@@ -120,6 +128,10 @@ class OnnxModule(torch.nn.Module):
             Exception: Of the library, as it is.
         """
         self._engine = engine or _reference(self.source(), self.output_names)
+
+    def open_on_device(self, engine: DeviceEngine) -> None:
+        """Open the file with an engine that takes tensors where they are."""
+        self._device_engine = engine
 
     def feeds(self, tensors: Mapping[str, torch.Tensor]) -> Feeds:
         """Return tensors as the file takes them: dtype, order of axes, length of padded texts."""
@@ -168,10 +180,13 @@ class OnnxModule(torch.nn.Module):
                 f"{len(tensors)} tensors by position and {', '.join(named) or 'none'} by name"
             )
         first = next(iter(given.values()))
-        arrays = self._run(self.feeds(given), len(first))
+        if self._device_engine is not None:
+            outputs = self._run_on_device(self._device_engine, given, len(first))
+        else:
+            arrays = self._run(self.feeds(given), len(first))
+            outputs = [torch.from_numpy(array).to(first.device) for array in arrays]
         if self._settings["max_tokens"] is not None:
-            arrays = [self._cut(array, first.shape[1]) for array in arrays]
-        outputs = [torch.from_numpy(array).to(first.device) for array in arrays]
+            outputs = [self._cut(output, first.shape[1]) for output in outputs]
         if len(outputs) == 1:
             return outputs[0]
         return dict(zip(self.output_names, outputs, strict=True))
@@ -190,6 +205,27 @@ class OnnxModule(torch.nn.Module):
             pieces.append(self._engine({name: array[rows] for name, array in feeds.items()}))
         return [np.concatenate(each)[:num_rows] for each in zip(*pieces, strict=True)]
 
+    def _run_on_device(
+        self, engine: DeviceEngine, given: Mapping[str, torch.Tensor], num_rows: int
+    ) -> list[torch.Tensor]:
+        """Do what `feeds` and `_run` do, without leaving the device."""
+        fed, size = {}, self._settings["batch_size"]
+        for name, tensor in given.items():
+            is_turned = self._settings["layout"] == "NHWC"
+            values = tensor.permute(0, 2, 3, 1) if is_turned else tensor
+            values = values.to(getattr(torch, self._dtypes[name]))
+            if (wanted := self._settings["max_tokens"]) is not None:
+                missing = max(0, wanted - values.shape[1])
+                values = torch.nn.functional.pad(values, (0, missing))
+            fed[name] = values.contiguous()
+        if size is None or size == num_rows:
+            return list(engine(fed))
+        pieces = []
+        for start in range(0, num_rows, size):
+            rows = torch.arange(start, start + size, device=values.device) % num_rows
+            pieces.append(engine({name: values[rows] for name, values in fed.items()}))
+        return [torch.cat(tuple(each))[:num_rows] for each in zip(*pieces, strict=True)]
+
     def _padded(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Pad token ids (B, L) with zeros to the length that the file takes, if it takes one."""
         wanted = self._settings["max_tokens"]
@@ -197,13 +233,13 @@ class OnnxModule(torch.nn.Module):
             return array
         return np.pad(array, ((0, 0), (0, wanted - array.shape[1])))
 
-    def _cut(self, array: npt.NDArray[Any], num_tokens: int) -> npt.NDArray[Any]:
-        """Take the padding of `_padded` off an output per token, (B, L, ...)."""
-        is_per_token = array.ndim > 2 and array.shape[1] == self._settings["max_tokens"]
-        return array[:, :num_tokens] if is_per_token else array
+    def _cut(self, output: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """Take the padding of the token ids off an output per token, (B, L, ...)."""
+        is_per_token = output.ndim > 2 and output.shape[1] == self._settings["max_tokens"]
+        return output[:, :num_tokens] if is_per_token else output
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_engine": None}
+        return {**self.__dict__, "_engine": None, "_device_engine": None}
 
 
 def _reference(source: str | bytes, outputs: Sequence[str]) -> Engine:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.errors import JobError
+from pipeline.core.shared_objects import absent_libraries
 from pipeline.inference.runtimes.base import BOTH, CPU, Device, Runner, Runtime
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.models.directories.onnx_graph import ONNX_LOG_LEVEL
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.models.onnx_module import OnnxModule
 
 _CUDA = "CUDAExecutionProvider"
+_CUDA_LIBRARY = "capi/libonnxruntime_providers_cuda.so"
 
 
 class OnnxRuntime(Runtime):
@@ -28,9 +34,14 @@ class OnnxRuntime(Runtime):
     file_precisions = ("fp32",)
 
     def missing_reason(self, precision: str, device: Device) -> str:
-        if device == "cpu" or _CUDA in _providers():
+        if device == "cpu":
             return ""
-        return "this onnxruntime has no CUDA provider: install onnxruntime-gpu"
+        import onnxruntime
+
+        providers = onnxruntime.get_available_providers()
+        if _CUDA in providers:
+            _load_libraries(onnxruntime)
+        return provider_reason(providers, Path(onnxruntime.__file__).parent / _CUDA_LIBRARY)
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
@@ -38,15 +49,22 @@ class OnnxRuntime(Runtime):
         import torch
 
         from pipeline.inference import output_tree as pytree
+        from pipeline.inference.runtimes.onnx_binding import bound
 
         structure = exporter.structure()
         model = exporter.onnx() if calibrated is None else calibrated
-        session = _session(model, num_threads, is_on_gpu=exporter.is_on_gpu)
+        gpu = _Gpu() if exporter.is_on_gpu else None
+        session = _session(model, num_threads, gpu)
         names = [each.name for each in session.get_inputs()]
+        outputs = [each.name for each in session.get_outputs()]
+        if gpu is not None:
+            on_gpu = bound(session, outputs, gpu.device, gpu.stream)
 
         def run(batch: Tensors) -> Any:
-            fed = zip(names, batch.values(), strict=True)
-            arrays = session.run(None, {name: tensor.cpu().numpy() for name, tensor in fed})
+            fed = dict(zip(names, batch.values(), strict=True))
+            if gpu is not None:
+                return pytree.tree_unflatten(on_gpu(fed), structure)
+            arrays = session.run(None, {name: tensor.numpy() for name, tensor in fed.items()})
             return pytree.tree_unflatten([torch.from_numpy(array) for array in arrays], structure)
 
         return Runner(run, is_static=not exporter.is_varying)
@@ -54,12 +72,78 @@ class OnnxRuntime(Runtime):
     def open_file(
         self, file: OnnxModule, exporter: Exporter, precision: str, num_threads: int
     ) -> bool:
-        session = _session(file.source(), num_threads, is_on_gpu=exporter.is_on_gpu)
-        file.open(lambda feeds: session.run(list(file.output_names), feeds))
+        from pipeline.inference.runtimes.onnx_binding import bound
+
+        gpu = _Gpu() if exporter.is_on_gpu else None
+        session = _session(file.source(), num_threads, gpu)
+        if gpu is None or file.has_columns:
+            file.open(lambda feeds: session.run(list(file.output_names), feeds))
+        else:
+            file.open_on_device(bound(session, file.output_names, gpu.device, gpu.stream))
         return False
 
 
-def _session(model: Path | str | bytes, num_threads: int, *, is_on_gpu: bool) -> Any:
+class _Gpu:
+    """The card of this process, as a session is opened on it."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        # The default stream is 0, which a session takes for none, and makes one of its own.
+        self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        # torch >= 2.10 tells which share of the card this process may take.
+        told = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
+        total_bytes = torch.cuda.get_device_properties(self.device).total_memory
+        self.options = cuda_options(
+            self.device.index, self.stream.cuda_stream, told(self.device), total_bytes
+        )
+
+
+def cuda_options(device: int, stream: int, share: float, total_bytes: int) -> dict[str, str]:
+    """Return the options of the CUDA provider: exact fp32, torch's order, a share of the card."""
+    options = {"device_id": str(device), "user_compute_stream": str(stream), "use_tf32": "0"}
+    if share < 1:
+        options["gpu_mem_limit"] = str(int(share * total_bytes))
+        # Otherwise what it reserves doubles each time.
+        options["arena_extend_strategy"] = "kSameAsRequested"
+    return options
+
+
+def provider_reason(providers: Sequence[str], library: Path) -> str:
+    """Return why onnxruntime cannot use a GPU here, or ''; nothing is run on one.
+
+    Args:
+        providers: Those that it was built with.
+        library: Where its CUDA provider lies.
+    """
+    if _CUDA not in providers:
+        return "this onnxruntime has no CUDA provider: install onnxruntime-gpu"
+    if library.exists() and (absent := absent_libraries(library)):
+        return (
+            f"the CUDA provider of onnxruntime needs {', '.join(absent)}, which "
+            f"{'is' if len(absent) == 1 else 'are'} not here: install an onnxruntime-gpu for "
+            f"{_cuda_of_torch()}"
+        )
+    return ""
+
+
+def require_on_gpu(session: Any) -> None:
+    """Refuse a session that does not run on the GPU: if a provider fails, the next one is taken.
+
+    Raises:
+        JobError: It runs on the CPU.
+    """
+    opened: list[str] = session.get_providers()
+    if opened[:1] != [_CUDA]:
+        raise JobError(
+            f"model.runtime 'onnxruntime': its CUDA provider could not be opened, and {opened[0]} "
+            "would run the model while the GPU is idle: install an onnxruntime-gpu for "
+            f"{_cuda_of_torch()}, or take runtime eager or compile"
+        )
+
+
+def _session(model: Path | str | bytes, num_threads: int, gpu: _Gpu | None) -> Any:
     """Return a session with all optimisations of the graph, which are the default."""
     import onnxruntime
 
@@ -68,18 +152,33 @@ def _session(model: Path | str | bytes, num_threads: int, *, is_on_gpu: bool) ->
     options.log_severity_level = ONNX_LOG_LEVEL
     # Threads that spin while they wait would take the cores of the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model),
-        options,
-        providers=[*([_CUDA] if is_on_gpu else []), "CPUExecutionProvider"],
+    providers: list[str | tuple[str, Mapping[str, str]]] = ["CPUExecutionProvider"]
+    if gpu is not None:
+        _load_libraries(onnxruntime)
+        providers.insert(0, (_CUDA, gpu.options))
+    session = onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=providers
     )
+    if gpu is not None:
+        require_on_gpu(session)
+        session.disable_fallback()  # to the CPU, after an error in a batch
+    return session
 
 
-def _providers() -> list[str]:
-    import onnxruntime
+def _load_libraries(onnxruntime: Any) -> None:
+    """Load CUDA's libraries: those of torch, or those of packages beside it."""
+    import torch  # noqa: F401  # brings its own
 
-    found: list[str] = onnxruntime.get_available_providers()
-    return found
+    load = getattr(onnxruntime, "preload_dlls", None)  # >= 1.21
+    if load is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            load()
+
+
+def _cuda_of_torch() -> str:
+    import torch
+
+    return f"CUDA {torch.version.cuda}, as torch has it" if torch.version.cuda else "CUDA"
 
 
 RUNTIME = OnnxRuntime()
