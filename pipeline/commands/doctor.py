@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.commands.doctor_machine import Finding, FindingStatus, guarded, look_at_machine
+from pipeline.commands.doctor_machine import guarded, look_at_machine
+from pipeline.commands.findings import Finding, FindingStatus
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.login import log_in
 from pipeline.execution.embedded.patches import describe
@@ -48,8 +49,9 @@ def examine(
     Returns:
         The findings, and the exit code of the first that fails; 0 if none does.
     """
-    checks = [*look_at_machine(options.address)]
     address = options.address
+    wants_gpu = job is not None and address is None and bool(job.resources.num_gpus)
+    checks = [*look_at_machine(address, wants_gpu=wants_gpu)]
     if address is not None:
         checks.append(guarded("cluster", lambda: log_in(address)))
     # After the login: Ray reads what the environment says of tokens when it is imported.

@@ -9,15 +9,15 @@ import resource
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from pipeline.commands.doctor_gpu import look_at_gpus
+from pipeline.commands.findings import Finding, FindingStatus
 from pipeline.commit.tables.base import TableFormat
 from pipeline.core.cpu import instruction_sets
 from pipeline.core.errors import InfraError, JobError, PipelineError
@@ -30,7 +30,6 @@ from pipeline.execution.environment import refuse_autoload
 from pipeline.execution.submit.client import is_loopback
 from pipeline.inference.runtimes import all_runtimes
 
-FindingStatus = Literal["ok", "warn", "fail"]
 _GIB = 2**30
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pandas", "fsspec", "pillow")
 _OF_MODELS = ("transformers", "tokenizers", "timm", "onnxruntime", "openvino")
@@ -52,27 +51,17 @@ _DISTRIBUTION = "batch-inference-pipeline"
 _DASHBOARD_PORT = 8265
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one look gave."""
-
-    check: str
-    status: FindingStatus
-    found: str
-    """What there is; if it is not right, what would be."""
-    exit_code: int = 0
-
-
-def look_at_machine(address: str | None) -> Iterator[Finding]:
+def look_at_machine(address: str | None, *, wants_gpu: bool = False) -> Iterator[Finding]:
     """Look at packages, hardware, memory, disk, the environment, and who may reach Ray.
 
     Args:
         address: The Ray cluster, or its job API; None for an embedded Ray.
+        wants_gpu: The job asks for a GPU of this machine.
     """
     yield _packages()
     yield _extras()
     yield _processor()
-    yield _gpus()
+    yield from look_at_gpus(is_wanted=wants_gpu)
     yield from _memory()
     yield _disk_of_ray()
     yield _open_files()
@@ -127,15 +116,6 @@ def _processor() -> Finding:
     has = instruction_sets()
     flags = [flag for flag in _CPU_FLAGS if flag in has]
     return Finding("processor", "ok", f"{cores} cores, {', '.join(flags) or platform.machine()}")
-
-
-def _gpus() -> Finding:
-    import torch
-
-    if not torch.cuda.is_available():
-        return Finding("gpu", "ok", f"torch {torch.__version__} sees none: models run on the CPU")
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return Finding("gpu", "ok", ", ".join(names))
 
 
 def _memory() -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from pipeline.core.device_errors import OutOfDeviceMemory, TooLarge
 from pipeline.core.errors import JobError
 from pipeline.core.memory import give_back
 from pipeline.inference.accelerator import Gpu, the_gpu
+from pipeline.inference.gpu_facts import absence_here
 from pipeline.inference.model_store import fetch_model
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Runner
@@ -37,7 +38,7 @@ def gpu_of(num_gpus: float) -> Gpu | None:
     """Return the GPU of this process; None if it is to use the CPU.
 
     Args:
-        num_gpus: The process's share of GPUs; above 1 one of them is used.
+        num_gpus: The process's share of a GPU.
 
     Raises:
         JobError: It asks for a GPU, and torch finds none.
@@ -69,7 +70,7 @@ def require_cuda(num_gpus: float, whose: str) -> None:
     if not torch.cuda.is_available():
         raise JobError(
             f"resources.num_gpus = {num_gpus:g}: {whose} torch {torch.__version__} sees no CUDA "
-            "device; install a CUDA build or set num_gpus to 0"
+            f"device: {absence_here()}, or set num_gpus to 0"
         )
 
 

@@ -27,7 +27,7 @@ class Resources(Section):
     """What one model actor takes, and how many there are; left out: filled by the cluster."""
 
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of one actor; fractions share a card. 0 runs on the CPU."""
+    """GPUs of one actor, at most 1; fractions share a card. 0 runs on the CPU."""
     actors_per_gpu: PositiveInt | None = None
     """How many actors share each GPU if `num_gpus` is 1; left out: 1, or with `auto` what
     `pipeline tune` found."""
@@ -41,6 +41,16 @@ class Resources(Section):
     decode_in: Literal["auto", "actors", "tasks"] = "auto"
     """Who decodes and transforms images: the model actors themselves, or tasks on other cores.
     `auto`: the actors on CPUs, tasks beside GPUs; or what `pipeline tune` found faster."""
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _on_one(cls, num_gpus: float) -> float:
+        if num_gpus > 1:
+            raise ValueError(
+                f"an actor computes on one GPU, not on {num_gpus:g}: give 1; there are as many "
+                "actors as GPUs, or max_actors"
+            )
+        return num_gpus
 
     @model_validator(mode="after")
     def _ordered(self) -> Resources:

@@ -244,12 +244,6 @@ def _fit_gpus(resources: Resources, hardware: Hardware) -> int:
             f"resources.num_gpus = {resources.num_gpus:g}: the cluster has {hardware.gpus:g} GPUs; "
             "set it to 0 to run on the CPU, or connect to a cluster with GPUs (--address)"
         )
-    if resources.num_gpus >= 1:
-        if resources.num_gpus % 1:
-            raise JobError(
-                f"resources.num_gpus = {resources.num_gpus:g}: above 1 only whole numbers"
-            )
-        return _fit(resources.num_gpus, hardware.gpus, hardware.node_gpus)
     # An actor uses one GPU: three of 0.3 fit, and the remaining 0.1 fits none.
     return math.floor(hardware.gpus) * math.floor(1 / resources.num_gpus + 1e-9)
 

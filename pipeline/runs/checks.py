@@ -62,12 +62,11 @@ def check_hardware(job: Job, address: str | None) -> str:
     if address is not None:
         with left_as_found():
             return log_in(address)
-    hardware = embedded_hardware()
-    found = allocate(job.shares, hardware, is_table=job.source.is_table)
     if job.resources.num_gpus:
         from pipeline.inference.device import require_cuda
 
         require_cuda(job.resources.num_gpus, "the")
+    found = allocate(job.shares, embedded_hardware(), is_table=job.source.is_table)
     if job.transform.jpeg_decoder == "gpu":
         from pipeline.preprocessing.nvjpeg import gpu_decoder
 

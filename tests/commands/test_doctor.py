@@ -49,7 +49,7 @@ PROBLEMS = [
         "needs name, and model.args does",
     ),
     ("model.labels=[a, b]", "one row", 2, "the model has 5 outputs, model.labels 2"),
-    ("resources.num_gpus=512", "resources", 2, "512"),
+    ("resources.num_gpus=1", "resources", 2, "sees no CUDA device"),
     ("model.precision=fp16", "runtime", 2, "needs a GPU"),
 ]
 
@@ -60,6 +60,7 @@ def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> N
     source = {"uri": str(tmp_path / "in"), "format": "images"}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
     keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "SECRET-IN-NO-OUTPUT"}
+    keys["CUDA_VISIBLE_DEVICES"] = ""
     env = {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
     commands = []
     for override, check, _, _ in PROBLEMS:

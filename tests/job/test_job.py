@@ -92,6 +92,8 @@ def test_a_minimal_job_loads_with_defaults(tmp_path: Path):
         ("model.precision", "int4", "'fp16' or 'int8'"),
         ("transform.interpolation", "cubic", "'bicubic' or 'lanczos'"),
         ("resources.num_gpus", -1, "greater than or equal to 0"),
+        ("resources.num_gpus", 2, "an actor computes on one GPU, not on 2: give 1"),
+        ("resources.num_gpus", 1.5, "an actor computes on one GPU, not on 1.5"),
         ("resources.num_cpus", 0, "greater than 0"),
         ("sink.partition", "2026-11-24", "write key=value, as in date=2026-11-24"),
         ("sink.partition", "date=../x", "write key=value, as in date=2026-11-24"),

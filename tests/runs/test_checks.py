@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import multiprocessing
+import re
 from pathlib import Path
 from typing import Any
 
 import models
+import onnx_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from cli import write_job
 from PIL import Image
 from tiny_tokenizer import make_tokenizer
@@ -94,7 +97,6 @@ def test_plan_refuses_texts_on_a_runtime_of_one_shape(tmp_path: Path):
 @pytest.mark.parametrize(
     ("resources", "words"),
     [
-        ({"num_gpus": 512}, r"resources.num_gpus = 512: the cluster has \d+ GPUs"),
         ({"num_cpus": 4096}, "1 actors x 4096 CPUs do not fit"),
         ({"max_actors": 4096}, "4096 actors x 1 CPUs do not fit"),
     ],
@@ -109,6 +111,25 @@ def test_plan_refuses_more_than_this_machine_has(
     with pytest.raises(JobError) as of_run:
         allocate(job.shares, embedded_hardware())
     assert str(of_run.value) == str(caught.value)
+
+
+def test_a_gpu_that_is_not_there_is_told_by_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    told = refusal_of_plan(image_job(tmp_path, resources={"num_gpus": 1}))
+    assert re.fullmatch(r"resources.num_gpus = 1: the torch \S+ sees no CUDA device: .*", told)
+
+
+@pytest.mark.parametrize("runtime", ["eager", None])
+def test_a_file_that_would_run_on_the_cpu_beside_an_idle_gpu_is_refused(
+    runtime: str | None, tmp_path: Path
+):
+    file = onnx_files.save(onnx_files.image_model(models.SIZE_PX), tmp_path / "m.onnx")
+    model = {"factory": None, "path": str(file), "runtime": runtime}
+    job = image_job(tmp_path, model=model, resources={"num_gpus": 1})
+    told = refusal_of_plan(job)
+    assert "runs an .onnx file on one CPU thread, and the GPU would be idle: take runtime" in told
+    assert "\n" not in told
+    assert refusal_of_run(job) == told
 
 
 @pytest.mark.parametrize("is_plain", [False, True])

@@ -66,6 +66,8 @@ class Runtime(Protocol):
     """Whether it converts a float32 module to lower precisions itself."""
     file_precisions: tuple[str, ...] = ()
     """Precisions in which it runs an .onnx file as it is; empty: it needs a torch module."""
+    file_devices: tuple[Device, ...] = BOTH
+    """The devices on which it runs such a file."""
 
     def missing_reason(self, precision: str, device: Device) -> str:
         """Return why it cannot run one of its precisions on this device here, or ''."""
@@ -164,9 +166,23 @@ def file_reason(runtime: Runtime, precision: str) -> str:
     )
 
 
+def idle_gpu_reason(runtime: Runtime) -> str:
+    """Return why a runtime must not run an .onnx file where the job asks for a GPU, or ''."""
+    if "gpu" in runtime.file_devices:
+        return ""
+    return (
+        "it runs an .onnx file on one CPU thread, and the GPU would be idle: take runtime "
+        "onnxruntime, or resources.num_gpus 0"
+    )
+
+
 def emulated_reason(precision: str, *, is_on_gpu: bool) -> str:
     """Return why a precision is not faster here, or ''."""
-    if precision != "bf16" or is_on_gpu:
+    if is_on_gpu:
+        from pipeline.inference.gpu_facts import gpu_here, slow_precision_reason
+
+        return slow_precision_reason(precision, gpu_here())
+    if precision != "bf16":
         return ""
     flags = instruction_sets()
     if not flags or flags & _BF16_FLAGS:

@@ -13,6 +13,7 @@ from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.base import (
     Runtime,
     file_reason,
+    idle_gpu_reason,
     missing_reason,
     refuse,
     shapes_reason,
@@ -58,4 +59,7 @@ def _reason(
     reason = find(runtime, precision, is_on_gpu=is_on_gpu)
     reason = reason or shapes_reason(runtime, is_varying=is_varying(model.input))
     is_file = model.directory is not None and model.directory.is_file
-    return reason or (file_reason(runtime, precision) if is_file else "")
+    if reason or not is_file:
+        return reason
+    reason = file_reason(runtime, precision)
+    return reason or (idle_gpu_reason(runtime) if is_on_gpu else "")

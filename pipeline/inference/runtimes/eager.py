@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.inference.runtimes.base import BOTH, GPU, Runner, Runtime
+from pipeline.inference.runtimes.base import BOTH, CPU, GPU, Runner, Runtime
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
@@ -19,6 +19,7 @@ class Eager(Runtime):
     is_static = False
     exports = False
     file_precisions = ("fp32",)
+    file_devices = CPU  # as the reference for others
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None

@@ -1,0 +1,125 @@
+"""What is known of the GPU of this process, of its driver, and why there may be none."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.core.printable import clean_message
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+_LEAST_DRIVERS = {12: 525, 13: 580}
+"""CUDA -> the first branch of drivers that runs it."""
+_TF32, _BF16 = (8, 0), "bf16"
+_MAX_CHARS = 120
+
+
+class Gpu(NamedTuple):
+    """The card on which this process computes."""
+
+    name: str
+    capability: tuple[int, int]
+    has_bf16: bool
+    """It computes in bf16; others emulate it in fp32."""
+    driver: str | None
+    cuda: str | None
+    cudnn: int | None
+
+    def __str__(self) -> str:
+        facts = {"driver": self.driver, "CUDA": self.cuda, "cuDNN": self.cudnn}
+        return ", ".join([self.name, *(f"{name} {fact}" for name, fact in facts.items() if fact)])
+
+
+def gpu_here() -> Gpu:
+    """Return the current card of this process, which must have one."""
+    import torch
+
+    return Gpu(
+        torch.cuda.get_device_name(),
+        torch.cuda.get_device_capability(),
+        torch.cuda.is_bf16_supported(including_emulation=False),
+        driver_version(),
+        torch.version.cuda,
+        torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    )
+
+
+def slow_precision_reason(precision: str, gpu: Gpu) -> str:
+    """Return why a precision is not faster on a card, or ''."""
+    if precision == _BF16 and not gpu.has_bf16:
+        return f"{gpu.name} has no bf16 arithmetic, it would be emulated; fp16 is fast there"
+    if precision == "tf32" and gpu.capability < _TF32:
+        return f"{gpu.name} has no TF32, it would compute in fp32"
+    return ""
+
+
+def advice(precision: str, gpu: Gpu) -> str:
+    """Return what would make a run on a card faster, or ''."""
+    if slow := slow_precision_reason(precision, gpu):
+        return f"model.precision {precision}: {slow}"
+    if precision == "fp32" and gpu.capability >= _TF32:
+        return (
+            f"fp32 takes a small part of what {gpu.name} can do: model.precision tf32 or bf16 is "
+            "several times faster, and the gates tell whether predictions still agree"
+        )
+    return ""
+
+
+def driver_version(file: Path = _DRIVER) -> str | None:
+    """Return the version of the NVIDIA driver of this machine; None if there is none."""
+    try:
+        found = re.search(r"\s(\d{3,}\.\d+(?:\.\d+)?)\s", file.read_text())
+    except OSError:
+        return None
+    return found[1] if found else None
+
+
+def absence_reason(
+    built_for: str | None,
+    said: str = "",
+    file: Path = _DRIVER,
+    environment: Mapping[str, str] = os.environ,
+) -> str:
+    """Return why torch sees no GPU here, and what would be right.
+
+    Args:
+        built_for: `torch.version.cuda`.
+        said: What CUDA says of it itself.
+        file: Where the driver tells its version.
+        environment: May hide devices.
+    """
+    driver = driver_version(file)
+    if built_for is None:
+        return "it is built for the CPU; install a CUDA build"
+    needed = f"it is built for CUDA {built_for}"
+    if driver is None:
+        return f"{needed}, and there is no NVIDIA driver here; install one"
+    least = _LEAST_DRIVERS.get(int(built_for.split(".")[0]))
+    if least and int(driver.split(".")[0]) < least:
+        return (
+            f"{needed}, which needs a driver of {least} or later, and here is {driver}; update it, "
+            "or install torch for an older CUDA"
+        )
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+    told = f"; CUDA says {clean_message(said, _MAX_CHARS)!r}" if said else ""
+    return (
+        f"{needed}, and driver {driver} is here, but gives no device{hidden}{told}; give this "
+        "process or container one"
+    )
+
+
+def absence_here() -> str:
+    """Return why torch sees no GPU in this process."""
+    import torch
+
+    said = ""
+    if torch.version.cuda is not None:
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as error:
+            said = str(error).split("\n")[0]
+    return absence_reason(torch.version.cuda, said)
