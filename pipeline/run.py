@@ -23,7 +23,7 @@ from pipeline.core.failpoints import reach
 from pipeline.core.interrupts import undisturbed
 from pipeline.core.slices import SliceKey
 from pipeline.execution.caller import left_as_found, only_run
-from pipeline.execution.cluster.backpressure import limit_read_ahead
+from pipeline.execution.cluster.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.tasks import ray_errors
@@ -226,6 +226,8 @@ def stream(
 
     parts = make_stream(run, plan, model, allocation, units, golden, channel)
     limit_read_ahead(allocation.max_actors)
+    if allocation.reserves_cores:
+        reserve_less()
     with ray_errors():
         # A row of this dataset is a slice (slices.pack): Ray cannot cut or merge slices.
         dataset = ray.data.read_datasource(

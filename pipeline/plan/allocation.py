@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # workers need no pydantic: a sixth of a second each
 # task that waits for the next stage keeps its share, and could starve that stage. Not 0: Ray runs
 # such tasks anywhere, even on a head node that must not run tasks.
 TASK_CPUS = 0.05
+CLUSTER_READER_CPUS = 0.2
+"""Where there are several machines, or an autoscaler adds some, the number of tasks is for all of
+them, and the first that is up must not get them all. There a decoder reserves its share of a core,
+so that no machine gets more of them than cores, and a reader this."""
 _CPUS_PER_READER = 4
 _CPUS_PER_TABLE_READER = 2
 """Of 1,000 columns a core reads 170,000 rows/s, and a small network predicts 300,000."""
@@ -43,10 +47,26 @@ class Hardware:
     num_nodes: int
     cpus: float
     gpus: float
-    gpu_name: str | None = None
+    gpu_names: tuple[str, ...] = ()
+    """Of each kind one."""
     node_cpus: tuple[float, ...] = ()
     """CPUs per running node; the rest of `cpus` may be added by autoscaling."""
     node_gpus: tuple[float, ...] = ()
+
+    @property
+    def is_one_machine(self) -> bool:
+        """Tell whether there is one node with CPUs, and none will be added."""
+        return self.num_workers == 1 and self.cpus <= (sum(self.node_cpus) or self.cpus)
+
+    @property
+    def num_workers(self) -> int:
+        """Return how many of the running nodes have CPUs."""
+        return sum(cpus > 0 for cpus in self.node_cpus) or self.num_nodes
+
+    @property
+    def gpu_name(self) -> str | None:
+        """Return the names of all kinds of GPUs; None if they are unknown."""
+        return ", ".join(self.gpu_names) or None
 
 
 @dataclass(frozen=True)
@@ -65,6 +85,10 @@ class Allocation:
     num_writers: int
     """0: the actors write."""
     num_nodes: int = 1
+    decoder_cpus: float = TASK_CPUS
+    """Logical CPUs that a decoder reserves."""
+    reader_cpus: float = TASK_CPUS
+    """The same of a reader."""
 
     @property
     def actors_per_node(self) -> int:
@@ -87,6 +111,11 @@ class Allocation:
         theirs = {"decoder": self.decodes_in_actors, "writer": self.writes_in_actors}
         return frozenset(group for group, is_theirs in theirs.items() if is_theirs)
 
+    @property
+    def reserves_cores(self) -> bool:
+        """Tell whether decoders reserve what they take, and not next to nothing."""
+        return self.decoder_cpus > TASK_CPUS and not self.decodes_in_actors
+
     def for_local_disk(self, hardware: Hardware) -> Allocation:
         """Return the allocation for output on local disk: if actors have all cores, they write.
 
@@ -107,13 +136,13 @@ class Allocation:
         return {
             "override_num_blocks": num_units,
             "concurrency": self.num_readers,
-            "num_cpus": TASK_CPUS,
+            "num_cpus": self.reader_cpus,
             "ray_remote_args": {"max_retries": _MAX_READ_RETRIES},
         }
 
     def preprocess(self) -> dict[str, Any]:
         """Return the options of the decoding stage."""
-        return self._tasks(self.num_decoders)
+        return self._tasks(self.num_decoders, self.decoder_cpus)
 
     def predict(self) -> dict[str, Any]:
         """Return the options of the actor pool."""
@@ -130,15 +159,15 @@ class Allocation:
 
     def write(self) -> dict[str, Any]:
         """Return the options of the writing stage."""
-        return self._tasks(self.num_writers)
+        return self._tasks(self.num_writers, TASK_CPUS)
 
-    def _tasks(self, number: int) -> dict[str, Any]:
+    def _tasks(self, number: int, cpus: float) -> dict[str, Any]:
         from ray.data import TaskPoolStrategy
 
         return {
             **_SLICE_BLOCKS,
             "compute": TaskPoolStrategy(number),
-            "num_cpus": TASK_CPUS,
+            "num_cpus": cpus,
             "max_retries": MAX_TASK_RETRIES,
         }
 
@@ -182,9 +211,18 @@ def allocate(resources: Resources, hardware: Hardware, *, is_table: bool = False
         num_readers = max(num_readers, min(2, cpus), cpus // _CPUS_PER_TABLE_READER)
     num_decoders = _num_decoders(resources, cpus, max_actors * threads)
     num_writers = max(1, min(_MAX_WRITERS, cpus // _CPUS_PER_READER))
-    num_tasks = num_readers + num_decoders + num_writers
-    actor_cpus = min(threads, _actor_cpus(max_actors, num_tasks, hardware, resources.num_gpus > 0))
-    if actor_cpus <= 0:
+    reader_cpus = TASK_CPUS if hardware.is_one_machine else CLUSTER_READER_CPUS
+    # A task runs on one node, and each node may have a remainder too small for a task. So room for
+    # one reader and one writer per node, less one, is left free in addition.
+    others = hardware.num_workers - 1
+    taken = reader_cpus * (num_readers + others) + TASK_CPUS * (num_writers + others)
+    decoder_cpus = TASK_CPUS
+    if not hardware.is_one_machine:
+        share = (hardware.cpus - taken) / (num_decoders + max_actors * threads)
+        decoder_cpus = min(1.0, _round_down(share))
+    taken += decoder_cpus * num_decoders
+    actor_cpus = min(threads, _actor_cpus(max_actors, taken, hardware, resources.num_gpus > 0))
+    if min(actor_cpus, decoder_cpus) <= 0:
         raise JobError(
             f"resources: {max_actors} actors beside readers, decoders and writers do not fit the "
             f"cluster's {hardware.cpus:g} CPUs"
@@ -199,24 +237,24 @@ def allocate(resources: Resources, hardware: Hardware, *, is_table: bool = False
         num_decoders=num_decoders,
         num_writers=num_writers,
         num_nodes=hardware.num_nodes,
+        decoder_cpus=decoder_cpus,
+        reader_cpus=reader_cpus,
     )
 
 
-def _actor_cpus(num_actors: int, num_tasks: int, hardware: Hardware, on_gpus: bool) -> float:
-    """Return the CPUs that an actor may reserve so that all tasks fit, wherever actors are placed.
-
-    A task runs on one node, and each node may have a remainder too small for a task. So room for
-    one task per node, less one, is left free in addition.
-    """
-    num_nodes = sum(cpus > 0 for cpus in hardware.node_cpus) or hardware.num_nodes
-    free = hardware.cpus - TASK_CPUS * (num_tasks + max(0, num_nodes - 1))
-    shares = [free / num_actors]
+def _actor_cpus(num_actors: int, taken_cpus: float, hardware: Hardware, on_gpus: bool) -> float:
+    """Return the CPUs that an actor may reserve beside all tasks, wherever actors are placed."""
+    shares = [(hardware.cpus - taken_cpus) / num_actors]
     if on_gpus:  # nodes with few cores may have many cards
         pairs = zip(hardware.node_cpus, hardware.node_gpus, strict=False)
         shares += [
             cpus / math.ceil(num_actors * gpus / hardware.gpus) for cpus, gpus in pairs if gpus
         ]
-    return math.floor(1000 * min(shares)) / 1000
+    return _round_down(min(shares))
+
+
+def _round_down(cpus: float) -> float:
+    return math.floor(1000 * cpus) / 1000
 
 
 def gpu_share(num_actors: int) -> float:

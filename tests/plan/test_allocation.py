@@ -102,7 +102,7 @@ def test_what_is_handed_out_is_there(
     actors=ACTORS,
     decode_in=st.sampled_from(["auto", "actors", "tasks"]),
 )
-def test_beside_the_actors_of_every_node_tasks_find_room_on_some(
+def test_beside_the_actors_of_every_node_readers_and_writers_find_room_on_some(
     nodes: int, cpus: int, num_cpus: float | None, actors: int | None, decode_in: str
 ):
     """A task runs on one node: the sum of what several nodes have left does not help."""
@@ -115,8 +115,7 @@ def test_beside_the_actors_of_every_node_tasks_find_room_on_some(
         placed = [min(most, max(0, found.max_actors - most * node)) for node in range(nodes)]
         assert sum(placed) == found.max_actors
         left = [cpus - number * found.actor_cpus for number in placed]
-        room = sum(math.floor(cpus_left / TASK_CPUS + 1e-6) for cpus_left in left)
-        assert room >= found.num_readers + found.num_decoders + found.num_writers
+        assert_room(found, left)
 
 
 @given(nodes=st.lists(st.integers(0, 16), min_size=1, max_size=6), backwards=st.booleans())
@@ -132,8 +131,62 @@ def test_nodes_of_different_sizes_have_room_for_tasks_however_actors_are_placed(
         waiting -= number
         left.append(cpus - number * found.actor_cpus)
     assert waiting == 0
-    room = sum(math.floor(cpus_left / TASK_CPUS + 1e-6) for cpus_left in left)
-    assert room >= found.num_readers + found.num_decoders + found.num_writers
+    assert_room(found, left)
+
+
+FIRST, LATER = 8.0, 160.0
+"""CPUs of the node that is up, and of the largest cluster that an autoscaler may make."""
+
+
+@given(
+    nodes=st.lists(st.integers(1, 64), min_size=1, max_size=6),
+    to_come=st.sampled_from([0, 8, 152, 1000]),
+    num_gpus=st.booleans(),
+    decode_in=st.sampled_from(["auto", "tasks"]),
+)
+def test_no_node_of_several_gets_more_decoders_than_it_has_cores(
+    nodes: list[int], to_come: int, num_gpus: bool, decode_in: str
+):
+    """The number of decoders is for all nodes, also for those that are still to come."""
+    cpus = float(sum(nodes) + to_come)
+    assume(len(nodes) > 1 or to_come)
+    cards = (1.0, *(0.0 for _ in nodes[1:])) if num_gpus else ()
+    hardware = Hardware(len(nodes), cpus, sum(cards), (), tuple(map(float, nodes)), cards)
+    fields = {"num_gpus": float(num_gpus), "decode_in": decode_in}
+    found = allocate(Resources.model_validate(fields), hardware)
+    if found.num_decoders:
+        for cores in nodes:
+            # Where actors have all cores, they share them with the decoders.
+            most = cores if num_gpus and cores < 16 else 2 * cores
+            assert math.floor(cores / found.decoder_cpus + 1e-9) <= most
+    # All together, beside all actors, they have what is there.
+    taken = found.max_actors * found.actor_cpus + found.num_decoders * found.decoder_cpus
+    taken += found.num_readers * found.reader_cpus + found.num_writers * TASK_CPUS
+    assert taken <= cpus + 1e-9
+
+
+def test_the_first_node_of_a_cluster_that_grows_gets_its_own_decoders_only():
+    hardware = Hardware(1, LATER, 4, ("L4",), (FIRST,), (1.0,))
+    found = allocate(Resources.model_validate({"num_gpus": 1.0}), hardware)
+    assert found.num_decoders == LATER - 4
+    assert math.floor((FIRST - found.actor_cpus) / found.decoder_cpus) == FIRST - 1
+
+
+def test_nodes_of_different_sizes_get_decoders_by_their_cores():
+    hardware = Hardware(2, 24, 1, ("L4",), (8.0, 16.0), (1.0, 0.0))
+    found = allocate(Resources.model_validate({"num_gpus": 1.0}), hardware)
+    on_small = math.floor((8 - found.actor_cpus) / found.decoder_cpus)
+    assert (on_small, found.num_decoders - on_small) == (7, 16)
+
+
+@given(cpus=st.integers(1, 64), gpus=st.integers(0, 2))
+def test_on_one_machine_tasks_reserve_next_to_nothing(cpus: int, gpus: int):
+    """A head without CPUs beside it is none."""
+    alone = Hardware(1, cpus, gpus, (), (float(cpus),), (float(gpus),))
+    headed = Hardware(2, cpus, gpus, (), (0.0, float(cpus)), (0.0, float(gpus)))
+    for hardware in (alone, headed):
+        found = allocate(Resources.model_validate({"num_gpus": float(gpus > 0)}), hardware)
+        assert found.reader_cpus == found.decoder_cpus == TASK_CPUS
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "each"), [(1, 2, 0.1), (1, 8, 0.05), (2, 1, 1 / 64)])

@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.execution.private_names import read
 from pipeline.plan.allocation import Hardware
 
+_KIND = "accelerator_type:"
 _ASK_S = 60.0
 _ASK = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -36,20 +38,30 @@ def embedded_store_bytes() -> int:
 
 def hardware_of(ray: Any) -> Hardware:
     """Return what the cluster has, or may grow to where an autoscaler says so."""
-    total = ray.cluster_resources()
-    limits = _autoscaler_limits()
-    names = sorted(
-        key.removeprefix("accelerator_type:")
-        for key in total
-        if key.startswith("accelerator_type:")
-    )
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return hardware_from(ray.cluster_resources(), nodes, _autoscaler_limits())
+
+
+def hardware_from(
+    total: Mapping[str, float],
+    nodes: Sequence[Mapping[str, float]],
+    limits: Mapping[str, float],
+) -> Hardware:
+    """Put together what a cluster has.
+
+    Args:
+        total: The resources of all nodes together, by Ray's names.
+        nodes: The resources of each node that runs. One without CPUs, as a head may be, is none.
+        limits: What the autoscaler may grow the cluster to; empty without one.
+    """
+    names = (key.partition(_KIND)[2] for key in total if key.startswith(_KIND))
+    nodes = [node for node in nodes if node.get("CPU")]
     return Hardware(
-        num_nodes=len(nodes),
+        num_nodes=max(1, len(nodes)),
         cpus=max(total.get("CPU", 0.0), limits.get("CPU", 0.0)),
         gpus=max(total.get("GPU", 0.0), limits.get("GPU", 0.0)),
-        gpu_name=names[0] if names else None,
-        node_cpus=tuple(node.get("CPU", 0.0) for node in nodes),
+        gpu_names=tuple(sorted(names)),
+        node_cpus=tuple(node["CPU"] for node in nodes),
         node_gpus=tuple(node.get("GPU", 0.0) for node in nodes),
     )
 

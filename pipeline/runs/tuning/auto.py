@@ -31,7 +31,7 @@ from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.confirmation import choose_confirmed
 from pipeline.runs.tuning.context import Sample, TuningContext, tuning_context
 from pipeline.runs.tuning.layout_trials import finish_profile, pick
-from pipeline.runs.tuning.machines import machines_of
+from pipeline.runs.tuning.machines import machines_of, smallest_gpu
 from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile
 from pipeline.runs.tuning.runtime_trials import try_ways
 from pipeline.runs.tuning.selection import as_tried, candidates
@@ -221,7 +221,7 @@ def _settle(tuning: TuningContext, profile: Profile) -> Choice:
 
 def _measure(tuning: TuningContext, profile: Profile) -> tuple[Choice, Profile]:
     """Choose for a job with `auto`; what is unknown is measured."""
-    budget, before = Budget(), profile
+    tuning, budget, before = _on_smallest(tuning), Budget(), profile
     wanted = candidates(tuning.model, is_on_gpu=bool(tuning.allocation.actor_gpus))
     profile = try_ways(tuning, budget, profile)
     if profile != before:
@@ -231,6 +231,12 @@ def _measure(tuning: TuningContext, profile: Profile) -> tuple[Choice, Profile]:
     if profile != tried:
         keep_profile(tuning, profile)
     return choices.measured(profile, pick(profile, way, tuning)), profile
+
+
+def _on_smallest(tuning: TuningContext) -> TuningContext:
+    """Measure on the kind of GPU with the least memory: its batch goes to all of them."""
+    kind = smallest_gpu(tuning.hardware.gpu_names, tuning.allocation.actor_gpus)
+    return replace(tuning, gpu_kind=kind)
 
 
 def tune(
@@ -256,7 +262,8 @@ def tune(
         measured_by=TUNE,
         say=say,
     )
-    is_on_gpu, budget = bool(allocation.actor_gpus), Budget(is_bounded=False)
+    tuning, is_on_gpu = _on_smallest(tuning), bool(allocation.actor_gpus)
+    budget = Budget(is_bounded=False)
     wanted = candidates(opened(model) if model.takes_fastest else all_open, is_on_gpu=is_on_gpu)
     profile, way = choose_confirmed(tuning, try_ways(tuning, budget, Profile()), wanted, budget)
     say(f"trying batches and divisions of the cores with {way.runtime} {way.precision}")

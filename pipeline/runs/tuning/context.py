@@ -40,6 +40,8 @@ class TuningContext:
     allocation: Allocation
     machines: tuple[str, ...] = ()
     """Their kinds (`machines_of`); empty if they are unknown."""
+    gpu_kind: str | None = None
+    """Ray's name of the only kind of GPU to measure on; None: they are all one."""
     on_cluster: bool = False
     """The Ray in use is not one on this machine that this process has started."""
     measured_by: str = ""
@@ -64,6 +66,11 @@ class TuningContext:
             pass_through=self.plan.pass_through,
             models=self.store,
         )
+
+    @property
+    def kind(self) -> dict[str, str]:
+        """Return the option of Ray by which what measures lands on the kind of GPU meant."""
+        return {"accelerator_type": self.gpu_kind} if self.gpu_kind else {}
 
     @property
     def node_cpus(self) -> int:
@@ -143,4 +150,4 @@ def plain_task(tuning: TuningContext, function: Callable[..., Any], **options: A
     beat("something to try")
     allocation = tuning.allocation
     resources = {"num_cpus": allocation.actor_cpus, "num_gpus": allocation.actor_gpus or None}
-    return ray.remote(**resources, max_retries=0, **options)(function)
+    return ray.remote(**resources, **tuning.kind, max_retries=0, **options)(function)

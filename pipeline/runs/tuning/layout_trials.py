@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 from pipeline.core.heartbeat import beat
 from pipeline.execution.stages import Preprocessing
@@ -183,7 +184,7 @@ def _try_layout(
     kinds = ["both" if in_actors else "predict"] * trial.actors + ["decode"] * decoders
     paces = {"decode": pace and pace / decoders if decoders else None}
     inputs, started = sample.inputs(spec), perf_counter()
-    options = {"num_cpus": TASK_CPUS, "max_restarts": 0}
+    options: dict[str, Any] = {"num_cpus": TASK_CPUS, "max_restarts": 0, **tuning.kind}
     workers = [
         ray.remote(**options, num_gpus=None if kind == "decode" else share or None)(
             LayoutWorker

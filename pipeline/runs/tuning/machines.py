@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.commit.provenance import package_versions
@@ -45,6 +46,45 @@ def machines_of(*, on_cluster: bool) -> tuple[str, ...]:
         return () if late else tuple(sorted(set(ray.get(done))))
     except RayError:  # a node is gone, or has other versions
         return ()
+
+
+def smallest_gpu(kinds: Sequence[str], share: float) -> str | None:
+    """Return the kind of GPU with the least memory, for what fits it fits all; None if all are one.
+
+    Args:
+        kinds: Ray's names of the kinds in the cluster.
+        share: How much of a GPU an actor takes.
+    """
+    if len(kinds) < 2 or not share:
+        return None
+    import ray
+    from ray.exceptions import RayError
+
+    ask: Any = ray.remote(num_cpus=0, num_gpus=share, max_retries=0)(_gpu_bytes)
+    asked = {ask.options(accelerator_type=kind).remote(): kind for kind in kinds}
+    done, late = ray.wait([*asked], num_returns=len(asked), timeout=_ANSWER_S)
+    for each in late:  # that kind is not up yet
+        ray.cancel(each, force=True)
+    found = {}
+    for each in done:
+        with contextlib.suppress(RayError):  # it will fail, and be told, where a model is loaded
+            found[asked[each]] = ray.get(each)
+    return least_memory(found)
+
+
+def least_memory(sizes: Mapping[str, int]) -> str | None:
+    """Return the kind of the least memory, of equal ones the first by name; None if there is none.
+
+    Args:
+        sizes: Kind of GPU -> bytes.
+    """
+    return min(sorted(sizes), key=lambda kind: sizes[kind], default=None)
+
+
+def _gpu_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def _is_worker(resources: dict[str, float]) -> bool:

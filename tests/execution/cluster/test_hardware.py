@@ -1,0 +1,39 @@
+"""What a cluster has: nodes that work, all kinds of GPUs, and what an autoscaler may add."""
+
+from __future__ import annotations
+
+from pipeline.execution.cluster.hardware import hardware_from
+from pipeline.runs.tuning.machines import least_memory, smallest_gpu
+
+HEAD = {"memory": 1e9, "node:__internal_head__": 1.0}
+L4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}
+T4 = {"CPU": 4.0, "GPU": 1.0, "accelerator_type:T4": 1.0}
+TOTAL = {"CPU": 12.0, "GPU": 2.0, "accelerator_type:T4": 1.0, "accelerator_type:L4": 1.0}
+
+
+def test_a_head_without_cpus_is_no_node_and_all_kinds_of_gpus_are_named():
+    found = hardware_from(TOTAL, [HEAD, L4, T4], {})
+    assert (found.num_nodes, found.node_cpus, found.node_gpus) == (2, (8.0, 4.0), (1.0, 1.0))
+    assert (found.gpu_names, found.gpu_name) == (("L4", "T4"), "L4, T4")
+    assert not found.is_one_machine
+
+
+def test_a_node_beside_a_head_is_one_machine_until_others_may_be_added():
+    alone = hardware_from(L4, [HEAD, L4], {})
+    assert alone.is_one_machine
+    growing = hardware_from(L4, [HEAD, L4], {"CPU": 160.0, "GPU": 4.0})
+    assert (growing.num_nodes, growing.cpus, growing.gpus) == (1, 160.0, 4.0)
+    assert not growing.is_one_machine
+
+
+def test_a_cluster_whose_nodes_are_all_to_come_has_one():
+    found = hardware_from({}, [HEAD], {"CPU": 160.0})
+    assert (found.num_nodes, found.cpus, found.node_cpus) == (1, 160.0, ())
+
+
+def test_what_is_measured_is_measured_on_the_card_of_the_least_memory():
+    assert least_memory({"T4": 15 << 30, "A10G": 22 << 30, "L4": 22 << 30}) == "T4"
+    assert least_memory({"L4": 22 << 30, "A10G": 22 << 30}) == "A10G"
+    assert least_memory({}) is None
+    assert smallest_gpu(["L4"], 1.0) is None
+    assert smallest_gpu(["L4", "T4"], 0.0) is None
