@@ -12,6 +12,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.execution.isolation.guarded_reader import read_guarded
 from pipeline.execution.tasks import attempts_of
+from pipeline.execution.visible_gpus import no_gpus
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 
@@ -50,4 +51,5 @@ class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that 
 def _read(
     reader: Reader, run_id: str, row_timeout_s: float, unit: Unit, starts: frozenset[int]
 ) -> Iterable[pa.Table]:
-    yield from read_guarded(reader, unit, starts, attempts_of(run_id), row_timeout_s)
+    with no_gpus():
+        yield from read_guarded(reader, unit, starts, attempts_of(run_id), row_timeout_s)

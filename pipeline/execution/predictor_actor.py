@@ -26,6 +26,7 @@ from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_stage
 from pipeline.execution.tasks import attempts_of
+from pipeline.execution.visible_gpus import settle_gpus
 from pipeline.inference.first_rows import FirstRows
 from pipeline.inference.prediction_table import unpredicted
 from pipeline.inference.ticks import Channel, begin, tell
@@ -116,6 +117,7 @@ class PredictorActor:
         tell(config.channel)
         self._failure: PipelineError | None = None
         try:
+            settle_gpus(config.predictor.num_gpus)
             self._model.load(attempts)
         except PipelineError as error:
             self._failure = error

@@ -18,6 +18,7 @@ from pipeline.core.memory import MIB
 from pipeline.execution.dedupe_actor import start_index
 from pipeline.execution.predictor_actor import ActorConfig, MemoryShare
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
+from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.golden import GoldenRows
 from pipeline.gates.judging import needs_of
 from pipeline.inference.first_rows import FirstRows
@@ -94,7 +95,7 @@ def make_stream(
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     return StreamParts(
         ShardSource(make_reader(run.job, plan), units, *guarding),
-        preprocess_stage(in_tasks, compared, *guarding) if in_tasks else None,
+        without_gpus(preprocess_stage(in_tasks, compared, *guarding)) if in_tasks else None,
         ActorConfig(
             predictor,
             row_timeout_s=run.job.run.row_timeout_s,
@@ -108,7 +109,7 @@ def make_stream(
             first_rows=first_rows(run, plan),
             channel=channel,
         ),
-        None if allocation.writes_in_actors else writer_stage(writer),
+        None if allocation.writes_in_actors else without_gpus(writer_stage(writer)),
     )
 
 
