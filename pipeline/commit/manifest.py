@@ -58,6 +58,8 @@ class Manifest:
     model: dict[str, Any]
     gates: tuple[dict[str, Any], ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    devices: dict[str, int] = field(default_factory=dict)
+    """Device -> rows that it predicted, of those that this version has computed."""
     restored_from: int | None = None
     partition_columns: dict[str, str] = field(default_factory=dict)
     """Columns that are folders inside the partition, with their types; outermost first."""

@@ -40,6 +40,10 @@ TOKENS = "tokens"
 """rows_in are the tokens of predicted rows; rows_out those that the model got, with padding."""
 PROBABILITIES = "probabilities"
 """Rows whose outputs were taken for probabilities; of a head, with `.` and its name behind it."""
+DEVICE = "device"
+"""Rows that a device predicted, which is named behind a `.`."""
+ADVICE = "advice"
+"""What an actor has to say of its device, in a line behind a `.`; it counts nothing."""
 GPU_DECODE = "gpu_decode"
 """Rows of runs that decode on a GPU; rows_out are those that it decoded, the CPU did the others."""
 LAUNCH = "launch"
@@ -133,6 +137,12 @@ def probable_heads(counters: Counters) -> set[str]:
     """Return the heads whose outputs were taken for probabilities; '' of a task without heads."""
     names = (name.partition(".") for name in counters)
     return {head for name, _, head in names if name == PROBABILITIES}
+
+
+def named(counters: Counters, entry: str) -> dict[str, int]:
+    """Return what stands behind the `.` of the entries of one kind -> their rows."""
+    found = ((name, *name.partition(".")) for name in counters)
+    return {text: int(counters[name]["rows_out"]) for name, of, _, text in found if of == entry}
 
 
 def merge(a: Counters, b: Counters) -> Counters:

@@ -28,6 +28,11 @@ def describe_processor(cpuinfo: Path = _CPUINFO) -> str:
     return " ".join([name, *telling]).strip()
 
 
+def processor_name(cpuinfo: Path = _CPUINFO) -> str:
+    """Return what its maker calls it, or the kind of machine."""
+    return _facts(cpuinfo).get("model name") or platform.processor() or platform.machine()
+
+
 def _facts(cpuinfo: Path) -> dict[str, str]:
     """Return what the kernel says of the first processor; empty if it does not."""
     try:

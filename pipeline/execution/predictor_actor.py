@@ -28,6 +28,7 @@ from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_
 from pipeline.execution.tasks import attempts_of
 from pipeline.execution.visible_gpus import settle_gpus
 from pipeline.inference.first_rows import FirstRows
+from pipeline.inference.gpu_facts import count_device
 from pipeline.inference.prediction_table import unpredicted
 from pipeline.inference.ticks import Channel, begin, tell
 from pipeline.models.spec import PredictorConfig
@@ -112,6 +113,7 @@ class PredictorActor:
         self._model = _Model(config, startup)
         self._guard = _guard(config, self._model, attempts)
         self._fields = config.fields
+        self._device = (config.predictor.num_gpus, config.predictor.spec.precision)
         self._index = None if config.index is None else RemoteIndex(config.index)
         self._commit = None if config.writer is None else writer_stage(config.writer)
         tell(config.channel)
@@ -140,9 +142,11 @@ class PredictorActor:
                 for part, entry in self._startup.items():
                     add(counters, part, StageCounters.from_dict(entry))
                 self._startup.clear()
-            packed.append(pack(key, counters, self._predict(key, counters, rows)))
-        predicted = pa.concat_tables(packed)
-        return predicted if self._commit is None else self._commit(predicted)
+            predicted = self._predict(key, counters, rows)
+            count_device(counters, *self._device, rows.num_rows)
+            packed.append(pack(key, counters, predicted))
+        done = pa.concat_tables(packed)
+        return done if self._commit is None else self._commit(done)
 
     def _predict(self, key: SliceKey, counters: Counters, rows: pa.Table) -> pa.Table:
         if self._failure is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.core.counters import ADVICE, DEVICE, Counters, StageCounters, add
+from pipeline.core.cpu import processor_name
 from pipeline.core.printable import clean_message
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -66,6 +69,22 @@ def advice(precision: str, gpu: Gpu) -> str:
             "several times faster, and the gates tell whether predictions still agree"
         )
     return ""
+
+
+def count_device(counters: Counters, num_gpus: float, precision: str, num_rows: int) -> None:
+    """Count rows for the device of this process, and say what it could do faster."""
+    device, told = _device(bool(num_gpus), precision)
+    add(counters, f"{DEVICE}.{device}", StageCounters(num_rows, num_rows))
+    if told:
+        add(counters, f"{ADVICE}.{told}", StageCounters())
+
+
+@functools.cache
+def _device(is_on_gpu: bool, precision: str) -> tuple[str, str]:
+    if not is_on_gpu:
+        return processor_name(), ""
+    gpu = gpu_here()
+    return str(gpu), advice(precision, gpu)
 
 
 def driver_version(file: Path = _DRIVER) -> str | None:

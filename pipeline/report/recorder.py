@@ -13,12 +13,14 @@ from pipeline.commit.provenance import package_versions
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause
 from pipeline.core.counters import (
+    ADVICE,
     DEDUPE,
     PREPARED,
     Counters,
     Measurement,
     measure,
     merge,
+    named,
 )
 from pipeline.core.slices import SliceKey
 from pipeline.gates.results import GateResult
@@ -260,7 +262,7 @@ class RunRecorder(RowAccounts):
             in_actors=placement.allocation.in_actors if placement else frozenset(),
             batch_rates=self._batch_rates,
             hardware=placement.hardware_section() if placement else {},
-            model={**self._model, "scores": self.scores},
+            model={**self._model, **self._told()},
             output=self._output,
             gates=[result.to_dict() for result in self._gate_results],
             price_per_node_hour=price_per_node_hour,
@@ -270,6 +272,11 @@ class RunRecorder(RowAccounts):
             in_flight=self._in_flight,
             retry=self._retry or None,
         )
+
+    def _told(self) -> dict[str, object]:
+        """Return what is known of model and devices by the rows: fields of `ModelSection`."""
+        advice = [*named(self._counters, ADVICE)]
+        return {"scores": self.scores, "devices": dict(self._totals.devices), "advice": advice}
 
     def _fingerprint(self) -> str | None:
         if self._kept is not None:

@@ -22,6 +22,7 @@ from pipeline.report.number_format import (
     format_size,
 )
 from pipeline.report.summary import (
+    device_lines,
     failure_lines,
     gate_lines,
     hop_lines,
@@ -83,6 +84,7 @@ def render_table(report: dict[str, Any]) -> RenderableType:
         *hop_lines(report),
         *text_lines(report),
         *scores_lines(report),
+        *device_lines(report),
         *slower_lines(report),
         *failure_lines(report),
         *skipped_lines(report),

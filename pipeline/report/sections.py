@@ -80,6 +80,7 @@ class Hardware(Section):
     cpus: float | None = None
     gpus: float | None = None
     gpu_name: str | None = None
+    """Of several kinds all names."""
 
 
 class Choice(Section):
@@ -122,6 +123,10 @@ class ModelSection(Section):
     tried_beside: str | None = None
     """The runtime that this run tried beside its work, and what it gave, for later runs."""
     device: str | None = None
+    devices: dict[str, int] = Field(default_factory=dict)
+    """Processor, or GPU with driver and libraries -> rows of the partition that it predicted."""
+    advice: list[str] = Field(default_factory=list)
+    """What would make the model faster on them, in a sentence each."""
     batch_size: int | None = None
     """The most rows of one model call."""
     batch_tokens: int | None = None

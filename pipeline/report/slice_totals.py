@@ -10,10 +10,12 @@ from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause, Causes
 from pipeline.core.counters import (
+    DEVICE,
     GOLDEN,
     REFERENCE_CHECK,
     TRUNCATED_ROWS,
     StageCounters,
+    named,
     probable_heads,
 )
 from pipeline.core.failures import Reason
@@ -53,6 +55,8 @@ class SliceTotals:
         """Texts that were turned into tokens; out: those that were cut."""
         self.probable_heads: set[str] = set()
         """Heads whose outputs were taken for probabilities; '' of a task without heads."""
+        self.devices: Counter[str] = Counter()
+        """Rows by the device that predicted them, as far as the footers say."""
         self.causes = Causes()
         """Why rows failed, as far as the footers say."""
         self._labels: Counter[str] = Counter()
@@ -75,6 +79,7 @@ class SliceTotals:
         self.golden_actors += GOLDEN in staged.counters
         self.truncation += StageCounters.from_dict(staged.counters.get(TRUNCATED_ROWS, {}))
         self.probable_heads |= probable_heads(staged.counters)
+        self.devices.update(named(staged.counters, DEVICE))
         found = {name: Numbers.from_dict(values) for name, values in staged.numbers.items()}
         self._numbers = sum_numbers(self._numbers, found)
         self._labels.update(staged.labels)

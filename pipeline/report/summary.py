@@ -68,6 +68,15 @@ def scores_lines(report: dict[str, Any]) -> list[str]:
     return [said] if said else []
 
 
+def device_lines(report: dict[str, Any]) -> list[str]:
+    """Say which GPUs, or different processors, predicted, and what would make them faster."""
+    model = report["model"]
+    devices = model.get("devices") or {}  # not in reports of older versions
+    told = "; ".join(f"{device}: {num_of(rows, 'row')}" for device, rows in devices.items())
+    is_told = len(devices) > 1 or (devices and model["device"] != "cpu")
+    return [*([f"computed on {told}"] if is_told else []), *(model.get("advice") or [])]
+
+
 def gate_lines(report: dict[str, Any]) -> list[str]:
     """Say what the gates found but did not refuse; what they refused is the error."""
     said = {"warn": "warns: ", "accepted": "failed: "}

@@ -212,7 +212,7 @@ def _compactor(run: RunContext, plan: Plan, number: int, retry: RetryMerge | Non
         version=version,
         schema=plan.prediction_schema(),
         compression=run.job.sink.compression,
-        metadata=file_metadata(told, run.record.run_id),
+        metadata=file_metadata(told, run.record.run_id, run.record.totals.devices),
         target_bytes=run.job.sink.target_part_mib * _MIB,
     )
 
@@ -260,5 +260,6 @@ def _manifest(
         distribution=run.record.distribution.to_dict(),
         skipped=run.record.skipped.to_dict(),
         versions=package_versions(),
+        devices=dict(run.record.totals.devices),
         fingerprint_parts=plan.fingerprint_parts,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.read import read_part, read_predictions
-from pipeline.commit.staging import list_staged
+from pipeline.commit.staging import list_staged, read_footer
 from pipeline.commit.verify import verify_output
+from pipeline.core.counters import DEVICE, named
+from pipeline.core.cpu import processor_name
 from pipeline.core.failures import RowError
 from pipeline.execution.embedded.patches import AGENTS, is_usable
 from pipeline.models.zoo import efficientnet_lite0
@@ -86,6 +90,28 @@ def checksums(folder: Path) -> dict[str, str]:
     }
 
 
+def assert_devices_are_named(store: Store, devices: dict[str, int], report: dict[str, Any]) -> None:
+    """In every part that is published, in the manifest, in each slice's footer, and in the report.
+
+    Those of the slices are the rows that each of them has.
+    """
+    assert report["model"]["devices"] == devices
+    manifest = current_manifest(store, Layout(PARTITION))
+    assert manifest is not None
+    assert manifest.devices == devices
+    for part in manifest.all_parts:
+        metadata = pq.read_schema(store.url(part.path).removeprefix("file://")).metadata
+        assert json.loads(metadata[b"pipeline.devices"]) == devices
+    assert not any(device in json.dumps(manifest.fingerprint_parts) for device in devices)
+    counted: Counter[str] = Counter()
+    staged = list_staged(store, Layout(PARTITION).staging(manifest.fingerprint))
+    for key, file in staged.items():
+        found = named(read_footer(store, file.path).counters, DEVICE)
+        assert sum(found.values()) == key.num_rows
+        counted.update(found)
+    assert counted == devices
+
+
 @pytest.mark.any_ray
 @pytest.mark.any_ray_short
 @pytest.mark.one_ray
@@ -111,6 +137,7 @@ def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
     assert table["row_id"].to_pylist() == sorted(set(files) - set(built.bad))
     assert result.json["rows"]["predicted"] == 21
     assert (result.json["decode_in"], result.json["write_in"]) == ("actors", "actors")
+    assert_devices_are_named(Store(str(tmp_path / "out")), {processor_name(): 24}, result.json)
     verified = pipeline("verify", str(tmp_path / "out"), "--json")
     assert (verified.code, verified.json["status"]) == (0, "ok"), verified.stderr
 
@@ -468,6 +495,8 @@ def test_what_cannot_be_ends_in_one_line_and_its_exit_code(
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), resources=None)
     arguments = [part for override in overrides for part in ("--set", override)]
     env = s3.env if any("s3://" in override for override in overrides) else None
+    if any("num_gpus" in override for override in overrides):
+        env = {"CUDA_VISIBLE_DEVICES": ""}  # a machine without a GPU, here as well
     result = pipeline("run", job, *arguments, "--quiet", env=env)
     assert (result.code, result.stdout) == (code, "")
     assert words in result.stderr

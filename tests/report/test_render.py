@@ -277,3 +277,19 @@ def test_what_came_to_nothing_opens_with_its_reason_and_gives_no_advice(status: 
     assert text_of(report).startswith("nothing was published")
     assert Page(to_html(report)).text.count("Gates") == 1
     assert Page(to_html(build_report(FULL))).text.count("Gates") == 1
+
+
+def test_gpus_and_what_they_could_do_faster_are_told_and_a_lone_processor_is_not():
+    def lines(device: str, **told: object) -> list[str]:
+        model = FULL.model | {"device": device, **told}
+        return text_of(build_report(dataclasses.replace(FULL, model=model))).splitlines()
+
+    on_gpus = {"NVIDIA L4, driver 580.65": 2_000, "Tesla T4, driver 580.65": 1}
+    found = lines("cuda", devices=on_gpus, advice=["fp32 is slow"])
+    assert (
+        "computed on NVIDIA L4, driver 580.65: 2,000 rows; Tesla T4, driver 580.65: 1 row" in found
+    )
+    assert "fp32 is slow" in found
+    on_cpus = lines("cpu", devices={"Xeon": 5})
+    assert not any("computed on" in line for line in on_cpus)
+    assert any("computed on Xeon" in x for x in lines("cpu", devices={"Xeon": 5, "Epyc": 5}))

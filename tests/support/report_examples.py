@@ -118,7 +118,8 @@ def everywhere(text: str) -> RunFacts:
             "extensions": [{"extension": text, "files": 1}],
         },
         hardware=FULL.hardware | {"gpu_name": text},
-        model=FULL.model | {"name": text, "precision": text, "scores": text},
+        model=FULL.model
+        | {"name": text, "precision": text, "scores": text, "devices": {text: 3}, "advice": [text]},
         output={"uri": text},
         gates=[{"name": text, "status": "fail", "value": text, "limit": text, "message": text}],
         top_failures=[

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from pipeline.core.errors import InfraError
 from pipeline.execution.cluster.hardware import embedded_hardware
+from pipeline.inference.runtimes import runtime_of
+from pipeline.inference.runtimes.base import missing_reason, unfit_reason
 from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.model import AUTO
@@ -90,7 +92,7 @@ def resolve_runtime(
         on_cluster=on_cluster,
         say=say,
     )
-    profile, path = load_profile(tuning), _choice_path(run, plan)
+    profile, path = load_profile(tuning), _choice_path(run, plan, is_here=not on_cluster, say=say)
     try:
         chosen = _read_choice(run.store, path)
     except FileNotFoundError:
@@ -128,7 +130,8 @@ def opened(model: ModelSpec) -> ModelSpec:
 def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
     """Say what a run on this machine would choose, as far as that is known; needs no Ray."""
     try:
-        return _read_choice(run.store, _choice_path(run, plan))
+        path = _choice_path(run, plan, is_here=run.options.address is None)
+        return _read_choice(run.store, path)
     except FileNotFoundError:
         if is_open(model) or model.input.is_approximate:
             text = "a run takes what is known, and measures the rest for a tenth of its time"
@@ -151,8 +154,25 @@ def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
     return _settle(tuning, load_profile(tuning))
 
 
-def _choice_path(run: RunContext, plan: Plan) -> str:
-    return f"{run.layout.control}/choice/{plan.fingerprint}.json"
+def _choice_path(
+    run: RunContext, plan: Plan, *, is_here: bool, say: Callable[[str], None] = log.info
+) -> str:
+    """Return where the choice of a plan is kept.
+
+    It has a place of its own for each kind of device where the first one cannot run.
+    """
+    path = f"{run.layout.control}/choice/{plan.fingerprint}.json"
+    try:
+        begun = _read_choice(run.store, path).way
+    except FileNotFoundError:
+        return path
+    is_on_gpu, find = bool(run.job.resources.num_gpus), missing_reason if is_here else unfit_reason
+    reason = find(runtime_of(begun.runtime), begun.precision, is_on_gpu=is_on_gpu)
+    if not reason:
+        return path
+    way = f"{begun.runtime} {begun.precision}, with which the work was begun"
+    say(f"{way}, cannot run here: {reason}; choosing anew")
+    return f"{path.removesuffix('.json')}-{'gpu' if is_on_gpu else 'cpu'}.json"
 
 
 def _with(plan: Plan, chosen: Choice) -> Plan:

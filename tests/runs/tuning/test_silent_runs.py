@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from pathlib import Path
 from time import sleep
 
@@ -20,8 +21,9 @@ from pipeline.models.spec import EAGER, FP32
 from pipeline.plan.allocation import allocate
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
-from pipeline.runs.tuning.auto import opened
+from pipeline.runs.tuning.auto import opened, resolve_runtime
 from pipeline.runs.tuning.beside import Beside
+from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.context import TuningContext, tuning_context
 from pipeline.runs.tuning.machines import machines_of
 from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile
@@ -161,3 +163,28 @@ def test_a_run_whose_tenth_is_too_short_says_so_and_tries_nothing(tuning: Tuning
     beside.end()
     assert beside.text.startswith("too short to try openvino")
     assert load_profile(tuning) == Profile()
+
+
+def test_what_was_chosen_on_another_device_is_chosen_anew_where_it_cannot_run_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tuning = tuning_of(silent_job(tmp_path))
+    loaded = load_job(str(tmp_path / "job.yaml"), date=dt.date(2026, 11, 24), overrides=[])
+    run = RunContext.of(loaded, RunOptions(allow_import=("models",)))
+    _, model = prepare(run)
+    path = f"{run.layout.control}/choice/{tuning.plan.fingerprint}.json"
+    on_gpu = {"token": "t", **Choice(Trial(EAGER, "fp16"), "measured", "on a GPU").to_dict()}
+    run.store.put(path, json.dumps(on_gpu).encode())
+    for _ in range(2):
+        said: list[str] = []
+        facts = (run, tuning.plan, model, tuning.hardware, tuning.allocation)
+        found = resolve_runtime(*facts, say=said.append)
+        assert (found.model.runtime, found.model.precision) == (EAGER, FP32)
+        assert said == [
+            "eager fp16, with which the work was begun, cannot run here: fp16 needs a GPU; on the "
+            "CPU use fp32 or bf16; choosing anew"
+        ]
+        # A rerun on the first device goes on as it began.
+        assert json.loads(run.store.read_bytes(path)) == on_gpu
+    assert len([*(tmp_path / "out").rglob("choice/*.json")]) == 2
