@@ -59,11 +59,19 @@ def settle_gpus(num_gpus: float) -> None:
     import ray
     import torch
 
-    cards = range(torch.cuda.device_count())
-    seen = [str(getattr(torch.cuda.get_device_properties(card), "uuid", "")) for card in cards]
+    from pipeline.inference.accelerator import the_gpu
+
+    seen = the_gpu().call(_seen) if torch.cuda.is_available() else []
     given = [str(each) for each in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
     if seen and (reason := mismatch(given, os.environ.get(VISIBLE), seen)):
         raise InfraError(reason)
+
+
+def _seen() -> list[str]:
+    import torch
+
+    cards = range(torch.cuda.device_count())
+    return [str(getattr(torch.cuda.get_device_properties(card), "uuid", "")) for card in cards]
 
 
 def mismatch(given: Sequence[str], visible: str | None, seen: Sequence[str]) -> str:

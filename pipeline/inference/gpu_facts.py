@@ -20,7 +20,7 @@ _TF32, _BF16 = (8, 0), "bf16"
 _MAX_CHARS = 120
 
 
-class Gpu(NamedTuple):
+class Card(NamedTuple):
     """The card on which this process computes."""
 
     name: str
@@ -36,11 +36,17 @@ class Gpu(NamedTuple):
         return ", ".join([self.name, *(f"{name} {fact}" for name, fact in facts.items() if fact)])
 
 
-def gpu_here() -> Gpu:
-    """Return the current card of this process, which must have one."""
+def card_here() -> Card:
+    """Return the card of this process, which must have one."""
+    from pipeline.inference.accelerator import the_gpu
+
+    return the_gpu().call(_card)
+
+
+def _card() -> Card:
     import torch
 
-    return Gpu(
+    return Card(
         torch.cuda.get_device_name(),
         torch.cuda.get_device_capability(),
         torch.cuda.is_bf16_supported(including_emulation=False),
@@ -50,22 +56,29 @@ def gpu_here() -> Gpu:
     )
 
 
-def slow_precision_reason(precision: str, gpu: Gpu) -> str:
+def slow_precision_reason(precision: str, card: Card) -> str:
     """Return why a precision is not faster on a card, or ''."""
-    if precision == _BF16 and not gpu.has_bf16:
-        return f"{gpu.name} has no bf16 arithmetic, it would be emulated; fp16 is fast there"
-    if precision == "tf32" and gpu.capability < _TF32:
-        return f"{gpu.name} has no TF32, it would compute in fp32"
+    if precision == _BF16 and not card.has_bf16:
+        return f"{card.name} has no bf16 arithmetic, it would be emulated; fp16 is fast there"
+    if precision == "tf32" and card.capability < _TF32:
+        return f"{card.name} has no TF32, it would compute in fp32"
     return ""
 
 
-def advice(precision: str, gpu: Gpu) -> str:
+def slow_here_reason(precision: str) -> str:
+    """Return why a precision is not faster on the card of this process, or ''."""
+    import torch
+
+    return slow_precision_reason(precision, card_here()) if torch.cuda.is_available() else ""
+
+
+def advice(precision: str, card: Card) -> str:
     """Return what would make a run on a card faster, or ''."""
-    if slow := slow_precision_reason(precision, gpu):
+    if slow := slow_precision_reason(precision, card):
         return f"model.precision {precision}: {slow}"
-    if precision == "fp32" and gpu.capability >= _TF32:
+    if precision == "fp32" and card.capability >= _TF32:
         return (
-            f"fp32 takes a small part of what {gpu.name} can do: model.precision tf32 or bf16 is "
+            f"fp32 takes a small part of what {card.name} can do: model.precision tf32 or bf16 is "
             "several times faster, and the gates tell whether predictions still agree"
         )
     return ""
@@ -83,8 +96,8 @@ def count_device(counters: Counters, num_gpus: float, precision: str, num_rows: 
 def _device(is_on_gpu: bool, precision: str) -> tuple[str, str]:
     if not is_on_gpu:
         return processor_name(), ""
-    gpu = gpu_here()
-    return str(gpu), advice(precision, gpu)
+    card = card_here()
+    return str(card), advice(precision, card)
 
 
 def driver_version(file: Path = _DRIVER) -> str | None:

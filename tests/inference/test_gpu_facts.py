@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.inference.gpu_facts import (
-    Gpu,
+    Card,
     absence_reason,
     advice,
     driver_version,
@@ -19,8 +19,8 @@ OPEN = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs)\n"
     "GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)\n"
 )
-T4 = Gpu("Tesla T4", (7, 5), False, "550.54.15", "12.8", 91002)
-L4 = Gpu("NVIDIA L4", (8, 9), True, "580.65.06", "13.0", 91300)
+T4 = Card("Tesla T4", (7, 5), False, "550.54.15", "12.8", 91002)
+L4 = Card("NVIDIA L4", (8, 9), True, "580.65.06", "13.0", 91300)
 
 
 def driver(folder: Path, text: str) -> Path:

@@ -53,7 +53,7 @@ class OnnxRuntime(Runtime):
 
         structure = exporter.structure()
         model = exporter.onnx() if calibrated is None else calibrated
-        gpu = _Gpu() if exporter.is_on_gpu else None
+        gpu = _Card() if exporter.is_on_gpu else None
         session = _session(model, num_threads, gpu)
         names = [each.name for each in session.get_inputs()]
         outputs = [each.name for each in session.get_outputs()]
@@ -74,7 +74,7 @@ class OnnxRuntime(Runtime):
     ) -> bool:
         from pipeline.inference.runtimes.onnx_binding import bound
 
-        gpu = _Gpu() if exporter.is_on_gpu else None
+        gpu = _Card() if exporter.is_on_gpu else None
         session = _session(file.source(), num_threads, gpu)
         if gpu is None or file.has_columns:
             file.open(lambda feeds: session.run(list(file.output_names), feeds))
@@ -83,7 +83,7 @@ class OnnxRuntime(Runtime):
         return False
 
 
-class _Gpu:
+class _Card:
     """The card of this process, as a session is opened on it."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ def require_on_gpu(session: Any) -> None:
         )
 
 
-def _session(model: Path | str | bytes, num_threads: int, gpu: _Gpu | None) -> Any:
+def _session(model: Path | str | bytes, num_threads: int, gpu: _Card | None) -> Any:
     """Return a session with all optimisations of the graph, which are the default."""
     import onnxruntime
 
