@@ -174,9 +174,18 @@ class JpegGroups:
 
     def _put(self, made: _Made) -> Iterator[int]:
         """Write what was made of a group into the slice; yield its rows."""
+        if not made.rows:
+            return
         started, num_bytes = perf_counter(), self.images[0].nbytes
-        for place, (row, size_px, encoded_bytes, decoded_bytes) in enumerate(made.rows):
-            np.copyto(self.images[row], made.wait()[place])
+        try:
+            crops = made.wait()
+        except RuntimeError as error:  # of any work since the group before
+            require_context(error, _wait_for_all)
+            return
+        for crop, (row, size_px, encoded_bytes, decoded_bytes) in zip(
+            crops, made.rows, strict=True
+        ):
+            np.copyto(self.images[row], crop)
             self.sizes.put(row, self.spec, size_px, size_px)
             self.decoded += StageCounters(1, 1, 0, encoded_bytes, decoded_bytes)
             self.transformed += StageCounters(1, 1, 0, decoded_bytes, num_bytes)

@@ -58,7 +58,7 @@ def facts(wanted: argparse.Namespace) -> Said:
 
 
 def tests(wanted: argparse.Namespace) -> Said:
-    folders = ["tests/inference", "tests/preprocessing"]
+    folders = ["tests/inference", "tests/preprocessing", "tests/models"]
     program = [sys.executable, "-m", "pytest", "-n0", "-m", "gpu", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*program, *folders], cwd=ROOT, capture_output=True, check=False, text=True

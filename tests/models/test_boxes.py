@@ -68,6 +68,22 @@ def test_without_suppression_the_best_stay_in_order_and_zeros_follow():
         assert not boxes[row][len(wanted) :].any()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("nms_iou", [None, 0.5])
+def test_a_gpu_is_asked_for_nothing_and_finds_the_same(nms_iou: float | None):
+    found = drawn(5, 120)
+    expected = best(found, 0.2, 30, nms_iou)
+    on_gpu = Candidates(*(values.cuda() for values in found[:3]))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results = best(on_gpu, 0.2, 30, nms_iou)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for mine, theirs in zip(results, expected, strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs)
+
+
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("nms_iou", [None, 0.5])
 def test_a_score_that_is_no_number_stays_and_rows_without_boxes_are_empty(nms_iou: float | None):
