@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from functools import cache, partial
 from threading import get_ident
 from time import sleep
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
@@ -26,8 +26,19 @@ T = TypeVar("T")
 Compute = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 """A process that is ending, a child, or the reference check next door may hold memory so long."""
-_CONTEXT_BYTES = 600 << 20
+CONTEXT_BYTES = 600 << 20
 """What CUDA itself takes of a card for a process, beside its tensors; about."""
+
+
+class Used(NamedTuple):
+    """Bytes of a card's memory."""
+
+    now: int
+    """Of tensors."""
+    most: int
+    """Of tensors, at once."""
+    most_reserved: int
+    """Of torch's allocator, at once."""
 
 
 class Gpu:
@@ -147,6 +158,14 @@ class Gpu:
         """Return the free and the total memory of the card."""
         return torch.cuda.mem_get_info(self.device)
 
+    def used_bytes(self) -> Used:
+        """Return what this process has of the card, beside CUDA's own memory."""
+        return Used(
+            torch.cuda.memory_allocated(self.device),
+            torch.cuda.max_memory_allocated(self.device),
+            torch.cuda.max_memory_reserved(self.device),
+        )
+
     def kernels_told(self) -> str:
         """Say for which cards this torch has kernels, and what this card is."""
         major, minor = torch.cuda.get_device_capability(self.device)
@@ -181,4 +200,4 @@ def memory_fraction(share: float, total_bytes: int) -> float:
         share: Of the card that the process has; the shares of all of them make 1 at most.
         total_bytes: Of the card.
     """
-    return max(share / 2, share - _CONTEXT_BYTES / total_bytes)
+    return max(share / 2, share - CONTEXT_BYTES / total_bytes)

@@ -47,7 +47,7 @@ def test_actors_that_share_a_card_and_their_contexts_fit_it(actors: int, total_b
     fraction = memory_fraction(1 / actors, total_bytes)
     assert fraction >= 1 / actors / 2
     if total_bytes / actors > 2 * GIB:
-        assert actors * (fraction * total_bytes + accelerator._CONTEXT_BYTES) <= total_bytes + 1
+        assert actors * (fraction * total_bytes + accelerator.CONTEXT_BYTES) <= total_bytes + 1
 
 
 def test_a_share_of_the_card_is_a_share_of_its_memory(gpu: Gpu, monkeypatch: pytest.MonkeyPatch):

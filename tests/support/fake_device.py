@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from pipeline.inference import device
-from pipeline.inference.accelerator import Compute, Gpu
+from pipeline.inference.accelerator import Compute, Gpu, Used
 
 WAIT_S = 60.0
 found: FakeGpu | None = None
@@ -151,7 +151,7 @@ class FakeGpu(Gpu):
         self.key = "fake"
         self._thread_id, self._thread = None, ThreadPoolExecutor(1, "gpu")
         self._rows_per_s, self._copy_s, self._row_bytes = rows_per_s, copy_s, row_bytes
-        self.total_bytes, self.held_bytes = total_bytes, 0
+        self.total_bytes, self.held_bytes, self.most_bytes = total_bytes, 0, 0
         self.lost: Exception | None = None
         self.thread_names: set[str] = set()
         """Of the threads that launched work."""
@@ -255,6 +255,7 @@ class FakeGpu(Gpu):
             if self.held_bytes + num_bytes > self.total_bytes:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate too much")
             self.held_bytes += num_bytes
+            self.most_bytes = max(self.most_bytes, self.held_bytes)
 
     def give_back(self, num_bytes: int) -> None:
         with self._memory:
@@ -276,6 +277,9 @@ class FakeGpu(Gpu):
 
     def memory_bytes(self) -> tuple[int, int]:
         return self.total_bytes - self.held_bytes, self.total_bytes
+
+    def used_bytes(self) -> Used:
+        return Used(self.held_bytes, self.most_bytes, self.most_bytes)
 
     def kernels_told(self) -> str:
         return "the card is sm_70, torch has kernels for sm_75, sm_80"

@@ -13,7 +13,7 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import take_rows
 from pipeline.runs.tuning.measure import overlapping
-from pipeline.runs.tuning.memory import held_mib, lack_of_memory, peak_mib
+from pipeline.runs.tuning.memory import held_bytes, lack_of_memory, peak_mib
 from pipeline.runs.tuning.workload import run_batches
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class LayoutWorker:
         """Say what it does: `predict`, `decode`, or `both` one after the other."""
         self._kind, self._config, self._preprocessing = kind, config, preprocessing
         self._predictor: Predictor | None = None
-        self._loaded_mib = 0.0
+        self._loaded_bytes = 0
 
     def load(self, rows: pa.Table, inputs: Inputs) -> None:
         """Take a sample, encoded and decoded; load the model if there is need, and warm up."""
@@ -49,7 +49,7 @@ class LayoutWorker:
             from pipeline.inference.predictor import Predictor
 
             self._predictor = Predictor(self._config)
-            self._loaded_mib = held_mib(config)
+            self._loaded_bytes = held_bytes(config)
             if config.num_gpus:
                 self._batches = overlapping(self._batches)
         self._one_batch(0)
@@ -71,7 +71,7 @@ class LayoutWorker:
         rate = done / (perf_counter() - started)
         if self._predictor is None:
             return Worked(rate, peak_mib(replace(self._config, num_gpus=0.0)))
-        problem = lack_of_memory(self._config, self._loaded_mib)
+        problem = lack_of_memory(self._config, self._loaded_bytes)
         return Worked(rate, peak_mib(self._config), problem)
 
     def _one_batch(self, number: int) -> float:

@@ -28,7 +28,7 @@ from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Input, Limits, is_varying, num_rows, take_rows
-from pipeline.runs.tuning.memory import held_mib, lack_of_memory, peak_mib
+from pipeline.runs.tuning.memory import held_bytes, lack_of_memory, peak_mib
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.workload import RunBatch, compared_rows, run_batches
 from pipeline.sources.rows import Reader
@@ -156,11 +156,11 @@ def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
     started = perf_counter()
     try:
         work, predictor = Workload(config, sample), Predictor(config)
-        loaded_mib = held_mib(config)
+        loaded_bytes = held_bytes(config)
         work.warm_up(predictor)
         load_s = perf_counter() - started
         rate = work.measure_rate(predictor, 0.0)
-        problem = lack_of_memory(config, loaded_mib)
+        problem = lack_of_memory(config, loaded_bytes)
     except Exception as error:  # noqa: BLE001  # as above
         return replace(trial, problem=_failure_texts(error))
     return replace(

@@ -11,19 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from predicting import images, predictor, rows_of
 
+from pipeline.inference.accelerator import CONTEXT_BYTES
 from pipeline.inference.device_buffers import DeviceBuffer
 from pipeline.inference.runtimes import all_runtimes
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.runs.tuning.layout_trials import num_decoders
-from pipeline.runs.tuning.measure import Workload, overlapping
-from pipeline.runs.tuning.memory import CONTEXT_MIB, share_problem
+from pipeline.runs.tuning.measure import Workload, overlapping, try_batch
+from pipeline.runs.tuning.memory import share_problem
 from pipeline.runs.tuning.runtime_trials import Search
 from pipeline.runs.tuning.selection import candidates
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.workload import RunBatch
 
+MIB = 1 << 20
 EAGER = [
     Trial("eager", "fp32", rows_per_s=100),
     Trial("eager", "tf32", rows_per_s=300),
@@ -132,19 +134,37 @@ def test_what_is_timed_on_a_gpu_overlaps_as_in_a_run(
     ],
 )
 def test_all_that_an_actor_needs_counts_toward_its_share_of_the_card(
-    reserved_mib: float, reference_mib: float, actors: int, fits: bool
+    reserved_mib: int, reference_mib: int, actors: int, fits: bool
 ):
-    told = share_problem(reserved_mib, reference_mib, 1 / actors, 24_000)
+    told = share_problem(reserved_mib * MIB, reference_mib * MIB, 1 / actors, 24_000 * MIB)
     assert (not told) is fits
     assert "\n" not in told
 
 
-@given(st.floats(0, 1e5), st.floats(0, 1e5), st.integers(1, 8), st.floats(1, 1e6))
+SIZES = st.integers(0, 1 << 40)
+
+
+@given(SIZES, SIZES, st.integers(1, 8), SIZES)
 def test_actors_that_fit_their_shares_fit_the_card_together(
-    reserved_mib: float, reference_mib: float, actors: int, card_mib: float
+    reserved_bytes: int, reference_bytes: int, actors: int, card_bytes: int
 ):
-    if not share_problem(reserved_mib, reference_mib, 1 / actors, card_mib):
-        assert actors * (reserved_mib + CONTEXT_MIB) <= card_mib * 1.0001
+    if not share_problem(reserved_bytes, reference_bytes, 1 / actors, card_bytes):
+        assert actors * (reserved_bytes + CONTEXT_BYTES) <= card_bytes * 1.0001
+
+
+@pytest.mark.parametrize(
+    ("total_mib", "row_mib", "words"),
+    [(2_000, 1, ""), (620, 2, "an actor needs 6"), (2_000, 200, "OutOfMemoryError")],
+)
+def test_a_batch_size_that_does_not_fit_the_card_is_no_choice(
+    total_mib: int, row_mib: int, words: str
+):
+    with installed(FakeGpu(total_bytes=total_mib * MIB, row_bytes=row_mib * MIB)):
+        config = predictor("models:colours", 16, num_gpus=1)._config
+        sample = config.spec.input.arrays(rows_of(images(32)))
+        trial = try_batch(config, sample)
+    assert trial.problem.startswith(words)
+    assert bool(trial.problem) is bool(words)
 
 
 def test_beside_a_card_all_cores_but_the_actors_decode():
