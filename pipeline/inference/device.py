@@ -18,6 +18,7 @@ from pipeline.core.memory import give_back
 from pipeline.inference.accelerator import Gpu, the_gpu
 from pipeline.inference.gpu_facts import absence_here
 from pipeline.inference.model_store import fetch_model
+from pipeline.inference.rotary import exact_frequencies
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.export import Exporter, Varying
@@ -178,7 +179,8 @@ def _move(module: torch.nn.Module, spec: ModelSpec, kind: torch.dtype, gpu: Gpu)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     free_bytes, total_bytes = gpu.memory_bytes()
     try:
-        module.to(gpu.device, kind)
+        with exact_frequencies(module):
+            module.to(gpu.device, kind)
         return
     except Exception as error:
         if not gpu.lacks_memory(error):
