@@ -27,7 +27,7 @@ STEPS: dict[str, tuple[float, str]] = {
     "spin": (3, "waiting for the card costs no core"),
     "memory": (8, "lack of memory costs time, and a model that is too large is named"),
     "alone": (20, "share of the model alone that the pipeline reaches"),
-    "gaps": (12, "idle share of the card for slices of 256 and of 1,024 rows"),
+    "gaps": (12, "idle share of the card by the rows of a slice, and with two actors"),
     "nvjpeg": (12, "rows/s with JPEGs decoded on the card"),
     "layout": (8, "fp32 beside TF32, channels last and cudnn.benchmark"),
 }

@@ -209,18 +209,22 @@ def _bench(wanted: argparse.Namespace, arguments: list[str], figure: str) -> str
 
 
 def gaps(wanted: argparse.Namespace) -> Said:
-    """Run the same photos in slices of two sizes; the card is idle while no batch is queued."""
+    """Run the same photos in slices of two sizes, and with two actors on the card; it is idle while
+    no batch is queued.
+    """
     said = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build_images(folder / "images", wanted.rows, seed=1, num_bad=0)
         model = {**write_weights(folder, wanted.model), "runtime": "eager", "precision": "fp32"}
-        for slice_rows in (4, 8) if wanted.cpu else (256, 1024):
+        on_gpu = ((256, 1), (1024, 1), (256, 2))
+        for slice_rows, actors in ((4, 1), (8, 1)) if wanted.cpu else on_gpu:
             case = Case(folder, folder / "images", wanted.rows, model, slice_rows)
-            resources = {"num_gpus": 0 if wanted.cpu else 1, "max_actors": 1}
-            found = run_job(case, f"slices-{slice_rows}", {"resources": resources})
+            resources = {"num_gpus": 0 if wanted.cpu else 1, "max_actors": actors}
+            resources |= {"actors_per_gpu": actors} if actors > 1 else {}
+            found = run_job(case, f"slices-{slice_rows}-{actors}", {"resources": resources})
             said.append(
-                f"slices of {slice_rows}: idle {idle_pct(Path(found['out']))}%, "
+                f"{actors} actors, slices of {slice_rows}: idle {idle_pct(Path(found['out']))}%, "
                 f"{found['steady'] or 0:,.0f} rows/s"
             )
     return FIGURE, "; ".join(said)
