@@ -25,9 +25,9 @@ from pipeline.core.slices import SliceKey
 from pipeline.execution.caller import left_as_found, only_run
 from pipeline.execution.cluster.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.cluster.connect import connect
-from pipeline.execution.predictor_actor import PredictorActor
+from pipeline.execution.predictor_actor import CALLS_AT_ONCE, PredictorActor
 from pipeline.execution.tasks import ray_errors
-from pipeline.execution.versions import read_options
+from pipeline.execution.versions import read_options, with_calls_at_once
 from pipeline.gates.golden import GoldenRefused, GoldenRows
 from pipeline.inference.ticks import Channel
 from pipeline.job.job import Job
@@ -235,9 +235,10 @@ def stream(
         )
         if parts.preprocess is not None:
             dataset = dataset.map_batches(parts.preprocess, **allocation.preprocess())
-        dataset = dataset.map_batches(
-            PredictorActor, fn_constructor_args=[parts.actor], **allocation.predict()
-        )
+        pool = allocation.predict()
+        if allocation.actor_gpus:  # a card that waits for the next slice is idle
+            pool = with_calls_at_once(pool, CALLS_AT_ONCE)
+        dataset = dataset.map_batches(PredictorActor, fn_constructor_args=[parts.actor], **pool)
         if parts.write is not None:
             dataset = dataset.map_batches(parts.write, **allocation.write())
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):

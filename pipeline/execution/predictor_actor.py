@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from pipeline.gates.golden import GoldenRows
     from pipeline.inference.predictor import Predictor
 
+CALLS_AT_ONCE = 2
+"""Of an actor with a GPU."""
 _OF_ACTORS = 0.9
 """What the actors of a node may take of its memory, all of them together."""
 _MAX_LOADS = 6
@@ -126,6 +128,8 @@ class PredictorActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Predict every slice of a block, and commit it if that is this actor's to do.
+
+        With a GPU two threads call it at once: one's slice begins while the other's ends.
 
         Args:
             block: Packed slices of the rows of the source, or of decoded images.

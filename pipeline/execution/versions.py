@@ -15,6 +15,7 @@ from pipeline.core.errors import JobError
 from pipeline.execution.private_names import read
 
 _CALLBACKS = "execution_callbacks"
+_CALLS = "max_concurrent_calls_per_actor"
 _MISMATCH = re.compile(r"cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)")
 OLDEST = "2.51"
 """The oldest Ray that is tested."""
@@ -35,6 +36,27 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in options.items() if key != "ray_remote_args"}
     remote = options.get("ray_remote_args") or {}
     return {**plain, **{key: value for key, value in remote.items() if key in known}}
+
+
+def with_calls_at_once(options: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the options of an actor pool so that actors run several calls at once.
+
+    Where the actor pools of this Ray have no such choice, there is one call at a time. Later ones
+    take the number themselves; before, it is an option of the actor.
+
+    Args:
+        options: Of `map_batches`, with `compute`.
+        number: Calls of an actor at once.
+    """
+    pool = options["compute"]
+    known = inspect.signature(type(pool)).parameters
+    if "enable_true_multi_threading" not in known:
+        return dict(options)
+    sizes = {"min_size": pool.min_size, "max_size": pool.max_size}
+    threads: dict[str, Any] = {"enable_true_multi_threading": True}
+    if _CALLS in known:
+        return {**options, "compute": type(pool)(**sizes, **threads, **{_CALLS: number})}
+    return {**options, "compute": type(pool)(**sizes, **threads), "max_concurrency": number}
 
 
 def set_callbacks(context: Any, callbacks: list[type]) -> None:

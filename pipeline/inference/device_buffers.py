@@ -11,9 +11,9 @@ import bisect
 import contextlib
 import itertools
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from threading import Condition
 from time import perf_counter
 from typing import Any
 
@@ -168,7 +168,7 @@ class FreeBuffers:
 
     def __init__(self, buffers: Iterable[DeviceBuffer]) -> None:
         self._free = deque(buffers)
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._tickets = itertools.count()
         self._waiting: list[int] = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import ray
 import rayhead
 from checkout import ROOT
-from cli import pipeline, write_job
+from cli import environment, pipeline, write_job
 
 from pipeline.commands.demo_photos import build_images
 from pipeline.commit.read import read_predictions
@@ -54,6 +56,44 @@ def test_a_ray_that_is_too_old_is_refused_in_a_line_that_names_both(version: str
 
 def test_errors_that_this_ray_has_not_are_left_out():
     assert known_errors("RayTaskError", "ErrorOfAFutureRay") == (ray.exceptions.RayTaskError,)
+
+
+TWO_CALLS = """
+import threading
+import ray
+from pipeline.execution.versions import with_calls_at_once
+
+class Meeting:  # goes on once two calls of one actor are under way
+    def __init__(self):
+        self.both = threading.Barrier(2)
+
+    def __call__(self, block):
+        self.both.wait(60)
+        return block
+
+ray.init(num_cpus=2, include_dashboard=False, object_store_memory=256 << 20, log_to_driver=False)
+options = {"compute": ray.data.ActorPoolStrategy(min_size=1, max_size=1), "num_cpus": 1}
+pool = with_calls_at_once(options, 2)
+rows = ray.data.range(4, override_num_blocks=4)
+if pool == options:
+    print("one at a time")
+else:
+    print(rows.map_batches(Meeting, batch_size=None, batch_format="pyarrow", **pool).count())
+"""
+
+
+def test_calls_of_an_actor_run_at_once_where_this_ray_can():
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_CALLS],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    if done.stdout == "one at a time\n":
+        pytest.skip("actor pools of this Ray have one call at a time")
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
 
 
 @pytest.fixture(scope="module")

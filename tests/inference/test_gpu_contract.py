@@ -92,7 +92,7 @@ def test_one_thread_loads_and_launches_also_for_other_callers(gpu: FakeGpu):
     from concurrent.futures import ThreadPoolExecutor
 
     model = predictor("models:colours", 8, num_gpus=1)
-    with ThreadPoolExecutor(1, "caller") as other:
+    with ThreadPoolExecutor(1, "caller") as other, gpu.away():
         other.submit(predict, model, rows_of(images(20))).result()
     model.unload()
     predict(predictor("models:colours", 8, num_gpus=1), rows_of(images(20)))

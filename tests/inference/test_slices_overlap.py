@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import sleep
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,45 +16,69 @@ from pipeline.core.counters import Counters
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
-from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, _Model
+from pipeline.execution.predictor_actor import CALLS_AT_ONCE, ActorConfig, MemoryShare, _Model
 from pipeline.execution.stages import PREDICT, SliceWork
 from pipeline.models.agreement import AgreementLimits
+
+NUM_SLICES, SLICE_ROWS, BATCH_SIZE = 50, 256, 128
+L4_ROWS_PER_S, H100_ROWS_PER_S = 1_000, 6_000
+"""Of ViT-B/16."""
+COPY_S, LAUNCH_S = 0.001, 0.002
+BETWEEN_S = 0.03
+"""What it takes from the end of a call of an actor to the begin of the next one, in Ray Data."""
 
 
 class Actor:
     """The guard and the model of an actor, without Ray."""
 
-    def __init__(self, folder: Path, factory: str, batch_size: int, **options: Any) -> None:
-        predictor = config_of(factory, batch_size, num_gpus=1, **options)
-        self.model = _Model(ActorConfig(predictor, 60.0, MemoryShare(1 << 40, 1)), {})
-        self.guard = Guard(
-            SliceWork(None, predictor),
-            [StagePlan(PREDICT, batch_size, self.model.predict)],
-            Attempts(folder),
-            60.0,
-            self.model.make_room,
-        )
+    def __init__(
+        self, gpu: FakeGpu, folder: Path, factory: str, batch_size: int, between_s: float
+    ) -> None:
+        predictor = config_of(factory, batch_size, num_gpus=1)
+        self.gpu, self.between_s = gpu, between_s
+        model = _Model(ActorConfig(predictor, 60.0, MemoryShare(1 << 40, 1)), {})
+        plans = [StagePlan(PREDICT, batch_size, model.predict)]
+        work, marks = SliceWork(None, predictor), Attempts(folder)
+        self.guard = Guard(work, plans, marks, 60.0, model.make_room)
+        self.guard.run("loads the model", rows_of(images(1)), {})
 
-    def run(self, slices: Sequence[pa.Table], at_once: int, between_s: float) -> list[pa.Table]:
+    def run(self, slices: Sequence[pa.Table], at_once: int) -> list[pa.Table]:
         """Predict slices, so many at once, as Ray calls an actor; return them in order."""
-        left: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for number in range(len(slices)):
-            left.put(number)
+        left = iter(range(len(slices)))
         found: dict[int, pa.Table] = {}
 
         def call() -> None:
-            while not left.empty():
-                try:
-                    number = left.get_nowait()
-                except queue.Empty:
-                    return
-                sleep(between_s)
-                found[number] = self.guard.run(f"predict-{number}", slices[number], {})
+            with self.gpu.host():
+                for number in left:
+                    self.gpu.clock.sleep(self.between_s)
+                    found[number] = self.guard.run(f"predict-{number}", slices[number], {})
 
-        with ThreadPoolExecutor(at_once) as pool:
+        with ThreadPoolExecutor(at_once) as pool, self.gpu.away():
             for each in [pool.submit(call) for _ in range(at_once)]:
                 each.result()
         return [found[number] for number in range(len(slices))]
+
+
+def idle_share(folder: Path, rows_per_s: float, at_once: int) -> float:
+    """The share of its own time in which the device has no batch, from the first to the last."""
+    rows = rows_of(images(SLICE_ROWS))
+    gpu = FakeGpu(rows_per_s=rows_per_s, copy_s=COPY_S, launch_s=LAUNCH_S)
+    with installed(gpu):
+        actor = Actor(gpu, folder, "models:colours", BATCH_SIZE, BETWEEN_S)
+        gpu.main.ended_s, gpu.main.idle_s, gpu.main.busy_s = None, 0.0, 0.0
+        actor.run([rows] * NUM_SLICES, at_once)
+        assert gpu.thread_names == {"gpu_0"}
+    assert gpu.main.busy_s == pytest.approx(NUM_SLICES * SLICE_ROWS / rows_per_s)
+    return gpu.main.idle_s / (gpu.main.idle_s + gpu.main.busy_s)
+
+
+@pytest.mark.parametrize("rows_per_s", [L4_ROWS_PER_S, H100_ROWS_PER_S], ids=["L4", "H100"])
+def test_a_gpu_works_95_percent_of_the_time_while_slices_come(tmp_path: Path, rows_per_s: int):
+    assert idle_share(tmp_path, rows_per_s, CALLS_AT_ONCE) <= 0.05
+
+
+def test_with_one_call_at_a_time_it_waits_between_slices(tmp_path: Path):
+    assert idle_share(tmp_path, H100_ROWS_PER_S, 1) > 0.2
 
 
 def slices() -> Iterator[pa.Table]:
@@ -70,13 +91,14 @@ def slices() -> Iterator[pa.Table]:
 
 
 @pytest.mark.parametrize("room_rows", [3, 12, 1 << 20], ids=["tight", "less", "enough"])
-@pytest.mark.parametrize("at_once", [1, 2, 4])
+@pytest.mark.parametrize("at_once", [1, CALLS_AT_ONCE, 4])
 def test_slices_in_flight_do_not_mix_whatever_fails(tmp_path: Path, at_once: int, room_rows: int):
     work = list(slices())
     alone = predictor("models:fussy", 8)
     expected = [alone.predict(rows, {}) for rows in work]
-    with installed(FakeGpu(rows_per_s=20_000, row_bytes=1, total_bytes=room_rows)):
-        found = Actor(tmp_path, "models:fussy", 8).run(work, at_once, 0.001)
+    gpu = FakeGpu(rows_per_s=20_000, row_bytes=1, total_bytes=room_rows)
+    with installed(gpu):
+        found = Actor(gpu, tmp_path, "models:fussy", 8, 0.001).run(work, at_once)
     for mine, theirs in zip(found, expected, strict=True):
         for name in ("row_id", "n", "label", "error", "message"):
             assert mine.column(name).to_pylist() == theirs.column(name).to_pylist()
@@ -86,10 +108,10 @@ def test_slices_in_flight_do_not_mix_whatever_fails(tmp_path: Path, at_once: int
 
 def test_one_slice_in_flight_alone_is_compared_with_the_reference(tmp_path: Path):
     counted: list[Counters] = [{} for _ in range(8)]
-    with installed(FakeGpu(rows_per_s=20_000)):
+    with installed(FakeGpu(rows_per_s=20_000)) as gpu:
         limits = AgreementLimits(0.02, 0.999, 0.02)
         model = predictor("predicting:convolved", 8, num_gpus=1, limits=limits)
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(4) as pool, gpu.away():
             done = [pool.submit(model.predict, rows_of(images(30)), each) for each in counted]
             assert all(each.result().column("error").null_count == 30 for each in done)
     [found] = [each["canary"] for each in counted if "canary" in each]

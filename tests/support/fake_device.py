@@ -2,28 +2,29 @@
 
 It takes the place of `accelerator.Gpu`, so that the real Predictor, buffers and actor code run on
 it. Device memory is poisoned until the copy into it has run, and results cannot be read before the
-host has waited for an event behind them. What is launched runs later, in the thread of its stream,
-and takes as long as the clock of the device says; that clock goes on only while work is queued, or
-the host is late.
+host has waited for an event behind them. What is launched runs in the thread of its stream and
+takes time of a clock (`fake_clock`) that stands still while the host is at work: so it runs as late
+as it may.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic, sleep
+from typing import Any
 
 import numpy as np
 import torch
+from fake_clock import Clock, ClockCondition, Signal, Turns
 
-from pipeline.inference import device
+from pipeline.inference import device, device_buffers
 from pipeline.inference.accelerator import Compute, Gpu, Used
 
-WAIT_S = 60.0
 found: FakeGpu | None = None
 """The one that this process has at present."""
 
@@ -32,55 +33,68 @@ class FakeStream:
     """A queue of work that a thread of its own does, one piece after the other."""
 
     def __init__(self, gpu: FakeGpu) -> None:
-        self._gpu = gpu
-        self._work: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._gpu, self._clock = gpu, gpu.clock
+        self._work: deque[Callable[[], object] | None] = deque()
+        self._is_active = False
         self.num_queued = self.num_waited = 0
         """Pieces of work so far, and how many of them the host has waited for."""
-        self.clock_s = 0.0
         self.idle_s = self.busy_s = 0.0
+        self.ended_s: float | None = None
+        """When the last piece ended; None: forget the time before the next one."""
         threading.Thread(target=self._run, daemon=True).start()
 
-    def put(self, work: Callable[[], object], takes_s: float = 0.0, *, at_end: bool = False) -> int:
+    def put(self, work: Callable[[], object], takes_s: float, *, at_end: bool = False) -> int:
         """Queue work, done at the begin or the end of its time; return its number."""
-        queued_at_s = monotonic()
 
         def do() -> None:
             if not at_end and self._gpu.lost is None:
                 work()
-            if takes_s:
-                begins_s = max(queued_at_s, self.clock_s)
-                self.idle_s += begins_s - self.clock_s if self.clock_s else 0.0
-                self.busy_s += takes_s
-                self.clock_s = begins_s + takes_s
-                sleep(max(0.0, self.clock_s - monotonic()))
+            if self.ended_s is not None:
+                self.idle_s += self._clock.now_s - self.ended_s
+            self.busy_s += takes_s
+            self._clock.sleep(takes_s)
+            self.ended_s = self._clock.now_s
             if at_end and self._gpu.lost is None:
                 work()
 
-        self.num_queued += 1
-        self._work.put(do)
-        return self.num_queued
+        return self.mark(do)
 
     def mark(self, reached: Callable[[], object]) -> int:
-        """Queue what also happens if the context is lost."""
-        self.num_queued += 1
-        self._work.put(reached)
+        """Queue what takes no time and also happens if the context is lost; return its number."""
+        with self._clock.changed:
+            self.num_queued += 1
+            self._work.append(reached)
+            if not self._is_active:
+                self._is_active = True
+                self._clock.add_busy(1)
+            self._clock.changed.notify_all()
         return self.num_queued
 
     def close(self) -> None:
-        self._work.put(None)
+        with self._clock.changed:
+            self._work.append(None)
+            self._clock.changed.notify_all()
 
     def _run(self) -> None:
         torch.set_num_threads(1)  # of this thread
-        while (work := self._work.get()) is not None:
+        while (work := self._next()) is not None:
             work()
+
+    def _next(self) -> Callable[[], object] | None:
+        with self._clock.changed:
+            if not self._work and self._is_active:
+                self._is_active = False
+                self._clock.add_busy(-1)
+            self._clock.changed.wait_for(lambda: self._work)
+            return self._work.popleft()
 
 
 class FakeEvent:
     """A place in a stream that others, and the host, can wait for."""
 
     def __init__(self, gpu: FakeGpu) -> None:
-        self._gpu, self.fired = gpu, threading.Event()
-        self.at_s = 0.0
+        self._gpu, self.signal = gpu, Signal(gpu.clock)
+        self._at_s = 0.0
 
     def record(self) -> None:
         self._gpu.check()
@@ -88,17 +102,17 @@ class FakeEvent:
         self._number = self._stream.mark(self._fire)
 
     def _fire(self) -> None:
-        self.at_s = self._stream.clock_s
-        self.fired.set()
+        self._at_s = self._gpu.clock.now_s
+        self.signal.fire()
 
     def synchronize(self) -> None:
-        assert self.fired.wait(WAIT_S), "an event that never fires"
+        self.signal.wait(is_busy=self._gpu.is_host)
         self._stream.num_waited = max(self._stream.num_waited, self._number)
         self._gpu.check()
 
     def elapsed_time(self, end: FakeEvent) -> float:
         self._gpu.check()
-        return max(0.0, 1000 * (end.at_s - self.at_s))
+        return 1000 * (end._at_s - self._at_s)
 
 
 class FakeResults(Mapping[str, torch.Tensor]):
@@ -136,6 +150,7 @@ class FakeGpu(Gpu):
         *,
         rows_per_s: float = math.inf,
         copy_s: float = 0.002,
+        launch_s: float = 0.0,
         total_bytes: int = 1 << 40,
         row_bytes: int = 1,
     ) -> None:
@@ -144,13 +159,17 @@ class FakeGpu(Gpu):
         Args:
             rows_per_s: How fast the model is.
             copy_s: How long a copy to the device takes.
+            launch_s: How long the host takes to launch a batch.
             total_bytes: Its memory.
             row_bytes: What each row of a batch takes of it while it is computed.
         """
         self.device, self.name = torch.device("cpu"), "Fake L4"
         self.key = "fake"
+        self.clock, self._local = Clock(), threading.local()
+        self._turns, self._serves_host = Turns(self.clock), False
         self._thread_id, self._thread = None, ThreadPoolExecutor(1, "gpu")
-        self._rows_per_s, self._copy_s, self._row_bytes = rows_per_s, copy_s, row_bytes
+        self._rows_per_s, self._copy_s = rows_per_s, copy_s
+        self._launch_s, self._row_bytes = launch_s, row_bytes
         self.total_bytes, self.held_bytes, self.most_bytes = total_bytes, 0, 0
         self.lost: Exception | None = None
         self.thread_names: set[str] = set()
@@ -160,13 +179,52 @@ class FakeGpu(Gpu):
         self.batches: list[int] = []
         """Rows of the batches that were computed."""
         self.on_pause: Callable[[], object] = lambda: None
-        self._local, self._memory, self._streams = threading.local(), threading.Lock(), []
+        self._memory, self._streams = threading.Lock(), list[FakeStream]()
         self.main = self.stream()
 
     def close(self) -> None:
         for stream in self._streams:
             stream.close()
         self._thread.shutdown()
+
+    @contextlib.contextmanager
+    def host(self) -> Iterator[None]:
+        """Let no time pass while this thread is at work, in the body."""
+        with self.clock.changed:
+            self.clock.add_busy(1)
+        self._local.is_host = True
+        try:
+            yield
+        finally:
+            self._local.is_host = False
+            with self.clock.changed:
+                self.clock.add_busy(-1)
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Let time pass in the body, in which this thread waits for others."""
+        with self.clock.changed:
+            self.clock.add_busy(-1)
+        try:
+            yield
+        finally:
+            with self.clock.changed:
+                self.clock.add_busy(1)
+
+    @property
+    def is_host(self) -> bool:
+        """Tell whether this thread, or the one that it works for, is counted as busy."""
+        if threading.get_ident() == self._thread_id:
+            return self._serves_host
+        return getattr(self._local, "is_host", False)
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == self._thread_id:
+            return function(*args, **kwargs)
+        is_host = self.is_host
+        with self._turns.held(is_busy=is_host):
+            self._serves_host = is_host
+            return super().call(function, *args, **kwargs)
 
     def take(self, share: float) -> None:
         self.share = share
@@ -201,15 +259,7 @@ class FakeGpu(Gpu):
 
     def wait(self, event: FakeEvent) -> None:
         self._launch()
-        stream = self.current
-
-        def until() -> None:
-            assert event.fired.wait(WAIT_S), "a stream waits for an event that never fires"
-            if stream.clock_s:
-                stream.idle_s += max(0.0, event.at_s - stream.clock_s)
-                stream.clock_s = max(stream.clock_s, event.at_s)
-
-        stream.mark(until)
+        self.current.mark(functools.partial(event.signal.wait, is_busy=True))
 
     def pinned(self, num_values: int, dtype: torch.dtype) -> torch.Tensor:
         self._launch()
@@ -227,6 +277,8 @@ class FakeGpu(Gpu):
 
     def run(self, compute: Compute, on_device: Mapping[str, torch.Tensor]) -> FakeResults:
         self._launch()
+        if self.is_host:
+            self.clock.sleep(self._launch_s)
         num_rows = max(len(tensor) for tensor in on_device.values())
         self.hold(num_rows * self._row_bytes)
         results = FakeResults(self.current)
@@ -262,12 +314,10 @@ class FakeGpu(Gpu):
             self.held_bytes -= num_bytes
 
     def synchronize(self) -> None:
-        events = []
-        for stream in self._streams:
-            with self.on(stream):
-                events.append(threading.Event())
-                number = stream.mark(events[-1].set)
-            assert events[-1].wait(WAIT_S)
+        for stream in list(self._streams):
+            reached = Signal(self.clock)
+            number = stream.mark(reached.fire)
+            reached.wait(is_busy=self.is_host)
             stream.num_waited = max(stream.num_waited, number)
         self.check()
 
@@ -286,7 +336,8 @@ class FakeGpu(Gpu):
 
     def pause(self, seconds: float) -> None:
         self.pauses_s.append(seconds)
-        sleep(0.01)
+        if self.is_host:
+            self.clock.sleep(seconds)
         self.on_pause()
 
 
@@ -301,12 +352,15 @@ def poisoned(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def installed(gpu: FakeGpu) -> Iterator[FakeGpu]:
-    """Let the code of this process find this GPU."""
+    """Let the code of this process find this GPU; this thread is its host."""
     global found
-    real, device.gpu_of = device.gpu_of, lambda num_gpus: gpu if num_gpus else None
-    found = gpu
+    real = device.gpu_of, device_buffers.Condition
+    found, device.gpu_of = gpu, lambda num_gpus: gpu if num_gpus else None
+    device_buffers.Condition = lambda: ClockCondition(gpu.clock, lambda: gpu.is_host)
     try:
-        yield gpu
+        with gpu.host():
+            yield gpu
     finally:
-        found, device.gpu_of = None, real
+        device.gpu_of, device_buffers.Condition = real
+        found = None
         gpu.close()
