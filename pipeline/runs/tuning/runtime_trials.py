@@ -33,7 +33,7 @@ from pipeline.runs.tuning.selection import (
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
-_TRIAL_S = 120.0
+_TRIAL_S, _AUTOTUNING_S = 120.0, 900.0
 _RUN_MEASURES_S = 1.0
 
 
@@ -74,7 +74,7 @@ def try_ways(tuning: TuningContext, budget: Budget, known: Profile) -> Profile:
         if not any(map(is_open, wanted)):
             return known
     sample = Sample(tuning)
-    tries = _Tries(tuning, sample, budget)
+    tries = _Tries(tuning, sample, search, budget)
     num_rows = num_rows or sample.rows_of_all()
     budget.expect(expected_s(tries.first, num_rows, tuning.allocation))
     if not tuning.model.input.is_approximate:
@@ -102,6 +102,15 @@ class Search:
     varies: bool
     """Batches are of many shapes."""
 
+    @property
+    def _device(self) -> Device:
+        return "gpu" if self.is_on_gpu else "cpu"
+
+    def patience_s(self, runtime: str) -> float:
+        """Return how long a way may be tried where nothing else limits that."""
+        tries_kernels = self._device in runtime_of(runtime).autotunes and not self.varies
+        return _AUTOTUNING_S if tries_kernels else _TRIAL_S
+
     def is_for(self, way: tuple[str, str], usable: Sequence[Trial]) -> bool:
         """Tell whether a runtime and precision is to be tried at all.
 
@@ -110,7 +119,7 @@ class Search:
             usable: What was tried, ran and agreed.
         """
         runtime, precision = runtime_of(way[0]), way[1]
-        device: Device = "gpu" if self.is_on_gpu else "cpu"
+        device = self._device
         if not self.leaves_runtime_open:
             return True
         if self.is_bounded and device in runtime.autotunes and not self.varies:
@@ -124,12 +133,15 @@ class Search:
 class _Tries:
     """Tries ways to run the model on one sample, each beside what eager fp32 made of it."""
 
-    def __init__(self, tuning: TuningContext, sample: Sample, budget: Budget) -> None:
+    def __init__(
+        self, tuning: TuningContext, sample: Sample, search: Search, budget: Budget
+    ) -> None:
         import ray
 
         from pipeline.runs.tuning.measure import MEASURE_S, try_out
 
         self._tuning, self._plain = tuning, tuning.model.as_reference()
+        self._search = search
         self._for_s = _RUN_MEASURES_S if budget.is_bounded else MEASURE_S
         self._int8: tuple[str, str] | None = None
         self.first: Trial
@@ -166,7 +178,7 @@ class _Tries:
         problem = self._cannot_run(runtime, precision)
         if problem:
             return self._signed(Trial(runtime, precision, problem=problem))
-        limit_s = left_s if math.isfinite(left_s) else _TRIAL_S
+        limit_s = left_s if math.isfinite(left_s) else self._search.patience_s(runtime)
         self._tuning.say(f"trying {runtime} {precision}, for at most {limit_s:.0f} s")
         began = perf_counter()
         if precision == INT8:

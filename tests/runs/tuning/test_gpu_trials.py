@@ -58,6 +58,18 @@ def test_tune_tries_both_ways_to_compile_in_that_precision():
     assert tried(is_bounded=False) == {*ALL_OF_EAGER, "compile-quick bf16", "compile bf16"}
 
 
+def test_what_tries_kernels_has_time_for_that_and_nothing_else_has():
+    def patience_s(runtime: str, *, is_on_gpu: bool, varies: bool = False) -> float:
+        search = Search(True, is_on_gpu=is_on_gpu, is_bounded=False, varies=varies)
+        return search.patience_s(runtime)
+
+    usual_s = patience_s("eager", is_on_gpu=True)
+    assert patience_s("compile", is_on_gpu=True) > 3 * usual_s
+    assert patience_s("compile", is_on_gpu=True, varies=True) == usual_s
+    assert patience_s("compile", is_on_gpu=False) == usual_s
+    assert patience_s("compile-quick", is_on_gpu=True) == usual_s
+
+
 def test_of_many_shapes_nothing_is_autotuned_so_a_run_tries_it():
     assert tried(varies=True) >= {*ALL_OF_EAGER, "compile bf16"}
 
