@@ -66,10 +66,13 @@ def slow_precision_reason(precision: str, card: Card) -> str:
 
 
 def slow_here_reason(precision: str) -> str:
-    """Return why a precision is not faster on the card of this process, or ''."""
+    """Return why a precision is not faster on the card of this process, or ''.
+
+    The driver asks, too: what is asked needs no context, which would take memory of the card.
+    """
     import torch
 
-    return slow_precision_reason(precision, card_here()) if torch.cuda.is_available() else ""
+    return slow_precision_reason(precision, _card()) if torch.cuda.is_available() else ""
 
 
 def advice(precision: str, card: Card) -> str:
