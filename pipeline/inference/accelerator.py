@@ -184,7 +184,8 @@ def _to_pinned(values: torch.Tensor) -> torch.Tensor:
 
 def _key_of(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
-    return str(getattr(properties, "uuid", os.environ.get("CUDA_VISIBLE_DEVICES", "")))
+    key = str(getattr(properties, "uuid", os.environ.get("CUDA_VISIBLE_DEVICES", "")))
+    return key.replace("/", "-")  # it is in names of files
 
 
 @cache

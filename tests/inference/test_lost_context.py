@@ -1,4 +1,4 @@
-"""A lost CUDA context costs the row that loses it, and no other: workers that end, and children."""
+"""A lost CUDA context costs the row that loses it, and none of the slices in flight another."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 from checkout import PYTHONPATH
 from gpu_worker import BATCH_SIZE, slice_of
 from predicting import predictor, rows_of
+
+from pipeline.execution.predictor_actor import CALLS_AT_ONCE
 
 NUM_ROWS, WHITE_ROW = 3 * BATCH_SIZE - 2, BATCH_SIZE + 3
 MOST_WORKERS = 4
@@ -29,13 +31,15 @@ def test_a_lost_context_costs_exactly_the_row_that_loses_it(tmp_path: Path):
         if done.returncode == 0:
             break
         assert done.returncode == 1, done.stderr
-    assert len(said) == 2, said
+    assert len(said) >= 2, said
     assert "Fake L4 of " in said[0]
     assert "its CUDA context is lost" in said[0]
-    found = pq.read_table(tmp_path / "found.parquet").to_pylist()
-    errors = {row["row_id"]: row["error"] for row in found if row["error"]}
-    assert errors == {f"r{WHITE_ROW}": "native_crash"}
     on_cpu = predictor("models:colours", BATCH_SIZE)
-    expected = on_cpu.predict(rows_of(slice_of(NUM_ROWS, [WHITE_ROW])), {}).to_pylist()
-    for index, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
-        assert index == WHITE_ROW or mine["label"] == theirs["label"]
+    for number in range(CALLS_AT_ONCE):
+        white = [WHITE_ROW] if number == 0 else []
+        found = pq.read_table(tmp_path / f"{number}.parquet").to_pylist()
+        errors = {row["row_id"]: row["error"] for row in found if row["error"]}
+        assert errors == {f"r{row}": "native_crash" for row in white}
+        expected = on_cpu.predict(rows_of(slice_of(NUM_ROWS, white)), {}).to_pylist()
+        for index, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+            assert index in white or mine["label"] == theirs["label"]

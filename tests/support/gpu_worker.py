@@ -1,9 +1,10 @@
-"""A worker on a stand-in for a GPU, which its model ends: predicts one slice as an actor does."""
+"""A worker on a stand-in for a GPU, which its model ends: predicts slices as an actor does."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
-from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, _Model
+from pipeline.execution.predictor_actor import CALLS_AT_ONCE, ActorConfig, MemoryShare, _Model
 from pipeline.execution.stages import PREDICT, SliceWork
 
 BATCH_SIZE = 8
@@ -40,10 +41,10 @@ def slice_of(num_rows: int, white: list[int]) -> np.ndarray:
 
 
 def main(factory: str, num_rows: int, white_row: int, path: str) -> None:
-    """Leave the marks of attempts in a folder, and the predictions as `found.parquet`."""
+    """Predict slices at once, the first with a white row, into `NUMBER.parquet` of a folder."""
     folder = Path(path)
     config = ActorConfig(config_of(factory, BATCH_SIZE, num_gpus=1), 60.0, MemoryShare(1 << 40, 1))
-    with installed(FakeGpu()):
+    with installed(FakeGpu()) as gpu:
         model = _Model(config, {})
         guard = Guard(
             OnFakeGpu(None, config.predictor),
@@ -52,6 +53,12 @@ def main(factory: str, num_rows: int, white_row: int, path: str) -> None:
             config.row_timeout_s,
             model.make_room,
         )
-        rows = rows_of(slice_of(num_rows, [white_row]))
-        pq.write_table(guard.run("predict-0-0", rows, {}), folder / "found.parquet")
-        guard.close()
+
+        def predict(number: int) -> None:
+            rows = rows_of(slice_of(num_rows, [white_row] if number == 0 else []))
+            found = guard.run(f"predict-0-{number}", rows, {})
+            pq.write_table(found, folder / f"{number}.parquet")
+
+        with contextlib.closing(guard), ThreadPoolExecutor(CALLS_AT_ONCE) as pool, gpu.away():
+            for done in [pool.submit(predict, number) for number in range(CALLS_AT_ONCE)]:
+                done.result()
