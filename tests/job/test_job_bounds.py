@@ -1,0 +1,119 @@
+"""What bounds a job file allows exactly, and what is said and given of its smaller pieces."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import JobError
+from pipeline.job import substitution, yaml_reader
+from pipeline.job.deadline import seconds_until
+from pipeline.job.gates import Gates
+from pipeline.job.job import Job
+from pipeline.job.loader import parse_job
+from pipeline.job.section import Section
+from pipeline.job.substitution import Substitution
+
+DAY = dt.date(2026, 11, 24)
+START = dt.datetime(2026, 11, 24, 22, 0, 30, 250_000, tzinfo=dt.UTC)
+
+
+def job_of(**model: object) -> Job:
+    document = {
+        "source": {"uri": "in", "format": "images"},
+        "model": model,
+        "sink": {"uri": "out"},
+    }
+    return parse_job(document, date=DAY, origin="job.yaml")
+
+
+@pytest.mark.parametrize("text", ["[a, [b, c], d, e, f]", "{a: b, c: [d, e], f: g}"])
+def test_so_many_nodes_are_read_and_not_one_more(text: str, monkeypatch: pytest.MonkeyPatch):
+    expected = yaml_reader.parse(text).value
+    root = yaml_reader._Composer(text)
+    root.get_single_node()
+    monkeypatch.setattr(yaml_reader, "MAX_NODES", root._num_nodes)
+    assert yaml_reader.parse(text).value == expected
+    monkeypatch.setattr(yaml_reader, "MAX_NODES", root._num_nodes - 1)
+    with pytest.raises(ValueError, match="values or"):
+        yaml_reader.parse(text)
+
+
+def test_nodes_behind_an_alias_count_each_time(monkeypatch: pytest.MonkeyPatch):
+    text = "[&x [a, b], *x, *x]"
+    monkeypatch.setattr(yaml_reader, "MAX_NODES", 10)
+    assert yaml_reader.parse(text).value == [["a", "b"]] * 3
+    monkeypatch.setattr(yaml_reader, "MAX_NODES", 9)
+    with pytest.raises(ValueError, match="values or"):
+        yaml_reader.parse(text)
+
+
+def test_what_came_before_makes_no_room_for_deeper_nesting():
+    with pytest.raises(ValueError, match="nested more than 32 deep"):
+        yaml_reader.parse("[" + "a," * 2000 + 2000 * "[")
+
+
+def test_a_job_file_may_have_so_many_bytes_and_not_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "job.yaml"
+    path.write_text("a: 1 # and more\n")
+    monkeypatch.setattr(yaml_reader, "MAX_BYTES", path.stat().st_size)
+    assert yaml_reader.read_yaml(str(path)).value == {"a": 1}
+    monkeypatch.setattr(yaml_reader, "MAX_BYTES", path.stat().st_size - 1)
+    with pytest.raises(JobError, match="a job file has at most"):
+        yaml_reader.read_yaml(str(path))
+
+
+def test_so_much_text_may_be_substituted_and_not_more(monkeypatch: pytest.MonkeyPatch):
+    document = {"a": "${env:A}", "b": "${env:A}"}
+    monkeypatch.setattr(substitution, "MAX_CHARS", 10)
+    assert Substitution(DAY, {"A": "12345"}).apply(document) == {"a": "12345", "b": "12345"}
+    with pytest.raises(ValueError, match="once substituted"):
+        Substitution(DAY, {"A": "123456"}).apply(document)
+
+
+def test_a_value_of_the_environment_is_not_shown_however_short(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TEST_SHORT", "q7z")
+    with pytest.raises(JobError, match="batch_size") as caught:
+        job_of(name="tiny", batch_size="${env:TEST_SHORT}")
+    assert "q7z" not in str(caught.value)
+
+
+def test_a_deadline_by_the_clock_is_at_its_full_minute():
+    assert seconds_until("22:01", START) == 29.75
+
+
+def test_a_gate_of_another_distribution_gets_what_the_job_gives_it():
+    class Own(Section):
+        most: int = 1
+
+    gates = Gates.model_construct(options={"mine": {"most": 3}})
+    assert gates.own("mine", Own).most == 3
+    assert gates.own("other", Own).most == 1
+
+
+def test_a_head_has_its_own_fields_and_the_others_of_the_section():
+    heads = {
+        "colour": {"task": "classify", "labels": ["red", "blue"], "top_k": 1},
+        "size": {"task": "regress"},
+    }
+    model = job_of(name="tiny", task="heads", heads=heads, batch_size=4).model
+    colour, size = model.of_head("colour"), model.of_head("size")
+    assert (colour.task, colour.labels, colour.top_k) == ("classify", ("red", "blue"), 1)
+    assert (size.task, size.labels) == ("regress", None)
+    assert colour.batch_size == size.batch_size == 4
+    assert not colour.heads
+
+
+def test_the_trouble_of_one_head_is_told_with_its_name_alone():
+    heads = {
+        "colour": {"task": "classify", "labels": ["red", "blue"]},
+        "size": {"task": "regress", "top_k": 2},
+    }
+    with pytest.raises(JobError) as caught:
+        job_of(name="tiny", task="heads", heads=heads)
+    assert "heads.size: top_k has no effect with task 'regress'" in str(caught.value)
+    assert "heads.colour" not in str(caught.value)
