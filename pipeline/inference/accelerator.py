@@ -124,9 +124,13 @@ class Gpu:
     def release(self) -> None:
         """Give back what a model held that is not referred to any more."""
         gc.collect()
-        if "torch._dynamo" in sys.modules:  # it keeps what it has compiled
-            torch.compiler.reset()
         self.empty_cache()
+
+    def forget(self) -> None:
+        """Give back all that a model held, where this process has no other one on the card."""
+        if "torch._dynamo" in sys.modules:  # it keeps what it has compiled, of any model
+            torch.compiler.reset()
+        self.release()
 
     def lacks_memory(self, error: BaseException) -> bool:
         """Tell whether an error is lack of memory; ends the process if the context is lost.
@@ -138,10 +142,10 @@ class Gpu:
         return is_out_of_memory(error)
 
     def patiently(self, function: Callable[[], T]) -> T:
-        """Call a function that needs memory; while there is none, wait and try some times.
+        """Load the only model of this process; while there is no memory, wait and try some times.
 
         Raises:
-            Exception: What it raised last.
+            Exception: What loading it raised last.
         """
         for pause_s in PAUSES_S:
             try:
@@ -150,7 +154,7 @@ class Gpu:
                 if isinstance(error, TooLarge) or not self.lacks_memory(error):
                     raise
             # Outside `except`: the frames of the exception hold tensors.
-            self.call(self.release)
+            self.call(self.forget)
             self.pause(pause_s)
         return function()
 

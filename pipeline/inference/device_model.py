@@ -93,7 +93,7 @@ class DeviceModel:
         """Take the model off its device."""
         self._runner = None
         if self.gpu is not None:
-            self.call(self.gpu.release)
+            self.call(self.gpu.forget)
 
     def restored(self, function: Callable[[], T]) -> T:
         """Call a function that may unload the model; it is on its device again after it."""

@@ -208,11 +208,14 @@ def test_a_model_that_another_leaves_no_room_waits_for_it(gpu: FakeGpu):
 def test_the_reference_finds_a_place_and_the_model_is_back_after_it(gpu: FakeGpu, room_kib: int):
     gpu.total_bytes = room_kib * KIB
     model = heavy(100 * KIB, limits=LIMITS, precision="bf16")
+    forgotten: list[int] = []
+    gpu.forget = lambda: (forgotten.append(1), FakeGpu.forget(gpu))
     rows, counters = predict(model, rows_of(images(20)))
     assert all(is_predicted(row) for row in rows)
     assert counters["canary"]["rows_in"] == counters["canary"]["rows_out"] > 0
     assert gpu.held_bytes == 50 * KIB
     assert not gpu.pauses_s
+    assert bool(forgotten) == (room_kib < 150)  # what is compiled of the model stays as long as it
     assert all(is_predicted(row) for row in predict(model, rows_of(images(20)))[0])
 
 
