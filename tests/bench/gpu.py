@@ -33,6 +33,7 @@ from peer_detect import MIN_SCORE
 from safetensors.torch import load_file, save_file
 from systems import Case, Unusable, missing, run_job, run_peer, write_weights
 from text_batches import text_case
+from torchvision.models import get_model
 from turns import tell
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
@@ -47,7 +48,7 @@ DETECTOR_PX = 640
 PEERS = ("ray", "daft")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 """Precisions of the peers, and what torch calls them."""
-_DECISION = 10.0
+_DECISION, _SPREAD = 10.0, 0.05
 
 
 def measure(
@@ -137,16 +138,20 @@ def make_case(folder: Path, name: str, num_rows: int, detector_px: int) -> Case:
 
 
 def decided(model: dict[str, Any]) -> dict[str, Any]:
-    """Let one class of random weights lead, and return the model section.
+    """Let one class of random weights lead and the others differ little; return the model section.
 
-    The best of a thousand nearly equal classes is another one in half precision: the gate that
-    holds predictions to fp32 would refuse that.
+    Random logits are nearly equal or far apart, so that labels or scores of half precision are
+    others: the gate that holds predictions to fp32 would refuse that.
     """
-    path = model["weights"]
-    tensors = load_file(path)
-    last = [name for name in tensors if name.endswith("bias") and tensors[name].ndim == 1][-1]
-    tensors[last][0] += _DECISION
-    save_file(tensors, path)
+    module = get_model(model["name"], weights=None).eval()
+    module.load_state_dict(load_file(model["weights"]))
+    head = [each for each in module.modules() if isinstance(each, torch.nn.Linear)][-1]
+    with torch.inference_mode():
+        spread = float(module(torch.randn(4, 3, 224, 224)).std())
+    with torch.no_grad():
+        head.weight *= _SPREAD / max(_SPREAD, spread)
+        head.bias[0] += _DECISION
+    save_file(module.state_dict(), model["weights"])
     return model
 
 
