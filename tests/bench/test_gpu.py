@@ -63,6 +63,7 @@ def verdicts_of(*arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_or_does_not_end_stops_no_other_and_is_told():
     code, found = verdicts_of("memory", "layout", "nvjpeg", "--cpu", "--model", "no_such_model")
     assert code == 1

@@ -53,6 +53,7 @@ def tuning_of(job: str) -> TuningContext:
     return tuning_context(run, plan, opened(model), here, allocation, machines=machines)
 
 
+@pytest.mark.slow
 def test_unknown_stays_eager_known_is_taken_and_what_is_begun_or_published_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
