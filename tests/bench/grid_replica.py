@@ -265,6 +265,6 @@ def _timed(predictor: Any, batch: Any) -> float:
 
 def _rate(predictor: Any, batch: Any) -> float:
     """Rows/s as a trial of `auto` measures them."""
-    from pipeline.runs.tuning.measure import measure_rate
+    from pipeline.runs.tuning.measure import Workload
 
-    return measure_rate(predictor, {IMAGE: batch}, 0.0)
+    return Workload(predictor._config, {IMAGE: batch}).measure_rate(predictor, 0.0)
