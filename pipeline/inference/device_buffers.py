@@ -1,8 +1,7 @@
 """Take a batch into a host buffer, onto the device, through the model, and back.
 
 On a GPU all steps are asynchronous: while one buffer's batch is computed, another is copied to the
-device, and the host gathers a third. On the CPU the same code runs the
-steps one after the other.
+device, and the host gathers a third. On the CPU the same code runs the steps one after the other.
 """
 
 from __future__ import annotations

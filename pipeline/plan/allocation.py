@@ -45,6 +45,7 @@ class Hardware:
     """The resources of the cluster; with autoscaling, the largest that it may have."""
 
     num_nodes: int
+    """Running nodes with CPUs, at least one; a head may have none."""
     cpus: float
     gpus: float
     gpu_names: tuple[str, ...] = ()
@@ -56,12 +57,7 @@ class Hardware:
     @property
     def is_one_machine(self) -> bool:
         """Tell whether there is one node with CPUs, and none will be added."""
-        return self.num_workers == 1 and self.cpus <= (sum(self.node_cpus) or self.cpus)
-
-    @property
-    def num_workers(self) -> int:
-        """Return how many of the running nodes have CPUs."""
-        return sum(cpus > 0 for cpus in self.node_cpus) or self.num_nodes
+        return self.num_nodes == 1 and self.cpus <= (sum(self.node_cpus) or self.cpus)
 
     @property
     def gpu_name(self) -> str | None:
@@ -214,7 +210,7 @@ def allocate(resources: Resources, hardware: Hardware, *, is_table: bool = False
     reader_cpus = TASK_CPUS if hardware.is_one_machine else CLUSTER_READER_CPUS
     # A task runs on one node, and each node may have a remainder too small for a task. So room for
     # one reader and one writer per node, less one, is left free in addition.
-    others = hardware.num_workers - 1
+    others = hardware.num_nodes - 1
     taken = reader_cpus * (num_readers + others) + TASK_CPUS * (num_writers + others)
     decoder_cpus = TASK_CPUS
     if not hardware.is_one_machine:

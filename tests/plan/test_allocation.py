@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import JobError
+from pipeline.execution.cluster.hardware import hardware_from
 from pipeline.job.job import Resources
 from pipeline.plan.allocation import TASK_CPUS, Allocation, Hardware, allocate
 
@@ -183,7 +184,8 @@ def test_nodes_of_different_sizes_get_decoders_by_their_cores():
 def test_on_one_machine_tasks_reserve_next_to_nothing(cpus: int, gpus: int):
     """A head without CPUs beside it is none."""
     alone = Hardware(1, cpus, gpus, (), (float(cpus),), (float(gpus),))
-    headed = Hardware(2, cpus, gpus, (), (0.0, float(cpus)), (0.0, float(gpus)))
+    node = {"CPU": float(cpus), "GPU": float(gpus)}
+    headed = hardware_from(node, [{"memory": 1.0}, node], {})
     for hardware in (alone, headed):
         found = allocate(Resources.model_validate({"num_gpus": float(gpus > 0)}), hardware)
         assert found.reader_cpus == found.decoder_cpus == TASK_CPUS

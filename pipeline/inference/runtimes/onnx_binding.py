@@ -51,7 +51,7 @@ def bound(
     import onnxruntime
 
     options = onnxruntime.RunOptions()
-    if stream is not None:  # the order of the streams is enough: nobody waits on the host
+    if stream is not None:  # the streams wait for each other; the host need not wait for them
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     place = (device.type, device.index or 0)
 

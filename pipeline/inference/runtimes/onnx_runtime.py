@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.shared_objects import absent_libraries
 from pipeline.inference.runtimes.base import BOTH, CPU, Device, Runner, Runtime
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.models.directories.onnx_graph import ONNX_LOG_LEVEL
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _CUDA = "CUDAExecutionProvider"
 _CUDA_LIBRARY = "capi/libonnxruntime_providers_cuda.so"
+_NOT_FOUND = re.compile(r"^\s*(\S+) => not found$", re.MULTILINE)
+_LDD_S = 20.0
 
 
 class OnnxRuntime(Runtime):
@@ -119,13 +123,41 @@ def provider_reason(providers: Sequence[str], library: Path) -> str:
     """
     if _CUDA not in providers:
         return "this onnxruntime has no CUDA provider: install onnxruntime-gpu"
-    if library.exists() and (absent := absent_libraries(library)):
+    if library.exists() and (absent := _absent_libraries(library)):
         return (
             f"the CUDA provider of onnxruntime needs {', '.join(absent)}, which "
             f"{'is' if len(absent) == 1 else 'are'} not here: install an onnxruntime-gpu for "
             f"{_cuda_of_torch()}"
         )
     return ""
+
+
+def _absent_libraries(library: Path) -> list[str]:
+    """Return what a library needs and the loader does not find, as `ldd` says; [] without it.
+
+    It is not loaded itself: onnxruntime wants to be the first that does. Of what it needs, the rest
+    may be in this process already, or lie beside it.
+    """
+    try:
+        said = subprocess.run(  # noqa: S603  # a library of an installed package
+            ["ldd", str(library)],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=_LDD_S,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []  # opening a session tells, too, only later
+    found = _NOT_FOUND.findall(said)
+    return [name for name in found if not (library.parent / name).exists() and not _loads(name)]
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
 
 
 def require_on_gpu(session: Any) -> None:

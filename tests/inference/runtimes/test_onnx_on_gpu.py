@@ -49,6 +49,10 @@ def test_a_provider_whose_libraries_are_absent_is_no_provider(tmp_path: Path):
     assert provider_reason([CUDA, CPU], library) == ""
     library.write_bytes(ours.replace(b"libc.so.6\0", b"libq.so.6\0"))
     assert "needs libq.so.6, which is not here" in provider_reason([CUDA, CPU], library)
+    (tmp_path / "libq.so.6").touch()  # it may be loaded from beside
+    assert provider_reason([CUDA, CPU], library) == ""
+    library.write_bytes(b"\xcf\xfa\xed\xfe of a Mac")
+    assert provider_reason([CUDA, CPU], library) == ""
 
 
 def test_fp32_is_fp32_and_an_actor_that_shares_a_card_keeps_to_its_share():
