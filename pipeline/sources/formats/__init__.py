@@ -1,1 +1,0 @@
-"""One file per source format: its name, its shards, its rows."""
