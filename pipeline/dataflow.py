@@ -19,25 +19,25 @@ from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import StagedSlice, list_staged
 from pipeline.core.causes import AlikeError
-from pipeline.core.failpoints import reach
-from pipeline.core.interrupts import undisturbed
 from pipeline.core.slices import SliceKey
 from pipeline.execution.caller import left_as_found, only_run
-from pipeline.execution.cluster.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.cluster.connect import connect
+from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.predictor_actor import CALLS_AT_ONCE, PredictorActor
 from pipeline.execution.tasks import ray_errors
 from pipeline.execution.versions import read_options, with_calls_at_once
 from pipeline.gates.golden import GoldenRefused, GoldenRows
 from pipeline.inference.ticks import Channel
 from pipeline.job.job import Job
-from pipeline.models.factory_tensors import warn
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.allocation import Allocation, allocate
-from pipeline.plan.plan import Plan, what_changed
-from pipeline.plan.tiling import missing_units
+from pipeline.models.weights.factory_tensors import warn
+from pipeline.planning.allocation import Allocation, allocate
+from pipeline.planning.plan import Plan, what_changed
+from pipeline.planning.tiling import missing_units
+from pipeline.process.failpoints import reach
+from pipeline.process.interrupts import undisturbed
 from pipeline.report.document import RunStatus
-from pipeline.report.progress import Progress
+from pipeline.report.showing.progress import Progress
 from pipeline.runs.builders import make_stream
 from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext, RunOptions

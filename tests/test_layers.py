@@ -14,30 +14,32 @@ from package_source import FILES, NAMES, PACKAGE, imported, own_folders, trees
 # Lowest first: a file imports from its own folder and from those above its own in this list.
 FOLDERS = (
     "core",
+    "process",
     "job",
     "storage",
     "sources",
     "preprocessing",
     "models",
     "inference",
-    "plan",
+    "planning",
     "commit",
     "gates",
     "execution",
     "report",
     "runs",
+    "operations",
     "commands",
 )
 HEIGHT = {name: height for height, name in enumerate(FOLDERS)}
-# The whole way of the data: it stands between `runs` and `commands`.
-HEIGHT |= {"run": HEIGHT["commands"] - 0.5, "__init__": -1, "__main__": len(FOLDERS)}
+# The whole way of the data: it stands between `runs` and `operations`.
+HEIGHT |= {"dataflow": HEIGHT["operations"] - 0.5, "__init__": -1, "__main__": len(FOLDERS)}
 # What the data flow through; what two of them share lies below.
-STAGES = ("sources.reader", "preprocessing.images", "inference.predictor", "commit.staging")
+STAGES = ("sources.reader", "preprocessing.images.images", "inference.predictor", "commit.staging")
 OUTSIDE = {"tests", "jobs", "examples", "conftest", "models", "badfiles"}
 
 PROGRAMS = (
     "__main__",
-    "core.parent_death",
+    "process.parent_death",
     "execution.embedded.forkserver_main",
     "execution.embedded.forkserver_stub",
     "execution.embedded.idle_agent",
@@ -47,7 +49,7 @@ IN_WORKERS = (
     "execution.predictor_actor",
     "commit.staging",
     "inference.predictor",
-    "preprocessing.images",
+    "preprocessing.images.images",
 )
 
 MAX_LINES = 350
@@ -89,7 +91,7 @@ def test_the_package_has_these_folders_and_every_folder_says_what_it_is_for():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
     assert folders == set(FOLDERS)
     files = {path.name for path in PACKAGE.iterdir() if path.is_file()}
-    assert files <= {"__init__.py", "__main__.py", "run.py", "py.typed", "README.md"}
+    assert files <= {"__init__.py", "__main__.py", "dataflow.py", "py.typed", "README.md"}
     for path in PACKAGE.rglob("__init__.py"):
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
@@ -154,16 +156,17 @@ def test_the_guard_sees_a_misdeed(code: str):
 @pytest.mark.parametrize(
     ("code", "found"),
     [
-        ("import pipeline.plan.plan", {"plan"}),
-        ("from pipeline.plan.plan import Plan", {"plan"}),
-        ("from pipeline import plan, run", {"plan", "run"}),
-        ("def f():\n    from pipeline.run import run_job", {"run"}),
-        ("if TYPE_CHECKING:\n    from pipeline.run import run_job", set()),
+        ("import pipeline.planning.plan", {"planning"}),
+        ("from pipeline.planning.plan import Plan", {"planning"}),
+        ("from pipeline import planning, dataflow", {"planning", "dataflow"}),
+        ("def f():\n    from pipeline.dataflow import run_job", {"dataflow"}),
+        ("if TYPE_CHECKING:\n    from pipeline.dataflow import run_job", set()),
         (
-            "if typing.TYPE_CHECKING:\n    import pipeline.run\nelse:\n    import pipeline.job.job",
+            "if typing.TYPE_CHECKING:\n    import pipeline.dataflow\n"
+            "else:\n    import pipeline.job.job",
             {"job"},
         ),
-        ("import pipelines.plan", set()),
+        ("import pipelines.planning", set()),
     ],
 )
 def test_the_guard_sees_an_import(code: str, found: set[str]):

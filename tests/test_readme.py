@@ -30,12 +30,13 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small
 
 from pipeline.commands.app import app
-from pipeline.commands.demo_photos import build_images
-from pipeline.core import errors, failures, schema, skipped
-from pipeline.core.counters import STAGES
+from pipeline.commands.demo.photos import build_images
+from pipeline.core import errors, failures, schema
+from pipeline.core.figures.counters import STAGES
 from pipeline.core.registry import GATES, TASKS, built_in
 from pipeline.job.job import Job
-from pipeline.report.limits import GROUPS
+from pipeline.report.speed.limits import GROUPS
+from pipeline.storage import skipped
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageOps
 
-from pipeline.commit.read import read_predictions
+from pipeline.commit.published.read import read_predictions
 
 OUTPUT, DRAWN = "demo-output/output/detection", "demo-output/drawn"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline.models.boxes import corners
+from pipeline.models.detection.boxes import corners
 
 Boxes = dict[str, torch.Tensor]
 

@@ -13,13 +13,13 @@ from itertools import groupby
 
 import pyarrow as pa
 
-from pipeline.core.counters import Counters
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import text_fields
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE, Place
-from pipeline.sources.columns.choice import columns_of
 from pipeline.sources.extents import Extent
+from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, changed, failed_rows, make_rows, require_unchanged
 from pipeline.sources.source_format import CountedBeforeReading, CountsRows, Measured, RowIds
 from pipeline.storage.store import Store, StoredFile

@@ -21,8 +21,8 @@ from pipeline.commands.options import (
 )
 from pipeline.commands.output_commands import gc, inspect, report, rollback, verify
 from pipeline.core.errors import JobError
-from pipeline.core.failpoints import fail_here
-from pipeline.core.screen import log_to_stderr
+from pipeline.process.failpoints import fail_here
+from pipeline.process.screen import log_to_stderr
 
 
 def _common(
@@ -53,7 +53,7 @@ def pull(
     as_json: JsonOption = False,
 ) -> None:
     """Copy a model directory from a hub to a store: data only, at one commit, checked."""
-    from pipeline.commands.pull import pull as pull_files
+    from pipeline.operations.pull import pull as pull_files
 
     options = as_storage_options(storage_options)
     found = pull_files(uri, destination, include or [], options, unverified=unverified)
@@ -79,7 +79,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Build real photo shards, classify them, and show everything that comes out."""
-    from pipeline.commands.demo import run_demo
+    from pipeline.commands.demo.demo import run_demo
 
     document = run_demo(Path(folder), rows, quiet=as_json)
     if as_json:

@@ -39,14 +39,14 @@ def run(
 ) -> None:
     """Run a job once: predict what is missing, check, publish, report."""
     from pipeline.execution.embedded.forkserver import started_ahead
-    from pipeline.report.progress import Progress
+    from pipeline.report.showing.progress import Progress
 
     with Progress(quiet=quiet) as progress, started_ahead(address):
         progress.phase(f"reading {job}", is_logged=False)  # before what takes a while to import
         loaded = load(job, date, set_)
         options = as_options(address, allow_import, accept)
         progress.phase(f"running {job}")
-        from pipeline.run import run_job
+        from pipeline.dataflow import run_job
 
         report = run_job(loaded, options, progress)
     show_report(report, as_json=as_json, quiet=quiet)
@@ -63,7 +63,7 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Show what a run would do, and try the model on one row. Writes nothing."""
-    from pipeline.commands.plan import describe_plan, shortened
+    from pipeline.operations.plan import describe_plan, shortened
 
     options = as_options(address, allow_import)
     found = describe_plan(load(job, date, set_), options, tries=not no_try)
@@ -80,8 +80,8 @@ def tune(
     quiet: QuietOption = False,
 ) -> None:
     """Measure every way to run the job's model on a sample of its rows, and keep the figures."""
-    from pipeline.commands.tune import tune_job
-    from pipeline.report.progress import Progress
+    from pipeline.operations.tune import tune_job
+    from pipeline.report.showing.progress import Progress
 
     with Progress(quiet=quiet) as progress:
         progress.phase(f"tuning {job}")
@@ -99,7 +99,7 @@ def golden(
     as_json: JsonOption = False,
 ) -> None:
     """Write golden rows: some of the job's rows with what eager fp32 predicts for them."""
-    from pipeline.commands.golden import make_golden
+    from pipeline.operations.golden import make_golden
 
     options = as_options(None, allow_import)
     show(make_golden(load(job, date, set_), options, rows, out), as_json=as_json)
@@ -115,7 +115,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look at all that a run will need, and say what is wrong and what would be right."""
-    from pipeline.commands.doctor import examine
+    from pipeline.operations.doctor import examine
 
     loaded = None if job is None else load(job, date, set_)
     found, code = examine(loaded, as_options(address, allow_import), tries=not no_try)
@@ -138,14 +138,14 @@ def retry(
     quiet: QuietOption = False,
 ) -> None:
     """Run only the quarantined rows again, and merge what now succeeds into the partition."""
-    from pipeline.report.progress import Progress
+    from pipeline.report.showing.progress import Progress
 
     with Progress(quiet=quiet) as progress:
         progress.phase(f"reading {job}", is_logged=False)
         options = as_options(address, allow_import, accept)
         loaded = load(job, date, set_)
         progress.phase(f"retrying {job}")
-        from pipeline.commands.retry import retry_job
+        from pipeline.operations.retry import retry_job
 
         done = retry_job(loaded, options, reason or [], progress)
     show_report(done, as_json=as_json, quiet=quiet)

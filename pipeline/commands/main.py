@@ -13,11 +13,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from pipeline.commands import streams
-from pipeline.core import native_exit
 from pipeline.core.errors import InfraError, JobError, PipelineError, Stopped
-from pipeline.core.interrupts import handle_signals, ignore_stops, reason
-from pipeline.core.terminal import show_error
+from pipeline.process import native_exit, streams
+from pipeline.process.interrupts import handle_signals, ignore_stops, reason
+from pipeline.process.terminal import show_error
 
 _GC_THRESHOLDS = (50_000, 20, 20)
 """Imports allocate much and free nothing: Python's own thresholds make Ray's a fifth slower."""

@@ -22,7 +22,7 @@ def _refuse_job_file(ctx: typer.Context, uri: str) -> str:
     """Refuse a job file where the output belongs, and say where its output is."""
     if not uri.endswith((".yaml", ".yml")) or not os.path.isfile(uri):
         return uri
-    from pipeline.job.yaml_reader import read_yaml
+    from pipeline.job.reading.yaml_reader import read_yaml
 
     sink = read_yaml(uri).value.get("sink")
     output = sink.get("uri") if isinstance(sink, dict) else None
@@ -85,8 +85,8 @@ StorageOption = Annotated[
 
 def load(path: str, date: str | None, overrides: list[str] | None, *, runs: bool = True) -> Any:
     """Return the job; `runs` says that its model is needed."""
-    from pipeline.commands.nearby_code import require_findable
-    from pipeline.job.loader import load_job
+    from pipeline.job.reading.loader import load_job
+    from pipeline.operations.nearby_code import require_findable
 
     job = load_job(path, date=as_date(date), overrides=overrides or [])
     if runs:
@@ -96,8 +96,8 @@ def load(path: str, date: str | None, overrides: list[str] | None, *, runs: bool
 
 def load_for_cluster(path: str, date: str | None, overrides: list[str] | None) -> None:
     """Check the job that a cluster will run; its `${env:NAME}` are the cluster's."""
-    from pipeline.commands.nearby_code import warn_of_what_stays
-    from pipeline.job.loader import load_job
+    from pipeline.job.reading.loader import load_job
+    from pipeline.operations.nearby_code import warn_of_what_stays
 
     job = load_job(path, date=as_date(date), overrides=overrides or [], is_elsewhere=True)
     warn_of_what_stays(job, path)
@@ -156,9 +156,9 @@ def as_storage_options(text: str | None) -> dict[str, Any]:
 
 def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     """Show the report of a run: as tables (on stderr beside JSON), as JSON, or not at all."""
-    from pipeline.core.interrupts import ignore_stops
-    from pipeline.core.screen import show_rendered
-    from pipeline.report.render import render_table
+    from pipeline.process.interrupts import ignore_stops
+    from pipeline.process.screen import show_rendered
+    from pipeline.report.showing.render import render_table
 
     ignore_stops()
     if not quiet:
@@ -169,14 +169,14 @@ def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None
 
 def show(document: dict[str, Any], *, as_json: bool, quiet: bool = False) -> None:
     """Show what a command has found: as tables, as one JSON document, or not at all."""
-    from pipeline.core.interrupts import ignore_stops
+    from pipeline.process.interrupts import ignore_stops
 
     ignore_stops()
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False))
     if as_json or quiet:
         return
-    from pipeline.core.screen import show_rendered
-    from pipeline.report.document_table import render_document
+    from pipeline.process.screen import show_rendered
+    from pipeline.report.showing.document_table import render_document
 
     show_rendered(render_document(document))

@@ -43,7 +43,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what is published: rows, parts, labels, some predictions, the quarantine."""
-    from pipeline.commit.describe import describe_output
+    from pipeline.commit.published.describe import describe_output
 
     show(describe_output(uri, partition, as_storage_options(storage_options)), as_json=as_json)
 
@@ -56,7 +56,7 @@ def verify(
     quiet: QuietOption = False,
 ) -> None:
     """Prove a published partition: checksums, rows in = predictions + quarantine, ids."""
-    from pipeline.commit.verify import verify_output
+    from pipeline.commit.published.verify import verify_output
 
     found = verify_output(uri, partition, as_storage_options(storage_options))
     show(found, as_json=as_json, quiet=quiet)
@@ -70,7 +70,7 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Publish a replaced version of the job's partition again."""
-    from pipeline.commands.maintenance import rollback_job
+    from pipeline.operations.maintenance import rollback_job
 
     show(rollback_job(load(job, date, set_, runs=False), to), as_json=as_json)
 
@@ -83,7 +83,7 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Delete staged slices that no unfinished run can need any more."""
-    from pipeline.commands.maintenance import collect_job_garbage
+    from pipeline.operations.maintenance import collect_job_garbage
 
     loaded = load(job, date, set_, runs=False)
     show(collect_job_garbage(loaded, grace_s=grace_s), as_json=as_json)

@@ -24,7 +24,7 @@ import psutil
 from pipeline.commit.layout import Layout
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import PartitionBusy, PipelineError
-from pipeline.core.failpoints import reach
+from pipeline.process.failpoints import reach
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 

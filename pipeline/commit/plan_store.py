@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.failpoints import reach
 from pipeline.core.failures import Reason
 from pipeline.core.schema import FEATURES, IMAGE_FIELDS, feature_fields
-from pipeline.plan.plan import Plan, schema_to_text
+from pipeline.planning.plan import Plan, schema_to_text
+from pipeline.process.failpoints import reach
 from pipeline.sources.extents import Extent, RowFilter, SliceCut
 from pipeline.sources.units import Unit, ctimes_of, with_ctimes
 from pipeline.storage.create_once import CreateOutcome

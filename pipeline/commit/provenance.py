@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from pipeline.commit.staging import META_PREFIX
-from pipeline.plan.plan import Plan
+from pipeline.planning.plan import Plan
 
 _PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
 

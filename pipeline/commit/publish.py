@@ -15,7 +15,7 @@ from pipeline.commit.layout import Layout, part_target, renumber
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.tables.base import TableFormat
 from pipeline.core.errors import InfraError, PublishConflict
-from pipeline.core.failpoints import reach
+from pipeline.process.failpoints import reach
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store, StoredFile
 

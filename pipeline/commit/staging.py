@@ -20,20 +20,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit.layout import parse_staged_name, staged_name
-from pipeline.commit.part_reader import open_part
-from pipeline.commit.part_writer import repetitive_columns
+from pipeline.commit.parts.part_reader import open_part
+from pipeline.commit.parts.part_writer import repetitive_columns
 from pipeline.core.arrays import as_array
 from pipeline.core.backoff import retries_taken
 from pipeline.core.causes import causes_of
-from pipeline.core.counters import Counters, StageCounters, add
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError
-from pipeline.core.failpoints import reach
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.histograms import measure_numbers
+from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures.histograms import measure_numbers
 from pipeline.core.hive_paths import without_folder
 from pipeline.core.schema import ERROR, LABEL
 from pipeline.core.slices import SliceKey
+from pipeline.process.failpoints import reach
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store, StoredFile
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.interrupts import STOPS
+from pipeline.process.interrupts import STOPS
 
 _running = threading.Lock()
 _SIGNALS = (*STOPS, signal.SIGALRM)

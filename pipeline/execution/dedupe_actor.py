@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.execution.dedupe import ResultIndex
-from pipeline.plan.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
+from pipeline.planning.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
 
 
 class RemoteIndex:

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
-from pipeline.core.counters import DEDUPE, Counters, StageCounters, add
 from pipeline.core.errors import InfraError, PipelineError
-from pipeline.core.memory import node_bytes
+from pipeline.core.figures.counters import DEDUPE, Counters, StageCounters, add
 from pipeline.core.schema import DIGEST, ERROR, IMAGE_FIELDS
 from pipeline.core.slices import SliceKey, pack, unpack
-from pipeline.core.watchdog import pause
 from pipeline.execution.dedupe import deduplicate, remember, with_digests
 from pipeline.execution.dedupe_actor import RemoteIndex
 from pipeline.execution.environment import set_gpu_allocator
@@ -27,11 +25,13 @@ from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_stage
 from pipeline.execution.tasks import attempts_of
 from pipeline.execution.visible_gpus import settle_gpus
-from pipeline.inference.first_rows import FirstRows
-from pipeline.inference.gpu_facts import count_device
-from pipeline.inference.prediction_table import unpredicted
+from pipeline.inference.devices.gpu_facts import count_device
+from pipeline.inference.slices.first_rows import FirstRows
+from pipeline.inference.slices.prediction_table import unpredicted
 from pipeline.inference.ticks import Channel, begin, tell
 from pipeline.models.spec import PredictorConfig
+from pipeline.process.memory import node_bytes
+from pipeline.process.watchdog import pause
 
 if TYPE_CHECKING:
     from pipeline.gates.golden import GoldenRows
@@ -227,7 +227,7 @@ class _Model:
             self._predictor = None
 
     def _loaded(self, config: PredictorConfig) -> Predictor:
-        from pipeline.inference.device import patiently
+        from pipeline.inference.devices.device import patiently
         from pipeline.inference.predictor import Predictor
 
         first = self._config.first_rows

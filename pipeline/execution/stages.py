@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
-from pipeline.core.counters import Counters
-from pipeline.core.own_code import errors_told
+from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import INPUTS
 from pipeline.core.schema import DIGEST, IMAGE_FIELDS
 from pipeline.core.slices import pack, unpack
+from pipeline.core.user_code.own_code import errors_told
 from pipeline.execution.dedupe import with_digests
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.tasks import attempts_of
 from pipeline.models.spec import PredictorConfig
+from pipeline.preprocessing.images.reference_pixels import pixel_columns, with_reference_pixels
 from pipeline.preprocessing.model_input import Input, Limits
-from pipeline.preprocessing.reference_pixels import pixel_columns, with_reference_pixels
 
 if TYPE_CHECKING:
     from pipeline.job.source import Source
@@ -105,7 +105,7 @@ class SliceWork:
         if self.preprocessing is not None:
             steps[self.preprocessing.plan.stage] = self.preprocessing.step
         if self.config is not None:
-            from pipeline.inference.device import patiently
+            from pipeline.inference.devices.device import patiently
             from pipeline.inference.predictor import Predictor
 
             config = replace(self.config, limits=None)

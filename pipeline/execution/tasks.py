@@ -9,14 +9,14 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, TypeVar
 
+from pipeline.core.cache.private_files import first_of
 from pipeline.core.errors import InfraError, PipelineError, find_cause
-from pipeline.core.heartbeat import beat
 from pipeline.core.printable import clean_message
-from pipeline.core.private_files import first_of
-from pipeline.core.user_errors import SHOW_ALL, tell_remote
+from pipeline.core.user_code.user_errors import SHOW_ALL, tell_remote
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.versions import known_errors, session_folder
-from pipeline.plan.allocation import MAX_TASK_RETRIES
+from pipeline.planning.allocation import MAX_TASK_RETRIES
+from pipeline.process.heartbeat import beat
 
 T = TypeVar("T")
 _TASK_CPUS = 0.25

@@ -59,7 +59,7 @@ def settle_gpus(num_gpus: float) -> None:
     import ray
     import torch
 
-    from pipeline.inference.accelerator import the_gpu
+    from pipeline.inference.devices.accelerator import the_gpu
 
     seen = the_gpu().call(_seen) if torch.cuda.is_available() else []
     given = [str(each) for each in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]

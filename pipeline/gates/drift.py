@@ -6,7 +6,7 @@ next; so drift only warns unless the job says otherwise.
 
 from __future__ import annotations
 
-from pipeline.core.histograms import Numbers
+from pipeline.core.figures.histograms import Numbers
 from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import NOTHING_EARLIER, Past
 from pipeline.gates.psi import Shift, compare_labels, compare_numbers

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pipeline.core.causes import Cause
-from pipeline.core.histograms import Distribution
+from pipeline.core.figures.histograms import Distribution
 from pipeline.gates.history import Past
 from pipeline.gates.results import GateResult
 from pipeline.job.gates import Gates

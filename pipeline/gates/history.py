@@ -13,7 +13,7 @@ from functools import partial
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.partition_order import earlier_names
-from pipeline.core.histograms import Distribution
+from pipeline.core.figures.histograms import Distribution
 from pipeline.storage.store import Store
 
 NOTHING_EARLIER = "there is nothing earlier to compare with; this partition is recorded"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
 
-from pipeline.core.histograms import SCORE_BINS, Distribution, Numbers
+from pipeline.core.figures.histograms import SCORE_BINS, Distribution, Numbers
 
 _MAX_LABEL_BINS = 100
 _NOISE_PSI = 0.025

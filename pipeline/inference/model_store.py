@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from pipeline.core.cache.node_cache import kept
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.node_cache import kept
 from pipeline.inference.runtimes.int8 import INT8
-from pipeline.models.directories.onnx_graph import is_external
-from pipeline.models.directories.onnx_walk import tensors
+from pipeline.models.directories.onnx.graph import is_external
+from pipeline.models.directories.onnx.walk import tensors
 from pipeline.storage.store import Store
 
 _FILE = "model.onnx"

@@ -12,27 +12,34 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.cache_folder import one_at_a_time
-from pipeline.core.counters import LAUNCH, REFERENCE_CHECK, TOKENS, Counters, StageCounters, add
+from pipeline.core.cache.cache_folder import one_at_a_time
+from pipeline.core.cache.node_cache import claim
 from pipeline.core.failures import failures_of, without_failure
-from pipeline.core.node_cache import claim
-from pipeline.core.own_code import errors_told
+from pipeline.core.figures.counters import (
+    LAUNCH,
+    REFERENCE_CHECK,
+    TOKENS,
+    Counters,
+    StageCounters,
+    add,
+)
 from pipeline.core.registry import INPUTS
 from pipeline.core.schema import ERROR, ROW_ID
-from pipeline.core.watchdog import pause
-from pipeline.inference.device_model import DeviceModel
-from pipeline.inference.first_rows import FirstRows
-from pipeline.inference.prediction_table import to_table
+from pipeline.core.user_code.own_code import errors_told
+from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.runtimes.float32_math import exact_math
 from pipeline.inference.settled_scores import count_probable
-from pipeline.inference.slice_run import STAGE, SliceRun
+from pipeline.inference.slices.first_rows import FirstRows
+from pipeline.inference.slices.prediction_table import to_table
+from pipeline.inference.slices.slice_run import STAGE, SliceRun
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
 from pipeline.models.tasks.scores import without_outputs
+from pipeline.preprocessing.images.reference_pixels import choose_reference_rows
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows, bytes_of
-from pipeline.preprocessing.reference_pixels import choose_reference_rows
+from pipeline.process.watchdog import pause
 
 
 class Predictor:

@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.counters import PROBABILITIES as COUNTED
-from pipeline.core.counters import Counters, StageCounters, add
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.figures.counters import PROBABILITIES as COUNTED
+from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import SCORE
 from pipeline.inference.runtimes.int8 import INT8

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.core import registry
-from pipeline.core.own_code import errors_told
+from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.extensions import registered
 from pipeline.job.features import FeatureEntry, column_of
 from pipeline.job.section import PositiveInt, Section

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from pipeline.core.transform_words import CHANNELS, MAX_CHANNELS, ONLY_WITH, REPLACED_BY_FACTORY
 from pipeline.job.section import PositiveInt, Section
+from pipeline.job.transform_words import CHANNELS, MAX_CHANNELS, ONLY_WITH, REPLACED_BY_FACTORY
 
 Pair = tuple[int, int]
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.models.directories.onnx_file import read_onnx_facts, runnable
-from pipeline.models.directories.onnx_graph import ONNX_LOG_LEVEL, external_files, parse_onnx
+from pipeline.models.directories.onnx.file import read_onnx_facts, runnable
+from pipeline.models.directories.onnx.graph import ONNX_LOG_LEVEL, external_files, parse_onnx
 from pipeline.models.tasks import task_class
 from pipeline.preprocessing.column_input import texts_of
 from pipeline.preprocessing.model_input import TEXT

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from pipeline.core.allowed_imports import import_callable
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.core.own_code import errors_told
 from pipeline.core.registry import INPUTS, TASKS
-from pipeline.core.user_errors import SHOW_ALL, tell
+from pipeline.core.user_code.allowed_imports import import_callable
+from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.user_errors import SHOW_ALL, tell
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.opening import directory_module
 from pipeline.models.directories.snapshot import ModelDirectory, local_bytes
-from pipeline.models.factory_tensors import pin, seeded
-from pipeline.models.state_dict import load_state
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.torchvision_catalog import torchvision_module
-from pipeline.models.weights import read_weights, weights_bytes
+from pipeline.models.weights.factory_tensors import pin, seeded
+from pipeline.models.weights.state_dict import load_state
+from pipeline.models.weights.weights import read_weights, weights_bytes
+from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, Input
-from pipeline.preprocessing.transform import TransformSpec
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.cache.node_cache import kept, key_of
 from pipeline.core.errors import InfraError
-from pipeline.core.node_cache import kept, key_of
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.transform import TransformSpec
 
 if TYPE_CHECKING:
     import torch

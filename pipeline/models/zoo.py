@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
 from pipeline.models.spec import ModelCard
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.transform import TransformSpec
 
 if TYPE_CHECKING:
     import torch

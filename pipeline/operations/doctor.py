@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.commands.doctor_machine import guarded, look_at_machine
-from pipeline.commands.findings import Finding, FindingStatus
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.login import log_in
 from pipeline.execution.embedded.patches import describe
 from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job
 from pipeline.models.spec import EAGER, FP32, ModelSpec
-from pipeline.plan.plan import Plan
+from pipeline.operations.doctor_machine import guarded, look_at_machine
+from pipeline.operations.findings import Finding, FindingStatus
+from pipeline.planning.plan import Plan
 from pipeline.runs.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 
-from pipeline.commands.findings import Finding
-from pipeline.inference.gpu_facts import absence_here, driver_version
+from pipeline.inference.devices.gpu_facts import absence_here, driver_version
+from pipeline.operations.findings import Finding
 
 _ASK_S = 20.0
 _NAME, _MODE, _ECC, _MEMORY = (

@@ -16,10 +16,8 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from pipeline.commands.doctor_gpu import look_at_gpus
-from pipeline.commands.findings import Finding, FindingStatus
 from pipeline.commit.tables.base import TableFormat
-from pipeline.core.cpu import instruction_sets
+from pipeline.core.cache.cpu import instruction_sets
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.registry import TABLES, usable
@@ -29,6 +27,8 @@ from pipeline.execution.embedded.ray_folder import base_folder, weakness
 from pipeline.execution.environment import refuse_autoload
 from pipeline.execution.submit.client import is_loopback
 from pipeline.inference.runtimes import all_runtimes
+from pipeline.operations.doctor_gpu import look_at_gpus
+from pipeline.operations.findings import Finding, FindingStatus
 
 _GIB = 2**30
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pandas", "fsspec", "pillow")

@@ -22,8 +22,8 @@ from pipeline.gates.golden_files import MAX_ROWS
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import make_task, task_class
-from pipeline.plan.plan import Plan
-from pipeline.plan.sampling import sample_rows, sample_units
+from pipeline.planning.plan import Plan
+from pipeline.planning.sampling import sample_rows, sample_units
 from pipeline.runs.builders import make_reader, plain_predictor_config
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare

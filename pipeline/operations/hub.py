@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from pipeline.commands.hub_request import endpoint, hub_errors, requested, within
 from pipeline.core.backoff import TRIES, TransientError, wait_before_retry, with_retries
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.printable import clean_message
+from pipeline.operations.hub_request import endpoint, hub_errors, requested, within
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pipeline.core.backoff import TransientError
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
-from pipeline.sources.fetch_policy import is_allowed
+from pipeline.sources.uris.policy import is_allowed
 
 TOKEN_VARIABLE, ENDPOINT_VARIABLE = "HF_TOKEN", "HF_ENDPOINT"
 _TIMEOUT_S = 30.0

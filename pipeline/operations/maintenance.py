@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from pipeline.commit.garbage import collect_garbage, unneeded_models
 from pipeline.commit.layout import Layout, new_run_id
 from pipeline.commit.lease import hold_lease
-from pipeline.commit.rollback import rollback
+from pipeline.commit.published.garbage import collect_garbage, unneeded_models
+from pipeline.commit.published.rollback import rollback
 from pipeline.commit.tables import table_of
 from pipeline.job.job import Job
 from pipeline.storage.store import Store

@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.commit.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.published.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.staging import list_staged
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
-from pipeline.plan.plan import Plan, what_changed
-from pipeline.plan.tiling import done_slices
-from pipeline.report.estimate import estimate
+from pipeline.planning.plan import Plan, what_changed
+from pipeline.planning.tiling import done_slices
 from pipeline.report.history import Recipe, find_past_run
+from pipeline.report.speed.estimate import estimate
 from pipeline.runs.checks import check_before_ray, check_hardware
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
@@ -29,7 +29,7 @@ from pipeline.runs.resume import is_published
 from pipeline.runs.tuning.auto import foresee, is_open
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.selection import as_tried
-from pipeline.sources.feature_names import Vector, vectors_of
+from pipeline.sources.features.names import Vector, vectors_of
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
 

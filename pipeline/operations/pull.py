@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.commands.hub import HubFile, HubRepo, fetch_file, read_repo
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+from pipeline.operations.hub import HubFile, HubRepo, fetch_file, read_repo
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import partition_types
+from pipeline.dataflow import predict_and_publish, run_job
 from pipeline.job.job import Job
-from pipeline.models.factory_tensors import hand_on
-from pipeline.plan.plan import Plan, settings_digest
+from pipeline.models.weights.factory_tensors import hand_on
+from pipeline.planning.plan import Plan, settings_digest
 from pipeline.report.document import RunStatus
-from pipeline.report.progress import Progress
-from pipeline.run import predict_and_publish, run_job
+from pipeline.report.showing.progress import Progress
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import job_model
 from pipeline.runs.retry.plan import Replan, replan

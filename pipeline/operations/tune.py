@@ -9,8 +9,8 @@ from pipeline.execution.cluster.connect import connect
 from pipeline.job.job import Job
 from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.allocation import allocate
-from pipeline.report.progress import Progress
+from pipeline.planning.allocation import allocate
+from pipeline.report.showing.progress import Progress
 from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare

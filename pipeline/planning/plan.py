@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
-from pipeline.core.own_code import code_digest, kind_of
 from pipeline.core.registry import INPUTS, RUNTIMES, SOURCES, TASKS
 from pipeline.core.schema import (
     CLASSIFY_FIELDS,
@@ -23,15 +22,16 @@ from pipeline.core.schema import (
     prediction_schema,
 )
 from pipeline.core.semantics import semantics_of
-from pipeline.core.skipped import Skipped
 from pipeline.core.slices import SliceKey
+from pipeline.core.user_code.own_code import code_digest, kind_of
 from pipeline.job.job import Job
 from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.slicing import units_of
+from pipeline.planning.slicing import units_of
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
 from pipeline.sources.units import Unit, with_ctimes
+from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
 
 _USUAL_UNITS = 1_000

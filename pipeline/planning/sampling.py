@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.schema import ERROR
-from pipeline.plan.plan import Plan
+from pipeline.planning.plan import Plan
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit, only_rows

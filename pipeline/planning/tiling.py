@@ -14,7 +14,7 @@ from itertools import islice, pairwise
 
 from pipeline.core.errors import InfraError
 from pipeline.core.slices import SliceKey
-from pipeline.plan.plan import Plan
+from pipeline.planning.plan import Plan
 from pipeline.sources.units import Unit
 from pipeline.storage.store import StoredFile
 

@@ -6,9 +6,9 @@ distribution that is installed on every node; `source.input` names it.
 """
 
 REGISTRY = {
-    "image": "pipeline.preprocessing.image_input:ImageInput",
+    "image": "pipeline.preprocessing.images.image_input:ImageInput",
     "features": "pipeline.preprocessing.feature_input:FeatureInput",
-    "text": "pipeline.preprocessing.text_input:TextInput",
+    "text": "pipeline.preprocessing.texts.text_input:TextInput",
     "several": "pipeline.preprocessing.composite_input:CompositeInput",
 }
 """`source.input` -> where its `Input` is; imported when a job uses it."""

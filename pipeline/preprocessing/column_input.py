@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array, features_from_arrow
-from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import FEATURES, TEXT_FEATURE
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.model_input import (

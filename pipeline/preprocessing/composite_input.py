@@ -16,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.core.counters import Counters, StageCounters, add
-from pipeline.core.current_input import begin_input
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns, failures_of, of_part
-from pipeline.core.own_code import errors_told
+from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import ROW_ID, URI, columns_of_part, part_column
+from pipeline.core.user_code.own_code import errors_told
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
@@ -32,6 +31,7 @@ from pipeline.preprocessing.model_input import (
     Rows,
     Slot,
 )
+from pipeline.process.current_input import begin_input
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import pyarrow as pa
 
 from pipeline.core.arrays import features_from_arrow
-from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import FEATURES, TEXT_FEATURE
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.model_input import (

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.core.counters import Counters
-from pipeline.preprocessing.text_settings import TextSettings
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.core.figures.counters import Counters
+from pipeline.preprocessing.images.transform import TransformSpec
+from pipeline.preprocessing.texts.text_settings import TextSettings
 
 if TYPE_CHECKING:
     import torch

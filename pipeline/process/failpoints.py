@@ -11,7 +11,7 @@ import os
 import signal
 from collections import Counter
 
-from pipeline.core.heartbeat import beat
+from pipeline.process.heartbeat import beat
 
 VARIABLE = "PIPELINE_FAILPOINT"
 _SIGNALS = {

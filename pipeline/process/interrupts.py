@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from pipeline.core.errors import PipelineError, Stopped
-from pipeline.core.native_exit import have_last_word
+from pipeline.process.native_exit import have_last_word
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """The signals that stop what runs."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.core.errors import JobErrors, PipelineError
-from pipeline.core.interrupts import STOPS
 from pipeline.core.printable import clean_message, printable
-from pipeline.core.screen import clear_status
+from pipeline.process.interrupts import STOPS
+from pipeline.process.screen import clear_status
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def show_error(error: BaseException, code: int) -> int:
 
     Several errors of a job file are a line each, and a list in the document.
     """
-    from pipeline.core.user_errors import tell
+    from pipeline.core.user_code.user_errors import tell
 
     package = logging.getLogger("pipeline")
     if package.isEnabledFor(logging.DEBUG) or os.environ.get("PIPELINE_DEBUG"):

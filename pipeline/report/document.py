@@ -14,11 +14,24 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from pipeline.core.counters import PREPARED, Counters
-from pipeline.report.bottleneck import find_bottleneck
-from pipeline.report.forecast import make_forecasts
-from pipeline.report.limits import Load, Slots, find_limits
-from pipeline.report.performance import (
+from pipeline.core.figures.counters import PREPARED, Counters
+from pipeline.report.sections import (
+    FailedRows,
+    Gate,
+    Hardware,
+    LabelCount,
+    ModelSection,
+    Output,
+    Retry,
+    Rows,
+    Section,
+    SkippedFiles,
+    Slices,
+)
+from pipeline.report.speed.bottleneck import find_bottleneck
+from pipeline.report.speed.forecast import make_forecasts
+from pipeline.report.speed.limits import Load, Slots, find_limits
+from pipeline.report.speed.performance import (
     BottleneckSection,
     BytesPerRow,
     ForecastSection,
@@ -35,19 +48,6 @@ from pipeline.report.performance import (
     ratio,
     stages_of,
     startup_parts,
-)
-from pipeline.report.sections import (
-    FailedRows,
-    Gate,
-    Hardware,
-    LabelCount,
-    ModelSection,
-    Output,
-    Retry,
-    Rows,
-    Section,
-    SkippedFiles,
-    Slices,
 )
 from pipeline.report.texts import Texts, texts_of
 

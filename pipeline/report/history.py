@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout
-from pipeline.commit.read import locate
+from pipeline.commit.published.read import locate
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.job.model import AUTO
 from pipeline.report.document import REPORT_VERSION, Report
-from pipeline.report.performance import SlowerStage
+from pipeline.report.speed.performance import SlowerStage
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)

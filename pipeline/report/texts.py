@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.core.counters import TOKENS, TRUNCATED_ROWS, StageCounters
+from pipeline.core.figures.counters import TOKENS, TRUNCATED_ROWS, StageCounters
 from pipeline.core.printable import num_of
-from pipeline.report.limits import Load
-from pipeline.report.number_format import format_rate
-from pipeline.report.performance import ratio
 from pipeline.report.sections import Section
+from pipeline.report.showing.number_format import format_rate
+from pipeline.report.speed.limits import Load
+from pipeline.report.speed.performance import ratio
 
 
 class Texts(Section):

@@ -14,23 +14,23 @@ import pyarrow as pa
 
 from pipeline.commit.provenance import file_metadata
 from pipeline.commit.staging import StagingWriter
-from pipeline.core.memory import MIB
 from pipeline.execution.dedupe_actor import start_index
 from pipeline.execution.predictor_actor import ActorConfig, MemoryShare
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.golden import GoldenRows
 from pipeline.gates.judging import needs_of
-from pipeline.inference.first_rows import FirstRows
 from pipeline.inference.settled_scores import scores_path
+from pipeline.inference.slices.first_rows import FirstRows
 from pipeline.inference.ticks import Channel
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.models.tasks import make_task
-from pipeline.plan.allocation import Allocation
-from pipeline.plan.plan import Plan
-from pipeline.plan.tiling import first_slices
+from pipeline.planning.allocation import Allocation
+from pipeline.planning.plan import Plan
+from pipeline.planning.tiling import first_slices
+from pipeline.process.memory import MIB
 from pipeline.runs.context import RunContext
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit

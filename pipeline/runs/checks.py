@@ -15,8 +15,8 @@ from pipeline.gates.golden_files import read_golden
 from pipeline.inference.runtimes.choice import require_usable
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.allocation import allocate
-from pipeline.plan.plan import Plan
+from pipeline.planning.allocation import allocate
+from pipeline.planning.plan import Plan
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 
@@ -63,12 +63,12 @@ def check_hardware(job: Job, address: str | None) -> str:
         with left_as_found():
             return log_in(address)
     if job.resources.num_gpus:
-        from pipeline.inference.device import require_cuda
+        from pipeline.inference.devices.device import require_cuda
 
         require_cuda(job.resources.num_gpus, "the")
     found = allocate(job.shares, embedded_hardware(), is_table=job.source.is_table)
     if job.transform.jpeg_decoder == "gpu":
-        from pipeline.preprocessing.nvjpeg import gpu_decoder
+        from pipeline.preprocessing.images.nvjpeg import gpu_decoder
 
         gpu_decoder()
     return f"{found.max_actors} actors of {found.actor_threads} threads fit this machine"

@@ -11,7 +11,7 @@ from pipeline.commit.layout import Layout, new_run_id
 from pipeline.commit.tables import table_of
 from pipeline.commit.tables.base import TableFormat
 from pipeline.job.job import Job
-from pipeline.report.recorder import RunRecorder
+from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.settled_source import settled_source
 from pipeline.storage.store import Store
 

@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from pipeline.commit.compaction import Compacted, Compactor, RunTasks, compact_slices
 from pipeline.commit.lease import Lease
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.partition_columns import compact_by_value
+from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks, compact_slices
+from pipeline.commit.parts.partition_columns import compact_by_value
+from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.provenance import file_metadata, package_versions
 from pipeline.commit.publish import commit, settle
-from pipeline.commit.row_ids import find_duplicates, read_hashes
 from pipeline.commit.staging import read_footer
 from pipeline.core.causes import MAX_PER_RUN, AlikeError, common_cause, in_words
-from pipeline.core.failpoints import reach
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.slices import SliceKey
 from pipeline.execution.tasks import run_tasks
@@ -26,8 +25,9 @@ from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past, look_back
 from pipeline.gates.judging import certain_failures, early_refusal, judge, needs_of
 from pipeline.gates.results import GateResult, require_pass
-from pipeline.plan.plan import Plan
-from pipeline.plan.tiling import Slices, require_tiling
+from pipeline.planning.plan import Plan
+from pipeline.planning.tiling import Slices, require_tiling
+from pipeline.process.failpoints import reach
 from pipeline.runs.context import RunContext
 from pipeline.runs.retry.matching import LabelledDuplicates, Match, match_rows
 from pipeline.runs.retry.readmission import RetryMerge

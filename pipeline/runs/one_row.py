@@ -13,21 +13,21 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.core.counters import Counters, probable_heads
+from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import OWN_TRANSFORM, Failure
-from pipeline.core.node_cache import tensors_digest
+from pipeline.core.figures.counters import Counters, probable_heads
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, MESSAGE, NUM_TOKENS, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork
-from pipeline.inference.first_rows import FirstRows, Raised
+from pipeline.inference.slices.first_rows import FirstRows, Raised
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.scores import scores_told
-from pipeline.plan.plan import Plan
-from pipeline.preprocessing.own_transform import own_transform, try_step
+from pipeline.planning.plan import Plan
+from pipeline.preprocessing.images.own_transform import own_transform, try_step
 from pipeline.runs.builders import make_reader, plain_predictor_config, trial_bytes
 from pipeline.runs.features_told import features_told
 from pipeline.sources.reader import read_slices

@@ -12,14 +12,14 @@ from pipeline.core.printable import clean_message
 from pipeline.core.schema import FEATURES
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.job import Job
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.plan import Plan, make_plan
-from pipeline.plan.slicing import SliceSizes
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.slicing import SliceSizes
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.context import RunContext
 from pipeline.runs.sink_below_source import require_apart
-from pipeline.sources.feature_columns import has_lists
+from pipeline.sources.features.vectors import has_lists
 from pipeline.sources.inputs import Inputs, list_inputs
 
 log = logging.getLogger(__name__)

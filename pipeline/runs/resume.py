@@ -13,11 +13,11 @@ from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.errors import PartitionBusy
 from pipeline.core.failures import Reason
-from pipeline.core.heartbeat import beat
 from pipeline.core.slices import SliceKey
 from pipeline.models.spec import EAGER, FP32
-from pipeline.plan.plan import Plan
-from pipeline.plan.tiling import done_slices
+from pipeline.planning.plan import Plan
+from pipeline.planning.tiling import done_slices
+from pipeline.process.heartbeat import beat
 from pipeline.runs.context import RunContext
 from pipeline.sources.units import ctimes_of
 from pipeline.storage.store import StoredFile

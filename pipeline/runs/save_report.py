@@ -6,11 +6,11 @@ import logging
 from typing import Any
 
 from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stopped
-from pipeline.core.interrupts import reason
 from pipeline.core.printable import clean_message
+from pipeline.process.interrupts import reason
 from pipeline.report.document import RunStatus, build_report, to_json
 from pipeline.report.history import compare_with_before
-from pipeline.report.render import to_html
+from pipeline.report.showing.render import to_html
 from pipeline.runs.context import RunContext
 
 log = logging.getLogger(__name__)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pipeline.job.job import Job
 from pipeline.job.source import Source
-from pipeline.models.column_choice import match_columns
-from pipeline.models.directories.onnx_choice import SUFFIX
+from pipeline.models.directories.onnx.choice import SUFFIX
 from pipeline.models.directories.opening import open_facts
-from pipeline.sources.category_files import with_categories
+from pipeline.models.resolving.column_choice import match_columns
+from pipeline.sources.features.category_files import with_categories
 
 
 def settled_source(job: Job) -> Source:

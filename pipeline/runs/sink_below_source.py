@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.commit.layout import OUTPUT_FOLDERS
 from pipeline.core.errors import JobError
-from pipeline.core.globs import reaches_below
 from pipeline.job.source import Source
+from pipeline.sources.globs import reaches_below
 from pipeline.sources.inputs import named_files, open_source
 from pipeline.storage.store import Store
 from pipeline.storage.uris import options_of, root_path

@@ -21,14 +21,14 @@ from typing import NoReturn, TypeVar
 from pipeline.commit.lease import release_all
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, PipelineError, Stopped
-from pipeline.core.heartbeat import last_beat
-from pipeline.core.interrupts import STOPS, forget, interrupt, interruptible, reason, undisturbed
-from pipeline.core.native_exit import handled_by
-from pipeline.core.terminal import show_error
 from pipeline.execution.cluster import health, in_flight
 from pipeline.execution.embedded.ray_folder import end_all
 from pipeline.job.deadline import seconds_until
-from pipeline.plan.tiling import missing_units
+from pipeline.planning.tiling import missing_units
+from pipeline.process.heartbeat import last_beat
+from pipeline.process.interrupts import STOPS, forget, interrupt, interruptible, reason, undisturbed
+from pipeline.process.native_exit import handled_by
+from pipeline.process.terminal import show_error
 from pipeline.runs.context import RunContext
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ distribution that is installed on every node.
 """
 
 REGISTRY = {
-    "images": "pipeline.sources.formats.images:FORMAT",
-    "parquet": "pipeline.sources.formats.parquet:FORMAT",
-    "jsonl": "pipeline.sources.formats.jsonl:FORMAT",
-    "webdataset": "pipeline.sources.formats.webdataset:FORMAT",
+    "images": "pipeline.sources.image_files:FORMAT",
+    "parquet": "pipeline.sources.parquet.format:FORMAT",
+    "jsonl": "pipeline.sources.jsonl.format:FORMAT",
+    "webdataset": "pipeline.sources.webdataset.format:FORMAT",
 }
 """`source.format` -> where its `SourceFormat` is; imported when a job names it."""

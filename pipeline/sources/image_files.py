@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline.core.backoff import BadBlockError
-from pipeline.core.counters import Counters
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source

@@ -9,11 +9,11 @@ import pyarrow as pa
 from pipeline.core.schema import columns_of_part, is_feature, part_column
 from pipeline.job.source import InputKind, Source
 from pipeline.sources.columns.base import InputReader
-from pipeline.sources.columns.features import FeatureColumns
 from pipeline.sources.columns.images import ImageColumn
 from pipeline.sources.columns.several import SeveralColumns
 from pipeline.sources.columns.texts import TextColumns
-from pipeline.sources.columns.uris import UriColumn
+from pipeline.sources.features.columns import FeatureColumns
+from pipeline.sources.uris.column import UriColumn
 
 _READERS: Mapping[InputKind, Callable[[Source, tuple[str, ...]], InputReader]] = {
     "image": lambda source, names: ImageColumn(

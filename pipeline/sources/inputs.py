@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipeline.core.errors import InputMissing, JobError
-from pipeline.core.globs import compiled, is_glob, reaches_below, split_glob
-from pipeline.core.own_code import errors_told
 from pipeline.core.registry import SOURCES
 from pipeline.core.schema import IMAGE_FIELDS
-from pipeline.core.skipped import Skip, Skipped, SkipTally, is_utf8, reason_of_name
+from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.first_bytes import require_kind
+from pipeline.sources.globs import compiled, is_glob, reaches_below, split_glob
 from pipeline.sources.source_format import format_of
 from pipeline.storage.errors import options_named
 from pipeline.storage.single_file import read_lines
+from pipeline.storage.skipped import Skip, Skipped, SkipTally, is_utf8, reason_of_name
 from pipeline.storage.store import Store, StoredFile
 
 _STAT_THREADS = 16

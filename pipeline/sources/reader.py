@@ -13,12 +13,12 @@ from collections.abc import Iterator, Set
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.counters import Counters, Measurement, measure
 from pipeline.core.errors import InfraError
-from pipeline.core.own_code import errors_told
+from pipeline.core.figures.counters import Counters, Measurement, measure
 from pipeline.core.registry import SOURCES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
+from pipeline.core.user_code.own_code import errors_told
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent
 from pipeline.sources.rows import Reader, changed

@@ -11,8 +11,8 @@ import pyarrow as pa
 from pipeline.core.arrays import empty_column
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.own_code import ContractError
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS, ROW_ID, URI, source_schema
+from pipeline.core.user_code.own_code import ContractError
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.source_format import SourceFormat, format_of, planned_ids

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import pyarrow as pa
 
-from pipeline.core.counters import Counters
+from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import SOURCES, get
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.section import Section

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
-from pipeline.core.skipped import Skip
+from pipeline.storage.skipped import Skip
 
 CHAOS_VARIABLE = "PIPELINE_CHAOS"
 """Names the scratch folder of `pipeline chaos`, in the environment of the runs that it starts."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from pipeline.core.heartbeat import beat
+from pipeline.process.heartbeat import beat
 from pipeline.storage.interface import Page, StoredFile
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from pipeline.core.failpoints import fail_here
 from pipeline.core.printable import clean_message
-from pipeline.core.skipped import Skip
+from pipeline.process.failpoints import fail_here
 from pipeline.storage.interface import BadBlock, Choice, FileExpired, StoredFile
+from pipeline.storage.skipped import Skip
 
 log = logging.getLogger(__name__)
 

@@ -37,10 +37,10 @@ from cli import pipeline, write_job
 from models import LABELS
 from raynodes import RayNodes
 
-from pipeline.commands.demo_photos import base_photos
+from pipeline.commands.demo.photos import base_photos
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.read import read_part, read_predictions
+from pipeline.commit.published.read import read_part, read_predictions
 from pipeline.storage.store import Store
 
 NUM_NODES = 2

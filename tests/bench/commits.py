@@ -25,7 +25,7 @@ from systems import OURS, ROOT, Case, write_weights
 from tables import table_case
 from text_batches import text_case
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 
 BENCH = Path(__file__).parent
 KINDS = ("default", "auto", "onnxruntime")

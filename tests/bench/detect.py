@@ -21,7 +21,7 @@ from systems import OURS, Case, run_job, run_peer, sections_of
 from tuned import Tuned
 from turns import in_turn, summarise, tell, usable
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 
 MODEL = "yolos-tiny-320"
 SYSTEMS = ("exact", "fp32", "auto", "loader-detect", "ray-detect")

@@ -28,7 +28,7 @@ import yaml
 from commits import check_out, git
 from systems import ROOT
 
-from pipeline.commands.demo_photos import build_images, build_parquet
+from pipeline.commands.demo.photos import build_images, build_parquet
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 from models import LABELS, TRANSFORM

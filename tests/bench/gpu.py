@@ -39,7 +39,7 @@ from turns import tell
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from minilm import Unreachable
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MINILM, DETECTOR = "minilm", "detector"

@@ -29,7 +29,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.job.model import Model
 from pipeline.job.source import Source
 from pipeline.job.transform import Transform
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 
 MEASURE_S = 3.0

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import command, environment
 from predicting import images, predictor, rows_of
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import JobError
 
 FIGURE, NOT_HERE = "figure", "not here"
@@ -260,7 +260,7 @@ def _classifier(wanted: argparse.Namespace, batch_size: int, precision: str, **m
     from pipeline.inference.predictor import Predictor
     from pipeline.job.model import Model
     from pipeline.job.transform import Transform
-    from pipeline.models.resolve import resolve_model
+    from pipeline.models.resolving.resolve import resolve_model
     from pipeline.models.spec import PredictorConfig
 
     with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ from machine import machine, today
 from peer_model import CORES
 from systems import MALLOC, Case, tune, write_weights
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.int8 import INT8
 

@@ -194,7 +194,7 @@ def _config(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
 
     from pipeline.job.model import Model
     from pipeline.job.transform import Transform
-    from pipeline.models.resolve import resolve_model
+    from pipeline.models.resolving.resolve import resolve_model
     from pipeline.models.spec import PredictorConfig
     from pipeline.storage.store import Store
 
@@ -215,7 +215,7 @@ def _made(reference: Path, batch_size: int) -> Path:
 def _write_calibrated(
     answer: Connection, reference: Path, model: dict[str, Any], batch_size: int
 ) -> None:
-    from pipeline.runs.tuning.calibration import calibrate
+    from pipeline.runs.tuning.trials.calibration import calibrate
 
     sample = dict(np.load(reference))[_SAMPLE]
     config = _config(model, Candidate("onnxruntime", INT8, batch_size, 1, 1), reference)
@@ -228,7 +228,7 @@ def _write_calibrated(
 def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
     from pipeline.job.model import Model
     from pipeline.job.transform import Transform
-    from pipeline.models.resolve import resolve_model
+    from pipeline.models.resolving.resolve import resolve_model
 
     sample = _sample(images, resolve_model(Model(**model), Transform()).input.transform)
     eager = _predictor(model, Candidate("eager", "fp32", 32, 1, CORES), path)
@@ -236,8 +236,8 @@ def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
 
 
 def _sample(images: Path, transform: Any) -> Any:
-    from pipeline.preprocessing.decode import DecodeLimits, decode_image
-    from pipeline.preprocessing.resizing import resize_and_crop_into
+    from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
+    from pipeline.preprocessing.images.resizing import resize_and_crop_into
 
     every = files_of(str(images))
     files = random.Random(0).sample(every, min(_SAMPLE_ROWS, len(every)))
@@ -265,6 +265,6 @@ def _timed(predictor: Any, batch: Any) -> float:
 
 def _rate(predictor: Any, batch: Any) -> float:
     """Rows/s as a trial of `auto` measures them."""
-    from pipeline.runs.tuning.measure import Workload
+    from pipeline.runs.tuning.trials.measure import Workload
 
     return Workload(predictor._config, {IMAGE: batch}).measure_rate(predictor, 0.0)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.commands.demo_photos import base_photos
+from pipeline.commands.demo.photos import base_photos
 
 MEGAPIXELS = (6.0, 18.0)
 SHAPES = (4 / 3, 3 / 2, 3 / 4, 2 / 3)

@@ -67,9 +67,9 @@ def limit(
 def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
     import torch
 
-    from pipeline.preprocessing.decode import DecodeLimits, decode_image
-    from pipeline.preprocessing.geometry import shrink_factor
-    from pipeline.preprocessing.resizing import resize_and_crop_into
+    from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
+    from pipeline.preprocessing.images.geometry import shrink_factor
+    from pipeline.preprocessing.images.resizing import resize_and_crop_into
 
     torch.set_num_threads(1)
     runner, spec, buffer = _load(share)
@@ -93,7 +93,7 @@ def _load(share: _Share) -> tuple[Any, Any, Any]:
 
     from pipeline.inference.runtimes.inference_module import InferenceModule
     from pipeline.inference.runtimes.opening import dtype_of, make_runner
-    from pipeline.preprocessing.image_input import ImageInput
+    from pipeline.preprocessing.images.image_input import ImageInput
     from pipeline.preprocessing.model_input import BatchLimits
 
     module, spec = build(share.name, share.weights)

@@ -90,10 +90,10 @@ class _Embedder:
     def __init__(self, share: _Share) -> None:
         import pyarrow as pa
 
-        from pipeline.inference.device import make_buffer
+        from pipeline.inference.devices.device import make_buffer
         from pipeline.job.model import Model
         from pipeline.job.transform import Transform
-        from pipeline.models.resolve import resolve_model
+        from pipeline.models.resolving.resolve import resolve_model
         from pipeline.models.spec import PredictorConfig
         from pipeline.models.tasks import make_task
 
@@ -117,7 +117,7 @@ class _Embedder:
         """Embed the texts of a slice, sorted by length, in batches filled up to the limits."""
         import torch
 
-        from pipeline.preprocessing.tokenizer import tokenise
+        from pipeline.preprocessing.texts.tokenizer import tokenise
 
         found = tokenise(self._input.text, passages)
         ids = np.full((len(passages), found.counts.max()), self._input.text.pad_id, np.int32)
@@ -137,7 +137,7 @@ def _open(config: Any, calibrated: str) -> Any:
     """Open the model as an actor does; an int8 one from its file."""
     import torch
 
-    from pipeline.inference.device import example_batch, load_runner
+    from pipeline.inference.devices.device import example_batch, load_runner
     from pipeline.inference.runtimes.opening import make_runner
 
     if not calibrated:

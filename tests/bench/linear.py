@@ -34,7 +34,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import command, environment, write_job
 
-from pipeline.commands.demo_photos import photo_rows
+from pipeline.commands.demo.photos import photo_rows
 
 SIZES = (1_000, 10_000, 100_000)
 NUM_PHOTOS = 16

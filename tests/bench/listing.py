@@ -27,9 +27,9 @@ from models import LABELS, TRANSFORM
 from s3server import S3Server
 
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
-from pipeline.plan.plan import make_plan
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.planning.plan import make_plan
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.store import Store
 

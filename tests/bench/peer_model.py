@@ -24,7 +24,7 @@ def build(name: str, weights: str) -> tuple[Any, Any]:
     import torch
     from torchvision.models import get_model
 
-    from pipeline.preprocessing.transform import TransformSpec
+    from pipeline.preprocessing.images.transform import TransformSpec
 
     if name == "efficientnet-lite0":
         from pipeline.models.zoo import efficientnet_lite0

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.job.source import Source
-from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader

@@ -33,7 +33,7 @@ from machine import machine, today
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import command, environment, write_job
 
-from pipeline.commands.demo_photos import photo_rows
+from pipeline.commands.demo.photos import photo_rows
 
 NUM_PHOTOS, GROUP_ROWS = 16, 512
 EVERY_S = 5.0

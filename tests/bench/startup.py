@@ -40,10 +40,10 @@ from throughput import MODELS
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import environment
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 from pipeline.execution.private_names import PLAIN
-from pipeline.job.loader import load_job
-from pipeline.models.resolve import resolve_model
+from pipeline.job.reading.loader import load_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.storage.store import Store
 

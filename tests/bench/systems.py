@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import command, environment
 
 from pipeline.commit.staging import read_footer
-from pipeline.core.counters import TOKENS
+from pipeline.core.figures.counters import TOKENS
 from pipeline.execution.environment import WORKER_ENVIRONMENT as MALLOC
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.storage.store import Store

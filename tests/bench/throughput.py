@@ -28,7 +28,7 @@ from machine import machine, today
 from systems import LIMITS, OURS, Case, Unusable, run, tune, write_weights
 from turns import in_turn, summarise, tell, usable
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 
 MODELS = ("efficientnet-lite0", "mobilenet_v3_large", "resnet18")
 PEERS = ("loader", "ray", "daft", "spark")

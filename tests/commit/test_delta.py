@@ -25,17 +25,17 @@ from deltalake import DeltaTable
 from published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
 from selection import quick_cases
 
-from pipeline.commands.demo_photos import build_parquet
+from pipeline.commands.demo.photos import build_parquet
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, settle
-from pipeline.commit.rollback import rollback
+from pipeline.commit.published.rollback import rollback
+from pipeline.commit.published.verify import verify_output
 from pipeline.commit.tables.delta import Delta
 from pipeline.commit.tables.delta_storage import library_options
-from pipeline.commit.verify import verify_output
 from pipeline.core.errors import JobError
-from pipeline.core.failpoints import VARIABLE
 from pipeline.core.schema import prediction_schema
+from pipeline.process.failpoints import VARIABLE
 from pipeline.storage.store import Store
 
 LAYOUT = Layout(DAY)
@@ -178,7 +178,7 @@ def test_a_table_asked_for_later_begins_with_what_is_current(usual_store: Store)
 PUBLISH = """
 import json, sys
 from published import Rows, publish_rows
-from pipeline.core.failpoints import reach
+from pipeline.process.failpoints import reach
 from pipeline.storage.store import Store
 uri, options, rows = json.loads(sys.argv[1])
 rows["kinds"], rows["partition_columns"] = tuple(rows["kinds"]), tuple(rows["partition_columns"])

@@ -22,9 +22,9 @@ import pytest
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
-from pipeline.core import failpoints
 from pipeline.core.errors import GateRefused, PartitionBusy
-from pipeline.core.heartbeat import last_beat
+from pipeline.process import failpoints
+from pipeline.process.heartbeat import last_beat
 from pipeline.storage.store import Store
 
 LAYOUT = Layout("date=2026-11-24")

@@ -9,8 +9,8 @@ from plan_examples import planned, shard_extents
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import adopt_plan, plan_to_json
-from pipeline.core.skipped import Skip, Skipped
 from pipeline.storage.create_once import CreateOutcome
+from pipeline.storage.skipped import Skip, Skipped
 from pipeline.storage.store import Store
 
 

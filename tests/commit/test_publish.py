@@ -19,15 +19,15 @@ from published import (
 from selection import quick_cases
 
 from pipeline.commit import publish
-from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest, list_partitions, log_numbers
 from pipeline.commit.publish import commit, repair, settle
-from pipeline.commit.read import read_predictions
-from pipeline.commit.rollback import history_numbers, rollback
-from pipeline.commit.verify import verify_output
-from pipeline.core import failpoints
+from pipeline.commit.published.garbage import collect_garbage
+from pipeline.commit.published.read import read_predictions
+from pipeline.commit.published.rollback import history_numbers, rollback
+from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError, PublishConflict
+from pipeline.process import failpoints
 from pipeline.storage.store import PROBES, Store
 
 LAYOUT = Layout(DAY)
@@ -366,7 +366,7 @@ def test_a_rollback_whose_copies_are_collected_meanwhile_says_so(
         store.delete([file.path for file in store.list_files(folder)])
         return commit(store, layout, manifest, folder)
 
-    monkeypatch.setattr("pipeline.commit.rollback.commit", collect_first)
+    monkeypatch.setattr("pipeline.commit.published.rollback.commit", collect_first)
     with pytest.raises(InfraError, match="was there a moment ago and is gone; run again"):
         rollback(usual_store, LAYOUT, "r", keep_versions=2)
     assert repair(usual_store, LAYOUT, 2) == second

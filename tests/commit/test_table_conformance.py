@@ -22,12 +22,12 @@ from published import DAY, Rows, prepare_version, publish_rows, snapshot
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, settle
-from pipeline.commit.rollback import rollback
+from pipeline.commit.published.rollback import rollback
 from pipeline.commit.tables import table_of
 from pipeline.core.errors import JobError
-from pipeline.core.failpoints import VARIABLE
 from pipeline.core.registry import TABLES, load, names
 from pipeline.core.schema import prediction_schema
+from pipeline.process.failpoints import VARIABLE
 from pipeline.storage.store import Store
 
 OTHER_DAY = "date=2026-11-25"

@@ -9,10 +9,10 @@ import pytest
 
 from pipeline.core import backoff
 from pipeline.core.backoff import TRIES, TransientError, retries_taken, with_retries
-from pipeline.core.counters import Counters, StageCounters, measure
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.figures.counters import Counters, StageCounters, measure
 from pipeline.report.document import RunFacts, build_report
-from pipeline.report.render import render_table, to_html
+from pipeline.report.showing.render import render_table, to_html
 
 
 @pytest.fixture(autouse=True)

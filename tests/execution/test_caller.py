@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from cli import environment, write_job
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commit.read import read_predictions
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.published.read import read_predictions
 
 CALLER = """
 import datetime as dt, gc, json, logging, os, signal, sys, threading, time, warnings
@@ -37,9 +37,9 @@ context.target_max_block_size = 12345678
 context.set_config("mine", [1])
 
 from pipeline.core.errors import JobError
-from pipeline.job.loader import load_job
-from pipeline.report.progress import Progress
-from pipeline.run import run_job
+from pipeline.job.reading.loader import load_job
+from pipeline.report.showing.progress import Progress
+from pipeline.dataflow import run_job
 from pipeline.runs.context import RunOptions
 
 def state():

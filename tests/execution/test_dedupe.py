@@ -12,8 +12,8 @@ from cli import pipeline, write_job
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commit.read import read_predictions
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.published.read import read_predictions
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import DIGEST, IMAGE_FIELDS
 from pipeline.execution.dedupe import ResultIndex, deduplicate, remember, with_digests

@@ -8,7 +8,7 @@ from predicting import images, predictor, rows_of
 from pipeline.core.causes import AlikeError
 from pipeline.core.failures import Failure, Reason
 from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, _Model
-from pipeline.inference.first_rows import FirstRows
+from pipeline.inference.slices.first_rows import FirstRows
 
 OWN = Failure(Reason.DECODE_ERROR, "transform", "transform.factory own:make: KeyError: 'a'")
 

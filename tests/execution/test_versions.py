@@ -13,8 +13,8 @@ import rayhead
 from checkout import ROOT
 from cli import environment, pipeline, write_job
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commit.read import read_predictions
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.execution.versions import different_versions, known_errors, require_supported
 

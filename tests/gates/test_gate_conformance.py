@@ -12,14 +12,14 @@ import pytest
 import toy_package
 
 from pipeline.core.errors import GateRefused, JobError
-from pipeline.core.histograms import Distribution, Numbers
+from pipeline.core.figures.histograms import Distribution, Numbers
 from pipeline.core.registry import GATES, load, names
 from pipeline.gates.gate import Figures, Gate
 from pipeline.gates.history import Past
 from pipeline.gates.judging import certain_failures, gates_of, judge, needs_of
 from pipeline.gates.results import CONSERVATION, GateResult, parse_accepted, require_pass
 from pipeline.job.gates import Gates
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 
 CATS = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.1, 0.9, {2: 5000, 18: 5000})})
 DOGS = Distribution({"dog": 10_000}, numbers={"score": Numbers(0.4, 0.6, {8: 5000, 11: 5000})})

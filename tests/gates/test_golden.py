@@ -14,9 +14,9 @@ import pytest
 from cli import pipeline, write_job
 from tiny_tokenizer import make_tokenizer
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.core.counters import Counters
+from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE_FIELDS, feature_fields, text_fields
 from pipeline.execution.stages import Preprocessing
 from pipeline.gates.golden import GoldenRefused, GoldenRows
@@ -24,9 +24,9 @@ from pipeline.gates.golden_files import MAX_BYTES, MAX_ROWS, read_golden
 from pipeline.gates.results import GateResult
 from pipeline.inference.predictor import Predictor
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
 from pipeline.sources.rows import Reader, make_rows

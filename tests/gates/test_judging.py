@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.causes import Cause
 from pipeline.core.errors import GateRefused, JobError
-from pipeline.core.histograms import Distribution, Numbers
+from pipeline.core.figures.histograms import Distribution, Numbers
 from pipeline.core.registry import GATES, built_in
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past

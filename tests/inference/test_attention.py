@@ -10,7 +10,7 @@ import pytest
 import torch
 from snapshots import TEXTS, make_snapshot
 
-from pipeline.inference.device import choose_attention
+from pipeline.inference.devices.device import choose_attention
 from pipeline.inference.runtimes import REGISTRY
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.facts import read_facts

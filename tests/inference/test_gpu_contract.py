@@ -28,10 +28,10 @@ from predicting import (
 
 from pipeline.core.device_errors import OutOfDeviceMemory
 from pipeline.core.errors import InfraError, JobError
-from pipeline.inference import slice_run
-from pipeline.inference.accelerator import PAUSES_S
+from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.runtimes.base import Runner
+from pipeline.inference.slices import slice_run
 from pipeline.models.agreement import AgreementLimits
 
 KIB = 1 << 10

@@ -29,7 +29,7 @@ from predicting import (
 from torch import nn
 
 from pipeline.core.errors import JobError
-from pipeline.inference.device_buffers import DeviceBuffer, FreeBuffers
+from pipeline.inference.devices.device_buffers import DeviceBuffer, FreeBuffers
 from pipeline.inference.predictor import Predictor
 from pipeline.preprocessing.model_input import FixedShape
 

@@ -16,13 +16,13 @@ import numpy as np
 import predicting
 import pytest
 
-from pipeline.core.counters import REFERENCE_CHECK, Counters, probable_heads
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.figures.counters import REFERENCE_CHECK, Counters, probable_heads
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.settled_scores import scores_path
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.scores import LOGITS, PROBABILITIES
 from pipeline.storage.store import Store

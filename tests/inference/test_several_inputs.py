@@ -13,12 +13,12 @@ import several_rows
 from models import LABELS
 from several_rows import INPUTS, PAIR, TITLES, job_of, loop, planned
 
-from pipeline.core.counters import TOKENS, Counters
 from pipeline.core.errors import JobError
+from pipeline.core.figures.counters import TOKENS, Counters
 from pipeline.core.schema import ERROR
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.predictor import Predictor
-from pipeline.runs.tuning.calibration import calibrate
+from pipeline.runs.tuning.trials.calibration import calibrate
 from pipeline.storage.store import Store
 
 NUM_ROWS = 40

@@ -21,14 +21,14 @@ from shard_columns import read_all, source_of, text
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError
 from pipeline.job.source import Source
-from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.sources.extents import SliceCut
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.parquet_footers import _read_footers, is_unreadable
+from pipeline.sources.parquet.footers import _read_footers, is_unreadable
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
-from pipeline.sources.webdataset_rows import TarSpec, iter_rows
+from pipeline.sources.webdataset.rows import TarSpec, iter_rows
 from pipeline.sources.whole_file import _WholeFile
 from pipeline.storage.errors import classify
 from pipeline.storage.store import Store

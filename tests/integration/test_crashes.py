@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.read import read_part, read_predictions
-from pipeline.commit.verify import verify_output
+from pipeline.commit.published.read import read_part, read_predictions
+from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 
 DATE = "2026-11-24"

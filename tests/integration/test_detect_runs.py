@@ -15,8 +15,8 @@ from cli import pipeline, write_job
 from models import LABELS, SIZE_PX, spots
 from PIL import Image
 
-from pipeline.commit.read import read_predictions
-from pipeline.commit.verify import verify_output
+from pipeline.commit.published.read import read_predictions
+from pipeline.commit.published.verify import verify_output
 
 pytestmark = pytest.mark.slow
 DATE = "2026-11-24"

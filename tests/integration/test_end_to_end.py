@@ -22,23 +22,23 @@ from commandserver import CommandServer
 from models import LABELS, TRANSFORM, colours
 from s3server import S3Server
 
-from pipeline.commands.demo_photos import build_images, build_parquet
+from pipeline.commands.demo.photos import build_images, build_parquet
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json
-from pipeline.commit.read import read_part, read_predictions
+from pipeline.commit.published.read import read_part, read_predictions
+from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged, read_footer
-from pipeline.commit.verify import verify_output
-from pipeline.core.counters import DEVICE, named
-from pipeline.core.cpu import processor_name
+from pipeline.core.cache.cpu import processor_name
 from pipeline.core.failures import RowError
+from pipeline.core.figures.counters import DEVICE, named
 from pipeline.execution.embedded.patches import AGENTS, is_usable
 from pipeline.models.zoo import efficientnet_lite0
-from pipeline.plan.plan import Plan
-from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.preprocessing.resizing import resize_and_crop
-from pipeline.preprocessing.transform import TransformSpec
-from pipeline.sources.formats.images import ImageFiles
+from pipeline.planning.plan import Plan
+from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images.resizing import resize_and_crop
+from pipeline.preprocessing.images.transform import TransformSpec
+from pipeline.sources.image_files import ImageFiles
 from pipeline.storage.store import Store
 
 DATE = "2026-11-24"

@@ -17,12 +17,12 @@ from published import publish_rows
 from typer.main import get_command
 
 from pipeline.commands.app import app
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
-from pipeline.job.loader import load_job
-from pipeline.report.progress import Progress
-from pipeline.run import run_job
+from pipeline.dataflow import run_job
+from pipeline.job.reading.loader import load_job
+from pipeline.report.showing.progress import Progress
 from pipeline.runs.context import RunOptions
 from pipeline.storage.store import Store
 
@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_or_fails_before_ray_starts_leaves_a_report_and_no
         Ending(["run", job_over(folder), "--date", DATE, "--json"], way)
         for way, folder in zip(ways, folders, strict=True)
     ]
-    done_all = run_all(endings, "pipeline.run pipeline.report.render")
+    done_all = run_all(endings, "pipeline.dataflow pipeline.report.showing.render")
     for (code, status, words), folder, done in zip(ways.values(), folders, done_all, strict=True):
         assert done.code == code, done
         assert words in document(done.stdout)["error"]
@@ -147,7 +147,9 @@ def test_a_result_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         Ending(["--help"], stdout="full"),
         Ending(["inspect", store.uri], stdout="full"),
     ]
-    for ending, done in zip(endings, run_all(endings, "pipeline.commit.verify"), strict=True):
+    for ending, done in zip(
+        endings, run_all(endings, "pipeline.commit.published.verify"), strict=True
+    ):
         why = "Bad file descriptor" if ending.stdout == "closed" else "No space left on device"
         assert done.code == 7, (ending, done)
         assert done.stderr.endswith(
@@ -171,7 +173,7 @@ def test_a_reader_that_has_seen_enough_and_a_stderr_that_takes_nothing_change_no
         Ending(["run", "none.yaml", "--json"], stderr="full"),
         Ending(["run", "none.yaml", "--json"], stderr="closed"),
     ]
-    done = run_all(endings, "pipeline.commit.verify")
+    done = run_all(endings, "pipeline.commit.published.verify")
     assert [each.code for each in done] == [0, 0, 0, 0, 0, 2, 2]
     assert [each.stderr for each in done] == [""] * 7
     assert json.loads(done[3].stdout) == json.loads(done[4].stdout)
@@ -198,7 +200,7 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
 CALLS_EXIT = """
 import ctypes, threading
 import ray
-from pipeline.core import native_exit
+from pipeline.process import native_exit
 
 library = ray._raylet.__file__
 interrupts = [KeyboardInterrupt(), RuntimeError()]

@@ -20,7 +20,7 @@ import pytest
 from published import Rows, publish_rows, slice_table
 from s3server import S3Server
 
-from pipeline.commit.read import read_predictions
+from pipeline.commit.published.read import read_predictions
 from pipeline.storage.store import Store
 
 DAYS = ("date=2026-11-24", "date=2026-11-25")

@@ -21,11 +21,11 @@ from cli import Result, pipeline
 from safetensors.torch import load_file
 from snapshots import make_snapshot
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commands.demo_texts import MODEL, build_texts
-from pipeline.commit.read import read_predictions
+from pipeline.commands.demo.photos import build_images
+from pipeline.commands.demo.texts import MODEL, build_texts
+from pipeline.commit.published.read import read_predictions
 from pipeline.models.zoo import efficientnet_lite0
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.transform import TransformSpec
 
 EXAMPLES = ROOT / "examples"
 FOLDER = EXAMPLES / "custom_model"

@@ -29,9 +29,9 @@ from encoded import base_image, encode
 from tars import Entry, pack
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.read import read_predictions
+from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError
-from pipeline.job.loader import load_job
+from pipeline.job.reading.loader import load_job
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_ray, pytest.mark.timeout(1800)]

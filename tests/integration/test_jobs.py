@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from checkout import ROOT
 
-from pipeline.commands.demo_photos import build_parquet
+from pipeline.commands.demo.photos import build_parquet
 from pipeline.job.job import Job
-from pipeline.job.loader import load_job
+from pipeline.job.reading.loader import load_job
 
 JOBS = ROOT / "jobs"
 DATE = dt.date(2026, 11, 24)

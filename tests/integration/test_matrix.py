@@ -27,13 +27,13 @@ from PIL import Image
 from tars import Entry, pack
 from tiny_tokenizer import make_tokenizer
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commit.read import read_predictions
-from pipeline.commit.verify import verify_output
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.published.read import read_predictions
+from pipeline.commit.published.verify import verify_output
+from pipeline.dataflow import run_job
 from pipeline.execution.cluster.connect import share_ray
-from pipeline.job.loader import load_job
-from pipeline.report.progress import Progress
-from pipeline.run import run_job
+from pipeline.job.reading.loader import load_job
+from pipeline.report.showing.progress import Progress
 from pipeline.runs.context import RunOptions
 from pipeline.storage.store import Store
 

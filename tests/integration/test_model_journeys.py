@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from snapshots import make_timm
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commit.read import read_predictions
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.published.read import read_predictions
 
 pytestmark = pytest.mark.slow
 

@@ -25,9 +25,9 @@ from jsonl_shards import CODECS, lines
 from s3server import S3Server
 from snapshots import TEXTS, make_snapshot
 
-from pipeline.commands.demo_photos import build_parquet
-from pipeline.commit.read import read_predictions
-from pipeline.commit.verify import verify_output
+from pipeline.commands.demo.photos import build_parquet
+from pipeline.commit.published.read import read_predictions
+from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 
 DATE = "2026-11-24"

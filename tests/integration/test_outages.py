@@ -15,7 +15,7 @@ from cli import command, environment, pipeline, write_job
 from faultproxy import EXPIRED, FaultProxy, Rule
 from s3server import S3Server
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import InfraError
 from pipeline.execution.tasks import ray_errors
 

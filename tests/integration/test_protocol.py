@@ -44,12 +44,12 @@ from selection import quick_cases
 from pipeline.commit.layout import staged_name
 from pipeline.commit.manifest import log_numbers
 from pipeline.commit.publish import commit, repair
-from pipeline.commit.rollback import history_numbers
+from pipeline.commit.published.rollback import history_numbers
+from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged
 from pipeline.commit.tables import table_of
-from pipeline.commit.verify import verify_output
-from pipeline.core import failpoints
 from pipeline.core.errors import PipelineError, PublishConflict
+from pipeline.process import failpoints
 from pipeline.storage.store import Store
 
 OLD, NEW, NEXT = Rows(2, num_slices=3), Rows(3, num_slices=4), Rows(4, num_slices=3)

@@ -36,12 +36,12 @@ from protocol import KEEP_VERSIONS, LAYOUT, LONG_AGO_S, run_once
 from published import Rows, make_plan, slice_table
 from stepping import Fault, Killed, Program
 
-from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, log_numbers, read_manifest
-from pipeline.commit.read import read_current, read_part
-from pipeline.commit.rollback import history_numbers, rollback
-from pipeline.commit.verify import verify_output
+from pipeline.commit.published.garbage import collect_garbage
+from pipeline.commit.published.read import read_current, read_part
+from pipeline.commit.published.rollback import history_numbers, rollback
+from pipeline.commit.published.verify import verify_output
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.storage.store import Store

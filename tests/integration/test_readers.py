@@ -24,11 +24,11 @@ from stepping import Program
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.publish import commit, repair, settle
-from pipeline.commit.read import read_current
-from pipeline.commit.rollback import rollback
+from pipeline.commit.published.read import read_current
+from pipeline.commit.published.rollback import rollback
+from pipeline.commit.published.verify import verify_output
 from pipeline.commit.tables.delta import Delta
 from pipeline.commit.tables.delta_storage import open_table
-from pipeline.commit.verify import verify_output
 from pipeline.core.errors import JobError
 from pipeline.storage.store import Store
 

@@ -26,26 +26,26 @@ from checkout import SUPPORT
 from tiny_tokenizer import text_settings
 
 from pipeline.core.arrays import images_to_arrow
+from pipeline.core.cache.node_cache import key_of
 from pipeline.core.failures import RowError, failure_columns
-from pipeline.core.node_cache import key_of
 from pipeline.core.registry import INPUTS, load
 from pipeline.core.schema import OFFSETS, TEXT, TEXT_PAIR, WORD_IDS
 from pipeline.core.semantics import SEMANTICS, semantics_of
 from pipeline.inference.predictor import Predictor
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.plan.plan import Plan, make_plan
-from pipeline.preprocessing.decode import DecodeLimits, decode_image
-from pipeline.preprocessing.geometry import geometry
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.images.geometry import geometry
+from pipeline.preprocessing.images.resizing import resize_and_crop
+from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import InputSettings, Limits
-from pipeline.preprocessing.resizing import resize_and_crop
-from pipeline.preprocessing.text_input import TextInput
-from pipeline.preprocessing.text_settings import TextSettings
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.texts.text_input import TextInput
+from pipeline.preprocessing.texts.text_settings import TextSettings
 from pipeline.sources.extents import SliceCut
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices

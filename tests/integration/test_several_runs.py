@@ -18,7 +18,7 @@ from models import LABELS
 from PIL import Image
 from several_rows import INPUTS, PAIR, loop
 
-from pipeline.commit.read import read_predictions
+from pipeline.commit.published.read import read_predictions
 
 PARTITION = "date=2026-11-24"
 DATE = ("--date", "2026-11-24")

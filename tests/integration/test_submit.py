@@ -19,10 +19,10 @@ from cli import pipeline, start, write_job
 from endings import Ending, run_all
 from rayhead import RayHead
 
-from pipeline.commands.demo_photos import Built, build_images
+from pipeline.commands.demo.photos import Built, build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.read import read_predictions
+from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
 from pipeline.execution.submit.job import Submission, _exit_code, error_without_document
 from pipeline.execution.submit.output import JobOutput

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from cli import pipeline, write_job
 
-from pipeline.commit.read import read_predictions
-from pipeline.commit.verify import verify_output
+from pipeline.commit.published.read import read_predictions
+from pipeline.commit.published.verify import verify_output
 
 pytestmark = [pytest.mark.one_ray, pytest.mark.slow]
 NUM_ROWS = 6

@@ -20,8 +20,8 @@ from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
 from pipeline.core.causes import AlikeError
 from pipeline.core.failures import Failure, Reason
 from pipeline.execution.isolation.row_isolation import fail
-from pipeline.plan.plan import Plan
-from pipeline.plan.tiling import missing_units
+from pipeline.planning.plan import Plan
+from pipeline.planning.tiling import missing_units
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 from pipeline.runs.finish import fail_fast_on_certain_refusal, require_some_row

@@ -12,10 +12,10 @@ import pytest
 from cli import pipeline, write_job
 from snapshots import make_snapshot
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.read import read_predictions
+from pipeline.commit.published.read import read_predictions
 from pipeline.storage.store import Store
 
 TASKS: dict[str, dict[str, Any]] = {

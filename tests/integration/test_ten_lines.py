@@ -17,8 +17,8 @@ from cli import pipeline
 from onnx_files import image_model, save
 from snapshots import make_snapshot, make_timm
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commit.read import read_predictions
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.published.read import read_predictions
 
 EXAMPLES = ROOT / "examples" / "model_directories"
 NUM_ROWS, NUM_PHOTOS, NUM_BAD = 12, 6, 1

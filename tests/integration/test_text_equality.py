@@ -17,13 +17,13 @@ from cli import pipeline, write_job
 from minilm import Unreachable, fetch_minilm
 from passages import passages
 
-from pipeline.commit.read import read_predictions
+from pipeline.commit.published.read import read_predictions
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT
 from pipeline.inference.predictor import Predictor
 from pipeline.job.model import Model
 from pipeline.job.transform import Transform
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import BatchLimits, Limits
 

@@ -17,8 +17,8 @@ from tokenizers import Regex, pre_tokenizers
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.read import read_part, read_predictions
-from pipeline.commit.verify import verify_output
+from pipeline.commit.published.read import read_part, read_predictions
+from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import PipelineError
 from pipeline.storage.store import Store
 

@@ -21,10 +21,10 @@ from cli import TIMEOUT_S, Result, environment, write_job
 from commandserver import CommandServer
 from encoded import base_image, png
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.read import read_part
+from pipeline.commit.published.read import read_part
 from pipeline.storage.store import Store
 
 TOYS = {

@@ -19,21 +19,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import END_BYTES, Entry, pack
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commands.plan import describe_plan
+from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
-from pipeline.commit.read import read_part, read_predictions
+from pipeline.commit.published.read import read_part, read_predictions
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import source_schema
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
-from pipeline.plan.plan import Plan, make_plan
-from pipeline.plan.tiling import done_slices, first_slices, missing_units, require_tiling
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.operations.plan import describe_plan
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_tiling
 from pipeline.runs.context import RunOptions
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices

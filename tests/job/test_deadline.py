@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import JobError
 from pipeline.job.deadline import seconds_until
-from pipeline.job.loader import parse_job
-from pipeline.job.yaml_reader import parse_value
+from pipeline.job.reading.loader import parse_job
+from pipeline.job.reading.yaml_reader import parse_value
 
 START = dt.datetime(2026, 11, 24, 22, 0, 30, tzinfo=dt.UTC)
 JOB = {

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import JobError
-from pipeline.job.loader import parse_job
-from pipeline.job.paths import relative_paths
+from pipeline.job.reading.loader import parse_job
+from pipeline.job.reading.paths import relative_paths
 from pipeline.job.source import Source
 
 

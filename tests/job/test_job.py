@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import JobError, JobErrors
-from pipeline.job import yaml_reader
 from pipeline.job.job import Job
-from pipeline.job.loader import load_job, parse_job
-from pipeline.job.paths import PATH_FIELDS
-from pipeline.plan.allocation import Hardware, allocate
+from pipeline.job.reading import yaml_reader
+from pipeline.job.reading.loader import load_job, parse_job
+from pipeline.job.reading.paths import PATH_FIELDS
+from pipeline.planning.allocation import Hardware, allocate
 
 DATE = dt.date(2026, 11, 24)
 SECRET = "hunter2-hunter2"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import JobError
-from pipeline.job import substitution, yaml_reader
 from pipeline.job.deadline import seconds_until
 from pipeline.job.gates import Gates
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
+from pipeline.job.reading import substitution, yaml_reader
+from pipeline.job.reading.loader import parse_job
+from pipeline.job.reading.substitution import Substitution
 from pipeline.job.section import Section
-from pipeline.job.substitution import Substitution
 
 DAY = dt.date(2026, 11, 24)
 START = dt.datetime(2026, 11, 24, 22, 0, 30, 250_000, tzinfo=dt.UTC)

@@ -11,10 +11,10 @@ import pytest
 
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
-from pipeline.preprocessing.image_input import ImageInput
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.preprocessing.images.image_input import ImageInput
+from pipeline.preprocessing.images.transform import TransformSpec
 
 PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
 

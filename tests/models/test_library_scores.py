@@ -23,8 +23,8 @@ from snapshots import PAIRS, TEXTS, change_json, make_snapshot, make_timm
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT, TEXT_PAIR
 from pipeline.inference.predictor import Predictor
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Limits
 

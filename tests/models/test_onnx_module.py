@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from pipeline.models.directories.onnx_file import read_onnx_facts
+from pipeline.models.directories.onnx.file import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
 
 SEEDED = torch.Generator().manual_seed(4)

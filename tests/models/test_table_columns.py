@@ -20,7 +20,7 @@ from onnx_files import FLOAT, INT64, make_model, save, value
 from onnx_tables import predicted
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.onnx_file import read_onnx_facts
+from pipeline.models.directories.onnx.file import read_onnx_facts
 
 DOUBLE, STRING, BOOL = TensorProto.DOUBLE, TensorProto.STRING, TensorProto.BOOL
 NUM_ROWS = 120

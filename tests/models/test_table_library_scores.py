@@ -18,12 +18,12 @@ import onnx
 import pyarrow as pa
 import pytest
 
-from pipeline.core.counters import probable_heads
 from pipeline.core.failures import failure_columns
+from pipeline.core.figures.counters import probable_heads
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.settled_scores import scores_path
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.storage.store import Store
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.commands.demo_photos import base_photos
+from pipeline.commands.demo.photos import base_photos
 from pipeline.core.errors import JobError
 from pipeline.models.spec import ENTRY_POINT_GROUP, ModelCard
 from pipeline.models.zoo import _unique, efficientnet_lite0

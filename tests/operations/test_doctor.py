@@ -13,9 +13,9 @@ import pytest
 from cli import pipeline, write_job
 from endings import Ending, run_all
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commands.doctor import examine
-from pipeline.commands.doctor_machine import look_at_access
+from pipeline.commands.demo.photos import build_images
+from pipeline.operations.doctor import examine
+from pipeline.operations.doctor_machine import look_at_access
 from pipeline.runs.context import RunOptions
 
 
@@ -67,7 +67,7 @@ def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> N
         no_try = [] if check == "one row" else ["--no-try"]
         argv = ["doctor", job, "--json", "--set", override, *no_try]
         commands.append(Ending(argv, is_impatient=True, env=env))
-    results = run_all(commands, "pipeline.commands.doctor")
+    results = run_all(commands, "pipeline.operations.doctor")
     for (_, check, code, words), result in zip(PROBLEMS, results, strict=True):
         assert result.code == code, result.stdout
         found = looks(result.json).items()

@@ -15,12 +15,12 @@ from cli import Result, pipeline
 from hubserver import COMMIT, OTHER_COMMIT, TOKEN, HubServer
 from s3server import S3Server
 
-from pipeline.commands import hub as hub_files
-from pipeline.commands.hub import read_repo
-from pipeline.commands.hub_request import require_outside
-from pipeline.commands.pull import pull
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError
+from pipeline.operations import hub as hub_files
+from pipeline.operations.hub import read_repo
+from pipeline.operations.hub_request import require_outside
+from pipeline.operations.pull import pull
 
 REPO, URI = "org/small", "hf://org/small"
 LARGE = "model.safetensors"

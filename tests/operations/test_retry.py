@@ -24,11 +24,11 @@ from published import DAY
 from s3server import S3Server
 from selection import quick_cases
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 from pipeline.commit.manifest import current_manifest, log_numbers
-from pipeline.commit.read import read_predictions
-from pipeline.commit.rollback import history_numbers
-from pipeline.commit.verify import verify_output
+from pipeline.commit.published.read import read_predictions
+from pipeline.commit.published.rollback import history_numbers
+from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 
 DATE = DAY.partition("=")[2]

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from snapshots import TEXTS, make_snapshot
 
-from pipeline.commands.plan import describe_plan
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
-from pipeline.report.document_table import render_document
+from pipeline.operations.plan import describe_plan
+from pipeline.report.showing.document_table import render_document
 from pipeline.runs.context import RunOptions
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.hardware import hardware_from
 from pipeline.job.job import Resources
-from pipeline.plan.allocation import TASK_CPUS, Allocation, Hardware, allocate
+from pipeline.planning.allocation import TASK_CPUS, Allocation, Hardware, allocate
 
 ACTORS = st.none() | st.integers(1, 40)
 

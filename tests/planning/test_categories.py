@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from plan_examples import SPEC
 
-from pipeline.job.loader import parse_job
-from pipeline.plan.plan import Plan, make_plan, what_changed
-from pipeline.sources.category_files import with_categories
+from pipeline.job.reading.loader import parse_job
+from pipeline.planning.plan import Plan, make_plan, what_changed
+from pipeline.sources.features.category_files import with_categories
 from pipeline.sources.inputs import list_inputs
 
 FEATURE = {"column": "kind", "unknown": "own"}

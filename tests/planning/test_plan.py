@@ -23,14 +23,14 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
-from pipeline.core.skipped import Skip, Skipped
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.plan import fingerprint_parts, make_plan, what_changed
-from pipeline.plan.slicing import SliceSizes
-from pipeline.plan.tiling import first_slices, missing_units
+from pipeline.planning.plan import fingerprint_parts, make_plan, what_changed
+from pipeline.planning.slicing import SliceSizes
+from pipeline.planning.tiling import first_slices, missing_units
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, SliceCut
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.units import Unit
+from pipeline.storage.skipped import Skip, Skipped
 from pipeline.storage.store import Store, StoredFile
 
 

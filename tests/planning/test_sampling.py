@@ -10,8 +10,8 @@ import pytest
 from plan_examples import SPEC, job
 from tars import Entry, pack
 
-from pipeline.plan.plan import Plan, make_plan
-from pipeline.plan.sampling import sample_rows, sample_units
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.sampling import sample_rows, sample_units
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store

@@ -10,8 +10,8 @@ import pytest
 from plan_examples import DOCUMENT, shard_extents
 
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
-from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.job.reading.loader import parse_job
+from pipeline.planning.slicing import SliceSizes, make_units
 
 
 def text_job(**source: Any) -> Job:

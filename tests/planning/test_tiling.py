@@ -9,8 +9,8 @@ from plan_examples import planned, shard_extents
 
 from pipeline.core.errors import InfraError
 from pipeline.core.slices import SliceKey
-from pipeline.plan.plan import Plan
-from pipeline.plan.tiling import done_slices, first_slices, missing_units, require_tiling
+from pipeline.planning.plan import Plan
+from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_tiling
 from pipeline.sources.extents import SliceCut
 from pipeline.sources.units import Unit
 from pipeline.storage.store import StoredFile

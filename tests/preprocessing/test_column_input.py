@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import FEATURES, TEXT_FEATURE, feature_fields
-from pipeline.inference.device_buffers import DeviceBuffer
+from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.preprocessing.column_input import ColumnInput, texts_of
 from pipeline.preprocessing.feature_input import FeatureInput

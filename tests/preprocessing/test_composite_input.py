@@ -14,14 +14,14 @@ from encoded import base_image, png
 from tiny_tokenizer import text_settings
 from torch import nn
 
-from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import ERROR, IMAGE_FIELDS, MESSAGE, feature_fields, text_fields
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.preprocessing.composite_input import CompositeInput
+from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, InputSettings, Limits
-from pipeline.preprocessing.transform import TransformSpec
 
 LIMITS = Limits(10**6, 10**6)
 TRANSFORM = TransformSpec(24, 28, "bilinear", (0.4, 0.5, 0.6), (0.2, 0.2, 0.2))

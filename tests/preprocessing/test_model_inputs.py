@@ -18,8 +18,8 @@ from tiny_tokenizer import text_settings
 
 from pipeline.core import registry
 from pipeline.core.arrays import empty_column
-from pipeline.core.counters import TRUNCATED_ROWS, Counters
 from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.figures.counters import TRUNCATED_ROWS, Counters
 from pipeline.core.schema import (
     ERROR,
     FEATURES,
@@ -31,6 +31,7 @@ from pipeline.core.schema import (
     text_fields,
 )
 from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import (
     BatchLimits,
     Input,
@@ -41,7 +42,6 @@ from pipeline.preprocessing.model_input import (
     repeat_rows,
     take_rows,
 )
-from pipeline.preprocessing.transform import TransformSpec
 
 NUM_ROWS, BAD = 5, 2
 LIMITS = Limits(10**6, 10**6)

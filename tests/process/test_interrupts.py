@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from pipeline.core.interrupts import STOPS
+from pipeline.process.interrupts import STOPS
 
 _STOPPED = """
 import os, signal, sys
-from pipeline.core.interrupts import handle_signals, reason
+from pipeline.process.interrupts import handle_signals, reason
 first, second, ignored = (int(each) for each in sys.argv[1:])
 if ignored:
     signal.signal(ignored, signal.SIG_IGN)

@@ -19,11 +19,11 @@ from report_examples import everywhere
 from rich.text import Text
 
 from pipeline.core.printable import joined, printable
-from pipeline.core.screen import LineFormatter, as_lines
-from pipeline.core.terminal import show_error
+from pipeline.process.screen import LineFormatter, as_lines
+from pipeline.process.terminal import show_error
 from pipeline.report.document import build_report
-from pipeline.report.document_table import render_document
-from pipeline.report.render import render_table
+from pipeline.report.showing.document_table import render_document
+from pipeline.report.showing.render import render_table
 
 HOSTILE = "ln\x1b]0;PWNED\x07\n2026-01-01 00:00:00,000 ERROR forged\r\x00[red]\u202e\udcff.jpg"
 SHOWN = r"ln\x1b]0;PWNED\x07\n2026-01-01 00:00:00,000 ERROR forged\r\x00[red]\u202e\udcff.jpg"

@@ -9,7 +9,7 @@ import pytest
 
 PAUSED = """
 import time
-from pipeline.core.watchdog import pause, tick, watch
+from pipeline.process.watchdog import pause, tick, watch
 with watch(0.3):
     with pause():
         tick()
@@ -33,7 +33,7 @@ def test_what_stands_still_after_a_pause_is_ended(code: str):
 
 OTHER_GOES_ON = """
 import sys, threading, time
-from pipeline.core.watchdog import pause, tick, watch
+from pipeline.process.watchdog import pause, tick, watch
 
 def goes_on():
     with watch(0.5):

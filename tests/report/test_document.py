@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from report_examples import BARE, CASES, FULL, NOT_NUMBERS, ROWS, STREAMING_S, WALL_S, ZEROS
 
-from pipeline.core.counters import STAGES, StageCounters
+from pipeline.core.figures.counters import STAGES, StageCounters
 from pipeline.report.document import REPORT_VERSION, RunFacts, build_report, report_schema, to_json
 
 

@@ -18,14 +18,14 @@ from cli import write_job
 from PIL import Image
 from tiny_tokenizer import make_tokenizer
 
-from pipeline.commands.plan import describe_plan
 from pipeline.core.errors import JobError
+from pipeline.dataflow import run_job
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.job.job import Job
-from pipeline.job.loader import load_job
-from pipeline.plan.allocation import allocate
-from pipeline.report.progress import Progress
-from pipeline.run import run_job
+from pipeline.job.reading.loader import load_job
+from pipeline.operations.plan import describe_plan
+from pipeline.planning.allocation import allocate
+from pipeline.report.showing.progress import Progress
 from pipeline.runs.context import RunOptions
 
 OPTIONS = RunOptions(allow_import=("models",))

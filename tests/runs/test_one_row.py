@@ -21,8 +21,8 @@ from tiny_tokenizer import make_tokenizer
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
-from pipeline.job.loader import load_job
-from pipeline.report.recorder import RunRecorder
+from pipeline.job.reading.loader import load_job
+from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare

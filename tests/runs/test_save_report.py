@@ -14,14 +14,14 @@ from published import DAY, Rows, publish_rows
 
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import GateRefused, InfraError, InputMissing, PipelineError, Stopped
-from pipeline.core.screen import as_lines
-from pipeline.core.terminal import show_error
-from pipeline.job.loader import parse_job
+from pipeline.dataflow import run_job
+from pipeline.job.reading.loader import parse_job
+from pipeline.process.screen import as_lines
+from pipeline.process.terminal import show_error
 from pipeline.report.document import Report
-from pipeline.report.progress import Progress
-from pipeline.report.recorder import RunRecorder
-from pipeline.report.render import render_table
-from pipeline.run import run_job
+from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.showing.progress import Progress
+from pipeline.report.showing.render import render_table
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.storage.store import Store

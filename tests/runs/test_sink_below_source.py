@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import JobError
-from pipeline.core.globs import reaches_below
 from pipeline.job.source import Source
 from pipeline.runs.sink_below_source import require_apart
+from pipeline.sources.globs import reaches_below
 from pipeline.storage.store import Store
 
 

@@ -23,11 +23,11 @@ from cli import command, environment, pipeline, start, wait_until, write_job
 from models import LABELS
 from rayhead import RayHead
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commit.read import read_predictions
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import InfraError, PipelineError, Stopped
-from pipeline.core.interrupts import STOPS, forget, interrupt, interruptible, reason
 from pipeline.execution.cluster.health import HeadAnswers, ProcessesLive
+from pipeline.process.interrupts import STOPS, forget, interrupt, interruptible, reason
 from pipeline.runs.supervisor import Stall
 from pipeline.storage.store import Store
 
@@ -38,7 +38,7 @@ WAIT = """
 import sys, time
 from pipeline.commands import main
 from pipeline.execution.cluster.connect import connect
-from pipeline.core.interrupts import handle_signals
+from pipeline.process.interrupts import handle_signals
 from pipeline.execution.tasks import run_tasks
 
 def body(**_):
@@ -54,11 +54,11 @@ sys.exit(main._guard(body))
 BLOCKED = """
 import ctypes, datetime as dt, sys
 from pathlib import Path
-from pipeline.core.interrupts import handle_signals
-from pipeline.job.loader import load_job
+from pipeline.process.interrupts import handle_signals
+from pipeline.job.reading.loader import load_job
 from pipeline.commit.layout import Layout
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.report.recorder import RunRecorder
+from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.supervisor import stoppable, supervise
 from pipeline.storage.store import Store
 

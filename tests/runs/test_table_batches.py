@@ -14,9 +14,9 @@ from cli import write_job
 from plan_examples import shard_extents
 
 from pipeline.job.job import Job
-from pipeline.job.loader import load_job
-from pipeline.plan.plan import Plan
-from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.job.reading.loader import load_job
+from pipeline.planning.plan import Plan
+from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
 

@@ -19,7 +19,7 @@ from tars import pack as pack_tar
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.errors import InfraError
-from pipeline.plan.plan import Plan
+from pipeline.planning.plan import Plan
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store

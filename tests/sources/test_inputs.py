@@ -15,9 +15,9 @@ from s3server import S3Server
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.failures import Reason
-from pipeline.core.globs import split_glob
 from pipeline.core.schema import RESERVED_COLUMNS
 from pipeline.job.source import Source
+from pipeline.sources.globs import split_glob
 from pipeline.sources.inputs import Inputs, describe_no_input, list_inputs
 from pipeline.storage.store import Store
 

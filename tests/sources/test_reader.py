@@ -21,8 +21,8 @@ from reading import plan_job, read, rows
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import source_schema
-from pipeline.plan.plan import Plan
-from pipeline.plan.sampling import sample_rows, sample_units
+from pipeline.planning.plan import Plan
+from pipeline.planning.sampling import sample_rows, sample_units
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader, binary_array
 from pipeline.sources.units import Unit, only_rows, with_ctimes

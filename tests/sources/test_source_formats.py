@@ -22,7 +22,7 @@ from pipeline.core import registry
 from pipeline.core.failures import Reason
 from pipeline.core.schema import ERROR, ROW_ID, URI
 from pipeline.job.source import Source
-from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.sources.extents import SliceCut
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.reader import read_slices

@@ -18,8 +18,8 @@ from pipeline.commit.plan_store import plan_to_json
 from pipeline.core.errors import InfraError
 from pipeline.job.job import Job
 from pipeline.job.source import Source
-from pipeline.models.resolve import resolve_model
-from pipeline.plan.plan import make_plan
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.planning.plan import make_plan
 from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.storage import listing

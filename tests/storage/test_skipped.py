@@ -13,11 +13,17 @@ from earlier_partitions import EarlierPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.commands.plan import describe_plan
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.core.errors import GateRefused, InfraError, JobError
-from pipeline.core.skipped import (
+from pipeline.dataflow import run_job
+from pipeline.operations.plan import describe_plan
+from pipeline.report.showing.progress import Progress
+from pipeline.runs.context import RunOptions
+from pipeline.runs.prepare import prepare
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.storage.skipped import (
     FIRST_NAMES,
     Skip,
     Skipped,
@@ -27,12 +33,6 @@ from pipeline.core.skipped import (
     printable,
     reason_of_name,
 )
-from pipeline.report.progress import Progress
-from pipeline.run import run_job
-from pipeline.runs.context import RunOptions
-from pipeline.runs.prepare import prepare
-from pipeline.sources.reader import read_slices
-from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
 
 

@@ -87,9 +87,10 @@ class CommandServer:
 
 
 def _serve(answers: int) -> None:
-    from pipeline.commands import main, streams
-    from pipeline.core.interrupts import forget
+    from pipeline.commands import main
     from pipeline.execution.cluster.connect import share_ray
+    from pipeline.process import streams
+    from pipeline.process.interrupts import forget
 
     streams.hold()
     faulthandler.register(signal.SIGUSR1, file=sys.stderr)

@@ -95,11 +95,11 @@ def main(cores: int, later: int) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from pipeline.execution.cluster.backpressure import reserve_less
     from pipeline.execution.cluster.connect import _configure_data
+    from pipeline.execution.embedded.backpressure import reserve_less
     from pipeline.execution.versions import read_options
     from pipeline.job.job import Resources
-    from pipeline.plan.allocation import Hardware, allocate
+    from pipeline.planning.allocation import Hardware, allocate
 
     fields = {"max_actors": 1, "decode_in": "tasks"}
     hardware = Hardware(1, later, 0, (), (float(cores),), (0.0,))

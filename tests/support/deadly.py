@@ -19,14 +19,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.counters import Counters, StageCounters, add
-from pipeline.core.current_input import begin_input
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, failure_columns
+from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.schema import ERROR
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.stages import Preprocessing
+from pipeline.process.current_input import begin_input
 
 STAGE = "predict"
 FIELDS = pa.schema([pa.field("value", pa.int64())])

@@ -22,9 +22,9 @@ from torchvision.transforms.v2 import functional as F
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import staged_schema
 from pipeline.inference.predictor import Predictor
-from pipeline.job.loader import parse_job
-from pipeline.models.boxes import corners
-from pipeline.models.resolve import resolve_model
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.detection.boxes import corners
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
 

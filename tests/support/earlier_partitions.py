@@ -18,14 +18,13 @@ import models
 import pyarrow as pa
 from published import DAY, LABELS, run_here
 
-from pipeline.commands.retry import carry_out
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import Lease, hold_lease
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import repair
-from pipeline.commit.read import read_part
+from pipeline.commit.published.read import read_part
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import (
@@ -37,13 +36,14 @@ from pipeline.core.schema import (
     staged_schema,
 )
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import make_task
-from pipeline.plan.plan import Plan
-from pipeline.plan.tiling import done_slices, missing_units
+from pipeline.operations.retry import carry_out
+from pipeline.planning.plan import Plan
+from pipeline.planning.tiling import done_slices, missing_units
 from pipeline.report.document import RunStatus, build_report
-from pipeline.report.recorder import RunRecorder
+from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import fail_fast_on_certain_refusal, finish
 from pipeline.runs.prepare import prepare

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from fake_clock import Clock, ClockCondition, Signal, Turns
 
-from pipeline.inference import device, device_buffers
-from pipeline.inference.accelerator import Compute, Gpu, Used
+from pipeline.inference.devices import device, device_buffers
+from pipeline.inference.devices.accelerator import Compute, Gpu, Used
 
 found: FakeGpu | None = None
 """The one that this process has at present."""

@@ -17,7 +17,7 @@ from faultproxy import CUT, RESET_AFTER, FaultProxy, Rule
 from protocol import Children
 from s3server import S3Server
 
-from pipeline.core import failpoints
+from pipeline.process import failpoints
 from pipeline.storage.store import Store
 
 CREATE, PUT, COPY, DELETE = "create", "put", "copy", "delete"

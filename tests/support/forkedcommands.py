@@ -95,7 +95,7 @@ def _import_all(warm: Path) -> None:
     import ray.data  # noqa: F401
 
     import pipeline.commands.app
-    import pipeline.run  # noqa: F401
+    import pipeline.dataflow  # noqa: F401
     from pipeline.models.directories.facts import read_facts
 
     read_facts(warm)

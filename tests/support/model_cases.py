@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipeline.core.errors import JobError
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, load_module
 
 LABELS = models.LABELS

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.inference.predictor import Predictor
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.runs.builders import make_reader, plain_predictor_config
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare

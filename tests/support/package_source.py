@@ -48,7 +48,8 @@ def imported(tree: ast.AST) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             prefix = "." * node.level + (node.module or "")
-            # `from pipeline import plan` names a folder, `from pipeline.plan import Plan` does not.
+            # `from pipeline import plan` names a folder, `from pipeline.planning.plan
+            # import Plan` does not.
             bare = prefix == "pipeline" or not prefix.strip(".")
             names.update([] if bare else [prefix])
             # What is imported from a module may be a module itself.

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from pipeline.core.failures import Reason
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.plan import Plan, make_plan
+from pipeline.planning.plan import Plan, make_plan
 from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs
 from pipeline.storage.store import StoredFile

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from pipeline.core.arrays import images_to_arrow
-from pipeline.core.counters import Counters
 from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import CLASSIFY_FIELDS, staged_schema
 from pipeline.inference.predictor import Predictor
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 
 SIZE_PX = models.SIZE_PX

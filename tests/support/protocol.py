@@ -1,7 +1,7 @@
 """A run from its plan to the published partition, without Ray and without a model.
 
 Lease, plan, staged slices, gates, publishing and garbage are the functions that a run calls, in the
-order of `pipeline.run`; only the rows are made up, and one process does it all.
+order of `pipeline.dataflow`; only the rows are made up, and one process does it all.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import pyarrow as pa
 from checkout import PYTHONPATH
 from published import DAY, Rows, make_plan, run_here, slice_table
 
-from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import repair
-from pipeline.commit.read import read_part
+from pipeline.commit.published.garbage import collect_garbage
+from pipeline.commit.published.read import read_part
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
-from pipeline.core.failpoints import VARIABLE
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
-from pipeline.plan.plan import Plan
-from pipeline.plan.tiling import done_slices
-from pipeline.report.recorder import RunRecorder
+from pipeline.planning.plan import Plan
+from pipeline.planning.tiling import done_slices
+from pipeline.process.failpoints import VARIABLE
+from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import finish
 from pipeline.storage.store import Store, StoredFile

@@ -20,21 +20,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit.compaction import Compacted, Compactor, cut_groups
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
-from pipeline.commit.partition_columns import compact_by_value
+from pipeline.commit.parts.compaction import Compacted, Compactor, cut_groups
+from pipeline.commit.parts.partition_columns import compact_by_value
+from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import commit, repair, settle
-from pipeline.commit.row_ids import find_duplicates, read_hashes
 from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.commit.tables import table_of
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, LABEL, staged_schema
 from pipeline.core.slices import SliceKey
-from pipeline.plan.plan import Plan
+from pipeline.planning.plan import Plan
 from pipeline.sources.extents import Extent
 from pipeline.sources.source_format import RowIds
 from pipeline.sources.units import Unit

@@ -10,12 +10,12 @@ from typing import Any, cast
 import models
 import pyarrow as pa
 
-from pipeline.core.counters import Counters
+from pipeline.core.figures.counters import Counters
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
-from pipeline.plan.plan import Plan, make_plan
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.planning.plan import Plan, make_plan
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader

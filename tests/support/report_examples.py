@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from pipeline.core.counters import STAGES, StageCounters
+from pipeline.core.figures.counters import STAGES, StageCounters
 from pipeline.report.document import RunFacts
 
 ROWS, WALL_S, STREAMING_S = 9003, 80.0, 60.0

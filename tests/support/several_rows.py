@@ -17,9 +17,9 @@ from PIL import Image
 from tiny_tokenizer import make_tokenizer
 
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import PredictorConfig
-from pipeline.plan.plan import Plan, make_plan
+from pipeline.planning.plan import Plan, make_plan
 from pipeline.runs.prepare import job_model
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices

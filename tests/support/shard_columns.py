@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.core.slices import pack, unpack
 from pipeline.job.features import FeatureColumn
 from pipeline.job.source import Source
-from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader

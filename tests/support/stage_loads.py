@@ -1,7 +1,7 @@
 """How busy the stages of a made-up run were: loads to find limits of."""
 
-from pipeline.core.counters import StageCounters
-from pipeline.report.limits import Load
+from pipeline.core.figures.counters import StageCounters
+from pipeline.report.speed.limits import Load
 
 
 def counted(rows: int, busy_s: float) -> dict[str, float]:

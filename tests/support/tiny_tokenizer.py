@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.preprocessing.text_settings import TextSettings
+from pipeline.preprocessing.texts.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -11,8 +11,8 @@ import pyarrow as pa
 import torch
 
 from pipeline.core.arrays import features_from_arrow
-from pipeline.core.counters import Counters, measure
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.figures.counters import Counters, measure
 from pipeline.core.schema import IMAGE
 from pipeline.preprocessing.model_input import (
     Arrays,

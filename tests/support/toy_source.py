@@ -7,8 +7,8 @@ from itertools import islice
 
 import pyarrow as pa
 
-from pipeline.core.counters import Counters
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE
 from pipeline.job.section import Section
 from pipeline.job.source import Source

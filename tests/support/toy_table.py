@@ -10,7 +10,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.tables.base import TableFormat
 from pipeline.core.errors import JobError
-from pipeline.core.failpoints import reach
+from pipeline.process.failpoints import reach
 from pipeline.storage.store import Store
 
 NAME = "part-list"

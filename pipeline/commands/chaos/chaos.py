@@ -40,16 +40,16 @@ from pipeline.commands.chaos.sample import Sample, take_sample
 from pipeline.commands.chaos.table import fault_rows, in_all
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.read import read_current, read_part
-from pipeline.commit.verify import verify_output
+from pipeline.commit.published.read import read_current, read_part
+from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
-from pipeline.core.interrupts import interruptible
 from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.gates.golden import EXACT_SCORE_DIFF
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
+from pipeline.process.interrupts import interruptible
 from pipeline.runs.prepare import job_model
 from pipeline.runs.settled_source import settled_source
 from pipeline.storage.fault_plan import Injected, ask_for_faults, read_injected

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.commands.chaos.corrupt_inputs import with_texts
-from pipeline.sources.columns.uris import uri_values
-from pipeline.sources.fetch import fetch_many
-from pipeline.sources.fetch_policy import FetchPolicy
+from pipeline.sources.uris.column import uri_values
+from pipeline.sources.uris.fetch import fetch_many
+from pipeline.sources.uris.policy import FetchPolicy
 
 CopyImages = Callable[[Sequence[str | None]], list[str | None]]
 """Takes the URIs of rows, None where a row names none; returns the paths of the copies."""

@@ -17,8 +17,8 @@ import psutil
 
 from pipeline.commands.chaos.kills import Kill, Killed, carry_out
 from pipeline.commit.layout import Layout, parse_staged_name
-from pipeline.core.failpoints import VARIABLE as FAILPOINT
-from pipeline.core.parent_death import tied_to
+from pipeline.process.failpoints import VARIABLE as FAILPOINT
+from pipeline.process.parent_death import tied_to
 
 _MARK = "PIPELINE_CHAOS_OF"
 """In the environment of all processes of one chaos command: how the left ones are found."""

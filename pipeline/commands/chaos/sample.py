@@ -35,18 +35,18 @@ from pipeline.commands.chaos.named_images import (
 )
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
-from pipeline.sources.fetch_policy import policy_of
-from pipeline.sources.formats.images import ImageFiles
-from pipeline.sources.formats.jsonl import Jsonl
-from pipeline.sources.formats.parquet import Parquet
-from pipeline.sources.formats.webdataset import WebDataset
+from pipeline.sources.image_files import ImageFiles
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.jsonl import max_line_bytes
-from pipeline.sources.jsonl_lines import read_blocks
-from pipeline.sources.parquet_footers import is_unreadable, open_parquet
+from pipeline.sources.jsonl.format import Jsonl
+from pipeline.sources.jsonl.lines import read_blocks
+from pipeline.sources.jsonl.stream import max_line_bytes
+from pipeline.sources.parquet.footers import is_unreadable, open_parquet
+from pipeline.sources.parquet.format import Parquet
 from pipeline.sources.source_format import SourceFormat, format_of
-from pipeline.sources.tar_archive import open_archive
-from pipeline.sources.webdataset_rows import split_name
+from pipeline.sources.uris.policy import policy_of
+from pipeline.sources.webdataset.format import WebDataset
+from pipeline.sources.webdataset.rows import split_name
+from pipeline.sources.webdataset.tar_archive import open_archive
 from pipeline.sources.whole_file import Broken
 from pipeline.storage.store import Store, StoredFile
 

@@ -18,23 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.commands.demo_photos import Built, build_images, build_parquet
-from pipeline.commands.demo_texts import MODEL, build_texts, find_model, how_to_get, nearest
+from pipeline.commands.demo.photos import Built, build_images, build_parquet
+from pipeline.commands.demo.texts import MODEL, build_texts, find_model, how_to_get, nearest
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.read import read_part
+from pipeline.commit.published.read import read_part
 from pipeline.core.errors import InfraError
 from pipeline.core.printable import printable
 from pipeline.core.schema import EMBEDDING, LABEL, MESSAGE, ROW_ID, SCORE
-from pipeline.core.screen import show_rendered
+from pipeline.dataflow import run_job
 from pipeline.execution.cluster.connect import share_ray
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
-from pipeline.report.progress import Progress
-from pipeline.run import run_job
+from pipeline.job.reading.loader import parse_job
+from pipeline.process.screen import show_rendered
+from pipeline.report.showing.progress import Progress
 from pipeline.runs.context import RunOptions
-from pipeline.sources.formats.images import ImageFiles
-from pipeline.sources.formats.parquet import Parquet
+from pipeline.sources.image_files import ImageFiles
+from pipeline.sources.parquet.format import Parquet
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -223,8 +223,8 @@ def _print(done: Sequence[_Done], document: dict[str, Any]) -> None:
 def _parts(done: Sequence[_Done], document: dict[str, Any]) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from pipeline.report.document_table import render_document
-    from pipeline.report.render import render_table
+    from pipeline.report.showing.document_table import render_document
+    from pipeline.report.showing.render import render_table
 
     for one in done:
         yield Text(f"\n{one.name}", style="bold")

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commands.demo_photos import refuse_strangers, write_file
+from pipeline.commands.demo.photos import refuse_strangers, write_file
 from pipeline.core.errors import JobError
 
 MODEL = "models/all-MiniLM-L6-v2"

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.layout import part_name
 from pipeline.commit.manifest import Part
-from pipeline.commit.part_writer import PartFormat, PartStream
-from pipeline.commit.row_ids import hash_ids, sum_hashes
-from pipeline.commit.row_positions import Positions, make_positions
+from pipeline.commit.parts.part_writer import PartFormat, PartStream
+from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
+from pipeline.commit.parts.row_positions import Positions, make_positions
 from pipeline.commit.staging import StagedSlice, staged_of
 from pipeline.core.failures import Reason
 from pipeline.core.schema import (

@@ -13,19 +13,26 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.commit.compaction import Compactor, Group, RunTasks, SizedSlice, SliceRows, cut_groups
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
-from pipeline.commit.part_reader import open_part, read_batches
-from pipeline.commit.partition_columns import (
+from pipeline.commit.parts.compaction import (
+    Compactor,
+    Group,
+    RunTasks,
+    SizedSlice,
+    SliceRows,
+    cut_groups,
+)
+from pipeline.commit.parts.part_reader import open_part, read_batches
+from pipeline.commit.parts.partition_columns import (
     SORT_BYTES,
     Keyed,
     Regrouper,
     RowGroupRef,
     read_piece,
 )
-from pipeline.commit.row_ids import hash_ids
-from pipeline.commit.row_positions import Positions, read_keys
+from pipeline.commit.parts.row_ids import hash_ids
+from pipeline.commit.parts.row_positions import Positions, read_keys
 from pipeline.core.arrays import Numbers
 from pipeline.core.hive_paths import values_of, without
 from pipeline.core.schema import QUARANTINE_SCHEMA, ROW_ID

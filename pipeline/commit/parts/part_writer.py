@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit.manifest import Part
-from pipeline.commit.row_positions import to_metadata
+from pipeline.commit.parts.row_positions import to_metadata
 from pipeline.core.arrays import Numbers
 from pipeline.core.schema import ROW_ID
 from pipeline.storage.store import Store

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit.compaction import (
+from pipeline.commit.manifest import Part
+from pipeline.commit.parts.compaction import (
     Compacted,
     Compactor,
     DuplicateRows,
@@ -29,7 +30,6 @@ from pipeline.commit.compaction import (
     SizedSlice,
     cut_groups,
 )
-from pipeline.commit.manifest import Part
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import GateRefused
 from pipeline.core.hive_paths import MAX_VALUES, to_segment, to_text, without

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.commit.part_reader import read_columns
+from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.schema import ERROR, LABEL, ROW_ID
 from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store

@@ -19,10 +19,10 @@ from pipeline.commit.manifest import (
     Part,
     list_partitions,
 )
-from pipeline.commit.part_reader import open_part, read_batches
 from pipeline.commit.partition_order import partition_order
-from pipeline.commit.read import locate, of_current, require_current
-from pipeline.commit.rollback import history_numbers
+from pipeline.commit.parts.part_reader import open_part, read_batches
+from pipeline.commit.published.read import locate, of_current, require_current
+from pipeline.commit.published.rollback import history_numbers
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import restore
 from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.commit.layout import Layout
-from pipeline.core.failpoints import reach
+from pipeline.process.failpoints import reach
 from pipeline.storage.store import PROBES, Store, StoredFile
 
 

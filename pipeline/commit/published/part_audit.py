@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.commit.manifest import Part
-from pipeline.commit.part_reader import read_batches
-from pipeline.commit.row_ids import hash_ids
+from pipeline.commit.parts.part_reader import read_batches
+from pipeline.commit.parts.row_ids import hash_ids
 from pipeline.core.errors import PipelineError
 from pipeline.core.schema import ROW_ID
 from pipeline.storage.store import Store

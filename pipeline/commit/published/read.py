@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest, not_published
-from pipeline.commit.part_reader import read_columns
+from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.errors import InfraError
 from pipeline.core.hive_paths import restore
 from pipeline.storage.store import Store

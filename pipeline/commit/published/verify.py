@@ -15,18 +15,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.commit.describe import choose_partition
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.part_audit import BATCH_ROWS, FoundPart, Hashes, ids_of, join, look_at
+from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import plan_from_json
-from pipeline.commit.read import locate, require_current
-from pipeline.commit.receipt import Check, check_log, check_receipt, linked_files, verdict
-from pipeline.commit.row_ids import hash_ids, sum_hashes
+from pipeline.commit.published.describe import choose_partition
+from pipeline.commit.published.part_audit import (
+    BATCH_ROWS,
+    FoundPart,
+    Hashes,
+    ids_of,
+    join,
+    look_at,
+)
+from pipeline.commit.published.read import locate, require_current
+from pipeline.commit.published.receipt import Check, check_log, check_receipt, linked_files, verdict
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of, without
 from pipeline.core.schema import QUARANTINE_SCHEMA
-from pipeline.plan.plan import Plan
+from pipeline.planning.plan import Plan
 from pipeline.sources.source_format import planned_ids
 from pipeline.storage.store import Store
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.part_reader import open_part
+from pipeline.commit.parts.part_reader import open_part
 from pipeline.commit.tables.base import TableFormat
 from pipeline.commit.tables.delta_schema import new_fields, require_type
 from pipeline.commit.tables.delta_storage import (
@@ -33,8 +33,8 @@ from pipeline.commit.tables.delta_storage import (
     table_url,
 )
 from pipeline.core.errors import InfraError, JobError, PipelineError
-from pipeline.core.failpoints import reach
 from pipeline.core.hive_paths import values_of
+from pipeline.process.failpoints import reach
 from pipeline.storage.errors import redact, secret_values
 from pipeline.storage.store import Store
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.core.private_files import first_of
+from pipeline.core.cache.private_files import first_of
 
 CLAIMS, PROFILES, USERS = "claims", "profiles", "users"
 """Folders in it that hold no artefacts."""

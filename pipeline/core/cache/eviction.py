@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.cache_folder import CLAIMS, PROFILES, USERS, cache_folder, one_at_a_time
-from pipeline.core.private_files import first_of
+from pipeline.core.cache.cache_folder import CLAIMS, PROFILES, USERS, cache_folder, one_at_a_time
+from pipeline.core.cache.private_files import first_of
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.cache_folder import CLAIMS, cache_folder, one_at_a_time
-from pipeline.core.cache_room import make_room, num_bytes_of, use
-from pipeline.core.private_files import first_of
+from pipeline.core.cache.cache_folder import CLAIMS, cache_folder, one_at_a_time
+from pipeline.core.cache.eviction import make_room, num_bytes_of, use
+from pipeline.core.cache.private_files import first_of
 from pipeline.core.semantics import SEMANTICS
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.user_errors import tell
+from pipeline.core.user_code.user_errors import tell
 
 ALLOW_IMPORT_VARIABLE = "PIPELINE_ALLOW_IMPORT"
 

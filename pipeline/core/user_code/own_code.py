@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.registry import INPUTS, RUNTIMES, SOURCES, TASKS, get, target_of
-from pipeline.core.user_errors import blame
+from pipeline.core.user_code.user_errors import blame
 
 _KINDS = {SOURCES: "source", INPUTS: "input", TASKS: "task", RUNTIMES: "runtime"}
 _PASS = (PipelineError, OSError, MemoryError)

@@ -19,10 +19,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from pipeline.core.errors import InfraError, JobError, PipelineError
-from pipeline.core.heartbeat import beat
-from pipeline.core.interrupts import reason
 from pipeline.core.printable import clean_message
-from pipeline.core.terminal import native_errors_to, own_signal_handlers
 from pipeline.execution.caller import default_data_context, left_as_found
 from pipeline.execution.cluster import health
 from pipeline.execution.cluster.hardware import embedded_store_bytes, hardware_of
@@ -57,7 +54,10 @@ from pipeline.execution.versions import (
     set_callbacks,
     set_known,
 )
-from pipeline.plan.allocation import Hardware
+from pipeline.planning.allocation import Hardware
+from pipeline.process.heartbeat import beat
+from pipeline.process.interrupts import reason
+from pipeline.process.terminal import native_errors_to, own_signal_handlers
 
 log = logging.getLogger(__name__)
 _REACH_S = 10.0

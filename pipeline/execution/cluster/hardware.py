@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.execution.private_names import read
-from pipeline.plan.allocation import Hardware
+from pipeline.planning.allocation import Hardware
 
 _KIND = "accelerator_type:"
 _ASK_S = 60.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-from pipeline.core import native_exit
+from pipeline.process import native_exit
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ _MODULES = (
     "ray.data._internal.issue_detection",  # what Ray Data sends along with every task needs it
     "pipeline.execution.predictor_actor",
     "pipeline.inference.predictor",
-    "pipeline.preprocessing.images",
+    "pipeline.preprocessing.images.images",
     "pipeline.execution.datasource",
     "pipeline.commit.staging",
 )

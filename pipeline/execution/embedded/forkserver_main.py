@@ -26,7 +26,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from pipeline.core.parent_death import die_with
 from pipeline.execution.embedded.forkserver_stub import (
     FORKED,
     NUM_STREAMS,
@@ -34,6 +33,7 @@ from pipeline.execution.embedded.forkserver_stub import (
     SIZE_BYTES,
     is_ours,
 )
+from pipeline.process.parent_death import die_with
 
 _SLOW_S = 10.0
 _STDIN = 0

@@ -15,10 +15,10 @@ from typing import Any
 from unittest.mock import patch
 
 from pipeline.core.errors import InfraError
-from pipeline.core.parent_death import RAYLET, tied_to
 from pipeline.execution.cluster import health
 from pipeline.execution.embedded import idle_agent
 from pipeline.execution.embedded.raylet_command import raylet_command
+from pipeline.process.parent_death import RAYLET, tied_to
 
 _OPTIONAL = "ray.dashboard.optional_deps"
 _NO_PORT = -1

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.data._internal.execution.backpressure_policy.backpressure_policy import BackpressurePolicy
 
-from pipeline.execution.cluster.backpressure import LIMIT
+from pipeline.execution.embedded.backpressure import LIMIT
 
 
 class ReadAhead(BackpressurePolicy):  # type: ignore[misc]  # Ray is not typed

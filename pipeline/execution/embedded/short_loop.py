@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-from pipeline.execution.cluster.backpressure import LIMIT, SLICES
+from pipeline.execution.embedded.backpressure import LIMIT, SLICES
 
 _LOOK_S = 0.02
 _POLICIES = "backpressure_policies.enabled"
@@ -50,7 +50,7 @@ def enable_read_ahead(ray: Any) -> Iterator[None]:
     from ray.data import DataContext
     from ray.data._internal.execution import backpressure_policy
 
-    from pipeline.execution.cluster.read_ahead import ReadAhead
+    from pipeline.execution.embedded.read_ahead import ReadAhead
 
     context, enabled = DataContext.get_current(), backpressure_policy.ENABLED_BACKPRESSURE_POLICIES
     context.set_config(LIMIT, SLICES)

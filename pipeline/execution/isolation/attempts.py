@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.private_files import open_file, opened
+from pipeline.core.cache.private_files import open_file, opened
 
 _UNSAFE_FROM = 3
 _ENDED_AT = 2

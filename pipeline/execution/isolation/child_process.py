@@ -24,14 +24,14 @@ from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
-from pipeline.core.counters import Counters
-from pipeline.core.current_input import tell_inputs_to
 from pipeline.core.errors import PipelineError
 from pipeline.core.failures import Reason
-from pipeline.core.memory import LOOK_S, taken_bytes, told
-from pipeline.core.parent_death import die_with
+from pipeline.core.figures.counters import Counters
 from pipeline.core.printable import clean_message
-from pipeline.core.user_errors import tell
+from pipeline.core.user_code.user_errors import tell
+from pipeline.process.current_input import tell_inputs_to
+from pipeline.process.memory import LOOK_S, taken_bytes, told
+from pipeline.process.parent_death import die_with
 
 log = logging.getLogger(__name__)
 

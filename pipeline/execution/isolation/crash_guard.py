@@ -15,14 +15,14 @@ from time import perf_counter
 
 import pyarrow as pa
 
-from pipeline.core.counters import ISOLATED, Counters, StageCounters, add
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.memory import at_most
+from pipeline.core.figures.counters import ISOLATED, Counters, StageCounters, add
 from pipeline.core.schema import ERROR, IMAGE_FIELDS, ROW_ID
-from pipeline.core.watchdog import watch
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, Work
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan, fail, failure_of
+from pipeline.process.memory import at_most
+from pipeline.process.watchdog import watch
 
 GIVE_UP_AFTER = 12
 """Workers that may end over one slice before it is given up: more than preemption and lack of

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from pipeline.core.counters import ISOLATED, Counters, StageCounters, add, merge
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.figures.counters import ISOLATED, Counters, StageCounters, add, merge
 from pipeline.core.schema import ROW_ID
 from pipeline.core.slices import SliceKey, pack, unpack
-from pipeline.core.watchdog import watch
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, fail_poison_rows, given_up
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan
+from pipeline.process.watchdog import watch
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
 from pipeline.sources.reader import read_extent, read_slices

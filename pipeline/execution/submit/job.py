@@ -26,7 +26,7 @@ from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineErr
 from pipeline.execution.submit.client import connect_job_api, one_line, shown_address
 from pipeline.execution.submit.log_follower import GIVE_UP_S, PAUSE_S, Follower
 from pipeline.execution.versions import refused_errors
-from pipeline.job.yaml_reader import parse_value
+from pipeline.job.reading.yaml_reader import parse_value
 
 log = logging.getLogger(__name__)
 

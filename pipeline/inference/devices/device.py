@@ -14,9 +14,8 @@ import torch
 
 from pipeline.core.device_errors import OutOfDeviceMemory, TooLarge
 from pipeline.core.errors import JobError
-from pipeline.core.memory import give_back
-from pipeline.inference.accelerator import Gpu, the_gpu
-from pipeline.inference.gpu_facts import absence_here
+from pipeline.inference.devices.accelerator import Gpu, the_gpu
+from pipeline.inference.devices.gpu_facts import absence_here
 from pipeline.inference.model_store import fetch_model
 from pipeline.inference.rotary import exact_frequencies
 from pipeline.inference.runtimes import runtime_of
@@ -27,6 +26,7 @@ from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.opening import dtype_of, make_runner
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_pinned
 from pipeline.preprocessing.model_input import Slot
+from pipeline.process.memory import give_back
 
 T = TypeVar("T")
 _CPU = torch.device("cpu")

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.core.watchdog import unwatched
-from pipeline.inference.accelerator import Gpu
+from pipeline.inference.devices.accelerator import Gpu
 from pipeline.inference.runtimes.inference_module import Tensors
 from pipeline.preprocessing.model_input import Arrays as InputArrays
+from pipeline.process.watchdog import unwatched
 
 _ON_GPU = 3
 """One is computed, one is copied, and one is filled, by the slice in flight that is next."""

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.core.counters import ADVICE, DEVICE, Counters, StageCounters, add
-from pipeline.core.cpu import processor_name
+from pipeline.core.cache.cpu import processor_name
+from pipeline.core.figures.counters import ADVICE, DEVICE, Counters, StageCounters, add
 from pipeline.core.printable import clean_message
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -38,7 +38,7 @@ class Card(NamedTuple):
 
 def card_here() -> Card:
     """Return the card of this process, which must have one."""
-    from pipeline.inference.accelerator import the_gpu
+    from pipeline.inference.devices.accelerator import the_gpu
 
     return the_gpu().call(_card)
 

@@ -8,7 +8,7 @@ never its name. Importing a runtime imports neither torch nor the runtime's libr
 
 from __future__ import annotations
 
-from pipeline.core.node_cache import versions_of
+from pipeline.core.cache.node_cache import versions_of
 from pipeline.core.registry import RUNTIMES, get, usable
 from pipeline.inference.runtimes.base import Runtime
 

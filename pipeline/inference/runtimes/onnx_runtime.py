@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes.base import BOTH, CPU, Device, Runner, Runtime
 from pipeline.inference.runtimes.int8 import INT8
-from pipeline.models.directories.onnx_graph import ONNX_LOG_LEVEL
+from pipeline.models.directories.onnx.graph import ONNX_LOG_LEVEL
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter

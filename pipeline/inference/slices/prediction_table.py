@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, failure_columns, failures_of, without_failure
-from pipeline.core.own_code import ContractError, errors_told
 from pipeline.core.registry import TASKS
 from pipeline.core.schema import ROW_ID, URI, staged_schema
+from pipeline.core.user_code.own_code import ContractError, errors_told
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, Task

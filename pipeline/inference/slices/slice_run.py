@@ -14,19 +14,19 @@ import numpy.typing as npt
 
 from pipeline.core.device_errors import end_process, is_out_of_memory
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.own_code import module_of
 from pipeline.core.registry import TASKS
-from pipeline.core.user_errors import whereabouts
-from pipeline.core.watchdog import pause, tick
-from pipeline.inference.accelerator import PAUSES_S, Gpu
-from pipeline.inference.device_buffers import DeviceBuffer
-from pipeline.inference.device_model import DeviceModel
-from pipeline.inference.first_rows import FirstRows, Raised
-from pipeline.inference.pending_batches import Batches, Timer
+from pipeline.core.user_code.own_code import module_of
+from pipeline.core.user_code.user_errors import whereabouts
+from pipeline.inference.devices.accelerator import PAUSES_S, Gpu
+from pipeline.inference.devices.device_buffers import DeviceBuffer
+from pipeline.inference.devices.device_model import DeviceModel
+from pipeline.inference.slices.first_rows import FirstRows, Raised
+from pipeline.inference.slices.pending_batches import Batches, Timer
 from pipeline.inference.ticks import count
 from pipeline.models.tasks.base import Arrays, OutputError
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows
+from pipeline.process.watchdog import pause, tick
 
 STAGE = "predict"
 InFlight = deque[tuple[DeviceBuffer, Rows]]

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
-from pipeline.job.paths import relative_paths
-from pipeline.job.problems import Origin, describe, raise_problems
-from pipeline.job.substitution import Substitution
-from pipeline.job.yaml_reader import Document, parse_value, read_yaml
+from pipeline.job.reading.paths import relative_paths
+from pipeline.job.reading.problems import Origin, describe, raise_problems
+from pipeline.job.reading.substitution import Substitution
+from pipeline.job.reading.yaml_reader import Document, parse_value, read_yaml
 
 
 def load_job(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.job.job import Job
-from pipeline.job.yaml_reader import Path, Problem
+from pipeline.job.reading.yaml_reader import Path, Problem
 
 PATH_FIELDS: tuple[Path, ...] = (
     ("source", "uri"),

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import JobError, JobErrors
 from pipeline.job.job import Job
-from pipeline.job.substitution import Secrets
-from pipeline.job.yaml_reader import Document, Path, Problem
+from pipeline.job.reading.substitution import Secrets
+from pipeline.job.reading.yaml_reader import Document, Path, Problem
 
 _MAX_SHOWN = 20
 _MAX_CHARS = 80

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.job.yaml_reader import MAX_CHARS, Path, Problem, has_surrogates
+from pipeline.job.reading.yaml_reader import MAX_CHARS, Path, Problem, has_surrogates
 
 _SUBSTITUTION = re.compile(r"\$\{([^}]*)\}")
 _SECRET_CHARS = 4

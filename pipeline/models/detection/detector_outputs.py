@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.models.boxes import Candidates, corners
+from pipeline.models.detection.boxes import Candidates, corners
 from pipeline.models.tasks.base import OutputError
 
 Px = tuple[int, int]

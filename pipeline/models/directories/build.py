@@ -10,7 +10,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.described import DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import read_object
-from pipeline.models.directories.onnx_choice import onnx_file_of
+from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.tensors import read_headers, read_tensors
 from pipeline.models.tasks import served_as, task_class
 from pipeline.models.tasks.base import TaskSpec
@@ -49,7 +49,7 @@ def build_module(
         return OnnxModule.for_task(file, facts.settings, served).eval()
     module = _module(path, facts, task, served)
     if task.prompts and facts.text is not None:
-        from pipeline.models.directories.prompts import with_prompts
+        from pipeline.models.directories.text.prompts import with_prompts
 
         module = with_prompts(path, facts, module, task.prompts)
     return module.eval().requires_grad_(False)
@@ -77,7 +77,7 @@ def _reduced(task: str) -> str:
 
 def _module(path: Path, facts: DirectoryFacts, task: TaskSpec, served: str) -> torch.nn.Module:
     if facts.kind == "timm":
-        from pipeline.models.directories.timm_models import timm_module
+        from pipeline.models.directories.image.timm_models import timm_module
 
         return timm_module(path, facts.settings, embeds=served == "embed")
     if "tower" in facts.settings:
@@ -86,7 +86,7 @@ def _module(path: Path, facts: DirectoryFacts, task: TaskSpec, served: str) -> t
 
 
 def _tower(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module:
-    from pipeline.models.directories.image_modules import ImageTower
+    from pipeline.models.directories.image.image_modules import ImageTower
 
     model = _library_module(path, facts.settings)
     if facts.text is not None:
@@ -94,7 +94,7 @@ def _tower(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module
     if not task.prompts:
         return ImageTower(model)
     from pipeline.models.directories.facts import read_facts
-    from pipeline.models.directories.prompts import with_prompts_of_images
+    from pipeline.models.directories.text.prompts import with_prompts_of_images
 
     text = read_facts(path, "text").text
     assert text is not None, "the other tower takes texts"
@@ -103,14 +103,14 @@ def _tower(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module
 
 
 def _text_tower(model: torch.nn.Module, facts: DirectoryFacts, text: TextFacts) -> torch.nn.Module:
-    from pipeline.models.directories.image_modules import TextTower
+    from pipeline.models.directories.image.image_modules import TextTower
 
     fills = facts.architecture.startswith("Siglip")
     return TextTower(model, text.max_tokens if fills else None, text.pad_id)
 
 
 def _image_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
-    from pipeline.models.directories.image_modules import DetectorModule, ImageModule
+    from pipeline.models.directories.image.image_modules import DetectorModule, ImageModule
 
     if facts.settings["head"] == "detection":
         return DetectorModule(_library_module(path, facts.settings))
@@ -122,7 +122,7 @@ def _image_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
 
 
 def _text_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
-    from pipeline.models.directories.text_modules import Logits, PairModule, TextModule
+    from pipeline.models.directories.text.text_modules import Logits, PairModule, TextModule
 
     assert facts.text is not None, "texts have text facts"
     model = _library_module(path, facts.settings)
@@ -144,8 +144,8 @@ def _library_module(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def _pooled(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
-    from pipeline.models.directories.sentence_transformers import MODES
-    from pipeline.models.directories.text_modules import Normalize, Pooled
+    from pipeline.models.directories.text.sentence_transformers import MODES
+    from pipeline.models.directories.text.text_modules import Normalize, Pooled
 
     modes = settings["pooling"]
     modes = [modes] if isinstance(modes, str) else modes
@@ -160,8 +160,8 @@ def _pooled(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def _dense(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
-    from pipeline.models.directories.text_modules import Dense
-    from pipeline.models.state_dict import load_state
+    from pipeline.models.directories.text.text_modules import Dense
+    from pipeline.models.weights.state_dict import load_state
 
     folder = path / settings["at"]
     module = Dense(

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories import sentence_transformers as st
-from pipeline.models.directories.image_transform import BOTH, PROCESSOR
+from pipeline.models.directories.image.image_transform import BOTH, PROCESSOR
 from pipeline.models.directories.json_files import (
     check_size,
     is_timm,
@@ -22,8 +21,9 @@ from pipeline.models.directories.json_files import (
 )
 from pipeline.models.directories.refused import explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
-from pipeline.models.directories.text_facts import CONFIG as TOKENIZER_CONFIG
-from pipeline.models.directories.text_facts import SPECIAL, TOKENIZER
+from pipeline.models.directories.text import sentence_transformers as st
+from pipeline.models.directories.text.text_facts import CONFIG as TOKENIZER_CONFIG
+from pipeline.models.directories.text.text_facts import SPECIAL, TOKENIZER
 from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
 

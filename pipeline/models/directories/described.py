@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import TensorColumn
-from pipeline.preprocessing.transform import TransformSpec
 
 DirectoryKind = Literal["transformers", "sentence_transformers", "timm", "onnx"]
 InputKind = Literal["text", "image", "features"]

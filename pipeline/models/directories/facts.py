@@ -10,12 +10,12 @@ import hashlib
 import json
 from pathlib import Path
 
+from pipeline.core.cache.node_cache import kept, key_of
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.node_cache import kept, key_of
-from pipeline.models.directories import sentence_transformers
 from pipeline.models.directories.described import DirectoryFacts, InputKind, TextFacts
 from pipeline.models.directories.json_files import is_timm, read_object
-from pipeline.models.directories.onnx_choice import onnx_file_of
+from pipeline.models.directories.onnx.choice import onnx_file_of
+from pipeline.models.directories.text import sentence_transformers
 
 __all__ = ["DirectoryFacts", "TextFacts", "read_facts"]
 
@@ -68,24 +68,24 @@ def _digest(path: Path) -> str:
 
 def _read(path: Path, wanted: InputKind | None) -> DirectoryFacts:
     if (file := onnx_file_of(path)) is not None:
-        from pipeline.models.directories.onnx_file import read_onnx_facts
+        from pipeline.models.directories.onnx.file import read_onnx_facts
 
         return read_onnx_facts(file)
     if not path.is_dir():
         # One ONNX file is read elsewhere.
         raise JobError(f"model.path: {path.name} is a file, expected the directory of a model")
     if (path / sentence_transformers.MODULES).is_file():
-        from pipeline.models.directories.encoder_facts import sentence_transformers_facts
+        from pipeline.models.directories.text.encoder_facts import sentence_transformers_facts
 
         return sentence_transformers_facts(path)
     values = read_object(path, CONFIG)
     if is_timm(values):
-        from pipeline.models.directories.timm_models import timm_facts
+        from pipeline.models.directories.image.timm_models import timm_facts
 
         return timm_facts(path, values)
     from pipeline.models.directories.chosen import choose
-    from pipeline.models.directories.encoder_facts import encoder_facts
-    from pipeline.models.directories.image_facts import image_facts, tower_facts
+    from pipeline.models.directories.image.image_facts import image_facts, tower_facts
+    from pipeline.models.directories.text.encoder_facts import encoder_facts
 
     chosen = choose(path)
     if chosen.has_towers:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.json_files import kind_of, read_object, shown, text
-from pipeline.models.directories.sentence_transformers import PROMPTS, activation_of
+from pipeline.models.directories.text.sentence_transformers import PROMPTS, activation_of
 
 CONFIG = "config.json"
 _PROBLEMS = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.preprocessing.tokenizer import MAX_BYTES
+from pipeline.preprocessing.texts.tokenizer import MAX_BYTES
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 16 << 20

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pipeline.core.cache.node_cache import versions_of
 from pipeline.core.errors import JobError
-from pipeline.core.node_cache import versions_of
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.described import DirectoryFacts, InputKind, TextFacts
 from pipeline.models.directories.facts import read_facts
-from pipeline.models.directories.sentence_transformers import MODES
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
-from pipeline.models.directories.text_facts import prompt_tokens
+from pipeline.models.directories.text.sentence_transformers import MODES
+from pipeline.models.directories.text.text_facts import prompt_tokens
 from pipeline.models.tasks.base import TaskSpec
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.cache_room import make_room
+from pipeline.core.cache.eviction import make_room
+from pipeline.core.cache.node_cache import kept, key_of
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.heartbeat import beat
-from pipeline.core.node_cache import kept, key_of
 from pipeline.models.directories.contents import choose_files
-from pipeline.models.directories.onnx_choice import SUFFIX, choose_onnx
+from pipeline.models.directories.onnx.choice import SUFFIX, choose_onnx
 from pipeline.models.directories.refused_files import require_local_model
+from pipeline.process.heartbeat import beat
 from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
 from pipeline.storage.uris import normalise

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.json_files import read_object
-from pipeline.models.weights_file import SAVE, check_weights
+from pipeline.models.weights.weights_file import SAVE, check_weights
 
 if TYPE_CHECKING:
     import torch

@@ -8,23 +8,23 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.allowed_imports import (
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.core.registry import TASKS, built_in, load
+from pipeline.core.user_code.allowed_imports import (
     check_arguments,
     import_callable,
     require_allowed,
     source_digest,
 )
-from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
-from pipeline.core.registry import TASKS, built_in, load
 from pipeline.models.directories.described import DirectoryFacts
 from pipeline.models.directories.opening import library_digest, open_facts
 from pipeline.models.directories.snapshot import ModelDirectory
+from pipeline.models.resolving.unsupported import describe_name
 from pipeline.models.spec import ENTRY_POINT_GROUP, Kind, entry_point_card
 from pipeline.models.tasks import task_class
 from pipeline.models.torchvision_catalog import torchvision_facts
-from pipeline.models.unsupported import describe_name
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.transform import TransformSpec
 
 if TYPE_CHECKING:
     from pipeline.job.model import Model

@@ -11,25 +11,30 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.core.errors import JobError
-from pipeline.core.own_code import errors_told
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
+from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.text import Text
-from pipeline.models.cards import Card, find_card
+from pipeline.models.resolving.cards import Card, find_card
+from pipeline.models.resolving.taken_images import (
+    Taken,
+    require_taken,
+    taken_by,
+    warn_of_convolutions,
+)
+from pipeline.models.resolving.task_choice import choose_task, prompt_texts, task_name
+from pipeline.models.resolving.text_choice import choose_text
+from pipeline.models.resolving.transform_choice import choose_transform
 from pipeline.models.spec import EAGER, ModelSpec
-from pipeline.models.taken_images import Taken, require_taken, taken_by, warn_of_convolutions
-from pipeline.models.task_choice import choose_task, prompt_texts, task_name
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.text_choice import choose_text
-from pipeline.models.transform_choice import choose_transform
-from pipeline.models.weights import open_weights, weights_digest
-from pipeline.models.weights_file import WEIGHT_SUFFIXES, check_suffix
+from pipeline.models.weights.weights import open_weights, weights_digest
+from pipeline.models.weights.weights_file import WEIGHT_SUFFIXES, check_suffix
 from pipeline.preprocessing.column_input import ColumnInput
-from pipeline.preprocessing.image_input import ImageInput
+from pipeline.preprocessing.images.image_input import ImageInput
+from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import Input, InputSettings
-from pipeline.preprocessing.text_settings import TextSettings
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.texts.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from pipeline.job.model import Model

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from pipeline.core.errors import JobError
-from pipeline.core.transform_words import CHANNELS
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.job.transform_words import CHANNELS
+from pipeline.preprocessing.images.transform import TransformSpec
 
 if TYPE_CHECKING:
     from pipeline.models.directories.described import DirectoryFacts

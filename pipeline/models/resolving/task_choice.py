@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.core.allowed_imports import require_allowed, source_digest
 from pipeline.core.errors import JobError
-from pipeline.core.own_code import errors_told
 from pipeline.core.registry import TASKS
+from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
+from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.model import HEADS
-from pipeline.models.cards import Card
 from pipeline.models.directories.build import require_served
+from pipeline.models.resolving.cards import Card
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import OutputSpec, TaskSpec
 from pipeline.models.tasks.scores import choose_scores

@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.job.text import Text
 from pipeline.models.directories.described import TextFacts
-from pipeline.models.hypotheses import hypotheses, reserved_tokens
-from pipeline.preprocessing.text_settings import TextSettings
-from pipeline.preprocessing.tokenizer import (
+from pipeline.models.directories.text.hypotheses import hypotheses, reserved_tokens
+from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.preprocessing.texts.tokenizer import (
     pad_id_of,
     parse_tokenizer,
     read_tokenizer_bytes,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.allowed_imports import require_allowed, source_digest
 from pipeline.core.errors import JobError
 from pipeline.core.failures import OWN_TRANSFORM
-from pipeline.core.transform_words import CHANNELS, ONLY_WITH
-from pipeline.preprocessing.geometry import least_made_px, most_made_px
-from pipeline.preprocessing.own_transform import check_factory
-from pipeline.preprocessing.transform import TransformSpec, sides
+from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
+from pipeline.job.transform_words import CHANNELS, ONLY_WITH
+from pipeline.preprocessing.images.geometry import least_made_px, most_made_px
+from pipeline.preprocessing.images.own_transform import check_factory
+from pipeline.preprocessing.images.transform import TransformSpec, sides
 
 if TYPE_CHECKING:
     from pipeline.job.transform import Transform

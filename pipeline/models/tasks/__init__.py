@@ -1,8 +1,8 @@
 """Turn a model's outputs into columns: one task per file, and the registry of all tasks.
 
 A new task is a file with a class like `classify.Classify`, a line here, and a case in
-tests/models/test_task_conformance.py; or a class in another distribution with an entry point of
-group `pipeline.tasks`. Other code reads properties of the task, never its name.
+tests/models/tasks/test_task_conformance.py; or a class in another distribution with an entry
+point of group `pipeline.tasks`. Other code reads properties of the task, never its name.
 """
 
 from __future__ import annotations

@@ -17,15 +17,21 @@ import pyarrow as pa
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL, LABEL_ID, SCORE
 from pipeline.models.agreement import Agreement, AgreementLimits
-from pipeline.models.box_agreement import NEAR_IOU, Detections, compare, compare_rows, match
-from pipeline.models.original_pixels import sizes_of, to_original
+from pipeline.models.detection.box_agreement import (
+    NEAR_IOU,
+    Detections,
+    compare,
+    compare_rows,
+    match,
+)
+from pipeline.models.detection.original_pixels import sizes_of, to_original
 from pipeline.models.tasks.base import Arrays, Mask, OutputError, Task, TaskSpec
 from pipeline.models.tasks.postprocess import load_step
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.models.boxes import Candidates
+    from pipeline.models.detection.boxes import Candidates
 
 DETECTIONS, BOXES = "detections", "boxes"
 CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -74,7 +80,7 @@ class Detect(Task):
     def _reduced(
         self, outputs: Any, num_rows: int, px: tuple[int, int] | None
     ) -> dict[str, torch.Tensor]:
-        from pipeline.models.detector_outputs import candidates
+        from pipeline.models.detection.detector_outputs import candidates
 
         if self.spec.postprocess is not None:
             outputs = self._step(outputs)
@@ -89,7 +95,7 @@ class Detect(Task):
 
     def _best(self, found: Candidates) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return boxes (B, M, 4), scores and label ids (B, M) of what is written."""
-        from pipeline.models.boxes import best
+        from pipeline.models.detection.boxes import best
 
         spec = self.spec
         return best(found, spec.min_score, spec.max_detections, spec.nms_iou)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.schema import LABEL_ID, SCORE
-from pipeline.models.original_pixels import to_original
+from pipeline.models.detection.original_pixels import to_original
 from pipeline.models.tasks.base import Arrays, Mask, OutputError
 from pipeline.models.tasks.detect import OF_ANY, Detect, as_lists
 
@@ -44,7 +44,7 @@ class Keypoints(Detect):
         """Return points (B, M, K, 3), x, y and score each, and scores and label ids (B, M)."""
         import torch
 
-        from pipeline.models.detector_outputs import candidates, padded
+        from pipeline.models.detection.detector_outputs import candidates, padded
 
         found = candidates(outputs, num_rows, len(self.spec.labels), px)
         if isinstance(outputs, Mapping) or not all("keypoints_scores" in each for each in outputs):

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.allowed_imports import check_arguments, import_callable
 from pipeline.core.errors import JobError
-from pipeline.core.user_errors import failed
+from pipeline.core.user_code.allowed_imports import check_arguments, import_callable
+from pipeline.core.user_code.user_errors import failed
 from pipeline.models.tasks.base import Arrays, Mask
 
 

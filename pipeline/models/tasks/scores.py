@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
-    from pipeline.models.cards import Card
+    from pipeline.models.resolving.cards import Card
     from pipeline.models.tasks.base import Arrays, Task, TaskSpec
 
 OPEN, LOGITS, PROBABILITIES, SOFTMAX, SIGMOID = (

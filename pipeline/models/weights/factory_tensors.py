@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.node_cache import tensors_digest
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 

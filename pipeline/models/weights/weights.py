@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.core.errors import JobError
-from pipeline.models.weights_file import SAVE, check_suffix, check_weights
+from pipeline.models.weights.weights_file import SAVE, check_suffix, check_weights
 from pipeline.storage.single_file import read_file
 from pipeline.storage.store import Store
 

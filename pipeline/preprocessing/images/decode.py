@@ -42,7 +42,7 @@ import torch
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.image_formats import (
+from pipeline.preprocessing.images.image_formats import (
     BITS,
     PHOTOMETRIC,
     WHITE_IS_ZERO,
@@ -55,8 +55,8 @@ from pipeline.preprocessing.image_formats import (
     prepare_decoder,
     read_tiff,
 )
-from pipeline.preprocessing.jpeg_headers import plain_header
-from pipeline.preprocessing.transform import MAX_ASPECT_RATIO
+from pipeline.preprocessing.images.jpeg_headers import plain_header
+from pipeline.preprocessing.images.transform import MAX_ASPECT_RATIO
 
 _EXIF_ORIENTATION = 0x0112
 # Orientation -> (swap height and width first, then flip these dimensions of (3, H, W)).

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, WIDTH_PX
-from pipeline.preprocessing.transform import MAX_ASPECT_RATIO, TransformSpec, sides
+from pipeline.preprocessing.images.transform import MAX_ASPECT_RATIO, TransformSpec, sides
 
 GEOMETRY_TYPE = pa.list_(pa.float32(), 4)
 _SHRINK_TO = 2

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.arrays import images_from_arrow, sized_from_arrow
-from pipeline.core.counters import Counters
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import (
     GEOMETRY,
     HEIGHT_PX,
@@ -25,7 +25,8 @@ from pipeline.core.schema import (
     WIDTH_PX,
 )
 from pipeline.core.semantics import SEMANTICS
-from pipeline.preprocessing.geometry import GEOMETRY_TYPE
+from pipeline.preprocessing.images.geometry import GEOMETRY_TYPE
+from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
@@ -35,7 +36,6 @@ from pipeline.preprocessing.model_input import (
     Rows,
     Slot,
 )
-from pipeline.preprocessing.transform import TransformSpec
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +92,8 @@ class ImageInput(FixedShape):
     def prepare(
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
-        from pipeline.preprocessing.decode import DecodeLimits
-        from pipeline.preprocessing.images import preprocess
+        from pipeline.preprocessing.images.decode import DecodeLimits
+        from pipeline.preprocessing.images.images import preprocess
 
         return preprocess(rows, counters, DecodeLimits(*limits), self.transform, num_threads)
 

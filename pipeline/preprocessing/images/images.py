@@ -15,17 +15,17 @@ from time import perf_counter
 import pyarrow as pa
 import torch
 
-from pipeline.core.counters import GPU_DECODE, Counters, StageCounters, add
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
+from pipeline.core.figures.counters import GPU_DECODE, Counters, StageCounters, add
 from pipeline.core.schema import IMAGE
-from pipeline.core.watchdog import tick
-from pipeline.preprocessing.decode import Decoded, DecodeLimits, decode_sized
-from pipeline.preprocessing.geometry import Sizes, most_made_px, shrink_factor
-from pipeline.preprocessing.nvjpeg import Decode, JpegGroups, gpu_decoder
-from pipeline.preprocessing.own_transform import step_of, transform_by
-from pipeline.preprocessing.pixels import OneSize, Pixels, pixels_of
-from pipeline.preprocessing.resizing import resize_and_crop
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.decode import Decoded, DecodeLimits, decode_sized
+from pipeline.preprocessing.images.geometry import Sizes, most_made_px, shrink_factor
+from pipeline.preprocessing.images.nvjpeg import Decode, JpegGroups, gpu_decoder
+from pipeline.preprocessing.images.own_transform import step_of, transform_by
+from pipeline.preprocessing.images.pixels import OneSize, Pixels, pixels_of
+from pipeline.preprocessing.images.resizing import resize_and_crop
+from pipeline.preprocessing.images.transform import TransformSpec
+from pipeline.process.watchdog import tick
 
 
 def preprocess(

@@ -23,13 +23,12 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from pipeline.core.counters import StageCounters
 from pipeline.core.device_errors import require_context
 from pipeline.core.errors import JobError
 from pipeline.core.failures import RowError
+from pipeline.core.figures.counters import StageCounters
 from pipeline.core.printable import clean_message
-from pipeline.core.watchdog import tick
-from pipeline.preprocessing.decode import (
+from pipeline.preprocessing.images.decode import (
     RGB,
     DecodeLimits,
     as_tensor,
@@ -37,10 +36,11 @@ from pipeline.preprocessing.decode import (
     load_image_ops,
     plain_jpeg_px,
 )
-from pipeline.preprocessing.geometry import Sizes, most_made_px
-from pipeline.preprocessing.gpu_trust import Trust, trust_in
-from pipeline.preprocessing.resizing import resize_and_crop
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.geometry import Sizes, most_made_px
+from pipeline.preprocessing.images.gpu_trust import Trust, trust_in
+from pipeline.preprocessing.images.resizing import resize_and_crop
+from pipeline.preprocessing.images.transform import TransformSpec
+from pipeline.process.watchdog import tick
 
 MAX_GROUP_ROWS = 64
 MAX_GROUP_PX = 67_000_000

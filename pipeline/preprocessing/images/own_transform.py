@@ -12,12 +12,12 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.allowed_imports import check_arguments, import_callable
 from pipeline.core.errors import JobError
 from pipeline.core.failures import OWN_TRANSFORM, Reason
-from pipeline.core.user_errors import failed, tell
-from pipeline.core.watchdog import pause
-from pipeline.preprocessing.transform import TransformSpec, Untransformable
+from pipeline.core.user_code.allowed_imports import check_arguments, import_callable
+from pipeline.core.user_code.user_errors import failed, tell
+from pipeline.preprocessing.images.transform import TransformSpec, Untransformable
+from pipeline.process.watchdog import pause
 
 if TYPE_CHECKING:
     import torch

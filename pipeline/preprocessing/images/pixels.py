@@ -11,7 +11,7 @@ import torch
 
 from pipeline.core.arrays import images_to_arrow, sized_to_arrow
 from pipeline.core.schema import IMAGE, IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.transform import TransformSpec
 
 
 class Pixels(Protocol):

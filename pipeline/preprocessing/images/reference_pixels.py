@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array
-from pipeline.core.counters import REFERENCE_CHECK, Counters, StageCounters, add
+from pipeline.core.figures.counters import REFERENCE_CHECK, Counters, StageCounters, add
 from pipeline.core.schema import ERROR, EXACT, IMAGE
 from pipeline.preprocessing.model_input import Arrays, Input, take_rows
 

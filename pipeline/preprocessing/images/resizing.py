@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.geometry import Placement, made_px, placement
-from pipeline.preprocessing.transform import MAX_ASPECT_RATIO, TransformSpec, Untransformable
+from pipeline.preprocessing.images.geometry import Placement, made_px, placement
+from pipeline.preprocessing.images.transform import MAX_ASPECT_RATIO, TransformSpec, Untransformable
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pipeline.core.failures import RowError
-from pipeline.core.transform_words import (
+from pipeline.job.transform_words import (
     CHANNELS,
     CROP_STARTS,
     INTERPOLATIONS,

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
-from pipeline.core.counters import TRUNCATED_ROWS, Counters, StageCounters, add, measure
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
+from pipeline.core.figures.counters import TRUNCATED_ROWS, Counters, StageCounters, add, measure
 from pipeline.core.row_digests import num_bytes, row_digests
 from pipeline.core.schema import (
     ERROR,
@@ -28,7 +28,6 @@ from pipeline.core.schema import (
     WORD_IDS,
 )
 from pipeline.core.semantics import SEMANTICS
-from pipeline.core.watchdog import tick
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
@@ -37,7 +36,8 @@ from pipeline.preprocessing.model_input import (
     Rows,
     Slot,
 )
-from pipeline.preprocessing.text_settings import TextSettings
+from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.process.watchdog import tick
 
 if TYPE_CHECKING:
     import torch
@@ -150,7 +150,7 @@ class TextInput:
 
     def _tokenised(self, rows: pa.Table, chosen: Rows) -> pa.Table:
         """Return the columns of `fields` and `published_fields` for some rows."""
-        from pipeline.preprocessing.tokenizer import tokenise
+        from pipeline.preprocessing.texts.tokenizer import tokenise
 
         some = rows.select([c for c in (TEXT, TEXT_PAIR) if c in rows.column_names])
         some = some.take(pa.array(chosen, pa.int64()))

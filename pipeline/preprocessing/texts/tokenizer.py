@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.core.cache.node_cache import kept
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason, RowError
-from pipeline.core.node_cache import kept
 from pipeline.core.printable import clean_message
-from pipeline.core.terminal import native_errors_dropped
-from pipeline.preprocessing.text_settings import TextSettings
-from pipeline.preprocessing.word_ids import NO_WORD, WordRule
+from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.preprocessing.texts.word_ids import NO_WORD, WordRule
+from pipeline.process.terminal import native_errors_dropped
 from pipeline.storage.single_file import read_file
 from pipeline.storage.store import Store
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 from pipeline.commit.manifest import Manifest
 from pipeline.core.causes import Cause
-from pipeline.core.counters import StageCounters
 from pipeline.core.failures import Reason
-from pipeline.core.histograms import Distribution
-from pipeline.core.skipped import Skipped
-from pipeline.plan.plan import Plan
-from pipeline.report.slice_count import SliceCount
-from pipeline.report.slice_totals import KeptRows, SliceTotals
+from pipeline.core.figures.counters import StageCounters
+from pipeline.core.figures.histograms import Distribution
+from pipeline.planning.plan import Plan
+from pipeline.report.recording.slice_count import SliceCount
+from pipeline.report.recording.slice_totals import KeptRows, SliceTotals
+from pipeline.storage.skipped import Skipped
 
 _TOP_FAILURES = 5
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.core.counters import Counters
-from pipeline.plan.allocation import Allocation, Hardware
+from pipeline.core.figures.counters import Counters
+from pipeline.planning.allocation import Allocation, Hardware
 
 _ACTOR_START = ("workers", "imports", "model_load")
 

@@ -12,7 +12,7 @@ from pipeline.commit.manifest import Manifest
 from pipeline.commit.provenance import package_versions
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause
-from pipeline.core.counters import (
+from pipeline.core.figures.counters import (
     ADVICE,
     DEDUPE,
     PREPARED,
@@ -27,13 +27,13 @@ from pipeline.gates.results import GateResult
 from pipeline.inference.runtimes.base import math_of
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
-from pipeline.plan.allocation import Allocation, Hardware
-from pipeline.plan.plan import Plan
-from pipeline.report.accounts import RowAccounts
+from pipeline.planning.allocation import Allocation, Hardware
+from pipeline.planning.plan import Plan
 from pipeline.report.document import RunFacts, RunStatus
-from pipeline.report.placement import Placement
-from pipeline.report.slice_count import Origin
-from pipeline.report.slice_totals import KeptRows, ReadFooter, SliceTotals
+from pipeline.report.recording.accounts import RowAccounts
+from pipeline.report.recording.placement import Placement
+from pipeline.report.recording.slice_count import Origin
+from pipeline.report.recording.slice_totals import KeptRows, ReadFooter, SliceTotals
 
 _TOP_LABELS = 10
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause, Causes
-from pipeline.core.counters import (
+from pipeline.core.failures import Reason
+from pipeline.core.figures.counters import (
     DEVICE,
     GOLDEN,
     REFERENCE_CHECK,
@@ -18,10 +19,9 @@ from pipeline.core.counters import (
     named,
     probable_heads,
 )
-from pipeline.core.failures import Reason
-from pipeline.core.histograms import Distribution, Numbers, sum_numbers
-from pipeline.core.skipped import Skipped
+from pipeline.core.figures.histograms import Distribution, Numbers, sum_numbers
 from pipeline.core.slices import SliceKey
+from pipeline.storage.skipped import Skipped
 
 ReadFooter = Callable[[str], StagedSlice]
 _DUPLICATE = Cause(Reason.DUPLICATE_ID.value, "publish", "an earlier row has the same id")

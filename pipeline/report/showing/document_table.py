@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.printable import printable
-from pipeline.report.number_format import UNKNOWN, format_count, format_size
+from pipeline.report.showing.number_format import UNKNOWN, format_count, format_size
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType

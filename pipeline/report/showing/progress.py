@@ -14,8 +14,8 @@ from contextlib import contextmanager, nullcontext
 from time import monotonic
 from types import TracebackType
 
-from pipeline.core.screen import clear_status, show_status, status_stream
 from pipeline.inference.ticks import Channel, Listener, Rows, Slice, listen
+from pipeline.process.screen import clear_status, show_status, status_stream
 
 log = logging.getLogger(__name__)
 WINDOW_S = 60.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.printable import clean_message, printable
-from pipeline.report.number_format import (
+from pipeline.report.showing.number_format import (
     UNKNOWN,
     format_count,
     format_duration,
@@ -21,7 +21,7 @@ from pipeline.report.number_format import (
     format_rate,
     format_size,
 )
-from pipeline.report.summary import (
+from pipeline.report.showing.summary import (
     device_lines,
     failure_lines,
     gate_lines,

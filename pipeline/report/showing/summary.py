@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.core.printable import num_of
-from pipeline.core.skipped import Skipped
-from pipeline.report.number_format import format_count, format_duration, format_rate, format_size
+from pipeline.report.showing.number_format import (
+    format_count,
+    format_duration,
+    format_rate,
+    format_size,
+)
+from pipeline.storage.skipped import Skipped
 
 _HOPS = {
     "stored": "stored",

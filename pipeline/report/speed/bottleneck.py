@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.report.forecast import Forecast, make_forecasts
-from pipeline.report.limits import (
+from pipeline.report.speed.forecast import Forecast, make_forecasts
+from pipeline.report.speed.limits import (
     CORES,
     LAUNCH_BOUND_PCT,
     LIMIT_BUSY_PCT,

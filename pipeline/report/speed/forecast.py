@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.report.limits import (
+from pipeline.report.speed.limits import (
     CORES,
     Limit,
     Load,

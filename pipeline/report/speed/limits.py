@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.core.counters import LAUNCH, PREPARED, TOKENS, Counters, StageCounters
+from pipeline.core.figures.counters import LAUNCH, PREPARED, TOKENS, Counters, StageCounters
 
 # Stages of one group run one after the other in the same slot, so they are judged together.
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -8,10 +8,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pipeline.core.counters import GPU_DECODE, ISOLATED, STARTUP_PARTS, StageCounters, stages_with
-from pipeline.report.forecast import Forecast
-from pipeline.report.limits import Load, utilisation_pct
+from pipeline.core.figures.counters import (
+    GPU_DECODE,
+    ISOLATED,
+    STARTUP_PARTS,
+    StageCounters,
+    stages_with,
+)
 from pipeline.report.sections import Section
+from pipeline.report.speed.forecast import Forecast
+from pipeline.report.speed.limits import Load, utilisation_pct
 
 
 class StartupPart(Section):

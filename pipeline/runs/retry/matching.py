@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.commit.compaction import RunTasks
-from pipeline.commit.part_reader import read_columns
-from pipeline.commit.row_ids import hash_ids
+from pipeline.commit.parts.compaction import RunTasks
+from pipeline.commit.parts.part_reader import read_columns
+from pipeline.commit.parts.row_ids import hash_ids
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Reason
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.slices import SliceKey
-from pipeline.plan.tiling import Slices
+from pipeline.planning.tiling import Slices
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.store import Store
 

@@ -19,20 +19,20 @@ from itertools import accumulate, groupby
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.commit.parts.row_positions import MAX_MINOR, minor_of
 from pipeline.commit.plan_store import plan_to_json
-from pipeline.commit.row_positions import MAX_MINOR, minor_of
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Reason
-from pipeline.core.own_code import errors_told
 from pipeline.core.registry import SOURCES
+from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.plan import Plan, job_extensions, job_semantics
-from pipeline.plan.slicing import SliceSizes, make_units
+from pipeline.planning.plan import Plan, job_extensions, job_semantics
+from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.runs.retry.quarantine import Base, Chosen
 from pipeline.runs.retry.shards import as_found, look_up
-from pipeline.sources.columns.choice import are_measured
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, SliceCut
+from pipeline.sources.input_columns import are_measured
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store, StoredFile

@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
-from pipeline.commit.part_reader import open_part
+from pipeline.commit.parts.part_reader import open_part
+from pipeline.commit.parts.row_positions import Positions, read_positions
 from pipeline.commit.plan_store import plan_from_json
-from pipeline.commit.row_positions import Positions, read_positions
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
-from pipeline.plan.plan import Plan
+from pipeline.planning.plan import Plan
 from pipeline.storage.store import Store
 
 REASONS = tuple(reason.value for reason in Reason)

@@ -13,24 +13,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.commit.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
-from pipeline.commit.part_merge import Insert, Merger, merge_folders, merge_parts
-from pipeline.commit.part_reader import read_batches, read_columns
-from pipeline.commit.row_ids import hash_ids
-from pipeline.commit.row_positions import Positions
+from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
+from pipeline.commit.parts.part_merge import Insert, Merger, merge_folders, merge_parts
+from pipeline.commit.parts.part_reader import read_batches, read_columns
+from pipeline.commit.parts.row_ids import hash_ids
+from pipeline.commit.parts.row_positions import Positions
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError, JobError, PublishConflict
 from pipeline.core.failures import Reason
-from pipeline.core.histograms import Distribution
+from pipeline.core.figures.histograms import Distribution
 from pipeline.core.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID
-from pipeline.core.skipped import Skipped
-from pipeline.plan.plan import Plan
-from pipeline.plan.tiling import Slices
-from pipeline.report.slice_totals import KeptRows
+from pipeline.planning.plan import Plan
+from pipeline.planning.tiling import Slices
+from pipeline.report.recording.slice_totals import KeptRows
 from pipeline.runs.retry.matching import LabelledDuplicates, Match
 from pipeline.runs.retry.plan import Replan
+from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
 
 _ID_ROWS = 65_536

@@ -23,21 +23,21 @@ from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
-from pipeline.plan.allocation import Allocation, Hardware, allocate
-from pipeline.plan.plan import Plan
+from pipeline.planning.allocation import Allocation, Hardware, allocate
+from pipeline.planning.plan import Plan
 from pipeline.runs.context import RunContext
 from pipeline.runs.tuning import choice as choices
 from pipeline.runs.tuning.beside import Beside
 from pipeline.runs.tuning.budget import Budget
 from pipeline.runs.tuning.choice import Choice
-from pipeline.runs.tuning.confirmation import choose_confirmed
-from pipeline.runs.tuning.context import Sample, TuningContext, tuning_context
-from pipeline.runs.tuning.layout_trials import finish_profile, pick
 from pipeline.runs.tuning.machines import machines_of, smallest_gpu
 from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile
-from pipeline.runs.tuning.runtime_trials import try_ways
 from pipeline.runs.tuning.selection import as_tried, candidates
 from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.trials.confirmation import choose_confirmed
+from pipeline.runs.tuning.trials.context import Sample, TuningContext, tuning_context
+from pipeline.runs.tuning.trials.layout_trials import finish_profile, pick
+from pipeline.runs.tuning.trials.runtime_trials import try_ways
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 

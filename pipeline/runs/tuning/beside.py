@@ -26,16 +26,16 @@ from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import EAGER, FP32, PredictorConfig
 from pipeline.models.tasks import make_task
-from pipeline.plan.allocation import Allocation
+from pipeline.planning.allocation import Allocation
 from pipeline.preprocessing.model_input import is_varying
 from pipeline.preprocessing.model_input import num_rows as count_rows
 from pipeline.runs.tuning.choice import verdict
-from pipeline.runs.tuning.context import TuningContext
 from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile
-from pipeline.runs.tuning.runtime_trials import signed
 from pipeline.runs.tuning.selection import candidates, is_worth_trying, usual_s
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
-from pipeline.runs.tuning.workload import SAMPLE_ROWS, compared_rows, rows_to_sample
+from pipeline.runs.tuning.trials.context import TuningContext
+from pipeline.runs.tuning.trials.runtime_trials import signed
+from pipeline.runs.tuning.trials.workload import SAMPLE_ROWS, compared_rows, rows_to_sample
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 
@@ -106,7 +106,7 @@ class Beside:
     def _begin(self, way: str, given_s: float) -> None:
         import ray
 
-        from pipeline.plan.sampling import sample_units
+        from pipeline.planning.sampling import sample_units
 
         tuning = self._tuning
         size = rows_to_sample(tuning.model.input, tuning.plan.usual_slice_rows())
@@ -223,8 +223,8 @@ def try_beside(
     began = time.process_time()
     _limit(began + cpu_s)
     from pipeline.inference.predictor import Predictor
-    from pipeline.plan.sampling import sample_rows
-    from pipeline.runs.tuning.measure import Workload, preprocess_rows
+    from pipeline.planning.sampling import sample_rows
+    from pipeline.runs.tuning.trials.measure import Workload, preprocess_rows
 
     spec = config.spec
     eager, trial = Trial(EAGER, FP32, agreement_pct=100.0), Trial(spec.runtime, spec.precision)

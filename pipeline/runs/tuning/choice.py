@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipeline.core.documents import known_fields
 from pipeline.models.spec import EAGER, FP32, ModelSpec
-from pipeline.plan.allocation import Allocation
+from pipeline.planning.allocation import Allocation
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import LEAST_GAIN_PCT, fastest_known, is_usable
 from pipeline.runs.tuning.trial import Trial

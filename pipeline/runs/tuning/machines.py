@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.commit.provenance import package_versions
-from pipeline.core.cpu import describe_processor
+from pipeline.core.cache.cpu import describe_processor
 from pipeline.inference.runtimes import runtime_versions
-from pipeline.plan.allocation import Hardware
+from pipeline.planning.allocation import Hardware
 
 _ANSWER_S = 60.0
 

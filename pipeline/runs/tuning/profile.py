@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.cache_folder import PROFILES, cache_folder
+from pipeline.core.cache.cache_folder import PROFILES, cache_folder
+from pipeline.core.cache.private_files import first_of
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError
-from pipeline.core.private_files import first_of
 from pipeline.inference.model_store import model_path
 from pipeline.models.spec import EAGER, FP32
-from pipeline.runs.tuning.context import TuningContext
 from pipeline.runs.tuning.machines import sizes_of
 from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.trials.context import TuningContext
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pipeline.inference.runtimes.base import Device
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
-from pipeline.plan.allocation import Allocation
+from pipeline.planning.allocation import Allocation
 from pipeline.preprocessing.model_input import is_varying
 from pipeline.runs.tuning.trial import Trial
 

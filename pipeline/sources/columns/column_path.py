@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
-from pipeline.sources.arrow_types import published_type
+from pipeline.sources.columns.arrow_types import published_type
 
 Step = str | int
 """A field of a struct, or an item of a list, counted from 0."""

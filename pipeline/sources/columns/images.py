@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS
-from pipeline.sources.arrow_types import is_binary, is_text, plain_type
+from pipeline.sources.columns.arrow_types import is_binary, is_text, plain_type
 from pipeline.sources.columns.base import (
     STAGE,
     Failures,

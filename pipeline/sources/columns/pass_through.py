@@ -13,7 +13,7 @@ from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values, without_folder
 from pipeline.job.source import Source
-from pipeline.sources.arrow_types import parse_type, published_type, type_trouble
+from pipeline.sources.columns.arrow_types import parse_type, published_type, type_trouble
 
 Problems = dict[int, str]
 """Row -> message about its value."""

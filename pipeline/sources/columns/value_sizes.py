@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import Numbers, as_array, with_nulls
 from pipeline.core.failures import Failure, Reason
-from pipeline.sources.arrow_types import is_binary, is_text
+from pipeline.sources.columns.arrow_types import is_binary, is_text
 from pipeline.sources.columns.base import STAGE, Failures
 
 MAX_VALUE_BYTES = 16 << 20

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
-from pipeline.sources.arrow_types import is_text, plain_type
+from pipeline.sources.columns.arrow_types import is_text, plain_type
 
 NONE = -1
 Codes = npt.NDArray[np.int32]

@@ -18,11 +18,13 @@ from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import FEATURES, IMAGE_FIELDS, TEXT_FEATURE, feature_fields
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
-from pipeline.sources.arrow_types import is_number, is_text, plain_type
+from pipeline.sources.columns.arrow_types import is_number, is_text, plain_type
 from pipeline.sources.columns.base import Failures, InputRows, Place, fail
 from pipeline.sources.columns.texts import checked_texts
-from pipeline.sources.feature_categories import category_trouble
-from pipeline.sources.feature_columns import (
+from pipeline.sources.features.categories import category_trouble
+from pipeline.sources.features.exactness import FeatureRows
+from pipeline.sources.features.times import time_trouble
+from pipeline.sources.features.vectors import (
     WIDTHS,
     count_features,
     feature_rows,
@@ -32,8 +34,6 @@ from pipeline.sources.feature_columns import (
     number_type,
     text_names,
 )
-from pipeline.sources.feature_limits import FeatureRows
-from pipeline.sources.feature_times import time_trouble
 
 _NUMBERS = (
     "expected numbers: text and categories become features as {{column: {0}, categories: [...]}}; "

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.job.features import FeatureColumn, Part
-from pipeline.sources.arrow_types import is_text
+from pipeline.sources.columns.arrow_types import is_text
 
 Mask = npt.NDArray[np.bool_]
 _UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}

@@ -19,9 +19,9 @@ from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import FEATURES
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
-from pipeline.sources.feature_categories import find_categories
-from pipeline.sources.feature_limits import FeatureRows, Piece, Values, is_whole_decimal, judged
-from pipeline.sources.feature_times import read_times
+from pipeline.sources.features.categories import find_categories
+from pipeline.sources.features.exactness import FeatureRows, Piece, Values, is_whole_decimal, judged
+from pipeline.sources.features.times import read_times
 
 WIDTHS = b"widths"
 """Key in the metadata of the field `FEATURES`: a JSON list with the length of each feature that is

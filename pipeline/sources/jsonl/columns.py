@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import FEATURES
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
-from pipeline.sources.arrow_types import is_text
-from pipeline.sources.columns.choice import fields_of_part
-from pipeline.sources.feature_columns import WIDTHS
-from pipeline.sources.pass_through import Problems, cast_column
+from pipeline.sources.columns.arrow_types import is_text
+from pipeline.sources.columns.pass_through import Problems, cast_column
+from pipeline.sources.features.vectors import WIDTHS
+from pipeline.sources.input_columns import fields_of_part
 from pipeline.sources.rows import Reader, binary_array
 
 KINDS = b"kinds"

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent, SliceCut
-from pipeline.sources.fetch_policy import policy_of
-from pipeline.sources.jsonl import JsonlStream
-from pipeline.sources.jsonl_types import declare_jsonl
+from pipeline.sources.jsonl.stream import JsonlStream
+from pipeline.sources.jsonl.types import declare_jsonl
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import CountedByReading, Measured, RowIds
+from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.sources.column_path import Step
+from pipeline.sources.columns.column_path import Step
 
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d{1,9})\]")
 _HEAD = re.compile(r"[^.\[]+")

@@ -18,12 +18,12 @@ import pyarrow.json
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
-from pipeline.sources.column_path import paths_of, take_paths, value_at
 from pipeline.sources.columns.base import STAGE, Failures
-from pipeline.sources.jsonl_columns import Column, described
-from pipeline.sources.jsonl_lines import BLANK, Block
-from pipeline.sources.jsonl_nested import Nesting
-from pipeline.sources.pass_through import Problems
+from pipeline.sources.columns.column_path import paths_of, take_paths, value_at
+from pipeline.sources.columns.pass_through import Problems
+from pipeline.sources.jsonl.columns import Column, described
+from pipeline.sources.jsonl.lines import BLANK, Block
+from pipeline.sources.jsonl.nested import Nesting
 
 MAX_DEPTH = 200
 """Lists and objects inside each other; Python's own parser ends below 1,000."""

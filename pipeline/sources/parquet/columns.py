@@ -17,8 +17,9 @@ from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import PART, RESERVED_COLUMNS, TEXT_FEATURE
 from pipeline.job.source import Source
-from pipeline.sources.arrow_types import is_binary, is_text, parse_type
-from pipeline.sources.column_path import (
+from pipeline.sources.columns.arrow_types import is_binary, is_text, parse_type
+from pipeline.sources.columns.base import InShards
+from pipeline.sources.columns.column_path import (
     ColumnPath,
     NoColumnError,
     find,
@@ -26,8 +27,7 @@ from pipeline.sources.column_path import (
     paths_of,
     with_paths,
 )
-from pipeline.sources.columns.base import InShards
-from pipeline.sources.columns.choice import columns_of
+from pipeline.sources.input_columns import columns_of
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_r
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason
 from pipeline.job.source import Source
-from pipeline.sources.column_path import leaf_paths, paths_of, with_paths
-from pipeline.sources.columns.choice import columns_of
+from pipeline.sources.columns.column_path import leaf_paths, paths_of, with_paths
+from pipeline.sources.columns.pass_through import declare, type_problem
 from pipeline.sources.extents import Extent
-from pipeline.sources.fetch_policy import policy_of
-from pipeline.sources.int96 import UNIT
-from pipeline.sources.parquet_columns import check_names, named_columns, schema_problem
-from pipeline.sources.pass_through import declare, type_problem
+from pipeline.sources.input_columns import columns_of
+from pipeline.sources.parquet.columns import check_names, named_columns, schema_problem
+from pipeline.sources.parquet.int96 import UNIT
+from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
 
 _FOOTER_THREADS = 16

@@ -9,8 +9,8 @@ import pyarrow as pa
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
-from pipeline.sources.parquet import ParquetStream
-from pipeline.sources.parquet_footers import measure_again, measure_parquet
+from pipeline.sources.parquet.footers import measure_again, measure_parquet
+from pipeline.sources.parquet.stream import ParquetStream
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import CountedBeforeReading, CountsRows, Measured, RowIds
 from pipeline.storage.store import Store, StoredFile

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from pipeline.core.arrays import Numbers
 from pipeline.sources.extents import Extent
-from pipeline.sources.int96 import UNIT
-from pipeline.sources.parquet_footers import arrow_errors, open_parquet
-from pipeline.sources.parquet_groups import Batching, group_batches
-from pipeline.sources.parquet_sizes import rows_within
+from pipeline.sources.parquet.footers import arrow_errors, open_parquet
+from pipeline.sources.parquet.groups import Batching, group_batches
+from pipeline.sources.parquet.int96 import UNIT
+from pipeline.sources.parquet.sizes import rows_within
 from pipeline.sources.rows import require_unchanged
 from pipeline.storage.store import Store
 

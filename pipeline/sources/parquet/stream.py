@@ -11,21 +11,21 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
-from pipeline.core.counters import Counters
 from pipeline.core.failures import Failure, Reason
-from pipeline.sources.column_path import take_paths
+from pipeline.core.figures.counters import Counters
 from pipeline.sources.columns.base import STAGE
-from pipeline.sources.columns.choice import columns_of
+from pipeline.sources.columns.column_path import take_paths
+from pipeline.sources.columns.table_rows import to_rows
+from pipeline.sources.columns.value_sizes import bounded
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent
-from pipeline.sources.int96 import Int96Reader, Moments, int96_columns
-from pipeline.sources.parquet_columns import Needed, needed_columns
-from pipeline.sources.parquet_footers import is_unreadable
-from pipeline.sources.parquet_groups import Batching
-from pipeline.sources.parquet_shard import Shard, open_shard
-from pipeline.sources.parquet_sizes import MAX_BATCH_BYTES
+from pipeline.sources.input_columns import columns_of
+from pipeline.sources.parquet.columns import Needed, needed_columns
+from pipeline.sources.parquet.footers import is_unreadable
+from pipeline.sources.parquet.groups import Batching
+from pipeline.sources.parquet.int96 import Int96Reader, Moments, int96_columns
+from pipeline.sources.parquet.shard import Shard, open_shard
+from pipeline.sources.parquet.sizes import MAX_BATCH_BYTES
 from pipeline.sources.rows import Reader, changed, failed_rows, require_unchanged
-from pipeline.sources.table_rows import to_rows
-from pipeline.sources.value_sizes import bounded
 
 _BATCH_BYTES = 16 << 20
 _TABLE_BATCH_BYTES = 64 << 20

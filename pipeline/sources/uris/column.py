@@ -11,11 +11,11 @@ from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.job.source import Source
-from pipeline.sources.arrow_types import is_text, plain_type
+from pipeline.sources.columns.arrow_types import is_text, plain_type
 from pipeline.sources.columns.base import STAGE, Failures, InputRows, InShards, Place
-from pipeline.sources.fetch import fetch_many
-from pipeline.sources.fetch_policy import policy_of
 from pipeline.sources.rows import binary_array
+from pipeline.sources.uris.fetch import fetch_many
+from pipeline.sources.uris.policy import policy_of
 
 
 @dataclass(frozen=True)

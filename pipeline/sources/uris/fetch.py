@@ -24,7 +24,8 @@ from urllib.parse import urljoin
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason, RowError
 from pipeline.core.printable import clean_message
-from pipeline.sources.fetch_policy import (
+from pipeline.sources.uris.http import Network, Web
+from pipeline.sources.uris.policy import (
     CONTROL,
     SCHEME,
     URI_MAX_CHARS,
@@ -33,7 +34,6 @@ from pipeline.sources.fetch_policy import (
     rooted,
     shown_uri,
 )
-from pipeline.sources.http_fetch import Network, Web
 from pipeline.storage.errors import redact
 from pipeline.storage.store import Store
 

@@ -21,7 +21,7 @@ from urllib.parse import quote, urljoin
 from pipeline.core.backoff import wait_before_retry
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason, RowError
-from pipeline.sources.fetch_policy import (
+from pipeline.sources.uris.policy import (
     PATH_SAFE,
     Address,
     FetchPolicy,

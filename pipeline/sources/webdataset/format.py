@@ -11,11 +11,11 @@ from pipeline.core.errors import JobError
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent, SliceCut
-from pipeline.sources.parquet_columns import check_names
+from pipeline.sources.parquet.columns import check_names
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import CountedByReading, Measured, RowIds
-from pipeline.sources.webdataset import TarStream
-from pipeline.sources.webdataset_rows import column_type
+from pipeline.sources.webdataset.rows import column_type
+from pipeline.sources.webdataset.stream import TarStream
 from pipeline.storage.store import Store, StoredFile
 
 

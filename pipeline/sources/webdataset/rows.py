@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
 from pipeline.sources.columns.base import STAGE
-from pipeline.sources.tar_archive import Archive, Member, open_archive
+from pipeline.sources.webdataset.tar_archive import Archive, Member, open_archive
 from pipeline.sources.whole_file import Broken
 
 MAX_VALUE_BYTES = 2**20

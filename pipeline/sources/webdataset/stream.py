@@ -8,11 +8,11 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipeline.core.counters import Counters
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE
 from pipeline.sources.extents import Extent, SliceCut
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
-from pipeline.sources.webdataset_rows import TarRow, TarSpec, iter_rows
+from pipeline.sources.webdataset.rows import TarRow, TarSpec, iter_rows
 from pipeline.sources.whole_file import open_whole
 
 

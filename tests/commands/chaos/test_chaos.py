@@ -30,7 +30,7 @@ from pipeline.commands.chaos.kills import Killed, choose_kills
 from pipeline.commands.chaos.processes import FinishedRun
 from pipeline.commands.chaos.sample import Sample, take_sample
 from pipeline.commands.chaos.table import fault_rows, in_all
-from pipeline.commands.demo_photos import build_images, build_parquet
+from pipeline.commands.demo.photos import build_images, build_parquet
 from pipeline.core import backoff
 from pipeline.core.backoff import retries_taken
 from pipeline.core.errors import JobError
@@ -39,7 +39,7 @@ from pipeline.job.source import Source
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.fault_plan import (
     Injected,

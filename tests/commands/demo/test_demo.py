@@ -10,12 +10,12 @@ from checkout import ROOT
 from cli import Result, pipeline
 from snapshots import make_snapshot
 
-from pipeline.commands.demo import build_demo, demo_job
-from pipeline.commands.demo_photos import Built
-from pipeline.commands.demo_texts import MODEL, QUERIES
-from pipeline.commit.read import read_predictions
+from pipeline.commands.demo.demo import build_demo, demo_job
+from pipeline.commands.demo.photos import Built
+from pipeline.commands.demo.texts import MODEL, QUERIES
+from pipeline.commit.published.read import read_predictions
 from pipeline.job.job import Run
-from pipeline.job.loader import load_job
+from pipeline.job.reading.loader import load_job
 
 ROWS = 40
 JOBS = ROOT / "jobs"

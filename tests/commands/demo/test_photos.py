@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.commands import demo_photos
-from pipeline.commands.demo_photos import base_photos, build_images, build_parquet, photo_rows
+from pipeline.commands.demo.demo import photos as demo_photos
+from pipeline.commands.demo.photos import base_photos, build_images, build_parquet, photo_rows
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
 
 NUM_ROWS, NUM_BAD = 40, 6
 

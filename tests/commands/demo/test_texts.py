@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.commands.demo_texts import (
+from pipeline.commands.demo.texts import (
     MODEL,
     PACKAGES,
     QUERIES,

@@ -13,7 +13,7 @@ import pytest
 from checkout import PYTHONPATH, SUPPORT
 from published import run_here
 
-from pipeline.commit.compaction import Compacted, Compactor, SizedSlice, compact_slices
+from pipeline.commit.parts.compaction import Compacted, Compactor, SizedSlice, compact_slices
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import prediction_schema, staged_schema
@@ -169,7 +169,7 @@ PEAK = """
 import resource, sys
 import numpy as np, pyarrow as pa
 from published import run_here
-from pipeline.commit.compaction import Compactor, compact_slices
+from pipeline.commit.parts.compaction import Compactor, compact_slices
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import prediction_schema, staged_schema
 from pipeline.core.slices import SliceKey

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.commit.compaction import Compactor
 from pipeline.commit.layout import Layout
-from pipeline.commit.part_merge import Merger, interleave, merge_parts
-from pipeline.commit.row_positions import (
+from pipeline.commit.parts.compaction import Compactor
+from pipeline.commit.parts.part_merge import Merger, interleave, merge_parts
+from pipeline.commit.parts.row_positions import (
     from_metadata,
     keys_of,
     make_positions,

@@ -18,16 +18,16 @@ from published import (
     snapshot,
 )
 
-from pipeline.commit.compaction import Compactor
-from pipeline.commit.describe import describe_output
 from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import Manifest, Part, current_manifest
-from pipeline.commit.partition_columns import compact_by_value
+from pipeline.commit.parts.compaction import Compactor
+from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.publish import commit, settle
-from pipeline.commit.read import read_predictions
-from pipeline.commit.rollback import rollback
+from pipeline.commit.published.describe import describe_output
+from pipeline.commit.published.read import read_predictions
+from pipeline.commit.published.rollback import rollback
+from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import StagingWriter, quarantine_without_folder
-from pipeline.commit.verify import verify_output
 from pipeline.core.errors import GateRefused
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.hive_paths import MAX_VALUES, values_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.commit.row_ids import find_duplicates, hash_ids, read_hashes, sum_hashes
+from pipeline.commit.parts.row_ids import find_duplicates, hash_ids, read_hashes, sum_hashes
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.slices import SliceKey

@@ -11,20 +11,20 @@ from PIL import Image
 from published import DAY, Rows, labels_of, publish_rows, put_report, snapshot
 from rich.console import Console
 
-from pipeline.commands.plan import describe_plan
-from pipeline.commit.describe import describe_output
 from pipeline.commit.layout import Layout, staged_name
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit
-from pipeline.commit.read import read_predictions
-from pipeline.commit.verify import verify_output
-from pipeline.core.counters import StageCounters
+from pipeline.commit.published.describe import describe_output
+from pipeline.commit.published.read import read_predictions
+from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.figures.counters import StageCounters
 from pipeline.job.job import Job
+from pipeline.operations.plan import describe_plan
 from pipeline.report.document import RunFacts, build_report
-from pipeline.report.document_table import render_document
 from pipeline.report.history import load_report
-from pipeline.report.recorder import RunRecorder
+from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.showing.document_table import render_document
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
 from pipeline.storage.store import Store

@@ -21,17 +21,17 @@ from published import (
     read_part_table,
 )
 
-from pipeline.commit import verify as verify_module
 from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit, settle
-from pipeline.commit.receipt import Check
-from pipeline.commit.row_ids import hash_ids, sum_hashes
-from pipeline.commit.verify import verify_output
+from pipeline.commit.published import verify as verify_module
+from pipeline.commit.published.receipt import Check
+from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.schema import prediction_schema
-from pipeline.plan.plan import Plan
+from pipeline.planning.plan import Plan
 from pipeline.sources.extents import Extent
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store

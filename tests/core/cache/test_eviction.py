@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core import cache_room
-from pipeline.core.cache_folder import cache_folder
-from pipeline.core.cache_room import UNUSED_S, make_room, use
-from pipeline.core.node_cache import claim, kept
+from pipeline.core.cache import eviction as cache_room
+from pipeline.core.cache.cache_folder import cache_folder
+from pipeline.core.cache.eviction import UNUSED_S, make_room, use
+from pipeline.core.cache.node_cache import claim, kept
 
 SIZE = 1000
 USER = """
 import sys
-from pipeline.core.node_cache import kept
+from pipeline.core.cache.node_cache import kept
 kept(sys.argv[1], lambda folder: None)
 print("in use", flush=True)
 sys.stdin.read()
@@ -27,7 +27,7 @@ sys.stdin.read()
 
 READER = """
 import os
-from pipeline.core.node_cache import kept
+from pipeline.core.cache.node_cache import kept
 
 print("ready", flush=True)
 found = []

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.cache_folder import cache_folder
-from pipeline.core.node_cache import kept
+from pipeline.core.cache.cache_folder import cache_folder
+from pipeline.core.cache.node_cache import kept
 
 
 def test_what_could_not_be_written_whole_is_not_kept(

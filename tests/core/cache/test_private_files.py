@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.doctor_machine import _disk_of_ray
+from pipeline.core.cache.node_cache import claim, kept
+from pipeline.core.cache.private_files import first_of, open_file, opened
 from pipeline.core.errors import InfraError
-from pipeline.core.node_cache import claim, kept
-from pipeline.core.private_files import first_of, open_file, opened
-from pipeline.core.terminal import native_errors_to
 from pipeline.execution.embedded import ray_folder
 from pipeline.execution.embedded.ray_folder import RayFolder, weakness
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.tasks import attempts_in
+from pipeline.operations.doctor_machine import _disk_of_ray
+from pipeline.process.terminal import native_errors_to
 
 OTHER_USER = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")

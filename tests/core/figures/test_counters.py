@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.counters import (
+from pipeline.core.errors import PipelineError
+from pipeline.core.figures.counters import (
     STAGES,
     STARTUP_PARTS,
     Counters,
@@ -15,7 +16,6 @@ from pipeline.core.counters import (
     merge,
     stages_with,
 )
-from pipeline.core.errors import PipelineError
 
 counts = st.integers(0, 2**50)
 # Multiples of 2**-10 s below 2**20 s add without rounding, so associativity can be asked exactly.

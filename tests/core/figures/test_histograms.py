@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.histograms import (
+from pipeline.core.figures.histograms import (
     DIRECTIONS,
     MAX_BINS,
     MAX_COUNTED_TARGETS,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from model_cases import resolve
 
-from pipeline.core.allowed_imports import source_digest
 from pipeline.core.errors import JobError
+from pipeline.core.user_code.allowed_imports import source_digest
 
 GONE = ("models.os:system", "models.os.path:join", "models.colours.__class__:mro")
 """`models` is a module and no package."""

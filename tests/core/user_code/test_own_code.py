@@ -22,19 +22,20 @@ import yaml
 from checkout import ROOT
 from tiny_tokenizer import make_tokenizer
 
-from pipeline.commands.plan import describe_plan
-from pipeline.core import own_code, registry
+from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.core.own_code import errors_told, module_of
 from pipeline.core.registry import RUNTIMES, SOURCES, TASKS
 from pipeline.core.schema import IMAGE, ROW_ID, URI
+from pipeline.core.user_code import own_code
+from pipeline.core.user_code.own_code import errors_told, module_of
 from pipeline.execution.stages import Preprocessing
-from pipeline.inference.prediction_table import to_table
+from pipeline.inference.slices.prediction_table import to_table
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.plan.plan import what_changed
+from pipeline.operations.plan import describe_plan
+from pipeline.planning.plan import what_changed
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipeline.core.allowed_imports import import_callable
 from pipeline.core.errors import InfraError, JobError, PipelineError
-from pipeline.core.user_errors import place, tell
+from pipeline.core.user_code.allowed_imports import import_callable
+from pipeline.core.user_code.user_errors import place, tell
 from pipeline.execution.tasks import ray_errors
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec

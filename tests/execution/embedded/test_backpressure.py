@@ -8,14 +8,14 @@ import sys
 
 from cli import environment
 
-from pipeline.execution.cluster.backpressure import SLICES, SLICES_PER_ACTOR
+from pipeline.execution.embedded.backpressure import SLICES, SLICES_PER_ACTOR
 
 NUM_ROWS = 200
 SCRIPT = f"""
 import json, time
 from pipeline.execution.cluster import in_flight
 from pipeline.execution.cluster.connect import connect
-from pipeline.execution.cluster.backpressure import limit_read_ahead
+from pipeline.execution.embedded.backpressure import limit_read_ahead
 
 class Slow:
     def __call__(self, batch):

@@ -118,7 +118,7 @@ def test_what_stands_in_the_place_of_an_agent_ends_with_its_raylet_and_not_befor
 
 STARTS_TIED = """
 import os, subprocess, sys
-from pipeline.core.parent_death import tied_to
+from pipeline.process.parent_death import tied_to
 
 waits = [sys.executable, "-c", "import os; print(os.getpid(), flush=True); input()"]
 process = subprocess.Popen(tied_to(os.getpid(), waits), stdin=subprocess.PIPE)

@@ -29,14 +29,14 @@ from deadly import (
     rows_of,
 )
 
-from pipeline.core.counters import ISOLATED, Counters, StageCounters
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.figures.counters import ISOLATED, Counters, StageCounters
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, Guard
 from pipeline.execution.isolation.row_isolation import StagePlan, fail
 from pipeline.execution.stages import Preprocessing, SliceWork
-from pipeline.preprocessing.image_input import ImageInput
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.image_input import ImageInput
+from pipeline.preprocessing.images.transform import TransformSpec
 
 NAME = "predict-0-0"
 
@@ -250,7 +250,7 @@ def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
 
 WATCHED = """
 import ctypes, time
-from pipeline.core.watchdog import tick, pause, watch
+from pipeline.process.watchdog import tick, pause, watch
 def go_on(seconds):
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -18,8 +18,8 @@ from s3server import S3Server
 from tars import files
 from tars import pack as pack_tar
 
-from pipeline.core.counters import ISOLATED, merge
 from pipeline.core.failures import Reason
+from pipeline.core.figures.counters import ISOLATED, merge
 from pipeline.core.slices import SliceKey, unpack
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER

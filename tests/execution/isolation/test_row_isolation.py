@@ -38,9 +38,9 @@ from deadly import (
     wait_until,
 )
 
-from pipeline.core.counters import Counters
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failures_of
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import ERROR
 from pipeline.execution.isolation.child_process import Child, ChildResult
 from pipeline.execution.isolation.row_isolation import (

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.execution.environment import set_gpu_allocator
-from pipeline.inference import accelerator
-from pipeline.inference.accelerator import Gpu, memory_fraction
+from pipeline.inference.devices import accelerator
+from pipeline.inference.devices.accelerator import Gpu, memory_fraction
 
 GIB = 1 << 30
 L4_BYTES = 22 * GIB

@@ -16,18 +16,18 @@ import torch
 from cli import pipeline, write_job
 from predicting import PASS_THROUGH, Convolved, images, predict, rows_of
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commit.garbage import unneeded_models
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.published.garbage import unneeded_models
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.model_store import fetch_model, model_path, store_model
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.int8 import _channel_scales
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.tuning.calibration import calibrate
+from pipeline.runs.tuning.trials.calibration import calibrate
 from pipeline.storage.store import Store
 
 onnx = pytest.importorskip("onnx")

@@ -23,11 +23,11 @@ from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.int8 import quantise
 from pipeline.job.model import Model
 from pipeline.job.transform import Transform
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Arrays, Limits
-from pipeline.runs.tuning.calibration import calibrate
-from pipeline.runs.tuning.workload import run_batches
+from pipeline.runs.tuning.trials.calibration import calibrate
+from pipeline.runs.tuning.trials.workload import run_batches
 from pipeline.storage.store import Store
 
 onnx = pytest.importorskip("onnx")

@@ -15,7 +15,7 @@ import torch
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes.onnx_binding import bound
 from pipeline.inference.runtimes.onnx_runtime import cuda_options, provider_reason, require_on_gpu
-from pipeline.models.directories.onnx_file import read_onnx_facts
+from pipeline.models.directories.onnx.file import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -16,18 +16,18 @@ from checkout import PYTHONPATH
 from predicting import Convolved, images, predict, predictor, rows_of
 from tiny_tokenizer import text_settings
 
+from pipeline.core.cache.node_cache import key_of
 from pipeline.core.errors import JobError
-from pipeline.core.node_cache import key_of
 from pipeline.core.registry import RUNTIMES, load, names
 from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versions
 from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.opening import make_runner
 from pipeline.job.model import AUTO
-from pipeline.preprocessing.image_input import ImageInput
+from pipeline.preprocessing.images.image_input import ImageInput
+from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits
-from pipeline.preprocessing.text_input import TextInput
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.texts.text_input import TextInput
 
 NAMES = ("eager", "compile", "compile-quick", "onnxruntime", "openvino", "mnn", "row-by-row")
 ALL = pytest.mark.parametrize("name", NAMES)

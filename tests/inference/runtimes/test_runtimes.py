@@ -14,9 +14,9 @@ import torch
 from predicting import Convolved, images, predict, predictor, rows_of
 from selection import quick_cases
 
-from pipeline.core.counters import REFERENCE_CHECK
+from pipeline.core.cache.node_cache import claim
 from pipeline.core.errors import JobError
-from pipeline.core.node_cache import claim
+from pipeline.core.figures.counters import REFERENCE_CHECK
 from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
@@ -24,8 +24,8 @@ from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.mnn import PUBLIC_CONVERTER, convert
 from pipeline.inference.runtimes.opening import dtype_of, make_runner
 from pipeline.models.agreement import AgreementLimits
-from pipeline.preprocessing.image_input import ImageInput
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.image_input import ImageInput
+from pipeline.preprocessing.images.transform import TransformSpec
 
 ON_CPU = [
     (runtime.name, precision)
@@ -153,7 +153,11 @@ def test_one_process_of_a_node_has_a_claim(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert claim("a")
     assert claim("a")  # its own
-    other = [sys.executable, "-c", "from pipeline.core.node_cache import claim; print(claim('a'))"]
+    other = [
+        sys.executable,
+        "-c",
+        "from pipeline.core.cache.node_cache import claim; print(claim('a'))",
+    ]
     assert subprocess.check_output(other, text=True).strip() == "False"
     path = tmp_path / "batch-inference-pipeline" / "claims" / "a"
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],

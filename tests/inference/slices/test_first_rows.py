@@ -12,8 +12,8 @@ from predicting import BAD, BLACK, WHITE, images, is_predicted, predict, predict
 
 from pipeline.core.causes import AlikeError
 from pipeline.core.failures import Failure, Reason
-from pipeline.inference.first_rows import FirstRows, Raised
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.slices.first_rows import FirstRows, Raised
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import OutputError, OutputSpec, TaskSpec
 

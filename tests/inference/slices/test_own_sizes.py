@@ -17,14 +17,14 @@ from predicting import PASS_THROUGH, Pooled, predict, predictor
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.inference.device_buffers import DeviceBuffer
+from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
-from pipeline.preprocessing.decode import DecodeLimits, decode_image
-from pipeline.preprocessing.image_input import ImageInput
+from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.images.image_input import ImageInput
+from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, Limits, bytes_of, is_varying
-from pipeline.preprocessing.transform import TransformSpec
 
 OWN_SIZE = {"resize": "none", "size_px": None, "resize_px": None, "interpolation": None}
 SPEC = TransformSpec(None, None, None, (0.0,) * 3, (1.0,) * 3, resize="none")

@@ -9,9 +9,9 @@ import pytest
 from tiny_tokenizer import text_settings
 
 from pipeline.core.schema import NUM_TOKENS
-from pipeline.inference.pending_batches import Batches, Timer
+from pipeline.inference.slices.pending_batches import Batches, Timer
 from pipeline.preprocessing.model_input import BatchLimits
-from pipeline.preprocessing.text_input import TextInput
+from pipeline.preprocessing.texts.text_input import TextInput
 
 LENGTHS = np.array([3, 16, 5, 9, 2, 12, 7], np.int32)
 EACH = np.arange(len(LENGTHS))

@@ -12,7 +12,7 @@ import pytest
 from fake_device import FakeGpu, installed
 from predicting import BAD, BLACK, WHITE, config_of, images, predictor, rows_of
 
-from pipeline.core.counters import Counters
+from pipeline.core.figures.counters import Counters
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan

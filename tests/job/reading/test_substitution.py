@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from pipeline.job.substitution import Secrets, Substitution
+from pipeline.job.reading.substitution import Secrets, Substitution
 
 DAY = dt.date(2026, 11, 24)
 

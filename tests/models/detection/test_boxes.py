@@ -9,11 +9,11 @@ import pytest
 import torch
 from torchvision.ops import batched_nms, box_convert
 
-from pipeline.models import boxes as boxes_module
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.box_agreement import Detections, compare, match
-from pipeline.models.boxes import Candidates, best, corners
-from pipeline.models.detector_outputs import candidates
+from pipeline.models.detection import boxes as boxes_module
+from pipeline.models.detection.box_agreement import Detections, compare, match
+from pipeline.models.detection.boxes import Candidates, best, corners
+from pipeline.models.detection.detector_outputs import candidates
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import OutputError, Task, TaskSpec
 

@@ -15,13 +15,13 @@ from snapshots import change_json, make_snapshot
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.detector_facts import FAMILIES
 from pipeline.models.directories.facts import read_facts
-from pipeline.models.directories.image_transform import read_transform
+from pipeline.models.directories.image.detector_facts import FAMILIES
+from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.geometry import placement
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.geometry import placement
+from pipeline.preprocessing.images.transform import TransformSpec
 
 HEIGHT, WIDTH = 64, 96
 MIN_SCORE = 0.05

@@ -25,8 +25,8 @@ from snapshots import make_snapshot, make_timm
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import IMAGE, ROW_ID, TEXT, URI
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
 from pipeline.preprocessing.model_input import Limits
 

@@ -20,11 +20,11 @@ from snapshots import (
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.facts import read_facts
-from pipeline.models.directories.image_transform import read_transform
+from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.resizing import resize_and_crop
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.resizing import resize_and_crop
+from pipeline.preprocessing.images.transform import TransformSpec
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

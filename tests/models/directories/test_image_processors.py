@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from snapshots import VISION_FAMILIES, change_json, make_snapshot, make_timm, write_image_processor
 
-from pipeline.commands.demo_photos import photo_rows
+from pipeline.commands.demo.photos import photo_rows
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.facts import read_facts
-from pipeline.models.directories.image_transform import read_transform, told
+from pipeline.models.directories.image.image_transform import read_transform, told
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.resizing import resize_and_crop
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.resizing import resize_and_crop
+from pipeline.preprocessing.images.transform import TransformSpec
 
 MAX_LEVELS = 1.0
 """Of 255, against processors on torchvision."""

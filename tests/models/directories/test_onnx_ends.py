@@ -8,7 +8,7 @@ import onnx_files
 import pytest
 from onnx import helper
 
-from pipeline.models.directories.onnx_classes import activation_of
+from pipeline.models.directories.onnx.classes import activation_of
 
 ML = "ai.onnx.ml"
 

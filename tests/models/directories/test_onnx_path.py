@@ -13,10 +13,10 @@ import torch
 from s3server import S3Server
 
 from pipeline.core.errors import JobError
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.models.directories.opening import open_facts
 from pipeline.models.directories.snapshot import local
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, load_module
 
 LABELS = ["a", "b", "c", "d", "e"]

@@ -15,10 +15,10 @@ from s3server import S3Server
 from safetensors.torch import load_file, save_file
 from snapshots import change_json, make_snapshot, write_json
 
-from pipeline.core import cache_room
-from pipeline.core.cache_folder import cache_folder
+from pipeline.core.cache import eviction as cache_room
+from pipeline.core.cache.cache_folder import cache_folder
+from pipeline.core.cache.node_cache import kept
 from pipeline.core.errors import JobError
-from pipeline.core.node_cache import kept
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.facts import read_facts
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory

@@ -8,7 +8,7 @@ import pytest
 from shard_columns import features_of
 
 from pipeline.core.errors import JobError
-from pipeline.models.column_choice import match_columns
+from pipeline.models.resolving.column_choice import match_columns
 from pipeline.preprocessing.model_input import TensorColumn
 
 COLUMNS = (

@@ -17,7 +17,7 @@ from snapshots import change_json, make_snapshot, make_timm
 from pipeline.core.errors import JobError
 from pipeline.job.model import Model
 from pipeline.job.transform import Transform
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 
 RGB = models.TRANSFORM

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from pipeline.core.errors import JobError
 from pipeline.job.transform import Transform
-from pipeline.models.transform_choice import choose_transform
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.models.resolving.transform_choice import choose_transform
+from pipeline.preprocessing.images.transform import TransformSpec
 
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 OWN = TransformSpec(224, 256, "bicubic", **HALF)

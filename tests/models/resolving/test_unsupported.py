@@ -9,8 +9,8 @@ import pytest
 from model_cases import resolve
 
 from pipeline.core.errors import JobError
+from pipeline.models.resolving.unsupported import describe_name
 from pipeline.models.torchvision_catalog import torchvision_facts
-from pipeline.models.unsupported import describe_name
 
 
 def refusal(**model: Any) -> str:

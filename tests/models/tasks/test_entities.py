@@ -25,7 +25,7 @@ from pipeline.core.schema import OFFSETS, TEXT, WORD_IDS
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, OutputError, TaskSpec
-from pipeline.preprocessing.word_ids import WordRule
+from pipeline.preprocessing.texts.word_ids import WordRule
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC", "X-O", "Y-LOC")
 STRATEGIES = ("none", "simple", "first", "average", "max")

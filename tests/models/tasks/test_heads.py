@@ -12,10 +12,10 @@ import torch
 from models import LABELS, TRANSFORM
 
 from pipeline.core.errors import JobError
-from pipeline.core.histograms import measure_numbers
+from pipeline.core.figures.histograms import measure_numbers
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import OutputError, Task
 

@@ -12,8 +12,8 @@ import pytest
 from snapshots import make_snapshot, make_timm
 
 from pipeline.core.errors import JobError
-from pipeline.job.loader import parse_job
-from pipeline.models.resolve import resolve_model
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.scores import look_alike, scores_told

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, load, names
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, OFFSETS, TEXT, WIDTH_PX, WORD_IDS
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import OutputError, OutputSpec, Task, TaskSpec

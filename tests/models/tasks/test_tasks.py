@@ -20,14 +20,14 @@ from checkout import ROOT
 from cli import pipeline, write_job
 from PIL import Image
 
-from pipeline.commit.read import read_predictions
+from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import feature_fields, source_schema
 from pipeline.inference.predictor import Predictor
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import OutputSpec, TaskSpec

@@ -14,12 +14,12 @@ from cli import pipeline, write_job
 from model_cases import resolve
 from torch import nn
 
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
+from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.node_cache import tensors_digest
-from pipeline.inference.device import load_runner
-from pipeline.models.factory_tensors import hand_on, pin, seeded
+from pipeline.inference.devices.device import load_runner
 from pipeline.models.spec import PredictorConfig, load_module, load_pinned
+from pipeline.models.weights.factory_tensors import hand_on, pin, seeded
 from pipeline.storage.store import Store
 
 PATH = "_control/all/tensors/f.json"

@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.core.errors import JobError
 from pipeline.job.model import Model
 from pipeline.models.spec import load_module
-from pipeline.models.state_dict import load_state
+from pipeline.models.weights.state_dict import load_state
 
 
 def loads(path: str, **model: Any) -> bool:

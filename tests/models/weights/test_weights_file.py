@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from pipeline.core.errors import JobError
-from pipeline.models.weights import read_weights, weights_digest
-from pipeline.models.weights_file import check_weights
+from pipeline.models.weights.weights import read_weights, weights_digest
+from pipeline.models.weights.weights_file import check_weights
 from pipeline.storage.store import Store
 
 STATE = {"head.weight": torch.full((5, 3), 2.0), "head.bias": torch.arange(5.0)}

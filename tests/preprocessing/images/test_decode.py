@@ -23,10 +23,10 @@ from badfiles import (
 from PIL import Image, ImageOps
 
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.preprocessing.geometry import shrink_factor
-from pipeline.preprocessing.resizing import resize_and_crop
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images.geometry import shrink_factor
+from pipeline.preprocessing.images.resizing import resize_and_crop
+from pipeline.preprocessing.images.transform import TransformSpec
 
 SEED = 7
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)

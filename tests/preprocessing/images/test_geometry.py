@@ -10,16 +10,16 @@ from PIL import Image
 
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, WIDTH_PX
-from pipeline.preprocessing.decode import DecodeLimits
-from pipeline.preprocessing.geometry import (
+from pipeline.preprocessing.images.decode import DecodeLimits
+from pipeline.preprocessing.images.geometry import (
     Geometry,
     geometry,
     least_made_px,
     made_px,
     shrink_factor,
 )
-from pipeline.preprocessing.images import preprocess
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.images import preprocess
+from pipeline.preprocessing.images.transform import TransformSpec
 
 LIMITS = DecodeLimits(2**30, 10**9)
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

@@ -18,10 +18,9 @@ from PIL import Image, ImageOps
 
 from pipeline.core.failures import Reason, failure_columns
 from pipeline.core.schema import ERROR, ROW_ID, URI, source_schema
-from pipeline.preprocessing import image_formats
-from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.preprocessing.images import preprocess
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images.images import image_formats, preprocess
+from pipeline.preprocessing.images.transform import TransformSpec
 
 # Pillow warns of truncated files; the tests check the reason.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -274,8 +273,8 @@ def bombs() -> dict[str, bytes]:
 
 PROGRAM = """
 import json, pathlib, resource, sys, warnings
-from pipeline.preprocessing.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.preprocessing.image_formats import prepare_decoder
+from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images.image_formats import prepare_decoder
 warnings.simplefilter("ignore")
 for kind in ("TIFF", "AVIF", "HEIF"):
     prepare_decoder(kind)

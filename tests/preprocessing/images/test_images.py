@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.arrays import images_from_arrow
-from pipeline.core.counters import Counters
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.preprocessing.decode import DecodeLimits
-from pipeline.preprocessing.images import preprocess
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.core.figures.counters import Counters
+from pipeline.preprocessing.images.decode import DecodeLimits
+from pipeline.preprocessing.images.images import preprocess
+from pipeline.preprocessing.images.transform import TransformSpec
 
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
 SPEC = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

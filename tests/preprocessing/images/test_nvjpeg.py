@@ -24,21 +24,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.arrays import images_from_arrow
-from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.preprocessing.decode import (
+from pipeline.core.figures.counters import Counters
+from pipeline.preprocessing.images.decode import (
     RGB,
     DecodeLimits,
     decode_image,
     load_image_ops,
     plain_jpeg_px,
 )
-from pipeline.preprocessing.geometry import Sizes
-from pipeline.preprocessing.gpu_trust import FIRST_ROWS, ONE_IN, Trust
-from pipeline.preprocessing.images import preprocess
-from pipeline.preprocessing.jpeg_headers import plain_header
-from pipeline.preprocessing.nvjpeg import (
+from pipeline.preprocessing.images.geometry import Sizes
+from pipeline.preprocessing.images.gpu_trust import FIRST_ROWS, ONE_IN, Trust
+from pipeline.preprocessing.images.images import preprocess
+from pipeline.preprocessing.images.jpeg_headers import plain_header
+from pipeline.preprocessing.images.nvjpeg import (
     MAX_GROUP_PX,
     MAX_GROUP_ROWS,
     JpegGroups,
@@ -47,7 +47,7 @@ from pipeline.preprocessing.nvjpeg import (
     gpu_decoder,
     group,
 )
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.transform import TransformSpec
 
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
 SPEC = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

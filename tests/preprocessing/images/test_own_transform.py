@@ -19,13 +19,13 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pipeline.core.arrays import images_from_arrow
-from pipeline.core.counters import Counters
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.preprocessing.decode import DecodeLimits, decode_image
-from pipeline.preprocessing.images import preprocess
-from pipeline.preprocessing.own_transform import load_step, own_transform, try_step
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.core.figures.counters import Counters
+from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.images.images import preprocess
+from pipeline.preprocessing.images.own_transform import load_step, own_transform, try_step
+from pipeline.preprocessing.images.transform import TransformSpec
 
 SIZE_PX = own_transforms.SIZE_PX
 LIMITS = DecodeLimits(10**7, 10**6)

@@ -14,16 +14,16 @@ import torch
 from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
 
 from pipeline.core.arrays import images_from_arrow, images_to_arrow
-from pipeline.core.counters import REFERENCE_CHECK, Counters
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.figures.counters import REFERENCE_CHECK, Counters
 from pipeline.core.schema import EXACT
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.predictor import Predictor
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.preprocessing.reference_pixels import (
+from pipeline.preprocessing.images.reference_pixels import (
     NUM_REFERENCE_ROWS,
     choose_reference_rows,
     with_reference_pixels,

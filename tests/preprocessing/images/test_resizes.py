@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from pipeline.preprocessing.geometry import geometry, placement
-from pipeline.preprocessing.resizing import resize_and_crop, resize_and_crop_into, to_gray
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.preprocessing.images.geometry import geometry, placement
+from pipeline.preprocessing.images.resizing import resize_and_crop, resize_and_crop_into, to_gray
+from pipeline.preprocessing.images.transform import TransformSpec
 
 FILTERS = ("nearest", "nearest-exact", "bilinear", "bicubic")
 SIZES_PX = [(375, 500), (1200, 801), (224, 224), (33, 517), (90, 41), (3, 100), (640, 480), (5, 5)]

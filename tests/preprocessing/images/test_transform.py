@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode, v2
 
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.resizing import resize_and_crop, resize_and_crop_into, to_bytes
-from pipeline.preprocessing.transform import MAX_ASPECT_RATIO, TransformSpec, Untransformable
+from pipeline.preprocessing.images.resizing import resize_and_crop, resize_and_crop_into, to_bytes
+from pipeline.preprocessing.images.transform import MAX_ASPECT_RATIO, TransformSpec, Untransformable
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -238,7 +238,7 @@ def test_untransformable_survives_pickling() -> None:
 
 def test_a_spec_needs_no_torch() -> None:
     code = (
-        "import sys; from pipeline.preprocessing.transform import TransformSpec; "
+        "import sys; from pipeline.preprocessing.images.transform import TransformSpec; "
         "sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,8 +13,8 @@ from tiny_tokenizer import make_tokenizer, text_settings
 from tokenizers import Regex, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
-from pipeline.core.counters import Counters
 from pipeline.core.failures import failure_columns
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import (
     ERROR,
     ERROR_STAGE,
@@ -29,8 +29,8 @@ from pipeline.core.schema import (
     WORD_IDS,
 )
 from pipeline.preprocessing.model_input import Limits
-from pipeline.preprocessing.text_input import TextInput
-from pipeline.preprocessing.text_settings import TextSettings
+from pipeline.preprocessing.texts.text_input import TextInput
+from pipeline.preprocessing.texts.text_settings import TextSettings
 
 BACKTRACKS = r"(a+)+$|\s"
 """Tries 2**n ways over n letters `a` and another one; the library stops after ten million."""

@@ -6,7 +6,7 @@ from pipeline.commit.layout import staged_name
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
-from pipeline.report.slice_totals import SliceTotals
+from pipeline.report.recording.slice_totals import SliceTotals
 
 
 def test_a_row_that_loses_its_prediction_has_a_reason_and_no_label_any_more():

@@ -14,8 +14,8 @@ from cli import environment, write_job
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core import screen
-from pipeline.report.progress import WINDOW_S, Counts, Progress, Rate, describe, duration
+from pipeline.process import screen
+from pipeline.report.showing.progress import WINDOW_S, Counts, Progress, Rate, describe, duration
 
 SLICE = 64
 NUM_SLICES = 5
@@ -136,7 +136,7 @@ def test_a_record_stands_on_a_line_of_its_own_above_the_status() -> None:
 
 FIRST_WORD = """
 import sys
-from pipeline.report import progress
+from pipeline.report.showing import progress
 from pipeline.commands.app import app
 
 def phase(self, what, is_logged=True):

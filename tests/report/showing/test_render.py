@@ -10,9 +10,9 @@ import pytest
 from report_examples import CASES, FULL, everywhere
 from rich.console import Console
 
-from pipeline.core.counters import STAGES, StageCounters
+from pipeline.core.figures.counters import STAGES, StageCounters
 from pipeline.report.document import RunFacts, build_report, to_json
-from pipeline.report.render import render_table, to_html
+from pipeline.report.showing.render import render_table, to_html
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -9,12 +9,12 @@ import pytest
 from report_examples import FULL, ROWS, STREAMING_S, counted
 from rich.console import Console
 
-from pipeline.core.counters import TOKENS, TRUNCATED_ROWS, StageCounters
+from pipeline.core.figures.counters import TOKENS, TRUNCATED_ROWS, StageCounters
 from pipeline.report.document import Report, RunFacts, build_report, report_schema, to_json
-from pipeline.report.estimate import estimate
-from pipeline.report.forecast import make_forecasts
-from pipeline.report.limits import Load
-from pipeline.report.render import render_table, to_html
+from pipeline.report.showing.render import render_table, to_html
+from pipeline.report.speed.estimate import estimate
+from pipeline.report.speed.forecast import make_forecasts
+from pipeline.report.speed.limits import Load
 
 NUM_TOKENS, PADDED, CUT = 90_000, 100_000, 27
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stage_loads import counted, load_of
 
-from pipeline.core.counters import LAUNCH
-from pipeline.report.bottleneck import find_bottleneck
-from pipeline.report.limits import Load, find_limits, utilisation_pct
+from pipeline.core.figures.counters import LAUNCH
+from pipeline.report.speed.bottleneck import find_bottleneck
+from pipeline.report.speed.limits import Load, find_limits, utilisation_pct
 
 
 @given(st.floats(0.001, 1e6), st.floats(0.001, 1e4), st.floats(0, 1))

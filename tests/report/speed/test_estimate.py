@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_examples import FULL, ROWS, STREAMING_S, WALL_S
 
-from pipeline.core.counters import StageCounters
+from pipeline.core.figures.counters import StageCounters
 from pipeline.report.document import Report, RunFacts, build_report
-from pipeline.report.estimate import estimate
+from pipeline.report.speed.estimate import estimate
 
 # All rows of the partition were computed by this run.
 WHOLE = dataclasses.replace(FULL, rows=FULL.rows | {"total": ROWS, "resumed": 0})

@@ -30,17 +30,17 @@ from retry_runs import (
 )
 from selection import quick_cases
 
-from pipeline.commit.compaction import Compacted
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import log_numbers
+from pipeline.commit.parts.compaction import Compacted
 from pipeline.commit.publish import commit
-from pipeline.commit.rollback import history_numbers, rollback
-from pipeline.commit.verify import verify_output
+from pipeline.commit.published.rollback import history_numbers, rollback
+from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import GateRefused, InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
-from pipeline.models.resolve import resolve_model
-from pipeline.preprocessing.image_input import ImageInput
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.runs.retry.plan import replan
 from pipeline.runs.retry.quarantine import read_base, read_reasons, select_entries
 from pipeline.runs.retry.readmission import RetryMerge
@@ -486,7 +486,7 @@ def test_a_version_from_before_places_were_kept_is_refused(
 ):
     partition = make_partition(tmp_path, write_images)
     partition.broken = {"003.jpg"}
-    monkeypatch.setattr("pipeline.commit.part_writer.to_metadata", lambda numbers: {})
+    monkeypatch.setattr("pipeline.commit.parts.part_writer.to_metadata", lambda numbers: {})
     partition.run()
     with pytest.raises(JobError, match="was published before retries were possible"):
         partition.retry()

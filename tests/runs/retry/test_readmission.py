@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.commit.row_positions import keys_of, make_positions
+from pipeline.commit.parts.row_positions import keys_of, make_positions
 from pipeline.runs.retry.matching import Match
 from pipeline.runs.retry.readmission import merge_positions
 

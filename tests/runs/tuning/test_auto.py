@@ -15,16 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import LABELS
 
-from pipeline.commands.demo_photos import build_images
-from pipeline.commit.read import read_predictions
-from pipeline.core.cache_folder import PROFILES, cache_folder
-from pipeline.core.cpu import describe_processor, instruction_sets
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.published.read import read_predictions
+from pipeline.core.cache.cache_folder import PROFILES, cache_folder
+from pipeline.core.cache.cpu import describe_processor, instruction_sets
 from pipeline.core.errors import JobError
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.plan.allocation import Allocation
+from pipeline.planning.allocation import Allocation
 from pipeline.preprocessing.feature_input import FeatureInput
-from pipeline.runs.tuning.layout_trials import CPU_BATCHES
 from pipeline.runs.tuning.selection import (
     MAX_ATTEMPTS,
     candidates,
@@ -36,6 +35,7 @@ from pipeline.runs.tuning.selection import (
     time_left_s,
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
+from pipeline.runs.tuning.trials.layout_trials import CPU_BATCHES
 
 DATE = "2026-11-24"
 MAX_SCORE_DIFF = 0.01

@@ -11,7 +11,7 @@ import pytest
 from cli import pipeline, write_job
 from snapshots import TEXTS, make_snapshot
 
-from pipeline.runs.tuning.layout_trials import CPU_TOKENS
+from pipeline.runs.tuning.trials.layout_trials import CPU_TOKENS
 
 TUNE_S = 600
 NUM_ROWS = 96

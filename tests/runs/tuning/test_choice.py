@@ -14,8 +14,8 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.job.model import Model
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.plan.allocation import Allocation
-from pipeline.plan.plan import model_digest
+from pipeline.planning.allocation import Allocation
+from pipeline.planning.plan import model_digest
 from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.runs.tuning.beside import expected_left_s
 from pipeline.runs.tuning.budget import Budget

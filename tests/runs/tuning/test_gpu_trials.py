@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from predicting import images, predictor, rows_of
 
-from pipeline.inference.accelerator import CONTEXT_BYTES
-from pipeline.inference.device_buffers import DeviceBuffer
+from pipeline.inference.devices.accelerator import CONTEXT_BYTES
+from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.runtimes import all_runtimes
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.feature_input import FeatureInput
-from pipeline.runs.tuning.layout_trials import num_decoders
-from pipeline.runs.tuning.measure import Workload, overlapping, try_batch
-from pipeline.runs.tuning.memory import share_problem
-from pipeline.runs.tuning.runtime_trials import Search
 from pipeline.runs.tuning.selection import candidates
 from pipeline.runs.tuning.trial import Trial
-from pipeline.runs.tuning.workload import RunBatch
+from pipeline.runs.tuning.trials.layout_trials import num_decoders
+from pipeline.runs.tuning.trials.measure import Workload, overlapping, try_batch
+from pipeline.runs.tuning.trials.memory import share_problem
+from pipeline.runs.tuning.trials.runtime_trials import Search
+from pipeline.runs.tuning.trials.workload import RunBatch
 
 MIB = 1 << 20
 EAGER = [

@@ -12,22 +12,22 @@ from cli import environment, pipeline, write_job
 from models import LABELS
 
 import pipeline.runs.tuning.beside as beside_module
-from pipeline.commands.demo_photos import build_images
+from pipeline.commands.demo.photos import build_images
 from pipeline.commit.staging import StagedSlice
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import embedded_hardware
-from pipeline.job.loader import load_job
+from pipeline.job.reading.loader import load_job
 from pipeline.models.spec import EAGER, FP32
-from pipeline.plan.allocation import allocate
+from pipeline.planning.allocation import allocate
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
 from pipeline.runs.tuning.auto import opened, resolve_runtime
 from pipeline.runs.tuning.beside import Beside
 from pipeline.runs.tuning.choice import Choice
-from pipeline.runs.tuning.context import TuningContext, tuning_context
 from pipeline.runs.tuning.machines import machines_of
 from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile
 from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.trials.context import TuningContext, tuning_context
 
 FIRST, NEXT = ("--date", "2026-11-24"), ("--date", "2026-11-25")
 STOP = {"PIPELINE_FAILPOINT": "slice_done:term"}

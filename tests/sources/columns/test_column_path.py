@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.sources.column_path import (
+from pipeline.sources.columns.column_path import (
     NoColumnError,
     extract,
     find,

@@ -16,18 +16,18 @@ import pytest
 from published import run_here
 from shard_columns import read_all, source_of, text
 
-from pipeline.commit.compaction import Compacted, Compactor, compact_slices
-from pipeline.commit.partition_columns import compact_by_value
+from pipeline.commit.parts.compaction import Compacted, Compactor, compact_slices
+from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failures_of
 from pipeline.core.hive_paths import restore
 from pipeline.core.schema import LABEL_ID, SCORE, prediction_schema
 from pipeline.core.slices import SliceKey
-from pipeline.inference.prediction_table import to_table
+from pipeline.inference.slices.prediction_table import to_table
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.sources.arrow_types import published_type, type_trouble
+from pipeline.sources.columns.arrow_types import published_type, type_trouble
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.store import Store
 

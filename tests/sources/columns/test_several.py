@@ -21,7 +21,7 @@ from pipeline.core.schema import (
     file_name_of,
     part_column,
 )
-from pipeline.sources.columns.choice import are_measured, columns_of
+from pipeline.sources.input_columns import are_measured, columns_of
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "photo": b"one", "body": "x", "w": 1.0, "v": [1.0, 2.0]},

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.failures import Failure, Reason
-from pipeline.sources import value_sizes
-from pipeline.sources.value_sizes import (
+from pipeline.sources.columns import value_sizes
+from pipeline.sources.columns.value_sizes import (
     MAX_VALUE_BYTES,
     value_bytes,
     with_compact_dictionaries,

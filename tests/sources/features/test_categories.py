@@ -16,7 +16,7 @@ from jsonl_shards import source_of as lines_of
 from shard_columns import features_of, read_all, source_of
 
 from pipeline.core.errors import JobError
-from pipeline.sources.feature_categories import NONE, find_categories
+from pipeline.sources.features.categories import NONE, find_categories
 from pipeline.sources.inputs import list_inputs
 
 PLANS = ("basic", "pro", "1")

@@ -16,7 +16,7 @@ from shard_columns import features_of, read_all, source_of
 
 from pipeline.core.errors import JobError
 from pipeline.job.features import FeatureColumn
-from pipeline.sources.feature_times import read_times
+from pipeline.sources.features.times import read_times
 from pipeline.sources.inputs import list_inputs
 
 MOMENTS = st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2200, 1, 1))

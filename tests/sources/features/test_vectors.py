@@ -16,7 +16,7 @@ from shard_columns import read_all, source_of
 
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
-from pipeline.sources.feature_columns import feature_rows
+from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.inputs import list_inputs
 
 

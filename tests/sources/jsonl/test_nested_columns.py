@@ -18,9 +18,9 @@ from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, TEXT
 from pipeline.sources.inputs import list_inputs
-from pipeline.sources.jsonl_columns import Column
-from pipeline.sources.jsonl_lines import read_blocks
-from pipeline.sources.jsonl_parse import Parser
+from pipeline.sources.jsonl.columns import Column
+from pipeline.sources.jsonl.lines import read_blocks
+from pipeline.sources.jsonl.parse import Parser
 
 PNG = encode(base_image(1), "PNG")
 ROWS: list[dict[str, Any]] = [

@@ -13,10 +13,10 @@ import pytest
 
 from pipeline.core.arrays import as_array
 from pipeline.sources.columns.base import Failures
-from pipeline.sources.jsonl_columns import Column
-from pipeline.sources.jsonl_lines import Block, read_blocks
-from pipeline.sources.jsonl_parse import Parser
-from pipeline.sources.pass_through import cast_column
+from pipeline.sources.columns.pass_through import cast_column
+from pipeline.sources.jsonl.columns import Column
+from pipeline.sources.jsonl.lines import Block, read_blocks
+from pipeline.sources.jsonl.parse import Parser
 
 LIMIT = 10_000
 COLUMNS = [

@@ -17,13 +17,13 @@ from jsonl_shards import CODECS, lines, read, read_all, source_of, zstd
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, NUM_BYTES, ROW_ID, TEXT, TEXT_PAIR
 from pipeline.job.source import Source
-from pipeline.sources import jsonl_lines
 from pipeline.sources.columns.base import Failures
 from pipeline.sources.extents import RowFilter
 from pipeline.sources.inputs import list_inputs
-from pipeline.sources.jsonl import max_line_bytes
-from pipeline.sources.jsonl_lines import Block
-from pipeline.sources.jsonl_parse import MAX_DEPTH, MAX_VALUES, Parser
+from pipeline.sources.jsonl.lines import Block
+from pipeline.sources.jsonl.parse import MAX_DEPTH, MAX_VALUES, Parser
+from pipeline.sources.jsonl.stream import lines as jsonl_lines
+from pipeline.sources.jsonl.stream import max_line_bytes
 
 WORDS = {"text_column": "t"}
 
@@ -151,7 +151,7 @@ def test_a_shard_of_another_kind_is_one_row(data: bytes, tmp_path: Path):
 def test_a_line_that_is_too_long_is_not_held(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.sources.jsonl._ROOM_BYTES", 100)
+    monkeypatch.setattr("pipeline.sources.jsonl.stream._ROOM_BYTES", 100)
     source = source_of(tmp_path, **WORDS, max_text_bytes=50)
     limit = max_line_bytes(source)
     assert limit == 400

@@ -13,8 +13,8 @@ from pipeline.commit.plan_store import _fields, _fields_to_json
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, MESSAGE, feature_fields, text_fields
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.jsonl_columns import widths_of
-from pipeline.sources.jsonl_types import SAMPLE_ROWS, type_of
+from pipeline.sources.jsonl.columns import widths_of
+from pipeline.sources.jsonl.types import SAMPLE_ROWS, type_of
 
 
 def listed(folder: Path, *values: Any, **fields: Any) -> Inputs:

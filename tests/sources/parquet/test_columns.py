@@ -16,13 +16,13 @@ from badfiles import base_image, encode
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
 from pipeline.job.job import Job
-from pipeline.job.loader import parse_job
+from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
-from pipeline.models.resolve import resolve_model
-from pipeline.plan.plan import make_plan
-from pipeline.sources.feature_columns import feature_rows
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.planning.plan import make_plan
+from pipeline.sources.columns.pass_through import cast_column, declare
+from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.pass_through import cast_column, declare
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store

@@ -19,13 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import plan_job, read
 
-from pipeline.core.counters import Counters
+from pipeline.core.figures.counters import Counters
 from pipeline.core.slices import SliceKey
-from pipeline.plan.plan import Plan
-from pipeline.plan.tiling import require_tiling
-from pipeline.sources import extents, parquet, parquet_groups, parquet_sizes, reader
-from pipeline.sources.parquet_groups import Batching, group_batches
-from pipeline.sources.parquet_sizes import MAX_BATCH_BYTES, rows_within
+from pipeline.planning.plan import Plan
+from pipeline.planning.tiling import require_tiling
+from pipeline.sources import extents, reader
+from pipeline.sources.parquet.groups import Batching, group_batches
+from pipeline.sources.parquet.sizes import MAX_BATCH_BYTES, rows_within
+from pipeline.sources.parquet.stream import groups as parquet_groups
+from pipeline.sources.parquet.stream import sizes as parquet_sizes
+from pipeline.sources.parquet.stream import stream as parquet
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import StoredFile

@@ -35,7 +35,7 @@ from ports import free_ports
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
-from pipeline.sources.fetch import Fetched, FetchPolicy, Network, fetch_many
+from pipeline.sources.uris.fetch import Fetched, FetchPolicy, Network, fetch_many
 
 LIMIT_BYTES = 1 << 20
 PUBLIC = "93.184.216.34"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.job.source import Source
-from pipeline.sources.fetch_policy import policy_of
+from pipeline.sources.uris.policy import policy_of
 
 OPTIONS = {"key": "k", "secret": "s3cr3t"}
 

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import BLOCK_BYTES, END_BYTES, CountingFile, Entry, files, pack, with_checksum
 
-from pipeline.sources.tar_archive import MAX_GZIP_BYTES, MAX_INFLATED_BYTES
-from pipeline.sources.webdataset_rows import MAX_VALUE_BYTES, TarRow, TarSpec, iter_rows
+from pipeline.sources.webdataset.rows import MAX_VALUE_BYTES, TarRow, TarSpec, iter_rows
+from pipeline.sources.webdataset.tar_archive import MAX_GZIP_BYTES, MAX_INFLATED_BYTES
 
 SPEC = TarSpec(("jpg", "png"), ("cls", "txt"), max_image_bytes=2000)
 FIRST = b"\x89first\x00\xff" * 90

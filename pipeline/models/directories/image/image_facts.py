@@ -15,12 +15,12 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CONFIG, Chosen, width_of
 from pipeline.models.directories.described import DirectoryFacts, InputKind
-from pipeline.models.directories.detector_facts import TASKS, detector_labels
-from pipeline.models.directories.encoder_facts import said_of, text_of
-from pipeline.models.directories.image_transform import read_transform, told
+from pipeline.models.directories.image.detector_facts import TASKS, detector_labels
+from pipeline.models.directories.image.image_transform import read_transform, told
 from pipeline.models.directories.loading import has_class_token
-from pipeline.models.directories.text_facts import TOKENIZER
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.models.directories.text.encoder_facts import said_of, text_of
+from pipeline.models.directories.text.text_facts import TOKENIZER
+from pipeline.preprocessing.images.transform import TransformSpec
 
 _SIGMOID = "siglip"
 """In the type of a model whose library gives each prompt a sigmoid of its own: SigLIP, SigLIP 2."""

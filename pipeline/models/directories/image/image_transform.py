@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.image_numbers import (
+from pipeline.models.directories.image.image_numbers import (
     channels,
     crop_ratio,
     number,
@@ -21,7 +21,7 @@ from pipeline.models.directories.image_numbers import (
     whole_px,
 )
 from pipeline.models.directories.json_files import flag, read_object, shown
-from pipeline.preprocessing.transform import TransformSpec, sides
+from pipeline.preprocessing.images.transform import TransformSpec, sides
 
 PROCESSOR = "preprocessor_config.json"
 BOTH = "processor_config.json"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.described import DirectoryFacts
-from pipeline.models.directories.image_numbers import channels, crop_ratio, pair
-from pipeline.models.directories.image_transform import make_spec, told
+from pipeline.models.directories.image.image_numbers import channels, crop_ratio, pair
+from pipeline.models.directories.image.image_transform import make_spec, told
 from pipeline.models.directories.json_files import shown, text, whole
 from pipeline.models.directories.library import check_numbers, require
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
-from pipeline.models.state_dict import load_state
-from pipeline.preprocessing.transform import TransformSpec
+from pipeline.models.weights.state_dict import load_state
+from pipeline.preprocessing.images.transform import TransformSpec
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ def timm_module(folder: Path, settings: Mapping[str, Any], *, embeds: bool) -> t
     Returns:
         Takes float (B, 3, H, W), normalised; gives logits (B, K), or vectors (B, D).
     """
-    from pipeline.models.directories.timm_vectors import Vectors
+    from pipeline.models.directories.image.timm_vectors import Vectors
 
     module = _load(folder, settings, is_trial=False)
     return Vectors(module) if embeds else module

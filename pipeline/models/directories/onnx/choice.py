@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.core.cache.node_cache import kept, key_of
 from pipeline.core.errors import JobError
-from pipeline.core.node_cache import kept, key_of
-from pipeline.models.directories.onnx_graph import (
+from pipeline.models.directories.onnx.graph import (
     MAX_FILE_BYTES,
     check_head,
     external_files,

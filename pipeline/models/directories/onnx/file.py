@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.directories.described import DirectoryFacts, InputKind
-from pipeline.models.directories.onnx_classes import (
+from pipeline.models.directories.onnx.classes import (
     activation_of,
     classes_of,
     labels_in_metadata,
     unzip,
 )
-from pipeline.models.directories.onnx_graph import external_files, name_of, parse_onnx, refusal
-from pipeline.models.directories.onnx_tensors import (
+from pipeline.models.directories.onnx.graph import external_files, name_of, parse_onnx, refusal
+from pipeline.models.directories.onnx.tensors import (
     IDS,
     TensorFacts,
     fixed,

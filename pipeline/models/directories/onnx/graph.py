@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.onnx_head import HEAD_BYTES, can_be_onnx
-from pipeline.models.directories.onnx_walk import bodies, random_operator, tensors
-from pipeline.models.weights_file import GIT_LFS
+from pipeline.models.directories.onnx.head import HEAD_BYTES, can_be_onnx
+from pipeline.models.directories.onnx.walk import bodies, random_operator, tensors
+from pipeline.models.weights.weights_file import GIT_LFS
 
 if TYPE_CHECKING:
     import onnx

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.directories.onnx_graph import name_of
+from pipeline.models.directories.onnx.graph import name_of
 from pipeline.preprocessing.model_input import TEXT
 
 if TYPE_CHECKING:

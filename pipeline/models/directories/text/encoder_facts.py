@@ -11,11 +11,11 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
-from pipeline.models.directories import sentence_transformers as st
 from pipeline.models.directories.chosen import CONFIG, Chosen, choose, width_of
 from pipeline.models.directories.described import DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import flag, read_object, shown, whole
-from pipeline.models.directories.text_facts import TOKENIZER, prompt_tokens, text_facts
+from pipeline.models.directories.text import sentence_transformers as st
+from pipeline.models.directories.text.text_facts import TOKENIZER, prompt_tokens, text_facts
 
 
 def sentence_transformers_facts(folder: Path) -> DirectoryFacts:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.directories.described import DirectoryFacts, TextFacts
-from pipeline.models.directories.text_facts import load_tokenizer
-from pipeline.models.hypotheses import entailment_id, hypotheses
-from pipeline.preprocessing.tokenizer import tokenizer_errors
+from pipeline.models.directories.text.hypotheses import entailment_id, hypotheses
+from pipeline.models.directories.text.text_facts import load_tokenizer
+from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def with_prompts(
     Raises:
         JobError: An NLI model's labels have no entailment, or its pairs are of another form.
     """
-    from pipeline.models.zero_shot import EncoderZeroShot, EntailmentZeroShot
+    from pipeline.models.directories.text.zero_shot import EncoderZeroShot, EntailmentZeroShot
 
     assert facts.text is not None, "of texts"
     tokenizer = load_tokenizer(path / facts.text.tokenizer)
@@ -55,8 +55,8 @@ def with_prompts_of_images(
         encoder: The tower of texts.
         prompts: K texts.
     """
-    from pipeline.models.directories.image_modules import ImageZeroShot
-    from pipeline.models.zero_shot import EncoderZeroShot
+    from pipeline.models.directories.image.image_modules import ImageZeroShot
+    from pipeline.models.directories.text.zero_shot import EncoderZeroShot
 
     encoded = EncoderZeroShot(encoder, _token_ids(path, text, prompts), text.pad_id)
     return ImageZeroShot(model, encoded.prompts)

@@ -14,7 +14,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.described import TextFacts
 from pipeline.models.directories.json_files import check_size, read_object, whole
-from pipeline.preprocessing.tokenizer import parse_tokenizer, tokenizer_errors
+from pipeline.preprocessing.texts.tokenizer import parse_tokenizer, tokenizer_errors
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pipeline.models.hypotheses import Hypothesis
+from pipeline.models.directories.text.hypotheses import Hypothesis
 
 SCALE = 20.0
 """Cosines are multiplied by this before the softmax, as in the loss that sentence-transformers

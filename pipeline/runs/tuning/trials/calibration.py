@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pipeline.core.printable import clean_message
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Arrays, num_rows, take_rows
-from pipeline.runs.tuning.workload import calibrated_rows, run_batches
+from pipeline.runs.tuning.trials.workload import calibrated_rows, run_batches
 
 _PROBLEM_MAX_CHARS = 200
 
@@ -25,7 +25,7 @@ def calibrate(config: PredictorConfig, sample: Arrays) -> tuple[str, str]:
     Returns:
         Its digest and '', or '' and why there is none.
     """
-    from pipeline.inference.device import export
+    from pipeline.inference.devices.device import export
     from pipeline.inference.model_store import store_model
     from pipeline.inference.runtimes.int8 import missing_reason, quantise
 
@@ -46,8 +46,8 @@ def _batches(config: PredictorConfig, sample: Arrays) -> Iterator[list[npt.NDArr
 
     The next batch overwrites them.
     """
-    from pipeline.inference.device import make_buffer
-    from pipeline.inference.device_buffers import DeviceBuffer
+    from pipeline.inference.devices.device import make_buffer
+    from pipeline.inference.devices.device_buffers import DeviceBuffer
 
     seen, limits = config.spec.input, config.limits_of_batch
     buffer = DeviceBuffer(make_buffer(config), seen.gather)

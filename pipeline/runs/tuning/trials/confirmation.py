@@ -13,12 +13,12 @@ from typing import Any
 
 from pipeline.execution.tasks import ray_errors
 from pipeline.models.spec import FP32
-from pipeline.plan.allocation import Allocation
+from pipeline.planning.allocation import Allocation
 from pipeline.runs.tuning.budget import Budget
-from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import as_tried, choose, is_usable
 from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.trials.context import Sample, TuningContext, lone_task
 
 CONFIRM_ROWS = 512
 SLACK_PCT = 2.0
@@ -79,7 +79,7 @@ class _Larger:
     """The larger sample, and what eager fp32 keeps of it."""
 
     def __init__(self, tuning: TuningContext) -> None:
-        from pipeline.runs.tuning.measure import keep_part
+        from pipeline.runs.tuning.trials.measure import keep_part
 
         plain, sample = tuning.model.as_reference(), Sample(tuning, CONFIRM_ROWS)
         exact = sample.inputs(plain)
@@ -95,7 +95,7 @@ class _Larger:
         import ray
         from ray.exceptions import RayError
 
-        from pipeline.runs.tuning.measure import compare_with
+        from pipeline.runs.tuning.trials.measure import compare_with
 
         spec = as_tried(self._tuning.model, way)
         task = lone_task(self._tuning, compare_with)

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.core.heartbeat import beat
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig
-from pipeline.plan.allocation import Allocation, Hardware
-from pipeline.plan.plan import Plan
+from pipeline.planning.allocation import Allocation, Hardware
+from pipeline.planning.plan import Plan
+from pipeline.process.heartbeat import beat
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
-from pipeline.runs.tuning.workload import rows_to_sample
+from pipeline.runs.tuning.trials.workload import rows_to_sample
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
 
@@ -104,7 +104,7 @@ class Sample:
         """Read rows at random; the same ones for the same work and number of rows."""
         import ray
 
-        from pipeline.plan.sampling import sample_rows, sample_units
+        from pipeline.planning.sampling import sample_rows, sample_units
 
         num_rows = num_rows or rows_to_sample(tuning.model.input, tuning.plan.usual_slice_rows())
         units, seed = sample_units(tuning.plan, num_rows)
@@ -126,7 +126,7 @@ class Sample:
 
     def inputs(self, model: ModelSpec) -> Any:
         """Return the sample as a model's decoder and transform leave it."""
-        from pipeline.runs.tuning.measure import preprocess_rows
+        from pipeline.runs.tuning.trials.measure import preprocess_rows
 
         task = plain_task(self._tuning, preprocess_rows)
         return task.remote(self._tuning.reader, self.rows, model.input)

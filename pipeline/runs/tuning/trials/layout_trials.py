@@ -10,15 +10,15 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-from pipeline.core.heartbeat import beat
 from pipeline.execution.stages import Preprocessing
 from pipeline.models.spec import ModelSpec
-from pipeline.plan.allocation import TASK_CPUS, gpu_share
+from pipeline.planning.allocation import TASK_CPUS, gpu_share
 from pipeline.preprocessing.model_input import BatchLimits, is_varying
-from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
+from pipeline.process.heartbeat import beat
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import as_tried, choose_batch, choose_layout, layouts
 from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.trials.context import Sample, TuningContext, lone_task
 
 CPU_BATCHES = (8, 16, 32, 64, 128)
 GPU_BATCHES = (32, 64, 128, 256, 512, 1024)
@@ -40,7 +40,7 @@ def try_batches(tuning: TuningContext, sample: Sample, way: Trial) -> list[Trial
     import ray
     from ray.exceptions import RayError
 
-    from pipeline.runs.tuning.measure import try_batch
+    from pipeline.runs.tuning.trials.measure import try_batch
 
     spec = as_tried(tuning.model, way)
     inputs = sample.inputs(spec)
@@ -162,7 +162,7 @@ def _try_layout(
     import ray
     from ray.exceptions import RayError
 
-    from pipeline.runs.tuning.layout_worker import LayoutWorker
+    from pipeline.runs.tuning.trials.layout_worker import LayoutWorker
 
     beat("a layout to try")
     share = gpu_share(trial.actors) if tuning.allocation.actor_gpus else 0.0

@@ -12,9 +12,9 @@ from pipeline.execution.stages import Preprocessing
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import take_rows
-from pipeline.runs.tuning.measure import overlapping
-from pipeline.runs.tuning.memory import held_bytes, lack_of_memory, peak_mib
-from pipeline.runs.tuning.workload import run_batches
+from pipeline.runs.tuning.trials.measure import overlapping
+from pipeline.runs.tuning.trials.memory import held_bytes, lack_of_memory, peak_mib
+from pipeline.runs.tuning.trials.workload import run_batches
 
 if TYPE_CHECKING:
     from pipeline.inference.predictor import Predictor

@@ -11,7 +11,7 @@ _MIB = 1 << 20
 
 def peak_mib(config: PredictorConfig) -> float:
     """Return the most memory that this process, or on a GPU its tensors, had at once."""
-    from pipeline.inference import device
+    from pipeline.inference.devices import device
 
     gpu = device.gpu_of(config.num_gpus)
     if gpu is not None:
@@ -21,7 +21,7 @@ def peak_mib(config: PredictorConfig) -> float:
 
 def held_bytes(config: PredictorConfig) -> int:
     """Return what the tensors of this process have of its GPU's memory; 0 on the CPU."""
-    from pipeline.inference import device
+    from pipeline.inference.devices import device
 
     gpu = device.gpu_of(config.num_gpus)
     return 0 if gpu is None else gpu.used_bytes().now
@@ -34,7 +34,7 @@ def lack_of_memory(config: PredictorConfig, loaded_bytes: int) -> str:
         config: The actor, which has worked.
         loaded_bytes: What its tensors took once the model was loaded.
     """
-    from pipeline.inference import device
+    from pipeline.inference.devices import device
     from pipeline.inference.runtimes.opening import dtype_of
 
     gpu = device.gpu_of(config.num_gpus)
@@ -62,7 +62,7 @@ def share_problem(
         num_gpus: The actor's share.
         card_bytes: The memory of the card.
     """
-    from pipeline.inference.accelerator import CONTEXT_BYTES
+    from pipeline.inference.devices.accelerator import CONTEXT_BYTES
 
     share_bytes = card_bytes * min(1.0, num_gpus)
     needed_bytes = CONTEXT_BYTES + reserved_bytes + (reference_bytes if num_gpus < 1 else 0)

@@ -21,7 +21,6 @@ from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.preprocessing.model_input import is_varying
 from pipeline.runs.tuning.budget import Budget
-from pipeline.runs.tuning.context import Sample, TuningContext, lone_task
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import (
     candidates,
@@ -32,6 +31,7 @@ from pipeline.runs.tuning.selection import (
     usual_s,
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
+from pipeline.runs.tuning.trials.context import Sample, TuningContext, lone_task
 
 _TRIAL_S, _AUTOTUNING_S = 120.0, 900.0
 _RUN_MEASURES_S = 1.0
@@ -138,7 +138,7 @@ class _Tries:
     ) -> None:
         import ray
 
-        from pipeline.runs.tuning.measure import MEASURE_S, try_out
+        from pipeline.runs.tuning.trials.measure import MEASURE_S, try_out
 
         self._tuning, self._plain = tuning, tuning.model.as_reference()
         self._search = search
@@ -208,7 +208,7 @@ class _Tries:
         import ray
         from ray.exceptions import RayError
 
-        from pipeline.runs.tuning.calibration import calibrate
+        from pipeline.runs.tuning.trials.calibration import calibrate
 
         task = lone_task(self._tuning, calibrate)
         try:
@@ -221,7 +221,7 @@ class _Tries:
         import ray
         from ray.exceptions import RayError
 
-        from pipeline.runs.tuning.measure import try_out
+        from pipeline.runs.tuning.trials.measure import try_out
 
         config, limits = replace(self._tuning.config, spec=spec), self._tuning.limits
         arguments: list[Any] = [self._inputs, self._reference, limits, best_rows_per_s, self._for_s]

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from onnx_files import FLOAT, classifier, make_model, save, value
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.onnx_file import read_onnx_facts
+from pipeline.models.directories.onnx.file import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
 
 ROWS = np.random.default_rng(1).normal(size=(7, onnx_files.NUM_FEATURES)).astype(np.float32)

@@ -13,9 +13,9 @@ from pipeline.core.errors import JobError
 from pipeline.job.text import Text
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.facts import read_facts
+from pipeline.models.resolving.text_choice import choose_text
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.text_choice import choose_text
 
 PROMPTS = ("the cat sat on the mat .", "rain in the city .", "a dog .")
 NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}

@@ -23,11 +23,11 @@ from transformers import (
 )
 
 from pipeline.core.errors import JobError
-from pipeline.job.loader import parse_job
-from pipeline.models.hypotheses import entailment_id, hypotheses, reserved_tokens
+from pipeline.job.reading.loader import parse_job
+from pipeline.models.directories.text.hypotheses import entailment_id, hypotheses, reserved_tokens
+from pipeline.models.directories.text.zero_shot import EncoderZeroShot, EntailmentZeroShot
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.zero_shot import EncoderZeroShot, EntailmentZeroShot
 
 WORDS = [
     "this",

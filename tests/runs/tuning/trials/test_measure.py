@@ -14,7 +14,7 @@ from toy_runtime import NAME, RUNTIME
 
 from pipeline.inference.runtimes import all_runtimes
 from pipeline.models.agreement import AgreementLimits
-from pipeline.runs.tuning import measure
+from pipeline.runs.tuning.trials import measure
 
 LIMITS = AgreementLimits(max_score_diff=0.1, min_cosine=0.9, max_relative_error=0.1)
 

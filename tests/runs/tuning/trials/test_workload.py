@@ -16,17 +16,17 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import NUM_TOKENS, TOKEN_IDS
 from pipeline.job.model import Model
 from pipeline.job.transform import Transform
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.feature_input import FeatureInput
-from pipeline.preprocessing.image_input import ImageInput
+from pipeline.preprocessing.images.image_input import ImageInput
+from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, take_rows
-from pipeline.preprocessing.text_input import IDS, TextInput
-from pipeline.preprocessing.transform import TransformSpec
-from pipeline.runs.tuning.measure import rate_of
+from pipeline.preprocessing.texts.text_input import IDS, TextInput
 from pipeline.runs.tuning.selection import candidates
-from pipeline.runs.tuning.workload import (
+from pipeline.runs.tuning.trials.measure import rate_of
+from pipeline.runs.tuning.trials.workload import (
     CALIBRATED_ROWS,
     SAMPLE_ROWS,
     RunBatch,
