@@ -73,6 +73,17 @@ FORBIDDEN_CALLS = {
 }
 
 
+def room(name: str) -> str:
+    """Name the folder of a file: `sources.parquet` of `sources.parquet.stream`."""
+    return name if (PACKAGE / Path(*name.split("."))).is_dir() else name.rpartition(".")[0]
+
+
+def are_apart(one: str, other: str) -> bool:
+    """Whether neither folder is in the other; files directly in the package are in none."""
+    inside = f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+    return bool(one and other) and not inside
+
+
 def misdeeds(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
@@ -114,6 +125,20 @@ def test_no_files_import_each_other_in_a_circle():
     while ready := {name for name, others in below.items() if not others}:
         below = {name: others - ready for name, others in below.items() if name not in ready}
     assert not below, f"in or above a circle: {', '.join(sorted(below))}"
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    """A room is a folder of any depth; one and those inside it may know each other."""
+    above: dict[str, set[str]] = {room(name): set() for name in NAMES}
+    for name, tree in TREES.items():
+        here = room(name)
+        for full in imported(tree):
+            target = full.removeprefix("pipeline.")
+            if full.startswith("pipeline.") and target in TREES and are_apart(here, room(target)):
+                above[here].add(room(target))
+    while ready := {name for name, others in above.items() if not others}:
+        above = {name: others - ready for name, others in above.items() if name not in ready}
+    assert not above, f"in or above a circle: {', '.join(sorted(above))}"
 
 
 def test_stages_do_not_know_each_other():

@@ -227,7 +227,7 @@ def test_every_make_target_is_named() -> None:
 def test_every_folder_is_in_the_table() -> None:
     folders = [path.name for path in (ROOT / "pipeline").iterdir() if path.is_dir()]
     wanted = {f"{name}/" for name in folders if name != "__pycache__"}
-    assert set(first_cells(ARCHITECTURE, "## Folders")) == wanted | {"run.py"}
+    assert set(first_cells(ARCHITECTURE, "## Folders")) == wanted | {"dataflow.py"}
 
 
 def test_every_file_that_the_architecture_says_to_open_exists() -> None:

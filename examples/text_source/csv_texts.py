@@ -20,8 +20,14 @@ from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE, Place
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
-from pipeline.sources.rows import Reader, changed, failed_rows, make_rows, require_unchanged
-from pipeline.sources.source_format import CountedBeforeReading, CountsRows, Measured, RowIds
+from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
+from pipeline.sources.source_format import (
+    CountedBeforeReading,
+    CountsRows,
+    Measured,
+    RowIds,
+    failed_rows,
+)
 from pipeline.storage.store import Store, StoredFile
 
 

@@ -92,7 +92,7 @@ def _say(error: BaseException) -> int:
 
 def _lose_ray() -> NoReturn:
     """End a command whose Ray is gone, if no run watches over it."""
-    from pipeline.execution.cluster import health
+    from pipeline.execution import health
     from pipeline.execution.embedded import ray_folder
 
     lost = InfraError(f"{health.trouble() or 'Ray ended this process'}; run again to go on")

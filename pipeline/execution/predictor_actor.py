@@ -25,7 +25,7 @@ from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_stage
 from pipeline.execution.tasks import attempts_of
 from pipeline.execution.visible_gpus import settle_gpus
-from pipeline.inference.devices.gpu_facts import count_device
+from pipeline.inference.gpu_facts import count_device
 from pipeline.inference.slices.first_rows import FirstRows
 from pipeline.inference.slices.prediction_table import unpredicted
 from pipeline.inference.ticks import Channel, begin, tell

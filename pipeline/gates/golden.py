@@ -18,7 +18,7 @@ from pipeline.core.errors import GateRefused
 from pipeline.core.figures.counters import GOLDEN, Counters, StageCounters, add
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
 from pipeline.gates.results import GateResult
-from pipeline.inference.slices.ragged_results import place
+from pipeline.inference.ragged_results import place
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 
-from pipeline.inference.devices.gpu_facts import absence_here, driver_version
+from pipeline.inference.gpu_facts import absence_here, driver_version
 from pipeline.operations.findings import Finding
 
 _ASK_S = 20.0

@@ -29,7 +29,7 @@ from pipeline.runs.resume import is_published
 from pipeline.runs.tuning.auto import foresee, is_open
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.selection import as_tried
-from pipeline.sources.features.names import Vector, vectors_of
+from pipeline.sources.feature_names import Vector, vectors_of
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
 

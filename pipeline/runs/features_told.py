@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.core.causes import AlikeError
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
-from pipeline.sources.features.names import say_which_features, vectors_of
+from pipeline.sources.feature_names import say_which_features, vectors_of
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from typing import NoReturn, TypeVar
 from pipeline.commit.lease import release_all
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, PipelineError, Stopped
-from pipeline.execution.cluster import health, in_flight
+from pipeline.execution import health
+from pipeline.execution.cluster import in_flight
 from pipeline.execution.embedded.ray_folder import end_all
 from pipeline.job.deadline import seconds_until
 from pipeline.planning.tiling import missing_units

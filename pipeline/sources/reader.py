@@ -22,7 +22,7 @@ from pipeline.core.user_code.own_code import errors_told
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent
 from pipeline.sources.rows import Reader, changed
-from pipeline.sources.source_format import RowStream
+from pipeline.sources.source_format import RowStream, format_of
 from pipeline.sources.units import Unit
 
 
@@ -59,7 +59,7 @@ def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
     """
     with (
         errors_told(SOURCES, reader.source.format),
-        contextlib.closing(reader.format.open(reader, [extent])) as stream,
+        contextlib.closing(format_of(reader.source).open(reader, [extent])) as stream,
     ):
         counters: Counters = {}
         with measure(counters, STAGE) as done:
@@ -72,7 +72,7 @@ def _read_counted(
     reader: Reader, unit: Unit, wanted_starts: Set[int]
 ) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
     """Yield the wanted slices of a unit whose rows are counted."""
-    with contextlib.closing(reader.format.open(reader, unit.extents)) as stream:
+    with contextlib.closing(format_of(reader.source).open(reader, unit.extents)) as stream:
         for key in unit.slices():
             if key.start not in wanted_starts:
                 stream.skip(key.num_rows)
@@ -126,7 +126,9 @@ def _read_and_cut(
     done_at = {key.start: key for key in cut.done}
     until = cut.read_until()
     position = 0
-    with contextlib.closing(reader.format.open_slices(reader, unit.extents, cut)) as stream:
+    with contextlib.closing(
+        format_of(reader.source).open_slices(reader, unit.extents, cut)
+    ) as stream:
         while position != until:
             if (passed := done_at.get(position)) is not None:
                 stream.skip(passed.num_rows)

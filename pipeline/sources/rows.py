@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.arrays import empty_column
 from pipeline.core.errors import InfraError
-from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.failures import Failure, failure_columns
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS, ROW_ID, URI, source_schema
 from pipeline.core.user_code.own_code import ContractError
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
-from pipeline.sources.source_format import SourceFormat, format_of, planned_ids
 from pipeline.storage.store import Store
 
 
@@ -30,11 +28,6 @@ class Reader:
     """The columns of a row's input, with the types of the shards."""
     folders: tuple[str, ...] = ()
     """Pass-through columns whose values become folders (`sink.partition_columns`)."""
-
-    @property
-    def format(self) -> SourceFormat:
-        """Return the format of the shards."""
-        return format_of(self.source)
 
     @property
     def schema(self) -> pa.Schema:
@@ -114,21 +107,6 @@ def binary_array(values: Sequence[bytes | None]) -> pa.Array:
         *map(pa.py_buffer, (offsets, data)),
     ]
     return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
-
-
-def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> pa.Table:
-    """Make a failed row per row of an extent, without its first `skip` rows."""
-    ids = list(planned_ids(reader.format.row_ids(reader.source), extent, skip))
-    num_rows = len(ids)
-    uris = [reader.store.url(extent.path)] * num_rows
-    empty = {field.name: empty_column(field.type, num_rows) for field in reader.fields}
-    return make_rows(reader, ids, uris, empty, [failure] * num_rows)
-
-
-def failed_shard(reader: Reader, extent: Extent, failure: Failure) -> pa.Table:
-    """Make one failed row that stands for a shard, or the rest of it, of unknown row count."""
-    stands_for_all = replace(extent, num_rows=1, reason=Reason.UNREADABLE_SHARD, only=None)
-    return failed_rows(reader, stands_for_all, 0, failure)
 
 
 def require_unchanged(store: Store, extent: Extent) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, cast
 
 import pyarrow as pa
 
+from pipeline.core.arrays import empty_column
+from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import SOURCES, get
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.store import Store, StoredFile
-
-if TYPE_CHECKING:
-    from pipeline.sources.rows import Reader
 
 RowIds = Literal["path", "path#row", "column", "key"]
 """Where a row's id comes from: the shard's path (one row per shard), the path and the row's number,
@@ -249,3 +249,18 @@ def planned_ids(kind: RowIds, extent: Extent, skip: int = 0) -> Iterator[str]:
         return
     for number in extent.numbers(skip):
         yield f"{extent.path}#{number}"
+
+
+def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> pa.Table:
+    """Make a failed row per row of an extent, without its first `skip` rows."""
+    ids = list(planned_ids(format_of(reader.source).row_ids(reader.source), extent, skip))
+    num_rows = len(ids)
+    uris = [reader.store.url(extent.path)] * num_rows
+    empty = {field.name: empty_column(field.type, num_rows) for field in reader.fields}
+    return make_rows(reader, ids, uris, empty, [failure] * num_rows)
+
+
+def failed_shard(reader: Reader, extent: Extent, failure: Failure) -> pa.Table:
+    """Make one failed row that stands for a shard, or the rest of it, of unknown row count."""
+    stands_for_all = replace(extent, num_rows=1, reason=Reason.UNREADABLE_SHARD, only=None)
+    return failed_rows(reader, stands_for_all, 0, failure)

@@ -186,7 +186,7 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
             *(sys.executable, "-c"),
             "import os, sys\n"
             "for number in (0, 1, 2): os.close(number)\n"
-            "from pipeline.commands import streams\n"
+            "from pipeline.process import streams\n"
             "streams.hold()\n"
             f"file = os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY)\n"
             "os._exit(0 if file > 2 else 1)",

@@ -26,7 +26,7 @@ from rayhead import RayHead
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import InfraError, PipelineError, Stopped
-from pipeline.execution.cluster.health import HeadAnswers, ProcessesLive
+from pipeline.execution.health import HeadAnswers, ProcessesLive
 from pipeline.process.interrupts import STOPS, forget, interrupt, interruptible, reason
 from pipeline.runs.supervisor import Stall
 from pipeline.storage.store import Store

@@ -14,14 +14,14 @@ from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
-from pipeline.sources.rows import (
-    Reader,
-    changed,
+from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
+from pipeline.sources.source_format import (
+    CountedBeforeReading,
+    CountsRows,
+    Measured,
+    RowIds,
     failed_rows,
-    make_rows,
-    require_unchanged,
 )
-from pipeline.sources.source_format import CountedBeforeReading, CountsRows, Measured, RowIds
 from pipeline.storage.store import Store, StoredFile
 
 TOY_FILES = ".hexlines"

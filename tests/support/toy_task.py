@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.models.tasks.base import Arrays, Mask, OutputError, Task, TaskSpec
+from pipeline.models.outputs import OutputError
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 
 NAME = "spread"
 

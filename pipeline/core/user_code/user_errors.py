@@ -14,7 +14,7 @@ SHOW_ALL = "; --debug shows all"
 """Ends a message about an exception whose traceback says more."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
-_OWN = Path(__file__).parents[1]
+_OWN = Path(__file__).parents[2]
 _LIBRARY = re.compile(r"/(site|dist)-packages/|/lib(64)?/python3|^<")
 """Of Python and of packages, on whatever machine."""
 _MAX_CHARS = 300

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
+from pipeline.execution import health
 from pipeline.execution.caller import default_data_context, left_as_found
-from pipeline.execution.cluster import health
 from pipeline.execution.cluster.hardware import embedded_store_bytes, hardware_of
 from pipeline.execution.cluster.in_flight import ExecutorSeen
 from pipeline.execution.cluster.login import is_let_in

@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from pipeline.core.errors import InfraError
-from pipeline.execution.cluster import health
+from pipeline.execution import health
 from pipeline.execution.embedded import idle_agent
 from pipeline.execution.embedded.raylet_command import raylet_command
 from pipeline.process.parent_death import RAYLET, tied_to

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.execution.cluster import health
+from pipeline.execution import health
 from pipeline.execution.embedded import driver_actors, driver_process, minimal_head, short_loop
 from pipeline.execution.embedded.forkserver import fork_from
 from pipeline.execution.private_names import PLAIN, NameMissing, is_plain, look_up

@@ -27,7 +27,8 @@ from pipeline.process.watchdog import watch
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
 from pipeline.sources.reader import read_extent, read_slices
-from pipeline.sources.rows import Reader, failed_rows, failed_shard
+from pipeline.sources.rows import Reader
+from pipeline.sources.source_format import failed_rows, failed_shard
 from pipeline.sources.units import Unit
 
 SLICE_LIMITS = 10

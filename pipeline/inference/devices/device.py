@@ -15,7 +15,7 @@ import torch
 from pipeline.core.device_errors import OutOfDeviceMemory, TooLarge
 from pipeline.core.errors import JobError
 from pipeline.inference.devices.accelerator import Gpu, the_gpu
-from pipeline.inference.devices.gpu_facts import absence_here
+from pipeline.inference.gpu_facts import absence_here
 from pipeline.inference.model_store import fetch_model
 from pipeline.inference.rotary import exact_frequencies
 from pipeline.inference.runtimes import runtime_of

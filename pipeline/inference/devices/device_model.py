@@ -22,10 +22,10 @@ from pipeline.inference import output_tree as pytree
 from pipeline.inference.devices import device
 from pipeline.inference.devices.accelerator import Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer, FreeBuffers, make_device_buffers
+from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.inference_module import Tensors
 from pipeline.inference.settled_scores import SettledScores
-from pipeline.inference.slices.ragged_results import place
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays

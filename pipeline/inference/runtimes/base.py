@@ -179,7 +179,7 @@ def idle_gpu_reason(runtime: Runtime) -> str:
 def emulated_reason(precision: str, *, is_on_gpu: bool) -> str:
     """Return why a precision is not faster here, or ''."""
     if is_on_gpu:
-        from pipeline.inference.devices.gpu_facts import slow_here_reason
+        from pipeline.inference.gpu_facts import slow_here_reason
 
         return slow_here_reason(precision)
     if precision != "bf16":

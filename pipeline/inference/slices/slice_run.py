@@ -23,7 +23,8 @@ from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.slices.first_rows import FirstRows, Raised
 from pipeline.inference.slices.pending_batches import Batches, Timer
 from pipeline.inference.ticks import count
-from pipeline.models.tasks.base import Arrays, OutputError
+from pipeline.models.outputs import OutputError
+from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows
 from pipeline.process.watchdog import pause, tick

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.models.detection.boxes import Candidates, corners
-from pipeline.models.tasks.base import OutputError
+from pipeline.models.outputs import OutputError
 
 Px = tuple[int, int]
 """Height and width of the model input."""

@@ -49,7 +49,7 @@ def build_module(
         return OnnxModule.for_task(file, facts.settings, served).eval()
     module = _module(path, facts, task, served)
     if task.prompts and facts.text is not None:
-        from pipeline.models.directories.text.prompts import with_prompts
+        from pipeline.models.directories.image.prompts import with_prompts
 
         module = with_prompts(path, facts, module, task.prompts)
     return module.eval().requires_grad_(False)
@@ -94,7 +94,7 @@ def _tower(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module
     if not task.prompts:
         return ImageTower(model)
     from pipeline.models.directories.facts import read_facts
-    from pipeline.models.directories.text.prompts import with_prompts_of_images
+    from pipeline.models.directories.image.prompts import with_prompts_of_images
 
     text = read_facts(path, "text").text
     assert text is not None, "the other tower takes texts"

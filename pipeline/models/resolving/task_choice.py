@@ -12,9 +12,10 @@ from pipeline.core.user_code.allowed_imports import require_allowed, source_dige
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.model import HEADS
 from pipeline.models.directories.build import require_served
+from pipeline.models.outputs import OutputSpec
 from pipeline.models.resolving.cards import Card
 from pipeline.models.tasks import task_class
-from pipeline.models.tasks.base import OutputSpec, TaskSpec
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.scores import choose_scores
 from pipeline.storage.single_file import read_file
 

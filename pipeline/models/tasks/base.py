@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_numbers
+from pipeline.models.outputs import OutputSpec
 
 if TYPE_CHECKING:
     import torch
@@ -36,18 +36,6 @@ _ADDED = (
     *("max_detections", "nms_iou", "scores"),
 )
 """Fields of `TaskSpec` that its JSON form leaves out if they have their default value."""
-
-
-class OutputError(ValueError):
-    """The outputs are not as the job declares; not the fault of a row."""
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """One named output of a model, with its shape without the batch dimension."""
-
-    name: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -254,46 +242,3 @@ class Task(Protocol):
     def describe(self, row: Mapping[str, Any]) -> str:
         """Return a prediction in a few words; `row` maps column -> value."""
         return f"columns {', '.join(field.name for field in self.fields())}"
-
-
-def require(output: Any, shape: tuple[int, ...], declared: str, what: str) -> torch.Tensor:
-    """Check the shape of an output.
-
-    Args:
-        output: One output of the model.
-        shape: The expected shape.
-        declared: How the job declares the last dimension, with a placeholder for the number.
-        what: What the output is, for the message.
-
-    Raises:
-        OutputError: It is not a tensor, or has another shape.
-    """
-    import torch
-
-    if not isinstance(output, torch.Tensor):
-        raise OutputError(f"output is a {type(output).__name__}, expected a tensor {shape}: {what}")
-    found = tuple(output.shape)
-    if found != shape:
-        if declared and found[:-1] == shape[:-1]:
-            what = f"the model has {found[-1]} outputs, {declared.format(shape[-1])}"
-        raise OutputError(f"output is {found}, expected {shape}: {what}")
-    return output
-
-
-def nested_type(shape: tuple[int, ...]) -> pa.DataType:
-    kind = pa.float32()
-    for size in reversed(shape):
-        kind = pa.list_(kind, size)
-    return kind
-
-
-def nested(values: npt.NDArray[Any], ok: Mask) -> pa.Array:
-    """Turn (N, a, b, ...) into nested fixed-size lists, null for rows that are not ok."""
-    shape = values.shape[1:]
-    array = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
-    if not shape:
-        return pa.array(np.ascontiguousarray(values, dtype=np.float32), mask=~ok)
-    for size in reversed(shape[1:]):
-        array = pa.FixedSizeListArray.from_arrays(array, size)
-    assert len(array) == math.prod(shape[:1]) * len(values), "shapes multiply out"
-    return pa.FixedSizeListArray.from_arrays(array, shape[0], mask=pa.array(~ok))

@@ -12,8 +12,9 @@ import pyarrow as pa
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import CLASSIFY_FIELDS, LABEL, LABEL_ID, SCORE, TOP_K
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_labels
+from pipeline.models.outputs import require
 from pipeline.models.tasks import scores
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, require
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 
 if TYPE_CHECKING:
     import torch

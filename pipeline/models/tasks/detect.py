@@ -25,7 +25,8 @@ from pipeline.models.detection.box_agreement import (
     match,
 )
 from pipeline.models.detection.original_pixels import sizes_of, to_original
-from pipeline.models.tasks.base import Arrays, Mask, OutputError, Task, TaskSpec
+from pipeline.models.outputs import OutputError
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 from pipeline.models.tasks.postprocess import load_step
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from pipeline.core.schema import EMBEDDING
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_vectors
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, require
+from pipeline.models.outputs import require
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 
 if TYPE_CHECKING:
     import torch

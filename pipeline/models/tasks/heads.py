@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.models.agreement import Agreement, AgreementLimits
-from pipeline.models.tasks.base import Arrays, Mask, OutputError, Task, TaskSpec
+from pipeline.models.outputs import OutputError
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from pipeline.core.schema import LABEL_ID, SCORE
 from pipeline.models.detection.original_pixels import to_original
-from pipeline.models.tasks.base import Arrays, Mask, OutputError
+from pipeline.models.outputs import OutputError
+from pipeline.models.tasks.base import Arrays, Mask
 from pipeline.models.tasks.detect import OF_ANY, Detect, as_lists
 
 if TYPE_CHECKING:

@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from pipeline.models.tasks.base import (
-    Arrays,
-    Mask,
-    OutputError,
-    Task,
-    TaskSpec,
-    nested,
-    nested_type,
-    require,
-)
+from pipeline.models.outputs import OutputError, nested, nested_type, require
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 from pipeline.models.tasks.postprocess import fields_of, postprocessed
 
 if TYPE_CHECKING:

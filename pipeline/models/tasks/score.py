@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.schema import SCORE
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, require
+from pipeline.models.outputs import require
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 
 if TYPE_CHECKING:
     import torch

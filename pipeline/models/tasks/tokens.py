@@ -25,7 +25,8 @@ from pipeline.core.schema import (
     WORD_IDS,
 )
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_tokens
-from pipeline.models.tasks.base import Arrays, Mask, OutputError, Task, TaskSpec, require
+from pipeline.models.outputs import OutputError, require
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 from pipeline.models.tasks.entities import Entities, Tokenised, entities_of
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values, without_folder
+from pipeline.core.schema import PART, RESERVED_COLUMNS, TEXT_FEATURE
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import parse_type, published_type, type_trouble
 
@@ -177,3 +178,20 @@ def not_utf8(column: pa.Array) -> Mapping[int, str]:
         except UnicodeDecodeError:
             found[row] = value.decode("utf-8", "backslashreplace")
     return found
+
+
+def check_names(source: Source) -> None:
+    """Check the names of pass-through columns and casts.
+
+    Raises:
+        JobError: The output itself has a column of that name, or a cast is of another column.
+    """
+    clash = RESERVED_COLUMNS.intersection(source.pass_through)
+    clash |= {name for name in source.pass_through if source.inputs and name.startswith(PART)}
+    clash |= {name for name in source.pass_through if name.startswith(TEXT_FEATURE)}
+    if clash:
+        raise JobError(f"source.pass_through: {sorted(clash)[0]} is a column that the output makes")
+    for name, alias in source.casts.items():
+        if name not in source.pass_through:
+            raise JobError(f"source.casts.{name}: no column of source.pass_through")
+        parse_type(name, alias)

@@ -14,12 +14,13 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import Counters
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE
-from pipeline.sources.columns.table_rows import to_rows
 from pipeline.sources.extents import Extent, SliceCut
 from pipeline.sources.jsonl.columns import columns_for
 from pipeline.sources.jsonl.lines import Block, read_blocks
 from pipeline.sources.jsonl.parse import Parser
-from pipeline.sources.rows import Reader, changed, failed_shard, require_unchanged
+from pipeline.sources.rows import Reader, changed, require_unchanged
+from pipeline.sources.source_format import failed_shard
+from pipeline.sources.table_rows import to_rows
 from pipeline.sources.whole_file import open_whole
 
 _MIB = 2**20

@@ -16,13 +16,13 @@ from pipeline.job.features import column_of
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import parse_type, type_trouble
 from pipeline.sources.columns.column_path import value_at
+from pipeline.sources.columns.pass_through import check_names
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of, fields_of_parts
 from pipeline.sources.jsonl.columns import KINDS, described, role_of
 from pipeline.sources.jsonl.lines import read_blocks
 from pipeline.sources.jsonl.parse import parse_line
 from pipeline.sources.jsonl.stream import max_line_bytes
-from pipeline.sources.parquet.columns import check_names
 from pipeline.sources.whole_file import open_whole
 from pipeline.storage.store import Store, StoredFile
 

@@ -8,16 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.core.arrays import as_array
-from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
-from pipeline.core.schema import PART, RESERVED_COLUMNS, TEXT_FEATURE
 from pipeline.job.source import Source
-from pipeline.sources.columns.arrow_types import is_binary, is_text, parse_type
+from pipeline.sources.columns.arrow_types import is_binary
 from pipeline.sources.columns.base import InShards
 from pipeline.sources.columns.column_path import (
     ColumnPath,
@@ -75,23 +70,6 @@ def needed_columns(source: Source, schema: pa.Schema, leaves: Sequence[str]) -> 
     return Needed(read, paths_of(named_columns(source), schema))
 
 
-def check_names(source: Source) -> None:
-    """Check the names of pass-through columns and casts.
-
-    Raises:
-        JobError: The output itself has a column of that name, or a cast is of another column.
-    """
-    clash = RESERVED_COLUMNS.intersection(source.pass_through)
-    clash |= {name for name in source.pass_through if source.inputs and name.startswith(PART)}
-    clash |= {name for name in source.pass_through if name.startswith(TEXT_FEATURE)}
-    if clash:
-        raise JobError(f"source.pass_through: {sorted(clash)[0]} is a column that the output makes")
-    for name, alias in source.casts.items():
-        if name not in source.pass_through:
-            raise JobError(f"source.casts.{name}: no column of source.pass_through")
-        parse_type(name, alias)
-
-
 def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
     """Return why a shard does not fit the job, or ''."""
     hive = hive_values(path)
@@ -118,49 +96,3 @@ def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
         if trouble := columns.trouble(name, schema.field(name).type):
             return f"column {name!r} is {schema.field(name).type}, {trouble}"
     return ""
-
-
-def text_ids(
-    column: pa.ChunkedArray, fallback: pa.Array
-) -> tuple[pa.Array, list[int], dict[int, str]]:
-    """Return ids as text, the fallback for a null.
-
-    Args:
-        column: (N,) text, binary or numbers.
-        fallback: (N,) text.
-
-    Returns:
-        The ids, text (N,); the rows in which they are null; and row -> printable form of those that
-        are not UTF-8.
-    """
-    given = as_array(column)
-    if pa.types.is_dictionary(given.type):
-        given = given.dictionary_decode()
-    values, broken = _texts(given) if is_text(given.type) else (given.cast(pa.string()), {})
-    if not values.null_count:
-        return values, [], {}
-    are_null = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False)).tolist()
-    nulls = [row for row in are_null if row not in broken]
-    return pc.coalesce(values, fallback), nulls, broken
-
-
-def _texts(column: pa.Array) -> tuple[pa.Array, dict[int, str]]:
-    data = column.cast(pa.large_binary())
-    try:
-        return data.cast(pa.string()), {}
-    except pa.ArrowInvalid:  # which says of one value only that it is not UTF-8
-        decoded, broken = _decoded(data.to_pylist())
-    return pa.array(decoded, pa.string()), broken
-
-
-def _decoded(values: Sequence[bytes | None]) -> tuple[list[str | None], dict[int, str]]:
-    texts: list[str | None] = []
-    broken: dict[int, str] = {}
-    for row, value in enumerate(values):
-        try:
-            texts.append(None if value is None else value.decode("utf-8"))
-        except UnicodeDecodeError:
-            assert value is not None, "null decodes to null"
-            texts.append(None)
-            broken[row] = value.decode("utf-8", "backslashreplace")
-    return texts, broken

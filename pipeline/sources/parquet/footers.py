@@ -17,10 +17,10 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason
 from pipeline.job.source import Source
 from pipeline.sources.columns.column_path import leaf_paths, paths_of, with_paths
-from pipeline.sources.columns.pass_through import declare, type_problem
+from pipeline.sources.columns.pass_through import check_names, declare, type_problem
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
-from pipeline.sources.parquet.columns import check_names, named_columns, schema_problem
+from pipeline.sources.parquet.columns import named_columns, schema_problem
 from pipeline.sources.parquet.int96 import UNIT
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile

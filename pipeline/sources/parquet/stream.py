@@ -15,7 +15,6 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import Counters
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.columns.column_path import take_paths
-from pipeline.sources.columns.table_rows import to_rows
 from pipeline.sources.columns.value_sizes import bounded
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent
 from pipeline.sources.input_columns import columns_of
@@ -25,7 +24,9 @@ from pipeline.sources.parquet.groups import Batching
 from pipeline.sources.parquet.int96 import Int96Reader, Moments, int96_columns
 from pipeline.sources.parquet.shard import Shard, open_shard
 from pipeline.sources.parquet.sizes import MAX_BATCH_BYTES
-from pipeline.sources.rows import Reader, changed, failed_rows, require_unchanged
+from pipeline.sources.rows import Reader, changed, require_unchanged
+from pipeline.sources.source_format import failed_rows
+from pipeline.sources.table_rows import to_rows
 
 _BATCH_BYTES = 16 << 20
 _TABLE_BATCH_BYTES = 64 << 20

@@ -10,8 +10,8 @@ import pyarrow as pa
 from pipeline.core.errors import JobError
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
+from pipeline.sources.columns.pass_through import check_names
 from pipeline.sources.extents import Extent, SliceCut
-from pipeline.sources.parquet.columns import check_names
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import CountedByReading, Measured, RowIds
 from pipeline.sources.webdataset.rows import column_type

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.commands.demo.demo import photos as demo_photos
+from pipeline.commands.demo import photos as demo_photos
 from pipeline.commands.demo.photos import base_photos, build_images, build_parquet, photo_rows
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason

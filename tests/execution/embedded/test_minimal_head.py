@@ -16,7 +16,7 @@ from pipeline.execution.embedded.minimal_head import _without
 SCRIPT = """
 import contextlib, json, os
 import psutil
-from pipeline.execution.cluster import health
+from pipeline.execution import health
 from pipeline.execution.cluster.connect import connect
 from pipeline.core.errors import JobError
 

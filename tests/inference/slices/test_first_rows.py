@@ -14,8 +14,9 @@ from pipeline.core.causes import AlikeError
 from pipeline.core.failures import Failure, Reason
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.slices.first_rows import FirstRows, Raised
+from pipeline.models.outputs import OutputError, OutputSpec
 from pipeline.models.tasks import make_task
-from pipeline.models.tasks.base import OutputError, OutputSpec, TaskSpec
+from pipeline.models.tasks.base import TaskSpec
 
 ENOUGH = 64
 

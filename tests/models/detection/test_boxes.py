@@ -14,8 +14,9 @@ from pipeline.models.detection import boxes as boxes_module
 from pipeline.models.detection.box_agreement import Detections, compare, match
 from pipeline.models.detection.boxes import Candidates, best, corners
 from pipeline.models.detection.detector_outputs import candidates
+from pipeline.models.outputs import OutputError
 from pipeline.models.tasks import make_task
-from pipeline.models.tasks.base import OutputError, Task, TaskSpec
+from pipeline.models.tasks.base import Task, TaskSpec
 
 LIMITS = AgreementLimits(max_score_diff=0.01, min_cosine=0.999, max_relative_error=0.01)
 SEEDED = torch.Generator().manual_seed(4)

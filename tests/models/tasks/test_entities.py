@@ -23,8 +23,9 @@ from transformers import (
 
 from pipeline.core.schema import OFFSETS, TEXT, WORD_IDS
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.outputs import OutputError
 from pipeline.models.tasks import make_task
-from pipeline.models.tasks.base import Arrays, OutputError, TaskSpec
+from pipeline.models.tasks.base import Arrays, TaskSpec
 from pipeline.preprocessing.texts.word_ids import WordRule
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC", "X-O", "Y-LOC")

@@ -15,9 +15,10 @@ from pipeline.core.errors import JobError
 from pipeline.core.figures.histograms import measure_numbers
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
+from pipeline.models.outputs import OutputError
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.tasks import make_task
-from pipeline.models.tasks.base import OutputError, Task
+from pipeline.models.tasks.base import Task
 
 HEADS: dict[str, Any] = {
     "colour": {"task": "classify", "labels": LABELS, "top_k": 2},

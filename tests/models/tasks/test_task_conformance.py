@@ -20,8 +20,9 @@ from pipeline.core.registry import TASKS, load, names
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, OFFSETS, TEXT, WIDTH_PX, WORD_IDS
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.outputs import OutputError, OutputSpec
 from pipeline.models.tasks import make_task
-from pipeline.models.tasks.base import OutputError, OutputSpec, Task, TaskSpec
+from pipeline.models.tasks.base import Task, TaskSpec
 
 LIMITS = AgreementLimits(max_score_diff=0.01, min_cosine=0.999, max_relative_error=0.01)
 OK = np.array([True, False, True])

@@ -27,10 +27,11 @@ from pipeline.core.schema import feature_fields, source_schema
 from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.outputs import OutputSpec
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
-from pipeline.models.tasks.base import OutputSpec, TaskSpec
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.postprocess import load_postprocess
 from pipeline.preprocessing.model_input import Limits
 

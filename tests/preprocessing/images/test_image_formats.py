@@ -18,8 +18,9 @@ from PIL import Image, ImageOps
 
 from pipeline.core.failures import Reason, failure_columns
 from pipeline.core.schema import ERROR, ROW_ID, URI, source_schema
+from pipeline.preprocessing.images import image_formats
 from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.preprocessing.images.images import image_formats, preprocess
+from pipeline.preprocessing.images.images import preprocess
 from pipeline.preprocessing.images.transform import TransformSpec
 
 # Pillow warns of truncated files; the tests check the reason.

@@ -15,7 +15,7 @@ from shard_columns import features_of, read_all, source_of, text
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import FEATURES
-from pipeline.sources.features.names import vectors_of
+from pipeline.sources.feature_names import vectors_of
 from pipeline.sources.inputs import list_inputs
 
 PLAN = {"column": "plan", "read_as": "text"}

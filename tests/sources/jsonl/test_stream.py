@@ -20,9 +20,9 @@ from pipeline.job.source import Source
 from pipeline.sources.columns.base import Failures
 from pipeline.sources.extents import RowFilter
 from pipeline.sources.inputs import list_inputs
+from pipeline.sources.jsonl import lines as jsonl_lines
 from pipeline.sources.jsonl.lines import Block
 from pipeline.sources.jsonl.parse import MAX_DEPTH, MAX_VALUES, Parser
-from pipeline.sources.jsonl.stream import lines as jsonl_lines
 from pipeline.sources.jsonl.stream import max_line_bytes
 
 WORDS = {"text_column": "t"}

@@ -24,11 +24,11 @@ from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import require_tiling
 from pipeline.sources import extents, reader
+from pipeline.sources.parquet import groups as parquet_groups
+from pipeline.sources.parquet import sizes as parquet_sizes
+from pipeline.sources.parquet import stream as parquet
 from pipeline.sources.parquet.groups import Batching, group_batches
 from pipeline.sources.parquet.sizes import MAX_BATCH_BYTES, rows_within
-from pipeline.sources.parquet.stream import groups as parquet_groups
-from pipeline.sources.parquet.stream import sizes as parquet_sizes
-from pipeline.sources.parquet.stream import stream as parquet
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import StoredFile

@@ -19,13 +19,14 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR
 from pipeline.core.user_code.user_errors import tell
+from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import emulated_reason
-from pipeline.inference.slices.ragged_results import place
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.outputs import OutputError
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
-from pipeline.models.tasks.base import Arrays, OutputError
+from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Input, Limits, is_varying, num_rows, take_rows
 from pipeline.runs.tuning.trial import Trial

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from pipeline.core.failures import Reason
 from pipeline.core.printable import clean_message
 from pipeline.sources.columns.base import Failures, Place, fail
+from pipeline.sources.columns.ids import text_ids
 from pipeline.sources.columns.pass_through import pass_through
 from pipeline.sources.columns.value_sizes import with_compact_dictionaries, without_large
 from pipeline.sources.input_columns import columns_of
-from pipeline.sources.parquet.columns import text_ids
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.sources.uris.policy import published_uri
 

@@ -17,7 +17,7 @@ from shard_columns import features_of, read_all, source_of
 from torch import nn
 
 from pipeline.job.source import Source
-from pipeline.sources.features.names import Vector, say_which_features, vectors_of
+from pipeline.sources.feature_names import Vector, say_which_features, vectors_of
 from pipeline.sources.inputs import list_inputs
 
 FEATURES: tuple[Any, ...] = (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inference.slices.ragged_results import place
+from pipeline.inference.ragged_results import place
 
 
 @given(st.data(), st.sampled_from([(), (3,)]))
