@@ -220,7 +220,9 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
     known = next((name for name in names if name in _JOB_CLASSES), None)
     if known and getattr(error, "retryable", False) is not True:
         return JobError, _JOB_CLASSES[known]
-    number = getattr(error, "errno", None)
+    # gcsfs says of a 404 no more than its class.
+    is_absent = isinstance(error, FileNotFoundError)
+    number = errno.ENOENT if is_absent else getattr(error, "errno", None)
     if number in _JOB_ERRNOS:
         return JobError, _JOB_ERRNOS[number]
     if number in (errno.ENOSPC, errno.EDQUOT):
