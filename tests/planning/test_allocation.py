@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -11,7 +13,16 @@ from hypothesis import strategies as st
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.hardware import hardware_from
 from pipeline.job.job import Resources
-from pipeline.planning.allocation import TASK_CPUS, Allocation, Hardware, allocate
+from pipeline.planning.allocation import (
+    CLUSTER_READER_CPUS,
+    MAX_ACTOR_RESTARTS,
+    MAX_TASK_RETRIES,
+    TASK_CPUS,
+    Allocation,
+    Hardware,
+    allocate,
+    gpu_share,
+)
 
 ACTORS = st.none() | st.integers(1, 40)
 
@@ -357,3 +368,95 @@ def test_actors_share_each_gpu_and_fill_it(sharing: int | None, actors: int):
 def test_a_share_is_one_of_a_whole_gpu(num_gpus: float):
     with pytest.raises(ValueError, match="actors_per_gpu is for num_gpus 1"):
         Resources.model_validate({"num_gpus": num_gpus, "actors_per_gpu": 2})
+
+
+ONE = Hardware(1, 4, 0)
+THREE = Hardware(3, 24, 0, node_cpus=(8.0, 8.0, 8.0))
+GROWS = Hardware(1, 40, 2, ("L4",), (8.0,), (1.0,))
+CARD_ON_SMALL = Hardware(2, 34, 1, node_cpus=(2.0, 32.0), node_gpus=(1.0, 0.0))
+TWO_EACH = Hardware(2, 12, 4, node_cpus=(4.0, 8.0), node_gpus=(2.0, 2.0))
+NUMBERS: list[tuple[Hardware, dict[str, Any], tuple[float, ...]]] = [
+    (Hardware(1, 1, 0), {}, (1, 1, 0.9, 0, 1, 1, 0, 1, TASK_CPUS)),
+    (ONE, {}, (4, 4, 0.975, 0, 1, 1, 0, 1, TASK_CPUS)),
+    (Hardware(1, 8, 0), {"num_cpus": 2.5, "min_actors": 2}, (2, 3, 2.5, 0, 2, 2, 0, 2, TASK_CPUS)),
+    (Hardware(1, 128, 0), {"max_actors": 1}, (1, 1, 1.0, 0, 1, 32, 127, 16, TASK_CPUS)),
+    (THREE, {}, (24, 24, 0.916, 0, 1, 6, 0, 6, 0.916)),
+    (THREE, {"max_actors": 5, "decode_in": "tasks"}, (5, 5, 0.919, 0, 1, 6, 19, 6, 0.916)),
+    (GROWS, {"num_gpus": 1.0}, (2, 2, 0.946, 1, 1, 10, 38, 10, 0.937)),
+    (CARD_ON_SMALL, {"num_gpus": 0.25}, (4, 4, 0.5, 0.25, 1, 8, 30, 8, 0.933)),
+    (
+        TWO_EACH,
+        {"num_gpus": 1.0, "actors_per_gpu": 3},
+        (12, 12, 0.666, 0.3333, 1, 3, 1, 3, 0.846),
+    ),
+]
+"""A cluster, a job, and all that they give: a share changes only if somebody means it to."""
+
+
+@pytest.mark.parametrize(("hardware", "fields", "numbers"), NUMBERS, ids=range(len(NUMBERS)))
+def test_a_cluster_is_divided_into_just_these_shares(
+    hardware: Hardware, fields: dict[str, Any], numbers: tuple[float, ...]
+):
+    reader_cpus = TASK_CPUS if hardware.is_one_machine else CLUSTER_READER_CPUS
+    *counts, decoder_cpus = numbers
+    expected = Allocation(*counts, hardware.num_nodes, decoder_cpus, reader_cpus)  # type: ignore[arg-type]
+    assert allocate(Resources.model_validate(fields), hardware) == expected
+
+
+@pytest.mark.parametrize(("cpus", "readers"), [(1, 1), (2, 2), (3, 2), (6, 3), (16, 8)])
+def test_a_table_has_a_reader_for_every_second_core(cpus: int, readers: int):
+    assert divide(cpus, is_table=True).num_readers == readers
+    assert allocate(Resources(), Hardware(1, cpus, 0)).num_readers == max(1, cpus // 4)
+
+
+@pytest.mark.parametrize(("actors", "share"), [(1, 1.0), (2, 0.5), (3, 0.3333), (7, 0.1428)])
+def test_a_share_of_a_card_is_rounded_down_to_ten_thousandths(actors: int, share: float):
+    assert gpu_share(actors) == share
+
+
+def test_a_card_that_decodes_in_its_actor_has_no_decoders_and_otherwise_at_least_one():
+    for decode_in, decoders in (("actors", 0), ("auto", 1), ("tasks", 1)):
+        fields = {"num_gpus": 1.0, "num_cpus": 4.0, "decode_in": decode_in}
+        assert (
+            allocate(Resources.model_validate(fields), Hardware(1, 4, 1)).num_decoders == decoders
+        )
+    assert divide(5, decode_in="tasks").num_decoders == 2
+
+
+def test_more_actors_than_cores_can_hold_beside_the_tasks_are_refused():
+    crowded = Hardware(9, 2, 0, node_cpus=(0.25,) * 8)
+    with pytest.raises(JobError, match="8 actors beside readers, decoders and writers do not fit"):
+        allocate(Resources.model_validate({"num_cpus": 0.25}), crowded)
+
+
+def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
+    found = Allocation(2, 3, 0.5, 0.25, 1, 5, 6, 7, decoder_cpus=0.4, reader_cpus=0.3)
+    assert found.read(9) == {
+        "override_num_blocks": 9,
+        "concurrency": 5,
+        "num_cpus": 0.3,
+        "ray_remote_args": {
+            "max_retries": MAX_TASK_RETRIES + 1
+        },  # of equal ones Ray makes one task
+    }
+    stages = [(found.preprocess(), 6, 0.4), (found.write(), 7, TASK_CPUS)]
+    for options, number, cpus in stages:
+        assert options.pop("compute").size == number
+        assert options == {
+            "batch_size": None,
+            "batch_format": "pyarrow",
+            "num_cpus": cpus,
+            "max_retries": MAX_TASK_RETRIES,
+        }
+    options = found.predict()
+    pool = options.pop("compute")
+    assert (pool.min_size, pool.max_size) == (2, 3)
+    assert options == {
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "num_cpus": 0.5,
+        "num_gpus": 0.25,
+        "max_restarts": MAX_ACTOR_RESTARTS,
+        "max_task_retries": MAX_TASK_RETRIES,
+    }
+    assert replace(found, actor_gpus=0.0).predict()["num_gpus"] is None

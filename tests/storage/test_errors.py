@@ -1,11 +1,31 @@
-"""No message shows a secret of the storage options, however deep it stands in them."""
+"""What a store raises is told by its code, status, class or number; no message shows a secret."""
 
 from __future__ import annotations
 
-import pytest
+import errno
 
+import fsspec
+import pytest
+from azure.core.exceptions import HttpResponseError, ResourceExistsError, ServiceRequestError
+from azure.storage.blob import StorageErrorCode
+from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError
+from gcsfs.retry import HttpError
+from google.auth.exceptions import RefreshError
+
+from pipeline.core.backoff import BadBlockError, TransientError
 from pipeline.core.errors import InfraError, JobError, PipelineError
-from pipeline.storage.errors import classify, options_named, secret_values, storage_errors
+from pipeline.storage.errors import (
+    classify,
+    is_conflict,
+    is_missing,
+    listed_files,
+    options_named,
+    redact,
+    secret_values,
+    storage_errors,
+    translate,
+)
+from pipeline.storage.interface import BadBlock, FileExpired
 
 NESTED = {
     "anon": False,
@@ -54,3 +74,147 @@ def test_the_section_whose_options_are_wrong_is_named():
         with pytest.raises(type(other)) as caught, options_named("sink.storage_options"):
             raise other
         assert caught.value is other
+
+
+def answered(code: str = "", status: int = 0) -> ClientError:
+    """As botocore tells of an answer."""
+    return ClientError(
+        {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject"
+    )
+
+
+def azure_answered(code: StorageErrorCode | str | None, status: int | None) -> HttpResponseError:
+    error = HttpResponseError("no")
+    error.status_code, error.error_code = status, code
+    return error
+
+
+def caused(error: BaseException, by: BaseException) -> BaseException:
+    error.__cause__ = by
+    return error
+
+
+ANSWERS: list[tuple[BaseException, type[PipelineError], str]] = [
+    (answered("NoSuchBucket", 404), JobError, "no such bucket"),
+    (answered("ExpiredToken", 400), JobError, "credentials are wrong"),
+    (answered("Odd", 418), JobError, "refused with Odd"),
+    (answered("Odd", 400), JobError, "wrong region or endpoint"),
+    (answered("Odd", 499), JobError, "refused with Odd"),
+    (answered("Odd", 403), JobError, "access denied: .* credentials are wrong"),
+    (answered("", 404), JobError, "no such file"),
+    *((answered("Odd", status), TransientError, "answered Odd") for status in (408, 409, 412, 429)),
+    *((answered("Odd", status), TransientError, "answered Odd") for status in (301, 500, 503)),
+    (answered("", 503), TransientError, "the store answered 503; run again later"),
+    (answered("ThrottlingException", 400), TransientError, "answered ThrottlingException"),
+    (answered("SlowDownRead", 400), TransientError, "answered SlowDownRead"),
+    (azure_answered(StorageErrorCode.CONTAINER_NOT_FOUND, 404), JobError, "no such bucket"),
+    (azure_answered("BlobArchived", 409), JobError, "archived: restore it"),
+    (azure_answered(None, 403), JobError, "access denied"),
+    (azure_answered(None, 503), TransientError, "answered 503"),
+    (azure_answered(None, None), TransientError, "cannot be reached or broke off"),
+    (ServiceRequestError("no"), TransientError, "cannot be reached or broke off"),
+    (HttpError({"code": 401}), JobError, "credentials are wrong"),
+    (HttpError({"code": 500}), TransientError, "answered 500"),
+    (HttpError({}), TransientError, "cannot be reached or broke off"),
+    (caused(OSError(5, "eio"), answered("AccessDenied", 403)), JobError, "access denied: allow"),
+    (OSError("Forbidden: b/x"), JobError, "access denied: .* credentials are wrong"),
+    (OSError("Forbidden: Rate Limit Exceeded"), TransientError, "answered 403"),
+    (OSError("It is Forbidden: Rate Limit"), TransientError, "cannot be reached or broke off"),
+    (NoCredentialsError(), JobError, "credentials are wrong"),
+    (NoRegionError(), JobError, "wrong region or endpoint"),
+    (caused(OSError("x"), NoCredentialsError()), JobError, "credentials are wrong"),
+    (type("Own", (NoCredentialsError,), {})(), JobError, "credentials are wrong"),
+    (RefreshError("x", retryable=True), TransientError, "cannot be reached or broke off"),
+    (RefreshError("x", retryable=False), JobError, "credentials are wrong"),
+    (FileExpired("x"), InfraError, "it changed since it was listed; run again"),
+    (BadBlock("x"), BadBlockError, "the disk cannot read it"),
+    (OSError(errno.EDQUOT, "full"), InfraError, "no space left: free some and run again"),
+    (OSError(errno.EFBIG, "x"), JobError, "too large for this file system"),
+    (TypeError("frobnicate"), JobError, "see storage_options and the URI .frobnicate"),
+    (ValueError("x"), JobError, "refused by the storage library"),
+    (ConnectionResetError(), TransientError, "broke off; check it and run again .Connection"),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "words"), ANSWERS, ids=range(len(ANSWERS)))
+def test_an_error_is_the_users_the_stores_or_over_in_a_moment(
+    error: BaseException, kind: type[PipelineError], words: str
+):
+    found = classify(error, "cannot read s3cr3t/x", ["s3cr3t"])
+    assert type(found) is kind
+    with pytest.raises(kind, match=rf"^cannot read \*\*\*/x: .*{words}"):
+        raise found
+
+
+def test_causes_that_run_in_circles_end():
+    first, second = OSError("first"), OSError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert type(classify(first, "x")) is TransientError
+
+
+def test_our_own_errors_pass_as_they_are():
+    for own in (JobError("x"), InfraError("y")):
+        assert classify(own, "cannot read x") is own
+        with pytest.raises(type(own)) as caught, storage_errors("cannot read x"):
+            raise own
+        assert caught.value is own
+
+
+def test_a_missing_file_is_told_from_a_missing_bucket_where_the_caller_asks():
+    gone = FileNotFoundError("gone")
+    no_bucket = caused(FileNotFoundError("gone"), answered("NoSuchBucket", 404))
+    no_container = caused(FileNotFoundError("gone"), azure_answered("ContainerNotFound", 404))
+    assert is_missing(gone)
+    assert is_missing(caused(FileNotFoundError("gone"), answered("NoSuchKey", 404)))
+    assert not any(map(is_missing, (no_bucket, no_container, answered("NoSuchKey", 404))))
+    with pytest.raises(FileNotFoundError) as caught, storage_errors("read", missing="s3://b/x"):
+        raise gone
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, "s3://b/x")
+    for error, missing in ((gone, None), (no_bucket, "s3://b/x")):
+        assert type(translate(error, "cannot read x", (), missing)) is JobError
+
+
+def test_a_name_that_is_taken_is_a_conflict():
+    taken = (FileExistsError(), answered("PreconditionFailed"), answered("Odd", 412))
+    assert all(map(is_conflict, (*taken, azure_answered(None, 412))))
+    assert not any(map(is_conflict, (OSError(), answered("Odd", 409), answered("NoSuchKey", 404))))
+    assert not is_conflict(ResourceExistsError("x"))
+
+
+def test_a_wrong_value_is_the_stores_only_if_its_library_raised_it():
+    with pytest.raises(JobError, match="see storage_options"), storage_errors("cannot read x"):
+        fsspec.filesystem("no-such-protocol")
+    with pytest.raises(InfraError, match="answered 500"), storage_errors("cannot read x"):
+        raise HttpError({"code": 500})
+    never_raised = ValueError("x")
+    assert translate(never_raised, "cannot read x", (), None) is never_raised
+
+
+def test_a_listed_file_that_is_gone_means_another_run():
+    class Wrapped(FileNotFoundError):
+        """As Ray wraps what a task raised."""
+
+        cause = FileNotFoundError(errno.ENOENT, "gone", "s3://b/x")
+
+    where = "^s3://b/x: was there a moment ago and is gone; run again$"
+    for error in (Wrapped("far away"), Wrapped.cause):
+        with pytest.raises(InfraError, match=where), listed_files():
+            raise error
+    with pytest.raises(InfraError, match=r"^secret=\*\*\*: was there"), listed_files():
+        raise FileNotFoundError("secret=s3cr3t")
+
+
+def test_messages_are_short_lines_in_which_the_longest_secret_is_hidden_first():
+    assert redact("a abc b", ["a", "abc"]) == "*** *** b"
+    assert redact("one\n two\x1b[31m") == r"one two\x1b[31m"
+    assert len(redact("x" * 9000)) == 400
+
+
+def test_options_that_help_are_no_secrets():
+    harmless = {"profile": "night", "anon": True, "token": "google_default", "key": "abc"}
+    assert secret_values({**harmless, "client_kwargs": {"region_name": "eu-west-1"}}) == []
+    assert secret_values({"connection_string": "abc", "token": "abcd", "profiles": "cloud9"}) == [
+        "abc",
+        "abcd",
+        "cloud9",
+    ]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import ipaddress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipeline.core.errors import JobError
+from pipeline.core.failures import Reason, RowError
 from pipeline.job.source import Source
-from pipeline.sources.uris.policy import policy_of
+from pipeline.sources.uris.policy import (
+    FetchPolicy,
+    Target,
+    check_size,
+    is_allowed,
+    policy_of,
+    published_uri,
+    rooted,
+    shown_uri,
+    target_of,
+)
 
 OPTIONS = {"key": "k", "secret": "s3cr3t"}
 
@@ -50,3 +64,208 @@ def test_the_limits_and_hosts_of_a_job_are_those_of_its_policy(tmp_path: Path):
     plain = Source(uri=str(tmp_path), format="parquet", uri_column="u", allow_http=True)
     assert policy_of(plain, str(tmp_path)).uri_base == str(tmp_path)
     assert policy_of(plain, str(tmp_path)).allow_http
+
+
+ROOTS = {"/lake": {}, "/lake/deep": {}, "s3://b/in": {}}
+POLICY = FetchPolicy(
+    100,
+    roots=ROOTS,
+    http_hosts=("img.example", "img.example:8443", "[2606:4700::1]"),
+    private_hosts=("store.internal:9000", "10.0.0.1:80"),
+    allow_http=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("uri", "root", "path"),
+    [
+        ("/lake", "/lake", ""),
+        ("/lake/a.jpg", "/lake", "a.jpg"),
+        ("/lake/deep/a.jpg", "/lake/deep", "a.jpg"),
+        ("/lake/deeper/a.jpg", "/lake", "deeper/a.jpg"),
+        ("/lake/./x/../deep/./a.jpg", "/lake/deep", "a.jpg"),
+        ("file:///lake/a.jpg", "/lake", "a.jpg"),
+        ("s3://b/in/x/../y", "s3://b/in", "y"),
+        ("s3://b/out/../in/y", "s3://b/in", "y"),
+    ],
+)
+def test_a_uri_belongs_to_the_longest_root_that_it_lies_below(uri: str, root: str, path: str):
+    assert rooted(uri, POLICY) == (root, path)
+
+
+def test_below_the_root_of_all_files_is_every_file():
+    assert rooted("/etc/x", FetchPolicy(1, roots={"/": {}})) == ("/", "etc/x")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["/lakes/a", "/lake/../a", "/../lake/a", "s3://b/inner/x", "s3://b/in/../x", "file://lake/x"],
+)
+def test_what_lies_below_no_root_is_refused(uri: str):
+    with pytest.raises(RowError, match="not below any root that the job allows") as caught:
+        rooted(uri, POLICY)
+    assert caught.value.reason == Reason.FORBIDDEN_URI
+
+
+def test_the_limit_of_bytes_is_the_most_that_is_read():
+    check_size(100, POLICY)
+    with pytest.raises(RowError, match="101 bytes, the limit is 100") as caught:
+        check_size(101, POLICY)
+    assert caught.value.reason == Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "authority"),
+    [
+        (
+            "http://IMG.example./a b?q=\u00e4/?#x",
+            Target("http", "img.example", 80, "/a%20b?q=%C3%A4/?", may_be_private=False),
+            "img.example",
+        ),
+        (
+            "https://img.example",
+            Target("https", "img.example", 443, "/", may_be_private=False),
+            "img.example",
+        ),
+        (
+            "http://img.example:443/%2F",
+            Target("http", "img.example", 443, "/%2F", may_be_private=False),
+            "img.example:443",
+        ),
+        (
+            "https://img.example:8443/",
+            Target("https", "img.example", 8443, "/", may_be_private=False),
+            "img.example:8443",
+        ),
+        (
+            "https://[2606:4700:0::1]/",
+            Target("https", "2606:4700::1", 443, "/", may_be_private=False),
+            "[2606:4700::1]",
+        ),
+        (
+            "http://10.0.0.1/",
+            Target("http", "10.0.0.1", 80, "/", may_be_private=True),
+            "10.0.0.1",
+        ),
+    ],
+)
+def test_an_allowed_url_has_one_spelling(url: str, target: Target, authority: str):
+    found = target_of(url, POLICY)
+    assert (found, found.authority) == (target, authority)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://img.example/\\x", "malformed$"),
+        ("http://img.example/\x00", "malformed$"),
+        ("http://img.example:99999/", "malformed host or port"),
+        ("http://img.exa$mple/", "malformed host or port"),
+        ("ftp://img.example/", "ftp:// is not allowed here"),
+        ("http://me@img.example/", "a user or password does not belong in a URI"),
+        ("http://img.example:81/", "img.example:81 is not among the allowed hosts"),
+        ("http://store.internal/", "store.internal:80 is not among the allowed hosts"),
+        ("https://10.0.0.1/", "10.0.0.1:443 is not among the allowed hosts"),
+    ],
+)
+def test_a_url_that_is_not_allowed_is_forbidden_and_says_why(url: str, words: str):
+    with pytest.raises(RowError, match=words) as caught:
+        target_of(url, POLICY)
+    assert caught.value.reason == Reason.FORBIDDEN_URI
+
+
+def test_no_redirect_leads_from_https_to_http():
+    assert target_of("http://img.example/", POLICY, "http").scheme == "http"
+    assert target_of("https://img.example/", POLICY, "http").scheme == "https"
+    for policy, came_by in ((POLICY, "https"), (replace(POLICY, allow_http=False), "")):
+        with pytest.raises(RowError, match="http is not allowed here, only https"):
+            target_of("http://img.example/", policy, came_by)
+
+
+@pytest.mark.parametrize(
+    ("uri", "published"),
+    [
+        ("s3://b/x.jpg", "s3://b/x.jpg"),
+        ("https://h/x?Signature=s#f", "https://h/x"),
+        ("https://h/x#f?x", "https://h/x"),
+        ("https://me:p@ss@h/x", "https://***@h/x"),
+        ("//me:pass@h/x", "//..."),
+        ("/a/b?c", "/a/b?c"),
+        ("a.jpg", "a.jpg"),
+    ],
+)
+def test_a_uri_is_published_without_what_may_be_a_credential(uri: str, published: str):
+    assert published_uri(uri) == published
+    assert shown_uri(uri) == published
+    assert shown_uri("/" + "x" * 900) == "/" + "x" * 199
+
+
+ADDRESSES = [
+    ("93.184.216.34", True, True),
+    ("2606:4700::1111", True, True),
+    ("10.1.2.3", False, True),
+    ("fc00::1", False, True),
+    ("::1", False, True),
+    ("::ffff:10.1.2.3", False, True),
+    ("64:ff9b::a01:203", False, True),
+    ("64:ff9b::5db8:d822", True, True),
+    ("::ffff:93.184.216.34", True, True),
+    ("fd00:ec2::254", False, False),
+    ("100.100.100.200", False, False),
+    ("169.254.169.254", False, False),
+    ("168.63.129.16", False, False),
+    ("224.0.0.1", False, False),
+    ("2002:808:808::1", False, False),
+    ("64:ff9b:1::808:808", False, False),
+]
+
+
+@pytest.mark.parametrize(("address", "public", "private"), ADDRESSES)
+def test_an_address_is_for_anyone_for_private_hosts_or_for_none(
+    address: str, public: bool, private: bool
+):
+    parsed = ipaddress.ip_address(address)
+    assert is_allowed(parsed, may_be_private=False) == public
+    assert is_allowed(parsed, may_be_private=True) == private
+
+
+def test_hosts_are_kept_in_their_one_spelling_and_limits_are_above_0():
+    policy = FetchPolicy(1, http_hosts=("B\u00dccher.Example.", "[::0:1]:80"), threads=1, tries=1)
+    assert policy.http_hosts == ("xn--bcher-kva.example", "[::1]:80")
+    for name in ("max_bytes", "threads", "tries", "try_timeout_s", "timeout_s"):
+        for wrong in (0, -1):
+            with pytest.raises(JobError, match=f"{name}: {wrong} is not above 0"):
+                FetchPolicy(**{"max_bytes": 1, name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("field", "entry", "words"),
+    [
+        ("http_hosts", "h/x", "http_hosts: expected host or host:port and nothing else, not 'h/x'"),
+        ("http_hosts", "me:pass@h", "and nothing else, not 'h'"),
+        ("http_hosts", "h h", "nothing else"),
+        ("http_hosts", "h?x", "nothing else"),
+        ("http_hosts", "h#x", "nothing else"),
+        ("http_hosts", "h\\x", "nothing else"),
+        ("private_hosts", "h", "private_hosts: expected host:port and nothing else, not 'h'"),
+    ],
+)
+def test_an_entry_that_is_more_or_less_than_a_host_is_refused(field: str, entry: str, words: str):
+    with pytest.raises(JobError) as caught:
+        FetchPolicy(1, **{field: (entry,)})  # type: ignore[arg-type]
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "kept"),
+    [
+        ("HTTP://img.example/x", "HTTP://img.example/x/"),
+        ("https://img.example/x/", "https://img.example/x/"),
+        ("/lake/deep/", "/lake/deep"),
+        ("s3://b/in/", "s3://b/in"),
+    ],
+)
+def test_a_base_is_itself_allowed(base: str, kept: str):
+    assert replace(POLICY, uri_base=base).uri_base == kept
+    with pytest.raises(JobError, match=r"^uri_base: .*not (below any root|among the allowed)"):
+        FetchPolicy(1, allow_http=True, uri_base=base)
