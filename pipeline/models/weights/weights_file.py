@@ -1,71 +1,47 @@
-"""Tell from its name and its bytes whether a file can be weights, without loading or running it.
+"""Tell from its name, its first bytes and its length whether a file can be weights.
 
-Headers only: the JSON of safetensors, the list of a zip archive, the opcodes of a small pickle.
+Nothing is loaded or run: whether a file of torch.save holds tensors alone is decided by torch, with
+`weights_only`.
 """
 
 from __future__ import annotations
 
 import json
-import pickletools
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SAVE = (
     'save a state dict: torch.save(model.state_dict(), "w.pth"), and name the architecture in '
     "model.name or model.factory"
 )
-_TORCHSCRIPT = "is a TorchScript archive, which can run code when it is loaded"
-_EXPORTED = "is an exported program (torch.export), which can run code when it is loaded"
-_PICKLE = "is a pickle, which can run code when it is loaded"
-_KERAS = "is a Keras model; convert it to PyTorch, then"
-_ONNX = "is a whole model, not weights: name it in model.path"
-_CHECKPOINT = (
-    "is a training checkpoint, as Lightning writes it; save its weights alone: "
-    'torch.save(torch.load(FILE, weights_only=True)["state_dict"], "w.pth")'
-)
+_CODE = "which can run code when it is loaded"
 _BY_SUFFIX = {
-    ".pt2": f"{_EXPORTED}; {SAVE}",
-    ".torchscript": f"{_TORCHSCRIPT}; {SAVE}",
-    ".ts": f"{_TORCHSCRIPT}; {SAVE}",
-    ".pkl": f"{_PICKLE}; {SAVE}",
-    ".pickle": f"{_PICKLE}; {SAVE}",
-    ".joblib": f"{_PICKLE}; {SAVE}",
-    ".onnx": _ONNX,
-    ".h5": f"{_KERAS} {SAVE}",
-    ".hdf5": f"{_KERAS} {SAVE}",
-    ".keras": f"{_KERAS} {SAVE}",
-    ".ckpt": _CHECKPOINT,
+    ".pt2": f"is an exported program (torch.export), {_CODE}; {SAVE}",
+    **dict.fromkeys((".torchscript", ".ts"), f"is a TorchScript archive, {_CODE}; {SAVE}"),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib"), f"is a pickle, {_CODE}; {SAVE}"),
+    **dict.fromkeys(
+        (".h5", ".hdf5", ".keras"), f"is a Keras model; convert it to PyTorch, then {SAVE}"
+    ),
+    ".onnx": "is a whole model, not weights: name it in model.path",
+    ".ckpt": "is a training checkpoint, as Lightning writes it; save its weights alone: "
+    'torch.save(torch.load(FILE, weights_only=True)["state_dict"], "w.pth")',
 }
 GIT_LFS = (
     b"version https://git-lfs",
     "is a pointer of Git LFS, not the file itself: run git lfs pull",
 )
 """What such a file begins with, and what is wrong with it."""
-_BY_START = (
-    GIT_LFS,
-    (b"\x89HDF\r\n", f"{_KERAS} {SAVE}"),
-    (b"\x1f\x8b", "is gzipped: unpack it first"),
-    (b"GGUF", f"is a GGUF model, which is not read; {SAVE}"),
-    (b"\x93NUMPY", f"is a NumPy array; {SAVE}"),
-)
 _WEB = (b"<!doctype", b"<html", b"<?xml")
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"l\xfc\x9cF\xf9 j\xa8P\x19."
 """The magic number of torch.save before it wrote zip archives."""
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 32 << 20
-_MAX_PICKLE_BYTES = 1 << 20
-_PLAIN_ROOTS = ("torch", "collections", "numpy", "_codecs", "builtins", "__builtin__")
-"""Packages with classes that weights_only may accept; it decides which."""
-_MODULES = "torch.nn.modules."
-_SHOWN = 3
 
 
 def check_suffix(uri: str) -> None:
@@ -76,7 +52,7 @@ def check_suffix(uri: str) -> None:
     """
     suffix = PurePosixPath(uri.lower()).suffix
     if suffix in _BY_SUFFIX:
-        raise _refusal(f"model.weights = {uri}", _BY_SUFFIX[suffix])
+        raise JobError(f"model.weights = {uri}: {_BY_SUFFIX[suffix]}")
     if not uri.endswith(WEIGHT_SUFFIXES):
         raise JobError(f"model.weights = {uri}: expected one of {', '.join(WEIGHT_SUFFIXES)}")
 
@@ -92,79 +68,61 @@ def check_weights(named: str, file: BinaryIO, size_bytes: int) -> None:
     Raises:
         JobError: The file is refused; says what it is and what to use instead.
     """
+    found = _fault(named, file, size_bytes)
+    if found is not None:
+        raise JobError(f"{named}: {found}")
+
+
+def _fault(named: str, file: BinaryIO, size_bytes: int) -> str | None:
     if not size_bytes:
-        raise _refusal(named, "is empty (0 bytes); copy it again")
+        return "is empty (0 bytes); copy it again"
     head = file.read(64)
-    if head[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":  # the length may be any bytes
-        _refuse_foreign(named, head)
+    has_header = head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"  # a length may be any bytes
     is_torch = head.startswith(_ZIP) or _LEGACY_TORCH in head
+    if not has_header and head.startswith(GIT_LFS[0]):
+        return GIT_LFS[1]
+    if not has_header and head.lstrip().lower().startswith(_WEB):
+        return "is a web page or XML, not weights: a download that went wrong?"
     if named.endswith(".safetensors"):
         if is_torch:
-            raise _refusal(named, "is a file of torch.save: let its name end in .pth")
-        _check_safetensors(named, file, size_bytes)
-    elif head.startswith(_ZIP):
-        _check_archive(named, file, size_bytes)
-    elif not is_torch:
-        raise _refusal(named, _other(head))
-
-
-def _refuse_foreign(named: str, head: bytes) -> None:
-    for start, found in _BY_START:
-        if head.startswith(start):
-            raise _refusal(named, found)
-    if head.lstrip().lower().startswith(_WEB):
-        raise _refusal(named, "is a web page or XML, not weights: a download that went wrong?")
-
-
-def _refusal(named: str, found: str) -> JobError:
-    return JobError(f"{named}: {clean_message(found)}")
-
-
-def _other(head: bytes) -> str:
-    if head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{":
+            return "is a file of torch.save: let its name end in .pth"
+        return _safetensors_fault(file, size_bytes)
+    if head.startswith(_ZIP):
+        return _archive_fault(file, size_bytes)
+    if is_torch:
+        return None
+    if has_header:
         return "holds safetensors: let its name end in .safetensors"
-    if head[:1] == b"\x80":
-        return f"{_PICKLE}; {SAVE}"
-    if head[:1] == b"\x08" and head[2:3] == b"\x12":  # ir_version, producer_name
-        return f"{_ONNX} {SAVE}"
     return f"neither torch.save nor safetensors made it, or it is damaged; {SAVE}"
 
 
-def _check_safetensors(named: str, file: BinaryIO, size_bytes: int) -> None:
+def _safetensors_fault(file: BinaryIO, size_bytes: int) -> str | None:
     file.seek(0)
     length = int(struct.unpack("<Q", file.read(_LENGTH_BYTES).ljust(_LENGTH_BYTES, b"\0"))[0])
     if file.read(1) != b"{":
-        raise _refusal(named, f"is no safetensors file, or it is damaged; {SAVE}")
+        return f"is no safetensors file, or it is damaged; {SAVE}"
     if length > _MAX_HEADER_BYTES:
-        raise _refusal(named, f"its header claims {length} bytes, which no model needs: damaged?")
+        return f"its header claims {length} bytes, which no model needs: damaged?"
     if _LENGTH_BYTES + length > size_bytes:
-        raise _refusal(
-            named,
+        return (
             f"is cut off: its header takes {length} bytes, the file has {size_bytes} bytes; "
-            "copy it again",
+            "copy it again"
         )
     file.seek(_LENGTH_BYTES)
-    expected = _LENGTH_BYTES + length + _data_bytes(named, file.read(length))
-    if size_bytes < expected:
-        raise _refusal(
-            named,
-            f"is cut off: its header names {expected / 1e6:.1f} MB, the file has {size_bytes} "
-            "bytes; copy it again",
-        )
-    if size_bytes > expected:
-        raise _refusal(
-            named, f"has {size_bytes - expected} bytes more than its header names; copy it again"
-        )
-
-
-def _data_bytes(named: str, header: bytes) -> int:
-    """Return the bytes of all tensors according to a safetensors header."""
     try:
-        entries = json.loads(header)
+        entries = json.loads(file.read(length))
         ends = [_end(entry) for name, entry in entries.items() if name != "__metadata__"]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise _refusal(named, f"its header is no list of tensors: damaged? {SAVE}") from None
-    return max(ends, default=0)
+        return f"its header is no list of tensors: damaged? {SAVE}"
+    expected = _LENGTH_BYTES + length + max(ends, default=0)
+    if size_bytes < expected:
+        return (
+            f"is cut off: its header names {expected / 1e6:.1f} MB, the file has {size_bytes} "
+            "bytes; copy it again"
+        )
+    if size_bytes > expected:
+        return f"has {size_bytes - expected} bytes more than its header names; copy it again"
+    return None
 
 
 def _end(entry: Any) -> int:
@@ -174,66 +132,20 @@ def _end(entry: Any) -> int:
     return end
 
 
-def _check_archive(named: str, file: BinaryIO, size_bytes: int) -> None:
-    """Check a zip archive: those of torch.save have `data.pkl` and no code."""
+def _archive_fault(file: BinaryIO, size_bytes: int) -> str | None:
+    """Say what is wrong with a zip archive: those of torch.save have `data.pkl` and no code."""
     file.seek(0)
     try:
-        archive = zipfile.ZipFile(file)
+        with zipfile.ZipFile(file) as archive:
+            inner = {name.partition("/")[2] or name for name in archive.namelist()}
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-        raise _refusal(
-            named,
+        return (
             f"is cut off or damaged: an archive of {size_bytes} bytes without its end; "
-            "copy it again",
-        ) from None
-    with archive:
-        inner = {name.partition("/")[2] or name: name for name in archive.namelist()}
-        if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
-            raise _refusal(named, f"{_TORCHSCRIPT}; {SAVE}")
-        if "archive_format" in inner or any("exported_program" in name for name in inner):
-            raise _refusal(named, f"{_EXPORTED}; {SAVE}")
-        if "model.weights.h5" in inner or "metadata.json" in inner:
-            raise _refusal(named, f"{_KERAS} {SAVE}")
-        if "data.pkl" not in inner:
-            raise _refusal(named, f"is a zip archive that torch.save did not make; {SAVE}")
-        _check_pickle(named, archive, inner["data.pkl"])
-
-
-def _check_pickle(named: str, archive: zipfile.ZipFile, name: str) -> None:
-    """Refuse classes that weights_only never accepts; it decides about all others."""
-    try:
-        with archive.open(name) as file:
-            data = file.read(_MAX_PICKLE_BYTES + 1)
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
-        raise _refusal(
-            named, "is damaged: its list of tensors cannot be read; copy it again"
-        ) from None
-    if len(data) > _MAX_PICKLE_BYTES:
-        return
-    foreign = list(dict.fromkeys(_foreign(data)))
-    modules = [each for each in foreign if each.startswith(_MODULES)]
-    if modules:
-        others = [each for each in foreign if each not in modules] or modules
-        raise _refusal(
-            named,
-            f"holds a whole module ({others[0]}), not a state dict, and loading that could run "
-            f"code; {SAVE}",
+            "copy it again"
         )
-    if foreign:
-        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
-        raise _refusal(
-            named,
-            f"holds more than tensors ({', '.join(foreign[:_SHOWN])}{more}), and loading that "
-            'could run code; save the tensors alone: torch.save(checkpoint["model"], "w.pth")',
-        )
-
-
-def _foreign(data: bytes) -> Iterator[str]:
-    """Yield the classes in a pickle that no state dict can have; nothing is run."""
-    try:
-        for code, argument, _ in pickletools.genops(data):
-            if code.name == "GLOBAL" and isinstance(argument, str):
-                root = argument.partition(" ")[0].partition(".")[0]
-                if root not in _PLAIN_ROOTS or argument.startswith(_MODULES):
-                    yield argument.replace(" ", ".")
-    except (ValueError, UnicodeError, IndexError, struct.error):
-        return  # not a pickle: torch reports it
+    if "data.pkl" in inner and "constants.pkl" not in inner:
+        return None
+    return (
+        "is an archive that torch.save did not make, such as TorchScript, an exported program or a "
+        f"Keras model; {SAVE}"
+    )
