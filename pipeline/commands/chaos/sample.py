@@ -38,8 +38,7 @@ from pipeline.job.source import Source
 from pipeline.sources.image_files import ImageFiles
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.jsonl.format import Jsonl
-from pipeline.sources.jsonl.lines import read_blocks
-from pipeline.sources.jsonl.stream import max_line_bytes
+from pipeline.sources.jsonl.stream import max_json_bytes, read_json_blocks
 from pipeline.sources.parquet.footers import is_unreadable, open_parquet
 from pipeline.sources.parquet.format import Parquet
 from pipeline.sources.source_format import SourceFormat, format_of
@@ -306,13 +305,13 @@ def _first_keys(wish: _Wish, shard: StoredFile, number: int) -> Iterator[Mapping
 @take_rows.register
 def _take_lines(_: Jsonl, wish: _Wish, sample: Sample) -> None:
     """Copy the first lines of each shard, plain, and add a shard of bad lines and one of none."""
-    max_bytes = max_line_bytes(wish.source)
+    max_bytes = max_json_bytes(wish.source)
     for shard in wish.shards():
         number = min(wish.rows_per_shard, wish.num_rows - sample.num_rows)
         with wish.store.open(shard.path) as handle:
             found = (
                 block.line(row)
-                for block in read_blocks(handle, max_bytes)
+                for block in read_json_blocks(handle, max_bytes)
                 for row in range(len(block))
                 if not block.broken and block.sizes[row] <= max_bytes
             )

@@ -1,4 +1,4 @@
-"""The columns that a job needs of JSON lines: what their values are, and what they become.
+"""What JSON values become in the columns that a job needs of JSON lines.
 
 Pure over Arrow. A value that does not fit fails its row, never its neighbours.
 """
@@ -7,132 +7,48 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.hive_paths import hive_values
-from pipeline.core.schema import FEATURES
-from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.sources.columns.arrow_types import is_text
 from pipeline.sources.columns.pass_through import Problems, cast_column
-from pipeline.sources.features.vectors import WIDTHS
-from pipeline.sources.input_columns import fields_of_part
-from pipeline.sources.rows import Reader, binary_array
+from pipeline.sources.lines.columns import Column, Role
+from pipeline.sources.rows import binary_array
 
-KINDS = b"kinds"
-"""Key in the metadata of the field `FEATURES`: a JSON list with what JSON has for each feature that
-is a category, null for others."""
-Role = Literal["text", "number", "id", "pass", "category"]
 Values = Sequence[Any]
 """What JSON has for a column, one per row; None if it is null or missing."""
 _INT64 = range(-(2**63), 2**63)
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column."""
-
-    name: str
-    role: Role
-    kind: pa.DataType | None = None
-    """Of a pass-through column, and of categories."""
-    width: int = 0
-    """Of a feature that is a list: its length."""
-
-    @property
-    def plain(self) -> pa.DataType:
-        """Return the type of the JSON values that fit without a change."""
-        if self.role == "number":
-            return pa.list_(pa.float64()) if self.width else pa.float64()
-        kind = self.kind
-        if self.role == "category" and kind is not None:
-            return kind
-        if self.role == "pass" and kind is not None:
-            if pa.types.is_boolean(kind):
-                return pa.bool_()
-            if pa.types.is_integer(kind):
-                return pa.int64()
-            if pa.types.is_floating(kind):
-                return pa.float64()
-        return pa.large_string()
-
-    def from_plain(self, column: pa.Array) -> tuple[pa.Array, Problems]:
-        """Return a column of type `plain` as the rows have it, and row -> message."""
-        return _fixed(column, self) if self.width else (column, {})
-
-    def from_values(self, values: Values) -> tuple[pa.Array, Problems]:
-        """Return a column of any JSON values, null where one does not fit, and row -> message."""
-        return _FROM_VALUES[self.role](values, self)
+def plain_type(column: Column) -> pa.DataType:
+    """Return the type of the JSON values that fit a column without a change."""
+    if column.role == "number":
+        return pa.list_(pa.float64()) if column.width else pa.float64()
+    kind = column.kind
+    if column.role == "category" and kind is not None:
+        return kind
+    if column.role == "pass" and kind is not None:
+        if pa.types.is_boolean(kind):
+            return pa.bool_()
+        if pa.types.is_integer(kind):
+            return pa.int64()
+        if pa.types.is_floating(kind):
+            return pa.float64()
+    return pa.large_string()
 
 
-def columns_for(reader: Reader, path: str) -> list[Column]:
-    """Return the columns that a job needs of the lines of a shard.
-
-    A pass-through column that the shard's folders name has the folder's value, not those of lines.
-    """
-    source, hive = reader.source, hive_values(path)
-    passed = {field.name: field.type for field in reader.pass_through}
-    found: dict[str, Column] = {}
-    for part, section in source.parts.items():
-        kind, names = section.input_columns
-        if kind == "features":
-            fields = fields_of_part(part, source, reader.fields)
-            for column in _features(section.features, fields, passed):
-                if column.name not in hive:
-                    found.setdefault(column.name, column)
-        else:
-            found |= {name: Column(name, "text") for name in names}
-    if source.id_column and source.id_column not in found:
-        found[source.id_column] = Column(source.id_column, "id")
-    for name, declared in passed.items():
-        if name not in hive:
-            found.setdefault(name, Column(name, "pass", declared))
-    return list(found.values())
+def from_plain(column: Column, values: pa.Array) -> tuple[pa.Array, Problems]:
+    """Return values of the type `plain_type` as the rows have them, and row -> message."""
+    return _fixed(values, column) if column.width else (values, {})
 
 
-def _features(
-    features: Sequence[FeatureEntry], fields: pa.Schema, passed: Mapping[str, pa.DataType]
-) -> Iterator[Column]:
-    """Yield the columns of the features, in order; one may be there several times."""
-    widths = widths_of(fields) or (0,) * len(features)
-    kinds = _told(fields, KINDS) or (None,) * len(features)
-    for entry, width, kind in zip(features, widths, kinds, strict=True):
-        name, role = column_of(entry), role_of(entry)
-        if role == "category":
-            yield Column(name, role, _KINDS_OF_JSON[kind or "text"])
-        elif role == "text":
-            yield Column(name, role)
-        else:
-            is_int = name in passed and pa.types.is_integer(passed[name])
-            yield Column(name, "pass" if is_int else "number", passed.get(name), width)
-
-
-_KINDS_OF_JSON = {"text": pa.large_string(), "whole": pa.int64(), "bool": pa.bool_()}
-
-
-def role_of(entry: FeatureEntry) -> Role:
-    """Return as what a feature is read."""
-    if isinstance(entry, FeatureColumn) and entry.is_category:
-        return "category"
-    is_text = isinstance(entry, FeatureColumn) and (entry.part or entry.is_text)
-    return "text" if is_text else "number"
-
-
-def widths_of(fields: pa.Schema) -> tuple[int, ...]:
-    """Return the lengths of the features that are lists, 0 for numbers; () if all are numbers."""
-    return tuple(_told(fields, WIDTHS))
-
-
-def _told(fields: pa.Schema, key: bytes) -> Sequence[Any]:
-    if FEATURES not in fields.names:
-        return ()
-    told = (fields.field(FEATURES).metadata or {}).get(key)
-    return json.loads(told) if told else ()
+def from_values(column: Column, values: Values) -> tuple[pa.Array, Problems]:
+    """Return a column of any JSON values, null where one does not fit, and row -> message."""
+    return _FROM_VALUES[column.role](values, column)
 
 
 def described(value: Any) -> str:

@@ -21,9 +21,10 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.sources.columns.base import STAGE, Failures
 from pipeline.sources.columns.column_path import paths_of, take_paths, value_at
 from pipeline.sources.columns.pass_through import Problems
-from pipeline.sources.jsonl.columns import Column, described
-from pipeline.sources.jsonl.lines import BLANK, Block
+from pipeline.sources.jsonl.columns import described, from_plain, from_values, plain_type
 from pipeline.sources.jsonl.nested import Nesting
+from pipeline.sources.lines.blocks import BLANK, Block
+from pipeline.sources.lines.columns import Column
 
 MAX_DEPTH = 200
 """Lists and objects inside each other; Python's own parser ends below 1,000."""
@@ -43,7 +44,7 @@ class Parser:
         has_numbers = any(column.role in ("number", "pass", "category") for column in columns)
         self._maybe_odd = (b"NaN", b"Inf", *([b"-0"] if has_numbers else []))
         ids = {column.name for column in columns if column.role == "id"}
-        plain = pa.schema([(column.name, column.plain) for column in columns])
+        plain = pa.schema([(column.name, plain_type(column)) for column in columns])
         whole = pa.schema([(f.name, pa.int64() if f.name in ids else f.type) for f in plain])
         self._schemas = [plain, whole] if ids else [plain]
         self._nesting = Nesting(plain.names)
@@ -57,7 +58,7 @@ class Parser:
         failures: Failures = [None] * len(block)
         table = self._parse_at_once(block)
         if table is not None:
-            made = [c.from_plain(as_array(table.column(c.name))) for c in self._columns]
+            made = [from_plain(c, as_array(table.column(c.name))) for c in self._columns]
         else:
             objects = [self._parse_line(block, row, failures) for row in range(len(block))]
             made = [_from_objects(column, objects) for column in self._columns]
@@ -154,7 +155,7 @@ def _has_infinity(table: pa.Table) -> bool:
 def _from_objects(column: Column, objects: Sequence[dict[str, Any]]) -> tuple[pa.Array, Problems]:
     """Return a column of objects, null where it does not fit, and row -> message."""
     found = [value_at(each, column.name) for each in objects]
-    made, problems = column.from_values([value for value, _ in found])
+    made, problems = from_values(column, [value for value, _ in found])
     blocked = {
         row: f"{column.name}: {trouble}" for row, (_, trouble) in enumerate(found) if trouble
     }

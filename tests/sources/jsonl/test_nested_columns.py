@@ -18,9 +18,9 @@ from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, TEXT
 from pipeline.sources.inputs import list_inputs
-from pipeline.sources.jsonl.columns import Column
-from pipeline.sources.jsonl.lines import read_blocks
 from pipeline.sources.jsonl.parse import Parser
+from pipeline.sources.jsonl.stream import read_json_blocks
+from pipeline.sources.lines.columns import Column
 
 PNG = encode(base_image(1), "PNG")
 ROWS: list[dict[str, Any]] = [
@@ -175,13 +175,13 @@ ODD_LINES = [
 def test_lines_become_the_same_at_once_and_one_by_one(number: int) -> None:
     columns = [Column("a.b", "text"), Column("l[0].n", "number"), Column("z", "pass", pa.int64())]
     lines = [*LINES, *ODD_LINES[:number][-1:]]
-    whole = next(iter(read_blocks(io.BytesIO(b"\n".join(lines)), 10**6)))
+    whole = next(iter(read_json_blocks(io.BytesIO(b"\n".join(lines)), 10**6)))
     table, failures = Parser(columns, 10**6).parse(whole)
     if not number:
         assert Parser(columns, 10**6)._parse_at_once(whole) is not None
     for row, line in enumerate(lines):
         # A line that is odd beside it lets Arrow look at none.
-        both = next(iter(read_blocks(io.BytesIO(line + b'\n{"a.b": 1, "a": 2}'), 10**6)))
+        both = next(iter(read_json_blocks(io.BytesIO(line + b'\n{"a.b": 1, "a": 2}'), 10**6)))
         assert Parser(columns, 10**6)._parse_at_once(both) is None
         alone, failed = Parser(columns, 10**6).parse(both)
         assert failures[row] == failed[0]

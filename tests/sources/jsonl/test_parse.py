@@ -14,9 +14,11 @@ import pytest
 from pipeline.core.arrays import as_array
 from pipeline.sources.columns.base import Failures
 from pipeline.sources.columns.pass_through import cast_column
-from pipeline.sources.jsonl.columns import Column
-from pipeline.sources.jsonl.lines import Block, read_blocks
+from pipeline.sources.jsonl.columns import from_values
 from pipeline.sources.jsonl.parse import Parser
+from pipeline.sources.jsonl.stream import read_json_blocks
+from pipeline.sources.lines.blocks import Block
+from pipeline.sources.lines.columns import Column
 
 LIMIT = 10_000
 COLUMNS = [
@@ -95,7 +97,7 @@ def some_line(dice: random.Random, oddness: float) -> bytes:
 
 
 def blocks_of(data: bytes) -> list[Block]:
-    return list(read_blocks(io.BytesIO(data), LIMIT))
+    return list(read_json_blocks(io.BytesIO(data), LIMIT))
 
 
 def parsed(block: Block, *, at_once: bool) -> tuple[list[list[Any]], Failures]:
@@ -209,7 +211,7 @@ def test_ids_that_are_numbers_are_parsed_at_once_too():
 def test_a_value_that_does_not_fit_is_null_and_a_problem(
     column: Column, values: list[Any], expected: list[Any] | None
 ):
-    array, problems = column.from_values(values)
+    array, problems = from_values(column, values)
     assert column.kind is not None
     found, more = cast_column(array, pa.field("c", column.kind))
     problems = {**problems, **more}

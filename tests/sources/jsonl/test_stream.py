@@ -20,10 +20,10 @@ from pipeline.job.source import Source
 from pipeline.sources.columns.base import Failures
 from pipeline.sources.extents import RowFilter
 from pipeline.sources.inputs import list_inputs
-from pipeline.sources.jsonl import lines as jsonl_lines
-from pipeline.sources.jsonl.lines import Block
 from pipeline.sources.jsonl.parse import MAX_DEPTH, MAX_VALUES, Parser
-from pipeline.sources.jsonl.stream import max_line_bytes
+from pipeline.sources.jsonl.stream import max_json_bytes
+from pipeline.sources.lines import blocks as jsonl_lines
+from pipeline.sources.lines.blocks import Block
 
 WORDS = {"text_column": "t"}
 
@@ -151,9 +151,9 @@ def test_a_shard_of_another_kind_is_one_row(data: bytes, tmp_path: Path):
 def test_a_line_that_is_too_long_is_not_held(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.sources.jsonl.stream._ROOM_BYTES", 100)
+    monkeypatch.setattr("pipeline.sources.lines.stream._ROOM_BYTES", 100)
     source = source_of(tmp_path, **WORDS, max_text_bytes=50)
-    limit = max_line_bytes(source)
+    limit = max_json_bytes(source)
     assert limit == 400
     long = b'{"t": "' + b"x" * 5_000_000 + b'"}\n'
     just = b'{"t": "' + b"x" * (limit - 9) + b'"}\n'  # 400 bytes with its line end and one more

@@ -1,11 +1,12 @@
-"""What JSON lines hold, as their first ones say: types of columns, lengths of lists of numbers."""
+"""What lines hold, as the first ones say: types of columns, lengths of lists of numbers."""
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -19,75 +20,77 @@ from pipeline.sources.columns.column_path import value_at
 from pipeline.sources.columns.pass_through import check_names
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of, fields_of_parts
-from pipeline.sources.jsonl.columns import KINDS, described, role_of
-from pipeline.sources.jsonl.lines import read_blocks
-from pipeline.sources.jsonl.parse import parse_line
-from pipeline.sources.jsonl.stream import max_line_bytes
+from pipeline.sources.lines.columns import KINDS, role_of
 from pipeline.sources.whole_file import open_whole
 from pipeline.storage.store import Store, StoredFile
 
 SAMPLE_ROWS = 1000
 _SAMPLE_BYTES = 16 * 2**20
 _SAMPLE_SHARDS = 16
-_INT64 = range(-(2**63), 2**63)
 Objects = Sequence[Mapping[str, Any]]
+ReadObjects = Callable[[BinaryIO, str], Iterable[tuple[Mapping[str, Any] | None, int]]]
+"""Of the handle and path of a shard: the columns of each line by name, None of a bad line, and the
+line's bytes."""
 
 
-def declare_jsonl(
-    store: Store, shards: Sequence[StoredFile], source: Source
-) -> tuple[pa.Schema, pa.Schema]:
-    """Declare the pass-through columns, and the columns of the input, from the first lines.
+def first_objects(
+    store: Store, shards: Sequence[StoredFile], read: ReadObjects
+) -> tuple[str, Objects]:
+    """Return the path of the first shard of which a line can be read, and its first lines.
 
-    The first shard with a line that is an object counts; one of the first 16.
-
-    Raises:
-        JobError: These lines lack a column that the job names, or it holds what it cannot be.
+    One of the first 16 shards counts; without such a line, nothing is returned.
     """
-    check_names(source)
     for shard in shards[:_SAMPLE_SHARDS]:
-        if objects := _first_objects(store, shard, source):
-            sample = _Sample(source, shard.path, objects)
-            return sample.pass_through(), sample.fields()
-    return pa.schema([]), columns_of(source).fields(None)
-
-
-def _first_objects(store: Store, shard: StoredFile, source: Source) -> Objects:
-    extent = Extent(shard.path, shard.size_bytes, shard.version, 0, 0, 0.0)
-    max_bytes = max_line_bytes(source)
-    objects: list[Mapping[str, Any]] = []
-    with open_whole(store, extent) as handle:
-        lines = (
-            block.line(row)
-            for block in read_blocks(handle, max_bytes)
-            for row in range(len(block))
-            if block.sizes[row] <= max_bytes
-        )
+        extent = Extent(shard.path, shard.size_bytes, shard.version, 0, 0, 0.0)
+        objects: list[Mapping[str, Any]] = []
         size_bytes = 0
-        for line in itertools.islice(lines, SAMPLE_ROWS):
-            value = _parsed(line)
-            if isinstance(value, dict):
-                objects.append(value)
-            size_bytes += len(line)
-            if size_bytes > _SAMPLE_BYTES:
-                break
-    return objects
+        with open_whole(store, extent) as handle:
+            for value, num_bytes in islice(read(handle, shard.path), SAMPLE_ROWS):
+                if value is not None:
+                    objects.append(value)
+                size_bytes += num_bytes
+                if size_bytes > _SAMPLE_BYTES:
+                    break
+        if objects:
+            return shard.path, objects
+    return "", ()
 
 
-def _parsed(line: bytes) -> Any:
-    try:
-        return parse_line(line)
-    except ValueError:  # costs its row when it is read
-        return None
-
-
-class _Sample:
-    """The first objects of a shard."""
+class Sample(ABC):
+    """The first lines of a shard, each a mapping of its columns; a format says what values are."""
 
     def __init__(self, source: Source, path: str, objects: Objects) -> None:
         self._source, self._path, self._objects = source, path, objects
         self._names = sorted({name for each in objects for name in each})
 
-    def fields(self) -> pa.Schema:
+    @abstractmethod
+    def type_of(self, values: Sequence[Any]) -> pa.DataType:
+        """Return the type of a pass-through column by its first values that are not null."""
+
+    @abstractmethod
+    def text_trouble(self, values: Sequence[Any]) -> str:
+        """Return what values are that are no texts, or ''."""
+
+    @abstractmethod
+    def category_of(self, values: Sequence[Any]) -> str:
+        """Return what categories mostly are: `text`, `whole` or `bool`; '' if none can be one."""
+
+    @abstractmethod
+    def width_of(self, value: Any) -> int | str:
+        """Return the length of a list of numbers, 0 of a number; or what the value is instead."""
+
+    def declare(self) -> tuple[pa.Schema, pa.Schema]:
+        """Declare the pass-through columns, and the columns of the input.
+
+        Raises:
+            JobError: The lines lack a column that the job names, or it holds what it cannot be.
+        """
+        check_names(self._source)
+        if not self._objects:
+            return pa.schema([]), columns_of(self._source).fields(None)
+        return self._pass_through(), self._fields()
+
+    def _fields(self) -> pa.Schema:
         """Return the columns of the input; of features with what was found of them.
 
         Raises:
@@ -136,16 +139,14 @@ class _Sample:
                 raise self._refused(f"column {name!r} is both a number and something else")
 
     def _kind(self, name: str) -> str:
-        """Return what a column of categories mostly holds: `text`, `whole` or `bool`."""
         values = self._values(name)
-        fitting = [value for value in values if isinstance(value, str | int)]
-        if values and not fitting:
-            what = described(values[0])
-            raise self._refused(f"column {name!r} holds {what}, expected text, whole numbers")
-        kinds = set(_kinds(fitting))
-        return kinds.pop() if len(kinds) == 1 else "text"
+        if found := self.category_of(values):
+            return found
+        raise self._refused(
+            f"column {name!r} holds {self.text_trouble(values)}, expected text, whole numbers"
+        )
 
-    def pass_through(self) -> pa.Schema:
+    def _pass_through(self) -> pa.Schema:
         """Return the declared types of the pass-through columns.
 
         Raises:
@@ -161,7 +162,7 @@ class _Sample:
             return kind
         if name in hive_values(self._path):
             return pa.string()
-        return type_of(self._values(name, ", or declare its type with source.casts"))
+        return self.type_of(self._values(name, ", or declare its type with source.casts"))
 
     def _values(self, name: str, hint: str = "") -> list[Any]:
         """Return the values of a column that are not null.
@@ -178,18 +179,16 @@ class _Sample:
         return values
 
     def _require_text(self, name: str) -> None:
-        values = self._values(name)
-        if values and not any(isinstance(value, str) for value in values):
-            raise self._refused(f"column {name!r} holds {described(values[0])}, expected text")
+        if trouble := self.text_trouble(self._values(name)):
+            raise self._refused(f"column {name!r} holds {trouble}, expected text")
 
     def _width(self, name: str) -> int:
         """Return the length of a feature's lists; 0 if it is a number."""
         for value in self._values(name):
-            if isinstance(value, (int, float)):
-                return 0
-            if isinstance(value, list) and value and name not in self._source.pass_through:
-                return len(value)
-            what = "an empty list" if value == [] else described(value)
+            width = self.width_of(value)
+            if width == 0 or (isinstance(width, int) and name not in self._source.pass_through):
+                return width
+            what = width if isinstance(width, str) else "a list"
             hint = " or a list of numbers that is not passed through"
             raise self._refused(f"column {name!r} holds {what}, expected a number{hint}")
         raise self._refused(f"column {name!r} is null, expected numbers")
@@ -199,23 +198,3 @@ class _Sample:
         return JobError(
             f"source: {self._path} does not fit the job; in its first {number} rows: {what}"
         )
-
-
-def type_of(values: Sequence[Any]) -> pa.DataType:
-    """Return the type of a pass-through column by its first values: text unless all are numbers."""
-    kinds = set(_kinds(values))
-    if kinds == {"bool"}:
-        return pa.bool_()
-    if kinds == {"whole"}:
-        return pa.int64()
-    return pa.float64() if kinds and kinds <= {"whole", "fraction"} else pa.string()
-
-
-def _kinds(values: Sequence[Any]) -> Iterator[str]:
-    for value in values:
-        if isinstance(value, bool):
-            yield "bool"
-        elif isinstance(value, int):
-            yield "whole" if value in _INT64 else "text"
-        else:
-            yield "fraction" if isinstance(value, float) else "text"

@@ -1,7 +1,7 @@
 """Lines of a shard in blocks, through gzip or zstd, with memory bounded whatever the shard holds.
 
-A line that is too long is passed over without being held. Blank lines are no rows. What cannot be
-read further is a last block that stands for the rest.
+A line that is too long is passed over without being held. What cannot be read further is a last
+block that stands for the rest.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _CHUNK_BYTES = 2**18
 _BLOCK_BYTES = 2**20
 _BOM = b"\xef\xbb\xbf"
 BLANK = b" \t\r\n"
-"""What JSON takes for whitespace."""
+"""What a blank line is made of."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Lines that are not blank, N of them; a view, cut without a copy."""
+    """N lines; a view, cut without a copy."""
 
     data: bytes
     starts: Numbers
@@ -53,19 +53,23 @@ class Block:
         return self.data[self.starts[row] : self.ends[row]]
 
 
-def read_blocks(handle: BinaryIO, max_line_bytes: int) -> Iterator[Block]:
+def read_blocks(
+    handle: BinaryIO, max_line_bytes: int, what: str, *, with_blank: bool = False
+) -> Iterator[Block]:
     """Yield all lines of a shard in order; where blocks end depends on the shard alone.
 
     Args:
         handle: The file, at its beginning; must be seekable.
         max_line_bytes: A longer line is not held in memory.
+        what: What the shard should be, for messages.
+        with_blank: Yield blank lines, too.
     """
-    lines = _Lines(max_line_bytes)
+    lines = _Lines(max_line_bytes, with_blank=with_blank)
     try:
         read = opened(handle)
         head = read(_CHUNK_BYTES)
-        if 0 in head[:4]:  # how JSON in UTF-16 or UTF-32 begins, and no JSON in UTF-8
-            raise Broken("not JSON lines in UTF-8: a byte 0 among the first four")
+        if 0 in head[:4]:  # how UTF-16 and UTF-32 begin, and no text in UTF-8
+            raise Broken(f"not {what} in UTF-8: a byte 0 among the first four")
         chunk = head.removeprefix(_BOM)
         while chunk:
             yield from lines.add(chunk)
@@ -81,8 +85,9 @@ def read_blocks(handle: BinaryIO, max_line_bytes: int) -> Iterator[Block]:
 class _Lines:
     """Cuts chunks into blocks of whole lines."""
 
-    def __init__(self, max_line_bytes: int) -> None:
+    def __init__(self, max_line_bytes: int, *, with_blank: bool) -> None:
         self._max_bytes = max_line_bytes
+        self._with_blank = with_blank
         self._held: list[bytes] = []
         """What was read and not handed on."""
         self._num_searched = 0
@@ -146,7 +151,10 @@ class _Lines:
         numbers = np.arange(self.number, self.number + len(ends), dtype=np.int64)
         self.number += len(ends)
         block = Block(data, starts, ends, ends - starts, numbers)
-        # All blank bytes are below the first one of JSON.
+        if self._with_blank:
+            yield block
+            return
+        # All blank bytes are at most a space.
         maybe = np.flatnonzero(view[starts] <= 0x20).tolist()
         blank = [row for row in maybe if not block.line(row).strip(BLANK)]
         if blank:

@@ -1,0 +1,99 @@
+"""The columns that a job needs of lines, and as what they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipeline.core.hive_paths import hive_values
+from pipeline.core.schema import FEATURES
+from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
+from pipeline.sources.features.vectors import WIDTHS
+from pipeline.sources.input_columns import fields_of_part
+from pipeline.sources.rows import Reader
+
+KINDS = b"kinds"
+"""Key in the metadata of the field `FEATURES`: a JSON list with what lines have for each feature
+that is a category, null for others."""
+Role = Literal["text", "number", "id", "pass", "category"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column."""
+
+    name: str
+    role: Role
+    kind: pa.DataType | None = None
+    """Of a pass-through column, and of categories."""
+    width: int = 0
+    """Of a feature that is a list: its length."""
+
+
+def columns_for(reader: Reader, path: str) -> list[Column]:
+    """Return the columns that a job needs of the lines of a shard.
+
+    A pass-through column that the shard's folders name has the folder's value, not those of lines.
+    """
+    source, hive = reader.source, hive_values(path)
+    passed = {field.name: field.type for field in reader.pass_through}
+    found: dict[str, Column] = {}
+    for part, section in source.parts.items():
+        kind, names = section.input_columns
+        if kind == "features":
+            fields = fields_of_part(part, source, reader.fields)
+            for column in _features(section.features, fields, passed):
+                if column.name not in hive:
+                    found.setdefault(column.name, column)
+        else:
+            found |= {name: Column(name, "text") for name in names}
+    if source.id_column and source.id_column not in found:
+        found[source.id_column] = Column(source.id_column, "id")
+    for name, declared in passed.items():
+        if name not in hive:
+            found.setdefault(name, Column(name, "pass", declared))
+    return list(found.values())
+
+
+def _features(
+    features: Sequence[FeatureEntry], fields: pa.Schema, passed: Mapping[str, pa.DataType]
+) -> Iterator[Column]:
+    """Yield the columns of the features, in order; one may be there several times."""
+    widths = widths_of(fields) or (0,) * len(features)
+    kinds = _told(fields, KINDS) or (None,) * len(features)
+    for entry, width, kind in zip(features, widths, kinds, strict=True):
+        name, role = column_of(entry), role_of(entry)
+        if role == "category":
+            yield Column(name, role, _CATEGORIES[kind or "text"])
+        elif role == "text":
+            yield Column(name, role)
+        else:
+            is_int = name in passed and pa.types.is_integer(passed[name])
+            yield Column(name, "pass" if is_int else "number", passed.get(name), width)
+
+
+_CATEGORIES = {"text": pa.large_string(), "whole": pa.int64(), "bool": pa.bool_()}
+
+
+def role_of(entry: FeatureEntry) -> Role:
+    """Return as what a feature is read."""
+    if isinstance(entry, FeatureColumn) and entry.is_category:
+        return "category"
+    is_text = isinstance(entry, FeatureColumn) and (entry.part or entry.is_text)
+    return "text" if is_text else "number"
+
+
+def widths_of(fields: pa.Schema) -> tuple[int, ...]:
+    """Return the lengths of the features that are lists, 0 for numbers; () if all are numbers."""
+    return tuple(_told(fields, WIDTHS))
+
+
+def _told(fields: pa.Schema, key: bytes) -> Sequence[Any]:
+    if FEATURES not in fields.names:
+        return ()
+    told = (fields.field(FEATURES).metadata or {}).get(key)
+    return json.loads(told) if told else ()

@@ -1,0 +1,53 @@
+"""The base of formats whose rows are lines, with columns that have names."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from pipeline.job.source import Source
+from pipeline.sources.extents import Extent
+from pipeline.sources.lines.sample import Sample
+from pipeline.sources.source_format import CountedByReading, Measured, RowIds
+from pipeline.sources.uris.policy import policy_of
+from pipeline.storage.store import Store, StoredFile
+
+
+class LineFormat(CountedByReading, ABC):
+    """Shards of lines, plain or compressed as a whole by gzip or zstd."""
+
+    name: str
+    fields = frozenset(
+        [
+            *("image_column", "image_encoding", "id_column", "casts", "pass_through"),
+            *("uri_column", "uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http"),
+            *("features", "null_features", "lossy_features"),
+            *("text_column", "text_pair_column", "max_text_bytes", "inputs"),
+        ]
+    )
+
+    @abstractmethod
+    def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
+        """Return the first lines of the first shard that has some."""
+
+    def check(self, source: Source) -> None:
+        """Refuse images that are not in base64, which text cannot hold."""
+        for name, part in source.parts.items():
+            if part.input_columns.kind == "image" and part.image_encoding != "base64":
+                where = f"input {name!r}: " if name else ""
+                raise ValueError(
+                    f"{where}format {self.name!r} holds texts (text_column), features, URIs of "
+                    "images (uri_column) or images in base64 (image_encoding: base64): name one"
+                )
+
+    def row_ids(self, source: Source) -> RowIds:
+        return "column" if source.id_column else "path#row"
+
+    def measure(
+        self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
+    ) -> Measured:
+        """Return one extent of unknown rows per shard; the first lines declare the columns."""
+        if source.has_uris:
+            policy_of(source, store.uri)  # raises before anything is started
+        extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
+        return Measured(extents, *self.sample(store, shards, source).declare())
