@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.lease import Lease, hold_lease
@@ -36,7 +35,7 @@ from pipeline.planning.plan import Plan, what_changed
 from pipeline.planning.tiling import missing_units
 from pipeline.process.failpoints import reach
 from pipeline.process.interrupts import undisturbed
-from pipeline.report.document import RunStatus
+from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress
 from pipeline.runs.builders import make_stream
 from pipeline.runs.checks import check_before_ray
@@ -60,7 +59,7 @@ Execute = Callable[[RunContext, Progress], RunStatus]
 
 def run_job(
     job: Job, options: RunOptions, progress: Progress, execute: Execute | None = None
-) -> dict[str, Any]:
+) -> Report:
     """Execute a job once and return its report; the report is stored beside the output.
 
     The process is left as it was found: its environment, logging, warning filters, signal handlers
@@ -81,7 +80,7 @@ def run_job(
         return _run_job(RunContext.of(job, options), progress, execute or _execute)
 
 
-def _run_job(run: RunContext, progress: Progress, execute: Execute) -> dict[str, Any]:
+def _run_job(run: RunContext, progress: Progress, execute: Execute) -> Report:
     job = run.job
     require_apart(job.source, run.store)  # before a file is written below it
     with options_named("sink.storage_options"):

@@ -8,12 +8,15 @@ import json
 import os
 import platform
 from importlib import metadata
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+
+if TYPE_CHECKING:
+    from pipeline.report.document import Report
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file (YAML).")]
 
@@ -154,7 +157,7 @@ def as_storage_options(text: str | None) -> dict[str, Any]:
     return options
 
 
-def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+def show_report(report: Report, *, as_json: bool, quiet: bool) -> None:
     """Show the report of a run: as tables (on stderr beside JSON), as JSON, or not at all."""
     from pipeline.process.interrupts import ignore_stops
     from pipeline.process.screen import show_rendered
@@ -162,9 +165,9 @@ def show_report(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None
 
     ignore_stops()
     if not quiet:
-        show_rendered(render_table(document), to_stderr=as_json)
+        show_rendered(render_table(report), to_stderr=as_json)
     if as_json:
-        typer.echo(json.dumps(document, allow_nan=False))
+        typer.echo(json.dumps(report.model_dump(mode="json"), allow_nan=False))
 
 
 def show(document: dict[str, Any], *, as_json: bool, quiet: bool = False) -> None:

@@ -32,8 +32,8 @@ def report(
     """Show the report of a run that is stored beside its output."""
     from pipeline.report.history import load_report
 
-    document = load_report(uri, partition, run_id, as_storage_options(storage_options))
-    show_report(document, as_json=as_json, quiet=False)
+    found = load_report(uri, partition, run_id, as_storage_options(storage_options))
+    show_report(found, as_json=as_json, quiet=False)
 
 
 def inspect(

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, current_manifest
@@ -22,7 +21,7 @@ from pipeline.dataflow import predict_and_publish, run_job
 from pipeline.job.job import Job
 from pipeline.models.weights.factory_tensors import hand_on
 from pipeline.planning.plan import Plan, settings_digest
-from pipeline.report.document import RunStatus
+from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import job_model
@@ -36,9 +35,7 @@ log = logging.getLogger(__name__)
 Predict = Callable[..., Manifest]
 
 
-def retry_job(
-    job: Job, options: RunOptions, reasons: Sequence[str], progress: Progress
-) -> dict[str, Any]:
+def retry_job(job: Job, options: RunOptions, reasons: Sequence[str], progress: Progress) -> Report:
     """Run the quarantined rows of the job's partition again; return the report.
 
     Args:

@@ -1,20 +1,19 @@
 """The report of a run as one document (report.json); render.py shows it to people.
 
-In: `RunFacts`, whatever the run knows when it ends, however it ends. Out: a JSON document of a
-declared schema. What is not known is null, never a guess. Callers write the bytes.
+A run states what it knows when it ends, however it ends; its counters decide the rest. What is not
+known is null, never a guess. Callers write the bytes.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from pipeline.core.figures.counters import PREPARED, Counters
+from pipeline.process.screen import as_lines
 from pipeline.report.sections import (
     FailedRows,
     Gate,
@@ -30,7 +29,7 @@ from pipeline.report.sections import (
 )
 from pipeline.report.speed.bottleneck import find_bottleneck
 from pipeline.report.speed.forecast import make_forecasts
-from pipeline.report.speed.limits import Load, Slots, find_limits
+from pipeline.report.speed.limits import Load, find_limits
 from pipeline.report.speed.performance import (
     BottleneckSection,
     BytesPerRow,
@@ -49,102 +48,55 @@ from pipeline.report.speed.performance import (
     stages_of,
     startup_parts,
 )
-from pipeline.report.texts import Texts, texts_of
+from pipeline.report.speed.texts import Texts, texts_of
 
 REPORT_VERSION: Final = 1
 
 RunStatus = Literal["published", "refused", "stopped", "failed", "nothing_to_do"]
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What a run hands over; the defaults say "not known", so that a failed run has a report too.
-
-    The dictionaries take the fields of the section of the same name in `Report`; an unknown key
-    is an error, a missing one is null.
-    """
-
-    run_id: str
-    partition: str
-    status: RunStatus
-    exit_code: int
-    fingerprint: str | None = None
-    error: str | None = None
-    started_at: str | None = None
-    finished_at: str | None = None
-    wall_s: float | None = None
-    streaming_wall_s: float | None = None
-    startup: dict[str, float] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-    slices: dict[str, int] = field(default_factory=dict)
-    reasons: dict[str, int] = field(default_factory=dict)
-    top_failures: list[dict[str, Any]] = field(default_factory=list)
-    unreadable_shards: int = 0
-    skipped: dict[str, Any] = field(default_factory=dict)
-    counters: Counters = field(default_factory=dict)
-    slots: Slots = field(default_factory=dict)
-    prepared: tuple[str, ...] = PREPARED
-    """The stages of the run's input, in order."""
-    on_cluster: bool = False
-    """It ran on a cluster that was up, not on a Ray of its own."""
-    in_actors: frozenset[str] = frozenset()
-    """Groups whose work only the actors do: `decoder`, `writer`."""
-    batch_rates: dict[int, float] = field(default_factory=dict)
-    """Batch size, for texts in tokens -> rows/s of one actor's model alone, if it was measured at
-    several."""
-    hardware: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    output: dict[str, Any] = field(default_factory=dict)
-    gates: list[dict[str, Any]] = field(default_factory=list)
-    price_per_node_hour: float | None = None
-    top_labels: list[tuple[str, int]] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
-    in_flight: list[str] = field(default_factory=list)
-    retry: dict[str, int] | None = None
-
-
 class Report(Section):
     """One run of the pipeline over one partition."""
 
-    version: Literal[1]
+    version: Literal[1] = REPORT_VERSION
     """Version of this document; raised when a field changes its meaning or goes."""
     run_id: str
     partition: str
-    fingerprint: str | None
+    fingerprint: str | None = None
     """Hash of all that decides the predictions."""
     status: RunStatus
     exit_code: int
-    error: str | None
-    started_at: str | None
+    error: str | None = None
+    started_at: str | None = None
     """ISO 8601, UTC."""
-    finished_at: str | None
+    finished_at: str | None = None
     """ISO 8601, UTC."""
-    wall_s: float | None
+    wall_s: float | None = None
     """Of the whole run."""
-    streaming_wall_s: float | None
+    streaming_wall_s: float | None = None
     """From the first read to the last write."""
-    rows_per_s: float | None
+    rows_per_s: float | None = None
     """Rows computed over the streaming wall."""
-    run_rows_per_s: float | None
+    run_rows_per_s: float | None = None
     """Rows computed over the wall time of the whole run, start-up and publishing included."""
-    price_per_node_hour: float | None
-    cost_per_million_rows: float | None
+    price_per_node_hour: float | None = None
+    cost_per_million_rows: float | None = None
     """In the currency of the price; rows computed in this run."""
-    rows: Rows
-    slices: Slices
-    reasons: dict[str, int]
+    rows: Rows = Rows()
+    slices: Slices = Slices()
+    reasons: dict[str, int] = Field(default_factory=dict)
     """Quarantined rows by reason."""
     top_failures: list[FailedRows] = Field(default_factory=list)
     """The five causes of the most failed rows. Where all rows of the first batches failed alike,
     which ends a run, that cause alone; its rows are not among those that `rows` counts."""
-    unreadable_shards: int
+    unreadable_shards: int = 0
     """Shards that could not be opened: their row count is unknown."""
     skipped: SkippedFiles = SkippedFiles()
     """Files below the source that are no input."""
-    startup: list[StartupPart]
-    stages: list[Stage]
-    limits: list[GroupLimit]
-    bottleneck: BottleneckSection
+    startup: list[StartupPart] = Field(default_factory=list)
+    stages: list[Stage] = Field(default_factory=list)
+    limits: list[GroupLimit] = Field(default_factory=list)
+    bottleneck: BottleneckSection = BottleneckSection()
     predictions: list[ForecastSection] = Field(default_factory=list)
     """What each of the usual changes would bring; empty if no stage was measured."""
     bytes_per_row: BytesPerRow = BytesPerRow()
@@ -160,17 +112,23 @@ class Report(Section):
     slower_than_before: list[SlowerStage] | None = None
     """Stages that lost more than a fifth of their speed since the last comparable run; null: not
     compared."""
-    hardware: Hardware
-    model: ModelSection
-    output: Output
-    gates: list[Gate]
-    top_labels: list[LabelCount]
-    versions: dict[str, str]
+    hardware: Hardware = Hardware()
+    model: ModelSection = ModelSection()
+    output: Output = Output()
+    gates: list[Gate] = Field(default_factory=list)
+    top_labels: list[LabelCount] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
     retry: Retry | None = None
     """Only of `pipeline retry`; `rows` then counts the whole partition, as it is merged."""
     in_flight: list[str] = Field(default_factory=list)
     """What a run worked on that was ended because it got no further: operators and actors of Ray,
     one line each; `in_flight.txt` beside the report has more."""
+
+    def __str__(self) -> str:
+        """Return the summary that a run prints, without styles."""
+        from pipeline.report.showing.render import render_table
+
+        return as_lines(render_table(self)).rstrip("\n")
 
 
 def report_schema() -> dict[str, Any]:
@@ -178,38 +136,30 @@ def report_schema() -> dict[str, Any]:
     return Report.model_json_schema(mode="serialization")
 
 
-def build_report(facts: RunFacts) -> dict[str, Any]:
-    """Turn the facts of a run into the report.json document."""
-    known = {f.name: _finite(getattr(facts, f.name)) for f in fields(facts)}
-    hardware, model = Hardware(**known["hardware"]), ModelSection(**known["model"])
-    rows = Rows(**known["rows"])
-    load = Load(
-        counters=facts.counters,
-        slots={stage: slots for stage, slots in known["slots"].items() if slots is not None},
-        streaming_wall_s=known["streaming_wall_s"],
-        wall_s=known["wall_s"],
-        startup={part: s for part, s in known["startup"].items() if s is not None},
+def build_report(stated: Report, measured: Load) -> Report:
+    """Return what a run states, with the sections that its counters decide.
+
+    Args:
+        stated: The fields that nothing else tells.
+        measured: Counters, slots, start-up; what the report says itself, as rows and hardware, is
+            taken from there.
+    """
+    rows, model, hardware = stated.rows, stated.model, stated.hardware
+    load = replace(
+        measured,
+        streaming_wall_s=stated.streaming_wall_s,
+        wall_s=stated.wall_s,
         cpus=hardware.cpus,
         gpus=hardware.gpus,
         is_on_gpu=model.device is not None and not model.device.startswith("cpu"),
-        on_cluster=facts.on_cluster,
-        slices=facts.slices.get("computed"),
-        in_actors=facts.in_actors,
-        prepared=facts.prepared,
+        slices=stated.slices.computed,
         batch_size=model.batch_size,
         batch_tokens=model.batch_tokens,
-        batch_rates={size: rate for size, rate in known["batch_rates"].items() if rate},
     )
-    same = set(Report.model_fields) & set(known)
-    report = Report(
-        **{name: known[name] for name in same - _BUILT},
-        version=REPORT_VERSION,
+    return stated.but(
         rows_per_s=ratio(rows.computed, load.streaming_wall_s),
         run_rows_per_s=ratio(rows.computed, load.wall_s),
-        cost_per_million_rows=_cost(hardware.nodes, load.wall_s, facts, rows.computed),
-        rows=rows,
-        slices=Slices(**known["slices"]),
-        skipped=SkippedFiles(**known["skipped"]),
+        cost_per_million_rows=_cost(stated),
         startup=startup_parts(load),
         stages=stages_of(load),
         limits=[GroupLimit(**vars(limit)) for limit in find_limits(load)],
@@ -221,18 +171,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         write_in=_done_in(load, ("write",), "writer"),
         gpu_decode=gpu_decode_of(load),
         texts=texts_of(load),
-        hardware=hardware,
-        model=model,
-        output=Output(**known["output"]),
-        gates=[Gate(**gate) for gate in known["gates"]],
-        top_labels=[LabelCount(label=label, count=n) for label, n in facts.top_labels],
     )
-    return report.model_dump(mode="json")
-
-
-_BUILT = frozenset(
-    ["rows", "slices", "skipped", "startup", "hardware", "model", "output", "gates", "top_labels"]
-)
 
 
 def _done_in(load: Load, stages: Sequence[str], group: str) -> Literal["actors", "tasks"] | None:
@@ -241,26 +180,14 @@ def _done_in(load: Load, stages: Sequence[str], group: str) -> Literal["actors",
     return "actors" if group in load.in_actors else "tasks"
 
 
-def _finite(value: Any) -> Any:
-    # JSON has no NaN and no Infinity; what cannot be said is not known.
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value
-
-
-def _cost(
-    nodes: int | None, wall_s: float | None, facts: RunFacts, rows: int | None
-) -> float | None:
-    price = _finite(facts.price_per_node_hour)
-    if nodes is None or wall_s is None or price is None or not rows:
+def _cost(report: Report) -> float | None:
+    nodes, price, rows = report.hardware.nodes, report.price_per_node_hour, report.rows.computed
+    if nodes is None or report.wall_s is None or price is None or not rows:
         return None
-    return float(nodes * wall_s / 3600 * price / rows * 1e6)
+    return float(nodes * report.wall_s / 3600 * price / rows * 1e6)
 
 
-def to_json(report: dict[str, Any]) -> bytes:
+def to_json(report: Report) -> bytes:
     """Serialise a report, the same bytes for the same report."""
-    return (json.dumps(report, allow_nan=False, sort_keys=True, indent=2) + "\n").encode("ascii")
+    document = report.model_dump(mode="json")
+    return (json.dumps(document, allow_nan=False, sort_keys=True, indent=2) + "\n").encode("ascii")

@@ -142,34 +142,32 @@ def slower_than_before(report: Report, previous: Report) -> list[SlowerStage]:
     return slower
 
 
-def compare_with_before(store: Store, report: dict[str, Any]) -> dict[str, Any]:
+def compare_with_before(store: Store, report: Report) -> Report:
     """Return the report with `slower_than_before`; null if there is nothing to compare with.
 
     Storage trouble costs the comparison, never the report.
     """
-    this = Report.model_validate(report, extra="ignore")
-    recipe = Recipe.of(this)
-    if not recipe.fits(this):
+    recipe = Recipe.of(report)
+    if not recipe.fits(report):
         return report
 
     def is_like_this(past: Report) -> bool:
-        same = (past.hardware, past.decode_in) == (this.hardware, this.decode_in)
-        return same and past.run_id < this.run_id and recipe.fits(past)
+        same = (past.hardware, past.decode_in) == (report.hardware, report.decode_in)
+        return same and past.run_id < report.run_id and recipe.fits(past)
 
     try:
-        previous = find_past_run(store, this.partition, is_like_this)
+        previous = find_past_run(store, report.partition, is_like_this)
     except PipelineError as error:
         log.warning("not compared with earlier runs: %s", error)
         return report
     if previous is None:
         return report
-    slower = slower_than_before(this, previous)
-    return {**report, "slower_than_before": [stage.model_dump() for stage in slower]}
+    return report.but(slower_than_before=slower_than_before(report, previous))
 
 
 def load_report(
     uri: str, partition: str | None, run_id: str | None, storage_options: dict[str, Any]
-) -> dict[str, Any]:
+) -> Report:
     """Read a stored report.json.
 
     Args:
@@ -191,13 +189,13 @@ def load_report(
         document = json.loads(store.read_bytes(path))
         if document["version"] > REPORT_VERSION:
             raise JobError(f"{store.url(path)}: written by a newer version; upgrade this one")
-        document = Report.model_validate(document, extra="ignore").model_dump(mode="json")
+        report = Report.model_validate(document, extra="ignore")
     except FileNotFoundError:
         raise JobError(f"{store.url(path)}: there is no such report") from None
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise InfraError(f"{store.url(path)}: not a report: {_first_line(error)}") from None
-    is_known = name == "report.json" or document["slower_than_before"] is not None
-    return dict(document) if is_known else compare_with_before(store, document)
+    is_known = name == "report.json" or report.slower_than_before is not None
+    return report if is_known else compare_with_before(store, report)
 
 
 def _find_report(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    """A part of report.json: frozen, closed, and without NaN."""
+    """A part of report.json: frozen, closed, and without NaN; what is not known is null."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -18,6 +19,22 @@ class Section(BaseModel):
         json_schema_serialization_defaults_required=True,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_or_null(cls, values: Any) -> Any:
+        # JSON has no NaN and no Infinity.
+        if not isinstance(values, dict):
+            return values
+        return {name: None if _is_no_number(value) else value for name, value in values.items()}
+
+    def but(self, **changes: Any) -> Self:
+        """Return this section with other values of some fields, validated like the first ones."""
+        return type(self)(**{**dict(self), **changes})
+
+
+def _is_no_number(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 class Rows(Section):

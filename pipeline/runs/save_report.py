@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.core.printable import clean_message
 from pipeline.process.interrupts import reason
-from pipeline.report.document import RunStatus, build_report, to_json
+from pipeline.report.document import Report, RunStatus, to_json
 from pipeline.report.history import compare_with_before
 from pipeline.report.showing.render import to_html
 from pipeline.runs.context import RunContext
@@ -16,16 +15,12 @@ from pipeline.runs.context import RunContext
 log = logging.getLogger(__name__)
 
 
-def save_report(run: RunContext, status: RunStatus, error: PipelineError | None) -> dict[str, Any]:
+def save_report(run: RunContext, status: RunStatus, error: PipelineError | None) -> Report:
     """Build the report and store it as report.json and report.html."""
-    code = error.exit_code if error else 0
-    price = run.job.run.price_per_node_hour
-    report = compare_with_before(
-        run.store,
-        build_report(run.record.facts(status, code, str(error) if error else None, price)),
-    )
+    code, price = error.exit_code if error else 0, run.job.run.price_per_node_hour
+    report = run.record.report(status, code, str(error) if error else None, price)
     is_stored = status != "nothing_to_do"
-    report["output"] |= _places(run, report, is_stored=is_stored)
+    report = _with_places(run, compare_with_before(run.store, report), is_stored=is_stored)
     if is_stored:
         path = run.layout.report
         run.store.put(path(run.record.run_id, "report.json"), to_json(report))
@@ -33,14 +28,15 @@ def save_report(run: RunContext, status: RunStatus, error: PipelineError | None)
     return report
 
 
-def _places(run: RunContext, report: dict[str, Any], *, is_stored: bool) -> dict[str, Any]:
-    """Return the paths of the quarantine and the report of a run, if there are any."""
-    has_quarantine = report["output"]["uri"] and report["rows"]["quarantined"]
+def _with_places(run: RunContext, report: Report, *, is_stored: bool) -> Report:
+    """Return the report with the paths of the quarantine and of itself, if there are any."""
+    has_quarantine = report.output.uri and report.rows.quarantined
     path = run.layout.report(run.record.run_id, "report.html")
-    return {
-        "quarantine": run.store.url(run.layout.quarantine) if has_quarantine else None,
-        "report": run.store.url(path) if is_stored else None,
-    }
+    output = report.output.but(
+        quarantine=run.store.url(run.layout.quarantine) if has_quarantine else None,
+        report=run.store.url(path) if is_stored else None,
+    )
+    return report.but(output=output)
 
 
 def save_trouble(run: RunContext, error: BaseException) -> None:
@@ -53,7 +49,7 @@ def save_trouble(run: RunContext, error: BaseException) -> None:
     except Exception as further:  # noqa: BLE001  # what made the run fail may make this fail, too
         log.warning("no report: %s", clean_message(f"{type(further).__name__}: {further}"))
     else:
-        error.report = report["output"]["report"]  # type: ignore[attr-defined]
+        error.report = report.output.report  # type: ignore[attr-defined]
 
 
 def _as_ours(error: BaseException) -> PipelineError:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from report_examples import BARE, report_of
 
 from pipeline.core import backoff
 from pipeline.core.backoff import TRIES, TransientError, retries_taken, with_retries
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.figures.counters import Counters, StageCounters, measure
-from pipeline.report.document import RunFacts, build_report
-from pipeline.report.showing.render import render_table, to_html
+from pipeline.report.showing.render import to_html
 
 
 @pytest.fixture(autouse=True)
@@ -75,26 +75,16 @@ def test_a_stage_counts_its_retries_and_the_report_shows_them() -> None:
     with measure(counters, "list"):
         with_retries(failing(0))
     assert counters["read"]["retries"] == 2
-    facts = RunFacts("run-1", "all", "published", 0, counters=counters)
-    report = build_report(facts)
-    retries = {stage["stage"]: stage["retries"] for stage in report["stages"]}
+    report = report_of(BARE["published"], counters=counters)
+    retries = {stage.stage: stage.retries for stage in report.stages}
     assert (retries["read"], retries["list"], retries["write"]) == (2, 0, None)
     assert "<th>retries</th>" in to_html(report)
-    assert "retries" in shown(report)
-    quiet = build_report(RunFacts("run-1", "all", "published", 0, counters={"read": {}}))
+    assert "retries" in str(report)
+    quiet = report_of(BARE["published"], counters={"read": {}})
     assert "<th>retries</th>" not in to_html(quiet)
-    assert "retries" not in shown(quiet)
+    assert "retries" not in str(quiet)
 
 
 def test_counters_of_before_there_were_retries_can_be_read() -> None:
     did = StageCounters.from_dict({"rows_in": 1, "busy_s": 2.0})
     assert (did.retries, did + did) == (0, StageCounters(rows_in=2, busy_s=4.0))
-
-
-def shown(report: dict[str, object]) -> str:
-    from rich.console import Console
-
-    console = Console(width=120, record=True, file=None, quiet=False)
-    with console.capture() as captured:
-        console.print(render_table(report))
-    return captured.get()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from published import DAY, Rows, publish_rows
 from reading import plan_job
-from report_examples import FULL
+from report_examples import report_of
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import Owner
@@ -18,7 +18,7 @@ from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.documents import known_fields
-from pipeline.report.document import Report, build_report
+from pipeline.report.document import Report
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.trials.runtime_trials import Profile
 from pipeline.storage.store import Store
@@ -76,7 +76,7 @@ def test_measurements_with_added_fields_are_read():
 
 
 def test_a_report_with_added_fields_is_read():
-    document = build_report(FULL)
+    document = report_of().model_dump(mode="json")
     assert (
         Report.model_validate(grown(document), extra="ignore").model_dump(mode="json") == document
     )

@@ -81,7 +81,7 @@ wait_for_processors()
 for day in (1, 2):
     job = load_job(sys.argv[1], date=dt.date(2026, 11, day))
     with Progress(quiet=True) as progress:
-        published.append(run_job(job, options, progress)["status"])
+        published.append(run_job(job, options, progress).status)
     after.append(state())
     wait_for_processors()
 changed = [key for seen in after for key in before if seen[key] != before[key]]

@@ -333,7 +333,7 @@ def test_every_row_ends_once_where_it_belongs(
         assert killed.code == -signal.SIGKILL, killed.stderr
     job = load_job(job_path, date=dt.date.fromisoformat(DATE))
     report = run_job(job, RunOptions(allow_import=("models",)), Progress(quiet=True))
-    assert report["rows"]["resumed"] >= (2 * SLICE_ROWS if case == "kill -9" else 0)
+    assert report.rows.resumed >= (2 * SLICE_ROWS if case == "kill -9" else 0)
     assert outcomes_of(store, stored) == expected
 
 
@@ -378,7 +378,7 @@ def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
         )
         job = load_job(job_path, date=dt.date.fromisoformat(DATE))
         report = run_job(job, RunOptions(), Progress(quiet=True))
-        assert (report["rows"]["predicted"], report["rows"]["quarantined"]) == (13, 3), kind
+        assert (report.rows.predicted, report.rows.quarantined) == (13, 3), kind
         table = read_predictions(str(tmp_path / f"out-{kind}"), PARTITION)
         found[kind] = table.select(["label", "label_id", "score", "top_k"])
     for kind, table in found.items():

@@ -15,13 +15,12 @@ import pytest
 from cli import environment, write_job
 from hypothesis import example, given
 from hypothesis import strategies as st
-from report_examples import everywhere
+from report_examples import everywhere, report_of
 from rich.text import Text
 
 from pipeline.core.printable import joined, printable
 from pipeline.process.screen import LineFormatter, as_lines
 from pipeline.process.terminal import show_error
-from pipeline.report.document import build_report
 from pipeline.report.showing.document_table import render_document
 from pipeline.report.showing.render import render_table
 
@@ -72,8 +71,8 @@ def test_the_lines_of_a_traceback_cannot_be_taken_for_records() -> None:
     [
         lambda: render_document({HOSTILE: HOSTILE, "all": [HOSTILE], "rows": [{HOSTILE: HOSTILE}]}),
         lambda: render_document({"first_ignored": [HOSTILE], "label": {"rows": HOSTILE}}),
-        lambda: render_table(build_report(everywhere(HOSTILE))),
-        lambda: render_table(build_report(everywhere(HOSTILE)) | {"status": "nothing_to_do"}),
+        lambda: render_table(report_of(everywhere(HOSTILE))),
+        lambda: render_table(report_of(everywhere(HOSTILE), status="nothing_to_do")),
     ],
 )
 def test_pages_and_tables_show_nothing_that_is_not_printable(page: Callable[[], Any]) -> None:

@@ -5,20 +5,19 @@ from pathlib import Path
 
 import pytest
 from published import put_report
-from report_examples import FULL
+from report_examples import FULL, Facts, document_of, report_of
 
-from pipeline.report.document import Report, RunFacts, build_report
+from pipeline.report.document import Report
 from pipeline.report.history import Recipe, find_past_run
 from pipeline.storage.store import Store
 
-FACTS = dataclasses.replace(FULL, model=FULL.model | {"runtime": "eager"})
+FACTS = FULL | dict(model=FULL["model"] | {"runtime": "eager"})
 WANTED = Recipe("efficientnet-lite0", "ab" * 32, "eager", "bf16", 64)
-TEXTS = FACTS.model | {"batch_tokens": 8192}
+TEXTS = FACTS["model"] | {"batch_tokens": 8192}
 
 
-def keep(store: Store, partition: str, run_id: str, facts: RunFacts = FACTS) -> None:
-    named = dataclasses.replace(facts, run_id=run_id, partition=partition)
-    put_report(store, partition, run_id, build_report(named))
+def keep(store: Store, partition: str, run_id: str, facts: Facts = FACTS) -> None:
+    put_report(store, partition, run_id, document_of(facts, run_id=run_id, partition=partition))
 
 
 def found_in(store: Store, partition: str = "all", wanted: Recipe = WANTED) -> str | None:
@@ -34,21 +33,20 @@ def test_the_newest_run_of_any_partition_is_found(any_store: Store):
 
 
 def report_with(**changes) -> Report:
-    facts = dataclasses.replace(FACTS, **changes)
-    return Report.model_validate(build_report(facts))
+    return report_of(FACTS, **changes)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model": FACTS.model | {"name": "other"}},
-        {"model": FACTS.model | {"weights_sha256": "cd" * 32}},
-        {"model": FACTS.model | {"runtime": "compile"}},
-        {"model": FACTS.model | {"precision": "fp32"}},
-        {"model": FACTS.model | {"batch_size": 32}},
+        {"model": FACTS["model"] | {"name": "other"}},
+        {"model": FACTS["model"] | {"weights_sha256": "cd" * 32}},
+        {"model": FACTS["model"] | {"runtime": "compile"}},
+        {"model": FACTS["model"] | {"precision": "fp32"}},
+        {"model": FACTS["model"] | {"batch_size": 32}},
         {"status": "failed", "exit_code": 7},
         {"status": "stopped", "exit_code": 6},
-        {"rows": FACTS.rows | {"computed": 99}},
+        {"rows": FACTS["rows"] | {"computed": 99}},
         {"streaming_wall_s": None},
     ],
 )
@@ -61,10 +59,10 @@ def test_another_model_or_an_unfinished_run_is_no_basis(changes):
     [
         ({"status": "stopped", "exit_code": 6}, True),
         ({"status": "failed", "exit_code": 7}, True),
-        ({"status": "stopped", "exit_code": 6, "rows": FACTS.rows | {"computed": 99}}, False),
+        ({"status": "stopped", "exit_code": 6, "rows": FACTS["rows"] | {"computed": 99}}, False),
         ({"status": "stopped", "exit_code": 6, "streaming_wall_s": None}, False),
         ({"status": "nothing_to_do"}, False),
-        ({"model": FACTS.model | {"precision": "fp32"}}, False),
+        ({"model": FACTS["model"] | {"precision": "fp32"}}, False),
     ],
 )
 def test_rows_of_an_unfinished_run_are_a_basis_if_nothing_better_is(changes, is_basis: bool):
@@ -72,10 +70,10 @@ def test_rows_of_an_unfinished_run_are_a_basis_if_nothing_better_is(changes, is_
 
 
 def test_what_the_job_leaves_open_fits_anything():
-    compiled = report_with(model=FACTS.model | {"runtime": "compile"})
+    compiled = report_with(model=FACTS["model"] | {"runtime": "compile"})
     assert dataclasses.replace(WANTED, runtime="auto", precision="auto").fits(compiled)
     assert not dataclasses.replace(WANTED, runtime="auto", precision="fp32").fits(compiled)
-    larger = report_with(model=FACTS.model | {"batch_size": 128})
+    larger = report_with(model=FACTS["model"] | {"batch_size": 128})
     assert dataclasses.replace(WANTED, batch_size=None).fits(larger)
     refused = report_with(status="refused", exit_code=3)
     assert WANTED.fits(refused)
@@ -117,5 +115,5 @@ def test_what_is_no_report_is_passed_over(tmp_path: Path):
     keep(store, "all", "1")
     store.put("reports/all/2/report.html", b"killed before report.json")
     store.put("reports/all/3/report.json", b"\xff{")
-    put_report(store, "all", "4", {**build_report(FACTS), "version": 2})
+    put_report(store, "all", "4", {**document_of(FACTS), "version": 2})
     assert found_in(store) == "1"

@@ -16,12 +16,10 @@ from pipeline.commit.layout import Layout
 from pipeline.core.errors import GateRefused, InfraError, InputMissing, PipelineError, Stopped
 from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import parse_job
-from pipeline.process.screen import as_lines
 from pipeline.process.terminal import show_error
 from pipeline.report.document import Report
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.report.showing.progress import Progress
-from pipeline.report.showing.render import render_table
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.storage.store import Store
@@ -52,11 +50,12 @@ def test_a_published_run_names_predictions_quarantine_and_report_and_all_are_the
     manifest = publish_rows(run.store, DAY, Rows())
     run.record.found_published(manifest, run.store.url(run.layout.predictions))
     report = save_report(run, "published", None)
-    lines = as_lines(render_table(report)).splitlines()
+    lines = str(report).splitlines()
     places = dict(line.split(": ", 1) for line in lines[-3:])
     assert list(places) == ["predictions", "quarantine", "report"]
     assert all(Path(place).exists() for place in places.values())
-    assert list(places.values()) == [report["output"][k] for k in ("uri", "quarantine", "report")]
+    output = report.output
+    assert list(places.values()) == [output.uri, output.quarantine, output.report]
     stored = json.loads(Path(places["report"]).with_name("report.json").read_text())
     assert Report.model_validate(stored).output.report == places["report"]
 
@@ -66,7 +65,7 @@ def test_only_what_there_is_has_a_place(tmp_path: Path) -> None:
     manifest = publish_rows(run.store, DAY, Rows(fail_every=0))
     run.record.found_published(manifest, run.store.url(run.layout.predictions))
     report = save_report(run, "nothing_to_do", None)
-    (line,) = as_lines(render_table(report)).splitlines()[1:]
+    (line,) = str(report).splitlines()[1:]
     assert line == f"predictions: {tmp_path}/out/predictions/{DAY}"
 
 

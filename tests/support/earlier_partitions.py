@@ -42,7 +42,7 @@ from pipeline.models.tasks import make_task
 from pipeline.operations.retry import carry_out
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices, missing_units
-from pipeline.report.document import RunStatus, build_report
+from pipeline.report.document import RunStatus
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import fail_fast_on_certain_refusal, finish
@@ -115,7 +115,7 @@ class EarlierPartition:
     def report(self) -> dict[str, Any]:
         """The report of the last retry."""
         assert self.record is not None
-        return build_report(self.record.facts(self.status, 0, None, None))
+        return self.record.report(self.status, 0).model_dump(mode="json")
 
     def predict(
         self,

@@ -1,10 +1,13 @@
-"""Facts of made-up runs, from which reports are built."""
+"""What made-up runs know when they end, and their reports."""
 
-import dataclasses
 import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 from pipeline.core.figures.counters import STAGES, StageCounters
-from pipeline.report.document import RunFacts
+from pipeline.report.document import Report, build_report
+from pipeline.report.speed.limits import Load
 
 ROWS, WALL_S, STREAMING_S = 9003, 80.0, 60.0
 
@@ -14,7 +17,11 @@ def counted(busy_s: float, quarantined: int = 0) -> dict[str, float]:
     return StageCounters(ROWS, rows_out, quarantined, 45_000, 150_528, busy_s).to_dict()
 
 
-FULL = RunFacts(
+Facts = Mapping[str, Any]
+"""Fields of a report that a run states, and those of its `Load`."""
+_MEASURED = {field.name for field in fields(Load)} - set(Report.model_fields) | {"startup"}
+
+FULL: dict[str, Any] = dict(
     run_id="r-1",
     partition="date=2026-11-24",
     status="published",
@@ -67,11 +74,11 @@ FULL = RunFacts(
     output={"uri": "s3://bucket/out", "parts": 2, "bytes": 1_234_567},
     gates=[{"name": "max_error_pct", "status": "pass", "value": 0.1, "limit": 5.0}],
     price_per_node_hour=1.2,
-    top_labels=[("tabby cat", 812), ("coffee mug", 122)],
+    top_labels=[{"label": "tabby cat", "count": 812}, {"label": "coffee mug", "count": 122}],
     versions={"ray": "2.60.0"},
 )
 BARE = {
-    status: RunFacts(run_id="r", partition="all", status=status, exit_code=code, error=error)
+    status: dict(run_id="r", partition="all", status=status, exit_code=code, error=error)
     for status, code, error in [
         ("published", 0, None),
         ("nothing_to_do", 0, None),
@@ -80,30 +87,35 @@ BARE = {
         ("failed", 7, "s3://bucket: cannot be listed"),
     ]
 }
-ZEROS = dataclasses.replace(
-    FULL,
-    wall_s=0.0,
-    streaming_wall_s=0.0,
-    rows=dict.fromkeys(FULL.rows, 0),
-    counters={stage: StageCounters().to_dict() for stage in STAGES},
-)
-NOT_NUMBERS = dataclasses.replace(
-    FULL,
-    wall_s=math.nan,
-    streaming_wall_s=math.inf,
-    startup={"ray_start": math.nan},
-    slots=dict.fromkeys(STAGES, math.nan),
-    hardware={"nodes": 1, "cpus": math.inf},
-    gates=[{"name": "drift", "status": "warn", "value": math.nan, "limit": math.inf}],
-    price_per_node_hour=math.nan,
-)
+ZEROS = FULL | {
+    "wall_s": 0.0,
+    "streaming_wall_s": 0.0,
+    "rows": dict.fromkeys(FULL["rows"], 0),
+    "counters": {stage: StageCounters().to_dict() for stage in STAGES},
+}
+NOT_NUMBERS = FULL | {
+    "hardware": {"nodes": 1, "cpus": math.inf},
+    "gates": [{"name": "drift", "status": "warn", "value": math.nan, "limit": math.inf}],
+    "price_per_node_hour": math.nan,
+}
 CASES = {"full": FULL, "zeros": ZEROS, "not_numbers": NOT_NUMBERS, **BARE}
 
 
-def everywhere(text: str) -> RunFacts:
+def report_of(facts: Facts = FULL, **changes: Any) -> Report:
+    """The report of a run."""
+    known = {**facts, **changes}
+    measured = {name: known.pop(name) for name in _MEASURED & set(known)}
+    return build_report(Report(**known), Load(**measured))
+
+
+def document_of(facts: Facts = FULL, **changes: Any) -> dict[str, Any]:
+    """The same, as report.json has it."""
+    return report_of(facts, **changes).model_dump(mode="json")
+
+
+def everywhere(text: str) -> Facts:
     """A run with this text in every field that holds text of the data or of the machine."""
-    return dataclasses.replace(
-        FULL,
+    return FULL | dict(
         run_id=text,
         partition=text,
         fingerprint=text,
@@ -117,14 +129,14 @@ def everywhere(text: str) -> RunFacts:
             "reasons": [{"reason": text, "files": 1, "first": [text]}],
             "extensions": [{"extension": text, "files": 1}],
         },
-        hardware=FULL.hardware | {"gpu_name": text},
-        model=FULL.model
+        hardware=FULL["hardware"] | {"gpu_name": text},
+        model=FULL["model"]
         | {"name": text, "precision": text, "scores": text, "devices": {text: 3}, "advice": [text]},
         output={"uri": text},
         gates=[{"name": text, "status": "fail", "value": text, "limit": text, "message": text}],
         top_failures=[
             {"reason": text, "stage": text, "message": text, "num_rows": 1, "row_id": text}
         ],
-        top_labels=[(text, 1)],
+        top_labels=[{"label": text, "count": 1}],
         versions={text: text},
     )

@@ -40,6 +40,8 @@ from pipeline.storage.store import Store
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from pipeline.report.document import Report
+
 # One row in four is an image file; the others lie in shards.
 _ROWS_PER_FILE = 4
 _NUM_SHARDS = 4
@@ -60,7 +62,7 @@ class _Done:
 
     name: str
     output: Path
-    report: dict[str, Any]
+    report: Report
     store: Store
     manifest: Manifest
 
@@ -79,11 +81,11 @@ class _Done:
 
     def summary(self) -> dict[str, Any]:
         return {
-            "status": self.report["status"],
+            "status": self.report.status,
             "rows": self.manifest.num_rows,
             "predicted": self.manifest.num_predicted,
             "quarantined": self.manifest.num_quarantined,
-            "rows_per_s": self.report["rows_per_s"],
+            "rows_per_s": self.report.rows_per_s,
         }
 
 
@@ -228,8 +230,8 @@ def _parts(done: Sequence[_Done], document: dict[str, Any]) -> Iterator[Renderab
 
     for one in done:
         yield Text(f"\n{one.name}", style="bold")
-        yield render_table({**one.report, "output": {}})  # all places stand at the end
-    if all(one.report["status"] == "nothing_to_do" for one in done):
+        yield render_table(one.report.but(output={}))  # all places stand at the end
+    if all(one.report.status == "nothing_to_do" for one in done):
         yield Text("\nEverything had been published before: there was nothing to do.")
     yield render_document(
         {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.core.figures.counters import Counters
 from pipeline.planning.allocation import Allocation, Hardware
+from pipeline.report.sections import Hardware as HardwareSection
 
 _ACTOR_START = ("workers", "imports", "model_load")
 
@@ -21,15 +22,15 @@ class Placement:
     on_cluster: bool
     """It is a cluster that was up before, not a Ray of the run's own."""
 
-    def hardware_section(self) -> dict[str, object]:
-        """Return the fields of `report.Hardware`."""
+    def hardware_section(self) -> HardwareSection:
+        """Return what the cluster has."""
         hardware = self.hardware
-        return {
-            "nodes": hardware.num_nodes,
-            "cpus": hardware.cpus,
-            "gpus": hardware.gpus,
-            "gpu_name": hardware.gpu_name,
-        }
+        return HardwareSection(
+            nodes=hardware.num_nodes,
+            cpus=hardware.cpus,
+            gpus=hardware.gpus,
+            gpu_name=hardware.gpu_name,
+        )
 
     def startup_wall_s(self, counters: Counters) -> dict[str, float]:
         """Return the seconds of each part of the start-up.

@@ -29,13 +29,28 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
 from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.planning.plan import Plan
-from pipeline.report.document import RunFacts, RunStatus
+from pipeline.report.document import Report, RunStatus, build_report
 from pipeline.report.recording.accounts import RowAccounts
 from pipeline.report.recording.placement import Placement
 from pipeline.report.recording.slice_count import Origin
 from pipeline.report.recording.slice_totals import KeptRows, ReadFooter, SliceTotals
+from pipeline.report.sections import (
+    Choice,
+    FailedRows,
+    Gate,
+    LabelCount,
+    ModelSection,
+    Output,
+    Retry,
+    Rows,
+    SkippedFiles,
+    Slices,
+)
+from pipeline.report.sections import Hardware as HardwareSection
+from pipeline.report.speed.limits import Load
 
 _TOP_LABELS = 10
+_DRIVER_SLOTS = {"list": 1.0, "publish": 1.0}
 
 
 class RunRecorder(RowAccounts):
@@ -48,16 +63,16 @@ class RunRecorder(RowAccounts):
         self.started_at = dt.datetime.now(dt.UTC)
         self._started = perf_counter()
         self._prepared: tuple[str, ...] = PREPARED
-        self._model: dict[str, object] = {}
+        self._model = ModelSection()
         self._spec: ModelSpec | None = None
-        self._output: dict[str, object] = {}
+        self._output = Output()
         self._placement: Placement | None = None
         self._gate_results: list[GateResult] = []
         self._counters: Counters = {}
         self._streaming_wall_s: float | None = None
         self._batch_rates: dict[int, float] = {}
         self._in_flight: list[str] = []
-        self._retry: dict[str, int] = {}
+        self._retry: Retry | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
@@ -78,20 +93,21 @@ class RunRecorder(RowAccounts):
         """Note the plan and the model."""
         self._plan, self._prepared, self._spec = plan, model.input.stage_names, model
         self._count.planned(plan.num_rows, plan.slices() if plan.num_rows is not None else ())
-        self._model = {
-            "name": model.name,
-            "weights_sha256": model.weights_sha256,
-            "runtime": model.runtime,
-            "precision": model.precision,
-            "float32_math": math_of(model.precision),
-            "agreement_pct": plan.model.get("agreement_pct"),
-            "agreement_worst": plan.model.get("agreement_worst"),
-            "artefact_sha256": plan.model.get("artefact_sha256"),
-            "choice": plan.model.get("choice"),
-            "device": "cuda" if num_gpus else "cpu",
-            "batch_size": plan.batch_size,
-            **({"batch_tokens": plan.batch_tokens} if plan.batch_tokens else {}),
-        }
+        choice = plan.model.get("choice")
+        self._model = ModelSection(
+            name=model.name,
+            weights_sha256=model.weights_sha256,
+            runtime=model.runtime,
+            precision=model.precision,
+            float32_math=math_of(model.precision),
+            device="cuda" if num_gpus else "cpu",
+            batch_size=plan.batch_size,
+            batch_tokens=plan.batch_tokens or None,
+            agreement_pct=plan.model.get("agreement_pct"),
+            agreement_worst=plan.model.get("agreement_worst"),
+            artefact_sha256=plan.model.get("artefact_sha256"),
+            choice=Choice(**choice) if choice else None,
+        )
 
     @property
     def scores(self) -> str | None:
@@ -129,7 +145,7 @@ class RunRecorder(RowAccounts):
 
     def tried_beside(self, text: str) -> None:
         """Note what became of the runtime that the run tried beside its work."""
-        self._model["tried_beside"] = text or None
+        self._model = self._model.but(tried_beside=text or None)
 
     def tuned(self, batch_rates: dict[int, float]) -> None:
         """Note the rows/s of one actor by batch size, as `pipeline tune` measured them."""
@@ -177,7 +193,7 @@ class RunRecorder(RowAccounts):
 
     def retried(self, **figures: int) -> None:
         """Note which rows a retry is about; the fields are those of `report.Retry`."""
-        self._retry |= figures
+        self._retry = (self._retry or Retry()).but(**figures)
 
     def duplicates(self, labels: Counter[str | None]) -> None:
         """Count rows that lost their prediction because an earlier row has the same id.
@@ -200,17 +216,18 @@ class RunRecorder(RowAccounts):
         self._count.rows.update(resumed=manifest.num_rows)
         self._totals.num_quarantined = manifest.num_quarantined
         told = ("runtime", "precision", "choice")
-        self._model |= {name: manifest.model[name] for name in told if name in manifest.model}
+        known = {name: manifest.model[name] for name in told if name in manifest.model}
+        self._model = self._model.but(**known)
         self._count.total_rows, self._published = manifest.num_rows, manifest
         self.published(manifest, uri)
 
     def published(self, manifest: Manifest, uri: str) -> None:
         """Note what is published now."""
-        self._output = {
-            "uri": uri,
-            "parts": len(manifest.parts),
-            "bytes": sum(part.size_bytes for part in manifest.parts),
-        }
+        self._output = Output(
+            uri=uri,
+            parts=len(manifest.parts),
+            bytes=sum(part.size_bytes for part in manifest.parts),
+        )
 
     def failed_alike(self, cause: Cause) -> None:
         """Note why all rows of the first batches failed, which are not staged."""
@@ -219,26 +236,18 @@ class RunRecorder(RowAccounts):
     @property
     def is_retry(self) -> bool:
         """Tell whether rows of a quarantine are retried."""
-        return self._kept is not None or bool(self._retry)
+        return self._kept is not None or self._retry is not None
 
-    def facts(
+    def report(
         self,
         status: RunStatus,
         exit_code: int,
-        error: str | None,
-        price_per_node_hour: float | None,
-    ) -> RunFacts:
-        """Return everything known, for the report."""
-        finished_at = dt.datetime.now(dt.UTC)
-        rows = self._count.rows_section(self.num_kept)
-        rows |= {"quarantined": self.num_quarantined, "predicted": self.num_predicted}
-        if DEDUPE in self._counters:
-            rows["deduplicated"] = int(self._counters[DEDUPE]["rows_out"])
-        placement = self._placement
-        slots = {"list": 1.0, "publish": 1.0} | (
-            placement.slots(self._prepared) if placement else {}
-        )
-        return RunFacts(
+        error: str | None = None,
+        price_per_node_hour: float | None = None,
+    ) -> Report:
+        """Return everything known, as the report."""
+        placement, finished_at = self._placement, dt.datetime.now(dt.UTC)
+        stated = Report(
             run_id=self.run_id,
             partition=self.partition,
             status=status,
@@ -247,36 +256,50 @@ class RunRecorder(RowAccounts):
             error=error,
             started_at=self.started_at.isoformat(timespec="seconds"),
             finished_at=finished_at.isoformat(timespec="seconds"),
-            wall_s=perf_counter() - self._started,
+            wall_s=self.elapsed_s,
             streaming_wall_s=self._streaming_wall_s,
-            startup=placement.startup_wall_s(self._counters) if placement else {},
-            rows=rows,
-            slices=self._count.slices_section(),
-            reasons=dict(self.reasons),
-            unreadable_shards=self.num_unreadable_shards,
-            skipped=self.skipped.to_dict() if self._plan or self._kept else {},
-            counters=self._counters,
-            slots=slots,
-            prepared=self._prepared,
-            on_cluster=placement is not None and placement.on_cluster,
-            in_actors=placement.allocation.in_actors if placement else frozenset(),
-            batch_rates=self._batch_rates,
-            hardware=placement.hardware_section() if placement else {},
-            model={**self._model, **self._told()},
-            output=self._output,
-            gates=[result.to_dict() for result in self._gate_results],
             price_per_node_hour=price_per_node_hour,
-            top_labels=Counter(self.distribution.labels).most_common(_TOP_LABELS),
+            rows=self._rows(),
+            slices=Slices(**self._count.slices_section()),
+            reasons=dict(self.reasons),
+            top_failures=[FailedRows(**cause.to_dict()) for cause in self.top_failures()],
+            unreadable_shards=self.num_unreadable_shards,
+            skipped=SkippedFiles(**(self.skipped.to_dict() if self._plan or self._kept else {})),
+            hardware=placement.hardware_section() if placement else HardwareSection(),
+            model=self._model.but(
+                scores=self.scores,
+                devices=dict(self._totals.devices),
+                advice=[*named(self._counters, ADVICE)],
+            ),
+            output=self._output,
+            gates=[Gate(**result.to_dict()) for result in self._gate_results],
+            top_labels=[
+                LabelCount(label=label, count=num_rows)
+                for label, num_rows in Counter(self.distribution.labels).most_common(_TOP_LABELS)
+            ],
             versions=package_versions(),
-            top_failures=[cause.to_dict() for cause in self.top_failures()],
             in_flight=self._in_flight,
-            retry=self._retry or None,
+            retry=self._retry,
         )
+        measured = Load(
+            counters=self._counters,
+            slots=_DRIVER_SLOTS | (placement.slots(self._prepared) if placement else {}),
+            startup=placement.startup_wall_s(self._counters) if placement else {},
+            on_cluster=self.on_cluster,
+            in_actors=placement.allocation.in_actors if placement else frozenset(),
+            prepared=self._prepared,
+            batch_rates=self._batch_rates,
+        )
+        return build_report(stated, measured)
 
-    def _told(self) -> dict[str, object]:
-        """Return what is known of model and devices by the rows: fields of `ModelSection`."""
-        advice = [*named(self._counters, ADVICE)]
-        return {"scores": self.scores, "devices": dict(self._totals.devices), "advice": advice}
+    def _rows(self) -> Rows:
+        dedupe = self._counters.get(DEDUPE)
+        return Rows(
+            **self._count.rows_section(self.num_kept),
+            quarantined=self.num_quarantined,
+            predicted=self.num_predicted,
+            deduplicated=int(dedupe["rows_out"]) if dedupe else None,
+        )
 
     def _fingerprint(self) -> str | None:
         if self._kept is not None:

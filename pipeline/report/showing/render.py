@@ -30,16 +30,18 @@ from pipeline.report.showing.summary import (
     scores_lines,
     skipped_lines,
     slower_lines,
+    text_lines,
     totals_line,
 )
-from pipeline.report.texts import text_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from pipeline.report.document import Report
 
-def to_html(report: dict[str, Any]) -> str:
+
+def to_html(report: Report) -> str:
     """Render a report as one page that loads nothing: inline CSS and SVG, all values escaped."""
     import jinja2
 
@@ -63,24 +65,24 @@ def to_html(report: dict[str, Any]) -> str:
     return environment.from_string(template).render(report=report, notes=retry_lines(report))
 
 
-def render_table(report: dict[str, Any]) -> RenderableType:
+def render_table(report: Report) -> RenderableType:
     """Render the stages, the bottleneck and the totals for a terminal."""
     from rich.console import Group
     from rich.text import Text
 
     lines = [totals_line(report), *retry_lines(report)]
-    if report["status"] in _BROKEN:  # the verdict and its reason, no advice on speed
-        told = [report["error"] or "", *failure_lines(report), *gate_lines(report), *lines]
+    if report.status in _BROKEN:  # the verdict and its reason, no advice on speed
+        told = [report.error or "", *failure_lines(report), *gate_lines(report), *lines]
         texts = (Text(clean_message(line)) for line in told if line)
-        stages = [_stage_table(report)] if report["streaming_wall_s"] else []
+        stages = [_stage_table(report)] if report.streaming_wall_s else []
         return Group(*texts, *stages, *_places(report))
-    if report["error"]:
-        lines.append(report["error"])
+    if report.error:
+        lines.append(report.error)
     # Text, never markup: brackets in a label or a message must not become styles.
-    if report["status"] == "nothing_to_do":
+    if report.status == "nothing_to_do":
         return Group(*(Text(clean_message(line)) for line in lines), *_places(report))
     lines[:0] = [
-        report["bottleneck"]["advice"],
+        report.bottleneck.advice,
         *hop_lines(report),
         *text_lines(report),
         *scores_lines(report),
@@ -94,41 +96,45 @@ def render_table(report: dict[str, Any]) -> RenderableType:
     return Group(_stage_table(report), *texts, *_places(report))
 
 
-def _places(report: dict[str, Any]) -> list[RenderableType]:
+def _places(report: Report) -> list[RenderableType]:
     """Show the paths of the output, a line each, never folded: a folded path cannot be copied."""
     from rich.text import Text
 
-    output = report["output"]
-    named = {"predictions": "uri", "quarantine": "quarantine", "report": "report"}
+    output = report.output
+    places = (
+        ("predictions", output.uri),
+        ("quarantine", output.quarantine),
+        ("report", output.report),
+    )
     return [
-        Text(printable(f"{name}: {output[key]}"), no_wrap=True, overflow="ignore")
-        for name, key in named.items()
-        if output.get(key)
+        Text(printable(f"{name}: {place}"), no_wrap=True, overflow="ignore")
+        for name, place in places
+        if place
     ]
 
 
-def _stage_table(report: dict[str, Any]) -> Table:
+def _stage_table(report: Report) -> Table:
     """Return a table with one line per stage; the limiting one is bold."""
     from rich.table import Table
     from rich.text import Text
 
     columns = ["stage", "rows", "rows/s", "busy", "slots", "used", "MiB/s in"]
-    with_retries = any(stage.get("retries") for stage in report["stages"])
+    with_retries = any(stage.retries for stage in report.stages)
     columns += ["retries"] if with_retries else []
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    for stage in report["stages"]:
-        is_limit = stage["stage"] == report["bottleneck"]["stage"]
+    for stage in report.stages:
+        is_limit = stage.stage == report.bottleneck.stage
         table.add_row(
-            Text(clean_message(stage["stage"])),
-            format_count(stage["rows_out"]),
-            format_rate(stage["rows_per_s"]),
-            format_duration(stage["busy_s"]),
-            format_plain(stage["slots"]),
-            format_pct(stage["utilisation_pct"]),
-            format_mib(stage["bytes_in"], stage["wall_s"]),
-            *([format_count(stage.get("retries"))] if with_retries else []),
+            Text(clean_message(stage.stage)),
+            format_count(stage.rows_out),
+            format_rate(stage.rows_per_s),
+            format_duration(stage.busy_s),
+            format_plain(stage.slots),
+            format_pct(stage.utilisation_pct),
+            format_mib(stage.bytes_in, stage.wall_s),
+            *([format_count(stage.retries)] if with_retries else []),
             style="bold" if is_limit else "",
         )
     return table

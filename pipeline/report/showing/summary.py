@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.core.printable import num_of
 from pipeline.report.showing.number_format import (
@@ -12,6 +12,10 @@ from pipeline.report.showing.number_format import (
     format_size,
 )
 from pipeline.storage.skipped import Skipped
+
+if TYPE_CHECKING:
+    from pipeline.report.document import Report
+    from pipeline.report.sections import Rows
 
 _HOPS = {
     "stored": "stored",
@@ -23,130 +27,134 @@ _HOPS = {
 }
 
 
-def hop_lines(report: dict[str, Any]) -> list[str]:
+def hop_lines(report: Report) -> list[str]:
     """Say in one line what a row weighs on its way, as far as it was measured."""
-    sizes = report["bytes_per_row"]
-    is_fused = report["decode_in"] == "actors"
-    names = {**_HOPS, "to_decoder": "to the tokenizers"} if report.get("texts") else _HOPS
+    is_fused = report.decode_in == "actors"
+    names = {**_HOPS, "to_decoder": "to the tokenizers"} if report.texts else _HOPS
     known = [
-        f"{format_size(sizes[hop])} {named}"
-        for hop, named in names.items()
-        if sizes[hop] is not None and not (is_fused and hop == "to_decoder")
+        f"{format_size(size)} {names[hop]}"
+        for hop, size in report.bytes_per_row
+        if size is not None and not (is_fused and hop == "to_decoder")
     ]
     return [f"a row: {', '.join(known)}"] if known else []
 
 
-def slower_lines(report: dict[str, Any]) -> list[str]:
+def text_lines(report: Report) -> list[str]:
+    """Say in one line how long texts were, how much was padding, and how many were cut."""
+    texts = report.texts
+    if texts is None or not texts.tokens:
+        return []
+    parts = [f"{format_rate(texts.tokens_per_row)} tokens"]
+    if texts.padding_pct is not None:
+        parts.append(f"{texts.padding_pct:.1f}% of what the model computed was padding")
+    if texts.truncated_rows:
+        parts.append(f"{num_of(texts.truncated_rows, 'row')} cut ({texts.truncated_pct:.2g}%)")
+    return [f"texts: a row has {', '.join(parts)}"]
+
+
+def slower_lines(report: Report) -> list[str]:
     """Say in one line per stage which became slower since the last comparable run."""
     return [
-        f"slower than before: {stage['stage']}, {format_rate(stage['rows_per_busy_slot_s'])} "
-        f"rows/s per slot while busy instead of {format_rate(stage['before'])} in run "
-        f"{stage['run_id']}"
-        for stage in report["slower_than_before"] or []
+        f"slower than before: {slower.stage}, {format_rate(slower.rows_per_busy_slot_s)} "
+        f"rows/s per slot while busy instead of {format_rate(slower.before)} in run "
+        f"{slower.run_id}"
+        for slower in report.slower_than_before or []
     ]
 
 
-def failure_lines(report: dict[str, Any]) -> list[str]:
+def failure_lines(report: Report) -> list[str]:
     """Say in one line per cause why rows failed, with one of the rows."""
     return [
-        f"{'at least ' if found['at_least'] else ''}{num_of(found['num_rows'], 'row')} "
-        f"{found['reason']}"
-        + (f" at {found['stage']}" if found["stage"] else "")
-        + (f": {found['message']}" if found["message"] else "")
-        + (f" (e.g. {found['row_id']})" if found["row_id"] else "")
-        for found in report.get("top_failures") or []
+        f"{'at least ' if cause.at_least else ''}{num_of(cause.num_rows, 'row')} {cause.reason}"
+        + (f" at {cause.stage}" if cause.stage else "")
+        + (f": {cause.message}" if cause.message else "")
+        + (f" (e.g. {cause.row_id})" if cause.row_id else "")
+        for cause in report.top_failures
     ]
 
 
-def skipped_lines(report: dict[str, Any]) -> list[str]:
+def skipped_lines(report: Report) -> list[str]:
     """Say in one line which files below the source are no input."""
-    skipped = report.get("skipped")  # not in reports of older versions
-    if not skipped or not skipped["files"]:
+    skipped = report.skipped
+    if not skipped.files:
         return []
-    said = Skipped.from_dict(skipped).describe()
-    return [f"skipped {num_of(skipped['files'], 'file')}: {said}"]
+    names = Skipped.from_dict(skipped.model_dump()).describe()
+    return [f"skipped {num_of(skipped.files, 'file')}: {names}"]
 
 
-def scores_lines(report: dict[str, Any]) -> list[str]:
+def scores_lines(report: Report) -> list[str]:
     """Say in one line what the model's outputs are, if they are not plainly logits."""
-    said = report["model"].get("scores")  # not in reports of older versions
-    return [said] if said else []
+    return [report.model.scores] if report.model.scores else []
 
 
-def device_lines(report: dict[str, Any]) -> list[str]:
+def device_lines(report: Report) -> list[str]:
     """Say which GPUs, or different processors, predicted, and what would make them faster."""
-    model = report["model"]
-    devices = model.get("devices") or {}  # not in reports of older versions
-    told = "; ".join(f"{device}: {num_of(rows, 'row')}" for device, rows in devices.items())
-    is_told = len(devices) > 1 or (devices and model["device"] != "cpu")
-    return [*([f"computed on {told}"] if is_told else []), *(model.get("advice") or [])]
+    model = report.model
+    listed = "; ".join(f"{device}: {num_of(n, 'row')}" for device, n in model.devices.items())
+    is_listed = len(model.devices) > 1 or (model.devices and model.device != "cpu")
+    return [*([f"computed on {listed}"] if is_listed else []), *model.advice]
 
 
-def gate_lines(report: dict[str, Any]) -> list[str]:
+def gate_lines(report: Report) -> list[str]:
     """Say what the gates found but did not refuse; what they refused is the error."""
-    said = {"warn": "warns: ", "accepted": "failed: "}
+    words = {"warn": "warns: ", "accepted": "failed: "}
     return [
-        f"gate {gate['name']} {said[gate['status']]}{gate['message']}"
-        + (f" (accepted: {gate['reason']})" if gate.get("reason") else "")
-        for gate in report["gates"]
-        if gate["status"] in said
+        f"gate {gate.name} {words[gate.status]}{gate.message}"
+        + (f" (accepted: {gate.reason})" if gate.reason else "")
+        for gate in report.gates
+        if gate.status in words
     ]
 
 
-def totals_line(report: dict[str, Any]) -> str:
+def totals_line(report: Report) -> str:
     """Sum up rows, rates, time and cost of a run in one line."""
-    slices = report["slices"]
-    is_vain = report["status"] == "nothing_to_do" and (report.get("retry") or {}).get("entries")
-    status = "nothing has changed" if is_vain else report["status"].replace("_", " ")
-    parts = [status, *_row_totals(report["status"], report["rows"])]
-    if report["unreadable_shards"]:
-        parts.append(f"unreadable shards {report['unreadable_shards']} (rows unknown)")
-    isolation = report.get("isolation") or {}
-    if isolation.get("dead_processes"):
+    slices, isolation, decoded = report.slices, report.isolation, report.gpu_decode
+    is_vain = report.status == "nothing_to_do" and report.retry and report.retry.entries
+    status = "nothing has changed" if is_vain else report.status.replace("_", " ")
+    parts = [status, *_row_totals(report.status, report.rows)]
+    if report.unreadable_shards:
+        parts.append(f"unreadable shards {report.unreadable_shards} (rows unknown)")
+    if isolation.dead_processes:
         parts.append(
-            f"{_processes(isolation['dead_processes'])} crashed, "
-            f"{num_of(isolation['rows'], 'row')} isolated"
+            f"{_processes(isolation.dead_processes)} crashed, "
+            f"{num_of(isolation.rows, 'row')} isolated"
         )
-    gpu_decode = report.get("gpu_decode")
-    if gpu_decode:
+    if decoded:
         parts.append(
-            f"{format_count(gpu_decode['on_gpu'])} images decoded on the GPU, "
-            f"{format_count(gpu_decode['on_cpu'])} on the CPU"
+            f"{format_count(decoded.on_gpu)} images decoded on the GPU, "
+            f"{format_count(decoded.on_cpu)} on the CPU"
         )
-    if slices["resumed"]:
+    if slices.resumed:
         parts.append(
-            f"{format_count(slices['resumed'])} of {format_count(slices['total'])} slices taken "
+            f"{format_count(slices.resumed)} of {format_count(slices.total)} slices taken "
             "over from an earlier run"
         )
-    if report["rows_per_s"] is not None:
-        parts.append(f"{format_rate(report['rows_per_s'])} rows/s")
-    texts = report.get("texts") or {}
-    if texts.get("tokens_per_s"):
-        parts.append(f"{format_rate(texts['tokens_per_s'])} tokens/s")
-    if report["wall_s"] is not None:
-        parts.append(f"{format_duration(report['wall_s'])} in all")
-    if report["cost_per_million_rows"] is not None:
-        parts.append(f"a million rows cost {report['cost_per_million_rows']:,.2f}")
+    if report.rows_per_s is not None:
+        parts.append(f"{format_rate(report.rows_per_s)} rows/s")
+    if report.texts and report.texts.tokens_per_s:
+        parts.append(f"{format_rate(report.texts.tokens_per_s)} tokens/s")
+    if report.wall_s is not None:
+        parts.append(f"{format_duration(report.wall_s)} in all")
+    if report.cost_per_million_rows is not None:
+        parts.append(f"a million rows cost {report.cost_per_million_rows:,.2f}")
     return "; ".join(parts)
 
 
-def retry_lines(report: dict[str, Any]) -> list[str]:
+def retry_lines(report: Report) -> list[str]:
     """Say in one line what became of the retried rows of a quarantine."""
-    retry = report.get("retry")
-    if not retry or not retry["entries"]:
+    retry = report.retry
+    if not retry or not retry.entries:
         return []
-    parts = [
-        f"{format_count(retry['entries'])} quarantined rows of version {retry['base_version']}"
-    ]
-    if retry["recovered"] is not None:
-        parts.append(f"{format_count(retry['recovered'])} are predicted now")
-        parts.append(f"{format_count(retry['failed_again'])} failed again")
+    parts = [f"{format_count(retry.entries)} quarantined rows of version {retry.base_version}"]
+    if retry.recovered is not None:
+        parts.append(f"{format_count(retry.recovered)} are predicted now")
+        parts.append(f"{format_count(retry.failed_again)} failed again")
     others = {
-        "duplicate_ids": "for their ids",
-        "inputs_changed": "since their inputs changed",
-        "not_asked": "with reasons that were not asked for",
+        "for their ids": retry.duplicate_ids,
+        "since their inputs changed": retry.inputs_changed,
+        "with reasons that were not asked for": retry.not_asked,
     }
-    parts += [f"{format_count(retry[key])} stay {why}" for key, why in others.items() if retry[key]]
+    parts += [f"{format_count(number)} stay {why}" for why, number in others.items() if number]
     return [f"retried: {', '.join(parts)}"]
 
 
@@ -154,15 +162,15 @@ def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count:,} processes"
 
 
-def _row_totals(status: str, rows: dict[str, int | None]) -> list[str]:
-    total, predicted, quarantined = (rows[name] for name in ("total", "predicted", "quarantined"))
-    if total is None:
+def _row_totals(status: str, rows: Rows) -> list[str]:
+    if rows.total is None:
         return []
-    split = f"{format_count(predicted)} predicted + {format_count(quarantined)} quarantined"
-    is_whole = (predicted or 0) + (quarantined or 0) == total
+    split = (
+        f"{format_count(rows.predicted)} predicted + {format_count(rows.quarantined)} quarantined"
+    )
+    is_whole = (rows.predicted or 0) + (rows.quarantined or 0) == rows.total
+    whole = f"{num_of(rows.total, 'row')} = {split}"
     if status == "nothing_to_do":
         # This run predicted nothing; its own figures say nothing of what is published.
-        return [f"already published: {num_of(total, 'row')}" + (f" = {split}" if is_whole else "")]
-    return [
-        f"{num_of(total, 'row')} = {split}" if is_whole else f"{split} of {num_of(total, 'row')}"
-    ]
+        return [f"already published: {whole if is_whole else num_of(rows.total, 'row')}"]
+    return [whole if is_whole else f"{split} of {num_of(rows.total, 'row')}"]

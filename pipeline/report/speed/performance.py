@@ -74,17 +74,17 @@ class GroupLimit(Section):
 class BottleneckSection(Section):
     """What held the run back, and the one change that would help most."""
 
-    limit: str
+    limit: str = "unknown"
     """`reader`, `decoder`, `actor`, `writer`, `cores`, `startup`, `waiting` (no stage), or
     `unknown`."""
-    stage: str | None
+    stage: str | None = None
     """The stage (or start-up part) that takes most of it."""
-    utilisation_pct: float | None
-    advice: str
+    utilisation_pct: float | None = None
+    advice: str = ""
     """One sentence."""
-    predicted_rows_per_s: float | None
+    predicted_rows_per_s: float | None = None
     """Rate after the change that the advice names first."""
-    limit_rows_per_s: float | None
+    limit_rows_per_s: float | None = None
     """Upper bound after that change: the next limit."""
 
 

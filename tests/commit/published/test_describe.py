@@ -9,6 +9,7 @@ import pytest
 from models import LABELS, TRANSFORM
 from PIL import Image
 from published import DAY, Rows, labels_of, publish_rows, put_report, snapshot
+from report_examples import BARE, document_of
 from rich.console import Console
 
 from pipeline.commit.layout import Layout, staged_name
@@ -21,7 +22,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.figures.counters import StageCounters
 from pipeline.job.job import Job
 from pipeline.operations.plan import describe_plan
-from pipeline.report.document import RunFacts, build_report
+from pipeline.report.document import Report
 from pipeline.report.history import load_report
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.report.showing.document_table import render_document
@@ -45,7 +46,7 @@ def shown(document: dict, width: int = 120) -> str:
 
 
 def report_of(run_id: str, partition: str = DAY) -> dict:
-    return build_report(RunFacts(run_id, partition, "published", 0))
+    return document_of(BARE["published"], run_id=run_id, partition=partition)
 
 
 # What is published
@@ -145,9 +146,8 @@ def test_a_partition_that_is_not_named_or_not_there_is_answered_with_those_that_
 def test_a_partition_that_was_refused_is_answered_with_its_last_run(store: Store):
     publish_rows(store)
     gates = [{"name": "max_error_pct", "status": "fail"}, {"name": "volume", "status": "pass"}]
-    refused = RunFacts("2-b", NEXT_DAY, "refused", 3, gates=gates)
     put_report(store, NEXT_DAY, "1-a", report_of("1-a", NEXT_DAY))
-    put_report(store, NEXT_DAY, "2-b", build_report(refused))
+    put_report(store, NEXT_DAY, "2-b", document_of(BARE["refused"], run_id="2-b", gates=gates))
     said = (
         f"its last run, 2-b, was refused: max_error_pct; pipeline report .* --partition {NEXT_DAY}"
     )
@@ -192,9 +192,9 @@ def test_the_latest_report_is_found_by_root_partition_run_and_file(any_store: St
         (f"{root}/predictions/{NEXT_DAY}", None, None, "2-c"),
         (f"{root}/reports/{DAY}/1-a/report.json", None, None, "1-a"),
     ):
-        assert load_report(uri, partition, run_id, options) == report_of(
-            expected, {"2-c": NEXT_DAY, "0-d": "all"}.get(expected, DAY)
-        )
+        found = load_report(uri, partition, run_id, options)
+        name = {"2-c": NEXT_DAY, "0-d": "all"}.get(expected, DAY)
+        assert found == Report(**report_of(expected, name))
 
 
 def test_a_report_that_is_not_there_is_the_users_error(store: Store):
@@ -211,15 +211,13 @@ def test_a_report_that_is_not_there_is_the_users_error(store: Store):
 
 def test_a_stored_report_is_compared_with_the_one_before(store: Store):
     for run_id, busy_s in (("1-a", 4.0), ("2-b", 8.0)):
-        facts = RunFacts(run_id, DAY, "published", 0, wall_s=20.0, streaming_wall_s=10.0)
+        facts = BARE["published"] | dict(run_id=run_id, partition=DAY)
         counters = {"predict": StageCounters(1000, 1000, busy_s=busy_s).to_dict()}
-        facts = dataclasses.replace(facts, counters=counters, rows={"computed": 1000})
-        put_report(store, DAY, run_id, build_report(facts))
-    slower = load_report(store.uri, None, None, {})["slower_than_before"]
-    assert [(s["stage"], s["change_pct"], s["run_id"]) for s in slower] == [
-        ("predict", -50.0, "1-a")
-    ]
-    assert load_report(store.uri, None, "1-a", {})["slower_than_before"] is None
+        facts |= dict(counters=counters, rows={"computed": 1000})
+        put_report(store, DAY, run_id, document_of(facts, wall_s=20.0, streaming_wall_s=10.0))
+    slower = load_report(store.uri, None, None, {}).slower_than_before
+    assert [(s.stage, s.change_pct, s.run_id) for s in slower] == [("predict", -50.0, "1-a")]
+    assert load_report(store.uri, None, "1-a", {}).slower_than_before is None
 
 
 def test_a_report_of_before_there_were_predictions_can_be_read(store: Store):
@@ -227,7 +225,7 @@ def test_a_report_of_before_there_were_predictions_can_be_read(store: Store):
     new += ("gpu_decode",)
     old = {name: value for name, value in report_of("1-a").items() if name not in new}
     put_report(store, DAY, "1-a", old)
-    assert load_report(store.uri, None, None, {}) == report_of("1-a")
+    assert load_report(store.uri, None, None, {}) == Report(**report_of("1-a"))
 
 
 @pytest.mark.parametrize(
@@ -285,13 +283,14 @@ def past_report(job: Job) -> dict:
     """The report of a run of the job's model: 1,000 rows in 60 of 80 s."""
     model = plan_of(job).model
     names = ("name", "weights_sha256", "runtime", "precision")
-    facts = RunFacts("1-a", NEXT_DAY, "published", 0, wall_s=80.0, streaming_wall_s=60.0)
-    return build_report(
-        dataclasses.replace(
-            facts,
-            rows={"total": 1000, "computed": 1000},
-            model={**{name: model[name] for name in names}, "batch_size": 2},
-        )
+    return document_of(
+        BARE["published"],
+        run_id="1-a",
+        partition=NEXT_DAY,
+        wall_s=80.0,
+        streaming_wall_s=60.0,
+        rows={"total": 1000, "computed": 1000},
+        model={**{name: model[name] for name in names}, "batch_size": 2},
     )
 
 

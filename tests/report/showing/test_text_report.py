@@ -1,17 +1,14 @@
 """What a report says of texts: tokens per row and second, padding, rows that were cut."""
 
-import dataclasses
-import io
 import json
 
 import jsonschema
 import pytest
-from report_examples import FULL, ROWS, STREAMING_S, counted
-from rich.console import Console
+from report_examples import FULL, ROWS, STREAMING_S, Facts, counted, report_of
 
 from pipeline.core.figures.counters import TOKENS, TRUNCATED_ROWS, StageCounters
-from pipeline.report.document import Report, RunFacts, build_report, report_schema, to_json
-from pipeline.report.showing.render import render_table, to_html
+from pipeline.report.document import report_schema, to_json
+from pipeline.report.showing.render import to_html
 from pipeline.report.speed.estimate import estimate
 from pipeline.report.speed.forecast import make_forecasts
 from pipeline.report.speed.limits import Load
@@ -19,29 +16,27 @@ from pipeline.report.speed.limits import Load
 NUM_TOKENS, PADDED, CUT = 90_000, 100_000, 27
 
 
-def text_facts(tokens: int = NUM_TOKENS, padded: int = PADDED, cut: int = CUT) -> RunFacts:
+def text_facts(tokens: int = NUM_TOKENS, padded: int = PADDED, cut: int = CUT) -> Facts:
     stages = ("list", "read", "tokenize", "transfer", "predict", "write", "publish")
     counters = {stage: counted(100.0 if stage == "predict" else 1.0) for stage in stages}
     counters[TRUNCATED_ROWS] = StageCounters(ROWS, cut).to_dict()
     if padded:
         counters[TOKENS] = StageCounters(tokens, padded).to_dict()
-    model = FULL.model | {"batch_size": 256, "batch_tokens": 4096}
+    model = FULL["model"] | {"batch_size": 256, "batch_tokens": 4096}
     in_actors = frozenset(["decoder"])
-    return dataclasses.replace(
-        FULL, counters=counters, prepared=("tokenize",), model=model, in_actors=in_actors
-    )
+    return FULL | dict(counters=counters, prepared=("tokenize",), model=model, in_actors=in_actors)
 
 
 def load() -> Load:
     facts = text_facts()
     return Load(
-        facts.counters,
-        slots=facts.slots,
+        facts["counters"],
+        slots=facts["slots"],
         streaming_wall_s=STREAMING_S,
         wall_s=80.0,
         cpus=2,
-        in_actors=facts.in_actors,
-        prepared=facts.prepared,
+        in_actors=facts["in_actors"],
+        prepared=facts["prepared"],
         batch_size=256,
         batch_tokens=4096,
         batch_rates={4096: 100.0, 8192: 125.0},
@@ -49,9 +44,9 @@ def load() -> Load:
 
 
 def test_tokens_padding_and_cut_rows_are_shares_of_what_was_counted():
-    report = build_report(text_facts())
+    report = report_of(text_facts())
     jsonschema.validate(json.loads(to_json(report)), report_schema())
-    assert report["texts"] == {
+    assert dict(report.texts) == {
         "tokens": NUM_TOKENS,
         "tokens_per_row": pytest.approx(NUM_TOKENS / ROWS),
         "tokens_per_s": pytest.approx(NUM_TOKENS / STREAMING_S),
@@ -59,14 +54,14 @@ def test_tokens_padding_and_cut_rows_are_shares_of_what_was_counted():
         "truncated_rows": CUT,
         "truncated_pct": pytest.approx(100 * CUT / ROWS),
     }
-    assert [stage["stage"] for stage in report["stages"]][2] == "tokenize"
-    assert build_report(FULL)["texts"] is None
+    assert report.stages[2].stage == "tokenize"
+    assert report_of().texts is None
 
 
 def test_what_no_batch_has_told_is_null():
-    texts = build_report(text_facts(padded=0, cut=0))["texts"]
+    texts = report_of(text_facts(padded=0, cut=0)).texts
     unknown = {"tokens_per_row": None, "padding_pct": None}
-    assert texts == {
+    assert dict(texts) == {
         "tokens": 0,
         "tokens_per_s": 0.0,
         "truncated_rows": 0,
@@ -76,10 +71,8 @@ def test_what_no_batch_has_told_is_null():
 
 
 def test_a_terminal_and_the_page_say_it():
-    report = build_report(text_facts())
-    console = Console(file=io.StringIO(), width=400, color_system=None)
-    console.print(render_table(report))
-    told, page = console.file.getvalue(), to_html(report)
+    report = report_of(text_facts())
+    told, page = str(report), to_html(report)
     for words in (
         "10 tokens",
         "10.0% of what the model computed was padding",
@@ -94,7 +87,7 @@ def test_a_terminal_and_the_page_say_it():
         "tokenised in",
     ):
         assert words in page
-    others = to_html(build_report(FULL))
+    others = to_html(report_of())
     assert "tokens" not in others
     assert "decode and transform share their slots, so do transfer and predict." in others
 
@@ -111,8 +104,8 @@ def test_forecasts_speak_of_tokens():
 
 
 def test_a_plan_estimates_tokens_by_those_of_the_last_run():
-    past = Report.model_validate(build_report(text_facts()))
+    past = report_of(text_facts())
     assert estimate(past, 9003, 9003, None).tokens == NUM_TOKENS
     assert estimate(past, 18006, 18006, None).tokens == 2 * NUM_TOKENS
     assert estimate(past, None, None, None).tokens is None
-    assert estimate(Report.model_validate(build_report(FULL)), 9, 9, None).tokens is None
+    assert estimate(report_of(), 9, 9, None).tokens is None

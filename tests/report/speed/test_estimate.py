@@ -5,20 +5,15 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_examples import FULL, ROWS, STREAMING_S, WALL_S
+from report_examples import FULL, ROWS, STREAMING_S, WALL_S, report_of
 
 from pipeline.core.figures.counters import StageCounters
-from pipeline.report.document import Report, RunFacts, build_report
 from pipeline.report.speed.estimate import estimate
 
 # All rows of the partition were computed by this run.
-WHOLE = dataclasses.replace(FULL, rows=FULL.rows | {"total": ROWS, "resumed": 0})
+WHOLE = FULL | dict(rows=FULL["rows"] | {"total": ROWS, "resumed": 0})
 # Nothing is known of its limits and of what lies in the stream.
-BARE = dataclasses.replace(WHOLE, startup={"ray_start": 7.0}, counters={})
-
-
-def report_of(facts: RunFacts, **changes) -> Report:
-    return Report.model_validate(build_report(dataclasses.replace(facts, **changes)))
+BARE = WHOLE | dict(startup={"ray_start": 7.0}, counters={})
 
 
 @given(
@@ -62,8 +57,7 @@ def test_start_up_counts_once_and_rows_and_publishing_by_their_number():
 
 def test_loading_the_model_within_the_stream_is_not_counted_for_every_row():
     predict = StageCounters(500, 500, busy_s=8.0).to_dict()
-    facts = dataclasses.replace(
-        BARE,
+    facts = BARE | dict(
         rows={"total": 500, "computed": 500},
         wall_s=40.0,
         streaming_wall_s=25.0,

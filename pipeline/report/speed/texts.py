@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.core.figures.counters import TOKENS, TRUNCATED_ROWS, StageCounters
-from pipeline.core.printable import num_of
 from pipeline.report.sections import Section
-from pipeline.report.showing.number_format import format_rate
 from pipeline.report.speed.limits import Load
 from pipeline.report.speed.performance import ratio
 
@@ -44,17 +40,3 @@ def texts_of(load: Load) -> Texts | None:
         truncated_rows=rows.rows_out,
         truncated_pct=None if cut is None else 100 * cut,
     )
-
-
-def text_lines(report: dict[str, Any]) -> list[str]:
-    """Say in one line how long texts were, how much was padding, and how many were cut."""
-    texts = report.get("texts")  # not in reports of older versions
-    if not texts or not texts["tokens"]:
-        return []
-    parts = [f"{format_rate(texts['tokens_per_row'])} tokens"]
-    if texts["padding_pct"] is not None:
-        parts.append(f"{texts['padding_pct']:.1f}% of what the model computed was padding")
-    if texts["truncated_rows"]:
-        cut_pct = texts["truncated_pct"]
-        parts.append(f"{num_of(texts['truncated_rows'], 'row')} cut ({cut_pct:.2g}%)")
-    return [f"texts: a row has {', '.join(parts)}"]
