@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from pipeline.core.errors import InfraError, JobError, PipelineError, Stopped
 from pipeline.process import native_exit, streams
 from pipeline.process.interrupts import handle_signals, ignore_stops, reason
+from pipeline.process.life import current
 from pipeline.process.terminal import show_error
 
 _GC_THRESHOLDS = (50_000, 20, 20)
@@ -93,9 +94,8 @@ def _say(error: BaseException) -> int:
 def _lose_ray() -> NoReturn:
     """End a command whose Ray is gone, if no run watches over it."""
     from pipeline.execution import health
-    from pipeline.execution.embedded import ray_folder
 
     lost = InfraError(f"{health.trouble() or 'Ray ended this process'}; run again to go on")
     health.kill(health.family())
-    ray_folder.end_all()
+    current().close(5.0)
     end(show_error(lost, lost.exit_code))

@@ -25,6 +25,7 @@ from pipeline.commit.layout import Layout
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import PartitionBusy, PipelineError
 from pipeline.process.failpoints import reach
+from pipeline.process.life import current
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 
@@ -104,23 +105,13 @@ def hold_lease(store: Store, layout: Layout, run_id: str, ttl_s: float) -> Itera
         PartitionBusy: A live run holds it.
     """
     lease = _acquire(store, layout, run_id, ttl_s)
-    _held.append(lease)
-    try:
-        reach("leased")
-        lease.start()
-        yield lease
-    finally:
-        _held.remove(lease)
-        lease.release()
-
-
-_held: list[Lease] = []
-
-
-def release_all() -> None:
-    """Release what this process holds, as it ends otherwise than it should."""
-    for lease in list(_held):
-        lease.release()
+    with current().closing(lease.release):
+        try:
+            reach("leased")
+            lease.start()
+            yield lease
+        finally:
+            lease.release()
 
 
 def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float) -> Lease:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.process.interrupts import STOPS
+from pipeline.process.interrupts import STOPS, life_of_run
 
 _running = threading.Lock()
 _SIGNALS = (*STOPS, signal.SIGALRM)
@@ -23,7 +23,7 @@ _SIGNALS = (*STOPS, signal.SIGALRM)
 
 @contextlib.contextmanager
 def only_run() -> Iterator[None]:
-    """Let the body be the only run of this process.
+    """Let the body be the only run of this process, with a life of its own.
 
     Raises:
         JobError: Another run is in progress here.
@@ -33,7 +33,8 @@ def only_run() -> Iterator[None]:
             "another run is in progress in this process: wait for its end, or use another process"
         )
     try:
-        yield
+        with life_of_run():
+            yield
     finally:
         _running.release()
 

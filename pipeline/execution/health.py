@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import psutil
 
 from pipeline.core.printable import clean_message
 from pipeline.execution.private_names import read
+from pipeline.process.life import current
 
 _SILENCE_S = 25.0
 _ASK_EVERY_S = 5.0
@@ -36,8 +38,19 @@ _MEANS = {
 
 Check = Callable[[], str | None]
 """Returns what is wrong, or None; never waits long."""
-_checks: list[Check] = []
-_roots: list[psutil.Process] = []
+
+
+@dataclass
+class ConnectedRay:
+    """What is known of the Ray that is connected."""
+
+    checks: list[Check] = field(default_factory=list)
+    roots: list[psutil.Process] = field(default_factory=list)
+    """The processes that this one has started for it."""
+
+
+def _connected() -> ConnectedRay:
+    return current().nearest(ConnectedRay)  # that of all runs which share a Ray
 
 
 @contextlib.contextmanager
@@ -48,29 +61,29 @@ def watched(ray: Any, *, is_ours: bool) -> Iterator[None]:
         ray: Its module.
         is_ours: This process has started it, and is to end it.
     """
+    connected = _connected()
     if is_ours:
-        _roots.clear()
-        _checks.clear()
+        connected.roots, connected.checks, outer = [], [], []
         for kind, infos in _processes().items():
             for info in infos:
                 started(kind, info)
-        if not _roots:  # private names of Ray tell nothing: what this process has started
-            _note_children()
-        outer: list[Check] = []
+        if not connected.roots:  # private names of Ray tell nothing: what this process has started
+            _note_children(connected)
     else:
-        outer = list(_checks)
-        _checks[:] = [HeadAnswers(ray.get_runtime_context().gcs_address)]
+        outer = connected.checks
+        connected.checks = [HeadAnswers(ray.get_runtime_context().gcs_address)]
     try:
         yield
     finally:
-        _checks[:] = outer
+        connected.checks = outer
 
 
 def started(kind: str, info: Any) -> None:
     """Note a process of an embedded Ray, by Ray's own word for it."""
+    connected = _connected()
     with contextlib.suppress(psutil.NoSuchProcess):
-        _roots.append(psutil.Process(info.process.pid))
-    _checks.append(ProcessesLive({kind: [info]}))
+        connected.roots.append(psutil.Process(info.process.pid))
+    connected.checks.append(ProcessesLive({kind: [info]}))
 
 
 def _processes() -> dict[str, list[Any]]:
@@ -78,17 +91,18 @@ def _processes() -> dict[str, list[Any]]:
     return getattr(read("node"), "all_processes", None) or {}
 
 
-def _note_children() -> None:
+def _note_children(connected: ConnectedRay) -> None:
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.name() in _VITAL:
-                _roots.append(child)
-                _checks.append(ChildLives(child))
+                connected.roots.append(child)
+                connected.checks.append(ChildLives(child))
 
 
 def trouble() -> str | None:
     """Return what is wrong with the Ray that is connected; None if nothing is, or there is none."""
-    return next((found for check in list(_checks) if (found := check()) is not None), None)
+    checks = list(_connected().checks)
+    return next((found for check in checks if (found := check()) is not None), None)
 
 
 class ChildLives:
@@ -160,14 +174,14 @@ class HeadAnswers:
 
 def end(ray: Any) -> None:
     """Disconnect from Ray; an embedded one ends, and nothing that it started is left."""
-    ours = family()
-    _checks.clear()
+    ours, connected = family(), _connected()
+    connected.checks = []
     try:
         ray.shutdown()
     finally:
         kill(ours)
         _await_end(ours)
-        _roots.clear()
+        connected.roots = []
 
 
 @contextlib.contextmanager
@@ -178,7 +192,7 @@ def node_left_alone(ray: Any) -> Iterator[None]:
     could still write is written, so `end` kills them, all at once.
     """
     node = ray._private.worker._global_node
-    if node is None or not _roots:
+    if node is None or not _connected().roots:
         yield
         return
     ray._private.worker._global_node = None
@@ -203,8 +217,9 @@ def _is_running(process: psutil.Process) -> bool:
 
 def family() -> list[psutil.Process]:
     """Return the processes of an embedded Ray: its own, and their descendants."""
-    found = list(_roots)
-    for root in _roots:
+    roots = _connected().roots
+    found = list(roots)
+    for root in roots:
         with contextlib.suppress(psutil.NoSuchProcess):
             found += root.children(recursive=True)
     return found

@@ -30,8 +30,8 @@ from pipeline.inference.slices.first_rows import FirstRows
 from pipeline.inference.slices.prediction_table import unpredicted
 from pipeline.inference.ticks import Channel, begin, tell
 from pipeline.models.spec import PredictorConfig
+from pipeline.process.liveness import no_limit
 from pipeline.process.memory import node_bytes
-from pipeline.process.watchdog import pause
 
 if TYPE_CHECKING:
     from pipeline.gates.golden import GoldenRows
@@ -215,7 +215,7 @@ class _Model:
             return unpredicted(config, rows)
         with self._loading:
             if self._predictor is None:
-                with pause():
+                with no_limit():
                     self._predictor = self._loaded(replace(config, limits=None))
             predictor = self._predictor
         return predictor.predict(rows, counters)

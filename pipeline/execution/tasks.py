@@ -16,7 +16,7 @@ from pipeline.core.user_code.user_errors import SHOW_ALL, tell_remote
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.versions import known_errors, session_folder
 from pipeline.planning.allocation import MAX_TASK_RETRIES
-from pipeline.process.heartbeat import beat
+from pipeline.process.liveness import note_progress
 
 T = TypeVar("T")
 _TASK_CPUS = 0.25
@@ -111,7 +111,7 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
                 ready, _ = ray.wait(list(pending), num_returns=wanted)
                 for reference in ready:
                     results[pending.pop(reference)] = ray.get(reference)
-                    beat(f"{function.__name__}: {len(results)} of {len(calls)} tasks")
+                    note_progress(f"{function.__name__}: {len(results)} of {len(calls)} tasks")
     return [results[index] for index in range(len(calls))]
 
 

@@ -31,7 +31,7 @@ from pipeline.preprocessing.model_input import (
     Rows,
     Slot,
 )
-from pipeline.process.current_input import begin_input
+from pipeline.process.liveness import input_started
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +145,7 @@ class CompositeInput:
                 del kept[column]
         failures, found, counted = failures_of(rows), dict[str, pa.ChunkedArray](), Counters()
         for name, part in self.parts:
-            begin_input(name)
+            input_started(name)
             columns = {ROW_ID: rows.column(ROW_ID), URI: rows.column(URI)}
             columns |= {
                 own: rows.column(column)

@@ -11,7 +11,7 @@ import os
 import signal
 from collections import Counter
 
-from pipeline.process.heartbeat import beat
+from pipeline.process.liveness import note_progress
 
 VARIABLE = "PIPELINE_FAILPOINT"
 _SIGNALS = {
@@ -23,7 +23,7 @@ _reached: Counter[str] = Counter()
 
 def reach(name: str) -> None:
     """Mark a step of a run by name; who watches over the run sees that it got there."""
-    beat(name)
+    note_progress(name)
     fail_here(name)
 
 

@@ -11,19 +11,32 @@ import ctypes
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from types import FrameType
 
 from pipeline.core.errors import PipelineError, Stopped
+from pipeline.process.life import current, new_life
 from pipeline.process.native_exit import have_last_word
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """The signals that stop what runs."""
 _WAKE = signal.SIGALRM
-_lock = threading.Lock()
-_reasons: list[PipelineError] = []
-_waiting: list[bool] = []
-_threads: list[int] = []
-"""The thread that may be interrupted, if there is one."""
+
+
+@dataclass
+class _Stop:
+    """Whether what lives now is to stop."""
+
+    reason: PipelineError | None = None
+    num_deferring: int = 0
+    """How many bodies of `undisturbed` there are."""
+    thread: int | None = None
+    """The thread that may be interrupted, if there is one."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def _stop() -> _Stop:
+    return current().part(_Stop)
 
 
 def handle_signals() -> None:
@@ -42,9 +55,10 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
             # A terminal that closes sends SIGHUP twice: the kernel does, and the shell.
             is_doubled = each == signal.SIGHUP
             signal.signal(each, signal.SIG_IGN if is_doubled else signal.SIG_DFL)
-    if not _reasons:  # otherwise it is stopping already, and must not be disturbed at that
-        _reasons.append(Stopped(f"{signal.Signals(number).name} received"))
-        if not _waiting:
+    stop = _stop()
+    if stop.reason is None:  # otherwise it is stopping already, and must not be disturbed at that
+        stop.reason = Stopped(f"{signal.Signals(number).name} received")
+        if not stop.num_deferring:
             raise KeyboardInterrupt
 
 
@@ -63,16 +77,17 @@ def undisturbed() -> Iterator[None]:
 
     The supervisor of a run limits its time. A second signal ends the process, as always.
     """
-    _waiting.append(True)
+    stop = _stop()
+    stop.num_deferring += 1
     try:
         yield
     finally:
-        _waiting.pop()
+        stop.num_deferring -= 1
 
 
 def reason() -> PipelineError | None:
     """Return why this process is to stop; None if it is not."""
-    return _reasons[0] if _reasons else None
+    return _stop().reason
 
 
 @contextlib.contextmanager
@@ -84,39 +99,48 @@ def interruptible() -> Iterator[None]:
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(_WAKE, _on_wake) if is_main else None
-    with _lock:
-        _threads.append(threading.get_ident())
+    stop = _stop()
+    with stop.lock:
+        stop.thread = threading.get_ident()
     try:
         yield
     except KeyboardInterrupt:
-        if not _reasons:  # Ctrl-C without `handle_signals`
+        if stop.reason is None:  # Ctrl-C without `handle_signals`
             raise
-        raise _reasons[0] from None
+        raise stop.reason from None
     finally:
-        with _lock:
-            _threads.clear()
+        with stop.lock:
+            stop.thread = None
         if is_main:
             signal.signal(_WAKE, before or signal.SIG_DFL)
 
 
 def interrupt(why: PipelineError) -> None:
     """End what is `interruptible`, if anything is; the first reason counts."""
-    with _lock:
-        if _reasons or not _threads:
+    stop = _stop()
+    with stop.lock:
+        if stop.reason is not None or stop.thread is None:
             return
-        _reasons.append(why)
-        if _threads[0] == threading.main_thread().ident:
-            signal.pthread_kill(_threads[0], _WAKE)  # also ends what it waits for
+        stop.reason = why
+        if stop.thread == threading.main_thread().ident:
+            signal.pthread_kill(stop.thread, _WAKE)  # also ends what it waits for
         else:
-            target, error = ctypes.c_ulong(_threads[0]), ctypes.py_object(KeyboardInterrupt)
+            target, error = ctypes.c_ulong(stop.thread), ctypes.py_object(KeyboardInterrupt)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(target, error)
 
 
-def forget() -> None:
-    """Forget the reason: what was to stop has stopped."""
-    _reasons.clear()
+@contextlib.contextmanager
+def life_of_run() -> Iterator[None]:
+    """Let the body be a life of its own; what stops it is to stop what is around it, too."""
+    around = _stop()
+    with new_life():
+        inside = _stop()
+        try:
+            yield
+        finally:
+            around.reason = around.reason or inside.reason
 
 
 def _on_wake(number: int, frame: FrameType | None) -> None:
-    if not _waiting:
+    if not _stop().num_deferring:
         raise KeyboardInterrupt

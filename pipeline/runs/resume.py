@@ -17,7 +17,7 @@ from pipeline.core.slices import SliceKey
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
-from pipeline.process.heartbeat import beat
+from pipeline.process.liveness import note_progress
 from pipeline.runs.context import RunContext
 from pipeline.sources.units import ctimes_of
 from pipeline.storage.store import StoredFile
@@ -42,7 +42,7 @@ def take_over(run: RunContext, plan: Plan) -> Mapping[SliceKey, StoredFile]:
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
             footers = pool.map(partial(read_footer, run.store), paths)
             for key, path, footer in zip(done, paths, footers, strict=True):
-                beat("read the footer of a finished slice")
+                note_progress("read the footer of a finished slice")
                 is_stale = seen.have_changed(key.unit, footer.run_id)
                 if is_stale or footer.is_without_predictions_by(Reason.MODEL_ERROR):
                     failed.append(path)

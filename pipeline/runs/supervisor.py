@@ -16,24 +16,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
-from pipeline.commit.lease import release_all
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.execution import health
 from pipeline.execution.cluster import in_flight
-from pipeline.execution.embedded.ray_folder import end_all
 from pipeline.job.deadline import seconds_until
 from pipeline.planning.tiling import missing_units
-from pipeline.process.heartbeat import last_beat
-from pipeline.process.interrupts import STOPS, forget, interrupt, interruptible, reason, undisturbed
+from pipeline.process.interrupts import STOPS, interrupt, interruptible, reason, undisturbed
+from pipeline.process.life import current, within
+from pipeline.process.liveness import last_progress
 from pipeline.process.native_exit import handled_by
 from pipeline.process.terminal import show_error
 from pipeline.runs.context import RunContext
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _TICK_S = 0.5
 # After the interrupt: Ray's processes are killed, which frees the threads that wait for them;
@@ -52,7 +50,6 @@ ReportSaver = Callable[[PipelineError], object]
 @contextlib.contextmanager
 def supervise(run: RunContext, save_report: ReportSaver) -> Iterator[None]:
     """Watch over the run in the body, whose work is `stoppable`; the rest of it is only timed."""
-    forget()
     watchdog = _Watchdog(run, save_report)
     is_ours = run.options.owns_process
     ending = handled_by(watchdog.end) if is_ours else contextlib.nullcontext()
@@ -113,13 +110,13 @@ class _Watchdog(threading.Thread):
                 interrupt(InfraError(lost))
             elif now >= self._deadline_at:
                 interrupt(Stopped(f"deadline {self._run.job.run.deadline} reached"))
-            elif self._stall.is_over(now, (*last_beat(), *in_flight.mark())):
+            elif self._stall.is_over(now, (*last_progress(), *in_flight.mark())):
                 self._report_stall()
 
     def _report_stall(self) -> None:
-        stall_s, (_, what) = self._run.job.run.stall_s, last_beat()
+        stall_s, (_, what) = self._run.job.run.stall_s, last_progress()
         message = f"no progress for {stall_s:g} s (run.stall_s), the last step was: {what}"
-        _within(_DUMP_S, lambda: _dump(self._run, message))
+        within(_DUMP_S, lambda: _dump(self._run, message))
         interrupt(InfraError(message))
 
     def _force_stop(self, now: float) -> None:
@@ -145,8 +142,8 @@ class _Watchdog(threading.Thread):
         with undisturbed():  # it may be the main thread
             error = _in_full(self._run, self._why())
             health.kill(health.family())
-            for act in (lambda: self._save_report(error), release_all, end_all):
-                _within(_REPORT_S, act)
+            within(_REPORT_S, lambda: self._save_report(error))
+            current().close(_REPORT_S)
             show_error(error, error.exit_code)
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
@@ -206,11 +203,11 @@ class _Signals:
 def _dump(run: RunContext, message: str) -> None:
     """Tell what a run has in flight: in short to the log, all that is known beside the report."""
     lines = in_flight.operators()
-    lines += _within(_DUMP_S / 3, in_flight.actors) or []
+    lines += within(_DUMP_S / 3, in_flight.actors) or []
     run.record.stalled(lines)
     for line in lines[:_MAX_SHOWN]:
         log.warning("in flight: %s", line)
-    missing = _within(_DUMP_S / 3, lambda: _missing(run)) or []
+    missing = within(_DUMP_S / 3, lambda: _missing(run)) or []
     path = run.layout.report(run.record.run_id, "in_flight.txt")
     text = "\n".join([message, *lines, *missing, "", *in_flight.stacks()])
     run.store.put(path, text.encode("utf-8", "backslashreplace"))
@@ -229,22 +226,6 @@ def _missing(run: RunContext) -> list[str]:
         for start in (starts or [0])
     ]
     return lines[:_MAX_MISSING]
-
-
-def _within(limit_s: float, act: Callable[[], T]) -> T | None:
-    """Call `act` in a thread; None if it fails or does not end in time."""
-    found: list[T] = []
-
-    def call() -> None:
-        try:
-            found.append(act())
-        except Exception as error:  # noqa: BLE001  # the run ends anyhow, and with another error
-            log.debug("%s: %s", act, error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    return found[0] if found else None
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from pipeline.process.heartbeat import beat
+from pipeline.process.liveness import note_progress
 from pipeline.storage.interface import Page, StoredFile
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def collect(pages: Iterator[Sequence[StoredFile]], url: str) -> list[StoredFile]
     say_next = time.monotonic() + _PROGRESS_S
     for page in pages:
         files += page
-        beat(f"listing: {len(files)} files")
+        note_progress(f"listing: {len(files)} files")
         if time.monotonic() >= say_next:
             say_next = time.monotonic() + _PROGRESS_S
             log.info("listing %s: %d files so far", url, len(files))

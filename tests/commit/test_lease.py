@@ -24,7 +24,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import GateRefused, PartitionBusy
 from pipeline.process import failpoints
-from pipeline.process.heartbeat import last_beat
+from pipeline.process.liveness import last_progress
 from pipeline.storage.store import Store
 
 LAYOUT = Layout("date=2026-11-24")
@@ -302,14 +302,14 @@ def test_trouble_with_the_store_does_not_hide_how_the_run_ended(
 def test_a_renewal_is_no_step_forward(any_store: Store):
     """A run that hangs renews its lease, and must be found hanging all the same."""
     with hold_lease(any_store, LAYOUT, "a-run", ttl_s=0.2):
-        before, seen = last_beat(), set[str]()
+        before, seen = last_progress(), set[str]()
         until_s = time.monotonic() + 60
         while len(seen) < 3 and time.monotonic() < until_s:
             beat = any_store.stat(LAYOUT.heartbeat(1))
             assert beat is not None
             seen.add(f"{beat.version} {beat.modified}")
         assert len(seen) >= 3
-        assert last_beat() == before
+        assert last_progress() == before
 
 
 def test_of_many_that_start_together_exactly_one_wins(any_store: Store):

@@ -27,7 +27,8 @@ from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.execution.health import HeadAnswers, ProcessesLive
-from pipeline.process.interrupts import STOPS, forget, interrupt, interruptible, reason
+from pipeline.process.interrupts import STOPS, interrupt, interruptible, reason
+from pipeline.process.life import new_life
 from pipeline.runs.supervisor import Stall
 from pipeline.storage.store import Store
 
@@ -106,10 +107,9 @@ def wait_for(why: PipelineError, then: Callable[[], None] = lambda: None) -> Non
 
 
 @pytest.fixture(autouse=True)
-def _no_reason() -> Iterator[None]:
-    forget()
-    yield
-    forget()
+def _own_life() -> Iterator[None]:
+    with new_life():
+        yield
 
 
 def test_the_main_thread_is_interrupted_while_it_waits():

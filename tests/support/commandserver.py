@@ -90,7 +90,7 @@ def _serve(answers: int) -> None:
     from pipeline.commands import main
     from pipeline.execution.cluster.connect import share_ray
     from pipeline.process import streams
-    from pipeline.process.interrupts import forget
+    from pipeline.process.life import new_life
 
     streams.hold()
     faulthandler.register(signal.SIGUSR1, file=sys.stderr)
@@ -99,8 +99,8 @@ def _serve(answers: int) -> None:
             asked: dict[str, Any] = json.loads(line)
             _write_to(Path(asked["folder"], "stdout"), Path(asked["folder"], "stderr"))
             sys.argv[:] = ["pipeline", *asked["arguments"]]
-            code = main._guard(main._command)
-            forget()
+            with new_life():
+                code = main._guard(main._command)
             _write_to(Path(os.devnull), Path(os.devnull))
             out.write(f"{code}\n")
             out.flush()

@@ -26,7 +26,7 @@ from pipeline.core.schema import ERROR
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.stages import Preprocessing
-from pipeline.process.current_input import begin_input
+from pipeline.process.liveness import input_started
 
 STAGE = "predict"
 FIELDS = pa.schema([pa.field("value", pa.int64())])
@@ -112,7 +112,7 @@ class TwoInputs:
 
 def double_both(rows: pa.Table, counters: Counters) -> pa.Table:
     for name in ("value", "other"):
-        begin_input(name)
+        input_started(name)
         double(rows.drop_columns("value").append_column("value", rows.column(name)), counters)
     return rows
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -55,8 +56,9 @@ from pipeline.execution.versions import (
     set_known,
 )
 from pipeline.planning.allocation import Hardware
-from pipeline.process.heartbeat import beat
 from pipeline.process.interrupts import reason
+from pipeline.process.life import current
+from pipeline.process.liveness import note_progress
 from pipeline.process.terminal import native_errors_to, own_signal_handlers
 
 log = logging.getLogger(__name__)
@@ -90,7 +92,7 @@ def connect(address: str | None) -> Iterator[Connection]:
             if shared:
                 shared.is_embedded = is_ours
         with health.watched(ray, is_ours=is_ours), default_data_context(ray_stays=stays):
-            beat("connected to Ray")
+            note_progress("connected to Ray")
             _silence_ray()
             _configure_data()
             with applied(*DATA, ray=ray, on_cluster=not is_ours):
@@ -165,7 +167,8 @@ def _ray_folder() -> Iterator[RayFolder]:
     """Make the folder of an embedded Ray, for the body; what went wrong there leaves its logs."""
     folder, keep_logs = RayFolder(), log.isEnabledFor(logging.DEBUG)
     try:
-        yield folder
+        with current().closing(partial(folder.end, keep_logs=True)):
+            yield folder
     except BaseException as error:
         why = reason() if isinstance(error, KeyboardInterrupt) else error
         keep_logs |= isinstance(why, InfraError) or not isinstance(why, PipelineError)
@@ -219,6 +222,7 @@ _SHARING: ContextVar[_Sharing | None] = ContextVar("_SHARING", default=None)
 @contextlib.contextmanager
 def share_ray() -> Iterator[None]:
     """Let the runs of the body share one Ray: the first `connect` starts it, leaving stops it."""
+    current().part(health.ConnectedRay)  # which the runs find
     with left_as_found(), contextlib.ExitStack() as stack:
         token = _SHARING.set(_Sharing(stack))
         try:

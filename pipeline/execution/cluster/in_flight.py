@@ -11,12 +11,13 @@ import threading
 import traceback
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.printable import clean_message
 from pipeline.execution.private_names import read
+from pipeline.process.life import current
 
-_executors: list[weakref.ref[Any]] = []
 _COUNTS = {
     "running": "num_tasks_running",
     "finished": "num_tasks_finished",
@@ -31,6 +32,11 @@ _ACTORS = {
 _MAX_ACTORS = 200
 
 
+@dataclass
+class _Executing:
+    executor: weakref.ref[Any] | None = None
+
+
 class ExecutorSeen:
     """An execution callback of Ray Data: remembers what executes, for those who look later.
 
@@ -38,16 +44,16 @@ class ExecutorSeen:
     """
 
     def before_execution_starts(self, executor: Any) -> None:
-        _executors[:] = [weakref.ref(executor)]
+        current().part(_Executing).executor = weakref.ref(executor)
 
     def on_execution_step(self, executor: Any) -> None:
         """Do nothing: it runs in Ray's own loop."""
 
     def after_execution_succeeds(self, executor: Any) -> None:
-        _executors.clear()
+        current().part(_Executing).executor = None
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        _executors.clear()
+        current().part(_Executing).executor = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("before_", "on_", "after_")):
@@ -60,7 +66,8 @@ def _do_nothing(*_: Any, **__: Any) -> None:
 
 
 def _operators() -> list[Any]:
-    executor = _executors[0]() if _executors else None
+    seen = current().part(_Executing).executor
+    executor = seen() if seen else None
     # Ray's public statistics would cost time that grows with the blocks, and lack the queues.
     topology = getattr(executor, "_topology", None) or {}
     return [each for each in list(topology) if getattr(each, "input_dependencies", None)]

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.execution.embedded import forkserver_main, forkserver_stub
 from pipeline.execution.embedded.raylet_command import raylet_command
 from pipeline.execution.environment import set_embedded
 from pipeline.execution.private_names import is_plain
+from pipeline.process.life import current
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +110,11 @@ def fork_from(ray: Any, server: ForkServer | None) -> Iterator[None]:
     server.belongs_to(ray)
 
 
-_ahead: list[ForkServer | None] = []
+@dataclass
+class _Ahead:
+    """A server that waits for `fork_workers`."""
+
+    server: ForkServer | None = None
 
 
 @contextlib.contextmanager
@@ -117,22 +123,23 @@ def started_ahead(address: str | None) -> Iterator[None]:
 
     Importing takes it longer than the rest of a run's start takes. It ends if it is not used.
     """
+    ahead = current().part(_Ahead)
     if address is None:
         set_embedded()
-        _ahead.append(_start())
+        ahead.server = _start()
     try:
         yield
     finally:
-        while _ahead:
-            server = _ahead.pop()
-            if server is not None:
-                server.end()
+        if ahead.server is not None:
+            ahead.server.end()
+            ahead.server = None
 
 
 @contextlib.contextmanager
 def fork_workers() -> Iterator[ForkServer | None]:
     """Start a server that ends when the body fails; None where the system has not what it needs."""
-    server = _ahead.pop() if _ahead else _start()
+    ahead = current().nearest(_Ahead)
+    server, ahead.server = ahead.server or _start(), None
     try:
         yield server
     except BaseException:

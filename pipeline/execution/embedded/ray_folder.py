@@ -71,7 +71,6 @@ class RayFolder:
             ) from None
         if (weak := weakness(base)) is not None:
             log.warning("%s", weak)
-        _made.append(self)
 
     def _make(self, base: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
@@ -89,17 +88,7 @@ class RayFolder:
             log.info("Ray's logs are kept for a day: %s", folder)
         for each in links if keep_logs else self._folders:
             _remove(each)
-        _made.remove(self)
         os.close(self._lock)
-
-
-_made: list[RayFolder] = []
-
-
-def end_all() -> None:
-    """Give up the folders that there are, of a process that ends otherwise than it should."""
-    for folder in list(_made):
-        folder.end(keep_logs=True)
 
 
 def base_folder() -> Path:

@@ -29,7 +29,7 @@ from pipeline.core.failures import Reason
 from pipeline.core.figures.counters import Counters
 from pipeline.core.printable import clean_message
 from pipeline.core.user_code.user_errors import tell
-from pipeline.process.current_input import tell_inputs_to
+from pipeline.process.liveness import on_input_started
 from pipeline.process.memory import LOOK_S, taken_bytes, told
 from pipeline.process.parent_death import die_with
 
@@ -229,7 +229,7 @@ def serve(descriptor: int, parent: int) -> None:
     with Connection(descriptor) as pipe, contextlib.suppress(EOFError, ConnectionError):
         try:
             steps = pipe.recv().open()
-            tell_inputs_to(lambda name: pipe.send(_Begun(name)))
+            on_input_started(lambda name: pipe.send(_Begun(name)))
             pipe.send(None)
             while True:
                 stage, data = pipe.recv()

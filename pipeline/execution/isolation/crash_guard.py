@@ -21,8 +21,8 @@ from pipeline.core.schema import ERROR, IMAGE_FIELDS, ROW_ID
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, Work
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan, fail, failure_of
+from pipeline.process.liveness import hang_guard
 from pipeline.process.memory import at_most
-from pipeline.process.watchdog import watch
 
 GIVE_UP_AFTER = 12
 """Workers that may end over one slice before it is given up: more than preemption and lack of
@@ -108,7 +108,7 @@ class Guard:
         """
         with self._attempts.attempt(name) as earlier, at_most(self._max_bytes):
             if not earlier.exits and not self._attempts.are_unsafe:
-                with self._turns.here(), watch(self._limit_s):
+                with self._turns.here(), hang_guard(self._limit_s):
                     for plan in self._plans:
                         rows = plan.here(rows, counters)
                 return rows

@@ -23,7 +23,7 @@ from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, fail_poison_rows, given_up
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan
-from pipeline.process.watchdog import watch
+from pipeline.process.liveness import hang_guard
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
 from pipeline.sources.reader import read_extent, read_slices
@@ -75,7 +75,7 @@ def read_guarded(
         if not earlier.exits:
             slices = _packed(reader, unit, starts)
             while True:
-                with watch(limit_s):
+                with hang_guard(limit_s):
                     packed = next(slices, None)
                 if packed is None:
                     return

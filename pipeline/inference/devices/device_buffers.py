@@ -23,7 +23,7 @@ import torch
 from pipeline.inference.devices.accelerator import Gpu
 from pipeline.inference.runtimes.inference_module import Tensors
 from pipeline.preprocessing.model_input import Arrays as InputArrays
-from pipeline.process.watchdog import unwatched
+from pipeline.process.liveness import unguarded
 
 _ON_GPU = 3
 """One is computed, one is copied, and one is filled, by the slice in flight that is next."""
@@ -181,7 +181,7 @@ class FreeBuffers:
             if (buffer := self._spare(ticket)) is not None:
                 return buffer
             bisect.insort(self._waiting, ticket)
-            with unwatched():  # what it waits for is watched
+            with unguarded():  # what it waits for is watched
                 self._changed.wait_for(lambda: self._free and self._waiting[0] == ticket)
             self._waiting.remove(ticket)
             self._changed.notify_all()

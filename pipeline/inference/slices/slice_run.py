@@ -27,7 +27,7 @@ from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows
-from pipeline.process.watchdog import pause, tick
+from pipeline.process.liveness import no_limit, still_alive
 
 STAGE = "predict"
 InFlight = deque[tuple[DeviceBuffer, Rows]]
@@ -168,7 +168,7 @@ class SliceRun:
             again = self._try(batch)
             if again is None or again.reason is not Reason.OUT_OF_MEMORY:
                 return again
-            with pause():
+            with no_limit():
                 gpu.pause(pause_s)
         if model.runner.is_static:
             raise model.no_room(model.config.batch_size)
@@ -200,7 +200,7 @@ class SliceRun:
             return self._failure_of(error)
         self.timer.add(*buffer.busy_s, buffer.launch_s)
         self._count_tokens(buffer, batch)
-        tick()
+        still_alive()
         count(len(batch))
         return None
 

@@ -20,7 +20,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.models.directories.contents import choose_files
 from pipeline.models.directories.onnx.choice import SUFFIX, choose_onnx
 from pipeline.models.directories.refused_files import require_local_model
-from pipeline.process.heartbeat import beat
+from pipeline.process.liveness import note_progress
 from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
 from pipeline.storage.uris import normalise
@@ -143,7 +143,7 @@ def _copy_one(store: Store, file: StoredFile, target: Path) -> str:
             digest.update(chunk)
             copy.write(chunk)
             num_bytes += len(chunk)
-            beat(f"copying {store.url(file.path)}: {num_bytes} bytes")
+            note_progress(f"copying {store.url(file.path)}: {num_bytes} bytes")
     if num_bytes != file.size_bytes:
         raise InfraError(
             f"{store.url(file.path)}: was listed with {file.size_bytes} bytes and has other ones "

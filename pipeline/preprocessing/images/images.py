@@ -25,7 +25,7 @@ from pipeline.preprocessing.images.own_transform import step_of, transform_by
 from pipeline.preprocessing.images.pixels import OneSize, Pixels, pixels_of
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.process.watchdog import tick
+from pipeline.process.liveness import still_alive
 
 
 def preprocess(
@@ -123,7 +123,7 @@ class _Share:
 
     def work(self, rows: Sequence[int]) -> None:
         for row in rows:
-            tick()
+            still_alive()
             data: bytes = self.encoded[row].as_py()
             found = self._decode(row, data)
             if found is not None:

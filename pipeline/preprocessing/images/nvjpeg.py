@@ -40,7 +40,7 @@ from pipeline.preprocessing.images.geometry import Sizes, most_made_px
 from pipeline.preprocessing.images.gpu_trust import Trust, trust_in
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.process.watchdog import tick
+from pipeline.process.liveness import still_alive
 
 MAX_GROUP_ROWS = 64
 MAX_GROUP_PX = 67_000_000
@@ -133,13 +133,13 @@ class JpegGroups:
         return [row for row in rows if row not in done]
 
     def _plain_px(self, row: int) -> int:
-        tick()
+        still_alive()
         num_px = plain_jpeg_px(self.encoded[row].as_py(), self.limits) or 0
         return num_px if num_px <= MAX_GROUP_PX else 0
 
     def _make(self, rows: Sequence[int]) -> _Made:
         """Decode and transform a group, and send what was made to the host without waiting."""
-        tick()
+        still_alive()
         started = perf_counter()
         encoded: list[bytes] = [self.encoded[row].as_py() for row in rows]
         decoded = decode_group(encoded, self.decode)

@@ -17,7 +17,7 @@ from pipeline.core.failures import OWN_TRANSFORM, Reason
 from pipeline.core.user_code.allowed_imports import check_arguments, import_callable
 from pipeline.core.user_code.user_errors import failed, tell
 from pipeline.preprocessing.images.transform import TransformSpec, Untransformable
-from pipeline.process.watchdog import pause
+from pipeline.process.liveness import no_limit
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ def step_of(spec: TransformSpec, number: int = 0) -> Step:
 
 @functools.cache
 def _step(factory: str, args: str, number: int) -> Step:
-    with pause():  # importing a library may take longer than a row may
+    with no_limit():  # importing a library may take longer than a row may
         return load_step(factory, json.loads(args))
 
 

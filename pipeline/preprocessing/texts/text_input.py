@@ -37,7 +37,7 @@ from pipeline.preprocessing.model_input import (
     Slot,
 )
 from pipeline.preprocessing.texts.text_settings import TextSettings
-from pipeline.process.watchdog import tick
+from pipeline.process.liveness import still_alive
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +143,7 @@ class TextInput:
             if len(chosen) == 1:
                 failed[int(chosen[0])] = _failure(error, rows.slice(int(chosen[0]), 1))
                 return self._tokenised(rows, chosen[:0])
-        tick()
+        still_alive()
         return pa.concat_tables(
             [self._tokenised_apart(rows, each, failed) for each in chosen.reshape(-1, 1)]
         )
@@ -156,7 +156,7 @@ class TextInput:
         some = some.take(pa.array(chosen, pa.int64()))
         pairs = some.column(TEXT_PAIR).to_pylist() if self.text.has_pair else None
         found = tokenise(self.text, some.column(TEXT).to_pylist(), pairs)
-        tick()
+        still_alive()
         ends = np.concatenate([[0], np.cumsum(found.counts)]).astype(np.int32)
         columns = {TOKEN_IDS: pa.ListArray.from_arrays(ends, found.ids)}
         if self.text.has_pair:

@@ -14,7 +14,6 @@ import pytest
 from pipeline.core.cache.node_cache import claim, kept
 from pipeline.core.cache.private_files import first_of, open_file, opened
 from pipeline.core.errors import InfraError
-from pipeline.execution.embedded import ray_folder
 from pipeline.execution.embedded.ray_folder import RayFolder, weakness
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.tasks import attempts_in
@@ -51,7 +50,6 @@ def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.chmod(0o1777)
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     yield folder
-    ray_folder.end_all()
     shutil.rmtree(folder)
 
 

@@ -250,20 +250,20 @@ def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
 
 WATCHED = """
 import ctypes, time
-from pipeline.process.watchdog import tick, pause, watch
+from pipeline.process.liveness import still_alive, no_limit, hang_guard
 def go_on(seconds):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        tick()
+        still_alive()
         time.sleep(0.001)
-with watch(2.0):
+with hang_guard(2.0):
     go_on(2.2)
-    with pause():
+    with no_limit():
         time.sleep(2.2)
     go_on(0.1)
 time.sleep(2.2)
 print("alive", flush=True)
-with watch(0.5):
+with hang_guard(0.5):
     ctypes.PyDLL(None).sleep(1000)  # never gives Python's lock back
 """
 

@@ -14,7 +14,7 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.planning.plan import Plan
-from pipeline.process.heartbeat import beat
+from pipeline.process.liveness import note_progress
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 from pipeline.runs.tuning.trials.workload import rows_to_sample
@@ -147,7 +147,7 @@ def plain_task(tuning: TuningContext, function: Callable[..., Any], **options: A
     """
     import ray
 
-    beat("something to try")
+    note_progress("something to try")
     allocation = tuning.allocation
     resources = {"num_cpus": allocation.actor_cpus, "num_gpus": allocation.actor_gpus or None}
     return ray.remote(**resources, **tuning.kind, max_retries=0, **options)(function)

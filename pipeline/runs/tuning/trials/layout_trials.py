@@ -14,7 +14,7 @@ from pipeline.execution.stages import Preprocessing
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.allocation import TASK_CPUS, gpu_share
 from pipeline.preprocessing.model_input import BatchLimits, is_varying
-from pipeline.process.heartbeat import beat
+from pipeline.process.liveness import note_progress
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import as_tried, choose_batch, choose_layout, layouts
 from pipeline.runs.tuning.trial import Trial
@@ -164,7 +164,7 @@ def _try_layout(
 
     from pipeline.runs.tuning.trials.layout_worker import LayoutWorker
 
-    beat("a layout to try")
+    note_progress("a layout to try")
     share = gpu_share(trial.actors) if tuning.allocation.actor_gpus else 0.0
     config = replace(
         tuning.config,

@@ -9,16 +9,17 @@ import pytest
 
 PAUSED = """
 import time
-from pipeline.process.watchdog import pause, tick, watch
-with watch(0.3):
-    with pause():
-        tick()
+from pipeline.process.liveness import no_limit, still_alive, hang_guard
+with hang_guard(0.3):
+    with no_limit():
+        still_alive()
         time.sleep(0.6)
     print("after the pause", flush=True)
     time.sleep(60)
 """
 RAISES = PAUSED.replace("        time.sleep(0.6)", "        raise KeyError").replace(
-    "    with pause():", "    import contextlib\n    with contextlib.suppress(KeyError), pause():"
+    "    with no_limit():",
+    "    import contextlib\n    with contextlib.suppress(KeyError), no_limit():",
 )
 
 
@@ -33,20 +34,20 @@ def test_what_stands_still_after_a_pause_is_ended(code: str):
 
 OTHER_GOES_ON = """
 import sys, threading, time
-from pipeline.process.watchdog import pause, tick, watch
+from pipeline.process.liveness import no_limit, still_alive, hang_guard
 
 def goes_on():
-    with watch(0.5):
+    with hang_guard(0.5):
         while True:
-            tick()
+            still_alive()
             time.sleep(0.02)
 
 threading.Thread(target=goes_on, daemon=True).start()
-with watch(3 * 0.5):
+with hang_guard(3 * 0.5):
     if sys.argv[1] == "ends":
         time.sleep(60)
     for _ in range(40):
-        tick()
+        still_alive()
         time.sleep(0.05)
 print("done", flush=True)
 """

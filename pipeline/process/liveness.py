@@ -1,0 +1,151 @@
+"""What others learn of this process while it works: that it gets on, and on what.
+
+- `note_progress` counts steps of the driver, for the supervisor of the run.
+- `hang_guard` ends an actor or reader one of whose threads stands still. Each thread has a limit of
+  its own: one that hangs is not excused by another that goes on. A thread of C code keeps the time
+  (`faulthandler`), so a decoder or model that never gives Python's lock back is ended, too. Where
+  each thread stood goes to standard error. Ray starts the process again, and the next attempt finds
+  the marker of the one that did not end.
+- `input_started` tells a parent which of several inputs its child works on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import monotonic
+
+from pipeline.process.life import current
+
+_REARM_AFTER = 1 / 8
+"""Arming starts a thread, so progress renews the limit only when this share of it has passed."""
+
+
+@dataclass
+class _Progress:
+    count: int = 0
+    what: str = "nothing yet"
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def note_progress(what: str) -> None:
+    """Note a step forward; `what` is shown when no other one follows.
+
+    What goes on by itself (the lease's renewals, retries of what fails) is none.
+    """
+    progress = current().part(_Progress)
+    with progress.lock:
+        progress.count, progress.what = progress.count + 1, what
+
+
+def last_progress() -> tuple[int, str]:
+    """Return how many steps there were, and what the last one was."""
+    progress = current().part(_Progress)
+    return progress.count, progress.what
+
+
+@dataclass
+class _Guard:
+    """The guard of one thread."""
+
+    limit_s: float
+    from_s: float
+    """When it made progress last."""
+
+
+@dataclass
+class _Guards:
+    by_thread: dict[int, _Guard] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    num_pauses: int = 0
+
+    def arm(self) -> None:
+        """Set the clock to the thread whose limit ends first."""
+        if self.num_pauses or not self.by_thread:
+            faulthandler.cancel_dump_traceback_later()
+            return
+        now_s = monotonic()
+        left_s = min(each.limit_s - (now_s - each.from_s) for each in self.by_thread.values())
+        left_s = max(0.001, round(left_s, 3))
+        faulthandler.dump_traceback_later(left_s, exit=True, file=sys.__stderr__ or 2)
+
+
+@contextlib.contextmanager
+def hang_guard(limit_s: float) -> Iterator[None]:
+    """End the process, exit code 1, if the body says for so long not that it is `still_alive`."""
+    guards, thread = current().part(_Guards), threading.get_ident()
+    with guards.lock:
+        guards.by_thread[thread] = _Guard(limit_s, monotonic())
+        guards.arm()
+    try:
+        yield
+    finally:
+        with guards.lock:
+            guards.by_thread.pop(thread, None)
+            guards.arm()
+
+
+def still_alive() -> None:
+    """Note that this thread gets on; costs next to nothing, also if nothing is guarded."""
+    guards = current().part(_Guards)
+    own = guards.by_thread.get(threading.get_ident())
+    if own is not None and monotonic() - own.from_s > _REARM_AFTER * own.limit_s:
+        with guards.lock:
+            own.from_s = monotonic()
+            guards.arm()
+
+
+@contextlib.contextmanager
+def no_limit() -> Iterator[None]:
+    """Guard no thread during the body: loading or compiling a model may take its time."""
+    guards = current().part(_Guards)
+    with guards.lock:
+        guards.num_pauses += 1
+        guards.arm()
+    try:
+        yield
+    finally:
+        with guards.lock:
+            guards.num_pauses -= 1
+            now_s = monotonic()
+            for each in guards.by_thread.values():
+                each.from_s = now_s
+            guards.arm()
+
+
+@contextlib.contextmanager
+def unguarded() -> Iterator[None]:
+    """Do not guard this thread during the body: it waits for what other threads do."""
+    guards, thread = current().part(_Guards), threading.get_ident()
+    with guards.lock:
+        own = guards.by_thread.pop(thread, None)
+        guards.arm()
+    try:
+        yield
+    finally:
+        if own is not None:
+            with guards.lock:
+                own.from_s = monotonic()
+                guards.by_thread[thread] = own
+                guards.arm()
+
+
+@dataclass
+class _Inputs:
+    listener: Callable[[str], object] | None = None
+
+
+def on_input_started(listener: Callable[[str], object]) -> None:
+    """Let a function hear of every input that this process begins with."""
+    current().part(_Inputs).listener = listener
+
+
+def input_started(name: str) -> None:
+    """Tell that the work on an input, of one row or of several, begins."""
+    listener = current().part(_Inputs).listener
+    if listener is not None:
+        listener(name)
