@@ -115,7 +115,8 @@ _NO_SECRETS = frozenset(["anon", "browser", "cache", "cloud", "google_default"])
 """Values of gcsfs's option `token` that only name a way to find credentials."""
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 _KEY_VALUE = re.compile(
-    r"(?i)([\w-]*(?:key|secret|token|password|signature|credential|sig)[\w-]*)"
+    # A word is looked at from its beginning alone, or a long one would take for ever.
+    r"(?i)(?<![\w-])(?=[\w-]*(?:key|secret|token|password|signature|credential|sig))([\w-]+)"
     r"(?:[\"']?\s*=\s*|[\"']\s*:\s*)(?:\"[^\"]*\"|'[^']*'|[^\s,;&\"']+)"
 )
 _LINE_MAX_CHARS = 400
