@@ -19,6 +19,7 @@ LAKE = "abfss://lake@acc1.dfs.core.windows.net"
         ("gs://b/x/y//", "gs://b/x/y"),
         ("az:///b/x", "az://b/x"),
         ("s3://b/x@y", "s3://b/x@y"),
+        ("s3://b/x://y", "s3://b/x://y"),
         ("s3://b/a..b/...", "s3://b/a..b/..."),
         ("file:///a/../b/", "/b"),
         ("/a/./b/../c/", "/a/c"),
@@ -81,6 +82,7 @@ def test_what_lies_below_a_root_has_one_slash_before_it(root: str, path: str, jo
         ("/a/b@c", "/a/b@c", {}),
         ("s3://b", "b", {}),
         ("s3://b/x@y/z", "b/x@y/z", {}),
+        ("s3://b/x://y", "b/x://y", {}),
         ("az://b/lake@acc1.dfs.core.windows.net", "b/lake@acc1.dfs.core.windows.net", {}),
         (
             f"{LAKE}/a/b",
