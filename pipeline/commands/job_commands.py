@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs.
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import typer
@@ -19,9 +20,7 @@ from pipeline.commands.options import (
     NoTryOption,
     QuietOption,
     SetOption,
-    as_date,
-    as_options,
-    load,
+    progress_on_terminal,
     show,
     show_report,
 )
@@ -39,16 +38,21 @@ def run(
 ) -> None:
     """Run a job once: predict what is missing, check, publish, report."""
     from pipeline.execution.embedded.forkserver import started_ahead
-    from pipeline.report.showing.progress import Progress
 
-    with Progress(quiet=quiet) as progress, started_ahead(address):
+    with progress_on_terminal(quiet=quiet) as progress, started_ahead(address):
         progress.phase(f"reading {job}", is_logged=False)  # before what takes a while to import
-        loaded = load(job, date, set_)
-        options = as_options(address, allow_import, accept)
-        progress.phase(f"running {job}")
-        from pipeline.dataflow import run_job
+        from pipeline.operations.run import run as run_once
 
-        report = run_job(loaded, options, progress)
+        report = run_once(
+            job,
+            date=date,
+            overrides=set_ or (),
+            address=address,
+            allow_import=allow_import or (),
+            accept=accept or (),
+            progress=progress,
+            owns_process=True,
+        )
     show_report(report, as_json=as_json, quiet=quiet)
 
 
@@ -63,10 +67,17 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Show what a run would do, and try the model on one row. Writes nothing."""
-    from pipeline.operations.plan import describe_plan, shortened
+    from pipeline.operations.plan import plan as describe
+    from pipeline.operations.plan import shortened
 
-    options = as_options(address, allow_import)
-    found = describe_plan(load(job, date, set_), options, tries=not no_try)
+    found = describe(
+        job,
+        date=date,
+        overrides=set_ or (),
+        address=address,
+        allow_import=allow_import or (),
+        tries=not no_try,
+    )
     show(found if as_json else shortened(found), as_json=as_json, quiet=quiet)
 
 
@@ -80,12 +91,17 @@ def tune(
     quiet: QuietOption = False,
 ) -> None:
     """Measure every way to run the job's model on a sample of its rows, and keep the figures."""
-    from pipeline.operations.tune import tune_job
-    from pipeline.report.showing.progress import Progress
+    from pipeline.operations.tune import tune as measure
 
-    with Progress(quiet=quiet) as progress:
-        progress.phase(f"tuning {job}")
-        found = tune_job(load(job, date, set_), as_options(address, allow_import), progress)
+    with progress_on_terminal(quiet=quiet) as progress:
+        found = measure(
+            job,
+            date=date,
+            overrides=set_ or (),
+            address=address,
+            allow_import=allow_import or (),
+            progress=progress,
+        )
     show(found, as_json=as_json, quiet=quiet)
 
 
@@ -99,10 +115,11 @@ def golden(
     as_json: JsonOption = False,
 ) -> None:
     """Write golden rows: some of the job's rows with what eager fp32 predicts for them."""
-    from pipeline.operations.golden import make_golden
+    from pipeline.operations.golden import golden as write
 
-    options = as_options(None, allow_import)
-    show(make_golden(load(job, date, set_), options, rows, out), as_json=as_json)
+    allowed = allow_import or ()
+    found = write(job, out, rows=rows, date=date, overrides=set_ or (), allow_import=allowed)
+    show(found, as_json=as_json)
 
 
 def doctor(
@@ -115,10 +132,16 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look at all that a run will need, and say what is wrong and what would be right."""
-    from pipeline.operations.doctor import examine
+    from pipeline.operations.doctor import doctor as examine
 
-    loaded = None if job is None else load(job, date, set_)
-    found, code = examine(loaded, as_options(address, allow_import), tries=not no_try)
+    found, code = examine(
+        job,
+        date=date,
+        overrides=set_ or (),
+        address=address,
+        allow_import=allow_import or (),
+        tries=not no_try,
+    )
     show(found, as_json=as_json)
     raise typer.Exit(code)
 
@@ -138,16 +161,21 @@ def retry(
     quiet: QuietOption = False,
 ) -> None:
     """Run only the quarantined rows again, and merge what now succeeds into the partition."""
-    from pipeline.report.showing.progress import Progress
+    with progress_on_terminal(quiet=quiet) as progress:
+        progress.phase(f"reading {job}", is_logged=False)  # before what takes a while to import
+        from pipeline.operations.retry import retry as run_again
 
-    with Progress(quiet=quiet) as progress:
-        progress.phase(f"reading {job}", is_logged=False)
-        options = as_options(address, allow_import, accept)
-        loaded = load(job, date, set_)
-        progress.phase(f"retrying {job}")
-        from pipeline.operations.retry import retry_job
-
-        done = retry_job(loaded, options, reason or [], progress)
+        done = run_again(
+            job,
+            reasons=reason or (),
+            date=date,
+            overrides=set_ or (),
+            address=address,
+            allow_import=allow_import or (),
+            accept=accept or (),
+            progress=progress,
+            owns_process=True,
+        )
     show_report(done, as_json=as_json, quiet=quiet)
 
 
@@ -164,10 +192,21 @@ def submit(
     quiet: QuietOption = False,
 ) -> None:
     """Run a job on a Ray cluster through its job API; ends with the job's exit code."""
-    from pipeline.commands.submit import submit_and_follow
+    from pipeline.operations.submit import submit as hand_over
 
-    lists = (set_ or [], allow_import or [], accept or [])
-    code = submit_and_follow(job, address, date, *lists, as_json=as_json, quiet=quiet)
+    code, document = hand_over(
+        job,
+        address,
+        write=functools.partial(typer.echo, nl=False, err=as_json or quiet),
+        date=date,
+        overrides=set_ or (),
+        allow_import=allow_import or (),
+        accept=accept or (),
+        as_json=as_json,
+        quiet=quiet,
+    )
+    if document:
+        typer.echo(document)
     raise typer.Exit(code)
 
 
@@ -183,9 +222,11 @@ def chaos(
 ) -> None:
     """Run the job over a copy of some rows, kill it and spoil its store, and count what is lost."""
     from pipeline.commands.chaos.chaos import Chaos, run_chaos
+    from pipeline.operations.jobs import load_job, read_date
 
     lists = (tuple(set_ or ()), tuple(allow_import or ()))
-    asked = Chaos(load(job, date, set_), job, as_date(date), *lists, rows, seed, keep)
+    loaded = load_job(job, date=date, overrides=set_ or ())
+    asked = Chaos(loaded, job, read_date(date), *lists, rows, seed, keep)
     found, code = run_chaos(asked)
     show(found, as_json=as_json)
     raise typer.Exit(code)

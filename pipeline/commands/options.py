@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import json
 import os
 import platform
+from contextlib import AbstractContextManager
 from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from pipeline.core.printable import clean_message
 
 if TYPE_CHECKING:
     from pipeline.report.document import Report
+    from pipeline.report.showing.progress import Progress
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file (YAML).")]
 
@@ -86,26 +87,6 @@ StorageOption = Annotated[
 ]
 
 
-def load(path: str, date: str | None, overrides: list[str] | None, *, runs: bool = True) -> Any:
-    """Return the job; `runs` says that its model is needed."""
-    from pipeline.job.reading.loader import load_job
-    from pipeline.operations.nearby_code import require_findable
-
-    job = load_job(path, date=as_date(date), overrides=overrides or [])
-    if runs:
-        require_findable(job, path)
-    return job
-
-
-def load_for_cluster(path: str, date: str | None, overrides: list[str] | None) -> None:
-    """Check the job that a cluster will run; its `${env:NAME}` are the cluster's."""
-    from pipeline.job.reading.loader import load_job
-    from pipeline.operations.nearby_code import warn_of_what_stays
-
-    job = load_job(path, date=as_date(date), overrides=overrides or [], is_elsewhere=True)
-    warn_of_what_stays(job, path)
-
-
 def versions() -> str:
     """Return the versions of what runs, read from what is installed: nothing is imported."""
     found = [f"python {platform.python_version()}"]
@@ -115,29 +96,11 @@ def versions() -> str:
     return f"pipeline {metadata.version('batch-inference-pipeline')} ({', '.join(found)})"
 
 
-def as_date(text: str | None) -> dt.date:
-    """Read --date; without one it is today in UTC.
+def progress_on_terminal(*, quiet: bool) -> AbstractContextManager[Progress]:
+    """Return where a command shows how far it is, in the body."""
+    from pipeline.report.showing.progress import Silent, TerminalProgress
 
-    Raises:
-        JobError: It is not written as YYYY-MM-DD.
-    """
-    if text is None:
-        return dt.datetime.now(dt.UTC).date()
-    try:
-        return dt.date.fromisoformat(text)
-    except ValueError:
-        raise JobError(f"--date {text}: write YYYY-MM-DD") from None
-
-
-def as_options(
-    address: str | None, allow_import: list[str] | None, accept: list[str] | None = None
-) -> Any:
-    """Return what the command line adds to a job."""
-    from pipeline.gates.results import parse_accepted
-    from pipeline.runs.context import RunOptions
-
-    accepted = parse_accepted(accept or [])
-    return RunOptions(address, tuple(allow_import or ()), accepted, owns_process=True)
+    return contextlib.nullcontext(Silent()) if quiet else TerminalProgress()
 
 
 def as_storage_options(text: str | None) -> dict[str, Any]:

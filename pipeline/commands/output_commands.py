@@ -16,7 +16,6 @@ from pipeline.commands.options import (
     SetOption,
     StorageOption,
     as_storage_options,
-    load,
     show,
     show_report,
 )
@@ -30,10 +29,11 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Show the report of a run that is stored beside its output."""
-    from pipeline.report.history import load_report
+    from pipeline.operations.outputs import report as read
 
-    found = load_report(uri, partition, run_id, as_storage_options(storage_options))
-    show_report(found, as_json=as_json, quiet=False)
+    options = as_storage_options(storage_options)
+    document = read(uri, run_id=run_id, partition=partition, storage_options=options)
+    show_report(document, as_json=as_json, quiet=False)
 
 
 def inspect(
@@ -43,9 +43,10 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what is published: rows, parts, labels, some predictions, the quarantine."""
-    from pipeline.commit.published.describe import describe_output
+    from pipeline.operations.outputs import inspect as describe
 
-    show(describe_output(uri, partition, as_storage_options(storage_options)), as_json=as_json)
+    options = as_storage_options(storage_options)
+    show(describe(uri, partition=partition, storage_options=options), as_json=as_json)
 
 
 def verify(
@@ -56,9 +57,10 @@ def verify(
     quiet: QuietOption = False,
 ) -> None:
     """Prove a published partition: checksums, rows in = predictions + quarantine, ids."""
-    from pipeline.commit.published.verify import verify_output
+    from pipeline.operations.outputs import verify as prove
 
-    found = verify_output(uri, partition, as_storage_options(storage_options))
+    options = as_storage_options(storage_options)
+    found = prove(uri, partition=partition, storage_options=options)
     show(found, as_json=as_json, quiet=quiet)
 
 
@@ -70,9 +72,9 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Publish a replaced version of the job's partition again."""
-    from pipeline.operations.maintenance import rollback_job
+    from pipeline.operations.maintenance import rollback as restore
 
-    show(rollback_job(load(job, date, set_, runs=False), to), as_json=as_json)
+    show(restore(job, to=to, date=date, overrides=set_ or ()), as_json=as_json)
 
 
 def gc(
@@ -83,7 +85,6 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Delete staged slices that no unfinished run can need any more."""
-    from pipeline.operations.maintenance import collect_job_garbage
+    from pipeline.operations.maintenance import gc as collect
 
-    loaded = load(job, date, set_, runs=False)
-    show(collect_job_garbage(loaded, grace_s=grace_s), as_json=as_json)
+    show(collect(job, grace_s=grace_s, date=date, overrides=set_ or ()), as_json=as_json)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,9 +17,11 @@ from pipeline.execution.cluster.login import log_in
 from pipeline.execution.embedded.patches import describe
 from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job
+from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.operations.doctor_machine import guarded, look_at_machine
 from pipeline.operations.findings import Finding, FindingStatus
+from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.runs.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.context import RunContext, RunOptions
@@ -36,19 +38,33 @@ _MANY_ROWS = 2**30
 _MAX_OFF_S = 60.0
 
 
-def examine(
-    job: Job | None, options: RunOptions, *, tries: bool = False
+def doctor(
+    job: JobLike | None = None,
+    *,
+    date: Date = None,
+    overrides: Overrides = (),
+    address: str | None = None,
+    allow_import: Sequence[str] = (),
+    tries: bool = True,
 ) -> tuple[dict[str, Any], int]:
     """Look at this machine, at the cluster's address, and at all that a job names.
 
     Args:
-        job: None looks at the machine only.
-        options: The cluster's address, and what may be imported.
+        job: A job, the path of a job file, or its sections; None looks at the machine only.
+        date: The value of `${date}`; None: today in UTC.
+        overrides: Fields that are set over those of the job.
+        address: The Ray cluster; None: this machine.
+        allow_import: Prefixes of the modules that the job may name.
         tries: Build the model and predict one row, if source and model are fine so far.
 
     Returns:
         The findings, and the exit code of the first that fails; 0 if none does.
     """
+    loaded = None if job is None else load_job(job, date=date, overrides=overrides)
+    return _examine(loaded, run_options(address, allow_import), tries=tries)
+
+
+def _examine(job: Job | None, options: RunOptions, *, tries: bool) -> tuple[dict[str, Any], int]:
     address = options.address
     wants_gpu = job is not None and address is None and bool(job.resources.num_gpus)
     checks = [*look_at_machine(address, wants_gpu=wants_gpu)]

@@ -20,8 +20,10 @@ from pipeline.core.schema import ERROR, LABEL, ROW_ID, SCORE, TOP_K, file_name_o
 from pipeline.execution.stages import Preprocessing
 from pipeline.gates.golden_files import MAX_ROWS
 from pipeline.job.job import Job
+from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import make_task, task_class
+from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.sampling import sample_rows, sample_units
 from pipeline.runs.builders import make_reader, plain_predictor_config
@@ -33,21 +35,36 @@ _SAMPLED_PER_ROW = 4
 _THREADS = 1
 
 
-def make_golden(job: Job, options: RunOptions, num_rows: int, uri: str) -> dict[str, Any]:
-    """Write golden rows for `gates.golden`.
+def golden(
+    job: JobLike,
+    out: str,
+    *,
+    rows: int = 32,
+    date: Date = None,
+    overrides: Overrides = (),
+    allow_import: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write golden rows, for `gates.golden`: some rows with what eager fp32 predicts for them.
 
     Task `classify`: rows whose best label leads by twice `gates.max_score_diff`, so that no
     precision turns it over; as many different labels as there are.
 
     Args:
-        job: The job.
-        options: What the command line adds.
-        num_rows: How many rows at most.
-        uri: A `.parquet` file.
+        job: A job, the path of a job file, or its sections as a mapping.
+        out: The `.parquet` file to write.
+        rows: How many rows at most.
+        date: The value of `${date}`; None: today in UTC.
+        overrides: Fields that are set over those of the job.
+        allow_import: Prefixes of the modules that the job may name.
 
     Raises:
         JobError: The job is wrong, or none of the sampled rows will do.
     """
+    loaded = load_job(job, date=date, overrides=overrides)
+    return _write_golden(loaded, run_options(None, allow_import), rows, out)
+
+
+def _write_golden(job: Job, options: RunOptions, num_rows: int, uri: str) -> dict[str, Any]:
     folder, _, name = uri.rpartition("/")
     if not name.endswith(".parquet") or not 0 < num_rows <= MAX_ROWS:
         raise JobError(f"--out {uri}: write a .parquet file, of at most {MAX_ROWS} rows")

@@ -1,31 +1,47 @@
-"""The work of the commands `rollback` and `gc`: hold the lease of the partition, then do it."""
+"""`pipeline rollback` and `pipeline gc`: hold the lease of the partition, then do it."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.commit.layout import Layout, new_run_id
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.published.garbage import collect_garbage, unneeded_models
-from pipeline.commit.published.rollback import rollback
+from pipeline.commit.published.rollback import rollback as restore
 from pipeline.commit.tables import table_of
 from pipeline.job.job import Job
+from pipeline.job.reading.loader import Overrides
+from pipeline.operations.jobs import Date, JobLike, load_job
 from pipeline.storage.store import Store
 
 
-def rollback_job(job: Job, to_number: int | None) -> dict[str, Any]:
-    """Roll the job's partition back, holding its lease; return what is published now."""
-    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
-    run_id = new_run_id(dt.datetime.now(dt.UTC))
-    with hold_lease(store, layout, run_id, job.run.lease_ttl_s):
-        manifest = rollback(
+def rollback(
+    job: JobLike, *, to: int | None = None, date: Date = None, overrides: Overrides = ()
+) -> dict[str, Any]:
+    """Publish a replaced version of the job's partition again; return what is published now.
+
+    Args:
+        job: A job, the path of a job file, or its sections as a mapping.
+        to: Number of the version; None: the newest of those that were replaced.
+        date: The value of `${date}`; None: today in UTC.
+        overrides: Fields that are set over those of the job.
+
+    Raises:
+        JobError: There is no such version.
+        PartitionBusy: A run holds the partition.
+    """
+    loaded = load_job(job, date=date, overrides=overrides, needs_model=False)
+    with _held(loaded) as (store, layout, run_id):
+        manifest = restore(
             store,
             layout,
             run_id,
-            keep_versions=job.sink.keep_versions,
-            to_number=to_number,
-            table=table_of(job.sink.table, store),
+            keep_versions=loaded.sink.keep_versions,
+            to_number=to,
+            table=table_of(loaded.sink.table, store),
         )
     return {
         "partition": layout.name,
@@ -35,11 +51,22 @@ def rollback_job(job: Job, to_number: int | None) -> dict[str, Any]:
     }
 
 
-def collect_job_garbage(job: Job, *, grace_s: float) -> dict[str, Any]:
-    """Collect the garbage of the job's partition, holding its lease."""
-    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
-    run_id = new_run_id(dt.datetime.now(dt.UTC))
-    with hold_lease(store, layout, run_id, job.run.lease_ttl_s):
+def gc(
+    job: JobLike, *, grace_s: float = 86400.0, date: Date = None, overrides: Overrides = ()
+) -> dict[str, Any]:
+    """Delete staged slices of the job's partition that no unfinished run can need any more.
+
+    Args:
+        job: A job, the path of a job file, or its sections as a mapping.
+        grace_s: What is younger than this stays.
+        date: The value of `${date}`; None: today in UTC.
+        overrides: Fields that are set over those of the job.
+
+    Raises:
+        PartitionBusy: A run holds the partition.
+    """
+    loaded = load_job(job, date=date, overrides=overrides, needs_model=False)
+    with _held(loaded) as (store, layout, _):
         garbage = collect_garbage(store, layout, grace_s=grace_s)
         models = unneeded_models(store, grace_s)
         store.delete([file.path for file in models])
@@ -48,3 +75,12 @@ def collect_job_garbage(job: Job, *, grace_s: float) -> dict[str, Any]:
         "deleted_files": garbage.num_files + len(models),
         "deleted_bytes": garbage.num_bytes + sum(file.size_bytes for file in models),
     }
+
+
+@contextlib.contextmanager
+def _held(job: Job) -> Iterator[tuple[Store, Layout, str]]:
+    """Hold the lease of the job's partition."""
+    store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
+    run_id = new_run_id(dt.datetime.now(dt.UTC))
+    with hold_lease(store, layout, run_id, job.run.lease_ttl_s):
+        yield store, layout, run_id

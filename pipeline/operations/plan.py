@@ -15,14 +15,16 @@ from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.published.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.staging import list_staged
 from pipeline.job.job import Job
+from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
+from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan, what_changed
 from pipeline.planning.tiling import done_slices
 from pipeline.report.history import Recipe, find_past_run
 from pipeline.report.speed.estimate import estimate
 from pipeline.runs.checks import check_before_ray, check_hardware
-from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.context import RunContext
 from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import is_published
@@ -36,18 +38,34 @@ from pipeline.storage.store import Store
 _NOTHING = "nothing: this is published already"
 
 
-def describe_plan(job: Job, options: RunOptions, *, tries: bool = False) -> dict[str, Any]:
-    """Say what a run of this job would do now.
+def plan(
+    job: JobLike,
+    *,
+    date: Date = None,
+    overrides: Overrides = (),
+    address: str | None = None,
+    allow_import: Sequence[str] = (),
+    tries: bool = True,
+) -> dict[str, Any]:
+    """Say what a run of this job would do now; writes nothing.
 
     Args:
-        job: The job.
-        options: What the command line adds.
+        job: A job, the path of a job file, or its sections as a mapping.
+        date: The value of `${date}`; None: today in UTC.
+        overrides: Fields that are set over those of the job.
+        address: The Ray cluster; None: this machine.
+        allow_import: Prefixes of the modules that the job may name.
         tries: Build the model and predict one row, unless there is nothing to do.
 
     Raises:
         PipelineError: As the run itself would, before its first row.
     """
-    run = RunContext.of(job, options).with_settled_source()
+    loaded = load_job(job, date=date, overrides=overrides)
+    run = RunContext.of(loaded, run_options(address, allow_import)).with_settled_source()
+    return _describe(run, tries=tries)
+
+
+def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
     job, store, layout = run.job, run.store, run.layout
     plan, model = prepare(run)
     with options_named("sink.storage_options"):

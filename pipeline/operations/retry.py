@@ -18,12 +18,20 @@ from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import partition_types
 from pipeline.dataflow import predict_and_publish, run_job
-from pipeline.job.job import Job
+from pipeline.job.reading.loader import Overrides
 from pipeline.models.weights.factory_tensors import hand_on
+from pipeline.operations.jobs import (
+    Accepted,
+    Date,
+    JobLike,
+    load_job,
+    name_of,
+    run_options,
+)
 from pipeline.planning.plan import Plan, settings_digest
 from pipeline.report.document import Report, RunStatus
-from pipeline.report.showing.progress import Progress
-from pipeline.runs.context import RunContext, RunOptions
+from pipeline.report.showing.progress import Progress, Silent
+from pipeline.runs.context import RunContext
 from pipeline.runs.prepare import job_model
 from pipeline.runs.retry.plan import Replan, replan
 from pipeline.runs.retry.quarantine import Base, read_base, read_reasons, select_entries
@@ -35,14 +43,33 @@ log = logging.getLogger(__name__)
 Predict = Callable[..., Manifest]
 
 
-def retry_job(job: Job, options: RunOptions, reasons: Sequence[str], progress: Progress) -> Report:
-    """Run the quarantined rows of the job's partition again; return the report.
+def retry(
+    job: JobLike,
+    *,
+    reasons: Sequence[str] = (),
+    date: Date = None,
+    overrides: Overrides = (),
+    address: str | None = None,
+    allow_import: Sequence[str] = (),
+    accept: Accepted = (),
+    progress: Progress | None = None,
+    owns_process: bool = False,
+) -> Report:
+    """Run the quarantined rows of the job's partition again, and merge what now succeeds into it.
 
     Args:
         job: The job that published it.
-        options: What the command line adds to it.
         reasons: Only rows with these reasons; none means all that may be retried.
-        progress: Where to show how far it is.
+        date: As of `run`, and so are the others.
+        overrides: Fields that are set over those of the job.
+        address: The Ray cluster; None starts a local Ray.
+        allow_import: Prefixes of the modules that the job may name.
+        accept: Gates whose failure is accepted, with the reason.
+        progress: Where to show how far it is; None: nowhere.
+        owns_process: The process is there for this run only.
+
+    Returns:
+        The report.
 
     Raises:
         JobError: There is no such reason, nothing is published, or the job asks for other
@@ -50,12 +77,16 @@ def retry_job(job: Job, options: RunOptions, reasons: Sequence[str], progress: P
         InputMissing: The input is gone.
         PipelineError: As a run of the job.
     """
+    progress = progress or Silent()
+    options = run_options(address, allow_import, accept, owns_process=owns_process)
+    loaded = load_job(job, date=date, overrides=overrides)
+    progress.phase(f"retrying {name_of(job)}")
     wanted = read_reasons(reasons)
 
     def execute(run: RunContext, progress: Progress) -> RunStatus:
         return carry_out(run, wanted, partial(predict_and_publish, progress=progress))
 
-    return run_job(job, options, progress, execute)
+    return run_job(loaded, options, progress, execute)
 
 
 def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> RunStatus:

@@ -6,46 +6,72 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.execution.cluster.connect import connect
-from pipeline.job.job import Job
 from pipeline.job.model import AUTO
+from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
+from pipeline.operations.jobs import Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.allocation import allocate
-from pipeline.report.showing.progress import Progress
+from pipeline.report.showing.progress import Progress, Silent
 from pipeline.runs.checks import check_before_ray
-from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.context import RunContext
 from pipeline.runs.prepare import prepare
-from pipeline.runs.tuning.auto import is_open, tune
+from pipeline.runs.tuning.auto import is_open
+from pipeline.runs.tuning.auto import tune as measure_ways
 from pipeline.runs.tuning.selection import useful_share
 from pipeline.runs.tuning.trial import Trial
 from pipeline.storage.errors import options_named
 
 
-def tune_job(job: Job, options: RunOptions, progress: Progress) -> dict[str, Any]:
-    """Measure anew and keep the figures, which runs of the model then go by; publishes nothing.
+def tune(
+    job: JobLike,
+    *,
+    date: Date = None,
+    overrides: Overrides = (),
+    address: str | None = None,
+    allow_import: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure every way to run the job's model on a sample of its rows, and keep the figures.
 
-    What the job leaves open to `auto` is tried; if it leaves nothing open, everything.
+    Runs of the model then go by them; nothing is published. What the job leaves open to `auto` is
+    tried; if it leaves nothing open, everything.
+
+    Args:
+        job: A job, the path of a job file, or its sections as a mapping.
+        date: The value of `${date}`; None: today in UTC.
+        overrides: Fields that are set over those of the job.
+        address: The Ray cluster; None starts a local Ray.
+        allow_import: Prefixes of the modules that the job may name.
+        progress: Where to show what is measured; None: nowhere.
+
+    Returns:
+        What was tried, and what runs will take.
 
     Raises:
         JobError: The job is wrong, or nothing that was tried can be used.
     """
-    run = RunContext.of(job, options).with_settled_source()
-    job = run.job
+    progress = progress or Silent()
+    progress.phase(f"tuning {name_of(job)}")
+    options = run_options(address, allow_import)
+    loaded = load_job(job, date=date, overrides=overrides)
+    run = RunContext.of(loaded, options).with_settled_source()
+    settled = run.job
     with options_named("sink.storage_options"):
-        run.store.probe(single_writer=job.run.single_writer)
+        run.store.probe(single_writer=settled.run.single_writer)
     plan, model = prepare(run)
     check_before_ray(run, plan, model)
     with connect(options.address) as (hardware, _, on_cluster):
-        allocation = allocate(job.shares, hardware, is_table=job.source.is_table)
-        profile, chosen = tune(
+        allocation = allocate(settled.shares, hardware, is_table=settled.source.is_table)
+        profile, chosen = measure_ways(
             *(run, plan, model, hardware, allocation), on_cluster=on_cluster, say=progress.phase
         )
     slice_rows = plan.usual_slice_rows()
-    on_gpu = bool(job.resources.num_gpus)
+    on_gpu = bool(settled.resources.num_gpus)
     rates = [trial.rows_per_s for trial in profile.layouts if _is_same(trial, chosen)]
     return {
         "model": model.name,
         "rows": plan.num_rows,
-        "min_agreement_pct": job.gates.min_agreement_pct,
+        "min_agreement_pct": settled.gates.min_agreement_pct,
         "runtimes": [_shown(trial, _WAY) for trial in profile.ways],
         "batch_sizes": [_batch_shown(trial, slice_rows) for trial in profile.batches],
         "layouts": [_shown(trial, _LAYOUT) for trial in profile.layouts],

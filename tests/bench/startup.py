@@ -42,7 +42,7 @@ from cli import environment
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.execution.private_names import PLAIN
-from pipeline.job.reading.loader import load_job
+from pipeline.job.reading.loader import read_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.storage.store import Store
@@ -114,7 +114,7 @@ def plain_ray() -> Iterator[None]:
 
 def as_config(case: Case, found: dict[str, Any]) -> PredictorConfig:
     """What an actor of the run gets."""
-    job = load_job(
+    job = read_job(
         case.job("config", case.folder, model=case.model), date=dt.date.fromisoformat(today())
     )
     spec = resolve_model(job.model, job.transform)

@@ -37,8 +37,8 @@ context.target_max_block_size = 12345678
 context.set_config("mine", [1])
 
 from pipeline.core.errors import JobError
-from pipeline.job.reading.loader import load_job
-from pipeline.report.showing.progress import Progress
+from pipeline.job.reading.loader import read_job
+from pipeline.report.showing.progress import Silent
 from pipeline.dataflow import run_job
 from pipeline.runs.context import RunOptions
 
@@ -62,9 +62,8 @@ before, published, after = state(), [], []
 options = RunOptions(allow_import=("models",))
 
 def run(overrides, day):
-    job = load_job(sys.argv[1], date=dt.date(2026, 11, day), overrides=overrides)
-    with Progress(quiet=True) as progress:
-        return run_job(job, options, progress)
+    job = read_job(sys.argv[1], date=dt.date(2026, 11, day), overrides=overrides)
+    return run_job(job, options, Silent())
 
 def wait_for_processors():
     waits_until = time.monotonic() + 60
@@ -79,9 +78,8 @@ except JobError as error:
     kept.append(error)  # as a notebook keeps the last one
 wait_for_processors()
 for day in (1, 2):
-    job = load_job(sys.argv[1], date=dt.date(2026, 11, day))
-    with Progress(quiet=True) as progress:
-        published.append(run_job(job, options, progress).status)
+    job = read_job(sys.argv[1], date=dt.date(2026, 11, day))
+    published.append(run_job(job, options, Silent()).status)
     after.append(state())
     wait_for_processors()
 changed = [key for seen in after for key in before if seen[key] != before[key]]
@@ -89,7 +87,7 @@ changed = [key for seen in after for key in before if seen[key] != before[key]]
 refused = []
 def second():
     try:
-        run_job(job, options, progress)
+        run_job(job, options, Silent())
     except JobError as error:
         refused.append(str(error))
 
@@ -99,7 +97,7 @@ def first(run, progress):
     thread.join()
     return "nothing_to_do"
 
-run_job(job, options, progress, first)
+run_job(job, options, Silent(), first)
 ticking = [each.name for each in threading.enumerate() if "tick" in each.name]
 alive = ray.is_initialized() and ray.get(ray.remote(lambda: 7).remote())
 print(json.dumps({

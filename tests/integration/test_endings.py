@@ -21,8 +21,8 @@ from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.dataflow import run_job
-from pipeline.job.reading.loader import load_job
-from pipeline.report.showing.progress import Progress
+from pipeline.job.reading.loader import read_job
+from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
 from pipeline.storage.store import Store
 
@@ -121,14 +121,14 @@ def test_a_run_that_is_stopped_or_fails_before_ray_starts_leaves_a_report_and_no
 def test_whatever_ends_a_run_its_report_is_stored_and_its_lease_free(
     error: BaseException, status: str, code: int, words: str, tmp_path: Path
 ) -> None:
-    job = load_job(job_over(tmp_path), date=dt.date(2026, 11, 24))
+    job = read_job(job_over(tmp_path), date=dt.date(2026, 11, 24))
 
-    def fail(run: Any, progress: Progress) -> Any:
+    def fail(run: Any, progress: Any) -> Any:
         with hold_lease(run.store, run.layout, run.record.run_id, 60.0):
             raise error
 
     with pytest.raises(type(error)):
-        run_job(job, RunOptions(), Progress(quiet=True), fail)
+        run_job(job, RunOptions(), Silent(), fail)
     (report,) = reports(tmp_path)
     assert (report["status"], report["exit_code"]) == (status, code)
     assert words in report["error"]

@@ -31,7 +31,7 @@ from tars import Entry, pack
 from pipeline.commit.layout import Layout
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError
-from pipeline.job.reading.loader import load_job
+from pipeline.job.reading.loader import read_job
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_ray, pytest.mark.timeout(1800)]
@@ -91,7 +91,7 @@ def test_damaged_job_files_are_read_or_refused(tmp_path: Path):
     for _ in range(500):
         path.write_bytes(damaged_job(text, rng))
         try:
-            load_job(str(path), date=TODAY, overrides=[])
+            read_job(str(path), date=TODAY, overrides=[])
         except JobError:
             continue
 

@@ -11,14 +11,14 @@ from checkout import ROOT
 
 from pipeline.commands.demo.photos import build_parquet
 from pipeline.job.job import Job
-from pipeline.job.reading.loader import load_job
+from pipeline.job.reading.loader import read_job
 
 JOBS = ROOT / "jobs"
 DATE = dt.date(2026, 11, 24)
 
 
 def load(name: str, *overrides: str) -> Job:
-    return load_job(str(JOBS / name), date=DATE, overrides=overrides)
+    return read_job(str(JOBS / name), date=DATE, overrides=overrides)
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -32,8 +32,8 @@ from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.dataflow import run_job
 from pipeline.execution.cluster.connect import share_ray
-from pipeline.job.reading.loader import load_job
-from pipeline.report.showing.progress import Progress
+from pipeline.job.reading.loader import read_job
+from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
 from pipeline.storage.store import Store
 
@@ -331,8 +331,8 @@ def test_every_row_ends_once_where_it_belongs(
             env={"PIPELINE_FAILPOINT": "slice_done:kill:2", **secret},
         )
         assert killed.code == -signal.SIGKILL, killed.stderr
-    job = load_job(job_path, date=dt.date.fromisoformat(DATE))
-    report = run_job(job, RunOptions(allow_import=("models",)), Progress(quiet=True))
+    job = read_job(job_path, date=dt.date.fromisoformat(DATE))
+    report = run_job(job, RunOptions(allow_import=("models",)), Silent())
     assert report.rows.resumed >= (2 * SLICE_ROWS if case == "kill -9" else 0)
     assert outcomes_of(store, stored) == expected
 
@@ -376,8 +376,8 @@ def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
             gates={"max_error_pct": 20},
             run={"slice_rows": 32},
         )
-        job = load_job(job_path, date=dt.date.fromisoformat(DATE))
-        report = run_job(job, RunOptions(), Progress(quiet=True))
+        job = read_job(job_path, date=dt.date.fromisoformat(DATE))
+        report = run_job(job, RunOptions(), Silent())
         assert (report.rows.predicted, report.rows.quarantined) == (13, 3), kind
         table = read_predictions(str(tmp_path / f"out-{kind}"), PARTITION)
         found[kind] = table.select(["label", "label_id", "score", "top_k"])

@@ -31,10 +31,9 @@ from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
-from pipeline.operations.plan import describe_plan
+from pipeline.operations.plan import plan
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_tiling
-from pipeline.runs.context import RunOptions
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
@@ -232,7 +231,7 @@ def test_pass_through_and_the_image_are_part_of_the_fingerprint(tars: Path):
 
 
 def test_the_description_of_a_plan_says_what_is_not_known(tars: Path):
-    found = describe_plan(make_job(tars, 10), RunOptions(allow_import=("models",)))
+    found = plan(make_job(tars, 10), allow_import=["models"], tries=False)
     assert (found["units"], found["slices"], found["rows_left"]) == (5, None, None)
     assert (found["input"]["rows"], found["input"]["rows_are"]) == (None, "unknown until read")
     assert found["input"]["unreadable_shards"] is None

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.core.errors import JobError, JobErrors
 from pipeline.job.job import Job
 from pipeline.job.reading import yaml_reader
-from pipeline.job.reading.loader import load_job, parse_job
+from pipeline.job.reading.loader import parse_job, read_job
 from pipeline.job.reading.paths import PATH_FIELDS
 from pipeline.planning.allocation import Hardware, allocate
 
@@ -51,7 +51,7 @@ def refusal(document: object, tmp_path: Path, *overrides: str) -> str:
     """The message of the JobError that loading must end in."""
     path = write(tmp_path / "job.yaml", document)
     with pytest.raises(JobError) as caught:
-        load_job(path, date=DATE, overrides=overrides)
+        read_job(path, date=DATE, overrides=overrides)
     assert caught.value.__cause__ is None, "the cause would show what the message hides"
     assert isinstance(caught.value, JobErrors) == ("\n" in str(caught.value))
     return str(caught.value)
@@ -61,14 +61,14 @@ def errors_of(text: str, tmp_path: Path, *overrides: str) -> list[str]:
     """The lines of the errors that loading must end in, without the line that counts them."""
     path = write(tmp_path / "job.yaml", text)
     with pytest.raises(JobErrors) as caught:
-        load_job(path, date=DATE, overrides=overrides)
+        read_job(path, date=DATE, overrides=overrides)
     head, *lines = caught.value.lines
     assert head == f"{path}: {len(lines)} errors"
     return lines
 
 
 def load(document: object, tmp_path: Path, *overrides: str) -> Job:
-    return load_job(write(tmp_path / "job.yaml", document), date=DATE, overrides=overrides)
+    return read_job(write(tmp_path / "job.yaml", document), date=DATE, overrides=overrides)
 
 
 def test_a_minimal_job_loads_with_defaults(tmp_path: Path):
@@ -264,7 +264,7 @@ def test_an_error_of_an_override_names_it_and_not_a_line(tmp_path: Path):
 def test_a_section_is_not_overridden_at_once(override: str, words: str, tmp_path: Path):
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(MINIMAL))
     with pytest.raises(JobError, match=f"^--set [a-z]+: {re.escape(words)}"):
-        load_job(str(tmp_path / "job.yaml"), date=dt.date(2026, 11, 24), overrides=[override])
+        read_job(str(tmp_path / "job.yaml"), date=dt.date(2026, 11, 24), overrides=[override])
 
 
 def test_an_error_behind_an_alias_or_a_merge_has_the_line_where_it_is_written(tmp_path: Path):
@@ -428,7 +428,7 @@ def test_a_file_of_any_length_is_read_up_to_a_limit(tmp_path: Path):
     write(tmp_path / "long.yaml", "#" * (1 << 20) + "\n")
     for path in ("/dev/zero", str(tmp_path / "long.yaml")):
         with pytest.raises(JobError, match="at most 1 MiB"):
-            load_job(path, date=DATE)
+            read_job(path, date=DATE)
 
 
 def test_a_variable_is_filled_in_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -440,7 +440,7 @@ def test_a_variable_is_filled_in_up_to_a_limit(tmp_path: Path, monkeypatch: pyte
 def test_a_folder_is_no_job_file_and_the_command_that_is_meant_is_said(tmp_path: Path):
     (tmp_path / "my photos").mkdir()
     with pytest.raises(JobError, match=r"is a folder.*--set source.uri='.*my photos' --set sink"):
-        load_job(str(tmp_path / "my photos"), date=DATE)
+        read_job(str(tmp_path / "my photos"), date=DATE)
 
 
 @pytest.mark.parametrize(
@@ -465,10 +465,10 @@ def test_what_is_not_a_job_document_is_refused(text: str, words: str, tmp_path: 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
     with pytest.raises(JobError, match=r"none\.yaml: cannot read"):
-        load_job(str(tmp_path / "none.yaml"), date=DATE)
+        read_job(str(tmp_path / "none.yaml"), date=DATE)
     (tmp_path / "latin1.yaml").write_bytes("source: {uri: café}".encode("latin-1"))
     with pytest.raises(JobError, match=r"latin1\.yaml: cannot read.*line 1 is not UTF-8"):
-        load_job(str(tmp_path / "latin1.yaml"), date=DATE)
+        read_job(str(tmp_path / "latin1.yaml"), date=DATE)
 
 
 def test_date_and_environment_are_substituted_everywhere(
@@ -662,7 +662,7 @@ def test_any_bytes_are_a_job_or_a_job_error_without_the_secret(
     if in_override:  # as an argument comes from the shell
         overrides = [f"sink.storage_options={os.fsdecode(data)}"]
     try:
-        assert isinstance(load_job(str(path), date=DATE, overrides=overrides), Job)
+        assert isinstance(read_job(str(path), date=DATE, overrides=overrides), Job)
     except JobError as error:
         shown = str(error)
     else:
@@ -682,9 +682,9 @@ def test_what_is_relative_is_refused_for_another_machine(tmp_path: Path):
         "gates": {"golden": {"uri": "golden.parquet"}},
     }
     path = write(tmp_path / "job.yaml", document)
-    load_job(path, date=DATE)
+    read_job(path, date=DATE)
     with pytest.raises(JobErrors) as caught:
-        load_job(path, date=DATE, is_elsewhere=True)
+        read_job(path, date=DATE, is_elsewhere=True)
     found = {re.split(": | =", line)[1] for line in caught.value.lines[1:]}
     assert found == {
         *("source.uri", "source.uri_roots.1", "source.uri_base", "source.files", "model.weights"),
@@ -701,7 +701,7 @@ def test_uris_absolute_paths_and_variables_of_the_cluster_are_fine_on_another_ma
         "model": {"name": "x", "weights": "${env:TEST_NOT_SET}/w.pt", "labels": ["a", "b"]},
         "sink": {"uri": "file:///data/out"},
     }
-    job = load_job(write(tmp_path / "job.yaml", document), date=DATE, is_elsewhere=True)
+    job = read_job(write(tmp_path / "job.yaml", document), date=DATE, is_elsewhere=True)
     assert job.model.weights == "${env:TEST_NOT_SET}/w.pt"
 
 

@@ -14,9 +14,8 @@ from cli import pipeline, write_job
 from endings import Ending, run_all
 
 from pipeline.commands.demo.photos import build_images
-from pipeline.operations.doctor import examine
+from pipeline.operations.doctor import doctor
 from pipeline.operations.doctor_machine import look_at_access
-from pipeline.runs.context import RunOptions
 
 
 def looks(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -111,7 +110,7 @@ def test_a_cluster_that_does_not_answer_fails_with_the_code_of_the_run(scheme: s
     with socket.socket() as taken:  # refuses connections, and no other process can take it
         taken.bind(("127.0.0.1", 0))
         address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
-        found, code = examine(None, RunOptions(address=address))
+        found, code = doctor(address=address)
     assert code == 7
     assert looks(found)["cluster"][0] == "fail"
     assert address in looks(found)["cluster"][1]
@@ -119,7 +118,7 @@ def test_a_cluster_that_does_not_answer_fails_with_the_code_of_the_run(scheme: s
 
 
 def test_an_address_of_no_kind_is_a_mistake_of_the_command() -> None:
-    found, code = examine(None, RunOptions(address="head"))
+    found, code = doctor(address="head")
     assert (looks(found)["cluster"][0], code) == ("fail", 2)
     assert "HOST:PORT" in looks(found)["cluster"][1]
 
@@ -132,13 +131,13 @@ def test_a_token_that_others_may_read_is_told(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     for mode, is_told in ((0o644, True), (0o600, False)):
         os.chmod(token, mode)
-        found, _ = examine(None, RunOptions())
+        found, _ = doctor()
         assert ("ray token" in looks(found)) is is_told
 
 
 def test_what_lets_inputs_run_code_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR", "1")
-    found, code = examine(None, RunOptions())
+    found, code = doctor()
     assert (found["status"], code) == ("fail", 2)
     assert re.search("AUTOLOAD.*unset it", looks(found)["ray environment"][1])
 
@@ -148,7 +147,7 @@ def test_a_package_that_does_not_fit_is_named_with_what_is_needed(
 ) -> None:
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "9.0" if name == "pillow" else real(name))
-    found, code = examine(None, RunOptions())
+    found, code = doctor()
     status, text = looks(found)["packages"]
     assert (status, code) == ("fail", 2)
     assert re.search(r"install pillow>=[0-9.]+ \(there is 9\.0\)$", text)

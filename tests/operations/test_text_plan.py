@@ -15,9 +15,8 @@ from snapshots import TEXTS, make_snapshot
 
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
-from pipeline.operations.plan import describe_plan
+from pipeline.operations.plan import plan
 from pipeline.report.showing.document_table import render_document
-from pipeline.runs.context import RunOptions
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def job_of(folder: Path, model: dict[str, Any], **sections: Any) -> Job:
 
 def test_a_plan_says_what_was_read_from_the_model_directory(tmp_path: Path, directory: Path):
     job = job_of(tmp_path, {"path": str(directory)})
-    found = describe_plan(job, RunOptions())
+    found = plan(job, tries=False)
     model = found["model"]
     assert (model["name"], model["task"], model["embedding_dim"]) == ("BertModel", "embed", 32)
     assert (model["max_tokens"], model["batch_size"], model["batch_tokens"]) == (64, 256, 1024)
@@ -56,7 +55,7 @@ def test_a_plan_says_what_was_read_from_the_model_directory(tmp_path: Path, dire
 
 def test_a_plan_tries_one_text(tmp_path: Path, directory: Path):
     job = job_of(tmp_path, {"path": str(directory), "batch_tokens": 512})
-    model = describe_plan(job, RunOptions(), tries=True)["model"]
+    model = plan(job)["model"]
     assert model["tried"].startswith("ok: 1 row")
     assert model["tried"].endswith("tokens")
     assert model["batch_tokens"] == 512
@@ -64,7 +63,7 @@ def test_a_plan_tries_one_text(tmp_path: Path, directory: Path):
 
 def test_int8_is_planned_for_texts(tmp_path: Path, directory: Path):
     model = {"path": str(directory), "runtime": "onnxruntime", "precision": "int8"}
-    found = describe_plan(job_of(tmp_path, model), RunOptions())["model"]
+    found = plan(job_of(tmp_path, model), tries=False)["model"]
     assert (found["runtime"], found["precision"]) == ("onnxruntime", "int8")
 
 
@@ -76,7 +75,7 @@ def test_int8_is_refused_for_an_onnx_file(tmp_path: Path):
     source = {"uri": str(tmp_path / "in"), "format": "parquet", "features": tuple(names)}
     model = {"path": str(path), "runtime": "onnxruntime", "precision": "int8", "task": "embed"}
     with pytest.raises(JobError, match=r"model\.precision = 'int8': an \.onnx file.*quantised"):
-        describe_plan(job_of(tmp_path, model, source=source), RunOptions())
+        plan(job_of(tmp_path, model, source=source), tries=False)
 
 
 @pytest.mark.parametrize("field", ["max_truncated_pct", "truncated_mode"])
@@ -88,4 +87,4 @@ def test_a_gate_on_tokens_is_refused_for_rows_without_any(tmp_path: Path, field:
     model = {"factory": "models:sums", "labels": ("a", "b")}
     job = job_of(tmp_path, model, gates={field: value}, source=source)
     with pytest.raises(JobError, match=rf"gates\.{field}: is for texts.*'features'; leave it out"):
-        describe_plan(job, RunOptions(allow_import=("models",)))
+        plan(job, allow_import=["models"], tries=False)

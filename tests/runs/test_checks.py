@@ -22,10 +22,10 @@ from pipeline.core.errors import JobError
 from pipeline.dataflow import run_job
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.job.job import Job
-from pipeline.job.reading.loader import load_job
-from pipeline.operations.plan import describe_plan
+from pipeline.job.reading.loader import read_job
+from pipeline.operations.plan import plan
 from pipeline.planning.allocation import allocate
-from pipeline.report.showing.progress import Progress
+from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
 
 OPTIONS = RunOptions(allow_import=("models",))
@@ -38,7 +38,7 @@ def image_job(folder: Path, **sections: Any) -> Job:
     model = {"factory": "models:colours", "labels": models.LABELS, **sections.pop("model", {})}
     source = {"uri": str(folder / "in"), "format": "images"}
     path = write_job(folder / "j.yaml", source, str(folder / "out"), model=model, **sections)
-    return load_job(path, date=dt.date(2026, 11, 24))
+    return read_job(path, date=dt.date(2026, 11, 24))
 
 
 def text_job(folder: Path, **model: Any) -> Job:
@@ -53,18 +53,18 @@ def text_job(folder: Path, **model: Any) -> Job:
         text={"tokenizer": str(folder / "tokenizer.json"), "max_tokens": 16},
         transform=None,
     )
-    return load_job(path, date=dt.date(2026, 11, 24))
+    return read_job(path, date=dt.date(2026, 11, 24))
 
 
 def refusal_of_plan(job: Job) -> str:
     with pytest.raises(JobError) as caught:
-        describe_plan(job, OPTIONS)
+        plan(job, allow_import=OPTIONS.allow_import, tries=False)
     return str(caught.value)
 
 
 def refusal_of_run(job: Job) -> str:
-    with pytest.raises(JobError) as caught, Progress(quiet=True) as progress:
-        run_job(job, OPTIONS, progress)
+    with pytest.raises(JobError) as caught:
+        run_job(job, OPTIONS, Silent())
     return str(caught.value)
 
 
@@ -106,7 +106,7 @@ def test_plan_refuses_more_than_this_machine_has(
 ):
     job = image_job(tmp_path, resources=resources)
     with pytest.raises(JobError, match=words) as caught:
-        describe_plan(job, OPTIONS)
+        plan(job, allow_import=OPTIONS.allow_import, tries=False)
     # A run divides what its Ray has by the same function; see test_allocation.py.
     with pytest.raises(JobError) as of_run:
         allocate(job.shares, embedded_hardware())

@@ -21,7 +21,7 @@ from tiny_tokenizer import make_tokenizer
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
-from pipeline.job.reading.loader import load_job
+from pipeline.job.reading.loader import read_job
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.one_row import Tried, try_row
@@ -43,7 +43,7 @@ def make_job(folder: Path, colours: list[tuple[int, int, int] | bytes], **sectio
             Image.new("RGB", (40, 40), colour).save(path)
     source = {"uri": str(folder / "in"), "format": "images"}
     path = write_job(folder / "job.yaml", source, str(folder / "out"), **sections)
-    return load_job(path, date=dt.date(2026, 11, 24))
+    return read_job(path, date=dt.date(2026, 11, 24))
 
 
 def attempt(job: Job) -> Tried:
@@ -81,7 +81,7 @@ def test_the_first_text_that_can_be_read_and_does_not_crash_is_shown(tmp_path: P
         text={"tokenizer": str(tmp_path / "tokenizer.json"), "max_tokens": 16},
         transform=None,
     )
-    found = attempt(load_job(path, date=dt.date(2026, 11, 24)))
+    found = attempt(read_job(path, date=dt.date(2026, 11, 24)))
     assert found.status == "ok", found.found
     assert found.found.startswith('1 row (s.parquet#2) -> label "red" 1.00')
 
@@ -135,7 +135,7 @@ def onnx_job(folder: Path, nodes: list[Any], *initializers: Any, **sections: Any
         transform=None,
         **sections,
     )
-    return load_job(path, date=dt.date(2026, 11, 24))
+    return read_job(path, date=dt.date(2026, 11, 24))
 
 
 def test_a_graph_that_takes_more_memory_than_a_trial_may_is_an_error_of_the_job(tmp_path: Path):
@@ -202,7 +202,7 @@ def test_features_go_the_whole_way_too(tmp_path: Path) -> None:
     path = write_job(
         tmp_path / "job.yaml", source, str(tmp_path / "out"), model=fields, transform=None
     )
-    found = attempt(load_job(path, date=dt.date(2026, 11, 24)))
+    found = attempt(read_job(path, date=dt.date(2026, 11, 24)))
     assert str(found) == "ok: 1 row (a.parquet#1) -> total 5, largest 3"
 
 
@@ -218,7 +218,7 @@ def test_a_vector_that_does_not_fit_is_told_with_both_lengths_and_its_names(tmp_
     with pytest.raises(
         JobError, match=r"^the row has 4 features \(a, b=x, b=y, b=''\), the model takes 2: model "
     ):
-        attempt(load_job(path, date=dt.date(2026, 11, 24)))
+        attempt(read_job(path, date=dt.date(2026, 11, 24)))
     told = pipeline("plan", path, "--no-try", "--json").json["input"]
     assert (told["num_features"], told["features"]) == (4, ["a", "b=x", "b=y", "b=''"])
     shown = pipeline("plan", path, "--no-try").stdout

@@ -19,7 +19,7 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.process.terminal import show_error
 from pipeline.report.document import Report
 from pipeline.report.recording.recorder import RunRecorder
-from pipeline.report.showing.progress import Progress
+from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.storage.store import Store
@@ -93,7 +93,7 @@ def test_a_run_that_fails_names_its_report(
 def test_an_input_that_is_not_there_yet_has_its_own_exit_code_in_a_report(tmp_path: Path) -> None:
     options = RunOptions(allow_import=("models",))
     with pytest.raises(InputMissing, match="run again when it is there") as caught:
-        run_job(job_in(tmp_path, "today"), options, Progress(quiet=True))
+        run_job(job_in(tmp_path, "today"), options, Silent())
     assert caught.value.report is not None
     document = json.loads(Path(caught.value.report).with_name("report.json").read_text())
     assert (document["exit_code"], document["status"]) == (8, "failed")

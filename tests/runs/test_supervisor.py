@@ -56,14 +56,14 @@ BLOCKED = """
 import ctypes, datetime as dt, sys
 from pathlib import Path
 from pipeline.process.interrupts import handle_signals
-from pipeline.job.reading.loader import load_job
+from pipeline.job.reading.loader import read_job
 from pipeline.commit.layout import Layout
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.supervisor import stoppable, supervise
 from pipeline.storage.store import Store
 
-job = load_job(sys.argv[1], date=dt.date(2026, 11, 24))
+job = read_job(sys.argv[1], date=dt.date(2026, 11, 24))
 store, layout = Store(job.sink.uri), Layout(job.sink.partition)
 record = RunRecorder("a-run", layout.name)
 run = RunContext(job, RunOptions(owns_process=True), store, layout, record)

@@ -14,7 +14,7 @@ from cli import write_job
 from plan_examples import shard_extents
 
 from pipeline.job.job import Job
-from pipeline.job.reading.loader import load_job
+from pipeline.job.reading.loader import read_job
 from pipeline.planning.plan import Plan
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.runs.context import RunContext, RunOptions
@@ -28,7 +28,7 @@ def job_of(folder: Path, *features: Any, **sections: Any) -> Job:
         *(folder / "job.yaml", source, str(folder / "out")),
         **{"transform": None, "model": model, **sections},
     )
-    return load_job(path, date=dt.date(2026, 11, 24))
+    return read_job(path, date=dt.date(2026, 11, 24))
 
 
 def plan_of(job: Job) -> Plan:

@@ -17,8 +17,8 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.core.errors import GateRefused, InfraError, JobError
 from pipeline.dataflow import run_job
-from pipeline.operations.plan import describe_plan
-from pipeline.report.showing.progress import Progress
+from pipeline.operations.plan import plan
+from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
 from pipeline.runs.prepare import prepare
 from pipeline.sources.reader import read_slices
@@ -195,7 +195,7 @@ def test_a_sink_below_the_source_is_refused_before_it_is_written(tmp_path: Path)
     partition = partition_of(tmp_path)
     partition.out = Store(f"{partition.inputs}/out")
     with pytest.raises(JobError, match=r"sink\.uri = .*/in/out: its predictions/ lies in what"):
-        run_job(partition.job, RunOptions(allow_import=("models",)), Progress(quiet=True))
+        run_job(partition.job, RunOptions(allow_import=("models",)), Silent())
     assert not Path(partition.out.uri).exists()
     with pytest.raises(JobError, match=r"sink\.uri"):
-        describe_plan(partition.job, RunOptions(allow_import=("models",)))
+        plan(partition.job, allow_import=["models"], tries=False)

@@ -20,19 +20,18 @@ import numpy as np
 
 from pipeline.commands.demo.photos import Built, build_images, build_parquet
 from pipeline.commands.demo.texts import MODEL, build_texts, find_model, how_to_get, nearest
+from pipeline.commands.options import progress_on_terminal
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.published.read import read_part
 from pipeline.core.errors import InfraError
 from pipeline.core.printable import printable
 from pipeline.core.schema import EMBEDDING, LABEL, MESSAGE, ROW_ID, SCORE
-from pipeline.dataflow import run_job
 from pipeline.execution.cluster.connect import share_ray
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
+from pipeline.operations.run import run
 from pipeline.process.screen import show_rendered
-from pipeline.report.showing.progress import Progress
-from pipeline.runs.context import RunOptions
 from pipeline.sources.image_files import ImageFiles
 from pipeline.sources.parquet.format import Parquet
 from pipeline.storage.store import Store
@@ -170,8 +169,8 @@ def demo_job(name: str, folder: Path) -> Job:
 
 def _run(name: str, folder: Path, *, quiet: bool) -> _Done:
     job = demo_job(name, folder)
-    with Progress(quiet=quiet) as progress:
-        report = run_job(job, RunOptions(), progress)
+    with progress_on_terminal(quiet=quiet) as progress:
+        report = run(job, progress=progress)
     store = Store(job.sink.uri)
     manifest = current_manifest(store, Layout(None))
     if manifest is None:

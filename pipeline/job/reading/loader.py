@@ -5,6 +5,7 @@ Nothing here touches storage, Ray or torch.
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import json
 import os
@@ -22,16 +23,20 @@ from pipeline.job.reading.problems import Origin, describe, raise_problems
 from pipeline.job.reading.substitution import Substitution
 from pipeline.job.reading.yaml_reader import Document, parse_value, read_yaml
 
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Fields that are set over those of a job: `{"model.top_k": 3}`, or texts `section.field=value`
+whose values are YAML."""
 
-def load_job(
-    path: str, *, date: dt.date, overrides: Sequence[str] = (), is_elsewhere: bool = False
+
+def read_job(
+    path: str, *, date: dt.date, overrides: Overrides = (), is_elsewhere: bool = False
 ) -> Job:
     """Read, substitute and validate a job file.
 
     Args:
         path: Path of the YAML file.
         date: The logical date, the value of `${date}`.
-        overrides: `section.field=value` strings; the values are YAML.
+        overrides: Fields that are set over those of the file.
         is_elsewhere: Another machine will run it: `${env:NAME}` is left as it is, and relative
             paths are refused.
 
@@ -44,18 +49,21 @@ def load_job(
             f"--set source.uri={quote(path)} --set sink.uri=out"
         )
     document = read_yaml(path)
-    names = [_apply_override(document.value, override) for override in overrides]
-    origin = Origin(path, document, tuple(tuple(name.split(".")) for name in names))
+    origin = Origin(path, document, _apply(overrides, document.value))
     return _validated(origin, date, is_elsewhere=is_elsewhere)
 
 
-def parse_job(document: Mapping[str, Any], *, date: dt.date, origin: str) -> Job:
+def parse_job(
+    document: Mapping[str, Any], *, date: dt.date, origin: str, overrides: Overrides = ()
+) -> Job:
     """Substitute and validate an already loaded document; `origin` names it in errors.
 
     Raises:
         JobError: A field is wrong.
     """
-    return _validated(Origin(origin, Document(dict(document))), date, is_elsewhere=False)
+    value = copy.deepcopy(dict(document)) if overrides else dict(document)
+    found = Origin(origin, Document(value), _apply(overrides, value))
+    return _validated(found, date, is_elsewhere=False)
 
 
 def _validated(origin: Origin, date: dt.date, *, is_elsewhere: bool) -> Job:
@@ -79,22 +87,35 @@ def _validated(origin: Origin, date: dt.date, *, is_elsewhere: bool) -> Job:
     return job
 
 
-def _apply_override(document: dict[str, Any], override: str) -> str:
-    """Set a field of a document, and return its name."""
+def _apply(overrides: Overrides, document: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Set fields of a document, and return their paths."""
+    given = [*overrides.items()] if isinstance(overrides, Mapping) else map(_parsed, overrides)
+    return tuple(_set(document, name, value) for name, value in given)
+
+
+def _parsed(override: str) -> tuple[str, Any]:
+    """Return the name and the value of `section.field=value`."""
     name, separator, text = override.partition("=")
     path = name.strip().split(".")
     if not separator or len(path) < 2 or not all(path):
         raise JobError(f"--set {name}: {_one_field_each(path[0], text)}")
+    try:
+        return name.strip(), parse_value(text)
+    except ValueError as error:
+        raise JobError(f"--set {name}: the value is not valid YAML: {error}") from None
+
+
+def _set(document: dict[str, Any], name: str, value: Any) -> tuple[str, ...]:
+    path = name.split(".")
+    if len(path) < 2 or not all(path):
+        raise JobError(f"override {name}: {_one_field_each(path[0], '')}")
     target: Any = document
     for key in path[:-1]:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
             raise JobError(f"--set {name}: {key} is not a section")
-    try:
-        target[path[-1]] = parse_value(text)
-    except ValueError as error:
-        raise JobError(f"--set {name}: the value is not valid YAML: {error}") from None
-    return name.strip()
+    target[path[-1]] = value
+    return tuple(path)
 
 
 def _one_field_each(section: str, text: str) -> str:

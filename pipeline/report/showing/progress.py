@@ -10,9 +10,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
 from types import TracebackType
+from typing import Protocol
 
 from pipeline.inference.ticks import Channel, Listener, Rows, Slice, listen
 from pipeline.process.screen import clear_status, show_status, status_stream
@@ -79,12 +80,54 @@ class Rate:
         return (last - first) / (last_s - first_s) if last_s > first_s else None
 
 
-class Progress:
+class Progress(Protocol):
+    """Where a run says what it does and how far it is."""
+
+    def phase(self, what: str, *, is_logged: bool = True) -> None:
+        """Say what the run does now; `is_logged`: also where there is no terminal."""
+
+    def open_channel(self, run_id: str, num_actors: int, *, is_local: bool) -> Channel | None:
+        """Open a way for actors to tell how far they are; None if nobody wants to know.
+
+        Args:
+            run_id: Of the run.
+            num_actors: How many actors there may be.
+            is_local: All of them run on this machine.
+        """
+
+    def rows(self, total: int | None, *, done: int) -> AbstractContextManager[None]:
+        """Show the body's progress; `done` rows were finished by an earlier run.
+
+        No total means that it is unknown before all is read.
+        """
+
+    def advance(self, key: Slice, num_rows: int, num_quarantined: int) -> None:
+        """Count the rows of one committed slice: its unit and first row, and how many."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def phase(self, what: str, *, is_logged: bool = True) -> None:
+        """Say nothing."""
+
+    def open_channel(self, run_id: str, num_actors: int, *, is_local: bool) -> Channel | None:
+        """Return None: actors need not tell."""
+        return None
+
+    def rows(self, total: int | None, *, done: int) -> AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return nullcontext()
+
+    def advance(self, key: Slice, num_rows: int, num_quarantined: int) -> None:
+        """Count nothing."""
+
+
+class TerminalProgress:
     """Shows what a run does now and how far it is, on stderr: stdout stays for results."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self) -> None:
         self._stream = status_stream()
-        self._quiet = quiet
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._phase = ""
         self._counts: Counts | None = None
@@ -95,9 +138,9 @@ class Progress:
         self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TerminalProgress:
         """Show from now on that there is a run."""
-        if not self._quiet and self._thread is None:
+        if self._thread is None:
             self._is_over.clear()
             self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
             self._thread.start()
@@ -118,8 +161,6 @@ class Progress:
 
     def phase(self, what: str, *, is_logged: bool = True) -> None:
         """Say what the run does now; on a terminal at least, where the next words replace these."""
-        if self._quiet:
-            return
         with self._lock:
             self._phase = what
         if self._stream is None:
@@ -129,24 +170,13 @@ class Progress:
             show_status(self.line(), self._stream)
 
     def open_channel(self, run_id: str, num_actors: int, *, is_local: bool) -> Channel | None:
-        """Open a way for actors to tell how far they are; None if no progress is shown.
-
-        Args:
-            run_id: Of the run.
-            num_actors: How many actors there may be.
-            is_local: All of them run on this machine.
-        """
-        if self._quiet:
-            return None
+        """Open a way for actors to tell how far they are; None where Ray has none."""
         self._listener = listen(f"pipeline-progress-{run_id}", num_actors, is_local=is_local)
         return None if self._listener is None else self._listener.channel
 
     @contextmanager
     def rows(self, total: int | None, *, done: int) -> Iterator[None]:
-        """Show the body's progress; `done` rows were finished by an earlier run.
-
-        No total means that it is unknown before all is read.
-        """
+        """Show the body's progress."""
         if total is None:
             self.phase("loading the model; how many rows there are is unknown until they are read")
         else:

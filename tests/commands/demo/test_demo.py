@@ -15,7 +15,7 @@ from pipeline.commands.demo.photos import Built
 from pipeline.commands.demo.texts import MODEL, QUERIES
 from pipeline.commit.published.read import read_predictions
 from pipeline.job.job import Run
-from pipeline.job.reading.loader import load_job
+from pipeline.job.reading.loader import read_job
 
 ROWS = 40
 JOBS = ROOT / "jobs"
@@ -126,5 +126,5 @@ def test_the_demo_runs_the_jobs_of_the_repository(name: str):
     """So that `pipeline run jobs/...` finds the demo's output published already."""
     date = dt.date(2026, 11, 24)
     verb = "embed" if name == "texts" else "classify"
-    written = load_job(str(JOBS / f"{verb}_{name}.yaml"), date=date)
+    written = read_job(str(JOBS / f"{verb}_{name}.yaml"), date=date)
     assert demo_job(name, Path("demo-output")).model_copy(update={"run": Run()}) == written

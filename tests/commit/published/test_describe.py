@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models import LABELS, TRANSFORM
@@ -12,6 +13,7 @@ from published import DAY, Rows, labels_of, publish_rows, put_report, snapshot
 from report_examples import BARE, document_of
 from rich.console import Console
 
+import pipeline
 from pipeline.commit.layout import Layout, staged_name
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit
@@ -21,7 +23,6 @@ from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.figures.counters import StageCounters
 from pipeline.job.job import Job
-from pipeline.operations.plan import describe_plan
 from pipeline.report.document import Report
 from pipeline.report.history import load_report
 from pipeline.report.recording.recorder import RunRecorder
@@ -32,6 +33,10 @@ from pipeline.storage.store import Store
 
 NEXT_DAY = "date=2026-11-25"
 OPTIONS = RunOptions(allow_import=("models",))
+
+
+def planned(job: Job) -> dict[str, Any]:
+    return pipeline.plan(job, allow_import=["models"], tries=False)
 
 
 @pytest.fixture
@@ -295,7 +300,7 @@ def past_report(job: Job) -> dict:
 
 
 def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Store):
-    found = describe_plan(job, OPTIONS)
+    found = planned(job)
     assert not Path(store.uri).exists()
     assert found["partition"] == DAY
     assert found["a_run_would"] == "publish the first version"
@@ -316,9 +321,9 @@ def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Stor
 
 
 def test_a_plan_says_that_nvjpeg_is_experimental(job: Job):
-    assert "jpeg_decoder" not in describe_plan(job, OPTIONS)["model"]
+    assert "jpeg_decoder" not in planned(job)["model"]
     on_gpu = job.transform.model_copy(update={"jpeg_decoder": "gpu"})
-    found = describe_plan(job.model_copy(update={"transform": on_gpu}), OPTIONS)
+    found = planned(job.model_copy(update={"transform": on_gpu}))
     assert found["model"]["jpeg_decoder"].startswith("gpu: experimental")
 
 
@@ -329,7 +334,7 @@ def test_a_plan_counts_the_slices_that_are_staged(job: Job, store: Store):
     for key in (first, third):
         store.put(f"{Layout(DAY).staging(plan.fingerprint)}/{staged_name(key, 'abc')}", b"a part")
     before = snapshot(store, "")
-    found = describe_plan(job, OPTIONS)
+    found = planned(job)
     assert found["a_run_would"] == "resume, then publish the first version"
     assert (found["slices_staged"], found["rows_left"]) == (2, 4)
     # 60 s for 1,000 rows, 20 s besides; four rows are left.
@@ -340,23 +345,23 @@ def test_a_plan_counts_the_slices_that_are_staged(job: Job, store: Store):
 
 def test_a_plan_says_what_would_be_replaced_and_when_all_is_done(job: Job, store: Store):
     base = publish_rows(store)
-    found = describe_plan(job, OPTIONS)
+    found = planned(job)
     assert found["a_run_would"] == "replace version 1"
     assert "changed" not in found, "a version without parts does not tell"
     parts = plan_of(job).fingerprint_parts | {"inputs": "of before"}
     before = dataclasses.replace(base, number=2, fingerprint_parts=parts, token="s")
     commit(store, Layout(DAY), dataclasses.replace(before, parts=(), quarantine_parts=()), "none")
-    found = describe_plan(job, OPTIONS)
+    found = planned(job)
     assert found["changed"] == "the input (a name, size or time of a shard)"
     assert found["published_now"]["run_id"] == base.run_id
     done = dataclasses.replace(base, number=3, fingerprint=plan_of(job).fingerprint, token="t")
     commit(store, Layout(DAY), dataclasses.replace(done, parts=(), quarantine_parts=()), "none")
-    found = describe_plan(job, OPTIONS)
+    found = planned(job)
     assert found["a_run_would"] == "nothing: this is published already"
     assert found["rows_left"] == 0
     assert found["estimate"]["minutes"] == 0
     too_large = job.resources.model_copy(update={"num_gpus": 512.0})
-    found = describe_plan(job.model_copy(update={"resources": too_large}), OPTIONS)
+    found = planned(job.model_copy(update={"resources": too_large}))
     assert found["rows_left"] == 0, "a run would start nothing, so nothing has to fit"
 
 

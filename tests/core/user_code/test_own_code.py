@@ -34,7 +34,7 @@ from pipeline.inference.slices.prediction_table import to_table
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.operations.plan import describe_plan
+from pipeline.operations.plan import plan
 from pipeline.planning.plan import what_changed
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext, RunOptions
@@ -147,7 +147,7 @@ def test_an_error_while_shards_are_measured_is_told_likewise(
     with pytest.raises(
         JobError, match=r"^source 'csv_texts' \(csvkit.py line \d+\): TypeError: uns"
     ):
-        describe_plan(job, OPTIONS)
+        plan(job, allow_import=OPTIONS.allow_import, tries=False)
 
 
 def test_plan_ends_with_the_error_of_an_own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -156,7 +156,7 @@ def test_plan_ends_with_the_error_of_an_own_source(tmp_path: Path, monkeypatch: 
     with pytest.raises(
         JobError, match=r"^source 'csv_texts' \(csvkit.py line \d+\): texts must be"
     ):
-        describe_plan(job, OPTIONS, tries=True)
+        plan(job, allow_import=OPTIONS.allow_import)
 
 
 def test_changed_code_of_an_own_source_is_another_plan(

@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.process import screen
-from pipeline.report.showing.progress import WINDOW_S, Counts, Progress, Rate, describe, duration
+from pipeline.report.showing.progress import (
+    WINDOW_S,
+    Counts,
+    Rate,
+    Silent,
+    TerminalProgress,
+    describe,
+    duration,
+)
 
 SLICE = 64
 NUM_SLICES = 5
@@ -93,7 +101,7 @@ def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> No
 
 
 def test_batches_move_the_progress_before_any_slice_is_committed() -> None:
-    progress = Progress()
+    progress = TerminalProgress()
     channel = progress.open_channel("run", 1, is_local=True)
     assert channel is not None
     send = channel.open()
@@ -111,13 +119,13 @@ def test_batches_move_the_progress_before_any_slice_is_committed() -> None:
 
 def test_phases_are_log_lines_and_quiet_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pipeline"):
-        with Progress() as progress:
+        with TerminalProgress() as progress:
             progress.phase("starting Ray")
-        with Progress(quiet=True) as quiet:
-            quiet.phase("hidden")
-            assert quiet.open_channel("run", 1, is_local=True) is None
-            with quiet.rows(10, done=0):
-                quiet.advance((0, 0), 10, 0)
+        quiet = Silent()
+        quiet.phase("hidden")
+        assert quiet.open_channel("run", 1, is_local=True) is None
+        with quiet.rows(10, done=0):
+            quiet.advance((0, 0), 10, 0)
     assert [record.getMessage() for record in caplog.records] == ["starting Ray"]
 
 
@@ -144,7 +152,7 @@ def phase(self, what, is_logged=True):
     if is_logged:
         raise SystemExit
 
-progress.Progress.phase = phase
+progress.TerminalProgress.phase = phase
 app(["run", sys.argv[1]])
 """
 

@@ -16,7 +16,7 @@ from pipeline.commands.demo.photos import build_images
 from pipeline.commit.staging import StagedSlice
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import embedded_hardware
-from pipeline.job.reading.loader import load_job
+from pipeline.job.reading.loader import read_job
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.allocation import allocate
 from pipeline.runs.context import RunContext, RunOptions
@@ -44,7 +44,7 @@ def silent_job(folder: Path) -> str:
 
 def tuning_of(job: str) -> TuningContext:
     """As a run on this machine has it."""
-    loaded = load_job(job, date=dt.date(2026, 11, 24), overrides=[])
+    loaded = read_job(job, date=dt.date(2026, 11, 24), overrides=[])
     run = RunContext.of(loaded, RunOptions(allow_import=("models",)))
     plan, model = prepare(run)
     here = embedded_hardware()
@@ -171,7 +171,7 @@ def test_what_was_chosen_on_another_device_is_chosen_anew_where_it_cannot_run_an
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tuning = tuning_of(silent_job(tmp_path))
-    loaded = load_job(str(tmp_path / "job.yaml"), date=dt.date(2026, 11, 24), overrides=[])
+    loaded = read_job(str(tmp_path / "job.yaml"), date=dt.date(2026, 11, 24), overrides=[])
     run = RunContext.of(loaded, RunOptions(allow_import=("models",)))
     _, model = prepare(run)
     path = f"{run.layout.control}/choice/{tuning.plan.fingerprint}.json"

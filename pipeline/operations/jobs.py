@@ -1,0 +1,89 @@
+"""The arguments that operations share: a job in any form, and what the caller adds to it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.core.errors import JobError
+from pipeline.gates.results import parse_accepted
+from pipeline.job.job import Job
+from pipeline.job.reading.loader import Overrides, parse_job, read_job
+from pipeline.operations.nearby_code import require_findable
+from pipeline.runs.context import RunOptions
+
+JobLike = Job | str | os.PathLike[str] | Mapping[str, Any]
+"""A job that is loaded, the path of a job file, or a mapping with the sections of one."""
+Date = dt.date | str | None
+"""The value of `${date}`, as text `YYYY-MM-DD`; None: today in UTC."""
+Accepted = Mapping[str, str] | Sequence[str]
+"""Gates whose failure is accepted: name -> reason, or texts `gate=reason`."""
+
+
+def load_job(
+    job: JobLike, *, date: Date = None, overrides: Overrides = (), needs_model: bool = True
+) -> Job:
+    """Read, substitute and validate a job; one that is loaded is returned as it is.
+
+    Args:
+        job: The job. `${env:NAME}` are taken from the environment.
+        date: The value of `${date}`.
+        overrides: Fields that are set over those of the job.
+        needs_model: Its model will run, so code that it names has to be found.
+
+    Raises:
+        JobError: The file, a field or an override is wrong; says where and what is right. A loaded
+            job is given a date or overrides.
+    """
+    if isinstance(job, Job):
+        if date is not None or overrides:
+            raise JobError("the job is loaded: give date and overrides to load_job")
+        return job
+    day = read_date(date)
+    if isinstance(job, Mapping):
+        return parse_job(job, date=day, overrides=overrides, origin="the job")
+    path = os.fspath(job)
+    loaded = read_job(path, date=day, overrides=overrides)
+    if needs_model:
+        require_findable(loaded, path)
+    return loaded
+
+
+def read_date(date: Date) -> dt.date:
+    """Return a logical date; None is today in UTC.
+
+    Raises:
+        JobError: It is not written as YYYY-MM-DD.
+    """
+    if date is None:
+        return dt.datetime.now(dt.UTC).date()
+    if isinstance(date, dt.date):
+        return date
+    try:
+        return dt.date.fromisoformat(date)
+    except ValueError:
+        raise JobError(f"date {date}: write YYYY-MM-DD") from None
+
+
+def run_options(
+    address: str | None,
+    allow_import: Sequence[str],
+    accept: Accepted = (),
+    *,
+    owns_process: bool = False,
+) -> RunOptions:
+    """Return what the caller adds to a job.
+
+    Raises:
+        JobError: A gate is unknown, or has no reason.
+    """
+    if isinstance(accept, Mapping):
+        accept = [f"{gate}={reason}" for gate, reason in accept.items()]
+    return RunOptions(address, tuple(allow_import), parse_accepted(accept), owns_process)
+
+
+def name_of(job: JobLike) -> str:
+    """Name a job in a line of progress."""
+    return os.fspath(job) if isinstance(job, str | os.PathLike) else "the job"

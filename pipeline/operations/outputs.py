@@ -1,0 +1,73 @@
+"""`pipeline inspect`, `verify` and `report`: look at what is published, without its job or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.commit.published.describe import describe_output
+from pipeline.commit.published.verify import verify_output
+from pipeline.report.document import Report
+from pipeline.report.history import load_report
+
+
+def inspect(
+    uri: str,
+    *,
+    partition: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Say what is published: of one partition, or a list of all and the newest one in full.
+
+    Args:
+        uri: The sink's root, or a partition's folder.
+        partition: Which partition; None takes all there are.
+        storage_options: fsspec options.
+
+    Raises:
+        JobError: Nothing is published there.
+        InfraError: A part that the current manifest names is missing.
+    """
+    return describe_output(uri, partition, dict(storage_options or {}))
+
+
+def verify(
+    uri: str,
+    *,
+    partition: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Prove a published partition: checksums, rows in = predictions + quarantine, ids.
+
+    Args:
+        uri: The sink's root, or a partition's folder.
+        partition: Which partition; None takes the only one there is.
+        storage_options: fsspec options.
+
+    Raises:
+        JobError: It is not published, or there are several partitions and none is named.
+        PipelineError: A check failed: something was lost, doubled or changed.
+    """
+    return verify_output(uri, partition, dict(storage_options or {}))
+
+
+def report(
+    uri: str,
+    *,
+    run_id: str | None = None,
+    partition: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Report:
+    """Read the report of a run that is stored beside its output.
+
+    Args:
+        uri: The sink's root, a partition's folder, or a report.json itself.
+        run_id: Which run; None takes the latest.
+        partition: Which partition; None takes the latest run of all.
+        storage_options: fsspec options.
+
+    Raises:
+        JobError: There is no such report, or a newer version of the pipeline wrote it.
+        InfraError: What is there is not a report.
+    """
+    return load_report(uri, partition, run_id, dict(storage_options or {}))

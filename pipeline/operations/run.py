@@ -1,0 +1,49 @@
+"""`pipeline run`: execute a job once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.dataflow import run_job
+from pipeline.job.reading.loader import Overrides
+from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, name_of, run_options
+from pipeline.report.document import Report
+from pipeline.report.showing.progress import Progress, Silent
+
+
+def run(
+    job: JobLike,
+    *,
+    date: Date = None,
+    overrides: Overrides = (),
+    address: str | None = None,
+    allow_import: Sequence[str] = (),
+    accept: Accepted = (),
+    progress: Progress | None = None,
+    owns_process: bool = False,
+) -> Report:
+    """Run a job once: predict what is missing, check, publish, report.
+
+    The process is left as it was found. A Ray that is initialised in it is used and left running.
+
+    Args:
+        job: A job, the path of a job file, or its sections as a mapping.
+        date: The value of `${date}`; None: today in UTC.
+        overrides: Fields that are set over those of the job.
+        address: The Ray cluster; None starts a local Ray.
+        allow_import: Prefixes of the modules that the job may name.
+        accept: Gates whose failure is accepted, with the reason.
+        progress: Where to show how far it is; None: nowhere.
+        owns_process: The process is there for this run only: signals stop the run.
+
+    Returns:
+        The report; it is stored beside the output as well.
+
+    Raises:
+        PipelineError: With the exit code of what happened; see README.md.
+    """
+    progress = progress or Silent()
+    loaded = load_job(job, date=date, overrides=overrides)
+    options = run_options(address, allow_import, accept, owns_process=owns_process)
+    progress.phase(f"running {name_of(job)}")
+    return run_job(loaded, options, progress)

@@ -1,0 +1,91 @@
+"""What `import pipeline` gives: functions of the commands' names, types, and nothing heavy."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from package_source import NAMES
+
+import pipeline
+from pipeline.core.errors import JobError
+
+FUNCTIONS = {"gc", "load_job", "plan", "retry", "rollback", "run", "tune", "verify"}
+TYPES = {"Job", "Report"}
+SECTIONS: dict[str, Any] = {
+    "source": {"uri": "in", "format": "images"},
+    "model": {"name": "efficientnet-lite0"},
+    "sink": {"uri": "out/${date}"},
+}
+
+
+def test_it_exports_these_names_and_no_other():
+    assert set(pipeline.__all__) == FUNCTIONS | TYPES | {"errors"}
+    assert dir(pipeline) == sorted(pipeline.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'launch'"):
+        pipeline.launch  # noqa: B018  # looked up
+
+
+def test_every_module_can_be_imported_and_no_exported_name_is_a_module_then():
+    """`import pipeline.x` puts the module `x` where an exported `x` was."""
+    modules = [f"pipeline.{name}" for name in NAMES if name not in ("__main__", "__init__")]
+    program = (
+        "import importlib, inspect, json, sys, pipeline\n"
+        "exported = {name: getattr(pipeline, name) for name in pipeline.__all__}\n"
+        "for name in json.load(sys.stdin): importlib.import_module(name)\n"
+        "print([n for n, v in exported.items() if getattr(pipeline, n) is not v])\n"
+        "print([n for n, v in exported.items() if inspect.ismodule(v)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(modules),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["[]", "['errors']"], done.stderr
+
+
+def test_importing_it_imports_nothing_heavy():
+    program = (
+        "import pipeline, sys;"
+        "heavy = {'torch', 'ray', 'pyarrow', 'pydantic', 'pandas', 'numpy', 'fsspec'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_a_function_says_what_it_takes_and_raises(name: str):
+    function = getattr(pipeline, name)
+    text = inspect.getdoc(function) or ""
+    assert "Raises:" in text
+    assert [each for each in inspect.signature(function).parameters if f"{each}:" not in text] == []
+
+
+def test_a_job_is_a_path_a_mapping_or_a_job(tmp_path: Path):
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(SECTIONS))
+    top_3 = {"model.top_k": 3}
+    loaded = pipeline.load_job(SECTIONS, date="2026-11-24", overrides=top_3)
+    for given in (path, str(path)):
+        assert pipeline.load_job(given, date="2026-11-24", overrides=top_3) == loaded
+        assert pipeline.load_job(given, date="2026-11-24", overrides=["model.top_k=3"]) == loaded
+    assert (loaded.model.top_k, loaded.sink.uri) == (3, "out/2026-11-24")
+    assert pipeline.load_job(loaded) is loaded
+    assert "top_k" not in SECTIONS["model"], "the caller's mapping stays as it was"
+
+
+def test_wrong_arguments_are_one_line():
+    with pytest.raises(JobError, match="the job is loaded: give date and overrides to load_job"):
+        pipeline.load_job(pipeline.load_job(SECTIONS), date="2026-11-24")
+    with pytest.raises(JobError, match=r"top_k: write section.field=value"):
+        pipeline.load_job(SECTIONS, overrides={"top_k": 3})
+    with pytest.raises(JobError, match=r"date 24.11.2026: write YYYY-MM-DD"):
+        pipeline.load_job(SECTIONS, date="24.11.2026")
+    assert pipeline.errors.JobError.exit_code == 2
