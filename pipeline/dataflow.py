@@ -17,7 +17,6 @@ from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import StagedSlice, list_staged
-from pipeline.core.causes import AlikeError
 from pipeline.core.slices import SliceKey
 from pipeline.execution.caller import left_as_found, only_run
 from pipeline.execution.cluster.connect import connect
@@ -25,12 +24,10 @@ from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_l
 from pipeline.execution.predictor_actor import CALLS_AT_ONCE, PredictorActor
 from pipeline.execution.tasks import ray_errors
 from pipeline.execution.versions import read_options, with_calls_at_once
-from pipeline.gates.golden import GoldenRefused, GoldenRows
 from pipeline.inference.ticks import Channel
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.weights.factory_tensors import warn
-from pipeline.planning.allocation import Allocation, allocate
 from pipeline.planning.plan import Plan, what_changed
 from pipeline.planning.tiling import missing_units
 from pipeline.process.failpoints import reach
@@ -39,17 +36,16 @@ from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress
 from pipeline.runs.builders import make_stream
 from pipeline.runs.checks import check_before_ray
-from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.context import RunContext, RunOptions, Settled
 from pipeline.runs.features_told import features_told
 from pipeline.runs.finish import fail_fast_on_certain_refusal, finish, require_some_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
 from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.runs.save_report import save_report, save_trouble
+from pipeline.runs.settle import settle
 from pipeline.runs.sink_below_source import require_apart
 from pipeline.runs.supervisor import stoppable, supervise
-from pipeline.runs.tuning.auto import resolve_runtime
-from pipeline.runs.tuning.beside import Beside
 from pipeline.sources.units import Unit
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import StoredFile
@@ -90,8 +86,6 @@ def _run_job(run: RunContext, progress: Progress, execute: Execute) -> Report:
             with stoppable(run):
                 status = execute(run.with_settled_source(), progress)
         except BaseException as error:
-            if isinstance(error, GoldenRefused):
-                run.record.judged([error.result()])
             with undisturbed():
                 save_trouble(run, error)
             raise
@@ -130,51 +124,30 @@ def predict_and_publish(
     retry: RetryMerge | None = None,
 ) -> Manifest:
     """Carry out an adopted plan on a cluster; see `finish` for what it returns and raises."""
-    job = run.job
     if model.kind == "factory" and not model.has_weights:
         warn(model.name)
     golden = check_before_ray(run, plan, model)
     address = run.options.address
     progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
-    connected, told = connect(address), features_told(job.source, plan.fields)
+    connected, told = connect(address), features_told(run.job.source, plan.fields)
     with told, connected as (hardware, ray_start_s, on_cluster):
-        allocation = allocate(job.shares, hardware, is_table=job.source.is_table)
-        named = retry.named(plan) if retry else plan
-        chosen = resolve_runtime(
-            *(run, named, model, hardware, allocation),
-            on_cluster=on_cluster,
-            published=retry.base.model if retry else None,
-            say=progress.phase,
+        settled = settle(
+            *(run, plan, model, hardware, retry), on_cluster=on_cluster, say=progress.phase
         )
-        plan = replace(chosen.plan, fingerprint=plan.fingerprint)
-        model, allocation = chosen.model, chosen.allocation
-        if not run.store.is_object_store:  # after `resolve_auto`, which may divide the cluster anew
-            allocation = allocation.for_local_disk(hardware)
-        if retry:
-            retry.require_same_model(plan)
-        run.record.connected(hardware, allocation, ray_start_s, on_cluster=on_cluster)
-        run.record.planned(plan, model, job.resources.num_gpus)
-        try:
-            staged = _predict_missing(run, plan, model, allocation, golden, progress, chosen.beside)
-        except AlikeError as error:
-            run.record.failed_alike(error.failed)
-            raise
+        settled = replace(settled, golden=golden)
+        run.record.connected(hardware, settled.allocation, ray_start_s, on_cluster=on_cluster)
+        run.record.planned(settled.plan, settled.model, run.job.resources.num_gpus)
+        staged = _predict_missing(run, settled, progress)
         progress.phase("checking and publishing")
-        manifest = finish(run, plan, staged, base, lease, retry=retry)
-        if chosen.beside:
-            chosen.beside.end()
-            run.record.tried_beside(chosen.beside.text)
+        manifest = finish(run, settled.plan, staged, base, lease, retry=retry)
+        if settled.beside:
+            settled.beside.end()
+            run.record.tried_beside(settled.beside.text)
         return manifest
 
 
 def _predict_missing(
-    run: RunContext,
-    plan: Plan,
-    model: ModelSpec,
-    allocation: Allocation,
-    golden: GoldenRows | None,
-    progress: Progress,
-    beside: Beside | None,
+    run: RunContext, settled: Settled, progress: Progress
 ) -> Mapping[SliceKey, StoredFile]:
     """Compute the slices that have no staged part yet; return the staged part of every slice.
 
@@ -182,15 +155,15 @@ def _predict_missing(
         GateRefused: A gate is certain to refuse; what is finished stays.
         AlikeError: All rows failed in the model for one cause.
     """
-    staged = take_over(run, plan)
+    plan, staged = settled.plan, take_over(run, settled.plan)
     units = missing_units(plan, staged)
     if not units:
         return staged
     fail_fast_on_certain_refusal(run, plan)
     channel = progress.open_channel(
-        run.record.run_id, allocation.max_actors, is_local=not run.record.on_cluster
+        run.record.run_id, settled.allocation.max_actors, is_local=not run.record.on_cluster
     )
-    slices, told = stream(run, plan, model, allocation, units, golden, channel), None
+    slices, told = stream(run, settled, units, channel), None
     with (
         progress.rows(plan.num_rows, done=run.record.num_done),
         run.record.streaming(),
@@ -204,26 +177,21 @@ def _predict_missing(
             if told is None and (told := run.record.scores):
                 progress.phase(told)
             reach("slice_done")
-            if beside:
-                beside.advance(committed, run.record.elapsed_s, run.record.num_left)
+            if settled.beside:
+                settled.beside.advance(committed, run.record.elapsed_s, run.record.num_left)
             fail_fast_on_certain_refusal(run, plan)
     require_some_row(run)
     return list_staged(run.store, run.layout.staging(plan.fingerprint))
 
 
 def stream(
-    run: RunContext,
-    plan: Plan,
-    model: ModelSpec,
-    allocation: Allocation,
-    units: Mapping[Unit, Sequence[int]],
-    golden: GoldenRows | None,
-    channel: Channel | None,
+    run: RunContext, settled: Settled, units: Mapping[Unit, Sequence[int]], channel: Channel | None
 ) -> Generator[StagedSlice, None, None]:
     """Read, decode, transform, predict and stage slices; yield each one when it is committed."""
     import ray
 
-    parts = make_stream(run, plan, model, allocation, units, golden, channel)
+    allocation = settled.allocation
+    parts = make_stream(run, settled, units, channel)
     limit_read_ahead(allocation.max_actors)
     if allocation.reserves_cores:
         reserve_less()

@@ -1,6 +1,6 @@
 """Make the parts of the way of the data from a job, its plan and its share of the cluster.
 
-`run.stream` connects them; this module decides what each of them is given.
+`dataflow.stream` connects them; this module decides what each of them is given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pipeline.execution.dedupe_actor import start_index
 from pipeline.execution.predictor_actor import ActorConfig, MemoryShare
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.execution.visible_gpus import without_gpus
-from pipeline.gates.golden import GoldenRows
 from pipeline.gates.judging import needs_of
 from pipeline.inference.settled_scores import scores_path
 from pipeline.inference.slices.first_rows import FirstRows
@@ -27,11 +26,10 @@ from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.models.tasks import make_task
-from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import first_slices
 from pipeline.process.memory import MIB
-from pipeline.runs.context import RunContext
+from pipeline.runs.context import RunContext, Settled
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
@@ -68,22 +66,14 @@ class StreamParts(NamedTuple):
 
 
 def make_stream(
-    run: RunContext,
-    plan: Plan,
-    model: ModelSpec,
-    allocation: Allocation,
-    units: Mapping[Unit, Sequence[int]],
-    golden: GoldenRows | None,
-    channel: Channel | None,
+    run: RunContext, settled: Settled, units: Mapping[Unit, Sequence[int]], channel: Channel | None
 ) -> StreamParts:
     """Return the parts that compute the slices of `units`, given as unit -> starts of slices."""
     from pipeline.execution.datasource import ShardSource
 
     source, dedupe = run.job.source, run.job.run.dedupe
-    predictor, writer = (
-        predictor_config(run, plan, model, allocation),
-        make_writer(run, plan, model),
-    )
+    plan, model, allocation = settled.plan, settled.model, settled.allocation
+    predictor, writer = predictor_config(run, settled), make_writer(run, plan, model)
     preprocessing = Preprocessing.of(
         source, model.input, allocation.decoder_threads, plan.fields, digests=dedupe
     )
@@ -104,7 +94,7 @@ def make_stream(
             preprocessing=in_actor,
             index=start_index() if dedupe else None,
             asked_at_s=asked_at_s,
-            golden=golden and replace(golden, preprocess=preprocessing),
+            golden=settled.golden and replace(settled.golden, preprocess=preprocessing),
             writer=writer if allocation.writes_in_actors else None,
             first_rows=first_rows(run, plan),
             channel=channel,
@@ -113,10 +103,9 @@ def make_stream(
     )
 
 
-def predictor_config(
-    run: RunContext, plan: Plan, model: ModelSpec, allocation: Allocation
-) -> PredictorConfig:
+def predictor_config(run: RunContext, settled: Settled) -> PredictorConfig:
     """Return what an actor is made of."""
+    plan, model, allocation = settled.plan, settled.model, settled.allocation
     return PredictorConfig(
         spec=model,
         batch_size=run.job.model.batch_size or plan.batch_size,

@@ -6,14 +6,22 @@ import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pipeline.commit.layout import Layout, new_run_id
 from pipeline.commit.tables import table_of
 from pipeline.commit.tables.base import TableFormat
+from pipeline.gates.golden import GoldenRows
 from pipeline.job.job import Job
+from pipeline.models.spec import ModelSpec
+from pipeline.planning.allocation import Allocation
+from pipeline.planning.plan import Plan
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.settled_source import settled_source
 from pipeline.storage.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.runs.tuning.beside import Beside
 
 
 @dataclass(frozen=True)
@@ -61,3 +69,17 @@ class RunContext:
     def table(self) -> TableFormat | None:
         """Return the table that names the published parts, too; None if the job has none."""
         return table_of(self.job.sink.table, self.store)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How the plan of a run is carried out, once its cluster is known."""
+
+    plan: Plan
+    """With what was chosen; the fingerprint stays."""
+    model: ModelSpec
+    """With the runtime and precision that were chosen."""
+    allocation: Allocation
+    golden: GoldenRows | None = None
+    beside: Beside | None = None
+    """What tries other runtimes while the run goes on."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from pipeline.core.causes import AlikeError
 from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.core.printable import clean_message
+from pipeline.gates.golden import GoldenRefused
 from pipeline.process.interrupts import reason
 from pipeline.report.document import Report, RunStatus, to_json
 from pipeline.report.history import compare_with_before
@@ -43,6 +45,10 @@ def save_trouble(run: RunContext, error: BaseException) -> None:
     """Store the report of a run that failed; if this fails, too, the first error is still shown."""
     if isinstance(error, PartitionBusy):
         return
+    if isinstance(error, GoldenRefused):
+        run.record.judged([error.result()])
+    if isinstance(error, AlikeError):
+        run.record.failed_alike(error.failed)
     ours = _as_ours(error)
     try:
         report = save_report(run, _status_of(ours), ours)

@@ -13,7 +13,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.core.errors import InfraError
 from pipeline.execution.cluster.hardware import embedded_hardware
@@ -25,7 +25,7 @@ from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.allocation import Allocation, Hardware, allocate
 from pipeline.planning.plan import Plan
-from pipeline.runs.context import RunContext
+from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.tuning import choice as choices
 from pipeline.runs.tuning.beside import Beside
 from pipeline.runs.tuning.budget import Budget
@@ -45,18 +45,6 @@ log = logging.getLogger(__name__)
 TUNE = "tune"
 
 
-class Resolved(NamedTuple):
-    """How a plan is carried out."""
-
-    plan: Plan
-    """With what was chosen; the fingerprint stays."""
-    model: ModelSpec
-    """With the runtime and precision that were chosen."""
-    allocation: Allocation
-    beside: Beside | None = None
-    """What tries other runtimes while the run goes on."""
-
-
 def resolve_runtime(
     run: RunContext,
     plan: Plan,
@@ -67,7 +55,7 @@ def resolve_runtime(
     on_cluster: bool = False,
     published: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = log.info,
-) -> Resolved:
+) -> Settled:
     """Say what runs the model of this plan, and how the cluster is divided for it.
 
     Args:
@@ -84,7 +72,7 @@ def resolve_runtime(
         JobError: No way to run the model is left.
     """
     if not (is_open(model) or model.takes_fastest or model.input.is_approximate):
-        return Resolved(_with(plan, choices.by_job(model)), model, allocation)
+        return Settled(_with(plan, choices.by_job(model)), model, allocation)
     machines = machines_of(on_cluster=on_cluster)
     tuning = tuning_context(
         *(run, plan, opened(model), hardware, allocation),
@@ -114,7 +102,8 @@ def resolve_runtime(
     )
     can_measure = settled.takes_fastest and not on_cluster and not allocation.actor_gpus
     beside = Beside(tuning, profile) if can_measure and published is None else None
-    return Resolved(plan, settled, _divide(run, hardware, allocation, chosen), beside)
+    allocation = _divide(run, hardware, allocation, chosen)
+    return Settled(plan, settled, allocation, beside=beside)
 
 
 def is_open(model: ModelSpec) -> bool:

@@ -1,0 +1,54 @@
+"""Settle how a plan is carried out on a cluster, before its first row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pipeline.models.spec import ModelSpec
+from pipeline.planning.allocation import Hardware, allocate
+from pipeline.planning.plan import Plan
+from pipeline.runs.context import RunContext, Settled
+from pipeline.runs.retry.readmission import RetryMerge
+from pipeline.runs.tuning.auto import resolve_runtime
+
+
+def settle(
+    run: RunContext,
+    plan: Plan,
+    model: ModelSpec,
+    hardware: Hardware,
+    retry: RetryMerge | None,
+    *,
+    on_cluster: bool,
+    say: Callable[[str], None],
+) -> Settled:
+    """Choose what runs the model, and divide the cluster; the golden rows are the caller's.
+
+    Args:
+        run: The run.
+        plan: Its plan, adopted.
+        model: As the job has it.
+        hardware: What the Ray in use has.
+        retry: What the rows are let into, if they are retried.
+        on_cluster: That Ray is not one on this machine that this process has started.
+        say: Shows what is being tried.
+
+    Raises:
+        JobError: No runtime can run the model, or retried rows would be predicted otherwise than
+            the published ones.
+    """
+    allocation = allocate(run.job.shares, hardware, is_table=run.job.source.is_table)
+    settled = resolve_runtime(
+        *(run, retry.named(plan) if retry else plan, model, hardware, allocation),
+        on_cluster=on_cluster,
+        published=retry.base.model if retry else None,
+        say=say,
+    )
+    if retry:
+        retry.require_same_model(settled.plan)
+    allocation = settled.allocation
+    if not run.store.is_object_store:  # after `resolve_runtime`, which may divide the cluster anew
+        allocation = allocation.for_local_disk(hardware)
+    plan = replace(settled.plan, fingerprint=plan.fingerprint)
+    return replace(settled, plan=plan, allocation=allocation)
