@@ -12,10 +12,10 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.cache.cache_folder import one_at_a_time
 from pipeline.core.cache.node_cache import claim
-from pipeline.core.failures import failures_of, without_failure
+from pipeline.core.failures import Failure, Reason, failures_of, without_failure
 from pipeline.core.figures.counters import (
+    ADVICE,
     LAUNCH,
     REFERENCE_CHECK,
     TOKENS,
@@ -27,7 +27,7 @@ from pipeline.core.registry import INPUTS
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.runtimes.float32_math import exact_math
+from pipeline.inference.exact import NARROW, alone, predict_again, reduced
 from pipeline.inference.settled_scores import count_probable
 from pipeline.inference.slices.first_rows import FirstRows
 from pipeline.inference.slices.prediction_table import to_table
@@ -35,11 +35,14 @@ from pipeline.inference.slices.slice_run import STAGE, SliceRun
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
-from pipeline.models.tasks.scores import without_outputs
 from pipeline.preprocessing.images.reference_pixels import choose_reference_rows
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows, bytes_of
-from pipeline.process.liveness import no_limit
+
+_OVERFLOWS = (
+    "outputs of some rows are beyond {}, so these rows were predicted once more in fp32: if they "
+    "are many, another model.precision is faster"
+)
 
 
 class Predictor:
@@ -97,10 +100,12 @@ class Predictor:
         )
         for index, failure in run.run(todo):
             failures[index] = failure
-        is_good = without_failure(failures)
-        ok = np.flatnonzero(is_good)
+        ok = np.flatnonzero(without_failure(failures))
         if self._limits is not None:
             self._compare_once(rows, inputs, ok, run.results, self._limits, counters)
+        # Afterwards: eager fp32 would be compared with itself.
+        self._predict_overflows(inputs, todo, run, failures, counters)
+        is_good = without_failure(failures)
         failed = int((~is_good[todo]).sum())
         count_in, num_bytes = len(todo), bytes_of(inputs, todo)
         moved = StageCounters(count_in, count_in, 0, num_bytes, num_bytes, run.timer.transfer_s)
@@ -140,8 +145,7 @@ class Predictor:
         # Each actor with a GPU does it, as cards may be sick, and one per CPU node.
         is_on_gpu = self._model.gpu is not None
         if is_on_gpu or claim(f"reference-check-{self._config.run_id}"):
-            with no_limit():
-                self._compare(chosen, exact, results, limits, counters)
+            self._compare(chosen, exact, results, limits, counters)
 
     def _compare(
         self,
@@ -163,51 +167,40 @@ class Predictor:
         started = perf_counter()
         spec = replace(self._config.spec.as_reference(), task=self._model.task.spec)
         config = replace(self._config, spec=spec, batch_size=len(rows), limits=None)
-        reference = self._alone(config, inputs)
+        reference = alone(self._model, config, lambda exact: reduced(exact, inputs))
         found = {name: values[rows] for name, values in results.items()}
         agreed = int(self._model.task.compare(reference, found, limits).agrees.sum())
         busy_s = perf_counter() - started
         add(counters, REFERENCE_CHECK, StageCounters(len(rows), agreed, 0, busy_s=busy_s))
 
-    def _alone(self, config: PredictorConfig, inputs: Inputs) -> Arrays:
-        """Return what the reference gives, beside no other batch and no other reference.
-
-        In the thread of a GPU: no batch of another slice is launched meanwhile, with other flags or
-        without its model.
-        """
-        model, gpu = self._model, self._model.gpu
-
-        def compare() -> Arrays:
-            with exact_math():
-                return self._reference(config, inputs)
-
-        if gpu is None:
-            return compare()
-        with one_at_a_time(f"reference-check-{gpu.key}"):  # of all actors that share the card
-            return gpu.call(model.restored, compare)
-
-    def _reference(self, config: PredictorConfig, inputs: Inputs) -> Arrays:
-        """Return what eager fp32 gives: on the GPU, without the own model there if need be.
+    def _predict_overflows(
+        self,
+        inputs: Inputs,
+        todo: Rows,
+        run: SliceRun,
+        failures: list[Failure | None],
+        counters: Counters,
+    ) -> None:
+        """Predict rows once more in eager fp32 whose outputs a narrower type could not hold.
 
         Args:
-            config: Of the reference.
-            inputs: Each (K, ...).
-
-        Returns:
-            Name -> (K, ...); of the CPU, where the reference alone is too large for the GPU.
+            inputs: What the model saw, each (N, ...).
+            todo: The rows of the run.
+            run: Has been run.
+            failures: (N,); that of a row which is predicted now becomes None.
+            counters: Gets a line of advice if there is such a row.
         """
-        gpu = self._model.gpu
-        for has_own_room in (False, True):
-            if has_own_room:
-                self._model.unload()
-            try:
-                return Predictor(config).reduce(inputs)
-            except Exception as error:
-                if gpu is None or not gpu.lacks_memory(error):
-                    raise
-            # Outside `except`: the frames of the exception hold tensors.
-            self._model.call(gpu.release)
-        return Predictor(replace(config, num_gpus=0.0)).reduce(inputs)
+        precision = self._config.spec.precision
+        infinite = [row for row in todo if (f := failures[row]) and f.reason is Reason.NON_FINITE]
+        if precision not in NARROW or not infinite:
+            return
+        started = perf_counter()
+        again = predict_again(self._model, inputs, np.array(infinite), run.results)
+        run.timer.predict_s += perf_counter() - started
+        for row in again:
+            failures[row] = None
+        if len(again):
+            add(counters, f"{ADVICE}.{_OVERFLOWS.format(precision)}", StageCounters())
 
     def unload(self) -> None:
         """Take the model off its device, for good."""
@@ -227,12 +220,4 @@ class Predictor:
             InfraError: The GPU has failed.
             Exception: Any error of the model or the device.
         """
-        results = Arrays()
-        try:
-            for batch in self._model.each(inputs, results):
-                self._model.settle(results, batch)
-        except Exception as error:
-            if self._model.gpu is not None:
-                self._model.gpu.lacks_memory(error)  # ends the process if its context is lost
-            raise
-        return without_outputs(results)
+        return reduced(self._model, inputs)

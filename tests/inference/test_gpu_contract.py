@@ -6,12 +6,16 @@ not waited for changes predictions.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from checkout import PYTHONPATH
 from fake_device import FakeGpu, installed
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,13 +30,16 @@ from predicting import (
     rows_of,
 )
 
+from pipeline.core.cache.cache_folder import one_at_a_time
 from pipeline.core.device_errors import OutOfDeviceMemory
 from pipeline.core.errors import InfraError, JobError
+from pipeline.execution.environment import WORKER_ENVIRONMENT
 from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.slices import slice_run
 from pipeline.models.agreement import AgreementLimits
+from pipeline.process.memory import MIB
 
 KIB = 1 << 10
 LIMITS = AgreementLimits(0.1, 0.99, 0.1)
@@ -217,6 +224,54 @@ def test_the_reference_finds_a_place_and_the_model_is_back_after_it(gpu: FakeGpu
     assert not gpu.pauses_s
     assert bool(forgotten) == (room_kib < 150)  # what is compiled of the model stays as long as it
     assert all(is_predicted(row) for row in predict(model, rows_of(images(20)))[0])
+
+
+def is_locked(name: str) -> bool:
+    try:
+        with one_at_a_time(name, waits=False):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def test_one_actor_of_a_card_at_a_time_has_a_reference_on_it(gpu: FakeGpu):
+    model = heavy(100 * KIB, limits=LIMITS, precision="bf16")
+    seen: list[tuple[int, bool]] = []
+    run, before = gpu.run, gpu.held_bytes
+
+    def looks(compute: Callable[..., Any], on_device: dict[str, torch.Tensor]) -> Any:
+        seen.append((gpu.held_bytes, is_locked("reference-check-fake")))
+        return run(compute, on_device)
+
+    gpu.run = looks
+    predict(model, rows_of(images(20)))
+    # Locked while there is more than the own model, and at no other time.
+    assert {is_held for _, is_held in seen} == {True, False}
+    assert all(is_held == (num_bytes > before + 50 * KIB) for num_bytes, is_held in seen)
+    assert not is_locked("reference-check-fake")
+
+
+def test_the_host_keeps_no_copy_of_weights_that_are_on_the_device():
+    """As workers are started, glibc keeps what is freed."""
+    code = (
+        "import os; from fake_device import FakeGpu, installed; from predicting import predictor\n"
+        "from pipeline.process.memory import taken_bytes\n"
+        "with installed(FakeGpu()):\n"
+        "    predictor('models:colours', num_gpus=1)\n"
+        "    before = taken_bytes(os.getpid())\n"
+        "    model = predictor('gpu_models:wide', num_gpus=1, precision='bf16')\n"
+        "    print(taken_bytes(os.getpid()) - before)\n"
+    )
+    environment = {
+        **os.environ,
+        **WORKER_ENVIRONMENT,
+        "PYTHONPATH": os.pathsep.join([PYTHONPATH, *sys.path]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    # Memory of the stand-in is the host's: 128 MiB of bf16. 256 of fp32 were there before.
+    assert 120 * MIB < int(done.stdout) < 200 * MIB
 
 
 # ---------------------------------------------------------------------------- errors

@@ -56,6 +56,8 @@ class DeviceModel:
         torch.set_num_threads(config.num_threads)
         self.scores = SettledScores(config)
         self.task = make_task(config.spec.task)
+        self.beside: DeviceModel | None = None
+        """Eager fp32 on the same device, kept while there is room."""
         self._runner: Runner | None = None
         self._settling = threading.Lock()
         self.buffers = self._told(self._make_buffers)
@@ -91,9 +93,15 @@ class DeviceModel:
 
     def unload(self) -> None:
         """Take the model off its device."""
-        self._runner = None
+        self._runner = self.beside = None
         if self.gpu is not None:
             self.call(self.gpu.forget)
+
+    def make_room(self) -> None:
+        """Give back memory that no batch needs."""
+        self.beside = None
+        if self.gpu is not None:
+            self.call(self.gpu.release)
 
     def restored(self, function: Callable[[], T]) -> T:
         """Call a function that may unload the model; it is on its device again after it."""

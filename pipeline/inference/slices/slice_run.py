@@ -144,8 +144,7 @@ class SliceRun:
         half = len(batch) // 2
         if failure.reason is Reason.OUT_OF_MEMORY:
             model.limits = model.limits.halved(half)
-            if gpu is not None:
-                model.call(gpu.empty_cache)
+            model.make_room()
         for part in (batch[:half], batch[half:]):
             again = self._try(part)
             if again is None:
@@ -164,7 +163,7 @@ class SliceRun:
         """
         model = self._model
         for pause_s in PAUSES_S:
-            model.call(gpu.empty_cache)
+            model.make_room()
             again = self._try(batch)
             if again is None or again.reason is not Reason.OUT_OF_MEMORY:
                 return again
@@ -224,11 +223,12 @@ class SliceRun:
 
 
 def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:
-    for row in batch[~_are_finite(results, batch)]:
+    for row in batch[~are_finite(results, batch)]:
         yield int(row), Failure(Reason.NON_FINITE, STAGE, "output is not finite")
 
 
-def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
+def are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
+    """Return which rows of a batch have finite results only, bool (B,)."""
     ok = np.ones(len(batch), bool)
     for values in results.values():
         if np.issubdtype(values.dtype, np.floating):
