@@ -53,6 +53,8 @@ class Hardware:
     node_cpus: tuple[float, ...] = ()
     """CPUs per running node; the rest of `cpus` may be added by autoscaling."""
     node_gpus: tuple[float, ...] = ()
+    num_without_cpus: int = 0
+    """Running nodes beside `num_nodes`: they compute nothing, but cost as much."""
 
     @property
     def is_one_machine(self) -> bool:

@@ -51,10 +51,12 @@ def hardware_from(
 
     Args:
         total: The resources of all nodes together, by Ray's names.
-        nodes: The resources of each node that runs. One without CPUs, as a head may be, is none.
+        nodes: The resources of each node that runs. One without CPUs, as a head may be, computes
+            nothing.
         limits: What the autoscaler may grow the cluster to; empty without one.
     """
     names = (key.partition(_KIND)[2] for key in total if key.startswith(_KIND))
+    num_running = len(nodes)
     nodes = [node for node in nodes if node.get("CPU")]
     return Hardware(
         num_nodes=max(1, len(nodes)),
@@ -63,6 +65,7 @@ def hardware_from(
         gpu_names=tuple(sorted(names)),
         node_cpus=tuple(node["CPU"] for node in nodes),
         node_gpus=tuple(node.get("GPU", 0.0) for node in nodes),
+        num_without_cpus=num_running - len(nodes),
     )
 
 

@@ -26,7 +26,7 @@ class Placement:
         """Return what the cluster has."""
         hardware = self.hardware
         return HardwareSection(
-            nodes=hardware.num_nodes,
+            nodes=hardware.num_nodes + hardware.num_without_cpus,
             cpus=hardware.cpus,
             gpus=hardware.gpus,
             gpu_name=hardware.gpu_name,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pipeline.execution.cluster.hardware import hardware_from
+from pipeline.job.job import Resources
+from pipeline.planning.allocation import allocate
+from pipeline.report.recording.placement import Placement
 from pipeline.runs.tuning.machines import least_memory, smallest_gpu
 
 HEAD = {"memory": 1e9, "node:__internal_head__": 1.0}
@@ -11,11 +14,13 @@ T4 = {"CPU": 4.0, "GPU": 1.0, "accelerator_type:T4": 1.0}
 TOTAL = {"CPU": 12.0, "GPU": 2.0, "accelerator_type:T4": 1.0, "accelerator_type:L4": 1.0}
 
 
-def test_a_head_without_cpus_is_no_node_and_all_kinds_of_gpus_are_named():
+def test_a_head_without_cpus_only_costs_and_all_kinds_of_gpus_are_named():
     found = hardware_from(TOTAL, [HEAD, L4, T4], {})
     assert (found.num_nodes, found.node_cpus, found.node_gpus) == (2, (8.0, 4.0), (1.0, 1.0))
     assert (found.gpu_names, found.gpu_name) == (("L4", "T4"), "L4, T4")
     assert not found.is_one_machine
+    placed = Placement(found, allocate(Resources(), found), 0.0, on_cluster=True)
+    assert placed.hardware_section().nodes == 3
 
 
 def test_a_node_beside_a_head_is_one_machine_until_others_may_be_added():
