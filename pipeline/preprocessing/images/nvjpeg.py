@@ -237,24 +237,21 @@ def gpu_decoder() -> Decode:
     """Return nvJPEG on this process's GPU, after a test with one image.
 
     Raises:
-        JobError: There is no GPU, or torchvision was built without nvJPEG.
+        JobError: There is no GPU, the driver is too old, or torchvision was built without nvJPEG;
+            in the words of whichever says so.
     """
-    if not torch.cuda.is_available():
-        raise JobError(
-            f"transform.jpeg_decoder = gpu: this worker's torch {torch.__version__} sees no CUDA "
-            "device; install a CUDA build or set it to cpu"
-        )
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "JPEG")
     try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # says best why there is no GPU
         load_image_ops()
         _decode_on_gpu([as_tensor(buffer.getvalue())])
         torch.cuda.synchronize()
     except Exception as error:
         reason = clean_message(str(error), 200)
         raise JobError(
-            f"transform.jpeg_decoder = gpu: this worker's torchvision cannot decode on its GPU "
-            f"({reason}); install its CUDA build or set it to cpu"
+            f"transform.jpeg_decoder = gpu: torch {torch.__version__} cannot decode on a GPU here "
+            f"({reason}); mend that, or set it to cpu"
         ) from error
     return _decode_on_gpu
 
