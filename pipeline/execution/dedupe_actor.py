@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.execution.dedupe import ResultIndex
+from pipeline.execution.visible_gpus import settle_gpus
 from pipeline.planning.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
 
 
@@ -29,9 +30,17 @@ class RemoteIndex:
         self._actor.add.remote(digests, results)
 
 
+class HiddenIndex(ResultIndex):
+    """The index of the actor's process, which sees no GPU."""
+
+    def __init__(self) -> None:
+        settle_gpus(0.0)
+        super().__init__()
+
+
 def start_index() -> Any:
     """Start the actor that holds a `ResultIndex`; it ends with the run."""
     import ray
 
     options = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_TASK_RETRIES}
-    return ray.remote(num_cpus=0, **options)(ResultIndex).remote()
+    return ray.remote(num_cpus=0, **options)(HiddenIndex).remote()

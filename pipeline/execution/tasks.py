@@ -15,6 +15,7 @@ from pipeline.core.printable import clean_message
 from pipeline.core.user_code.user_errors import SHOW_ALL, tell_remote
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.versions import known_errors, session_folder
+from pipeline.execution.visible_gpus import no_gpus
 from pipeline.planning.allocation import MAX_TASK_RETRIES
 from pipeline.process.liveness import note_progress
 
@@ -116,4 +117,5 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
 
 
 def _call(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    return function(*arguments)
+    with no_gpus():
+        return function(*arguments)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from pipeline.execution.dedupe_actor import HiddenIndex
+from pipeline.execution.tasks import _call
 from pipeline.execution.visible_gpus import VISIBLE, mismatch, no_gpus, settle_gpus, without_gpus
 
 FIRST = "8d1ba1a0-5c4a-7a4b-93d5-0f0a6cde0001"
@@ -67,6 +69,18 @@ def test_a_task_sees_no_gpu_and_leaves_the_process_as_it_was(
     with pytest.raises(RuntimeError), no_gpus():
         raise RuntimeError
     assert os.environ.get(VISIBLE) == before
+
+
+def visible() -> str | None:
+    return os.environ.get(VISIBLE)
+
+
+def test_tasks_of_plain_functions_and_the_index_see_no_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(VISIBLE, "0,1")
+    assert _call(visible, ()) == ""
+    assert visible() == "0,1"
+    HiddenIndex()
+    assert visible() == ""
 
 
 def test_an_actor_on_the_cpu_sees_no_gpu(monkeypatch: pytest.MonkeyPatch):
