@@ -14,6 +14,7 @@ from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.published.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.staging import list_staged
+from pipeline.inference.runtimes.base import emulated_reason
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
@@ -88,7 +89,10 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
             **_features(vectors_of(job.source, plan.fields)),
         },
         "skipped": plan.skipped.to_dict(),
-        "model": _model(job, as_tried(model, choice.way), plan, tried, choice),
+        "model": {
+            **_model(job, as_tried(model, choice.way), plan, tried, choice),
+            **(_slow(job, as_tried(model, choice.way)) if run.options.address is None else {}),
+        },
         "published_now": version_facts(current),
         **({"cluster": cluster} if cluster else {}),
     }
@@ -209,6 +213,12 @@ def _model(
         "tried": None if tried is None else str(tried),
         "read_from_directory": [_read_from(line) for line in model.said],
     }
+
+
+def _slow(job: Job, model: ModelSpec) -> dict[str, str]:
+    """Say why the precision is not fast on this machine; {} if it is."""
+    reason = emulated_reason(model.precision, is_on_gpu=bool(job.resources.num_gpus))
+    return {"slow": reason} if reason else {}
 
 
 def _read_from(line: str) -> dict[str, str]:

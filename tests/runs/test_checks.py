@@ -21,6 +21,8 @@ from tiny_tokenizer import make_tokenizer
 from pipeline.core.errors import JobError
 from pipeline.dataflow import run_job
 from pipeline.execution.cluster.hardware import embedded_hardware
+from pipeline.inference import gpu_facts
+from pipeline.inference.runtimes import base
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import read_job
 from pipeline.operations.plan import plan
@@ -28,6 +30,7 @@ from pipeline.planning.allocation import allocate
 from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
 
+T4 = gpu_facts.Card("T4", (7, 5), False, "580.1", "13.0", 9)
 OPTIONS = RunOptions(allow_import=("models",))
 GOLDEN = {"golden": {"uri": "/nowhere/golden.parquet"}}
 
@@ -117,6 +120,20 @@ def test_a_gpu_that_is_not_there_is_told_by_plan(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     told = refusal_of_plan(image_job(tmp_path, resources={"num_gpus": 1}))
     assert re.fullmatch(r"resources.num_gpus = 1: the torch \S+ sees no CUDA device: .*", told)
+
+
+def test_a_precision_that_this_machine_emulates_is_told_by_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = image_job(tmp_path, model={"precision": "bf16"})
+    for has, told in ({"avx2"}, "this CPU has no bf16 arithmetic"), ({"amx_bf16"}, None):
+        monkeypatch.setattr(base, "instruction_sets", lambda has=has: frozenset(has))
+        found = plan(job, allow_import=OPTIONS.allow_import, tries=False)
+        slow = found["model"].get("slow")
+        assert (slow is None) if told is None else slow.startswith(told)
+    monkeypatch.setattr(gpu_facts, "_card", lambda: T4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert base.emulated_reason("tf32", is_on_gpu=True).startswith("T4 has no TF32")
 
 
 @pytest.mark.parametrize("runtime", ["eager", None])
