@@ -13,6 +13,7 @@ import contextlib
 import functools
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ class FakeStream:
         self._is_active = False
         self.num_queued = self.num_waited = 0
         """Pieces of work so far, and how many of them the host has waited for."""
-        self.idle_s = self.busy_s = 0.0
+        self.idle_s = self.busy_s = self.cpu_s = 0.0
         self.ended_s: float | None = None
         """When the last piece ended; None: forget the time before the next one."""
         threading.Thread(target=self._run, daemon=True).start()
@@ -79,6 +80,7 @@ class FakeStream:
         torch.set_num_threads(1)  # of this thread
         while (work := self._next()) is not None:
             work()
+            self.cpu_s = time.thread_time()
 
     def _next(self) -> Callable[[], object] | None:
         with self._clock.changed:
@@ -233,6 +235,11 @@ class FakeGpu(Gpu):
         """Raise what has lost the context, if anything has."""
         if self.lost is not None:
             raise type(self.lost)(*self.lost.args)
+
+    @property
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of its own threads, which no real device costs."""
+        return sum(stream.cpu_s for stream in self._streams)
 
     @property
     def current(self) -> FakeStream:

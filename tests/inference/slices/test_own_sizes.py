@@ -17,7 +17,7 @@ from predicting import PASS_THROUGH, Pooled, predict, predictor
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.inference.devices.device_buffers import DeviceBuffer
+from pipeline.inference.devices.device_buffers import DeviceBuffer, make_device_buffers
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
@@ -124,6 +124,27 @@ def test_buffers_that_grow_on_a_gpu_are_not_read_too_early():
     with installed(FakeGpu(copy_s=0.01)):
         rows, _ = predict(own_sizes(batch_size=2, num_gpus=1), prepared())
     require_equal_to_the_loop(rows)
+
+
+def test_a_buffer_grows_on_a_gpu_only_while_nothing_reads_the_old_memory():
+    seen = ImageInput(SPEC)
+    inputs, small, large = seen.arrays(prepared()), np.array([7]), np.array([6])
+    with installed(FakeGpu(copy_s=0.01, rows_per_s=10)) as gpu:
+        memory = {"image": gpu.pinned(40 * 30 * 3, torch.uint8)}
+        free = make_device_buffers(lambda: dict(memory), seen.gather, gpu)
+        first, second = (free.take(free.ticket()) for _ in range(2))
+        empty, are_quiet = gpu.empty, list[bool]()
+
+        def grow(num_values: int, dtype: torch.dtype) -> torch.Tensor:
+            are_quiet.append(all(each.num_waited == each.num_queued for each in gpu._streams))
+            return empty(num_values, dtype)
+
+        gpu.empty = grow
+        for buffer, rows in ((first, small), (second, large)):
+            gpu.call(buffer.start, inputs, rows, lambda batch: batch)
+        for buffer, rows in ((first, small), (second, large)):
+            assert np.array_equal(buffer.finish()["image"][0], inputs["image"][rows[0]])
+    assert are_quiet == [True]
 
 
 @pytest.mark.parametrize(
