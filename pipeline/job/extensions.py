@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from pydantic_core import PydanticKnownError
 
 from pipeline.core import registry
 from pipeline.core.errors import JobError
+from pipeline.job.section import Section
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def registered(group: str, name: str, also: tuple[str, ...] = ()) -> Any:
@@ -27,3 +33,36 @@ def registered(group: str, name: str, also: tuple[str, ...] = ()) -> Any:
         raise PydanticKnownError("literal_error", {"expected": expected}) from None
     except JobError as error:
         raise ValueError(str(error)) from None
+
+
+def options_of(section: type[SectionT], options: Mapping[str, Any]) -> SectionT:
+    """Return checked options of something registered as the section that it declares."""
+    return section.model_validate_json(json.dumps(options))
+
+
+def check_options(
+    section: type[Section] | None, options: Mapping[str, Any], field: str, owner: str
+) -> None:
+    """Check the options that a job gives for something registered.
+
+    Args:
+        section: What it declares; None: it has no options.
+        options: As the job has them.
+        field: Their field in the job, for messages.
+        owner: What they are for, as in `format 'csv'`.
+
+    Raises:
+        ValueError: They do not fit, or there are none; one line that names each field.
+    """
+    if section is None:
+        if options:
+            raise ValueError(f"{field} has no effect with {owner}")
+        return
+    try:
+        options_of(section, options)
+    except ValidationError as error:
+        told = [
+            f"{'.'.join([field, *map(str, each['loc'])])}: {each['msg']}"
+            for each in error.errors(include_url=False)
+        ]
+        raise ValueError("; ".join(told).replace("Value error, ", "")) from None

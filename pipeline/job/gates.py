@@ -8,18 +8,16 @@ world's doing (drift) warns. A first partition has nothing to compare with, and 
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import registry
 from pipeline.core.failures import Reason
-from pipeline.job.extensions import registered
+from pipeline.job.extensions import SectionT, check_options, options_of, registered
 from pipeline.job.section import NotNegative, Percent, PositiveInt, Section
 
 Mode = Literal["off", "warn", "fail"]
-SectionT = TypeVar("SectionT", bound=Section)
 
 
 class Volume(Section):
@@ -158,13 +156,9 @@ class Gates(Section):
             if name in registry.built_in(registry.GATES):
                 raise ValueError(f"{name} has fields of its own in this section")
             kind = registered(registry.GATES, name).Options
-            try:
-                kind.model_validate_json(json.dumps(values))
-            except ValidationError as error:
-                told = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-                raise ValueError(f"{name}: {'; '.join(told)}") from None
+            check_options(kind, values, name, f"gate {name!r}")
         return options
 
     def own(self, name: str, kind: type[SectionT]) -> SectionT:
         """Return what the job gives for a gate of another distribution."""
-        return kind.model_validate_json(json.dumps(self.options.get(name, {})))
+        return options_of(kind, self.options.get(name, {}))

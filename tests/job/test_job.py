@@ -81,7 +81,7 @@ def test_a_minimal_job_loads_with_defaults(tmp_path: Path):
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("source.format", "csv", "'images', "),
+        ("source.format", "avro", "'images', "),
         ("source.uri", "", "at least 1 character"),
         ("source.max_image_px", 0, "greater than or equal to 1"),
         ("model.batch_size", "64", "valid integer"),
@@ -334,8 +334,8 @@ def test_more_errors_than_anyone_reads_are_counted(tmp_path: Path):
         ("model.factory_args", {}, "the arguments of a factory are model.args"),
         ("model.hf", "bert", "a model directory is named by model.path"),
         ("model.task", "object-detection", "boxes are task detect"),
-        ("source.text", "text", "in the column that source.text_column names"),
-        ("source.format", "csv", "texts lie in Parquet or jsonl"),
+        ("source.text", "text", "texts lie in a column"),
+        ("source.format", "text", "texts lie in a column"),
         ("model.embedding_dim", 5, "or --set model.embedding_dim=null"),
     ],
 )

@@ -29,7 +29,7 @@ _PAD = "a letterbox is resize: pad"
 _GRAY = "one channel is channels: gray"
 _ARGUMENTS = "the arguments of a factory are model.args"
 _DIRECTORY = "a model directory is named by model.path"
-_TEXTS = "texts lie in Parquet or jsonl, in the column that source.text_column names"
+_TEXTS = "texts lie in a column of Parquet or of lines, which source.text_column names"
 _FACTORY_ARGUMENTS = ("factory_args", "factory_kwargs", "kwargs")
 _KINDS: Mapping[str, type] = {"str": str, "tuple": list}
 """How pydantic calls a type of several: what it is in a document."""
@@ -64,7 +64,7 @@ _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
         [(("transform", "resize"), each) for each in ("squash", "warp", "exact")],
         "both sides to size_px is resize: stretch",
     ),
-    **dict.fromkeys([(("source", "format"), each) for each in ("text", "csv", "json")], _TEXTS),
+    **dict.fromkeys([(("source", "format"), each) for each in ("text", "json")], _TEXTS),
     **dict.fromkeys(
         [
             (("model", "task"), each)
