@@ -33,8 +33,9 @@ from pipeline.commands.app import app
 from pipeline.commands.demo.photos import build_images
 from pipeline.core import errors, failures, schema
 from pipeline.core.figures.counters import STAGES
-from pipeline.core.registry import GATES, TASKS, built_in
+from pipeline.core.registry import GATES, SOURCES, TASKS, built_in, load
 from pipeline.job.job import Job
+from pipeline.job.source import Source
 from pipeline.report.speed.limits import GROUPS
 from pipeline.storage import skipped
 
@@ -60,6 +61,23 @@ _LINK = re.compile(r"\]\(([^)]+)\)")
 def field_tables(section: str) -> str:
     """The tables of a section as they must stand in jobs/README.md: its own, then nested ones."""
     return "\n\n".join(_tables(Job.model_fields[section].annotation, set()))
+
+
+def format_matrix() -> str:
+    """Which format has which field of its own, as jobs/README.md must have it below `Formats`."""
+    forms = {name: load(SOURCES, name) for name in built_in(SOURCES)}
+    lines = [f"| field | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]
+    for field in Source.model_fields:
+        has = [field in form.fields for form in forms.values()]
+        if any(has):
+            lines.append(f"| `{field}` | {' | '.join('yes' if each else '' for each in has)} |")
+    return "\n".join(lines)
+
+
+def option_tables() -> dict[str, str]:
+    """The table of the options of each format that has some, as it must be below its name."""
+    forms = {name: load(SOURCES, name) for name in built_in(SOURCES)}
+    return {name: next(_tables(f.options, set())) for name, f in forms.items() if f.options}
 
 
 def _tables(model: Any, shown: set[Any]) -> Iterator[str]:
@@ -162,6 +180,16 @@ def test_the_tables_of_a_section_equal_the_model(section: str) -> None:
     below = JOB_FILE.split(f"\n### `{section}`", 1)[1].split("\n#", 1)[0]
     tables = field_tables(section)
     assert tables in below, f"jobs/README.md should have under {section}:\n{tables}"
+
+
+def test_every_format_has_its_fields_and_options_in_a_table() -> None:
+    below = JOB_FILE.split("\n## Formats\n", 1)[1].split("\n## ", 1)[0]
+    assert format_matrix() in below, f"jobs/README.md should have under Formats:\n{format_matrix()}"
+    for name in built_in(SOURCES):
+        about = f"\n### {name}\n" if f"\n### {name}\n" in below else f"\n`{name}`: "
+        assert about in below
+    for name, table in option_tables().items():
+        assert table in below.split(f"\n### {name}\n", 1)[1].split("\n#", 1)[0], table
 
 
 def test_every_reason_is_in_the_table() -> None:
@@ -338,7 +366,15 @@ def with_new_tables(text: str) -> str:
         start = text.index("| field |", text.index(f"\n### `{section}`\n"))
         end = text.index("\n#", start)
         text = text[:start] + field_tables(section) + "\n" + text[end:]
+    text = _with_table(text, "\n## Formats\n", format_matrix())
+    for name, table in option_tables().items():
+        text = _with_table(text, f"\n### {name}\n", table)
     return text
+
+
+def _with_table(text: str, heading: str, table: str) -> str:
+    start = text.index("| field |", text.index(heading))
+    return text[:start] + table + text[text.index("\n\n", start) :]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ SEMANTICS: Mapping[str, int] = {
     "images": 1,
     "parquet": 2,
     "jsonl": 2,
+    "csv": 1,
     "webdataset": 1,
     "fetch": 1,
     "decode": 1,
@@ -22,8 +23,9 @@ SEMANTICS: Mapping[str, int] = {
     "tokenize": 1,
     "predict": 2,
 }
-"""Area -> version. `images`, `parquet`, `jsonl`, `webdataset`: rows, ids and values that a source
-yields; `fetch`: what a URI column may name; `predict`: normalisation, export, weights, tasks."""
+"""Area -> version. `images`, `parquet`, `jsonl`, `csv`, `webdataset`: rows, ids and values that a
+source yields; `fetch`: what a URI column may name; `predict`: normalisation, export, weights,
+tasks."""
 
 
 def semantics_of(own: Mapping[str, int], *, has_uris: bool) -> dict[str, int]:

@@ -69,7 +69,7 @@ class FeatureColumn(Section):
     read_as: ReadAs | None = Field(default=None, exclude_if=lambda value: value is None)
     """What becomes of a date or time: whole `seconds` or `days` since `origin`, or a part of it;
     `weekday` is 0 on Monday. Of a column with a time zone the parts are local, others in UTC. Times
-    of day have `seconds` and `hour`. In jsonl, and in columns of text, a date is `2026-01-31`, a
+    of day have `seconds` and `hour`. In columns of text a date is `2026-01-31`, a
     time `2026-01-31T12:00:30` with up to 6 digits of a second and `Z`, `+01:00` or no zone; other
     forms of ISO 8601, such as `20260131`, are none. `float64` and `text` are for an `.onnx` file
     with an input per column, and said for it by what the file takes: a number as float64, which

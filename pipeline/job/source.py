@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import registry
 from pipeline.core.user_code.own_code import errors_told
-from pipeline.job.extensions import registered
+from pipeline.job.extensions import check_options, registered
 from pipeline.job.features import FeatureEntry, column_of
 from pipeline.job.section import PositiveInt, Section
 from pipeline.job.source_input import SourceInput, name_trouble
@@ -45,16 +45,9 @@ class Source(Section):
     """A folder, a file or a glob (`*`, `**`) on local disk or in an object store (`s3://`, `gs://`,
     `az://` or `abfs://`)."""
     format: str
-    """`images`: one file is one row, named `.jpg .jpeg .jpe .jfif .png .webp .gif .bmp .avif .tif
-    .tiff .heic .heif`. `parquet`: the columns hold encoded images, their URIs, features or texts.
-    `jsonl`: one line of a `.jsonl` or `.ndjson`, plain, `.gz` or `.zst`, is one row, an object with
-    the columns by name; blank lines are no rows. A line that is no object is quarantined as
-    `decode_error`, one with more than 8 MiB beside its text or image as `too_large`; of a key that
-    is repeated the last value counts.
-    `webdataset`: in tars, the neighbouring members of one key (the path up to the first dot of the
-    base name) are one row; its `row_id` is `<shard path>/<key>`, a repeated key is quarantined as
-    `<shard path>/<key>@<row>`. Gzipped tars are read up to 64 MiB. Installed packages may add
-    formats (entry points `pipeline.sources`)."""
+    """What the shards are: `images`, `parquet`, `jsonl`, `csv` or `webdataset`; [Formats](#formats)
+    has the rules of each, and which of these fields it has. Installed packages may add formats
+    (entry points `pipeline.sources`)."""
     files: str | tuple[str, ...] | None = None
     """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a
     text file with one a line. Left out: everything below `uri` is listed."""
@@ -62,16 +55,16 @@ class Source(Section):
     """Symbolic links to regular files are read, wherever they point; `false` skips and counts them.
     Links to folders are always skipped and counted. URIs in a column have rules of their own."""
     image_column: str = "image"
-    """Parquet, jsonl: the column that holds the encoded image."""
+    """The column that holds the encoded image."""
     image_encoding: Literal["binary", "base64"] = Field(
         default="binary", exclude_if=lambda value: value == "binary"
     )
     """How `image_column` holds the image: its bytes, or these in base64, plain or as a URI of the
     form `data:image/jpeg;base64,...`. Whitespace in base64 is left out; anything else that is not
-    base64 is quarantined as `decode_error`. Format `jsonl` has `base64` only."""
+    base64 is quarantined as `decode_error`."""
     uri_column: str | None = None
-    """Parquet, jsonl: a text column with the URIs of the images, which are fetched and read instead
-    of `image_column`. Only what the next five fields allow is fetched."""
+    """A text column with the URIs of the images, which are fetched and read instead of
+    `image_column`. Only what the next five fields allow is fetched."""
     uri_roots: tuple[str, ...] = ()
     """Folders and prefixes, besides `uri` itself, below which URIs may point."""
     uri_base: str | None = None
@@ -84,18 +77,17 @@ class Source(Section):
     allow_http: bool = False
     """Fetch over http too, which is neither encrypted nor protected from changes."""
     features: tuple[FeatureEntry, ...] = ()
-    """Parquet, jsonl: numeric columns and fixed-size lists of numbers that are the model's input
+    """Numeric columns and fixed-size lists of numbers that are the model's input
     instead of an image, joined in this order to one float32 vector a row; nothing is decoded. True
     is 1 and false 0. An entry is a name, or a mapping for categories, dates and nulls. Columns may
     be in the names of the shards' folders (`year=2026/`)."""
     text_column: str | None = Field(default=None, exclude_if=lambda value: value is None)
-    """Parquet, jsonl: the column of texts that are the model's input instead of an image. A null is
-    quarantined as `null_input`, text that is not UTF-8 as `decode_error`; an empty text is a text.
-    In Parquet binary columns hold texts, too."""
+    """The column of texts that are the model's input instead of an image. A null is quarantined as
+    `null_input`, text that is not UTF-8 as `decode_error`; an empty text is a text."""
     text_pair_column: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """The column of the second texts, for models that judge pairs of texts."""
     inputs: dict[str, SourceInput] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    """Parquet, jsonl: several inputs of a row, by the names of the arguments of the model's
+    """Several inputs of a row, by the names of the arguments of the model's
     `forward`, as in `{photo: {image_column: photo}, caption: {text_column: body}}`. A row that
     lacks one is quarantined, and the message names it."""
     input: str | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -110,25 +102,21 @@ class Source(Section):
     they are rounded. Without, such a number ends the run, also of decimals without places and in
     the names of folders. Fractions are always rounded, to 7 digits."""
     id_column: str | None = None
-    """Parquet, jsonl: the column that becomes `row_id`, which is text: numbers are written out.
+    """The column that becomes `row_id`, which is text: numbers are written out.
     Left out, the id is `<shard path>#<row>`."""
     pass_through: tuple[str, ...] = ()
-    """Parquet: columns copied unchanged beside the predictions, also those that the shards' folders
-    name (`year=2026/`; text, unless `casts` says otherwise). INT96 becomes `timestamp[us]`, views
-    plain text and binary. Jsonl: the same by name; a folder's value comes before that of a line. A
-    value of more than 16 MiB is quarantined with its row, as `too_large`.
-    Webdataset: extensions of members whose content becomes a column of that name: `cls` a whole
-    number (int64), any other text."""
+    """Columns copied beside the predictions, also those that the shards' folders name
+    (`year=2026/`; text, unless `casts` says otherwise). A value of more than 16 MiB is quarantined
+    with its row, as `too_large`. Webdataset: extensions of members whose content becomes a column
+    of that name: `cls` a whole number (int64), any other text."""
     image_extensions: tuple[Extension, ...] = (
         *("jpg", "jpeg", "png", "webp", "gif", "bmp"),
         *("tif", "tiff", "avif", "heic", "heif"),
     )
-    """Webdataset: the image of a key is its member with the first of these that it has."""
+    """The image of a key is its member with the first of these that it has."""
     casts: dict[str, str] = Field(default_factory=dict)
-    """Parquet, jsonl: declared types of pass-through columns (`taken_at: timestamp[us]`), for
-    shards that differ; without, the first shard's types count. A value that does not fit costs its
-    row. Jsonl: the first 1,000 rows count; int64, double or bool if all values are, otherwise text,
-    in which anything that is no text is written as JSON."""
+    """Declared types of pass-through columns (`taken_at: timestamp[us]`), for shards that differ;
+    without, the first shard says them. A value that does not fit costs its row."""
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
     """An encoded image of more bytes is quarantined as `too_large` without being decoded."""
     max_image_px: PositiveInt = 100_000_000
@@ -137,7 +125,7 @@ class Source(Section):
     max_text_bytes: PositiveInt = Field(default=2**20, exclude_if=lambda value: value == 2**20)
     """A text of more bytes in UTF-8 is quarantined as `too_large`."""
     options: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    """What a format of an installed package asks for besides; the formats here have none."""
+    """What a format asks for besides; of those here only [csv](#csv) does."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
 
@@ -229,11 +217,7 @@ class Source(Section):
             if name in self.model_fields_set and name not in form.fields:
                 raise ValueError(f"{name} has no effect with format {self.format!r}")
         self._check_input_columns()
-        if form.options is None:
-            if self.options:
-                raise ValueError(f"options has no effect with format {self.format!r}")
-        else:
-            _check_options(form.options, self.options)
+        check_options(form.options, self.options, "options", f"format {self.format!r}")
         with errors_told(registry.SOURCES, self.format, ValueError):
             form.check(self)
         return self
@@ -272,12 +256,3 @@ class Source(Section):
                 )
         if "image_encoding" in self.model_fields_set and kind != "image":
             raise ValueError("image_encoding has no effect without image_column")
-
-
-def _check_options(section: type[Section], options: dict[str, Any]) -> None:
-    try:
-        section.model_validate(options)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(["options", *map(str, first["loc"])])
-        raise ValueError(f"{field}: {first['msg']}") from None

@@ -1,4 +1,4 @@
-"""List shards and read their rows: image files, Parquet, JSON lines, WebDataset, URIs.
+"""List shards and read their rows: image files, Parquet, JSON lines, CSV, WebDataset, URIs.
 
 `REGISTRY` names the source formats, each an object of the protocol in source_format.py. To add
 one, write a file and a line here, or declare an entry point of the group `pipeline.sources` in a
@@ -9,6 +9,7 @@ REGISTRY = {
     "images": "pipeline.sources.image_files:FORMAT",
     "parquet": "pipeline.sources.parquet.format:FORMAT",
     "jsonl": "pipeline.sources.jsonl.format:FORMAT",
+    "csv": "pipeline.sources.csv.format:FORMAT",
     "webdataset": "pipeline.sources.webdataset.format:FORMAT",
 }
 """`source.format` -> where its `SourceFormat` is; imported when a job names it."""

@@ -57,6 +57,11 @@ def _magic(*magics: bytes) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(magics)
 
 
+def _is_orc(head: bytes) -> bool:
+    """Tell whether it begins like ORC and is no text, as a header that begins with ORC would be."""
+    return head.startswith(b"ORC") and b"\0" in head
+
+
 def _is_tar(head: bytes) -> bool:
     """Tell whether the first block is a header whose checksum is right."""
     try:
@@ -120,7 +125,7 @@ KINDS = (
     Kind("xz", "fd 37 7a 58 5a", _magic(b"\xfd7zXZ\0"), _DECOMPRESS),
     Kind("a zip", "PK", _magic(b"PK\x03\x04"), "unpack it"),
     Kind("Arrow", "ARROW1", _magic(b"ARROW1\0\0")),
-    Kind("ORC", "ORC", _magic(b"ORC")),
+    Kind("ORC", "ORC", _is_orc),
     Kind("Avro", "Obj", _magic(b"Obj\x01")),
     Kind("a JPEG", "ff d8 ff", _magic(b"\xff\xd8\xff")),
     Kind("a PNG", "89 50 4e 47", _magic(b"\x89PNG\r\n\x1a\n")),

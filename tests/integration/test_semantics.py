@@ -28,7 +28,7 @@ from tiny_tokenizer import text_settings
 from pipeline.core.arrays import images_to_arrow
 from pipeline.core.cache.node_cache import key_of
 from pipeline.core.failures import RowError, failure_columns
-from pipeline.core.registry import INPUTS, load
+from pipeline.core.registry import INPUTS, SOURCES, built_in, load
 from pipeline.core.schema import OFFSETS, TEXT, TEXT_PAIR, WORD_IDS
 from pipeline.core.semantics import SEMANTICS, semantics_of
 from pipeline.inference.predictor import Predictor
@@ -60,6 +60,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "images": (1, "530da80b09233517"),
     "parquet": (2, "2a4906d6207b53b2"),
     "jsonl": (2, "d24f3031f83b469e"),
+    "csv": (1, "f1f45d10824ed63f"),
     "webdataset": (1, "fd3ae8a88977ed57"),
     "fetch": (1, "c8997aac9c610b11"),
     "decode": (1, "b5b8c918f8b1e477"),
@@ -295,6 +296,26 @@ def json_lines(folder: Path) -> list[list[dict[str, Any]]]:
     return [read_source(source) for source in jobs]
 
 
+def csv_records(folder: Path) -> list[list[dict[str, Any]]]:
+    """Texts, features and images in records of all kinds; plain, compressed, with options."""
+    data = (CORPUS / "rows.csv").read_bytes()
+    (folder / "b.csv.gz").write_bytes(gzip.compress(data, mtime=0))
+    (folder / "a.csv").write_bytes(data)
+    common = {"uri": str(folder), "format": "csv", "pass_through": ("n", "flag")}
+    jobs = [
+        Source(**common, text_column="text", id_column="id", max_text_bytes=40),
+        Source(**common, text_column="text", text_pair_column="id", casts={"n": "string"}),
+        Source(**common, features=("n",), null_features="zero", options={"nulls": ["NULL"]}),
+        Source(**common, image_encoding="base64"),
+        Source(
+            **{**common, "pass_through": ("n",), "casts": {"n": "int64"}},
+            text_column="text",
+            options={"delimiter": ",", "quote": "'", "escape": "\\"},
+        ),
+    ]
+    return [read_source(source) for source in jobs]
+
+
 def read_source(source: Source) -> list[dict[str, Any]]:
     inputs = list_inputs(source, max_extent_rows=8)
     reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.fields)
@@ -313,6 +334,7 @@ AREAS: dict[str, Callable[[Path, Path], Any]] = {
         pass_through=["taken_at", "camera", "width"],
     ),
     "jsonl": lambda images, folder: json_lines(folder),
+    "csv": lambda images, folder: csv_records(folder),
     "webdataset": lambda images, folder: read(CORPUS / "images.tar", format="webdataset"),
     "fetch": fetched,
     "decode": lambda images, folder: decoded(images),
@@ -350,7 +372,7 @@ def test_a_number_makes_stale_only_the_jobs_that_go_through_its_area(
 ):
     jobs = {
         (name, kind, has_uris): numbers(name, kind, has_uris)
-        for name in ("images", "parquet", "jsonl", "webdataset")
+        for name in built_in(SOURCES)
         for kind in ("image", "features")
         for has_uris in (True, False)
     }

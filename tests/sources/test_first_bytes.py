@@ -59,6 +59,7 @@ DATA: dict[str, bytes] = {
 READS = {
     "parquet": ["Parquet"],
     "jsonl": ["JSON lines", "gzip", "zstd"],
+    "csv": ["CSV", "gzip", "zstd"],
     "webdataset": ["a tar", "gzip", "zstd"],
     "images": [kind for kind in DATA if kind not in ("Parquet", "a tar")],
 }
@@ -66,8 +67,15 @@ READS = {
 FIELDS: dict[str, dict[str, Any]] = {
     "parquet": {"text_column": "text"},
     "jsonl": {"text_column": "text"},
+    "csv": {"text_column": "text"},
 }
-SUFFIXES = {"parquet": ".parquet", "jsonl": ".jsonl", "webdataset": ".tar", "images": ".png"}
+SUFFIXES = {
+    "parquet": ".parquet",
+    "jsonl": ".jsonl",
+    "csv": ".csv",
+    "webdataset": ".tar",
+    "images": ".png",
+}
 
 
 def listed(folder: Path, form: str, **fields: Any) -> Inputs:
@@ -106,6 +114,7 @@ def test_a_kind_is_told_by_its_first_bytes(kind: str):
         b"\xff\x00 nothing of this kind",
         b"PAR",
         b"one line, of text",
+        b"ORCID\n0000-0002\n",
         b"prose, with a comma\nand a line without\n",
         b'{"cut": \n{"cut, too": \n',
         b'[1, 2]\n{"a": 1}\n',
@@ -177,7 +186,7 @@ def test_the_way_out_names_the_format_and_the_suffix_that_it_lists(tmp_path: Pat
             list_inputs(Source(format="jsonl", **fields), max_extent_rows=9)
 
 
-@pytest.mark.parametrize("form", ["parquet", "jsonl", "webdataset"])
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "webdataset"])
 def test_a_wrong_shard_among_good_ones_costs_its_rows_and_is_told(
     form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -194,5 +203,5 @@ def test_a_wrong_shard_among_good_ones_costs_its_rows_and_is_told(
 
 def test_three_wrong_shards_are_enough(tmp_path: Path):
     put(tmp_path, "parquet", CSV, CSV, CSV, parquet())
-    with pytest.raises(JobError, match="it is CSV; write its rows as Parquet or JSON lines"):
+    with pytest.raises(JobError, match=r"CSV; name the shards \*.csv and set source.format: csv"):
         listed(tmp_path, "parquet")

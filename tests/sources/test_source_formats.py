@@ -61,6 +61,12 @@ def write_jsonl(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join([line] * rows))
 
 
+def write_csv(folder: Path) -> None:
+    text = base64.b64encode(IMAGE).decode()
+    for name, rows in (("a", 4), ("b", 6)):
+        (folder / f"{name}.csv").write_text("\n".join(["image,n", *[f"{text},1"] * rows]))
+
+
 def write_toys(folder: Path) -> None:
     for name, rows in (("a", 4), ("b", 6)):
         (folder / f"{name}{TOY_FILES}").write_text("\n".join([IMAGE.hex()] * rows))
@@ -70,11 +76,15 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "images": write_images,
     "parquet": write_parquet,
     "jsonl": write_jsonl,
+    "csv": write_csv,
     "webdataset": write_tars,
     "toy": write_toys,
 }
 """Format -> function that writes NUM_ROWS rows; a new format needs a line here."""
-FIELDS: dict[str, dict[str, Any]] = {"jsonl": {"image_encoding": "base64"}}
+FIELDS: dict[str, dict[str, Any]] = {
+    "jsonl": {"image_encoding": "base64"},
+    "csv": {"image_encoding": "base64"},
+}
 """Format -> what a job must say besides."""
 
 
@@ -178,7 +188,7 @@ def test_a_broken_shard_costs_its_own_rows(source: Source, tmp_path: Path):
 
 def test_an_unknown_format_is_refused_with_those_that_there_are(tmp_path: Path):
     with pytest.raises(
-        ValidationError, match="'images', 'parquet', 'jsonl', 'webdataset' or 'toy'"
+        ValidationError, match="'images', 'parquet', 'jsonl', 'csv', 'webdataset' or 'toy'"
     ):
         Source(uri=str(tmp_path), format="avro")
 

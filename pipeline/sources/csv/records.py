@@ -1,0 +1,177 @@
+"""The records of a CSV shard, as Python's `csv` reads them in its strict mode, in batches.
+
+A record that cannot be parsed ends with the line that shows it; the next line begins a new one. So
+does the line behind one in which a record grows too large, as from a quote that nothing closes: no
+more than that is held.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
+from itertools import chain
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.core.arrays import Numbers
+from pipeline.sources.lines.blocks import Block, read_blocks
+from pipeline.sources.whole_file import Broken
+
+Record = Sequence[str] | str
+"""The fields; or, as one text, why there are none."""
+_NOT_UTF8 = "is not UTF-8"
+
+
+@dataclass(frozen=True)
+class Records:
+    """Neighbouring records of a shard, N of them; empty lines are none."""
+
+    fields: Sequence[Record]
+    sizes: Numbers
+    """int64 (N,): bytes of each, also of one that is too large."""
+    numbers: Numbers
+    """int64 (N,): of the line in which each begins, from 1."""
+    names: Sequence[str] = ()
+    """Of the shard's columns."""
+    broken: str = ""
+    """If set, this is one row that stands for the rest of the shard."""
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def take(self, rows: slice | Numbers) -> Records:
+        """Return some of the records, in order."""
+        fields = self.fields[rows] if isinstance(rows, slice) else [self.fields[r] for r in rows]
+        return replace(self, fields=fields, sizes=self.sizes[rows], numbers=self.numbers[rows])
+
+
+def unreadable(why: str, number: int = 1) -> Records:
+    """Return the row that stands for all from a line on."""
+    return Records([why], np.zeros(1, np.int64), np.array([number], np.int64), broken=why)
+
+
+def read_records(handle: BinaryIO, max_bytes: int, dialect: Mapping[str, Any]) -> Iterator[Records]:
+    """Yield the records of a shard in order; what comes at once depends on the shard alone.
+
+    Args:
+        handle: The file, at its beginning; must be seekable.
+        max_bytes: A record with more is not held in memory.
+        dialect: Arguments of `csv.reader`.
+    """
+    # A limit of the whole process, which is only ever raised.
+    csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
+    lines = _Lines(read_blocks(handle, max_bytes, "CSV", with_blank=True), max_bytes)
+    batch = _Batch(lines)
+    reader, before = csv.reader(chain.from_iterable(lines), **dialect), 0
+    num_blocks = 0
+    while True:
+        fields: Record
+        try:
+            fields = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            fields = f"is not CSV: {str(error).partition(' - ')[0]}"
+        except _TooLargeError:
+            fields = "is too large"
+            before = lines.num_lines
+            reader = csv.reader(chain.from_iterable(lines), **dialect)
+        except Broken as error:
+            yield from batch.flush()
+            yield unreadable(str(error), lines.end + 1)
+            return
+        batch.add(fields, before + reader.line_num)
+        if lines.num_blocks > num_blocks:  # the record before was the last of its block
+            num_blocks = lines.num_blocks
+            yield from batch.flush()
+    yield from batch.flush()
+
+
+class _TooLargeError(Exception):
+    """A record has more bytes than the limit."""
+
+
+class _Lines:
+    """The lines of a shard, block by block, as `csv` asks for them."""
+
+    def __init__(self, blocks: Iterator[Block], max_bytes: int) -> None:
+        self._blocks, self._max_bytes = blocks, max_bytes
+        self.num_blocks = 0
+        self.num_lines = 0
+        """Lines that were handed out."""
+        self.end = 0
+        """Lines that belong to whole records."""
+        self.sizes = np.zeros(0, np.int64)
+        """Bytes of the lines from `first` on, as far as they were handed out."""
+        self.first = 0
+        self.has_bad_bytes = False
+        """Whether some line so far was not UTF-8."""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> Iterator[str]:
+        if self.sizes[self.end - self.first :].sum() > self._max_bytes:
+            raise _TooLargeError
+        block = next(self._blocks)
+        if block.broken:
+            raise Broken(block.broken)
+        self.num_blocks += 1
+        self.num_lines += len(block)
+        self.sizes = np.concatenate([self.sizes, block.sizes])
+        if block.sizes[0] and not len(block.line(0)):  # a line that was not held
+            raise _TooLargeError
+        data = block.data[block.starts[0] : block.ends[-1]]
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = data.decode("utf-8", "surrogateescape")
+            self.has_bad_bytes = True
+        return StringIO(text, newline="\n")  # a carriage return ends no line
+
+    def forget(self, line: int) -> None:
+        """Forget the sizes of the lines before this one."""
+        self.sizes, self.first = self.sizes[line - self.first :], line
+
+
+class _Batch:
+    """Records that were not yielded."""
+
+    def __init__(self, lines: _Lines) -> None:
+        self._lines = lines
+        self._fields: list[Record] = []
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, fields: Record, end: int) -> None:
+        """Add a record, and the number of lines up to its end."""
+        if fields:
+            if self._lines.has_bad_bytes and not _is_utf8(fields):
+                fields = _NOT_UTF8
+            self._fields.append(fields)
+            self._begins.append(self._lines.end)
+            self._ends.append(end)
+        self._lines.end = end
+
+    def flush(self) -> Iterator[Records]:
+        """Yield the records, if there are any."""
+        lines = self._lines
+        if self._fields:
+            before = np.concatenate([[0], np.cumsum(lines.sizes)])
+            begins = np.array(self._begins, np.int64)
+            ends = np.array(self._ends, np.int64)
+            sizes = before[ends - lines.first] - before[begins - lines.first]
+            yield Records(self._fields, sizes, begins + 1)
+            self._fields, self._begins, self._ends = [], [], []
+        lines.forget(lines.end)
+
+
+def _is_utf8(fields: Record) -> bool:
+    try:
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,134 @@
+"""The rows of CSV: what fields of text become in the columns that a job needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.failures import Failure, Reason
+from pipeline.job.source import Source
+from pipeline.sources.columns.base import STAGE, Failures, fail
+from pipeline.sources.columns.pass_through import Problems, cast_column
+from pipeline.sources.csv.options import CsvOptions
+from pipeline.sources.csv.records import Record, Records, read_records, unreadable
+from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.lines.columns import Column, columns_for
+from pipeline.sources.lines.stream import LineStream, max_line_bytes
+from pipeline.sources.rows import Reader
+
+_ESCAPED = 2
+"""CSV may write a quote as two."""
+
+
+class CsvStream(LineStream[Records]):
+    """The rows of CSV in order; a block of them is read ahead."""
+
+    def __init__(
+        self, reader: Reader, extents: Sequence[Extent], cut: SliceCut, options: CsvOptions
+    ) -> None:
+        super().__init__(reader, extents, cut, max_record_bytes(reader.source))
+        self._options = options
+
+    def read_lines(self, handle: BinaryIO, path: str) -> Iterator[Records]:
+        needed = [column.name for column in columns_for(self._reader, path)]
+        for records in read_named(handle, path, self._max_line_bytes, self._options):
+            if not records.broken and (trouble := _trouble(records.names, needed)):
+                yield unreadable(trouble)
+                return
+            yield records
+
+    def parse(self, lines: Records, path: str) -> tuple[pa.Table, Failures]:
+        failures: Failures = [self._failure(lines, row) for row in range(len(lines))]
+        rows = [
+            fields if failures[row] is None else None for row, fields in enumerate(lines.fields)
+        ]
+        nulls = frozenset(self._options.nulls)
+        made: dict[str, pa.Array] = {}
+        for column in columns_for(self._reader, path):
+            at = lines.names.index(column.name)
+            texts = [None if row is None or row[at] in nulls else row[at] for row in rows]
+            made[column.name], problems = _column(pa.array(texts, pa.large_string()), column)
+            for row, message in problems.items():
+                fail(failures, [row], Reason.BAD_SCHEMA, message)
+        return pa.table(made), failures
+
+    def _failure(self, lines: Records, row: int) -> Failure | None:
+        """Return why a record has no fields, if that is so."""
+        fields, size_bytes = lines.fields[row], int(lines.sizes[row])
+        where = f"line {lines.numbers[row]}"
+        if size_bytes > self._max_line_bytes:
+            message = f"{where} has {size_bytes} bytes, the limit is {self._max_line_bytes}"
+            return Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=size_bytes)
+        if trouble := _record_trouble(fields, len(lines.names)):
+            return Failure(Reason.DECODE_ERROR, STAGE, f"{where} {trouble}", num_bytes=size_bytes)
+        return None
+
+
+def read_named(
+    handle: BinaryIO, path: str, max_bytes: int, options: CsvOptions
+) -> Iterator[Records]:
+    """Yield the records of a shard, without the header, which gives them their names."""
+    names: Sequence[str] | None = options.columns
+    for records in read_records(handle, max_bytes, options.dialect(path)):
+        if names is None and not records.broken:
+            header = records.fields[0]
+            if isinstance(header, str):
+                yield unreadable(f"its header {header}")
+                return
+            names, records = header, records.take(slice(1, None))
+        if len(records):
+            yield Records(
+                records.fields, records.sizes, records.numbers, names or (), records.broken
+            )
+
+
+def max_record_bytes(source: Source) -> int:
+    """Return the limit of a record."""
+    return max_line_bytes(source, _ESCAPED)
+
+
+def _trouble(names: Sequence[str], needed: Sequence[str]) -> str:
+    """Return which column that the job needs a header lacks, or ''."""
+    for name in needed:
+        if (count := names.count(name)) != 1:
+            there = ", ".join(names)
+            return f"its header has column {name!r} {count} times, expected once; it has {there}"
+    return ""
+
+
+def _record_trouble(fields: Record, num_columns: int) -> str:
+    if isinstance(fields, str):
+        return fields
+    if len(fields) != num_columns:
+        return f"has {len(fields)} fields, expected {num_columns} as there are columns"
+    return ""
+
+
+def _column(texts: pa.Array, column: Column) -> tuple[pa.Array, Problems]:
+    """Return a column as its role asks for it, null where a text does not fit, and row -> message.
+
+    Args:
+        texts: large_string (N,).
+        column: What they are.
+    """
+    kind = column.kind if column.role == "pass" else None
+    if column.role == "number":
+        kind = pa.float64()
+        is_bool = pc.is_in(pc.utf8_lower(texts), pa.array(["true", "false"], pa.large_string()))
+        if pc.any(is_bool).as_py():
+            digits = pc.cast(pc.equal(pc.utf8_lower(texts), "true"), pa.int8()).cast(texts.type)
+            texts = pc.if_else(is_bool, digits, texts)
+    if kind is None:
+        return texts, {}
+    made, problems = cast_column(texts, pa.field(column.name, kind))
+    if pa.types.is_floating(kind) and pc.any(is_infinite := pc.is_inf(made)).as_py():
+        spelt = pc.match_substring(texts, "inf", ignore_case=True)
+        rounded = pc.fill_null(pc.and_(is_infinite, pc.invert(spelt)), False)
+        for row in np.flatnonzero(rounded.to_numpy(zero_copy_only=False)).tolist():
+            problems[row] = f"{column.name} is {texts[row]}, which no number of {kind} holds"
+        made = pc.if_else(rounded, pa.scalar(None, kind), made)
+    return made, problems

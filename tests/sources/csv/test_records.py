@@ -1,0 +1,136 @@
+"""Records of CSV are those of Python's `csv`; a bad one costs itself, and memory is bounded."""
+
+from __future__ import annotations
+
+import csv
+import io
+from itertools import chain
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.sources.csv.options import CsvOptions
+from pipeline.sources.csv.records import Records, read_records
+from pipeline.sources.lines import blocks
+
+LIMIT = 10**6
+DIALECT = CsvOptions().dialect("a.csv")
+FIELDS = st.lists(
+    st.lists(st.text(st.sampled_from("ab\u00e4,;\"'\n\\ ")), min_size=1, max_size=4), max_size=12
+)
+
+
+def records(data: bytes, options: CsvOptions | None = None, limit: int = LIMIT) -> list[Records]:
+    dialect = (options or CsvOptions()).dialect("a.csv")
+    return list(read_records(io.BytesIO(data), limit, dialect))
+
+
+def fields(data: bytes, options: CsvOptions | None = None, limit: int = LIMIT) -> list[object]:
+    found = chain.from_iterable(batch.fields for batch in records(data, options, limit))
+    return [each if isinstance(each, str) else [*each] for each in found]
+
+
+def strict(text: str) -> list[object]:
+    """What `csv` says of a text as a whole; of a record that it refuses, that it does."""
+    reader, found = csv.reader(io.StringIO(text, newline="\n"), **DIALECT), list[object]()
+    while True:
+        try:
+            found.append(next(reader))
+        except StopIteration:
+            return [each for each in found if each != []]
+        except csv.Error:
+            found.append("refused")
+
+
+@pytest.fixture
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 12)
+    monkeypatch.setattr(blocks, "_CHUNK_BYTES", 5)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@settings(max_examples=300, deadline=None)
+@given(rows=FIELDS, end=st.sampled_from(["\n", "\r\n"]), quoting=st.sampled_from([0, 1]))
+def test_what_csv_writes_comes_back(rows: list[list[str]], end: str, quoting: int):
+    target = io.StringIO(newline="")
+    csv.writer(target, lineterminator=end, quoting=quoting).writerows(rows)  # type: ignore[arg-type]
+    assert fields(target.getvalue().encode()) == rows
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@settings(max_examples=500, deadline=None)
+@given(st.text(st.sampled_from('ab,"\n\r')))
+def test_any_text_has_the_records_and_the_errors_of_csv(text: str):
+    found = [each if isinstance(each, list) else "refused" for each in fields(text.encode())]
+    assert found == strict(text)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_a_record_says_in_which_line_it_begins_and_how_large_it_is():
+    found = records(b'a,b\n\n"x\ny\nz",1\r\nlast,2')
+    assert found[0].fields == [["a", "b"]], "a header comes alone"
+    numbers = [number for batch in found for number in batch.numbers.tolist()]
+    sizes = [size for batch in found for size in batch.sizes.tolist()]
+    assert (numbers, sizes) == ([1, 3, 6], [4, 11, 6])
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "wanted"),
+    [
+        (CsvOptions(delimiter=";"), b'a;"b;c"\n', [["a", "b;c"]]),
+        (CsvOptions(quote="'"), b"a,'b,\"c'\n", [["a", 'b,"c']]),
+        (CsvOptions(quote=None), b'"a","b\n', [['"a"', '"b']]),
+        (CsvOptions(escape="\\"), b'a\\,b,"c\\"d"\n', [["a,b", 'c"d']]),
+        (CsvOptions(escape="\\"), b'"a""b",\n', [['a"b', ""]]),
+    ],
+)
+def test_the_job_says_how_fields_are_written(
+    options: CsvOptions, data: bytes, wanted: list[list[str]]
+):
+    assert fields(data, options) == wanted
+
+
+def test_a_record_that_is_refused_ends_with_its_line():
+    found = fields(b'a,b\n"x"y,1\nok,2\nc\rd,3\nok,4\n"open,5\n')
+    assert [each for each in found if isinstance(each, list)] == [
+        ["a", "b"],
+        ["ok", "2"],
+        ["ok", "4"],
+    ]
+    assert found[1] == "is not CSV: ',' expected after '\"'"
+    assert found[-1] == "is not CSV: unexpected end of data"
+
+
+def test_a_line_that_is_not_utf8_costs_itself():
+    assert fields(b"a\xff,1\n\xc3\xa4,2\n") == ["is not UTF-8", ["\u00e4", "2"]]
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("quote", [b"", b'"'])
+def test_what_no_quote_closes_is_not_held(quote: bytes):
+    """The line that is too long, or the lines up to the limit, are one record."""
+    before, long = b"a,b\nx,1\n", quote + b"z" * 300 + b"\n"
+    data = before + long + b"y,2\n" * 50
+    found = records(data, limit=100)
+    assert all(sum(map(len, batch.fields[0])) <= 100 for batch in found)
+    sizes = [size for batch in found for size in batch.sizes.tolist()]
+    assert sizes == [4, 4, len(long), *[4] * 50]
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_lines_behind_the_limit_are_records_again():
+    found = records(b'a,b\n"x,1\n' + b"y,2\n" * 60 + b'"', limit=100)
+    sizes = [size for batch in found for size in batch.sizes.tolist()]
+    [large] = [size for size in sizes if size > 100]
+    assert large < 100 + 4 * 12
+    assert sum(sizes) == 4 + 5 + 4 * 60 + 1
+    assert fields(b'a,b\n"x,1\n' + b"y,2\n" * 60 + b'"', limit=100)[2] == ["y", "2"]
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_some_records_of_a_batch_are_taken():
+    [_, batch, *_] = records(b"a\n1\n2\n3\n4\n5\n6\n7\n")
+    assert [*batch.take(slice(1, 3)).fields] == [*batch.fields][1:3]
+    chosen = batch.take(batch.numbers[[0]] - batch.numbers[0])
+    assert (chosen.fields, chosen.numbers.tolist()) == ([batch.fields[0]], [batch.numbers[0]])

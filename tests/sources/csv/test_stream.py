@@ -1,0 +1,236 @@
+"""CSV: what a record becomes, why one fails alone, and slices that are the same each time."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import gzip
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from encoded import base_image, png
+from jsonl_shards import read, read_all, zstd
+
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, ROW_ID, TEXT, TEXT_PAIR
+from pipeline.job.features import FeatureColumn
+from pipeline.job.source import Source
+from pipeline.sources.extents import RowFilter
+from pipeline.sources.lines import blocks
+
+CODECS: dict[str, Any] = {".csv": bytes, ".csv.gz": gzip.compress, ".csv.zst": zstd}
+WORDS: dict[str, Any] = {"text_column": "t"}
+
+
+def source_of(uri: Path, **fields: Any) -> Source:
+    return Source(uri=str(uri), format="csv", **{**WORDS, **fields})
+
+
+def write(folder: Path, data: bytes, name: str = "a.csv", **fields: Any) -> Source:
+    (folder / name).write_bytes(data)
+    return source_of(folder, **fields)
+
+
+def column(rows: pa.Table, name: str) -> list[Any]:
+    found: list[Any] = rows.column(name).to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_records_are_rows_however_the_shard_is_compressed(suffix: str, tmp_path: Path):
+    data = b'\xef\xbb\xbft,n\r\na,1\r\n"\xc3\xa4\r\n""b""",2\r\n\r\n" ",3'
+    rows = read_all(write(tmp_path, CODECS[suffix](data), f"x{suffix}"))
+    assert column(rows, TEXT) == ["a", '\u00e4\r\n"b"', " "]
+    assert column(rows, ROW_ID) == [f"x{suffix}#{row}" for row in range(3)]
+    assert rows.column(ERROR).null_count == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "message"),
+    [
+        (b'"x"y,1', "decode_error", "line 3 is not CSV: ',' expected after '\"'"),
+        (b"x", "decode_error", "line 3 has 1 fields, expected 2 as there are columns"),
+        (b"x,1,2", "decode_error", "line 3 has 3 fields, expected 2 as there are columns"),
+        (b"x\xff,1", "decode_error", "line 3 is not UTF-8"),
+        (b",1", "null_input", "t is null"),
+        (b"NULL,1", "null_input", "t is null"),
+        (b"x,1.5", "bad_schema", "n cannot be int64"),
+        (b"x" * 300 + b",1", "too_large", "t has 300 bytes, the limit is 200"),
+    ],
+)
+def test_a_bad_record_costs_its_row_alone(line: bytes, reason: str, message: str, tmp_path: Path):
+    source = write(
+        tmp_path,
+        b"t,n\na,1\n" + line + b"\nb,2\n",
+        pass_through=("n",),
+        casts={"n": "int64"},
+        options={"nulls": ["", "NULL"]},
+        max_text_bytes=200,
+    )
+    rows = read_all(source)
+    assert column(rows, TEXT)[::2] == ["a", "b"]
+    assert column(rows, ERROR) == [None, reason, None]
+    assert message in column(rows, MESSAGE)[1]
+    assert column(rows, "n")[::2] == [1, 2]
+
+
+def test_a_shard_whose_header_lacks_a_column_is_one_row(tmp_path: Path):
+    write(tmp_path, b"t\na\n", "a.csv")
+    write(tmp_path, b"text\nb\nc\n", "b.csv")
+    write(tmp_path, b"t,t\nb,c\n", "c.csv")
+    write(tmp_path, b"n,t\n1,d\n", "d.csv")
+    rows = read_all(source_of(tmp_path))
+    assert column(rows, ROW_ID) == ["a.csv#0", "b.csv", "c.csv", "d.csv#0"]
+    assert column(rows, TEXT)[::3] == ["a", "d"], "the header says where a column is"
+    assert column(rows, ERROR)[1:3] == ["unreadable_shard"] * 2
+    assert column(rows, MESSAGE)[1] == (
+        "its header has column 't' 0 times, expected once; it has text"
+    )
+
+
+@pytest.mark.parametrize("data", [b"", b"t,n\n", b"\n\n", b"t"])
+def test_a_shard_without_records_has_no_rows(data: bytes, tmp_path: Path):
+    assert read_all(write(tmp_path, data)).num_rows == 0
+
+
+@pytest.mark.parametrize("data", ["t\na\n".encode("utf-16"), b'"t\na\n', b"t\rn\na,1\n"])
+def test_a_shard_without_a_header_that_can_be_read_is_one_row(data: bytes, tmp_path: Path):
+    rows = read_all(write(tmp_path, data))
+    assert column(rows, ROW_ID) == ["a.csv"]
+    assert column(rows, ERROR) == ["unreadable_shard"]
+
+
+def test_shards_without_a_header_and_with_tabs(tmp_path: Path):
+    source = write(
+        tmp_path, b"1\ta,b\n2\t\n", "x.tsv", options={"columns": ["n", "t"], "nulls": []}
+    )
+    assert column(read_all(source), TEXT) == ["a,b", ""]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"delimiter": ",,"}, r"options\.delimiter: String should match"),
+        ({"delimiter": '"'}, "delimiter, quote and escape must differ"),
+        ({"escape": '"'}, "delimiter, quote and escape must differ"),
+        ({"columns": ["a", "a"]}, "name each column once"),
+        ({"nulls": ""}, r"options\.nulls: Input should be a valid"),
+        ({"separator": ";"}, r"options\.separator: Extra inputs"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=words):
+        source_of(Path("in"), options=options)
+
+
+def large_shard(num_rows: int = 300) -> bytes:
+    """Texts of different lengths with line ends in quotes, and some bad records."""
+    chance = random.Random(5)
+    target = io.StringIO(newline="")
+    writer = csv.writer(target, lineterminator="\n")
+    writer.writerow(["n", "t"])
+    for row in range(num_rows):
+        writer.writerow([row, "word\n" * chance.randrange(1, 40) + '"'])
+        if row % 50 == 7:
+            target.write('"bad"x\n\n')
+    return target.getvalue().encode()
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+@pytest.mark.parametrize(("slice_rows", "slice_bytes"), [(7, 2**30), (1000, 700), (20, 2000)])
+def test_slices_are_the_same_whichever_are_done(
+    suffix: str,
+    slice_rows: int,
+    slice_bytes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 5000)
+    monkeypatch.setattr(blocks, "_CHUNK_BYTES", 1500)
+    source = write(tmp_path, CODECS[suffix](large_shard()), f"a{suffix}", pass_through=("n",))
+    every = read(source, slice_rows, slice_bytes=slice_bytes)
+    assert sum(key.num_rows for key, _ in every) == 306
+    assert len(every) > 10
+    whole = pa.concat_tables([table for _, table in every])
+    assert whole.equals(read_all(source))
+    for done in ([every[0][0]], [key for key, _ in every[1::2]], [key for key, _ in every[:-1]]):
+        left = read(source, slice_rows, slice_bytes=slice_bytes, done=done)
+        wanted = [(key, table) for key, table in every if key not in done]
+        assert [key for key, _ in left] == [key for key, _ in wanted]
+        assert all(one.equals(other) for (_, one), (_, other) in zip(left, wanted, strict=True))
+
+
+def test_some_rows_are_read_alone_and_no_more_than_the_limit(tmp_path: Path):
+    source = write(tmp_path, large_shard())
+    every = read_all(source)
+    chosen = read_all(source, rows=RowFilter(only=(3, 8, 200)))
+    assert chosen.equals(every.take(pa.array([3, 8, 200])))
+    assert read_all(source, max_rows=9).equals(every.slice(0, 9))
+
+
+def test_slices_that_are_done_and_gone_are_a_changed_input(tmp_path: Path):
+    keys = [key for key, _ in read(write(tmp_path, b"t\na\nb\nc\n"), 2)]
+    with pytest.raises(InfraError, match="changed"):
+        read(write(tmp_path, b"t\na\n"), 2, done=keys[:1])
+
+
+@pytest.mark.parametrize("suffix", [".csv.gz", ".csv.zst"])
+def test_damage_costs_the_rest_of_the_shard(suffix: str, tmp_path: Path):
+    data = CODECS[suffix](large_shard(3000))
+    source = write(tmp_path, data[: len(data) // 2], f"a{suffix}")
+    rows = read_all(source)
+    whole = read_all(write(tmp_path, data, f"a{suffix}"))
+    assert 1 < rows.num_rows < whole.num_rows
+    assert column(rows, ROW_ID)[-1] == f"a{suffix}"
+    assert column(rows, ERROR)[-1] == "unreadable_shard"
+    good = rows.num_rows - 1
+    assert rows.slice(0, good).equals(whole.slice(0, good))
+
+
+def test_ids_pairs_images_and_uris(tmp_path: Path):
+    image = png(base_image(1))
+    (tmp_path / "x.png").write_bytes(image)
+    data = "id,a,b,i,u\n007,one,two," + base64.b64encode(image).decode() + ",x.png\n,x,y,,\n"
+    write(tmp_path, data.encode())
+    rows = read_all(source_of(tmp_path, text_column="a", text_pair_column="b", id_column="id"))
+    assert column(rows, ROW_ID) == ["007", "a.csv#1"]
+    assert column(rows, ERROR) == [None, "null_input"]
+    assert (column(rows, TEXT)[0], column(rows, TEXT_PAIR)[0]) == ("one", "two")
+    uri = {"uri": str(tmp_path / "*.csv"), "format": "csv"}
+    in_base64 = Source(**uri, image_column="i", image_encoding="base64")
+    for source in (in_base64, Source(**uri, uri_column="u")):
+        rows = read_all(source)
+        assert column(rows, IMAGE)[0] == image
+        assert column(rows, ERROR) == [None, "null_input"]
+
+
+def test_images_are_in_base64():
+    with pytest.raises(ValueError, match="format 'csv' holds texts"):
+        Source(uri="in", format="csv", image_column="i")
+
+
+def test_features_are_numbers_categories_and_dates(tmp_path: Path):
+    lines = ["age,is_new,plan,seen", "1.5,True,pro,2026-01-05", ",False,basic,2026-01-06"]
+    lines += ["2e400,true,pro,2026-01-06", "x,true,pro,"]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    features = (
+        *("age", "is_new"),
+        FeatureColumn(column="plan", categories=("basic", "pro"), encoding="index", null="nan"),
+        FeatureColumn(column="seen", read_as="weekday", null=9),
+    )
+    source = Source(uri=str(tmp_path), format="csv", features=features, null_features="zero")
+    rows = read_all(source)
+    assert column(rows, FEATURES)[:2] == [[1.5, 1, 1, 0], [0, 0, 0, 1]]
+    assert column(rows, ERROR) == [None, None, "bad_schema", "bad_schema"]
+    assert column(rows, MESSAGE)[2] == "age is 2e400, which no number of double holds"
+    assert "age cannot be double" in column(rows, MESSAGE)[3]
+
+
+def test_whole_numbers_beyond_float32_end_the_run(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("n\n1\n16777217\n")
+    with pytest.raises(JobError, match=r"n holds 16777217 in a\.csv, which float32 rounds"):
+        read_all(Source(uri=str(tmp_path), format="csv", features=("n",)))
