@@ -24,9 +24,11 @@ from pipeline.core import backoff
 from pipeline.storage.store import Store
 
 # No property fails because the machine is busy. What passes once has to pass again, so the usual
-# run tries the same examples each time; `make long` tries others (--hypothesis-profile others).
+# run tries the same examples each time; `make long` tries others (--hypothesis-profile others),
+# and `make mutants` few, since it runs each test hundreds of times.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("others", deadline=None)
+settings.register_profile("few", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("same")
 
 

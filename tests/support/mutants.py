@@ -36,6 +36,7 @@ KILLED, TIMEOUT, NO_TESTS = {1, 3, -11, -9}, {36, 24, -24, 152, 255}, {5, 33}
 LIVES, KILLED_OR_SLOW = ("survived", "no tests"), ("killed", "timeout")
 MESSAGE = r"""^\s*[rf]{0,2}(["'])(?=.* ).*\1"""
 """A line that is a piece of text with a space in it: a message, whose wording no test need hold."""
+_OPTIONS = ("-n0", "-p", "no:cacheprovider", "--hypothesis-profile", "few")
 _DIGITS = "3719046825"
 """A sample of 20 percent are the faults whose number ends in 3 or 7."""
 _TEXT = re.compile(r"""(["'])[^"']* [^"']*\1""")
@@ -105,7 +106,7 @@ def prepare(part: str, scope: dict[str, Any], only_file: str) -> Path:
         "do_not_mutate_patterns": [MESSAGE],
         "also_copy": [name for name in COPIED if name not in ("pipeline", "tests")],
         "pytest_add_cli_args_test_selection": scope["tests"],
-        "pytest_add_cli_args": ["-n0", "-p", "no:cacheprovider", *scope.get("options", [])],
+        "pytest_add_cli_args": [*_OPTIONS, *scope.get("options", [])],
         # Arrow and torch have threads, which a fork of a process that used them would not have.
         "process_isolation": "forkserver",
         "use_git_change_detection": False,

@@ -134,7 +134,7 @@ def published_uri(uri: str) -> str:
     if separator:
         # Up to the last `@`: a password may have slashes and question marks in it.
         rest = f"***@{rest.rpartition('@')[2]}" if "@" in rest else rest
-        rest = re.split("[?#]", rest, maxsplit=1)[0]
+        rest = re.split("[?#]", rest)[0]
     return f"{scheme}{separator}{rest}"
 
 
