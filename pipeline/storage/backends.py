@@ -1,18 +1,21 @@
-"""The backend of a store: local disk or objects, with injected faults if `pipeline chaos` asks.
-
-The one place that looks at PIPELINE_CHAOS. Without it, no code of the fault injection is imported.
-"""
+"""The backend of a store: local disk or objects, wrapped if the environment names a wrapper."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import Any, TypeVar, cast
 
-from pipeline.storage.interface import CHAOS_VARIABLE, Backend, Disk
+from pipeline.core.errors import JobError
+from pipeline.storage.interface import Backend, Disk
 from pipeline.storage.local_disk import LocalDisk
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.uris import options_of
+
+WRAPPER_VARIABLE = "PIPELINE_STORE_WRAPPER"
+"""`module:function:argument`: the function gets each backend, its root and the argument, and
+returns the backend to use, in this process and those that it starts."""
 
 B = TypeVar("B", bound=Backend)
 
@@ -21,14 +24,14 @@ def disk_backend(root: str) -> Disk:
     """Return how to reach the store at `root` on local disk.
 
     Raises:
-        JobError: PIPELINE_CHAOS names no scratch folder of `pipeline chaos`.
+        JobError: The environment names a wrapper that is none, or that refuses.
     """
-    return _with_faults(LocalDisk(), root)
+    return _wrapped(LocalDisk(), root)
 
 
 def object_backend(uri: str, storage_options: Mapping[str, Any]) -> Backend:
     """Return how to reach the object store at `uri`, without its listing; raises as the other."""
-    return _with_faults(object_store(uri, storage_options), uri)
+    return _wrapped(object_store(uri, storage_options), uri)
 
 
 def object_store(uri: str, storage_options: Mapping[str, Any]) -> ObjectStore:
@@ -37,10 +40,14 @@ def object_store(uri: str, storage_options: Mapping[str, Any]) -> ObjectStore:
     return ObjectStore.connect(protocol, {**options_of(uri), **storage_options})
 
 
-def _with_faults(backend: B, root: str) -> B:
-    folder = os.environ.get(CHAOS_VARIABLE)
-    if folder is None:
+def _wrapped(backend: B, root: str) -> B:
+    named = os.environ.get(WRAPPER_VARIABLE)
+    if named is None:
         return backend
-    from pipeline.storage.fault_injection import inject_faults
-
-    return inject_faults(backend, root, folder)
+    module, _, rest = named.partition(":")
+    name, _, argument = rest.partition(":")
+    try:
+        wrap = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise JobError(f"{WRAPPER_VARIABLE}={named}: {error}; unset it") from None
+    return cast(B, wrap(backend, root, argument))

@@ -9,9 +9,6 @@ from typing import BinaryIO, Protocol
 
 from pipeline.storage.skipped import Skip
 
-CHAOS_VARIABLE = "PIPELINE_CHAOS"
-"""Names the scratch folder of `pipeline chaos`, in the environment of the runs that it starts."""
-
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:

@@ -28,6 +28,7 @@ from pipeline.commands.chaos.compare import (
     compare_published,
     not_quarantined,
 )
+from pipeline.commands.chaos.fault_plan import Injected, ask_for_faults, read_injected
 from pipeline.commands.chaos.kills import choose_kills
 from pipeline.commands.chaos.processes import (
     Command,
@@ -52,7 +53,6 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.process.interrupts import interruptible
 from pipeline.runs.prepare import job_model
 from pipeline.runs.settled_source import settled_source
-from pipeline.storage.fault_plan import Injected, ask_for_faults, read_injected
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -115,9 +115,9 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
     job, folder, layout = chaos.job, command.folder, Layout(chaos.job.sink.partition)
     log.info("copying about %d rows to %s", chaos.num_rows, folder)
     sample = take_sample(settled_source(job), chaos.num_rows, chaos.seed, folder / "input")
-    changes = _changes(job, sample)
+    changes = _changes(job, sample, chaos.num_rows + len(sample.spoilt))
     plain, disturbed = folder / "undisturbed", folder / "disturbed"
-    log.info("run 1, undisturbed: %d rows, %d spoilt", sample.num_rows, len(sample.spoilt))
+    log.info("run 1, undisturbed: %d shards, %d spoilt", sample.num_shards, len(sample.spoilt))
     reference = run_once(command, changes, plain, layout)
     if reference.code != 0:
         raise _as_error(reference)
@@ -132,7 +132,8 @@ def _try_out(chaos: Chaos, command: Command) -> dict[str, Any]:
     limits = _limits(job, reference.document)
     task = make_task(_task(job))
     difference = compare_published(before, found, job.source.pass_through, limits, task)
-    return _document(chaos, sample, runs, found, difference, trouble, read_injected(folder))
+    injected = read_injected(folder)
+    return _document(chaos, sample, runs, before, found, difference, trouble, injected)
 
 
 def _task(job: Job) -> TaskSpec:
@@ -146,11 +147,10 @@ def _task(job: Job) -> TaskSpec:
     return job_model(job).task
 
 
-def _changes(job: Job, sample: Sample) -> dict[str, Any]:
-    """Return what must differ from the user's job so that it runs over the sample to its end."""
+def _changes(job: Job, sample: Sample, num_rows: int) -> dict[str, Any]:
+    """Return what must differ from the user's job so that it runs over this many rows."""
     resources = job.resources
     is_open = resources.min_actors is None and resources.max_actors is None
-    num_rows = sample.num_rows + len(sample.spoilt)
     return {f"source.{name}": value for name, value in sample.changes.items()} | {
         # Gates judge whole partitions; a sample beside them says nothing.
         "gates.error_mode": "warn",
@@ -158,7 +158,7 @@ def _changes(job: Job, sample: Sample) -> dict[str, Any]:
         "gates.volume.mode": "off",
         "gates.constant.mode": "off",
         "run.slice_rows": math.ceil(num_rows / _SLICES),
-        "run.limit_rows": None,
+        "run.limit_rows": num_rows,
         "run.deadline": None,
         # More would be through with the sample before anybody is killed.
         **({"resources.min_actors": 1, "resources.max_actors": _MAX_ACTORS} if is_open else {}),
@@ -230,6 +230,7 @@ def _document(
     chaos: Chaos,
     sample: Sample,
     runs: Sequence[FinishedRun],
+    before: Published,
     found: Published,
     difference: Difference,
     trouble: str | None,
@@ -246,7 +247,7 @@ def _document(
         "status": "ok" if error is None else "failed",
         "error": error,
         "seed": chaos.seed,
-        "rows": sample.num_rows,
+        "rows": before.predictions.num_rows + before.quarantine.num_rows - num_spoilt,
         "shards": sample.num_shards,
         "spoilt": num_spoilt,
         "faults": [*faults, in_all(faults, difference, len(runs), trouble)],

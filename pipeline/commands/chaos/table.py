@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.commands.chaos.compare import Difference
+from pipeline.commands.chaos.fault_plan import Injected, StoreFault
 from pipeline.commands.chaos.kills import Victim
 from pipeline.commands.chaos.processes import FinishedRun
-from pipeline.storage.fault_plan import Injected, StoreFault
 
 _STORE = {
     StoreFault.REFUSE: ("store: refused (503)", "tried again"),

@@ -1,8 +1,8 @@
 """Which requests to a store `pipeline chaos` disturbs, and how: decided by a seed.
 
-Off unless PIPELINE_CHAOS names the scratch folder of that command. Then what lies in this folder is
-disturbed, and what lies anywhere else can be read but not written: no job of the user's can be
-disturbed or published by accident.
+Off unless the environment names `inject_faults` and the scratch folder of that command. Then what
+lies in this folder is disturbed, and what lies anywhere else can be read but not written: no job of
+the user's can be disturbed or published by accident.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from pipeline.core.errors import JobError
-from pipeline.storage.interface import CHAOS_VARIABLE
+from pipeline.storage.backends import WRAPPER_VARIABLE
 
+_INJECTION = "pipeline.commands.chaos.fault_injection:inject_faults"
 _SETTINGS, _INJECTED = "chaos.json", "injected.jsonl"
 _MAX_IN_A_ROW = 2
 """At the same file; the retries of a run stand more."""
@@ -107,7 +108,7 @@ class StoreChaos:
 def ask_for_faults(folder: Path, seed: int) -> Mapping[str, str]:
     """Make a folder one that is disturbed; return the environment that asks for it."""
     (folder / _SETTINGS).write_text(json.dumps({"seed": seed}))
-    return {CHAOS_VARIABLE: str(folder)}
+    return {WRAPPER_VARIABLE: f"{_INJECTION}:{folder}"}
 
 
 def read_injected(folder: Path) -> list[Injected]:
@@ -130,5 +131,6 @@ def read_chaos(folder: str) -> StoreChaos:
         return StoreChaos(folder, int(seed))
     except (OSError, ValueError, KeyError, TypeError):
         raise JobError(
-            f"{CHAOS_VARIABLE}={folder}: is no scratch folder of `pipeline chaos`; unset it"
+            f"{WRAPPER_VARIABLE} names {folder}, which is no scratch folder of `pipeline chaos`; "
+            "unset it"
         ) from None

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
+from pipeline.commands.chaos.fault_plan import WRITES, StoreChaos, StoreFault, read_chaos
 from pipeline.core.errors import JobError
-from pipeline.storage.fault_plan import WRITES, StoreChaos, StoreFault, read_chaos
-from pipeline.storage.interface import CHAOS_VARIABLE, Backend, Choice, StoredFile
+from pipeline.storage.backends import WRAPPER_VARIABLE
+from pipeline.storage.interface import Backend, Choice, StoredFile
 from pipeline.storage.local_disk import LocalDisk
 from pipeline.storage.object_store import RemoteFile
 
@@ -32,20 +33,20 @@ def inject_faults(backend: B, root: str, folder: str) -> B:
     chaos = read_chaos(folder)
     if chaos.holds(root):  # always on local disk
         return cast(B, DisturbedDisk(chaos))
-    return cast(B, _ReadOnly(backend, root))
+    return cast(B, _ReadOnly(backend, root, folder))
 
 
 class _ReadOnly:
     """A store outside the scratch folder: chaos leaves it as it is, and may not write there."""
 
-    def __init__(self, backend: Backend, root: str) -> None:
-        self._backend, self._root = backend, root
+    def __init__(self, backend: Backend, root: str, folder: str) -> None:
+        self._backend, self._root, self._folder = backend, root, folder
 
     def __getattr__(self, name: str) -> Any:
         if name in WRITES:
             raise JobError(
-                f"{self._root}: {CHAOS_VARIABLE} is set, so that nothing may be written outside "
-                f"{os.environ.get(CHAOS_VARIABLE)}; unset it"
+                f"{self._root}: {WRAPPER_VARIABLE} is set, so that nothing may be written outside "
+                f"{self._folder}; unset it"
             )
         return getattr(self._backend, name)
 
