@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.core.slices import SliceKey
@@ -13,6 +14,8 @@ WHOLE_OUTPUT = "all"
 OUTPUT_FOLDERS = ("predictions", "quarantine", "reports", "_control")
 """All that a sink has directly below its root."""
 _STAGED_NAME = re.compile(r"(?:^|/)(\d{6,})-(\d{9,})-(\d{9,})(z?)-([0-9a-z]+)\.parquet$")
+_ORDERED = re.compile(r"\d[\d:._TZ-]*")
+"""A partition value that is a date or a number."""
 _PART_NAME = re.compile(r"(?:^|/)part-\d{5,}-(\d{6,})-[0-9a-f]{12}\.parquet$")
 
 
@@ -148,3 +151,28 @@ def part_target(path: str) -> int | None:
     """Return the log number that a published part was made for; None for any other file."""
     match = _PART_NAME.search(path)
     return int(match.group(1)) if match else None
+
+
+def earlier_names(name: str, names: Sequence[str]) -> list[str]:
+    """Return the partitions of the same key before this one, the last first."""
+    key, _, value = name.partition("=")
+    if not _ORDERED.fullmatch(value):
+        return []
+    this = _order(value)
+    values = [other.partition("=")[2] for other in names if other.startswith(f"{key}=")]
+    earlier = [v for v in values if _ORDERED.fullmatch(v) and _order(v) < this]
+    return [f"{key}={v}" for v in sorted(earlier, key=_order, reverse=True)]
+
+
+def partition_order(name: str) -> tuple[bool, tuple[int, ...], str]:
+    """Return a key that sorts partitions by date or number, and those that have none before them.
+
+    A name without an order sorts by its letters.
+    """
+    value = name.partition("=")[2]
+    is_ordered = _ORDERED.fullmatch(value) is not None
+    return is_ordered, _order(value) if is_ordered else (), name
+
+
+def _order(value: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", value)))

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.layout import parse_staged_name, staged_name
 from pipeline.commit.parts.part_reader import open_part
-from pipeline.commit.parts.part_writer import repetitive_columns
+from pipeline.commit.parts.part_writer import META_PREFIX, repetitive_columns
 from pipeline.core.arrays import as_array
 from pipeline.core.backoff import retries_taken
 from pipeline.core.causes import causes_of
@@ -37,7 +37,6 @@ from pipeline.process.failpoints import reach
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store, StoredFile
 
-META_PREFIX = "pipeline."
 _SLICE_META = META_PREFIX + "slice"
 
 

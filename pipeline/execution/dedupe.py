@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.row_digests import row_digests
 from pipeline.core.schema import DIGEST, ERROR, ROW_ID, URI
+from pipeline.execution.visible_gpus import settle_gpus
 
 INDEX_MAX_BYTES = 512 << 20
 _ENTRY_BYTES = 200
@@ -83,6 +84,42 @@ class ResultIndex:
             del self._tables[oldest]
             for digest in gone:
                 del self._places[digest]
+
+
+class RemoteIndex:
+    """The index of a run, in a Ray actor that all predictors share."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def lookup(self, digests: Sequence[bytes]) -> tuple[list[int], pa.Table | None]:
+        """Look up the results of rows, as `Index.lookup`."""
+        import ray
+
+        found: tuple[list[int], pa.Table | None] = ray.get(self._actor.lookup.remote(digests))
+        return found
+
+    def add(self, digests: Sequence[bytes], results: pa.Table) -> None:
+        """Keep the results of rows, as `Index.add`; does not wait for the actor."""
+        self._actor.add.remote(digests, results)
+
+
+class HiddenIndex(ResultIndex):
+    """The index of the actor's process, which sees no GPU."""
+
+    def __init__(self) -> None:
+        settle_gpus(0.0)
+        super().__init__()
+
+
+def start_index() -> Any:
+    """Start the actor that holds a `ResultIndex`; it ends with the run."""
+    import ray
+
+    from pipeline.planning.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
+
+    options = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_TASK_RETRIES}
+    return ray.remote(num_cpus=0, **options)(HiddenIndex).remote()
 
 
 def with_digests(rows: pa.Table, fields: pa.Schema) -> pa.Table:

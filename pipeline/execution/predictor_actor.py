@@ -16,8 +16,7 @@ from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.figures.counters import DEDUPE, Counters, StageCounters, add
 from pipeline.core.schema import DIGEST, ERROR, IMAGE_FIELDS
 from pipeline.core.slices import SliceKey, pack, unpack
-from pipeline.execution.dedupe import deduplicate, remember, with_digests
-from pipeline.execution.dedupe_actor import RemoteIndex
+from pipeline.execution.dedupe import RemoteIndex, deduplicate, remember, with_digests
 from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard

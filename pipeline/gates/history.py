@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.partition_order import earlier_names
 from pipeline.core.figures.histograms import Distribution
 from pipeline.storage.store import Store
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.commit.provenance import file_metadata
+from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.staging import StagingWriter
-from pipeline.execution.dedupe_actor import start_index
+from pipeline.execution.dedupe import start_index
 from pipeline.execution.predictor_actor import ActorConfig, MemoryShare
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.execution.visible_gpus import without_gpus

@@ -12,9 +12,9 @@ from functools import partial
 from pipeline.commit.lease import Lease
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks, compact_slices
+from pipeline.commit.parts.part_writer import file_metadata, package_versions
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
-from pipeline.commit.provenance import file_metadata, package_versions
 from pipeline.commit.publish import commit, settle
 from pipeline.commit.staging import read_footer
 from pipeline.core.causes import MAX_PER_RUN, AlikeError, common_cause, in_words

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.execution.dedupe_actor import HiddenIndex
+from pipeline.execution.dedupe import HiddenIndex
 from pipeline.execution.tasks import _call
 from pipeline.execution.visible_gpus import VISIBLE, mismatch, no_gpus, settle_gpus, without_gpus
 

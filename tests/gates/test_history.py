@@ -7,9 +7,8 @@ import dataclasses
 import pytest
 from published import Rows, publish_rows
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.partition_order import earlier_names
 from pipeline.core.figures.histograms import Distribution
 from pipeline.gates.history import Past, look_back
 from pipeline.storage.store import Store

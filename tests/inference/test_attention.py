@@ -13,7 +13,7 @@ from snapshots import TEXTS, make_snapshot
 from pipeline.inference.devices.device import choose_attention
 from pipeline.inference.runtimes import REGISTRY
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.tasks.base import TaskSpec
 
 

@@ -14,8 +14,8 @@ import pytest
 from earlier_partitions import LAYOUT, EarlierPartition, predict_rows
 from retry_runs import NUM_ROWS, make_partition, write_images, write_parquet
 
+from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.commit.provenance import file_metadata
 from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
 from pipeline.core.causes import AlikeError
 from pipeline.core.failures import Failure, Reason

@@ -21,8 +21,8 @@ from published import DAY, LABELS, run_here
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import Lease, hold_lease
 from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import repair
 from pipeline.commit.published.read import read_part
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer

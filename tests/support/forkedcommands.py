@@ -96,7 +96,7 @@ def _import_all(warm: Path) -> None:
 
     import pipeline.commands.app
     import pipeline.dataflow  # noqa: F401
-    from pipeline.models.directories.facts import read_facts
+    from pipeline.models.directories.opening import read_facts
 
     read_facts(warm)
 

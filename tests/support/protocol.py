@@ -22,8 +22,8 @@ from published import DAY, Rows, make_plan, run_here, slice_table
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers
+from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import repair
 from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.published.read import read_part

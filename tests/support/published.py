@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.compaction import Compacted, Compactor, cut_groups
+from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.commit.provenance import file_metadata
 from pipeline.commit.publish import commit, repair, settle
 from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.commit.tables import table_of

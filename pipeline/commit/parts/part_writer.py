@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +26,12 @@ from pipeline.core.arrays import Numbers
 from pipeline.core.schema import ROW_ID
 from pipeline.storage.store import Store
 
+if TYPE_CHECKING:
+    from pipeline.planning.plan import Plan
+
+META_PREFIX = "pipeline."
+"""Of what Parquet metadata says of how a part was made."""
+_PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
 _ROW_GROUP_ROWS = 65_536
 _ROW_GROUP_BYTES = 32 * 2**20
 """In memory: a reader of one row group needs no more, whatever the columns are."""
@@ -33,6 +43,34 @@ _COUNTED = (
 """Types whose distinct values are counted."""
 _ROW_GROUPS_PER_PART = 8
 """At least so many: a part can end within a sixteenth of where it should."""
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide predictions."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def file_metadata(
+    plan: Plan, run_id: str, devices: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """Return what every part's Parquet metadata says of how it was made.
+
+    Args:
+        plan: The plan.
+        run_id: Of the run that writes.
+        devices: Device -> rows of all parts that it predicted; staged parts count their own.
+    """
+    model = plan.model
+    return {
+        f"{META_PREFIX}run_id": run_id,
+        f"{META_PREFIX}fingerprint": plan.fingerprint,
+        f"{META_PREFIX}model": str(model["name"]),
+        f"{META_PREFIX}weights_sha256": str(model["weights_sha256"]),
+        f"{META_PREFIX}precision": str(model["precision"]),
+        f"{META_PREFIX}runtime": str(model["runtime"]),
+        f"{META_PREFIX}versions": json.dumps(package_versions()),
+        **({f"{META_PREFIX}devices": json.dumps(devices)} if devices else {}),
+    }
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commit.layout import WHOLE_OUTPUT, Layout
+from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
 from pipeline.commit.manifest import (
     Manifest,
     Part,
     list_partitions,
 )
-from pipeline.commit.partition_order import partition_order
 from pipeline.commit.parts.part_reader import open_part, read_batches
 from pipeline.commit.published.read import locate, of_current, require_current
 from pipeline.commit.published.rollback import history_numbers

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, log_numbers, read_manifest, strangers_in_log
 from pipeline.commit.parts.part_reader import read_columns
+from pipeline.commit.parts.part_writer import META_PREFIX
 from pipeline.commit.published.part_audit import FoundPart
-from pipeline.commit.staging import META_PREFIX
 from pipeline.core.failures import Reason
 from pipeline.core.schema import ROW_ID
 from pipeline.planning.plan import Plan

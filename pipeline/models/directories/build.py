@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, built_in
-from pipeline.models.directories.described import DirectoryFacts, TextFacts
+from pipeline.models.directories.facts import DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.tensors import read_headers, read_tensors
@@ -93,10 +93,11 @@ def _tower(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module
         return _text_tower(model, facts, facts.text)
     if not task.prompts:
         return ImageTower(model)
-    from pipeline.models.directories.facts import read_facts
+    from pipeline.models.directories.chosen import choose
+    from pipeline.models.directories.image.image_facts import tower_facts
     from pipeline.models.directories.image.prompts import with_prompts_of_images
 
-    text = read_facts(path, "text").text
+    text = tower_facts(path, choose(path), "text").text
     assert text is not None, "the other tower takes texts"
     encoder = _text_tower(model, facts, text)
     return with_prompts_of_images(path, text, model, encoder, task.prompts)

@@ -1,93 +1,72 @@
-"""What a model directory says of itself: kind, input, tasks, labels, transform, tokens.
-
-Only JSON, and the headers of safetensors, are read. Class, shapes and limits come from the
-installed library; what it answers is kept per node, because its import takes seconds.
-"""
+"""What a model directory says of itself: kind, input, tasks, labels, transform, tokens."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
-from pipeline.core.cache.node_cache import kept, key_of
-from pipeline.core.errors import InfraError, JobError
-from pipeline.models.directories.described import DirectoryFacts, InputKind, TextFacts
-from pipeline.models.directories.json_files import is_timm, read_object
-from pipeline.models.directories.onnx.choice import onnx_file_of
-from pipeline.models.directories.text import sentence_transformers
+from pipeline.preprocessing.images.transform import TransformSpec
+from pipeline.preprocessing.model_input import TensorColumn
 
-__all__ = ["DirectoryFacts", "TextFacts", "read_facts"]
-
-CONFIG = "config.json"
-_VERSION = 7
-"""Of what is kept; raise it if the same directory gives other facts."""
-_PACKAGES = ("transformers", "tokenizers", "timm", "onnx", "onnxruntime")
-_FILE = "facts.json"
-_HEAD_BYTES = 8
+DirectoryKind = Literal["transformers", "sentence_transformers", "timm", "onnx"]
+InputKind = Literal["text", "image", "features"]
 
 
-def read_facts(path: Path, wanted: InputKind | None = None) -> DirectoryFacts:
-    """Read what a local model directory says, and check that its weights fit.
+@dataclass(frozen=True)
+class TextFacts:
+    """How a text becomes the model's tensors."""
 
-    Args:
-        path: A folder of `snapshot.open_directory`, or any local directory.
-        wanted: What the job's rows are; it chooses between the towers of CLIP and SigLIP.
-
-    Raises:
-        JobError: The directory is refused; says why, and what would be right.
-    """
-
-    def write(folder: Path) -> None:
-        facts = _read(path, wanted)
-        (folder / _FILE).write_text(json.dumps(facts.to_dict()))
-
-    try:
-        folder = kept(
-            key_of(["directory facts", _VERSION, _digest(path), wanted], _PACKAGES), write
-        )
-        values = json.loads((folder / _FILE).read_text())
-    except (OSError, InfraError):  # the node cache is not writable
-        return _read(path, wanted)
-    return DirectoryFacts.from_dict(values)
+    tokenizer: str
+    """Name of the tokenizer file in the directory."""
+    max_tokens: int
+    """Tokens that the model takes at most, special tokens included."""
+    prefix: str
+    """Put before each text: the default prompt; '' for none."""
+    pad_id: int
+    """Token id that fills up a batch, on the right."""
+    tensor_names: tuple[str, ...]
+    """The tensors that the module takes, by name."""
 
 
-def _digest(path: Path) -> str:
-    """Digest names and content of a directory, of safetensors the headers alone."""
-    digest = hashlib.sha256()
-    for file in sorted(each for each in path.rglob("*") if each.is_file()):
-        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as opened:
-            if file.suffix != ".safetensors":
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-                continue
-            length = int.from_bytes(opened.read(_HEAD_BYTES), "little")
-            digest.update(opened.read(min(length, 1 << 25)))
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class DirectoryFacts:
+    """What a directory says; for JSON, and can be pickled."""
 
+    kind: DirectoryKind
+    architecture: str
+    """The class, or timm's name, of the installed library."""
+    input: InputKind
+    tasks: tuple[str, ...]
+    """The tasks that the outputs serve; the first is the default."""
+    labels: tuple[str, ...] | None
+    transform: TransformSpec | None
+    text: TextFacts | None
+    embedding_dim: int | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the builder needs besides, as JSON; see the kinds' own files."""
+    said: tuple[str, ...] = ()
+    """What was read, and from which file, a line each."""
 
-def _read(path: Path, wanted: InputKind | None) -> DirectoryFacts:
-    if (file := onnx_file_of(path)) is not None:
-        from pipeline.models.directories.onnx.file import read_onnx_facts
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        values = asdict(replace(self, transform=None))
+        return {**values, "transform": self.transform and self.transform.to_dict()}
 
-        return read_onnx_facts(file)
-    if not path.is_dir():
-        # One ONNX file is read elsewhere.
-        raise JobError(f"model.path: {path.name} is a file, expected the directory of a model")
-    if (path / sentence_transformers.MODULES).is_file():
-        from pipeline.models.directories.text.encoder_facts import sentence_transformers_facts
+    @property
+    def columns(self) -> tuple[TensorColumn, ...]:
+        """Return the columns that an .onnx file takes by their names; () if it takes a vector."""
+        return tuple(TensorColumn(*each) for each in self.settings.get("columns", ()))
 
-        return sentence_transformers_facts(path)
-    values = read_object(path, CONFIG)
-    if is_timm(values):
-        from pipeline.models.directories.image.timm_models import timm_facts
-
-        return timm_facts(path, values)
-    from pipeline.models.directories.chosen import choose
-    from pipeline.models.directories.image.image_facts import image_facts, tower_facts
-    from pipeline.models.directories.text.encoder_facts import encoder_facts
-
-    chosen = choose(path)
-    if chosen.has_towers:
-        return tower_facts(path, chosen, wanted or "image")
-    return encoder_facts(path, chosen) if chosen.takes_text else image_facts(path, chosen)
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DirectoryFacts:
+        """Return the facts that `to_dict` described, also after a round trip through JSON."""
+        labels, transform, text = values["labels"], values["transform"], values["text"]
+        changed = {
+            "tasks": tuple(values["tasks"]),
+            "labels": None if labels is None else tuple(labels),
+            "transform": transform and TransformSpec.from_dict(transform),
+            "text": text and TextFacts(**{**text, "tensor_names": tuple(text["tensor_names"])}),
+            "said": tuple(values["said"]),
+        }
+        return cls(**{**values, **changed})

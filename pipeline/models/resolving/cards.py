@@ -17,7 +17,7 @@ from pipeline.core.user_code.allowed_imports import (
     require_allowed,
     source_digest,
 )
-from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import library_digest, open_facts
 from pipeline.models.directories.snapshot import ModelDirectory
 from pipeline.models.resolving.unsupported import describe_name

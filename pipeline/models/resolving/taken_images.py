@@ -12,7 +12,7 @@ from pipeline.job.transform_words import CHANNELS
 from pipeline.preprocessing.images.transform import TransformSpec
 
 if TYPE_CHECKING:
-    from pipeline.models.directories.described import DirectoryFacts
+    from pipeline.models.directories.facts import DirectoryFacts
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.job.text import Text
-from pipeline.models.directories.described import TextFacts
+from pipeline.models.directories.facts import TextFacts
 from pipeline.models.directories.text.hypotheses import hypotheses, reserved_tokens
 from pipeline.preprocessing.texts.text_settings import TextSettings
 from pipeline.preprocessing.texts.tokenizer import (

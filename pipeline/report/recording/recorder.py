@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.provenance import package_versions
+from pipeline.commit.parts.part_writer import package_versions
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause
 from pipeline.core.figures.counters import (

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.commit.provenance import package_versions
+from pipeline.commit.parts.part_writer import package_versions
 from pipeline.core.cache.cpu import describe_processor
 from pipeline.inference.runtimes import runtime_versions
 from pipeline.planning.allocation import Hardware

@@ -15,9 +15,9 @@ from snapshots import change_json, make_snapshot
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import read_facts
-from pipeline.models.directories.image.detector_facts import FAMILIES
+from pipeline.models.directories.image.image_facts import FAMILIES
 from pipeline.models.directories.image.image_transform import read_transform
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.geometry import placement

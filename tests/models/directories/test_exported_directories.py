@@ -12,7 +12,7 @@ import torch
 from snapshots import make_snapshot
 
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.tasks.base import TaskSpec
 
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]

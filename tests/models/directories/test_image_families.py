@@ -19,8 +19,8 @@ from snapshots import (
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import read_facts
 from pipeline.models.directories.image.image_transform import read_transform
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.resizing import resize_and_crop

@@ -19,8 +19,8 @@ from snapshots import VISION_FAMILIES, change_json, make_snapshot, make_timm, wr
 
 from pipeline.commands.demo.photos import photo_rows
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import read_facts
 from pipeline.models.directories.image.image_transform import read_transform, told
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec

@@ -16,7 +16,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
 from pipeline.models.tasks import make_task, served_as

@@ -18,7 +18,7 @@ from snapshots import change_json, make_snapshot, make_timm, write_json
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.tasks.base import TaskSpec
 

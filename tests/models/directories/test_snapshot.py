@@ -20,7 +20,7 @@ from pipeline.core.cache.cache_folder import cache_folder
 from pipeline.core.cache.node_cache import kept
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.storage.store import Store

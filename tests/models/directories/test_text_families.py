@@ -11,7 +11,7 @@ import torch
 from snapshots import MAX_TOKENS, PAIRS, TEXT_FAMILIES, TEXTS, make_snapshot
 
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.directories.text.sentence_transformers import MODES
 from pipeline.models.tasks.base import TaskSpec

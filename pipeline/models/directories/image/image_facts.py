@@ -14,16 +14,24 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CONFIG, Chosen, width_of
-from pipeline.models.directories.described import DirectoryFacts, InputKind
-from pipeline.models.directories.image.detector_facts import TASKS, detector_labels
+from pipeline.models.directories.facts import DirectoryFacts, InputKind
 from pipeline.models.directories.image.image_transform import read_transform, told
 from pipeline.models.directories.loading import has_class_token
 from pipeline.models.directories.text.encoder_facts import said_of, text_of
 from pipeline.models.directories.text.text_facts import TOKENIZER
 from pipeline.preprocessing.images.transform import TransformSpec
 
-_SIGMOID = "siglip"
+_SIGLIP = "siglip"
 """In the type of a model whose library gives each prompt a sigmoid of its own: SigLIP, SigLIP 2."""
+_SOFTMAX = ("detr", "table-transformer", "yolos")
+_SIGMOID = (
+    *("conditional_detr", "d_fine", "dab-detr", "deformable_detr", "deimv2", "lw_detr"),
+    *("rf_detr", "rt_detr", "rt_detr_v2"),
+)
+FAMILIES = (*_SOFTMAX, *_SIGMOID)
+"""Detectors whose own post-processing, `post_process_object_detection`, was read: it is what task
+`detect` does with `logits` and `pred_boxes`. Each has as many logits as labels and takes their
+sigmoids, but for the first ones, which have one more, for no object, and take the softmax."""
 
 
 def image_facts(folder: Path, chosen: Chosen) -> DirectoryFacts:
@@ -39,8 +47,8 @@ def image_facts(folder: Path, chosen: Chosen) -> DirectoryFacts:
         tasks = heads.tasks_of("image", labels, chosen.values, scores_pairs=False)
         what = f"{len(labels)} outputs, {', '.join(tasks)}"
     elif chosen.head == "detection":
-        labels, what = detector_labels(chosen)
-        tasks = TASKS
+        labels, what = _detector_labels(chosen)
+        tasks = ("detect",)
     else:
         settings["poolings"] = poolings = _poolings(chosen)
         settings["pooling"] = poolings[0]
@@ -78,7 +86,7 @@ def tower_facts(folder: Path, chosen: Chosen, wanted: InputKind) -> DirectoryFac
         "hidden_size",
     )
     settings: dict[str, Any] = {**chosen.settings(), "tower": wanted}
-    is_sigmoid = wanted == "image" and _SIGMOID in config.model_type
+    is_sigmoid = wanted == "image" and _SIGLIP in config.model_type
     if is_sigmoid:
         settings["scores"] = "sigmoid"
     transform, text = None, None
@@ -107,6 +115,28 @@ def tower_facts(folder: Path, chosen: Chosen, wanted: InputKind) -> DirectoryFac
             *said,
         ),
     )
+
+
+def _detector_labels(chosen: Chosen) -> tuple[tuple[str, ...], str]:
+    """Return the class names, and what is said of the outputs.
+
+    Raises:
+        JobError: It is a detector of another kind.
+    """
+    kind, config = chosen.values.get("model_type"), chosen.config
+    if kind not in FAMILIES:
+        raise JobError(
+            f"model.path: {CONFIG}: {chosen.named.__name__} is a detector whose boxes are read in "
+            f"a way of its own; expected one of {', '.join(FAMILIES)}"
+        )
+    if getattr(config, "use_focal_loss", True) is False:
+        raise JobError(
+            f"model.path: {CONFIG}: use_focal_loss is false, so that the last label means no "
+            "object; expected true, as published models of this family have it"
+        )
+    labels = heads.labels_of(config, chosen.values)
+    how = "softmax, one more for no object" if kind in _SOFTMAX else "sigmoid"
+    return labels, f"{len(labels)} labels ({how}), detect"
 
 
 def _poolings(chosen: Chosen) -> list[str]:

@@ -119,3 +119,15 @@ class DetectorModule(nn.Module):
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         found = self.model(pixel_values=pixels)
         return {"logits": found.logits, "pred_boxes": found.pred_boxes}
+
+
+class TimmVectors(nn.Module):
+    """One vector (B, D) per image, as timm pools it before its classifier."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        features = self.model.forward_features(pixels)
+        return self.model.forward_head(features, pre_logits=True)  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.directories.described import DirectoryFacts, TextFacts
+from pipeline.models.directories.facts import DirectoryFacts, TextFacts
 from pipeline.models.directories.text.hypotheses import entailment_id, hypotheses
 from pipeline.models.directories.text.text_facts import load_tokenizer
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors

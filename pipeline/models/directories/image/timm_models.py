@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.image.image_numbers import channels, crop_ratio, pair
 from pipeline.models.directories.image.image_transform import make_spec, told
 from pipeline.models.directories.json_files import shown, text, whole
@@ -89,10 +89,10 @@ def timm_module(folder: Path, settings: Mapping[str, Any], *, embeds: bool) -> t
     Returns:
         Takes float (B, 3, H, W), normalised; gives logits (B, K), or vectors (B, D).
     """
-    from pipeline.models.directories.image.timm_vectors import Vectors
+    from pipeline.models.directories.image.image_modules import TimmVectors
 
     module = _load(folder, settings, is_trial=False)
-    return Vectors(module) if embeds else module
+    return TimmVectors(module) if embeds else module
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:

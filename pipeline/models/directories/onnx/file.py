@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.directories.described import DirectoryFacts, InputKind
+from pipeline.models.directories.facts import DirectoryFacts, InputKind
 from pipeline.models.directories.onnx.classes import (
     activation_of,
     classes_of,

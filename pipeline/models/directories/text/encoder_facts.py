@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CONFIG, Chosen, choose, width_of
-from pipeline.models.directories.described import DirectoryFacts, TextFacts
+from pipeline.models.directories.facts import DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import flag, read_object, shown, whole
 from pipeline.models.directories.text import sentence_transformers as st
 from pipeline.models.directories.text.text_facts import TOKENIZER, prompt_tokens, text_facts

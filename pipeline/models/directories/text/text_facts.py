@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.described import TextFacts
+from pipeline.models.directories.facts import TextFacts
 from pipeline.models.directories.json_files import check_size, read_object, whole
 from pipeline.preprocessing.texts.tokenizer import parse_tokenizer, tokenizer_errors
 

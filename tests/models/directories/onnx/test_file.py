@@ -13,7 +13,7 @@ from onnx import helper
 from onnx_files import FLOAT, INT64, make_model, place_apart, save, save_apart, value
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.described import DirectoryFacts
+from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.onnx import graph as onnx_graph
 from pipeline.models.directories.onnx.file import read_onnx_facts
 

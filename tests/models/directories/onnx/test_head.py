@@ -13,7 +13,7 @@ import onnx
 import onnx_files
 import pytest
 
-from pipeline.models.directories.onnx.head import HEAD_BYTES, can_be_onnx
+from pipeline.models.directories.onnx.graph import HEAD_BYTES, can_be_onnx
 
 LARGE = HEAD_BYTES + 1
 MODELS = {

@@ -12,7 +12,7 @@ from snapshots import TEXTS, make_snapshot
 from pipeline.core.errors import JobError
 from pipeline.job.text import Text
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import read_facts
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.resolving.text_choice import choose_text
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
