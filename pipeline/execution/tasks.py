@@ -116,6 +116,76 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
     return [results[index] for index in range(len(calls))]
 
 
+class TaskLost(Exception):
+    """What a task was to return cannot be had; the text is the kind of Ray's error."""
+
+
+def remote(function: Callable[..., Any], **options: Any) -> Any:
+    """Make a task, or an actor of a class, with options of `ray.remote`; start it by `.remote`."""
+    import ray
+
+    return ray.remote(**options)(function)
+
+
+def value_of(reference: Any) -> Any:
+    """Wait for what a task, or each of a list of them, returns.
+
+    Raises:
+        PipelineError: As `ray_errors`.
+    """
+    import ray
+
+    with ray_errors():
+        return ray.get(reference)
+
+
+def value_if_kept(reference: Any) -> Any:
+    """Wait likewise, where a task that fails decides nothing about the run.
+
+    Raises:
+        TaskLost: It raised, its process ended, or its node is gone.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        raise TaskLost(type(error).__name__) from error
+
+
+def are_done(
+    references: Sequence[Any], timeout_s: float | None = None
+) -> tuple[list[Any], list[Any]]:
+    """Wait for tasks, for at most `timeout_s`; return those that are done, and the others."""
+    import ray
+
+    done, late = ray.wait([*references], num_returns=len(references), timeout=timeout_s)
+    return done, late
+
+
+def give_up(reference: Any) -> None:
+    """End a task, with its process."""
+    import ray
+
+    ray.cancel(reference, force=True)
+
+
+def keep(value: Any) -> Any:
+    """Put a value into Ray's store, for tasks to come."""
+    import ray
+
+    return ray.put(value)
+
+
+def end_actors(actors: Sequence[Any]) -> None:
+    """End actors, with their processes."""
+    import ray
+
+    for actor in actors:
+        ray.kill(actor)
+
+
 def _call(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
     with no_gpus():
         return function(*arguments)

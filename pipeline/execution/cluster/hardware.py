@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +118,18 @@ def _autoscaler_limits() -> dict[str, float]:
     """Return what the autoscaler may grow the cluster to; empty without one."""
     limits = read("autoscaler limits")
     return dict((limits and limits()) or {})
+
+
+def start_on_workers(function: Callable[[], Any]) -> list[Any]:
+    """Start a function on each node that is up and has processors or GPUs."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    return [
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in ray.nodes()
+        if node["Alive"] and any(node["Resources"].get(name) for name in ("CPU", "GPU"))
+    ]

@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
+from pipeline.execution.tasks import TaskLost, are_done, give_up, remote, value_if_kept
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.models.agreement import AgreementLimits
@@ -97,15 +98,11 @@ class Beside:
 
     def end(self) -> None:
         """Take what is done; the rest is given up."""
-        import ray
-
         if self._task is not None and not self._take_if_done():
-            ray.cancel(self._task, force=True)
+            give_up(self._task)
             self._keep([self._given_up("the run ended before")])
 
     def _begin(self, way: str, given_s: float) -> None:
-        import ray
-
         from pipeline.planning.sampling import sample_units
 
         tuning = self._tuning
@@ -115,22 +112,19 @@ class Beside:
         units, seed = sample_units(tuning.plan, size)
         spec = replace(tuning.model.as_reference(), runtime=way)
         config = replace(tuning.config, spec=spec)
-        task: Any = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(try_beside)
+        task = remote(try_beside, num_cpus=0, max_retries=0, max_calls=1)
         self._way, self._given_s = way, given_s
         self._task = task.remote(config, tuning.reader, units, size, seed, tuning.limits, given_s)
         log.info("trying %s beside the run, for at most %.0f s of processor time", way, given_s)
 
     def _take_if_done(self) -> bool:
         """Keep what was found out; False if the trial goes on."""
-        import ray
-        from ray.exceptions import RayError
-
-        if not ray.wait([self._task], timeout=0)[0]:
+        if not are_done([self._task], 0)[0]:
             return False
         try:
-            self._keep(ray.get(self._task))
-        except RayError as error:  # the kernel has ended it, or the runtime crashed
-            self._keep([self._given_up(type(error).__name__)])
+            self._keep(value_if_kept(self._task))
+        except TaskLost as error:  # the kernel has ended it, or the runtime crashed
+            self._keep([self._given_up(str(error))])
         return True
 
     def _given_up(self, why: str) -> Trial:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipeline.commit.parts.part_writer import package_versions
 from pipeline.core.cache.cpu import describe_processor
+from pipeline.execution.cluster.hardware import start_on_workers
+from pipeline.execution.tasks import TaskLost, are_done, give_up, remote, value_if_kept
 from pipeline.inference.runtimes import runtime_versions
 from pipeline.planning.allocation import Hardware
 
@@ -29,22 +30,11 @@ def machines_of(*, on_cluster: bool) -> tuple[str, ...]:
     """
     if not on_cluster:
         return (describe_machine(),)
-    import ray
-    from ray.exceptions import RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    ask: Any = ray.remote(num_cpus=0, max_retries=0)(describe_machine)
-    asked = [
-        ask.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote()
-        for node in ray.nodes()
-        if node["Alive"] and _is_worker(node["Resources"])
-    ]
-    done, late = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+    asked = start_on_workers(describe_machine)
+    done, late = are_done(asked, _ANSWER_S) if asked else ([], [])
     try:
-        return () if late else tuple(sorted(set(ray.get(done))))
-    except RayError:  # a node is gone, or has other versions
+        return () if late else tuple(sorted(set(value_if_kept(done))))
+    except TaskLost:  # a node is gone, or has other versions
         return ()
 
 
@@ -57,18 +47,15 @@ def smallest_gpu(kinds: Sequence[str], share: float) -> str | None:
     """
     if len(kinds) < 2 or not share:
         return None
-    import ray
-    from ray.exceptions import RayError
-
-    ask: Any = ray.remote(num_cpus=0, num_gpus=share, max_retries=0)(_gpu_bytes)
+    ask = remote(_gpu_bytes, num_cpus=0, num_gpus=share, max_retries=0)
     asked = {ask.options(accelerator_type=kind).remote(): kind for kind in kinds}
-    done, late = ray.wait([*asked], num_returns=len(asked), timeout=_ANSWER_S)
+    done, late = are_done([*asked], _ANSWER_S)
     for each in late:  # that kind is not up yet
-        ray.cancel(each, force=True)
+        give_up(each)
     found = {}
     for each in done:
-        with contextlib.suppress(RayError):  # it will fail, and be told, where a model is loaded
-            found[asked[each]] = ray.get(each)
+        with contextlib.suppress(TaskLost):  # it will fail, and be told, where a model is loaded
+            found[asked[each]] = value_if_kept(each)
     return least_memory(found)
 
 
@@ -85,10 +72,6 @@ def _gpu_bytes() -> int:
     import torch
 
     return int(torch.cuda.get_device_properties(0).total_memory)
-
-
-def _is_worker(resources: dict[str, float]) -> bool:
-    return any(resources.get(name) for name in ("CPU", "GPU"))
 
 
 def sizes_of(hardware: Hardware) -> Sequence[float]:

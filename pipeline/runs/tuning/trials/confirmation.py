@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from pipeline.execution.tasks import ray_errors
+from pipeline.execution.tasks import TaskLost, value_if_kept, value_of
 from pipeline.models.spec import FP32
 from pipeline.planning.allocation import Allocation
 from pipeline.runs.tuning.budget import Budget
@@ -92,21 +91,17 @@ class _Larger:
 
     def compare(self, way: Trial) -> Trial:
         """Return what was tried, with the share of these rows that agree."""
-        import ray
-        from ray.exceptions import RayError
-
         from pipeline.runs.tuning.trials.measure import compare_with
 
         spec = as_tried(self._tuning.model, way)
         task = lone_task(self._tuning, compare_with)
         config, limits = replace(self._tuning.config, spec=spec), self._tuning.limits
-        with ray_errors():
-            ray.get(self._reference)  # what fails here is no fault of the way
+        value_of(self._reference)  # what fails here is no fault of the way
         try:
-            found: Any = ray.get(task.remote(config, self._inputs, limits, *self._reference))
-        except RayError as error:
-            return replace(way, problem=f"crashed on more rows: {type(error).__name__}")
-        pct, worst = found
+            asked = task.remote(config, self._inputs, limits, *self._reference)
+            pct, worst = value_if_kept(asked)
+        except TaskLost as error:
+            return replace(way, problem=f"crashed on more rows: {error}")
         return replace(
             way, agreement_pct=pct, worst=worst, num_compared=CONFIRM_ROWS, is_confirmed=True
         )

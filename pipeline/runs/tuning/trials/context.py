@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.execution.tasks import are_done, remote, value_of
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig
@@ -102,8 +103,6 @@ class Sample:
 
     def __init__(self, tuning: TuningContext, num_rows: int | None = None) -> None:
         """Read rows at random; the same ones for the same work and number of rows."""
-        import ray
-
         from pipeline.planning.sampling import sample_rows, sample_units
 
         num_rows = num_rows or rows_to_sample(tuning.model.input, tuning.plan.usual_slice_rows())
@@ -111,16 +110,14 @@ class Sample:
         self._tuning = tuning
         read = plain_task(tuning, sample_rows)
         self.rows = read.remote(tuning.reader, units, num_rows, seed)
-        ray.wait([self.rows])
+        are_done([self.rows])
 
     def rows_of_all(self) -> int | None:
         """Return how many rows the input has, by the bytes of these; None if there are none.
 
         Columns that are not read, and compression, make it a guess.
         """
-        import ray
-
-        rows = ray.get(self.rows)
+        rows = value_of(self.rows)
         num_bytes = self._tuning.plan.input_bytes
         return round(num_bytes * rows.num_rows / rows.nbytes) if rows.nbytes else None
 
@@ -145,9 +142,7 @@ def plain_task(tuning: TuningContext, function: Callable[..., Any], **options: A
         function: What to do.
         options: Further options of `ray.remote`.
     """
-    import ray
-
     note_progress("something to try")
     allocation = tuning.allocation
     resources = {"num_cpus": allocation.actor_cpus, "num_gpus": allocation.actor_gpus or None}
-    return ray.remote(**resources, **tuning.kind, max_retries=0, **options)(function)
+    return remote(function, **resources, **tuning.kind, max_retries=0, **options)

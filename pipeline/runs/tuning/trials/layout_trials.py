@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from pipeline.execution.stages import Preprocessing
+from pipeline.execution.tasks import TaskLost, end_actors, remote, value_if_kept
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.allocation import TASK_CPUS, gpu_share
 from pipeline.preprocessing.model_input import BatchLimits, is_varying
@@ -37,9 +38,6 @@ _MIB = 2**20
 
 def try_batches(tuning: TuningContext, sample: Sample, way: Trial) -> list[Trial]:
     """Measure rate and memory of the way that was chosen with every batch size left open."""
-    import ray
-    from ray.exceptions import RayError
-
     from pipeline.runs.tuning.trials.measure import try_batch
 
     spec = as_tried(tuning.model, way)
@@ -48,9 +46,10 @@ def try_batches(tuning: TuningContext, sample: Sample, way: Trial) -> list[Trial
     for size in _open_batches(tuning, way):
         config = replace(tuning.config, spec=spec, batch_size=size.rows, batch_tokens=size.tokens)
         try:
-            trial: Trial = ray.get(lone_task(tuning, try_batch).remote(config, inputs))
-        except RayError as error:
-            problem = f"crashed: {type(error).__name__}"
+            asked = lone_task(tuning, try_batch).remote(config, inputs)
+            trial: Trial = value_if_kept(asked)
+        except TaskLost as error:
+            problem = f"crashed: {error}"
             trial = Trial(
                 way.runtime,
                 way.precision,
@@ -159,9 +158,6 @@ def _try_layout(
     The decoders keep to a pace a little above what the actors reach alone: left to themselves they
     would take more of the cores than in a run, where actors limit their pace.
     """
-    import ray
-    from ray.exceptions import RayError
-
     from pipeline.runs.tuning.trials.layout_worker import LayoutWorker
 
     note_progress("a layout to try")
@@ -186,26 +182,25 @@ def _try_layout(
     inputs, started = sample.inputs(spec), perf_counter()
     options: dict[str, Any] = {"num_cpus": TASK_CPUS, "max_restarts": 0, **tuning.kind}
     workers = [
-        ray.remote(**options, num_gpus=None if kind == "decode" else share or None)(
-            LayoutWorker
+        remote(
+            LayoutWorker, **options, num_gpus=None if kind == "decode" else share or None
         ).remote(kind, config, preprocessing)
         for kind in kinds
     ]
     try:
-        ray.get([each.load.remote(sample.rows, inputs) for each in workers])
+        value_if_kept([each.load.remote(sample.rows, inputs) for each in workers])
         load_s = perf_counter() - started
         for seconds in (WARM_S, LAYOUT_S):
-            found = ray.get(
+            found = value_if_kept(
                 [
                     each.work.remote(seconds, paces.get(kind))
                     for each, kind in zip(workers, kinds, strict=True)
                 ]
             )
-    except RayError as error:
-        return replace(trial, problem=f"crashed: {type(error).__name__}")
+    except TaskLost as error:
+        return replace(trial, problem=f"crashed: {error}")
     finally:
-        for each in workers:
-            ray.kill(each)
+        end_actors(workers)
     rates = {
         kind: sum(did.rows_per_s for did, its in zip(found, kinds, strict=True) if its == kind)
         for kind in set(kinds)

@@ -13,7 +13,15 @@ from time import perf_counter
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.execution.tasks import ray_errors
+from pipeline.execution.tasks import (
+    TaskLost,
+    are_done,
+    give_up,
+    keep,
+    ray_errors,
+    value_if_kept,
+    value_of,
+)
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Device, emulated_reason, missing_reason
 from pipeline.inference.runtimes.int8 import INT8
@@ -136,8 +144,6 @@ class _Tries:
     def __init__(
         self, tuning: TuningContext, sample: Sample, search: Search, budget: Budget
     ) -> None:
-        import ray
-
         from pipeline.runs.tuning.trials.measure import MEASURE_S, try_out
 
         self._tuning, self._plain = tuning, tuning.model.as_reference()
@@ -151,14 +157,14 @@ class _Tries:
             self._inputs = sample.inputs(self._plain)
             task = lone_task(tuning, try_out)
             asked = task.remote(config, self._inputs, None, tuning.limits, for_s=self._for_s)
-            first, found = ray.get(asked)
+            first, found = value_of(asked)
             if first.problem:
                 raise JobError(f"model: eager fp32 cannot predict the sample: {first.problem}")
             self.first = self._signed(first)
-            self._reference = ray.put(found)
+            self._reference = keep(found)
             if tuning.model.input.is_approximate:
                 self._inputs = sample.inputs(tuning.model)
-                ray.get(self._inputs)  # a decoder that is not there is no fault of any way
+                value_of(self._inputs)  # a decoder that is not there is no fault of any way
 
     def one(
         self, way: tuple[str, str], best_rows_per_s: float, before: Trial | None, left_s: float
@@ -205,35 +211,28 @@ class _Tries:
         return signed(trial, self._tuning.measured_by)
 
     def _calibrated(self) -> tuple[str, str]:
-        import ray
-        from ray.exceptions import RayError
-
         from pipeline.runs.tuning.trials.calibration import calibrate
 
         task = lone_task(self._tuning, calibrate)
         try:
-            made: tuple[str, str] = ray.get(task.remote(self._tuning.config, self._inputs))
-        except RayError as error:
-            return "", f"calibration crashed: {type(error).__name__}"
+            made: tuple[str, str] = value_if_kept(task.remote(self._tuning.config, self._inputs))
+        except TaskLost as error:
+            return "", f"calibration crashed: {error}"
         return made
 
     def _attempt(self, spec: ModelSpec, best_rows_per_s: float, limit_s: float) -> Trial:
-        import ray
-        from ray.exceptions import RayError
-
         from pipeline.runs.tuning.trials.measure import try_out
 
         config, limits = replace(self._tuning.config, spec=spec), self._tuning.limits
         arguments: list[Any] = [self._inputs, self._reference, limits, best_rows_per_s, self._for_s]
         reference = lone_task(self._tuning, try_out).remote(config, *arguments)
-        done, _ = ray.wait([reference], timeout=limit_s)
-        if not done:
-            ray.cancel(reference, force=True)
+        if not are_done([reference], limit_s)[0]:
+            give_up(reference)
             return Trial(spec.runtime, spec.precision, problem=f"{GIVEN_UP} after {limit_s:.0f} s")
         try:
-            trial: Trial = ray.get(reference)[0]
-        except RayError as error:
-            return Trial(spec.runtime, spec.precision, problem=f"crashed: {type(error).__name__}")
+            trial: Trial = value_if_kept(reference)[0]
+        except TaskLost as error:
+            return Trial(spec.runtime, spec.precision, problem=f"crashed: {error}")
         return trial
 
 
