@@ -18,12 +18,12 @@ from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import StagedSlice, list_staged
 from pipeline.core.slices import SliceKey
+from pipeline.execution import ray_options
 from pipeline.execution.caller import left_as_found, only_run
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
-from pipeline.execution.predictor_actor import CALLS_AT_ONCE, PredictorActor
+from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.tasks import ray_errors
-from pipeline.execution.versions import read_options, with_calls_at_once
 from pipeline.inference.ticks import Channel
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
@@ -197,17 +197,13 @@ def stream(
         reserve_less()
     with ray_errors():
         # A row of this dataset is a slice (slices.pack): Ray cannot cut or merge slices.
-        dataset = ray.data.read_datasource(
-            parts.source, **read_options(allocation.read(len(units)))
-        )
+        dataset = ray.data.read_datasource(parts.source, **ray_options.read(allocation, len(units)))
         if parts.preprocess is not None:
-            dataset = dataset.map_batches(parts.preprocess, **allocation.preprocess())
-        pool = allocation.predict()
-        if allocation.actor_gpus:  # a card that waits for the next slice is idle
-            pool = with_calls_at_once(pool, CALLS_AT_ONCE)
+            dataset = dataset.map_batches(parts.preprocess, **ray_options.preprocess(allocation))
+        pool = ray_options.predict(allocation)
         dataset = dataset.map_batches(PredictorActor, fn_constructor_args=[parts.actor], **pool)
         if parts.write is not None:
-            dataset = dataset.map_batches(parts.write, **allocation.write())
+            dataset = dataset.map_batches(parts.write, **ray_options.write(allocation))
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for text in block.column("staged").to_pylist():
                 yield StagedSlice.from_json(text)

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from pipeline.gates.golden import GoldenRows
     from pipeline.inference.predictor import Predictor
 
-CALLS_AT_ONCE = 2
-"""Of an actor with a GPU."""
 _OF_ACTORS = 0.9
 """What the actors of a node may take of its memory, all of them together."""
 _MAX_LOADS = 6

@@ -14,9 +14,9 @@ from pipeline.core.errors import InfraError, PipelineError, find_cause
 from pipeline.core.printable import clean_message
 from pipeline.core.user_code.user_errors import SHOW_ALL, tell_remote
 from pipeline.execution.isolation.attempts import Attempts
+from pipeline.execution.ray_options import MAX_TASK_RETRIES
 from pipeline.execution.versions import known_errors, session_folder
 from pipeline.execution.visible_gpus import no_gpus
-from pipeline.planning.allocation import MAX_TASK_RETRIES
 from pipeline.process.liveness import note_progress
 
 T = TypeVar("T")

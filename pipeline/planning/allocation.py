@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
 
@@ -27,17 +27,6 @@ _CPUS_PER_TABLE_READER = 2
 """Of 1,000 columns a core reads 170,000 rows/s, and a small network predicts 300,000."""
 _CPUS_PER_DECODER = 2
 _MAX_WRITERS = 16
-# Preempted tasks are retried, and a slice that crashes its workers is given up earlier
-# (crash_guard.py): more restarts than these end the run, which can be resumed. Ray's defaults are
-# unlimited.
-MAX_ACTOR_RESTARTS = 50
-MAX_TASK_RETRIES = 20
-# Ray would fuse readers and decoders of equal options into one task.
-_MAX_READ_RETRIES = MAX_TASK_RETRIES + 1
-# A row of the dataset is a slice, so whole blocks and batches of one row are the same thing;
-# with GPUs Ray requires a batch size.
-_SLICE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-_ONE_SLICE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
 @dataclass(frozen=True)
@@ -128,46 +117,6 @@ class Allocation:
     def decoder_threads(self) -> int:
         """Return how many images one decoder decodes at once."""
         return self.actor_threads if self.decodes_in_actors else 1
-
-    def read(self, num_units: int) -> dict[str, Any]:
-        """Return the options of `read_datasource`."""
-        return {
-            "override_num_blocks": num_units,
-            "concurrency": self.num_readers,
-            "num_cpus": self.reader_cpus,
-            "ray_remote_args": {"max_retries": _MAX_READ_RETRIES},
-        }
-
-    def preprocess(self) -> dict[str, Any]:
-        """Return the options of the decoding stage."""
-        return self._tasks(self.num_decoders, self.decoder_cpus)
-
-    def predict(self) -> dict[str, Any]:
-        """Return the options of the actor pool."""
-        from ray.data import ActorPoolStrategy
-
-        return {
-            **_ONE_SLICE,
-            "compute": ActorPoolStrategy(min_size=self.min_actors, max_size=self.max_actors),
-            "num_cpus": self.actor_cpus,
-            "num_gpus": self.actor_gpus or None,
-            "max_restarts": MAX_ACTOR_RESTARTS,
-            "max_task_retries": MAX_TASK_RETRIES,
-        }
-
-    def write(self) -> dict[str, Any]:
-        """Return the options of the writing stage."""
-        return self._tasks(self.num_writers, TASK_CPUS)
-
-    def _tasks(self, number: int, cpus: float) -> dict[str, Any]:
-        from ray.data import TaskPoolStrategy
-
-        return {
-            **_SLICE_BLOCKS,
-            "compute": TaskPoolStrategy(number),
-            "num_cpus": cpus,
-            "max_retries": MAX_TASK_RETRIES,
-        }
 
 
 def allocate(resources: Resources, hardware: Hardware, *, is_table: bool = False) -> Allocation:

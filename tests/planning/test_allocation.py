@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +14,6 @@ from pipeline.execution.cluster.hardware import hardware_from
 from pipeline.job.job import Resources
 from pipeline.planning.allocation import (
     CLUSTER_READER_CPUS,
-    MAX_ACTOR_RESTARTS,
-    MAX_TASK_RETRIES,
     TASK_CPUS,
     Allocation,
     Hardware,
@@ -427,36 +424,3 @@ def test_more_actors_than_cores_can_hold_beside_the_tasks_are_refused():
     crowded = Hardware(9, 2, 0, node_cpus=(0.25,) * 8)
     with pytest.raises(JobError, match="8 actors beside readers, decoders and writers do not fit"):
         allocate(Resources.model_validate({"num_cpus": 0.25}), crowded)
-
-
-def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
-    found = Allocation(2, 3, 0.5, 0.25, 1, 5, 6, 7, decoder_cpus=0.4, reader_cpus=0.3)
-    assert found.read(9) == {
-        "override_num_blocks": 9,
-        "concurrency": 5,
-        "num_cpus": 0.3,
-        "ray_remote_args": {
-            "max_retries": MAX_TASK_RETRIES + 1
-        },  # of equal ones Ray makes one task
-    }
-    stages = [(found.preprocess(), 6, 0.4), (found.write(), 7, TASK_CPUS)]
-    for options, number, cpus in stages:
-        assert options.pop("compute").size == number
-        assert options == {
-            "batch_size": None,
-            "batch_format": "pyarrow",
-            "num_cpus": cpus,
-            "max_retries": MAX_TASK_RETRIES,
-        }
-    options = found.predict()
-    pool = options.pop("compute")
-    assert (pool.min_size, pool.max_size) == (2, 3)
-    assert options == {
-        "batch_size": 1,
-        "batch_format": "pyarrow",
-        "num_cpus": 0.5,
-        "num_gpus": 0.25,
-        "max_restarts": MAX_ACTOR_RESTARTS,
-        "max_task_retries": MAX_TASK_RETRIES,
-    }
-    assert replace(found, actor_gpus=0.0).predict()["num_gpus"] is None

@@ -95,9 +95,9 @@ def main(cores: int, later: int) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
+    from pipeline.execution import ray_options
     from pipeline.execution.cluster.connect import _configure_data
     from pipeline.execution.embedded.backpressure import reserve_less
-    from pipeline.execution.versions import read_options
     from pipeline.job.job import Resources
     from pipeline.planning.allocation import Hardware, allocate
 
@@ -113,11 +113,10 @@ def main(cores: int, later: int) -> None:
         _configure_data()
         if allocation.reserves_cores:
             reserve_less()
-        options = read_options(allocation.read(SLICES))
-        dataset = ray.data.read_datasource(source(), **options)
-        dataset = dataset.map_batches(decode, **allocation.preprocess())
-        dataset = dataset.map_batches(Actor, **allocation.predict())
-        dataset = dataset.map_batches(write, **allocation.write())
+        dataset = ray.data.read_datasource(source(), **ray_options.read(allocation, SLICES))
+        dataset = dataset.map_batches(decode, **ray_options.preprocess(allocation))
+        dataset = dataset.map_batches(Actor, **ray_options.predict(allocation))
+        dataset = dataset.map_batches(write, **ray_options.write(allocation))
         for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             pass
         ray.shutdown()

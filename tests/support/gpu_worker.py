@@ -17,7 +17,8 @@ from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
-from pipeline.execution.predictor_actor import CALLS_AT_ONCE, ActorConfig, MemoryShare, _Model
+from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, _Model
+from pipeline.execution.ray_options import CALLS_AT_ONCE
 from pipeline.execution.stages import PREDICT, SliceWork
 
 BATCH_SIZE = 8

@@ -12,7 +12,7 @@ from checkout import PYTHONPATH
 from gpu_worker import BATCH_SIZE, slice_of
 from predicting import predictor, rows_of
 
-from pipeline.execution.predictor_actor import CALLS_AT_ONCE
+from pipeline.execution.ray_options import CALLS_AT_ONCE
 
 NUM_ROWS, WHITE_ROW = 3 * BATCH_SIZE - 2, BATCH_SIZE + 3
 MOST_WORKERS = 4

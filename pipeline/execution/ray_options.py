@@ -1,0 +1,72 @@
+"""The options of each stage as Ray takes them, by the division of the cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.execution.versions import read_options, with_calls_at_once
+from pipeline.planning.allocation import TASK_CPUS, Allocation
+
+# Preempted tasks are retried, and a slice that crashes its workers is given up earlier
+# (crash_guard.py): more restarts than these end the run, which can be resumed. Ray's defaults are
+# unlimited.
+MAX_ACTOR_RESTARTS = 50
+MAX_TASK_RETRIES = 20
+CALLS_AT_ONCE = 2
+"""Slices that an actor with a GPU has in flight: a card that waits for the next slice is idle."""
+# Ray would fuse readers and decoders of equal options into one task.
+_MAX_READ_RETRIES = MAX_TASK_RETRIES + 1
+# A row of the dataset is a slice, so whole blocks and batches of one row are the same thing;
+# with GPUs Ray requires a batch size.
+_SLICE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+_ONE_SLICE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+
+
+def read(allocation: Allocation, num_units: int) -> dict[str, Any]:
+    """Return the options of `read_datasource`."""
+    return read_options(
+        {
+            "override_num_blocks": num_units,
+            "concurrency": allocation.num_readers,
+            "num_cpus": allocation.reader_cpus,
+            "ray_remote_args": {"max_retries": _MAX_READ_RETRIES},
+        }
+    )
+
+
+def preprocess(allocation: Allocation) -> dict[str, Any]:
+    """Return the options of the decoding stage."""
+    return _tasks(allocation.num_decoders, allocation.decoder_cpus)
+
+
+def predict(allocation: Allocation) -> dict[str, Any]:
+    """Return the options of the actor pool."""
+    from ray.data import ActorPoolStrategy
+
+    options = {
+        **_ONE_SLICE,
+        "compute": ActorPoolStrategy(
+            min_size=allocation.min_actors, max_size=allocation.max_actors
+        ),
+        "num_cpus": allocation.actor_cpus,
+        "num_gpus": allocation.actor_gpus or None,
+        "max_restarts": MAX_ACTOR_RESTARTS,
+        "max_task_retries": MAX_TASK_RETRIES,
+    }
+    return with_calls_at_once(options, CALLS_AT_ONCE) if allocation.actor_gpus else options
+
+
+def write(allocation: Allocation) -> dict[str, Any]:
+    """Return the options of the writing stage."""
+    return _tasks(allocation.num_writers, TASK_CPUS)
+
+
+def _tasks(number: int, cpus: float) -> dict[str, Any]:
+    from ray.data import TaskPoolStrategy
+
+    return {
+        **_SLICE_BLOCKS,
+        "compute": TaskPoolStrategy(number),
+        "num_cpus": cpus,
+        "max_retries": MAX_TASK_RETRIES,
+    }

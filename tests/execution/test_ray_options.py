@@ -1,0 +1,40 @@
+"""What Ray is asked for, stage by stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipeline.execution import ray_options
+from pipeline.planning.allocation import TASK_CPUS, Allocation
+
+
+def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
+    found = Allocation(2, 3, 0.5, 0.25, 1, 5, 6, 7, decoder_cpus=0.4, reader_cpus=0.3)
+    assert ray_options.read(found, 9) == {
+        "override_num_blocks": 9,
+        "concurrency": 5,
+        "num_cpus": 0.3,
+        # Of equal ones Ray would make one task.
+        "ray_remote_args": {"max_retries": ray_options.MAX_TASK_RETRIES + 1},
+    }
+    stages = [(ray_options.preprocess(found), 6, 0.4), (ray_options.write(found), 7, TASK_CPUS)]
+    for options, number, cpus in stages:
+        assert options.pop("compute").size == number
+        assert options == {
+            "batch_size": None,
+            "batch_format": "pyarrow",
+            "num_cpus": cpus,
+            "max_retries": ray_options.MAX_TASK_RETRIES,
+        }
+    assert ray_options.predict(found)["num_gpus"] == 0.25
+    options = ray_options.predict(replace(found, actor_gpus=0.0))
+    pool = options.pop("compute")
+    assert (pool.min_size, pool.max_size) == (2, 3)
+    assert options == {
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "num_cpus": 0.5,
+        "num_gpus": None,
+        "max_restarts": ray_options.MAX_ACTOR_RESTARTS,
+        "max_task_retries": ray_options.MAX_TASK_RETRIES,
+    }
