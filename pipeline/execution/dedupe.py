@@ -116,7 +116,7 @@ def start_index() -> Any:
     """Start the actor that holds a `ResultIndex`; it ends with the run."""
     import ray
 
-    from pipeline.planning.allocation import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
+    from pipeline.execution.ray_options import MAX_ACTOR_RESTARTS, MAX_TASK_RETRIES
 
     options = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_TASK_RETRIES}
     return ray.remote(num_cpus=0, **options)(HiddenIndex).remote()
