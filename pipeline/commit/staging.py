@@ -30,6 +30,7 @@ from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.histograms import measure_numbers
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.hive_paths import without_folder
 from pipeline.core.schema import ERROR, LABEL
 from pipeline.core.slices import SliceKey
@@ -55,6 +56,11 @@ class StagedSlice:
     """JSON form of `histograms.Numbers`, of each number that is counted."""
     causes: list[dict[str, Any]] = field(default_factory=list)
     """JSON form of the most frequent `causes.Cause`; empty in parts of before they were noted."""
+
+    @property
+    def figures(self) -> SliceFigures:
+        """What was measured of the slice."""
+        return SliceFigures.from_json(self.counters)
 
     @property
     def num_quarantined(self) -> int:

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.errors import InfraError, PipelineError
-from pipeline.core.figures.counters import DEDUPE, Counters, StageCounters, add
+from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures.slice_figures import Deduplicated, SliceFigures
 from pipeline.core.schema import DIGEST, ERROR, IMAGE_FIELDS
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.execution.dedupe import RemoteIndex, deduplicate, remember, with_digests
@@ -159,7 +160,8 @@ class PredictorActor:
         if DIGEST not in rows.column_names:
             rows = with_digests(rows, self._fields)
         unique = deduplicate(rows, self._index)
-        add(counters, DEDUPE, StageCounters(rows.num_rows, unique.num_copied))
+        deduplicated = Deduplicated(rows.num_rows, unique.num_copied)
+        SliceFigures(deduplicated=deduplicated).add_to(counters)
         computed = self._guard.run(name, unique.to_compute(), counters)
         remember(unique, computed, self._index)
         return unique.scatter(computed)

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.errors import GateRefused
-from pipeline.core.figures.counters import GOLDEN, Counters, StageCounters, add
+from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.slice_figures import Comparison, SliceFigures
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
 from pipeline.gates.results import GateResult
 from pipeline.inference.ragged_results import place
@@ -67,7 +68,7 @@ class GoldenRows:
             spec: What the actor runs.
             reduce: Predicts.
             where: The actor, for the message.
-            counters: Gets the entry `golden`.
+            counters: Gets the figure `golden`.
 
         Raises:
             GoldenRefused: A row differs; names the first ones, expected and found.
@@ -75,9 +76,8 @@ class GoldenRows:
         started = perf_counter()
         differences = self.differences(spec, reduce)
         num_rows = self.rows.num_rows
-        busy_s = perf_counter() - started
-        agreed = num_rows - len(differences)
-        add(counters, GOLDEN, StageCounters(num_rows, agreed, busy_s=busy_s))
+        compared = Comparison(num_rows, num_rows - len(differences), perf_counter() - started)
+        SliceFigures(golden=compared).add_to(counters)
         if differences and self.refuses:
             more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
             raise GoldenRefused(

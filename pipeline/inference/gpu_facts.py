@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.core.cache.cpu import processor_name
-from pipeline.core.figures.counters import ADVICE, DEVICE, Counters, StageCounters, add
+from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.printable import clean_message
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -90,9 +91,8 @@ def advice(precision: str, card: Card) -> str:
 def count_device(counters: Counters, num_gpus: float, precision: str, num_rows: int) -> None:
     """Count rows for the device of this process, and say what it could do faster."""
     device, told = _device(bool(num_gpus), precision)
-    add(counters, f"{DEVICE}.{device}", StageCounters(num_rows, num_rows))
-    if told:
-        add(counters, f"{ADVICE}.{told}", StageCounters())
+    advice = {told: 0} if told else {}
+    SliceFigures(devices={device: num_rows}, advice=advice).add_to(counters)
 
 
 @functools.cache

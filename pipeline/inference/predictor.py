@@ -14,15 +14,8 @@ import pyarrow as pa
 
 from pipeline.core.cache.node_cache import claim
 from pipeline.core.failures import Failure, Reason, failures_of, without_failure
-from pipeline.core.figures.counters import (
-    ADVICE,
-    LAUNCH,
-    REFERENCE_CHECK,
-    TOKENS,
-    Counters,
-    StageCounters,
-    add,
-)
+from pipeline.core.figures.counters import LAUNCH, Counters, StageCounters, add
+from pipeline.core.figures.slice_figures import Comparison, SliceFigures, Tokens
 from pipeline.core.registry import INPUTS
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_code.own_code import errors_told
@@ -117,7 +110,8 @@ class Predictor:
         if run.timer.launch_s:
             add(counters, LAUNCH, StageCounters(count_in, count_in, busy_s=run.timer.launch_s))
         if run.timer.num_tokens:
-            add(counters, TOKENS, StageCounters(run.timer.num_tokens, run.timer.num_padded))
+            tokens = Tokens(run.timer.num_tokens, run.timer.num_padded)
+            SliceFigures(tokens=tokens).add_to(counters)
         count_probable(run.counted, counters)
         pass_through, task = self._config.pass_through, self._model.task
         return to_table(task, pass_through, rows, run.results, failures, seen.published_fields())
@@ -162,7 +156,7 @@ class Predictor:
             inputs: What the reference sees of them, each (K, ...).
             results: What the task kept of the slice, each (N, ...).
             limits: How far a row may be from the reference.
-            counters: Gets the entry `canary`.
+            counters: Gets the figure `reference_check`.
         """
         started = perf_counter()
         spec = replace(self._config.spec.as_reference(), task=self._model.task.spec)
@@ -170,8 +164,8 @@ class Predictor:
         reference = alone(self._model, config, lambda exact: reduced(exact, inputs))
         found = {name: values[rows] for name, values in results.items()}
         agreed = int(self._model.task.compare(reference, found, limits).agrees.sum())
-        busy_s = perf_counter() - started
-        add(counters, REFERENCE_CHECK, StageCounters(len(rows), agreed, 0, busy_s=busy_s))
+        checked = Comparison(len(rows), agreed, perf_counter() - started)
+        SliceFigures(reference_check=checked).add_to(counters)
 
     def _predict_overflows(
         self,
@@ -200,7 +194,8 @@ class Predictor:
         for row in again:
             failures[row] = None
         if len(again):
-            add(counters, f"{ADVICE}.{_OVERFLOWS.format(precision)}", StageCounters())
+            advice = {_OVERFLOWS.format(precision): 0}
+            SliceFigures(advice=advice).add_to(counters)
 
     def unload(self) -> None:
         """Take the model off its device, for good."""

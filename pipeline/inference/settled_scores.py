@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.figures.counters import PROBABILITIES as COUNTED
-from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import SCORE
 from pipeline.inference.runtimes.int8 import INT8
@@ -162,9 +162,8 @@ class SettledScores:
 
 def count_probable(counted: Mapping[str, int], counters: Counters) -> None:
     """Count the rows per head whose outputs were taken for probabilities."""
-    for prefix, num_rows in counted.items():
-        name = ".".join(filter(None, [COUNTED, prefix.rstrip(".")]))
-        add(counters, name, StageCounters(num_rows, num_rows))
+    rows = {prefix.rstrip("."): num_rows for prefix, num_rows in counted.items()}
+    SliceFigures(probable_rows=rows).add_to(counters)
 
 
 def _adds_up(part: TaskSpec) -> bool:

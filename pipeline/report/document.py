@@ -141,7 +141,7 @@ def build_report(stated: Report, measured: Load) -> Report:
 
     Args:
         stated: The fields that nothing else tells.
-        measured: Counters, slots, start-up; what the report says itself, as rows and hardware, is
+        measured: Figures, slots, start-up; what the report says itself, as rows and hardware, is
             taken from there.
     """
     rows, model, hardware = stated.rows, stated.model, stated.hardware
@@ -175,7 +175,7 @@ def build_report(stated: Report, measured: Load) -> Report:
 
 
 def _done_in(load: Load, stages: Sequence[str], group: str) -> Literal["actors", "tasks"] | None:
-    if not any(stage in load.counters for stage in stages):
+    if not any(stage in load.figures.stages for stage in stages):
         return None
     return "actors" if group in load.in_actors else "tasks"
 

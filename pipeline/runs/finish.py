@@ -18,6 +18,7 @@ from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.publish import commit, settle
 from pipeline.commit.staging import read_footer
 from pipeline.core.causes import MAX_PER_RUN, AlikeError, common_cause, in_words
+from pipeline.core.figures.slice_figures import Comparison, Tokenised
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.slices import SliceKey
 from pipeline.execution.tasks import run_tasks
@@ -174,8 +175,9 @@ def require_some_row(run: RunContext) -> None:
 def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[GateResult]:
     """Let the gates judge what the recorder counted, and note their results."""
     record, gates = run.record, run.job.gates
-    checked, texts = record.totals.reference_check, record.totals.truncation
-    golden, num_actors = record.golden
+    measured = record.figures
+    checked, golden = measured.reference_check or Comparison(), measured.golden or Comparison()
+    texts = measured.tokenised or Tokenised()
     figures = Figures(
         num_planned=num_rows,
         num_predicted=record.num_predicted,
@@ -183,15 +185,15 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         num_shards=plan.num_shards,
         reasons=record.reasons,
         causes=record.top_failures(),
-        num_compared=checked.rows_in,
-        num_agreed=checked.rows_out,
-        golden_compared=golden.rows_in,
-        golden_agreed=golden.rows_out,
-        golden_actors=num_actors,
+        num_compared=checked.num_rows,
+        num_agreed=checked.num_agreed,
+        golden_compared=golden.num_rows,
+        golden_agreed=golden.num_agreed,
+        golden_actors=measured.golden_actors,
         distribution=record.distribution,
         num_skipped=record.skipped.judged,
-        num_tokenised=texts.rows_in,
-        num_truncated=texts.rows_out,
+        num_tokenised=texts.num_rows,
+        num_truncated=texts.num_truncated,
         why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
         is_limited=run.job.run.limit_rows is not None,
     )
@@ -212,7 +214,7 @@ def _compactor(run: RunContext, plan: Plan, number: int, retry: RetryMerge | Non
         version=version,
         schema=plan.prediction_schema(),
         compression=run.job.sink.compression,
-        metadata=file_metadata(told, run.record.run_id, run.record.totals.devices),
+        metadata=file_metadata(told, run.record.run_id, run.record.figures.devices),
         target_bytes=run.job.sink.target_part_mib * _MIB,
     )
 
@@ -260,6 +262,6 @@ def _manifest(
         distribution=run.record.distribution.to_dict(),
         skipped=run.record.skipped.to_dict(),
         versions=package_versions(),
-        devices=dict(run.record.totals.devices),
+        devices=dict(run.record.figures.devices),
         fingerprint_parts=plan.fingerprint_parts,
     )

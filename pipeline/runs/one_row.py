@@ -16,7 +16,8 @@ import pyarrow as pa
 from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import OWN_TRANSFORM, Failure
-from pipeline.core.figures.counters import Counters, probable_heads
+from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, MESSAGE, NUM_TOKENS, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
@@ -239,7 +240,8 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
         problem = predicted if isinstance(predicted, str) else _problem(predicted)
         if not problem:
             assert not isinstance(predicted, str), "has no problem"
-            told = scores_told(model.task, model.shown_name, found := probable_heads(counters))
+            found = set(SliceFigures.from_json(counters).probable_rows)
+            told = scores_told(model.task, model.shown_name, found)
             if found and told != scores_told(model.task, model.shown_name):
                 told = f"{told}, if the first rows of a run are as this row (model.scores says it)"
             return Tried("ok", f"1 row ({row_id}) -> {_describe(predicted, model)}", scores=told)

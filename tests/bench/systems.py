@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import command, environment
 
 from pipeline.commit.staging import read_footer
-from pipeline.core.figures.counters import TOKENS
 from pipeline.execution.environment import WORKER_ENVIRONMENT as MALLOC
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.storage.store import Store
@@ -214,11 +213,11 @@ def _row_ends(path: Path, staged: Any) -> np.ndarray:
 
 
 def _padding(footers: Iterable[Any]) -> dict[str, float]:
-    counted = [staged.counters[TOKENS] for staged in footers if TOKENS in staged.counters]
-    padded = sum(tokens["rows_out"] for tokens in counted)
+    counted = [staged.figures.tokens for staged in footers if staged.figures.tokens]
+    padded = sum(tokens.num_padded for tokens in counted)
     if not padded:
         return {}
-    return {"padding_pct": round(100 * (1 - sum(t["rows_in"] for t in counted) / padded), 2)}
+    return {"padding_pct": round(100 * (1 - sum(t.num_tokens for t in counted) / padded), 2)}
 
 
 def run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import pytest
 from fake_device import FakeGpu, installed
 from predicting import BLACK, WHITE, images, is_predicted, predict, predictor, rows_of
 
-from pipeline.core.figures.counters import ADVICE
 from pipeline.models.agreement import AgreementLimits
 
 KIB = 1 << 10
@@ -60,8 +59,8 @@ def test_what_a_narrow_type_cannot_hold_is_what_fp32_gives(gpu: FakeGpu, num_gpu
             of = exact if number in WHITE_ROWS else close
             assert row["score"] == pytest.approx(of[number]["score"], abs=1e-6)
     assert counters["predict"]["rows_quarantined"] == len(BLACK_ROWS)
-    assert [name for name in counters if name.startswith(f"{ADVICE}.")] == [
-        f"{ADVICE}.outputs of some rows are beyond bf16, so these rows were predicted once more in "
+    assert [name for name in counters if name.startswith("advice.")] == [
+        "advice.outputs of some rows are beyond bf16, so these rows were predicted once more in "
         "fp32: if they are many, another model.precision is faster"
     ]
 
@@ -106,7 +105,7 @@ def test_rows_of_fp32_are_not_compared_with_fp32(gpu: FakeGpu):
     white = np.full_like(images(4), WHITE)
     rows, counters = predict(model, rows_of(white))
     assert all(is_predicted(row) for row in rows)
-    assert "canary" not in counters
+    assert "reference_check" not in counters
     assert model.awaits_reference_check
     _, counters = predict(model, rows_of(pixels()))
-    assert counters["canary"]["rows_in"] == counters["canary"]["rows_out"] == 14
+    assert counters["reference_check"]["rows_in"] == counters["reference_check"]["rows_out"] == 14

@@ -17,7 +17,8 @@ import predicting
 import pytest
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.figures.counters import REFERENCE_CHECK, Counters, probable_heads
+from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.settled_scores import scores_path
 from pipeline.job.reading.loader import parse_job
@@ -93,11 +94,11 @@ def test_probabilities_are_published_as_they_are(
     store: Store, likely: dict[str, Any], task: dict[str, Any]
 ):
     expected, counted = predicted(predictor(store, **LOGITS_OF, **task), DARK)
-    assert probable_heads(counted) == set()
+    assert set(SliceFigures.from_json(counted).probable_rows) == set()
     store = Store(store.url("other"))
     found, counted = predicted(predictor(store, **likely, **task), DARK)
     np.testing.assert_allclose(scores(found), scores(expected), atol=1e-6)
-    assert probable_heads(counted) == {""}
+    assert set(SliceFigures.from_json(counted).probable_rows) == {""}
     assert counted["probabilities"]["rows_in"] == len(DARK)
     assert decision(store) == PROBABILITIES
 
@@ -169,7 +170,7 @@ def test_any_size_of_batch_gives_the_same(store: Store):
 def test_the_reference_check_uses_what_is_settled(store: Store, precision: str):
     limits = AgreementLimits(max_score_diff=0.02, min_cosine=0.99, max_relative_error=0.1)
     model = predictor(store, limits, **LIKELY, precision=precision)
-    counted = predicted(model, DARK)[1][REFERENCE_CHECK]
+    counted = predicted(model, DARK)[1]["reference_check"]
     assert counted["rows_in"] == counted["rows_out"] > 0
 
 
@@ -177,7 +178,7 @@ def test_each_head_is_settled_by_itself(store: Store):
     one = {"task": "classify", "labels": models.LABELS, "top_k": 5}
     heads = {"plain": one, "likely": one}
     rows, counted = predicted(predictor(store, factory="predicting:two", heads=heads), DARK)
-    assert probable_heads(counted) == {"likely"}
+    assert set(SliceFigures.from_json(counted).probable_rows) == {"likely"}
     for row in rows:
         assert row["likely_score"] == pytest.approx(row["plain_score"], abs=1e-6)
     heads = {"plain": {**one, "scores": "probabilities"}, "likely": one}

@@ -31,7 +31,6 @@ from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.cache.cpu import processor_name
 from pipeline.core.failures import RowError
-from pipeline.core.figures.counters import DEVICE, named
 from pipeline.execution.embedded.patches import AGENTS, is_usable
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.planning.plan import Plan
@@ -106,7 +105,7 @@ def assert_devices_are_named(store: Store, devices: dict[str, int], report: dict
     counted: Counter[str] = Counter()
     staged = list_staged(store, Layout(PARTITION).staging(manifest.fingerprint))
     for key, file in staged.items():
-        found = named(read_footer(store, file.path).counters, DEVICE)
+        found = read_footer(store, file.path).figures.devices
         assert sum(found.values()) == key.num_rows
         counted.update(found)
     assert counted == devices

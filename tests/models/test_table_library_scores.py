@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.core.failures import failure_columns
-from pipeline.core.figures.counters import probable_heads
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.settled_scores import scores_path
 from pipeline.job.reading.loader import parse_job
@@ -129,7 +129,7 @@ def predictions(found: Predictor, features: np.ndarray) -> tuple[list[dict[str, 
     )
     table = found.predict(rows, counters)
     assert table.column("error").null_count == len(features), table.column("message")
-    return table.to_pylist(), probable_heads(counters)
+    return table.to_pylist(), set(SliceFigures.from_json(counters).probable_rows)
 
 
 def by_label(rows: list[dict[str, Any]]) -> np.ndarray:

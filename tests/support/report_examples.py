@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from pipeline.core.figures.counters import STAGES, StageCounters
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.report.document import Report, build_report
 from pipeline.report.speed.limits import Load
 
@@ -18,7 +19,7 @@ def counted(busy_s: float, quarantined: int = 0) -> dict[str, float]:
 
 
 Facts = Mapping[str, Any]
-"""Fields of a report that a run states, and those of its `Load`."""
+"""Fields of a report that a run states, those of its `Load`, and its counters."""
 _MEASURED = {field.name for field in fields(Load)} - set(Report.model_fields) | {"startup"}
 
 FULL: dict[str, Any] = dict(
@@ -104,8 +105,9 @@ CASES = {"full": FULL, "zeros": ZEROS, "not_numbers": NOT_NUMBERS, **BARE}
 def report_of(facts: Facts = FULL, **changes: Any) -> Report:
     """The report of a run."""
     known = {**facts, **changes}
+    figures = SliceFigures.from_json(known.pop("counters", {}))
     measured = {name: known.pop(name) for name in _MEASURED & set(known)}
-    return build_report(Report(**known), Load(**measured))
+    return build_report(Report(**known), Load(figures, **measured))
 
 
 def document_of(facts: Facts = FULL, **changes: Any) -> dict[str, Any]:

@@ -1,16 +1,21 @@
 """How busy the stages of a made-up run were: loads to find limits of."""
 
 from pipeline.core.figures.counters import StageCounters
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.report.speed.limits import Load
 
 
-def counted(rows: int, busy_s: float) -> dict[str, float]:
-    return StageCounters(rows, rows, 0, rows * 100, rows * 100, busy_s).to_dict()
+def counted(rows: int, busy_s: float) -> StageCounters:
+    return StageCounters(rows, rows, 0, rows * 100, rows * 100, busy_s)
+
+
+def figures_of(**stages: StageCounters) -> SliceFigures:
+    return SliceFigures(stages)
 
 
 def load_of(busy: dict[str, float], slots: dict[str, float], **more) -> Load:
     return Load(
-        counters={stage: counted(1000, busy_s) for stage, busy_s in busy.items()},
+        SliceFigures({stage: counted(1000, busy_s) for stage, busy_s in busy.items()}),
         slots={
             stage: slots[group]
             for stage, group in (

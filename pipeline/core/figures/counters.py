@@ -6,10 +6,11 @@ They travel as JSON with every slice and in its footer, so that figures survive 
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from pipeline.core.backoff import retries_taken
 from pipeline.core.documents import known_fields
@@ -27,33 +28,10 @@ def stages_with(prepared: Sequence[str]) -> tuple[str, ...]:
 STAGES = stages_with(PREPARED)
 STARTUP_PARTS = ("ray_start", "workers", "imports", "model_load", "compile")
 """`workers`: until the process of an actor is there."""
-REFERENCE_CHECK = "canary"
-"""Rows that eager fp32 predicted again; rows_out are those that agreed.
-The name is that of staged parts."""
-GOLDEN = "golden"
-"""Golden rows that an actor predicted before its first slice; rows_out are those that agreed."""
-DEDUPE = "dedupe"
-"""Rows that were looked at for duplicates; rows_out are those that were not computed again."""
-TRUNCATED_ROWS = "truncated"
-"""Rows that were tokenised; rows_out are those that were cut to the most tokens."""
-TOKENS = "tokens"
-"""rows_in are the tokens of predicted rows; rows_out those that the model got, with padding."""
-PROBABILITIES = "probabilities"
-"""Rows whose outputs were taken for probabilities; of a head, with `.` and its name behind it."""
-DEVICE = "device"
-"""Rows that a device predicted, which is named behind a `.`."""
-ADVICE = "advice"
-"""What an actor has to say of its device, in a line behind a `.`; it counts nothing."""
-GPU_DECODE = "gpu_decode"
-"""Rows of runs that decode on a GPU; rows_out are those that it decoded, the CPU did the others."""
 LAUNCH = "launch"
 """Rows of batches that a GPU was given; busy seconds are the host's, which gathers and launches."""
-ISOLATED = "isolated"
-"""Rows that were worked on in a child process after workers crashed on their slice; quarantined
-are those that ended processes, and retries counts these processes, workers and children."""
-
 Counters = dict[str, dict[str, float]]
-"""JSON form that travels with a slice: stage (or start-up part) -> fields of `StageCounters`."""
+"""JSON form of `SliceFigures`: its entry -> fields of `StageCounters`."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +48,7 @@ class StageCounters:
     """Requests to a store that were repeated after a passing error."""
 
     def __add__(self, other: StageCounters) -> StageCounters:
-        return StageCounters(
-            self.rows_in + other.rows_in,
-            self.rows_out + other.rows_out,
-            self.rows_quarantined + other.rows_quarantined,
-            self.bytes_in + other.bytes_in,
-            self.bytes_out + other.bytes_out,
-            self.busy_s + other.busy_s,
-            self.retries + other.retries,
-        )
+        return StageCounters(*map(operator.add, astuple(self), astuple(other)))
 
     def to_dict(self) -> dict[str, float]:
         """Return the JSON form."""
@@ -131,18 +101,6 @@ def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
 def add(counters: Counters, stage: str, more: StageCounters) -> None:
     """Add what a stage did into counters, in place."""
     counters[stage] = (StageCounters.from_dict(counters.get(stage, {})) + more).to_dict()
-
-
-def probable_heads(counters: Counters) -> set[str]:
-    """Return the heads whose outputs were taken for probabilities; '' of a task without heads."""
-    names = (name.partition(".") for name in counters)
-    return {head for name, _, head in names if name == PROBABILITIES}
-
-
-def named(counters: Counters, entry: str) -> dict[str, int]:
-    """Return what stands behind the `.` of the entries of one kind -> their rows."""
-    found = ((name, *name.partition(".")) for name in counters)
-    return {text: int(counters[name]["rows_out"]) for name, of, _, text in found if of == entry}
 
 
 def merge(a: Counters, b: Counters) -> Counters:

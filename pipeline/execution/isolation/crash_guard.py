@@ -16,7 +16,9 @@ from time import perf_counter
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import ISOLATED, Counters, StageCounters, add
+from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures.slice_figures import Isolated as IsolatedFigure
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.schema import ERROR, IMAGE_FIELDS, ROW_ID
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, Work
@@ -104,7 +106,7 @@ class Guard:
         Args:
             name: Of the slice among all that this run attempts.
             rows: The slice.
-            counters: Gets what the stages did, and `isolated` if there was need.
+            counters: Gets what the stages did, and the figure `isolated` if there was need.
         """
         with self._attempts.attempt(name) as earlier, at_most(self._max_bytes):
             if not earlier.exits and not self._attempts.are_unsafe:
@@ -137,14 +139,9 @@ class Guard:
         num_poison += isolated.num_poison
         if num_poison:
             self._attempts.mark_poison(name)
-        found = StageCounters(
-            num_good,
-            num_good - num_poison,
-            num_poison,
-            busy_s=perf_counter() - started,
-            retries=earlier.exits + isolated.num_exits,
-        )
-        add(counters, ISOLATED, found)
+        exits, busy_s = earlier.exits + isolated.num_exits, perf_counter() - started
+        figure = IsolatedFigure(num_good, num_poison, exits, busy_s)
+        SliceFigures(isolated=figure).add_to(counters)
         return rows
 
 

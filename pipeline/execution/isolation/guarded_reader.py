@@ -16,7 +16,9 @@ import pyarrow as pa
 
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.figures.counters import ISOLATED, Counters, StageCounters, add, merge
+from pipeline.core.figures.counters import Counters, StageCounters, add, merge
+from pipeline.core.figures.slice_figures import Isolated as IsolatedFigure
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.schema import ROW_ID
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.execution.isolation.attempts import Attempts, Earlier
@@ -151,7 +153,8 @@ class _ExtentReader:
         extent = self._extent(piece)
         others = extent.num_rows - 1  # the piece itself has been counted as one row
         add(counters, STAGE, StageCounters(others, 0, others))
-        add(counters, ISOLATED, StageCounters(extent.num_rows, 0, extent.num_rows))
+        lost = IsolatedFigure(extent.num_rows, extent.num_rows)
+        SliceFigures(isolated=lost).add_to(counters)
         return failed_rows(self.reader, extent, 0, failure)
 
     def _extent(self, piece: pa.Table) -> Extent:
@@ -183,7 +186,7 @@ def _read_by_extent(
         yield from _read_by_extent(extents, first, isolated, earlier, num_exits)
         yield from _read_by_extent(extents, second, isolated, earlier, 0)
         return
-    add(counters, ISOLATED, StageCounters(retries=num_exits))
+    SliceFigures(isolated=IsolatedFigure(dead_processes=num_exits)).add_to(counters)
     yield pack(key, counters, rows)
 
 
@@ -206,7 +209,7 @@ def _read_next_slices(
                 and found.rows.num_rows
             ):
                 [(key, counters, rows)] = unpack(found.rows)
-                add(counters, ISOLATED, StageCounters(retries=num_exits))
+                SliceFigures(isolated=IsolatedFigure(dead_processes=num_exits)).add_to(counters)
                 yield pack(key, counters, rows)
                 done.append(key)
                 num_exits = tries = 0
@@ -235,5 +238,5 @@ def _rest_of_shard(
     rows = failed_shard(reader, unit.extents[0], failure)
     counters: Counters = {}
     add(counters, STAGE, StageCounters(1, 0, 1))
-    add(counters, ISOLATED, StageCounters(rows_in=1, rows_quarantined=1, retries=num_exits))
+    SliceFigures(isolated=IsolatedFigure(1, 1, num_exits)).add_to(counters)
     return pack(SliceKey(unit.index, position, position + 1, is_last=True), counters, rows)

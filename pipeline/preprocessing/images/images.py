@@ -16,7 +16,8 @@ import pyarrow as pa
 import torch
 
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
-from pipeline.core.figures.counters import GPU_DECODE, Counters, StageCounters, add
+from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures.slice_figures import GpuDecoded, SliceFigures
 from pipeline.core.schema import IMAGE
 from pipeline.preprocessing.images.decode import Decoded, DecodeLimits, decode_sized
 from pipeline.preprocessing.images.geometry import Sizes, most_made_px, shrink_factor
@@ -40,7 +41,7 @@ def preprocess(
 
     Args:
         rows: `source_schema`; encoded bytes in `image`.
-        counters: Gets the entries `decode` and `transform`, and `gpu_decode` for groups.
+        counters: Gets the entries `decode` and `transform`; for groups also `gpu_decoded`.
         limits: Size limits, checked before decoding.
         spec: The model's transform.
         num_threads: Rows decoded at once; decoders and filters release the GIL.
@@ -63,7 +64,8 @@ def preprocess(
     if decode_jpegs is not None and isinstance(pixels, OneSize):
         groups = JpegGroups(encoded, pixels.images, sizes, limits, spec, decode_jpegs)
         left = groups.work(todo)
-        add(counters, GPU_DECODE, StageCounters(len(todo), len(todo) - len(left)))
+        decoded = GpuDecoded(len(todo), len(todo) - len(left))
+        SliceFigures(gpu_decoded=decoded).add_to(counters)
         todo = left
         add(counters, "decode", groups.decoded)
         add(counters, "transform", groups.transformed)

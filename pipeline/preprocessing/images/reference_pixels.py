@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array
-from pipeline.core.figures.counters import REFERENCE_CHECK, Counters, StageCounters, add
+from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.slice_figures import Comparison, SliceFigures
 from pipeline.core.schema import ERROR, EXACT, IMAGE
 from pipeline.preprocessing.model_input import Arrays, Input, take_rows
 
@@ -65,7 +66,8 @@ def with_reference_pixels(
     for name in names:
         exact = as_array(decoded.column(name)).take(pa.array(places, pa.int64()))
         rows = rows.append_column(_exact_column(name), exact)
-    add(counters, REFERENCE_CHECK, StageCounters(busy_s=perf_counter() - started))
+    checked = Comparison(busy_s=perf_counter() - started)
+    SliceFigures(reference_check=checked).add_to(counters)
     return rows
 
 

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
-from pipeline.core.figures.counters import TRUNCATED_ROWS, Counters, StageCounters, add, measure
+from pipeline.core.figures.counters import Counters, measure
+from pipeline.core.figures.slice_figures import SliceFigures, Tokenised
 from pipeline.core.row_digests import num_bytes, row_digests
 from pipeline.core.schema import (
     ERROR,
@@ -115,7 +116,7 @@ class TextInput:
             done.bytes_out = tokens.column(TOKEN_IDS).nbytes
         cut = pc.sum(tokens.column(TRUNCATED)).as_py() or 0
         good = [row for row in todo.tolist() if row not in failed]
-        add(counters, TRUNCATED_ROWS, StageCounters(len(good), cut))
+        SliceFigures(tokenised=Tokenised(len(good), cut)).add_to(counters)
         places: list[int | None] = [None] * rows.num_rows
         for index, row in enumerate(good):
             places[row] = index

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pipeline.commit.manifest import Manifest
 from pipeline.core.causes import Cause
 from pipeline.core.failures import Reason
-from pipeline.core.figures.counters import StageCounters
 from pipeline.core.figures.histograms import Distribution
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.planning.plan import Plan
 from pipeline.report.recording.slice_count import SliceCount
 from pipeline.report.recording.slice_totals import KeptRows, SliceTotals
@@ -80,14 +80,9 @@ class RowAccounts:
         return self._plan.skipped if self._plan else Skipped()
 
     @property
-    def totals(self) -> SliceTotals:
-        """What became of the rows of all committed slices, without those that are kept."""
-        return self._totals
-
-    @property
-    def golden(self) -> tuple[StageCounters, int]:
-        """Golden rows, once for every actor (out: those that agreed), and the number of actors."""
-        return self._totals.golden, self._totals.golden_actors
+    def figures(self) -> SliceFigures:
+        """What was measured of all committed slices, of this run and of earlier ones."""
+        return self._totals.figures
 
     @property
     def distribution(self) -> Distribution:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.report.sections import Hardware as HardwareSection
 
@@ -32,12 +32,12 @@ class Placement:
             gpu_name=hardware.gpu_name,
         )
 
-    def startup_wall_s(self, counters: Counters) -> dict[str, float]:
+    def startup_wall_s(self, figures: SliceFigures) -> dict[str, float]:
         """Return the seconds of each part of the start-up.
 
         Actors import and load side by side, so that their mean is the wall time.
         """
-        busy_s = {part: counters.get(part, {}).get("busy_s", 0.0) for part in _ACTOR_START}
+        busy_s = {part: figures.stage(part).busy_s for part in _ACTOR_START}
         actors = self.allocation.max_actors
         return {
             "ray_start": self.ray_start_s,

@@ -12,16 +12,8 @@ from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.part_writer import package_versions
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause
-from pipeline.core.figures.counters import (
-    ADVICE,
-    DEDUPE,
-    PREPARED,
-    Counters,
-    Measurement,
-    measure,
-    merge,
-    named,
-)
+from pipeline.core.figures.counters import PREPARED, Counters, Measurement, measure
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.slices import SliceKey
 from pipeline.gates.results import GateResult
 from pipeline.inference.runtimes.base import math_of
@@ -68,7 +60,8 @@ class RunRecorder(RowAccounts):
         self._output = Output()
         self._placement: Placement | None = None
         self._gate_results: list[GateResult] = []
-        self._counters: Counters = {}
+        self._figures = SliceFigures()
+        """Of the driver, and of the slices that this run computed."""
         self._streaming_wall_s: float | None = None
         self._batch_rates: dict[int, float] = {}
         self._in_flight: list[str] = []
@@ -77,8 +70,12 @@ class RunRecorder(RowAccounts):
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
         """Measure a stage that runs on the driver (list, publish)."""
-        with measure(self._counters, name) as counts:
-            yield counts
+        counters: Counters = {}
+        try:
+            with measure(counters, name) as counts:
+                yield counts
+        finally:
+            self._figures += SliceFigures.from_json(counters)
 
     @contextmanager
     def streaming(self) -> Iterator[None]:
@@ -114,7 +111,7 @@ class RunRecorder(RowAccounts):
         """Say what the model's outputs are, as far as it is known and not plainly logits."""
         if self._spec is None:
             return None
-        found = self._totals.probable_heads
+        found = set(self._totals.figures.probable_rows)
         return scores_told(self._spec.task, self._spec.shown_name, found)
 
     def connected(
@@ -153,7 +150,7 @@ class RunRecorder(RowAccounts):
 
     def computed(self, staged: StagedSlice) -> None:
         """Count a slice that this run has committed."""
-        self._counters = merge(self._counters, staged.counters)
+        self._figures += staged.figures
         self._add("computed", staged)
 
     def resumed(self, staged: StagedSlice) -> None:
@@ -268,8 +265,8 @@ class RunRecorder(RowAccounts):
             hardware=placement.hardware_section() if placement else HardwareSection(),
             model=self._model.but(
                 scores=self.scores,
-                devices=dict(self._totals.devices),
-                advice=[*named(self._counters, ADVICE)],
+                devices=dict(self._totals.figures.devices),
+                advice=[*self._figures.advice],
             ),
             output=self._output,
             gates=[Gate(**result.to_dict()) for result in self._gate_results],
@@ -282,9 +279,9 @@ class RunRecorder(RowAccounts):
             retry=self._retry,
         )
         measured = Load(
-            counters=self._counters,
+            figures=self._figures,
             slots=_DRIVER_SLOTS | (placement.slots(self._prepared) if placement else {}),
-            startup=placement.startup_wall_s(self._counters) if placement else {},
+            startup=placement.startup_wall_s(self._figures) if placement else {},
             on_cluster=self.on_cluster,
             in_actors=placement.allocation.in_actors if placement else frozenset(),
             prepared=self._prepared,
@@ -293,12 +290,12 @@ class RunRecorder(RowAccounts):
         return build_report(stated, measured)
 
     def _rows(self) -> Rows:
-        dedupe = self._counters.get(DEDUPE)
+        deduplicated = self._figures.deduplicated
         return Rows(
             **self._count.rows_section(self.num_kept),
             quarantined=self.num_quarantined,
             predicted=self.num_predicted,
-            deduplicated=int(dedupe["rows_out"]) if dedupe else None,
+            deduplicated=deduplicated.num_copied if deduplicated else None,
         )
 
     def _fingerprint(self) -> str | None:

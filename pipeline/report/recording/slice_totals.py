@@ -10,16 +10,8 @@ from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause, Causes
 from pipeline.core.failures import Reason
-from pipeline.core.figures.counters import (
-    DEVICE,
-    GOLDEN,
-    REFERENCE_CHECK,
-    TRUNCATED_ROWS,
-    StageCounters,
-    named,
-    probable_heads,
-)
 from pipeline.core.figures.histograms import Distribution, Numbers, sum_numbers
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.slices import SliceKey
 from pipeline.storage.skipped import Skipped
 
@@ -46,17 +38,7 @@ class SliceTotals:
     def __init__(self) -> None:
         self.num_quarantined = 0
         self.reasons: Counter[str] = Counter()
-        self.reference_check = StageCounters()
-        """Rows that eager fp32 predicted once more; out: those that agreed."""
-        self.golden = StageCounters()
-        """Golden rows, once for every actor; out: those that agreed."""
-        self.golden_actors = 0
-        self.truncation = StageCounters()
-        """Texts that were turned into tokens; out: those that were cut."""
-        self.probable_heads: set[str] = set()
-        """Heads whose outputs were taken for probabilities; '' of a task without heads."""
-        self.devices: Counter[str] = Counter()
-        """Rows by the device that predicted them, as far as the footers say."""
+        self.figures = SliceFigures()
         self.causes = Causes()
         """Why rows failed, as far as the footers say."""
         self._labels: Counter[str] = Counter()
@@ -73,13 +55,7 @@ class SliceTotals:
         key = parse_staged_name(staged.name)
         if key is not None:
             self._names[key] = staged.name
-        self.reference_check += StageCounters.from_dict(staged.counters.get(REFERENCE_CHECK, {}))
-        # What an actor did before its first slice travels with that slice, so once for each actor.
-        self.golden += StageCounters.from_dict(staged.counters.get(GOLDEN, {}))
-        self.golden_actors += GOLDEN in staged.counters
-        self.truncation += StageCounters.from_dict(staged.counters.get(TRUNCATED_ROWS, {}))
-        self.probable_heads |= probable_heads(staged.counters)
-        self.devices.update(named(staged.counters, DEVICE))
+        self.figures += staged.figures
         found = {name: Numbers.from_dict(values) for name, values in staged.numbers.items()}
         self._numbers = sum_numbers(self._numbers, found)
         self._labels.update(staged.labels)

@@ -183,9 +183,9 @@ def _half(load: Load, stage: str, how: str) -> _Change:
 
 
 def _faster(load: Load, stage: str, times: float) -> Load:
-    entry = load.counters[stage]
-    quick = {**entry, "busy_s": entry["busy_s"] / times}
-    return replace(load, counters={**load.counters, stage: quick})
+    did = load.figures.stage(stage)
+    stages = {**load.figures.stages, stage: replace(did, busy_s=did.busy_s / times)}
+    return replace(load, figures=replace(load.figures, stages=stages))
 
 
 def _with_slots(load: Load, group: str, number: float) -> Load:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.core.figures.counters import LAUNCH, PREPARED, TOKENS, Counters, StageCounters
+from pipeline.core.figures.counters import LAUNCH, PREPARED
+from pipeline.core.figures.slice_figures import SliceFigures
 
 # Stages of one group run one after the other in the same slot, so they are judged together.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -36,7 +37,7 @@ Slots = dict[str, float]
 class Load:
     """All that the search for the bottleneck looks at; None is unknown."""
 
-    counters: Counters = field(default_factory=dict)
+    figures: SliceFigures = field(default_factory=SliceFigures)
     slots: Slots = field(default_factory=dict)
     streaming_wall_s: float | None = None
     """From the first read to the last write."""
@@ -66,7 +67,7 @@ class Load:
     @property
     def rows(self) -> int:
         """Rows that went through, quarantined ones included: the common base of all limits."""
-        stages = [StageCounters.from_dict(self.counters.get(s, {})) for s in self.streaming]
+        stages = [self.figures.stage(name) for name in self.streaming]
         return max(max(stage.rows_in, stage.rows_out) for stage in stages)
 
     @property
@@ -77,9 +78,8 @@ class Load:
     @property
     def tokens_per_row(self) -> float | None:
         """Tokens of a predicted row, without padding; None if rows have none."""
-        tokens = self.counters.get(TOKENS, {}).get("rows_in", 0)
-        rows = self.counters.get("predict", {}).get("rows_out", 0)
-        return tokens / rows if tokens and rows else None
+        tokens, rows = self.figures.tokens, self.figures.stage("predict").rows_out
+        return tokens.num_tokens / rows if tokens and tokens.num_tokens and rows else None
 
     @property
     def launch_pct(self) -> float:
@@ -126,7 +126,7 @@ class Load:
 
     def busy_s(self, stage: str) -> float:
         """Busy seconds of a stage, summed over its slots; 0 if it was not measured."""
-        return self.counters.get(stage, {}).get("busy_s", 0.0)
+        return self.figures.stage(stage).busy_s
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pipeline.core.figures.counters import (
-    GPU_DECODE,
-    ISOLATED,
-    STARTUP_PARTS,
-    StageCounters,
-    stages_with,
-)
+from pipeline.core.figures.counters import STARTUP_PARTS, stages_with
+from pipeline.core.figures.slice_figures import Isolated
 from pipeline.report.sections import Section
 from pipeline.report.speed.forecast import Forecast
 from pipeline.report.speed.limits import Load, utilisation_pct
@@ -160,12 +155,12 @@ def ratio(amount: float | None, of: float | None) -> float | None:
 
 def startup_parts(load: Load) -> list[StartupPart]:
     """Return what the first row had to wait for."""
-    measured = [part for part in STARTUP_PARTS if part in load.counters]
+    measured = [part for part in STARTUP_PARTS if part in load.figures.stages]
     return [
         StartupPart(
             part=part,
             wall_s=load.startup.get(part),
-            busy_s=load.busy_s(part) if part in load.counters else None,
+            busy_s=load.busy_s(part) if part in load.figures.stages else None,
             share_pct=utilisation_pct(load.startup[part], 1, load.wall_s)
             if part in load.startup
             else None,
@@ -182,10 +177,10 @@ def stages_of(load: Load) -> list[Stage]:
 def _stage(stage: str, load: Load) -> Stage:
     slots = load.stage_slots(stage)
     wall_s = load.streaming_wall_s if stage in load.streaming else load.wall_s
-    if stage not in load.counters:
+    if stage not in load.figures.stages:
         unknown: dict[str, Any] = dict.fromkeys(Stage.model_fields)
         return Stage(**(unknown | {"stage": stage, "slots": slots, "wall_s": wall_s}))
-    did = StageCounters.from_dict(load.counters[stage])
+    did = load.figures.stage(stage)
     return Stage(
         stage=stage,
         **vars(did),
@@ -205,30 +200,32 @@ def forecasts_of(forecasts: list[Forecast]) -> list[ForecastSection]:
 
 def isolation_of(load: Load) -> Isolation:
     """Say how much had to be isolated."""
-    found = StageCounters.from_dict(load.counters.get(ISOLATED, {}))
+    isolated = load.figures.isolated or Isolated()
     return Isolation(
-        dead_processes=found.retries, rows=found.rows_in, quarantined=found.rows_quarantined
+        dead_processes=isolated.dead_processes,
+        rows=isolated.num_rows,
+        quarantined=isolated.num_quarantined,
     )
 
 
 def gpu_decode_of(load: Load) -> GpuDecode | None:
     """Say who decoded; None if no GPU was asked to."""
-    if GPU_DECODE not in load.counters:
+    decoded = load.figures.gpu_decoded
+    if decoded is None:
         return None
-    found = StageCounters.from_dict(load.counters[GPU_DECODE])
-    return GpuDecode(on_gpu=found.rows_out, on_cpu=found.rows_in - found.rows_out)
+    return GpuDecode(on_gpu=decoded.num_on_gpu, on_cpu=decoded.num_rows - decoded.num_on_gpu)
 
 
 def bytes_per_row(load: Load) -> BytesPerRow:
     """Return what a row weighs at each hop, by the counters."""
 
     def per_row(stage: str, side: str) -> float | None:
-        did = load.counters.get(stage, {})
-        return ratio(did.get(f"bytes_{side}"), did.get(f"rows_{side}"))
+        did = load.figures.stage(stage)
+        return ratio(getattr(did, f"bytes_{side}"), getattr(did, f"rows_{side}"))
 
     to_decoder = per_row(load.prepared[0], "in") if load.prepared else None
     prepared = per_row(load.prepared[-1], "out") if load.prepared else None
-    published = StageCounters.from_dict(load.counters.get("publish", {}))
+    published = load.figures.stage("publish")
     return BytesPerRow(
         stored=per_row("read", "in"),
         to_decoder=to_decoder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.core.figures.counters import TOKENS, TRUNCATED_ROWS, StageCounters
+from pipeline.core.figures.slice_figures import Tokens
 from pipeline.report.sections import Section
 from pipeline.report.speed.limits import Load
 from pipeline.report.speed.performance import ratio
@@ -26,17 +26,16 @@ class Texts(Section):
 
 def texts_of(load: Load) -> Texts | None:
     """Return the section; None if no texts were tokenised."""
-    if TRUNCATED_ROWS not in load.counters:
+    rows, tokens = load.figures.tokenised, load.figures.tokens or Tokens()
+    if rows is None:
         return None
-    tokens = StageCounters.from_dict(load.counters.get(TOKENS, {}))
-    rows = StageCounters.from_dict(load.counters[TRUNCATED_ROWS])
-    padding = ratio(tokens.rows_out - tokens.rows_in, tokens.rows_out)
-    cut = ratio(rows.rows_out, rows.rows_in)
+    padding = ratio(tokens.num_padded - tokens.num_tokens, tokens.num_padded)
+    cut = ratio(rows.num_truncated, rows.num_rows)
     return Texts(
-        tokens=tokens.rows_in,
+        tokens=tokens.num_tokens,
         tokens_per_row=load.tokens_per_row,
-        tokens_per_s=ratio(tokens.rows_in, load.streaming_wall_s),
+        tokens_per_s=ratio(tokens.num_tokens, load.streaming_wall_s),
         padding_pct=None if padding is None else 100 * padding,
-        truncated_rows=rows.rows_out,
+        truncated_rows=rows.num_truncated,
         truncated_pct=None if cut is None else 100 * cut,
     )

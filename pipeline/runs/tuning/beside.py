@@ -178,14 +178,14 @@ def expected_left_s(
         allocation: How many actors there are, each of which has such a slice under way.
         prepared: Stages that the actors do before they predict.
     """
-    counters, num_rows = staged.counters, staged.num_rows
+    figures, num_rows = staged.figures, staged.num_rows
     if not num_rows:
         return 0.0
     if rows_left is None:
-        row_bytes = counters.get("read", {}).get("bytes_in", 0) / num_rows
+        row_bytes = figures.stage("read").bytes_in / num_rows
         rows_left = int(input_bytes / row_bytes) - num_rows if row_bytes else 0
     stages = (*prepared, "transfer", "predict")
-    busy_s = sum(counters.get(name, {}).get("busy_s", 0.0) for name in stages)
+    busy_s = sum(figures.stage(name).busy_s for name in stages)
     rest = max(0, rows_left - (allocation.max_actors - 1) * num_rows)
     return rest * busy_s / num_rows / allocation.max_actors
 

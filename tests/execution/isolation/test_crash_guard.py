@@ -30,7 +30,7 @@ from deadly import (
 )
 
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.figures.counters import ISOLATED, Counters, StageCounters
+from pipeline.core.figures.counters import Counters, StageCounters
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, Guard
 from pipeline.execution.isolation.row_isolation import StagePlan, fail
@@ -114,7 +114,7 @@ def test_after_a_death_the_row_at_fault_is_found_in_a_child(case: Case) -> None:
     errors, counters = case.run([0, 1, SEGFAULT, 3, 4])
     assert errors == [None, None, Reason.NATIVE_CRASH, None, None]
     assert case.num_here == 0
-    isolated = counters[ISOLATED]
+    isolated = counters["isolated"]
     assert (isolated["rows_in"], isolated["rows_out"], isolated["rows_quarantined"]) == (5, 4, 1)
     assert isolated["retries"] == 3  # the worker, a child over the batch, one over the row
     assert counters[STAGE]["rows_quarantined"] == 1
@@ -136,7 +136,7 @@ def test_a_row_that_two_workers_were_killed_over_alone_ran_out_of_memory(case: C
     die_over(case.attempts, NAME, (STAGE, "r0"), (STAGE, "r1"))
     errors, counters = case.run([0, KILL, 2])
     assert errors == [None, Reason.OUT_OF_MEMORY, None]
-    assert counters[ISOLATED]["retries"] == 4  # and no child: that row was not tried any more
+    assert counters["isolated"]["retries"] == 4  # and no child: that row was not tried any more
 
 
 def test_workers_that_die_over_batches_twice_have_their_rows_taken_one_by_one(

@@ -19,7 +19,7 @@ from tars import files
 from tars import pack as pack_tar
 
 from pipeline.core.failures import Reason
-from pipeline.core.figures.counters import ISOLATED, merge
+from pipeline.core.figures.counters import merge
 from pipeline.core.slices import SliceKey, unpack
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER
@@ -95,11 +95,11 @@ def stalled(s3: S3Server, folder: Path, kind: str, name: str) -> Iterator[Case]:
 def test_a_reader_that_was_killed_costs_nothing_but_a_child(kind: str, tmp_path: Path) -> None:
     case = make(tmp_path, kind)
     undisturbed = case.read()
-    assert ISOLATED not in case.counters
+    assert "isolated" not in case.counters
     read, case.counters = case.counters["read"], {}
     case.die(2)
     assert case.read() == undisturbed
-    assert case.counters[ISOLATED]["retries"] == 2
+    assert case.counters["isolated"]["retries"] == 2
     assert {**case.counters["read"], "busy_s": 0, "retries": 0} == {
         **read, "busy_s": 0, "retries": 0,
     }  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_child_reads_what_is_too_large_for_memory_in_pieces(tmp_path: Path) ->
     assert sum(key.num_rows for key in found) == 40
     assert all(rows.column("error").null_count == rows.num_rows for rows in found.values())
     assert case.counters["read"]["rows_out"] == 40
-    assert case.counters[ISOLATED]["retries"] == 1
+    assert case.counters["isolated"]["retries"] == 1
 
 
 def test_a_shard_that_stops_its_reader_costs_its_rows(s3: S3Server, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_shard_that_stops_its_reader_costs_its_rows(s3: S3Server, tmp_path: Pa
     assert found.column("error").to_pylist() == errors
     read = case.counters["read"]
     assert (read["rows_in"], read["rows_out"], read["rows_quarantined"]) == (15, 10, 5)
-    assert case.counters[ISOLATED]["rows_quarantined"] == 5
+    assert case.counters["isolated"]["rows_quarantined"] == 5
 
 
 @pytest.mark.slow

@@ -167,5 +167,5 @@ def test_one_slice_in_flight_alone_is_compared_with_the_reference(tmp_path: Path
         with ThreadPoolExecutor(4) as pool, gpu.away():
             done = [pool.submit(model.predict, rows_of(images(30)), each) for each in counted]
             assert all(each.result().column("error").null_count == 30 for each in done)
-    [found] = [each["canary"] for each in counted if "canary" in each]
+    [found] = [each["reference_check"] for each in counted if "reference_check" in each]
     assert found["rows_in"] == found["rows_out"] > 0

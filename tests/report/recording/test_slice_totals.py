@@ -23,10 +23,10 @@ def test_a_row_that_loses_its_prediction_has_a_reason_and_no_label_any_more():
 def test_whose_outputs_are_probabilities_is_known_of_slices_of_any_run():
     totals = SliceTotals()
     totals.count(StagedSlice("r", 4, counters={"predict": {"rows_in": 4}}))
-    assert totals.probable_heads == set()
+    assert totals.figures.probable_rows == {}
     totals.count(StagedSlice("r", 4, counters={"probabilities": {"rows_in": 4}}))
     totals.count(StagedSlice("r", 4, counters={"probabilities.colour": {"rows_in": 4}}))
-    assert totals.probable_heads == {"", "colour"}
+    assert set(totals.figures.probable_rows) == {"", "colour"}
 
 
 def test_a_row_without_a_label_that_loses_its_prediction_is_counted_all_the_same():

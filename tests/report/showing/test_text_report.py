@@ -6,7 +6,8 @@ import jsonschema
 import pytest
 from report_examples import FULL, ROWS, STREAMING_S, Facts, counted, report_of
 
-from pipeline.core.figures.counters import TOKENS, TRUNCATED_ROWS, StageCounters
+from pipeline.core.figures.counters import StageCounters
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.report.document import report_schema, to_json
 from pipeline.report.showing.render import to_html
 from pipeline.report.speed.estimate import estimate
@@ -19,9 +20,9 @@ NUM_TOKENS, PADDED, CUT = 90_000, 100_000, 27
 def text_facts(tokens: int = NUM_TOKENS, padded: int = PADDED, cut: int = CUT) -> Facts:
     stages = ("list", "read", "tokenize", "transfer", "predict", "write", "publish")
     counters = {stage: counted(100.0 if stage == "predict" else 1.0) for stage in stages}
-    counters[TRUNCATED_ROWS] = StageCounters(ROWS, cut).to_dict()
+    counters["truncated"] = StageCounters(ROWS, cut).to_dict()
     if padded:
-        counters[TOKENS] = StageCounters(tokens, padded).to_dict()
+        counters["tokens"] = StageCounters(tokens, padded).to_dict()
     model = FULL["model"] | {"batch_size": 256, "batch_tokens": 4096}
     in_actors = frozenset(["decoder"])
     return FULL | dict(counters=counters, prepared=("tokenize",), model=model, in_actors=in_actors)
@@ -30,7 +31,7 @@ def text_facts(tokens: int = NUM_TOKENS, padded: int = PADDED, cut: int = CUT) -
 def load() -> Load:
     facts = text_facts()
     return Load(
-        facts["counters"],
+        SliceFigures.from_json(facts["counters"]),
         slots=facts["slots"],
         streaming_wall_s=STREAMING_S,
         wall_s=80.0,

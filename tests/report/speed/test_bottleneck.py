@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stage_loads import counted, load_of
+from stage_loads import counted, figures_of, load_of
 
 from pipeline.core.figures.counters import LAUNCH
 from pipeline.report.speed.bottleneck import find_bottleneck
@@ -90,7 +90,8 @@ def test_a_gpu_that_waits_for_its_host_needs_no_other_gpu(launch_s: float, is_la
     busy = {"read": 1.0, "decode": 2.0, "predict": 9.8}
     slots = {"reader": 4, "decoder": 4, "actor": 1, "writer": 1}
     load = load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True)
-    load = replace(load, counters={**load.counters, LAUNCH: counted(1000, launch_s)})
+    stages = {**load.figures.stages, LAUNCH: counted(1000, launch_s)}
+    load = replace(load, figures=figures_of(**stages))
     advice = find_bottleneck(load).advice
     assert ("compile-quick" in advice) is is_launch_bound
     assert ("one more GPU" in advice) is not is_launch_bound
@@ -151,9 +152,9 @@ def test_an_idle_run_with_little_start_up_says_that_nothing_was_the_limit():
     "load",
     [
         Load(),
-        Load(counters={"predict": counted(10, 1.0)}),
-        Load(counters={"predict": counted(0, 1.0)}, slots={"predict": 1}, streaming_wall_s=1.0),
-        Load(counters={"predict": counted(10, 1.0)}, slots={"predict": 1}, streaming_wall_s=0.0),
+        Load(figures_of(predict=counted(10, 1.0))),
+        Load(figures_of(predict=counted(0, 1.0)), slots={"predict": 1}, streaming_wall_s=1.0),
+        Load(figures_of(predict=counted(10, 1.0)), slots={"predict": 1}, streaming_wall_s=0.0),
     ],
 )
 def test_what_was_not_measured_gives_no_advice(load: Load):

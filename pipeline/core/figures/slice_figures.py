@@ -1,0 +1,182 @@
+"""What was measured of a slice, or of any number of them, as one typed value.
+
+With a slice and in its footer it travels as JSON (`Counters`), where each figure has the fields of
+`StageCounters`: only this file knows which of them holds what.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+from pipeline.core.figures.counters import Counters, StageCounters, add
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """Numbers that add up; `COUNTERS` names the fields of `StageCounters` that hold them."""
+
+    COUNTERS: ClassVar[tuple[str, ...]] = ("rows_in", "rows_out")
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*map(operator.add, astuple(self), astuple(other)))
+
+    @classmethod
+    def of(cls, did: StageCounters) -> Self:
+        return cls(*(getattr(did, name) for name in cls.COUNTERS))
+
+    def as_counters(self) -> StageCounters:
+        return StageCounters(**dict(zip(self.COUNTERS, astuple(self), strict=True)))
+
+
+@dataclass(frozen=True)
+class Comparison(_Figure):
+    """Rows that were predicted once more, to compare the predictions."""
+
+    COUNTERS: ClassVar = ("rows_in", "rows_out", "busy_s")
+    num_rows: int = 0
+    num_agreed: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tokenised(_Figure):
+    """Rows that were turned into tokens."""
+
+    num_rows: int = 0
+    num_truncated: int = 0
+    """Cut to the most tokens."""
+
+
+@dataclass(frozen=True)
+class Tokens(_Figure):
+    """Tokens of the predicted rows."""
+
+    num_tokens: int = 0
+    num_padded: int = 0
+    """What the model got, with padding."""
+
+
+@dataclass(frozen=True)
+class Deduplicated(_Figure):
+    """Rows that were looked at for duplicates."""
+
+    num_rows: int = 0
+    num_copied: int = 0
+    """Not computed again."""
+
+
+@dataclass(frozen=True)
+class GpuDecoded(_Figure):
+    """Images of a job that decodes on a GPU."""
+
+    num_rows: int = 0
+    num_on_gpu: int = 0
+    """The CPU decoded the others."""
+
+
+@dataclass(frozen=True)
+class Isolated(_Figure):
+    """Rows that were worked on in a child process after workers crashed on their slice."""
+
+    COUNTERS: ClassVar = ("rows_in", "rows_quarantined", "retries", "busy_s")
+    num_rows: int = 0
+    num_quarantined: int = 0
+    """Rows that ended the process that worked on them."""
+    dead_processes: int = 0
+    """Workers and children."""
+    busy_s: float = 0.0
+
+    def as_counters(self) -> StageCounters:
+        return replace(super().as_counters(), rows_out=self.num_rows - self.num_quarantined)
+
+
+_SINGLE: dict[str, tuple[str, type[_Figure]]] = {
+    "reference_check": ("reference_check", Comparison),
+    "golden": ("golden", Comparison),
+    "tokenised": ("truncated", Tokenised),
+    "tokens": ("tokens", Tokens),
+    "deduplicated": ("dedupe", Deduplicated),
+    "gpu_decoded": ("gpu_decode", GpuDecoded),
+    "isolated": ("isolated", Isolated),
+}
+"""Field -> its entry in the JSON form, and its type."""
+_NAMED = {"devices": "device", "probable_rows": "probabilities", "advice": "advice"}
+"""Field -> its entries in the JSON form; what is counted stands behind a `.`."""
+_FORMER = {"canary": "reference_check"}
+"""Entries of older footers."""
+
+
+@dataclass(frozen=True)
+class SliceFigures:
+    """What was measured; None: it was not."""
+
+    stages: Mapping[str, StageCounters] = field(default_factory=dict)
+    """Stage, part of the start-up, or `LAUNCH` -> what it did."""
+    reference_check: Comparison | None = None
+    """Of some rows with eager fp32."""
+    golden: Comparison | None = None
+    """Of the golden rows, before the first slice of an actor."""
+    golden_actors: int = 0
+    """How many slices were an actor's first, with golden rows."""
+    tokenised: Tokenised | None = None
+    tokens: Tokens | None = None
+    deduplicated: Deduplicated | None = None
+    gpu_decoded: GpuDecoded | None = None
+    isolated: Isolated | None = None
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """Device -> rows that it predicted."""
+    probable_rows: Mapping[str, int] = field(default_factory=dict)
+    """Head whose outputs were taken for probabilities -> rows; '' of a task without heads."""
+    advice: Mapping[str, int] = field(default_factory=dict)
+    """What an actor has to say of its device, in a line -> 0."""
+
+    def __add__(self, other: SliceFigures) -> SliceFigures:
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return SliceFigures(**{name: _sum(*pair) for name, pair in pairs.items()})
+
+    def stage(self, name: str) -> StageCounters:
+        """Return what a stage did; nothing, if it was not measured."""
+        return self.stages.get(name, StageCounters())
+
+    def add_to(self, counters: Counters) -> None:
+        """Add these figures into their JSON form, in place."""
+        for entry, did in self._entries():
+            add(counters, entry, did)
+
+    def _entries(self) -> Iterator[tuple[str, StageCounters]]:
+        yield from self.stages.items()
+        for name, (entry, _) in _SINGLE.items():
+            if (figure := getattr(self, name)) is not None:
+                yield entry, figure.as_counters()
+        for name, entry in _NAMED.items():
+            for text, num_rows in getattr(self, name).items():
+                yield (f"{entry}.{text}" if text else entry), StageCounters(num_rows, num_rows)
+
+    @classmethod
+    def from_json(cls, counters: Counters) -> SliceFigures:
+        """Read the JSON form of one slice.
+
+        Raises:
+            PipelineError: As `StageCounters.from_dict`.
+        """
+        did = {_FORMER.get(n, n): StageCounters.from_dict(v) for n, v in counters.items()}
+        found: dict[str, Any] = {
+            name: kind.of(did.pop(entry)) for name, (entry, kind) in _SINGLE.items() if entry in did
+        }
+        for name, entry in _NAMED.items():
+            keys = [key for key in did if key.partition(".")[0] == entry]
+            found[name] = {key.partition(".")[2]: did.pop(key).rows_out for key in keys}
+        return cls(stages=did, golden_actors=int("golden" in found), **found)
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Add two figures, or mappings of figures, of which either may be missing."""
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, Mapping):
+        names = [*one, *(name for name in other if name not in one)]
+        return {name: _sum(one.get(name), other.get(name)) for name in names}
+    return one + other

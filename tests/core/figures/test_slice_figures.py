@@ -1,0 +1,103 @@
+"""What was measured of slices adds up, and survives the JSON of a footer, also of older ones."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.figures.counters import STAGES, Counters, StageCounters
+from pipeline.core.figures.slice_figures import (
+    Comparison,
+    Deduplicated,
+    GpuDecoded,
+    Isolated,
+    SliceFigures,
+    Tokenised,
+    Tokens,
+)
+
+FOOTER = """{
+ "read": {"rows_in": 4, "rows_out": 4, "rows_quarantined": 0, "bytes_in": 90, "bytes_out": 90,
+          "busy_s": 0.5, "retries": 1},
+ "predict": {"rows_in": 3, "rows_out": 2, "rows_quarantined": 1, "bytes_in": 60, "busy_s": 0.25},
+ "launch": {"rows_in": 3, "rows_out": 3, "busy_s": 0.125},
+ "model_load": {"busy_s": 2.0},
+ "canary": {"rows_in": 2, "rows_out": 1, "busy_s": 0.75},
+ "golden": {"rows_in": 8, "rows_out": 7, "busy_s": 1.5},
+ "dedupe": {"rows_in": 4, "rows_out": 1},
+ "truncated": {"rows_in": 3, "rows_out": 1},
+ "tokens": {"rows_in": 20, "rows_out": 24},
+ "gpu_decode": {"rows_in": 3, "rows_out": 2},
+ "isolated": {"rows_in": 4, "rows_out": 3, "rows_quarantined": 1, "retries": 2, "busy_s": 3.0},
+ "probabilities": {"rows_in": 2, "rows_out": 2},
+ "probabilities.colour": {"rows_in": 2, "rows_out": 2},
+ "device.Xeon, 2.4 GHz": {"rows_in": 4, "rows_out": 4},
+ "advice.fp32 is slow": {"rows_in": 0}
+}"""
+"""As version 1 wrote it."""
+FIGURES = SliceFigures(
+    stages={
+        "read": StageCounters(4, 4, 0, 90, 90, 0.5, 1),
+        "predict": StageCounters(3, 2, 1, 60, 0, 0.25),
+        "launch": StageCounters(3, 3, busy_s=0.125),
+        "model_load": StageCounters(busy_s=2.0),
+    },
+    reference_check=Comparison(2, 1, 0.75),
+    golden=Comparison(8, 7, 1.5),
+    golden_actors=1,
+    tokenised=Tokenised(3, 1),
+    tokens=Tokens(20, 24),
+    deduplicated=Deduplicated(4, 1),
+    gpu_decoded=GpuDecoded(3, 2),
+    isolated=Isolated(4, 1, 2, 3.0),
+    devices={"Xeon, 2.4 GHz": 4},
+    probable_rows={"": 2, "colour": 2},
+    advice={"fp32 is slow": 0},
+)
+COUNTS = st.integers(0, 2**50)
+SOME = st.builds(
+    SliceFigures,
+    stages=st.dictionaries(st.sampled_from(STAGES), st.builds(StageCounters, COUNTS, COUNTS)),
+    reference_check=st.none() | st.builds(Comparison, COUNTS, COUNTS),
+    tokens=st.none() | st.builds(Tokens, COUNTS, COUNTS),
+    isolated=st.none() | st.builds(Isolated, COUNTS, st.just(0), COUNTS),
+    devices=st.dictionaries(st.sampled_from(["Xeon", "L4. Tesla"]), COUNTS),
+)
+
+
+def json_of(figures: SliceFigures) -> Counters:
+    counters: Counters = {}
+    figures.add_to(counters)
+    return json.loads(json.dumps(counters))
+
+
+def test_a_footer_of_an_older_version_says_the_same():
+    assert SliceFigures.from_json(json.loads(FOOTER)) == FIGURES
+
+
+def test_a_footer_is_written_as_before_but_for_the_name_of_the_reference_check():
+    before = json.loads(FOOTER)
+    before["reference_check"] = before.pop("canary")
+    now = json_of(FIGURES)
+    assert set(now) == set(before)
+    for entry, values in before.items():
+        assert {name: now[entry][name] for name in values} == values
+
+
+@given(SOME, SOME, SOME)
+def test_figures_add_up_whatever_the_order_as_their_json_does(
+    a: SliceFigures, b: SliceFigures, c: SliceFigures
+):
+    assert (a + b) + c == a + (b + c)
+    assert a + b == b + a
+    assert a + SliceFigures() == a
+    assert SliceFigures.from_json(json_of(a)) == a
+    both = json_of(a)
+    b.add_to(both)
+    assert SliceFigures.from_json(both) == a + b
+
+
+def test_the_actors_that_predicted_golden_rows_are_counted():
+    other = SliceFigures.from_json({"read": {"rows_in": 1}})
+    total = FIGURES + other + FIGURES
+    assert (total.golden_actors, total.golden) == (2, Comparison(16, 14, 3.0))
