@@ -6,7 +6,7 @@ no process uses.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -14,7 +14,8 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def key_of(facts: Any, packages: Sequence[str] = (), module: torch.nn.Module | N
 
     Args:
         facts: What is kept, and of what.
-        packages: Distributions that make it, besides torch and torchvision.
+        packages: Modules that make it, besides torch and torchvision.
         module: Its tensors decide, too.
     """
     versions = [SEMANTICS["predict"], versions_of(packages)]
@@ -122,9 +123,23 @@ def _is_alive(pid: str) -> bool:
 
 
 def versions_of(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of torch, torchvision and of those of the packages that are installed."""
+    """Return distribution -> version of torch, torchvision and those of the modules that are here.
+
+    Args:
+        packages: Names of modules. A distribution mostly has the module's name; if none has, those
+            are looked for that bring the module, as `onnxruntime-gpu` does.
+    """
     found = {}
     for name in (*_PACKAGES, *packages):
-        with contextlib.suppress(PackageNotFoundError):
+        try:
             found[name] = version(name)
+        except PackageNotFoundError:
+            others = _distributions_of(name) if find_spec(name) else ()
+            found |= {other: version(other) for other in others}
     return found
+
+
+@functools.cache
+def _distributions_of(module: str) -> tuple[str, ...]:
+    """Return the distributions that bring a module; reads the lists of files of all of them."""
+    return tuple(sorted(set(packages_distributions().get(module, ()))))

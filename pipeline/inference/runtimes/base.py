@@ -46,7 +46,8 @@ class Runtime(Protocol):
     extra: str = ""
     """The extra that installs its packages; empty if there are none."""
     packages: tuple[str, ...] = ()
-    """Distributions that it imports; their versions are in the key of the node cache."""
+    """Modules that it imports; the versions of their distributions are in the key of the node
+    cache."""
     is_static: bool = True
     """Whether every batch must have the same number of rows."""
     takes_varying: bool = True

@@ -82,7 +82,7 @@ class Exporter:
         Args:
             kind: Names the form of the model.
             write: Writes it into an empty folder.
-            packages: Distributions it depends on; None: those of the runtime.
+            packages: Modules it depends on; None: those of the runtime.
         """
         packages = self.packages if packages is None else packages
         # Order, shape and dtype of each tensor; names do not matter to the exported model.

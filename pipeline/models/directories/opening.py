@@ -39,7 +39,7 @@ _LIBRARIES = {
     "timm": ("timm",),
     "onnx": ("onnxruntime",),
 }
-"""Kind of a directory -> the distributions whose code is its architecture."""
+"""Kind of a directory -> the modules whose code is its architecture."""
 
 
 def read_facts(path: Path, wanted: InputKind | None = None) -> DirectoryFacts:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 
 from pipeline.core.cache.cache_folder import cache_folder
-from pipeline.core.cache.node_cache import kept
+from pipeline.core.cache.node_cache import kept, key_of, versions_of
 
 
 def test_what_could_not_be_written_whole_is_not_kept(
@@ -35,3 +36,23 @@ def test_what_could_not_be_written_whole_is_not_kept(
         found = kept("a-model", whole)
         assert sorted(path.name for path in found.iterdir()) == ["config", "weights"]
     assert calls == ["half", "whole"]
+
+
+def test_a_module_of_a_distribution_of_another_name_counts_with_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As `onnxruntime-gpu` brings `onnxruntime`: otherwise an upgrade would change no key."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "fastmath.py").touch()
+    keys = []
+    for number in ("1.0", "1.1"):
+        info = tmp_path / "fastmath_gpu-1.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: fastmath-gpu\nVersion: {number}\n"
+        )
+        (info / "top_level.txt").write_text("fastmath\n")
+        importlib.invalidate_caches()
+        assert versions_of(["fastmath"])["fastmath-gpu"] == number
+        keys.append(key_of(["a model"], ["fastmath"]))
+    assert len({*keys, key_of(["a model"], ["no_such_module"])}) == 3
