@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,6 +23,7 @@ from pipeline.storage.store import Store
 
 MANIFEST_VERSION = 1
 _NAMES_SHOWN = 5
+_THREADS = 16
 _ENTRY_NAME = re.compile(r"(\d{10})\.json")
 
 
@@ -137,12 +140,11 @@ def current_manifest(store: Store, layout: Layout) -> Manifest | None:
 
 def list_partitions(store: Store) -> list[Layout]:
     """List the partitions of an output that have ever been published."""
-    names = {
-        file.path.split("/")[1]
-        for file in store.list_files("_control")
-        if "/log/" in file.path and _ENTRY_NAME.fullmatch(PurePosixPath(file.path).name)
-    }
-    return [Layout(None if name == WHOLE_OUTPUT else name) for name in sorted(names)]
+    names = sorted(store.list_folders("_control"))
+    layouts = [Layout(None if name == WHOLE_OUTPUT else name) for name in names]
+    with ThreadPoolExecutor(_THREADS) as pool:  # of each its log: staging may have many files
+        numbers = pool.map(partial(log_numbers, store), layouts)
+        return [layout for layout, found in zip(layouts, numbers, strict=True) if found]
 
 
 def not_published(store: Store, layout: Layout) -> JobError:

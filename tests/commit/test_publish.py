@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from pipeline.commit.published.rollback import history_numbers, rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError, PublishConflict
 from pipeline.process import failpoints
-from pipeline.storage.store import PROBES, Store
+from pipeline.storage.store import PROBES, Store, StoredFile
 
 LAYOUT = Layout(DAY)
 FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)
@@ -420,6 +421,25 @@ def test_partitions_do_not_touch_each_other(usual_store: Store):
     assert_whole(usual_store, first)
     names = [layout.name for layout in list_partitions(usual_store)]
     assert names == ["all", DAY, "date=2026-11-25"]
+
+
+@dataclass(frozen=True)
+class Listed(Store):
+    """A store that notes down which folders are listed with all that is below them."""
+
+    asked: list[str] = field(default_factory=list)
+
+    def list_files(self, prefix: str = "") -> list[StoredFile]:
+        self.asked.append(prefix)
+        return super().list_files(prefix)
+
+
+def test_partitions_are_found_without_listing_their_staging(usual_store: Store):
+    publish_rows(usual_store, rows=Rows(1))
+    usual_store.put("_control/date=2026-11-25/staging/f/000000-000000000-000000001-a.parquet", b"")
+    store = Listed(usual_store.uri, usual_store.storage_options)
+    assert [layout.name for layout in list_partitions(store)] == [DAY]
+    assert sorted(store.asked) == [f"{LAYOUT.control}/log", "_control/date=2026-11-25/log"]
 
 
 def test_garbage_is_only_staging_and_only_when_it_is_old(usual_store: Store):
