@@ -44,7 +44,6 @@ from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
 from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.runs.settle import settle
-from pipeline.runs.sink_below_source import require_apart
 from pipeline.runs.supervisor import stoppable, supervise
 from pipeline.sources.units import Unit
 from pipeline.storage.errors import options_named
@@ -78,7 +77,6 @@ def run_job(
 
 def _run_job(run: RunContext, progress: Progress, execute: Execute) -> Report:
     job = run.job
-    require_apart(job.source, run.store)  # before a file is written below it
     with options_named("sink.storage_options"):
         run.store.probe(single_writer=job.run.single_writer)
     with supervise(run, lambda error: save_trouble(run, error)):

@@ -18,7 +18,6 @@ from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.slicing import SliceSizes
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.context import RunContext
-from pipeline.runs.sink_below_source import require_apart
 from pipeline.sources.features.vectors import has_lists
 from pipeline.sources.inputs import Inputs, list_inputs
 
@@ -37,7 +36,6 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     model = job_model(job, run.options.allow_import)
     _check_int8(model)
     batch = _usual_batch(job, model)
-    require_apart(job.source, run.store)
     with run.record.stage("list") as listed:
         inputs = list_inputs(
             job.source,

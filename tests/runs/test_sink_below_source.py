@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.core.errors import JobError
+from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
+from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.sink_below_source import require_apart
 from pipeline.sources.globs import reaches_below
 from pipeline.storage.store import Store
@@ -120,3 +123,15 @@ def test_a_file_is_no_sink(tmp_path: Path):
     with pytest.raises(JobError, match=r"^sink.uri = .*f\.json is a file; give a folder$"):
         require_apart(source_of(tmp_path / "in"), sink)
     require_apart(source_of(tmp_path / "in"), Store(str(tmp_path / "none")))
+
+
+def test_a_run_is_refused_before_anything_is_written_below_its_sink(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    document = {
+        "source": {"uri": str(tmp_path / "in"), "format": "images"},
+        "model": {"name": "efficientnet-lite0"},
+        "sink": {"uri": str(tmp_path / "in" / "out")},
+    }
+    with pytest.raises(JobError, match="so that a run would read the output of the last"):
+        RunContext.of(parse_job(document, date=dt.date(2026, 11, 24), origin="job"), RunOptions())
+    assert list((tmp_path / "in").iterdir()) == []
