@@ -39,6 +39,8 @@ from pipeline.core.schema import QUARANTINE_SCHEMA, ROW_ID
 
 _BATCH_ROWS = 4096
 _COPIES_PER_TASK = 16
+NOT_HERE = -1
+"""Key of a row of a slice that is not merged here."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Insert:
     duplicates: tuple[int, ...]
     """Rows whose id another row has."""
     keys: Numbers
-    """int64 (N,): each row goes before the old row of the same or a higher key; -1: left out."""
+    """int64 (N,): each row goes before the old row of the same or a higher key, or NOT_HERE."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Merger:
 
     def into_part(self, index: int, part: Part, inserts: tuple[Insert, ...]) -> tuple[Part, ...]:
         """Merge rows into a part; their keys are numbers of its rows."""
-        num_rows = part.num_rows + sum(int((insert.keys >= 0).sum()) for insert in inserts)
+        num_rows = part.num_rows + sum(int((insert.keys != NOT_HERE).sum()) for insert in inserts)
         stream = self.compactor.stream(
             "predictions", index, self.compactor.schema, total_weight=float(num_rows)
         )
@@ -96,7 +98,7 @@ class Merger:
         Args:
             parts: Of the quarantine.
             gone: int64 (G,): keys of the rows to leave out.
-            inserts: Slices; of each row that did not fail the key is -1.
+            inserts: Slices; of each row that did not fail the key is NOT_HERE.
             positions: Of all rows that will be there.
 
         Returns:
@@ -154,12 +156,12 @@ class Merger:
     def _good(self, inserts: Sequence[Insert]) -> Keyed:
         for insert, rows in zip(inserts, self._slices(inserts), strict=True):
             keys = insert.keys[rows.is_good]
-            yield rows.good.filter(pa.array(keys >= 0)), keys[keys >= 0]
+            yield rows.good.filter(pa.array(keys != NOT_HERE)), keys[keys != NOT_HERE]
 
     def _failed(self, inserts: Sequence[Insert]) -> Keyed:
         for insert, rows in zip(inserts, self._slices(inserts), strict=True):
             keys = insert.keys[~rows.is_good]
-            yield rows.quarantined.filter(pa.array(keys >= 0)), keys[keys >= 0]
+            yield rows.quarantined.filter(pa.array(keys != NOT_HERE)), keys[keys != NOT_HERE]
 
     def _slices(self, inserts: Sequence[Insert]) -> Iterator[SliceRows]:
         duplicates = {i.sized[0]: i.duplicates for i in inserts if i.duplicates}
@@ -228,11 +230,11 @@ def merge_parts(
     for insert in inserts:
         # After the last row of a part is in that part, so that no part begins with few rows.
         homes = np.minimum(np.searchsorted(ends, insert.keys, "left"), len(parts) - 1)
-        for home in np.unique(homes[insert.keys >= 0]).tolist():
+        for home in np.unique(homes[insert.keys != NOT_HERE]).tolist():
             start = int(ends[home]) - parts[home].num_rows
-            is_here = (homes == home) & (insert.keys >= 0)
-            calls[home].append(Insert(insert.sized, insert.duplicates,
-                                      np.where(is_here, insert.keys - start, -1)))  # fmt: skip
+            is_here = (homes == home) & (insert.keys != NOT_HERE)
+            keys = np.where(is_here, insert.keys - start, NOT_HERE)
+            calls[home].append(Insert(insert.sized, insert.duplicates, keys))
     made = run_tasks(
         merger.into_part, [(home, parts[home], tuple(own)) for home, own in calls.items()]
     )

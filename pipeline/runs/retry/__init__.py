@@ -30,6 +30,6 @@ Version 2 has the predictions 0, 1, 2.0, 3, 5 and these entries; keys never chan
 
 The invariants: keys ascend in both; an entry that is replaced leaves, all its rows come; rows of
 the input = predictions + entries; `minors` is 0 unless an entry stood for several rows; a staged
-row with `entries == -1` (the end of a tar that breaks off earlier than before) is left out. In the
-keys of an insert, -1 says that a row of the slice does not go there.
+row whose entry is NO_ENTRY (the end of a tar that breaks off earlier than before) is left out. In
+the keys of an insert, NOT_HERE says that a row of the slice does not go there.
 """

@@ -35,6 +35,10 @@ class SliceOutcome:
     """Its last row may stand for the rest of a tar, which cannot be read."""
 
 
+NO_ENTRY = -1
+"""Of a row that replaces no entry of the quarantine."""
+
+
 @dataclass(frozen=True)
 class Match:
     """Where the rows of a retry go; M rows in the order of the slices."""
@@ -46,7 +50,7 @@ class Match:
     gone: Numbers
     """Rows of the quarantine that are replaced."""
     entries: Numbers
-    """int64 (M,): the quarantine entry that each replaces; -1: none, the row is left out."""
+    """int64 (M,): the quarantine entry that each replaces, or NO_ENTRY: the row is left out."""
     minors: Numbers
     """int64 (M,): number of the row within its quarantine entry, from 0."""
     is_good: npt.NDArray[np.bool_]
@@ -55,7 +59,8 @@ class Match:
     @property
     def is_admitted(self) -> npt.NDArray[np.bool_]:
         """bool (M,): rows that replace an entry."""
-        return self.entries >= 0
+        found: npt.NDArray[np.bool_] = self.entries != NO_ENTRY
+        return found
 
     @property
     def num_recovered(self) -> int:
@@ -140,7 +145,7 @@ def _match_shard(
     if outcomes and outcomes[-1].ends_in_rest and num_rows <= num_only:
         # It breaks off earlier than it did: what was not reached stays as it is.
         reached = own[: num_rows - 1]
-        return np.append(reached, -1), np.zeros(num_rows, np.int64), reached
+        return np.append(reached, NO_ENTRY), np.zeros(num_rows, np.int64), reached
     if num_rows < num_only or (num_rows > num_only and len(own) == num_only):
         raise InfraError(
             f"{path}: {num_rows} rows came of it, {num_only} were expected: it changed without a "

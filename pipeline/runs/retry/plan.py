@@ -37,6 +37,9 @@ from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store, StoredFile
 
+UNKNOWN_ROWS = -1
+"""Of an entry that stands for the rest of a tar."""
+
 
 @dataclass(frozen=True)
 class Replan:
@@ -48,8 +51,8 @@ class Replan:
     accounts: Plan
     """Of all rows that the next version has."""
     counts: Numbers
-    """int64 (E,): rows of each chosen row of the quarantine: 1, or those of its shard; -1 of a row
-    that stands for the rest of a tar, whose rows are unknown."""
+    """int64 (E,): rows of each chosen row of the quarantine: 1, or those of its shard, or
+    UNKNOWN_ROWS."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +305,7 @@ def _retry_unit(
     beyond = int(base.positions.rows[rests[0]]) if rests else None
     slice_rows = SliceSizes.of(job, base.plan.batch_size).most
     cut = SliceCut(slice_rows, MAX_SLICE_BYTES, rows=RowFilter(tuple(rows), beyond))
-    counts = (1,) * len(rows) + (-1,) * len(rests)
+    counts = (1,) * len(rows) + (UNKNOWN_ROWS,) * len(rests)
     extents = tuple(as_found(extent, found[extent.path]) for extent in unit.extents)
     return _Retried(path, extents, tuple(kept), counts, cut, num_lost)
 

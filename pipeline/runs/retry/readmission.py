@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
-from pipeline.commit.parts.part_merge import Insert, Merger, merge_folders, merge_parts
+from pipeline.commit.parts.part_merge import NOT_HERE, Insert, Merger, merge_folders, merge_parts
 from pipeline.commit.parts.part_reader import read_batches, read_columns
 from pipeline.commit.parts.row_ids import hash_ids
 from pipeline.commit.parts.row_positions import Positions
@@ -126,10 +126,10 @@ class RetryMerge:
         keys = base.positions.keys[match.entries] + match.minors
         good, failed = here & match.is_good, here & ~match.is_good
         if columns:
-            inserts = _inserts(match, np.where(good, keys, -1))
+            inserts = _inserts(match, np.where(good, keys, NOT_HERE))
             parts = merge_folders(merger, self.base.parts, inserts, self.layout, types, run_tasks)
         else:
-            inserts = _inserts(match, np.where(good, before, -1))
+            inserts = _inserts(match, np.where(good, before, NOT_HERE))
             parts = merge_parts(merger, self.base.parts, inserts, self.layout, run_tasks)
         is_tar = base.plan.row_ids == "key"
         positions = merge_positions(base.positions, base.predicted_before, match, is_tar=is_tar)
@@ -138,7 +138,7 @@ class RetryMerge:
             [(
                 self.base.quarantine_parts,
                 base.positions.keys[match.gone],
-                tuple(_inserts(match, np.where(failed, keys, -1))),
+                tuple(_inserts(match, np.where(failed, keys, NOT_HERE))),
                 positions,
             )],
         )  # fmt: skip
@@ -230,13 +230,13 @@ def merge_positions(
 
 
 def _inserts(match: Match, keys: Numbers) -> list[Insert]:
-    """Return the slices of which rows are merged; keys are of all rows, -1 if one is not."""
+    """Return the slices of which rows are merged; keys are of all rows, or NOT_HERE."""
     inserts = []
     first = 0
     for key, file in match.slices:
         own = keys[first : first + key.num_rows]
         first += key.num_rows
-        if (own >= 0).any():
+        if (own != NOT_HERE).any():
             sized = (key, file.path, float(file.size_bytes))
             inserts.append(Insert(sized, match.duplicates.get(key, ()), own))
     return inserts
