@@ -24,7 +24,7 @@ from pipeline.execution.cluster.connect import connect
 from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.tasks import ray_errors
-from pipeline.inference.ticks import Channel
+from pipeline.inference.slice_progress import Channel
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.weights.factory_tensors import warn
@@ -158,9 +158,7 @@ def _predict_missing(
     if not units:
         return staged
     fail_fast_on_certain_refusal(run, plan)
-    channel = progress.open_channel(
-        run.record.run_id, settled.allocation.max_actors, is_local=not run.record.on_cluster
-    )
+    channel = progress.open_channel(run.record.run_id, settled.allocation.max_actors)
     slices, told = stream(run, settled, units, channel), None
     with (
         progress.rows(plan.num_rows, done=run.record.num_done),

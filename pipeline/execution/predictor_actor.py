@@ -26,9 +26,9 @@ from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_
 from pipeline.execution.tasks import attempts_of
 from pipeline.execution.visible_gpus import settle_gpus
 from pipeline.inference.gpu_facts import count_device
+from pipeline.inference.slice_progress import Channel, send_to, start_slice
 from pipeline.inference.slices.first_rows import FirstRows
 from pipeline.inference.slices.prediction_table import unpredicted
-from pipeline.inference.ticks import Channel, begin, tell
 from pipeline.models.spec import PredictorConfig
 from pipeline.process.liveness import no_limit
 from pipeline.process.memory import node_bytes
@@ -116,7 +116,7 @@ class PredictorActor:
         self._device = (config.predictor.num_gpus, config.predictor.spec.precision)
         self._index = None if config.index is None else RemoteIndex(config.index)
         self._commit = None if config.writer is None else writer_stage(config.writer)
-        tell(config.channel)
+        send_to(config.channel)
         self._failure: PipelineError | None = None
         try:
             settle_gpus(config.predictor.num_gpus)
@@ -153,7 +153,7 @@ class PredictorActor:
     def _predict(self, key: SliceKey, counters: Counters, rows: pa.Table) -> pa.Table:
         if self._failure is not None:
             raise self._failure
-        begin((key.unit, key.start))
+        start_slice((key.unit, key.start))
         name = f"predict-{key.unit}-{key.start}"
         if self._index is None:
             return self._guard.run(name, rows, counters)

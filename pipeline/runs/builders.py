@@ -20,8 +20,8 @@ from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_st
 from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.judging import needs_of
 from pipeline.inference.settled_scores import scores_path
+from pipeline.inference.slice_progress import Channel
 from pipeline.inference.slices.first_rows import FirstRows
-from pipeline.inference.ticks import Channel
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig

@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 TOGETHER = {
     **{name: name for name in ("test_demo", "test_engines", "test_examples", "test_matrix")},
     **{name: name for name in ("test_hostile_directories", "test_network_faults", "test_submit")},
-    "test_ticks": "test_submit",  # both use a Ray head with a dashboard
+    "test_progress_channel": "test_submit",  # both use a Ray head with a dashboard
 }
 """File -> its group."""
 _KILLED = "test_kill_9_and_rerun_equals_an_uninterrupted_run"

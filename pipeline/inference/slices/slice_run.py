@@ -20,9 +20,9 @@ from pipeline.core.user_code.user_errors import whereabouts
 from pipeline.inference.devices.accelerator import PAUSES_S, Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.devices.device_model import DeviceModel
+from pipeline.inference.slice_progress import add_rows
 from pipeline.inference.slices.first_rows import FirstRows, Raised
 from pipeline.inference.slices.pending_batches import Batches, Timer
-from pipeline.inference.ticks import count
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
@@ -200,7 +200,7 @@ class SliceRun:
         self.timer.add(*buffer.busy_s, buffer.launch_s)
         self._count_tokens(buffer, batch)
         still_alive()
-        count(len(batch))
+        add_rows(len(batch))
         return None
 
     def _failure_of(self, error: Exception) -> Failure:

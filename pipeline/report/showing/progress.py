@@ -1,7 +1,8 @@
 """Show how far a run is: one line that is overwritten on a terminal, log lines elsewhere.
 
-Rows are those of committed slices, and of batches that actors have told of (`ticks`). The rate is
-that of the last minute, and the time that is left follows from it: nothing is guessed.
+Rows are those of committed slices, and of batches that actors have reported
+(`progress_channel`). The rate is that of the last minute, and the time that is left follows from
+it: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Protocol
 
-from pipeline.inference.ticks import Channel, Listener, Rows, Slice, listen
+from pipeline.execution.progress_channel import ProgressListener
+from pipeline.inference.slice_progress import Channel, Rows, Slice
 from pipeline.process.screen import clear_status, show_status, status_stream
 
 log = logging.getLogger(__name__)
@@ -86,13 +88,12 @@ class Progress(Protocol):
     def phase(self, what: str, *, is_logged: bool = True) -> None:
         """Say what the run does now; `is_logged`: also where there is no terminal."""
 
-    def open_channel(self, run_id: str, num_actors: int, *, is_local: bool) -> Channel | None:
+    def open_channel(self, run_id: str, num_actors: int) -> Channel | None:
         """Open a way for actors to tell how far they are; None if nobody wants to know.
 
         Args:
             run_id: Of the run.
             num_actors: How many actors there may be.
-            is_local: All of them run on this machine.
         """
 
     def rows(self, total: int | None, *, done: int) -> AbstractContextManager[None]:
@@ -111,7 +112,7 @@ class Silent:
     def phase(self, what: str, *, is_logged: bool = True) -> None:
         """Say nothing."""
 
-    def open_channel(self, run_id: str, num_actors: int, *, is_local: bool) -> Channel | None:
+    def open_channel(self, run_id: str, num_actors: int) -> Channel | None:
         """Return None: actors need not tell."""
         return None
 
@@ -132,7 +133,7 @@ class TerminalProgress:
         self._phase = ""
         self._counts: Counts | None = None
         self._rate = Rate()
-        self._listener: Listener | None = None
+        self._listener: ProgressListener | None = None
         self._started = self._logged = monotonic()
         self._streaming_since = 0.0
         self._thread: threading.Thread | None = None
@@ -169,10 +170,10 @@ class TerminalProgress:
         elif self._thread is not None:
             show_status(self.line(), self._stream)
 
-    def open_channel(self, run_id: str, num_actors: int, *, is_local: bool) -> Channel | None:
-        """Open a way for actors to tell how far they are; None where Ray has none."""
-        self._listener = listen(f"pipeline-progress-{run_id}", num_actors, is_local=is_local)
-        return None if self._listener is None else self._listener.channel
+    def open_channel(self, run_id: str, num_actors: int) -> Channel | None:
+        """Open a way for actors to tell how far they are."""
+        self._listener = ProgressListener(run_id, num_actors)
+        return self._listener.channel
 
     @contextmanager
     def rows(self, total: int | None, *, done: int) -> Iterator[None]:

@@ -14,6 +14,8 @@ from cli import environment, write_job
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.execution.progress_channel import ProgressListener
+from pipeline.inference.slice_progress import Rows
 from pipeline.process import screen
 from pipeline.report.showing.progress import (
     WINDOW_S,
@@ -100,15 +102,26 @@ def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> No
     assert duration(seconds) == words
 
 
+class Told(ProgressListener):
+    """What actors have told of, without Ray."""
+
+    starts_after_s = 0.0
+
+    def __init__(self) -> None:
+        super().__init__("run", 1)
+        self.rows: Rows = {}
+
+    def read(self) -> Rows:
+        return self.rows
+
+
 def test_batches_move_the_progress_before_any_slice_is_committed() -> None:
-    progress = TerminalProgress()
-    channel = progress.open_channel("run", 1, is_local=True)
-    assert channel is not None
-    send = channel.open()
+    progress, told = TerminalProgress(), Told()
+    progress._listener = told
     with progress.rows(1000, done=0):
         assert progress.line().startswith("loading the model; 1,000 of 1,000 rows")
         progress._look()
-        send((0, 0), 320)
+        told.rows = {(0, 0): 320}
         progress._look()
         assert progress.line().startswith("320 of 1,000 rows, 32%")
         progress.advance((0, 0), 512, 0)
@@ -123,7 +136,7 @@ def test_phases_are_log_lines_and_quiet_says_nothing(caplog: pytest.LogCaptureFi
             progress.phase("starting Ray")
         quiet = Silent()
         quiet.phase("hidden")
-        assert quiet.open_channel("run", 1, is_local=True) is None
+        assert quiet.open_channel("run", 1) is None
         with quiet.rows(10, done=0):
             quiet.advance((0, 0), 10, 0)
     assert [record.getMessage() for record in caplog.records] == ["starting Ray"]
