@@ -77,7 +77,7 @@ def format_matrix() -> str:
 def option_tables() -> dict[str, str]:
     """The table of the options of each format that has some, as it must be below its name."""
     forms = {name: load(SOURCES, name) for name in built_in(SOURCES)}
-    return {name: next(_tables(f.options, set())) for name, f in forms.items() if f.options}
+    return {name: next(_tables(f.Options, set())) for name, f in forms.items() if f.Options}
 
 
 def _tables(model: Any, shown: set[Any]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -43,26 +43,33 @@ def options_of(section: type[SectionT], options: Mapping[str, Any]) -> SectionT:
 def check_options(
     section: type[Section] | None, options: Mapping[str, Any], field: str, owner: str
 ) -> None:
-    """Check the options that a job gives for something registered.
+    """Check the options that a job gives for something registered; arguments as below.
+
+    Raises:
+        ValueError: They do not fit, or there are none; one line that names each field.
+    """
+    if problems := [*option_problems(section, options, field, owner)]:
+        raise ValueError("; ".join(problems))
+
+
+def option_problems(
+    section: type[Section] | None, options: Mapping[str, Any], field: str, owner: str
+) -> Iterator[str]:
+    """Yield what is wrong with the options that a job gives for something registered.
 
     Args:
         section: What it declares; None: it has no options.
         options: As the job has them.
         field: Their field in the job, for messages.
         owner: What they are for, as in `format 'csv'`.
-
-    Raises:
-        ValueError: They do not fit, or there are none; one line that names each field.
     """
     if section is None:
         if options:
-            raise ValueError(f"{field} has no effect with {owner}")
+            yield f"{field} has no effect with {owner}"
         return
     try:
         options_of(section, options)
     except ValidationError as error:
-        told = [
-            f"{'.'.join([field, *map(str, each['loc'])])}: {each['msg']}"
-            for each in error.errors(include_url=False)
-        ]
-        raise ValueError("; ".join(told).replace("Value error, ", "")) from None
+        for each in error.errors(include_url=False):
+            message = each["msg"].removeprefix("Value error, ")
+            yield f"{'.'.join([field, *map(str, each['loc'])])}: {message}"

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import registry
 from pipeline.job.deadline import seconds_until
-from pipeline.job.extensions import registered
+from pipeline.job.extensions import check_options, registered
 from pipeline.job.gates import Gates
 from pipeline.job.model import Model
 from pipeline.job.section import PositiveInt, Section
@@ -80,6 +80,8 @@ class Sink(Section):
     table: str | None = None
     """`delta`: `predictions/` is a Delta table, too; each publish replaces the partition in it.
     Installed packages may add formats (entry points `pipeline.tables`)."""
+    table_options: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """What a table of an installed package asks for; `delta` has none."""
     target_part_mib: Annotated[float, Field(gt=0)] = 128.0
     """Published parts are cut near this size, as measured while they are encoded."""
     compression: Literal["zstd", "snappy", "gzip", "none"] = "zstd"
@@ -95,6 +97,15 @@ class Sink(Section):
         if name is not None:
             registered(registry.TABLES, name)
         return name
+
+    @model_validator(mode="after")
+    def _table_has_options(self) -> Sink:
+        kind, owner = None, "no table"
+        if self.table is not None:
+            kind = registry.load(registry.TABLES, self.table).Options
+            owner = f"table {self.table!r}"
+        check_options(kind, self.table_options, "table_options", owner)
+        return self
 
     @model_validator(mode="after")
     def _partition_first(self) -> Sink:

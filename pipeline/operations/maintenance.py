@@ -41,7 +41,7 @@ def rollback(
             run_id,
             keep_versions=loaded.sink.keep_versions,
             to_number=to,
-            table=table_of(loaded.sink.table, store),
+            table=table_of(loaded.sink, store),
         )
     return {
         "partition": layout.name,

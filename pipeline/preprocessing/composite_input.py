@@ -52,6 +52,7 @@ class CompositeInput:
     """Name -> input."""
     name: ClassVar[str] = "several"
     takes: ClassVar[str] = ""
+    Options: ClassVar[None] = None
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:

@@ -22,6 +22,8 @@ from pipeline.preprocessing.texts.text_settings import TextSettings
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.job.section import Section
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Name -> (N, ...), for the same N rows, in the order in which the model takes them. If rows differ
 in shape, (N,) of dtype object: an array per row."""
@@ -78,6 +80,8 @@ class InputSettings:
     """Several inputs: the name of each -> its registered name."""
     columns: tuple[TensorColumn, ...] = ()
     """The columns that the model takes as a tensor each, by name; () if it takes one vector."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The job's `source.input_options`, checked."""
 
 
 class TensorColumn(NamedTuple):
@@ -111,6 +115,8 @@ class Input(Protocol):
     counts_tokens: bool
     """Whether rows have lengths of their own, so that batches are filled up to a number of
     tokens."""
+    Options: ClassVar[type[Section] | None] = None
+    """The section that `source.input_options` is parsed as; None if there are no options."""
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
@@ -224,6 +230,7 @@ class FixedShape:
     """Base of inputs whose rows all have one shape; they publish no columns."""
 
     counts_tokens: ClassVar[bool] = False
+    Options: ClassVar[type[Section] | None] = None
 
     def published_fields(self) -> list[pa.Field]:
         """Return no columns."""

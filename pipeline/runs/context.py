@@ -74,7 +74,7 @@ class RunContext:
     @cached_property
     def table(self) -> TableFormat | None:
         """Return the table that names the published parts, too; None if the job has none."""
-        return table_of(self.job.sink.table, self.store)
+        return table_of(self.job.sink, self.store)
 
 
 @dataclass(frozen=True)

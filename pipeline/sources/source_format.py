@@ -133,7 +133,7 @@ class SourceFormat(Protocol):
         ...
 
     @property
-    def options(self) -> type[Section] | None:
+    def Options(self) -> type[Section] | None:
         """Return the section that `source.options` is parsed as; None if there are no options."""
         ...
 
@@ -208,7 +208,7 @@ class MeasuredOnce:
 class CountedBeforeReading:
     """Base of formats whose rows a listing or a footer counts."""
 
-    options: type[Section] | None = None
+    Options: type[Section] | None = None
     kinds = frozenset[str]()
 
     def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> SliceStream:
@@ -223,7 +223,7 @@ class CountedByReading(MeasuredOnce):
     """Base of formats whose rows only reading counts."""
 
     counts_rows: CountsRows = "reading"
-    options: type[Section] | None = None
+    Options: type[Section] | None = None
     kinds = frozenset[str]()
 
     def open(self, reader: Reader, extents: Sequence[Extent]) -> RowStream:

@@ -17,7 +17,7 @@ import toy_package
 import toy_table
 from checkout import PYTHONPATH
 from deltalake import DeltaTable
-from published import DAY, Rows, prepare_version, publish_rows, snapshot
+from published import DAY, Rows, prepare_version, publish_rows, sink_of, snapshot
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
@@ -77,7 +77,7 @@ def test_readers_see_exactly_the_parts_of_what_is_current(name: str, store: Stor
     for edition in (1, 2, 3):
         manifest = publish_rows(store, DAY, Rows(edition), table=name)
         assert NAMED[name](store) == parts_of(manifest, other)
-    back = rollback(store, LAYOUT, "back", keep_versions=2, table=table_of(name, store))
+    back = rollback(store, LAYOUT, "back", keep_versions=2, table=table_of(sink_of(name), store))
     assert NAMED[name](store) == parts_of(back, other)
 
 
@@ -86,7 +86,7 @@ def test_a_number_is_committed_once_and_an_older_one_never_comes_back(name: str,
     first = publish_rows(store, DAY, Rows(1), table=name)
     second = publish_rows(store, DAY, Rows(2), table=name)
     before = snapshot(store, "")
-    table = table_of(name, store)
+    table = table_of(sink_of(name), store)
     assert table is not None
     for manifest in (second, first):
         table.commit(LAYOUT, manifest)
@@ -99,11 +99,24 @@ def test_a_number_is_committed_once_and_an_older_one_never_comes_back(name: str,
 def test_a_table_asked_for_later_begins_with_what_is_current(name: str, store: Store):
     publish_rows(store, DAY, Rows(1))
     manifest = publish_rows(store, DAY, Rows(2))
-    table = table_of(name, store)
+    table = table_of(sink_of(name), store)
     assert table is not None
     table.require(LAYOUT, {}, prediction_schema([]))
     repair(store, LAYOUT, 2, table=table)
     assert NAMED[name](store) == parts_of(manifest)
+
+
+def test_its_options_arrive_and_wrong_ones_are_refused(store: Store):
+    table = table_of(sink_of("part-list", folder="predictions/_lists"), store)
+    assert table is not None
+    table.commit(LAYOUT, publish_rows(store, DAY, Rows(1)))
+    assert store.exists(f"predictions/_lists/{LAYOUT.name}/000001")
+    with pytest.raises(ValueError, match=r"table_options\.place: Extra inputs"):
+        sink_of("part-list", place="x")
+    with pytest.raises(ValueError, match="table_options has no effect with table 'delta'"):
+        sink_of("delta", place="x")
+    with pytest.raises(ValueError, match="table_options has no effect with no table"):
+        sink_of(None, place="x")
 
 
 PUBLISH = """
@@ -148,7 +161,7 @@ def test_of_two_that_commit_one_number_it_is_there_once(name: str, store: Store)
     manifest, folder = prepare_version(store, LAYOUT, Rows(1), 1, "ours")
     placed = commit(store, LAYOUT, manifest, folder)
     for _ in range(2):
-        table = table_of(name, store)
+        table = table_of(sink_of(name), store)
         assert table is not None
         table.commit(LAYOUT, placed)
     assert NAMED[name](store) == parts_of(placed)

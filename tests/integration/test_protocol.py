@@ -35,6 +35,7 @@ from published import (
     make_plan,
     prepare_version,
     publish_rows,
+    sink_of,
     slice_table,
     snapshot,
 )
@@ -233,7 +234,7 @@ def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing
             commit(store, LAYOUT, suspended, folder)
     with pytest.raises(PipelineError, match="is no part of version 1"):
         verify_output(store.uri, DAY, {})
-    repaired = repair(store, LAYOUT, 2, table=table_of(table, store), is_last=True)
+    repaired = repair(store, LAYOUT, 2, table=table_of(sink_of(table), store), is_last=True)
     assert repaired is not None
     assert (repaired.number, repaired.parts) == (2, current.parts)
     verify_output(store.uri, DAY, {})
@@ -241,7 +242,7 @@ def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing
     with pytest.raises(PublishConflict):
         commit(store, LAYOUT, suspended, folder)
     verify_output(store.uri, DAY, {})
-    assert repair(store, LAYOUT, 2, table=table_of(table, store), is_last=True) == repaired
+    assert repair(store, LAYOUT, 2, table=table_of(sink_of(table), store), is_last=True) == repaired
     assert publish_rows(store, rows=NEW, table=table).number == 3
     verify_output(store.uri, DAY, {})
     assert history_numbers(store, LAYOUT) == [2]

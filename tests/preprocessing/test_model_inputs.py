@@ -31,6 +31,7 @@ from pipeline.core.schema import (
     text_fields,
 )
 from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.job.source import Source
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import (
     BatchLimits,
@@ -109,6 +110,17 @@ def rows_for(seen: Input) -> pa.Table:
 
 def test_every_registered_input_is_tried_here():
     assert set(registry.names(registry.INPUTS)) == set(CASES)
+
+
+def test_its_options_arrive_and_decide_the_model_input():
+    source = Source(uri="in", format="images", input="toy", input_options={"head_bytes": 2})
+    made = toy_input.ToyInput.of(InputSettings(options=source.input_options))
+    assert made.slots(BatchLimits(1))["head"].shape == (1, 2)
+    assert made.settings() != toy_input.ToyInput.of(InputSettings()).settings()
+    with pytest.raises(ValueError, match=r"input_options\.bytes: Extra inputs"):
+        Source(uri="in", format="images", input="toy", input_options={"bytes": 2})
+    with pytest.raises(ValueError, match="input_options has no effect with input 'image'"):
+        Source(uri="in", format="images", input_options={"head_bytes": 2})
 
 
 def test_it_is_plain_enough_for_ray_and_for_comparing(seen: Input):

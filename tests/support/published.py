@@ -34,6 +34,7 @@ from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, LABEL, staged_schema
 from pipeline.core.slices import SliceKey
+from pipeline.job.job import Sink
 from pipeline.planning.plan import Plan
 from pipeline.sources.extents import Extent
 from pipeline.sources.source_format import RowIds
@@ -254,6 +255,11 @@ def make_manifest(
     )
 
 
+def sink_of(table: str | None, **options: Any) -> Sink:
+    """A job's section for a table, with its options."""
+    return Sink(uri="out", table=table, table_options=options)
+
+
 def publish_rows(
     store: Store,
     partition: str | None = DAY,
@@ -265,7 +271,7 @@ def publish_rows(
 ) -> Manifest:
     """Publish as a run does: finish what a crashed run left, then do nothing or replace."""
     layout = Layout(partition)
-    names = table_of(table, store)
+    names = table_of(sink_of(table), store)
     base = repair(store, layout, keep_versions, table=names)
     if base is not None and base.fingerprint == rows.fingerprint:
         return base

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.inference.runtimes.base import CPU, Runner, Runtime
+from pipeline.job.section import Section
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
@@ -13,9 +14,17 @@ if TYPE_CHECKING:
 NAME = "row-by-row"
 
 
+class RowOptions(Section):
+    """What a job may say in `model.runtime_options`."""
+
+    rows: int = 1
+    """How many rows the module gets at once."""
+
+
 class RowByRow(Runtime):
     """float32 on the CPU."""
 
+    Options = RowOptions
     name = NAME
     precisions = {"fp32": CPU}  # noqa: RUF012
     trial_order = 90
@@ -31,12 +40,14 @@ class RowByRow(Runtime):
 
         self.num_opened += 1
         module = exporter.load()
+        assert isinstance(exporter.options, RowOptions)
+        step = exporter.options.rows
 
         def run(batch: Tensors) -> Any:
             size = len(next(iter(batch.values())))
             rows = [
-                module.run({name: tensor[row : row + 1] for name, tensor in batch.items()})
-                for row in range(size)
+                module.run({name: tensor[row : row + step] for name, tensor in batch.items()})
+                for row in range(0, size, step)
             ]
             return pytree.tree_map(lambda *values: torch.cat(values), *rows)
 

@@ -42,7 +42,7 @@ class Toy(CountedBeforeReading):
     counts_rows: CountsRows = "footer"
     semantics = 1
     fields = frozenset[str]()
-    options: type[Section] | None = ToyOptions
+    Options: type[Section] | None = ToyOptions
 
     def row_ids(self, source: Source) -> RowIds:
         return "path#row"

@@ -10,6 +10,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.tables.base import TableFormat
 from pipeline.core.errors import JobError
+from pipeline.job.section import Section
 from pipeline.process.failpoints import reach
 from pipeline.storage.store import Store
 
@@ -17,13 +18,21 @@ NAME = "part-list"
 FOLDER = "predictions/_part_list"
 
 
+class PartListOptions(Section):
+    """What a job may say in `sink.table_options`."""
+
+    folder: str = FOLDER
+    """Where the lists lie."""
+
+
 class PartList(TableFormat):
     """`_part_list/<partition>/<number>`: the highest number counts."""
 
     name = NAME
+    Options = PartListOptions
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, options: PartListOptions) -> None:
+        self._store, self._folder = store, options.folder
 
     def require(
         self, layout: Layout, partition_columns: Mapping[str, str], schema: pa.Schema
@@ -32,7 +41,7 @@ class PartList(TableFormat):
             raise JobError("sink.table: part-list does not list a column secret")
 
     def commit(self, layout: Layout, manifest: Manifest) -> None:
-        path = f"{FOLDER}/{layout.name}/{manifest.number:06d}"
+        path = f"{self._folder}/{layout.name}/{manifest.number:06d}"
         if self._store.exists(path):
             return
         reach("before_table")

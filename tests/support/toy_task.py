@@ -9,10 +9,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.job.section import Section
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 
 NAME = "spread"
+
+
+class SpreadOptions(Section):
+    """What a job may say in `model.task_options`."""
+
+    factor: float = 1.0
+    """What the result is multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,8 @@ class Spread(Task):
     """One float32 per row: the largest output less the smallest."""
 
     spec: TaskSpec
+    Options: ClassVar[type[Section] | None] = SpreadOptions
+    runtimes: ClassVar[tuple[str, ...] | None] = ("eager", "onnxruntime", "openvino")
     reduces: ClassVar[tuple[str, ...]] = ("classify", "multilabel", "regress")
 
     def fields(self) -> list[pa.Field]:
@@ -29,7 +39,7 @@ class Spread(Task):
         if not isinstance(outputs, torch.Tensor) or outputs.shape[:1] != (num_rows,):
             raise OutputError(f"expected a tensor ({num_rows}, ...)")
         flat = outputs.flatten(1).float()
-        return {NAME: flat.amax(1) - flat.amin(1)}
+        return {NAME: self.options.factor * (flat.amax(1) - flat.amin(1))}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         return {NAME: pa.array(arrays[NAME], pa.float32(), mask=~ok)}

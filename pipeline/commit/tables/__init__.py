@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from pipeline.commit.tables.base import TableFormat
 from pipeline.core.registry import TABLES, get
+from pipeline.job.extensions import options_of
+from pipeline.job.job import Sink
 from pipeline.storage.store import Store
 
 REGISTRY = {"delta": "pipeline.commit.tables.delta:Delta"}
 
 
-def table_of(name: str | None, store: Store) -> TableFormat | None:
+def table_of(sink: Sink, store: Store) -> TableFormat | None:
     """Return the table that a job's sink asks for; None if it asks for none.
 
     Raises:
         JobError: There is no such format here, or the distribution that brings it is broken.
     """
-    if name is None:
+    if sink.table is None:
         return None
-    found: TableFormat = get(TABLES, name)(store)
+    kind = get(TABLES, sink.table)
+    options = () if kind.Options is None else (options_of(kind.Options, sink.table_options),)
+    found: TableFormat = kind(store, *options)
     return found

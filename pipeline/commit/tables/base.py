@@ -10,12 +10,15 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from pipeline.commit.layout import Layout
     from pipeline.commit.manifest import Manifest
+    from pipeline.job.section import Section
 
 
 class TableFormat(Protocol):
-    """A table of the predictions of one output; made from its store."""
+    """A table of the predictions of one output; made from its store, and its options if any."""
 
     name: str
+    Options: type[Section] | None = None
+    """The section that `sink.table_options` is parsed as; None if there are no options."""
     extra: str = ""
     """The extra that installs its packages; empty if there are none."""
     packages: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -14,6 +14,7 @@ from pipeline.core.errors import JobError
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
     from pipeline.inference.runtimes.inference_module import Tensors
+    from pipeline.job.section import Section
     from pipeline.models.onnx_module import OnnxModule
 
 Device = Literal["cpu", "gpu"]
@@ -39,6 +40,8 @@ class Runtime(Protocol):
     """A library that runs models. Subclass it; the defaults are for exported models."""
 
     name: str
+    Options: type[Section] | None = None
+    """The section that `model.runtime_options` is parsed as; None if there are no options."""
     precisions: Mapping[str, tuple[Device, ...]]
     """Precision -> its devices; in the order in which `auto` tries precisions."""
     trial_order: int
@@ -80,7 +83,7 @@ class Runtime(Protocol):
         """Open a model; errors of the library are raised as they are.
 
         Args:
-            exporter: Gives the module, or an exported file of it.
+            exporter: Gives the module, or an exported file of it, and the options of the job.
             precision: One of `precisions`.
             num_threads: CPU threads.
             calibrated: Precision int8: bytes of the ONNX model that runs instead of the module.
@@ -155,6 +158,13 @@ def shapes_reason(runtime: Runtime, *, is_varying: bool) -> str:
         "it runs batches of one shape; texts differ in length, and images without "
         "transform.size_px in size; choose another runtime"
     )
+
+
+def task_reason(runtime: Runtime, task: str, runtimes: Sequence[str] | None) -> str:
+    """Return why a runtime may not run the models of a task, or ''; `runtimes` is the task's."""
+    if runtimes is None or runtime.name in runtimes:
+        return ""
+    return f"task {task!r} is run by {', '.join(runtimes)} only"
 
 
 def file_reason(runtime: Runtime, precision: str) -> str:

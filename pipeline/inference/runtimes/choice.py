@@ -17,10 +17,12 @@ from pipeline.inference.runtimes.base import (
     missing_reason,
     refuse,
     shapes_reason,
+    task_reason,
     unfit_reason,
 )
 from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks import task_class
 from pipeline.preprocessing.model_input import is_varying
 
 
@@ -58,6 +60,7 @@ def _reason(
     find = missing_reason if is_here else unfit_reason
     reason = find(runtime, precision, is_on_gpu=is_on_gpu)
     reason = reason or shapes_reason(runtime, is_varying=is_varying(model.input))
+    reason = reason or task_reason(runtime, model.task.kind, task_class(model.task.kind).runtimes)
     is_file = model.directory is not None and model.directory.is_file
     if reason or not is_file:
         return reason

@@ -51,6 +51,7 @@ def resolve_model(
     has_pairs: bool = False,
     parts: Mapping[str, str] | None = None,
     max_image_px: int | None = None,
+    input_options: Mapping[str, Any] | None = None,
 ) -> ModelSpec:
     """Find the model, its transform, labels and weights digest, without building it.
 
@@ -64,6 +65,7 @@ def resolve_model(
         has_pairs: Whether rows are pairs of texts.
         parts: Several inputs: the name of each -> its registered name.
         max_image_px: How many pixels an image may decode to; None: any number.
+        input_options: What the job says to the input; None: nothing.
 
     Raises:
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
@@ -76,7 +78,8 @@ def resolve_model(
     weights_uri, chosen, task = _all_of(
         lambda: _weights_uri(card, model),
         lambda: _choose_input(
-            card, model, text or Text(), input_name, parts or {}, transform, choose
+            *(card, model, text or Text(), input_name, parts or {}, transform, choose),
+            input_options or {},
         ),
         lambda: choose_task(model, card, allow_import),
     )
@@ -105,6 +108,7 @@ def resolve_model(
         args=model.args,
         directory=card.directory,
         pooling=model.pooling,
+        runtime_options=model.runtime_options,
         said=card.facts.said if card.facts else (),
     )
 
@@ -187,6 +191,7 @@ def _choose_input(
     parts: Mapping[str, str],
     transform: Transform,
     choose: Callable[..., TransformSpec],
+    options: Mapping[str, Any],
 ) -> Input:
     kind: type[Input] = get(INPUTS, name)
     taken = {get(INPUTS, part).takes for part in parts.values()} if parts else {kind.takes}
@@ -204,7 +209,7 @@ def _choose_input(
     chosen = _text(card, model, text) if "text" in taken else None
     with errors_told(INPUTS, name):
         columns = card.facts.columns if card.facts else ()
-    settings = InputSettings(merged, chosen, parts, columns)
+    settings = InputSettings(merged, chosen, parts, columns, options)
     if columns:
         kind = cast(type[Input], ColumnInput)
     return kind.of(settings)

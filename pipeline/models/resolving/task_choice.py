@@ -83,6 +83,7 @@ def choose_task(model: Model, card: Card, allow_import: Sequence[str]) -> TaskSp
         max_detections=model.max_detections,
         nms_iou=model.nms_iou,
         scores=choose_scores(model, card, kind),
+        options=model.task_options,
     )
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
+    from pipeline.job.section import Section
 
 Arrays = dict[str, npt.NDArray[Any]]
 """The results of N rows after `Task.reduce`: name -> (N, ...)."""
@@ -74,6 +75,8 @@ class TaskSpec:
     """Task `heads`: name -> what the head does, in the order of the job."""
     scores: str = "logits"
     """Tasks `classify`, `multilabel`, `zero_shot`: what the outputs are: see `tasks.scores`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The job's `model.task_options`: JSON values."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for fingerprints and manifests; labels as a digest."""
@@ -81,8 +84,9 @@ class TaskSpec:
         labels, _ = values.pop("labels"), values.pop("heads")
         if self.heads:
             values["heads"] = [[name, head.to_dict()] for name, head in self.heads]
-        if not values["postprocess_args"]:
-            del values["postprocess_args"]  # plans and manifests made before it look the same
+        for name in ("postprocess_args", "options"):
+            if not values[name]:
+                del values[name]  # plans and manifests made before it look the same
         values["num_labels"] = len(labels)
         values["labels_sha256"] = hashlib.sha256("\n".join(labels).encode()).hexdigest()
         if values["scores"] == "open":
@@ -100,6 +104,10 @@ class Task(Protocol):
 
     spec: TaskSpec
 
+    Options: ClassVar[type[Section] | None] = None
+    """The section that `model.task_options` is parsed as; None if there are no options."""
+    runtimes: ClassVar[tuple[str, ...] | None] = None
+    """The runtimes that may run its models; None: all."""
     job_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of the job's section `model` that belong to the task; others have no effect."""
     needs_labels: ClassVar[bool] = False
@@ -131,6 +139,14 @@ class Task(Protocol):
     def own_labels(cls, model: Model) -> tuple[str, ...]:
         """Return the labels that fields of this task alone give; empty if there are none."""
         return ()
+
+    @property
+    def options(self) -> Any:
+        """Return the job's options as a section of the type `Options`."""
+        from pipeline.job.extensions import options_of  # pydantic, which few actors need
+
+        assert self.Options is not None, "a task without options asks for none"
+        return options_of(self.Options, self.spec.options)
 
     def fields(self) -> list[pa.Field]:
         """Return the columns that the task adds."""

@@ -62,6 +62,7 @@ class TextInput:
     stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
     takes: ClassVar[str] = "text"
     counts_tokens: ClassVar[bool] = True
+    Options: ClassVar[None] = None
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:

@@ -12,6 +12,7 @@ from pipeline.inference.runtimes.base import Device
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
+from pipeline.models.tasks import task_class
 from pipeline.planning.allocation import Allocation
 from pipeline.preprocessing.model_input import is_varying
 from pipeline.runs.tuning.trial import Trial
@@ -37,6 +38,8 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
     is_file = model.directory is not None and model.directory.is_file
     varies = is_varying(model.input)
     runtimes = all_runtimes() if model.runtime == AUTO else [runtime_of(model.runtime)]
+    able = task_class(model.task.kind).runtimes
+    runtimes = [each for each in runtimes if able is None or each.name in able]
     device: Device = "gpu" if is_on_gpu else "cpu"
     if varies and model.runtime == AUTO:
         runtimes = [

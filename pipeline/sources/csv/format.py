@@ -25,7 +25,7 @@ class Csv(LineFormat):
     suffixes = (".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst")
     semantics = SEMANTICS["csv"]
     kinds = frozenset(["CSV", "gzip", "zstd"])
-    options: type[Section] | None = CsvOptions
+    Options: type[Section] | None = CsvOptions
 
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         return sample_csv(store, shards, source, options_of(CsvOptions, source.options))

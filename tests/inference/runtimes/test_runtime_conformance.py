@@ -23,7 +23,7 @@ from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versio
 from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.opening import make_runner
-from pipeline.job.model import AUTO
+from pipeline.job.model import AUTO, Model
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits
@@ -143,6 +143,31 @@ def test_a_last_batch_that_is_not_full_changes_nothing(name: str):
     expected, _ = predict(predictor("predicting:convolved"), rows)
     found, _ = predict(predictor("predicting:convolved", batch_size=4, runtime=name), rows)
     assert [row["label"] for row in found] == [row["label"] for row in expected]
+
+
+def test_its_options_arrive_and_decide_what_is_published():
+    sizes: list[int] = []
+
+    class Counted(models.Channels):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(batch))
+            return super().forward(batch)
+
+    inner = InferenceModule(Counted().eval(), ImageInput(TRANSFORM), torch.float32)
+    batch = {"image": torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)}
+    model = Model(
+        name="alexnet", weights="w.pth", runtime="row-by-row", runtime_options={"rows": 3}
+    )
+    runner = make_runner(
+        "row-by-row", "fp32", lambda: inner, batch, num_threads=1, options=model.runtime_options
+    )
+    runner.run(batch)
+    assert sizes == [3, 1]
+    with pytest.raises(ValueError, match=r"runtime_options\.row: Extra inputs"):
+        Model(name="alexnet", weights="w.pth", runtime="row-by-row", runtime_options={"row": 3})
+    for other in (None, "eager", AUTO):
+        with pytest.raises(ValueError, match="runtime_options has no effect with runtime"):
+            Model(name="alexnet", weights="w.pth", runtime=other, runtime_options={"rows": 3})
 
 
 def test_versions_of_its_packages_decide_what_the_node_keeps():

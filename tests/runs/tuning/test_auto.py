@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy_package
 from cli import pipeline, write_job
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from pipeline.commit.published.read import read_predictions
 from pipeline.core.cache.cache_folder import PROFILES, cache_folder
 from pipeline.core.cache.cpu import describe_processor, instruction_sets
 from pipeline.core.errors import JobError
+from pipeline.inference.runtimes.choice import require_usable
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.planning.allocation import Allocation
@@ -178,6 +180,19 @@ def test_only_what_is_auto_is_free():
         ("onnxruntime", "int8"),
     ]
     assert candidates(spec("auto", "int8"), is_on_gpu=True) == []
+
+
+def test_a_task_says_which_runtimes_may_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    points = {"pipeline.tasks": {"spread": "toy_task:Spread"}}
+    monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", points))
+    task = TaskSpec("spread")
+    models = {name: replace(spec(name, "auto"), task=task) for name in ("auto", "compile")}
+    tried = {runtime for runtime, _ in candidates(models["auto"], is_on_gpu=False)}
+    assert tried == {"eager", "onnxruntime", "openvino"}
+    assert candidates(models["compile"], is_on_gpu=False) == []
+    compiled = replace(models["compile"], precision="fp32")
+    with pytest.raises(JobError, match="task 'spread' is run by eager, onnxruntime, openvino only"):
+        require_usable(compiled, is_on_gpu=False, is_here=False)
 
 
 def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:
