@@ -27,8 +27,8 @@ from pipeline.execution.tasks import attempts_of
 from pipeline.execution.visible_gpus import settle_gpus
 from pipeline.inference.gpu_facts import count_device
 from pipeline.inference.slice_progress import Channel, send_to, start_slice
+from pipeline.inference.slice_results import unpredicted
 from pipeline.inference.slices.first_rows import FirstRows
-from pipeline.inference.slices.prediction_table import unpredicted
 from pipeline.models.spec import PredictorConfig
 from pipeline.process.liveness import no_limit
 from pipeline.process.memory import node_bytes

@@ -6,12 +6,12 @@ group `pipeline.gates`, which judges the jobs that name it in `gates.options`.
 """
 
 REGISTRY = {
-    "conservation": "pipeline.gates.accounting:CONSERVATION",
-    "not_empty": "pipeline.gates.accounting:NOT_EMPTY",
+    "conservation": "pipeline.gates.shares:CONSERVATION",
+    "not_empty": "pipeline.gates.shares:NOT_EMPTY",
     "max_error_pct": "pipeline.gates.shares:ERRORS",
     "max_reason_pct": "pipeline.gates.shares:REASONS",
     "max_skipped_pct": "pipeline.gates.shares:SKIPPED",
-    "max_truncated_pct": "pipeline.gates.truncation:TRUNCATED",
+    "max_truncated_pct": "pipeline.gates.shares:TRUNCATED",
     "volume": "pipeline.gates.volume:VOLUME",
     "constant": "pipeline.gates.constant:CONSTANT",
     "label_drift": "pipeline.gates.drift:LABELS",

@@ -19,7 +19,7 @@ from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.slice_figures import Comparison, SliceFigures
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
 from pipeline.gates.results import GateResult
-from pipeline.inference.ragged_results import place
+from pipeline.inference.slice_results import scatter_batch
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
@@ -138,5 +138,5 @@ def _predict(inputs: Inputs, reduce: Reduce) -> tuple[Arrays, dict[int, str]]:
     found: Arrays = {}
     for index, piece in enumerate(pieces):
         for name, values in piece.items():
-            place(found, name, len(pieces), np.array([index]), values)
+            scatter_batch(found, name, len(pieces), np.array([index]), values)
     return found, raised

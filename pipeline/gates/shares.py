@@ -1,4 +1,4 @@
-"""Gates on shares: of quarantined rows, of one reason, and of files that are not read."""
+"""Gates on rows: all accounted for, at least one, and how many are quarantined, skipped or cut."""
 
 from __future__ import annotations
 
@@ -7,6 +7,34 @@ from pipeline.gates.gate import Figures, Gate
 from pipeline.gates.history import Past
 from pipeline.gates.results import GateResult, Level, apply_mode, skipped
 from pipeline.job.gates import Gates
+
+
+class Conservation(Gate):
+    """Planned rows = predictions + quarantine; never accepted."""
+
+    name = "conservation"
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
+        planned, accounted = figures.num_planned, figures.num_predicted + figures.num_quarantined
+        message = f"{accounted} of {planned} planned rows are predicted or quarantined"
+        level: Level = "pass" if planned == accounted else "fail"
+        return GateResult(self.name, level, float(accounted), float(planned), message)
+
+
+class NotEmpty(Gate):
+    """There is at least one row."""
+
+    name = "not_empty"
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
+        found = f"{figures.num_shards} shards with {figures.num_planned} rows"
+        message = figures.why_empty if figures.why_empty and not figures.num_shards else found
+        if figures.num_planned:
+            return GateResult(self.name, "pass", float(figures.num_planned), 1.0, message)
+        if options.allow_empty:
+            return GateResult(self.name, "off", 0.0, 1.0, f"{message}; gates.allow_empty is true")
+        hint = "check source.uri and source.format, or set gates.allow_empty to true"
+        return GateResult(self.name, "fail", 0.0, 1.0, f"{message}; {hint}")
 
 
 class ErrorShare(Gate):
@@ -82,4 +110,25 @@ class SkippedShare(Gate):
         return apply_mode(name, options.skipped_mode, level, share, limit, message)
 
 
-ERRORS, REASONS, SKIPPED = ErrorShare(), ReasonShares(), SkippedShare()
+class TruncatedShare(Gate):
+    """Share of rows with more tokens than `text.max_tokens`."""
+
+    name = "max_truncated_pct"
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
+        name, limit = self.name, options.max_truncated_pct
+        num_rows, num_cut = figures.num_tokenised, figures.num_truncated
+        if not num_rows:
+            return skipped(name, "no texts to judge")
+        share = 100.0 * num_cut / num_rows
+        message = f"{num_cut} of {num_rows} texts were cut, {share:.2f}%; limit {limit:g}%"
+        if num_rows < options.min_rows:
+            few = f"{message}; not judged below {options.min_rows} rows"
+            return GateResult(name, "off", share, limit, few)
+        level: Level = "fail" if share > limit else "pass"
+        return apply_mode(name, options.truncated_mode, level, share, limit, message)
+
+
+CONSERVATION, NOT_EMPTY = Conservation(), NotEmpty()
+ERRORS, REASONS = ErrorShare(), ReasonShares()
+SKIPPED, TRUNCATED = SkippedShare(), TruncatedShare()

@@ -11,8 +11,8 @@ import numpy as np
 from pipeline.core.cache.cache_folder import one_at_a_time
 from pipeline.core.errors import PipelineError
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes.float32_math import exact_math
+from pipeline.inference.slice_results import scatter_batch
 from pipeline.inference.slices.slice_run import are_finite
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
@@ -122,7 +122,7 @@ def predict_again(model: DeviceModel, inputs: Inputs, rows: Rows, results: Array
     for part, found in alone(model, config, lambda e: [*_parts(e, inputs, rows)], keeps=True):
         is_good = are_finite(found, np.arange(len(part)))
         for name, values in found.items():
-            place(results, name, num_rows(inputs), part, values)
+            scatter_batch(results, name, num_rows(inputs), part, values)
         done.append(part[is_good])
     return np.concatenate([rows[:0], *done])
 

@@ -22,8 +22,8 @@ from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.exact import NARROW, alone, predict_again, reduced
 from pipeline.inference.settled_scores import count_probable
+from pipeline.inference.slice_results import to_table
 from pipeline.inference.slices.first_rows import FirstRows
-from pipeline.inference.slices.prediction_table import to_table
 from pipeline.inference.slices.slice_run import STAGE, SliceRun
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig

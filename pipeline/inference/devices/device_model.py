@@ -22,10 +22,10 @@ from pipeline.inference import output_tree as pytree
 from pipeline.inference.devices import device
 from pipeline.inference.devices.accelerator import Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer, FreeBuffers, make_device_buffers
-from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.inference_module import Tensors
 from pipeline.inference.settled_scores import SettledScores
+from pipeline.inference.slice_results import scatter_batch
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
@@ -144,7 +144,7 @@ class DeviceModel:
         self.task.check(found)
         for name, values in found.items():
             kept = lengths if self.task.is_per_token else None
-            place(results, name, num_rows(inputs), batch, values, kept)
+            scatter_batch(results, name, num_rows(inputs), batch, values, kept)
 
     def each(self, inputs: Inputs, results: Arrays) -> Iterator[Rows]:
         """Predict all rows, a batch in flight per free buffer; yield the batches that are kept."""

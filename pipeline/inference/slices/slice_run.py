@@ -21,8 +21,8 @@ from pipeline.inference.devices.accelerator import PAUSES_S, Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.slice_progress import add_rows
+from pipeline.inference.slice_results import Batches, Timer
 from pipeline.inference.slices.first_rows import FirstRows, Raised
-from pipeline.inference.slices.pending_batches import Batches, Timer
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs

@@ -30,7 +30,7 @@ from pipeline.core.schema import IMAGE, ROW_ID, URI
 from pipeline.core.user_code import own_code
 from pipeline.core.user_code.own_code import errors_told, module_of
 from pipeline.execution.stages import Preprocessing
-from pipeline.inference.slices.prediction_table import to_table
+from pipeline.inference.slice_results import to_table
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.tasks.base import TaskSpec

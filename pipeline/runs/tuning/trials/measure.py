@@ -19,9 +19,9 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR
 from pipeline.core.user_code.user_errors import tell
-from pipeline.inference.ragged_results import place
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import emulated_reason
+from pipeline.inference.slice_results import scatter_batch
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.outputs import OutputError
 from pipeline.models.spec import PredictorConfig
@@ -137,7 +137,7 @@ def compare_with(
     for part in reference:  # what is kept of tokens differs in length
         size = len(next(iter(part.values())))
         for name, values in part.items():
-            place(whole, name, num_rows(inputs), np.arange(done, done + size), values)
+            scatter_batch(whole, name, num_rows(inputs), np.arange(done, done + size), values)
         done += size
     agreement = make_task(config.spec.task).compare(whole, found, limits)
     return agreement.pct, agreement.worst
@@ -238,7 +238,7 @@ class Workload:
                 found = predictor.reduce(take_rows(inputs, batch.rows))
                 spent[index] += clock() - started
                 for name, values in found.items():
-                    place(kept[index], name, num_rows(inputs), batch.rows, values)
+                    scatter_batch(kept[index], name, num_rows(inputs), batch.rows, values)
         return kept, spent, sum(len(batch.rows) for batch in batches)
 
     def measure_both(

@@ -9,7 +9,7 @@ import pytest
 from tiny_tokenizer import text_settings
 
 from pipeline.core.schema import NUM_TOKENS
-from pipeline.inference.slices.pending_batches import Batches, Timer
+from pipeline.inference.slice_results import Batches, Timer
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.preprocessing.texts.text_input import TextInput
 

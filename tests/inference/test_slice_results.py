@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inference.ragged_results import place
+from pipeline.inference.slice_results import scatter_batch
 
 
 @given(st.data(), st.sampled_from([(), (3,)]))
@@ -21,7 +21,7 @@ def test_every_row_has_its_values_and_zeros_behind_them(data: st.DataObject, inn
         width = data.draw(st.integers(0, 6))
         values = np.arange(1.0, 1 + len(batch) * width * int(np.prod(inner)), dtype=np.float32)
         values = values.reshape(len(batch), width, *inner)
-        place(results, "a", size, batch, values)
+        scatter_batch(results, "a", size, batch, values)
         expected |= dict(zip(batch.tolist(), values, strict=True))
     found = results["a"]
     assert found.shape[1] == max(len(values) for values in expected.values())
@@ -34,7 +34,7 @@ def test_every_row_has_its_values_and_zeros_behind_them(data: st.DataObject, inn
 def test_results_of_one_shape_are_copied(shape: tuple[int, ...]):
     results: dict[str, np.ndarray] = {}
     values = np.random.default_rng(1).random((2, *shape), np.float32)
-    place(results, "a", 3, np.array([2, 0]), values)
+    scatter_batch(results, "a", 3, np.array([2, 0]), values)
     np.testing.assert_array_equal(results["a"][[2, 0]], values)
     assert not results["a"][1].any()
     assert results["a"].dtype == np.float32
@@ -42,8 +42,8 @@ def test_results_of_one_shape_are_copied(shape: tuple[int, ...]):
 
 def test_a_row_that_is_written_again_keeps_nothing_of_a_longer_result():
     results: dict[str, np.ndarray] = {}
-    place(results, "a", 2, np.array([0, 1]), np.full((2, 5), 7))
-    place(results, "a", 2, np.array([0]), np.full((1, 2), 9))
+    scatter_batch(results, "a", 2, np.array([0, 1]), np.full((2, 5), 7))
+    scatter_batch(results, "a", 2, np.array([0]), np.full((1, 2), 9))
     assert results["a"].tolist() == [[9, 9, 0, 0, 0], [7, 7, 7, 7, 7]]
 
 
@@ -51,7 +51,7 @@ def test_what_a_model_made_of_padding_is_zero():
     results: dict[str, np.ndarray] = {}
     values = np.full((2, 3), np.nan, np.float32)
     values[0, :1], values[1, :3] = 1.0, 2.0
-    place(results, "a", 2, np.array([1, 0]), values, np.array([1, 3]))
+    scatter_batch(results, "a", 2, np.array([1, 0]), values, np.array([1, 3]))
     assert results["a"].tolist() == [[2.0, 2.0, 2.0], [1.0, 0.0, 0.0]]
-    place(results, "a", 2, np.array([0]), np.full((1, 2), 5.0), np.array([1]))
+    scatter_batch(results, "a", 2, np.array([0]), np.full((1, 2), 5.0), np.array([1]))
     assert results["a"].tolist() == [[5.0, 0.0, 0.0], [1.0, 0.0, 0.0]]

@@ -1,0 +1,160 @@
+"""What becomes of a slice in the model: its batches, their results by row, and its table."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.core.failures import Failure, failure_columns, failures_of, without_failure
+from pipeline.core.registry import TASKS
+from pipeline.core.schema import ROW_ID, URI, staged_schema
+from pipeline.core.user_code.own_code import ContractError, errors_told
+from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import Arrays, Task
+from pipeline.preprocessing.model_input import Arrays as Inputs
+from pipeline.preprocessing.model_input import BatchLimits, Input, Rows
+
+Values = npt.NDArray[Any]
+
+
+class Batches:
+    """The batches of a slice that have not been started."""
+
+    def __init__(self, seen: Input, inputs: Inputs, todo: Rows, limits: BatchLimits) -> None:
+        self._divide = functools.partial(seen.batches, inputs)
+        self._limits = limits
+        self._left = deque(self._divide(todo, limits))
+
+    def __bool__(self) -> bool:
+        return bool(self._left)
+
+    def take(self, limits: BatchLimits) -> Rows:
+        """Return the next batch; divides what is left again if a batch had no room in memory."""
+        if limits != self._limits:
+            self._limits = limits
+            self._left = deque(self._divide(np.concatenate(self._left), limits))
+        return self._left.popleft()
+
+
+@dataclass
+class Timer:
+    """Busy seconds and tokens of one slice."""
+
+    transfer_s: float = 0.0
+    predict_s: float = 0.0
+    launch_s: float = 0.0
+    """Of the host, beside a GPU."""
+    num_tokens: int = 0
+    """Tokens of the rows of finished batches, and those that the model got, with padding."""
+    num_padded: int = 0
+
+    def add(self, transfer_s: float, predict_s: float, launch_s: float) -> None:
+        self.transfer_s += transfer_s
+        self.predict_s += predict_s
+        self.launch_s += launch_s
+
+
+def scatter_batch(
+    results: dict[str, Values],
+    name: str,
+    size: int,
+    batch: Values,
+    values: Values,
+    lengths: Values | None = None,
+) -> None:
+    """Write the values of a batch to the rows of its slice, padded with zeros to the longest.
+
+    Args:
+        results: Name -> (N, ...); gets the entry, or a longer one, if a batch has more per row.
+        name: Of the result.
+        size: N, the rows of the slice.
+        batch: (B,) row numbers in the slice.
+        values: (B, ...), axis 1 perhaps of another size than in other batches.
+        lengths: (B,): how many values along axis 1 are those of the row; what the model made of
+            its padding becomes zero. None: all are.
+    """
+    held = results.get(name)
+    if held is None:
+        held = results[name] = np.zeros((size, *values.shape[1:]), values.dtype)
+    if held.shape[1:] == values.shape[1:]:
+        held[batch] = values
+    else:
+        width = values.shape[1]
+        if width > held.shape[1]:
+            longer = np.zeros((size, *values.shape[1:]), values.dtype)
+            longer[:, : held.shape[1]] = held
+            held = results[name] = longer
+        held[batch, :width] = values
+        held[batch, width:] = 0
+    if lengths is not None:
+        rows, places = np.nonzero(np.arange(held.shape[1]) >= lengths[:, None])
+        held[batch[rows], places] = 0
+
+
+def to_table(
+    task: Task,
+    pass_through: pa.Schema,
+    rows: pa.Table,
+    results: Arrays,
+    failures: Sequence[Failure | None],
+    published: Sequence[pa.Field] = (),
+) -> pa.Table:
+    """Return the rows with the columns of `staged_schema`, in the same order.
+
+    Args:
+        task: Makes the columns of the results.
+        pass_through: The columns to copy.
+        rows: The slice of N rows that was predicted.
+        results: The reduced outputs, name -> (N, ...); empty if no row was predicted.
+        failures: (N,); None for a row with a prediction.
+        published: Further columns to copy, null if rows were never prepared:
+            `Input.published_fields`.
+    """
+    with errors_told(TASKS, task.spec.kind):
+        return _to_table(task, pass_through, rows, results, failures, published)
+
+
+def _to_table(
+    task: Task,
+    pass_through: pa.Schema,
+    rows: pa.Table,
+    results: Arrays,
+    failures: Sequence[Failure | None],
+    published: Sequence[pa.Field],
+) -> pa.Table:
+    ok = without_failure(failures)
+    fields = task.fields()
+    columns = {name: rows.column(name) for name in (ROW_ID, URI, *pass_through.names)}
+    columns |= {
+        field.name: rows.column(field.name)
+        if field.name in rows.column_names
+        else pa.nulls(rows.num_rows, field.type)
+        for field in published
+    }
+    columns |= (
+        task.columns(results, ok, rows)
+        if results
+        else {field.name: pa.nulls(rows.num_rows, field.type) for field in fields}
+    )
+    columns |= failure_columns(failures)
+    if missing := [field.name for field in fields if field.name not in columns]:
+        raise ContractError(f"columns() gives no {', '.join(missing)}, which fields() declares")
+    schema = staged_schema(list(pass_through), [*fields, *published])
+    return pa.table({name: columns[name] for name in schema.names}).cast(schema)
+
+
+def unpredicted(config: PredictorConfig, rows: pa.Table) -> pa.Table:
+    """Return a slice of failed rows with the columns of `to_table`; needs no model."""
+    spec = config.spec
+    published = spec.input.published_fields()
+    return to_table(
+        make_task(spec.task), config.pass_through, rows, {}, failures_of(rows), published
+    )
