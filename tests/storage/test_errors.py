@@ -187,6 +187,10 @@ def test_a_wrong_value_is_the_stores_only_if_its_library_raised_it():
         fsspec.filesystem("no-such-protocol")
     with pytest.raises(InfraError, match="answered 500"), storage_errors("cannot read x"):
         raise HttpError({"code": 500})
+    with pytest.raises(JobError, match="credentials are wrong"), storage_errors("cannot read x"):
+        raise NoCredentialsError
+    with pytest.raises(JobError, match="access denied"), storage_errors("cannot read x"):
+        raise azure_answered(None, 403)
     never_raised = ValueError("x")
     assert translate(never_raised, "cannot read x", (), None) is never_raised
 
