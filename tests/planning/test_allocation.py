@@ -400,7 +400,7 @@ def test_a_cluster_is_divided_into_just_these_shares(
     assert allocate(Resources.model_validate(fields), hardware) == expected
 
 
-@pytest.mark.parametrize(("cpus", "readers"), [(1, 1), (2, 2), (3, 2), (6, 3), (16, 8)])
+@pytest.mark.parametrize(("cpus", "readers"), [(1, 1), (2, 2), (3, 2), (7, 3), (16, 8)])
 def test_a_table_has_a_reader_for_every_second_core(cpus: int, readers: int):
     assert divide(cpus, is_table=True).num_readers == readers
     assert allocate(Resources(), Hardware(1, cpus, 0)).num_readers == max(1, cpus // 4)

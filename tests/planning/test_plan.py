@@ -346,6 +346,17 @@ def test_what_changed_is_named_by_its_part():
     )
     newer = {**then, "semantics": {**then["semantics"], "decode": 99}}
     assert what_changed(then, newer) == "how this version of the package computes (decode)"
+    ours = {**then, "extensions": {"own.task": "1", "own.input": "1"}}
+    theirs = {**then, "extensions": {"own.task": "2", "own.input": "1"}}
+    assert what_changed(ours, theirs) == "the code of own.task"
+    assert what_changed(ours, then) == "the code of own.input, the code of own.task"
+
+
+def test_columns_that_pass_through_are_published_with_the_tasks():
+    plan = replace(planned([]), pass_through=pa.schema([("city", pa.string())]))
+    published = plan.prediction_schema()
+    assert published.field("city").type == pa.string()
+    assert {*plan.task_fields.names} < {*published.names}
 
 
 def test_no_two_changes_have_the_same_fingerprint():
