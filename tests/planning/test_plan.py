@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import subprocess
@@ -24,7 +25,12 @@ from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json,
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
 from pipeline.models.spec import ModelSpec
-from pipeline.planning.plan import fingerprint_parts, make_plan, what_changed
+from pipeline.planning.plan import (
+    fingerprint_parts,
+    job_extensions,
+    make_plan,
+    what_changed,
+)
 from pipeline.planning.slicing import SliceSizes
 from pipeline.planning.tiling import first_slices, missing_units
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, SliceCut
@@ -350,6 +356,20 @@ def test_what_changed_is_named_by_its_part():
     theirs = {**then, "extensions": {"own.task": "2", "own.input": "1"}}
     assert what_changed(ours, theirs) == "the code of own.task"
     assert what_changed(ours, then) == "the code of own.input, the code of own.task"
+
+
+def test_the_code_of_a_runtime_counts_if_it_is_chosen(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.planning.plan.code_digest", lambda _, name: f"code of {name}")
+    usual = job_extensions(job(), replace(SPEC, runtime="auto"))
+    assert {words.partition(" ")[0] for words in usual} == {"source", "input", "task"}
+    assert job_extensions(job(), replace(SPEC, runtime="own")) == {
+        **usual, "runtime own": "code of own"
+    }  # fmt: skip
+
+
+def test_a_plan_says_when_it_was_made_in_utc():
+    made = dt.datetime.fromisoformat(planned([]).created_at)
+    assert made.utcoffset() == dt.timedelta(0)
 
 
 def test_columns_that_pass_through_are_published_with_the_tasks():

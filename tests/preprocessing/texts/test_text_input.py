@@ -28,7 +28,7 @@ from pipeline.core.schema import (
     TRUNCATED,
     WORD_IDS,
 )
-from pipeline.preprocessing.model_input import Limits
+from pipeline.preprocessing.model_input import BatchLimits, Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.preprocessing.texts.text_settings import TextSettings
 
@@ -161,6 +161,19 @@ def test_the_mask_of_a_batch_has_the_tokens_of_each_row_and_no_padding(tmp_path:
         assert found == [
             ids + [pad] * rest, [1] * len(ids) + [0] * rest, types + [0] * rest
         ]  # fmt: skip
+
+
+def test_rows_of_equal_length_keep_their_order_in_batches(tmp_path: Path):
+    seen = TextInput(text_settings(tmp_path, MAX_TOKENS))
+    inputs = {NUM_TOKENS: np.tile(np.array([5, 3], np.int32), 200)}
+    found = np.concatenate(seen.batches(inputs, np.arange(400), BatchLimits(30)))
+    assert found.tolist() == [*range(0, 400, 2), *range(1, 400, 2)]
+
+
+def test_a_buffer_holds_as_many_of_the_longest_rows_as_a_batch_has_tokens_for(tmp_path: Path):
+    seen = TextInput(text_settings(tmp_path, 10))
+    for tokens, rows in ((0, 40), (1, 1), (30, 3), (31, 4)):
+        assert {slot.shape for slot in seen.slots(BatchLimits(40, tokens)).values()} == {(rows, 10)}
 
 
 @pytest.mark.parametrize("prefix", ["query: ", "the cat "])
