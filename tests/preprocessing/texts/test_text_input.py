@@ -173,7 +173,8 @@ def test_rows_of_equal_length_keep_their_order_in_batches(tmp_path: Path):
 def test_a_buffer_holds_as_many_of_the_longest_rows_as_a_batch_has_tokens_for(tmp_path: Path):
     seen = TextInput(text_settings(tmp_path, 10))
     for tokens, rows in ((0, 40), (1, 1), (30, 3), (31, 4)):
-        assert {slot.shape for slot in seen.slots(BatchLimits(40, tokens)).values()} == {(rows, 10)}
+        slots = seen.slots(BatchLimits(40, tokens)).values()
+        assert {(slot.shape, slot.varying) for slot in slots} == {((rows, 10), (0, 1))}
 
 
 @pytest.mark.parametrize("prefix", ["query: ", "the cat "])
