@@ -133,6 +133,16 @@ def _tensors(*entries: tuple[str, list[int], list[int]], data: int = 64) -> Any:
     return _header(None, json.dumps(header).encode(), bytes(data))
 
 
+def _many(num_tensors: int) -> Callable[[Path, Path], None]:
+    """A header of empty tensors, so long that it is made only where it is used."""
+
+    def change(folder: Path, marker: Path) -> None:
+        entries = ((f"t{index:06}", [0], [0, 0]) for index in range(num_tensors))
+        _tensors(*entries, data=0)(folder, marker)
+
+    return change
+
+
 def _reheaded(
     change: Callable[[dict[str, Any]], None], first_byte: int | None = None
 ) -> Callable[[Path, Path], None]:
@@ -323,14 +333,8 @@ HOSTILE: Mapping[str, Case] = {
     "a tensor too many": Case(_one_more, "tensors 1 unexpected (bert.evil.weight)"),
     "a tensor renamed": Case(_reheaded(_renamed), "1 missing (classifier.bias); 1 unexpected"),
     "a tensor transposed": Case(_reheaded(_transposed), "1 of another shape"),
-    "a header of 400,000 tensors": Case(
-        _tensors(*((f"t{index:06}", [0], [0, 0]) for index in range(400_000)), data=0),
-        "bytes, at most 8388608 can be",
-    ),
-    "a header of 100,000 tensors": Case(
-        _tensors(*((f"t{index:06}", [0], [0, 0]) for index in range(100_000)), data=0),
-        "do not fit",
-    ),
+    "a header of 400,000 tensors": Case(_many(400_000), "bytes, at most 8388608 can be"),
+    "a header of 100,000 tensors": Case(_many(100_000), "do not fit"),
     "no weights at all": Case(_write(WEIGHTS, b""), "is empty (0 bytes)"),
     # ---- tokenizers
     "a tokenizer of 1 GB": Case(_sparse(TOKENIZER, GIB), "has 1073741824 bytes, at most"),

@@ -57,6 +57,6 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def own_folders(tree: ast.AST) -> set[str]:
-    """The folders of the package, or files directly in it, that are imported from."""
-    return {name.split(".")[1] for name in imported(tree) if name.startswith("pipeline.")}
+def folders_of(names: set[str]) -> set[str]:
+    """The folders of the package, or files directly in it, that these names are imported from."""
+    return {name.split(".")[1] for name in names if name.startswith("pipeline.")}
