@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from collections.abc import Iterator
@@ -32,25 +33,13 @@ settings.register_profile("few", deadline=None, derandomize=True, max_examples=2
 settings.load_profile("same")
 
 
+gc.disable()  # while modules are imported, which frees nothing
+
+
 # What starts the tests (nohup, a job in the background) may have told them to ignore these, which
 # every process of theirs would inherit.
 for ignored in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(ignored, signal.SIG_DFL)
-
-LONGEST_FIRST = (
-    *("test_submit", "test_matrix", "test_end_to_end", "test_auto", "test_crashes"),
-    *("test_hostile_directories", "test_text_runs"),
-    *("test_gated_partitions", "test_network_faults", "test_delta", "test_retry", "test_demo"),
-    *("test_examples", "test_engines", "test_protocol_model", "test_forkserver", "test_supervisor"),
-)
-"""Files with the longest tests: what begins last must be short, or one process waits for it."""
-
-ON_ONE_RAY = {
-    *("test_auto", "test_dedupe", "test_delta", "test_gated_partitions", "test_golden"),
-    *("test_int8", "test_network_faults", "test_one_row", "test_tasks", "test_webdataset"),
-}
-"""Files whose commands share a process and its Ray, which saves each of them their start; single
-tests of other files are marked `one_ray`."""
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
@@ -59,13 +48,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest."""
-    items.sort(key=_place)
+    """Begin with the files that take long."""
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)
 
 
-def _place(item: pytest.Item) -> int:
-    stem = item.path.stem
-    return LONGEST_FIRST.index(stem) if stem in LONGEST_FIRST else len(LONGEST_FIRST)
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, but not among what is imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +88,7 @@ def model_loads(loads_folder: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _commands_share_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.path.stem in ON_ONE_RAY or "one_ray" in request.keywords:
+    if request.node.get_closest_marker("one_ray"):
         start = partial(request.getfixturevalue, "command_server")  # when a test needs it
         monkeypatch.setattr(SHARING, "server", start)
 

@@ -38,6 +38,8 @@ from pipeline.core.schema import prediction_schema
 from pipeline.process.failpoints import VARIABLE
 from pipeline.storage.store import Store
 
+pytestmark = [pytest.mark.one_ray, pytest.mark.early]
+
 LAYOUT = Layout(DAY)
 KINDS = ("a/b", None, "50% off", "two words", "\u00e9")
 ROWS = Rows(kinds=KINDS, partition_columns=("kind", "edition"))

@@ -18,6 +18,8 @@ from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import DIGEST, IMAGE_FIELDS
 from pipeline.execution.dedupe import ResultIndex, deduplicate, remember, with_digests
 
+pytestmark = pytest.mark.one_ray
+
 
 def rows_of(images: list[bytes | None], first: int = 0) -> pa.Table:
     failures = [None if image else Failure(Reason.NULL_INPUT, "read", "") for image in images]

@@ -32,6 +32,8 @@ from pipeline.preprocessing.model_input import Limits
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.one_ray
+
 ALLOWED = ("models",)
 NO_COLUMNS = pa.schema([])
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}

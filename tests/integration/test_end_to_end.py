@@ -40,6 +40,8 @@ from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.sources.image_files import ImageFiles
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.early
+
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
 LITE0 = {"name": "efficientnet-lite0"}

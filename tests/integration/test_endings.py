@@ -26,6 +26,8 @@ from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.early
+
 DATE = "2026-11-24"
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 

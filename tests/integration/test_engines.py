@@ -23,6 +23,8 @@ from s3server import S3Server
 from pipeline.commit.published.read import read_predictions
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.early
+
 DAYS = ("date=2026-11-24", "date=2026-11-25")
 KINDS = ("a/b", "..", None, "50% off", "a=b", "two words", "plain")
 COLUMNS = ("date", "row_id", "edition", "kind", "label", "score")

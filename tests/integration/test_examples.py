@@ -27,6 +27,8 @@ from pipeline.commit.published.read import read_predictions
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.preprocessing.images.transform import TransformSpec
 
+pytestmark = pytest.mark.early
+
 EXAMPLES = ROOT / "examples"
 FOLDER = EXAMPLES / "custom_model"
 DETECTION = EXAMPLES / "detection"

@@ -21,6 +21,8 @@ from hostile import HOSTILE, ONNX, QUICK, TOKENIZER
 from snapshots import make_snapshot
 from tiny_tokenizer import make_tokenizer
 
+pytestmark = pytest.mark.early
+
 MAX_MORE_BYTES = 512 << 20
 """Memory of a command beyond its imports; the longest header of safetensors that is parsed takes
 most."""

@@ -30,6 +30,8 @@ from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 
+pytestmark = [pytest.mark.one_ray, pytest.mark.early]
+
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
 NUM_ROWS, NUM_BAD = 200, 8

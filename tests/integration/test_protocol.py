@@ -58,7 +58,7 @@ PUBLISHED_PREDICTION = r"predictions/[^/]+/part-"  # an object's URL has no `=`
 PUBLISHED_FAILURE = r"quarantine/[^/]+/part-"
 
 
-pytestmark = pytest.mark.usefixtures("impatient")
+pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.early]
 POINTS = (
     Point("leased", CREATE, r"/lease/\d+\.json"),
     Point("planned", CREATE, r"/plan/"),

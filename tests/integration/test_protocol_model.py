@@ -46,6 +46,8 @@ from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.early
+
 TTL_S = 1e6
 """Of every lease: no program renews it, and time passes only where a rule says so."""
 EDITIONS = st.integers(1, 4)

@@ -32,6 +32,8 @@ from pipeline.commit.tables.delta_storage import open_table
 from pipeline.core.errors import JobError
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.early
+
 README = ROOT / "pipeline" / "commit" / "README.md"
 LAYOUT = Layout(DAY)
 OLD, NEW = Rows(1, num_slices=6), Rows(2, num_slices=4)

@@ -28,6 +28,8 @@ from pipeline.execution.submit.job import Submission, _exit_code, error_without_
 from pipeline.execution.submit.output import JobOutput
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.early
+
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
 

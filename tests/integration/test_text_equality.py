@@ -27,6 +27,8 @@ from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import BatchLimits, Limits
 
+pytestmark = pytest.mark.early
+
 MAX_TOKENS = 256
 TEN_MB = b"word " * 2_000_000
 NOT_UTF8 = b"caf\xe9 au lait"

@@ -22,6 +22,8 @@ from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import PipelineError
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.early
+
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
 MAX_TEXT_BYTES = 1 << 20

@@ -27,6 +27,8 @@ from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_part
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.early
+
 TOYS = {
     "pipeline.tasks": {toy_task.NAME: "toy_task:Spread"},
     "pipeline.runtimes": {toy_runtime.NAME: "toy_runtime:RUNTIME"},

@@ -32,7 +32,7 @@ from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 
 DATE = DAY.partition("=")[2]
-pytestmark = pytest.mark.usefixtures("impatient")
+pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.early]
 POINTS = (
     Point("leased", CREATE, r"/lease/\d+\.json"),
     Point("planned:2", CREATE, r"/plan/"),

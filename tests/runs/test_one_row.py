@@ -28,6 +28,8 @@ from pipeline.runs.one_row import Tried, try_row
 from pipeline.runs.prepare import prepare
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.one_ray
+
 MAGENTA, CYAN, RED = (255, 0, 255), (0, 255, 255), (200, 10, 10)
 """`models:deadly` crashes over the first and hangs over the second."""
 

@@ -32,6 +32,8 @@ from pipeline.process.life import new_life
 from pipeline.runs.supervisor import Stall
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.early
+
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
 NUM_ROWS = 48

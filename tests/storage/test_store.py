@@ -55,7 +55,7 @@ from pipeline.storage.local_disk import LocalDisk
 from pipeline.storage.store import Store, retries_taken
 from pipeline.storage.uris import options_of, root_path
 
-pytestmark = pytest.mark.usefixtures("impatient")
+pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.early]
 ODD_NAMES = ["a b/[1].jpg", "a b/1.jpg", "star*.bin", "per%41cent+#&=.bin", "deep/er/x"]
 RACERS, RACED_KEYS = 8, 30
 

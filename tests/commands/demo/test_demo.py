@@ -17,6 +17,8 @@ from pipeline.commit.published.read import read_predictions
 from pipeline.job.job import Run
 from pipeline.job.reading.loader import read_job
 
+pytestmark = pytest.mark.early
+
 ROWS = 40
 JOBS = ROOT / "jobs"
 NAMES = ("images", "parquet")

@@ -18,7 +18,10 @@ from cli import environment, left_by
 from pipeline.execution.embedded import forkserver_stub
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only"),
+    pytest.mark.early,
+]
 
 SAYS = """
 import json, os, signal, sys

@@ -38,6 +38,8 @@ from pipeline.execution.stages import Preprocessing, SliceWork
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 
+pytestmark = pytest.mark.early
+
 NAME = "predict-0-0"
 
 

@@ -51,6 +51,8 @@ from pipeline.execution.isolation.row_isolation import (
     fail,
 )
 
+pytestmark = pytest.mark.early
+
 CALL_S, START_S = 2.0, 60.0
 BAD = Failure(Reason.TRUNCATED, "decode", "half of it", "e" * 64, 7)
 

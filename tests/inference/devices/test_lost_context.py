@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from checkout import PYTHONPATH
 from gpu_worker import BATCH_SIZE, slice_of
 from predicting import predictor, rows_of
 
 from pipeline.execution.ray_options import CALLS_AT_ONCE
+
+pytestmark = pytest.mark.early
 
 NUM_ROWS, WHITE_ROW = 3 * BATCH_SIZE - 2, BATCH_SIZE + 3
 MOST_WORKERS = 4

@@ -30,6 +30,8 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.runs.tuning.trials.calibration import calibrate
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.one_ray
+
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 RUNTIMES = ("onnxruntime", "openvino")

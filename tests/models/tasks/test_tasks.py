@@ -35,6 +35,8 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.postprocess import load_postprocess
 from pipeline.preprocessing.model_input import Limits
 
+pytestmark = pytest.mark.one_ray
+
 OK = np.array([True, False, True])
 
 

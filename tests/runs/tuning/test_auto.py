@@ -39,6 +39,8 @@ from pipeline.runs.tuning.selection import (
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 from pipeline.runs.tuning.trials.layout_trials import CPU_BATCHES
 
+pytestmark = [pytest.mark.one_ray, pytest.mark.early]
+
 DATE = "2026-11-24"
 MAX_SCORE_DIFF = 0.01
 TUNE_S = 600  # every runtime, precision, batch size and layout; more if cores are shared
