@@ -359,6 +359,7 @@ def test_credentials_are_neither_in_the_log_nor_in_messages(any_store: Store):
         assert not any(secret in text for secret in secrets)
 
 
+@pytest.mark.slow  # above, publishing is killed at each of its steps
 def test_a_job_killed_before_its_table_is_caught_up_with(tmp_path: Path) -> None:
     build_parquet(tmp_path / "shards", 60, seed=4, num_shards=2, num_bad=2)
     source = {

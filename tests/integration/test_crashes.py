@@ -60,7 +60,7 @@ def undisturbed(images: dict[str, np.ndarray]) -> dict[str, tuple[str, float]]:
     return dict(zip(images, zip(labels, best.tolist(), strict=True), strict=True))
 
 
-def run(tmp_path: Path, factory: str, **sections: Any) -> Any:
+def run(tmp_path: Path, factory: str, env: dict[str, str] | None = None, **sections: Any) -> Any:
     source = {"uri": str(tmp_path / "images"), "format": "images"}
     job = write_job(
         tmp_path / "job.yaml",
@@ -69,7 +69,7 @@ def run(tmp_path: Path, factory: str, **sections: Any) -> Any:
         model={"factory": factory, "labels": LABELS, "batch_size": 8},
         **sections,
     )
-    return pipeline("run", job, "--date", DATE, "--json", env={MARK: str(tmp_path)})
+    return pipeline("run", job, "--date", DATE, "--json", env=env)
 
 
 @pytest.mark.slow  # test_text_runs has a row that ends its process in `make test`
@@ -81,6 +81,7 @@ def test_rows_that_crash_stop_or_starve_the_model_cost_only_themselves(
     result = run(
         tmp_path,
         "models:deadly",
+        env={MARK: str(tmp_path)},
         run={"slice_rows": 32, "row_timeout_s": 5},
         resources={"decode_in": decode_in, "max_actors": 2},
     )
@@ -111,6 +112,7 @@ def is_of(process: psutil.Process, folder: Path) -> bool:
     return (process.info["environ"] or {}).get(MARK) == str(folder)
 
 
+@pytest.mark.one_ray
 def test_a_model_that_crashes_while_it_is_loaded_ends_the_run(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     result = run(tmp_path, "models:unloadable", resources={"max_actors": 1})

@@ -328,6 +328,7 @@ def test_the_same_run_again_loads_no_model_and_changes_nothing(
     assert checksums(tmp_path / "out" / "predictions") == before
 
 
+@pytest.mark.slow  # test_lease and test_protocol_model let several claim one partition
 @pytest.mark.one_ray
 def test_of_two_runs_started_together_one_publishes_and_one_exits_4(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 60, seed=7, num_bad=2)
@@ -368,7 +369,7 @@ def predict_colours(files: dict[str, bytes]) -> tuple[dict[str, Any], dict[str, 
 @pytest.mark.any_ray
 @pytest.mark.one_ray
 @pytest.mark.parametrize(
-    ("num_good", "num_mutations"), [(260, 200), pytest.param(475, 500, marks=pytest.mark.slow)]
+    ("num_good", "num_mutations"), [(150, 80), pytest.param(475, 500, marks=pytest.mark.slow)]
 )
 def test_hostile_files_are_quarantined_with_reasons_and_a_gate_protects_what_is_published(
     num_good: int, num_mutations: int, tmp_path: Path, model_loads: Path
@@ -476,7 +477,7 @@ def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
         (["model.factory=os:system"], 2, "not allowed"),
         (["model.factory=models:nothing"], 2, "no callable nothing"),
         (["model.factory=models:not_a_module"], 2, "not an nn.Module"),
-        (["resources.num_gpus=1"], 2, "the cluster has 0 GPUs"),
+        (["resources.num_gpus=4096"], 2, "4096"),
         (["resources.min_actors=64"], 2, "the cluster has"),
         (["sink.uri=/proc/nowhere"], 2, "/proc/nowhere"),
         (["sink.uri=s3://no-such-bucket-here/x"], 2, "no-such-bucket-here"),
@@ -496,8 +497,6 @@ def test_what_cannot_be_ends_in_one_line_and_its_exit_code(
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), resources=None)
     arguments = [part for override in overrides for part in ("--set", override)]
     env = s3.env if any("s3://" in override for override in overrides) else None
-    if any("num_gpus" in override for override in overrides):
-        env = {"CUDA_VISIBLE_DEVICES": ""}  # a machine without a GPU, here as well
     result = pipeline("run", job, *arguments, "--quiet", env=env)
     assert (result.code, result.stdout) == (code, "")
     assert words in result.stderr
@@ -543,6 +542,7 @@ def test_a_shard_that_cannot_be_opened_counts_as_one_row(tmp_path: Path) -> None
     assert pipeline("verify", str(tmp_path / "out")).code == 0
 
 
+@pytest.mark.slow  # .ci/run has it on two Rays; test_endings stops commands in `make test`
 @pytest.mark.any_ray
 @pytest.mark.any_ray_short
 @pytest.mark.one_ray

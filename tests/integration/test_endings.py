@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import subprocess
 import sys
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,22 @@ def document(stdout: str) -> Any:
     return json.loads(line)
 
 
-def test_a_signal_ends_every_command_with_6_one_line_and_a_document() -> None:
-    endings = [
-        Ending([name, "--json"], f"command:{signal}")
-        for name in COMMANDS
-        for signal in ("term", "int", "hup", "quit")
-    ]
+SIGNALS = ("term", "int", "hup", "quit")
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        # Each command with one signal, which is each signal with several commands.
+        [*zip(COMMANDS, cycle(SIGNALS), strict=False)],
+        pytest.param([*product(COMMANDS, SIGNALS)], marks=pytest.mark.slow),
+    ],
+    ids=["each once", "all"],
+)
+def test_a_signal_ends_every_command_with_6_one_line_and_a_document(
+    pairs: list[tuple[str, str]],
+) -> None:
+    endings = [Ending([name, "--json"], f"command:{signal}") for name, signal in pairs]
     for ending, done in zip(
         endings, run_all(endings, "pipeline.commands.app pyarrow"), strict=True
     ):
@@ -91,8 +102,6 @@ def test_a_run_that_is_stopped_or_fails_before_ray_starts_leaves_a_report_and_no
 ) -> None:
     ways = {
         "leased:term": (6, "stopped", "SIGTERM received"),
-        "leased:hup": (6, "stopped", "SIGHUP received"),
-        "leased:int": (6, "stopped", "SIGINT received"),
         "leased:raise": (1, "failed", "RuntimeError: failpoint leased"),
     }
     folders = [tmp_path / way.replace(":", "-") for way in ways]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from badfiles import bad_files, base_image, encode, good_odd_files, mutations
 from worker_pixels import in_a_worker
 
 from pipeline.core.failures import Reason
 
-SEED, NUM_MUTATIONS = 7, 500
+SEED = 7
 SLICE_ROWS = 64
 
 
@@ -20,14 +21,15 @@ def test_there_are_as_many_files_of_as_many_kinds_as_were_asked_for():
     files = bad_files(SEED)
     assert len(files) == len({file.name for file in files}) >= 60
     assert len({file.kind for file in files}) >= 25
-    made = mutations(SEED, NUM_MUTATIONS)
-    assert len({name for name, _ in made}) == NUM_MUTATIONS
-    assert made == mutations(SEED, NUM_MUTATIONS)
+    made = mutations(SEED, 500)
+    assert len({name for name, _ in made}) == 500
+    assert made == mutations(SEED, 500)
 
 
-def test_poison_costs_itself_and_no_worker():
+@pytest.mark.parametrize("num_mutations", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_poison_costs_itself_and_no_worker(num_mutations: int):
     crafted = bad_files(SEED)
-    poison = [file.data for file in crafted] + [d for _, d in mutations(SEED, NUM_MUTATIONS)]
+    poison = [file.data for file in crafted] + [d for _, d in mutations(SEED, num_mutations)]
     good = [data for _, data in good_odd_files(SEED)]
     good += [encode(base_image(seed), "JPEG") for seed in range(20)]
     _, none, expected = in_a_worker(cut(good))
