@@ -11,6 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # Which Ray, and which of the tests: any_ray takes minutes, any_ray_short two at most.
 RAY ?= 2.51.2
 ANY_RAY ?= any_ray
+# How many processes run the tests; each has a Ray and servers of its own.
+PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-tables memory soak chaos mutants clean test-ray test-plain
@@ -38,7 +40,7 @@ test: export PYTEST_DEBUG_TEMPROOT := $(shell df -k --output=avail /dev/shm 2>/d
 test long test-ray test-plain: export OMP_WAIT_POLICY := passive
 
 test: venv ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder
 
 test-ray: venv build/ray-$(RAY)/.installed ## Run the end-to-end tests on another Ray: make test-ray RAY=2.51.2
 	build/ray-$(RAY)/bin/python -m pytest -n0 -m "$(ANY_RAY)"
@@ -54,7 +56,7 @@ types: venv ## Check types
 	$(BIN)/python -m mypy
 
 long: venv ## Run the tests that `make test` leaves out, and properties with new examples (an hour)
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder \
 		-m "slow or hypothesis" --hypothesis-profile others
 
 bench: venv build/peers/.installed ## Measure rows/s beside peers and the limit (hours)
