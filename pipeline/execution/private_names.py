@@ -10,10 +10,10 @@ import os
 import re
 from typing import Any
 
+from pipeline.core.environment import PLAIN_RAY
+
 log = logging.getLogger(__name__)
 
-PLAIN = "PIPELINE_PLAIN_RAY"
-"""The environment variable that turns everything off that touches private names of Ray."""
 _NAME = re.compile(r"(?P<module>[\w.]+):(?P<attributes>[\w.]*)(\((?P<parameters>[\w, ]*)\))?")
 
 READS = {
@@ -33,7 +33,7 @@ class NameMissing(Exception):
 
 def is_plain() -> bool:
     """Tell whether private names of Ray are to be left alone."""
-    return os.environ.get(PLAIN, "").strip().lower() not in ("", "0", "false")
+    return os.environ.get(PLAIN_RAY, "").strip().lower() not in ("", "0", "false")
 
 
 def look_up(name: str) -> Any:

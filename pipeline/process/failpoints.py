@@ -11,9 +11,9 @@ import os
 import signal
 from collections import Counter
 
+from pipeline.core.environment import FAILPOINT
 from pipeline.process.liveness import note_progress
 
-VARIABLE = "PIPELINE_FAILPOINT"
 _SIGNALS = {
     **{"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT},
     **{"hup": signal.SIGHUP, "quit": signal.SIGQUIT},
@@ -29,7 +29,7 @@ def reach(name: str) -> None:
 
 def fail_here(name: str) -> None:
     """Mark a place that is no step forward, as the lease's thread gets there by itself, too."""
-    wanted = os.environ.get(VARIABLE)
+    wanted = os.environ.get(FAILPOINT)
     if wanted is None:
         return
     target, _, rest = wanted.partition(":")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.core.environment import DEBUG
 from pipeline.core.errors import JobErrors, PipelineError
 from pipeline.core.printable import clean_message, printable
 from pipeline.process.interrupts import STOPS
@@ -118,7 +119,7 @@ def show_error(error: BaseException, code: int) -> int:
     from pipeline.core.user_code.user_errors import tell
 
     package = logging.getLogger("pipeline")
-    if package.isEnabledFor(logging.DEBUG) or os.environ.get("PIPELINE_DEBUG"):
+    if package.isEnabledFor(logging.DEBUG) or os.environ.get(DEBUG):
         package.exception("failed", exc_info=error)
     message, *errors = (
         [clean_message(line) for line in error.lines]

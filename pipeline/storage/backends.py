@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, TypeVar, cast
 
+from pipeline.core.environment import STORE_WRAPPER
 from pipeline.core.errors import JobError
 from pipeline.storage.interface import Backend, Disk
 from pipeline.storage.local_disk import LocalDisk
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.uris import options_of
-
-WRAPPER_VARIABLE = "PIPELINE_STORE_WRAPPER"
-"""`module:function:argument`: the function gets each backend, its root and the argument, and
-returns the backend to use, in this process and those that it starts."""
 
 B = TypeVar("B", bound=Backend)
 
@@ -41,7 +38,7 @@ def object_store(uri: str, storage_options: Mapping[str, Any]) -> ObjectStore:
 
 
 def _wrapped(backend: B, root: str) -> B:
-    named = os.environ.get(WRAPPER_VARIABLE)
+    named = os.environ.get(STORE_WRAPPER)
     if named is None:
         return backend
     module, _, rest = named.partition(":")
@@ -49,5 +46,5 @@ def _wrapped(backend: B, root: str) -> B:
     try:
         wrap = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise JobError(f"{WRAPPER_VARIABLE}={named}: {error}; unset it") from None
+        raise JobError(f"{STORE_WRAPPER}={named}: {error}; unset it") from None
     return cast(B, wrap(backend, root, argument))

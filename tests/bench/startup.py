@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cli import environment
 
 from pipeline.commands.demo.photos import build_images
-from pipeline.execution.private_names import PLAIN
+from pipeline.core.environment import PLAIN_RAY
 from pipeline.job.reading.loader import read_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
@@ -105,11 +105,11 @@ def measure(case: Case, num_runs: int) -> dict[str, Any]:
 @contextmanager
 def plain_ray() -> Iterator[None]:
     """Let runs in the body leave Ray as it comes."""
-    os.environ[PLAIN] = "1"
+    os.environ[PLAIN_RAY] = "1"
     try:
         yield
     finally:
-        del os.environ[PLAIN]
+        del os.environ[PLAIN_RAY]
 
 
 def as_config(case: Case, found: dict[str, Any]) -> PredictorConfig:

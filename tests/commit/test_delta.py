@@ -33,9 +33,9 @@ from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.tables.delta import Delta
 from pipeline.commit.tables.delta_storage import library_options
+from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import JobError
 from pipeline.core.schema import prediction_schema
-from pipeline.process.failpoints import VARIABLE
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.one_ray, pytest.mark.early]
@@ -192,7 +192,7 @@ def publish_and_be_killed(store: Store, rows: Rows, failpoint: str) -> None:
     arguments = json.dumps([store.uri, dict(store.storage_options), dataclasses.asdict(rows)])
     done = subprocess.run(
         [sys.executable, "-c", PUBLISH, arguments],
-        env={**os.environ, VARIABLE: failpoint, "PYTHONPATH": PYTHONPATH},
+        env={**os.environ, FAILPOINT: failpoint, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         check=False,
@@ -376,7 +376,7 @@ def test_a_job_killed_before_its_table_is_caught_up_with(tmp_path: Path) -> None
     sink = {"table": "delta", "partition_columns": ["label"]}
     job = write_job(tmp_path / "job.yaml", source, out, sink=sink, run={"slice_rows": 30})
     arguments = ("run", job, "--date", "2026-11-24", "--json")
-    killed = pipeline(*arguments, env={VARIABLE: "before_table:kill"})
+    killed = pipeline(*arguments, env={FAILPOINT: "before_table:kill"})
     assert killed.code == -signal.SIGKILL
     store = Store(out)
     assert current_manifest(store, LAYOUT) is not None

@@ -22,6 +22,7 @@ import pytest
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
+from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import GateRefused, PartitionBusy
 from pipeline.process import failpoints
 from pipeline.process.liveness import last_progress
@@ -149,7 +150,7 @@ def test_a_run_that_fails_lets_go(disk: Store):
 
 def test_a_run_whose_first_renewal_fails_lets_go(disk: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(failpoints, "_reached", Counter())
-    monkeypatch.setenv(failpoints.VARIABLE, "leased:raise")
+    monkeypatch.setenv(FAILPOINT, "leased:raise")
     with pytest.raises(RuntimeError), hold_lease(disk, LAYOUT, "run-1", LONG_S):
         pytest.fail("it has no lease")
     assert acquire(disk) == 2

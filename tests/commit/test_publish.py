@@ -27,6 +27,7 @@ from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import history_numbers, rollback
 from pipeline.commit.published.verify import verify_output
+from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError, JobError, PublishConflict
 from pipeline.process import failpoints
 from pipeline.storage.store import PROBES, Store, StoredFile
@@ -59,7 +60,7 @@ def assert_whole(store: Store, manifest: Manifest) -> None:
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(failpoints, "_reached", Counter())
-    monkeypatch.setenv(failpoints.VARIABLE, f"{name}:raise")
+    monkeypatch.setenv(FAILPOINT, f"{name}:raise")
 
 
 def edition_of(store: Store) -> set[int]:

@@ -24,10 +24,10 @@ from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, settle
 from pipeline.commit.published.rollback import rollback
 from pipeline.commit.tables import table_of
+from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TABLES, load, names
 from pipeline.core.schema import prediction_schema
-from pipeline.process.failpoints import VARIABLE
 from pipeline.storage.store import Store
 
 OTHER_DAY = "date=2026-11-25"
@@ -140,7 +140,7 @@ def test_killed_anywhere_and_done_again_it_is_committed_once(
         [sys.executable, "-c", PUBLISH, json.dumps([store.uri, name])],
         env={
             **os.environ,
-            VARIABLE: f"{place}:kill:{nth}",
+            FAILPOINT: f"{place}:kill:{nth}",
             "PYTHONPATH": f"{PYTHONPATH}{os.pathsep}{site}",
         },
         capture_output=True,

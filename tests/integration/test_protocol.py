@@ -49,6 +49,7 @@ from pipeline.commit.published.rollback import history_numbers
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged
 from pipeline.commit.tables import table_of
+from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import PipelineError, PublishConflict
 from pipeline.process import failpoints
 from pipeline.storage.store import Store
@@ -229,7 +230,7 @@ def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing
     suspended, folder = prepare_version(store, LAYOUT, NEW, 2, "suspended")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(failpoints, "_reached", Counter())
-        patch.setenv(failpoints.VARIABLE, "before_log:raise")
+        patch.setenv(FAILPOINT, "before_log:raise")
         with pytest.raises(RuntimeError):
             commit(store, LAYOUT, suspended, folder)
     with pytest.raises(PipelineError, match="is no part of version 1"):

@@ -17,6 +17,7 @@ from faultproxy import CUT, RESET_AFTER, FaultProxy, Rule
 from protocol import Children
 from s3server import S3Server
 
+from pipeline.core.environment import FAILPOINT
 from pipeline.process import failpoints
 from pipeline.storage.store import Store
 
@@ -55,7 +56,7 @@ class Disk:
         name, _, nth = point.name.partition(":")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(failpoints, "_reached", Counter())
-            patch.setenv(failpoints.VARIABLE, f"{name}:raise:{nth or 1}")
+            patch.setenv(FAILPOINT, f"{name}:raise:{nth or 1}")
             with pytest.raises(RuntimeError, match=f"failpoint {name}"):
                 step(self.store)
         return False

@@ -28,11 +28,11 @@ from pipeline.commit.publish import repair
 from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.published.read import read_part
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
+from pipeline.core.environment import FAILPOINT
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
-from pipeline.process.failpoints import VARIABLE
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import finish
@@ -152,7 +152,7 @@ class Children:
 
 
 def _do_until(point: str, step: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    os.environ[VARIABLE] = point
+    os.environ[FAILPOINT] = point
     step(*arguments)
 
 

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.commands.chaos.fault_plan import WRITES, StoreChaos, StoreFault, read_chaos
+from pipeline.core.environment import STORE_WRAPPER
 from pipeline.core.errors import JobError
-from pipeline.storage.backends import WRAPPER_VARIABLE
 from pipeline.storage.interface import Backend, Choice, StoredFile
 from pipeline.storage.local_disk import LocalDisk
 from pipeline.storage.object_store import RemoteFile
@@ -45,7 +45,7 @@ class _ReadOnly:
     def __getattr__(self, name: str) -> Any:
         if name in WRITES:
             raise JobError(
-                f"{self._root}: {WRAPPER_VARIABLE} is set, so that nothing may be written outside "
+                f"{self._root}: {STORE_WRAPPER} is set, so that nothing may be written outside "
                 f"{self._folder}; unset it"
             )
         return getattr(self._backend, name)

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from pipeline.core.environment import STORE_WRAPPER
 from pipeline.core.errors import JobError
-from pipeline.storage.backends import WRAPPER_VARIABLE
 
 _INJECTION = "pipeline.commands.chaos.fault_injection:inject_faults"
 _SETTINGS, _INJECTED = "chaos.json", "injected.jsonl"
@@ -108,7 +108,7 @@ class StoreChaos:
 def ask_for_faults(folder: Path, seed: int) -> Mapping[str, str]:
     """Make a folder one that is disturbed; return the environment that asks for it."""
     (folder / _SETTINGS).write_text(json.dumps({"seed": seed}))
-    return {WRAPPER_VARIABLE: f"{_INJECTION}:{folder}"}
+    return {STORE_WRAPPER: f"{_INJECTION}:{folder}"}
 
 
 def read_injected(folder: Path) -> list[Injected]:
@@ -131,6 +131,6 @@ def read_chaos(folder: str) -> StoreChaos:
         return StoreChaos(folder, int(seed))
     except (OSError, ValueError, KeyError, TypeError):
         raise JobError(
-            f"{WRAPPER_VARIABLE} names {folder}, which is no scratch folder of `pipeline chaos`; "
+            f"{STORE_WRAPPER} names {folder}, which is no scratch folder of `pipeline chaos`; "
             "unset it"
         ) from None

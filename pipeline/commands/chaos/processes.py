@@ -17,11 +17,9 @@ import psutil
 
 from pipeline.commands.chaos.kills import Kill, Killed, carry_out
 from pipeline.commit.layout import Layout, parse_staged_name
-from pipeline.process.failpoints import VARIABLE as FAILPOINT
+from pipeline.core.environment import CHAOS_OF, FAILPOINT
 from pipeline.process.parent_death import tied_to
 
-_MARK = "PIPELINE_CHAOS_OF"
-"""In the environment of all processes of one chaos command: how the left ones are found."""
 _DIES_S = 10.0
 
 
@@ -95,7 +93,7 @@ def run_once(
         kills: What is killed meanwhile.
         dies_at: The failpoint at which the driver kills itself.
     """
-    own = {_MARK: str(command.folder), **(environment or {})}
+    own = {CHAOS_OF: str(command.folder), **(environment or {})}
     own |= {FAILPOINT: f"{dies_at}:kill"} if dies_at else {}
     inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", FAILPOINT)}
     before, started = staged_slices(sink, layout), perf_counter()
@@ -138,7 +136,7 @@ def no_process_left(folder: Path) -> Iterator[None]:
         left = [
             process
             for process in psutil.process_iter(["environ"])
-            if (process.info["environ"] or {}).get(_MARK) == str(folder)
+            if (process.info["environ"] or {}).get(CHAOS_OF) == str(folder)
         ]
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):

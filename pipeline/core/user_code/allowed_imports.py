@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.environment import ALLOW_IMPORT
 from pipeline.core.errors import JobError
 from pipeline.core.user_code.user_errors import tell
-
-ALLOW_IMPORT_VARIABLE = "PIPELINE_ALLOW_IMPORT"
 
 
 def require_allowed(field: str, target: str, allow_import: Sequence[str]) -> None:
@@ -31,12 +30,12 @@ def require_allowed(field: str, target: str, allow_import: Sequence[str]) -> Non
     module_name, separator, attribute = target.partition(":")
     if not separator or not attribute.isidentifier() or attribute.startswith("_"):
         raise JobError(f"{field} = {target!r}: write package.module:callable")
-    from_environment = os.environ.get(ALLOW_IMPORT_VARIABLE, "").split(",")
+    from_environment = os.environ.get(ALLOW_IMPORT, "").split(",")
     allowed = [prefix.strip() for prefix in (*allow_import, *from_environment) if prefix.strip()]
     if not any(module_name == p or module_name.startswith(p + ".") for p in allowed):
         raise JobError(
             f"{field} = {target!r}: importing {module_name} is not allowed; pass "
-            f"--allow-import {module_name} or set {ALLOW_IMPORT_VARIABLE}"
+            f"--allow-import {module_name} or set {ALLOW_IMPORT}"
         )
 
 

@@ -16,10 +16,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.core.environment import PLAIN_RAY
 from pipeline.execution import health
 from pipeline.execution.embedded import driver_actors, driver_process, minimal_head, short_loop
 from pipeline.execution.embedded.forkserver import fork_from
-from pipeline.execution.private_names import PLAIN, NameMissing, is_plain, look_up
+from pipeline.execution.private_names import NameMissing, is_plain, look_up
 
 log = logging.getLogger(__name__)
 _LEFT_OUT = "%s is left out, which costs %s: %s"
@@ -246,7 +247,7 @@ def applied(*patches: Patch, ray: Any, on_cluster: bool = False, **named: Any) -
 def describe() -> str:
     """Say which patches apply to a Ray that a run starts here, and what the others lack."""
     if is_plain():
-        return f"none is applied: {PLAIN} is set"
+        return f"none is applied: {PLAIN_RAY} is set"
     missing = {patch.name: name for patch in PATCHES if (name := patch.missing()) is not None}
     active = [patch.name for patch in PATCHES if patch.name not in missing]
     found = f"active: {', '.join(active) or 'none'}"

@@ -37,6 +37,7 @@ from pipeline.commands.chaos.table import fault_rows, in_all
 from pipeline.commands.demo.photos import build_images, build_parquet
 from pipeline.core import backoff
 from pipeline.core.backoff import retries_taken
+from pipeline.core.environment import STORE_WRAPPER
 from pipeline.core.errors import JobError
 from pipeline.core.schema import QUARANTINE_SCHEMA, prediction_schema
 from pipeline.job.source import Source
@@ -45,7 +46,6 @@ from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.sources.inputs import list_inputs
-from pipeline.storage.backends import WRAPPER_VARIABLE
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 
@@ -220,7 +220,7 @@ def test_nothing_outside_the_scratch_folder_can_be_written(scratch: Path, tmp_pa
         lambda: store.delete(["a"]),
     ]
     for act in acts:
-        with pytest.raises(JobError, match=f"{WRAPPER_VARIABLE} is set.*{scratch}"):
+        with pytest.raises(JobError, match=f"{STORE_WRAPPER} is set.*{scratch}"):
             act()
     assert store.read_bytes("a") == b"1"
     assert [file.path for file in store.list_files()] == ["a"]
@@ -231,8 +231,8 @@ def test_chaos_without_its_scratch_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for named in (f"{INJECTION}:{tmp_path}", str(tmp_path), "pipeline.commands.chaos:nothing:", ""):
-        monkeypatch.setenv(WRAPPER_VARIABLE, named)
-        with pytest.raises(JobError, match=f"{WRAPPER_VARIABLE}.*unset it"):
+        monkeypatch.setenv(STORE_WRAPPER, named)
+        with pytest.raises(JobError, match=f"{STORE_WRAPPER}.*unset it"):
             Store(str(tmp_path)).list_files()
 
 
@@ -243,7 +243,7 @@ def test_a_job_of_ones_own_is_refused_while_chaos_is_asked_for(tmp_path: Path) -
     (tmp_path / "scratch").mkdir()
     result = pipeline("run", job, env=ask_for_faults(tmp_path / "scratch", 1))
     assert result.code == 2
-    assert f"{tmp_path / 'out'}: {WRAPPER_VARIABLE} is set" in result.stderr
+    assert f"{tmp_path / 'out'}: {STORE_WRAPPER} is set" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,17 @@
+"""The environment variables that are ours: all that changes a run from outside its job file."""
+
+from __future__ import annotations
+
+ALLOW_IMPORT = "PIPELINE_ALLOW_IMPORT"
+"""Module prefixes that a job's factories may name; read by `core/user_code/allowed_imports`."""
+DEBUG = "PIPELINE_DEBUG"
+"""Errors come with their traceback; read by `process/terminal`."""
+PLAIN_RAY = "PIPELINE_PLAIN_RAY"
+"""Private names of Ray are left alone; read by `execution/private_names`."""
+FAILPOINT = "PIPELINE_FAILPOINT"
+"""Where a test ends the process; read by `process/failpoints`, set by `commands/chaos`, too."""
+STORE_WRAPPER = "PIPELINE_STORE_WRAPPER"
+"""`module:function:argument`: the function gets each backend of a store, its root and the argument,
+and returns the backend to use; read by `storage/backends`, set by `commands/chaos`."""
+CHAOS_OF = "PIPELINE_CHAOS_OF"
+"""Marks the processes of one `pipeline chaos`; read by `commands/chaos/processes`."""
