@@ -1,6 +1,7 @@
-"""Entry point of the `pipeline` command: signals, and one line and one exit code for every error.
+"""Entry point of the `pipeline` command: one line and one exit code for every end.
 
-`--debug` adds the traceback. Signals are heard before anything else is imported.
+`--debug` adds the traceback. The work is done in a child process, which is forked, and hears
+signals, before anything else is imported.
 """
 
 from __future__ import annotations
@@ -8,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.core.errors import InfraError, JobError, PipelineError, Stopped
-from pipeline.process import native_exit, streams
-from pipeline.process.interrupts import handle_signals, ignore_stops, reason
-from pipeline.process.life import current
+from pipeline.process import streams
+from pipeline.process.interrupts import ignore_stops, reason
+from pipeline.process.keeper import exit_with, how_it_ended, keep
 from pipeline.process.terminal import show_error
 
 _GC_THRESHOLDS = (50_000, 20, 20)
@@ -27,12 +28,14 @@ _INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Entry point of the `pipeline` command."""
-    handle_signals()
+    keep(_work, _lost)
+
+
+def _work() -> NoReturn:
     try:
         streams.hold()  # before logging takes hold of a stream
         gc.set_threshold(*_GC_THRESHOLDS)
-        with native_exit.handled_by(_lose_ray):
-            code = _guard(_command)
+        code = _guard(_command)
     except KeyboardInterrupt as error:  # between two steps, or while an error was shown
         code = _say(error)
     end(code)
@@ -52,7 +55,7 @@ def end(code: int) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     logging.shutdown()
-    os._exit(code)
+    exit_with(code)
 
 
 def _command(**named: Any) -> Any:
@@ -72,7 +75,6 @@ def _guard(command: Callable[..., Any]) -> int:
 
 def _say(error: BaseException) -> int:
     """Show how a command ended; return its exit code."""
-    native_exit.have_last_word()
     if isinstance(error, SystemExit) and isinstance(error.code, int) and not reason():
         return error.code
     if isinstance(error, PipelineError):
@@ -91,11 +93,24 @@ def _say(error: BaseException) -> int:
     return show_error(error, PipelineError.exit_code)
 
 
-def _lose_ray() -> NoReturn:
-    """End a command whose Ray is gone, if no run watches over it."""
-    from pipeline.execution import health
+def _lost(code: int, left: Mapping[str, Any]) -> NoReturn:
+    """End a command whose process ended otherwise than by `end`, by its exit code and its will."""
+    from pipeline.process.screen import log_to_stderr
 
-    lost = InfraError(f"{health.trouble() or 'Ray ended this process'}; run again to go on")
-    health.kill(health.family())
-    current().close(5.0)
-    end(show_error(lost, lost.exit_code))
+    streams.hold()
+    log_to_stderr(logging.INFO)
+    words = how_it_ended(code)
+    if code > 0 and left.get("has_ray"):
+        how = f"Ray's core ended the command ({words}), as it does when Ray's raylet is gone"
+    else:
+        how = f"the process of the command ended ({words})"
+    error = InfraError(f"{how}; run again to go on")
+    if left.get("ray_folders"):
+        from pipeline.execution.embedded.ray_folder import keep_only_logs
+
+        keep_only_logs([Path(each) for each in left["ray_folders"]])
+    if left.get("run"):
+        from pipeline.runs import lost_run
+
+        error = lost_run.end(left["run"], how)
+    end(show_error(error, error.exit_code))

@@ -133,8 +133,19 @@ def _latest_epoch(store: Store, layout: Layout) -> int:
     return max((int(name[:10]) for name in names if name.endswith(".json")), default=0)
 
 
+def release_lost(store: Store, layout: Layout, run_id: str) -> None:
+    """Release the lease of a run whose process is gone, if it holds it."""
+    epoch = _latest_epoch(store, layout)
+    if epoch and (owner := _owner(store, layout, epoch)).run_id == run_id:
+        Lease(store, layout, epoch, owner).release()
+
+
+def _owner(store: Store, layout: Layout, epoch: int) -> Owner:
+    return Owner(**known_fields(Owner, json.loads(store.read_bytes(layout.lease(epoch)))))
+
+
 def _require_dead(store: Store, layout: Layout, epoch: int) -> None:
-    owner = Owner(**known_fields(Owner, json.loads(store.read_bytes(layout.lease(epoch)))))
+    owner = _owner(store, layout, epoch)
     beat = store.stat(layout.heartbeat(epoch)) or store.stat(layout.lease(epoch))
     if _is_released(store, layout, epoch) or _is_dead_here(owner):
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import psutil
 
 from pipeline.core.printable import clean_message
 from pipeline.execution.private_names import read
+from pipeline.process.keeper import how_it_ended
 from pipeline.process.life import current
 
 _SILENCE_S = 25.0
@@ -30,11 +30,6 @@ _LOOK_S = 0.01
 _LOGGED = re.compile(r" (?P<level>[ECF]) \d+ \d+\] \(\w+\) \S+ (?P<text>.*)")
 _VITAL = ("gcs_server", "raylet")
 """Without the other processes Ray can go on."""
-_MEANS = {
-    "SIGKILL": "as happens when memory runs out",
-    "SIGXFSZ": "a file grew beyond what ulimit -f allows",
-    "SIGBUS": "as happens when /dev/shm is full",
-}
 
 Check = Callable[[], str | None]
 """Returns what is wrong, or None; never waits long."""
@@ -126,15 +121,10 @@ class ProcessesLive:
             for info in self._infos.get(kind, ()):
                 code = info.process.poll()
                 if code is not None:
-                    return f"Ray's own process {kind} ended ({_how(code)}){_complaint(info)}"
+                    return (
+                        f"Ray's own process {kind} ended ({how_it_ended(code)}){_complaint(info)}"
+                    )
         return None
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name
-    return f"{name}, {_MEANS[name]}" if name in _MEANS else name
 
 
 def _complaint(info: Any) -> str:

@@ -1,6 +1,6 @@
 """Named points at which a test may end the process, so that every crash window can be entered.
 
-`PIPELINE_FAILPOINT=name:kill` kills the process with SIGKILL there, `name:term`, `name:int`,
+`PIPELINE_FAILPOINT=name:kill` kills the command with SIGKILL there, `name:term`, `name:int`,
 `name:hup` and `name:quit` send it a signal to stop, `name:raise` raises, and `name:kill:3` does so
 the third time. Unset, the cost is one dictionary look-up.
 """
@@ -13,6 +13,7 @@ from collections import Counter
 
 from pipeline.core.environment import FAILPOINT
 from pipeline.process.liveness import note_progress
+from pipeline.process.will import own_will
 
 _SIGNALS = {
     **{"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT},
@@ -39,6 +40,8 @@ def fail_here(name: str) -> None:
     _reached[name] += 1
     if _reached[name] != int(nth or 1):
         return
+    if action == "kill" and own_will() is not None:  # all of the command, its parent first
+        os.kill(os.getppid(), signal.SIGKILL)
     if action in _SIGNALS:
         os.kill(os.getpid(), _SIGNALS[action])
         return

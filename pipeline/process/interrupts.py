@@ -16,7 +16,7 @@ from types import FrameType
 
 from pipeline.core.errors import PipelineError, Stopped
 from pipeline.process.life import current, new_life
-from pipeline.process.native_exit import have_last_word
+from pipeline.process.will import own_will
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """The signals that stop what runs."""
@@ -40,7 +40,7 @@ def _stop() -> _Stop:
 
 
 def handle_signals() -> None:
-    """Let the first signal of STOPS stop what runs, and a second one end the process at once.
+    """Let the first signal of STOPS stop what runs; later ones are the parent's (`keeper`).
 
     `nohup` and shells ignore some of them for a process that is to outlive its terminal.
     """
@@ -50,11 +50,6 @@ def handle_signals() -> None:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    for each in STOPS:
-        if signal.getsignal(each) is _on_signal:
-            # A terminal that closes sends SIGHUP twice: the kernel does, and the shell.
-            is_doubled = each == signal.SIGHUP
-            signal.signal(each, signal.SIG_IGN if is_doubled else signal.SIG_DFL)
     stop = _stop()
     if stop.reason is None:  # otherwise it is stopping already, and must not be disturbed at that
         stop.reason = Stopped(f"{signal.Signals(number).name} received")
@@ -64,7 +59,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def ignore_stops() -> None:
     """Ignore signals from now on: the work is done and only has to be shown."""
-    have_last_word()
+    if (will := own_will()) is not None:
+        will.is_deaf = True
     if threading.current_thread() is threading.main_thread():
         for number in STOPS:
             if signal.getsignal(number) is _on_signal:
@@ -75,7 +71,7 @@ def ignore_stops() -> None:
 def undisturbed() -> Iterator[None]:
     """Let a first signal, or `interrupt`, be noted only: the body is to be done as a whole.
 
-    The supervisor of a run limits its time. A second signal ends the process, as always.
+    The supervisor of a run limits its time, and a second signal ends the process, as always.
     """
     stop = _stop()
     stop.num_deferring += 1

@@ -11,17 +11,32 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 
 RAYLET = "raylet"
 _PR_SET_PDEATHSIG = 1
+_LOOK_S = 1.0
 
 
 def die_with(parent: int) -> None:
-    """Let the kernel kill this process, whatever it then is, when its parent ends; Linux only."""
+    """Let this process be killed when its parent ends.
+
+    On Linux the kernel does it, also if the process becomes another program; elsewhere a thread
+    looks once a second.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before
             os._exit(1)
+    else:
+        threading.Thread(target=_await_end, args=(parent,), daemon=True).start()
+
+
+def _await_end(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def tied_to(parent: int | str, command: list[str]) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
-import os
 import signal
 import sys
 import threading
@@ -24,11 +23,13 @@ from pipeline.execution import health
 from pipeline.execution.cluster import in_flight
 from pipeline.job.deadline import seconds_until
 from pipeline.planning.tiling import missing_units
-from pipeline.process.interrupts import STOPS, interrupt, interruptible, reason, undisturbed
+from pipeline.process.interrupts import interrupt, interruptible, reason
+from pipeline.process.keeper import exit_with
 from pipeline.process.life import current, within
 from pipeline.process.liveness import last_progress
-from pipeline.process.native_exit import handled_by
 from pipeline.process.terminal import show_error
+from pipeline.process.will import leave, own_will
+from pipeline.runs import lost_run
 from pipeline.runs.context import RunContext
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,6 @@ _TICK_S = 0.5
 _KILL_RAY_S, _END_S = 12.0, 22.0
 _HASTE = 0.1
 _REPORT_S = 5.0
-_NOTICE_S = 2.0
 _DUMP_S = 8.0
 _MAX_MISSING, _MAX_SHOWN = 20, 12
 
@@ -51,14 +51,13 @@ ReportSaver = Callable[[PipelineError], object]
 def supervise(run: RunContext, save_report: ReportSaver) -> Iterator[None]:
     """Watch over the run in the body, whose work is `stoppable`; the rest of it is only timed."""
     watchdog = _Watchdog(run, save_report)
-    is_ours = run.options.owns_process
-    ending = handled_by(watchdog.end) if is_ours else contextlib.nullcontext()
-    with _signals_to(watchdog), ending:
-        watchdog.start()
-        try:
-            yield
-        finally:
-            watchdog.done.set()
+    leave(run=lost_run.describe(run))
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.done.set()
+        leave(run=None)
 
 
 @contextlib.contextmanager
@@ -89,13 +88,11 @@ class _Watchdog(threading.Thread):
     def __init__(self, run: RunContext, save_report: ReportSaver) -> None:
         super().__init__(name="watchdog", daemon=True)
         self.done = threading.Event()
-        self.signals = _Signals()
-        self.owns_process = run.options.owns_process
         self._run, self._save_report = run, save_report
         self._stall = Stall(run.job.run.stall_s)
         self._stopping_since: float | None = None
         self._has_killed_ray = False
-        self._ending = threading.RLock()  # an interrupt may make it begin anew
+        self._has_left_plan = False
         deadline = run.job.run.deadline
         left_s = seconds_until(deadline, dt.datetime.now(dt.UTC)) if deadline else float("inf")
         self._deadline_at = time.monotonic() + left_s
@@ -104,7 +101,10 @@ class _Watchdog(threading.Thread):
         """Look twice per second until the run is done."""
         while not self.done.wait(_TICK_S):
             now = time.monotonic()
-            if reason() is not None or self.signals.seen():
+            if self._run.record.plan is not None and not self._has_left_plan:
+                self._has_left_plan = True
+                leave(run=lost_run.describe(self._run))
+            if reason() is not None or _asked_to_stop():
                 self._force_stop(now)
             elif (lost := health.trouble()) is not None:
                 interrupt(InfraError(lost))
@@ -129,37 +129,27 @@ class _Watchdog(threading.Thread):
         if since_s >= haste * _KILL_RAY_S and not self._has_killed_ray:
             self._has_killed_ray = True
             health.kill(health.family())
-        if len(self.signals.seen()) > 1:  # the main thread did not even come to handle the first
-            health.kill(health.family())
-            os._exit(Stopped.exit_code)
-        if since_s >= haste * _END_S and self.owns_process:
-            self.end()
+        if since_s >= haste * _END_S and self._run.options.owns_process:
+            self._end()
 
-    def end(self) -> NoReturn:
-        """End the process, with all that its usual way would have left behind; from any thread."""
-        if not self._ending.acquire(blocking=False):
-            threading.Event().wait()  # another thread is at it
-        with undisturbed():  # it may be the main thread
-            error = _in_full(self._run, self._why())
-            health.kill(health.family())
-            within(_REPORT_S, lambda: self._save_report(error))
-            current().close(_REPORT_S)
-            show_error(error, error.exit_code)
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(error.exit_code)
+    def _end(self) -> NoReturn:
+        """End the process, with all that its usual way would have left behind."""
+        why = reason() or Stopped(f"{signal.Signals(_asked_to_stop()).name} received")
+        error = _in_full(self._run, why)
+        health.kill(health.family())
+        within(_REPORT_S, lambda: self._save_report(error))
+        current().close(_REPORT_S)
+        show_error(error, error.exit_code)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        exit_with(error.exit_code)
 
-    def _why(self) -> PipelineError:
-        """Return why the process ends; what Ray's core noticed first, the system tells soon."""
-        if (why := reason()) is not None:
-            return why
-        if self.signals.seen():
-            return Stopped(f"{signal.Signals(self.signals.seen()[0]).name} received")
-        deadline = time.monotonic() + _NOTICE_S
-        while (lost := health.trouble()) is None and time.monotonic() < deadline:
-            time.sleep(_NOTICE_S / 100)
-        return InfraError(lost or "Ray's core ended the driver")
+
+def _asked_to_stop() -> int:
+    """Return the signal that our parent got, also if this process cannot handle it; 0: none."""
+    will = own_will()
+    return will.signal if will is not None else 0
 
 
 class Stall:
@@ -181,23 +171,6 @@ class Stall:
         self._idle_s = self._idle_s + passed_s if mark == self._seen else 0.0
         self._seen = mark
         return self._idle_s >= self._limit_s
-
-
-class _Signals:
-    """The numbers of the signals that Python writes to a pipe as they come, handled or not."""
-
-    def __init__(self) -> None:
-        self._reader, self.writer = os.pipe()
-        for end in (self._reader, self.writer):
-            os.set_blocking(end, False)
-        self._seen: list[int] = []
-
-    def seen(self) -> list[int]:
-        """Return those so far that are to stop us."""
-        with contextlib.suppress(BlockingIOError):
-            numbers = os.read(self._reader, 512)
-            self._seen += [n for n in numbers if n in STOPS]
-        return self._seen
 
 
 def _dump(run: RunContext, message: str) -> None:
@@ -226,17 +199,3 @@ def _missing(run: RunContext) -> list[str]:
         for start in (starts or [0])
     ]
     return lines[:_MAX_MISSING]
-
-
-@contextlib.contextmanager
-def _signals_to(watchdog: _Watchdog) -> Iterator[None]:
-    """Let the watchdog know of signals even while the main thread cannot run their handler."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not (is_main and watchdog.owns_process):
-        yield
-        return
-    before = signal.set_wakeup_fd(watchdog.signals.writer, warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)

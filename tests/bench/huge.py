@@ -21,7 +21,7 @@ import torch
 from torchvision.io import encode_png
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import command, environment, write_job
+from cli import command, environment, working, write_job
 
 SAMPLE_EVERY_S = 0.1
 MIB = 2**20
@@ -69,7 +69,7 @@ def main() -> None:
             command("run", job, "--json", "--quiet"), env=environment(), stdout=subprocess.PIPE
         )
         peaks: dict[str, list[float]] = {}
-        driver = psutil.Process(process.pid)
+        driver = working(process)
         while process.poll() is None:
             sample(driver, peaks)
             time.sleep(SAMPLE_EVERY_S)

@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import huge
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine, today
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import command, environment, write_job
+from cli import command, environment, working, write_job
 
 from pipeline.commands.demo.photos import photo_rows
 
@@ -81,7 +80,7 @@ def run_measured(job: str) -> dict[str, Any]:
     process = subprocess.Popen(
         command("run", job, "--json", "--quiet"), env=environment(), stdout=subprocess.PIPE
     )
-    driver = psutil.Process(process.pid)
+    driver = working(process)
     while process.poll() is None:
         huge.sample(driver, peaks)
         with contextlib.suppress(subprocess.TimeoutExpired):

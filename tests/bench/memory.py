@@ -21,7 +21,7 @@ import torch
 from torchvision.io import encode_png
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import command, environment, write_job
+from cli import command, environment, working, write_job
 
 SAMPLE_EVERY_S = 0.25
 MIB = 2**20
@@ -45,7 +45,7 @@ def measure(folder: Path, num_rows: int) -> dict[str, float]:
     process = subprocess.Popen(
         command("run", job, "--json", "--quiet"), env=environment(), stdout=subprocess.PIPE
     )
-    driver = psutil.Process(process.pid)
+    driver = working(process)
     peaks: dict[str, int] = {"driver": 0, "actor": 0}
     while process.poll() is None:
         for kind, rss in sample(driver):

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from machine import machine, today
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import command, environment, write_job
+from cli import command, environment, working, write_job
 
 from pipeline.commands.demo.photos import photo_rows
 
@@ -99,7 +99,7 @@ def num_staged(out: Path) -> int:
 
 def watch(process: subprocess.Popen[bytes], out: Path, minutes: float) -> list[Sample]:
     """Sample until the time is over, counted from the first finished images on."""
-    driver, samples = psutil.Process(process.pid), []
+    driver, samples = working(process), []
     started_s = said_s = time.monotonic()
     while process.poll() is None:
         found = take_sample(driver, out, started_s)

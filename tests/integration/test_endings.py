@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import datetime as dt
 import json
 import subprocess
@@ -206,41 +205,3 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0
-
-
-CALLS_EXIT = """
-import ctypes, threading
-import ray
-from pipeline.process import native_exit
-
-library = ray._raylet.__file__
-interrupts = [KeyboardInterrupt(), RuntimeError()]
-
-def say():
-    if interrupts:
-        raise interrupts.pop(0)
-    print("never", flush=True)
-
-with native_exit.handled_by(lambda: print("last words", flush=True)), native_exit.handled_by(say):
-    native_exit.divert(library)
-    slots = list(native_exit._slots(library))
-    ends = ctypes.CFUNCTYPE(None, ctypes.c_int)(ctypes.c_void_p.from_address(slots[%d]).value)
-    thread = threading.Thread(target=ends, args=(1,))
-    thread.start()
-    thread.join()
-print("it went on", flush=True)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray ends its driver as it likes")
-@pytest.mark.parametrize("which", [0, 1])
-def test_where_rays_core_ends_the_process_it_calls_our_handler(which: int) -> None:
-    assert ctypes.sizeof(ctypes.c_void_p) == 8
-    done = subprocess.run(
-        [sys.executable, "-c", CALLS_EXIT % which],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (7, "last words\n"), done.stderr

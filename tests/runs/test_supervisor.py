@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cli import command, environment, pipeline, start, wait_until, write_job
+from cli import command, environment, pipeline, start, wait_until, working, write_job
 from models import LABELS
 from rayhead import RayHead
 
@@ -57,7 +57,7 @@ sys.exit(main._guard(body))
 BLOCKED = """
 import ctypes, datetime as dt, sys
 from pathlib import Path
-from pipeline.process.interrupts import handle_signals
+from pipeline.process.keeper import keep
 from pipeline.job.reading.loader import read_job
 from pipeline.commit.layout import Layout
 from pipeline.runs.context import RunContext, RunOptions
@@ -65,16 +65,18 @@ from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.supervisor import stoppable, supervise
 from pipeline.storage.store import Store
 
-job = read_job(sys.argv[1], date=dt.date(2026, 11, 24))
-store, layout = Store(job.sink.uri), Layout(job.sink.partition)
-record = RunRecorder("a-run", layout.name)
-run = RunContext(job, RunOptions(owns_process=True), store, layout, record)
-handle_signals()
-with supervise(run, lambda error: store.put("last-will", str(error).encode())), stoppable(run):
-    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
-    print("blocked", flush=True)
-    libc.pthread_mutex_lock(mutex)
-    libc.pthread_mutex_lock(mutex)
+def work():
+    job = read_job(sys.argv[1], date=dt.date(2026, 11, 24))
+    store, layout = Store(job.sink.uri), Layout(job.sink.partition)
+    record = RunRecorder("a-run", layout.name)
+    run = RunContext(job, RunOptions(owns_process=True), store, layout, record)
+    with supervise(run, lambda error: store.put("last-will", str(error).encode())), stoppable(run):
+        libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+        print("blocked", flush=True)
+        libc.pthread_mutex_lock(mutex)
+        libc.pthread_mutex_lock(mutex)
+
+keep(work, lambda code, left: print("lost", code, left))
 """
 
 
@@ -226,7 +228,7 @@ def test_a_driver_that_hears_nothing_is_ended_from_aside(tmp_path: Path, signals
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.3)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 6, stderr
+    assert process.returncode == (6 if signals == 1 else -signal.SIGTERM), stderr
     if signals == 1:
         assert stderr.startswith("error: SIGTERM received: nothing was computed yet")
         assert case.store.read_bytes("last-will").decode() in stderr
@@ -265,7 +267,8 @@ class Case:
         return b'"released": true' in self.store.read_bytes(max(beats))
 
     def staged(self) -> int:
-        return sum("/staging/" in file.path for file in self.store.list_files("_control"))
+        paths = [file.path for file in self.store.list_files("_control")]
+        return sum("/staging/" in path and path.endswith(".parquet") for path in paths)
 
     def assert_completes(self, *arguments: str, kept: int = 1) -> None:
         done = self.run(*arguments)
@@ -413,6 +416,32 @@ def named(driver: int, name: str) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             found += [each] if name in (each.name(), *each.cmdline()[:1]) else []
     return found
+
+
+@pytest.mark.slow
+def test_of_a_driver_that_is_killed_its_parent_stores_the_report_and_frees_the_lease(
+    tmp_path: Path,
+):
+    case = Case(tmp_path, "stuck:slow")
+    case.env["RAY_TMPDIR"] = str(tmp_path / "ray")
+    process = start("run", case.job, "--date", DATE, "--json", env=case.env)
+    wait_until(lambda: case.staged() > 0, process)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    working(process).kill()
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 7, stderr
+    (error, told) = (stderr.splitlines()[-1], json.loads(stdout))
+    assert error == f"error: {told['error']}"
+    assert error.startswith("error: the process of the command ended (SIGKILL, as happens when")
+    assert "rows are done" in error
+    report = case.report()
+    assert (report["status"], report["exit_code"], report["error"]) == ("failed", 7, told["error"])
+    assert report["rows"]["left"] == NUM_ROWS - report["rows"]["computed"] < NUM_ROWS
+    assert report["wall_s"] > 1
+    assert case.lease_is_free()
+    assert survivors(tree) == []
+    assert {path.name for path in tmp_path.glob("ray/*/r/session_[0-9]*/*")} == {"logs"}
+    case.assert_completes()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,14 @@ def start(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.P
         text=True,
         start_new_session=True,
     )
+
+
+def working(process: subprocess.Popen[Any]) -> psutil.Process:
+    """The process of a command that works; its parent only looks after it."""
+    parent = psutil.Process(process.pid)
+    while not (children := parent.children()) and process.poll() is None:
+        time.sleep(0.01)
+    return children[0]
 
 
 def left_by(program: str) -> tuple[psutil.Process, list[str]]:

@@ -1,4 +1,4 @@
-"""Patches that keep this process's own exit, signals and output as they are while Ray is in it."""
+"""Patches that keep this process's own signals and output as they are while Ray is in it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-from pipeline.process import native_exit
-
 log = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def diverted_exit(ray: Any) -> Iterator[None]:
-    """Let what Ray's core does to end the process call our handlers first; stays after the body."""
-    native_exit.divert(ray._raylet.__file__)
-    yield
 
 
 @contextlib.contextmanager

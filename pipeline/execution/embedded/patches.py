@@ -3,8 +3,8 @@
 Every patch names what it touches. All of these names are looked up before it is applied; where one
 is missing or has changed, a debug line says so and Ray does as it does by itself, which is slower
 and nothing else. `PIPELINE_PLAIN_RAY=1` applies none. Only a Ray that a run has started itself is
-patched; the few patches marked `on_cluster` concern nothing but this process's own exit, signals
-and output, and apply on a cluster, too.
+patched; the few patches marked `on_cluster` concern nothing but this process's own signals and
+output, and apply on a cluster, too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Patch:
     apply: Callable[..., AbstractContextManager[Any]]
     """Takes Ray's module, and applies it for the body."""
     on_cluster: bool = False
-    """It changes only what this process does with its own exit, signals and output."""
+    """It changes only what this process does with its own signals and output."""
 
     def missing(self) -> str | None:
         """Return the first name that this Ray does not have; None if it has all."""
@@ -65,13 +65,6 @@ _PORTS = (
 )
 
 # While Ray starts.
-EXIT = Patch(
-    "exit",
-    ("ray._raylet:__file__",),
-    "a report where Ray's core ends the driver",
-    driver_process.diverted_exit,
-    on_cluster=True,
-)
 TALK = Patch(
     "talk",
     (f"{_WORKER}:print_to_stdstream(data)",),
@@ -215,7 +208,7 @@ END = Patch(
     health.node_left_alone,
 )
 
-PATCHES = (EXIT, TALK, SIGTERM, *START, FORK, *DATA, END)
+PATCHES = (TALK, SIGTERM, *START, FORK, *DATA, END)
 
 
 def is_usable(patch: Patch, *, on_cluster: bool = False) -> bool:

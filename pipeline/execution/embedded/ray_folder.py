@@ -15,6 +15,7 @@ import stat
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.cache.private_files import opened
@@ -46,7 +47,7 @@ class RayFolder:
             InfraError: There is no place for it.
         """
         base = base_folder()
-        self._folders: list[Path] = []
+        self.folders: list[Path] = []
         try:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sweep(base)
@@ -63,7 +64,7 @@ class RayFolder:
                 short.symlink_to(self.path)
                 self.path = short
         except OSError as error:
-            for made in self._folders:
+            for made in self.folders:
                 _remove(made)
             raise InfraError(
                 f"{base}: no folder for Ray's temporary files can be made ({error.strerror}); "
@@ -74,21 +75,27 @@ class RayFolder:
 
     def _make(self, base: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        self._folders.append(folder)
+        self.folders.append(folder)
         folder.chmod(0o700)  # whatever the umask
         return folder
 
     def end(self, *, keep_logs: bool) -> None:
         """Remove it; with `keep_logs` all but the logs, and say where they are."""
-        folder, *links = self._folders
         if keep_logs:
-            for other in folder.glob(f"{_RAY}/session_[0-9]*/*"):
-                if other.name != "logs":
-                    _remove(other)
-            log.info("Ray's logs are kept for a day: %s", folder)
-        for each in links if keep_logs else self._folders:
-            _remove(each)
+            keep_only_logs(self.folders)
+        else:
+            for each in self.folders:
+                _remove(each)
         os.close(self._lock)
+
+
+def keep_only_logs(folders: Sequence[Path]) -> None:
+    """Remove what a `RayFolder` has made but for Ray's logs, and say where they are."""
+    folder, *links = folders
+    for other in (*links, *folder.glob(f"{_RAY}/session_[0-9]*/*")):
+        if other.name != "logs":
+            _remove(other)
+    log.info("Ray's logs are kept for a day: %s", folder)
 
 
 def base_folder() -> Path:

@@ -53,7 +53,7 @@ class RunRecorder(RowAccounts):
         self.run_id = run_id
         self.partition = partition
         self.started_at = dt.datetime.now(dt.UTC)
-        self._started = perf_counter()
+        self.started_s = perf_counter()
         self._prepared: tuple[str, ...] = PREPARED
         self._model = ModelSection()
         self._spec: ModelSpec | None = None
@@ -133,7 +133,7 @@ class RunRecorder(RowAccounts):
     @property
     def elapsed_s(self) -> float:
         """Return the seconds since the run began."""
-        return perf_counter() - self._started
+        return perf_counter() - self.started_s
 
     @property
     def num_left(self) -> int | None:

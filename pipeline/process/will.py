@@ -1,0 +1,81 @@
+"""What a command leaves to its parent process, should it end without a word; see `keeper`.
+
+Memory that both processes see. Values are lines of JSON that are only added, so that an end in the
+middle of writing loses the last line alone.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import threading
+from typing import Any
+
+_SIZE_BYTES = 16 << 20
+"""Of addresses; memory is taken as it is written."""
+_SIGNAL, _IS_DEAF, _LENGTH, _TEXT = 0, 1, 8, 16
+
+
+class Will:
+    """Made before the fork; the child writes, the parent reads when the child has ended."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _SIZE_BYTES)
+        self._lock = threading.Lock()
+
+    def leave(self, values: dict[str, Any]) -> None:
+        """Add values by name; those that there is no room for are not left."""
+        data = json.dumps(values).encode() + b"\n"
+        with self._lock:
+            begin = self._end()
+            if begin + len(data) <= _SIZE_BYTES:
+                self._memory[begin : begin + len(data)] = data
+                self._memory[_LENGTH:_TEXT] = (begin + len(data) - _TEXT).to_bytes(8, "little")
+
+    def read(self) -> dict[str, Any]:
+        """Return the last value of each name."""
+        found: dict[str, Any] = {}
+        for line in self._memory[_TEXT : self._end()].splitlines():
+            found |= json.loads(line)
+        return found
+
+    def _end(self) -> int:
+        return _TEXT + int.from_bytes(self._memory[_LENGTH:_TEXT], "little")
+
+    @property
+    def signal(self) -> int:
+        """The signal by which the parent was asked to stop; 0: none yet."""
+        return self._memory[_SIGNAL]
+
+    @signal.setter
+    def signal(self, number: int) -> None:
+        self._memory[_SIGNAL] = number
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether signals stop nothing any more: the work is done."""
+        return bool(self._memory[_IS_DEAF])
+
+    @is_deaf.setter
+    def is_deaf(self, is_deaf: bool) -> None:
+        self._memory[_IS_DEAF] = is_deaf
+
+
+_own: Will | None = None
+
+
+def own_will() -> Will | None:
+    """Return the will of this process; None: nobody looks after it."""
+    return _own
+
+
+def set_own(will: Will) -> None:
+    """Let this process leave its values to a parent from now on."""
+    global _own  # of the process, whatever runs in it
+    _own = will
+
+
+def leave(**values: Any) -> None:
+    """Leave values by name, JSON; None takes one back. Nothing happens where nobody looks."""
+    if _own is not None:
+        _own.leave(values)

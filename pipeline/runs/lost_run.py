@@ -1,0 +1,79 @@
+"""The end of a run whose process is gone: its parent stores the report and gives back the lease.
+
+What is done is counted in the store: a slice that was committed has a staged part.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import release_lost
+from pipeline.commit.plan_store import plan_from_json
+from pipeline.commit.staging import StagedSlice, list_staged, read_footer
+from pipeline.core.errors import InfraError
+from pipeline.job.job import Job
+from pipeline.planning.plan import Plan
+from pipeline.planning.tiling import done_slices
+from pipeline.process.life import within
+from pipeline.report.recording.recorder import RunRecorder
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.save_report import save_trouble
+from pipeline.storage.store import Store
+
+_STEP_S = 20.0
+_FOOTER_THREADS = 16
+
+
+def describe(run: RunContext) -> dict[str, Any]:
+    """Return what `end` needs of a run, as JSON."""
+    return {
+        "job": run.job.model_dump_json(exclude_unset=True),
+        "run_id": run.record.run_id,
+        "started_at": run.record.started_at.isoformat(),
+        "started_s": run.record.started_s,
+        "fingerprint": run.record.plan.fingerprint if run.record.plan else None,
+    }
+
+
+def end(told: Mapping[str, Any], how: str) -> InfraError:
+    """End a run as its own process would have done; return its error.
+
+    Args:
+        told: As `describe` has returned it.
+        how: How its process ended.
+    """
+    job = Job.model_validate_json(told["job"])
+    layout = Layout(job.sink.partition)
+    record = RunRecorder(told["run_id"], layout.name)
+    record.started_at = dt.datetime.fromisoformat(told["started_at"])
+    record.started_s = told["started_s"]
+    store = Store(job.sink.uri, job.sink.storage_options)
+    run = RunContext(job, RunOptions(), store, layout, record)
+    fingerprint = told["fingerprint"]
+    found = within(_STEP_S, lambda: _staged(run, fingerprint)) if fingerprint else None
+    if found is not None:
+        plan, footers = found
+        if plan.num_rows is not None:
+            record.tiled(list(plan.slices()))
+        for footer in footers:
+            is_own = footer.run_id == record.run_id
+            (record.computed if is_own else record.resumed)(footer)
+    error = InfraError(
+        f"{how}: {record.left_to_do()}; finished slices are kept, run again to go on"
+    )
+    within(_STEP_S, lambda: save_trouble(run, error))
+    within(_STEP_S, lambda: release_lost(store, layout, record.run_id))
+    return error
+
+
+def _staged(run: RunContext, fingerprint: str) -> tuple[Plan, list[StagedSlice]]:
+    plan = plan_from_json(run.store.read_bytes(run.layout.plan(fingerprint)), fingerprint)
+    staged = list_staged(run.store, run.layout.staging(fingerprint))
+    paths = [staged[key].path for key in done_slices(plan, staged)]
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        return plan, list(pool.map(partial(read_footer, run.store), paths))
