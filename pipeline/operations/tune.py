@@ -11,6 +11,7 @@ from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.operations.jobs import Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.allocation import allocate
+from pipeline.preprocessing.model_input import cost_of
 from pipeline.report.showing.progress import Progress, Silent
 from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext
@@ -61,7 +62,7 @@ def tune(
     plan, model = prepare(run)
     check_before_ray(run, plan, model)
     with connect(options.address) as (hardware, _, on_cluster):
-        allocation = allocate(settled.shares, hardware, is_table=settled.source.is_table)
+        allocation = allocate(settled.shares, hardware, cost=cost_of(settled.source))
         profile, chosen = measure_ways(
             *(run, plan, model, hardware, allocation), on_cluster=on_cluster, say=progress.phase
         )

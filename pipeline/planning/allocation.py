@@ -13,6 +13,7 @@ from pipeline.core.errors import JobError
 
 if TYPE_CHECKING:  # workers need no pydantic: a sixth of a second each
     from pipeline.job.job import Resources
+    from pipeline.preprocessing.model_input import Cost
 
 # Logical CPUs of a reader, decoder or writer. Their number limits them, not what they reserve: a
 # task that waits for the next stage keeps its share, and could starve that stage. Not 0: Ray runs
@@ -119,13 +120,13 @@ class Allocation:
         return self.actor_threads if self.decodes_in_actors else 1
 
 
-def allocate(resources: Resources, hardware: Hardware, *, is_table: bool = False) -> Allocation:
+def allocate(resources: Resources, hardware: Hardware, *, cost: Cost) -> Allocation:
     """Divide the cluster between actors and the tasks of the other stages.
 
     Args:
         resources: What the job says.
         hardware: What the cluster has.
-        is_table: The input is features.
+        cost: What takes the time of a row.
 
     Raises:
         JobError: The job asks for more than the cluster has; names both numbers.
@@ -154,7 +155,7 @@ def allocate(resources: Resources, hardware: Hardware, *, is_table: bool = False
     max_actors = min(wanted, fit)
     cpus = int(hardware.cpus)
     num_readers = max(1, cpus // _CPUS_PER_READER)
-    if is_table:
+    if cost == "row":
         num_readers = max(num_readers, min(2, cpus), cpus // _CPUS_PER_TABLE_READER)
     num_decoders = _num_decoders(resources, cpus, max_actors * threads)
     num_writers = max(1, min(_MAX_WRITERS, cpus // _CPUS_PER_READER))

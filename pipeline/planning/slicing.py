@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.core.registry import INPUTS, get
 from pipeline.job.job import Job
-from pipeline.preprocessing.model_input import Input
+from pipeline.preprocessing.model_input import cost_of
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, SliceCut
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import format_of
@@ -81,12 +81,9 @@ class SliceSizes:
         """
         if job.run.slice_rows:
             return cls(job.run.slice_rows)
-        kinds: list[type[Input]] = [
-            get(INPUTS, part.input_name) for part in job.source.parts.values()
-        ]
-        has_images = any(kind.takes == "transform" for kind in kinds)
+        cost = cost_of(job.source)
         # Batches are filled by tokens, so no number of rows is a multiple.
-        if any(kind.counts_tokens for kind in kinds) and not has_images:
+        if cost == "text":
             return cls(
                 _TEXT_ROWS_NEAR,
                 most_small=_MOST_TEXT_ROWS,
@@ -94,7 +91,7 @@ class SliceSizes:
                 uncounted=_UNCOUNTED_TEXT_ROWS,
                 is_fixed=False,
             )
-        if job.source.is_table:
+        if cost == "row":
             most = _multiple(_FEATURE_ROWS, batch_size)
             return cls(
                 most,
@@ -106,6 +103,8 @@ class SliceSizes:
                 few=_FEW_FEATURE_ROWS,
                 max_units=1,
             )
+        parts = job.source.parts.values()
+        has_images = any(get(INPUTS, part.input_name).takes == "transform" for part in parts)
         varies = has_images and job.transform.may_vary
         is_open = job.model.batch_size is None and not job.resources.num_gpus
         smallest = min(batch_size, _SMALLEST_CPU_BATCH) if is_open else batch_size

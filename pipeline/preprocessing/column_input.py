@@ -22,9 +22,11 @@ from pipeline.core.errors import JobError
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import FEATURES, TEXT_FEATURE
 from pipeline.core.semantics import SEMANTICS
+from pipeline.preprocessing.feature_input import TABLE_ROWS
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
+    Cost,
     FixedShape,
     InputSettings,
     Limits,
@@ -51,6 +53,7 @@ class ColumnInput(FixedShape):
     name: ClassVar[str] = "features"
     stage_names: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[str] = ""
+    cost: ClassVar[Cost] = "row"
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
@@ -66,6 +69,9 @@ class ColumnInput(FixedShape):
 
     def exact(self) -> Self:
         return self
+
+    def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
+        return BatchLimits(TABLE_ROWS[is_on_gpu])
 
     def settings(self) -> None:
         return None

@@ -23,8 +23,10 @@ from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import ROW_ID, URI, columns_of_part, part_column
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.preprocessing.model_input import (
+    FEW_ROWS,
     Arrays,
     BatchLimits,
+    Cost,
     Input,
     InputSettings,
     Limits,
@@ -53,6 +55,8 @@ class CompositeInput:
     name: ClassVar[str] = "several"
     takes: ClassVar[str] = ""
     Options: ClassVar[None] = None
+    cost: ClassVar[Cost] = "image"
+    """Of one among several; those of a job have what `cost_of` says."""
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
@@ -96,6 +100,15 @@ class CompositeInput:
 
     def exact(self) -> Self:
         return replace(self, parts=tuple((name, part.exact()) for name, part in self.parts))
+
+    def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
+        """Return that of the texts; with as many images as otherwise, and no more tokens."""
+        texts = [part for _, part in self.parts if part.counts_tokens]
+        if not texts:
+            return BatchLimits(FEW_ROWS[is_on_gpu])
+        usual = texts[0].usual_batch(is_on_gpu=is_on_gpu)
+        has_images = any(part.cost == "image" for _, part in self.parts)
+        return usual._replace(rows=FEW_ROWS[is_on_gpu]) if has_images else usual
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of each input by its name, and the most tokens of a text."""

@@ -16,6 +16,7 @@ from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
+    Cost,
     FixedShape,
     InputSettings,
     Limits,
@@ -24,6 +25,10 @@ from pipeline.preprocessing.model_input import (
 
 if TYPE_CHECKING:
     import torch
+
+
+TABLE_ROWS = {False: 2_048, True: 16_384}
+"""Whether it is on a GPU -> rows of a batch."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class FeatureInput(FixedShape):
     name: ClassVar[str] = "features"
     stage_names: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[str] = ""
+    cost: ClassVar[Cost] = "row"
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
@@ -50,6 +56,9 @@ class FeatureInput(FixedShape):
 
     def exact(self) -> Self:
         return self
+
+    def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
+        return BatchLimits(TABLE_ROWS[is_on_gpu])
 
     def settings(self) -> None:
         return None

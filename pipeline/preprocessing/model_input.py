@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.figures.counters import Counters
+from pipeline.core.registry import INPUTS, get
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.texts.text_settings import TextSettings
 
@@ -23,12 +24,18 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.section import Section
+    from pipeline.job.source import Source
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Name -> (N, ...), for the same N rows, in the order in which the model takes them. If rows differ
 in shape, (N,) of dtype object: an array per row."""
 TEXT = "text"
 _WIDE = ("float64", "int64", "uint64", "int32", "uint32")
+Cost = Literal["image", "text", "row"]
+"""`image`: decoding a row takes milliseconds; `text`: rows are short, and alike in length in a
+batch; `row`: a row of a table takes microseconds."""
+FEW_ROWS = {False: 32, True: 128}
+"""Whether it is on a GPU -> rows of a batch of images."""
 Rows = npt.NDArray[np.intp]
 """(K,): row numbers in a slice."""
 
@@ -115,6 +122,8 @@ class Input(Protocol):
     counts_tokens: bool
     """Whether rows have lengths of their own, so that batches are filled up to a number of
     tokens."""
+    cost: ClassVar[Cost]
+    """What takes the time of a row: how many rows a slice has and who reads them goes by it."""
     Options: ClassVar[type[Section] | None] = None
     """The section that `source.input_options` is parsed as; None if there are no options."""
 
@@ -135,6 +144,10 @@ class Input(Protocol):
 
     def exact(self) -> Self:
         """Return the exact input, which the reference check uses."""
+        ...
+
+    def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
+        """Return how large a batch is unless the job says it."""
         ...
 
     def settings(self) -> dict[str, Any] | None:
@@ -232,6 +245,10 @@ class FixedShape:
     counts_tokens: ClassVar[bool] = False
     Options: ClassVar[type[Section] | None] = None
 
+    def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
+        """Return few rows, as of images."""
+        return BatchLimits(FEW_ROWS[is_on_gpu])
+
     def published_fields(self) -> list[pa.Field]:
         """Return no columns."""
         return []
@@ -256,6 +273,14 @@ class FixedShape:
             # Mode `clip` writes into the buffer without a temporary; all indices are in range.
             np.take(values, rows, axis=0, out=batch, mode="clip")
         return shapes
+
+
+def cost_of(source: Source) -> Cost:
+    """Return what takes the time of a row of a job: of several inputs images, otherwise texts."""
+    costs: list[Cost] = [get(INPUTS, part.input_name).cost for part in source.parts.values()]
+    if not source.inputs:
+        return costs[0]
+    return "text" if "text" in costs and "image" not in costs else "image"
 
 
 def is_varying(seen: Input) -> bool:

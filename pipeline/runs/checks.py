@@ -17,6 +17,7 @@ from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.allocation import allocate
 from pipeline.planning.plan import Plan
+from pipeline.preprocessing.model_input import cost_of
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 
@@ -66,7 +67,7 @@ def check_hardware(job: Job, address: str | None) -> str:
         from pipeline.inference.devices.device import require_cuda
 
         require_cuda(job.resources.num_gpus, "the")
-    found = allocate(job.shares, embedded_hardware(), is_table=job.source.is_table)
+    found = allocate(job.shares, embedded_hardware(), cost=cost_of(job.source))
     if job.transform.jpeg_decoder == "gpu":
         from pipeline.preprocessing.images.nvjpeg import gpu_decoder
 

@@ -16,7 +16,7 @@ from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.slicing import SliceSizes
-from pipeline.preprocessing.model_input import BatchLimits
+from pipeline.preprocessing.model_input import FEW_ROWS, BatchLimits
 from pipeline.runs.context import RunContext
 from pipeline.sources.features.vectors import has_lists
 from pipeline.sources.inputs import Inputs, list_inputs
@@ -24,10 +24,7 @@ from pipeline.sources.inputs import Inputs, list_inputs
 log = logging.getLogger(__name__)
 
 _OF_TOKENS = ("max_truncated_pct", "truncated_mode")
-_CPU_BATCH, _GPU_BATCH = BatchLimits(32), BatchLimits(128)
-_CPU_TABLES, _GPU_TABLES = BatchLimits(2_048), BatchLimits(16_384)
 _TABLE_BATCH_BYTES = 16 * 2**20
-_CPU_TEXTS, _GPU_TEXTS = BatchLimits(256, 1_024), BatchLimits(1_024, 65_536)
 
 
 def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
@@ -43,7 +40,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
             may_be_empty=job.gates.allow_empty,
         )
         model = model.fitted(inputs.fields)
-        batch = _fitted_batch(job, batch, inputs)
+        batch = _fitted_batch(job, model, batch, inputs)
         plan = make_plan(job, inputs, model, batch_size=batch.rows)
         plan = replace(plan, batch_tokens=batch.tokens)
         listed.rows_in = listed.rows_out = plan.num_rows or 0
@@ -84,15 +81,7 @@ def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:
                     f"gates.{field}: is for texts, and has no effect on input "
                     f"{model.input.name!r}; leave it out"
                 )
-        usual = _GPU_BATCH if is_on_gpu else _CPU_BATCH
-        if job.source.is_table:
-            usual = _GPU_TABLES if is_on_gpu else _CPU_TABLES
-    else:
-        usual = _GPU_TEXTS if is_on_gpu else _CPU_TEXTS
-        kinds = {part.input_columns.kind for part in job.source.parts.values()}
-        if kinds & {"image", "uri"}:  # as many images as otherwise, and no more tokens
-            rows = _GPU_BATCH if is_on_gpu else _CPU_BATCH
-            usual = usual._replace(rows=rows.rows)
+    usual = model.input.usual_batch(is_on_gpu=is_on_gpu)
     return BatchLimits(job.model.batch_size or usual.rows, job.model.batch_tokens or usual.tokens)
 
 
@@ -111,13 +100,13 @@ def _check_int8(model: ModelSpec) -> None:
         )
 
 
-def _fitted_batch(job: Job, batch: BatchLimits, inputs: Inputs) -> BatchLimits:
+def _fitted_batch(job: Job, model: ModelSpec, batch: BatchLimits, inputs: Inputs) -> BatchLimits:
     """Return a smaller batch for rows of many features, and of lists, which may be sequences."""
-    if not job.source.is_table or job.model.batch_size is not None:
+    if model.input.cost != "row" or job.model.batch_size is not None:
         return batch
     if FEATURES not in inputs.fields.names:
         return batch
-    small = (_GPU_BATCH if job.resources.num_gpus else _CPU_BATCH).rows
+    small = FEW_ROWS[bool(job.resources.num_gpus)]
     if has_lists(job.source, inputs.fields):
         return BatchLimits(small)
     row_bytes = 4 * inputs.fields.field(FEATURES).type.list_size

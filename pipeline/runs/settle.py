@@ -8,6 +8,7 @@ from dataclasses import replace
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.allocation import Hardware, allocate
 from pipeline.planning.plan import Plan
+from pipeline.preprocessing.model_input import cost_of
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.runs.tuning.auto import resolve_runtime
@@ -38,7 +39,7 @@ def settle(
         JobError: No runtime can run the model, or retried rows would be predicted otherwise than
             the published ones.
     """
-    allocation = allocate(run.job.shares, hardware, is_table=run.job.source.is_table)
+    allocation = allocate(run.job.shares, hardware, cost=cost_of(run.job.source))
     settled = resolve_runtime(
         *(run, retry.named(plan) if retry else plan, model, hardware, allocation),
         on_cluster=on_cluster,

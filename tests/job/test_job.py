@@ -188,9 +188,12 @@ def test_who_decodes_on_a_gpu_is_the_actor_that_holds_it(decode_in: str, tmp_pat
     job = load({**MINIMAL, **ON_GPU, "resources": resources}, tmp_path)
     assert job.shares == job.resources.model_copy(update={"decode_in": "actors"})
     assert load(MINIMAL, tmp_path).shares.decode_in == "auto"
-    found = allocate(job.shares, Hardware(1, 16, 1))
+    found = allocate(job.shares, Hardware(1, 16, 1), cost="image")
     assert found.decodes_in_actors
-    assert not allocate(job.resources, Hardware(1, 16, 1)).decodes_in_actors or decode_in != "auto"
+    assert (
+        not allocate(job.resources, Hardware(1, 16, 1), cost="image").decodes_in_actors
+        or decode_in != "auto"
+    )
 
 
 @pytest.mark.parametrize(

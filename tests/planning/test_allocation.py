@@ -20,15 +20,16 @@ from pipeline.planning.allocation import (
     allocate,
     gpu_share,
 )
+from pipeline.preprocessing.model_input import Cost
 
 ACTORS = st.none() | st.integers(1, 40)
 
 
 def divide(
-    cpus: float, gpus: float = 0.0, *, is_table: bool = False, **fields: float | None
+    cpus: float, gpus: float = 0.0, *, cost: Cost = "image", **fields: float | None
 ) -> Allocation:
     resources = Resources.model_validate(fields)
-    return allocate(resources, Hardware(1, cpus, gpus), is_table=is_table)
+    return allocate(resources, Hardware(1, cpus, gpus), cost=cost)
 
 
 def assert_room(found: Allocation, left: list[float]) -> None:
@@ -57,7 +58,7 @@ def gpus_used(actors: int, each: float) -> float:
     num_gpus=st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 1.0]),
     num_cpus=st.none() | st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 8.0, 64.0]),
     actors=st.tuples(ACTORS, ACTORS).filter(lambda pair: None in pair or pair[0] <= pair[1]),
-    is_table=st.booleans(),
+    cost=st.sampled_from(["image", "text", "row"]),
 )
 def test_what_is_handed_out_is_there(
     cpus: int,
@@ -65,7 +66,7 @@ def test_what_is_handed_out_is_there(
     num_gpus: float,
     num_cpus: float | None,
     actors: tuple[int | None, int | None],
-    is_table: bool,
+    cost: Cost,
 ):
     least, most = actors
     fields = {
@@ -80,9 +81,9 @@ def test_what_is_handed_out_is_there(
         fits = fits and needed * (num_cpus or 1.0) <= cpus
     if not fits:
         with pytest.raises(JobError):
-            divide(cpus, gpus, is_table=is_table, **fields)
+            divide(cpus, gpus, cost=cost, **fields)
         return
-    found = divide(cpus, gpus, is_table=is_table, **fields)
+    found = divide(cpus, gpus, cost=cost, **fields)
     assert 1 <= found.min_actors <= found.max_actors
     assert found.min_actors >= (least or 1)
     assert most is None or found.max_actors <= most
@@ -118,7 +119,7 @@ def test_beside_the_actors_of_every_node_readers_and_writers_find_room_on_some(
     fields = {"num_cpus": num_cpus, "max_actors": actors, "decode_in": decode_in}
     assume(nodes * math.floor(cpus / (num_cpus or 1)) >= (actors or 1))
     hardware = Hardware(nodes, nodes * cpus, 0, node_cpus=(float(cpus),) * nodes)
-    found = allocate(Resources.model_validate(fields), hardware)
+    found = allocate(Resources.model_validate(fields), hardware, cost="image")
     packed = math.floor(cpus / found.actor_cpus)
     for most in (packed, math.ceil(found.max_actors / nodes)):
         placed = [min(most, max(0, found.max_actors - most * node)) for node in range(nodes)]
@@ -133,7 +134,7 @@ def test_nodes_of_different_sizes_have_room_for_tasks_however_actors_are_placed(
 ):
     assume(any(nodes))
     hardware = Hardware(len(nodes), sum(nodes), 0, node_cpus=tuple(map(float, nodes)))
-    found = allocate(Resources(), hardware)
+    found = allocate(Resources(), hardware, cost="image")
     left, waiting = [], found.max_actors
     for cpus in sorted(nodes, reverse=backwards):
         number = min(waiting, math.floor(cpus / found.actor_cpus))
@@ -162,7 +163,7 @@ def test_no_node_of_several_gets_more_decoders_than_it_has_cores(
     cards = (1.0, *(0.0 for _ in nodes[1:])) if num_gpus else ()
     hardware = Hardware(len(nodes), cpus, sum(cards), (), tuple(map(float, nodes)), cards)
     fields = {"num_gpus": float(num_gpus), "decode_in": decode_in}
-    found = allocate(Resources.model_validate(fields), hardware)
+    found = allocate(Resources.model_validate(fields), hardware, cost="image")
     if found.num_decoders:
         for cores in nodes:
             # Where actors have all cores, they share them with the decoders.
@@ -176,14 +177,14 @@ def test_no_node_of_several_gets_more_decoders_than_it_has_cores(
 
 def test_the_first_node_of_a_cluster_that_grows_gets_its_own_decoders_only():
     hardware = Hardware(1, LATER, 4, ("L4",), (FIRST,), (1.0,))
-    found = allocate(Resources.model_validate({"num_gpus": 1.0}), hardware)
+    found = allocate(Resources.model_validate({"num_gpus": 1.0}), hardware, cost="image")
     assert found.num_decoders == LATER - 4
     assert math.floor((FIRST - found.actor_cpus) / found.decoder_cpus) == FIRST - 1
 
 
 def test_nodes_of_different_sizes_get_decoders_by_their_cores():
     hardware = Hardware(2, 24, 1, ("L4",), (8.0, 16.0), (1.0, 0.0))
-    found = allocate(Resources.model_validate({"num_gpus": 1.0}), hardware)
+    found = allocate(Resources.model_validate({"num_gpus": 1.0}), hardware, cost="image")
     on_small = math.floor((8 - found.actor_cpus) / found.decoder_cpus)
     assert (on_small, found.num_decoders - on_small) == (7, 16)
 
@@ -195,7 +196,9 @@ def test_on_one_machine_tasks_reserve_next_to_nothing(cpus: int, gpus: int):
     node = {"CPU": float(cpus), "GPU": float(gpus)}
     headed = hardware_from(node, [{"memory": 1.0}, node], {})
     for hardware in (alone, headed):
-        found = allocate(Resources.model_validate({"num_gpus": float(gpus > 0)}), hardware)
+        found = allocate(
+            Resources.model_validate({"num_gpus": float(gpus > 0)}), hardware, cost="image"
+        )
         assert found.reader_cpus == found.decoder_cpus == TASK_CPUS
 
 
@@ -212,7 +215,7 @@ def test_many_actors_may_share_the_cards_of_a_node_with_few_cores(
 def test_actors_on_cards_reserve_what_their_own_nodes_have():
     """A large node without a GPU must not raise what actors reserve on a small node with a GPU."""
     hardware = Hardware(2, 34, 1, node_cpus=(2.0, 32.0), node_gpus=(1.0, 0.0))
-    found = allocate(Resources.model_validate({"num_gpus": 0.25}), hardware)
+    found = allocate(Resources.model_validate({"num_gpus": 0.25}), hardware, cost="image")
     assert found.max_actors == 4
     assert found.max_actors * found.actor_cpus <= 2
 
@@ -248,16 +251,18 @@ def test_no_actor_lies_on_two_nodes(
 ):
     """Nodes that an autoscaler may add are assumed to be one node of their total size."""
     hardware = Hardware(len(nodes), total, 0, node_cpus=nodes)
-    found = allocate(Resources.model_validate({"num_cpus": threads}), hardware)
+    found = allocate(Resources.model_validate({"num_cpus": threads}), hardware, cost="image")
     assert found.max_actors == actors
 
 
 def test_an_actor_that_no_node_can_hold_is_refused_and_the_nodes_are_named():
     hardware = Hardware(2, 6, 2, node_cpus=(2.0, 4.0), node_gpus=(1.0, 1.0))
     with pytest.raises(JobError, match="6 CPUs for 0 such actors, on nodes of 2, 4"):
-        allocate(Resources.model_validate({"num_cpus": 5.0}), hardware)
+        allocate(Resources.model_validate({"num_cpus": 5.0}), hardware, cost="image")
     with pytest.raises(JobError, match="2 GPUs for 2 such actors, on nodes of 1, 1"):
-        allocate(Resources.model_validate({"num_gpus": 1.0, "max_actors": 3}), hardware)
+        allocate(
+            Resources.model_validate({"num_gpus": 1.0, "max_actors": 3}), hardware, cost="image"
+        )
 
 
 @pytest.mark.parametrize(
@@ -309,7 +314,10 @@ def test_beside_gpus_the_cores_decode():
 )
 def test_the_job_may_say_who_decodes(decode_in: str, actors: int | None, decoders: int):
     fields = {"decode_in": decode_in, "max_actors": actors}
-    assert allocate(Resources.model_validate(fields), Hardware(1, 4, 0)).num_decoders == decoders
+    assert (
+        allocate(Resources.model_validate(fields), Hardware(1, 4, 0), cost="image").num_decoders
+        == decoders
+    )
 
 
 @pytest.mark.parametrize(
@@ -326,7 +334,7 @@ def test_on_local_disk_actors_that_have_all_cores_write_themselves(
     cpus: int, gpus: int, fields: dict[str, object], writers: int
 ):
     hardware = Hardware(1, cpus, gpus)
-    usual = allocate(Resources.model_validate(fields), hardware)
+    usual = allocate(Resources.model_validate(fields), hardware, cost="image")
     found = usual.for_local_disk(hardware)
     assert (usual.num_writers, found.num_writers) == (1, writers)
     assert found.writes_in_actors == ("writer" in found.in_actors) == (writers == 0)
@@ -342,7 +350,7 @@ def test_readers_and_writers_grow_with_the_cluster_within_bounds():
 
 @given(cpus=st.integers(1, 128))
 def test_tables_have_two_readers_or_more_and_nothing_else_changes(cpus: int):
-    usual, table = divide(cpus), divide(cpus, is_table=True)
+    usual, table = divide(cpus), divide(cpus, cost="row")
     assert usual.num_readers <= table.num_readers <= cpus
     assert table.num_readers >= min(2, cpus)
     assert (table.max_actors, table.num_writers) == (usual.max_actors, usual.num_writers)
@@ -397,13 +405,15 @@ def test_a_cluster_is_divided_into_just_these_shares(
     reader_cpus = TASK_CPUS if hardware.is_one_machine else CLUSTER_READER_CPUS
     *counts, decoder_cpus = numbers
     expected = Allocation(*counts, hardware.num_nodes, decoder_cpus, reader_cpus)  # type: ignore[arg-type]
-    assert allocate(Resources.model_validate(fields), hardware) == expected
+    assert allocate(Resources.model_validate(fields), hardware, cost="image") == expected
 
 
 @pytest.mark.parametrize(("cpus", "readers"), [(1, 1), (2, 2), (3, 2), (7, 3), (16, 8)])
 def test_a_table_has_a_reader_for_every_second_core(cpus: int, readers: int):
-    assert divide(cpus, is_table=True).num_readers == readers
-    assert allocate(Resources(), Hardware(1, cpus, 0)).num_readers == max(1, cpus // 4)
+    assert divide(cpus, cost="row").num_readers == readers
+    assert allocate(Resources(), Hardware(1, cpus, 0), cost="image").num_readers == max(
+        1, cpus // 4
+    )
 
 
 @pytest.mark.parametrize(("actors", "share"), [(1, 1.0), (2, 0.5), (3, 0.3333), (7, 0.1428)])
@@ -415,7 +425,8 @@ def test_a_card_that_decodes_in_its_actor_has_no_decoders_and_otherwise_at_least
     for decode_in, decoders in (("actors", 0), ("auto", 1), ("tasks", 1)):
         fields = {"num_gpus": 1.0, "num_cpus": 4.0, "decode_in": decode_in}
         assert (
-            allocate(Resources.model_validate(fields), Hardware(1, 4, 1)).num_decoders == decoders
+            allocate(Resources.model_validate(fields), Hardware(1, 4, 1), cost="image").num_decoders
+            == decoders
         )
     assert divide(5, decode_in="tasks").num_decoders == 2
 
@@ -423,4 +434,4 @@ def test_a_card_that_decodes_in_its_actor_has_no_decoders_and_otherwise_at_least
 def test_more_actors_than_cores_can_hold_beside_the_tasks_are_refused():
     crowded = Hardware(9, 2, 0, node_cpus=(0.25,) * 8)
     with pytest.raises(JobError, match="8 actors beside readers, decoders and writers do not fit"):
-        allocate(Resources.model_validate({"num_cpus": 0.25}), crowded)
+        allocate(Resources.model_validate({"num_cpus": 0.25}), crowded, cost="image")

@@ -6,6 +6,7 @@ import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +33,16 @@ from pipeline.core.schema import (
 )
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.job.source import Source
+from pipeline.job.source_input import SourceInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import (
     BatchLimits,
+    Cost,
     Input,
     InputSettings,
     Limits,
     bytes_of,
+    cost_of,
     num_rows,
     repeat_rows,
     take_rows,
@@ -110,6 +114,27 @@ def rows_for(seen: Input) -> pa.Table:
 
 def test_every_registered_input_is_tried_here():
     assert set(registry.names(registry.INPUTS)) == set(CASES)
+
+
+def test_it_says_what_a_row_costs_and_how_large_a_batch_is(seen: Input):
+    assert seen.cost in get_args(Cost)
+    for is_on_gpu in (False, True):
+        usual = seen.usual_batch(is_on_gpu=is_on_gpu)
+        assert usual.rows >= 1
+        assert bool(usual.tokens) == seen.counts_tokens
+
+
+def test_several_inputs_cost_what_the_slowest_of_them_does():
+    table: dict[str, Any] = {"features": ("n",)}
+    text: dict[str, Any] = {"text_column": "t"}
+    photo: dict[str, Any] = {"image_column": "i"}
+    common: dict[str, Any] = {"uri": "in", "format": "parquet"}
+    assert [cost_of(Source(**common, **part)) for part in (table, text, photo)] == [
+        *("row", "text", "image")
+    ]
+    for parts, cost in (((text, table), "text"), ((text, photo), "image"), ((table,), "image")):
+        inputs = {f"part{number}": SourceInput(**part) for number, part in enumerate(parts)}
+        assert cost_of(Source(**common, inputs=inputs)) == cost
 
 
 def test_its_options_arrive_and_decide_the_model_input():

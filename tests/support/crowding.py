@@ -103,7 +103,7 @@ def main(cores: int, later: int) -> None:
 
     fields = {"max_actors": 1, "decode_in": "tasks"}
     hardware = Hardware(1, later, 0, (), (float(cores),), (0.0,))
-    allocation = allocate(Resources.model_validate(fields), hardware)
+    allocation = allocate(Resources.model_validate(fields), hardware, cost="image")
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         os.environ |= {FOLDER: folder, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
         cluster = Cluster()

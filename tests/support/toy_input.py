@@ -19,6 +19,7 @@ from pipeline.job.section import Section
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
+    Cost,
     FixedShape,
     InputSettings,
     Limits,
@@ -48,6 +49,7 @@ class ToyInput(FixedShape):
     name: ClassVar[str] = "toy"
     stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
     takes: ClassVar[str] = ""
+    cost: ClassVar[Cost] = "image"
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:

@@ -30,6 +30,7 @@ from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
+    Cost,
     FixedShape,
     InputSettings,
     Limits,
@@ -54,6 +55,7 @@ class ImageInput(FixedShape):
     name: ClassVar[str] = "image"
     stage_names: ClassVar[tuple[str, ...]] = ("decode", "transform")
     takes: ClassVar[str] = "transform"
+    cost: ClassVar[Cost] = "image"
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:

@@ -32,6 +32,7 @@ from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
+    Cost,
     InputSettings,
     Limits,
     Rows,
@@ -62,6 +63,7 @@ class TextInput:
     stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
     takes: ClassVar[str] = "text"
     counts_tokens: ClassVar[bool] = True
+    cost: ClassVar[Cost] = "text"
     Options: ClassVar[None] = None
 
     @classmethod
@@ -80,6 +82,9 @@ class TextInput:
 
     def exact(self) -> Self:
         return self
+
+    def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
+        return BatchLimits(1_024, 65_536) if is_on_gpu else BatchLimits(256, 1_024)
 
     def settings(self) -> dict[str, Any]:
         return self.text.to_dict()

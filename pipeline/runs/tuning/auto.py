@@ -25,6 +25,7 @@ from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.allocation import Allocation, Hardware, allocate
 from pipeline.planning.plan import Plan
+from pipeline.preprocessing.model_input import cost_of
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.tuning import choice as choices
 from pipeline.runs.tuning.beside import Beside
@@ -137,7 +138,7 @@ def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
     hardware = embedded_hardware()
     tuning = tuning_context(
         *(run, plan, opened(model), hardware),
-        allocate(run.job.shares, hardware, is_table=run.job.source.is_table),
+        allocate(run.job.shares, hardware, cost=cost_of(run.job.source)),
         machines=machines_of(on_cluster=False),
     )
     return _settle(tuning, load_profile(tuning))
@@ -186,14 +187,14 @@ def _divide(
     way = chosen.way
     if not way.threads:
         return allocation
-    resources, is_table = run.job.shares, run.job.source.is_table
+    resources, cost = run.job.shares, cost_of(run.job.source)
     if run.job.resources.num_gpus:
         share = {"actors_per_gpu": way.actors}
-        return allocate(resources.model_copy(update=share), hardware, is_table=is_table)
+        return allocate(resources.model_copy(update=share), hardware, cost=cost)
     found = {"num_cpus": float(way.threads), "decode_in": way.decode_in}
     left_out = {"num_cpus": resources.num_cpus is None, "decode_in": resources.decode_in == AUTO}
     changes = {name: value for name, value in found.items() if left_out[name]}
-    return allocate(resources.model_copy(update=changes), hardware, is_table=is_table)
+    return allocate(resources.model_copy(update=changes), hardware, cost=cost)
 
 
 def _choose(

@@ -19,7 +19,7 @@ def test_a_head_without_cpus_only_costs_and_all_kinds_of_gpus_are_named():
     assert (found.num_nodes, found.node_cpus, found.node_gpus) == (2, (8.0, 4.0), (1.0, 1.0))
     assert (found.gpu_names, found.gpu_name) == (("L4", "T4"), "L4, T4")
     assert not found.is_one_machine
-    placed = Placement(found, allocate(Resources(), found), 0.0, on_cluster=True)
+    placed = Placement(found, allocate(Resources(), found, cost="image"), 0.0, on_cluster=True)
     assert placed.hardware_section().nodes == 3
 
 
