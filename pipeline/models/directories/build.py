@@ -49,7 +49,7 @@ def build_module(
         return OnnxModule.for_task(file, facts.settings, served).eval()
     module = _module(path, facts, task, served)
     if task.prompts and facts.text is not None:
-        from pipeline.models.directories.image.prompts import with_prompts
+        from pipeline.models.directories.text.zero_shot import with_prompts
 
         module = with_prompts(path, facts, module, task.prompts)
     return module.eval().requires_grad_(False)
@@ -86,7 +86,7 @@ def _module(path: Path, facts: DirectoryFacts, task: TaskSpec, served: str) -> t
 
 
 def _tower(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module:
-    from pipeline.models.directories.image.image_modules import ImageTower
+    from pipeline.models.directories.image.image_modules import ImageTower, ImageZeroShot
 
     model = _library_module(path, facts.settings)
     if facts.text is not None:
@@ -95,12 +95,13 @@ def _tower(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module
         return ImageTower(model)
     from pipeline.models.directories.chosen import choose
     from pipeline.models.directories.image.image_facts import tower_facts
-    from pipeline.models.directories.image.prompts import with_prompts_of_images
+    from pipeline.models.directories.text.zero_shot import EncoderZeroShot, token_ids
 
     text = tower_facts(path, choose(path), "text").text
     assert text is not None, "the other tower takes texts"
-    encoder = _text_tower(model, facts, text)
-    return with_prompts_of_images(path, text, model, encoder, task.prompts)
+    ids = token_ids(path, text, task.prompts)
+    encoder = EncoderZeroShot(_text_tower(model, facts, text), ids, text.pad_id)  # only once
+    return ImageZeroShot(model, encoder.prompts)
 
 
 def _text_tower(model: torch.nn.Module, facts: DirectoryFacts, text: TextFacts) -> torch.nn.Module:

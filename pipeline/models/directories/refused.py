@@ -27,28 +27,17 @@ _BY_NAME = {
     "model.merge_and_unload().save_pretrained(NEW)",
     "model_index.json": "is a diffusers pipeline, which is not read",
 }
-_PICKLE = "a pickle, which can run code when it is loaded"
+_CODE = "which can run code when it is loaded"
+_PICKLE = f"a pickle, {_CODE}; {_TO_SAFETENSORS}"
+_TAKE = "take the PyTorch weights of this model as safetensors"
 _BY_SUFFIX = {
-    ".bin": f"{_PICKLE}; {_TO_SAFETENSORS}",
-    ".pt": f"{_PICKLE}; {_TO_SAFETENSORS}",
-    ".pth": f"{_PICKLE}; {_TO_SAFETENSORS}",
-    ".pkl": f"{_PICKLE}; {_TO_SAFETENSORS}",
-    ".pickle": f"{_PICKLE}; {_TO_SAFETENSORS}",
-    ".joblib": f"{_PICKLE}; {_TO_SAFETENSORS}",
-    ".ckpt": f"a training checkpoint and {_PICKLE}; {_TO_SAFETENSORS}",
-    ".torchscript": "a TorchScript archive, which can run code when it is loaded; take the weights "
-    "of the model that it was made of as safetensors",
-    ".ts": "a TorchScript archive, which can run code when it is loaded; take the weights of the "
-    "model that it was made of as safetensors",
-    ".pt2": "an exported program, which can run code when it is loaded; take the weights of the "
-    "model that it was made of as safetensors",
-    ".gguf": "GGUF, which is not read; take the float weights of this model as safetensors",
-    ".h5": "a Keras model, which is not read; take the PyTorch weights of this model as "
-    "safetensors",
-    ".keras": "a Keras model, which is not read; take the PyTorch weights of this model as "
-    "safetensors",
-    ".msgpack": "a Flax model, which is not read; take the PyTorch weights of this model as "
-    "safetensors",
+    **dict.fromkeys((".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib"), _PICKLE),
+    ".ckpt": f"a training checkpoint and {_PICKLE}",
+    **dict.fromkeys((".torchscript", ".ts"), f"a TorchScript archive, {_CODE}; {_TAKE}"),
+    ".pt2": f"an exported program, {_CODE}; {_TAKE}",
+    ".gguf": f"GGUF, which is not read; {_TAKE}",
+    **dict.fromkeys((".h5", ".keras"), f"a Keras model, which is not read; {_TAKE}"),
+    ".msgpack": f"a Flax model, which is not read; {_TAKE}",
     ".onnx": "an ONNX file: name the file itself in model.path",
 }
 _VOCABULARIES = (

@@ -8,11 +8,15 @@ take `input_ids` and `attention_mask`, int64 (B, L), padded on the right.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from pipeline.models.directories.text.hypotheses import Hypothesis
+from pipeline.models.directories.facts import DirectoryFacts, TextFacts
+from pipeline.models.directories.text.hypotheses import Hypothesis, entailment_id, hypotheses
+from pipeline.models.directories.text.text_facts import load_tokenizer
+from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 
 SCALE = 20.0
 """Cosines are multiplied by this before the softmax, as in the loss that sentence-transformers
@@ -123,3 +127,38 @@ class EntailmentZeroShot(nn.Module):
             tensors["token_type_ids"] = torch.where(is_prompt, types, torch.zeros_like(types))
         logits: torch.Tensor = self.model(**tensors)
         return logits[:, self.entails]
+
+
+def with_prompts(
+    path: Path, facts: DirectoryFacts, module: torch.nn.Module, prompts: Sequence[str]
+) -> torch.nn.Module:
+    """Return a module that gives logits (B, K) of texts for K prompts.
+
+    Args:
+        path: The directory.
+        facts: What it says; with labels its outputs are an NLI model's, otherwise embeddings.
+        module: The module of the directory.
+        prompts: K texts. Those of an encoder get the directory's prefix, as texts do.
+
+    Raises:
+        JobError: An NLI model's labels have no entailment, or its pairs are of another form.
+    """
+    assert facts.text is not None, "of texts"
+    tokenizer = load_tokenizer(path / facts.text.tokenizer)
+    pad_id = facts.text.pad_id
+    if facts.labels is not None:
+        with tokenizer_errors(f"model.path: {facts.text.tokenizer}: fails over texts"):
+            found = hypotheses(tokenizer, prompts)
+        entails = entailment_id(facts.labels)
+        has_types = "token_type_ids" in facts.text.tensor_names
+        return EntailmentZeroShot(module, found, entails, pad_id, has_types=has_types)
+    return EncoderZeroShot(module, token_ids(path, facts.text, prompts), pad_id)
+
+
+def token_ids(path: Path, text: TextFacts, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of prompts, each with the directory's prefix."""
+    tokenizer = load_tokenizer(path / text.tokenizer)
+    with tokenizer_errors(f"model.path: {text.tokenizer}: fails over texts"):
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(text.max_tokens)
+        return [tokenizer.encode(text.prefix + prompt).ids for prompt in prompts]
