@@ -24,7 +24,7 @@ from pipeline.core.causes import (
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.printable import num_of
-from pipeline.report.recording.slice_totals import SliceTotals
+from pipeline.report.recording.rows import RowAccounts
 
 REASONS = [Reason.EMPTY, Reason.MODEL_ERROR, Reason.MISSING]
 
@@ -82,14 +82,14 @@ failures_of_rows = st.lists(
 @given(slices=st.lists(failures_of_rows, max_size=6), seed=st.randoms())
 def test_causes_of_all_slices_make_up_the_reasons_in_whatever_order_they_come(slices, seed):
     def told(order):
-        tally = SliceTotals()
+        tally = RowAccounts()
         for number in order:
-            tally.count(staged(slices[number], first=100 * number))
-        causes = tally.causes.complete(tally.reasons).top(1000)
+            tally.add("computed", staged(slices[number], first=100 * number))
+        causes = tally.top_failures(1000)
         found = Counter[str]()
         for cause in causes:
             found[cause.reason] += cause.num_rows
-        assert +found == +tally.reasons
+        assert +found == tally.reasons
         assert all(cause.num_rows > 0 for cause in causes)
         return causes
 
@@ -125,10 +125,10 @@ def test_a_slice_of_a_thousand_different_messages_stays_small():
 
 
 def test_a_footer_of_before_counts_by_its_reasons():
-    tally = SliceTotals()
-    tally.count(StagedSlice("run", 5, reasons={"empty": 3}))
-    tally.lose({"cat": 2})
-    found = tally.causes.complete(tally.reasons).top(5)
+    tally = RowAccounts()
+    tally.add("computed", StagedSlice("run", 5, reasons={"empty": 3}))
+    tally.duplicates({"cat": 2})
+    found = tally.top_failures(5)
     assert [(c.reason, c.num_rows, c.message) for c in found] == [
         ("empty", 3, None),
         ("duplicate_id", 2, "an earlier row has the same id"),

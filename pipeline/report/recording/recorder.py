@@ -14,7 +14,6 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause
 from pipeline.core.figures.counters import PREPARED, Counters, Measurement, measure
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.core.slices import SliceKey
 from pipeline.gates.results import GateResult
 from pipeline.inference.runtimes.base import math_of
 from pipeline.models.spec import ModelSpec
@@ -22,10 +21,8 @@ from pipeline.models.tasks.scores import scores_told
 from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.planning.plan import Plan
 from pipeline.report.document import Report, RunStatus, build_report
-from pipeline.report.recording.accounts import RowAccounts
 from pipeline.report.recording.placement import Placement
-from pipeline.report.recording.slice_count import Origin
-from pipeline.report.recording.slice_totals import KeptRows, ReadFooter, SliceTotals
+from pipeline.report.recording.rows import RowAccounts
 from pipeline.report.sections import (
     Choice,
     FailedRows,
@@ -34,9 +31,7 @@ from pipeline.report.sections import (
     ModelSection,
     Output,
     Retry,
-    Rows,
     SkippedFiles,
-    Slices,
 )
 from pipeline.report.sections import Hardware as HardwareSection
 from pipeline.report.speed.limits import Load
@@ -80,7 +75,7 @@ class RunRecorder(RowAccounts):
     @contextmanager
     def streaming(self) -> Iterator[None]:
         """Time from the first read to the last write."""
-        started, self._count.is_begun = perf_counter(), True
+        started, self._is_begun = perf_counter(), True
         try:
             yield
         finally:
@@ -89,7 +84,9 @@ class RunRecorder(RowAccounts):
     def planned(self, plan: Plan, model: ModelSpec, num_gpus: float) -> None:
         """Note the plan and the model."""
         self._plan, self._prepared, self._spec = plan, model.input.stage_names, model
-        self._count.planned(plan.num_rows, plan.slices() if plan.num_rows is not None else ())
+        self._total_rows = plan.num_rows
+        if plan.num_rows is not None:
+            self._total_slices = sum(1 for _ in plan.slices())
         choice = plan.model.get("choice")
         self._model = ModelSection(
             name=model.name,
@@ -111,7 +108,7 @@ class RunRecorder(RowAccounts):
         """Say what the model's outputs are, as far as it is known and not plainly logits."""
         if self._spec is None:
             return None
-        found = set(self._totals.figures.probable_rows)
+        found = set(self.figures.probable_rows)
         return scores_told(self._spec.task, self._spec.shown_name, found)
 
     def connected(
@@ -135,11 +132,6 @@ class RunRecorder(RowAccounts):
         """Return the seconds since the run began."""
         return perf_counter() - self.started_s
 
-    @property
-    def num_left(self) -> int | None:
-        """Return the rows that are not committed; None if their number is unknown."""
-        return None if self._count.total_rows is None else self._count.total_rows - self.num_done
-
     def tried_beside(self, text: str) -> None:
         """Note what became of the runtime that the run tried beside its work."""
         self._model = self._model.but(tried_beside=text or None)
@@ -151,58 +143,19 @@ class RunRecorder(RowAccounts):
     def computed(self, staged: StagedSlice) -> None:
         """Count a slice that this run has committed."""
         self._figures += staged.figures
-        self._add("computed", staged)
+        self.add("computed", staged)
 
     def resumed(self, staged: StagedSlice) -> None:
         """Count a slice that an earlier run had committed."""
-        self._add("resumed", staged)
-
-    def _add(self, origin: Origin, staged: StagedSlice) -> None:
-        self._count.add(origin, staged.num_rows)
-        self._totals.count(staged)
-
-    def recount(self, slices: Sequence[tuple[SliceKey, str]], read: ReadFooter) -> None:
-        """Count what is staged if not our attempt of a slice won, but another run's.
-
-        Two attempts may differ: a URI that failed an hour ago can be read now.
-
-        Args:
-            slices: Every slice with the path of the attempt that won.
-            read: Reads the footer of a staged part.
-        """
-        if self._totals.are_of(slices):
-            return
-        self._totals = SliceTotals()
-        for _, path in slices:
-            self._totals.count(read(path))
+        self.add("resumed", staged)
 
     def stalled(self, in_flight: Sequence[str]) -> None:
         """Note what was in flight when there was no progress any more."""
         self._in_flight = list(in_flight)
 
-    def left_to_do(self) -> str:
-        """Describe in a few words what is done and what is left."""
-        return self._count.left_to_do()
-
-    def keep(self, kept: KeptRows) -> None:
-        """Note what stays as it is published: a retry computes only the rest."""
-        self._kept = kept
-
     def retried(self, **figures: int) -> None:
         """Note which rows a retry is about; the fields are those of `report.Retry`."""
         self._retry = (self._retry or Retry()).but(**figures)
-
-    def duplicates(self, labels: Counter[str | None]) -> None:
-        """Count rows that lost their prediction because an earlier row has the same id.
-
-        Args:
-            labels: How many of them had which label; None had failed already and counts no more.
-        """
-        self._totals.lose(labels)
-
-    def tiled(self, slices: Sequence[SliceKey]) -> None:
-        """Note the slices that make up the plan; how many rows they have may be news."""
-        self._count.tiled(slices)
 
     def judged(self, results: list[GateResult]) -> None:
         """Note the results of the gates."""
@@ -210,12 +163,12 @@ class RunRecorder(RowAccounts):
 
     def found_published(self, manifest: Manifest, uri: str) -> None:
         """Note that all is done: an earlier run published exactly this."""
-        self._count.rows.update(resumed=manifest.num_rows)
-        self._totals.num_quarantined = manifest.num_quarantined
+        self._rows.update(resumed=manifest.num_rows)
+        self._num_quarantined = manifest.num_quarantined
         told = ("runtime", "precision", "choice")
         known = {name: manifest.model[name] for name in told if name in manifest.model}
         self._model = self._model.but(**known)
-        self._count.total_rows, self._published = manifest.num_rows, manifest
+        self._total_rows, self._published = manifest.num_rows, manifest
         self.published(manifest, uri)
 
     def published(self, manifest: Manifest, uri: str) -> None:
@@ -244,6 +197,7 @@ class RunRecorder(RowAccounts):
     ) -> Report:
         """Return everything known, as the report."""
         placement, finished_at = self._placement, dt.datetime.now(dt.UTC)
+        deduplicated = self._figures.deduplicated
         stated = Report(
             run_id=self.run_id,
             partition=self.partition,
@@ -256,8 +210,10 @@ class RunRecorder(RowAccounts):
             wall_s=self.elapsed_s,
             streaming_wall_s=self._streaming_wall_s,
             price_per_node_hour=price_per_node_hour,
-            rows=self._rows(),
-            slices=Slices(**self._count.slices_section()),
+            rows=self.rows_section().but(
+                deduplicated=deduplicated.num_copied if deduplicated else None
+            ),
+            slices=self.slices_section(),
             reasons=dict(self.reasons),
             top_failures=[FailedRows(**cause.to_dict()) for cause in self.top_failures()],
             unreadable_shards=self.num_unreadable_shards,
@@ -265,7 +221,7 @@ class RunRecorder(RowAccounts):
             hardware=placement.hardware_section() if placement else HardwareSection(),
             model=self._model.but(
                 scores=self.scores,
-                devices=dict(self._totals.figures.devices),
+                devices=dict(self.figures.devices),
                 advice=[*self._figures.advice],
             ),
             output=self._output,
@@ -288,15 +244,6 @@ class RunRecorder(RowAccounts):
             batch_rates=self._batch_rates,
         )
         return build_report(stated, measured)
-
-    def _rows(self) -> Rows:
-        deduplicated = self._figures.deduplicated
-        return Rows(
-            **self._count.rows_section(self.num_kept),
-            quarantined=self.num_quarantined,
-            predicted=self.num_predicted,
-            deduplicated=deduplicated.num_copied if deduplicated else None,
-        )
 
     def _fingerprint(self) -> str | None:
         if self._kept is not None:

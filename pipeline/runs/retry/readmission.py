@@ -27,7 +27,7 @@ from pipeline.core.figures.histograms import Distribution
 from pipeline.core.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices
-from pipeline.report.recording.slice_totals import KeptRows
+from pipeline.report.recording.rows import KeptRows
 from pipeline.runs.retry.matching import LabelledDuplicates, Match
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.skipped import Skipped

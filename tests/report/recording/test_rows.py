@@ -6,45 +6,52 @@ from pipeline.commit.layout import staged_name
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
-from pipeline.report.recording.slice_totals import SliceTotals
+from pipeline.report.recording.rows import RowAccounts
 
 
 def test_a_row_that_loses_its_prediction_has_a_reason_and_no_label_any_more():
-    totals = SliceTotals()
-    totals.count(StagedSlice("r", 10, reasons={"empty": 2}, labels={"cat": 5, "dog": 3}))
-    totals.lose({"cat": 2, "dog": 1, None: 1})
+    totals = RowAccounts()
+    totals.add("computed", StagedSlice("r", 10, reasons={"empty": 2}, labels={"cat": 5, "dog": 3}))
+    totals.duplicates({"cat": 2, "dog": 1, None: 1})
     assert totals.reasons == {"empty": 2, Reason.DUPLICATE_ID.value: 3}
     assert totals.num_quarantined == 5 == sum(totals.reasons.values())
     assert totals.distribution.labels == {"cat": 3, "dog": 2}
-    (cause,) = totals.causes.top(9)
+    (cause,) = [c for c in totals.top_failures() if c.stage]
     assert (cause.reason, cause.num_rows) == (Reason.DUPLICATE_ID.value, 3)
 
 
 def test_whose_outputs_are_probabilities_is_known_of_slices_of_any_run():
-    totals = SliceTotals()
-    totals.count(StagedSlice("r", 4, counters={"predict": {"rows_in": 4}}))
+    totals = RowAccounts()
+    totals.add("computed", StagedSlice("r", 4, counters={"predict": {"rows_in": 4}}))
     assert totals.figures.probable_rows == {}
-    totals.count(StagedSlice("r", 4, counters={"probabilities": {"rows_in": 4}}))
-    totals.count(StagedSlice("r", 4, counters={"probabilities.colour": {"rows_in": 4}}))
+    totals.add("computed", StagedSlice("r", 4, counters={"probabilities": {"rows_in": 4}}))
+    totals.add("computed", StagedSlice("r", 4, counters={"probabilities.colour": {"rows_in": 4}}))
     assert set(totals.figures.probable_rows) == {"", "colour"}
 
 
 def test_a_row_without_a_label_that_loses_its_prediction_is_counted_all_the_same():
-    totals = SliceTotals()
-    totals.count(StagedSlice("r", 10))
-    totals.lose({"": 4})
+    totals = RowAccounts()
+    totals.add("computed", StagedSlice("r", 10))
+    totals.duplicates({"": 4})
     assert totals.reasons == {Reason.DUPLICATE_ID.value: 4}
     assert totals.num_quarantined == 4
     assert not totals.distribution.labels
 
 
 def test_footers_are_of_the_attempts_that_were_counted_or_of_slices_that_were_not():
-    totals = SliceTotals()
+    totals = RowAccounts()
     counted, other = SliceKey(0, 0, 4, is_last=False), SliceKey(0, 4, 8, is_last=True)
-    totals.count(StagedSlice("r", 4, name=staged_name(counted, "a1")))
+    totals.add("computed", StagedSlice("r", 4, name=staged_name(counted, "a1")))
 
-    def are_of(*attempts: tuple[SliceKey, str]) -> bool:
-        return totals.are_of([(key, f"staging/{staged_name(key, a)}") for key, a in attempts])
+    def read_again(*attempts: tuple[SliceKey, str]) -> list[str]:
+        read: list[str] = []
 
-    assert are_of((counted, "a1"), (other, "b2"))
-    assert not are_of((other, "b2"), (counted, "a2"))
+        def footer(path: str) -> StagedSlice:
+            read.append(path)
+            return StagedSlice("s", 4)
+
+        totals.recount([(key, f"staging/{staged_name(key, a)}") for key, a in attempts], footer)
+        return read
+
+    assert not read_again((counted, "a1"), (other, "b2"))
+    assert len(read_again((other, "b2"), (counted, "a2"))) == 2
