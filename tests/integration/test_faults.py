@@ -27,9 +27,10 @@ def table() -> list[tuple[str, str, str]]:
 
 @functools.cache
 def named_in(file: str) -> set[str]:
-    (path,) = TESTS.rglob(f"{file}.py")
-    tree = ast.parse(path.read_text())
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    """Tests of all files of a name: folders have files of the same one."""
+    parsed = [ast.parse(path.read_text()) for path in TESTS.rglob(f"{file}.py")]
+    bodies = (node for tree in parsed for node in tree.body)
+    return {node.name for node in bodies if isinstance(node, ast.FunctionDef)}
 
 
 def test_every_fault_has_its_line():
