@@ -20,6 +20,7 @@ from pipeline.process.interrupts import ignore_stops, reason
 from pipeline.process.keeper import exit_with, how_it_ended, keep
 from pipeline.process.terminal import show_error
 
+log = logging.getLogger(__name__)
 _GC_THRESHOLDS = (50_000, 20, 20)
 """Imports allocate much and free nothing: Python's own thresholds make Ray's a fifth slower."""
 _INTERRUPTED = 130
@@ -112,5 +113,8 @@ def _lost(code: int, left: Mapping[str, Any]) -> NoReturn:
     if left.get("run"):
         from pipeline.runs import lost_run
 
-        error = lost_run.end(left["run"], how)
+        try:
+            error = lost_run.end(left["run"], how)
+        except Exception as further:  # noqa: BLE001  # how the command ended is said in any case
+            log.warning("no report: %s", further)
     end(show_error(error, error.exit_code))
