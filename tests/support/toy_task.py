@@ -29,7 +29,7 @@ class Spread(Task):
 
     spec: TaskSpec
     Options: ClassVar[type[Section] | None] = SpreadOptions
-    runtimes: ClassVar[tuple[str, ...] | None] = ("eager", "onnxruntime", "openvino")
+    runtimes: ClassVar[tuple[str, ...] | None] = ("eager", "onnxruntime", "openvino", "row-by-row")
     reduces: ClassVar[tuple[str, ...]] = ("classify", "multilabel", "regress")
 
     def fields(self) -> list[pa.Field]:

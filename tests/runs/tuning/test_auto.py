@@ -193,7 +193,7 @@ def test_a_task_says_which_runtimes_may_run_it(tmp_path: Path, monkeypatch: pyte
     assert tried == {"eager", "onnxruntime", "openvino"}
     assert candidates(models["compile"], is_on_gpu=False) == []
     compiled = replace(models["compile"], precision="fp32")
-    with pytest.raises(JobError, match="task 'spread' is run by eager, onnxruntime, openvino only"):
+    with pytest.raises(JobError, match="task 'spread' is run by eager, onnxruntime, openvino"):
         require_usable(compiled, is_on_gpu=False, is_here=False)
 
 
