@@ -27,15 +27,13 @@ from pipeline.report.sections import (
     SkippedFiles,
     Slices,
 )
-from pipeline.report.speed.bottleneck import find_bottleneck
+from pipeline.report.speed.bottleneck import BottleneckSection, find_bottleneck
 from pipeline.report.speed.forecast import make_forecasts
-from pipeline.report.speed.limits import Load, find_limits
+from pipeline.report.speed.limits import GroupLimit, Load, find_limits
 from pipeline.report.speed.performance import (
-    BottleneckSection,
     BytesPerRow,
     ForecastSection,
     GpuDecode,
-    GroupLimit,
     Isolation,
     SlowerStage,
     Stage,
@@ -162,8 +160,8 @@ def build_report(stated: Report, measured: Load) -> Report:
         cost_per_million_rows=_cost(stated),
         startup=startup_parts(load),
         stages=stages_of(load),
-        limits=[GroupLimit(**vars(limit)) for limit in find_limits(load)],
-        bottleneck=BottleneckSection(**vars(find_bottleneck(load))),
+        limits=find_limits(load),
+        bottleneck=find_bottleneck(load),
         predictions=forecasts_of(make_forecasts(load)),
         bytes_per_row=bytes_per_row(load),
         isolation=isolation_of(load),

@@ -126,7 +126,7 @@ class EarlierPartition:
         lease: Lease,
         retry: RetryMerge | None = None,
     ) -> Manifest:
-        """Stage the slices that are missing and publish, as `run.predict_and_publish` does."""
+        """Stage the slices that are missing and publish, as `dataflow.predict_and_publish` does."""
         folder = LAYOUT.staging(plan.fingerprint)
         staged = list_staged(self.out, folder)
         for key in done_slices(plan, staged):

@@ -5,14 +5,13 @@ In: what `limits` needs. Out: one sentence and its figures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from pipeline.report.sections import Section
 from pipeline.report.speed.forecast import Forecast, make_forecasts
 from pipeline.report.speed.limits import (
     CORES,
     LAUNCH_BOUND_PCT,
     LIMIT_BUSY_PCT,
-    Limit,
+    GroupLimit,
     Load,
     binding_limit,
     busiest_group,
@@ -27,24 +26,24 @@ FEW_SLICES_PER_SLOT = 4
 """With fewer the last ones leave slots without work for a good part of the time."""
 
 
-@dataclass(frozen=True)
-class Bottleneck:
+class BottleneckSection(Section):
     """What held the run back, and the one change that would help most."""
 
-    limit: str
-    """A group of stages, `cores`, `startup`, `waiting` (no stage), or `unknown`."""
-    advice: str
-    """One sentence."""
+    limit: str = "unknown"
+    """`reader`, `decoder`, `actor`, `writer`, `cores`, `startup`, `waiting` (no stage), or
+    `unknown`."""
     stage: str | None = None
-    """The stage or start-up part that takes most of it."""
+    """The stage (or start-up part) that takes most of it."""
     utilisation_pct: float | None = None
+    advice: str = ""
+    """One sentence."""
     predicted_rows_per_s: float | None = None
-    """Rate after the change that the advice names first: the best of the forecasts."""
+    """Rate after the change that the advice names first."""
     limit_rows_per_s: float | None = None
     """Upper bound after that change: the next limit."""
 
 
-def find_bottleneck(load: Load) -> Bottleneck:
+def find_bottleneck(load: Load) -> BottleneckSection:
     """Name what held the run back and the one change that would help most.
 
     Start-up comes first (nothing inside the stream matters when most of the run was outside it),
@@ -54,7 +53,7 @@ def find_bottleneck(load: Load) -> Bottleneck:
     limits = find_limits(load)
     top, binding = busiest_group(limits), binding_limit(limits)
     if top is None or not load.streaming_wall_s:
-        return Bottleneck("unknown", "No stage was measured in this run, so there is no advice.")
+        return BottleneckSection(advice="No stage was measured in this run, so there is no advice.")
     startup_s = sum(load.startup.values())
     idle_s = load.streaming_wall_s * (1 - top.utilisation_pct / 100)
     is_idle = top.utilisation_pct < LIMIT_BUSY_PCT
@@ -66,7 +65,9 @@ def find_bottleneck(load: Load) -> Bottleneck:
     return _bound(load, binding)
 
 
-def _startup_bound(load: Load, top: Limit, startup_s: float, startup_pct: float) -> Bottleneck:
+def _startup_bound(
+    load: Load, top: GroupLimit, startup_s: float, startup_pct: float
+) -> BottleneckSection:
     """Say that starting up took most of the time, and what would help."""
     part = max(load.startup, key=lambda name: load.startup[name])
     part_s, stream_s = load.startup[part], load.streaming_wall_s or 0.0
@@ -87,15 +88,15 @@ def _startup_bound(load: Load, top: Limit, startup_s: float, startup_pct: float)
             f"Start-up dominated: {took} ({most}), while the busiest stage group ({top.group}) was "
             f"busy {top.utilisation_pct:.0f}% of the streaming time: {way} would help most."
         )
-    return Bottleneck(
-        "startup",
-        advice,
+    return BottleneckSection(
+        limit="startup",
+        advice=advice,
         stage=part,
         utilisation_pct=top.utilisation_pct,
     )
 
 
-def _waiting(load: Load, top: Limit, startup_pct: float) -> Bottleneck:
+def _waiting(load: Load, top: GroupLimit, startup_pct: float) -> BottleneckSection:
     """Say that no stage was busy enough to be the limit, and what would help."""
     stream_s, slots = load.streaming_wall_s or 0.0, max(1.0, load.group_slots("actor"))
     busy = f"the busiest group ({top.group}) was busy {top.utilisation_pct:.0f}% of the time"
@@ -112,22 +113,25 @@ def _waiting(load: Load, top: Limit, startup_pct: float) -> Bottleneck:
         )
     else:
         advice = f"{idle}; none of the changes that were looked at would help."
-    return Bottleneck(
-        "waiting",
-        advice,
+    return BottleneckSection(
+        limit="waiting",
+        advice=advice,
         stage=top.top_stage,
         utilisation_pct=top.utilisation_pct,
     )
 
 
-def _bound(load: Load, binding: Limit) -> Bottleneck:
+def _bound(load: Load, binding: GroupLimit) -> BottleneckSection:
     if binding.group == "actor" and load.launch_pct >= LAUNCH_BOUND_PCT:
-        return Bottleneck(
-            binding.group,
+        advice = (
             f"{_what_binds(binding)}, but the host takes {load.launch_pct:.0f}% of the GPU's time "
             "to launch its batches, so that the GPU waits for the host: a compiled model "
             "(model.runtime compile-quick or compile) or larger batches would help more than "
-            "another GPU.",
+            "another GPU."
+        )
+        return BottleneckSection(
+            limit=binding.group,
+            advice=advice,
             stage=binding.top_stage,
             utilisation_pct=binding.utilisation_pct,
         )
@@ -135,9 +139,9 @@ def _bound(load: Load, binding: Limit) -> Bottleneck:
     # The list begins with what is easiest to do: of equals the first.
     known.sort(key=lambda forecast: -(forecast.rows_per_s or 0.0))
     best = known[0] if known else None
-    return Bottleneck(
-        binding.group,
-        f"{_what_binds(binding)}; {_words(known, load.rows_per_s, binding)}.",
+    return BottleneckSection(
+        limit=binding.group,
+        advice=f"{_what_binds(binding)}; {_words(known, load.rows_per_s, binding)}.",
         stage=binding.top_stage,
         utilisation_pct=binding.utilisation_pct,
         predicted_rows_per_s=best.rows_per_s if best else load.rows_per_s,
@@ -145,7 +149,7 @@ def _bound(load: Load, binding: Limit) -> Bottleneck:
     )
 
 
-def _what_binds(binding: Limit) -> str:
+def _what_binds(binding: GroupLimit) -> str:
     busy, share = f"{binding.utilisation_pct:.0f}%", f"{binding.top_share_pct:.0f}%"
     if binding.group == CORES:
         return (
@@ -157,7 +161,7 @@ def _what_binds(binding: Limit) -> str:
     return f"{named} are the limit: busy {busy} of the time, {share} of it in {binding.top_stage}"
 
 
-def _words(known: list[Forecast], rate: float, binding: Limit) -> str:
+def _words(known: list[Forecast], rate: float, binding: GroupLimit) -> str:
     if not known:
         return "none of the changes that were looked at would help"
     best, others = known[0], known[1:2]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.report.speed.limits import (
     CORES,
-    Limit,
+    GroupLimit,
     Load,
     binding_limit,
     core_stages,
@@ -56,7 +56,7 @@ def make_forecasts(load: Load) -> list[Forecast]:
     return [_forecast(load, limits, change) for change in _changes(load, limits)]
 
 
-def _forecast(load: Load, limits: list[Limit], change: _Change) -> Forecast:
+def _forecast(load: Load, limits: list[GroupLimit], change: _Change) -> Forecast:
     """Return what one change gives: the limit of its group scaled, until the next limit."""
     if change.load is None:
         return Forecast(change.name, change.note)
@@ -83,7 +83,7 @@ def _forecast(load: Load, limits: list[Limit], change: _Change) -> Forecast:
     )
 
 
-def _crowding(load: Load, binding: Limit, group: str) -> float:
+def _crowding(load: Load, binding: GroupLimit, group: str) -> float:
     """Say by how much busy seconds of a group are too many, because they include waiting.
 
     On crowded cores a stage that waits for one is busy: more work than cores by a half means that
@@ -93,7 +93,7 @@ def _crowding(load: Load, binding: Limit, group: str) -> float:
     return max(1.0, binding.utilisation_pct / 100) if binding.group == CORES and waits else 1.0
 
 
-def _changes(load: Load, limits: list[Limit]) -> Iterator[_Change]:
+def _changes(load: Load, limits: list[GroupLimit]) -> Iterator[_Change]:
     if load.is_on_gpu or not load.fused:
         yield _one_more_decoder(load)
     else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pipeline.core.figures.counters import LAUNCH, PREPARED
 from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.report.sections import Section
 
 # Stages of one group run one after the other in the same slot, so they are judged together.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -129,19 +130,18 @@ class Load:
         return self.figures.stage(stage).busy_s
 
 
-@dataclass(frozen=True)
-class Limit:
-    """How fast one group of stages (or all cores together) could go if it alone mattered."""
+class GroupLimit(Section):
+    """How fast the stages that share slots (or all cores) could go if they alone mattered."""
 
     group: str
+    """`reader`, `decoder`, `actor`, `writer` or `cores`."""
     slots: float
     busy_s: float
     utilisation_pct: float
     limit_rows_per_s: float
     top_stage: str
-    """The stage of the group with the most busy seconds."""
     top_share_pct: float
-    """Its share of the busy seconds of the group."""
+    """Share of `busy_s` that `top_stage` takes."""
 
 
 def utilisation_pct(busy_s: float, slots: float | None, wall_s: float | None) -> float | None:
@@ -151,7 +151,7 @@ def utilisation_pct(busy_s: float, slots: float | None, wall_s: float | None) ->
     return round(100.0 * busy_s / (slots * wall_s), 2)
 
 
-def find_limits(load: Load) -> list[Limit]:
+def find_limits(load: Load) -> list[GroupLimit]:
     """Return the limit of every group that was measured and whose slots are known, cores last."""
     limits = []
     for group, stages in load.groups.items():
@@ -176,13 +176,13 @@ def group_busy_s(load: Load, stages: Sequence[str]) -> float:
     return busy_s
 
 
-def _limit(load: Load, group: str, stages: tuple[str, ...], slots: float) -> Limit | None:
+def _limit(load: Load, group: str, stages: tuple[str, ...], slots: float) -> GroupLimit | None:
     busy_s = group_busy_s(load, stages)
     busy_pct = utilisation_pct(busy_s, slots, load.streaming_wall_s)
     if busy_pct is None or busy_s <= 0 or load.rows == 0:
         return None
     top_stage = max(stages, key=load.busy_s)
-    return Limit(
+    return GroupLimit(
         group=group,
         slots=slots,
         busy_s=busy_s,
@@ -193,13 +193,13 @@ def _limit(load: Load, group: str, stages: tuple[str, ...], slots: float) -> Lim
     )
 
 
-def busiest_group(limits: Sequence[Limit]) -> Limit | None:
+def busiest_group(limits: Sequence[GroupLimit]) -> GroupLimit | None:
     """Return the group with the highest utilisation; None if none was measured."""
     groups = [limit for limit in limits if limit.group != CORES]
     return max(groups, key=lambda limit: limit.utilisation_pct, default=None)
 
 
-def binding_limit(limits: Sequence[Limit]) -> Limit | None:
+def binding_limit(limits: Sequence[GroupLimit]) -> GroupLimit | None:
     """Return what held the stream back; None if nothing was busy enough to be it.
 
     The cores come first: a group is no limit of its own when all groups wait for the same cores.

@@ -52,37 +52,6 @@ class Stage(Section):
     """Requests to a store that were repeated after a passing error."""
 
 
-class GroupLimit(Section):
-    """How fast the stages that share slots (or all cores) could go if they alone mattered."""
-
-    group: str
-    """`reader`, `decoder`, `actor`, `writer` or `cores`."""
-    slots: float
-    busy_s: float
-    utilisation_pct: float
-    limit_rows_per_s: float
-    top_stage: str
-    top_share_pct: float
-    """Share of `busy_s` that `top_stage` takes."""
-
-
-class BottleneckSection(Section):
-    """What held the run back, and the one change that would help most."""
-
-    limit: str = "unknown"
-    """`reader`, `decoder`, `actor`, `writer`, `cores`, `startup`, `waiting` (no stage), or
-    `unknown`."""
-    stage: str | None = None
-    """The stage (or start-up part) that takes most of it."""
-    utilisation_pct: float | None = None
-    advice: str = ""
-    """One sentence."""
-    predicted_rows_per_s: float | None = None
-    """Rate after the change that the advice names first."""
-    limit_rows_per_s: float | None = None
-    """Upper bound after that change: the next limit."""
-
-
 class ForecastSection(Section):
     """What one change would make of the streaming rate, by the measured service times."""
 
