@@ -39,7 +39,7 @@ _SHIPPED = {
     "rocket": ("skimage", "data/rocket.jpg"),
 }
 _FILE_BAD = (Reason.TRUNCATED, Reason.EMPTY)
-_PARQUET_BAD = (Reason.NULL_INPUT, *_FILE_BAD)
+_PARQUET_BAD = (Reason.NULL_INPUT, *_FILE_BAD * 3)
 _SIDE_PX = (300, 700)
 _FIRST_TAKEN_AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 _PARQUET_SCHEMA = pa.schema(
