@@ -225,7 +225,7 @@ def test_every_stage_is_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("heading", "fields"),
     [
-        ("## Columns of predictions", schema.prediction_schema([])),
+        ("## Columns of predictions", schema.prediction_schema([], schema.CLASSIFY_FIELDS)),
         ("## Columns of quarantine", schema.QUARANTINE_SCHEMA),
     ],
 )

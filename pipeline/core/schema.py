@@ -163,7 +163,7 @@ def text_fields(*, has_pair: bool) -> pa.Schema:
     return pa.schema([pa.field(name, pa.large_string()) for name in names])
 
 
-def source_schema(pass_through: Sequence[pa.Field], fields: pa.Schema = IMAGE_FIELDS) -> pa.Schema:
+def source_schema(pass_through: Sequence[pa.Field], fields: pa.Schema) -> pa.Schema:
     """Rows as the source yields them; `fields` are the columns that hold the input."""
     return pa.schema(
         [
@@ -177,7 +177,7 @@ def source_schema(pass_through: Sequence[pa.Field], fields: pa.Schema = IMAGE_FI
 
 
 def prediction_schema(
-    pass_through: Sequence[pa.Field], task_fields: Sequence[pa.Field] = CLASSIFY_FIELDS
+    pass_through: Sequence[pa.Field], task_fields: Sequence[pa.Field]
 ) -> pa.Schema:
     """Rows as they are published: ids, pass-through columns, then the columns of the task."""
     return pa.schema(
@@ -190,9 +190,7 @@ def prediction_schema(
     )
 
 
-def staged_schema(
-    pass_through: Sequence[pa.Field], task_fields: Sequence[pa.Field] = CLASSIFY_FIELDS
-) -> pa.Schema:
+def staged_schema(pass_through: Sequence[pa.Field], task_fields: Sequence[pa.Field]) -> pa.Schema:
     """Rows of a staged part: predictions and failures together, in input order."""
     return pa.schema([*prediction_schema(pass_through, task_fields), *_FAILURE_FIELDS])
 

@@ -15,7 +15,7 @@ from pipeline.commit.staging import StagingWriter
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Deduplicated, SliceFigures
-from pipeline.core.schema import DIGEST, ERROR, IMAGE_FIELDS
+from pipeline.core.schema import DIGEST, ERROR
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.execution.dedupe import RemoteIndex, deduplicate, remember, with_digests
 from pipeline.execution.environment import set_gpu_allocator
@@ -71,7 +71,7 @@ class ActorConfig:
     """How long a batch, or the decoding of a row, may take."""
     memory: MemoryShare
     """How much memory it may take."""
-    fields: pa.Schema = IMAGE_FIELDS
+    fields: pa.Schema
     """The columns of the source that hold the input."""
     preprocessing: Preprocessing | None = None
     """How to decode what comes; None where tasks have done it already."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import INPUTS
-from pipeline.core.schema import DIGEST, IMAGE_FIELDS
+from pipeline.core.schema import DIGEST
 from pipeline.core.slices import pack, unpack
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.execution.dedupe import with_digests
@@ -43,9 +43,9 @@ class Preprocessing:
     input: Input
     max_image_bytes: int
     max_image_px: int
-    num_threads: int = 1
-    fields: pa.Schema = IMAGE_FIELDS
+    fields: pa.Schema
     """The columns of the source that hold the input."""
+    num_threads: int = 1
     digests: bool = False
     """Keep the digest of each row's input beside what is made of it."""
 
@@ -55,7 +55,7 @@ class Preprocessing:
         source: Source,
         seen: Input,
         num_threads: int,
-        fields: pa.Schema = IMAGE_FIELDS,
+        fields: pa.Schema,
         *,
         digests: bool = False,
     ) -> Preprocessing | None:
@@ -63,7 +63,7 @@ class Preprocessing:
         if not seen.stage_names:
             return None
         limits = (source.max_image_bytes, source.max_image_px)
-        return cls(seen, *limits, num_threads, fields, digests)
+        return cls(seen, *limits, fields, num_threads, digests)
 
     def __call__(self, counters: Counters, rows: pa.Table) -> pa.Table:
         """Prepare the rows of a slice."""

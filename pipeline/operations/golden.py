@@ -126,7 +126,7 @@ def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table
 
     batch_size = job.model.batch_size or plan.batch_size
     config = plain_predictor_config(plan, model, batch_size, _THREADS)
-    preprocessing = Preprocessing.of(job.source, model.input, _THREADS)
+    preprocessing = Preprocessing.of(job.source, model.input, _THREADS, plan.fields)
     inputs = rows if preprocessing is None else preprocessing({}, rows)
     predicted = Predictor(config).predict(inputs, {})
     columns = {ROW_ID: rows.column(ROW_ID)}

@@ -176,7 +176,7 @@ def _work(job: Job, plan: Plan, model: ModelSpec, units: tuple[Unit, ...]) -> _R
     return _RowWork(
         make_reader(job, plan),
         units,
-        Preprocessing.of(job.source, spec.input, 1),
+        Preprocessing.of(job.source, spec.input, 1, plan.fields),
         plain_predictor_config(plan, spec, 1, len(os.sched_getaffinity(0))),
     )
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipeline.core.backoff import BadBlockError
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import Counters
-from pipeline.core.schema import IMAGE
+from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE
@@ -48,11 +48,10 @@ class ImageFiles(MeasuredOnce, CountedBeforeReading):
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
         """Return one extent of one row per file."""
-        return Measured(
-            tuple(
-                Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
-            )
+        extents = (
+            Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
         )
+        return Measured(tuple(extents), fields=IMAGE_FIELDS)
 
     def open(self, reader: Reader, extents: Sequence[Extent]) -> ImageStream:
         return ImageStream(reader, extents)

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.registry import SOURCES
-from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
@@ -36,7 +35,7 @@ class Inputs:
     pass_through: pa.Schema = field(default_factory=lambda: pa.schema([]))
     skipped: Skipped = field(default_factory=Skipped)
     """Files below the source that are not shards of this format: reported, never read."""
-    fields: pa.Schema = IMAGE_FIELDS
+    fields: pa.Schema = field(kw_only=True)
     """The columns that hold the input of a row, as the shards have it."""
 
     @property
@@ -92,7 +91,7 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     require_kind(store, shards, form, are_named=is_one or source.files is not None)
     with errors_told(SOURCES, source.format):
         found = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
-    return Inputs(root, shards, found.extents, found.pass_through, skipped, found.fields)
+    return Inputs(root, shards, found.extents, found.pass_through, skipped, fields=found.fields)
 
 
 def _list_shards(

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, failure_columns
-from pipeline.core.schema import IMAGE, IMAGE_FIELDS, ROW_ID, URI, source_schema
+from pipeline.core.schema import IMAGE, ROW_ID, URI, source_schema
 from pipeline.core.user_code.own_code import ContractError
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
@@ -24,7 +24,7 @@ class Reader:
     store: Store
     source: Source
     pass_through: pa.Schema
-    fields: pa.Schema = IMAGE_FIELDS
+    fields: pa.Schema
     """The columns of a row's input, with the types of the shards."""
     folders: tuple[str, ...] = ()
     """Pass-through columns whose values become folders (`sink.partition_columns`)."""

@@ -12,7 +12,6 @@ from pipeline.core.arrays import empty_column
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import SOURCES, get
-from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent, SliceCut
@@ -34,7 +33,7 @@ class Measured:
     """In input order; if only reading counts the rows, one extent of 0 rows per shard."""
     pass_through: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """The declared types of the pass-through columns."""
-    fields: pa.Schema = IMAGE_FIELDS
+    fields: pa.Schema = field(kw_only=True)
     """The columns of a row's input, with the types of the shards."""
 
 

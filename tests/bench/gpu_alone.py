@@ -24,6 +24,7 @@ from systems import Case, staged_slices
 from text_batches import Batch, batches_on_device
 
 from pipeline.core.failures import failure_columns
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.predictor import Predictor
 from pipeline.job.model import Model
@@ -111,7 +112,9 @@ def rows_per_s(
 def decode_alone(case: Case, jpeg_decoder: str) -> float:
     """Rows/s of one process that decodes and transforms, with one thread beside the GPU."""
     spec = resolve_model(Model(**case.model), Transform(jpeg_decoder=jpeg_decoder)).input
-    preprocessing = Preprocessing.of(Source(uri=str(case.inputs), format="images"), spec, 1)
+    preprocessing = Preprocessing.of(
+        Source(uri=str(case.inputs), format="images"), spec, 1, IMAGE_FIELDS
+    )
     assert preprocessing is not None
     paths = sorted(path for path in case.inputs.rglob("*") if path.is_file())[:_DECODED]
     images = pa.array([path.read_bytes() for path in paths], pa.large_binary())

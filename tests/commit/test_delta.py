@@ -35,7 +35,7 @@ from pipeline.commit.tables.delta import Delta
 from pipeline.commit.tables.delta_storage import library_options
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import JobError
-from pipeline.core.schema import prediction_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.one_ray, pytest.mark.early]
@@ -307,7 +307,7 @@ def test_what_others_made_of_the_partition_is_replaced(usual_store: Store):
 def test_a_new_column_is_added_and_null_in_older_partitions(usual_store: Store):
     publish(usual_store, Rows(1), "date=2026-11-25")
     rows = Rows(2, kinds=("x",))
-    plan_schema = prediction_schema(list(rows.pass_through))
+    plan_schema = prediction_schema(list(rows.pass_through), CLASSIFY_FIELDS)
     Delta(usual_store).require(LAYOUT, {}, plan_schema)
     publish(usual_store, rows)
     publish(usual_store, Rows(3))
@@ -345,13 +345,15 @@ def test_what_the_table_cannot_take_is_refused_before_the_work(
     publish(usual_store, Rows(1))
     before = snapshot(usual_store, "")
     with pytest.raises(JobError, match=message):
-        Delta(usual_store).require(Layout(partition), columns, prediction_schema(fields))
+        Delta(usual_store).require(
+            Layout(partition), columns, prediction_schema(fields, CLASSIFY_FIELDS)
+        )
     assert snapshot(usual_store, "") == before
 
 
 def test_a_store_of_another_kind_is_refused():
     with pytest.raises(JobError, match="can be on local disk or s3://, not gs://"):
-        Delta(Store("gs://bucket/out")).require(LAYOUT, {}, prediction_schema([]))
+        Delta(Store("gs://bucket/out")).require(LAYOUT, {}, prediction_schema([], CLASSIFY_FIELDS))
 
 
 def test_credentials_are_neither_in_the_log_nor_in_messages(any_store: Store):

@@ -27,7 +27,7 @@ from pipeline.commit.tables import table_of
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TABLES, load, names
-from pipeline.core.schema import prediction_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
 from pipeline.storage.store import Store
 
 OTHER_DAY = "date=2026-11-25"
@@ -101,7 +101,7 @@ def test_a_table_asked_for_later_begins_with_what_is_current(name: str, store: S
     manifest = publish_rows(store, DAY, Rows(2))
     table = table_of(sink_of(name), store)
     assert table is not None
-    table.require(LAYOUT, {}, prediction_schema([]))
+    table.require(LAYOUT, {}, prediction_schema([], CLASSIFY_FIELDS))
     repair(store, LAYOUT, 2, table=table)
     assert NAMED[name](store) == parts_of(manifest)
 

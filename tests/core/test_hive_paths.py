@@ -24,7 +24,7 @@ from pipeline.core.hive_paths import (
     to_text,
     values_of,
 )
-from pipeline.core.schema import prediction_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
 from pipeline.job.job import Sink
 from pipeline.storage.store import Store
 
@@ -35,7 +35,8 @@ SCHEMA = prediction_schema(
         pa.field("day", pa.date32()),
         pa.field("taken_at", pa.timestamp("us")),
         pa.field("height_m", pa.float64()),
-    ]
+    ],
+    CLASSIFY_FIELDS,
 )
 
 
@@ -96,7 +97,7 @@ def test_a_value_too_long_for_a_folder_is_refused():
 )
 def test_values_come_back_in_their_type(kind: pa.DataType, values: list[object]):
     column = pa.chunked_array([pa.array(values, kind)])
-    types = partition_types(["kind"], prediction_schema([pa.field("kind", kind)]))
+    types = partition_types(["kind"], prediction_schema([pa.field("kind", kind)], CLASSIFY_FIELDS))
     rows = pa.table({"row_id": ["1", "2"]})
     for text, value in zip(to_text(column).to_pylist(), values, strict=True):
         path = f"{to_segment('kind', text)}/part.parquet"

@@ -15,7 +15,9 @@ from pipeline.core.arrays import images_from_arrow, images_to_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.printable import MESSAGE_MAX_CHARS, clean_message
 from pipeline.core.schema import (
+    CLASSIFY_FIELDS,
     ERROR,
+    IMAGE_FIELDS,
     RESERVED_COLUMNS,
     prediction_schema,
     source_schema,
@@ -182,21 +184,32 @@ def test_reasons_are_plain_lower_case_codes():
 PASSED = [pa.field("n", pa.int64()), pa.field("city", pa.string())]
 
 
-@pytest.mark.parametrize("schema", [source_schema, prediction_schema, staged_schema])
-def test_pass_through_columns_follow_the_id_and_nothing_is_named_twice(schema):
-    names = schema(PASSED).names
+@pytest.mark.parametrize(
+    ("schema", "fields"),
+    [
+        (source_schema, IMAGE_FIELDS),
+        (prediction_schema, CLASSIFY_FIELDS),
+        (staged_schema, CLASSIFY_FIELDS),
+    ],
+)
+def test_pass_through_columns_follow_the_id_and_nothing_is_named_twice(schema, fields):
+    names = schema(PASSED, fields).names
     assert names[:4] == ["row_id", "uri", "n", "city"]
     assert len(set(names)) == len(names)
-    assert schema([]).names == [name for name in names if name not in ("n", "city")]
+    assert schema([], fields).names == [name for name in names if name not in ("n", "city")]
 
 
 def test_every_column_that_the_output_makes_is_reserved():
-    for schema in (source_schema([]), prediction_schema([]), staged_schema([])):
+    for schema in (
+        source_schema([], IMAGE_FIELDS),
+        prediction_schema([], CLASSIFY_FIELDS),
+        staged_schema([], CLASSIFY_FIELDS),
+    ):
         assert set(schema.names) <= RESERVED_COLUMNS
 
 
 def test_published_columns_are_those_of_the_contract():
-    schema = prediction_schema([])
+    schema = prediction_schema([], CLASSIFY_FIELDS)
     assert schema.names == ["row_id", "uri", "label", "label_id", "score", "top_k"]
     assert schema.field("label_id").type == pa.int32()
     assert schema.field("score").type == pa.float32()

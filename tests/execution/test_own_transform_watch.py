@@ -7,6 +7,7 @@ from predicting import images, predictor, rows_of
 
 from pipeline.core.causes import AlikeError
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, _Model
 from pipeline.inference.slices.first_rows import FirstRows
 
@@ -15,7 +16,9 @@ OWN = Failure(Reason.DECODE_ERROR, "transform", "transform.factory own:make: Key
 
 def model_of(first: FirstRows) -> _Model:
     config = predictor("models:colours")._config
-    return _Model(ActorConfig(config, 60.0, MemoryShare(2**32, 1), first_rows=first), {})
+    return _Model(
+        ActorConfig(config, 60.0, MemoryShare(2**32, 1), IMAGE_FIELDS, first_rows=first), {}
+    )
 
 
 def test_a_slice_of_which_no_row_gets_to_the_model_is_watched_too():

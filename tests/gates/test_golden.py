@@ -85,7 +85,7 @@ def check(job: Job, rows: GoldenRows, num_features: int = 0) -> Counters:
     """Do what an actor does when it starts."""
     spec = spec_of(job).fitted(fields_of(job, num_features))
     config = PredictorConfig(spec, 4, 0, 1, NO_COLUMNS)
-    preprocess = Preprocessing.of(job.source, spec.input, 1)
+    preprocess = Preprocessing.of(job.source, spec.input, 1, fields_of(job, num_features))
     counters: Counters = {}
     checked = GoldenRows(**{**vars(rows), "preprocess": preprocess})
     checked.check(spec, Predictor(config).reduce, "an actor here", counters)
@@ -176,7 +176,10 @@ def test_a_batch_that_is_too_large_is_predicted_row_by_row(folder: Path):
     job = job_with({"uri": str(folder)}, model=hungry)
     spec = spec_of(job)
     rows = GoldenRows(
-        **{**vars(load_rows(job)), "preprocess": Preprocessing.of(job.source, spec.input, 1)}
+        **{
+            **vars(load_rows(job)),
+            "preprocess": Preprocessing.of(job.source, spec.input, 1, IMAGE_FIELDS),
+        }
     )
     reduce = Predictor(PredictorConfig(spec, 16, 0, 1, NO_COLUMNS)).reduce
     assert rows.differences(spec, reduce) == []
@@ -423,7 +426,7 @@ def test_no_golden_rows_are_read_where_none_are_wanted():
     task = spec_of(job_with({"uri": "x"})).task
     for gates in ({}, {"golden": {"uri": "absent.parquet", "mode": "off"}}):
         job = job_with({}, gates=gates)
-        reader = Reader(Store("in"), Source(uri="in", format="images"), NO_COLUMNS)
+        reader = Reader(Store("in"), Source(uri="in", format="images"), NO_COLUMNS, IMAGE_FIELDS)
         assert read_golden(job.gates, task, reader, is_accepted=False) is None
 
 

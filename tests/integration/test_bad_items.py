@@ -20,6 +20,7 @@ from shard_columns import read_all, source_of, text
 
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.sources.extents import SliceCut
@@ -92,7 +93,7 @@ def test_an_object_is_read_as_one_version(any_store: Store):
     options = dict(any_store.storage_options)
     source = Source(uri=any_store.url(), format="parquet", storage_options=options)
     inputs = list_inputs(source, max_extent_rows=100)
-    reader = Reader(Store(inputs.root, options), source, inputs.pass_through)
+    reader = Reader(Store(inputs.root, options), source, inputs.pass_through, IMAGE_FIELDS)
     [unit] = make_units(inputs.extents, SliceSizes(60))
     unit = Unit(0, unit.extents, tuple(range(0, 61, 5)))
     slices = read_slices(reader, unit, {key.start for key in unit.slices()})
@@ -108,7 +109,7 @@ def test_a_shard_that_is_deleted_while_it_is_read_was_whole(tmp_path: Path):
     write_shard(path, b"r", 60, 60)
     source = source_of(tmp_path)
     inputs = list_inputs(source, max_extent_rows=100)
-    reader = Reader(Store(inputs.root), source, inputs.pass_through)
+    reader = Reader(Store(inputs.root), source, inputs.pass_through, IMAGE_FIELDS)
     unit = Unit(0, inputs.extents, (0, 10, 60))
     slices = read_slices(reader, unit, {0, 10})
     first = next(slices)[2]
@@ -149,7 +150,7 @@ def test_a_member_name_that_is_no_utf8_costs_at_most_its_row(tmp_path: Path):
             tar.addfile(info, io.BytesIO(b"x"))
     source = Source(uri=str(tmp_path), format="webdataset")
     inputs = list_inputs(source, max_extent_rows=9)
-    reader = Reader(Store(inputs.root), source, inputs.pass_through)
+    reader = Reader(Store(inputs.root), source, inputs.pass_through, IMAGE_FIELDS)
     unit = Unit(0, inputs.extents, (), SliceCut(9, 2**20))
     [(_, _, rows)] = read_slices(reader, unit, frozenset())
     assert rows["row_id"].to_pylist() == ["a.tar/a", r"a.tar/caf\xe9", "a.tar/z"]
@@ -268,7 +269,7 @@ def test_a_bad_block_costs_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyP
     source = source_of(tmp_path)
     inputs = list_inputs(source, max_extent_rows=10)
     monkeypatch.setattr(DamagedDisk, "start", 1_500_000)
-    reader = Reader(DamagedDisk(inputs.root), source, inputs.pass_through)
+    reader = Reader(DamagedDisk(inputs.root), source, inputs.pass_through, IMAGE_FIELDS)
     errors = [
         rows["error"].to_pylist()
         for unit in make_units(inputs.extents, SliceSizes(10))

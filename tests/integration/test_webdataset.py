@@ -26,7 +26,7 @@ from pipeline.commit.plan_store import plan_from_json, plan_to_json
 from pipeline.commit.published.read import read_part, read_predictions
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.schema import source_schema
+from pipeline.core.schema import IMAGE_FIELDS, source_schema
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
@@ -63,7 +63,7 @@ def plan_job(folder: Path | str, slice_rows: int, **fields: Any) -> tuple[Reader
     model = resolve_model(job.model, job.transform, allow_import=["models"])
     plan = make_plan(job, inputs, model, batch_size=1)
     store = Store(plan.source_root, job.source.storage_options)
-    return Reader(store, job.source, plan.pass_through), plan
+    return Reader(store, job.source, plan.pass_through, IMAGE_FIELDS), plan
 
 
 def with_slice_bytes(plan: Plan, slice_bytes: int) -> Plan:
@@ -89,7 +89,7 @@ def read(reader: Reader, plan: Plan, done: Iterable[SliceKey] = ()) -> Tables:
     for unit, starts in missing_units(plan, staged(done)).items():
         for key, counters, table in read_slices(reader, unit, frozenset(starts)):
             assert table.num_rows == key.num_rows == counters["read"]["rows_in"]
-            assert table.schema == source_schema(list(plan.pass_through))
+            assert table.schema == source_schema(list(plan.pass_through), IMAGE_FIELDS)
             assert key not in found
             found[key] = table
     return found

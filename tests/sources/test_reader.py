@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from reading import plan_job, read, rows
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.schema import source_schema
+from pipeline.core.schema import IMAGE_FIELDS, source_schema
 from pipeline.planning.plan import Plan
 from pipeline.planning.sampling import sample_rows, sample_units
 from pipeline.sources.reader import read_slices
@@ -87,7 +87,7 @@ def test_a_full_read_gives_every_row_in_order(shards: Path):
         assert [row[name] for row in found] == [row[name] for row in expected]
     assert all(row["error"] is None for row in found)
     for table in slices.values():
-        assert table.schema == source_schema(list(plan.pass_through))
+        assert table.schema == source_schema(list(plan.pass_through), IMAGE_FIELDS)
     num_bytes = sum(len(row["image"]) for row in expected)
     totals = {
         name: sum(counters["read"][name] for counters in counted)

@@ -16,6 +16,7 @@ from localserver import LocalServer
 
 from pipeline.commit.plan_store import plan_to_json
 from pipeline.core.errors import InfraError
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.job import Job
 from pipeline.job.source import Source
 from pipeline.models.resolving.resolve import resolve_model
@@ -225,7 +226,8 @@ def plan_json(num_files: int) -> bytes:
         for i in range(num_files)
     ]
     extents = [Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards]
-    plan = make_plan(job, Inputs("/in", tuple(shards), tuple(extents)), spec, batch_size=32)
+    inputs = Inputs("/in", tuple(shards), tuple(extents), fields=IMAGE_FIELDS)
+    plan = make_plan(job, inputs, spec, batch_size=32)
     return plan_to_json(plan, "token")
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.core.errors import GateRefused, InfraError, JobError
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.dataflow import run_job
 from pipeline.operations.plan import plan
 from pipeline.report.showing.progress import Silent
@@ -186,7 +187,7 @@ def test_a_planned_photo_that_becomes_a_pipe_stops_the_run_at_once(tmp_path: Pat
     plan, _ = prepare(run)
     (tmp_path / "blobs" / "2").unlink()
     os.mkfifo(tmp_path / "blobs" / "2")
-    reader = Reader(Store(plan.source_root), run.job.source, plan.pass_through)
+    reader = Reader(Store(plan.source_root), run.job.source, plan.pass_through, IMAGE_FIELDS)
     with pytest.raises(InfraError, match=r"_DSC2\.jpg: it changed since it was listed"):
         list(read_slices(reader, plan.units[0], {key.start for key in plan.slices()}))
 

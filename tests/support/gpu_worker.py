@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from fake_device import FakeGpu, installed
 from predicting import WHITE, config_of, images, rows_of
 
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.isolation.crash_guard import Guard
@@ -44,7 +45,9 @@ def slice_of(num_rows: int, white: list[int]) -> np.ndarray:
 def main(factory: str, num_rows: int, white_row: int, path: str) -> None:
     """Predict slices at once, the first with a white row, into `NUMBER.parquet` of a folder."""
     folder = Path(path)
-    config = ActorConfig(config_of(factory, BATCH_SIZE, num_gpus=1), 60.0, MemoryShare(1 << 40, 1))
+    config = ActorConfig(
+        config_of(factory, BATCH_SIZE, num_gpus=1), 60.0, MemoryShare(1 << 40, 1), IMAGE_FIELDS
+    )
     with installed(FakeGpu()) as gpu:
         model = _Model(config, {})
         guard = Guard(
@@ -53,6 +56,7 @@ def main(factory: str, num_rows: int, white_row: int, path: str) -> None:
             Attempts(folder / "marks"),
             config.row_timeout_s,
             model.make_room,
+            fields=IMAGE_FIELDS,
         )
 
         def predict(number: int) -> None:

@@ -11,6 +11,7 @@ import models
 import pyarrow as pa
 
 from pipeline.core.failures import Reason
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
@@ -46,7 +47,7 @@ SPEC = spec_of(job())
 
 def inputs_of(extents: list[Extent]) -> Inputs:
     sizes = {e.path: StoredFile(e.path, e.size_bytes, e.version, None) for e in extents}
-    return Inputs("/in", tuple(sizes.values()), tuple(extents))
+    return Inputs("/in", tuple(sizes.values()), tuple(extents), fields=IMAGE_FIELDS)
 
 
 def shard_extents(groups: list[list[int]], row_bytes: float = 100.0) -> list[Extent]:

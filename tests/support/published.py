@@ -157,7 +157,7 @@ def slice_table(rows: Rows, index: int) -> pa.Table:
     if rows.kinds:
         first = index * rows.rows_per_slice
         columns["kind"] = [rows.kinds[(first + row) % len(rows.kinds)] for row in range(len(ids))]
-    return pa.table(columns, schema=staged_schema(list(rows.pass_through)))
+    return pa.table(columns, schema=staged_schema(list(rows.pass_through), CLASSIFY_FIELDS))
 
 
 def stage_rows(store: Store, layout: Layout, plan: Plan, rows: Rows, run_id: str) -> None:

@@ -11,6 +11,7 @@ import models
 import pyarrow as pa
 
 from pipeline.core.figures.counters import Counters
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
@@ -39,7 +40,9 @@ def plan_job(
     model = resolve_model(job.model, job.transform, allow_import=["models"])
     plan = make_plan(job, inputs, model, batch_size=1)
     store = Store(plan.source_root, job.source.storage_options)
-    return Reader(store, job.source, plan.pass_through, folders=job.sink.partition_columns), plan
+    return Reader(
+        store, job.source, plan.pass_through, IMAGE_FIELDS, folders=job.sink.partition_columns
+    ), plan
 
 
 def read(

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import Counters
-from pipeline.core.schema import IMAGE
+from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE
@@ -50,7 +50,8 @@ class Toy(CountedBeforeReading):
     def measure(
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
-        return Measured(tuple(e for s in shards for e in _extents(store, s, max_extent_rows)))
+        extents = tuple(e for s in shards for e in _extents(store, s, max_extent_rows))
+        return Measured(extents, fields=IMAGE_FIELDS)
 
     def remeasure(
         self,

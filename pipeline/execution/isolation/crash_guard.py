@@ -19,7 +19,7 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Isolated as IsolatedFigure
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.core.schema import ERROR, IMAGE_FIELDS, ROW_ID
+from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, Work
 from pipeline.execution.isolation.row_isolation import Isolated, StagePlan, fail, failure_of
@@ -81,7 +81,7 @@ class Guard:
         row_timeout_s: float,
         release: Callable[[], None] = lambda: None,
         *,
-        fields: pa.Schema = IMAGE_FIELDS,
+        fields: pa.Schema,
         max_bytes: int | None = None,
     ) -> None:
         """Take what is to be done.

@@ -50,4 +50,5 @@ class LineFormat(CountedByReading, ABC):
         if source.has_uris:
             policy_of(source, store.uri)  # raises before anything is started
         extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
-        return Measured(extents, *self.sample(store, shards, source).declare())
+        pass_through, fields = self.sample(store, shards, source).declare()
+        return Measured(extents, pass_through, fields=fields)

@@ -40,7 +40,10 @@ class Parquet(CountedBeforeReading):
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
         """Read the footers; neighbouring row groups are joined to extents."""
-        return Measured(*measure_parquet(store, shards, source, max_extent_rows=max_extent_rows))
+        extents, pass_through, fields = measure_parquet(
+            store, shards, source, max_extent_rows=max_extent_rows
+        )
+        return Measured(extents, pass_through, fields=fields)
 
     def remeasure(
         self,

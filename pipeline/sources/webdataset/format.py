@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.pass_through import check_names
@@ -45,7 +46,7 @@ class WebDataset(CountedByReading):
         """
         _check_apart(shards)
         extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
-        return Measured(extents, _declare_members(source))
+        return Measured(extents, _declare_members(source), fields=IMAGE_FIELDS)
 
     def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> TarStream:
         return TarStream(reader, extents, cut)

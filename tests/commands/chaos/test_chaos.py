@@ -39,7 +39,7 @@ from pipeline.core import backoff
 from pipeline.core.backoff import retries_taken
 from pipeline.core.environment import STORE_WRAPPER
 from pipeline.core.errors import JobError
-from pipeline.core.schema import QUARANTINE_SCHEMA, prediction_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, QUARANTINE_SCHEMA, prediction_schema
 from pipeline.job.source import Source
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
@@ -269,7 +269,7 @@ def published(num_rows: int = 6, **changes: Any) -> Published:
     for name, value in changes.items():
         rows[1][name] = value
     return Published(
-        pa.Table.from_pylist(rows, prediction_schema([PASSED])),
+        pa.Table.from_pylist(rows, prediction_schema([PASSED], CLASSIFY_FIELDS)),
         pa.Table.from_pylist(bad, QUARANTINE_SCHEMA),
     )
 

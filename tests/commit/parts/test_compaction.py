@@ -16,11 +16,11 @@ from published import run_here
 from pipeline.commit.parts.compaction import Compacted, Compactor, SizedSlice, compact_slices
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.schema import prediction_schema, staged_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema, staged_schema
 from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
-SCHEMA = prediction_schema([])
+SCHEMA = prediction_schema([], CLASSIFY_FIELDS)
 TARGET_BYTES = 192 * 1024.0
 VERSION = "000001-0123456789ab"
 
@@ -51,7 +51,7 @@ def make_rows(index: int, num_rows: int, *, tail: str, bad: set[int]) -> pa.Tabl
             "top_k": entries,
             **failure_columns(failures),
         },
-        schema=staged_schema([]),
+        schema=staged_schema([], CLASSIFY_FIELDS),
     )
 
 

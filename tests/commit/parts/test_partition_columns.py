@@ -31,7 +31,7 @@ from pipeline.commit.staging import StagingWriter, quarantine_without_folder
 from pipeline.core.errors import GateRefused
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.hive_paths import MAX_VALUES, values_of
-from pipeline.core.schema import prediction_schema, staged_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema, staged_schema
 from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
@@ -47,7 +47,7 @@ def good_rows(rows: Rows) -> pa.Table:
     """The predictions of `rows`, in input order."""
     tables = [slice_table(rows, index) for index in range(rows.num_slices)]
     everything = pa.concat_tables(tables)
-    names = prediction_schema(list(rows.pass_through)).names
+    names = prediction_schema(list(rows.pass_through), CLASSIFY_FIELDS).names
     return everything.filter(pa.compute.is_null(everything["error"])).select(names)
 
 
@@ -158,7 +158,7 @@ def test_no_rows_still_make_one_part_with_every_column(usual_store: Store):
 def stage_values(store: Store, values: list[list[int]]) -> list[tuple[SliceKey, str, float]]:
     """One slice for each list, sized so that two of them make a group."""
     fields = [pa.field("place", pa.int32())]
-    schema = staged_schema(fields)
+    schema = staged_schema(fields, CLASSIFY_FIELDS)
     writer = StagingWriter(store, "staging", "r", "zstd", {})
     start, keys = 0, []
     for own in values:
@@ -177,7 +177,7 @@ def stage_values(store: Store, values: list[list[int]]) -> list[tuple[SliceKey, 
 
 
 def by_place(store: Store, slices: list[tuple[SliceKey, str, float]], target: float) -> list[Part]:
-    schema = prediction_schema([pa.field("place", pa.int32())])
+    schema = prediction_schema([pa.field("place", pa.int32())], CLASSIFY_FIELDS)
     compactor = Compactor(store, "out", "000001-0123456789ab", schema, "zstd", {}, target)
     return list(compact_by_value(compactor, ["place"], slices, {}, run_here).predictions)
 

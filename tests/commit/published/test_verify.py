@@ -30,7 +30,7 @@ from pipeline.commit.published import verify as verify_module
 from pipeline.commit.published.receipt import Check
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError, PipelineError
-from pipeline.core.schema import prediction_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
 from pipeline.planning.plan import Plan
 from pipeline.sources.extents import Extent
 from pipeline.sources.units import Unit
@@ -325,7 +325,7 @@ def publish_million(store: Store, spoil: Spoil | None = None) -> Manifest:
 @functools.cache
 def encoded_quarter(index: int, spoil: Spoil | None) -> tuple[bytes, int, int]:
     """A part, its rows and the sum of their hashes."""
-    quarter, schema = MILLION // 4, prediction_schema([])
+    quarter, schema = MILLION // 4, prediction_schema([], CLASSIFY_FIELDS)
     ids = [f"big.parquet#{row}" for row in range(index * quarter, (index + 1) * quarter)]
     table = pa.table({name: pa.nulls(quarter, schema.field(name).type) for name in schema.names})
     table = table.set_column(0, "row_id", pa.array(ids)).set_column(1, "uri", pa.array(ids))

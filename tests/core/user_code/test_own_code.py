@@ -26,7 +26,7 @@ from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.core.registry import RUNTIMES, SOURCES, TASKS
-from pipeline.core.schema import IMAGE, ROW_ID, URI
+from pipeline.core.schema import IMAGE, IMAGE_FIELDS, ROW_ID, URI
 from pipeline.core.user_code import own_code
 from pipeline.core.user_code.own_code import errors_told, module_of
 from pipeline.execution.stages import Preprocessing
@@ -201,7 +201,7 @@ def test_an_error_of_an_own_input_is_one_line_with_file_and_line(
     rows = pa.table(
         {ROW_ID: ["a"], IMAGE: pa.array([None], pa.binary()), **failure_columns([None])}
     )
-    prepare = Preprocessing(toy_input.ToyInput(), 1 << 20, 1 << 20)
+    prepare = Preprocessing(toy_input.ToyInput(), 1 << 20, 1 << 20, IMAGE_FIELDS)
     with pytest.raises(JobError, match=r"^input 'toy' \(toy_input.py line \d+\): TypeError: "):
         prepare({}, rows)
 

@@ -31,6 +31,7 @@ from deadly import (
 
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.figures.counters import Counters, StageCounters
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, Guard
 from pipeline.execution.isolation.row_isolation import StagePlan, fail
@@ -51,7 +52,7 @@ class Case:
         self.work = Doubling(str(folder / "starts"))
         self.num_here = 0
         plans = [StagePlan(STAGE, 4, self._here)]
-        self.guard = Guard(self.work, plans, self.attempts, row_timeout_s=20.0)
+        self.guard = Guard(self.work, plans, self.attempts, row_timeout_s=20.0, fields=IMAGE_FIELDS)
 
     def _here(self, rows: pa.Table, counters: Counters) -> pa.Table:
         self.num_here += any(failure is None for failure in failures_of(rows))
@@ -89,7 +90,7 @@ def test_a_slice_in_a_child_has_the_room_of_all_others(tmp_path: Path) -> None:
 
     release = functools.partial(log.append, "released")
     work = Doubling(str(tmp_path / "starts"))
-    guard = Guard(work, [StagePlan(STAGE, 4, here)], attempts, 60.0, release)
+    guard = Guard(work, [StagePlan(STAGE, 4, here)], attempts, 60.0, release, fields=IMAGE_FIELDS)
     die_over(attempts, "isolated")
     with closing(guard), ThreadPoolExecutor(4) as pool:
         runs = [pool.submit(guard.run, name, rows_of([1]), {}) for name in ("one", "two")]
@@ -153,7 +154,9 @@ def test_workers_that_die_over_batches_twice_have_their_rows_taken_one_by_one(
         for _ in range(times):
             die_over(attempts, NAME, (STAGE, None))
         plan = StagePlan(STAGE, 2, double)
-        with closing(Guard(work, [plan], attempts, row_timeout_s=20.0)) as guard:
+        with closing(
+            Guard(work, [plan], attempts, row_timeout_s=20.0, fields=IMAGE_FIELDS)
+        ) as guard:
             found = guard.run(NAME, rows_of([1, 2]), {})
         assert found.column("error").to_pylist() == [None, None]
         assert len(work.pids) == starts
@@ -163,11 +166,12 @@ GUARDED = """
 import sys
 from pathlib import Path
 from deadly import GROW, MAX_BYTES, STAGE, Doubling, double, rows_of
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
 guard = Guard(Doubling(sys.argv[2]), [StagePlan(STAGE, 2, double)], Attempts(Path(sys.argv[1])),
-              60.0, max_bytes=MAX_BYTES)
+              60.0, max_bytes=MAX_BYTES, fields=IMAGE_FIELDS)
 print(guard.run("predict-0-0", rows_of([1, GROW, 3]), {}).column("error").to_pylist())
 guard.close()
 """
@@ -237,15 +241,17 @@ def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
     )
     attempts = Attempts(tmp_path / "marks")
     die_over(attempts, NAME)
-    decoder = CrashingDecoder(spec, 10**6, 10**6)
+    decoder = CrashingDecoder(spec, 10**6, 10**6, IMAGE_FIELDS)
     counters: Counters = {}
-    with closing(Guard(SliceWork(decoder, None), [decoder.plan], attempts, 60.0)) as guard:
+    with closing(
+        Guard(SliceWork(decoder, None), [decoder.plan], attempts, 60.0, fields=IMAGE_FIELDS)
+    ) as guard:
         found = guard.run(NAME, rows, counters)
     digest = hashlib.sha256(images[2]).hexdigest()
     message = "its process was ended by SIGSEGV"
     crash = Failure(Reason.NATIVE_CRASH, "decode", message, digest, len(images[2]))
     assert failures_of(found) == [None, None, crash, None, None]
-    assert found.equals(Preprocessing(spec, 10**6, 10**6)({}, fail(rows, {2: crash})))
+    assert found.equals(Preprocessing(spec, 10**6, 10**6, IMAGE_FIELDS)({}, fail(rows, {2: crash})))
     decoded = counters["decode"]
     assert (decoded["rows_in"], decoded["rows_out"], decoded["rows_quarantined"]) == (5, 4, 1)
 

@@ -14,6 +14,7 @@ from fake_device import FakeGpu, installed
 from predicting import BAD, BLACK, WHITE, config_of, images, predictor, rows_of
 
 from pipeline.core.figures.counters import Counters
+from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
@@ -39,10 +40,10 @@ class Actor:
     ) -> None:
         predictor = config_of(factory, batch_size, num_gpus=1)
         self.gpu, self.between_s = gpu, between_s
-        model = _Model(ActorConfig(predictor, 60.0, MemoryShare(1 << 40, 1)), {})
+        model = _Model(ActorConfig(predictor, 60.0, MemoryShare(1 << 40, 1), IMAGE_FIELDS), {})
         plans = [StagePlan(PREDICT, batch_size, model.predict)]
         work, marks = SliceWork(None, predictor), Attempts(folder)
-        self.guard = Guard(work, plans, marks, 60.0, model.make_room)
+        self.guard = Guard(work, plans, marks, 60.0, model.make_room, fields=IMAGE_FIELDS)
         self.guard.run("loads the model", rows_of(images(1)), {})
 
     def run(self, slices: Sequence[pa.Table], at_once: int) -> list[pa.Table]:

@@ -23,7 +23,7 @@ from PIL import Image
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.schema import feature_fields, source_schema
+from pipeline.core.schema import IMAGE_FIELDS, feature_fields, source_schema
 from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
@@ -250,7 +250,7 @@ def image_rows(num_rows: int) -> pa.Table:
     table = pa.table(
         {"row_id": names, "uri": names, "image": pa.array(images, pa.large_binary())}
         | failure_columns(failures),
-        schema=source_schema([]),
+        schema=source_schema([], IMAGE_FIELDS),
     )
     spec = predictor({"factory": "models:colours", "labels": models.LABELS})._config.spec
     return spec.input.prepare(table, {}, Limits(10**9, 10**9))

@@ -17,7 +17,7 @@ from encoded import base_image, encode, png_strip, tiff
 from PIL import Image, ImageOps
 
 from pipeline.core.failures import Reason, failure_columns
-from pipeline.core.schema import ERROR, ROW_ID, URI, source_schema
+from pipeline.core.schema import ERROR, IMAGE_FIELDS, ROW_ID, URI, source_schema
 from pipeline.preprocessing.images import image_formats
 from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.preprocessing.images.images import preprocess
@@ -318,7 +318,7 @@ def test_new_formats_go_through_the_transform_as_others_do():
     files = [encode(image, kind) for kind in ("TIFF", "AVIF", "HEIF", "PNG", "JPEG2000")]
     names = [str(index) for index in range(len(files))]
     columns = {ROW_ID: names, URI: names, "image": files, **failure_columns([None] * len(files))}
-    rows = pa.table(columns, schema=source_schema([]))
+    rows = pa.table(columns, schema=source_schema([], IMAGE_FIELDS))
     done = preprocess(rows, {}, LIMITS, TransformSpec(224, 256, "bilinear", (0,) * 3, (1,) * 3))
     assert done.column(ERROR).to_pylist() == [None] * 4 + ["unsupported_format"]
     values = [np.frombuffer(value, np.uint8) for value in done.column("image").to_pylist()]

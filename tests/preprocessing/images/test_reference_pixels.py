@@ -16,7 +16,7 @@ from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
 from pipeline.core.arrays import images_from_arrow, images_to_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.figures.counters import Counters
-from pipeline.core.schema import EXACT
+from pipeline.core.schema import EXACT, IMAGE_FIELDS
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
@@ -51,7 +51,7 @@ def rows_of(images: list[bytes], failed: set[int] = frozenset()) -> pa.Table:
 
 
 def decoder(**transform: Any) -> Preprocessing:
-    return Preprocessing(spec_of(**transform).input, MAX_IMAGE_BYTES, MAX_IMAGE_PX)
+    return Preprocessing(spec_of(**transform).input, MAX_IMAGE_BYTES, MAX_IMAGE_PX, IMAGE_FIELDS)
 
 
 def spec_of(num_gpus: float = 0.0, **transform: Any) -> Any:
@@ -165,7 +165,7 @@ def test_a_decoder_that_changes_colours_is_caught(is_same: bool, agreed: int):
 @needs_gpu
 def test_what_nvjpeg_decodes_agrees_with_reference_pixels():
     spec = spec_of(1.0, jpeg_decoder="gpu")
-    on_gpu = Preprocessing(spec.input, MAX_IMAGE_BYTES, MAX_IMAGE_PX)
+    on_gpu = Preprocessing(spec.input, MAX_IMAGE_BYTES, MAX_IMAGE_PX, IMAGE_FIELDS)
     counters: Counters = {}
     rows = with_reference_pixels(rows_of(photos(20)), counters, on_gpu.exact)
     predictor(spec, 1.0).predict(on_gpu({}, rows), counters)

@@ -22,7 +22,7 @@ from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failures_of
 from pipeline.core.hive_paths import restore
-from pipeline.core.schema import LABEL_ID, SCORE, prediction_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, LABEL_ID, SCORE, prediction_schema
 from pipeline.core.slices import SliceKey
 from pipeline.inference.slice_results import to_table
 from pipeline.models.tasks import make_task
@@ -119,7 +119,7 @@ def publish(store: Store, fields: pa.Schema, tables: Sequence[pa.Table], by: Seq
         writer.write(SliceKey(0, start, end, is_last=table is tables[-1]), {}, rows)
         start = end
     slices = [(k, f.path, float(f.size_bytes)) for k, f in list_staged(store, "staging").items()]
-    schema = prediction_schema(list(fields))
+    schema = prediction_schema(list(fields), CLASSIFY_FIELDS)
     compactor = Compactor(store, "out", "v", schema, "zstd", {}, 2.0**20)
     if by:
         return compact_by_value(compactor, by, slices, {}, run_here)

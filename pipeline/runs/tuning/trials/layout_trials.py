@@ -172,7 +172,7 @@ def _try_layout(
     )
     in_actors = trial.decode_in == "actors"
     preprocessing = Preprocessing.of(
-        tuning.job.source, spec.input, trial.threads if in_actors else 1
+        tuning.job.source, spec.input, trial.threads if in_actors else 1, tuning.plan.fields
     )
     decoders = num_decoders(tuning.node_cpus, trial.actors, is_on_gpu=bool(share))
     if in_actors or (share and preprocessing is None):
